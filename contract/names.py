@@ -1,0 +1,43 @@
+"""Names that people and programs see: changing one of them breaks clusters that exist.
+
+Constants only, so that the callout, which the kubelet starts for every mount, can import them for free.
+"""
+
+# What the kubelet calls.
+DRIVER_VENDOR = "volumes.k8s.elastic.co"
+DRIVER_NAME = "elastic-local"
+DRIVER = f"{DRIVER_VENDOR}/{DRIVER_NAME}"
+DRIVER_FOLDER = f"{DRIVER_VENDOR}~{DRIVER_NAME}"
+"""Folder of the driver in the plugin directory, and of its volumes in a pod's folder (the kubelet escapes `/`)."""
+
+# Whom a StorageClass names. A CSIDriver object must be called like the provisioner for the stock scheduler to
+# honour capacity, and such a name can't hold a slash; the second name serves the clusters of elastic/local-volume.
+PROVISIONER = "elastic-local.volumes.k8s.elastic.co"
+PROVISIONER_OF_ELASTIC = DRIVER
+PROVISIONERS = (PROVISIONER, PROVISIONER_OF_ELASTIC)
+
+NAMESPACE = "elastic-local"
+SOCKET = "/var/run/elastic-local/socket"
+SOCKET_VARIABLE = "ELASTIC_LOCAL_SOCKET"
+"""Environment variable of the kubelet (the callout inherits it) that names another socket."""
+
+# On our PersistentVolumes.
+NODE_LABEL = "volumes.k8s.elastic.co/node-affinity"
+FINALIZER = "elastic-local.volumes.k8s.elastic.co/volume"
+PROVISIONED_BY = "pv.kubernetes.io/provisioned-by"
+
+# On the CSIStorageCapacity objects that a node's daemon publishes (contract/capacity.py).
+POOL_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/pool"
+ALLOCATABLE_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/allocatable"
+GRANULARITY_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/granularity"
+
+HOSTNAME_LABEL = "kubernetes.io/hostname"
+
+
+def node_label_value(node: str) -> str:
+    """The value of NODE_LABEL for a node: its name, or for one over a label's 63 characters a stable digest."""
+    if len(node) <= 63:
+        return node
+    import hashlib
+
+    return f"{node[:46].rstrip('.-')}.{hashlib.sha256(node.encode()).hexdigest()[:16]}"

@@ -1,0 +1,143 @@
+"""A PersistentVolume of ours: the manifest that the provisioner creates and the record that both programs read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from contract import names, parameters, quantity
+from contract.parameters import VolumeParameters
+
+Json = dict[str, Any]
+
+PENDING, AVAILABLE, BOUND, RELEASED, FAILED = "Pending", "Available", "Bound", "Released", "Failed"
+DELETE, RETAIN = "Delete", "Retain"
+PV_PROTECTION = "kubernetes.io/pv-protection"
+
+
+@dataclass(frozen=True)
+class ClaimReference:
+    """The claim that a volume is for. The uid tells a claim from its namesake of yesterday."""
+
+    namespace: str
+    name: str
+    uid: str
+    resource_version: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True)
+class Pin:
+    """The node that a volume lives on: its name, the value of its hostname label (they differ on many clouds) and
+    the pool there that the volume takes its space from."""
+
+    node: str
+    hostname: str
+    pool: str
+
+
+@dataclass(frozen=True)
+class PersistentVolume:
+    """What we read of a PersistentVolume that names our driver."""
+
+    name: str
+    uid: str
+    resource_version: str
+    size: int
+    """Bytes, from spec.capacity: what the claim's growth raises."""
+    options: Mapping[str, str]
+    filesystem: str
+    reclaim_policy: str
+    storage_class: str
+    provisioned_by: str
+    claim: ClaimReference | None
+    node_label: str
+    """Value of NODE_LABEL: empty while no node is chosen."""
+    hostnames: tuple[str, ...]
+    """Hostname label values that the node affinity admits: empty = any node."""
+    pool: str
+    phase: str
+    finalizers: tuple[str, ...]
+    deleting: bool
+
+    @property
+    def pinned(self) -> bool:
+        return bool(self.hostnames)
+
+    @property
+    def reclaimable(self) -> bool:
+        """Deleted, and nobody can be using it any more: only then may its node let go of it."""
+        return self.deleting and self.phase != BOUND and PV_PROTECTION not in self.finalizers
+
+    def parameters(self) -> VolumeParameters:
+        """Raises parameters.ParameterError: options are checked again on the node, whoever wrote them."""
+        return parameters.from_options(self.options, self.filesystem)
+
+
+def read(manifest: Json) -> PersistentVolume | None:
+    """The record of a PersistentVolume, or None when it is not of our driver."""
+    spec = manifest.get("spec") or {}
+    source = spec.get("flexVolume") or {}
+    if source.get("driver") != names.DRIVER:
+        return None
+    metadata = manifest["metadata"]
+    annotations = metadata.get("annotations") or {}
+    claim = spec.get("claimRef")
+    return PersistentVolume(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        resource_version=metadata["resourceVersion"],
+        size=quantity.parse(str(spec["capacity"]["storage"])),
+        options=source.get("options") or {},
+        filesystem=source.get("fsType") or parameters.EXT4,
+        reclaim_policy=spec.get("persistentVolumeReclaimPolicy") or RETAIN,
+        storage_class=spec.get("storageClassName") or "",
+        provisioned_by=annotations.get(names.PROVISIONED_BY, ""),
+        claim=claim
+        and ClaimReference(
+            claim.get("namespace", ""), claim.get("name", ""), claim.get("uid", ""), claim.get("resourceVersion", "")
+        ),
+        node_label=(metadata.get("labels") or {}).get(names.NODE_LABEL, ""),
+        hostnames=_hostnames(spec),
+        pool=annotations.get(names.POOL_ANNOTATION, ""),
+        phase=(manifest.get("status") or {}).get("phase") or PENDING,
+        finalizers=tuple(metadata.get("finalizers") or ()),
+        deleting="deletionTimestamp" in metadata,
+    )
+
+
+def _hostnames(spec: Json) -> tuple[str, ...]:
+    terms = ((spec.get("nodeAffinity") or {}).get("required") or {}).get("nodeSelectorTerms") or []
+    return tuple(
+        value
+        for term in terms
+        for expression in term.get("matchExpressions") or []
+        if expression.get("key") == names.HOSTNAME_LABEL and expression.get("operator") == "In"
+        for value in expression.get("values") or []
+    )
+
+
+def pinning(pin: Pin) -> Json:
+    """The part of a PersistentVolume that ties it to a node, as a merge patch: the API server lets spec.nodeAffinity
+    be set once, so label, finalizer and affinity come together or not at all."""
+    return {
+        "metadata": {
+            "labels": {names.NODE_LABEL: names.node_label_value(pin.node)},
+            "annotations": {names.POOL_ANNOTATION: pin.pool},
+            "finalizers": [names.FINALIZER],
+        },
+        "spec": {
+            "nodeAffinity": {
+                "required": {
+                    "nodeSelectorTerms": [
+                        {
+                            "matchExpressions": [
+                                {"key": names.HOSTNAME_LABEL, "operator": "In", "values": [pin.hostname]}
+                            ]
+                        }
+                    ]
+                }
+            }
+        },
+    }
