@@ -1,23 +1,28 @@
 """What a StorageClass may ask for, and how it travels to the node in a PersistentVolume's flexVolume options.
 
 The provisioner parses the parameters of the class, so that a wrong key becomes an event on the claim; the daemon
-parses the options of the PersistentVolume again, because it runs as root and believes nobody.
+parses the options of the PersistentVolume again, because it runs as root and believes nobody. Options have the names
+of the parameters, so that one table and one parser serve both ways.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from contract import filesystems
+from contract.filesystems import FILESYSTEMS, OptionRefused
 
-EXT4, XFS, BTRFS = filesystems.EXT4, filesystems.XFS, filesystems.BTRFS
-RAID_LEVELS = ("none", "raid1")
+SIZE_OPTION = "size"
+MOUNT_OPTIONS_OPTION = "mountOptions"
+LINEAR, RAID1 = "none", "raid1"
 
 
 class ParameterError(ValueError):
-    """A StorageClass parameter that can't be served: says which key, what it holds and what is allowed."""
+    """A parameter that can't be served: says which key, what it holds and what is allowed."""
 
     def __init__(self, key: str, value: str, allowed: str) -> None:
-        super().__init__(f"parameter {key} is {value!r}: allowed is {allowed}")
+        super().__init__(f"parameter {key!r} is {value!r}; allowed: {allowed}")
         self.key = key
 
 
@@ -25,39 +30,158 @@ class ParameterError(ValueError):
 class VolumeParameters:
     """How a volume is to be made. None and empty mean: as the node is configured."""
 
-    filesystem: str = EXT4
+    filesystem: str = filesystems.EXT4
     mkfs_options: tuple[str, ...] = ()
     mount_options: tuple[str, ...] = ()
     volume_group: str = ""
     thin: bool | None = None
     thin_pool: str = ""
     overprovision_ratio: float = 1.0
+    """How many times its size a thin pool may be promised."""
     stripes: int = 1
-    raid: str = "none"
+    raid: str = LINEAR
 
     @property
     def needs_thick(self) -> bool:
         """Stripes and mirrors are laid out in the volume group itself; a thin pool brings its own layout."""
-        return self.stripes > 1 or self.raid != "none"
+        return self.stripes > 1 or self.raid != LINEAR
+
+    @property
+    def minimum_size(self) -> int:
+        """Bytes below which the filesystem can't be made."""
+        return FILESYSTEMS[self.filesystem].minimum_size
+
+
+# LVM's alphabet; the first character keeps a name from being read as an option or a path (lvm(8), VALID NAMES).
+_LVM_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_+.-]{0,126}", re.ASCII)
+
+
+def _boolean(text: str) -> bool:
+    return {"true": True, "false": False}[text]
+
+
+def _lvm_name(text: str) -> str:
+    if not _LVM_NAME.fullmatch(text) or set(text) == {"."}:
+        raise ValueError
+    return text
+
+
+def _ratio(text: str) -> float:
+    if not re.fullmatch(r"\d{1,3}(\.\d{1,3})?", text, re.ASCII) or not 1 <= (ratio := float(text)) <= 100:
+        raise ValueError
+    return ratio
+
+
+def _stripes(text: str) -> int:
+    if not re.fullmatch(r"\d{1,3}", text, re.ASCII) or not 1 <= (stripes := int(text)) <= 128:
+        raise ValueError
+    return stripes
+
+
+def _one_of(*allowed: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in allowed:
+            raise ValueError
+        return text
+
+    return read
 
 
 @dataclass(frozen=True)
 class _Key:
-    name: str
+    """One parameter: which attribute it sets, what is allowed in the words of an error, and how it is read."""
+
+    attribute: str
     allowed: str
-    attribute: str = field(default="")
+    read: Callable[[str], object]
+
+
+_KEYS: Mapping[str, _Key] = {
+    "fsType": _Key("filesystem", " ".join(FILESYSTEMS), _one_of(*FILESYSTEMS)),
+    "volumeGroup": _Key("volume_group", "the name of an LVM volume group", _lvm_name),
+    "thin": _Key("thin", "true false", _boolean),
+    "thinPool": _Key("thin_pool", "the name of an LVM thin pool", _lvm_name),
+    "overprovisionRatio": _Key("overprovision_ratio", "a number from 1 to 100, such as 2.5", _ratio),
+    "stripes": _Key("stripes", "a whole number from 1 to 128", _stripes),
+    "raid": _Key("raid", f"{LINEAR} {RAID1}", _one_of(LINEAR, RAID1)),
+}
+_MKFS_OPTIONS = "mkfsOptions"
 
 
 def parse(parameters: Mapping[str, str], mount_options: Sequence[str] = ()) -> VolumeParameters:
-    """The parameters of a StorageClass with its mountOptions. Raises ParameterError for the first wrong key."""
-    raise NotImplementedError
+    """The parameters and mountOptions of a StorageClass. Raises ParameterError for the first that is wrong."""
+    found: dict[str, object] = {}
+    for key, text in parameters.items():
+        if key == _MKFS_OPTIONS:
+            continue
+        if key not in _KEYS:
+            raise ParameterError(
+                key, text, "no such parameter; there are " + " ".join(sorted((*_KEYS, _MKFS_OPTIONS)))
+            )
+        try:
+            found[_KEYS[key].attribute] = _KEYS[key].read(text)
+        except (ValueError, KeyError):
+            raise ParameterError(key, text, _KEYS[key].allowed) from None
+    wanted = VolumeParameters(**found)  # type: ignore[arg-type]  # the table above pairs attributes with their readers
+    _check_layout(wanted, parameters)
+    try:
+        wanted = replace(
+            wanted,
+            mkfs_options=filesystems.mkfs_options(wanted.filesystem, parameters.get(_MKFS_OPTIONS, "")),
+        )
+    except OptionRefused as error:
+        raise ParameterError(
+            _MKFS_OPTIONS, error.option, f"for {wanted.filesystem}: {error.allowed}"
+        ) from None
+    try:
+        return replace(wanted, mount_options=filesystems.mount_options(wanted.filesystem, mount_options))
+    except OptionRefused as error:
+        raise ParameterError(
+            MOUNT_OPTIONS_OPTION, error.option, f"for {wanted.filesystem}: {error.allowed}"
+        ) from None
+
+
+def _check_layout(wanted: VolumeParameters, parameters: Mapping[str, str]) -> None:
+    if wanted.needs_thick and wanted.thin:
+        key = "stripes" if wanted.stripes > 1 else "raid"
+        raise ParameterError(
+            key, parameters[key], "with thin false only: stripe or mirror the thin pool itself"
+        )
+    if wanted.raid != LINEAR and wanted.stripes > 1:
+        raise ParameterError(
+            "stripes", parameters["stripes"], "1 with raid1: striped mirrors (raid10) are not served"
+        )
+    for key in ("thinPool", "overprovisionRatio"):
+        if key in parameters and (wanted.thin is False or wanted.needs_thick):
+            raise ParameterError(key, parameters[key], "for thin volumes only")
 
 
 def to_options(parameters: VolumeParameters, size: int) -> dict[str, str]:
-    """The flexVolume options of a volume of `size` bytes: strings only, and only what differs from the default."""
-    raise NotImplementedError
+    """The flexVolume options of a volume of `size` bytes: strings, and only what differs from the default. The
+    filesystem is not among them: a PersistentVolume has a field for it, flexVolume.fsType."""
+    default = VolumeParameters()
+    options = {SIZE_OPTION: str(size)}
+    for key, facts in _KEYS.items():
+        value = getattr(parameters, facts.attribute)
+        if facts.attribute != "filesystem" and value != getattr(default, facts.attribute):
+            options[key] = (
+                str(value).lower()
+                if isinstance(value, bool)
+                else f"{value:g}"
+                if isinstance(value, float)
+                else str(value)
+            )
+    if parameters.mkfs_options:
+        options[_MKFS_OPTIONS] = shlex.join(parameters.mkfs_options)
+    if parameters.mount_options:
+        options[MOUNT_OPTIONS_OPTION] = ",".join(parameters.mount_options)
+    return options
 
 
 def from_options(options: Mapping[str, str], filesystem: str) -> VolumeParameters:
     """The inverse of to_options. Raises ParameterError."""
-    raise NotImplementedError
+    mount_options = options.get(MOUNT_OPTIONS_OPTION, "")
+    parameters = {
+        key: value for key, value in options.items() if key not in (SIZE_OPTION, MOUNT_OPTIONS_OPTION)
+    }
+    return parse({**parameters, "fsType": filesystem}, [mount_options] if mount_options else [])

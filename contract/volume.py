@@ -96,7 +96,10 @@ def read(manifest: Json) -> PersistentVolume | None:
         provisioned_by=annotations.get(names.PROVISIONED_BY, ""),
         claim=claim
         and ClaimReference(
-            claim.get("namespace", ""), claim.get("name", ""), claim.get("uid", ""), claim.get("resourceVersion", "")
+            claim.get("namespace", ""),
+            claim.get("name", ""),
+            claim.get("uid", ""),
+            claim.get("resourceVersion", ""),
         ),
         node_label=(metadata.get("labels") or {}).get(names.NODE_LABEL, ""),
         hostnames=_hostnames(spec),
