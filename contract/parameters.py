@@ -21,8 +21,8 @@ LINEAR, RAID1 = "none", "raid1"
 class ParameterError(ValueError):
     """A parameter that can't be served: says which key, what it holds and what is allowed."""
 
-    def __init__(self, key: str, value: str, allowed: str) -> None:
-        super().__init__(f"parameter {key!r} is {value!r}; allowed: {allowed}")
+    def __init__(self, key: str, value: str, remedy: str) -> None:
+        super().__init__(f"parameter {key!r} is {value!r}: {remedy}")
         self.key = key
 
 
@@ -116,12 +116,12 @@ def parse(parameters: Mapping[str, str], mount_options: Sequence[str] = ()) -> V
             continue
         if key not in _KEYS:
             raise ParameterError(
-                key, text, "no such parameter; there are " + " ".join(sorted((*_KEYS, _MKFS_OPTIONS)))
+                key, text, "there is no such parameter, there are " + " ".join(sorted((*_KEYS, _MKFS_OPTIONS)))
             )
         try:
             found[_KEYS[key].attribute] = _KEYS[key].read(text)
         except (ValueError, KeyError):
-            raise ParameterError(key, text, _KEYS[key].allowed) from None
+            raise ParameterError(key, text, f"allowed is {_KEYS[key].allowed}") from None
     wanted = VolumeParameters(**found)  # type: ignore[arg-type]  # the table above pairs attributes with their readers
     _check_layout(wanted, parameters)
     try:
@@ -131,13 +131,13 @@ def parse(parameters: Mapping[str, str], mount_options: Sequence[str] = ()) -> V
         )
     except OptionRefused as error:
         raise ParameterError(
-            _MKFS_OPTIONS, error.option, f"for {wanted.filesystem}: {error.allowed}"
+            _MKFS_OPTIONS, error.option, f"allowed for {wanted.filesystem} is {error.allowed}"
         ) from None
     try:
         return replace(wanted, mount_options=filesystems.mount_options(wanted.filesystem, mount_options))
     except OptionRefused as error:
         raise ParameterError(
-            MOUNT_OPTIONS_OPTION, error.option, f"for {wanted.filesystem}: {error.allowed}"
+            MOUNT_OPTIONS_OPTION, error.option, f"allowed for {wanted.filesystem} is {error.allowed}"
         ) from None
 
 
@@ -145,15 +145,15 @@ def _check_layout(wanted: VolumeParameters, parameters: Mapping[str, str]) -> No
     if wanted.needs_thick and wanted.thin:
         key = "stripes" if wanted.stripes > 1 else "raid"
         raise ParameterError(
-            key, parameters[key], "with thin false only: stripe or mirror the thin pool itself"
+            key, parameters[key], "allowed with thin false only, stripe or mirror the thin pool itself"
         )
     if wanted.raid != LINEAR and wanted.stripes > 1:
         raise ParameterError(
-            "stripes", parameters["stripes"], "1 with raid1: striped mirrors (raid10) are not served"
+            "stripes", parameters["stripes"], "allowed is 1 with raid1, striped mirrors (raid10) are not served"
         )
     for key in ("thinPool", "overprovisionRatio"):
         if key in parameters and (wanted.thin is False or wanted.needs_thick):
-            raise ParameterError(key, parameters[key], "for thin volumes only")
+            raise ParameterError(key, parameters[key], "allowed for thin volumes only")
 
 
 def to_options(parameters: VolumeParameters, size: int) -> dict[str, str]:
@@ -181,7 +181,5 @@ def to_options(parameters: VolumeParameters, size: int) -> dict[str, str]:
 def from_options(options: Mapping[str, str], filesystem: str) -> VolumeParameters:
     """The inverse of to_options. Raises ParameterError."""
     mount_options = options.get(MOUNT_OPTIONS_OPTION, "")
-    parameters = {
-        key: value for key, value in options.items() if key not in (SIZE_OPTION, MOUNT_OPTIONS_OPTION)
-    }
+    parameters = {key: value for key, value in options.items() if key not in (SIZE_OPTION, MOUNT_OPTIONS_OPTION)}
     return parse({**parameters, "fsType": filesystem}, [mount_options] if mount_options else [])

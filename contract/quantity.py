@@ -26,11 +26,7 @@ def parse(text: str) -> int:
     if match is None:
         raise ValueError(f"{text!r} is not a quantity such as 10Gi, 500M or 1073741824")
     number, suffix, exponent = match.groups()
-    scale: Decimal | int
-    if exponent is not None:
-        scale = Decimal(10) ** int(exponent)
-    else:
-        scale = {"n": Decimal("1e-9"), "u": Decimal("1e-6")}.get(suffix) or _SUFFIXES[suffix]
+    scale = _SUFFIXES[suffix] if exponent is None else Decimal(10) ** int(exponent)
     return int((Decimal(number) * scale).to_integral_value(ROUND_CEILING))
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from contract import names, parameters, quantity
+from contract import filesystems, names, parameters, quantity
 from contract.parameters import VolumeParameters
 
 Json = dict[str, Any]
@@ -90,7 +90,7 @@ def read(manifest: Json) -> PersistentVolume | None:
         resource_version=metadata["resourceVersion"],
         size=quantity.parse(str(spec["capacity"]["storage"])),
         options=source.get("options") or {},
-        filesystem=source.get("fsType") or parameters.EXT4,
+        filesystem=source.get("fsType") or filesystems.EXT4,
         reclaim_policy=spec.get("persistentVolumeReclaimPolicy") or RETAIN,
         storage_class=spec.get("storageClassName") or "",
         provisioned_by=annotations.get(names.PROVISIONED_BY, ""),
