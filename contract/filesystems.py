@@ -87,7 +87,9 @@ FILESYSTEMS: Mapping[str, Filesystem] = {
         flags={"-K": ""},
         lists={
             "-b": {"size": _SIZE},
-            "-d": {"agcount": _NUMBER, "agsize": _SIZE, "su": _SIZE, "sunit": _NUMBER, "sw": _NUMBER, "swidth": _NUMBER},
+            "-d": {
+                "agcount": _NUMBER, "agsize": _SIZE, "su": _SIZE, "sunit": _NUMBER, "sw": _NUMBER, "swidth": _NUMBER,
+            },
             "-i": {"maxpct": _NUMBER, "size": _NUMBER, "sparse": _SWITCH},
             "-l": {"lazy-count": _SWITCH, "size": _SIZE, "su": _SIZE, "sunit": _NUMBER},
             "-m": {

@@ -4,16 +4,10 @@ synchronous client (30 MB and half a second in every program)."""
 import re
 from decimal import ROUND_CEILING, Decimal
 
-_SUFFIXES = {
-    "": 1,
-    "k": 10**3,
-    "M": 10**6,
-    "G": 10**9,
-    "T": 10**12,
-    "P": 10**15,
-    "E": 10**18,
-    "m": Decimal("0.001"),
-} | {f"{letter}i": 1024**power for power, letter in enumerate("KMGTPE", start=1)}
+_SUFFIXES: dict[str, Decimal] = {
+    **{letter: Decimal(1000) ** power for power, letter in enumerate(("n", "u", "m", "", "k", *"MGTPE"), start=-3)},
+    **{f"{letter}i": Decimal(1024) ** power for power, letter in enumerate("KMGTPE", start=1)},
+}
 _QUANTITY = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))(?:([numkMGTPE]?|[KMGTPE]i)|[eE]([+-]?\d+))", re.ASCII)
 
 
