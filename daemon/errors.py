@@ -1,0 +1,62 @@
+"""What can go wrong in the life of a volume, told to the owner of the pod.
+
+The message of each error is all that `kubectl describe pod` shows of a failed mount, so it says what is wrong and what
+to do next, with no word of our insides. Whoever wants to act on an error looks at its class; metrics and events use the
+name of the class. Backends raise these too, so that nothing above them knows LVM.
+"""
+
+from contract import quantity
+
+
+class VolumeError(Exception):
+    """Base of the family. The message is for the pod's owner."""
+
+
+class NotAPodFolder(VolumeError):
+    """The path is not one that the kubelet makes for a volume of ours, or a link stands on the way to it."""
+
+
+class FolderMissing(VolumeError):
+    """The kubelet's folder for the volume does not exist (any more)."""
+
+
+class NoSpace(VolumeError):
+    """The pool has no room. Figures in bytes; `available` is what this very volume could have."""
+
+    def __init__(self, pv: str, pool: str, needed: int, available: int) -> None:
+        super().__init__(
+            f"volume {pv} needs {quantity.humane(needed)} of {pool}, where {quantity.humane(max(available, 0))} "
+            "is free for it: delete volumes on this node, or ask its administrator for more space"
+        )
+        self.pv = pv
+        self.pool = pool
+        self.needed = needed
+        self.available = available
+
+
+class PoolMissing(VolumeError):
+    """The node has no such volume group, thin pool or folder (yet), or can't use it."""
+
+
+class Damaged(VolumeError):
+    """A volume that held data does not show a sound filesystem. It is never formatted again by us."""
+
+
+class Foreign(VolumeError):
+    """A volume of that name exists and belongs to somebody else: it is neither mounted nor changed."""
+
+
+class InUse(VolumeError):
+    """The volume is mounted, so it can't be removed."""
+
+
+class NotFound(VolumeError):
+    """There is no such volume on this node."""
+
+
+class Occupied(VolumeError):
+    """The folder shows something that is not the wanted volume, or not in the wanted way."""
+
+
+class BackendFailed(VolumeError):
+    """A command or system call failed in a way that nobody foresaw: the message carries its words."""

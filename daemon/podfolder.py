@@ -1,0 +1,101 @@
+"""The folder of a pod that a volume is mounted in: the one thing in a callout that the kubelet alone decides.
+
+Name, options and even the `kubernetes.io/` keys of a mount can be written by whoever may create pods; the folder can't.
+Everything the daemon believes about a request starts here, so the path must match the kubelet's pattern to the letter,
+and is opened component by component without following links: a pod that swaps a folder of its own for a link gains
+nothing. System calls then use the open directory (`/proc/self/fd/N`) and never the text again.
+"""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from contract import names
+from daemon.errors import FolderMissing, NotAPodFolder
+
+# The API server makes UUIDs; a pod from a file on the node has 32 hexadecimal digits (pkg/kubelet/config/common.go).
+_POD_UID = r"(?P<uid>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32})"
+_LABEL = r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?"
+_NAME = rf"(?P<name>{_LABEL}(?:\.{_LABEL})*)"
+_LONGEST_NAME = 253  # of a DNS-1123 subdomain, which the names of PersistentVolumes are
+_BELOW_ROOT = re.compile(rf"/pods/{_POD_UID}/volumes/{re.escape(names.DRIVER_FOLDER)}/{_NAME}", re.ASCII)
+
+_OPEN = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass(frozen=True)
+class PodFolder:
+    """`<kubelet root>/pods/<pod uid>/volumes/<our driver>/<name>`, of which nothing needs to exist."""
+
+    kubelet_root: Path
+    """With links resolved, as the mount table shows it: administrators do move /var/lib/kubelet behind a link."""
+    pod_uid: str
+    name: str
+    """Name of the PersistentVolume, or what a user called an inline volume: to be proven, not believed."""
+
+    @classmethod
+    def parse(cls, text: str, kubelet_root: Path) -> "PodFolder":
+        """Reads the folder of a callout. The kubelet's root may be written as configured or with its links resolved.
+        Raises NotAPodFolder."""
+        resolved = os.path.realpath(kubelet_root)
+        for root in (str(kubelet_root), resolved):
+            match = _BELOW_ROOT.fullmatch(text.removeprefix(root)) if text.startswith(root) else None
+            if match and len(match["name"]) <= _LONGEST_NAME:
+                return cls(Path(resolved), match["uid"], match["name"])
+        raise NotAPodFolder(
+            f"{text[:300]!r} is not a folder that the kubelet makes for a volume of {names.DRIVER} below "
+            f"{kubelet_root}: if the kubelet runs with another --root-dir, start the daemon with that KUBELET_ROOT"
+        )
+
+    @property
+    def path(self) -> Path:
+        """For messages and for the mount table; system calls use `open` and `open_parent`."""
+        return self.kubelet_root.joinpath(*self._components)
+
+    @property
+    def _components(self) -> tuple[str, ...]:
+        return ("pods", self.pod_uid, "volumes", names.DRIVER_FOLDER, self.name)
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[int]:
+        """The folder as an O_PATH file descriptor: what is mounted on top of it, if anything is.
+
+        Raises FolderMissing, and NotAPodFolder for a link or a file on the way.
+        """
+        with self._descend(self._components) as folder:
+            yield folder
+
+    @contextlib.contextmanager
+    def open_parent(self) -> Iterator[int]:
+        """The driver's folder of the pod, for unmounting `name` in it: a file descriptor of the folder itself would
+        keep busy what is to be unmounted. Raises as `open` does."""
+        with self._descend(self._components[:-1]) as parent:
+            yield parent
+
+    @contextlib.contextmanager
+    def _descend(self, components: Sequence[str]) -> Iterator[int]:
+        try:
+            current = os.open(self.kubelet_root, _OPEN)
+        except OSError as error:
+            raise NotAPodFolder(
+                f"the kubelet's folder {self.kubelet_root} can't be opened ({error.strerror}): set KUBELET_ROOT right"
+            ) from error
+        try:
+            for component in components:
+                try:
+                    below = os.open(component, _OPEN, dir_fd=current)
+                except FileNotFoundError:
+                    raise FolderMissing(f"{self.path} does not exist: the kubelet makes it before it mounts") from None
+                except OSError as error:
+                    raise NotAPodFolder(
+                        f"{component!r} on the way to {self.path} is not a plain folder ({error.strerror}): "
+                        "links are not followed, remove what stands there"
+                    ) from error
+                os.close(current)
+                current = below
+            yield current
+        finally:
+            os.close(current)
