@@ -1,0 +1,94 @@
+"""Where volumes live: one protocol, and a module for each kind of storage that speaks it.
+
+A backend keeps a volume and its record together and knows nothing of mounts, filesystems or Kubernetes; the life of
+a volume, which is the same on all of them, stands in daemon.volumes. Each step of a backend leaves, when it is cut
+off at any point, a state that the next `inspect` reads correctly and that the same call, made again, goes on from.
+
+The caller sees to it that no two calls for one volume run at the same time.
+"""
+
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Protocol
+
+from contract import quantity
+from contract.parameters import VolumeParameters
+from daemon.record import Inventory, Record, Volume, Wanted
+
+
+class BackendError(Exception):
+    """What a backend can't do. The message is for the pod's owner and says what to do next."""
+
+
+class NoRoom(BackendError):
+    """The pool can't hold the volume. Sizes in bytes."""
+
+    def __init__(self, pool: str, wanted: int, available: int) -> None:
+        super().__init__(
+            f"no room in {pool} on this node: {quantity.humane(wanted)} wanted, "
+            f"{quantity.humane(max(available, 0))} left; remove volumes, grow the pool, or ask for less"
+        )
+
+
+class NameTaken(BackendError):
+    """Something that is not this volume, and that must not be touched, has its name."""
+
+
+class PoolMissing(BackendError):
+    """The node has no such volume group or thin pool."""
+
+
+class VolumeMissing(BackendError):
+    """The volume is not there (any more)."""
+
+
+class VolumeBusy(BackendError):
+    """Somebody has the volume open."""
+
+
+class Backend(Protocol):
+    """One kind of storage of one node. Every method may raise BackendError; a call that runs out of its time raises
+    it too."""
+
+    @property
+    def on_devices(self) -> bool:
+        """True: a volume is a block device, to be formatted and mounted. False: it is a folder, to be bound, and
+        nothing limits its size."""
+        ...
+
+    def pool_of(self, parameters: VolumeParameters) -> str:
+        """The name of the pool from which a volume with these parameters is made on this node."""
+        ...
+
+    async def establish(self) -> None:
+        """Makes what the configuration wants and the node lacks (the data folder, the thin pool) and clears away
+        what a crash left half written. To be called at start, and again when a pool is missing; without a volume
+        group it does nothing."""
+        ...
+
+    async def inspect(self) -> Inventory:
+        """What is there now. A missing volume group is no error: its pool is absent."""
+        ...
+
+    async def create(self, wanted: Wanted) -> Volume:
+        """The volume in state FORMATTING (READY where there is nothing to format). Goes on with a volume of the same
+        name and uid in state FORMATTING; anything else of that name raises NameTaken. Raises NoRoom, PoolMissing."""
+        ...
+
+    async def rewrite(self, volume: Volume, record: Record) -> Volume:
+        """The same volume with another record, replaced as a whole and on disk when this returns."""
+        ...
+
+    def device(self, volume: Volume) -> AbstractAsyncContextManager[Path]:
+        """The block device or folder of a volume, ready to be mounted. It stays valid after the context for as long
+        as it is mounted, and is given back when neither holds it. Raises VolumeMissing."""
+        ...
+
+    async def extend(self, volume: Volume, size: int) -> Volume:
+        """The volume with at least `size` bytes, the device grown at once even when it is mounted. Does nothing to
+        one that is large enough: volumes never shrink. Raises NoRoom."""
+        ...
+
+    async def remove(self, volume: Volume) -> None:
+        """The volume is gone and its space is free. One that is gone already is no error. Raises VolumeBusy."""
+        ...

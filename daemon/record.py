@@ -1,0 +1,214 @@
+"""What a node remembers of its volumes, and what it finds when it looks.
+
+A volume carries its own record, as LVM tags or as a JSON file beside its data, and there is no other database: what
+is found is the truth, so nothing can disagree with it after a crash. Only what carries our owner mark is ours. An
+owner mark without a whole record is damaged: it is reported, and nobody but a person may touch it.
+"""
+
+import enum
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from contract.filesystems import FILESYSTEMS
+from contract.parameters import VolumeParameters
+from contract.volume import DELETE, RETAIN
+
+_PREFIX = "elastic-local/"
+_OWNER_MARK = "record"
+_VERSION = "1"
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+"""Names of PersistentVolumes are DNS subdomains. They become names of logical volumes and of files, so no more."""
+_UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,127}")
+
+
+class State(enum.Enum):
+    FORMATTING = "formatting"
+    """It holds nothing that counts: not made to its end, or about to be removed. May be formatted, never mounted."""
+    READY = "ready"
+    """It may hold data: never formatted again, whatever is found on it."""
+
+
+class DamagedRecord(ValueError):
+    """Our owner mark, but no record that can be relied on. The words say what is wrong."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a volume knows about itself. Raises DamagedRecord for what no daemon of ours would write."""
+
+    pv: str
+    uid: str
+    policy: str
+    filesystem: str
+    state: State
+
+    def __post_init__(self) -> None:
+        for key, value, good in (
+            ("pv", self.pv, _NAME.fullmatch(self.pv)),
+            ("uid", self.uid, _UID.fullmatch(self.uid)),
+            ("policy", self.policy, self.policy in (DELETE, RETAIN)),
+            ("filesystem", self.filesystem, self.filesystem in FILESYSTEMS),
+        ):
+            if not good:
+                raise DamagedRecord(f"{key} is {value!r}")
+
+    def to_tags(self) -> frozenset[str]:
+        return frozenset(f"{_PREFIX}{key}={value}" for key, value in self._fields().items())
+
+    def to_json(self) -> str:
+        return json.dumps(self._fields(), indent=1) + "\n"
+
+    def _fields(self) -> dict[str, str]:
+        return {
+            _OWNER_MARK: _VERSION,
+            "pv": self.pv,
+            "uid": self.uid,
+            "policy": self.policy,
+            "filesystem": self.filesystem,
+            "state": self.state.value,
+        }
+
+
+def from_tags(tags: Iterable[str]) -> Record | None:
+    """The record in a logical volume's tags, or None for a volume that is not ours. Raises DamagedRecord."""
+    found: dict[str, str] = {}
+    doubtful = []
+    for tag in tags:
+        key, _, value = tag.removeprefix(_PREFIX).partition("=")
+        if not tag.startswith(_PREFIX):
+            continue
+        if found.setdefault(key, value) != value:
+            doubtful.append(key)
+    if _OWNER_MARK not in found:
+        return None
+    if doubtful:
+        raise DamagedRecord(f"it has more than one value for {', '.join(sorted(set(doubtful)))}")
+    return _from_fields(found)
+
+
+def from_json(text: str) -> Record | None:
+    """The record in a file, or None for a file that is not ours. Raises DamagedRecord."""
+    try:
+        fields = json.loads(text)
+    except ValueError as error:
+        raise DamagedRecord(f"it is not JSON: {error}") from error
+    if not isinstance(fields, dict) or _OWNER_MARK not in fields:
+        return None
+    return _from_fields(fields)
+
+
+def _from_fields(fields: Mapping[str, object]) -> Record:
+    version = fields[_OWNER_MARK]
+    if version != _VERSION:
+        raise DamagedRecord(f"it was written by another version of elastic-local (format {version!r})")
+    text = {}
+    for key in ("pv", "uid", "policy", "filesystem", "state"):
+        value = fields.get(key)
+        if not isinstance(value, str):
+            raise DamagedRecord(f"it has no {key}")
+        text[key] = value
+    try:
+        state = State(text.pop("state"))
+    except ValueError as error:
+        raise DamagedRecord(str(error)) from error
+    return Record(**text, state=state)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A volume that a PersistentVolume asks for. `size` in bytes, the least that it may have."""
+
+    pv: str
+    uid: str
+    size: int
+    policy: str
+    parameters: VolumeParameters
+
+    def record(self, state: State) -> Record:
+        """Raises DamagedRecord when the PersistentVolume holds what no record may."""
+        return Record(self.pv, self.uid, self.policy, self.parameters.filesystem, state)
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A volume of ours as it was found."""
+
+    record: Record
+    size: int
+    """Bytes it really has. 0 when its making stopped before there was any space, or nothing limits it."""
+    pool: str
+    health: str = ""
+    """What the storage under it complains of, in a few words. Empty when all is well."""
+
+    @property
+    def pv(self) -> str:
+        return self.record.pv
+
+
+@dataclass(frozen=True)
+class Thin:
+    """How full a thin pool really is, in percent. A pool with full metadata fails like one with full data."""
+
+    data_percent: float
+    metadata_percent: float
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What volumes take their space from. Sizes in bytes."""
+
+    name: str
+    """As in the pool annotation: "<group>", "<group>/<thin pool>", or the backend's one pool."""
+    size: int
+    free: int
+    """Not promised to any volume yet. Negative when a thin pool is overprovisioned."""
+    ours: int
+    """What our volumes take of it: mirrors twice, sparse and thin volumes at their full size."""
+    granularity: int
+    thin: Thin | None = None
+
+    def allocatable(self, overprovision_ratio: float = 1.0) -> int:
+        """What all our volumes together may take: it stays the same whenever one is made or removed."""
+        promised_more = int(self.size * (overprovision_ratio - 1)) if self.thin else 0
+        return self.free + self.ours + promised_more
+
+    def available(self, overprovision_ratio: float = 1.0) -> int:
+        """What volumes not made yet may take."""
+        return self.allocatable(overprovision_ratio) - self.ours
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """Something without our mark in a place where ours are kept. Listed, never touched."""
+
+    name: str
+    pool: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """Something with our mark that nobody but a person may touch, and why."""
+
+    name: str
+    pool: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """All that one look at the node found."""
+
+    volumes: Collection[Volume] = ()
+    pools: Collection[Pool] = ()
+    foreign: Collection[Foreign] = ()
+    damaged: Collection[Damaged] = ()
+
+    def volume(self, pv: str) -> Volume | None:
+        return next((volume for volume in self.volumes if volume.pv == pv), None)
+
+    def pool(self, name: str) -> Pool | None:
+        return next((pool for pool in self.pools if pool.name == name), None)
