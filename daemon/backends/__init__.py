@@ -11,44 +11,13 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
 
-from contract import quantity
 from contract.parameters import VolumeParameters
 from daemon.record import Inventory, Record, Volume, Wanted
 
 
-class BackendError(Exception):
-    """What a backend can't do. The message is for the pod's owner and says what to do next."""
-
-
-class NoRoom(BackendError):
-    """The pool can't hold the volume. Sizes in bytes."""
-
-    def __init__(self, pool: str, wanted: int, available: int) -> None:
-        super().__init__(
-            f"no room in {pool} on this node: {quantity.humane(wanted)} wanted, "
-            f"{quantity.humane(max(available, 0))} left; remove volumes, grow the pool, or ask for less"
-        )
-
-
-class NameTaken(BackendError):
-    """Something that is not this volume, and that must not be touched, has its name."""
-
-
-class PoolMissing(BackendError):
-    """The node has no such volume group or thin pool."""
-
-
-class VolumeMissing(BackendError):
-    """The volume is not there (any more)."""
-
-
-class VolumeBusy(BackendError):
-    """Somebody has the volume open."""
-
-
 class Backend(Protocol):
-    """One kind of storage of one node. Every method may raise BackendError; a call that runs out of its time raises
-    it too."""
+    """One kind of storage of one node. Errors are those of daemon.errors; a tool that fails in a way nobody foresaw,
+    or runs out of its time, is BackendFailed."""
 
     @property
     def on_devices(self) -> bool:
@@ -72,7 +41,7 @@ class Backend(Protocol):
 
     async def create(self, wanted: Wanted) -> Volume:
         """The volume in state FORMATTING (READY where there is nothing to format). Goes on with a volume of the same
-        name and uid in state FORMATTING; anything else of that name raises NameTaken. Raises NoRoom, PoolMissing."""
+        name and uid in state FORMATTING; anything else of that name raises Foreign. Raises NoSpace, PoolMissing."""
         ...
 
     async def rewrite(self, volume: Volume, record: Record) -> Volume:
@@ -81,14 +50,14 @@ class Backend(Protocol):
 
     def device(self, volume: Volume) -> AbstractAsyncContextManager[Path]:
         """The block device or folder of a volume, ready to be mounted. It stays valid after the context for as long
-        as it is mounted, and is given back when neither holds it. Raises VolumeMissing."""
+        as it is mounted, and is given back when neither holds it. Raises NotFound."""
         ...
 
     async def extend(self, volume: Volume, size: int) -> Volume:
         """The volume with at least `size` bytes, the device grown at once even when it is mounted. Does nothing to
-        one that is large enough: volumes never shrink. Raises NoRoom."""
+        one that is large enough: volumes never shrink. Raises NoSpace."""
         ...
 
     async def remove(self, volume: Volume) -> None:
-        """The volume is gone and its space is free. One that is gone already is no error. Raises VolumeBusy."""
+        """The volume is gone and its space is free. One that is gone already is no error. Raises InUse."""
         ...
