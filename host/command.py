@@ -1,0 +1,231 @@
+"""Running a program of the node: the only place that starts one.
+
+Every tool we call can hang (a disk that went away, a lock somebody holds), so there is no call without a
+deadline. A program starts in a session of its own, and at the deadline, or when the caller is cancelled, its whole
+process group is killed and reaped: `lvcreate` starts `thin_check`, `fsck` starts `fsck.ext4`, and the child is the
+one that hangs.
+
+Output goes to anonymous memory files and not to pipes: nothing has to be read while the program runs, what it
+said before it was killed is still there, and a daemon that it leaves behind can't keep us waiting at an open pipe.
+
+    completed = await run("blkid", "-o", "export", device, deadline=10)
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import shlex
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+log = logging.getLogger(__name__)
+
+_REAP_SECONDS = 5.0
+"""How long a killed program may take to go. One that sits in an uninterruptible system call does not go at all,
+and must not hold up its caller for ever."""
+
+_KEPT_COMMANDS = 50
+_KEPT_OUTPUT = 4096
+
+_PACKAGES = {
+    "blkdiscard": "util-linux",
+    "blkid": "util-linux",
+    "btrfs": "btrfs-progs",
+    "dmsetup": "dmsetup",
+    "e2fsck": "e2fsprogs",
+    "fsck": "util-linux",
+    "lsblk": "util-linux",
+    "lvm": "lvm2",
+    "mkfs.btrfs": "btrfs-progs",
+    "mkfs.ext4": "e2fsprogs",
+    "mkfs.xfs": "xfsprogs",
+    "mount": "mount",
+    "resize2fs": "e2fsprogs",
+    "thin_check": "thin-provisioning-tools",
+    "umount": "mount",
+    "wipefs": "util-linux",
+    "xfs_admin": "xfsprogs",
+    "xfs_growfs": "xfsprogs",
+    "xfs_repair": "xfsprogs",
+}
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A command that ended. A negative exit code is the signal that killed it."""
+
+    argv: tuple[str, ...]
+    exit_code: int
+    stdout: str
+    stderr: str
+    seconds: float
+
+    @property
+    def command_line(self) -> str:
+        return shlex.join(self.argv)
+
+    @property
+    def words(self) -> str:
+        """What it said, for a message: stderr, else stdout."""
+        return self.stderr.strip() or self.stdout.strip()
+
+
+class CommandError(Exception):
+    """A command that did not do its work."""
+
+
+class CommandFailed(CommandError):
+    """It ended with an exit code other than zero."""
+
+    def __init__(self, completed: Completed) -> None:
+        what = f"failed with exit code {completed.exit_code}"
+        super().__init__(f"{completed.command_line} {what}: {completed.words}")
+        self.completed = completed
+
+
+class CommandTimedOut(CommandFailed):
+    """It was killed at its deadline. What it said until then is in `.completed`."""
+
+    def __init__(self, completed: Completed, deadline: float) -> None:
+        super().__init__(completed)
+        what = f"was killed at its deadline of {deadline:g} s"
+        self.args = (f"{completed.command_line} {what}: {completed.words}",)
+
+
+class MissingTool(CommandError):
+    """The program is not installed."""
+
+    def __init__(self, program: str) -> None:
+        package = _PACKAGES.get(program)
+        remedy = f"apt-get install {package}" if package else "install the package that has it"
+        super().__init__(f"{program} is not on this node: {remedy}")
+        self.program = program
+        self.package = package
+
+
+@dataclass(frozen=True)
+class Flight:
+    """One line of the flight recorder. `started` is in seconds since the epoch; long output is cut."""
+
+    started: float
+    completed: Completed
+
+    def __str__(self) -> str:
+        clock = time.strftime("%H:%M:%S", time.localtime(self.started))
+        done = self.completed
+        text = f"{clock} {done.command_line}: exit code {done.exit_code} after {done.seconds:.3f} s"
+        return "\n".join([text, *(part for part in (done.stdout.rstrip(), done.stderr.rstrip()) if part)])
+
+
+class FlightRecorder:
+    """The last commands, with times and output.
+
+    When one fails, it is logged together with those before it that are not logged yet: what led to a failure is
+    often what succeeded a moment earlier.
+    """
+
+    def __init__(self, length: int = _KEPT_COMMANDS) -> None:
+        self._flights: deque[Flight] = deque(maxlen=length)
+        self._unlogged: deque[Flight] = deque(maxlen=length)
+
+    def __iter__(self) -> Iterator[Flight]:
+        return iter(tuple(self._flights))
+
+    def record(self, started: float, completed: Completed, *, failed: bool) -> None:
+        short = replace(completed, stdout=_cut(completed.stdout), stderr=_cut(completed.stderr))
+        flight = Flight(started, short)
+        self._flights.append(flight)
+        if not failed:
+            self._unlogged.append(flight)
+            return
+        while self._unlogged:
+            log.info("before the failure: %s", self._unlogged.popleft())
+        log.warning("command failed: %s", flight)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _KEPT_OUTPUT else f"{text[:_KEPT_OUTPUT]}... ({len(text)} characters)"
+
+
+recorder = FlightRecorder()
+observers: list[Callable[[Completed], None]] = []
+"""Called with every command that ended, successful or not: a program hangs its metrics here."""
+
+
+async def run(
+    *argv: str,
+    deadline: float,
+    env: Mapping[str, str] | None = None,
+    check: bool = True,
+    input: bytes | None = None,  # noqa: A002  named like subprocess.run's
+) -> Completed:
+    """Run a program to its end, at most `deadline` seconds.
+
+    `env` is added to our own environment; the locale is always C, so that messages are what we know. Raises
+    MissingTool, CommandTimedOut, and with `check` CommandFailed for an exit code other than zero.
+    """
+    environment = {**os.environ, **(env or {}), "LC_ALL": "C"}
+    started = time.time()
+    begin = time.monotonic()
+    with _memory_file() as stdout, _memory_file() as stderr, _memory_file(input or b"") as stdin:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *argv, stdin=stdin, stdout=stdout, stderr=stderr, env=environment, start_new_session=True
+            )
+        except FileNotFoundError as missing:
+            raise MissingTool(argv[0]) from missing
+        timed_out = False
+        try:
+            await asyncio.wait_for(process.wait(), deadline)
+        except TimeoutError:
+            timed_out = True
+        finally:
+            if process.returncode is None:
+                await _kill(process)
+        completed = Completed(
+            argv=argv,
+            exit_code=-signal.SIGKILL if process.returncode is None else process.returncode,
+            stdout=_content(stdout),
+            stderr=_content(stderr),
+            seconds=time.monotonic() - begin,
+        )
+    failed = timed_out or (check and completed.exit_code != 0)
+    recorder.record(started, completed, failed=failed)
+    for observer in observers:
+        observer(completed)
+    if timed_out:
+        raise CommandTimedOut(completed, deadline)
+    if failed:
+        raise CommandFailed(completed)
+    return completed
+
+
+async def _kill(process: asyncio.subprocess.Process) -> None:
+    """Kill the process group and reap its leader. Until the leader is reaped, the group's number is its own."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(process.wait(), _REAP_SECONDS)
+
+
+@contextlib.contextmanager
+def _memory_file(content: bytes = b"") -> Iterator[int]:
+    descriptor = os.memfd_create("command")
+    try:
+        if content:
+            with os.fdopen(os.dup(descriptor), "wb") as file:
+                file.write(content)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _content(descriptor: int) -> str:
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    with os.fdopen(os.dup(descriptor), "rb") as file:
+        return file.read().decode(errors="backslashreplace")

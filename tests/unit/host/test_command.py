@@ -1,0 +1,121 @@
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from host import command
+from host.command import CommandFailed, CommandTimedOut, Completed, MissingTool, run
+
+FAMILY = 'sleep 60 & echo $$ $! >"$0"; echo so far so good; wait'
+"""A shell that starts a child and writes both process numbers to the file it is given."""
+
+
+def alive(pid: int) -> bool:
+    """A process that is neither gone nor a zombie."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def family(file: Path) -> list[int]:
+    await until(lambda: file.exists() and file.read_text().endswith("\n"))
+    return [int(pid) for pid in file.read_text().split()]
+
+
+async def test_output_input_environment_and_locale() -> None:
+    done = await run(
+        "sh",
+        "-c",
+        "cat; echo $COLOUR $LC_ALL >&2",
+        deadline=10,
+        env={"COLOUR": "blue", "LC_ALL": "de_DE"},
+        input=b"text",
+    )
+    assert (done.stdout, done.stderr, done.exit_code) == ("text", "blue C\n", 0)
+
+
+async def test_output_that_is_no_utf8_is_kept_readable() -> None:
+    assert (await run("printf", r"\377", deadline=10)).stdout == r"\xff"
+
+
+async def test_failure_carries_command_exit_code_and_words() -> None:
+    with pytest.raises(
+        CommandFailed, match=r"sh -c 'echo broken >&2; exit 3' failed with exit code 3: broken"
+    ) as raised:
+        await run("sh", "-c", "echo broken >&2; exit 3", deadline=10)
+    assert raised.value.completed.exit_code == 3
+    assert (await run("false", deadline=10, check=False)).exit_code == 1
+
+
+async def test_deadline_kills_the_whole_group_and_keeps_what_was_said(tmp_path: Path) -> None:
+    file = tmp_path / "pids"
+    with pytest.raises(CommandTimedOut, match=r"killed at its deadline of 2 s: so far so good") as raised:
+        await run("sh", "-c", FAMILY, str(file), deadline=2)
+    assert raised.value.completed.exit_code < 0
+    shell, child = await family(file)
+    assert not alive(shell)
+    await until(lambda: not alive(child))
+
+
+async def test_cancellation_kills_the_whole_group(tmp_path: Path) -> None:
+    file = tmp_path / "pids"
+    task = asyncio.create_task(run("sh", "-c", FAMILY, str(file), deadline=60))
+    shell, child = await family(file)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not alive(shell)
+    await until(lambda: not alive(child))
+
+
+async def test_a_daemon_that_is_left_behind_keeps_nobody_waiting(tmp_path: Path) -> None:
+    done = await run("sh", "-c", "setsid sleep 60 & echo $!", deadline=30)
+    try:
+        assert done.seconds < 20
+    finally:
+        os.kill(int(done.stdout), 9)
+
+
+async def test_missing_program_names_the_package() -> None:
+    with pytest.raises(MissingTool, match=r"lvm is not on this node: apt-get install lvm2"):
+        await run("lvm", deadline=10, env={"PATH": "/nowhere"})
+    with pytest.raises(MissingTool, match=r"no-such-program is not on this node"):
+        await run("no-such-program", deadline=10)
+
+
+async def test_recorder_and_observers_see_every_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Completed] = []
+    monkeypatch.setattr(command, "observers", [seen.append])
+    monkeypatch.setattr(command, "recorder", command.FlightRecorder(length=2))
+    for text in ("one", "two", "x" * 10_000):
+        await run("echo", text, deadline=10)
+    assert [done.stdout.strip()[:3] for done in seen] == ["one", "two", "xxx"]
+    kept = [flight.completed for flight in command.recorder]
+    assert [done.argv[1][:3] for done in kept] == ["two", "xxx"]
+    assert len(kept[1].stdout) < 5000 < len(seen[2].stdout)
+
+
+async def test_a_failure_is_logged_with_what_led_to_it_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(command, "recorder", command.FlightRecorder())
+    caplog.set_level(logging.INFO, "host.command")
+    await run("echo", "prelude", deadline=10)
+    assert not caplog.records
+    for _ in range(2):
+        with pytest.raises(CommandFailed):
+            await run("sh", "-c", "echo finale; false", deadline=10)
+    levels = [(record.levelname, "prelude" in record.getMessage()) for record in caplog.records]
+    assert levels == [("INFO", True), ("WARNING", False), ("WARNING", False)]
+    assert "finale" in caplog.text
