@@ -1,0 +1,127 @@
+"""What one node's daemon is told: read once, checked whole, before anything is touched.
+
+The names are those of the environment, the same ones that the command's options carry, so that a manifest, a shell and
+an error message speak of one thing. A wrong value ends the program at its start with the variable's name: a daemon that
+guesses would make volumes in the wrong place.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from contract import names, quantity
+
+LVM, LOOP, BINDMOUNT = "LVM", "LOOP", "BINDMOUNT"
+DRIVER_KINDS = (LVM, LOOP, BINDMOUNT)
+LOG_FORMATS = ("text", "json")
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
+T = TypeVar("T")
+
+
+class SettingsError(ValueError):
+    """A setting that can't be used: names the variable, what it holds and what it may hold."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """See the table in the README. Sizes in bytes."""
+
+    node_name: str
+    driver_kind: str = LVM
+    lvm_volume_group: str = "elastic-local-vg"
+    lvm_use_thin_volumes: bool = False
+    lvm_thin_pool: str = "elastic-local-thinpool"
+    socket: Path = Path(names.SOCKET)
+    staging_dir: Path = Path("/mnt/storage")
+    kubelet_root: Path = Path("/var/lib/kubelet")
+    data_dir: Path = Path("/var/lib/elastic-local")
+    capacity: int | None = None
+    """What loop images and folders may take together. None: what their filesystem has."""
+    reserve: int = 0
+    """Kept back in every pool, for snapshots, metadata and people."""
+    listen_host: str = ""
+    """Address of metrics and health. Empty: all of the host's."""
+    listen_port: int = 8080
+    namespace: str = names.NAMESPACE
+    kubeconfig: str | None = None
+    """None: KUBECONFIG's default places, or the service account of the pod."""
+    log_format: str = "text"
+    log_level: str = "INFO"
+
+
+def read(environment: Mapping[str, str]) -> Settings:
+    """The settings of an environment; what is absent or empty takes its default. Raises SettingsError."""
+    default = Settings(node_name="")
+
+    def value(name: str, parse: Callable[[str], T], otherwise: T) -> T:
+        text = environment.get(name, "").strip()
+        if not text:
+            return otherwise
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise SettingsError(f"{name} is {text!r}: {error}") from None
+
+    node_name = environment.get("NODE_NAME", "").strip()
+    if not node_name:
+        raise SettingsError(
+            "NODE_NAME is not set: give it this node's name (in a pod: fieldRef spec.nodeName; else `kubectl get nodes`)"
+        )
+    host, port = value("LISTEN_ADDRESS", _address, (default.listen_host, default.listen_port))
+    return Settings(
+        node_name=node_name,
+        driver_kind=value("DRIVER_KIND", _one_of(DRIVER_KINDS), default.driver_kind),
+        lvm_volume_group=value("LVM_VOLUME_GROUP", str, default.lvm_volume_group),
+        lvm_use_thin_volumes=value("LVM_USE_THIN_VOLUMES", _truth, default.lvm_use_thin_volumes),
+        lvm_thin_pool=value("LVM_THIN_POOL", str, default.lvm_thin_pool),
+        socket=value(names.SOCKET_VARIABLE, _path, default.socket),
+        staging_dir=value("STAGING_DIR", _path, default.staging_dir),
+        kubelet_root=value("KUBELET_ROOT", _path, default.kubelet_root),
+        data_dir=value("DATA_DIR", _path, default.data_dir),
+        capacity=value("CAPACITY", _size, default.capacity),
+        reserve=value("RESERVE", _size, default.reserve),
+        listen_host=host,
+        listen_port=port,
+        namespace=value("NAMESPACE", str, default.namespace),
+        kubeconfig=value("KUBECONFIG", str, default.kubeconfig),
+        log_format=value("LOG_FORMAT", _one_of(LOG_FORMATS), default.log_format),
+        log_level=value("LOG_LEVEL", _one_of(LOG_LEVELS), default.log_level),
+    )
+
+
+def _one_of(allowed: tuple[str, ...]) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        for choice in allowed:
+            if text.lower() == choice.lower():
+                return choice
+        raise ValueError(f"allowed is {', '.join(allowed)}")
+
+    return parse
+
+
+def _truth(text: str) -> bool:
+    return _one_of(("true", "false"))(text) == "true"
+
+
+def _path(text: str) -> Path:
+    """Absolute and without `..` or doubled slashes: it is compared with what the kernel's mount table says."""
+    if not text.startswith("/") or ".." in text.split("/"):
+        raise ValueError("allowed is an absolute path without `..`")
+    return Path(os.path.normpath(text))
+
+
+def _size(text: str) -> int:
+    size = quantity.parse(text)
+    if size < 0:
+        raise ValueError("a size can't be negative")
+    return size
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isascii() or not port.isdecimal() or int(port) > 65535:
+        raise ValueError("allowed is HOST:PORT or :PORT, such as :8080 or [::1]:8080")
+    return host.removeprefix("[").removesuffix("]"), int(port)
