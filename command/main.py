@@ -1,0 +1,57 @@
+"""The words of the command. Each program takes its settings from the environment, as a pod has them; what a person
+types is an option."""
+
+import asyncio
+import os
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flexdriver import bundle
+
+app = typer.Typer(
+    help="Local volumes for Kubernetes: logical volumes of exactly the size a claim asks for.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+flexdriver = typer.Typer(help="The executable that the kubelet calls.", no_args_is_help=True)
+app.add_typer(flexdriver, name="flexdriver")
+
+
+@app.command()
+def daemon() -> None:
+    """Run the daemon of this node: serves the kubelet, makes, mounts and removes volumes.
+
+    Settings come from the environment, NODE_NAME above all; the README has the table.
+    """
+    from daemon import node, settings
+
+    _run(lambda: node.run(settings.read(os.environ)), settings.SettingsError)
+
+
+@app.command()
+def provisioner() -> None:
+    """Run the provisioner, cluster-wide: creates a PersistentVolume for each claim, deletes those that are released.
+
+    Settings come from the environment; the README has the table. Run two: one leads, the other takes over.
+    """
+    from provisioner import controller, settings
+
+    _run(lambda: controller.run(settings.read(os.environ)), settings.SettingsError)
+
+
+@flexdriver.command()
+def install(
+    plugin_dir: Annotated[
+        Path, typer.Option(envvar="PLUGIN_DIR", help="The kubelet's volumePluginDir.")
+    ] = Path(bundle.PLUGIN_DIRECTORY),
+    interpreter: Annotated[Path, typer.Option(help="Python of the node, 3.11 or later.")] = Path(bundle.INTERPRETER),
+) -> None:
+    """Install the driver into the kubelet's plugin directory, whole or not at all; the kubelet sees it at once."""
+    try:
+        installed = bundle.install(bundle.build(str(interpreter)), plugin_dir)
+    except OSError as error:
+        raise typer.BadParameter(f"can't write to {plugin_dir}: {error.strerror}. Is it a folder of this host, and writable?") from None
+    typer.echo(f"installed {installed}" if installed else f"{plugin_dir}: this very driver is installed already")
