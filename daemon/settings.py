@@ -68,7 +68,8 @@ def read(environment: Mapping[str, str]) -> Settings:
     node_name = environment.get("NODE_NAME", "").strip()
     if not node_name:
         raise SettingsError(
-            "NODE_NAME is not set: give it this node's name (in a pod: fieldRef spec.nodeName; else `kubectl get nodes`)"
+            "NODE_NAME is not set: give it this node's name as `kubectl get nodes` has it "
+            "(in a pod: fieldRef spec.nodeName)"
         )
     host, port = value("LISTEN_ADDRESS", _address, (default.listen_host, default.listen_port))
     return Settings(
