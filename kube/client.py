@@ -1,0 +1,361 @@
+"""Requests to the API server: plain JSON objects in and out, typed errors, and an end to every request.
+
+Credentials, TLS and connections are the library's (kubernetes.aio); its generated models are not used, because
+building them costs more than the request itself. Each request has a total deadline, from the first byte sent to the
+last one read, so a server that hangs is only one that fails. There is no client-side rate limit: the server has its
+own, and answers 429 with a time, which comes out as Unreachable.
+"""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+from urllib.parse import urlencode
+
+import aiohttp
+from kubernetes.aio.client import ApiClient
+from kubernetes.aio.config import ConfigException
+
+from kube import connection
+from kube.connection import ConfigurationError
+from kube.errors import (
+    AlreadyExists,
+    ApiError,
+    Conflict,
+    Forbidden,
+    Gone,
+    Invalid,
+    Json,
+    NotFound,
+    Unauthorized,
+    Unreachable,
+    from_status,
+)
+from kube.resources import (
+    CAPACITIES,
+    CLAIMS,
+    CLASSES,
+    DRIVERS,
+    EVENTS,
+    JOBS,
+    LEASES,
+    NODES,
+    PODS,
+    VOLUMES,
+    Resource,
+)
+
+__all__ = [
+    "CAPACITIES",
+    "CLAIMS",
+    "CLASSES",
+    "DRIVERS",
+    "EVENTS",
+    "JOBS",
+    "JSON_PATCH",
+    "LEASES",
+    "MERGE",
+    "NODES",
+    "PODS",
+    "STRATEGIC",
+    "VOLUMES",
+    "AlreadyExists",
+    "ApiError",
+    "Cluster",
+    "ConfigurationError",
+    "Conflict",
+    "Forbidden",
+    "Gone",
+    "Invalid",
+    "Json",
+    "NotFound",
+    "Page",
+    "Resource",
+    "Unauthorized",
+    "Unreachable",
+]
+
+MERGE = "application/merge-patch+json"
+STRATEGIC = "application/strategic-merge-patch+json"
+JSON_PATCH = "application/json-patch+json"
+
+Objects = list[Json]
+Body = Json | list[Json]
+
+_log = logging.getLogger(__name__)
+_CONNECT_SECONDS = 10.0
+_RENEWAL_INTERVAL = 5.0
+_SILENCE_GRACE = 15.0
+_PAGE = 500
+
+
+@dataclass(frozen=True)
+class Page:
+    """Part of a collection. `resource_version` is that of the whole list: a watch from it misses nothing."""
+
+    items: Objects
+    resource_version: str
+
+
+class Cluster:
+    """A connection to one API server. Methods raise the family of errors.ApiError."""
+
+    def __init__(
+        self, api: ApiClient, connector: aiohttp.TCPConnector, kubeconfig: str | None, deadline: float
+    ) -> None:
+        self._api = api
+        self._connector = connector
+        self._kubeconfig = kubeconfig
+        self._deadline = deadline
+        self._renewing = asyncio.Lock()
+        self._renewed = -_RENEWAL_INTERVAL
+
+    @classmethod
+    async def connect(
+        cls, kubeconfig: str | None = None, *, program: str = "elastic-local", deadline: float = 30.0
+    ) -> "Cluster":
+        """Reads the configuration (connection.load) and opens no connection yet. `deadline`: seconds for each
+        request. `program` names us in the server's audit log. Raises ConfigurationError."""
+        api, connector = connection.open_transport(await connection.load(kubeconfig))
+        api.user_agent = program
+        return cls(api, connector, kubeconfig, deadline)
+
+    async def close(self) -> None:
+        await self._api.close()
+        await self._connector.close()
+
+    async def __aenter__(self) -> "Cluster":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def get(self, resource: Resource, name: str, namespace: str | None = None) -> Json:
+        return await self._request("GET", resource.path(namespace, name))
+
+    async def list(
+        self,
+        resource: Resource,
+        namespace: str | None = None,
+        *,
+        label_selector: str = "",
+        field_selector: str = "",
+    ) -> Objects:
+        """All objects, as `pages` has them."""
+        found: Objects = []
+        async for page in self.pages(resource, namespace, label_selector=label_selector, field_selector=field_selector):
+            found += page.items
+        return found
+
+    async def pages(
+        self,
+        resource: Resource,
+        namespace: str | None = None,
+        *,
+        label_selector: str = "",
+        field_selector: str = "",
+        limit: int = _PAGE,
+    ) -> AsyncGenerator[Page, None]:
+        """The collection in pieces, so that a large one is never in memory at once. Raises Gone when the list became
+        too old on the way: begin again."""
+        query = {"limit": str(limit), "labelSelector": label_selector, "fieldSelector": field_selector}
+        while True:
+            body = await self._request("GET", resource.path(namespace), query=query)
+            metadata = body.get("metadata") or {}
+            yield Page(body.get("items") or [], str(metadata.get("resourceVersion") or ""))
+            if not metadata.get("continue"):
+                return
+            query["continue"] = metadata["continue"]
+
+    async def create(self, resource: Resource, body: Json, namespace: str | None = None) -> Json:
+        """`namespace` defaults to the object's own."""
+        return await self._request("POST", resource.path(namespace or body["metadata"].get("namespace")), body)
+
+    async def replace(
+        self,
+        resource: Resource,
+        name: str,
+        body: Json,
+        namespace: str | None = None,
+        subresource: str | None = None,
+    ) -> Json:
+        """With metadata.resourceVersion in the body: only if the object is still that version, else Conflict."""
+        return await self._request("PUT", resource.path(namespace, name, subresource), body)
+
+    async def patch(
+        self,
+        resource: Resource,
+        name: str,
+        body: Body,
+        namespace: str | None = None,
+        subresource: str | None = None,
+        content_type: str = MERGE,
+    ) -> Json:
+        """`body` is an object for MERGE and STRATEGIC, a list of operations for JSON_PATCH. A resourceVersion in the
+        body of the first two is a precondition."""
+        return await self._request(
+            "PATCH", resource.path(namespace, name, subresource), body, content_type=content_type
+        )
+
+    async def delete(
+        self,
+        resource: Resource,
+        name: str,
+        namespace: str | None = None,
+        *,
+        uid: str | None = None,
+        resource_version: str | None = None,
+        propagation: str | None = None,
+    ) -> None:
+        """Deletes only the object of that uid and version, if given: Conflict when it is another one by now."""
+        preconditions = {"uid": uid, "resourceVersion": resource_version}
+        given = {key: value for key, value in preconditions.items() if value is not None}
+        options: Json = {"apiVersion": "v1", "kind": "DeleteOptions"}
+        if given:
+            options["preconditions"] = given
+        if propagation:
+            options["propagationPolicy"] = propagation
+        await self._request("DELETE", resource.path(namespace, name), options)
+
+    async def watch(
+        self,
+        resource: Resource,
+        namespace: str | None = None,
+        *,
+        resource_version: str,
+        label_selector: str = "",
+        field_selector: str = "",
+        timeout_seconds: int = 300,
+    ) -> AsyncGenerator[tuple[str, Json], None]:
+        """What happens after `resource_version`: ("ADDED" | "MODIFIED" | "DELETED" | "BOOKMARK", object), until the
+        server ends the watch, which it does after `timeout_seconds`.
+
+        Raises Gone when the version is too old, Unreachable when the connection breaks or nothing came for longer
+        than the server would have kept the watch."""
+        query = {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": resource_version,
+            "timeoutSeconds": str(timeout_seconds),
+            "labelSelector": label_selector,
+            "fieldSelector": field_selector,
+        }
+        silence = aiohttp.ClientTimeout(
+            total=None, sock_connect=_CONNECT_SECONDS, sock_read=timeout_seconds + _SILENCE_GRACE
+        )
+        try:
+            async with asyncio.timeout(self._deadline):
+                response = await self._open("GET", resource.path(namespace), query=query, timeout=silence)
+            try:
+                async for line in response.content:
+                    if not line.strip():
+                        continue
+                    event = json.loads(line)
+                    if event["type"] == "ERROR":
+                        raise from_status(event["object"])
+                    yield event["type"], event["object"]
+            finally:
+                response.close()
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            raise _unreachable(f"watch of {resource}", error) from error
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        body: Body | None = None,
+        *,
+        query: dict[str, str] | None = None,
+        content_type: str = "application/json",
+    ) -> Json:
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS)
+        try:
+            async with asyncio.timeout(self._deadline):
+                response = await self._open(method, path, body, query, content_type, timeout)
+                async with response:
+                    answer: Json = json.loads(await response.read())
+                    return answer
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            raise _unreachable(f"{method} {path}", error) from error
+
+    async def _open(
+        self,
+        method: str,
+        path: str,
+        body: Body | None = None,
+        query: dict[str, str] | None = None,
+        content_type: str = "application/json",
+        timeout: aiohttp.ClientTimeout | None = None,
+    ) -> aiohttp.ClientResponse:
+        """An answer of status 2xx whose body is still to be read. Credentials that ran out are renewed once."""
+        response = await self._send(method, path, body, query, content_type, timeout)
+        if response.status == 401 and await self._renew_credentials():
+            response.close()
+            response = await self._send(method, path, body, query, content_type, timeout)
+        if response.status < 300:
+            return response
+        async with response:
+            text = await response.text(errors="replace")
+        raise from_status(_status_body(text), response.status, _seconds(response.headers.get("Retry-After")))
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        body: Body | None,
+        query: dict[str, str] | None,
+        content_type: str,
+        timeout: aiohttp.ClientTimeout | None,
+    ) -> aiohttp.ClientResponse:
+        headers = {"Accept": "application/json", "Content-Type": content_type, **self._api.default_headers}
+        try:
+            await self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
+        except ConfigException as error:
+            raise Unauthorized(0, "", f"the service account's token can't be read: {error}") from error
+        given = {key: value for key, value in (query or {}).items() if value}
+        url = self._api.configuration.host + path + (f"?{urlencode(given)}" if given else "")
+        answer = await self._api.call_api(method, url, headers, body, _request_timeout=timeout)
+        response: aiohttp.ClientResponse = answer.response
+        return response
+
+    async def _renew_credentials(self) -> bool:
+        """Reads the configuration again, because tokens and certificates in files rotate and exec plugins hand out
+        short-lived ones. True: worth another try. Those who fail together share one renewal."""
+        async with self._renewing:
+            if time.monotonic() - self._renewed < _RENEWAL_INTERVAL:
+                return True
+            self._renewed = time.monotonic()
+            try:
+                fresh = await connection.load(self._kubeconfig)
+                if fresh.cert_file:
+                    self._api.rest_client.ssl_context.load_cert_chain(fresh.cert_file, fresh.key_file)
+            except (ConfigurationError, OSError) as error:
+                _log.warning("the API server refuses our credentials, and there are no new ones: %s", error)
+                return False
+            self._api.configuration.api_key = fresh.api_key
+            self._api.configuration.refresh_api_key_hook = fresh.refresh_api_key_hook
+            return True
+
+
+def _unreachable(what: str, error: Exception) -> Unreachable:
+    words = str(error) or type(error).__name__
+    return Unreachable(0, "", f"{what}: no good answer from the API server: {words}")
+
+
+def _status_body(text: str) -> Any:
+    """A Status object, or one made up around the words of a proxy on the way."""
+    try:
+        body = json.loads(text)
+    except ValueError:
+        return {"message": text.strip()[:500]}
+    return body if isinstance(body, dict) else {"message": text[:500]}
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    return float(retry_after) if retry_after and retry_after.isdigit() else None

@@ -1,0 +1,195 @@
+"""A cache of one kind of object that follows the API server: list once, then watch.
+
+The cache holds records, made by the caller's `parse`, not the objects: a record is frozen, small, and says what the
+program looks at. Nobody hears of a change that leaves the record as it was. A lost connection is only a delay: the
+watch goes on from where it was, and a new list is taken only when the server says that this is too long ago. What
+vanished meanwhile is then told as a deletion, like any other.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import Generic, TypeVar
+
+from kube.backoff import Backoff
+from kube.client import ApiError, Cluster, Forbidden, Gone, Json, Resource, Unreachable
+
+T = TypeVar("T")
+Subscriber = Callable[[str, T | None, T | None], None]
+
+_log = logging.getLogger(__name__)
+_WATCH_SECONDS = 180
+_BACKOFF = Backoff(first=0.1, factor=2, limit=10, jitter=0.5)
+_SHORT_WATCH = 1.0
+"""Seconds. A watch that says nothing and ends sooner is a failure too, or a server that ends each at once would be
+asked without pause."""
+
+
+class Informer(Generic[T]):
+    """Keys are "namespace/name", or "name" for what has no namespace."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        resource: Resource,
+        parse: Callable[[Json], T | None],
+        *,
+        namespace: str | None = None,
+        label_selector: str = "",
+        field_selector: str = "",
+    ) -> None:
+        """`parse` makes the record of an object, or None for one that is not kept."""
+        self._cluster = cluster
+        self._resource = resource
+        self._parse = parse
+        self._namespace = namespace
+        self._label_selector = label_selector
+        self._field_selector = field_selector
+        self._records: dict[str, T] = {}
+        self._unreadable: set[str] = set()
+        self._subscribers: list[Subscriber[T]] = []
+        self._version: str | None = None
+        self._synced = asyncio.Event()
+        self.last_contact: float | None = None
+        """time.monotonic() of the server's last word. While all is well at most some minutes old."""
+
+    def get(self, key: str) -> T | None:
+        return self._records.get(key)
+
+    def values(self) -> list[T]:
+        return list(self._records.values())
+
+    def subscribe(self, callback: Subscriber[T]) -> None:
+        """Calls `callback(key, old, new)` for each record there is, and for each change from now on, after the cache
+        has it. `old` is None for a new one, `new` is None for one that went. It must not block: add to a queue."""
+        self._subscribers.append(callback)
+        for key, record in list(self._records.items()):
+            self._call(callback, key, None, record)
+
+    @property
+    def synced(self) -> bool:
+        """The first whole list is in the cache."""
+        return self._synced.is_set()
+
+    async def wait_synced(self) -> None:
+        await self._synced.wait()
+
+    async def run(self) -> None:
+        """For ever. Only cancellation ends it."""
+        failures = 0
+        while True:
+            started = time.monotonic()
+            try:
+                if self._version is None:
+                    await self._relist()
+                heard = await self._follow()
+                if heard or time.monotonic() - started > _SHORT_WATCH:
+                    failures = 0
+                    continue
+                failures += 1
+            except Gone as error:
+                _log.info("%s: listing again: %s", self._resource, error)
+                self._version = None
+                failures += 1
+            except Exception as error:
+                failures = 1 if time.monotonic() - started > _SHORT_WATCH else failures + 1
+                self._report(error, failures)
+                if isinstance(error, Unreachable) and error.retry_after:
+                    await asyncio.sleep(error.retry_after)
+            await asyncio.sleep(_BACKOFF.delay(failures))
+
+    def _report(self, error: Exception, failures: int) -> None:
+        if isinstance(error, Forbidden):
+            _log.warning("%s: RBAC does not let us list and watch them: %s", self._resource, error)
+        elif isinstance(error, ApiError):
+            _log.log(logging.INFO if failures == 1 else logging.WARNING, "%s: %s", self._resource, error)
+        else:
+            _log.error("%s: the informer starts over after a fault of its own", self._resource, exc_info=error)
+            self._version = None
+
+    async def _relist(self) -> None:
+        """Takes the whole list. Nothing is deleted from the cache before all of it was read."""
+        seen: set[str] = set()
+        version = ""
+        pages = self._cluster.pages(
+            self._resource,
+            self._namespace,
+            label_selector=self._label_selector,
+            field_selector=self._field_selector,
+        )
+        async with aclosing(pages):
+            async for page in pages:
+                self.last_contact = time.monotonic()
+                version = page.resource_version
+                for body in page.items:
+                    seen.add(_key(body))
+                    self._take(body)
+        for key in [key for key in self._records if key not in seen]:
+            self._put(key, None)
+        self._unreadable &= seen
+        self._version = version
+        self._synced.set()
+
+    async def _follow(self) -> bool:
+        """Watches until the server ends it. False: without having heard a word."""
+        heard = False
+        events = self._cluster.watch(
+            self._resource,
+            self._namespace,
+            resource_version=self._version or "",
+            label_selector=self._label_selector,
+            field_selector=self._field_selector,
+            timeout_seconds=random.randint(_WATCH_SECONDS // 2, _WATCH_SECONDS),  # noqa: S311
+        )
+        async with aclosing(events):
+            async for kind, body in events:
+                heard = True
+                self.last_contact = time.monotonic()
+                if kind == "DELETED":
+                    self._unreadable.discard(_key(body))
+                    self._put(_key(body), None)
+                elif kind in ("ADDED", "MODIFIED"):
+                    self._take(body)
+                self._version = body["metadata"]["resourceVersion"]
+        self.last_contact = time.monotonic()
+        return heard
+
+    def _take(self, body: Json) -> None:
+        """An object that can't be read keeps its last good record: to say that it is gone would be a lie, and
+        somebody might act on it."""
+        key = _key(body)
+        try:
+            record = self._parse(body)
+        except Exception as error:
+            if key not in self._unreadable:
+                self._unreadable.add(key)
+                _log.warning("%s %s can't be read and is left out: %r", self._resource, key, error)
+            return
+        self._unreadable.discard(key)
+        self._put(key, record)
+
+    def _put(self, key: str, record: T | None) -> None:
+        old = self._records.get(key)
+        if old == record:
+            return
+        if record is None:
+            del self._records[key]
+        else:
+            self._records[key] = record
+        for callback in list(self._subscribers):
+            self._call(callback, key, old, record)
+
+    def _call(self, callback: Subscriber[T], key: str, old: T | None, new: T | None) -> None:
+        try:
+            callback(key, old, new)
+        except Exception:
+            _log.exception("%s %s: a subscriber failed", self._resource, key)
+
+
+def _key(body: Json) -> str:
+    metadata = body["metadata"]
+    namespace = metadata.get("namespace")
+    return f"{namespace}/{metadata['name']}" if namespace else str(metadata["name"])

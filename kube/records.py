@@ -1,0 +1,217 @@
+"""What we read of the API's own objects, as frozen records. PersistentVolumes and capacities are in contract/.
+
+Each `read_` function takes the JSON object and raises KeyError or ValueError for one that no API server would hand out.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from contract import names, quantity
+
+Json = dict[str, Any]
+
+IMMEDIATE, WAIT_FOR_FIRST_CONSUMER = "Immediate", "WaitForFirstConsumer"
+SELECTED_NODE = "volume.kubernetes.io/selected-node"
+
+_PROVISIONER = "volume.kubernetes.io/storage-provisioner"
+_PROVISIONER_BETA = "volume.beta.kubernetes.io/storage-provisioner"
+_CLASS_BETA = "volume.beta.kubernetes.io/storage-class"
+
+
+@dataclass(frozen=True)
+class ObjectReference:
+    """An object that an event is about. Empty strings stand for what is not known or does not exist."""
+
+    kind: str
+    api_version: str
+    namespace: str
+    name: str
+    uid: str
+    resource_version: str = ""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A PersistentVolumeClaim."""
+
+    namespace: str
+    name: str
+    uid: str
+    resource_version: str
+    phase: str
+    volume_name: str
+    """The PersistentVolume it is bound to, or is to be."""
+    storage_class: str
+    """The beta annotation before spec.storageClassName, as everybody reads it. Empty: none."""
+    provisioner: str
+    """Whom the controller-manager asks to serve the claim. Empty: nobody yet."""
+    selected_node: str
+    """The scheduler's choice for a claim that waits for its first consumer."""
+    requested: int
+    """Bytes."""
+    capacity: int
+    """Bytes, as the bound volume was last seen by the kubelet. 0: not bound."""
+    access_modes: tuple[str, ...]
+    volume_mode: str
+    data_source: str
+    """Kind of the object that the volume is to be filled from. Empty: it starts empty."""
+    deleting: bool
+
+    @property
+    def key(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+    @property
+    def reference(self) -> ObjectReference:
+        return ObjectReference(
+            "PersistentVolumeClaim", "v1", self.namespace, self.name, self.uid, self.resource_version
+        )
+
+
+@dataclass(frozen=True)
+class StorageClass:
+    """With the defaults of the API filled in."""
+
+    name: str
+    provisioner: str
+    parameters: Mapping[str, str]
+    reclaim_policy: str
+    mount_options: tuple[str, ...]
+    binding_mode: str
+    allow_expansion: bool
+    allowed_topologies: tuple[Mapping[str, tuple[str, ...]], ...]
+    """Alternatives, each from label key to the values it may have. Empty: every node."""
+
+    def admits(self, labels: Mapping[str, str]) -> bool:
+        """Whether a node with these labels may serve the class."""
+        return not self.allowed_topologies or any(
+            all(labels.get(key) in values for key, values in term.items()) for term in self.allowed_topologies
+        )
+
+
+@dataclass(frozen=True)
+class PodVolume:
+    """A volume of a pod that comes from a claim."""
+
+    name: str
+    claim: str
+    """Name of the claim in the pod's namespace."""
+    read_only: bool
+    ephemeral: bool
+    """The claim is made for the pod (named <pod>-<volume>), and belongs to it only if the pod owns it."""
+
+
+@dataclass(frozen=True)
+class Pod:
+    namespace: str
+    name: str
+    uid: str
+    node_name: str
+    """Empty: not scheduled."""
+    phase: str
+    volumes: tuple[PodVolume, ...]
+    deleting: bool
+
+    @property
+    def key(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+    @property
+    def reference(self) -> ObjectReference:
+        return ObjectReference("Pod", "v1", self.namespace, self.name, self.uid)
+
+
+@dataclass(frozen=True)
+class Node:
+    name: str
+    uid: str
+    hostname: str
+    """Value of the hostname label, which on many clouds is not the name. Empty: the node has no such label, and no
+    volume can be tied to it."""
+    labels: Mapping[str, str]
+    deleting: bool
+
+    @property
+    def reference(self) -> ObjectReference:
+        return ObjectReference("Node", "v1", "", self.name, self.uid)
+
+
+def read_claim(body: Json) -> Claim:
+    metadata, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
+    annotations = metadata.get("annotations") or {}
+    requests = (spec.get("resources") or {}).get("requests") or {}
+    source = spec.get("dataSourceRef") or spec.get("dataSource") or {}
+    return Claim(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        resource_version=metadata["resourceVersion"],
+        phase=status.get("phase") or "Pending",
+        volume_name=spec.get("volumeName") or "",
+        storage_class=annotations.get(_CLASS_BETA) or spec.get("storageClassName") or "",
+        provisioner=annotations.get(_PROVISIONER) or annotations.get(_PROVISIONER_BETA) or "",
+        selected_node=annotations.get(SELECTED_NODE) or "",
+        requested=quantity.parse(str(requests.get("storage") or "0")),
+        capacity=quantity.parse(str((status.get("capacity") or {}).get("storage") or "0")),
+        access_modes=tuple(spec.get("accessModes") or ()),
+        volume_mode=spec.get("volumeMode") or "Filesystem",
+        data_source=source.get("kind") or "",
+        deleting="deletionTimestamp" in metadata,
+    )
+
+
+def read_storage_class(body: Json) -> StorageClass:
+    return StorageClass(
+        name=body["metadata"]["name"],
+        provisioner=body["provisioner"],
+        parameters=body.get("parameters") or {},
+        reclaim_policy=body.get("reclaimPolicy") or "Delete",
+        mount_options=tuple(body.get("mountOptions") or ()),
+        binding_mode=body.get("volumeBindingMode") or IMMEDIATE,
+        allow_expansion=bool(body.get("allowVolumeExpansion")),
+        allowed_topologies=tuple(
+            {
+                expression["key"]: tuple(expression.get("values") or ())
+                for expression in term.get("matchLabelExpressions") or []
+            }
+            for term in body.get("allowedTopologies") or []
+        ),
+    )
+
+
+def read_pod(body: Json) -> Pod:
+    metadata, spec = body["metadata"], body.get("spec") or {}
+    return Pod(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        node_name=spec.get("nodeName") or "",
+        phase=(body.get("status") or {}).get("phase") or "Pending",
+        volumes=tuple(
+            volume
+            for volume in (_pod_volume(metadata["name"], source) for source in spec.get("volumes") or [])
+            if volume is not None
+        ),
+        deleting="deletionTimestamp" in metadata,
+    )
+
+
+def _pod_volume(pod: str, volume: Json) -> PodVolume | None:
+    if source := volume.get("persistentVolumeClaim"):
+        return PodVolume(volume["name"], source["claimName"], bool(source.get("readOnly")), ephemeral=False)
+    if "ephemeral" in volume:
+        return PodVolume(volume["name"], f"{pod}-{volume['name']}", read_only=False, ephemeral=True)
+    return None
+
+
+def read_node(body: Json) -> Node:
+    metadata = body["metadata"]
+    labels = metadata.get("labels") or {}
+    return Node(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        hostname=labels.get(names.HOSTNAME_LABEL) or "",
+        labels=labels,
+        deleting="deletionTimestamp" in metadata,
+    )
