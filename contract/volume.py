@@ -60,6 +60,7 @@ class PersistentVolume:
     phase: str
     finalizers: tuple[str, ...]
     deleting: bool
+    access_modes: tuple[str, ...] = ()
 
     @property
     def pinned(self) -> bool:
@@ -107,6 +108,7 @@ def read(manifest: Json) -> PersistentVolume | None:
         phase=(manifest.get("status") or {}).get("phase") or PENDING,
         finalizers=tuple(metadata.get("finalizers") or ()),
         deleting="deletionTimestamp" in metadata,
+        access_modes=tuple(spec.get("accessModes") or ()),
     )
 
 
