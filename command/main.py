@@ -3,7 +3,7 @@ types is an option."""
 
 import asyncio
 import os
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,14 +44,25 @@ def provisioner() -> None:
 
 @flexdriver.command()
 def install(
-    plugin_dir: Annotated[
-        Path, typer.Option(envvar="PLUGIN_DIR", help="The kubelet's volumePluginDir.")
-    ] = Path(bundle.PLUGIN_DIRECTORY),
+    plugin_dir: Annotated[Path, typer.Option(envvar="PLUGIN_DIR", help="The kubelet's volumePluginDir.")] = Path(
+        bundle.PLUGIN_DIRECTORY
+    ),
     interpreter: Annotated[Path, typer.Option(help="Python of the node, 3.11 or later.")] = Path(bundle.INTERPRETER),
 ) -> None:
     """Install the driver into the kubelet's plugin directory, whole or not at all; the kubelet sees it at once."""
     try:
         installed = bundle.install(bundle.build(str(interpreter)), plugin_dir)
     except OSError as error:
-        raise typer.BadParameter(f"can't write to {plugin_dir}: {error.strerror}. Is it a folder of this host, and writable?") from None
+        raise typer.BadParameter(
+            f"can't write to {plugin_dir}: {error.strerror}. Is it a folder of this host, and writable?"
+        ) from None
     typer.echo(f"installed {installed}" if installed else f"{plugin_dir}: this very driver is installed already")
+
+
+def _run(program: Callable[[], Coroutine[Any, Any, None]], wrong_settings: type[Exception]) -> None:
+    """Run a program until it ends. A wrong setting ends it before it began, with a line instead of a traceback."""
+    try:
+        asyncio.run(program())
+    except wrong_settings as error:
+        typer.echo(f"elastic-local: {error}", err=True)
+        raise typer.Exit(2) from None
