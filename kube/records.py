@@ -57,6 +57,8 @@ class Claim:
     data_source: str
     """Kind of the object that the volume is to be filled from. Empty: it starts empty."""
     deleting: bool
+    controller: str = ""
+    """UID of the object that made the claim for itself and takes it along when it goes. Empty: a person made it."""
 
     @property
     def key(self) -> str:
@@ -112,6 +114,8 @@ class Pod:
     phase: str
     volumes: tuple[PodVolume, ...]
     deleting: bool
+    inline: tuple[str, ...] = ()
+    """Names of the volumes of our driver that its user wrote into the pod, without a claim."""
 
     @property
     def key(self) -> str:
@@ -158,6 +162,7 @@ def read_claim(body: Json) -> Claim:
         volume_mode=spec.get("volumeMode") or "Filesystem",
         data_source=source.get("kind") or "",
         deleting="deletionTimestamp" in metadata,
+        controller=next((o["uid"] for o in metadata.get("ownerReferences") or [] if o.get("controller")), ""),
     )
 
 
@@ -194,6 +199,11 @@ def read_pod(body: Json) -> Pod:
             if volume is not None
         ),
         deleting="deletionTimestamp" in metadata,
+        inline=tuple(
+            volume["name"]
+            for volume in spec.get("volumes") or []
+            if (volume.get("flexVolume") or {}).get("driver") == names.DRIVER
+        ),
     )
 
 
