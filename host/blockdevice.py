@@ -1,0 +1,45 @@
+"""What a block device is and holds."""
+
+import os
+import stat
+from pathlib import Path
+
+from host.command import CommandFailed, run
+
+_NOTHING_FOUND = 2
+_AMBIGUOUS = 8
+AMBIGUOUS = "more than one signature"
+
+
+def is_block_device(path: Path) -> bool:
+    """Whether `path`, links followed, is a block device. False for what does not exist."""
+    try:
+        return stat.S_ISBLK(path.stat().st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def size(device: Path) -> int:
+    """Bytes: where a block device ends. Raises OSError."""
+    descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.lseek(descriptor, 0, os.SEEK_END)
+    finally:
+        os.close(descriptor)
+
+
+async def signature(device: Path, *, deadline: float = 30) -> str:
+    """What the device itself, no cache, says that it holds: a filesystem ("ext4", "xfs", ...) or something else that
+    blkid knows ("LVM2_member"), AMBIGUOUS, or nothing (""). Raises CommandError."""
+    answer = await run(
+        "blkid", "--probe", "--match-tag", "TYPE", "--output", "value", str(device), deadline=deadline, check=False
+    )
+    if answer.exit_code == _NOTHING_FOUND:
+        # Also the exit code for a device that can't be read: that is no answer.
+        size(device)
+        return ""
+    if answer.exit_code == _AMBIGUOUS:
+        return AMBIGUOUS
+    if answer.exit_code != 0:
+        raise CommandFailed(answer)
+    return answer.stdout.strip()

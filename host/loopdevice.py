@@ -1,0 +1,138 @@
+"""A file as a block device.
+
+Attached with LOOP_CONFIGURE, one call in place of the older three, and with AUTOCLEAR: the kernel detaches the file
+when the last mount or open descriptor goes. So there is nothing to detach, and a killed process leaves no device behind.
+
+Source: loop(4), include/uapi/linux/loop.h. Needs Linux 5.8.
+"""
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+_CONTROL = "/dev/loop-control"
+_LOOP_GET_STATUS64 = 0x4C05
+_LOOP_SET_CAPACITY = 0x4C07
+_LOOP_CONFIGURE = 0x4C0A
+_LOOP_CTL_GET_FREE = 0x4C82
+_AUTOCLEAR = 4
+_DIRECT_IO = 16
+
+_TRIES = 64
+"""Others take loop devices too: between asking for a free one and taking it, somebody may have been faster."""
+
+
+class _Info(ctypes.Structure):
+    _fields_ = (
+        ("lo_device", ctypes.c_uint64),
+        ("lo_inode", ctypes.c_uint64),
+        ("lo_rdevice", ctypes.c_uint64),
+        ("lo_offset", ctypes.c_uint64),
+        ("lo_sizelimit", ctypes.c_uint64),
+        ("lo_number", ctypes.c_uint32),
+        ("lo_encrypt_type", ctypes.c_uint32),
+        ("lo_encrypt_key_size", ctypes.c_uint32),
+        ("lo_flags", ctypes.c_uint32),
+        ("lo_file_name", ctypes.c_char * 64),
+        ("lo_crypt_name", ctypes.c_char * 64),
+        ("lo_encrypt_key", ctypes.c_char * 32),
+        ("lo_init", ctypes.c_uint64 * 2),
+    )
+
+
+class _Config(ctypes.Structure):
+    _fields_ = (
+        ("fd", ctypes.c_uint32),
+        ("block_size", ctypes.c_uint32),
+        ("info", _Info),
+        ("reserved", ctypes.c_uint64 * 8),
+    )
+
+
+@contextlib.contextmanager
+def attached(file: Path) -> Iterator[Path]:
+    """The loop device of `file`: the one it is attached to already, else a new one. It is held for the context, and
+    beyond it for as long as it is mounted. Past the page cache (direct I/O) where the file's filesystem can, so that
+    data is not cached twice. Raises OSError."""
+    descriptor, device = _open_attached(file) or _attach(file)
+    try:
+        yield device
+    finally:
+        os.close(descriptor)
+
+
+def find(file: Path) -> Path | None:
+    """The device that `file` is attached to, or None."""
+    found = _open_attached(file)
+    if found is None:
+        return None
+    descriptor, device = found
+    os.close(descriptor)
+    return device
+
+
+def set_capacity(device: Path) -> None:
+    """Lets the device have the size that its file has now. Raises OSError."""
+    with _opened(device, os.O_RDONLY) as descriptor:
+        fcntl.ioctl(descriptor, _LOOP_SET_CAPACITY)
+
+
+def _open_attached(file: Path) -> tuple[int, Path] | None:
+    """The open device of `file`. Compared by inode: names of files differ between mount namespaces."""
+    wanted = file.stat()
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        device = Path("/dev", backing.parent.parent.name)
+        with contextlib.suppress(OSError):  # it was detached a moment ago
+            if Path(backing.read_text().rstrip("\n")).name != file.name:
+                continue
+            descriptor = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+            if _shows(descriptor, wanted):
+                return descriptor, device
+            os.close(descriptor)
+    return None
+
+
+def _shows(descriptor: int, file: os.stat_result) -> bool:
+    info = _Info()
+    try:
+        fcntl.ioctl(descriptor, _LOOP_GET_STATUS64, info)
+    except OSError:  # nothing is attached to it any more
+        return False
+    return (info.lo_device, info.lo_inode) == (file.st_dev, file.st_ino)
+
+
+def _attach(file: Path) -> tuple[int, Path]:
+    with _opened(file, os.O_RDWR) as backing, _opened(Path(_CONTROL), os.O_RDWR) as control:
+        for _ in range(_TRIES):
+            number = fcntl.ioctl(control, _LOOP_CTL_GET_FREE)
+            device = Path(f"/dev/loop{number}")
+            try:
+                descriptor = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError as error:
+                raise OSError(
+                    errno.ENOENT, "no such device, the container must share the node's /dev", str(device)
+                ) from error
+            config = _Config(fd=backing, info=_Info(lo_flags=_AUTOCLEAR | _DIRECT_IO))
+            config.info.lo_file_name = os.fsencode(file)[-63:]
+            try:
+                fcntl.ioctl(descriptor, _LOOP_CONFIGURE, config)
+            except OSError as error:
+                os.close(descriptor)
+                if error.errno != errno.EBUSY:
+                    raise OSError(error.errno, f"can't attach {file} ({error.strerror})", str(device)) from error
+            else:
+                return descriptor, device
+    raise OSError(errno.EBUSY, f"no loop device stayed free long enough to attach {file}, try again", _CONTROL)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    descriptor = os.open(path, flags | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,105 @@
+"""Bind mounts and unmounting by system call.
+
+By system call and not by mount(8), because only so a mount can be tied to an open directory: it appears on the very
+folder that was checked, whatever is renamed or linked meanwhile. A bind mount is built aside (open_tree), made
+read-only there (mount_setattr) and then attached whole (move_mount): there is no moment at which it can be written to
+and no half-made mount to undo. Needs Linux 5.12.
+
+The calls may block as long as the disk does: call them from a thread. Errors are OSErrors with the kernel's errno,
+worded for people.
+"""
+
+import ctypes
+import errno
+import os
+from pathlib import Path
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+# The numbers are the same on every architecture that Kubernetes runs on; C libraries got wrappers only in 2022.
+# Source: include/uapi/asm-generic/unistd.h and include/uapi/linux/mount.h.
+_OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
+_OPEN_TREE_CLONE = 1
+_MOVE_MOUNT_FROM_EMPTY_PATH, _MOVE_MOUNT_TO_EMPTY_PATH = 0x04, 0x40
+_AT_FDCWD = -100
+_AT_EMPTY_PATH = 0x1000
+_MOUNT_ATTR_RDONLY = 0x01
+
+_MNT_DETACH = 2
+_UMOUNT_NOFOLLOW = 8
+
+
+class _MountAttributes(ctypes.Structure):
+    _fields_ = (
+        ("attr_set", ctypes.c_uint64),
+        ("attr_clr", ctypes.c_uint64),
+        ("propagation", ctypes.c_uint64),
+        ("userns_fd", ctypes.c_uint64),
+    )
+
+
+def bind(source: Path | int, target: Path | int, *, read_only: bool = False) -> None:
+    """Shows `source`, a path or an open directory, on `target`, the same. What is mounted below `source` is not shown.
+    Raises OSError."""
+    tree = _open_tree(source)
+    try:
+        if read_only:
+            attributes = _MountAttributes(attr_set=_MOUNT_ATTR_RDONLY)
+            _call(
+                "make the mount read-only",
+                source,
+                _MOUNT_SETATTR,
+                tree,
+                ctypes.c_char_p(b""),
+                _AT_EMPTY_PATH,
+                ctypes.byref(attributes),
+                ctypes.c_size_t(ctypes.sizeof(attributes)),
+            )
+        folder, path = (target, b"") if isinstance(target, int) else (_AT_FDCWD, os.fsencode(target))
+        empty_path = _MOVE_MOUNT_TO_EMPTY_PATH if isinstance(target, int) else 0
+        _call(
+            "mount",
+            target,
+            _MOVE_MOUNT,
+            tree,
+            ctypes.c_char_p(b""),
+            folder,
+            ctypes.c_char_p(path),
+            _MOVE_MOUNT_FROM_EMPTY_PATH | empty_path,
+        )
+    finally:
+        os.close(tree)
+
+
+def _open_tree(source: Path | int) -> int:
+    folder, path = (source, b"") if isinstance(source, int) else (_AT_FDCWD, os.fsencode(source))
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | (_AT_EMPTY_PATH if isinstance(source, int) else 0)
+    return _call("bind", source, _OPEN_TREE, folder, ctypes.c_char_p(path), flags)
+
+
+def unmount(path: Path, *, detach: bool = False) -> None:
+    """Takes away what is mounted on `path`, of which the last component is not followed if it is a link; to unmount
+    below an open directory, give /proc/self/fd/N/name. With `detach` it goes out of sight at once and is really
+    unmounted when nobody uses it any more. Raises OSError: EINVAL when nothing is mounted there, EBUSY, ENOENT."""
+    flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if detach else 0)
+    if _libc.umount2(os.fsencode(path), flags) != 0:
+        raise _error("unmount", path)
+
+
+def _call(verb: str, where: Path | int, number: int, *arguments: object) -> int:
+    result = _libc.syscall(ctypes.c_long(number), *arguments)
+    if result < 0:
+        raise _error(verb, where)
+    return int(result)
+
+
+def _error(verb: str, where: Path | int) -> OSError:
+    number = ctypes.get_errno()
+    name = f"/proc/self/fd/{where}" if isinstance(where, int) else str(where)
+    words = {
+        errno.EBUSY: "it is in use, stop the processes that have files open there (fuser -vm shows them)",
+        errno.EINVAL: "nothing is mounted there" if verb == "unmount" else os.strerror(number),
+        errno.ENOSYS: "the kernel is too old, Linux 5.12 or newer is needed",
+        errno.EPERM: "not permitted, it takes CAP_SYS_ADMIN (a privileged container)",
+    }.get(number, os.strerror(number))
+    return OSError(number, f"can't {verb} ({words})", name)

@@ -1,0 +1,84 @@
+"""The mount table of our namespace, read from /proc/self/mountinfo.
+
+mountinfo and not /proc/mounts: only it tells which part of a filesystem a bind mount shows (`root`) and which mount
+lies on which. Source of the format: proc_pid_mountinfo(5).
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+_MOUNTINFO = Path("/proc/self/mountinfo")
+_TRIES = 3
+_ESCAPE = re.compile(r"\\([0-7]{3})")
+
+
+@dataclass(frozen=True)
+class Mount:
+    """One line of the table."""
+
+    id: int
+    parent: int
+    device: str
+    """"major:minor"."""
+    root: str
+    """The folder of the filesystem that this mount shows: "/" unless it is a bind mount of less than all."""
+    path: str
+    options: frozenset[str]
+    """Of this mount alone: a bind mount may be `ro` of a filesystem that is `rw`."""
+    filesystem: str
+    source: str
+    filesystem_options: frozenset[str]
+
+    @property
+    def read_only(self) -> bool:
+        return "ro" in self.options
+
+
+def parse(text: str) -> list[Mount]:
+    """The mounts in the order of the table, in which one that lies on another comes later. Raises ValueError."""
+    return [_parse_line(line) for line in text.split("\n") if line]
+
+
+def _parse_line(line: str) -> Mount:
+    # Single spaces separate, and a field may be empty: a mount without a source has two in a row.
+    fields = line.split(" ")
+    try:
+        dash = fields.index("-", 6)
+        filesystem, source, filesystem_options = fields[dash + 1 :]
+        return Mount(
+            id=int(fields[0]),
+            parent=int(fields[1]),
+            device=fields[2],
+            root=_decode(fields[3]),
+            path=_decode(fields[4]),
+            options=frozenset(fields[5].split(",")),
+            filesystem=_decode(filesystem),
+            source=_decode(source),
+            filesystem_options=frozenset(_decode(option) for option in filesystem_options.split(",")),
+        )
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"not a line of mountinfo: {line!r}") from error
+
+
+def _decode(field: str) -> str:
+    """Undoes the kernel's escapes: blanks, line ends, backslash and # as three octal digits, nothing else."""
+    return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), field)
+
+
+def read() -> list[Mount]:
+    """The table as it is now.
+
+    The kernel hands a long table out in pieces, between which mounts come and go, and may then leave out one that was
+    there all the time. Two equal readings show that nothing moved; if it never calms down, the last one must do.
+    """
+    text = _read_once()
+    for _ in range(_TRIES - 1):
+        before, text = text, _read_once()
+        if text == before:
+            break
+    return parse(text)
+
+
+def _read_once() -> str:
+    return _MOUNTINFO.read_text(encoding="utf-8", errors="surrogateescape")
