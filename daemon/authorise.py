@@ -1,0 +1,178 @@
+"""Who may mount what.
+
+An inline flexVolume in a pod is written by its user: the name, the options, even the `kubernetes.io/` keys that the
+kubelet passes on. Whoever believes a callout lets any user who may create pods mount another tenant's data. So the
+daemon believes only the folder, which the kubelet made, and asks the API server the rest:
+
+- the pod of the folder's UID runs on this node,
+- it names, as one of its volumes, the claim that the PersistentVolume of the folder's name is bound to,
+- claim and PersistentVolume name each other, by UID, so neither can be forged by somebody who may write claims,
+- the PersistentVolume is of our driver, and lives on this node or nowhere yet.
+
+The decision is a pure function of what was found; the fetching around it is thin. Of the callout's own words two are
+used. "Read-only" can only take rights away. The pod's name is a hint where to look for a pod that the informer has not
+seen yet: the UID of what is found there is compared.
+"""
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from contract import callout, names
+from contract import volume as contract_volume
+from contract.volume import PersistentVolume
+from daemon.errors import VolumeError
+from daemon.podfolder import PodFolder
+from kube.client import CLAIMS, PODS, VOLUMES, Cluster
+from kube.errors import ApiError, NotFound
+from kube.informer import Informer
+from kube.records import Claim, Node, Pod, PodVolume, read_claim, read_pod
+
+log = logging.getLogger(__name__)
+
+READ_ONLY_MANY = "ReadOnlyMany"
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+"""What the API server lets an object be called: nothing else of an untrusted hint becomes part of a request."""
+
+
+class Refused(VolumeError):
+    """The pod may not mount this. The message says why, and names nothing of another tenant."""
+
+
+class Undecided(VolumeError):
+    """The API server did not say whether the pod may mount this. The kubelet asks again."""
+
+
+@dataclass(frozen=True)
+class Grant:
+    """The pod may mount the volume. `volume` is as the API server has it: the only source of size and options."""
+
+    volume: PersistentVolume
+    pod: Pod
+    read_only: bool
+
+
+def at_home(volume: PersistentVolume, node: Node) -> bool:
+    """It is tied to this node in every way: label, affinity and finalizer came together, so less than all of them is
+    the work of somebody else."""
+    return (
+        volume.node_label == names.node_label_value(node.name)
+        and volume.hostnames == (node.hostname,)
+        and names.FINALIZER in volume.finalizers
+    )
+
+
+def elsewhere(volume: PersistentVolume, node: Node) -> str:
+    """The node that a volume lives on when it isn't this one, else empty."""
+    if volume.hostnames and volume.hostnames != (node.hostname,):
+        return ", ".join(volume.hostnames)
+    return volume.node_label if volume.node_label not in ("", names.node_label_value(node.name)) else ""
+
+
+def decide(
+    folder: PodFolder,
+    read_only: bool,
+    pod: Pod | None,
+    volume: PersistentVolume | None,
+    claim: Claim | None,
+    node: Node,
+) -> Grant:
+    """`claim` is the one of the volume's claimRef. Raises Refused."""
+    if pod is None or pod.uid != folder.pod_uid:
+        raise Refused(f"no pod with uid {folder.pod_uid} is known to the API server: it was probably deleted just now")
+    if pod.node_name != node.name:
+        raise Refused(f"pod {pod.namespace}/{pod.name} runs on another node than {node.name}")
+    mentions = _mentions(pod, volume)
+    if volume is None or volume.claim is None or not mentions:
+        raise Refused(_not_its_claim(folder, pod))
+    reference = volume.claim
+    if claim is None or claim.uid != reference.uid:
+        raise Refused(f"claim {reference} of volume {volume.name} is gone: a new claim gets a volume of its own")
+    if claim.volume_name != volume.name:
+        raise Refused(f"claim {reference} is not bound to volume {volume.name}: see `kubectl describe pvc`")
+    if all(mention.ephemeral for mention in mentions) and claim.controller != pod.uid:
+        raise Refused(
+            f"claim {reference} was not made for pod {pod.name}: delete it, and Kubernetes makes the pod's own, "
+            "or name it under persistentVolumeClaim"
+        )
+    if home := elsewhere(volume, node):
+        raise Refused(f"volume {volume.name} lives on node {home} and can't be mounted on {node.name}")
+    only_reads = bool(volume.access_modes) and set(volume.access_modes) == {READ_ONLY_MANY}
+    return Grant(volume, pod, read_only or only_reads or all(mention.read_only for mention in mentions))
+
+
+def _mentions(pod: Pod, volume: PersistentVolume | None) -> list[PodVolume]:
+    """The volumes of the pod that name the claim of this PersistentVolume."""
+    claim = volume.claim if volume else None
+    if claim is None or claim.namespace != pod.namespace:
+        return []
+    return [mention for mention in pod.volumes if mention.claim == claim.name]
+
+
+def _not_its_claim(folder: PodFolder, pod: Pod) -> str:
+    """One message whether or not there is a volume of that name: a pod must not learn of other tenants' volumes."""
+    if folder.name in pod.inline:
+        return (
+            f"volume {folder.name} is written into pod {pod.namespace}/{pod.name} as an inline flexVolume, whose name "
+            "and options prove nothing: use a PersistentVolumeClaim of an elastic-local class, or a generic "
+            "ephemeral volume (ephemeral.volumeClaimTemplate)"
+        )
+    return f"pod {pod.namespace}/{pod.name} has no claim that is bound to a volume {folder.name}"
+
+
+class Authoriser:
+    """Finds what the decision needs: the pod by informer, the PersistentVolume and the claim by asking.
+
+    Both are asked for live, because a stale PersistentVolume or claim could grant what was just taken away; the
+    kubelet itself reads them before each mount too.
+    """
+
+    def __init__(self, cluster: Cluster, pods: Informer[Pod], node: Node) -> None:
+        self._cluster = cluster
+        self._pods = pods
+        self._node = node
+
+    async def authorise(self, folder: PodFolder, options: Mapping[str, str]) -> Grant:
+        """Raises Refused and Undecided."""
+        try:
+            pod = await self._pod(folder, options)
+            volume = await self._volume(folder.name)
+            claim = None
+            if pod and volume and volume.claim and _mentions(pod, volume):
+                claim = await self._claim(volume.claim.namespace, volume.claim.name)
+        except NotFound as error:
+            raise Refused(str(error)) from error
+        except ApiError as error:
+            raise Undecided(
+                f"can't ask the API server whether the pod may mount {folder.name}, the kubelet tries again: {error}"
+            ) from error
+        return decide(folder, read_only(options), pod, volume, claim, self._node)
+
+    async def _pod(self, folder: PodFolder, options: Mapping[str, str]) -> Pod | None:
+        known = next((pod for pod in self._pods.values() if pod.uid == folder.pod_uid), None)
+        hint = options.get(callout.POD_NAME_OPTION, ""), options.get(callout.POD_NAMESPACE_OPTION, "")
+        if known or not all(_NAME.fullmatch(name) for name in hint):
+            return known
+        try:
+            return read_pod(await self._cluster.get(PODS, *hint))
+        except NotFound:
+            return None
+
+    async def _volume(self, name: str) -> PersistentVolume | None:
+        try:
+            return contract_volume.read(await self._cluster.get(VOLUMES, name))
+        except NotFound:
+            return None
+
+    async def _claim(self, namespace: str, name: str) -> Claim | None:
+        try:
+            return read_claim(await self._cluster.get(CLAIMS, name, namespace))
+        except NotFound:
+            return None
+
+
+def read_only(options: Mapping[str, str]) -> bool:
+    """Anything but a plain "rw" is taken as read-only."""
+    return options.get(callout.READ_WRITE_OPTION) != "rw"
