@@ -57,6 +57,10 @@ class Claim:
     data_source: str
     """Kind of the object that the volume is to be filled from. Empty: it starts empty."""
     deleting: bool
+    has_selector: bool = False
+    """It asks for one of the volumes that exist, by their labels."""
+    attributes_class: str = ""
+    """The VolumeAttributesClass, which CSI drivers serve."""
     controller: str = ""
     """UID of the object that made the claim for itself and takes it along when it goes. Empty: a person made it."""
 

@@ -1,0 +1,197 @@
+"""What is to be done for a claim: a pure function of the claim, its class and the room that nodes have left.
+
+The order of the checks is that of the Kubernetes provisioning protocol: is the claim ours and unbound, has the
+scheduler chosen a node, and only then whether it can be served. A claim that can't be is refused in words for its
+owner. One that could be served elsewhere is sent back to the scheduler, which looks at the nodes' capacity again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from contract import capacity, names, parameters, quantity
+from contract.capacity import Capacity
+from contract.parameters import ParameterError, VolumeParameters
+from kube.records import WAIT_FOR_FIRST_CONSUMER, Claim, StorageClass
+
+READ_WRITE_ONCE, READ_ONLY_MANY = "ReadWriteOnce", "ReadOnlyMany"
+ACCESS_MODES = frozenset({READ_WRITE_ONCE, READ_ONLY_MANY})
+FILESYSTEM = "Filesystem"
+
+PATIENCE = 5.0
+"""Seconds that a chosen node gets to publish its room: its daemon may be about to, for a class made just now. The
+scheduler looks once a second, and a pod that waits here could start elsewhere."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a node publishes for the class, and how many bytes of it are not promised yet."""
+
+    capacity: Capacity
+    free: int
+
+
+@dataclass(frozen=True)
+class Offers:
+    """All that nodes offer to one class. `unplaced`: bytes promised to its volumes that have no node yet."""
+
+    nodes: Sequence[Offer] = ()
+    unplaced: int = 0
+
+    def of(self, node: str) -> Offer | None:
+        label = names.node_label_value(node)
+        return next((offer for offer in self.nodes if offer.capacity.node == label), None)
+
+
+@dataclass(frozen=True)
+class Ignore:
+    """Nothing to do until the claim changes: not ours, bound, or the scheduler's turn."""
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Nothing to say yet: look again in so many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """It can't be served as things are: tell its owner."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class SendBack:
+    """Not on this node: ask the scheduler for another one, and tell the owner."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Create:
+    """A volume of `size` bytes. Without a place it goes where its first pod goes."""
+
+    size: int
+    parameters: VolumeParameters
+    place: Capacity | None
+
+
+Decision = Ignore | Wait | Refuse | SendBack | Create
+
+
+def ours(claim: Claim) -> bool:
+    """Whether a claim waits for a volume of ours."""
+    return not claim.volume_name and claim.provisioner in names.PROVISIONERS and not claim.deleting
+
+
+def decide(claim: Claim, storage_class: StorageClass | None, offers: Offers, *, waited: float) -> Decision:
+    """`waited`: seconds since the chosen node was first found to publish no room for the class."""
+    if not ours(claim):
+        return Ignore()
+    if storage_class is None:
+        return Refuse(_no_class(claim))
+    if storage_class.provisioner not in names.PROVISIONERS:
+        return Ignore()
+    bound_late = storage_class.binding_mode == WAIT_FOR_FIRST_CONSUMER
+    if bound_late and not claim.selected_node:
+        return Ignore()
+    try:
+        wanted = parameters.parse(storage_class.parameters, storage_class.mount_options)
+    except ParameterError as error:
+        return Refuse(f"{error}. Parameters can't be changed: make the class anew")
+    reason = _unservable(claim) or _too_small(claim, wanted)
+    if reason:
+        return Refuse(reason)
+    if bound_late:
+        return _on_node(claim, claim.selected_node, wanted, offers, waited)
+    if storage_class.allowed_topologies:
+        return Refuse(
+            "allowedTopologies with volumeBindingMode Immediate can't be honoured, because the first pod chooses the "
+            f"node: use {WAIT_FOR_FIRST_CONSUMER}"
+        )
+    return _anywhere(claim, wanted, offers)
+
+
+def _no_class(claim: Claim) -> str:
+    if not claim.storage_class:
+        return "the claim names no StorageClass: set storageClassName"
+    return f"there is no StorageClass {claim.storage_class!r}: create it, the claim is tried again then"
+
+
+def _unservable(claim: Claim) -> str:
+    """Why no class of ours could serve such a claim, empty when one could."""
+    wrong = [mode for mode in claim.access_modes if mode not in ACCESS_MODES]
+    if wrong:
+        return (
+            f"access mode {wrong[0]} can't be served by a volume that lives on one node: use {READ_WRITE_ONCE} or "
+            f"{READ_ONLY_MANY}"
+        )
+    if claim.volume_mode != FILESYSTEM:
+        return f"volumeMode {claim.volume_mode} is not served by a FlexVolume driver: use {FILESYSTEM}"
+    if claim.data_source:
+        return f"a new volume can't be filled from a {claim.data_source}: remove dataSource and dataSourceRef"
+    if claim.has_selector:
+        return "a selector picks among volumes that exist, and this class makes new ones: remove the selector"
+    if claim.attributes_class:
+        return "volumeAttributesClassName is for CSI volumes: remove it"
+    return ""
+
+
+def _too_small(claim: Claim, wanted: VolumeParameters) -> str:
+    if claim.requested >= wanted.minimum_size:
+        return ""
+    return (
+        f"the claim asks for {quantity.humane(claim.requested)}, and {wanted.filesystem} needs at least "
+        f"{quantity.humane(wanted.minimum_size)}: ask for more"
+    )
+
+
+def _on_node(claim: Claim, node: str, wanted: VolumeParameters, offers: Offers, waited: float) -> Decision:
+    offer = offers.of(node)
+    if offer is None:
+        if waited < PATIENCE:
+            return Wait(PATIENCE - waited)
+        return SendBack(
+            f"node {node} publishes no room for this class (is its elastic-local daemon ready?): another node is "
+            "asked for"
+        )
+    if _needs(claim, wanted, offer) > offer.free:
+        return SendBack(f"{_asks(claim, wanted, offer)}, node {node} has {_left(offer)}: another node is asked for")
+    return Create(claim.requested, wanted, offer.capacity)
+
+
+def _anywhere(claim: Claim, wanted: VolumeParameters, offers: Offers) -> Decision:
+    """The first pod chooses the node, so all that can be asked is that there is one to choose."""
+    if not offers.nodes:
+        return Refuse("no node publishes room for this class: is the elastic-local daemon ready on any?")
+    best = max(offers.nodes, key=lambda offer: offer.free - _needs(claim, wanted, offer))
+    if _needs(claim, wanted, best) > best.free:
+        return Refuse(
+            f"{_asks(claim, wanted, best)}, and the most that a node has is {_left(best)}, on "
+            f"{best.capacity.node}: ask for less, or free room"
+        )
+    together = sum(max(offer.free, 0) for offer in offers.nodes)
+    if _needs(claim, wanted, best) + offers.unplaced > together:
+        return Refuse(
+            f"{_asks(claim, wanted, best)}, and of the {quantity.humane(together)} that all nodes have left, "
+            f"{quantity.humane(offers.unplaced)} are promised to volumes that wait for their first pod: free room"
+        )
+    return Create(claim.requested, wanted, None)
+
+
+def _needs(claim: Claim, wanted: VolumeParameters, offer: Offer) -> int:
+    return capacity.footprint(claim.requested, wanted, offer.capacity.granularity)
+
+
+def _asks(claim: Claim, wanted: VolumeParameters, offer: Offer) -> str:
+    needed = _needs(claim, wanted, offer)
+    asked = f"the claim asks for {quantity.humane(claim.requested)}"
+    # A mirror takes twice its size: say so, or the figures seem to contradict each other.
+    return (
+        asked if needed < claim.requested * 1.5 else f"{asked}, which takes {quantity.humane(needed)} ({wanted.raid})"
+    )
+
+
+def _left(offer: Offer) -> str:
+    return f"{quantity.humane(max(offer.free, 0))} left in pool {offer.capacity.pool}"
