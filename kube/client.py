@@ -173,9 +173,16 @@ class Cluster:
                 return
             query["continue"] = metadata["continue"]
 
-    async def create(self, resource: Resource, body: Json, namespace: str | None = None) -> Json:
-        """`namespace` defaults to the object's own."""
-        return await self._request("POST", resource.path(namespace or body["metadata"].get("namespace")), body)
+    async def create(
+        self, resource: Resource, body: Json, namespace: str | None = None, subresource: str | None = None
+    ) -> Json:
+        """`namespace` defaults to the object's own. A subresource (a pod's binding) is that of the object named in
+        the body."""
+        metadata = body["metadata"]
+        name = metadata["name"] if subresource else None
+        return await self._request(
+            "POST", resource.path(namespace or metadata.get("namespace"), name, subresource), body
+        )
 
     async def replace(
         self,
@@ -212,6 +219,7 @@ class Cluster:
         uid: str | None = None,
         resource_version: str | None = None,
         propagation: str | None = None,
+        grace_seconds: int | None = None,
     ) -> None:
         """Deletes only the object of that uid and version, if given: Conflict when it is another one by now."""
         preconditions = {"uid": uid, "resourceVersion": resource_version}
@@ -221,6 +229,8 @@ class Cluster:
             options["preconditions"] = given
         if propagation:
             options["propagationPolicy"] = propagation
+        if grace_seconds is not None:
+            options["gracePeriodSeconds"] = grace_seconds
         await self._request("DELETE", resource.path(namespace, name), options)
 
     async def watch(
