@@ -1,0 +1,77 @@
+"""What ties a PersistentVolume to this node: taken at the first mount if nobody chose a node, let go of at the end.
+
+Label, pool, finalizer and affinity are set in one patch, so there is no half of it, and the patch names the version
+that it was decided for: of two nodes that mount at the same time the API server lets one win, because an affinity can
+be set once only. The finalizer is what keeps the object until this node has given the space back. Other people's
+finalizers are kept in both directions.
+"""
+
+import contextlib
+
+from contract import names
+from contract import volume as contract_volume
+from contract.volume import PersistentVolume, Pin
+from daemon.authorise import Refused, at_home, elsewhere
+from kube.client import VOLUMES, Cluster, Conflict, Invalid, Json, NotFound
+from kube.records import Node
+
+_TRIES = 5
+"""Others write to a young PersistentVolume too (the binder, above all); each try reads it again."""
+
+
+def pinning_patch(volume: PersistentVolume, pin: Pin) -> Json:
+    body = contract_volume.pinning(pin)
+    body["metadata"] |= {
+        "uid": volume.uid,
+        "resourceVersion": volume.resource_version,
+        "finalizers": list(dict.fromkeys((*volume.finalizers, names.FINALIZER))),
+    }
+    return body
+
+
+def release_patch(volume: PersistentVolume) -> Json:
+    return {
+        "metadata": {
+            "uid": volume.uid,
+            "resourceVersion": volume.resource_version,
+            "finalizers": [finalizer for finalizer in volume.finalizers if finalizer != names.FINALIZER],
+        }
+    }
+
+
+async def pin(cluster: Cluster, volume: PersistentVolume, node: Node, pool: str) -> PersistentVolume:
+    """The PersistentVolume, tied to this node. Raises Refused when it lives, or just came to live, elsewhere."""
+    current: PersistentVolume | None = volume
+    for _ in range(_TRIES):
+        if current is None or current.uid != volume.uid or (current.deleting and not at_home(current, node)):
+            raise Refused(f"volume {volume.name} is being deleted")
+        if home := elsewhere(current, node):
+            raise Refused(f"volume {volume.name} lives on node {home} and can't be mounted on {node.name}")
+        if at_home(current, node):
+            return current
+        try:
+            patch = pinning_patch(current, Pin(node.name, node.hostname, pool))
+            current = contract_volume.read(await cluster.patch(VOLUMES, volume.name, patch))
+        except Conflict:
+            current = await _read(cluster, volume.name)
+        except Invalid as error:
+            raise Refused(
+                f"volume {volume.name} can't be tied to node {node.name}, its node affinity is set already: {error}"
+            ) from error
+        except NotFound:
+            current = None
+    raise Refused(f"volume {volume.name} keeps changing while it is being tied to node {node.name}: it is tried again")
+
+
+async def release(cluster: Cluster, volume: PersistentVolume) -> None:
+    """Takes our finalizer off. An object that is gone already is no error. Raises Conflict when it changed since it was
+    read: what is to be done may have changed too (its policy, for one), so the caller decides anew."""
+    with contextlib.suppress(NotFound):
+        await cluster.patch(VOLUMES, volume.name, release_patch(volume))
+
+
+async def _read(cluster: Cluster, name: str) -> PersistentVolume | None:
+    try:
+        return contract_volume.read(await cluster.get(VOLUMES, name))
+    except NotFound:
+        return None
