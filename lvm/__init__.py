@@ -1,0 +1,28 @@
+"""LVM2 as a small typed library. It knows nothing of Kubernetes.
+
+    lvm = Lvm(Path("/var/lib/example/lvm"))
+    await lvm.create_volume("vg", "data", 10 * 2**30, {"owner=example"})
+    state = await lvm.report()
+
+Every operation is one LVM command: nearly all of a command's time is its start and the scan of devices.
+"""
+
+from lvm.errors import AlreadyExists, BadName, InUse, LvmError, NoSpace, NotFound, TimedOut
+from lvm.lvm import Lvm
+from lvm.records import Health, LogicalVolume, PhysicalVolume, State, VolumeGroup
+
+__all__ = [
+    "AlreadyExists",
+    "BadName",
+    "Health",
+    "InUse",
+    "LogicalVolume",
+    "Lvm",
+    "LvmError",
+    "NoSpace",
+    "NotFound",
+    "PhysicalVolume",
+    "State",
+    "TimedOut",
+    "VolumeGroup",
+]

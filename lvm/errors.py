@@ -1,0 +1,104 @@
+"""What can go wrong, as types that a caller can act on.
+
+LVM's exit code says little (5 = failed, 3 = wrong usage) and its error numbers nothing, so what happened is read from
+the error messages of its structured command log. They are matched per message and never in the output as a whole,
+where a volume's name or a warning could look like one. Texts are those of lvm2 2.03, in the C locale.
+"""
+
+import re
+from collections.abc import Sequence
+
+
+class LvmError(Exception):
+    """An LVM command that failed. `words` is what LVM said; without an exit code no command was started."""
+
+    def __init__(self, command: str, exit_code: int | None, words: str) -> None:
+        super().__init__(words if exit_code is None else f"{words} ({command}: exit code {exit_code})")
+        self.command = command
+        self.exit_code = exit_code
+        self.words = words
+
+
+class NoSpace(LvmError):
+    """The group or pool has not the room, or not the devices that stripes or mirrors need."""
+
+
+class NotFound(LvmError):
+    """No such volume group, volume, pool or device."""
+
+
+class AlreadyExists(LvmError):
+    """The name is taken."""
+
+
+class InUse(LvmError):
+    """The volume is open or mounted, or the device holds something already."""
+
+
+class TimedOut(LvmError):
+    """The command was killed at its deadline: a device does not answer or somebody holds the lock. What it was doing
+    may have happened or not."""
+
+
+class BadName(LvmError, ValueError):
+    """A name or tag that LVM does not take. Seen before any command is started, as a rule."""
+
+
+_MEANINGS: tuple[tuple[type[LvmError], re.Pattern[str]], ...] = (
+    (
+        NoSpace,
+        re.compile(
+            r"insufficient free space"
+            r"|insufficient suitable allocatable extents"
+            r"|not enough (free|pvs|space)"
+            r"|free space in (thin )?pool .* reached threshold"
+            r"|number of stripes \(\d+\) must not exceed number of physical volumes",
+            re.IGNORECASE,
+        ),
+    ),
+    (
+        NotFound,
+        re.compile(
+            r"^volume group \S+ not found"
+            r"|^failed to find logical volume"
+            r"|^logical volume \S+ not found in volume group"
+            r"|^pool \S+ not found in volume group"
+            r"|^no device found for "
+            r"|^device \S+ not found",
+            re.IGNORECASE,
+        ),
+    ),
+    (AlreadyExists, re.compile(r"already exists( in volume group \S+| in filesystem)?\.?$", re.IGNORECASE)),
+    (
+        InUse,
+        re.compile(
+            r"^logical volume \S+ (is )?(in use|used by another device)"
+            r"|contains a filesystem in use"
+            r"|^physical volume \S+ is already in volume group"
+            r"|^can't open \S+ exclusively"
+            r"|^aborted wiping of "
+            r"|device has a signature",
+            re.IGNORECASE,
+        ),
+    ),
+    (
+        BadName,
+        re.compile(
+            r"^names (starting|including) \S+ are reserved"
+            r"|name \S+ is invalid|^invalid argument for --(name|addtag|deltag)"
+            r"|^name \S+ too long",
+            re.IGNORECASE,
+        ),
+    ),
+)
+
+
+def explain(command: str, exit_code: int, messages: Sequence[str]) -> LvmError:
+    """The error of a failed command. The first message whose meaning is known decides: those after it are what
+    followed from it."""
+    words = "; ".join(dict.fromkeys(messages)) or "LVM gave no reason"
+    for message in messages:
+        for error, pattern in _MEANINGS:
+            if pattern.search(message):
+                return error(command, exit_code, words)
+    return LvmError(command, exit_code, words)

@@ -1,0 +1,148 @@
+"""The operations, each of them one LVM command.
+
+Nothing is remembered between calls: LVM's own metadata is the only state. Values go to LVM as `--option=value` and
+names are checked first, so that no value can be taken for an option.
+"""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from host import command
+from host.command import CommandFailed, CommandTimedOut, Completed
+from lvm import configuration, errors, names, report
+from lvm.records import State
+
+LINEAR, RAID1 = "none", "raid1"
+
+_SECTOR = 512
+
+_EXTENDED_ALREADY = ("matches existing size", "not larger than existing size")
+
+_WIPE = ("--wipesignatures=y", "--zero=y", "--yes")
+"""The start of a new volume is zeroed and known signatures on it are wiped without a question: they are what the
+volume before it left there."""
+
+
+class Lvm:
+    """LVM2 on this node.
+
+    `folder` gets an lvm.conf and is LVM's system folder from then on. `deadline` is in seconds and holds for each
+    command. All methods raise LvmError or one of its kinds, and host.command.MissingTool where lvm2 is not installed.
+    """
+
+    def __init__(self, folder: Path, *, deadline: float = 60, udev: bool | None = None) -> None:
+        self._deadline = deadline
+        self._environment = {"LVM_SYSTEM_DIR": str(folder), "LVM_SUPPRESS_FD_WARNINGS": "1"}
+        configuration.write(folder, configuration.text(udev=configuration.udev_runs() if udev is None else udev))
+
+    async def report(self) -> State:
+        """Groups, volumes and devices of the whole node."""
+        return report.state(await self._run(*report.FULL_REPORT))
+
+    async def create_group(self, name: str, devices: Sequence[str]) -> None:
+        """Make a volume group of whole devices. A device that holds anything is refused with InUse: whether that may
+        go is for a person to say."""
+        await self._run("vgcreate", names.group(name), *(names.device(device) for device in devices))
+
+    async def create_volume(
+        self,
+        group: str,
+        name: str,
+        size: int,
+        tags: Collection[str] = (),
+        *,
+        stripes: int = 1,
+        raid: str = LINEAR,
+    ) -> None:
+        """Make a thick volume of `size` bytes with its tags, active.
+
+        The size is rounded up to whole extents, and to a whole number of them on each stripe. With raid1 all data is
+        on two devices. Stripes of mirrors are not offered. Raises ValueError for a layout or a size that can't be.
+        """
+        names.volume(group, name)
+        await self._run("lvcreate", *_WIPE, *_layout(stripes, raid), f"--size={_size(size)}", *_new(name, tags), group)
+
+    async def create_pool(self, group: str, name: str, size: int | None, tags: Collection[str] = ()) -> None:
+        """Make a thin pool with room for `size` bytes of data; None = all that is left in the group.
+
+        Room for metadata comes on top of `size`, twice: once for the pool, once as a spare for its repair. Blocks are
+        zeroed when they are first written, so that nobody reads what an earlier volume left in the pool.
+        """
+        names.volume(group, name)
+        room = "--extents=100%FREE" if size is None else f"--size={_size(size)}"
+        await self._run("lvcreate", "--type=thin-pool", "--zero=y", "--yes", room, *_new(name, tags), group)
+
+    async def create_thin_volume(self, group: str, pool: str, name: str, size: int, tags: Collection[str] = ()) -> None:
+        """Make a thin volume of `size` bytes with its tags, active. How far a pool may be promised beyond its size is
+        the caller's decision: LVM sets no limit."""
+        names.volume(group, name)
+        names.volume(group, pool)
+        await self._run(
+            "lvcreate",
+            "--type=thin",
+            "--yes",
+            f"--thinpool={pool}",
+            f"--virtualsize={_size(size)}",
+            *_new(name, tags),
+            group,
+        )
+
+    async def extend(self, group: str, name: str, size: int) -> None:
+        """Let a volume have at least `size` bytes. One that has them already is left as it is."""
+        try:
+            await self._run("lvextend", f"--size={_size(size)}", names.volume(group, name))
+        except errors.LvmError as error:
+            if not any(phrase in error.words for phrase in _EXTENDED_ALREADY):
+                raise
+
+    async def retag(self, group: str, name: str, *, add: Collection[str] = (), remove: Collection[str] = ()) -> None:
+        """Exchange tags of a volume in one step: nobody sees the one change without the other. Adding a tag that is
+        there and removing one that is not are no errors."""
+        changes = [
+            *(f"--deltag={names.tag(tag)}" for tag in sorted(remove)),
+            *(f"--addtag={names.tag(tag)}" for tag in sorted(add)),
+        ]
+        if changes:
+            await self._run("lvchange", *changes, names.volume(group, name))
+
+    async def activate(self, group: str, name: str) -> None:
+        """Let a volume's device appear. An active one stays so."""
+        await self._run("lvchange", "--activate=y", "--yes", names.volume(group, name))
+
+    async def remove(self, group: str, name: str) -> None:
+        """Remove a volume and what is on it. One that is open or mounted is refused with InUse. A thin pool goes
+        together with its volumes."""
+        await self._run("lvremove", "--yes", names.volume(group, name))
+
+    async def _run(self, *arguments: str) -> Completed:
+        try:
+            return await command.run("lvm", *arguments, deadline=self._deadline, env=self._environment)
+        except CommandTimedOut as late:
+            words = f"LVM did not answer within {self._deadline:g} s: {late.completed.words or 'it said nothing'}"
+            raise errors.TimedOut(late.completed.command_line, late.completed.exit_code, words) from late
+        except CommandFailed as failed:
+            done = failed.completed
+            raise errors.explain(done.command_line, done.exit_code, report.errors(done)) from failed
+
+
+def _new(name: str, tags: Collection[str]) -> list[str]:
+    return [f"--name={name}", *(f"--addtag={names.tag(tag)}" for tag in sorted(tags))]
+
+
+def _size(size: int) -> str:
+    """LVM takes whole sectors only, and rounds up to extents itself."""
+    if size <= 0:
+        raise ValueError(f"a volume of {size} bytes can't be made")
+    return f"{-(-size // _SECTOR) * _SECTOR}b"
+
+
+def _layout(stripes: int, raid: str) -> list[str]:
+    if stripes < 1:
+        raise ValueError(f"a volume can't have {stripes} stripes: give 1 or more")
+    if raid not in (LINEAR, RAID1):
+        raise ValueError(f"raid can't be {raid!r}: give {LINEAR!r} or {RAID1!r}")
+    if raid == RAID1 and stripes > 1:
+        raise ValueError("a volume has stripes or is a mirror, not both")
+    if raid == RAID1:
+        return ["--type=raid1", "--mirrors=1"]
+    return ["--type=striped", f"--stripes={stripes}"] if stripes > 1 else ["--type=linear"]

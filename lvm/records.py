@@ -1,0 +1,109 @@
+"""What LVM reports, as frozen records. All sizes are in bytes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Health(Enum):
+    """State of a volume's data. The values are those of LVM's lv_health_status, lvs(8)."""
+
+    OK = ""
+    PARTIAL = "partial"
+    """A device that it lies on is missing."""
+    REFRESH_NEEDED = "refresh needed"
+    """A mirror leg failed for a moment: `lvchange --refresh` brings it back."""
+    MISMATCHES = "mismatches exist"
+    FAILED = "failed"
+    """A thin pool that the kernel switched off."""
+    OUT_OF_DATA = "out_of_data"
+    """A thin pool that is full: writes wait or fail."""
+    METADATA_READ_ONLY = "metadata_read_only"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class PhysicalVolume:
+    """A device that belongs to LVM. `group` is empty while it is in none."""
+
+    path: str
+    uuid: str
+    group: str
+    size: int
+    free: int
+    missing: bool
+    tags: frozenset[str]
+
+
+@dataclass(frozen=True)
+class VolumeGroup:
+    """A volume group. Free counts whole extents, as size does."""
+
+    name: str
+    uuid: str
+    size: int
+    free: int
+    extent_size: int
+    tags: frozenset[str]
+    missing_devices: int
+    exported: bool
+
+
+@dataclass(frozen=True)
+class LogicalVolume:
+    """A volume or a thin pool: the parts that LVM makes for itself are left out."""
+
+    name: str
+    group: str
+    uuid: str
+    size: int
+    """What a program may write to it: of a thin volume its virtual size, of a pool the room for data."""
+    tags: frozenset[str]
+    path: str
+    """Its device, there while it is active. Empty for a pool, which nobody may write to."""
+    layout: frozenset[str]
+    """LVM's lv_layout, as {"linear"}, {"striped"}, {"raid", "raid1"}, {"thin", "pool"}, {"thin", "sparse"}."""
+    pool: str
+    """Of a thin volume: the name of its pool."""
+    active: bool
+    suspended: bool
+    open: bool
+    """Some process, a mount included, holds the device."""
+    health: Health
+    data_percent: float | None
+    """Of a pool: used room; of a thin volume: the written part of its size. None while it is not active."""
+    metadata_percent: float | None
+    """Of a pool. A pool whose metadata is full is as bad as one whose data is."""
+    metadata_size: int
+    """Of a pool: room for metadata, which is not in `size`."""
+    sync_percent: float | None
+    """Of a mirror: how much of it is on all legs."""
+
+    @property
+    def is_thin_pool(self) -> bool:
+        return {"thin", "pool"} <= self.layout
+
+    @property
+    def is_thin(self) -> bool:
+        return "thin" in self.layout and "pool" not in self.layout
+
+
+@dataclass(frozen=True)
+class State:
+    """All that LVM has on this node. A group that is missing is a normal state: it is just not here."""
+
+    groups: tuple[VolumeGroup, ...]
+    volumes: tuple[LogicalVolume, ...]
+    devices: tuple[PhysicalVolume, ...]
+
+    def group(self, name: str) -> VolumeGroup | None:
+        return next((group for group in self.groups if group.name == name), None)
+
+    def volume(self, group: str, name: str) -> LogicalVolume | None:
+        return next((volume for volume in self.volumes_of(group) if volume.name == name), None)
+
+    def volumes_of(self, group: str) -> Iterator[LogicalVolume]:
+        return (volume for volume in self.volumes if volume.group == group)
+
+    def thin_volumes(self, group: str, pool: str) -> Iterator[LogicalVolume]:
+        return (volume for volume in self.volumes_of(group) if volume.pool == pool)

@@ -1,0 +1,143 @@
+"""Reading what LVM prints: its JSON reports into records, its command log into messages.
+
+Fields are asked for by name, so that a newer LVM with more of them changes nothing.
+"""
+
+import json
+import re
+from typing import Any
+
+from host.command import Completed
+from lvm.records import Health, LogicalVolume, PhysicalVolume, State, VolumeGroup
+
+Row = dict[str, str]
+
+_GROUP_FIELDS = ("vg_name", "vg_uuid", "vg_size", "vg_free", "vg_extent_size", "vg_tags", "vg_missing_pv_count")
+_DEVICE_FIELDS = ("pv_name", "pv_uuid", "pv_size", "pv_free", "pv_missing", "pv_tags")
+_VOLUME_FIELDS = (
+    "lv_name",
+    "lv_uuid",
+    "lv_size",
+    "lv_tags",
+    "lv_path",
+    "lv_layout",
+    "pool_lv",
+    "lv_active",
+    "lv_suspended",
+    "lv_device_open",
+    "lv_health_status",
+    "data_percent",
+    "metadata_percent",
+    "lv_metadata_size",
+    "copy_percent",
+)
+
+FULL_REPORT = (
+    "fullreport",
+    "--configreport=vg",
+    f"--options={','.join((*_GROUP_FIELDS, 'vg_exported'))}",
+    "--configreport=pv",
+    f"--options={','.join(_DEVICE_FIELDS)}",
+    "--configreport=lv",
+    f"--options={','.join(_VOLUME_FIELDS)}",
+    # Segments can't be left out of a full report, only kept short.
+    "--configreport=seg",
+    "--options=seg_type",
+    "--configreport=pvseg",
+    "--options=pvseg_start",
+)
+"""The command that reads the state of the whole node."""
+
+_OBJECT = re.compile(r"^\s*\{\s*$", re.MULTILINE)
+
+
+def state(completed: Completed) -> State:
+    """The state of the node from the output of FULL_REPORT. Each element of the report is a group with all that is in
+    it; devices in no group are in an element without one."""
+    groups: list[VolumeGroup] = []
+    volumes: list[LogicalVolume] = []
+    devices: list[PhysicalVolume] = []
+    for part in _document(completed).get("report", []):
+        rows = part.get("vg", [])
+        name = rows[0]["vg_name"] if rows else ""
+        groups.extend(_group(row) for row in rows if row["vg_name"])
+        volumes.extend(_volume(name, row) for row in part.get("lv", []))
+        devices.extend(_device(name, row) for row in part.get("pv", []))
+    return State(tuple(groups), tuple(volumes), tuple(devices))
+
+
+def errors(completed: Completed) -> list[str]:
+    """The error messages of a failed command. A command line that LVM does not understand leaves no log: then it is
+    all that stands on stderr."""
+    logged = [row["log_message"] for row in _document(completed).get("log", []) if row["log_type"] == "error"]
+    return logged or [line.strip() for line in completed.stderr.splitlines() if line.strip()]
+
+
+def _document(completed: Completed) -> dict[str, Any]:
+    """The JSON object in the output. Some commands print a remark before it."""
+    start = _OBJECT.search(completed.stdout)
+    if start is None:
+        return {}
+    document: dict[str, Any] = json.loads(completed.stdout[start.start() :])
+    return document
+
+
+def _group(row: Row) -> VolumeGroup:
+    return VolumeGroup(
+        name=row["vg_name"],
+        uuid=row["vg_uuid"],
+        size=int(row["vg_size"]),
+        free=int(row["vg_free"]),
+        extent_size=int(row["vg_extent_size"]),
+        tags=_words(row["vg_tags"]),
+        missing_devices=int(row["vg_missing_pv_count"]),
+        exported=bool(row["vg_exported"]),
+    )
+
+
+def _device(group: str, row: Row) -> PhysicalVolume:
+    return PhysicalVolume(
+        path=row["pv_name"],
+        uuid=row["pv_uuid"],
+        group=group,
+        size=int(row["pv_size"]),
+        free=int(row["pv_free"]),
+        missing=bool(row["pv_missing"]),
+        tags=_words(row["pv_tags"]),
+    )
+
+
+def _volume(group: str, row: Row) -> LogicalVolume:
+    return LogicalVolume(
+        name=row["lv_name"],
+        group=group,
+        uuid=row["lv_uuid"],
+        size=int(row["lv_size"]),
+        tags=_words(row["lv_tags"]),
+        path=row["lv_path"],
+        layout=_words(row["lv_layout"]),
+        pool=row["pool_lv"],
+        active=row["lv_active"].startswith("active"),
+        suspended=bool(row["lv_suspended"]),
+        open=row["lv_device_open"] == "open",
+        health=_health(row["lv_health_status"]),
+        data_percent=_percent(row["data_percent"]),
+        metadata_percent=_percent(row["metadata_percent"]),
+        metadata_size=int(row["lv_metadata_size"] or 0),
+        sync_percent=_percent(row["copy_percent"]),
+    )
+
+
+def _health(text: str) -> Health:
+    try:
+        return Health(text)
+    except ValueError:
+        return Health.UNKNOWN
+
+
+def _percent(text: str) -> float | None:
+    return float(text) if text else None
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(word for word in text.split(",") if word)
