@@ -1,0 +1,137 @@
+"""A queue of keys: what should be looked at, never what happened to it.
+
+A key stands in the queue once however often it is added, and is handled by one task at a time, so the handler needs
+no locks. A key added while it is being handled is handled again afterwards: the handler may have read the old state.
+A key whose handler failed comes back after a time that grows, for as long as it fails: nothing is ever dropped.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from kube.backoff import Backoff
+from kube.errors import ApiError
+
+__all__ = ["Backoff", "WorkQueue"]
+
+_log = logging.getLogger(__name__)
+
+
+class WorkQueue:
+    """First in, first out. To be used from one event loop."""
+
+    def __init__(
+        self,
+        handle: Callable[[str], Awaitable[None]],
+        *,
+        parallelism: int,
+        backoff: Backoff = Backoff(first=0.5, factor=2, limit=300),  # noqa: B008 - frozen
+        expected: tuple[type[Exception], ...] = (ApiError,),
+    ) -> None:
+        """`expected` are failures that are the world's and not the program's: their log line has no traceback."""
+        self._handle = handle
+        self._parallelism = parallelism
+        self._backoff = backoff
+        self._expected = expected
+        self._waiting: dict[str, None] = {}
+        self._running: set[str] = set()
+        self._again: set[str] = set()
+        self._later: dict[str, asyncio.TimerHandle] = {}
+        self._failures: dict[str, int] = {}
+        self._stopping = False
+        self._changed = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def depth(self) -> int:
+        """Keys that wait for a free task. Those being handled and those that are to come later do not count."""
+        return len(self._waiting)
+
+    def add(self, key: str) -> None:
+        """Handle the key as soon as there is a free task, also when it was to come later."""
+        if timer := self._later.pop(key, None):
+            timer.cancel()
+        if key in self._running:
+            self._again.add(key)
+        else:
+            self._waiting[key] = None
+            self._idle.clear()
+            self._changed.set()
+
+    def add_after(self, key: str, seconds: float) -> None:
+        """Handle the key in that many seconds, or sooner if it was to come sooner."""
+        if key in self._waiting:
+            return
+        loop = asyncio.get_running_loop()
+        due = loop.time() + seconds
+        if timer := self._later.get(key):
+            if timer.when() <= due:
+                return
+            timer.cancel()
+        self._later[key] = loop.call_at(due, self.add, key)
+
+    async def run(self) -> None:
+        """Until `stop`, or cancellation, after which the keys that were being handled stand in the queue again."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                while not self._stopping:
+                    while self._waiting and len(self._running) < self._parallelism:
+                        key = next(iter(self._waiting))
+                        del self._waiting[key]
+                        self._running.add(key)
+                        tasks.create_task(self._work(key), name=f"handle {key}")
+                    self._changed.clear()
+                    await self._changed.wait()
+        finally:
+            # Only a cancelled run leaves any: a task cancelled before its first step can't do this itself.
+            for key in list(self._running):
+                self._again.add(key)
+                self._done(key)
+
+    async def drain(self) -> None:
+        """Waits until no key is waiting or being handled. Those that are to come later do not count."""
+        await self._idle.wait()
+
+    def stop(self) -> None:
+        """Begin nothing more. `run` returns when what was begun is finished."""
+        self._stopping = True
+        self._changed.set()
+
+    async def _work(self, key: str) -> None:
+        try:
+            await self._handle(key)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # Not we were cancelled but something that the handler waited for.
+            self._failed(key, error)
+        except Exception as error:
+            self._failed(key, error)
+        else:
+            self._failures.pop(key, None)
+        self._done(key)
+
+    def _done(self, key: str) -> None:
+        self._running.discard(key)
+        if key in self._again:
+            self._again.discard(key)
+            self.add(key)
+        if not self._waiting and not self._running:
+            self._idle.set()
+        self._changed.set()
+
+    def _failed(self, key: str, error: BaseException) -> None:
+        failures = self._failures.get(key, 0) + 1
+        self._failures[key] = failures
+        seconds = self._backoff.delay(failures)
+        _log.warning(
+            "%s: %s; next try in %.1f s",
+            key,
+            error or repr(error),
+            seconds,
+            exc_info=None if isinstance(error, self._expected) else error,
+        )
+        if key not in self._again:
+            self.add_after(key, seconds)
