@@ -13,6 +13,7 @@ default, and host.mounting needs 5.12 in any case. A newer image has to think ag
 Sources: e2fsck(8), mke2fs(8), resize2fs(8), mkfs.xfs(8), xfs_repair(8), xfs_growfs(8), mkfs.btrfs(8), btrfs-check(8).
 """
 
+import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,6 +119,17 @@ async def mount(kind: str, device: Path, path: Path, options: Sequence[str] = ()
 
 
 async def grow(kind: str, device: Path, path: Path, *, deadline: float = 600) -> None:
-    """Lets a filesystem, mounted on `path`, fill its device. Nothing to do is no error. Raises CommandError."""
+    """Lets a filesystem, mounted on `path`, fill its device. Nothing to do is no error. Raises CommandError, and
+    PermissionError when the kernel does not let us."""
     facts = FACTS[kind]
-    await run(*facts.grow, str(path if facts.grows_by_path else device), deadline=deadline)
+    try:
+        await run(*facts.grow, str(path if facts.grows_by_path else device), deadline=deadline)
+    except CommandFailed as error:
+        if "Permission denied" not in error.completed.words:
+            raise
+        raise PermissionError(
+            errno.EPERM,
+            f"the kernel does not let us grow {kind} (a mounted ext4 takes CAP_SYS_RESOURCE): "
+            "run the daemon in a privileged container",
+            str(path),
+        ) from error

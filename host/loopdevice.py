@@ -1,7 +1,8 @@
 """A file as a block device.
 
 Attached with LOOP_CONFIGURE, one call in place of the older three, and with AUTOCLEAR: the kernel detaches the file
-when the last mount or open descriptor goes. So there is nothing to detach, and a killed process leaves no device behind.
+when the last mount or open descriptor goes. So there is nothing to detach, and a killed process leaves no device
+behind.
 
 Source: loop(4), include/uapi/linux/loop.h. Needs Linux 5.8.
 """

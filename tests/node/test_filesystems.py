@@ -1,0 +1,149 @@
+"""Real filesystems on real (loop) devices: made, mounted, checked, grown, damaged."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from host import blockdevice, filesystem, loopdevice, mounting
+from host.command import CommandFailed
+
+MIB = 1024**2
+SIZES = {"ext4": 16 * MIB, "xfs": 320 * MIB, "btrfs": 128 * MIB}
+every_kind = pytest.mark.parametrize("kind", SIZES)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    return tmp_path / "image"
+
+
+@pytest.fixture
+def device(image: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    kind = request.node.callspec.params.get("kind", "ext4") if hasattr(request.node, "callspec") else "ext4"
+    with image.open("wb") as file:
+        file.truncate(SIZES[kind])
+    with loopdevice.attached(image) as device:
+        yield device
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    return folder
+
+
+def bytes_of(folder: Path) -> int:
+    figures = os.statvfs(folder)
+    return figures.f_blocks * figures.f_frsize
+
+
+def spoil(device: Path, offset: int, length: int) -> None:
+    with device.open("r+b") as file:
+        file.seek(offset)
+        file.write(b"\xa5" * length)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@every_kind
+async def test_data_outlives_the_mount(kind: str, device: Path, folder: Path) -> None:
+    await filesystem.make(kind, device)
+    assert await blockdevice.signature(device) == kind
+    await filesystem.check(kind, device)
+    await filesystem.mount(kind, device, folder, ("noatime", "nodev"))
+    (folder / "file").write_text("data")
+    mounting.unmount(folder)
+    await filesystem.check(kind, device)
+    await filesystem.mount(kind, device, folder)
+    assert (folder / "file").read_text() == "data"
+    mounting.unmount(folder)
+
+
+@pytest.mark.parametrize("kind", ["xfs", "btrfs"])
+async def test_growth_is_seen_while_mounted(kind: str, device: Path, image: Path, folder: Path) -> None:
+    await filesystem.make(kind, device)
+    await filesystem.mount(kind, device, folder)
+    before = bytes_of(folder)
+    os.truncate(image, 2 * SIZES[kind])
+    loopdevice.set_capacity(device)
+    await filesystem.grow(kind, device, folder)
+    assert bytes_of(folder) > 1.8 * before
+    await filesystem.grow(kind, device, folder)
+    mounting.unmount(folder)
+
+
+@every_kind
+async def test_made_again_over_another(kind: str, device: Path) -> None:
+    """A volume in state formatting may be half formatted, or have been meant for another filesystem."""
+    for first in SIZES:
+        if SIZES[first] <= SIZES[kind]:
+            await filesystem.make(first, device)
+    await filesystem.make(kind, device)
+    await filesystem.check(kind, device)
+
+
+async def test_our_words_of_mkfs_give_way_to_those_of_the_class(device: Path, folder: Path) -> None:
+    await filesystem.make("ext4", device)
+    await filesystem.mount("ext4", device, folder)
+    before = os.statvfs(folder)
+    mounting.unmount(folder)
+    await filesystem.make("ext4", device, ("-m", "10"))
+    await filesystem.mount("ext4", device, folder)
+    after = os.statvfs(folder)
+    kept_for_root = (after.f_bfree - after.f_bavail) - (before.f_bfree - before.f_bavail)
+    assert kept_for_root == pytest.approx(0.1 * SIZES["ext4"] / after.f_frsize, rel=0.01)
+    mounting.unmount(folder)
+
+
+@every_kind
+async def test_nothing_or_another_filesystem_is_never_mounted(kind: str, device: Path) -> None:
+    with pytest.raises(filesystem.Unsound, match="found nothing that is known"):
+        await filesystem.check(kind, device)
+    other = "ext4" if kind != "ext4" else "btrfs"
+    if SIZES[other] <= SIZES[kind]:
+        await filesystem.make(other, device)
+        with pytest.raises(filesystem.Unsound, match=f"found {other}"):
+            await filesystem.check(kind, device)
+
+
+async def test_ext4_without_features_of_its_own_is_still_ext4(device: Path) -> None:
+    await filesystem.make("ext4", device, ("-O", "^has_journal,^extent,^64bit,^metadata_csum,^flex_bg,^huge_file"))
+    await filesystem.check("ext4", device)
+
+
+async def test_ext4_after_a_crash_is_repaired(device: Path) -> None:
+    await filesystem.make("ext4", device, ("-b", "1024", "-O", "^metadata_csum"))
+    with device.open("r+b") as file:
+        file.seek(1024 + 58)  # s_state of the superblock (ext4(5)): not unmounted cleanly, and with an error seen
+        file.write(b"\x02\x00")
+    await filesystem.check("ext4", device)
+
+
+async def test_damaged_ext4_names_the_command_for_a_person(device: Path) -> None:
+    await filesystem.make("ext4", device, ("-b", "1024", "-O", "^metadata_csum"))
+    with device.open("r+b") as file:
+        file.seek(1024 + 58)
+        file.write(b"\x02\x00")
+    spoil(device, 2 * 1024, 64 * 1024)
+    with pytest.raises(filesystem.Unsound, match=f"run `e2fsck -f {device}`"):
+        await filesystem.check("ext4", device)
+
+
+@pytest.mark.parametrize("kind", ["xfs"])
+async def test_damaged_xfs_is_refused_by_the_kernel_with_the_command_for_a_person(
+    kind: str, device: Path, folder: Path
+) -> None:
+    await filesystem.make(kind, device)
+    spoil(device, 512, 16 * 1024)  # the heads of the free space and inode trees
+    await filesystem.check(kind, device)
+    with pytest.raises(filesystem.Unsound, match=f"run `xfs_repair {device}`"):
+        await filesystem.mount(kind, device, folder)
+
+
+async def test_a_failure_that_says_nothing_of_the_filesystem(device: Path, folder: Path) -> None:
+    await filesystem.make("ext4", device)
+    with pytest.raises(CommandFailed, match="does not exist"):
+        await filesystem.mount("ext4", device, folder / "missing")

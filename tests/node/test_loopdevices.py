@@ -1,0 +1,74 @@
+"""Files as block devices, on the real loop driver."""
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from host import blockdevice, loopdevice
+from tests.waiting import eventually
+
+MIB = 1024**2
+
+
+def image(folder: Path, name: str = "image") -> Path:
+    path = folder / name
+    with path.open("wb") as file:
+        file.truncate(MIB)
+    return path
+
+
+def test_attached_once_and_gone_afterwards(tmp_path: Path) -> None:
+    file = image(tmp_path)
+    assert loopdevice.find(file) is None
+    with loopdevice.attached(file) as device:
+        assert blockdevice.is_block_device(device)
+        assert blockdevice.size(device) == MIB
+        with loopdevice.attached(file) as again:
+            assert again == device
+        assert loopdevice.find(file) == device
+    eventually(lambda: loopdevice.find(file) is None)
+
+
+def test_a_file_of_the_same_name_is_another(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    with loopdevice.attached(image(tmp_path)) as one, loopdevice.attached(image(tmp_path / "other")) as other:
+        assert one != other
+
+
+def test_what_is_written_is_in_the_file(tmp_path: Path) -> None:
+    file = image(tmp_path)
+    with loopdevice.attached(file) as device:
+        descriptor = os.open(device, os.O_WRONLY)
+        os.pwrite(descriptor, b"data", 512 * 1024)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    assert os.pread(os.open(file, os.O_RDONLY), 4, 512 * 1024) == b"data"
+
+
+def test_grown_while_attached(tmp_path: Path) -> None:
+    file = image(tmp_path)
+    with loopdevice.attached(file) as device:
+        os.truncate(file, 2 * MIB)
+        loopdevice.set_capacity(device)
+        assert blockdevice.size(device) == 2 * MIB
+
+
+def test_many_at_once_get_a_device_each(tmp_path: Path) -> None:
+    count = 16
+    everybody_has_one = threading.Barrier(count, timeout=30)
+
+    def attach(number: int) -> Path:
+        with loopdevice.attached(image(tmp_path, f"image-{number}")) as device:
+            everybody_has_one.wait()
+            return device
+
+    with ThreadPoolExecutor(count) as threads:
+        assert len(set(threads.map(attach, range(count)))) == count
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="absent"), loopdevice.attached(tmp_path / "absent"):
+        pass

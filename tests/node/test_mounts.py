@@ -1,0 +1,104 @@
+"""Bind mounts as pods get them, on the real mount table."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from host import mounting, mounttable
+
+
+def on(path: Path) -> list[mounttable.Mount]:
+    return [mount for mount in mounttable.read() if mount.path == str(path)]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "file").write_text("data")
+    return source
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    target = tmp_path / "a target"
+    target.mkdir()
+    return target
+
+
+def test_bound_and_unbound(source: Path, target: Path) -> None:
+    mounting.bind(source, target)
+    assert (target / "file").read_text() == "data"
+    (target / "another").touch()
+    (mount,) = on(target)
+    assert not mount.read_only
+    assert mount.root.endswith("/source")
+    mounting.unmount(target)
+    assert on(target) == []
+    assert (source / "another").exists()
+
+
+def test_read_only_for_this_mount_alone(source: Path, target: Path) -> None:
+    mounting.bind(source, target, read_only=True)
+    assert on(target)[0].read_only
+    with pytest.raises(OSError, match="Read-only file system"):
+        (target / "another").touch()
+    (source / "another").touch()
+
+
+def test_an_open_folder_is_met_wherever_it_was_moved(source: Path, target: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    folder = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+    shown = os.open(source, os.O_PATH | os.O_DIRECTORY)
+    try:
+        moved = target.rename(tmp_path / "moved")
+        target.symlink_to(victim)
+        mounting.bind(shown, folder)
+    finally:
+        os.close(folder)
+        os.close(shown)
+    assert (moved / "file").exists()
+    assert list(victim.iterdir()) == []
+
+
+def test_unmounting_does_not_follow_a_link(source: Path, target: Path, tmp_path: Path) -> None:
+    mounting.bind(source, target)
+    link = tmp_path / "link"
+    link.symlink_to(target)
+    with pytest.raises(OSError, match="nothing is mounted"):
+        mounting.unmount(link)
+    assert len(on(target)) == 1
+
+
+def test_unmounting_below_an_open_folder(source: Path, target: Path) -> None:
+    mounting.bind(source, target)
+    parent = os.open(target.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        mounting.unmount(Path(f"/proc/self/fd/{parent}", target.name))
+    finally:
+        os.close(parent)
+    assert on(target) == []
+
+
+def test_a_mount_in_use_is_kept_unless_detached(source: Path, target: Path) -> None:
+    mounting.bind(source, target)
+    with (target / "file").open():
+        with pytest.raises(OSError, match="in use") as caught:
+            mounting.unmount(target)
+        assert caught.value.errno == errno.EBUSY
+        assert len(on(target)) == 1
+        mounting.unmount(target, detach=True)
+        assert on(target) == []
+
+
+def test_errors_say_what_and_where(source: Path, target: Path) -> None:
+    with pytest.raises(OSError, match=r"can't unmount \(nothing is mounted there\).*a target"):
+        mounting.unmount(target)
+    with pytest.raises(FileNotFoundError, match="missing"):
+        mounting.bind(source, target / "missing")
+    with pytest.raises(FileNotFoundError, match="absent"):
+        mounting.bind(source / "absent", target, read_only=True)
+    assert on(target) == []
