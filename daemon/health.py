@@ -1,0 +1,61 @@
+"""What a person, Kubernetes and Prometheus can ask over HTTP: /healthz, /readyz and /metrics.
+
+/healthz says that the event loop turns: nothing else is cured by killing the daemon. /readyz says whether mounts can
+work, check by check with ?verbose and whenever one fails, in the form that the API server's own endpoint has.
+"""
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+log = logging.getLogger(__name__)
+
+Check = Callable[[], str]
+"""Empty: all is well. Else what is wrong and what to do about it."""
+
+
+class Health:
+    def __init__(self, checks: Mapping[str, Check]) -> None:
+        self._checks = dict(checks)
+
+    def report(self) -> tuple[bool, str]:
+        """Whether all is well, and a line for each check."""
+        found = {name: check() for name, check in self._checks.items()}
+        lines = [f"[-]{name}: {wrong}" if wrong else f"[+]{name} ok" for name, wrong in found.items()]
+        ready = not any(found.values())
+        return ready, "\n".join([*lines, f"readyz check {'passed' if ready else 'failed'}", ""])
+
+
+def application(health: Health, registry: CollectorRegistry) -> web.Application:
+    async def healthz(_: web.Request) -> web.Response:
+        return web.Response(text="ok")
+
+    async def readyz(request: web.Request) -> web.Response:
+        ready, report = health.report()
+        text = report if not ready or "verbose" in request.query else "ok"
+        return web.Response(text=text, status=200 if ready else 503)
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    served = web.Application()
+    served.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)])
+    return served
+
+
+@contextlib.asynccontextmanager
+async def listening(served: web.Application, host: str, port: int) -> AsyncIterator[int]:
+    """Serves for as long as the context lasts; yields the port, which port 0 leaves to the kernel."""
+    runner = web.AppRunner(served, access_log=None, shutdown_timeout=1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host or None, port).start()
+        bound = int(runner.addresses[0][1])
+        log.info("metrics and health are served on %s:%d", host, bound)
+        yield bound
+    finally:
+        await runner.cleanup()

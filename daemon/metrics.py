@@ -1,0 +1,118 @@
+"""What Prometheus learns of this node.
+
+Figures of pools and volumes are not kept but read from the inventory when somebody asks, so they can't be stale and
+what is gone leaves no series behind. Operations and commands are counted as they end.
+"""
+
+from collections.abc import Callable, Collection, Iterator
+from pathlib import PurePath
+
+from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from daemon.record import Inventory, State
+from host.command import Completed
+
+ORPHAN, FOREIGN, DAMAGED = "orphan", "foreign", "damaged"
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+
+class Metrics:
+    def __init__(
+        self, inventory: Callable[[], Inventory], persistent_volumes: Callable[[], Collection[str] | None]
+    ) -> None:
+        """`persistent_volumes` are the UIDs of those tied to this node, None while they are not known."""
+        self.registry = CollectorRegistry()
+        self._operations = Histogram(
+            "elastic_local_operation_duration_seconds",
+            "Time that operations on volumes took, by kind and by outcome: success or the class of the error.",
+            ["operation", "outcome"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._commands = Histogram(
+            "elastic_local_command_duration_seconds",
+            "Time that commands of the node took (LVM, mkfs, fsck), by name and by outcome: success or failure.",
+            ["command", "outcome"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.registry.register(_NodeFigures(inventory, persistent_volumes))
+
+    def operation(self, kind: str, outcome: str, seconds: float) -> None:
+        self._operations.labels(kind, outcome).observe(seconds)
+
+    def command(self, completed: Completed) -> None:
+        """An observer for host.command."""
+        outcome = "failure" if completed.exit_code else "success"
+        self._commands.labels(command_name(completed.argv), outcome).observe(completed.seconds)
+
+
+def command_name(argv: tuple[str, ...]) -> str:
+    """`lvm lvcreate ...` counts as lvcreate, /sbin/mkfs.ext4 as mkfs.ext4."""
+    program = PurePath(argv[0]).name
+    return argv[1] if program == "lvm" and len(argv) > 1 else program
+
+
+class _NodeFigures(Collector):
+    def __init__(
+        self, inventory: Callable[[], Inventory], persistent_volumes: Callable[[], Collection[str] | None]
+    ) -> None:
+        self._inventory = inventory
+        self._persistent_volumes = persistent_volumes
+
+    def collect(self) -> Iterator[Metric]:
+        inventory = self._inventory()
+        yield from pool_figures(inventory)
+        yield from volume_figures(inventory, self._persistent_volumes())
+
+
+def pool_figures(inventory: Inventory) -> Iterator[Metric]:
+    size = GaugeMetricFamily("elastic_local_pool_size_bytes", "Size of a volume group or pool.", labels=["pool"])
+    free = GaugeMetricFamily(
+        "elastic_local_pool_free_bytes",
+        "Space of a volume group or pool that no volume has. Negative: an overprovisioned thin pool.",
+        labels=["pool"],
+    )
+    data = GaugeMetricFamily(
+        "elastic_local_thin_pool_data_percent", "How full the data of a thin pool is.", labels=["pool"]
+    )
+    metadata = GaugeMetricFamily(
+        "elastic_local_thin_pool_metadata_percent",
+        "How full the metadata of a thin pool is: full metadata stops its volumes like full data.",
+        labels=["pool"],
+    )
+    for pool in inventory.pools:
+        size.add_metric([pool.name], pool.size)
+        free.add_metric([pool.name], pool.free)
+        if pool.thin:
+            data.add_metric([pool.name], pool.thin.data_percent)
+            metadata.add_metric([pool.name], pool.thin.metadata_percent)
+    yield from (size, free, data, metadata)
+
+
+def volume_figures(inventory: Inventory, persistent_volumes: Collection[str] | None) -> Iterator[Metric]:
+    """Each volume counts in one state. An orphan has no PersistentVolume: kept under policy Retain, or left behind."""
+    count = dict.fromkeys((*(state.value for state in State), ORPHAN, FOREIGN, DAMAGED), 0)
+    for volume in inventory.volumes:
+        orphan = persistent_volumes is not None and volume.record.uid not in persistent_volumes
+        count[ORPHAN if orphan else volume.record.state.value] += 1
+    count[FOREIGN] = len(inventory.foreign)
+    count[DAMAGED] = len(inventory.damaged)
+    states = GaugeMetricFamily(
+        "elastic_local_volumes",
+        "Volumes on this node by state. orphan: without a PersistentVolume. foreign: not ours, never touched. "
+        "damaged: ours by its mark, with a record that can't be relied on.",
+        labels=["state"],
+    )
+    for state, number in count.items():
+        states.add_metric([state], number)
+    yield states
+    yield GaugeMetricFamily(
+        "elastic_local_unhealthy_volumes",
+        "Volumes on this node whose storage complains, such as a mirror that lost a leg.",
+        value=sum(1 for volume in inventory.volumes if volume.health),
+    )
