@@ -1,0 +1,63 @@
+"""Log lines that can be followed: each one names the volume, the claim and the pod that it is about, where known.
+
+Who begins work on an object says so once, with `about`; every line written under it, by whatever module, carries the
+names. Tasks started under it inherit them.
+
+    with about(volume="pvc-1", claim="default/data"):
+        log.info("mounted")      # ... mounted volume=pvc-1 claim=default/data
+"""
+
+import contextlib
+import json
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from types import MappingProxyType
+
+TEXT, JSON = "text", "json"
+
+_subject: ContextVar[Mapping[str, str]] = ContextVar("subject", default=MappingProxyType({}))
+
+
+@contextlib.contextmanager
+def about(**names: str) -> Iterator[None]:
+    """Adds names to the lines written inside. Empty ones are left out."""
+    token = _subject.set({**_subject.get(), **{key: name for key, name in names.items() if name}})
+    try:
+        yield
+    finally:
+        _subject.reset(token)
+
+
+def configure(form: str, level: str) -> None:
+    """Sends the log to stderr in the form TEXT or JSON, lines of `level` and above."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Json() if form == JSON else _Text())
+    logging.basicConfig(handlers=[handler], level=level, force=True)
+
+
+class _Text(logging.Formatter):
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  logging's own name
+        names = "".join(f" {key}={name}" for key, name in _subject.get().items())
+        return super().formatMessage(record) + names
+
+
+class _Json(logging.Formatter):
+    """One object a line, times in UTC."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_subject.get(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
