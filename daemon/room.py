@@ -1,0 +1,92 @@
+"""Whether a volume may take space: what is free, less what others have a right to.
+
+A PersistentVolume is promised its space when it is created, long before its volume is made, so what lies free in a pool
+is not all anybody's. `room_for` decides it for the figures of one moment; `Room` sees to it that no two volumes decide
+by the same figures.
+"""
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from dataclasses import dataclass
+
+from contract.capacity import footprint
+from daemon.backends import Backend
+from daemon.errors import NoSpace
+from daemon.record import Pool, Wanted
+from daemon.stock import Stock
+
+
+@dataclass(frozen=True)
+class Promise:
+    """Space that a PersistentVolume of this node has a right to, made or not. `footprint` in bytes of the pool."""
+
+    pv: str
+    pool: str
+    footprint: int
+
+
+def room_for(
+    pv: str, pool: Pool, made: Collection[str], promises: Iterable[Promise], *, ratio: float, reserve: int
+) -> int:
+    """Bytes that the volume of `pv` may take from the pool now, on top of what it has. Can be negative.
+
+    `made` are the PersistentVolumes whose volumes exist: their space is no longer free, and what they would like to
+    grow by was promised by nobody. When the promises exceed the pool, because someone took space behind our back, two
+    of them must not wait for each other for ever: each yields only to those before it in the order of names.
+    """
+    unmade = [promise for promise in promises if promise.pool == pool.name and promise.pv not in made]
+    is_promised = any(promise.pv == pv for promise in unmade)
+    held = sum(promise.footprint for promise in unmade if promise.pv != pv and (promise.pv < pv or not is_promised))
+    return pool.available(ratio) - reserve - held
+
+
+class Room:
+    """The free space of a node's pools, while volumes take from it."""
+
+    def __init__(self, backend: Backend, stock: Stock, promises: Callable[[], Iterable[Promise]], reserve: int) -> None:
+        self._backend = backend
+        self._stock = stock
+        self._promises = promises
+        self._reserve = reserve
+        self._held: dict[str, tuple[str, int]] = {}
+        """Pool and bytes that are being taken, by PersistentVolume."""
+
+    @contextlib.asynccontextmanager
+    async def held(self, wanted: Wanted, size: int) -> AsyncIterator[int]:
+        """The bytes of its pool that a volume takes for growing from `size` (0: not made yet) to what is wanted, held
+        for it meanwhile. Raises NoSpace, but not before a fresh look."""
+        pool_name = self._backend.pool_of(wanted.parameters)
+        if self._stock.inventory.pool(pool_name) is None:
+            await self._backend.establish()
+            await self._stock.look()
+        elif self._needs(wanted, size, pool_name) > self._available(wanted, pool_name):
+            await self._stock.look()
+        needs = self._needs(wanted, size, pool_name)
+        if needs > (available := self._available(wanted, pool_name)) and needs > 0:
+            raise NoSpace(wanted.pv, pool_name, needs, available)
+        self._held[wanted.pv] = (pool_name, needs)
+        try:
+            yield needs
+        finally:
+            del self._held[wanted.pv]
+
+    def _needs(self, wanted: Wanted, size: int, pool_name: str) -> int:
+        pool = self._stock.inventory.pool(pool_name)
+        if pool is None or not self._backend.on_devices:
+            return 0  # the backend words what is missing; a folder takes only what is written to it
+        has = footprint(size, wanted.parameters, pool.granularity) if size else 0
+        return max(footprint(wanted.size, wanted.parameters, pool.granularity) - has, 0)
+
+    def _available(self, wanted: Wanted, pool_name: str) -> int:
+        pool = self._stock.inventory.pool(pool_name)
+        if pool is None:
+            return 0
+        room = room_for(
+            wanted.pv,
+            pool,
+            {volume.pv for volume in self._stock.inventory.volumes if volume.size},
+            self._promises(),
+            ratio=wanted.parameters.overprovision_ratio,
+            reserve=self._reserve,
+        )
+        return room - sum(held for name, held in self._held.values() if name == pool_name)

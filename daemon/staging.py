@@ -1,0 +1,157 @@
+"""Where the volumes of a node are mounted: once each at `<staging>/<pv>`, and from there into the folders of pods.
+
+What is mounted, and by whom a volume is used, is read from the mount table each time and never remembered, so a
+daemon that was killed and started again knows as much as before. All functions block, also on the disk: call them from
+a thread.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from contract import names
+from daemon.errors import BackendFailed, FolderMissing, InUse, Occupied
+from daemon.podfolder import PodFolder
+from host import mounting, mounttable
+from host.mounttable import Mount
+
+log = logging.getLogger(__name__)
+
+_UNUSABLE = 0o000
+"""Mode of a staging folder under its mount: whoever writes there when nothing is mounted fills the node's own disk."""
+
+
+class Staging:
+    """The staging folder of one node."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = Path(os.path.realpath(root))  # as the mount table shows it
+
+    def path(self, pv: str) -> Path:
+        return self._root / pv
+
+    def make_folder(self, pv: str) -> Path:
+        """The empty folder to mount the volume on."""
+        self._root.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            self.path(pv).mkdir(mode=_UNUSABLE)
+        return self.path(pv)
+
+    def mounted(self, pv: str) -> Mount | None:
+        """The staging mount of the volume."""
+        return top(mounttable.read(), self.path(pv))
+
+    def users(self, pv: str) -> list[Mount]:
+        """All mounts that show the volume or a part of it, but for the staging mount: pod folders and the kubelet's
+        mounts for subPath. A pod's folder that bears its name counts even if somebody took the staging mount away."""
+        table = mounttable.read()
+        staged = top(table, self.path(pv))
+        return [
+            mount
+            for mount in table
+            if mount.path != str(self.path(pv))
+            and (mount.path.endswith(f"/{names.DRIVER_FOLDER}/{pv}") or (staged and is_part(mount, staged)))
+        ]
+
+    def release(self, pv: str) -> None:
+        """Unmounts the staging path and removes it, mounted or not. Raises InUse, naming who uses it."""
+        users = self.users(pv)
+        if users:
+            raise InUse(f"volume {pv} is mounted at {users[0].path}: delete the pod that uses it")
+        path = self.path(pv)
+        _unmount_all(path, path, pv)
+        try:
+            path.rmdir()
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            log.warning("can't remove the staging folder %s: %s", path, error.strerror, extra={"volume": pv})
+
+    def bind(self, pv: str, folder: PodFolder, *, read_only: bool) -> None:
+        """Shows the staged volume in the pod's folder, and returns only when the mount table says so.
+
+        Raises Occupied when the folder shows something else. After any error nothing of ours is mounted there: the
+        kubelet takes a mounted folder for a success and does not ask again.
+        """
+        staged = self.mounted(pv)
+        if staged is None:
+            raise BackendFailed(
+                f"volume {pv} vanished from {self.path(pv)}: somebody unmounted it, the next try mounts it"
+            )
+        shown = top(mounttable.read(), folder.path)
+        if shown is not None:
+            if not is_same(shown, staged):
+                raise Occupied(
+                    f"{folder.path} already shows {shown.source}, which is not volume {pv}: unmount it on the node"
+                )
+            if shown.read_only == read_only:
+                return
+            self.unbind(folder)
+        try:
+            with self._opened(pv, staged) as source, folder.open() as target:
+                mounting.bind(source, target, read_only=read_only)
+            _verify(pv, folder, staged, read_only)
+        except BaseException:
+            self.unbind(folder)
+            raise
+
+    def unbind(self, folder: PodFolder) -> None:
+        """Unmounts all that lies on the pod's folder. A folder that does not exist is no error. Raises InUse."""
+        with contextlib.suppress(FolderMissing), folder.open_parent() as parent:
+            _unmount_all(Path(f"/proc/self/fd/{parent}", folder.name), folder.path, folder.name)
+
+    @contextlib.contextmanager
+    def _opened(self, pv: str, staged: Mount) -> Iterator[int]:
+        """The root of the staging mount, and not of what else the path may lead to."""
+        descriptor = os.open(self.path(pv), os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            if f"mnt_id:\t{staged.id}\n" not in Path(f"/proc/self/fdinfo/{descriptor}").read_text():
+                raise BackendFailed(f"the mount at {self.path(pv)} changed while volume {pv} was mounted: try again")
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+
+def top(table: Sequence[Mount], path: Path) -> Mount | None:
+    """What one sees at `path` when it is a mount point: the last of those stacked there."""
+    return next((mount for mount in reversed(table) if mount.path == str(path)), None)
+
+
+def is_same(one: Mount, other: Mount) -> bool:
+    """Whether two mounts show the same folder of the same filesystem."""
+    return (one.device, one.root) == (other.device, other.root)
+
+
+def is_part(mount: Mount, whole: Mount) -> bool:
+    """Whether a mount shows what the other shows, or a folder in it."""
+    return mount.device == whole.device and f"{mount.root}/".startswith(f"{whole.root.rstrip('/')}/")
+
+
+def shows_device(mount: Mount, device: Path) -> bool:
+    """Whether a mount is of this block device. A btrfs has a device number of its own: there, the source tells."""
+    number = device.stat().st_rdev
+    if mount.device == f"{os.major(number)}:{os.minor(number)}":
+        return True
+    with contextlib.suppress(OSError):
+        return mount.source.startswith("/") and Path(mount.source).stat().st_rdev == number
+    return False
+
+
+def _verify(pv: str, folder: PodFolder, staged: Mount, read_only: bool) -> None:
+    shown = top(mounttable.read(), folder.path)
+    if shown is None or not is_same(shown, staged) or shown.read_only != read_only:
+        raise BackendFailed(f"volume {pv} was mounted at {folder.path} but does not show there: something unmounts it")
+
+
+def _unmount_all(handle: Path, path: Path, pv: str) -> None:
+    """Unmounts through `handle` until the mount table shows nothing at `path`."""
+    while top(mounttable.read(), path) is not None:
+        try:
+            mounting.unmount(handle)
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                raise InUse(f"volume {pv} at {path} is busy: stop the processes that use it") from error
+            raise

@@ -1,0 +1,95 @@
+"""What the node's pools hold, kept in memory: one look at the start, and then our own changes.
+
+A look costs a start of LVM and a scan of all devices, and nobody else makes volumes of ours, so a mount must not pay
+for one. What a look finds always wins, except for the volumes that were being changed while it looked: of those it may
+have seen either side. A change that failed leaves its volume in doubt, and the next one who asks for it looks first.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+
+from daemon.backends import Backend
+from daemon.record import Inventory, Volume
+
+
+class Stock:
+    """The inventory of a backend."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._inventory = Inventory()
+        self._changing: set[str] = set()
+        self._touched: set[str] = set()
+        self._doubtful: set[str] = set()
+        self._looking = asyncio.Lock()
+        self._begun = 0
+        self._finished = 0
+        """Number of the last look that succeeded: looks are numbered as they begin."""
+
+    @property
+    def inventory(self) -> Inventory:
+        return self._inventory
+
+    async def look(self) -> None:
+        """Reads the backend. Whoever asks while a look is under way shares the next one. Raises VolumeError."""
+        begun_before = self._begun
+        async with self._looking:
+            if self._finished > begun_before:
+                return
+            self._begun = number = self._begun + 1
+            self._touched = set(self._changing)
+            found = await self._backend.inspect()
+            self._inventory = merged(self._inventory, found, self._touched)
+            self._doubtful &= self._touched
+            self._finished = number
+
+    async def volume(self, pv: str) -> Volume | None:
+        """The volume of a PersistentVolume, which nobody else may be changing meanwhile."""
+        if pv in self._doubtful or not self._finished:
+            await self.look()
+        return self._inventory.volume(pv)
+
+    @contextlib.contextmanager
+    def changing(self, pv: str) -> Iterator[None]:
+        """Around each call of the backend that changes the volume, and the note of its result."""
+        self._changing.add(pv)
+        self._touched.add(pv)
+        try:
+            yield
+        except BaseException:
+            self._doubtful.add(pv)
+            raise
+        finally:
+            self._changing.discard(pv)
+
+    def put(self, volume: Volume, taken: int = 0) -> None:
+        """Notes how a volume is now, and the bytes that it took from its pool for that."""
+        others = [other for other in self._inventory.volumes if other.pv != volume.pv]
+        self._inventory = _moved(replace(self._inventory, volumes=(*others, volume)), volume.pool, taken)
+
+    def drop(self, volume: Volume) -> None:
+        """Notes that a volume is gone. A mirror took more than its size: the next look finds the rest."""
+        others = tuple(other for other in self._inventory.volumes if other.pv != volume.pv)
+        self._inventory = _moved(replace(self._inventory, volumes=others), volume.pool, -volume.size)
+
+
+def merged(known: Inventory, found: Inventory, touched: Collection[str]) -> Inventory:
+    """What a look found, except where it may have seen a change half done: there, what is known."""
+    if not touched:
+        return found
+    volumes = (
+        *(volume for volume in found.volumes if volume.pv not in touched),
+        *(volume for volume in known.volumes if volume.pv in touched),
+    )
+    pools = tuple(known.pool(pool.name) or pool for pool in found.pools)
+    return replace(found, volumes=volumes, pools=pools)
+
+
+def _moved(inventory: Inventory, pool_name: str, taken: int) -> Inventory:
+    pools = tuple(
+        replace(pool, free=pool.free - taken, ours=pool.ours + taken) if pool.name == pool_name else pool
+        for pool in inventory.pools
+    )
+    return replace(inventory, pools=pools)

@@ -1,0 +1,264 @@
+"""The life of one node's volumes: made, formatted, mounted, grown, removed. No Kubernetes in here.
+
+Three rules keep data safe. A volume is formatted only while its own record says that it never held anything; whatever
+is found on a ready one, it is mounted or refused, never formatted. A volume is touched only when its record names the
+very PersistentVolume, uid and all, that is asked for. And nothing is removed that is mounted anywhere.
+
+Each operation may be cut off at any point and asked for again: the record is rewritten only when the step before it
+is done, and what is mounted is read from the mount table. What is asked for runs in a task of its own
+(daemon.ordering), so a caller that gives up breaks nothing off.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from contract.volume import RETAIN
+from daemon.backends import Backend
+from daemon.errors import BackendFailed, Damaged, Foreign, InUse
+from daemon.ordering import Turns
+from daemon.podfolder import PodFolder
+from daemon.record import DamagedRecord, Inventory, Record, State, Volume, Wanted
+from daemon.room import Promise, Room
+from daemon.staging import Staging, shows_device
+from daemon.stock import Stock
+from host import filesystem, mounting, mounttable
+from host.command import CommandError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+Observer = Callable[[str, str, float], None]
+"""Told of each operation that ended: its kind, "success" or the name of its error, and the seconds it took."""
+
+
+class Volumes:
+    """All operations on the volumes of a node. They raise VolumeError, worded for the pod's owner.
+
+    `promises` gives what the PersistentVolumes of this node have a right to, `reserve` bytes are kept free in each
+    pool, `parallelism` bounds the operations that load the disks.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        staging: Path,
+        *,
+        promises: Callable[[], Iterable[Promise]] = tuple,
+        reserve: int = 0,
+        parallelism: int = 8,
+        observe: Observer = lambda kind, outcome, seconds: None,
+    ) -> None:
+        self._backend = backend
+        self._stock = Stock(backend)
+        self._staging = Staging(staging)
+        self._room = Room(backend, self._stock, promises, reserve)
+        self._disks = asyncio.Semaphore(parallelism)
+        self._observe = observe
+        self._turns = Turns()
+        self._fresh: set[str] = set()
+        """Formatted by this process and not mounted since: there is nothing to check or to grow."""
+
+    @property
+    def inventory(self) -> Inventory:
+        """What the node's pools hold, as of the last look and our own changes since."""
+        return self._stock.inventory
+
+    async def start(self) -> None:
+        """Makes what the backend needs and looks at what is there. A node without a volume group starts as well."""
+        await self._backend.establish()
+        await self._stock.look()
+
+    async def refresh(self) -> None:
+        """Looks again: people and other programs make and remove volumes too."""
+        await self._stock.look()
+
+    async def close(self) -> None:
+        """Waits for what was begun. Nothing is lost when nobody waits: the next daemon goes on with it."""
+        await self._turns.drain()
+
+    async def prepare(self, wanted: Wanted) -> Volume:
+        """The volume, made and formatted."""
+        return await self._turn("prepare", wanted.pv, wanted, lambda: self._prepared(wanted))
+
+    async def mount(self, wanted: Wanted, folder: PodFolder, read_only: bool) -> None:
+        """The volume, made if need be, mounted in the folder: returns only when it is, and after an error nothing of it
+        is left there. A folder that shows it already is a success."""
+        request = (wanted, folder, read_only)
+        await self._turn("mount", wanted.pv, request, lambda: self._mount(wanted, folder, read_only))
+
+    async def unmount(self, folder: PodFolder) -> None:
+        """Nothing is mounted on the folder, whatever lay there; after its last user the volume itself is unmounted.
+        Needs neither record nor volume nor folder."""
+        await self._turn("unmount", folder.name, folder, lambda: self._unmount(folder))
+
+    async def expand(self, wanted: Wanted) -> Volume:
+        """The volume with at least the wanted size. Its filesystem fills it, at once or, when it is not mounted, with
+        the next mount. Raises NoSpace, and then nothing has changed."""
+        return await self._turn("expand", wanted.pv, wanted, lambda: self._expand(wanted))
+
+    async def reclaim(self, pv: str, uid: str) -> None:
+        """The volume of this very PersistentVolume is gone with its data, its space free. Raises InUse while it is
+        mounted in a pod. A volume of that name but another uid is not its own, and stays."""
+        await self._turn("reclaim", pv, uid, lambda: self._reclaim(pv, uid))
+
+    async def retain(self, pv: str, uid: str) -> None:
+        """The volume, if it exists, says itself that it is to be kept, PersistentVolume or not."""
+        await self._turn("retain", pv, uid, lambda: self._retain(pv, uid))
+
+    async def _turn(self, kind: str, pv: str, request: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        async def observed() -> T:
+            begin = time.monotonic()
+            outcome = "success"
+            try:
+                with _worded(pv):
+                    return await work()
+            except BaseException as error:
+                outcome = type(error).__name__
+                log.warning("%s of volume %s failed: %s", kind, pv, error, extra={"volume": pv})
+                raise
+            finally:
+                self._observe(kind, outcome, time.monotonic() - begin)
+
+        return await self._turns.take(pv, (kind, request), observed)
+
+    async def _prepared(self, wanted: Wanted) -> Volume:
+        volume = await self._stock.volume(wanted.pv)
+        if volume is None:
+            self._refuse_damaged(wanted.pv)
+        elif volume.record.uid != wanted.uid:
+            raise Foreign(
+                f"this node holds a volume {wanted.pv} of an earlier PersistentVolume (uid {volume.record.uid}) and "
+                "does not show its data to another: use another name, or have the administrator remove the old volume"
+            )
+        if volume is None or volume.record.state is State.FORMATTING:
+            async with self._disks:
+                return await self._made(wanted, begun=volume)
+        if volume.record.policy != wanted.policy:
+            return await self._rewritten(volume, replace(volume.record, policy=wanted.policy))
+        return volume
+
+    async def _made(self, wanted: Wanted, begun: Volume | None) -> Volume:
+        """A new volume, or one whose making was cut off and that nobody has mounted yet."""
+        async with self._room.held(wanted, begun.size if begun else 0) as taken:
+            with self._stock.changing(wanted.pv):
+                volume = await self._backend.create(wanted)
+                self._stock.put(volume, taken)
+        if volume.record.state is State.READY:
+            return volume
+        async with self._backend.device(volume) as device:
+            await filesystem.make(wanted.parameters.filesystem, device, wanted.parameters.mkfs_options)
+        volume = await self._rewritten(volume, wanted.record(State.READY))
+        self._fresh.add(wanted.pv)
+        return volume
+
+    async def _mount(self, wanted: Wanted, folder: PodFolder, read_only: bool) -> None:
+        volume = await self._prepared(wanted)
+        try:
+            if await asyncio.to_thread(self._staging.mounted, wanted.pv) is None:
+                async with self._disks:
+                    await self._stage(volume, wanted.parameters.mount_options)
+            await asyncio.to_thread(self._staging.bind, wanted.pv, folder, read_only=read_only)
+        except BaseException:
+            await self._release_if_idle(wanted.pv)
+            raise
+
+    async def _stage(self, volume: Volume, options: tuple[str, ...]) -> None:
+        kind = volume.record.filesystem
+        path = await asyncio.to_thread(self._staging.make_folder, volume.pv)
+        async with self._backend.device(volume) as source:
+            if not self._backend.on_devices:
+                await asyncio.to_thread(mounting.bind, source, path)
+                return
+            fresh = volume.pv in self._fresh
+            mounted_elsewhere = any(shows_device(mount, source) for mount in mounttable.read())
+            if not fresh and not mounted_elsewhere:
+                await filesystem.check(kind, source)
+            await filesystem.mount(kind, source, path, options)
+            self._fresh.discard(volume.pv)
+            if not fresh:
+                await filesystem.grow(kind, source, path)
+
+    async def _unmount(self, folder: PodFolder) -> None:
+        await asyncio.to_thread(self._staging.unbind, folder)
+        await self._release_if_idle(folder.name)
+
+    async def _release_if_idle(self, pv: str) -> None:
+        try:
+            await asyncio.to_thread(self._staging.release, pv)
+        except InUse as used:
+            log.debug("the staging mount stays: %s", used, extra={"volume": pv})
+        except OSError as error:
+            log.warning("the staging mount of %s stays: %s", pv, error, extra={"volume": pv})
+
+    async def _expand(self, wanted: Wanted) -> Volume:
+        volume = await self._prepared(wanted)
+        if not self._backend.on_devices:
+            return volume
+        if volume.size < wanted.size:
+            self._fresh.discard(wanted.pv)
+            async with self._disks, self._room.held(wanted, volume.size) as taken:
+                with self._stock.changing(wanted.pv):
+                    volume = await self._backend.extend(volume, wanted.size)
+                    self._stock.put(volume, taken)
+        staged = await asyncio.to_thread(self._staging.mounted, wanted.pv)
+        if staged is not None:
+            # Not only after an extension: a crash may have come between the two.
+            await filesystem.grow(volume.record.filesystem, Path(staged.source), Path(staged.path))
+        return volume
+
+    async def _reclaim(self, pv: str, uid: str) -> None:
+        volume = await self._stock.volume(pv)
+        if volume is None:
+            await self._stock.look()  # who says "gone" must have seen it
+            volume = self.inventory.volume(pv)
+        if volume is None:
+            self._refuse_damaged(pv)
+            return
+        if volume.record.uid != uid:
+            log.warning("volume %s has uid %s, not %s: it stays", pv, volume.record.uid, uid, extra={"volume": pv})
+            return
+        await asyncio.to_thread(self._staging.release, pv)
+        async with self._disks:
+            with self._stock.changing(pv):
+                await self._backend.remove(volume)
+                self._stock.drop(volume)
+        self._fresh.discard(pv)
+
+    async def _retain(self, pv: str, uid: str) -> None:
+        volume = await self._stock.volume(pv)
+        if volume is not None and volume.record.uid == uid and volume.record.policy != RETAIN:
+            await self._rewritten(volume, replace(volume.record, policy=RETAIN))
+
+    async def _rewritten(self, volume: Volume, record: Record) -> Volume:
+        with self._stock.changing(volume.pv):
+            volume = await self._backend.rewrite(volume, record)
+            self._stock.put(volume)
+        return volume
+
+    def _refuse_damaged(self, pv: str) -> None:
+        for damaged in self.inventory.damaged:
+            if damaged.name == pv:
+                raise Damaged(
+                    f"volume {pv} exists on this node, but its record can't be relied on ({damaged.reason}): "
+                    "the node's administrator has to look at it, its data is not touched"
+                )
+
+
+@contextlib.contextmanager
+def _worded(pv: str) -> Iterator[None]:
+    """Turns what the node's tools raise into errors for the pod's owner."""
+    try:
+        yield
+    except filesystem.Unsound as error:
+        raise Damaged(f"volume {pv} can't be mounted: {error}") from error
+    except DamagedRecord as error:
+        raise BackendFailed(f"PersistentVolume {pv} can't be remembered: {error}") from error
+    except (CommandError, OSError) as error:
+        raise BackendFailed(f"volume {pv}: {error}; the daemon's log on the node has more") from error
