@@ -1,24 +1,18 @@
-"""Requests to the API server: plain JSON objects in and out, typed errors, and an end to every request.
+"""The verbs of the API server: plain JSON objects in and out, typed errors, and an end to every request.
 
-Credentials, TLS and connections are the library's (kubernetes.aio); its generated models are not used, because
-building them costs more than the request itself. Each request has a total deadline, from the first byte sent to the
-last one read, so a server that hangs is only one that fails. There is no client-side rate limit: the server has its
-own, and answers 429 with a time, which comes out as Unreachable.
+The library's generated models are not used, because building them costs more than the request itself. Each request
+has a total deadline, from the first byte sent to the last one read, so a server that hangs is only one that fails.
+There is no client-side rate limit: the server has its own, and answers 429 with a time, which comes out as
+Unreachable.
 """
 
 import asyncio
 import json
-import logging
-import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
-from urllib.parse import urlencode
 
 import aiohttp
-from kubernetes.aio.client import ApiClient
-from kubernetes.aio.config import ConfigException
 
 from kube import connection
 from kube.connection import ConfigurationError
@@ -48,6 +42,7 @@ from kube.resources import (
     VOLUMES,
     Resource,
 )
+from kube.transport import Body, Transport
 
 __all__ = [
     "CAPACITIES",
@@ -84,11 +79,7 @@ STRATEGIC = "application/strategic-merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
 
 Objects = list[Json]
-Body = Json | list[Json]
 
-_log = logging.getLogger(__name__)
-_CONNECT_SECONDS = 10.0
-_RENEWAL_INTERVAL = 5.0
 _SILENCE_GRACE = 15.0
 _PAGE = 500
 
@@ -104,15 +95,9 @@ class Page:
 class Cluster:
     """A connection to one API server. Methods raise the family of errors.ApiError."""
 
-    def __init__(
-        self, api: ApiClient, connector: aiohttp.TCPConnector, kubeconfig: str | None, deadline: float
-    ) -> None:
-        self._api = api
-        self._connector = connector
-        self._kubeconfig = kubeconfig
+    def __init__(self, transport: Transport, deadline: float) -> None:
+        self._transport = transport
         self._deadline = deadline
-        self._renewing = asyncio.Lock()
-        self._renewed = -_RENEWAL_INTERVAL
 
     @classmethod
     async def connect(
@@ -120,13 +105,10 @@ class Cluster:
     ) -> "Cluster":
         """Reads the configuration (connection.load) and opens no connection yet. `deadline`: seconds for each
         request. `program` names us in the server's audit log. Raises ConfigurationError."""
-        api, connector = connection.open_transport(await connection.load(kubeconfig))
-        api.user_agent = program
-        return cls(api, connector, kubeconfig, deadline)
+        return cls(Transport(await connection.load(kubeconfig), kubeconfig, program), deadline)
 
     async def close(self) -> None:
-        await self._api.close()
-        await self._connector.close()
+        await self._transport.close()
 
     async def __aenter__(self) -> "Cluster":
         return self
@@ -256,12 +238,11 @@ class Cluster:
             "labelSelector": label_selector,
             "fieldSelector": field_selector,
         }
-        silence = aiohttp.ClientTimeout(
-            total=None, sock_connect=_CONNECT_SECONDS, sock_read=timeout_seconds + _SILENCE_GRACE
-        )
         try:
             async with asyncio.timeout(self._deadline):
-                response = await self._open("GET", resource.path(namespace), query=query, timeout=silence)
+                response = await self._transport.open(
+                    "GET", resource.path(namespace), query=query, silence=timeout_seconds + _SILENCE_GRACE
+                )
             try:
                 async for line in response.content:
                     if not line.strip():
@@ -284,88 +265,16 @@ class Cluster:
         query: dict[str, str] | None = None,
         content_type: str = "application/json",
     ) -> Json:
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS)
         try:
             async with asyncio.timeout(self._deadline):
-                response = await self._open(method, path, body, query, content_type, timeout)
+                response = await self._transport.open(method, path, body, query=query, content_type=content_type)
                 async with response:
                     answer: Json = json.loads(await response.read())
                     return answer
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             raise _unreachable(f"{method} {path}", error) from error
 
-    async def _open(
-        self,
-        method: str,
-        path: str,
-        body: Body | None = None,
-        query: dict[str, str] | None = None,
-        content_type: str = "application/json",
-        timeout: aiohttp.ClientTimeout | None = None,
-    ) -> aiohttp.ClientResponse:
-        """An answer of status 2xx whose body is still to be read. Credentials that ran out are renewed once."""
-        response = await self._send(method, path, body, query, content_type, timeout)
-        if response.status == 401 and await self._renew_credentials():
-            response.close()
-            response = await self._send(method, path, body, query, content_type, timeout)
-        if response.status < 300:
-            return response
-        async with response:
-            text = await response.text(errors="replace")
-        raise from_status(_status_body(text), response.status, _seconds(response.headers.get("Retry-After")))
-
-    async def _send(
-        self,
-        method: str,
-        path: str,
-        body: Body | None,
-        query: dict[str, str] | None,
-        content_type: str,
-        timeout: aiohttp.ClientTimeout | None,
-    ) -> aiohttp.ClientResponse:
-        headers = {"Accept": "application/json", "Content-Type": content_type, **self._api.default_headers}
-        try:
-            await self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
-        except ConfigException as error:
-            raise Unauthorized(0, "", f"the service account's token can't be read: {error}") from error
-        given = {key: value for key, value in (query or {}).items() if value}
-        url = self._api.configuration.host + path + (f"?{urlencode(given)}" if given else "")
-        answer = await self._api.call_api(method, url, headers, body, _request_timeout=timeout)
-        response: aiohttp.ClientResponse = answer.response
-        return response
-
-    async def _renew_credentials(self) -> bool:
-        """Reads the configuration again, because tokens and certificates in files rotate and exec plugins hand out
-        short-lived ones. True: worth another try. Those who fail together share one renewal."""
-        async with self._renewing:
-            if time.monotonic() - self._renewed < _RENEWAL_INTERVAL:
-                return True
-            self._renewed = time.monotonic()
-            try:
-                fresh = await connection.load(self._kubeconfig)
-                if fresh.cert_file:
-                    self._api.rest_client.ssl_context.load_cert_chain(fresh.cert_file, fresh.key_file)
-            except (ConfigurationError, OSError) as error:
-                _log.warning("the API server refuses our credentials, and there are no new ones: %s", error)
-                return False
-            self._api.configuration.api_key = fresh.api_key
-            self._api.configuration.refresh_api_key_hook = fresh.refresh_api_key_hook
-            return True
-
 
 def _unreachable(what: str, error: Exception) -> Unreachable:
     words = str(error) or type(error).__name__
     return Unreachable(0, "", f"{what}: no good answer from the API server: {words}")
-
-
-def _status_body(text: str) -> Any:
-    """A Status object, or one made up around the words of a proxy on the way."""
-    try:
-        body = json.loads(text)
-    except ValueError:
-        return {"message": text.strip()[:500]}
-    return body if isinstance(body, dict) else {"message": text[:500]}
-
-
-def _seconds(retry_after: str | None) -> float | None:
-    return float(retry_after) if retry_after and retry_after.isdigit() else None

@@ -11,12 +11,13 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TypeVar
 
 from kube.backoff import Backoff
-from kube.client import EVENTS, STRATEGIC, ApiError, Cluster, Json, NotFound, Unreachable
+from kube.client import EVENTS, STRATEGIC, AlreadyExists, ApiError, Cluster, Json, NotFound, Unreachable
 from kube.records import ObjectReference
 
 __all__ = ["ObjectReference", "Recorder"]
@@ -50,6 +51,10 @@ class _Subject:
 class _Series:
     """Reports of one subject that wait to be written."""
 
+    name: str
+    """Of the event, if it comes to a new one: chosen before the first try, so that a try whose answer was lost and
+    its repetition make one event."""
+    resource_version: str
     first: datetime
     last: datetime
     count: int
@@ -128,7 +133,7 @@ class Recorder:
         elif len(self._pending) >= _PENDING:
             _log.warning("too many events wait, this one is only logged: %s", subject)
         elif self._spend(subject.reference):
-            self._pending[subject] = _Series(now, now, 1)
+            self._pending[subject] = _Series(_name(reference), reference.resource_version, now, now, 1)
             self._wake.set()
         else:
             _log.debug("too many events about one object, this one is only logged: %s", subject)
@@ -172,9 +177,9 @@ class Recorder:
                 return replace(known, count=count)
             except NotFound:
                 _log.debug("event %s ran out on the server", known.name)
-        body = self._event(subject, series, namespace)
-        await self._cluster.create(EVENTS, body, namespace)
-        return _Written(body["metadata"]["name"], series.count)
+        with suppress(AlreadyExists):
+            await self._cluster.create(EVENTS, self._event(subject, series, namespace), namespace)
+        return _Written(series.name, series.count)
 
     def _event(self, subject: _Subject, series: _Series, namespace: str) -> Json:
         reference = subject.reference
@@ -184,13 +189,12 @@ class Recorder:
             "namespace": reference.namespace,
             "name": reference.name,
             "uid": reference.uid,
+            "resourceVersion": series.resource_version,
         }
-        unique = secrets.token_hex(8)
-        stem = reference.name[: _NAME_LENGTH - len(unique) - 1].rstrip(".-")
         return {
             "apiVersion": "v1",
             "kind": "Event",
-            "metadata": {"name": f"{stem}.{unique}", "namespace": namespace},
+            "metadata": {"name": series.name, "namespace": namespace},
             "involvedObject": {key: value for key, value in involved.items() if value},
             "type": subject.kind,
             "reason": subject.reason,
@@ -209,6 +213,12 @@ def _remember(memory: OrderedDict[K, V], key: K, value: V) -> None:
     memory.move_to_end(key)
     if len(memory) > _REMEMBERED:
         memory.popitem(last=False)
+
+
+def _name(reference: ObjectReference) -> str:
+    unique = secrets.token_hex(8)
+    stem = reference.name[: _NAME_LENGTH - len(unique) - 1].rstrip(".-")
+    return f"{stem}.{unique}"
 
 
 def _shorten(message: str) -> str:

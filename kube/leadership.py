@@ -72,7 +72,7 @@ async def _acquire(lease: "_Lease", deadline: float, retry: float) -> None:
                 if await lease.take():
                     return
         except (ApiError, TimeoutError) as error:
-            _log.info("waiting for the lease %s: %s", lease.name, error or "the API server does not answer")
+            _log.warning("waiting for the lease %s: %s", lease.name, error or "the API server does not answer")
         await lease.clock.sleep(retry * (1 + random.random() / 5))  # noqa: S311
 
 
@@ -127,7 +127,8 @@ class _Lease:
         if holder and holder != self._identity and self.clock.now() - self._changed < valid:
             return False
         if holder != self._identity:
-            spec = spec | {"acquireTime": _now(), "leaseTransitions": self._transitions(spec)}
+            transitions = int(spec["leaseTransitions"]) + 1 if "leaseTransitions" in spec else 0
+            spec = spec | {"acquireTime": _now(), "leaseTransitions": transitions}
         try:
             await self._write(self._held(spec))
         except (Conflict, AlreadyExists):
@@ -136,27 +137,32 @@ class _Lease:
         return True
 
     async def renew(self) -> None:
+        """Raises LeadershipLost when the lease is somebody else's or gone: then nothing keeps others from it."""
         begun = self.clock.now()
+        await self._change(self._held)
+        self.renewed = begun
+
+    async def release(self) -> None:
+        """Lets the next one begin at once. When it fails they wait for the lease to run out."""
         try:
-            await self._write(self._held(self._body["spec"]))
-        except (Conflict, NotFound):
-            # Somebody labelled it, or a write of ours that seemed to hang was carried out after all.
+            async with self.clock.timeout(_RELEASE_SECONDS):
+                await self._change(_free)
+        except (ApiError, TimeoutError, LeadershipLost) as error:
+            _log.info("the lease %s was not given back: %s", self.name, error or "no answer in time")
+
+    async def _change(self, change: Callable[[Json], Json]) -> None:
+        try:
+            await self._write(change(self._body["spec"]))
+        except NotFound:
+            raise LeadershipLost(f"the lease {self.name} was deleted") from None
+        except Conflict:
+            # Somebody labelled it, or a write of ours that we gave up was carried out after all.
             body = await self._cluster.get(LEASES, self.name, self._namespace)
             holder = body["spec"].get("holderIdentity")
             if holder != self._identity:
                 raise LeadershipLost(f"the lease {self.name} is now held by {holder or 'nobody'}") from None
             self._body = body
-            await self._write(self._held(body["spec"]))
-        self.renewed = begun
-
-    async def release(self) -> None:
-        """Lets the next one begin at once. When it fails they wait for the lease to run out."""
-        spec = {key: value for key, value in self._body["spec"].items() if key != "holderIdentity"}
-        try:
-            async with self.clock.timeout(_RELEASE_SECONDS):
-                await self._write(spec | {"leaseDurationSeconds": 1, "renewTime": _now()})
-        except (ApiError, TimeoutError) as error:
-            _log.info("the lease %s was not given back: %s", self.name, error)
+            await self._write(change(body["spec"]))
 
     def _held(self, spec: Json) -> Json:
         return spec | {
@@ -165,17 +171,17 @@ class _Lease:
             "renewTime": _now(),
         }
 
-    @staticmethod
-    def _transitions(spec: Json) -> int:
-        """Counts the changes of holder, the first one not."""
-        return int(spec.get("leaseTransitions") or 0) + 1 if "leaseTransitions" in spec else 0
-
     async def _write(self, spec: Json) -> None:
         body = self._body | {"spec": spec}
         if "resourceVersion" in body["metadata"]:
             self._body = await self._cluster.replace(LEASES, self.name, body, self._namespace)
         else:
             self._body = await self._cluster.create(LEASES, body, self._namespace)
+
+
+def _free(spec: Json) -> Json:
+    kept = {key: value for key, value in spec.items() if key != "holderIdentity"}
+    return kept | {"leaseDurationSeconds": 1, "renewTime": _now()}
 
 
 def _now() -> str:

@@ -1,0 +1,133 @@
+"""One HTTP request to the API server: credentials, connections, and the answer or a typed error.
+
+The library (kubernetes.aio) has the session, TLS and the authentication. Its own retries stay off, because the
+informer, the work queue and the events have theirs. Two things are ours. Credentials are read again when the server
+refuses them: tokens and certificates in files rotate, and a program that must run for months can't wait for its next
+start. And connections get TCP keepalive: a watch is silent for minutes, and a server that lost power says nothing.
+"""
+
+import asyncio
+import json
+import logging
+import socket
+import time
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlencode
+
+import aiohttp
+from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.config import ConfigException
+
+from kube import connection
+from kube.connection import ConfigurationError
+from kube.errors import Json, Unauthorized, from_status
+
+Body = Json | list[Json]
+
+_log = logging.getLogger(__name__)
+_CONNECTIONS = 256
+_CONNECT_SECONDS = 10.0
+_RENEWAL_INTERVAL = 5.0
+_KEEPALIVE_IDLE, _KEEPALIVE_INTERVAL, _KEEPALIVE_PROBES = 15, 5, 3
+
+
+class Transport:
+    """To be made inside the event loop that uses it."""
+
+    def __init__(self, configuration: Configuration, kubeconfig: str | None, program: str) -> None:
+        """`kubeconfig`: where the configuration came from, to read it again."""
+        self._kubeconfig = kubeconfig
+        self._api = ApiClient(configuration)
+        self._api.user_agent = program
+        self._connector = aiohttp.TCPConnector(
+            limit=_CONNECTIONS, ssl=self._api.rest_client.ssl_context, socket_factory=_socket
+        )
+        configuration.client_session_kwargs = {"connector": self._connector}
+        self._renewing = asyncio.Lock()
+        self._renewed = -_RENEWAL_INTERVAL
+
+    async def close(self) -> None:
+        await self._api.close()
+        await self._connector.close()
+
+    async def open(
+        self,
+        method: str,
+        path: str,
+        body: Body | None = None,
+        *,
+        query: Mapping[str, str] | None = None,
+        content_type: str = "application/json",
+        silence: float | None = None,
+    ) -> aiohttp.ClientResponse:
+        """An answer of status 2xx whose body is still to be read: fails when nothing comes for `silence` seconds.
+
+        Raises errors.ApiError for other answers, and what aiohttp raises for none. The whole has no deadline here."""
+
+        async def send() -> aiohttp.ClientResponse:
+            headers = {"Accept": "application/json", "Content-Type": content_type, **self._api.default_headers}
+            try:
+                await self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
+            except ConfigException as error:
+                raise Unauthorized(0, "", f"the service account's token can't be read: {error}") from error
+            answer = await self._api.call_api(method, url, headers, body, _request_timeout=timeout)
+            response: aiohttp.ClientResponse = answer.response
+            return response
+
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=silence)
+        given = {key: value for key, value in (query or {}).items() if value}
+        url = self._api.configuration.host + path + (f"?{urlencode(given)}" if given else "")
+        response = await send()
+        if response.status == 401 and await self._renew_credentials():
+            response.close()
+            response = await send()
+        if response.status < 300:
+            return response
+        async with response:
+            text = await response.text(errors="replace")
+        raise from_status(_status_body(text), response.status, _seconds(response.headers.get("Retry-After")))
+
+    async def _renew_credentials(self) -> bool:
+        """Reads the configuration again, because tokens and certificates in files rotate and exec plugins hand out
+        short-lived ones. True: worth another try. Those who fail together share one renewal."""
+        async with self._renewing:
+            if time.monotonic() - self._renewed < _RENEWAL_INTERVAL:
+                return True
+            self._renewed = time.monotonic()
+            try:
+                fresh = await connection.load(self._kubeconfig)
+                if fresh.cert_file:
+                    self._api.rest_client.ssl_context.load_cert_chain(fresh.cert_file, fresh.key_file)
+            except (ConfigurationError, OSError) as error:
+                _log.warning("the API server refuses our credentials, and there are no new ones: %s", error)
+                return False
+            self._api.configuration.api_key = fresh.api_key
+            self._api.configuration.refresh_api_key_hook = fresh.refresh_api_key_hook
+            return True
+
+
+def _status_body(text: str) -> Any:
+    """A Status object, or one made up around the words of a proxy on the way."""
+    try:
+        body = json.loads(text)
+    except ValueError:
+        return {"message": text.strip()[:500]}
+    return body if isinstance(body, dict) else {"message": text[:500]}
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    return float(retry_after) if retry_after and retry_after.isdigit() else None
+
+
+def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    """A socket that notices within half a minute that nobody is there any more."""
+    family, kind, protocol, _, _ = address
+    made = socket.socket(family=family, type=kind, proto=protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_INTERVAL)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)
+    milliseconds = 1000 * (_KEEPALIVE_IDLE + _KEEPALIVE_INTERVAL * _KEEPALIVE_PROBES)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+    return made
