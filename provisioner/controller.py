@@ -1,0 +1,111 @@
+"""Puts the provisioner together and runs it: two replicas, one of which leads and does the work.
+
+What is cached and booked belongs to one term of leadership. So nothing outlives it: whoever loses the lease ends, and
+what starts next sees the cluster as it is.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Iterator
+
+from kube import leadership, logs
+from kube.client import Cluster
+from kube.events import Recorder
+from provisioner import health
+from provisioner.books import Books
+from provisioner.claims import Claims
+from provisioner.creation import Creation
+from provisioner.doubts import Doubts
+from provisioner.metrics import Metrics
+from provisioner.orphans import Orphans
+from provisioner.reclaim import Reclaim
+from provisioner.settings import Settings
+from provisioner.view import View
+
+COMPONENT = "elastic-local-provisioner"
+
+_log = logging.getLogger(__name__)
+
+
+async def run(settings: Settings) -> None:
+    """Until SIGTERM or SIGINT, after which the lease is given back. Raises leadership.LeadershipLost, on which the
+    process must end with a failure."""
+    logs.configure(settings.log_format, settings.log_level)
+    with _ended_by_signals() as ended:
+        async with await Cluster.connect(settings.kubeconfig, program=COMPONENT) as cluster:
+            serving = asyncio.create_task(serve(cluster, settings), name="provisioner")
+            await asyncio.wait({serving, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if serving.done():
+                serving.result()
+            serving.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await serving
+
+
+async def serve(cluster: Cluster, settings: Settings) -> None:
+    """Follows until the lease is free, then leads. For ever."""
+    metrics = Metrics()
+    term: Term | None = None
+
+    def unready() -> str:
+        return "" if term is None or term.view.synced else "leading, and still reading the state of the cluster"
+
+    async def work() -> None:
+        nonlocal term
+        metrics.leading(True)
+        term = Term(cluster, settings, metrics)
+        await term.run()
+
+    served = health.application(metrics.registry, unready)
+    async with health.listening(served, settings.listen_host, settings.listen_port) as port:
+        _log.info("metrics and health are served on port %d; waiting to lead as %s", port, settings.identity)
+        await leadership.lead(cluster, settings.lease, settings.namespace, settings.identity, work)
+
+
+class Term:
+    """One term of leadership."""
+
+    def __init__(self, cluster: Cluster, settings: Settings, metrics: Metrics) -> None:
+        parallelism = settings.parallelism
+        self.books = Books()
+        self.view = View(cluster, settings.namespace, self.books)
+        self._recorder = Recorder(cluster, COMPONENT)
+        orphans = Orphans(cluster, parallelism=parallelism)
+        doubts = Doubts(cluster, self.view, orphans, settings.namespace, resolved=lambda: self.claims.wake_stalled())
+        creation = Creation(cluster, self.books, doubts, orphans, self._recorder)
+        self.claims = Claims(cluster, self.view, creation, self._recorder, metrics, parallelism=parallelism)
+        reclaim = Reclaim(cluster, self.view.volumes, self._recorder, metrics, parallelism=parallelism)
+        self._queues = (self.claims.queue, reclaim.queue, orphans.queue, doubts.bookings, doubts.held)
+        for name, queue in (("claims", self.claims.queue), ("volumes", reclaim.queue), ("orphans", orphans.queue)):
+            metrics.queue(name, lambda queue=queue: queue.depth)
+
+    async def run(self) -> None:
+        """For ever. Nothing is decided before the whole cluster was seen: the books must hold every volume."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._recorder.run(), name="events")
+            tasks.create_task(self.view.run(), name="caches")
+            await self.view.wait_synced()
+            _log.info("the state of the cluster is known")
+            for queue in self._queues:
+                tasks.create_task(queue.run())
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[asyncio.Future[None]]:
+    """A future that is done once somebody asked us to end."""
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
+
+    def end() -> None:
+        if not ended.done():
+            ended.set_result(None)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end)
+    try:
+        yield ended
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)

@@ -1,0 +1,69 @@
+"""Figures for Prometheus. The `controller_` ones have the names, labels and buckets that every provisioner for
+Kubernetes has, so that dashboards and alerts which exist work with this one."""
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_LABELS = ("class", "source")
+_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+"""The default of Prometheus itself; that of its Python client is another one."""
+
+
+class Metrics:
+    """One registry per run. `source` is the kind of a claim's dataSource, empty without one."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._provisioned = self._counter(
+            "controller_persistentvolumeclaim_provision", "Volumes that were provisioned."
+        )
+        self._provision_failed = self._counter(
+            "controller_persistentvolumeclaim_provision_failed", "Attempts to provision a volume that failed."
+        )
+        self._provision_seconds = self._histogram(
+            "controller_persistentvolumeclaim_provision_duration_seconds", "How long provisioning a volume took."
+        )
+        self._deleted = self._counter("controller_persistentvolume_delete", "Volumes that were deleted.")
+        self._delete_failed = self._counter(
+            "controller_persistentvolume_delete_failed", "Attempts to delete a volume that failed."
+        )
+        self._delete_seconds = self._histogram(
+            "controller_persistentvolume_delete_duration_seconds", "How long deleting a volume took."
+        )
+        self._leading = Gauge(
+            "elastic_local_provisioner_leading", "1 while this replica leads.", registry=self.registry
+        )
+        self._depth = Gauge(
+            "elastic_local_provisioner_queue_depth",
+            "Objects that wait for a free worker.",
+            ("queue",),
+            registry=self.registry,
+        )
+
+    def _counter(self, name: str, meaning: str) -> Counter:
+        return Counter(name, meaning, _LABELS, registry=self.registry)
+
+    def _histogram(self, name: str, meaning: str) -> Histogram:
+        return Histogram(name, meaning, _LABELS, buckets=_BUCKETS, registry=self.registry)
+
+    def provisioned(self, storage_class: str, source: str, seconds: float) -> None:
+        self._provisioned.labels(storage_class, source).inc()
+        self._provision_seconds.labels(storage_class, source).observe(seconds)
+
+    def provision_failed(self, storage_class: str, source: str) -> None:
+        self._provision_failed.labels(storage_class, source).inc()
+
+    def deleted(self, storage_class: str, seconds: float) -> None:
+        self._deleted.labels(storage_class, "").inc()
+        self._delete_seconds.labels(storage_class, "").observe(seconds)
+
+    def delete_failed(self, storage_class: str) -> None:
+        self._delete_failed.labels(storage_class, "").inc()
+
+    def leading(self, yes: bool) -> None:
+        self._leading.set(yes)
+
+    def queue(self, name: str, depth: Callable[[], int]) -> None:
+        """Ask this queue for its depth whenever the metrics are read."""
+        self._depth.labels(name).set_function(depth)

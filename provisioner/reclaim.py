@@ -1,0 +1,102 @@
+"""Deletes the PersistentVolumes that claims have left behind, where the policy says Delete.
+
+Deleting the object is all that is done here: our finalizer keeps it until its node has removed the data.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+
+from contract import names
+from contract.volume import DELETE, RELEASED, PersistentVolume
+from kube import logs
+from kube.client import VOLUMES, ApiError, Cluster, Conflict, NotFound
+from kube.events import ObjectReference, Recorder
+from kube.informer import Informer
+from kube.workqueue import Backoff, WorkQueue
+from provisioner import live
+from provisioner.metrics import Metrics
+
+_log = logging.getLogger(__name__)
+
+
+class NotDeleted(Exception):
+    """The volume must not, or can't, be deleted as things are. It is tried again."""
+
+
+def left_behind(volume: PersistentVolume) -> bool:
+    """Whether a volume is ours to delete."""
+    return (
+        volume.phase == RELEASED
+        and volume.reclaim_policy == DELETE
+        and volume.provisioned_by in names.PROVISIONERS
+        and not volume.deleting
+    )
+
+
+class Reclaim:
+    """The controller of released volumes."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        volumes: Informer[PersistentVolume],
+        recorder: Recorder,
+        metrics: Metrics,
+        *,
+        parallelism: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._cluster = cluster
+        self._volumes = volumes
+        self._recorder = recorder
+        self._metrics = metrics
+        self._clock = clock
+        self.queue = WorkQueue(
+            self._handle,
+            parallelism=parallelism,
+            backoff=Backoff(first=0.5, factor=2, limit=300),
+            expected=(ApiError, NotDeleted),
+        )
+        volumes.subscribe(self._changed)
+
+    def _changed(self, name: str, old: PersistentVolume | None, new: PersistentVolume | None) -> None:
+        if new is not None and left_behind(new):
+            self.queue.add(name)
+
+    async def _handle(self, name: str) -> None:
+        volume = self._volumes.get(name)
+        if volume is None or not left_behind(volume):
+            return
+        with logs.about(volume=name, claim=str(volume.claim or "")):
+            started = self._clock()
+            try:
+                await self._delete(volume)
+            except NotFound:
+                return
+            except Conflict:
+                # It changed since the cache saw it, and may be wanted again: the next look decides anew.
+                raise
+            except (ApiError, NotDeleted) as error:
+                self._metrics.delete_failed(volume.storage_class)
+                reference = ObjectReference("PersistentVolume", "v1", "", name, volume.uid)
+                self._recorder.warning(reference, "VolumeFailedDelete", str(error))
+                raise
+            self._metrics.deleted(volume.storage_class, self._clock() - started)
+            _log.info("deleted: its node removes the data")
+
+    async def _delete(self, volume: PersistentVolume) -> None:
+        """Data does not come back, so nothing here is taken from a cache. The claim is asked for by uid: after a
+        restore from a backup, or by a controller whose own cache lags, a volume may say Released while its claim is
+        alive. And the deletion holds for the version that was judged only: its policy may be Retain by now."""
+        if volume.pinned and names.FINALIZER not in volume.finalizers:
+            raise NotDeleted(
+                f"the volume has a node and not our finalizer, so its data would stay there unseen: add the finalizer "
+                f"{names.FINALIZER} to have node {volume.hostnames[0]} remove it, or delete the object yourself"
+            )
+        if volume.claim is not None and await live.claim(self._cluster, volume.claim) is not None:
+            raise NotDeleted(
+                f"the volume is Released, yet its claim {volume.claim} exists with the same uid: delete the claim, or set "
+                "the policy to Retain and repair the volume"
+            )
+        await self._cluster.delete(VOLUMES, volume.name, uid=volume.uid, resource_version=volume.resource_version)
