@@ -31,13 +31,22 @@ def room_for(
     """Bytes that the volume of `pv` may take from the pool now, on top of what it has. Can be negative.
 
     `made` are the PersistentVolumes whose volumes exist: their space is no longer free, and what they would like to
-    grow by was promised by nobody. When the promises exceed the pool, because someone took space behind our back, two
-    of them must not wait for each other for ever: each yields only to those before it in the order of names.
+    grow by was promised by nobody. When the promises exceed the pool, because someone took space behind our back, they
+    must not all wait for each other: each yields only to those before it in the order of names that can be made.
     """
-    unmade = [promise for promise in promises if promise.pool == pool.name and promise.pv not in made]
-    is_promised = any(promise.pv == pv for promise in unmade)
-    held = sum(promise.footprint for promise in unmade if promise.pv != pv and (promise.pv < pv or not is_promised))
-    return pool.available(ratio) - reserve - held
+    unmade = sorted(
+        (promise for promise in promises if promise.pool == pool.name and promise.pv not in made),
+        key=lambda promise: promise.pv,
+    )
+    room = pool.available(ratio) - reserve
+    if all(promise.pv != pv for promise in unmade):
+        return room - sum(promise.footprint for promise in unmade)
+    for promise in unmade:
+        if promise.pv == pv:
+            break
+        if promise.footprint <= room:
+            room -= promise.footprint
+    return room
 
 
 class Room:
@@ -59,16 +68,21 @@ class Room:
         if self._stock.inventory.pool(pool_name) is None:
             await self._backend.establish()
             await self._stock.look()
-        elif self._needs(wanted, size, pool_name) > self._available(wanted, pool_name):
+        elif self._lacks(wanted, size, pool_name):
             await self._stock.look()
         needs = self._needs(wanted, size, pool_name)
-        if needs > (available := self._available(wanted, pool_name)) and needs > 0:
-            raise NoSpace(wanted.pv, pool_name, needs, available)
+        if self._lacks(wanted, size, pool_name):
+            raise NoSpace(wanted.pv, pool_name, needs, self._available(wanted, pool_name))
         self._held[wanted.pv] = (pool_name, needs)
         try:
             yield needs
         finally:
             del self._held[wanted.pv]
+
+    def _lacks(self, wanted: Wanted, size: int, pool_name: str) -> bool:
+        """What takes nothing is welcome also where more was promised than there is."""
+        needs = self._needs(wanted, size, pool_name)
+        return needs > 0 and needs > self._available(wanted, pool_name)
 
     def _needs(self, wanted: Wanted, size: int, pool_name: str) -> int:
         pool = self._stock.inventory.pool(pool_name)

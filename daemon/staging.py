@@ -73,8 +73,8 @@ class Staging:
     def bind(self, pv: str, folder: PodFolder, *, read_only: bool) -> None:
         """Shows the staged volume in the pod's folder, and returns only when the mount table says so.
 
-        Raises Occupied when the folder shows something else. After any error nothing of ours is mounted there: the
-        kubelet takes a mounted folder for a success and does not ask again.
+        Raises Occupied when the folder shows something else, which stays there. After any other error there may be a
+        mount on it, for the caller to take away.
         """
         staged = self.mounted(pv)
         if staged is None:
@@ -90,13 +90,9 @@ class Staging:
             if shown.read_only == read_only:
                 return
             self.unbind(folder)
-        try:
-            with self._opened(pv, staged) as source, folder.open() as target:
-                mounting.bind(source, target, read_only=read_only)
-            _verify(pv, folder, staged, read_only)
-        except BaseException:
-            self.unbind(folder)
-            raise
+        with self._opened(pv, staged) as source, folder.open() as target:
+            mounting.bind(source, target, read_only=read_only)
+        _verify(pv, folder, staged, read_only)
 
     def unbind(self, folder: PodFolder) -> None:
         """Unmounts all that lies on the pod's folder. A folder that does not exist is no error. Raises InUse."""

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from contract.volume import RETAIN
 from daemon.backends import Backend
-from daemon.errors import BackendFailed, Damaged, Foreign, InUse
+from daemon.errors import BackendFailed, Damaged, Foreign, InUse, Occupied, VolumeError
 from daemon.ordering import Turns
 from daemon.podfolder import PodFolder
 from daemon.record import DamagedRecord, Inventory, Record, State, Volume, Wanted
@@ -121,7 +121,8 @@ class Volumes:
                     return await work()
             except BaseException as error:
                 outcome = type(error).__name__
-                log.warning("%s of volume %s failed: %s", kind, pv, error, extra={"volume": pv})
+                foreseen = isinstance(error, VolumeError | asyncio.CancelledError)
+                log.warning("%s of volume %s failed: %s", kind, pv, error, extra={"volume": pv}, exc_info=not foreseen)
                 raise
             finally:
                 self._observe(kind, outcome, time.monotonic() - begin)
@@ -159,14 +160,21 @@ class Volumes:
         return volume
 
     async def _mount(self, wanted: Wanted, folder: PodFolder, read_only: bool) -> None:
-        volume = await self._prepared(wanted)
         try:
+            volume = await self._prepared(wanted)
             if await asyncio.to_thread(self._staging.mounted, wanted.pv) is None:
                 async with self._disks:
                     await self._stage(volume, wanted.parameters.mount_options)
             await asyncio.to_thread(self._staging.bind, wanted.pv, folder, read_only=read_only)
-        except BaseException:
+        except Occupied:
             await self._release_if_idle(wanted.pv)
+            raise
+        except BaseException:
+            # The kubelet takes a folder that shows anything for a success, and would not ask again.
+            try:
+                await self._unmount(folder)
+            except (VolumeError, OSError) as error:
+                log.warning("%s is left mounted: %s", folder.path, error, extra={"volume": wanted.pv})
             raise
 
     async def _stage(self, volume: Volume, options: tuple[str, ...]) -> None:

@@ -1,0 +1,62 @@
+"""Who may take what is free in a pool."""
+
+from collections.abc import Sequence
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from daemon.record import Pool, Thin
+from daemon.room import Promise, room_for
+
+GIB = 1024**3
+
+
+def room(pv: str, free: int, promises: Sequence[Promise] = (), made: Sequence[str] = (), reserve: int = 0) -> int:
+    pool = Pool(name="pool", size=100, free=free, ours=100 - free, granularity=1)
+    return room_for(pv, pool, made, promises, ratio=1.0, reserve=reserve)
+
+
+def test_what_is_promised_to_others_and_the_reserve_are_left_alone() -> None:
+    promises = [Promise("a", "pool", 10), Promise("b", "another pool", 30), Promise("c", "pool", 7)]
+    assert room("newcomer", 50, promises, made=["c"], reserve=5) == 50 - 10 - 5
+
+
+def test_ones_own_promise_is_ones_own() -> None:
+    assert room("a", 10, [Promise("a", "pool", 10)]) == 10
+
+
+def test_a_volume_that_would_grow_takes_nothing_from_those_not_made_yet() -> None:
+    promises = [Promise("greedy", "pool", 1000), Promise("small", "pool", 4)]
+    assert room("small", 10, promises, made=["greedy"]) == 10
+    assert room("greedy", 10, promises, made=["greedy"]) == 6
+
+
+def test_the_ratio_of_a_thin_pool_counts() -> None:
+    pool = Pool("pool", size=100, free=-20, ours=120, granularity=1, thin=Thin(10.0, 1.0))
+    assert room_for("a", pool, (), (), ratio=1.0, reserve=0) == -20
+    assert room_for("a", pool, (), (), ratio=2.0, reserve=10) == 70
+
+
+PROMISES = st.lists(
+    st.builds(Promise, st.sampled_from("abcdefgh"), st.just("pool"), st.integers(1, 40)),
+    unique_by=lambda promise: promise.pv,
+)
+
+
+@given(PROMISES, st.integers(0, 100), st.lists(st.sampled_from("abcdefghxyz"), unique=True), st.integers(1, 40))
+def test_nothing_promised_is_taken_and_nobody_waits_for_ever(
+    promises: list[Promise], free: int, order: list[str], newcomers_size: int
+) -> None:
+    """Volumes are made in any order. When the promises fit, each of them is kept, whoever else comes first; when they
+    don't, there is never more made than there is room, nor one refused that would still fit in the end."""
+    sizes = {promise.pv: promise.footprint for promise in promises}
+    left, made = free, list[str]()
+    for pv in [*order, *sorted(sizes)]:
+        size = sizes.get(pv, newcomers_size)
+        if pv not in made and size <= room(pv, left, promises, made):
+            made.append(pv)
+            left -= size
+    assert left >= 0
+    if sum(sizes.values()) <= free:
+        assert set(sizes) <= set(made)
+    assert not [pv for pv, size in sizes.items() if pv not in made and size <= left]
