@@ -78,8 +78,9 @@ class Term:
         self.claims = Claims(cluster, self.view, creation, self._recorder, metrics, parallelism=parallelism)
         reclaim = Reclaim(cluster, self.view.volumes, self._recorder, metrics, parallelism=parallelism)
         self._queues = (self.claims.queue, reclaim.queue, orphans.queue, doubts.bookings, doubts.held)
-        for name, queue in (("claims", self.claims.queue), ("volumes", reclaim.queue), ("orphans", orphans.queue)):
-            metrics.queue(name, lambda queue=queue: queue.depth)
+        metrics.watch("claims", self.claims.queue)
+        metrics.watch("volumes", reclaim.queue)
+        metrics.watch("orphans", orphans.queue)
 
     async def run(self) -> None:
         """For ever. Nothing is decided before the whole cluster was seen: the books must hold every volume."""

@@ -62,13 +62,16 @@ class Creation:
             "Provisioning",
             f'External provisioner is provisioning volume for claim "{claim.key}"',
         )
-        body = manifest.persistent_volume(claim, storage_class, create)
         try:
-            uid = await self._create(name, body, claim)
+            uid = await self._create(name, manifest.persistent_volume(claim, storage_class, create), claim)
         except Unreachable as error:
             raise NotMade(f"no answer from the API server: {error}") from error
-        except ApiError as error:
-            self._books.release(name)
+        except (ApiError, NotMade) as error:
+            # This try made nothing. One before it, whose answer was lost, still may.
+            if before is None:
+                self._books.release(name)
+            if isinstance(error, NotMade):
+                raise
             raise NotMade(f"the API server refuses the volume: {error}") from error
         self._books.settle(name, uid)
         self._orphans.check(name, uid, ClaimReference(claim.namespace, claim.name, claim.uid))

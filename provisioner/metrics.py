@@ -1,9 +1,9 @@
 """Figures for Prometheus. The `controller_` ones have the names, labels and buckets that every provisioner for
 Kubernetes has, so that dashboards and alerts which exist work with this one."""
 
-from collections.abc import Callable
-
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from kube.workqueue import WorkQueue
 
 _LABELS = ("class", "source")
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -64,6 +64,6 @@ class Metrics:
     def leading(self, yes: bool) -> None:
         self._leading.set(yes)
 
-    def queue(self, name: str, depth: Callable[[], int]) -> None:
-        """Ask this queue for its depth whenever the metrics are read."""
-        self._depth.labels(name).set_function(depth)
+    def watch(self, name: str, queue: WorkQueue) -> None:
+        """Asks the queue for its depth whenever the metrics are read."""
+        self._depth.labels(name).set_function(lambda: queue.depth)

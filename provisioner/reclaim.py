@@ -96,7 +96,7 @@ class Reclaim:
             )
         if volume.claim is not None and await live.claim(self._cluster, volume.claim) is not None:
             raise NotDeleted(
-                f"the volume is Released, yet its claim {volume.claim} exists with the same uid: delete the claim, or set "
-                "the policy to Retain and repair the volume"
+                f"the volume is Released, yet its claim {volume.claim} exists with the same uid: delete the claim, or "
+                "set the policy to Retain and repair the volume"
             )
         await self._cluster.delete(VOLUMES, volume.name, uid=volume.uid, resource_version=volume.resource_version)
