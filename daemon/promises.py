@@ -15,8 +15,9 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from contract.capacity import footprint
-from contract.parameters import RAID1, ParameterError, VolumeParameters
+from contract.parameters import RAID1, VolumeParameters
 from contract.volume import RETAIN, PersistentVolume
+from daemon.demand import parameters_of, policy_of
 from daemon.record import Inventory, Pool, Volume
 from daemon.room import Promise
 
@@ -73,12 +74,4 @@ def largest(room: int, wanted: VolumeParameters, granularity: int) -> int:
 
 def kept_without_owner(pv: PersistentVolume) -> bool:
     """Its volume stays on the node when the finalizer goes."""
-    return pv.reclaimable and pv.reclaim_policy == RETAIN
-
-
-def parameters_of(pv: PersistentVolume) -> VolumeParameters:
-    """Options that can't be read fail the mount, with a message; the promise holds all the same."""
-    try:
-        return pv.parameters()
-    except ParameterError:
-        return VolumeParameters()
+    return pv.reclaimable and policy_of(pv) == RETAIN

@@ -1,0 +1,132 @@
+"""What the kubelet asks for, put together: prove the right to it, tie the volume to this node, do it.
+
+Unmounting needs nothing but the folder. Mounting and growing need the API server, and so the daemon knows its own node
+first; while it does not, because the API server is away, a mount waits a little and then fails with that reason.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from contract.capacity import footprint
+from contract.parameters import VolumeParameters
+from contract.volume import PersistentVolume
+from daemon.api import Expand, Mount, Unmount
+from daemon.authorise import Authoriser, Grant, Undecided, at_home
+from daemon.demand import wanted
+from daemon.errors import NoSpace, PoolMissing
+from daemon.holdings import Holdings
+from daemon.pinning import pin
+from daemon.podfolder import PodFolder
+from daemon.promises import offer
+from daemon.staging import top
+from daemon.volumes import Volumes
+from host import mounttable
+from kube.client import Cluster
+from kube.errors import ApiError
+from kube.logs import about
+from kube.records import Node
+
+log = logging.getLogger(__name__)
+
+_PATIENCE = 20.0
+"""Seconds that a mount waits for the daemon to have found its node: well within the callout's own deadline."""
+
+
+@dataclass(frozen=True)
+class Home:
+    """What is known once the API server has told us of our node."""
+
+    cluster: Cluster
+    node: Node
+    authoriser: Authoriser
+    holdings: Holdings
+
+
+class NodeCallouts:
+    """The callouts of one node (daemon.api.Callouts). `pool_of` and `reserve` are those of its backend."""
+
+    def __init__(
+        self, volumes: Volumes, pool_of: Callable[[VolumeParameters], str], kubelet_root: Path, reserve: int
+    ) -> None:
+        self._volumes = volumes
+        self._pool_of = pool_of
+        self._kubelet_root = kubelet_root
+        self._reserve = reserve
+        self._home: asyncio.Future[Home] = asyncio.get_running_loop().create_future()
+        self._pinning = asyncio.Lock()
+
+    def settle(self, home: Home) -> None:
+        self._home.set_result(home)
+
+    async def mount(self, request: Mount) -> bool:
+        folder = PodFolder.parse(request.dir, self._kubelet_root)
+        with about(volume=folder.name):
+            home = await self._at_home()
+            grant = await home.authoriser.authorise(folder, request.options)
+            with about(claim=str(grant.volume.claim), pod=grant.pod.key):
+                volume = await self._pinned(home, grant)
+                mounted_before = top(await asyncio.to_thread(mounttable.read), folder.path) is not None
+                await self._volumes.mount(wanted(volume), folder, grant.read_only)
+                log.info("mounted%s", " read-only" if grant.read_only else "")
+                return not mounted_before
+
+    async def unmount(self, request: Unmount) -> None:
+        folder = PodFolder.parse(request.dir, self._kubelet_root)
+        with about(volume=folder.name, pod=folder.pod_uid):
+            await self._volumes.unmount(folder)
+            log.info("unmounted")
+
+    async def expand(self, request: Expand) -> None:
+        """To the size that the PersistentVolume has: the kubelet's figure comes from there, too."""
+        folder = PodFolder.parse(request.dir, self._kubelet_root)
+        with about(volume=folder.name):
+            home = await self._at_home()
+            grant = await home.authoriser.authorise(folder, request.options)
+            with about(claim=str(grant.volume.claim), pod=grant.pod.key):
+                volume = await self._volumes.expand(wanted(await self._pinned(home, grant)))
+                log.info("expanded to %d bytes", volume.size)
+
+    async def _at_home(self) -> Home:
+        try:
+            return await asyncio.wait_for(asyncio.shield(self._home), _PATIENCE)
+        except TimeoutError:
+            raise Undecided(
+                "the elastic-local daemon of this node can't reach the API server, so it can't tell who may mount: "
+                "the kubelet tries again; the daemon's log says what is wrong"
+            ) from None
+
+    async def _pinned(self, home: Home, grant: Grant) -> PersistentVolume:
+        """The PersistentVolume, tied to this node. One that no node was chosen for comes to live here, if it fits."""
+        volume = grant.volume
+        if at_home(volume, home.node):
+            return volume
+        async with self._pinning:
+            pool = self._pool_with_room(home, volume)
+            try:
+                volume = await pin(home.cluster, volume, home.node, pool)
+            except ApiError as error:
+                raise Undecided(f"volume {volume.name} can't be tied to node {home.node.name} now: {error}") from error
+            home.holdings.pinned(volume)
+        log.info("tied to node %s", home.node.name)
+        return volume
+
+    def _pool_with_room(self, home: Home, volume: PersistentVolume) -> str:
+        """The pool that the volume would take its space from. Raises PoolMissing and NoSpace."""
+        asked = wanted(volume)
+        inventory = self._volumes.inventory
+        name = self._pool_of(asked.parameters)
+        pool = inventory.pool(name)
+        if pool is None:
+            raise PoolMissing(
+                f"volume {volume.name} can't live on node {home.node.name}, which has no {name}: run the pod elsewhere "
+                "or have the node's administrator make it (`elastic-local vg create`)"
+            )
+        made = inventory.volume(volume.name)
+        needed = footprint(asked.size, asked.parameters, pool.granularity)
+        room = offer(pool, asked.parameters, inventory.volumes, home.holdings.all(), self._reserve)
+        if made is None and needed > room.available:
+            raise NoSpace(volume.name, name, needed, room.available)
+        return name

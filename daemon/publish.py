@@ -1,0 +1,194 @@
+"""Tells the scheduler and the provisioner how much room this node has: one CSIStorageCapacity for each class of ours.
+
+What should be published is a pure function of the classes, the inventory and the PersistentVolumes of this node; what
+is published is known from an informer, so an object that somebody edits or deletes is put right like any other
+difference. A class that can't be served here, because its parameters are wrong or its volume group is missing, is
+published with no room: without an object the scheduler could not tell "no room" from "not heard of yet".
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+
+from contract import capacity, names, parameters, quantity
+from contract.capacity import Capacity
+from contract.parameters import ParameterError, VolumeParameters
+from contract.volume import PersistentVolume
+from daemon.holdings import Holdings
+from daemon.promises import offer
+from daemon.record import Inventory
+from kube.backoff import Backoff
+from kube.client import CAPACITIES, CLASSES, ApiError, Cluster, Json, NotFound
+from kube.informer import Informer
+from kube.records import Node, StorageClass, read_storage_class
+
+log = logging.getLogger(__name__)
+
+_SETTLE_SECONDS = 0.15
+"""How long changes are gathered: a burst of volumes is one update, and nobody waits long for it."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """What an object of ours says, to be written or read back."""
+
+    name: str
+    capacity: Capacity
+    maximum: int
+    owners: tuple[str, ...]
+
+
+def read_published(body: Json) -> Published | None:
+    found = capacity.read(body)
+    owners = tuple(owner["uid"] for owner in body["metadata"].get("ownerReferences") or [])
+    if found is None:
+        return None
+    return Published(body["metadata"]["name"], found, quantity.parse(str(body.get("maximumVolumeSize") or "0")), owners)
+
+
+def read_class(body: Json) -> StorageClass | None:
+    """A StorageClass of ours."""
+    found = read_storage_class(body)
+    return found if found.provisioner in names.PROVISIONERS else None
+
+
+def desired(
+    classes: Iterable[StorageClass],
+    pool_of: Callable[[VolumeParameters], str],
+    inventory: Inventory,
+    persistent_volumes: Collection[PersistentVolume],
+    node: Node,
+    reserve: int,
+) -> dict[str, Published]:
+    """What should be published, by object name."""
+    found = {}
+    for storage_class in classes:
+        room = _room(storage_class, pool_of, inventory, persistent_volumes, node, reserve)
+        name = capacity.object_name(room.node, room.storage_class)
+        found[name] = Published(name, room, room.available, (node.uid,))
+    return found
+
+
+def _room(
+    storage_class: StorageClass,
+    pool_of: Callable[[VolumeParameters], str],
+    inventory: Inventory,
+    persistent_volumes: Collection[PersistentVolume],
+    node: Node,
+    reserve: int,
+) -> Capacity:
+    label = names.node_label_value(node.name)
+    nothing = Capacity(label, node.hostname, storage_class.name, "", allocatable=0, available=0, granularity=1)
+    try:
+        wanted = parameters.parse(storage_class.parameters, storage_class.mount_options)
+    except ParameterError:
+        return nothing
+    pool = inventory.pool(pool_of(wanted))
+    if pool is None:
+        return nothing
+    room = offer(pool, wanted, inventory.volumes, persistent_volumes, reserve)
+    return Capacity(
+        label,
+        node.hostname,
+        storage_class.name,
+        pool.name,
+        allocatable=max(room.allocatable, 0),
+        available=room.largest,
+        granularity=pool.granularity,
+    )
+
+
+class Publisher:
+    """`problem` says why the room is not published (yet), for readiness. Empty: it is."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        namespace: str,
+        node: Node,
+        pool_of: Callable[[VolumeParameters], str],
+        inventory: Callable[[], Inventory],
+        holdings: Holdings,
+        reserve: int,
+    ) -> None:
+        self._cluster = cluster
+        self._namespace = namespace
+        self._node = node
+        self._pool_of = pool_of
+        self._inventory = inventory
+        self._holdings = holdings
+        self._reserve = reserve
+        self._changed = asyncio.Event()
+        self._writing = asyncio.Lock()
+        self.problem = "not yet"
+        self.classes = Informer(cluster, CLASSES, read_class)
+        self.published = Informer(
+            cluster,
+            CAPACITIES,
+            read_published,
+            namespace=namespace,
+            label_selector=f"{names.NODE_LABEL}={names.node_label_value(node.name)}",
+        )
+        self.classes.subscribe(lambda *_: self.trigger())
+        self.published.subscribe(lambda *_: self.trigger())
+
+    def trigger(self) -> None:
+        """Something changed that the figures may depend on."""
+        self._changed.set()
+
+    async def run(self) -> None:
+        """For ever. The informers must run too."""
+        failures = 0
+        backoff = Backoff(first=0.5, factor=2, limit=30)
+        while True:
+            try:
+                await self.publish()
+                failures, self.problem = 0, ""
+                await self._changed.wait()
+                await asyncio.sleep(_SETTLE_SECONDS)
+            except ApiError as error:
+                failures += 1
+                self.problem = f"the API server does not take the capacity of this node: {error}"
+                log.warning("%s", self.problem)
+                await asyncio.sleep(backoff.delay(failures))
+
+    async def publish(self, *, certain: bool = False) -> None:
+        """Writes what differs, or with `certain` everything: then the API server has the figures of now when this
+        returns, whatever the informer believed. Raises ApiError."""
+        await self.classes.wait_synced()
+        await self.published.wait_synced()
+        async with self._writing:
+            self._changed.clear()
+            wanted = desired(
+                self.classes.values(),
+                self._pool_of,
+                self._inventory(),
+                self._holdings.all(),
+                self._node,
+                self._reserve,
+            )
+            known = {found.name: found for found in self.published.values()}
+            for name, room in wanted.items():
+                if certain or known.get(name) != room:
+                    await self._write(room, known.get(name))
+            for name in known.keys() - wanted.keys():
+                await self._delete(name)
+
+    async def _write(self, room: Published, known: Published | None) -> None:
+        body = capacity.manifest(room.capacity, self._namespace, self._owner)
+        if known and known.capacity.hostname != room.capacity.hostname:
+            await self._delete(room.name)  # the topology of an object can't be changed
+        try:
+            await self._cluster.patch(CAPACITIES, room.name, body, self._namespace)
+        except NotFound:
+            await self._cluster.create(CAPACITIES, body, self._namespace)
+
+    async def _delete(self, name: str) -> None:
+        with contextlib.suppress(NotFound):
+            await self._cluster.delete(CAPACITIES, name, self._namespace)
+
+    @property
+    def _owner(self) -> Json:
+        return {"apiVersion": "v1", "kind": "Node", "name": self._node.name, "uid": self._node.uid}

@@ -1,0 +1,144 @@
+"""What the PersistentVolumes of this node want of it, done ahead of the kubelet and after its last word.
+
+A new one is made and formatted at once, so that the first mount finds it ready. One that was deleted, and that nobody
+can be using any more, is given back: under policy Delete its volume is removed, under Retain it is kept and says so
+itself; only then does our finalizer go. What is to be done is decided afresh from what is found each time, so it does
+not matter how often, or after what, it is asked.
+
+Where something fails, whoever described the PersistentVolume reads why, and it is tried again for as long as it takes.
+"""
+
+import enum
+import logging
+from collections.abc import Callable
+
+from contract import names
+from contract.parameters import VolumeParameters
+from contract.volume import DELETE, FAILED, RELEASED, PersistentVolume
+from daemon.demand import parameters_of, policy_of, wanted
+from daemon.errors import PoolMissing, VolumeError
+from daemon.holdings import Holdings
+from daemon.pinning import release
+from daemon.publish import Publisher
+from daemon.record import State, Volume
+from daemon.volumes import Volumes
+from kube.client import Cluster
+from kube.errors import ApiError
+from kube.events import ObjectReference, Recorder
+from kube.logs import about
+from kube.workqueue import WorkQueue
+
+log = logging.getLogger(__name__)
+
+PREPARATION_FAILED = "VolumePreparationFailed"
+DELETE_FAILED = "VolumeFailedDelete"
+
+_PARALLELISM = 16
+"""Volumes looked at together. How many of them load the disks is bounded by Volumes."""
+
+
+class Action(enum.Enum):
+    LEAVE = "leave"
+    PREPARE = "prepare"
+    """Make it, or bring its record up to date."""
+    RECLAIM = "reclaim"
+    RETAIN = "retain"
+
+
+def plan(pv: PersistentVolume, volume: Volume | None) -> Action:
+    """What a PersistentVolume of this node wants. `volume` is what the node has under its name."""
+    if pv.deleting:
+        if not pv.reclaimable:
+            return Action.LEAVE
+        return Action.RECLAIM if pv.reclaim_policy == DELETE else Action.RETAIN
+    if volume is None:
+        return Action.LEAVE if pv.phase in (RELEASED, FAILED) else Action.PREPARE
+    made = volume.record.uid == pv.uid and volume.record.state is State.READY
+    return Action.LEAVE if made and volume.record.policy == policy_of(pv) else Action.PREPARE
+
+
+def reference(pv: PersistentVolume) -> ObjectReference:
+    return ObjectReference("PersistentVolume", "v1", "", pv.name, pv.uid)
+
+
+def claim_reference(pv: PersistentVolume) -> ObjectReference | None:
+    if pv.claim is None or not pv.claim.uid:
+        return None
+    return ObjectReference("PersistentVolumeClaim", "v1", pv.claim.namespace, pv.claim.name, pv.claim.uid)
+
+
+class Reconciler:
+    def __init__(
+        self,
+        cluster: Cluster,
+        holdings: Holdings,
+        volumes: Volumes,
+        pool_of: Callable[[VolumeParameters], str],
+        publisher: Publisher,
+        events: Recorder,
+    ) -> None:
+        self._cluster = cluster
+        self._holdings = holdings
+        self._volumes = volumes
+        self._pool_of = pool_of
+        self._publisher = publisher
+        self._events = events
+        self._queue = WorkQueue(self._reconcile, parallelism=_PARALLELISM, expected=(ApiError, VolumeError))
+
+    def look_at(self, name: str) -> None:
+        """Something about the PersistentVolume of that name changed."""
+        self._queue.add(name)
+
+    def retry_preparations(self) -> None:
+        """Something changed that may let through what failed before: space came back, or a volume group appeared."""
+        for pv in self._holdings.all():
+            if plan(pv, self._volumes.inventory.volume(pv.name)) is Action.PREPARE:
+                self._queue.add(pv.name)
+
+    async def run(self) -> None:
+        await self._queue.run()
+
+    async def _reconcile(self, name: str) -> None:
+        pv = self._holdings.get(name)
+        if pv is None:
+            return
+        with about(volume=pv.name, claim=str(pv.claim or "")):
+            action = plan(pv, self._volumes.inventory.volume(pv.name))
+            try:
+                await self._perform(action, pv)
+            except VolumeError as error:
+                self._report(action, pv, error)
+                raise
+
+    async def _perform(self, action: Action, pv: PersistentVolume) -> None:
+        match action:
+            case Action.PREPARE:
+                await self._volumes.prepare(wanted(pv))
+            case Action.RECLAIM:
+                self._demand_pool(pv)
+                await self._volumes.reclaim(pv.name, pv.uid)
+                await release(self._cluster, pv)
+                self.retry_preparations()
+            case Action.RETAIN:
+                await self._volumes.retain(pv.name, pv.uid)
+                # The provisioner stops counting the volume when the finalizer goes: its space must be gone from the
+                # published figure before that, or it would be promised a second time.
+                await self._publisher.publish(certain=True)
+                await release(self._cluster, pv)
+
+    def _demand_pool(self, pv: PersistentVolume) -> None:
+        """A volume that is not found on a node without its pool is not known to be gone: the disk may come back."""
+        pool = pv.pool or self._pool_of(parameters_of(pv))
+        if self._volumes.inventory.pool(pool) is None:
+            raise PoolMissing(
+                f"volume {pv.name} lies in {pool}, which this node does not show now: bring its disks back, or if they "
+                f"are gone for good take the finalizer {names.FINALIZER} off this PersistentVolume"
+            )
+
+    def _report(self, action: Action, pv: PersistentVolume, error: VolumeError) -> None:
+        if action is Action.PREPARE:
+            self._events.warning(reference(pv), PREPARATION_FAILED, str(error))
+            if claim := claim_reference(pv):
+                self._events.warning(claim, PREPARATION_FAILED, str(error))
+        else:
+            self._events.warning(reference(pv), DELETE_FAILED, str(error))
