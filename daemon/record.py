@@ -1,12 +1,11 @@
 """What a node remembers of its volumes, and what it finds when it looks.
 
-A volume carries its own record, as LVM tags or as a JSON file beside its data, and there is no other database: what
+A volume carries its own record, as LVM tags or in a file beside its data, and there is no other database: what
 is found is the truth, so nothing can disagree with it after a crash. Only what carries our owner mark is ours. An
 owner mark without a whole record is damaged: it is reported, and nobody but a person may touch it.
 """
 
 import enum
-import json
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -56,12 +55,10 @@ class Record:
                 raise DamagedRecord(f"{key} is {value!r}")
 
     def to_tags(self) -> frozenset[str]:
-        return frozenset(f"{_PREFIX}{key}={value}" for key, value in self._fields().items())
+        return frozenset(f"{_PREFIX}{key}={value}" for key, value in self.to_fields().items())
 
-    def to_json(self) -> str:
-        return json.dumps(self._fields(), indent=1) + "\n"
-
-    def _fields(self) -> dict[str, str]:
+    def to_fields(self) -> dict[str, str]:
+        """What is written where there are no tags: daemon.backends.recordfiles."""
         return {
             _OWNER_MARK: _VERSION,
             "pv": self.pv,
@@ -82,25 +79,16 @@ def from_tags(tags: Iterable[str]) -> Record | None:
             continue
         if found.setdefault(key, value) != value:
             doubtful.append(key)
-    if _OWNER_MARK not in found:
-        return None
-    if doubtful:
+    if doubtful and _OWNER_MARK in found:
         raise DamagedRecord(f"it has more than one value for {', '.join(sorted(set(doubtful)))}")
-    return _from_fields(found)
+    return from_fields(found)
 
 
-def from_json(text: str) -> Record | None:
-    """The record in a file, or None for a file that is not ours. Raises DamagedRecord."""
-    try:
-        fields = json.loads(text)
-    except ValueError as error:
-        raise DamagedRecord(f"it is not JSON: {error}") from error
-    if not isinstance(fields, dict) or _OWNER_MARK not in fields:
+def from_fields(fields: Mapping[str, object]) -> Record | None:
+    """The record in named fields, of which foreign ones are ignored, or None without our mark. Raises
+    DamagedRecord."""
+    if _OWNER_MARK not in fields:
         return None
-    return _from_fields(fields)
-
-
-def _from_fields(fields: Mapping[str, object]) -> Record:
     version = fields[_OWNER_MARK]
     if version != _VERSION:
         raise DamagedRecord(f"it was written by another version of elastic-local (format {version!r})")
@@ -138,7 +126,8 @@ class Volume:
 
     record: Record
     size: int
-    """Bytes it really has. 0 when its making stopped before there was any space, or nothing limits it."""
+    """Bytes it really has; what it was promised where nothing limits it. 0 when its making stopped before it had
+    any."""
     pool: str
     health: str = ""
     """What the storage under it complains of, in a few words. Empty when all is well."""
@@ -150,10 +139,11 @@ class Volume:
 
 @dataclass(frozen=True)
 class Thin:
-    """How full a thin pool really is, in percent. A pool with full metadata fails like one with full data."""
+    """How full a thin pool really is, in percent; None while it is not active. One with full metadata fails like one
+    with full data."""
 
-    data_percent: float
-    metadata_percent: float
+    data_percent: float | None
+    metadata_percent: float | None
 
 
 @dataclass(frozen=True)

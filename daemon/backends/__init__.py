@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from contract.parameters import VolumeParameters
+from daemon.errors import NoSpace
 from daemon.record import Inventory, Record, Volume, Wanted
 
 
@@ -61,3 +62,13 @@ class Backend(Protocol):
     async def remove(self, volume: Volume) -> None:
         """The volume is gone and its space is free. One that is gone already is no error. Raises InUse."""
         ...
+
+
+def check_room(inventory: Inventory, pv: str, size: int) -> None:
+    """For storage that promises more than it has taken: whether its one pool has room for the volume to have `size`
+    bytes, its present ones included. Raises NoSpace."""
+    (pool,) = inventory.pools
+    present = inventory.volume(pv)
+    more = size - (present.size if present else 0)
+    if more > pool.available():
+        raise NoSpace(pv, f"the {pool.name} storage of this node", more, pool.available())
