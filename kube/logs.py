@@ -5,6 +5,8 @@ names. Tasks started under it inherit them.
 
     with about(volume="pvc-1", claim="default/data"):
         log.info("mounted")      # ... mounted volume=pvc-1 claim=default/data
+
+A line about something else than its surroundings says so itself: `log.info(..., extra={"volume": name})`.
 """
 
 import contextlib
@@ -17,6 +19,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 
 TEXT, JSON = "text", "json"
+SUBJECTS = ("volume", "claim", "pod", "node")
 
 _subject: ContextVar[Mapping[str, str]] = ContextVar("subject", default=MappingProxyType({}))
 
@@ -38,12 +41,17 @@ def configure(form: str, level: str) -> None:
     logging.basicConfig(handlers=[handler], level=level, force=True)
 
 
+def _names(record: logging.LogRecord) -> dict[str, str]:
+    own = {key: str(vars(record)[key]) for key in SUBJECTS if key in vars(record)}
+    return {**_subject.get(), **own}
+
+
 class _Text(logging.Formatter):
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  logging's own name
-        names = "".join(f" {key}={name}" for key, name in _subject.get().items())
+        names = "".join(f" {key}={name}" for key, name in _names(record).items())
         return super().formatMessage(record) + names
 
 
@@ -56,7 +64,7 @@ class _Json(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            **_subject.get(),
+            **_names(record),
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
