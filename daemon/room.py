@@ -86,8 +86,8 @@ class Room:
 
     def _needs(self, wanted: Wanted, size: int, pool_name: str) -> int:
         pool = self._stock.inventory.pool(pool_name)
-        if pool is None or not self._backend.on_devices:
-            return 0  # the backend words what is missing; a folder takes only what is written to it
+        if pool is None:
+            return 0  # the backend words what is missing
         has = footprint(size, wanted.parameters, pool.granularity) if size else 0
         return max(footprint(wanted.size, wanted.parameters, pool.granularity) - has, 0)
 

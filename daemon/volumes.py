@@ -207,17 +207,14 @@ class Volumes:
 
     async def _expand(self, wanted: Wanted) -> Volume:
         volume = await self._prepared(wanted)
-        if not self._backend.on_devices:
-            return volume
-        if volume.size < wanted.size:
-            self._fresh.discard(wanted.pv)
-            async with self._disks, self._room.held(wanted, volume.size) as taken:
-                with self._stock.changing(wanted.pv):
-                    volume = await self._backend.extend(volume, wanted.size)
-                    self._stock.put(volume, taken)
+        self._fresh.discard(wanted.pv)
+        # Neither step asks whether the one before it had something to do: a crash may have come between them.
+        async with self._disks, self._room.held(wanted, volume.size) as taken:
+            with self._stock.changing(wanted.pv):
+                volume = await self._backend.extend(volume, wanted.size)
+                self._stock.put(volume, taken)
         staged = await asyncio.to_thread(self._staging.mounted, wanted.pv)
-        if staged is not None:
-            # Not only after an extension: a crash may have come between the two.
+        if staged is not None and self._backend.on_devices:
             await filesystem.grow(volume.record.filesystem, Path(staged.source), Path(staged.path))
         return volume
 

@@ -1,0 +1,242 @@
+"""Decisions about volumes, over a backend in memory that counts and delays what it is asked. What touches disks and
+mounts is on the node floor."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from contract.parameters import VolumeParameters
+from contract.volume import DELETE, RETAIN
+from daemon.errors import BackendFailed, Damaged, Foreign, NoSpace
+from daemon.record import Damaged as DamagedVolume
+from daemon.record import Inventory, Pool, Record, State, Volume, Wanted
+from daemon.room import Promise
+from daemon.volumes import Volumes
+
+POOL = "pool"
+
+
+class Memory:
+    """A backend of folders, none of which exist."""
+
+    on_devices = False
+
+    def __init__(self, size: int = 1000) -> None:
+        self.size = size
+        self.volumes: dict[str, Volume] = {}
+        self.damaged: list[DamagedVolume] = []
+        self.calls: list[str] = []
+        self.running = self.most_running = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.failure: Exception | None = None
+
+    def pool_of(self, parameters: VolumeParameters) -> str:
+        return POOL
+
+    async def establish(self) -> None:
+        pass
+
+    async def inspect(self) -> Inventory:
+        await self._called("inspect")
+        ours = sum(volume.size for volume in self.volumes.values())
+        return Inventory(
+            tuple(self.volumes.values()),
+            (Pool(POOL, self.size, self.size - ours, ours, granularity=10),),
+            (),
+            tuple(self.damaged),
+        )
+
+    async def create(self, wanted: Wanted) -> Volume:
+        volume = Volume(wanted.record(State.READY), -(-wanted.size // 10) * 10, POOL)
+        self.volumes[wanted.pv] = volume
+        await self._called("create")
+        return volume
+
+    async def rewrite(self, volume: Volume, record: Record) -> Volume:
+        await self._called("rewrite")
+        self.volumes[volume.pv] = replace(volume, record=record)
+        return self.volumes[volume.pv]
+
+    @contextlib.asynccontextmanager
+    async def device(self, volume: Volume) -> AsyncIterator[Path]:
+        yield Path("/nowhere", volume.pv)
+
+    async def extend(self, volume: Volume, size: int) -> Volume:
+        await self._called("extend")
+        self.volumes[volume.pv] = replace(volume, size=max(volume.size, -(-size // 10) * 10))
+        return self.volumes[volume.pv]
+
+    async def remove(self, volume: Volume) -> None:
+        await self._called("remove")
+        del self.volumes[volume.pv]
+
+    async def _called(self, name: str) -> None:
+        self.calls.append(name)
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        try:
+            if name != "inspect":
+                await self.gate.wait()
+                await asyncio.sleep(0)
+                if self.failure:
+                    raise self.failure
+        finally:
+            self.running -= 1
+
+
+def wanted(pv: str = "pv", size: int = 100, uid: str = "uid", policy: str = DELETE) -> Wanted:
+    return Wanted(pv, uid, size, policy, VolumeParameters())
+
+
+@pytest.fixture
+def backend() -> Memory:
+    return Memory()
+
+
+@pytest.fixture
+async def volumes(backend: Memory, tmp_path: Path) -> Volumes:
+    volumes = Volumes(backend, tmp_path)
+    await volumes.start()
+    return volumes
+
+
+async def test_those_who_want_the_same_volume_join_one_run(volumes: Volumes, backend: Memory) -> None:
+    backend.gate.clear()
+    callers = [asyncio.create_task(volumes.prepare(wanted())) for _ in range(20)]
+    await asyncio.sleep(0.01)
+    for caller in callers[:10]:
+        caller.cancel()
+    backend.gate.set()
+    assert {volume.size for volume in await asyncio.gather(*callers[10:])} == {100}
+    assert (await volumes.prepare(wanted())).size == 100
+    assert backend.calls == ["inspect", "create"]
+
+
+async def test_many_volumes_at_once_load_the_disks_in_bounds(backend: Memory, tmp_path: Path) -> None:
+    volumes = Volumes(backend, tmp_path, parallelism=3)
+    await volumes.start()
+    await asyncio.gather(*(volumes.prepare(wanted(f"pv-{number}", 10)) for number in range(50)))
+    assert backend.most_running == 3
+    assert backend.calls == ["inspect", *["create"] * 50]
+    (pool,) = volumes.inventory.pools
+    assert (pool.free, pool.ours) == (500, 500)
+
+
+async def test_a_burst_takes_no_more_than_there_is(backend: Memory, tmp_path: Path) -> None:
+    promises = [Promise("promised", POOL, 200)]
+    volumes = Volumes(backend, tmp_path, promises=lambda: promises, reserve=100)
+    await volumes.start()
+    outcomes = await asyncio.gather(
+        *(volumes.prepare(wanted(f"pv-{number}", 100)) for number in range(20)), return_exceptions=True
+    )
+    assert sum(isinstance(outcome, Volume) for outcome in outcomes) == 7
+    refused = [outcome for outcome in outcomes if isinstance(outcome, NoSpace)]
+    assert len(refused) == 13
+    assert "needs 100 bytes of pool, where 0 bytes is free for it" in str(refused[-1])
+    assert (await volumes.prepare(wanted("promised", 200))).size == 200
+
+
+async def test_space_that_others_freed_is_seen_before_it_is_refused(volumes: Volumes, backend: Memory) -> None:
+    await volumes.prepare(wanted("first", 1000))
+    with pytest.raises(NoSpace):
+        await volumes.prepare(wanted("second"))
+    del backend.volumes["first"]
+    await volumes.prepare(wanted("second"))
+
+
+async def test_a_volume_of_another_uid_is_refused(volumes: Volumes, backend: Memory) -> None:
+    await volumes.prepare(wanted(uid="theirs"))
+    for attempt in (volumes.prepare, volumes.expand):
+        with pytest.raises(Foreign, match="does not show its data"):
+            await attempt(wanted(uid="mine", size=200))
+    await volumes.reclaim("pv", "mine")
+    await volumes.retain("pv", "mine")
+    assert backend.volumes["pv"].record == wanted(uid="theirs").record(State.READY)
+    assert backend.volumes["pv"].size == 100
+
+
+async def test_a_damaged_record_is_left_to_a_person(volumes: Volumes, backend: Memory) -> None:
+    backend.damaged = [DamagedVolume("pv", POOL, "it has no uid")]
+    await volumes.refresh()
+    with pytest.raises(Damaged, match="it has no uid"):
+        await volumes.prepare(wanted())
+    with pytest.raises(Damaged, match="it has no uid"):
+        await volumes.reclaim("pv", "uid")
+    assert backend.volumes == {}
+
+
+async def test_a_changed_policy_is_remembered_with_the_volume(volumes: Volumes, backend: Memory) -> None:
+    await volumes.prepare(wanted())
+    await volumes.prepare(wanted(policy=RETAIN))
+    assert backend.volumes["pv"].record.policy == RETAIN
+    await volumes.prepare(wanted(policy=DELETE))
+    await volumes.retain("pv", "uid")
+    assert backend.volumes["pv"].record.policy == RETAIN
+    assert backend.calls.count("rewrite") == 3
+
+
+async def test_after_a_failure_the_node_is_asked_and_not_memory(volumes: Volumes, backend: Memory) -> None:
+    backend.failure = BackendFailed("no answer in time")
+    with pytest.raises(BackendFailed, match="no answer"):
+        await volumes.prepare(wanted())
+    backend.failure = None
+    assert (await volumes.prepare(wanted())).size == 100  # it was made all the same
+    assert backend.calls == ["inspect", "create", "inspect"]
+
+
+async def test_growing(volumes: Volumes, backend: Memory) -> None:
+    await volumes.prepare(wanted(size=100))
+    assert (await volumes.expand(wanted(size=255))).size == 260
+    assert (await volumes.expand(wanted(size=120))).size == 260
+    with pytest.raises(NoSpace, match="needs 750 bytes of pool, where 740 bytes"):
+        await volumes.expand(wanted(size=1010))
+    assert backend.volumes["pv"].size == volumes.inventory.volumes[0].size == 260  # type: ignore[index]
+
+
+async def test_reclaimed_space_is_there_for_the_next(volumes: Volumes, backend: Memory) -> None:
+    await volumes.prepare(wanted(size=1000))
+    await volumes.reclaim("pv", "uid")
+    await volumes.reclaim("pv", "uid")
+    assert (await volumes.prepare(wanted("next", 1000))).size == 1000
+    assert list(backend.volumes) == ["next"]
+
+
+async def test_who_says_gone_has_looked(volumes: Volumes, backend: Memory) -> None:
+    backend.volumes["pv"] = Volume(wanted().record(State.READY), 100, POOL)
+    await volumes.reclaim("pv", "uid")
+    assert backend.volumes == {}
+
+
+async def test_a_node_that_answered_nothing_at_start_is_asked_again(backend: Memory, tmp_path: Path) -> None:
+    volumes = Volumes(backend, tmp_path)
+    assert (await volumes.prepare(wanted())).size == 100
+    assert volumes.inventory.volume("pv")
+
+
+async def test_operations_are_observed(backend: Memory, tmp_path: Path) -> None:
+    seen = []
+    volumes = Volumes(backend, tmp_path, observe=lambda kind, outcome, seconds: seen.append((kind, outcome)))
+    await volumes.start()
+    await volumes.prepare(wanted())
+    with pytest.raises(NoSpace):
+        await volumes.expand(wanted(size=9999))
+    await volumes.reclaim("pv", "uid")
+    assert seen == [("prepare", "success"), ("expand", "NoSpace"), ("reclaim", "success")]
+
+
+async def test_close_waits_for_what_nobody_waits_for(volumes: Volumes, backend: Memory) -> None:
+    backend.gate.clear()
+    caller = asyncio.create_task(volumes.prepare(wanted()))
+    await asyncio.sleep(0.01)
+    caller.cancel()
+    closed = asyncio.create_task(volumes.close())
+    await asyncio.sleep(0.01)
+    assert not closed.done()
+    backend.gate.set()
+    await closed
+    assert volumes.inventory.volume("pv")
