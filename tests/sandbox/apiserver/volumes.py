@@ -1,0 +1,218 @@
+"""The rules of PersistentVolumes, claims, classes and capacities.
+
+Source: pkg/apis/core/validation/validation.go and pkg/apis/storage/validation/validation.go.
+"""
+
+import copy
+from collections.abc import Iterator
+
+from contract import quantity
+from tests.sandbox.apiserver import names
+from tests.sandbox.apiserver.errors import FieldError, forbidden_value, invalid_value, required, unsupported
+from tests.sandbox.apiserver.resources import Json
+
+_ACCESS_MODES = ("ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod")
+_RECLAIM_POLICIES = ("Delete", "Recycle", "Retain")
+_VOLUME_MODES = ("Block", "Filesystem")
+_BINDING_MODES = ("Immediate", "WaitForFirstConsumer")
+_SOURCES = frozenset(
+    {
+        "awsElasticBlockStore", "azureDisk", "azureFile", "cephfs", "cinder", "csi", "fc", "flexVolume", "flocker",
+        "gcePersistentDisk", "glusterfs", "hostPath", "iscsi", "local", "nfs", "photonPersistentDisk",
+        "portworxVolume", "quobyte", "rbd", "scaleIO", "storageos", "vsphereVolume",
+    }
+)  # fmt: skip
+
+
+def check_volume(body: Json) -> Iterator[FieldError]:
+    spec = body["spec"]
+    yield from _access_modes("spec.accessModes", spec)
+    capacity = spec.get("capacity") or {}
+    if not capacity:
+        yield required("spec.capacity")
+    elif set(capacity) != {"storage"}:
+        yield unsupported("spec.capacity", ",".join(sorted(capacity)), ["storage"])
+    else:
+        yield from _size("spec.capacity[storage]", capacity["storage"])
+    policy = spec.get("persistentVolumeReclaimPolicy")
+    if policy not in _RECLAIM_POLICIES:
+        yield unsupported("spec.persistentVolumeReclaimPolicy", policy, _RECLAIM_POLICIES)
+    if spec.get("volumeMode") not in _VOLUME_MODES:
+        yield unsupported("spec.volumeMode", spec.get("volumeMode"), _VOLUME_MODES)
+    if spec.get("storageClassName"):
+        yield from names.subdomain("spec.storageClassName", spec["storageClassName"])
+    yield from _source(spec)
+    yield from _node_affinity(spec)
+
+
+def _source(spec: Json) -> Iterator[FieldError]:
+    sources = sorted(_SOURCES & spec.keys())
+    if not sources:
+        yield required("spec", "must specify a volume type")
+    for extra in sources[1:]:
+        yield forbidden_value(f"spec.{extra}", "may not specify more than 1 volume type")
+    if "flexVolume" in spec and not (spec["flexVolume"] or {}).get("driver"):
+        yield required("spec.flexVolume.driver")
+    if "local" in spec:
+        if not (spec["local"] or {}).get("path"):
+            yield required("spec.local.path")
+        if not spec.get("nodeAffinity"):
+            yield required("spec.nodeAffinity", "Local volume requires node affinity")
+    if "hostPath" in spec and not (spec["hostPath"] or {}).get("path"):
+        yield required("spec.hostPath.path")
+
+
+def _node_affinity(spec: Json) -> Iterator[FieldError]:
+    affinity = spec.get("nodeAffinity")
+    if affinity is None:
+        return
+    if not affinity.get("required"):
+        yield required("spec.nodeAffinity.required", "must specify required node constraints")
+        return
+    field = "spec.nodeAffinity.required.nodeSelectorTerms"
+    terms = affinity["required"].get("nodeSelectorTerms") or []
+    if not terms:
+        yield required(field, "must have at least one node selector term")
+    for place, term in enumerate(terms):
+        for number, expression in enumerate(term.get("matchExpressions") or []):
+            where = f"{field}[{place}].matchExpressions[{number}]"
+            operator, values = expression.get("operator"), expression.get("values") or []
+            if operator in ("In", "NotIn") and not values:
+                yield required(f"{where}.values", "must be specified when `operator` is 'In' or 'NotIn'")
+            elif operator in ("Exists", "DoesNotExist") and values:
+                yield forbidden_value(
+                    f"{where}.values", "may not be specified when `operator` is 'Exists' or 'DoesNotExist'"
+                )
+            elif operator not in ("In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"):
+                yield invalid_value(f"{where}.operator", operator, "not a valid selector operator")
+            yield from names.qualified(f"{where}.key", str(expression.get("key", "")))
+
+
+def check_volume_update(body: Json, present: Json) -> Iterator[FieldError]:
+    new, old = body["spec"], present["spec"]
+    if {key: new.get(key) for key in _SOURCES} != {key: old.get(key) for key in _SOURCES}:
+        yield forbidden_value("spec.persistentvolumesource", "spec.persistentvolumesource is immutable after creation")
+    if new.get("volumeMode") != old.get("volumeMode"):
+        yield invalid_value("spec.volumeMode", new.get("volumeMode"), "field is immutable")
+    if old.get("nodeAffinity") and new.get("nodeAffinity") != old["nodeAffinity"]:
+        yield invalid_value(
+            "spec.nodeAffinity",
+            new.get("nodeAffinity"),
+            "field is immutable, except for updating from beta label to GA",
+        )
+
+
+def check_claim(body: Json) -> Iterator[FieldError]:
+    spec = body["spec"]
+    if not spec.get("accessModes"):
+        yield required("spec.accessModes", "at least 1 access mode is required")
+    else:
+        yield from _access_modes("spec.accessModes", spec)
+    requests = (spec.get("resources") or {}).get("requests") or {}
+    if "storage" not in requests:
+        yield required("spec.resources[storage]")
+    else:
+        yield from _size("spec.resources[storage]", requests["storage"])
+    if spec.get("storageClassName"):
+        yield from names.subdomain("spec.storageClassName", spec["storageClassName"])
+    if spec.get("volumeMode") not in _VOLUME_MODES:
+        yield unsupported("spec.volumeMode", spec.get("volumeMode"), _VOLUME_MODES)
+
+
+def check_claim_update(body: Json, present: Json) -> Iterator[FieldError]:
+    new, old = copy.deepcopy(body["spec"]), present["spec"]
+    bound = (present.get("status") or {}).get("phase") == "Bound"
+    now, before = _requested(new), _requested(old)
+    if not old.get("volumeName"):
+        new.pop("volumeName", None)
+        old = {key: value for key, value in old.items() if key != "volumeName"}
+    if old.get("storageClassName") is None and new.get("storageClassName"):
+        old = old | {"storageClassName": new["storageClassName"]}
+    if bound:
+        new["resources"] = {**(new.get("resources") or {}), "requests": (old.get("resources") or {}).get("requests")}
+        new["volumeAttributesClassName"] = old.get("volumeAttributesClassName")
+    if {k: v for k, v in new.items() if v is not None} != {k: v for k, v in old.items() if v is not None}:
+        yield forbidden_value(
+            "spec",
+            "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims",
+        )
+    granted = ((present.get("status") or {}).get("capacity") or {}).get("storage")
+    if now is not None and before is not None and now < before:
+        if granted is None or now <= quantity.parse(str(granted)):
+            yield forbidden_value("spec.resources.requests.storage", "field can not be less than status.capacity")
+
+
+def _requested(spec: Json) -> int | None:
+    try:
+        return quantity.parse(str(((spec.get("resources") or {}).get("requests") or {}).get("storage")))
+    except ValueError:
+        return None
+
+
+def _access_modes(field: str, spec: Json) -> Iterator[FieldError]:
+    modes = spec.get("accessModes") or []
+    if not modes:
+        yield required(field)
+    for mode in modes:
+        if mode not in _ACCESS_MODES:
+            yield unsupported(field, mode, _ACCESS_MODES)
+    if "ReadWriteOncePod" in modes and len(modes) > 1:
+        yield forbidden_value(field, "may not use ReadWriteOncePod with other access modes")
+
+
+def _size(field: str, value: object) -> Iterator[FieldError]:
+    try:
+        size = quantity.parse(str(value))
+    except ValueError as error:
+        yield invalid_value(field, value, str(error))
+        return
+    if size <= 0:
+        yield invalid_value(field, value, "must be greater than zero")
+
+
+def check_class(body: Json) -> Iterator[FieldError]:
+    if not body.get("provisioner"):
+        yield required("provisioner")
+    else:
+        yield from names.qualified("provisioner", str(body["provisioner"]).lower())
+    if body.get("reclaimPolicy") not in ("Delete", "Retain"):
+        yield unsupported("reclaimPolicy", body.get("reclaimPolicy"), ("Delete", "Retain"))
+    if body.get("volumeBindingMode") not in _BINDING_MODES:
+        yield unsupported("volumeBindingMode", body.get("volumeBindingMode"), _BINDING_MODES)
+    for key, value in (body.get("parameters") or {}).items():
+        if not key:
+            yield invalid_value("parameters", key, "must not be empty")
+        if not isinstance(value, str):
+            yield invalid_value(f"parameters[{key}]", value, "must be a string")
+
+
+def check_class_update(body: Json, present: Json) -> Iterator[FieldError]:
+    if (body.get("parameters") or {}) != (present.get("parameters") or {}):
+        yield forbidden_value("parameters", "updates to parameters are forbidden.")
+    if body.get("provisioner") != present.get("provisioner"):
+        yield forbidden_value("provisioner", "updates to provisioner are forbidden.")
+    if body.get("reclaimPolicy") != present.get("reclaimPolicy"):
+        yield invalid_value("reclaimPolicy", body.get("reclaimPolicy"), "field is immutable")
+    if body.get("volumeBindingMode") != present.get("volumeBindingMode"):
+        yield invalid_value("volumeBindingMode", body.get("volumeBindingMode"), "field is immutable")
+
+
+def check_capacity(body: Json) -> Iterator[FieldError]:
+    if not body.get("storageClassName"):
+        yield required("storageClassName")
+    else:
+        yield from names.subdomain("storageClassName", body["storageClassName"])
+    for key in ("capacity", "maximumVolumeSize"):
+        if body.get(key) is None:
+            continue
+        try:
+            if quantity.parse(str(body[key])) < 0:
+                yield invalid_value(key, body[key], "must be greater than or equal to 0")
+        except ValueError as error:
+            yield invalid_value(key, body[key], str(error))
+
+
+def check_capacity_update(body: Json, present: Json) -> Iterator[FieldError]:
+    for key in ("nodeTopology", "storageClassName"):
+        if body.get(key) != present.get(key):
+            yield invalid_value(key, body.get(key), "field is immutable")
