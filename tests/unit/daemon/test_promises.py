@@ -1,0 +1,114 @@
+"""The arithmetic that keeps a node from being over-committed."""
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract import names
+from contract.capacity import footprint
+from contract.parameters import RAID1, VolumeParameters
+from contract.volume import DELETE, RETAIN, PersistentVolume
+from daemon.promises import largest, offer, promises
+from daemon.record import Inventory, Pool, Record, State, Thin, Volume
+from daemon.room import Promise
+
+EXTENT = 4
+THICK = VolumeParameters()
+
+
+def pv(name: str, size: int, **changes: object) -> PersistentVolume:
+    made = PersistentVolume(
+        name=name,
+        uid=f"uid-{name}",
+        resource_version="1",
+        size=size,
+        options={},
+        filesystem="ext4",
+        reclaim_policy=DELETE,
+        storage_class="fast",
+        provisioned_by="",
+        claim=None,
+        node_label="node-1",
+        hostnames=("host-1",),
+        pool="vg",
+        phase="Bound",
+        finalizers=(names.FINALIZER,),
+        deleting=False,
+    )
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def volume(name: str, size: int) -> Volume:
+    return Volume(Record(name, f"uid-{name}", DELETE, "ext4", State.READY), size, "vg")
+
+
+def pool(free: int, size: int = 1000, thin: Thin | None = None) -> Pool:
+    return Pool("vg", size, free, size - free, EXTENT, thin)
+
+
+def test_making_a_promised_volume_changes_neither_figure() -> None:
+    before = offer(pool(free=1000), THICK, [], [pv("a", 100)], reserve=40)
+    after = offer(pool(free=900), THICK, [volume("a", 100)], [pv("a", 100)], reserve=40)
+    assert before == after
+    assert (before.allocatable, before.available) == (960, 860)
+
+
+def test_removing_a_volume_gives_its_space_back_when_its_persistent_volume_goes() -> None:
+    removed = offer(pool(free=1000), THICK, [], [pv("a", 100, deleting=True)], reserve=0)
+    gone = offer(pool(free=1000), THICK, [], [], reserve=0)
+    assert (removed.available, gone.available) == (900, 1000)
+    assert removed.allocatable == gone.allocatable == 1000
+
+
+def test_an_orphan_and_a_foreign_volume_are_taken_from_what_is_offered() -> None:
+    orphan = offer(pool(free=900), THICK, [volume("a", 100)], [], reserve=0)
+    assert (orphan.allocatable, orphan.available) == (900, 900)
+
+
+def test_a_namesake_with_another_uid_does_not_make_a_volume_live() -> None:
+    found = offer(pool(free=900), THICK, [volume("a", 100)], [pv("a", 100, uid="other")], reserve=0)
+    assert (found.allocatable, found.available) == (900, 800)
+
+
+def test_a_retained_volume_leaves_the_figure_before_its_finalizer_goes() -> None:
+    leaving = pv("a", 100, deleting=True, phase="Released", reclaim_policy=RETAIN)
+    before = offer(pool(free=900), THICK, [volume("a", 100)], [replace(leaving, phase="Bound")], reserve=0)
+    ready_to_go = offer(pool(free=900), THICK, [volume("a", 100)], [leaving], reserve=0)
+    gone = offer(pool(free=900), THICK, [volume("a", 100)], [], reserve=0)
+    assert (before.allocatable, ready_to_go.allocatable, gone.allocatable) == (1000, 900, 900)
+    assert ready_to_go.available <= gone.available
+
+
+def test_a_claim_that_grew_is_promised_its_new_size_before_it_has_it() -> None:
+    found = offer(pool(free=900), THICK, [volume("a", 100)], [pv("a", 300)], reserve=0)
+    assert (found.allocatable, found.available) == (1000, 700)
+
+
+def test_a_thin_pool_is_offered_as_often_as_the_class_says() -> None:
+    thin = pool(free=400, thin=Thin(1.0, 1.0))
+    found = offer(thin, VolumeParameters(overprovision_ratio=2.5), [volume("a", 600)], [pv("a", 600)], reserve=0)
+    assert (found.allocatable, found.available) == (2500, 1900)
+
+
+def test_other_pools_have_other_promises() -> None:
+    found = offer(pool(free=1000), THICK, [], [pv("a", 100, pool="other")], reserve=0)
+    assert found.available == 1000
+    inventory = Inventory(pools=(pool(free=1000),))
+    assert promises([pv("a", 99), pv("b", 1, pool="other")], inventory) == [Promise("a", "vg", 100)]
+
+
+@given(
+    room=st.integers(-100, 10_000),
+    stripes=st.integers(1, 5),
+    mirrored=st.booleans(),
+    granularity=st.sampled_from([1, 4, 7]),
+)
+def test_the_largest_volume_fits_and_a_byte_more_does_not(
+    room: int, stripes: int, mirrored: bool, granularity: int
+) -> None:
+    wanted = VolumeParameters(stripes=stripes, raid=RAID1 if mirrored else "none")
+    size = largest(room, wanted, granularity)
+    assert size >= 0
+    assert size == 0 or footprint(size, wanted, granularity) <= room
+    assert footprint(size + 1, wanted, granularity) > room
