@@ -34,8 +34,9 @@ _RESERVED_PARTS = (
 )
 
 _LONGEST_TAG = 1024
-_LONGEST_MAPPED_NAME = 115
-"""Device-mapper takes 127 characters; the parts of a volume get up to 12 more, as in `_rimage_0` or `_tdata-tpool`."""
+_LONGEST_MAPPED_NAME = 106
+"""Device-mapper takes 127 characters, and LVM adds up to 21: `_rimage_0-missing_0_0`, when a mirror is removed. It does
+not look ahead: a mirror with a longer name can be made and then never removed."""
 
 
 def group(name: str) -> str:

@@ -16,6 +16,7 @@ Fixtures:
 
     lvm           an Lvm with a configuration folder of its own
     make_disks    make_disks(count, size) -> paths of fresh, empty block devices (sparse files on loop devices)
+    by_hand       by_hand("lvchange", ...) runs what the library does not offer and a person at the node might do
     volume_group  the name of a fresh volume group on three disks of 3 GiB, extents of 4 MiB: 767 extents a disk
 """
 
@@ -39,6 +40,7 @@ _GROUP = "uml"
 _DISK = 3 << 30
 
 MakeDisks = Callable[[int, int], list[str]]
+ByHand = Callable[..., None]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -130,14 +132,17 @@ def make_disks(tmp_path: Path) -> Iterator[MakeDisks]:
 
 
 @pytest.fixture
-async def volume_group(lvm: Lvm, make_disks: MakeDisks, tmp_path: Path) -> AsyncIterator[str]:
+def by_hand(lvm: Lvm, tmp_path: Path) -> ByHand:
+    def run(*arguments: str) -> None:
+        environment = {**os.environ, "LVM_SYSTEM_DIR": str(tmp_path / "lvm"), "LVM_SUPPRESS_FD_WARNINGS": "1"}
+        subprocess.run(["lvm", *arguments], check=True, capture_output=True, env=environment)
+
+    return run
+
+
+@pytest.fixture
+async def volume_group(lvm: Lvm, make_disks: MakeDisks, by_hand: ByHand) -> AsyncIterator[str]:
     name = f"test-{uuid.uuid4().hex[:8]}"
     await lvm.create_group(name, make_disks(3, _DISK))
     yield name
-    # By LVM's own command: taking a whole group away is not for the library.
-    subprocess.run(
-        ["lvm", "vgremove", "--force", "--yes", name],
-        check=True,
-        capture_output=True,
-        env={**os.environ, "LVM_SYSTEM_DIR": str(tmp_path / "lvm"), "LVM_SUPPRESS_FD_WARNINGS": "1"},
-    )
+    by_hand("vgremove", "--force", "--yes", name)

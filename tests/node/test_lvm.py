@@ -1,18 +1,370 @@
 """The library against real LVM."""
 
+import asyncio
+import os
+import subprocess
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import pytest
 
-from lvm import Lvm
+from host import command
+from host.command import Completed
+from lvm import AlreadyExists, BadName, Health, InUse, LogicalVolume, Lvm, LvmError, NoSpace, NotFound, TimedOut
+from tests.node.conftest import ByHand, MakeDisks
 
 pytestmark = pytest.mark.device_mapper
 
-GIB = 2**30
+MIB, GIB = 2**20, 2**30
+EXTENT = 4 * MIB
 
 
-@pytest.mark.parametrize(("asked", "made"), [(GIB, GIB), (GIB + 1, GIB + 4 * 2**20)])
-async def test_sizes_are_exact(lvm: Lvm, volume_group: str, asked: int, made: int) -> None:
-    await lvm.create_volume(volume_group, "data", asked, {"owner=me"})
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[Completed]:
+    """Every LVM command from here on."""
+    seen: list[Completed] = []
+    monkeypatch.setattr(command, "observers", [seen.append])
+    return seen
+
+
+async def volume(lvm: Lvm, group: str, name: str) -> LogicalVolume:
+    found = (await lvm.report()).volume(group, name)
+    assert found is not None
+    return found
+
+
+async def free(lvm: Lvm, group: str) -> int:
+    found = (await lvm.report()).group(group)
+    assert found is not None
+    return found.free
+
+
+@contextmanager
+def held(path: str) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+async def test_a_volume_with_its_tags_is_one_command(lvm: Lvm, volume_group: str, commands: list[Completed]) -> None:
+    tags = {"elastic-local/pv=pvc-1", "elastic-local/state=formatting", "A+z_0.:&#!"}
+    await lvm.create_volume(volume_group, "pvc-1", GIB, tags)
+    assert len(commands) == 1
+    made = await volume(lvm, volume_group, "pvc-1")
+    assert made.tags == tags
+    assert made.active
+    assert not made.open
+    assert made.health is Health.OK
+    assert made.layout == {"linear"}
+    assert made.path == f"/dev/{volume_group}/pvc-1"
+    assert Path(made.path).is_block_device()
+
+
+@pytest.mark.parametrize(
+    ("asked", "made"), [(1, EXTENT), (GIB - 1, GIB), (GIB, GIB), (GIB + 1, GIB + EXTENT), (GIB + EXTENT, GIB + EXTENT)]
+)
+async def test_sizes_are_rounded_up_to_the_extent_and_never_one_more(
+    lvm: Lvm, volume_group: str, asked: int, made: int
+) -> None:
+    before = await free(lvm, volume_group)
+    await lvm.create_volume(volume_group, "data", asked)
+    created = await volume(lvm, volume_group, "data")
+    assert created.size == made
+    assert await free(lvm, volume_group) == before - made
+    size = subprocess.run(["blockdev", "--getsize64", created.path], check=True, capture_output=True).stdout
+    assert int(size) == made
+
+
+async def test_the_whole_node_is_one_command(
+    lvm: Lvm, volume_group: str, make_disks: MakeDisks, commands: list[Completed], by_hand: ByHand
+) -> None:
+    (spare,) = make_disks(1, 64 * MIB)
+    by_hand("pvcreate", spare)
+    by_hand("lvcreate", "--name=by-hand", "--extents=5", volume_group)
+    await lvm.create_pool(volume_group, "pool", 512 * MIB)
+    await lvm.create_thin_volume(volume_group, "pool", "thin", GIB)
+    commands.clear()
     state = await lvm.report()
-    volume = state.volume(volume_group, "data")
-    assert volume is not None
-    assert volume.size == made
+    assert len(commands) == 1
+
+    group = state.group(volume_group)
+    assert group is not None
+    assert (group.size, group.extent_size, group.missing_devices) == (3 * 767 * EXTENT, EXTENT, 0)
+    assert {each.name for each in state.volumes_of(volume_group)} == {"by-hand", "pool", "thin"}
+    assert [each.name for each in state.thin_volumes(volume_group, "pool")] == ["thin"]
+    foreign = state.volume(volume_group, "by-hand")
+    assert foreign is not None
+    assert (foreign.size, foreign.tags) == (5 * EXTENT, frozenset[str]())
+    of_group = [device for device in state.devices if device.group == volume_group]
+    assert len(of_group) == 3
+    assert sum(device.free for device in of_group) == group.free
+    assert [device.path for device in state.devices if not device.group and device.path == spare] == [spare]
+    assert state.group("no-such-group") is None
+
+
+async def test_stripes(lvm: Lvm, volume_group: str) -> None:
+    await lvm.create_volume(volume_group, "data", 100 * MIB, stripes=3)
+    made = await volume(lvm, volume_group, "data")
+    assert made.layout == {"striped"}
+    assert made.size == 27 * EXTENT  # 25 extents are not whole on three stripes
+    state = await lvm.report()
+    assert {device.size - device.free for device in state.devices if device.group == volume_group} == {9 * EXTENT}
+    await lvm.extend(volume_group, "data", 27 * EXTENT + 1)
+    assert (await volume(lvm, volume_group, "data")).size == 30 * EXTENT
+
+
+async def test_raid1(lvm: Lvm, volume_group: str) -> None:
+    before = await free(lvm, volume_group)
+    await lvm.create_volume(volume_group, "data", 64 * MIB, {"owner=me"}, raid="raid1")
+    made = await volume(lvm, volume_group, "data")
+    assert made.layout == {"raid", "raid1"}
+    assert (made.size, made.tags) == (64 * MIB, frozenset({"owner=me"}))
+    assert made.sync_percent is not None
+    assert before - await free(lvm, volume_group) == 2 * (64 * MIB + EXTENT)
+    assert [each.name for each in (await lvm.report()).volumes_of(volume_group)] == ["data"]
+    await lvm.extend(volume_group, "data", 65 * MIB)
+    assert (await volume(lvm, volume_group, "data")).size == 68 * MIB
+    await lvm.remove(volume_group, "data")
+    assert await free(lvm, volume_group) == before
+
+
+async def test_thin_volumes_promise_more_than_the_pool_has(lvm: Lvm, volume_group: str) -> None:
+    await lvm.create_pool(volume_group, "pool", 256 * MIB, {"owner=me"})
+    for name in ("one", "two"):
+        await lvm.create_thin_volume(volume_group, "pool", name, GIB + 1, {f"pv={name}"})
+    pool = await volume(lvm, volume_group, "pool")
+    assert pool.is_thin_pool
+    assert not pool.is_thin
+    assert (pool.size, pool.data_percent, pool.path, pool.tags) == (256 * MIB, 0.0, "", frozenset({"owner=me"}))
+    assert pool.metadata_percent is not None
+    assert pool.metadata_size > 0
+    one = await volume(lvm, volume_group, "one")
+    assert one.is_thin
+    assert (one.size, one.pool, one.tags, one.data_percent) == (GIB + EXTENT, "pool", frozenset({"pv=one"}), 0.0)
+    await lvm.extend(volume_group, "one", 2 * GIB)
+    assert (await volume(lvm, volume_group, "one")).size == 2 * GIB
+
+
+async def test_a_new_thin_volume_shows_nothing_of_an_earlier_one(lvm: Lvm, volume_group: str) -> None:
+    await lvm.create_pool(volume_group, "pool", 64 * MIB)
+    await lvm.create_thin_volume(volume_group, "pool", "first", 32 * MIB)
+    secret = b"secret".ljust(4096, b".")
+    with Path(f"/dev/{volume_group}/first").open("r+b") as device:
+        for _ in range(512):
+            device.write(secret)
+        device.flush()
+        os.fsync(device.fileno())
+    await lvm.remove(volume_group, "first")
+    await lvm.create_thin_volume(volume_group, "pool", "second", 32 * MIB)
+    with Path(f"/dev/{volume_group}/second").open("r+b") as device:
+        device.write(b"x")  # provisions a block
+        device.flush()
+        os.fsync(device.fileno())
+        device.seek(0)
+        assert device.read(16 * MIB).strip(b"x\0") == b""
+
+
+async def test_a_pool_of_all_that_is_left(lvm: Lvm, volume_group: str) -> None:
+    await lvm.create_pool(volume_group, "pool", None)
+    pool = await volume(lvm, volume_group, "pool")
+    assert await free(lvm, volume_group) == 0
+    assert pool.size > 3 * 767 * EXTENT * 0.98
+
+
+async def test_extending_to_what_is_there_is_success(lvm: Lvm, volume_group: str) -> None:
+    await lvm.create_volume(volume_group, "data", 64 * MIB)
+    for size in (64 * MIB, 61 * MIB, 8 * MIB):
+        await lvm.extend(volume_group, "data", size)
+        assert (await volume(lvm, volume_group, "data")).size == 64 * MIB
+    await lvm.extend(volume_group, "data", 64 * MIB + 1)
+    assert (await volume(lvm, volume_group, "data")).size == 68 * MIB
+
+
+async def test_retag_is_one_command_and_repeatable(lvm: Lvm, volume_group: str, commands: list[Completed]) -> None:
+    await lvm.create_volume(volume_group, "data", EXTENT, {"owner=me", "state=formatting"})
+    for _ in range(2):
+        commands.clear()
+        await lvm.retag(volume_group, "data", add={"state=ready", "fs=xfs"}, remove={"state=formatting"})
+        assert len(commands) == 1
+    assert (await volume(lvm, volume_group, "data")).tags == {"owner=me", "state=ready", "fs=xfs"}
+
+
+async def test_activate(lvm: Lvm, volume_group: str, by_hand: ByHand) -> None:
+    await lvm.create_volume(volume_group, "data", EXTENT)
+    by_hand("lvchange", "-an", f"{volume_group}/data")
+    inactive = await volume(lvm, volume_group, "data")
+    assert not inactive.active
+    for _ in range(2):
+        await lvm.activate(volume_group, "data")
+    active = await volume(lvm, volume_group, "data")
+    assert active.active
+    assert Path(active.path).is_block_device()
+
+
+async def test_signatures_of_the_last_tenant_are_gone(lvm: Lvm, volume_group: str) -> None:
+    await lvm.create_volume(volume_group, "data", 16 * MIB)
+    path = f"/dev/{volume_group}/data"
+    subprocess.run(["mkfs.ext4", "-q", path], check=True)
+    await lvm.remove(volume_group, "data")
+    await lvm.create_volume(volume_group, "data", 16 * MIB)
+    probe = subprocess.run(["blkid", "--probe", path], capture_output=True, check=False)
+    assert (probe.returncode, probe.stdout) == (2, b"")
+
+
+async def test_no_space(lvm: Lvm, volume_group: str) -> None:
+    room = await free(lvm, volume_group)
+    await lvm.create_pool(volume_group, "pool", 16 * MIB)
+    await lvm.create_volume(volume_group, "data", EXTENT)
+    for attempt in (
+        lvm.create_volume(volume_group, "more", room),
+        lvm.create_volume(volume_group, "more", EXTENT, stripes=4),
+        lvm.create_volume(volume_group, "more", room // 3 * 2, raid="raid1"),
+        lvm.create_pool(volume_group, "more", room),
+        lvm.extend(volume_group, "data", room),
+    ):
+        with pytest.raises(NoSpace) as raised:
+            await attempt
+        assert raised.value.exit_code == 5
+        assert raised.value.command.startswith("lvm lv")
+        assert "more" in str(raised.value) or "lvextend" in str(raised.value)
+    await lvm.create_volume(volume_group, "rest", await free(lvm, volume_group))
+    assert await free(lvm, volume_group) == 0
+
+
+async def test_not_found(lvm: Lvm, volume_group: str) -> None:
+    for attempt in (
+        lvm.create_volume("no-such-group", "data", EXTENT),
+        lvm.create_thin_volume(volume_group, "no-such-pool", "data", EXTENT),
+        lvm.extend(volume_group, "data", EXTENT),
+        lvm.retag(volume_group, "data", add={"a"}),
+        lvm.activate(volume_group, "data"),
+        lvm.remove(volume_group, "data"),
+        lvm.remove("no-such-group", "data"),
+        lvm.create_group("another", ["/dev/no-such-disk"]),
+    ):
+        with pytest.raises(NotFound, match=r"not found|[Ff]ailed to find|No device found"):
+            await attempt
+
+
+async def test_already_exists(lvm: Lvm, volume_group: str, make_disks: MakeDisks) -> None:
+    await lvm.create_volume(volume_group, "data", EXTENT)
+    await lvm.create_pool(volume_group, "pool", 16 * MIB)
+    for attempt in (
+        lvm.create_volume(volume_group, "data", EXTENT),
+        lvm.create_pool(volume_group, "data", 16 * MIB),
+        lvm.create_thin_volume(volume_group, "pool", "data", EXTENT),
+        lvm.create_group(volume_group, make_disks(1, 64 * MIB)),
+    ):
+        with pytest.raises(AlreadyExists, match="already exists"):
+            await attempt
+
+
+async def test_an_open_or_mounted_volume_is_not_removed(lvm: Lvm, volume_group: str, tmp_path: Path) -> None:
+    await lvm.create_volume(volume_group, "data", 64 * MIB)
+    path = f"/dev/{volume_group}/data"
+    with held(path):
+        assert (await volume(lvm, volume_group, "data")).open
+        with pytest.raises(InUse, match="in use"):
+            await lvm.remove(volume_group, "data")
+    subprocess.run(["mkfs.ext4", "-q", path], check=True)
+    subprocess.run(["mount", path, tmp_path], check=True)
+    try:
+        with pytest.raises(InUse, match="filesystem in use"):
+            await lvm.remove(volume_group, "data")
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+    await lvm.remove(volume_group, "data")
+    assert (await lvm.report()).volume(volume_group, "data") is None
+
+
+async def test_a_group_is_not_made_of_a_device_that_holds_something(
+    lvm: Lvm, volume_group: str, make_disks: MakeDisks
+) -> None:
+    (formatted,) = make_disks(1, 64 * MIB)
+    subprocess.run(["mkfs.ext4", "-q", formatted], check=True)
+    taken = next(device.path for device in (await lvm.report()).devices if device.group == volume_group)
+    for device in (formatted, taken):
+        with pytest.raises(InUse):
+            await lvm.create_group("another", [device])
+    assert b'TYPE="ext4"' in subprocess.run(["blkid", "--probe", formatted], check=True, capture_output=True).stdout
+
+
+@pytest.mark.parametrize("name", ["snapshot1", "a_tdata", "a_rimage_0", "--force"])
+async def test_names_that_lvm_refuses_are_refused_before_it(
+    lvm: Lvm, volume_group: str, name: str, commands: list[Completed], by_hand: ByHand
+) -> None:
+    """That the rules are LVM's own is shown by asking it."""
+    with pytest.raises(BadName):
+        await lvm.create_volume(volume_group, name, EXTENT)
+    assert commands == []
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        by_hand("lvcreate", f"--name={name}", "--extents=1", volume_group)
+    assert refused.value.returncode == 3
+
+
+async def test_the_longest_name_serves_every_layout(lvm: Lvm, volume_group: str) -> None:
+    name = "n" * (106 - len(volume_group.replace("-", "--")) - 1)
+    for layout in ("none", "raid1"):
+        await lvm.create_volume(volume_group, name, EXTENT, raid=layout)
+        await lvm.remove(volume_group, name)
+    await lvm.create_pool(volume_group, name, 16 * MIB)
+    with pytest.raises(BadName, match="too long"):
+        await lvm.create_volume(volume_group, name + "n", EXTENT)
+
+
+async def test_an_error_of_no_known_kind_carries_the_words_of_lvm(lvm: Lvm, volume_group: str) -> None:
+    await lvm.create_volume(volume_group, "data", EXTENT)
+    with pytest.raises(LvmError, match=r"is not a thin pool\..*lvm lvcreate .*exit code 5") as raised:
+        await lvm.create_thin_volume(volume_group, "data", "thin", EXTENT)
+    assert type(raised.value) is LvmError
+
+
+async def test_a_command_that_waits_for_a_lock_is_killed_at_its_deadline(
+    volume_group: str, lvm: Lvm, tmp_path: Path
+) -> None:
+    impatient = Lvm(tmp_path / "impatient", deadline=2)
+    lock = Path("/run/lock/lvm") / f"V_{volume_group}"
+    with subprocess.Popen(["flock", "--no-fork", lock, "sleep", "600"]) as holder:
+        try:
+            async with asyncio.timeout(20):
+                while subprocess.run(["flock", "--nonblock", lock, "true"], check=False).returncode == 0:
+                    await asyncio.sleep(0.05)
+            with pytest.raises(TimedOut, match="did not answer within 2 s"):
+                await impatient.create_volume(volume_group, "data", EXTENT)
+        finally:
+            holder.kill()
+    assert (await lvm.report()).volume(volume_group, "data") is None
+    await impatient.create_volume(volume_group, "data", EXTENT)
+
+
+async def test_a_lost_device_shows(lvm: Lvm, make_disks: MakeDisks, by_hand: ByHand) -> None:
+    group = f"test-{uuid.uuid4().hex[:8]}"
+    first, second = make_disks(2, 64 * MIB)
+    disk = f"{group}-disk"
+
+    def plug_in() -> None:  # shifted, so that its label is not seen on the device below it
+        subprocess.run(["dmsetup", "create", disk, "--table", f"0 {63 * MIB // 512} linear {first} 2048"], check=True)
+        subprocess.run(["dmsetup", "mknodes"], check=True)  # udev's part, where none runs
+
+    plug_in()
+    try:
+        await lvm.create_group(group, [f"/dev/mapper/{disk}", second])
+        await lvm.create_volume(group, "mirror", EXTENT, raid="raid1")
+        by_hand("lvchange", "-an", f"{group}/mirror")
+        subprocess.run(["dmsetup", "remove", disk], check=True)
+        state = await lvm.report()
+        lossy, mirror = state.group(group), state.volume(group, "mirror")
+        assert lossy is not None
+        assert mirror is not None
+        assert lossy.missing_devices == 1
+        assert mirror.health is Health.PARTIAL
+        assert [device.missing for device in state.devices if device.group == group].count(True) == 1
+        plug_in()
+        assert (await volume(lvm, group, "mirror")).health is Health.OK
+    finally:
+        by_hand("vgremove", "--force", "--yes", group)
+        subprocess.run(["dmsetup", "remove", disk], check=True)
