@@ -70,7 +70,12 @@ class Claims:
         view.capacities.subscribe(self._capacity_changed)
         view.volumes.subscribe(self._volume_changed)
 
-    def wake_stalled(self, storage_class: str | None = None) -> None:
+    def look_again(self) -> None:
+        """At every claim without a volume: what we took for one may be none."""
+        for claim in self._view.claims.values():
+            self.queue.add(claim.key)
+
+    def _wake_stalled(self, storage_class: str | None = None) -> None:
         """Look again at claims that wait, of one class or of all: there may be room now."""
         for key, stalled in self._stalled.items():
             if storage_class in (None, stalled.claim.storage_class):
@@ -84,11 +89,11 @@ class Claims:
     def _capacity_changed(self, key: str, old: Published | None, new: Published | None) -> None:
         # Each new volume moves `available`, on which nothing is decided here.
         if new and (not old or replace(new.capacity, available=0) != replace(old.capacity, available=0)):
-            self.wake_stalled(new.capacity.storage_class)
+            self._wake_stalled(new.capacity.storage_class)
 
     def _volume_changed(self, name: str, old: PersistentVolume | None, new: PersistentVolume | None) -> None:
         if new is None:
-            self.wake_stalled()
+            self._wake_stalled()
             if old is not None and old.claim is not None:
                 self.queue.add(str(old.claim))
 

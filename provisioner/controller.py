@@ -73,7 +73,7 @@ class Term:
         self.view = View(cluster, settings.namespace, self.books)
         self._recorder = Recorder(cluster, COMPONENT)
         orphans = Orphans(cluster, parallelism=parallelism)
-        doubts = Doubts(cluster, self.view, orphans, settings.namespace, resolved=lambda: self.claims.wake_stalled())
+        doubts = Doubts(cluster, self.view, orphans, settings.namespace, resolved=lambda: self.claims.look_again())
         creation = Creation(cluster, self.books, doubts, orphans, self._recorder)
         self.claims = Claims(cluster, self.view, creation, self._recorder, metrics, parallelism=parallelism)
         reclaim = Reclaim(cluster, self.view.volumes, self._recorder, metrics, parallelism=parallelism)

@@ -36,7 +36,7 @@ class Doubts:
         resolved: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`resolved` is called when room may have become free."""
+        """`resolved` is called when a volume turned out not to exist, or its room became free."""
         self._cluster = cluster
         self._view = view
         self._books = view.books

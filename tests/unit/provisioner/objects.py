@@ -1,0 +1,67 @@
+"""Claims, classes and capacities as tests need them: ordinary unless a test says otherwise."""
+
+from typing import Any
+
+from contract import capacity, names
+from contract.capacity import Capacity
+from kube import records
+from kube.client import Json
+from kube.records import SELECTED_NODE, WAIT_FOR_FIRST_CONSUMER, Claim, StorageClass
+
+MIB, GIB = 1024**2, 1024**3
+EXTENT = 4 * MIB
+CLASS = "elastic-local"
+
+
+def claim_body(name: str = "data", *, size: str = "1Gi", node: str = "n1", uid: str = "", **spec: Any) -> Json:
+    annotations = {"volume.kubernetes.io/storage-provisioner": names.PROVISIONER}
+    if node:
+        annotations[SELECTED_NODE] = node
+    return {
+        "metadata": {
+            "name": name,
+            "namespace": "default",
+            "uid": uid or f"uid-of-{name}",
+            "resourceVersion": "1",
+            "annotations": annotations,
+        },
+        "spec": {
+            "storageClassName": CLASS,
+            "accessModes": ["ReadWriteOnce"],
+            "resources": {"requests": {"storage": size}},
+            **spec,
+        },
+    }
+
+
+def claim(name: str = "data", **arguments: Any) -> Claim:
+    return records.read_claim(claim_body(name, **arguments))
+
+
+def class_body(**fields: Any) -> Json:
+    return {
+        "metadata": {"name": CLASS},
+        "provisioner": names.PROVISIONER,
+        "volumeBindingMode": WAIT_FOR_FIRST_CONSUMER,
+        **fields,
+    }
+
+
+def storage_class(**fields: Any) -> StorageClass:
+    return records.read_storage_class(class_body(**fields))
+
+
+def offered(node: str = "n1", room: int = 10 * GIB) -> Capacity:
+    return Capacity(
+        node=node,
+        hostname=f"host-{node}",
+        storage_class=CLASS,
+        pool="vg",
+        allocatable=room,
+        available=room,
+        granularity=EXTENT,
+    )
+
+
+def capacity_body(node: str = "n1", room: int = 10 * GIB) -> Json:
+    return capacity.manifest(offered(node, room), names.NAMESPACE, None)
