@@ -1,0 +1,219 @@
+"""Volumes as logical volumes: thick ones of a volume group, or thin ones of a thin pool in it.
+
+A logical volume is named like its PersistentVolume and carries its record as tags. It is made with them in one
+lvcreate, so at no moment there is a volume of ours without our mark. Pools are called "<group>" and
+"<group>/<thin pool>".
+"""
+
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import lvm
+from contract.parameters import VolumeParameters
+from daemon.backends.lvminventory import Place, inventory
+from daemon.errors import BackendFailed, Damaged, Foreign, InUse, NoSpace, NotFound, PoolMissing
+from daemon.record import Inventory, Record, State, Volume, Wanted
+from host.command import MissingTool
+from lvm import Lvm
+
+_POOL_SHARE_PERCENT = 90
+"""Of a group's free extents, for the data of a thin pool that we make. The rest holds its metadata and the spare of it,
+and lets an administrator enlarge metadata that fills up, or have it repaired: a pool without that room is lost."""
+
+
+class LvmBackend:
+    """See daemon.backends.Backend. `group`, `thin_pool` and `thin` hold for classes that say nothing else. A thin pool
+    that is missing is made when `thin` says so, with nearly all that is free in the group."""
+
+    on_devices = True
+
+    def __init__(self, tools: Lvm, group: str, thin_pool: str, thin: bool) -> None:
+        self._lvm = tools
+        self._group = group
+        self._thin_pool = thin_pool
+        self._thin = thin
+        self._extent_sizes: dict[str, int] = {}
+        """By group, as last reported: with them the size of a new volume is known without asking for it."""
+
+    def pool_of(self, parameters: VolumeParameters) -> str:
+        return str(self._place(parameters))
+
+    def _place(self, parameters: VolumeParameters) -> Place:
+        group = parameters.volume_group or self._group
+        thin = parameters.thin
+        if thin is None:
+            thin = self._thin or bool(parameters.thin_pool)
+        if not thin or parameters.needs_thick:
+            return Place(group)
+        return Place(group, parameters.thin_pool or self._thin_pool)
+
+    async def establish(self) -> None:
+        if not self._thin:
+            return
+        with _told(f"thin pool {self._thin_pool}", self._group):
+            state = await self._report()
+            group = state.group(self._group)
+            present = state.volume(self._group, self._thin_pool)
+            if present and not present.is_thin_pool:
+                raise Foreign(
+                    f"{self._group}/{self._thin_pool} is not a thin pool: "
+                    "rename it, or set LVM_THIN_POOL to another name"
+                )
+            if group is None or present:
+                return
+            extents = group.free // group.extent_size * _POOL_SHARE_PERCENT // 100
+            if not extents:
+                raise NoSpace(self._thin_pool, self._group, group.extent_size, group.free)
+            await self._lvm.create_pool(self._group, self._thin_pool, extents * group.extent_size)
+
+    async def inspect(self) -> Inventory:
+        with _told("the node", self._group):
+            return inventory(await self._report(), self._group)
+
+    async def _report(self) -> lvm.State:
+        state = await self._lvm.report()
+        self._extent_sizes = {group.name: group.extent_size for group in state.groups}
+        return state
+
+    async def create(self, wanted: Wanted) -> Volume:
+        place = self._place(wanted.parameters)
+        with _told(f"volume {wanted.pv}", str(place)):
+            record = wanted.record(State.FORMATTING)
+            try:
+                await self._create(place, wanted, record)
+            except lvm.AlreadyExists:
+                return await self._go_on(place, wanted, record)
+            except lvm.NoSpace as error:
+                raise await self._no_space(wanted.pv, str(place), wanted.size) from error
+        extent = self._extent_sizes.get(place.group)
+        if extent is None:
+            return await self._found(wanted.pv, wanted.uid)
+        # As lvcreate rounds: whole extents, and as many of them on each stripe.
+        chunk = extent * wanted.parameters.stripes
+        return Volume(record, -(-wanted.size // chunk) * chunk, str(place))
+
+    async def _create(self, place: Place, wanted: Wanted, record: Record) -> None:
+        tags = record.to_tags()
+        if place.thin_pool:
+            await self._lvm.create_thin_volume(place.group, place.thin_pool, wanted.pv, wanted.size, tags)
+        else:
+            await self._lvm.create_volume(
+                place.group,
+                wanted.pv,
+                wanted.size,
+                tags,
+                stripes=wanted.parameters.stripes,
+                raid=wanted.parameters.raid,
+            )
+
+    async def _go_on(self, place: Place, wanted: Wanted, record: Record) -> Volume:
+        found = await self.inspect()
+        volume = found.volume(wanted.pv)
+        _refuse_damaged(found, wanted.pv)
+        if volume is None or volume.record.uid != wanted.uid or volume.record.state is not State.FORMATTING:
+            raise Foreign(
+                f"the volume group {place.group} of this node has another volume named {wanted.pv}: "
+                "ask the node's administrator whether it may go"
+            )
+        if volume.record != record:
+            volume = await self.rewrite(volume, record)
+        return await self.extend(volume, wanted.size)
+
+    async def rewrite(self, volume: Volume, record: Record) -> Volume:
+        before, after = volume.record.to_tags(), record.to_tags()
+        with _told_of(volume):
+            await self._lvm.retag(Place.of(volume.pool).group, volume.pv, add=after - before, remove=before - after)
+        return replace(volume, record=record)
+
+    @contextlib.asynccontextmanager
+    async def device(self, volume: Volume) -> AsyncIterator[Path]:
+        group = Place.of(volume.pool).group
+        path = Path("/dev", group, volume.pv)
+        if not _is_there(path):  # after a reboot, unless the node activates its groups itself
+            with _told_of(volume):
+                await self._lvm.activate(group, volume.pv)
+            if not _is_there(path):
+                raise BackendFailed(
+                    f"volume {volume.pv} has no device {path}: the daemon's container must share the node's /dev, and "
+                    "`vgmknodes` there makes links that are missing"
+                )
+        yield path
+
+    async def extend(self, volume: Volume, size: int) -> Volume:
+        if size <= volume.size:
+            return volume
+        with _told_of(volume):
+            try:
+                await self._lvm.extend(Place.of(volume.pool).group, volume.pv, size)
+            except lvm.NoSpace as error:
+                raise await self._no_space(volume.pv, volume.pool, size - volume.size) from error
+        return await self._found(volume.pv, volume.record.uid)
+
+    async def remove(self, volume: Volume) -> None:
+        # Looked at once more: what is removed must be ours at this moment, whatever was found hours ago.
+        found = await self.inspect()
+        _refuse_damaged(found, volume.pv)
+        if found.pool(volume.pool) is None:
+            raise PoolMissing(
+                f"{volume.pool}, where volume {volume.pv} is, is not on this node: bring its devices back, "
+                "or if they are lost for good, take the finalizer off the PersistentVolume"
+            )
+        present = found.volume(volume.pv)
+        if present and present.record.uid == volume.record.uid:
+            with contextlib.suppress(NotFound), _told_of(present):
+                await self._lvm.remove(Place.of(present.pool).group, present.pv)
+
+    async def _no_space(self, pv: str, pool_name: str, needed: int) -> NoSpace:
+        pool = (await self.inspect()).pool(pool_name)
+        return NoSpace(pv, pool_name, needed, pool.free if pool else 0)
+
+    async def _found(self, pv: str, uid: str) -> Volume:
+        found = await self.inspect()
+        _refuse_damaged(found, pv)
+        volume = found.volume(pv)
+        if volume is None or volume.record.uid != uid:
+            raise NotFound(f"volume {pv} is not on this node (any more)")
+        return volume
+
+
+@contextlib.contextmanager
+def _told(subject: str, pool: str) -> Iterator[None]:
+    """What LVM says, in the words of the pod's owner."""
+    try:
+        yield
+    except lvm.InUse as error:
+        raise InUse(f"{subject} is still in use: stop what uses it ({error.words})") from error
+    except lvm.NotFound as error:
+        raise PoolMissing(
+            f"{subject} needs {pool}, which this node does not have ({error.words}): its administrator makes a volume "
+            "group with `elastic-local vg create`, and a thin pool in it with `lvcreate --type thin-pool`"
+        ) from error
+    except (lvm.LvmError, MissingTool) as error:
+        raise BackendFailed(f"{subject}: {error}; the log of this node's daemon has more") from error
+    except ValueError as error:
+        raise BackendFailed(f"{subject} can't be made: {error}") from error
+
+
+@contextlib.contextmanager
+def _told_of(volume: Volume) -> Iterator[None]:
+    """The same about a volume that was there a moment ago."""
+    with _told(f"volume {volume.pv}", volume.pool):
+        try:
+            yield
+        except lvm.NotFound as error:
+            raise NotFound(f"volume {volume.pv} is not on this node (any more): {error.words}") from error
+
+
+def _refuse_damaged(found: Inventory, pv: str) -> None:
+    for damaged in found.damaged:
+        if damaged.name == pv:
+            raise Damaged(
+                f"the record of volume {pv} on this node is damaged: {damaged.reason}; "
+                f"ask the node's administrator to look at it in {damaged.pool}"
+            )
+
+
+def _is_there(device: Path) -> bool:
+    return device.exists()

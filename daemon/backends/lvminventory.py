@@ -1,0 +1,102 @@
+"""What LVM's report means to the daemon: which logical volumes are ours, and what their pools have. Pure."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import lvm
+from contract import capacity
+from contract.parameters import RAID1, VolumeParameters
+from daemon.record import Damaged, DamagedRecord, Foreign, Inventory, Pool, Thin, Volume, from_tags
+from lvm import Health, LogicalVolume, VolumeGroup
+
+_MIRROR = VolumeParameters(raid=RAID1)
+_LINEAR = VolumeParameters()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a volume lives. Without a thin pool it is thick."""
+
+    group: str
+    thin_pool: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.group}/{self.thin_pool}" if self.thin_pool else self.group
+
+    @classmethod
+    def of(cls, pool: str) -> "Place":
+        return cls(*pool.split("/", 1))
+
+
+def inventory(state: lvm.State, group: str) -> Inventory:
+    """What LVM's report means to us. `group` is where ours are kept by default: what is not ours is told of there, and
+    in groups that have volumes of ours, but not of the node's own system."""
+    volumes: list[Volume] = []
+    damaged: list[Damaged] = []
+    strangers: list[LogicalVolume] = []
+    usable = {found.name for found in state.groups if not found.exported}
+    for found in state.volumes:
+        if found.is_thin_pool or found.group not in usable:
+            continue
+        try:
+            record = from_tags(found.tags)
+        except DamagedRecord as error:
+            damaged.append(Damaged(found.name, _pool_of(found), f"its tags say: {error}"))
+            continue
+        if record is None:
+            strangers.append(found)
+        elif record.pv != found.name:
+            damaged.append(Damaged(found.name, _pool_of(found), f"its tags say that it is {record.pv}: rename it back"))
+        else:
+            volumes.append(Volume(record, found.size, _pool_of(found), _health(state, found)))
+    count = Counter(volume.pv for volume in volumes)
+    for volume in volumes:
+        if count[volume.pv] > 1:
+            damaged.append(Damaged(volume.pv, volume.pool, "another group has a volume with the same record"))
+    volumes = [volume for volume in volumes if count[volume.pv] == 1]
+    ours = {(Place.of(volume.pool).group, volume.pv) for volume in volumes}
+    shown = {group} | {name for name, _ in ours}
+    foreign = [Foreign(found.name, _pool_of(found), found.size) for found in strangers if found.group in shown]
+    pools = [
+        pool
+        for found in state.groups
+        if found.name in usable
+        for pool in (_group_pool(state, found, ours), *_thin_pools(state, found, ours))
+    ]
+    return Inventory(volumes, pools, foreign, damaged)
+
+
+def _pool_of(volume: LogicalVolume) -> str:
+    return str(Place(volume.group, volume.pool if volume.is_thin else ""))
+
+
+def _health(state: lvm.State, volume: LogicalVolume) -> str:
+    pool = state.volume(volume.group, volume.pool) if volume.is_thin else None
+    if volume.health is not Health.OK:
+        return str(volume.health.value)
+    return f"thin pool {pool.name}: {pool.health.value}" if pool and pool.health is not Health.OK else ""
+
+
+def _group_pool(state: lvm.State, group: VolumeGroup, ours: set[tuple[str, str]]) -> Pool:
+    taken = sum(
+        capacity.footprint(volume.size, _MIRROR if "raid1" in volume.layout else _LINEAR, group.extent_size)
+        for volume in state.volumes_of(group.name)
+        if (volume.group, volume.name) in ours and not volume.is_thin
+    )
+    return Pool(group.name, group.size, group.free, taken, group.extent_size)
+
+
+def _thin_pools(state: lvm.State, group: VolumeGroup, ours: set[tuple[str, str]]) -> Iterator[Pool]:
+    for pool in state.volumes_of(group.name):
+        if not pool.is_thin_pool:
+            continue
+        members = list(state.thin_volumes(group.name, pool.name))
+        yield Pool(
+            name=str(Place(group.name, pool.name)),
+            size=pool.size,
+            free=pool.size - sum(member.size for member in members),
+            ours=sum(member.size for member in members if (member.group, member.name) in ours),
+            granularity=group.extent_size,
+            thin=Thin(pool.data_percent, pool.metadata_percent),
+        )
