@@ -166,6 +166,8 @@ def read_claim(body: Json) -> Claim:
         volume_mode=spec.get("volumeMode") or "Filesystem",
         data_source=source.get("kind") or "",
         deleting="deletionTimestamp" in metadata,
+        has_selector=bool(spec.get("selector")),
+        attributes_class=spec.get("volumeAttributesClassName") or "",
         controller=next((o["uid"] for o in metadata.get("ownerReferences") or [] if o.get("controller")), ""),
     )
 
