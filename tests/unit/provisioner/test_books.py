@@ -1,0 +1,272 @@
+"""The books never promise more than a node has, however requests, answers and the watch come one after another."""
+
+from dataclasses import dataclass, field, replace
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from contract import capacity, names
+from contract.parameters import VolumeParameters
+from contract.volume import BOUND, DELETE, RELEASED, RETAIN, ClaimReference, PersistentVolume
+from provisioner.books import Account, Books, Charge, charge_of, unplaced
+from tests.unit.provisioner.objects import CLASS, EXTENT
+
+PLAIN = VolumeParameters()
+MIRROR = VolumeParameters(raid="raid1")
+POOL = Account("n1", "vg")
+
+
+def made(name: str = "pvc-a", *, uid: str = "u1", size: int = EXTENT, policy: str = DELETE) -> PersistentVolume:
+    return PersistentVolume(
+        name=name,
+        uid=uid,
+        resource_version="1",
+        size=size,
+        access_modes=("ReadWriteOnce",),
+        options={},
+        filesystem="ext4",
+        reclaim_policy=policy,
+        storage_class=CLASS,
+        provisioned_by=names.PROVISIONER,
+        claim=ClaimReference("default", "data", name.removeprefix("pvc-")),
+        node_label="n1",
+        hostnames=("host-n1",),
+        pool="vg",
+        phase=BOUND,
+        finalizers=(names.FINALIZER,),
+        deleting=False,
+    )
+
+
+def test_a_volume_weighs_until_its_finalizer_is_gone() -> None:
+    volume = made()
+    going = replace(volume, deleting=True, phase=RELEASED)
+    assert charge_of(going) == Charge(POOL, EXTENT, PLAIN)
+    assert charge_of(replace(going, finalizers=("somebody/else",))) is None
+
+
+def test_a_volume_without_a_node_weighs_on_its_class_while_it_can_still_be_used() -> None:
+    volume = replace(made(), node_label="", hostnames=(), finalizers=())
+    assert charge_of(volume) == Charge(unplaced(CLASS), EXTENT, PLAIN)
+    assert charge_of(replace(volume, phase=RELEASED)) is None
+
+
+def test_options_that_nobody_can_read_still_weigh() -> None:
+    assert charge_of(replace(made(), options={"colour": "red"})) == Charge(POOL, EXTENT, PLAIN)
+
+
+def test_a_sum_follows_the_granularity_it_is_asked_for() -> None:
+    books = Books()
+    books.observe(made(size=EXTENT + 1))
+    books.observe(made("pvc-b", size=1))
+    assert books.taken(POOL, EXTENT) == 3 * EXTENT
+    assert books.taken(POOL, 1) == EXTENT + 2
+    assert books.taken(POOL, EXTENT, besides="pvc-b") == 2 * EXTENT
+
+
+def test_a_volume_that_was_pinned_moves_from_its_class_to_its_node() -> None:
+    books = Books()
+    books.observe(replace(made(), node_label="", hostnames=(), pool=""))
+    assert (books.taken(unplaced(CLASS), EXTENT), books.taken(POOL, EXTENT)) == (EXTENT, 0)
+    books.observe(made())
+    assert (books.taken(unplaced(CLASS), EXTENT), books.taken(POOL, EXTENT)) == (0, EXTENT)
+
+
+def test_a_late_farewell_to_the_last_volume_of_a_name_does_not_end_the_booking_of_the_next() -> None:
+    books = Books()
+    books.observe(made(uid="old"))
+    books.book("pvc-a", Charge(POOL, EXTENT, PLAIN), 0)
+    books.settle("pvc-a", "new")
+    books.depart("pvc-a")
+    assert books.taken(POOL, EXTENT) == EXTENT
+
+
+def test_a_retained_volume_that_came_back_under_its_name_weighs_twice_until_the_node_said_otherwise() -> None:
+    books = Books()
+    books.observe(made(uid="old", policy=RETAIN))
+    assert books.depart("pvc-a")
+    books.observe(made(uid="new", policy=RETAIN))
+    assert books.taken(POOL, EXTENT) == 2 * EXTENT
+    books.let_go("old")
+    assert books.taken(POOL, EXTENT) == EXTENT
+
+
+@dataclass
+class _Request:
+    """A creation that we sent."""
+
+    volume: PersistentVolume
+    sent: float
+    answered: bool = False
+    alive: bool = True
+    """It may still be carried out."""
+
+
+@dataclass
+class _Server:
+    """The truth: what exists, what the node publishes, and what the watches have told of it."""
+
+    allocatable: int
+    volumes: dict[str, PersistentVolume] = field(default_factory=dict)
+    watch: list[tuple[str, PersistentVolume | None]] = field(default_factory=list)
+    figures: list[int] = field(default_factory=list)
+
+
+LIFETIME = 90.0
+NAMES = [f"pvc-{letter}" for letter in "abcd"]
+
+
+class Interleavings(RuleBasedStateMachine):
+    """One node, some claims that are provisioned, fail, vanish and come back; requests that are carried out late;
+    two watches that lag, each in its own order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.books = Books()
+        self.server = _Server(6 * EXTENT)
+        self.known_allocatable = self.server.allocatable
+        self.now = 0.0
+        self.uids = 0
+        self.requests: list[_Request] = []
+
+    @rule(
+        name=st.sampled_from(NAMES),
+        extents=st.integers(1, 3),
+        layout=st.sampled_from([PLAIN, MIRROR]),
+        policy=st.sampled_from([DELETE, RETAIN]),
+    )
+    def provision(self, name: str, extents: int, layout: VolumeParameters, policy: str) -> None:
+        if self.books.exists(name, name.removeprefix("pvc-")) or any(
+            request.volume.name == name and not request.answered for request in self.requests
+        ):
+            return
+        charge = Charge(POOL, extents * EXTENT, layout)
+        needed = capacity.footprint(charge.size, layout, EXTENT)
+        if needed > self.known_allocatable - self.books.taken(POOL, EXTENT, besides=name):
+            return
+        before = self.books.booking(name)
+        if before is not None and before.charge != charge:
+            return  # a class does not change: the second try asks for the same
+        self.books.book(name, charge, self.now)
+        self.uids += 1
+        options = {"raid": "raid1"} if layout == MIRROR else {}
+        volume = replace(made(name, uid=f"u{self.uids}", size=charge.size, policy=policy), options=options)
+        self.requests.append(_Request(volume, self.now))
+
+    def _carry_out(self, request: _Request) -> bool:
+        request.alive = False
+        if request.volume.name in self.server.volumes:
+            return False
+        self.server.volumes[request.volume.name] = request.volume
+        self.server.watch.append((request.volume.name, request.volume))
+        return True
+
+    @precondition(lambda self: any(not request.answered for request in self.requests))
+    @rule(data=st.data(), outcome=st.sampled_from(["made", "refused", "lost", "lost and made", "lost and late"]))
+    def answer(self, data: st.DataObject, outcome: str) -> None:
+        request = data.draw(st.sampled_from([request for request in self.requests if not request.answered]))
+        request.answered = True
+        name = request.volume.name
+        earlier = any(
+            other.alive and other.answered and other.volume.name == name
+            for other in self.requests
+            if other is not request
+        )
+        if outcome == "made":
+            if self._carry_out(request):
+                self.books.settle(name, request.volume.uid)
+            else:
+                self.books.settle(name, self.server.volumes[name].uid)
+        elif outcome == "refused":
+            request.alive = False
+            if not earlier:
+                self.books.release(name)
+        elif outcome == "lost":
+            request.alive = False
+        elif outcome == "lost and made":
+            self._carry_out(request)
+
+    @precondition(lambda self: any(request.alive and request.answered for request in self.requests))
+    @rule(data=st.data())
+    def late(self, data: st.DataObject) -> None:
+        """A request whose answer was lost arrives."""
+        request = data.draw(st.sampled_from([r for r in self.requests if r.alive and r.answered]))
+        if self.now - request.sent < LIFETIME:
+            self._carry_out(request)
+
+    @precondition(lambda self: self.server.volumes)
+    @rule(data=st.data())
+    def delete(self, data: st.DataObject) -> None:
+        """The node is done with a volume. What is retained makes the node smaller, published first."""
+        name = data.draw(st.sampled_from(sorted(self.server.volumes)))
+        volume = self.server.volumes.pop(name)
+        if volume.reclaim_policy == RETAIN:
+            self.server.allocatable -= self._weight(volume)
+            self.server.figures.append(self.server.allocatable)
+        self.server.watch.append((name, None))
+
+    @precondition(lambda self: self.server.watch)
+    @rule()
+    def hear_of_volumes(self) -> None:
+        name, volume = self.server.watch.pop(0)
+        if volume is None:
+            self.books.depart(name)
+        else:
+            self.books.observe(volume)
+
+    @precondition(lambda self: self.server.figures)
+    @rule()
+    def hear_of_figures(self) -> None:
+        self.known_allocatable = self.server.figures.pop(0)
+
+    @precondition(lambda self: not self.server.figures)
+    @rule()
+    def make_sure_of_what_is_held(self) -> None:
+        for number in range(self.uids + 1):
+            self.books.let_go(f"u{number}")
+
+    @rule(seconds=st.sampled_from([1.0, LIFETIME]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        for request in self.requests:
+            if self.now - request.sent >= LIFETIME:
+                request.alive = False
+        self.requests = [request for request in self.requests if request.alive or not request.answered]
+
+    @rule(name=st.sampled_from(NAMES))
+    def make_sure_of_a_booking(self, name: str) -> None:
+        booking = self.books.booking(name)
+        pending = any(request.volume.name == name and not request.answered for request in self.requests)
+        if booking is None or pending or self.now - booking.since < LIFETIME:
+            return
+        if name in self.server.volumes:
+            self.books.settle(name, self.server.volumes[name].uid)
+        else:
+            self.books.release(name)
+
+    def _weight(self, volume: PersistentVolume) -> int:
+        return capacity.footprint(volume.size, volume.parameters(), EXTENT)
+
+    @invariant()
+    def never_beyond_what_the_node_has(self) -> None:
+        assert sum(map(self._weight, self.server.volumes.values())) <= self.server.allocatable
+
+    def teardown(self) -> None:
+        """When all is said and done the books hold what exists, to the byte: no room is lost for ever."""
+        for request in self.requests:
+            request.alive, request.answered = False, True
+        self.now += LIFETIME
+        for name in NAMES:
+            self.make_sure_of_a_booking(name)
+        while self.server.watch:
+            self.hear_of_volumes()
+        self.server.figures.clear()
+        self.make_sure_of_what_is_held()
+        exist = sum(map(self._weight, self.server.volumes.values()))
+        assert self.books.taken(POOL, EXTENT) == exist
+        assert all(self.books.booking(name) is None for name in NAMES)
+
+
+TestInterleavings = Interleavings.TestCase
+TestInterleavings.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

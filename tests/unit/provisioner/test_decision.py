@@ -1,0 +1,168 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from contract import capacity, names, parameters
+from contract.parameters import VolumeParameters
+from kube.records import IMMEDIATE
+from provisioner.decision import PATIENCE, Create, Decision, Ignore, Offer, Offers, Refuse, SendBack, Wait, decide
+from tests.unit.provisioner.objects import EXTENT, GIB, MIB, claim, offered, storage_class
+
+
+def offers(*nodes: tuple[str, int], unplaced: int = 0) -> Offers:
+    return Offers([Offer(offered(node), free) for node, free in nodes], unplaced)
+
+
+ROOM = offers(("n1", 10 * GIB), ("n2", 5 * GIB))
+
+
+def decided(
+    *, fields: dict[str, Any] | None = None, offers: Offers = ROOM, waited: float = 0, **claimed: Any
+) -> Decision:
+    return decide(claim(**claimed), storage_class(**(fields or {})), offers, waited=waited)
+
+
+def why(decision: Decision) -> str:
+    assert isinstance(decision, Refuse | SendBack), decision
+    return decision.why
+
+
+def test_a_claim_with_a_chosen_node_gets_exactly_its_size_there() -> None:
+    assert decided(size="1500Mi", node="n2") == Create(1500 * MIB, VolumeParameters(), offered("n2"))
+
+
+@pytest.mark.parametrize("name", names.PROVISIONERS)
+def test_both_provisioner_names_are_served(name: str) -> None:
+    asked = replace(claim(), provisioner=name)
+    assert isinstance(decide(asked, storage_class(provisioner=name), ROOM, waited=0), Create)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"volume_name": "pv"},
+        {"provisioner": "ebs.csi.aws.com"},
+        {"provisioner": ""},
+        {"deleting": True},
+        {"selected_node": ""},
+    ],
+)
+def test_claims_that_are_not_ours_or_not_yet_are_left_alone_whatever_is_wrong_with_them(change: dict[str, Any]) -> None:
+    asked = replace(claim(volumeMode="Block"), **change)
+    assert decide(asked, storage_class(parameters={"colour": "red"}), ROOM, waited=0) == Ignore()
+
+
+def test_a_class_that_names_another_provisioner_by_now_is_left_alone() -> None:
+    assert decided(fields={"provisioner": "somebody.else"}) == Ignore()
+
+
+def test_a_missing_class_is_said_before_anything_else() -> None:
+    assert "no StorageClass 'elastic-local'" in why(decide(claim(node=""), None, ROOM, waited=0))
+    assert "set storageClassName" in why(decide(claim(storageClassName=""), None, ROOM, waited=0))
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"accessModes": ["ReadWriteOnce", "ReadWriteMany"]}, ["ReadWriteMany", "use ReadWriteOnce or ReadOnlyMany"]),
+        ({"accessModes": ["ReadWriteOncePod"]}, ["ReadWriteOncePod", "use ReadWriteOnce or ReadOnlyMany"]),
+        ({"volumeMode": "Block"}, ["Block", "use Filesystem"]),
+        ({"dataSource": {"kind": "VolumeSnapshot", "name": "s"}}, ["VolumeSnapshot", "remove dataSource"]),
+        ({"dataSourceRef": {"kind": "PersistentVolumeClaim", "name": "c"}}, ["PersistentVolumeClaim"]),
+        ({"selector": {"matchLabels": {"a": "b"}}}, ["selector", "remove"]),
+        ({"volumeAttributesClassName": "fast"}, ["volumeAttributesClassName", "remove"]),
+        ({"size": "512Ki"}, ["512Ki", "ext4 needs at least 1Mi"]),
+        ({"size": "0"}, ["0 bytes", "ext4 needs at least 1Mi"]),
+        ({"size": "-5Gi"}, ["-5Gi", "ext4 needs at least 1Mi"]),
+    ],
+)
+def test_what_can_not_be_served_is_refused_in_words_that_say_what_to_do(spec: dict[str, Any], words: list[str]) -> None:
+    message = why(decided(**spec))
+    assert all(word in message for word in words), message
+
+
+def test_the_smallest_size_depends_on_the_filesystem() -> None:
+    fields = {"parameters": {"fsType": "xfs"}}
+    assert "xfs needs at least 300Mi" in why(decided(size="299Mi", fields=fields))
+    assert isinstance(decided(size="300Mi", fields=fields), Create)
+
+
+def test_a_wrong_parameter_is_named_with_what_is_allowed() -> None:
+    message = why(decided(fields={"parameters": {"fsType": "zfs"}}))
+    assert "'fsType' is 'zfs'" in message
+    assert "ext4 xfs btrfs" in message
+    assert "exec,noauto" in why(decided(fields={"mountOptions": ["exec,noauto"]})) or "'exec'" in why(
+        decided(fields={"mountOptions": ["exec,noauto"]})
+    )
+
+
+def test_a_full_node_sends_the_claim_back_with_the_figures() -> None:
+    decision = decided(size="6Gi", node="n2")
+    assert isinstance(decision, SendBack)
+    assert decision.why == "the claim asks for 6Gi, node n2 has 5Gi left in pool vg: another node is asked for"
+
+
+def test_the_last_extent_of_a_node_can_be_had() -> None:
+    full = offers(("n1", EXTENT))
+    assert isinstance(decided(size="4Mi", offers=full), Create)
+    assert isinstance(decided(size=str(EXTENT + 1), offers=full), SendBack)
+
+
+def test_a_mirror_needs_twice_the_room_and_the_message_says_so() -> None:
+    message = why(decided(size="6Gi", fields={"parameters": {"raid": "raid1"}}))
+    assert "asks for 6Gi, which takes 12Gi (raid1)" in message
+
+
+def test_an_overdrawn_node_is_shown_as_having_nothing() -> None:
+    assert "has 0 bytes left" in why(decided(offers=offers(("n1", -GIB))))
+
+
+def test_a_node_that_publishes_nothing_gets_a_moment_and_then_the_claim_goes_back() -> None:
+    assert decided(node="n9") == Wait(PATIENCE)
+    assert decided(node="n9", waited=PATIENCE - 1) == Wait(1)
+    assert "node n9 publishes no room" in why(decided(node="n9", waited=PATIENCE))
+
+
+def test_a_long_node_name_is_found_by_its_label() -> None:
+    name = "n" * 70
+    decision = decided(node=name, offers=offers((names.node_label_value(name), GIB)))
+    assert isinstance(decision, Create)
+
+
+IMMEDIATELY = {"volumeBindingMode": IMMEDIATE}
+
+
+def test_an_immediate_claim_gets_a_volume_without_a_node() -> None:
+    assert decided(node="", fields=IMMEDIATELY) == Create(GIB, VolumeParameters(), None)
+
+
+def test_an_immediate_claim_too_big_for_every_node_is_told_the_largest_room() -> None:
+    message = why(decided(size="11Gi", node="", fields=IMMEDIATELY))
+    assert "the most that a node has is 10Gi left in pool vg, on n1" in message
+
+
+def test_immediate_claims_together_get_no_more_than_all_nodes_have() -> None:
+    together = offers(("n1", 2 * GIB), ("n2", 2 * GIB), unplaced=3 * GIB)
+    assert isinstance(decided(size="1Gi", node="", fields=IMMEDIATELY, offers=together), Create)
+    message = why(decided(size="2Gi", node="", fields=IMMEDIATELY, offers=together))
+    assert "of the 4Gi that all nodes have left, 3Gi are promised" in message
+
+
+def test_an_immediate_claim_without_any_daemon_is_told_so() -> None:
+    assert "daemon ready on any" in why(decided(node="", fields=IMMEDIATELY, offers=Offers()))
+
+
+def test_topologies_are_the_schedulers_business_and_impossible_without_it() -> None:
+    topologies = [{"matchLabelExpressions": [{"key": "zone", "values": ["a"]}]}]
+    assert isinstance(decided(fields={"allowedTopologies": topologies}), Create)
+    message = why(decided(fields={"allowedTopologies": topologies, **IMMEDIATELY}))
+    assert "WaitForFirstConsumer" in message
+
+
+def test_class_parameters_and_mount_options_reach_the_volume() -> None:
+    fields = {"parameters": {"fsType": "xfs", "stripes": "2"}, "mountOptions": ["noatime"]}
+    decision = decided(fields=fields)
+    assert isinstance(decision, Create)
+    assert decision.parameters == parameters.parse(fields["parameters"], fields["mountOptions"])  # type: ignore[arg-type]
+    assert capacity.footprint(decision.size, decision.parameters, EXTENT) == GIB

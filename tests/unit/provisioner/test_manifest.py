@@ -1,0 +1,73 @@
+from contract import names, parameters, volume
+from contract.parameters import VolumeParameters
+from provisioner.decision import Create
+from provisioner.manifest import persistent_volume
+from tests.unit.provisioner.objects import GIB, claim, offered, storage_class
+
+XFS = VolumeParameters(filesystem="xfs", mount_options=("noatime", "discard"), stripes=2)
+
+
+def test_a_placed_volume_has_the_whole_shape_of_the_protocol() -> None:
+    asked = claim("data", accessModes=["ReadWriteOnce", "ReadOnlyMany"])
+    of_elastic = storage_class(provisioner=names.PROVISIONER_OF_ELASTIC, reclaimPolicy="Retain")
+    assert persistent_volume(asked, of_elastic, Create(3 * GIB // 2, XFS, offered("n1"))) == {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {
+            "name": "pvc-uid-of-data",
+            "labels": {"volumes.k8s.elastic.co/node-affinity": "n1"},
+            "annotations": {
+                "pv.kubernetes.io/provisioned-by": "volumes.k8s.elastic.co/elastic-local",
+                names.POOL_ANNOTATION: "vg",
+            },
+            "finalizers": [names.FINALIZER],
+        },
+        "spec": {
+            "capacity": {"storage": "1536Mi"},
+            "accessModes": ["ReadWriteOnce", "ReadOnlyMany"],
+            "volumeMode": "Filesystem",
+            "persistentVolumeReclaimPolicy": "Retain",
+            "storageClassName": "elastic-local",
+            "claimRef": {
+                "kind": "PersistentVolumeClaim",
+                "apiVersion": "v1",
+                "namespace": "default",
+                "name": "data",
+                "uid": "uid-of-data",
+                "resourceVersion": "1",
+            },
+            "flexVolume": {
+                "driver": "volumes.k8s.elastic.co/elastic-local",
+                "fsType": "xfs",
+                "options": parameters.to_options(XFS, 3 * GIB // 2),
+            },
+            "nodeAffinity": {
+                "required": {
+                    "nodeSelectorTerms": [
+                        {
+                            "matchExpressions": [
+                                {"key": "kubernetes.io/hostname", "operator": "In", "values": ["host-n1"]}
+                            ]
+                        }
+                    ]
+                }
+            },
+        },
+    }
+
+
+def test_a_volume_without_a_place_is_tied_to_nothing() -> None:
+    body = persistent_volume(claim(node=""), storage_class(), Create(GIB, VolumeParameters(), None))
+    assert set(body["metadata"]) == {"name", "annotations"}
+    assert "nodeAffinity" not in body["spec"]
+
+
+def test_what_is_written_is_what_both_programs_read() -> None:
+    body = persistent_volume(claim(), storage_class(), Create(GIB, XFS, offered("n1")))
+    body["metadata"] |= {"uid": "u", "resourceVersion": "7"}
+    seen = volume.read(body)
+    assert seen is not None
+    assert seen.parameters() == XFS
+    assert (seen.size, seen.node_label, seen.hostnames, seen.pool) == (GIB, "n1", ("host-n1",), "vg")
+    assert seen.claim is not None
+    assert seen.claim.uid == "uid-of-data"
