@@ -1,0 +1,17 @@
+"""A kubelet for the sandbox: real callouts, real mounts, real processes; no images, no network, no cgroups.
+
+It follows kubelet 1.36 where a FlexVolume driver can tell the difference: when a driver is probed, which calls it gets
+with which arguments, how its output is judged, what happens after a failure and after a restart. Time is compressed
+in one place only: a grown claim is noticed at once, not after up to 70 seconds.
+
+    driver.py      one driver executable: its calls and how their answers are judged
+    plugins.py     the plugin directory and its probing
+    sources.py     what a pod's volume refers to, and the JSON that a driver gets for it (pure)
+    layout.py      the kubelet's folder: where things are, and what a new kubelet finds there
+    volumes.py     mounts what pods want and unmounts what they don't, with retries
+    expansion.py   growing a mounted volume
+    container.py   a container as a process; shim.py is what stays with it when the kubelet dies
+    podworker.py   the life of one pod
+    status.py      what the API is told of a pod (pure)
+    agent.py       the node and the pods that are bound to it
+"""

@@ -1,0 +1,272 @@
+"""The life of one pod: volumes, then containers, then the way back.
+
+Level-triggered: each step looks at the pod as the API has it, at its volumes and at its containers' folders, does what
+is due and reports; so a kubelet that was killed goes on where it was. The order at the end is the real one's:
+containers stop, volumes are unmounted, only then the pod object goes.
+"""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from kube.backoff import Backoff
+from kube.client import PODS, ApiError, Cluster, Conflict, NotFound
+from kube.events import Recorder
+from kube.informer import Informer
+from kube.records import ObjectReference
+from tests.sandbox.kubelet import sources
+from tests.sandbox.kubelet.container import Bind, Container, Ended, specification
+from tests.sandbox.kubelet.layout import Layout
+from tests.sandbox.kubelet.status import FAILED, SUCCEEDED, Seen, phase, pod_status, terminal
+from tests.sandbox.kubelet.volumes import PodVolume, VolumeManager
+
+Json = dict[str, Any]
+
+_log = logging.getLogger(__name__)
+_RETRY_SECONDS = 0.5
+_RESTART = Backoff(first=0.5, factor=2, limit=10, jitter=0)
+"""The real one begins with 10 s; nobody here wants to wait for that."""
+_LONGEST_GRACE = 3.0
+"""Seconds between SIGTERM and SIGKILL at most: the pods of tests have nothing to finish."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """What all pod workers of a kubelet share."""
+
+    cluster: Cluster
+    recorder: Recorder
+    layout: Layout
+    volumes: VolumeManager
+    claims: Informer[Json]
+    persistent_volumes: Informer[Json]
+    node_labels: dict[str, str]
+    address: str
+    lifeline: int
+
+
+class PodWorker:
+    def __init__(self, host: Host, pod: Json) -> None:
+        self._host = host
+        self._pod = pod
+        self._gone = False
+        self._changed = asyncio.Event()
+        self._reported: Json | None = None
+        self._waiters: dict[Path, asyncio.Task[Ended]] = {}
+        self._restarts = {
+            item["name"]: int(item.get("restartCount") or 0)
+            for item in (pod.get("status") or {}).get("containerStatuses") or []
+        }
+        self._restart_at: dict[str, float] = {}
+        self._told: set[str] = set()
+
+    @property
+    def uid(self) -> str:
+        uid: str = self._pod["metadata"]["uid"]
+        return uid
+
+    def update(self, pod: Json) -> None:
+        self._pod = pod
+        self._changed.set()
+
+    def gone(self) -> None:
+        """The object is no longer there: deleted by us, or by force."""
+        self._gone = True
+        self._changed.set()
+
+    def volume_changed(self) -> None:
+        self._changed.set()
+
+    def tell(self, reason: str, message: str) -> None:
+        self._host.recorder.warning(self._reference(), reason, message)
+
+    async def run(self) -> None:
+        """Until the pod is gone and nothing of it is left but perhaps a volume that can't be unmounted."""
+        try:
+            while True:
+                self._changed.clear()
+                try:
+                    wait = await self._step()
+                except (ApiError, OSError) as error:
+                    _log.warning("pod %s: %s", self._pod["metadata"]["name"], error)
+                    wait = _RETRY_SECONDS
+                if self._gone and wait == 0:
+                    return
+                try:
+                    async with asyncio.timeout(wait or None):
+                        await self._changed.wait()
+                except TimeoutError:
+                    continue
+        finally:
+            for waiter in self._waiters.values():
+                waiter.cancel()
+
+    async def _step(self) -> float:
+        """Do what is due. Seconds until it is worth to look again without being told; 0: not at all."""
+        if self._gone or "deletionTimestamp" in self._pod["metadata"]:
+            return await self._end()
+        if terminal(self._pod):
+            self._host.volumes.release(self.uid)
+            return 0
+        volumes = self._want_volumes()
+        if volumes is None:
+            await self._report([], [])
+            return _RETRY_SECONDS
+        if not all(volume.mounted for volume in volumes.values()):
+            await self._report([], [])
+            return 0
+        return await self._run_containers(volumes)
+
+    def _want_volumes(self) -> dict[str, PodVolume] | None:
+        """The pod's volumes by name, or None when one of them can't even be asked for."""
+        wanted: dict[str, sources.Source] = {}
+        claims = {key: claim for key in self._claim_keys() if (claim := self._host.claims.get(key))}
+        names = {claim["spec"].get("volumeName") or "" for claim in claims.values()}
+        volumes = {name: volume for name in names if (volume := self._host.persistent_volumes.get(name))}
+        for volume in self._pod["spec"].get("volumes") or []:
+            try:
+                source = sources.resolve(self._pod, volume, claims, volumes, self._host.node_labels)
+            except sources.NotYet:
+                return None
+            except sources.Unmountable as error:
+                if str(error) not in self._told:
+                    self._told.add(str(error))
+                    self.tell("FailedMount", str(error))
+                return None
+            wanted[volume["name"]] = source
+        return {name: self._host.volumes.want(self._pod, source, self) for name, source in wanted.items()}
+
+    def _claim_keys(self) -> list[str]:
+        namespace = self._pod["metadata"]["namespace"]
+        return [
+            f"{namespace}/{volume['persistentVolumeClaim']['claimName']}"
+            for volume in self._pod["spec"].get("volumes") or []
+            if "persistentVolumeClaim" in volume
+        ]
+
+    async def _run_containers(self, volumes: dict[str, PodVolume]) -> float:
+        init: list[Seen] = []
+        for container in self._pod["spec"].get("initContainers") or []:
+            seen = await self._keep_running(container, volumes, until_success=True)
+            init.append(seen)
+            if seen.ended is None or seen.ended.exit_code != 0:
+                break
+        main: list[Seen] = []
+        if all(seen.ended and seen.ended.exit_code == 0 for seen in init):
+            for container in self._pod["spec"]["containers"]:
+                main.append(await self._keep_running(container, volumes, until_success=False))
+        await self._report(init, main)
+        if phase(self._restart_policy, init, main) in (SUCCEEDED, FAILED):
+            self._host.volumes.release(self.uid)
+        pending = [at - asyncio.get_running_loop().time() for at in self._restart_at.values()]
+        return max(min(pending), 0.001) if pending else 0
+
+    @property
+    def _restart_policy(self) -> str:
+        return self._pod["spec"].get("restartPolicy") or "Always"
+
+    async def _keep_running(self, spec: Json, volumes: dict[str, PodVolume], *, until_success: bool) -> Seen:
+        """Start the container if it is due, and say what it does."""
+        name = spec["name"]
+        container = Container(self._host.layout.container(self.uid, name))
+        if not container.started:
+            await self._start(container, spec, volumes)
+        ended = container.ended
+        crash_looping = False
+        if ended and self._wants_restart(ended, until_success):
+            crash_looping = True
+            now = asyncio.get_running_loop().time()
+            failures = self._restarts.get(name, 0) + 1
+            if now >= self._restart_at.setdefault(name, now + _RESTART.delay(failures)):
+                del self._restart_at[name]
+                self._restarts[name] = failures
+                await self._start(container, spec, volumes)
+                ended, crash_looping = container.ended, False
+        if ended is None:
+            self._watch(container)
+        return Seen(
+            name=name,
+            image=spec.get("image") or "",
+            started_at=_time_of(container.folder / "spec.json"),
+            ended=ended,
+            ended_at=_time_of(container.folder / "exit") if ended else "",
+            restarts=self._restarts.get(name, 0),
+            crash_looping=crash_looping,
+        )
+
+    def _wants_restart(self, ended: Ended, until_success: bool) -> bool:
+        if ended.exit_code == 0 and (until_success or self._restart_policy == "OnFailure"):
+            return False
+        return self._restart_policy != "Never"
+
+    async def _start(self, container: Container, spec: Json, volumes: dict[str, PodVolume]) -> None:
+        binds = [
+            Bind(
+                source=volumes[mount["name"]].path / (mount.get("subPath") or ""),
+                target=mount["mountPath"],
+                read_only=bool(mount.get("readOnly")),
+            )
+            for mount in spec.get("volumeMounts") or []
+        ]
+        await container.start(specification(self._pod, spec, container.folder, binds), self._host.lifeline)
+        self._host.recorder.normal(self._reference(), "Started", f"Container started: {spec['name']}")
+
+    def _watch(self, container: Container) -> None:
+        """Look again when it ends."""
+        known = self._waiters.get(container.folder)
+        if known is None or known.done():
+            waiter = self._waiters[container.folder] = asyncio.create_task(container.wait())
+            waiter.add_done_callback(lambda _: self._changed.set())
+
+    async def _end(self) -> float:
+        grace = float(self._pod["metadata"].get("deletionGracePeriodSeconds") or 0)
+        folder = self._host.layout.container(self.uid, "")
+        containers = [Container(path) for path in folder.glob("*")]
+        await asyncio.gather(*(container.stop(min(grace, _LONGEST_GRACE)) for container in containers))
+        if not self._host.volumes.release(self.uid) and not self._gone:
+            return 0
+        if not self._gone:
+            metadata = self._pod["metadata"]
+            try:
+                await self._host.cluster.delete(
+                    PODS, metadata["name"], metadata["namespace"], uid=self.uid, grace_seconds=0
+                )
+            except (NotFound, Conflict):
+                self._gone = True
+        return 0
+
+    async def _report(self, init: list[Seen], main: list[Seen]) -> None:
+        spec = self._pod["spec"]
+        init += [
+            Seen(item["name"], item.get("image") or "") for item in (spec.get("initContainers") or [])[len(init) :]
+        ]
+        main += [Seen(item["name"], item.get("image") or "") for item in spec["containers"][len(main) :]]
+        status = pod_status(self._pod, init, main, _now(), self._host.address)
+        if status == self._reported:
+            return
+        metadata = self._pod["metadata"]
+        body = {"metadata": {"uid": self.uid}, "status": status}
+        try:
+            self._pod = await self._host.cluster.patch(PODS, metadata["name"], body, metadata["namespace"], "status")
+        except NotFound:
+            self._gone = True
+            self._changed.set()
+        except Conflict:
+            # Another pod by this name: ours is gone, and the watch will say so.
+            return
+        self._reported = status
+
+    def _reference(self) -> ObjectReference:
+        metadata = self._pod["metadata"]
+        return ObjectReference("Pod", "v1", metadata["namespace"], metadata["name"], self.uid)
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _time_of(path: Path) -> str:
+    return datetime.fromtimestamp(path.stat().st_mtime, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if path.exists() else ""
