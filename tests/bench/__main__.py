@@ -1,0 +1,17 @@
+"""`make bench`: figures with a yardstick beside them, measured in turn in one run, because machines are noisy.
+
+Times are medians of whole processes or whole operations. A ratio is taken pair by pair and then its median, so it holds
+when the machine's speed drifts.
+"""
+
+import asyncio
+
+from tests.bench import callout, journey
+
+
+async def main() -> None:
+    callout.main()
+    await journey.main()
+
+
+asyncio.run(main())

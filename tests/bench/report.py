@@ -1,0 +1,14 @@
+"""One line a figure: name, median, spread, and the ratio to the yardstick measured in turn with it."""
+
+from collections.abc import Sequence
+from statistics import median
+
+
+def line(name: str, seconds: Sequence[float], yardstick: Sequence[float] | None = None) -> None:
+    """Print a series of durations in milliseconds; `yardstick` has as many, taken in turn with them."""
+    spread = f"{min(seconds) * 1000:.1f} to {max(seconds) * 1000:.1f}"
+    ratio = ""
+    if yardstick is not None:
+        pairs = [ours / theirs for ours, theirs in zip(seconds, yardstick, strict=True)]
+        ratio = f"  ratio {median(pairs):.2f}"
+    print(f"{name:<58} {median(seconds) * 1000:8.1f} ms  ({spread}, n={len(seconds)}){ratio}", flush=True)
