@@ -7,7 +7,7 @@ what is gone leaves no series behind. Operations and commands are counted as the
 from collections.abc import Callable, Collection, Iterator
 from pathlib import PurePath
 
-from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client import CollectorRegistry, Histogram, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -33,6 +33,13 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        self._callouts = Histogram(
+            "elastic_local_callout_duration_seconds",
+            "Time that the kubelet's calls took, by verb and by outcome: success or the class of the error.",
+            ["verb", "outcome"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
         self._commands = Histogram(
             "elastic_local_command_duration_seconds",
             "Time that commands of the node took (LVM, mkfs, fsck), by name and by outcome: success or failure.",
@@ -40,10 +47,14 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        ProcessCollector(registry=self.registry)
         self.registry.register(_NodeFigures(inventory, persistent_volumes))
 
     def operation(self, kind: str, outcome: str, seconds: float) -> None:
         self._operations.labels(kind, outcome).observe(seconds)
+
+    def callout(self, verb: str, outcome: str, seconds: float) -> None:
+        self._callouts.labels(verb, outcome).observe(seconds)
 
     def command(self, completed: Completed) -> None:
         """An observer for host.command."""
@@ -88,8 +99,9 @@ def pool_figures(inventory: Inventory) -> Iterator[Metric]:
     for pool in inventory.pools:
         size.add_metric([pool.name], pool.size)
         free.add_metric([pool.name], pool.free)
-        if pool.thin:
+        if pool.thin and pool.thin.data_percent is not None:
             data.add_metric([pool.name], pool.thin.data_percent)
+        if pool.thin and pool.thin.metadata_percent is not None:
             metadata.add_metric([pool.name], pool.thin.metadata_percent)
     yield from (size, free, data, metadata)
 

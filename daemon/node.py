@@ -1,0 +1,249 @@
+"""The daemon of a node, put together from its parts.
+
+What needs no API server comes first: the socket is served, so the kubelet can unmount, before anybody knows which
+cluster this is. Then the daemon finds its own Node, and everything that the cluster wants of the node starts with it.
+All of it runs in one event loop, and whatever a part waits for, the others go on. When the daemon ends, mounts stay:
+pods keep their volumes, and the next daemon reads from the node all that this one knew.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import stat
+from collections.abc import Iterable, Iterator
+
+import host.command
+from contract import names
+from contract import volume as contract_volume
+from contract.volume import PersistentVolume
+from daemon import health, settings
+from daemon.api import Api
+from daemon.authorise import Authoriser
+from daemon.backends import Backend
+from daemon.backends.folder import FolderBackend
+from daemon.backends.loop import LoopBackend
+from daemon.backends.lvm import LvmBackend
+from daemon.callouts import Home, NodeCallouts
+from daemon.health import Health
+from daemon.holdings import Holdings
+from daemon.metrics import Metrics
+from daemon.promises import promises
+from daemon.publish import Publisher
+from daemon.reconcile import Reconciler
+from daemon.refresh import Refresher
+from daemon.room import Promise
+from daemon.settings import Settings, SettingsError
+from daemon.volumes import Volumes
+from kube import logs
+from kube.backoff import Backoff
+from kube.client import NODES, PODS, VOLUMES, Cluster, ConfigurationError
+from kube.errors import ApiError
+from kube.events import Recorder
+from kube.informer import Informer
+from kube.records import Node, Pod, read_node, read_pod
+from lvm import Lvm
+
+log = logging.getLogger(__name__)
+
+COMPONENT = "elastic-local-daemon"
+
+_LAST_WORDS_SECONDS = 10.0
+"""How long an ending daemon waits for what it began. Kubernetes gives it thirty."""
+_NODE_PERIOD = 60.0
+
+
+class NodeChanged(Exception):
+    """The Node is another object, or has another hostname, than the one that everything here was made for."""
+
+
+async def run(chosen: Settings) -> None:
+    """Until SIGTERM or SIGINT. Raises SettingsError when the API server's address can't be found."""
+    logs.configure(chosen.log_format, chosen.log_level)
+    try:
+        cluster = await Cluster.connect(chosen.kubeconfig, program=COMPONENT)
+    except ConfigurationError as error:
+        raise SettingsError(f"KUBECONFIG: {error}") from error
+    async with cluster:
+        daemon = asyncio.create_task(Daemon(chosen, cluster, backend_of(chosen)).run())
+        with _asked_to_end() as asked:
+            ending = asyncio.create_task(asked.wait())
+            await asyncio.wait({daemon, ending}, return_when=asyncio.FIRST_COMPLETED)
+            ending.cancel()
+            daemon.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await daemon
+    log.info("ended; mounts stay as they are")
+
+
+def backend_of(chosen: Settings) -> Backend:
+    match chosen.driver_kind:
+        case settings.LOOP:
+            return LoopBackend(chosen.data_dir / "loop", chosen.capacity)
+        case settings.BINDMOUNT:
+            return FolderBackend(chosen.data_dir / "folders", chosen.capacity)
+        case _:
+            tools = Lvm(chosen.data_dir / "lvm")
+            return LvmBackend(tools, chosen.lvm_volume_group, chosen.lvm_thin_pool, chosen.lvm_use_thin_volumes)
+
+
+@contextlib.contextmanager
+def _asked_to_end() -> Iterator[asyncio.Event]:
+    loop = asyncio.get_running_loop()
+    asked = asyncio.Event()
+    signals = (signal.SIGTERM, signal.SIGINT)
+    for number in signals:
+        loop.add_signal_handler(number, asked.set)
+    try:
+        yield asked
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+
+class Daemon:
+    def __init__(self, chosen: Settings, cluster: Cluster, backend: Backend) -> None:
+        self._settings = chosen
+        self._cluster = cluster
+        self._backend = backend
+        self._volumes = Volumes(
+            backend, chosen.staging_dir, promises=self._promises, reserve=chosen.reserve, observe=self._observe
+        )
+        self._refresher = Refresher(self._volumes, backend, self._storage_changed)
+        self._metrics = Metrics(lambda: self._volumes.inventory, self._known_uids)
+        self._callouts = NodeCallouts(self._volumes, backend.pool_of, chosen.kubelet_root, chosen.reserve)
+        self._events = Recorder(cluster, COMPONENT, chosen.node_name)
+        self._node_problem = "not found yet"
+        self._persistent_volumes = Informer[PersistentVolume](
+            cluster,
+            VOLUMES,
+            contract_volume.read,
+            label_selector=f"{names.NODE_LABEL}={names.node_label_value(chosen.node_name)}",
+        )
+        self._pods = Informer[Pod](cluster, PODS, read_pod, field_selector=f"spec.nodeName={chosen.node_name}")
+        # What needs to know the Node object, and is there once it is found.
+        self._holdings: Holdings | None = None
+        self._publisher: Publisher | None = None
+        self._reconciler: Reconciler | None = None
+
+    async def run(self) -> None:
+        """For ever. Raises an ExceptionGroup when a part fails for good."""
+        chosen = self._settings
+        host.command.observers.append(self._metrics.command)
+        served = health.application(self._health(), self._metrics.registry)
+        try:
+            async with (
+                Api(self._callouts, self._metrics.callout).listening(chosen.socket),
+                health.listening(served, chosen.listen_host, chosen.listen_port),
+                asyncio.TaskGroup() as parts,
+            ):
+                parts.create_task(self._refresher.run())
+                parts.create_task(self._persistent_volumes.run())
+                parts.create_task(self._pods.run())
+                parts.create_task(self._events.run())
+                parts.create_task(self._serve_cluster())
+        finally:
+            host.command.observers.remove(self._metrics.command)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._volumes.close(), _LAST_WORDS_SECONDS)
+            await self._events.flush()
+
+    async def _serve_cluster(self) -> None:
+        node = await self._find_node()
+        self._refresher.tell(self._events, node.reference)
+        await self._refresher.wait_looked()
+        await self._persistent_volumes.wait_synced()
+        self._holdings = holdings = Holdings(self._persistent_volumes, node)
+        self._publisher = publisher = Publisher(
+            self._cluster,
+            self._settings.namespace,
+            node,
+            self._backend.pool_of,
+            lambda: self._volumes.inventory,
+            holdings,
+            self._settings.reserve,
+        )
+        self._reconciler = reconciler = Reconciler(
+            self._cluster, holdings, self._volumes, self._backend.pool_of, publisher, self._events
+        )
+        self._persistent_volumes.subscribe(lambda key, *_: reconciler.look_at(key))
+        self._persistent_volumes.subscribe(lambda *_: publisher.trigger())
+        self._callouts.settle(Home(self._cluster, node, Authoriser(self._cluster, self._pods, node), holdings))
+        log.info("serving node %s (hostname %s)", node.name, node.hostname)
+        async with asyncio.TaskGroup() as parts:
+            parts.create_task(publisher.classes.run())
+            parts.create_task(publisher.published.run())
+            parts.create_task(publisher.run())
+            parts.create_task(reconciler.run())
+            parts.create_task(self._watch_node(node))
+
+    async def _find_node(self) -> Node:
+        """Our Node, as soon as the API server tells of it and it can have volumes."""
+        backoff, failures = Backoff(first=0.5, factor=2, limit=15), 0
+        while True:
+            try:
+                node = read_node(await self._cluster.get(NODES, self._settings.node_name))
+                if node.hostname:
+                    self._node_problem = ""
+                    return node
+                self._node_problem = (
+                    f"node {node.name} has no label {names.HOSTNAME_LABEL}, so no volume can be tied to it: label it"
+                )
+            except ApiError as error:
+                self._node_problem = f"the API server does not tell of node {self._settings.node_name}: {error}"
+            failures += 1
+            log.warning("%s", self._node_problem)
+            await asyncio.sleep(backoff.delay(failures))
+
+    async def _watch_node(self, known: Node) -> None:
+        """A Node that was deleted and registered again is another owner for what we publish, and its label may have
+        changed: starting over is the simplest way to be right, and costs nobody a mount."""
+        while True:
+            await asyncio.sleep(_NODE_PERIOD)
+            with contextlib.suppress(ApiError):
+                node = read_node(await self._cluster.get(NODES, known.name))
+                if (node.uid, node.hostname) != (known.uid, known.hostname):
+                    raise NodeChanged(f"node {known.name} was registered anew: starting over")
+
+    def _promises(self) -> Iterable[Promise]:
+        return promises(self._holdings.all(), self._volumes.inventory) if self._holdings else ()
+
+    def _known_uids(self) -> set[str] | None:
+        return {pv.uid for pv in self._holdings.all()} if self._holdings else None
+
+    def _observe(self, kind: str, outcome: str, seconds: float) -> None:
+        self._metrics.operation(kind, outcome, seconds)
+        if self._publisher:
+            self._publisher.trigger()
+
+    def _storage_changed(self, came_to_be_usable: bool) -> None:
+        if self._publisher:
+            self._publisher.trigger()
+        if self._reconciler and came_to_be_usable:
+            self._reconciler.retry_preparations()
+
+    def _health(self) -> Health:
+        return Health(
+            {
+                "socket": self._socket_problem,
+                "storage": lambda: self._refresher.problem,
+                "node": lambda: self._node_problem,
+                "informers": self._informer_problem,
+                "capacity": lambda: self._publisher.problem if self._publisher else "not yet published",
+            }
+        )
+
+    def _socket_problem(self) -> str:
+        path = self._settings.socket
+        with contextlib.suppress(OSError):
+            if stat.S_ISSOCK(path.stat().st_mode):
+                return ""
+        return f"{path} is gone: restart this pod, and see what removes it"
+
+    def _informer_problem(self) -> str:
+        synced = {"persistentvolumes": self._persistent_volumes.synced, "pods": self._pods.synced}
+        if self._publisher:
+            synced["storageclasses"] = self._publisher.classes.synced
+            synced["csistoragecapacities"] = self._publisher.published.synced
+        waiting = [name for name, done in synced.items() if not done]
+        return f"the API server has not listed {', '.join(waiting)} yet: see the log" if waiting else ""
