@@ -7,8 +7,9 @@ objects that are never changed once stored, so that a request is atomic without 
     resources      what is served: one frozen record each
     store          the objects, their revisions, the history that watches replay; journal: what survives a kill
     registry       create, update, delete as Kubernetes does them: preconditions, finalizers, graceful deletion
-    defaults, admission, validation and the modules of the kinds: what is filled in, refused, immutable
+    defaults, admission, validation, volumes, pods, names: what is filled in, refused, immutable
     patches, strategic, apply: the four kinds of patch;  selectors: labels and fields
-    routing, server, reading, watching, tables, discovery, openapi: the same over HTTP, in the words that kubectl expects
-    collector      owner references and namespaces
+    routing, server, codec, reading, watching: the same over HTTP;  tables, columns: as kubectl prints it
+    discovery, openapi, documents: what the API says of itself
+    builtin, collector: what is there from the start, and what goes by itself
 """

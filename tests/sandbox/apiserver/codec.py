@@ -7,13 +7,14 @@ from typing import Any
 import yaml
 from aiohttp import web
 
-from tests.sandbox.apiserver import errors, tables
+from tests.sandbox.apiserver import errors, protobuf, tables
 from tests.sandbox.apiserver.reading import Page
 from tests.sandbox.apiserver.registry import DeleteOptions
 from tests.sandbox.apiserver.resources import Json
 from tests.sandbox.apiserver.routing import Target
 from tests.sandbox.apiserver.store import Stored, encode
 
+_BODY_TYPES = ("application/json", "application/yaml", protobuf.CONTENT_TYPE)
 _YAML_TYPES = ("application/yaml", "application/apply-patch+yaml")
 
 
@@ -65,8 +66,10 @@ async def body_of(request: web.Request, *, optional: bool = False) -> Json:
         if optional:
             return {}
         raise errors.bad_request("the request has no body")
-    if request.content_type not in ("application/json", "application/yaml", "application/octet-stream", "text/plain"):
-        raise errors.unsupported_media_type(request.content_type, ("application/json", "application/yaml"))
+    if request.content_type == protobuf.CONTENT_TYPE:
+        return protobuf.decode(await request.read())
+    if "Content-Type" in request.headers and request.content_type not in _BODY_TYPES:
+        raise errors.unsupported_media_type(request.content_type, _BODY_TYPES)
     found = await decoded(request)
     if not isinstance(found, dict):
         raise errors.bad_request("the body of the request must be an object")

@@ -67,9 +67,9 @@ class Collector:
 
     def _mark_holders(self, gone: Stored) -> None:
         """Whoever waits for this object to go: its namespace, and owners deleted in the foreground."""
-        if gone.namespace and (home := self._store.get(NAMESPACES, "", gone.namespace)):
-            if "deletionTimestamp" in home.object["metadata"]:
-                self._mark(home)
+        home = self._store.get(NAMESPACES, "", gone.namespace) if gone.namespace else None
+        if home is not None and "deletionTimestamp" in home.object["metadata"]:
+            self._mark(home)
         for reference in _owners(gone.object):
             for resource in RESOURCES:
                 if resource.kind == reference.get("kind"):

@@ -1,5 +1,6 @@
 """What the API server fills in. Source: pkg/apis/*/v1/defaults.go and the PrepareForCreate of each strategy."""
 
+import base64
 from collections.abc import Callable
 
 from tests.sandbox.apiserver.resources import Json
@@ -174,7 +175,10 @@ def _csi_driver(body: Json) -> None:
 
 
 def _secret(body: Json) -> None:
+    """stringData is for writers only: it is merged into data, encoded."""
     _default(body, type="Opaque")
+    for key, value in (body.pop("stringData", None) or {}).items():
+        body.setdefault("data", {})[key] = base64.b64encode(str(value).encode()).decode()
 
 
 def _binding(body: Json) -> None:

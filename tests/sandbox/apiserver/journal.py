@@ -1,7 +1,7 @@
 """What survives a kill: one file of JSON lines, appended to before a request is answered and compacted at start.
 
 A line is written with one system call, so a killed process leaves whole lines; a machine that loses power may leave
-a torn last one, which is dropped. There is no fsync per write: the sandbox promises to survive SIGKILL, not a power cut.
+a torn last one, which is dropped. There is no fsync per write: what is promised is to survive SIGKILL, not a power cut.
 """
 
 import fcntl

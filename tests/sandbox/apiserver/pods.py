@@ -1,4 +1,4 @@
-"""The rules of pods, and their binding to a node. Source: pkg/apis/core/validation/validation.go, pkg/registry/core/pod."""
+"""The rules of pods. Source: pkg/apis/core/validation/validation.go."""
 
 import copy
 from collections.abc import Iterator

@@ -195,10 +195,10 @@ def _metadata_of(resource: Resource, namespace: str, body: Json) -> Json:
 
 def _check_preconditions(old: Stored, metadata: Json, must_carry_revision: bool) -> None:
     resource, name = old.resource, old.name
-    if uid := metadata.get("uid"):
-        if uid != old.uid:
-            why = f"Precondition failed: UID in precondition: {uid}, UID in object meta: {old.uid}"
-            raise errors.conflict(resource, name, why)
+    uid = metadata.get("uid") or old.uid
+    if uid != old.uid:
+        why = f"Precondition failed: UID in precondition: {uid}, UID in object meta: {old.uid}"
+        raise errors.conflict(resource, name, why)
     revision = metadata.get("resourceVersion")
     if revision and str(revision) != str(old.revision):
         raise errors.modified(resource, name)

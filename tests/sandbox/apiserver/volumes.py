@@ -137,9 +137,9 @@ def check_claim_update(body: Json, present: Json) -> Iterator[FieldError]:
             "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims",
         )
     granted = ((present.get("status") or {}).get("capacity") or {}).get("storage")
-    if now is not None and before is not None and now < before:
-        if granted is None or now <= quantity.parse(str(granted)):
-            yield forbidden_value("spec.resources.requests.storage", "field can not be less than status.capacity")
+    shrinks = now is not None and before is not None and now < before
+    if shrinks and (granted is None or now <= quantity.parse(str(granted))):
+        yield forbidden_value("spec.resources.requests.storage", "field can not be less than status.capacity")
 
 
 def _requested(spec: Json) -> int | None:
