@@ -1,0 +1,167 @@
+"""A small API server for the tests of kube/: real HTTP, a store with resourceVersions, and answers that a test
+scripts, because what matters here is how the programs take bad days."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from aiohttp import web
+
+from kube.client import Cluster
+
+Json = dict[str, Any]
+Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    method: str
+    path: str
+    query: dict[str, str]
+    headers: dict[str, str]
+    body: Any
+
+
+def status(code: int, reason: str, message: str = "because", **headers: str) -> Answer:
+    async def answer(_: web.Request) -> web.StreamResponse:
+        return web.json_response(
+            {"kind": "Status", "code": code, "reason": reason, "message": message}, status=code, headers=headers
+        )
+
+    return answer
+
+
+def page(names: list[str], version: str, more: str = "") -> Answer:
+    async def answer(_: web.Request) -> web.StreamResponse:
+        metadata = {"resourceVersion": version} | ({"continue": more} if more else {})
+        return web.json_response({"metadata": metadata, "items": [volume(name, version) for name in names]})
+
+    return answer
+
+
+def stream(*events: tuple[str, Json], keep_open: bool = False, cut: bool = False) -> Answer:
+    """A watch that tells these events, and then ends well, stays silent, or is cut off."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for kind, body in events:
+            await response.write(json.dumps({"type": kind, "object": body}).encode() + b"\n")
+        if keep_open:
+            await asyncio.Event().wait()
+        if cut and request.transport is not None:
+            request.transport.abort()
+        return response
+
+    return answer
+
+
+async def hang(_: web.Request) -> web.StreamResponse:
+    await asyncio.Event().wait()
+    raise AssertionError("nothing wakes this")
+
+
+def volume(name: str, version: str, **more: Any) -> Json:
+    return {"metadata": {"name": name, "resourceVersion": version}, **more}
+
+
+class ApiServer:
+    def __init__(self) -> None:
+        self.objects: dict[str, Json] = {}
+        self.asked: list[Asked] = []
+        self.script: list[tuple[str, Answer]] = []
+        """Answers for the next requests, each for one whose "METHOD path" begins so, in order."""
+        self.version = 0
+
+    def next(self, request: str, *answers: Answer) -> None:
+        self.script += [(request, answer) for answer in answers]
+
+    def asked_for(self, method: str) -> list[Asked]:
+        return [asked for asked in self.asked if asked.method == method]
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        text = await request.text()
+        body = json.loads(text) if text else None
+        self.asked.append(Asked(request.method, request.path, dict(request.query), dict(request.headers), body))
+        line = f"{request.method} {request.path}"
+        for position, (wanted, answer) in enumerate(self.script):
+            if line.startswith(wanted):
+                del self.script[position]
+                return await answer(request)
+        return await getattr(self, request.method.lower())(request, body)  # type: ignore[no-any-return]
+
+    async def get(self, request: web.Request, _: Any) -> web.StreamResponse:
+        if request.path in self.objects:
+            return web.json_response(self.objects[request.path])
+        return await status(404, "NotFound")(request)
+
+    async def post(self, request: web.Request, body: Json) -> web.StreamResponse:
+        path = f"{request.path}/{body['metadata']['name']}"
+        if path in self.objects:
+            return await status(409, "AlreadyExists")(request)
+        return self.store(path, body)
+
+    async def put(self, request: web.Request, body: Json) -> web.StreamResponse:
+        held = self.objects.get(request.path)
+        if held is None:
+            return await status(404, "NotFound")(request)
+        if body["metadata"].get("resourceVersion") not in (None, held["metadata"]["resourceVersion"]):
+            return await status(409, "Conflict")(request)
+        return self.store(request.path, body)
+
+    async def patch(self, request: web.Request, body: Json) -> web.StreamResponse:
+        if request.path not in self.objects:
+            return await status(404, "NotFound")(request)
+        return self.store(request.path, self.objects[request.path] | body)
+
+    def store(self, path: str, body: Json) -> web.StreamResponse:
+        self.version += 1
+        metadata = body["metadata"] | {"resourceVersion": str(self.version)}
+        self.objects[path] = body | {"metadata": metadata}
+        return web.json_response(self.objects[path])
+
+
+@asynccontextmanager
+async def serving(server: ApiServer, port: int = 0) -> AsyncIterator[str]:
+    """The URL of the server, for as long as it runs."""
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", server.handle)
+    runner = web.AppRunner(application, handler_cancellation=True, shutdown_timeout=0.01)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", port)
+    await site.start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+def write_kubeconfig(path: Path, url: str, token: str = "first") -> str:
+    config = {
+        "current-context": "test",
+        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+        "clusters": [{"name": "test", "cluster": {"server": url}}],
+        "users": [{"name": "test", "user": {"token": token}}],
+    }
+    path.write_text(yaml.safe_dump(config))
+    return str(path)
+
+
+@asynccontextmanager
+async def connected(server: ApiServer, folder: Path, deadline: float = 5) -> AsyncIterator[Cluster]:
+    async with serving(server) as url:
+        kubeconfig = write_kubeconfig(folder / "kubeconfig", url)
+        async with await Cluster.connect(kubeconfig, deadline=deadline) as cluster:
+            yield cluster
+
+
+async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    """Returns as soon as the condition holds, fails when it does not in time."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.002)

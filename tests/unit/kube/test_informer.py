@@ -1,0 +1,222 @@
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from kube.backoff import Backoff
+from kube.client import VOLUMES, Cluster
+from kube.informer import Informer
+from tests.unit.kube.apiserver import (
+    ApiServer,
+    Json,
+    connected,
+    page,
+    serving,
+    status,
+    stream,
+    until,
+    volume,
+    write_kubeconfig,
+)
+
+
+def parse(body: Json) -> str | None:
+    """A record of a size, so that a change of something else is none of ours."""
+    if body.get("broken"):
+        raise ValueError("broken")
+    return None if body.get("foreign") else str(body.get("size", "small"))
+
+
+class Following:
+    def __init__(self, cluster: Cluster) -> None:
+        self.informer = Informer(cluster, VOLUMES, parse)
+        self.told: list[tuple[str, str | None, str | None]] = []
+        self.informer.subscribe(lambda *change: self.told.append(change))
+
+
+@asynccontextmanager
+async def following(server: ApiServer, folder: Path) -> AsyncIterator[Following]:
+    """An informer at work. Once the script is used up, watches stay open and silent."""
+    server.script += [("GET", stream(keep_open=True))] * 3
+    async with connected(server, folder) as cluster:
+        made = Following(cluster)
+        task = asyncio.create_task(made.informer.run())
+        try:
+            yield made
+        finally:
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+
+@pytest.fixture(autouse=True)
+def failures(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many failures in a row each wait of the informer was for."""
+    waits: list[int] = []
+
+    class Noting(Backoff):
+        def delay(self, failures: int) -> float:
+            waits.append(failures)
+            return 0.005
+
+    monkeypatch.setattr("kube.informer._BACKOFF", Noting())
+    return waits
+
+
+@pytest.fixture
+def server() -> ApiServer:
+    return ApiServer()
+
+
+async def test_list_in_pages_then_watch_from_there(server: ApiServer, tmp_path: Path) -> None:
+    server.next(
+        "GET",
+        page(["a"], "5", more="next"),
+        page(["b"], "5"),
+        stream(
+            ("MODIFIED", volume("a", "6", size="large")),
+            ("MODIFIED", volume("a", "7", size="large", status="news to others only")),
+            ("DELETED", volume("b", "8")),
+            ("ADDED", volume("c", "9")),
+            ("BOOKMARK", {"metadata": {"resourceVersion": "12"}}),
+        ),
+    )
+    async with following(server, tmp_path) as it:
+        assert not it.informer.synced
+        await it.informer.wait_synced()
+        await until(lambda: len(server.asked) == 4)
+        assert it.told == [
+            ("a", None, "small"),
+            ("b", None, "small"),
+            ("a", "small", "large"),
+            ("b", "small", None),
+            ("c", None, "small"),
+        ]
+        assert (it.informer.get("a"), it.informer.get("b")) == ("large", None)
+        assert it.informer.values() == ["large", "small"]
+        assert it.informer.last_contact is not None
+    assert [asked.query.get("resourceVersion") for asked in server.asked] == [None, None, "5", "12"]
+
+
+async def test_a_cut_watch_goes_on_from_where_it_was(server: ApiServer, tmp_path: Path) -> None:
+    server.next("GET", page(["a"], "5"), stream(("ADDED", volume("b", "6")), cut=True))
+    async with following(server, tmp_path):
+        await until(lambda: len(server.asked) == 3)
+    assert [asked.query.get("resourceVersion") for asked in server.asked] == [None, "5", "6"]
+
+
+@pytest.mark.parametrize(
+    "expired",
+    [
+        status(410, "Expired"),
+        stream(("ERROR", {"code": 410, "reason": "Expired", "message": "too old resource version"})),
+    ],
+)
+async def test_what_vanished_meanwhile_is_told(server: ApiServer, tmp_path: Path, expired: object) -> None:
+    server.next("GET", page(["a", "b"], "5"), expired, page(["b", "c"], "50"))  # type: ignore[arg-type]
+    async with following(server, tmp_path) as it:
+        await until(lambda: len(server.asked) == 4)
+        assert it.told == [
+            ("a", None, "small"),
+            ("b", None, "small"),
+            ("c", None, "small"),
+            ("a", "small", None),
+        ]
+    assert server.asked[3].query["resourceVersion"] == "50"
+
+
+async def test_an_expired_continue_begins_the_list_again(server: ApiServer, tmp_path: Path) -> None:
+    server.next("GET", page(["a"], "5", more="old"), status(410, "Expired"), page(["a", "b"], "6"))
+    async with following(server, tmp_path) as it:
+        await it.informer.wait_synced()
+        assert sorted(it.told) == [("a", None, "small"), ("b", None, "small")]
+    assert "continue" not in server.asked[2].query
+
+
+async def test_a_half_read_list_deletes_nothing(server: ApiServer, tmp_path: Path) -> None:
+    server.next(
+        "GET",
+        page(["a", "b"], "5"),
+        status(410, "Expired"),
+        page(["a"], "6", more="next"),
+        status(503, "ServiceUnavailable"),
+        page(["a", "b"], "7"),
+    )
+    async with following(server, tmp_path) as it:
+        await until(lambda: len(server.asked) == 6)
+        assert it.told == [("a", None, "small"), ("b", None, "small")]
+
+
+async def test_the_server_restarts(server: ApiServer, tmp_path: Path, failures: list[int]) -> None:
+    server.next("GET", page(["a"], "5"), stream(keep_open=True))
+    later = ApiServer()
+    later.next("GET", stream(("ADDED", volume("b", "6"))), stream(keep_open=True))
+    async with serving(server) as url:
+        cluster = await Cluster.connect(write_kubeconfig(tmp_path / "kubeconfig", url))
+        it = Following(cluster)
+        task = asyncio.create_task(it.informer.run())
+        await until(lambda: len(server.asked) == 2)
+    await until(lambda: len(failures) >= 3)
+    assert it.informer.get("a") == "small"
+    async with serving(later, port=int(url.rpartition(":")[2])):
+        await until(lambda: it.informer.get("b") == "small")
+        assert later.asked[0].query["resourceVersion"] == "5"
+        task.cancel()
+        await cluster.close()
+
+
+async def test_one_bad_object_spoils_nothing(
+    server: ApiServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.next(
+        "GET",
+        page(["a"], "5"),
+        stream(
+            ("MODIFIED", volume("a", "6", broken=True)),
+            ("MODIFIED", volume("a", "7", broken=True)),
+            ("ADDED", volume("b", "8")),
+        ),
+        stream(("MODIFIED", volume("a", "9", size="large"))),
+    )
+    with caplog.at_level(logging.WARNING):
+        async with following(server, tmp_path) as it:
+            await until(lambda: it.informer.get("a") == "large")
+    assert it.told == [("a", None, "small"), ("b", None, "small"), ("a", "small", "large")]
+    assert sum("can't be read" in record.message for record in caplog.records) == 1
+
+
+async def test_what_is_not_kept_any_more_is_told_as_gone(server: ApiServer, tmp_path: Path) -> None:
+    server.next("GET", page(["a"], "5"), stream(("MODIFIED", volume("a", "6", foreign=True))))
+    async with following(server, tmp_path) as it:
+        await until(lambda: len(it.told) == 2)
+    assert it.told[1] == ("a", "small", None)
+
+
+async def test_a_failing_subscriber_harms_no_other(server: ApiServer, tmp_path: Path) -> None:
+    server.next("GET", page(["a"], "5"))
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    async with connected(server, tmp_path) as cluster:
+        informer = Informer(cluster, VOLUMES, parse)
+        told: list[str] = []
+        informer.subscribe(fail)
+        informer.subscribe(lambda key, _old, _new: told.append(key))
+        task = asyncio.create_task(informer.run())
+        await informer.wait_synced()
+        informer.subscribe(lambda key, _old, _new: told.append(f"late {key}"))
+        task.cancel()
+    assert told == ["a", "late a"]
+
+
+async def test_watches_that_end_at_once_are_not_asked_without_pause(
+    server: ApiServer, tmp_path: Path, failures: list[int]
+) -> None:
+    server.next("GET", page(["a"], "5"), stream(), stream(), stream())
+    async with following(server, tmp_path):
+        await until(lambda: len(server.asked) == 5)
+    assert failures == [1, 2, 3]

@@ -1,0 +1,229 @@
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from kube.client import (
+    CLAIMS,
+    JSON_PATCH,
+    LEASES,
+    MERGE,
+    STRATEGIC,
+    VOLUMES,
+    AlreadyExists,
+    ApiError,
+    Cluster,
+    ConfigurationError,
+    Conflict,
+    Forbidden,
+    Gone,
+    Invalid,
+    NotFound,
+    Unauthorized,
+    Unreachable,
+)
+from tests.unit.kube.apiserver import (
+    ApiServer,
+    connected,
+    hang,
+    page,
+    serving,
+    status,
+    stream,
+    volume,
+    write_kubeconfig,
+)
+
+
+@pytest.fixture
+def server() -> ApiServer:
+    return ApiServer()
+
+
+@pytest.fixture
+async def cluster(server: ApiServer, tmp_path: Path) -> AsyncIterator[Cluster]:
+    async with connected(server, tmp_path) as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "kind"),
+    [
+        (409, "AlreadyExists", AlreadyExists),
+        (409, "Conflict", Conflict),
+        (404, "NotFound", NotFound),
+        (410, "Expired", Gone),
+        (401, "Unauthorized", Unauthorized),
+        (403, "Forbidden", Forbidden),
+        (422, "Invalid", Invalid),
+        (400, "BadRequest", Invalid),
+        (405, "MethodNotAllowed", ApiError),
+        (429, "TooManyRequests", Unreachable),
+        (500, "InternalError", Unreachable),
+        (504, "Timeout", Unreachable),
+    ],
+)
+async def test_statuses_become_types(
+    cluster: Cluster, server: ApiServer, code: int, reason: str, kind: type[ApiError]
+) -> None:
+    server.next("GET", *[status(code, reason, "the server's words")] * 2)
+    with pytest.raises(ApiError, match="the server's words") as caught:
+        await cluster.get(VOLUMES, "pv")
+    assert type(caught.value) is kind
+    assert (caught.value.status, caught.value.reason) == (code, reason)
+
+
+async def test_the_server_says_when_to_come_back(cluster: Cluster, server: ApiServer) -> None:
+    server.next("GET", status(429, "TooManyRequests", **{"Retry-After": "7"}))
+    with pytest.raises(Unreachable) as caught:
+        await cluster.get(VOLUMES, "pv")
+    assert caught.value.retry_after == 7
+
+
+async def test_an_answer_that_is_no_json_is_no_answer(cluster: Cluster, server: ApiServer) -> None:
+    async def proxy_page(_: web.Request) -> web.StreamResponse:
+        return web.Response(text="<html>busy</html>")
+
+    server.next("GET", proxy_page)
+    with pytest.raises(Unreachable, match="GET /api/v1/persistentvolumes/pv"):
+        await cluster.get(VOLUMES, "pv")
+
+
+async def test_a_request_has_an_end(server: ApiServer, tmp_path: Path) -> None:
+    server.next("GET", hang)
+    async with connected(server, tmp_path, deadline=0.05) as cluster:
+        with pytest.raises(Unreachable):
+            await cluster.get(VOLUMES, "pv")
+
+
+async def test_nobody_listens(tmp_path: Path) -> None:
+    async with serving(ApiServer()) as url:
+        kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", url)
+    async with await Cluster.connect(kubeconfig) as cluster:
+        with pytest.raises(Unreachable):
+            await cluster.list(VOLUMES)
+
+
+async def test_lists_are_read_in_pages(cluster: Cluster, server: ApiServer) -> None:
+    server.next("GET", page(["a", "b"], "10", more="token"), page(["c"], "10"))
+    items = await cluster.list(VOLUMES, label_selector="app=x")
+    assert [item["metadata"]["name"] for item in items] == ["a", "b", "c"]
+    first, second = server.asked
+    assert first.query == {"limit": "500", "labelSelector": "app=x"}
+    assert second.query == {"limit": "500", "labelSelector": "app=x", "continue": "token"}
+
+
+async def test_where_objects_are(cluster: Cluster, server: ApiServer) -> None:
+    await cluster.create(LEASES, {"metadata": {"name": "l", "namespace": "n"}})
+    await cluster.create(VOLUMES, {"metadata": {"name": "pv"}})
+    assert list(server.objects) == [
+        "/apis/coordination.k8s.io/v1/namespaces/n/leases/l",
+        "/api/v1/persistentvolumes/pv",
+    ]
+    with pytest.raises(AlreadyExists):
+        await cluster.create(VOLUMES, {"metadata": {"name": "pv"}})
+
+
+async def test_replace_asks_for_the_version_it_read(cluster: Cluster) -> None:
+    read = await cluster.create(VOLUMES, {"metadata": {"name": "pv"}})
+    await cluster.replace(VOLUMES, "pv", read | {"spec": {"x": 1}})
+    with pytest.raises(Conflict):
+        await cluster.replace(VOLUMES, "pv", read)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        (MERGE, {"metadata": {"labels": {"a": None}}}),
+        (STRATEGIC, {"count": 2}),
+        (JSON_PATCH, [{"op": "remove", "path": "/metadata/finalizers/0"}]),
+    ],
+)
+async def test_patches(
+    cluster: Cluster, server: ApiServer, content_type: str, body: dict[str, object] | list[dict[str, object]]
+) -> None:
+    server.next("PATCH", page([], "1"))
+    await cluster.patch(CLAIMS, "c", body, "n", "status", content_type)
+    (asked,) = server.asked
+    assert asked.path == "/api/v1/namespaces/n/persistentvolumeclaims/c/status"
+    assert asked.headers["Content-Type"] == content_type
+    assert asked.body == body
+
+
+async def test_delete_with_preconditions(cluster: Cluster, server: ApiServer) -> None:
+    server.next("DELETE", page([], "1"), status(409, "Conflict"))
+    await cluster.delete(VOLUMES, "pv")
+    with pytest.raises(Conflict):
+        await cluster.delete(VOLUMES, "pv", uid="u", resource_version="5", propagation="Foreground")
+    plain, guarded = (asked.body for asked in server.asked)
+    assert "preconditions" not in plain
+    assert guarded["preconditions"] == {"uid": "u", "resourceVersion": "5"}
+    assert guarded["propagationPolicy"] == "Foreground"
+
+
+async def test_watch(cluster: Cluster, server: ApiServer) -> None:
+    bookmark = {"metadata": {"resourceVersion": "9"}}
+    large = volume("pv", "8", padding="x" * 1_500_000)
+    server.next("GET", stream(("ADDED", large), ("BOOKMARK", bookmark)))
+    events = [event async for event in cluster.watch(VOLUMES, resource_version="7", timeout_seconds=60)]
+    assert events == [("ADDED", large), ("BOOKMARK", bookmark)]
+    assert server.asked[0].query == {
+        "watch": "true",
+        "allowWatchBookmarks": "true",
+        "resourceVersion": "7",
+        "timeoutSeconds": "60",
+    }
+
+
+async def test_watch_of_a_version_too_old(cluster: Cluster, server: ApiServer) -> None:
+    expired = {"code": 410, "reason": "Expired", "message": "too old"}
+    server.next("GET", status(410, "Expired"), stream(("ADDED", volume("pv", "8")), ("ERROR", expired)))
+    with pytest.raises(Gone):
+        await anext(cluster.watch(VOLUMES, resource_version="7"))
+    events = cluster.watch(VOLUMES, resource_version="7")
+    assert (await anext(events))[0] == "ADDED"
+    with pytest.raises(Gone, match="too old"):
+        await anext(events)
+
+
+async def test_watch_of_a_server_that_went_silent(
+    cluster: Cluster, server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kube.client._SILENCE_GRACE", 0.05)
+    server.next("GET", stream(("ADDED", volume("pv", "8")), keep_open=True))
+    events = cluster.watch(VOLUMES, resource_version="7", timeout_seconds=0)
+    assert (await anext(events))[0] == "ADDED"
+    with pytest.raises(Unreachable):
+        await anext(events)
+
+
+async def test_tokens_rotate(server: ApiServer, tmp_path: Path) -> None:
+    async with serving(server) as url:
+        kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", url, token="old")
+        async with await Cluster.connect(kubeconfig, program="tester") as cluster:
+            write_kubeconfig(tmp_path / "kubeconfig", url, token="new")
+            server.next("GET", *[status(401, "Unauthorized")] * 3, *[page(["pv"], "1")] * 3)
+            lists = await asyncio.gather(*[cluster.list(VOLUMES) for _ in range(3)])
+    assert [len(found) for found in lists] == [1, 1, 1]
+    assert [asked.headers["Authorization"] for asked in server.asked] == ["Bearer old"] * 3 + ["Bearer new"] * 3
+    assert server.asked[0].headers["User-Agent"] == "tester"
+
+
+async def test_configuration_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigurationError, match="missing can't be used"):
+        await Cluster.connect(str(tmp_path / "missing"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(ConfigurationError, match="set KUBECONFIG"):
+        await Cluster.connect()
+
+
+async def test_the_service_account_of_a_pod(server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    with pytest.raises(ConfigurationError, match="service account"):
+        await Cluster.connect()

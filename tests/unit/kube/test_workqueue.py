@@ -1,0 +1,152 @@
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from kube.backoff import Backoff
+from kube.errors import Conflict
+from kube.workqueue import WorkQueue
+from tests.unit.kube.apiserver import until
+
+QUICK = Backoff(first=0.001, factor=1, jitter=0)
+
+
+@asynccontextmanager
+async def working(
+    handle: Callable[[str], Awaitable[None]], parallelism: int = 2, backoff: Backoff = QUICK
+) -> AsyncIterator[WorkQueue]:
+    queue = WorkQueue(handle, parallelism=parallelism, backoff=backoff)
+    task = asyncio.create_task(queue.run())
+    try:
+        yield queue
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+class Gate:
+    """A handler that notes what it begins and goes on when it is told to."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.open = asyncio.Event()
+
+    async def __call__(self, key: str) -> None:
+        self.begun.append(key)
+        await self.open.wait()
+
+
+async def test_first_in_first_out_and_each_key_once() -> None:
+    gate = Gate()
+    gate.open.set()
+    async with working(gate, parallelism=1) as queue:
+        for key in "cabcacb":
+            queue.add(key)
+        assert queue.depth == 3
+        await queue.drain()
+    assert gate.begun == ["c", "a", "b"]
+
+
+async def test_parallel_but_never_one_key_twice() -> None:
+    gate = Gate()
+    async with working(gate) as queue:
+        for key in "abc":
+            queue.add(key)
+        await until(lambda: gate.begun == ["a", "b"])
+        queue.add("a")
+        queue.add("a")
+        assert queue.depth == 1
+        gate.open.set()
+        await queue.drain()
+    assert gate.begun == ["a", "b", "c", "a"]
+
+
+async def test_a_failing_key_is_tried_until_it_works(caplog: pytest.LogCaptureFixture) -> None:
+    waits: list[int] = []
+
+    class Noting(Backoff):
+        def delay(self, failures: int) -> float:
+            waits.append(failures)
+            return 0
+
+    errors: list[BaseException | None] = [
+        Conflict(409, "Conflict", "changed"),
+        ValueError("a bug"),
+        asyncio.CancelledError(),
+        None,
+        ValueError("again"),
+    ]
+    tries = 0
+
+    async def handle(_: str) -> None:
+        nonlocal tries
+        tries += 1
+        if error := errors.pop(0) if errors else None:
+            raise error
+
+    with caplog.at_level(logging.WARNING):
+        async with working(handle, backoff=Noting()) as queue:
+            queue.add("a")
+            await until(lambda: tries == 4)
+            await queue.drain()
+            queue.add("a")
+            await until(lambda: tries == 6)
+    assert waits == [1, 2, 3, 1]
+    assert [bool(record.exc_info) for record in caplog.records] == [False, True, True, True]
+
+
+async def test_later_means_the_earliest_time_asked_for() -> None:
+    gate = Gate()
+    gate.open.set()
+    async with working(gate) as queue:
+        queue.add_after("soon", 3600)
+        queue.add_after("soon", 0.001)
+        queue.add_after("soon", 3600)
+        queue.add_after("now", 3600)
+        queue.add("now")
+        await until(lambda: gate.begun == ["now", "soon"])
+        queue.add("last")
+        await queue.drain()
+    assert gate.begun == ["now", "soon", "last"]
+
+
+async def test_cancelled_work_stands_in_the_queue_again() -> None:
+    gate = Gate()
+    queue = WorkQueue(gate, parallelism=2)
+    task = asyncio.create_task(queue.run())
+    queue.add("a")
+    queue.add("b")
+    await until(lambda: gate.begun == ["a", "b"])
+    queue.add("c")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert queue.depth == 3
+    gate.open.set()
+    task = asyncio.create_task(queue.run())
+    await queue.drain()
+    assert sorted(gate.begun) == ["a", "a", "b", "b", "c"]
+    queue.stop()
+    await task
+
+
+async def test_stop_finishes_what_was_begun_and_begins_nothing() -> None:
+    gate = Gate()
+    queue = WorkQueue(gate, parallelism=1)
+    task = asyncio.create_task(queue.run())
+    queue.add("a")
+    queue.add("b")
+    await until(lambda: gate.begun == ["a"])
+    queue.stop()
+    gate.open.set()
+    await task
+    assert gate.begun == ["a"]
+    assert queue.depth == 1
+
+
+def test_waits_grow_to_their_limit_and_jitter_only_adds() -> None:
+    plain = Backoff(first=0.5, factor=2, limit=300, jitter=0)
+    assert [plain.delay(n) for n in (1, 2, 3, 10, 11, 10_000)] == [0.5, 1, 2, 256, 300, 300]
+    assert all(300 <= Backoff().delay(99) <= 360 for _ in range(20))
