@@ -1,0 +1,203 @@
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from kube.client import LEASES, Cluster
+from kube.clock import Clock
+from kube.leadership import LeadershipLost, lead
+from tests.unit.kube.apiserver import ApiServer, Json, connected, hang, status, until
+
+PATH = "/apis/coordination.k8s.io/v1/namespaces/ns/leases/it"
+CLOCK = Clock(speed=25)
+
+
+@pytest.fixture
+def server() -> ApiServer:
+    return ApiServer()
+
+
+@pytest.fixture
+async def cluster(server: ApiServer, tmp_path: Path) -> AsyncIterator[Cluster]:
+    async with connected(server, tmp_path) as made:
+        yield made
+
+
+class Candidate:
+    def __init__(self, cluster: Cluster, identity: str) -> None:
+        self.began: float | None = None
+        self.stopped: float | None = None
+        self.finish = asyncio.Event()
+        self.task = asyncio.create_task(lead(cluster, "it", "ns", identity, self.work, clock=CLOCK))
+
+    async def work(self) -> None:
+        self.began = CLOCK.now()
+        try:
+            await self.finish.wait()
+        finally:
+            self.stopped = CLOCK.now()
+
+    @property
+    def leads(self) -> bool:
+        return self.began is not None and self.stopped is None
+
+
+def spec(server: ApiServer) -> Json:
+    held: Json = server.objects[PATH]["spec"]
+    return held
+
+
+async def test_a_lease_as_the_api_server_wants_it(cluster: Cluster, server: ApiServer) -> None:
+    one = Candidate(cluster, "one")
+    await until(lambda: one.leads)
+    first = spec(server)
+    assert (first["holderIdentity"], first["leaseDurationSeconds"], first["leaseTransitions"]) == ("one", 15, 0)
+    for moment in (first["acquireTime"], first["renewTime"]):
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", moment)
+    await until(lambda: bool(spec(server)["renewTime"] > first["renewTime"]))
+    assert spec(server)["acquireTime"] == first["acquireTime"]
+    one.finish.set()
+    await one.task
+    assert "holderIdentity" not in spec(server)
+
+
+async def test_the_next_begins_when_the_lease_is_given_back(cluster: Cluster, server: ApiServer) -> None:
+    one = Candidate(cluster, "one")
+    await until(lambda: one.leads)
+    two = Candidate(cluster, "two")
+    await until(lambda: len(server.asked_for("GET")) >= 4)
+    assert not two.leads
+    one.task.cancel()
+    await until(lambda: two.leads)
+    assert one.stopped is not None
+    assert two.began is not None
+    assert two.began - one.stopped < 15
+    assert spec(server)["leaseTransitions"] == 1
+    two.finish.set()
+    await two.task
+    with pytest.raises(asyncio.CancelledError):
+        await one.task
+
+
+async def test_a_dead_leader_is_followed_when_its_lease_ran_out(cluster: Cluster, server: ApiServer) -> None:
+    far_future = "2999-01-01T00:00:00.000000Z"
+    dead = {"holderIdentity": "dead", "leaseDurationSeconds": 15, "renewTime": far_future, "leaseTransitions": 4}
+    server.store(PATH, {"metadata": {"name": "it", "namespace": "ns"}, "spec": dead})
+    started = CLOCK.now()
+    two = Candidate(cluster, "two")
+    await until(lambda: two.leads)
+    assert two.began is not None
+    assert two.began - started >= 15
+    assert spec(server)["leaseTransitions"] == 5
+    two.finish.set()
+    await two.task
+
+
+async def test_a_hung_request_never_leaves_two_leaders(cluster: Cluster, server: ApiServer) -> None:
+    one = Candidate(cluster, "one")
+    await until(lambda: one.leads)
+    server.next("PUT", hang)
+    two = Candidate(cluster, "two")
+    with pytest.raises(LeadershipLost, match="could not be renewed for 10 s"):
+        await one.task
+    assert one.stopped is not None
+    assert not two.leads
+    await until(lambda: two.leads)
+    assert two.began is not None
+    assert two.began > one.stopped
+    two.finish.set()
+    await two.task
+
+
+async def test_an_api_server_that_restarts_costs_no_leadership(cluster: Cluster, server: ApiServer) -> None:
+    one = Candidate(cluster, "one")
+    await until(lambda: one.leads)
+    before = spec(server)["renewTime"]
+    server.next("PUT", *[status(503, "ServiceUnavailable")] * 2)
+    await until(lambda: bool(spec(server)["renewTime"] > before))
+    assert one.leads
+    one.finish.set()
+    await one.task
+
+
+def taken(server: ApiServer) -> None:
+    lease = server.objects[PATH]
+    server.store(PATH, lease | {"spec": lease["spec"] | {"holderIdentity": "thief"}})
+
+
+def deleted(server: ApiServer) -> None:
+    del server.objects[PATH]
+
+
+@pytest.mark.parametrize(("happens", "words"), [(taken, "now held by thief"), (deleted, "was deleted")])
+async def test_a_lease_that_is_ours_no_more(
+    cluster: Cluster, server: ApiServer, happens: Callable[[ApiServer], None], words: str
+) -> None:
+    one = Candidate(cluster, "one")
+    await until(lambda: one.leads)
+    happens(server)
+    with pytest.raises(LeadershipLost, match=words):
+        await one.task
+    assert not one.leads
+    assert not server.objects or spec(server)["holderIdentity"] == "thief"
+
+
+async def test_a_label_on_the_lease_costs_no_leadership(cluster: Cluster, server: ApiServer) -> None:
+    one = Candidate(cluster, "one")
+    await until(lambda: one.leads)
+    lease = server.objects[PATH]
+    server.store(PATH, lease | {"metadata": lease["metadata"] | {"labels": {"a": "b"}}})
+    before = len(server.asked_for("PUT"))
+    await until(lambda: len(server.asked_for("PUT")) >= before + 3)
+    assert one.leads
+    assert server.objects[PATH]["metadata"]["labels"] == {"a": "b"}
+    one.finish.set()
+    await one.task
+
+
+async def test_what_the_work_raises_passes_through_and_frees_the_lease(cluster: Cluster, server: ApiServer) -> None:
+    async def fail() -> None:
+        raise RuntimeError("the work's own")
+
+    with pytest.raises(RuntimeError, match="the work's own"):
+        await lead(cluster, "it", "ns", "one", fail, clock=CLOCK)
+    assert "holderIdentity" not in spec(server)
+
+
+async def test_work_that_ignores_its_end_keeps_the_lease_from_being_given_away(
+    cluster: Cluster, server: ApiServer
+) -> None:
+    released = asyncio.Event()
+
+    async def stubborn() -> None:
+        while not released.is_set():
+            try:
+                await released.wait()
+            except asyncio.CancelledError:
+                continue
+
+    task = asyncio.create_task(lead(cluster, "it", "ns", "one", stubborn, clock=CLOCK))
+    await until(lambda: PATH in server.objects)
+    server.next("PUT", hang)
+    with pytest.raises(LeadershipLost):
+        await task
+    assert (await cluster.get(LEASES, "it", "ns"))["spec"]["holderIdentity"] == "one"
+    released.set()
+
+
+async def test_two_that_take_at_once(cluster: Cluster) -> None:
+    candidates = [Candidate(cluster, str(number)) for number in range(5)]
+    await until(lambda: any(candidate.leads for candidate in candidates))
+    for _ in range(5):
+        await asyncio.sleep(0)
+        assert sum(candidate.leads for candidate in candidates) == 1
+    for candidate in candidates:
+        candidate.task.cancel()
+    await asyncio.wait([candidate.task for candidate in candidates])
+
+
+async def test_deadlines_that_make_no_sense(cluster: Cluster) -> None:
+    with pytest.raises(ValueError, match="renew_deadline < lease_seconds"):
+        await lead(cluster, "it", "ns", "one", asyncio.Event().wait, renew_deadline=15)  # type: ignore[arg-type]

@@ -1,0 +1,111 @@
+from typing import Any
+
+import pytest
+
+from kube.records import ObjectReference, PodVolume, read_claim, read_node, read_pod, read_storage_class
+
+Json = dict[str, Any]
+
+
+def claim(annotations: dict[str, str] | None = None, **spec: Any) -> Json:
+    metadata: Json = {"namespace": "shop", "name": "data", "uid": "u", "resourceVersion": "7"}
+    if annotations:
+        metadata["annotations"] = annotations
+    return {"metadata": metadata, "spec": {"resources": {"requests": {"storage": "1Gi"}}, **spec}}
+
+
+def test_a_new_claim() -> None:
+    record = read_claim(claim(storageClassName="fast", accessModes=["ReadWriteOnce"]))
+    assert (record.key, record.phase, record.storage_class) == ("shop/data", "Pending", "fast")
+    assert (record.requested, record.capacity) == (2**30, 0)
+    assert (record.access_modes, record.volume_mode) == (("ReadWriteOnce",), "Filesystem")
+    assert (record.provisioner, record.selected_node, record.volume_name, record.data_source) == ("", "", "", "")
+    assert not record.deleting
+    assert record.reference == ObjectReference("PersistentVolumeClaim", "v1", "shop", "data", "u", "7")
+
+
+def test_a_bound_claim_that_grows_and_goes() -> None:
+    body = claim(volumeName="pv", volumeMode="Block", dataSource={"kind": "VolumeSnapshot", "name": "s"})
+    body["status"] = {"phase": "Bound", "capacity": {"storage": "512Mi"}}
+    body["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    record = read_claim(body)
+    assert (record.phase, record.volume_name, record.capacity) == ("Bound", "pv", 2**29)
+    assert (record.volume_mode, record.data_source, record.deleting) == ("Block", "VolumeSnapshot", True)
+
+
+@pytest.mark.parametrize(
+    ("annotations", "storage_class", "provisioner"),
+    [
+        ({}, "spec", ""),
+        ({"volume.beta.kubernetes.io/storage-class": "beta"}, "beta", ""),
+        ({"volume.beta.kubernetes.io/storage-provisioner": "old"}, "spec", "old"),
+        (
+            {
+                "volume.beta.kubernetes.io/storage-provisioner": "old",
+                "volume.kubernetes.io/storage-provisioner": "new",
+            },
+            "spec",
+            "new",
+        ),
+    ],
+)
+def test_old_annotations(annotations: dict[str, str], storage_class: str, provisioner: str) -> None:
+    record = read_claim(claim(annotations, storageClassName="spec"))
+    assert (record.storage_class, record.provisioner) == (storage_class, provisioner)
+
+
+def test_a_class_with_the_defaults_of_the_api() -> None:
+    record = read_storage_class({"metadata": {"name": "c"}, "provisioner": "p"})
+    assert (record.reclaim_policy, record.binding_mode, record.allow_expansion) == ("Delete", "Immediate", False)
+    assert (record.parameters, record.mount_options) == ({}, ())
+    assert record.admits({})
+
+
+def test_topologies_are_alternatives_of_joint_conditions() -> None:
+    record = read_storage_class(
+        {
+            "metadata": {"name": "c"},
+            "provisioner": "p",
+            "allowedTopologies": [
+                {
+                    "matchLabelExpressions": [
+                        {"key": "zone", "values": ["a", "b"]},
+                        {"key": "disk", "values": ["ssd"]},
+                    ]
+                },
+                {"matchLabelExpressions": [{"key": "zone", "values": ["c"]}]},
+            ],
+        }
+    )
+    assert record.admits({"zone": "b", "disk": "ssd"})
+    assert record.admits({"zone": "c"})
+    assert not record.admits({"zone": "b", "disk": "hdd"})
+    assert not record.admits({})
+
+
+def test_only_volumes_from_claims_are_read() -> None:
+    record = read_pod(
+        {
+            "metadata": {"namespace": "shop", "name": "db-0", "uid": "u"},
+            "spec": {
+                "nodeName": "n",
+                "volumes": [
+                    {"name": "tmp", "emptyDir": {}},
+                    {"name": "data", "persistentVolumeClaim": {"claimName": "c", "readOnly": True}},
+                    {"name": "scratch", "ephemeral": {"volumeClaimTemplate": {}}},
+                    {"name": "pvc-1", "flexVolume": {"driver": "volumes.k8s.elastic.co/elastic-local"}},
+                ],
+            },
+        }
+    )
+    assert record.volumes == (
+        PodVolume("data", "c", read_only=True, ephemeral=False),
+        PodVolume("scratch", "db-0-scratch", read_only=False, ephemeral=True),
+    )
+    assert (record.node_name, record.phase, record.deleting) == ("n", "Pending", False)
+
+
+def test_a_nodes_hostname_is_its_label_and_nothing_else() -> None:
+    metadata = {"name": "ip-10-0-0-1", "uid": "u", "labels": {"kubernetes.io/hostname": "node1.example.com"}}
+    assert read_node({"metadata": metadata}).hostname == "node1.example.com"
+    assert read_node({"metadata": {"name": "bare", "uid": "u"}}).hostname == ""
