@@ -6,6 +6,7 @@ lvcreate, so at no moment there is a volume of ours without our mark. Pools are 
 """
 
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from daemon.errors import BackendFailed, Damaged, Foreign, InUse, NoSpace, NotFo
 from daemon.record import Inventory, Record, State, Volume, Wanted
 from host.command import MissingTool
 from lvm import Lvm
+
+log = logging.getLogger(__name__)
 
 _POOL_SHARE_PERCENT = 90
 """Of a group's free extents, for the data of a thin pool that we make. The rest holds its metadata and the spare of it,
@@ -56,16 +59,14 @@ class LvmBackend:
             state = await self._report()
             group = state.group(self._group)
             present = state.volume(self._group, self._thin_pool)
-            if present and not present.is_thin_pool:
-                raise Foreign(
-                    f"{self._group}/{self._thin_pool} is not a thin pool: "
-                    "rename it, or set LVM_THIN_POOL to another name"
-                )
-            if group is None or present:
+            if group is None or (present and present.is_thin_pool):
                 return
             extents = group.free // group.extent_size * _POOL_SHARE_PERCENT // 100
-            if not extents:
-                raise NoSpace(self._thin_pool, self._group, group.extent_size, group.free)
+            if present or not extents:
+                # No reason to stop: the node serves the volumes it has, and thick ones.
+                why = "another volume has its name" if present else "nothing is free"
+                log.warning("thin pool %s/%s can't be made: %s", self._group, self._thin_pool, why)
+                return
             await self._lvm.create_pool(self._group, self._thin_pool, extents * group.extent_size)
 
     async def inspect(self) -> Inventory:

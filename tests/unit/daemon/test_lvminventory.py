@@ -1,0 +1,114 @@
+from dataclasses import replace
+
+from daemon.backends.lvminventory import Place, inventory
+from daemon.record import Foreign, Pool, Record, State, Thin
+from lvm import Health, LogicalVolume, VolumeGroup
+from lvm import State as Report
+
+MIB = 1024**2
+EXTENT = 4 * MIB
+GROUP = VolumeGroup("vg", "uuid", 100 * EXTENT, 40 * EXTENT, EXTENT, frozenset(), 0, False)
+PLAIN = LogicalVolume(
+    name="pvc-1",
+    group="vg",
+    uuid="u",
+    size=10 * EXTENT,
+    tags=frozenset(),
+    path="/dev/vg/pvc-1",
+    layout=frozenset({"linear"}),
+    pool="",
+    active=True,
+    suspended=False,
+    open=False,
+    health=Health.OK,
+    data_percent=None,
+    metadata_percent=None,
+    metadata_size=0,
+    sync_percent=None,
+)
+
+
+def record(pv: str) -> Record:
+    return Record(pv, "uid", "Delete", "ext4", State.READY)
+
+
+def ours(pv: str, **changes: object) -> LogicalVolume:
+    return replace(PLAIN, name=pv, tags=record(pv).to_tags() | {"backup"}, **changes)  # type: ignore[arg-type]
+
+
+def thin(volume: LogicalVolume, pool: str = "pool") -> LogicalVolume:
+    return replace(volume, pool=pool, layout=frozenset({"thin", "sparse"}))
+
+
+POOL = replace(
+    PLAIN, name="pool", layout=frozenset({"thin", "pool"}), size=20 * EXTENT, data_percent=12.5, metadata_percent=1.0
+)
+
+
+def report(*volumes: LogicalVolume, groups: tuple[VolumeGroup, ...] = (GROUP,)) -> Report:
+    return Report(groups, volumes, ())
+
+
+def test_ours_by_mark_alone() -> None:
+    found = inventory(report(ours("pvc-1"), replace(PLAIN, name="pvc-2")), "vg")
+    assert [(volume.record, volume.size, volume.pool) for volume in found.volumes] == [
+        (record("pvc-1"), 10 * EXTENT, "vg")
+    ]
+    assert found.foreign == [Foreign("pvc-2", "vg", 10 * EXTENT)]
+    assert found.pool("vg") == Pool("vg", 100 * EXTENT, 40 * EXTENT, 10 * EXTENT, EXTENT)
+
+
+def test_a_mirror_takes_its_space_twice() -> None:
+    found = inventory(report(ours("pvc-1", layout=frozenset({"raid", "raid1"}))), "vg")
+    assert [pool.ours for pool in found.pools] == [2 * 11 * EXTENT]
+
+
+def test_a_thin_pool_counts_what_it_promised_to_anybody() -> None:
+    found = inventory(report(POOL, thin(ours("pvc-1")), thin(replace(PLAIN, name="theirs", size=15 * EXTENT))), "vg")
+    assert found.pool("vg/pool") == Pool("vg/pool", 20 * EXTENT, -5 * EXTENT, 10 * EXTENT, EXTENT, thin=Thin(12.5, 1.0))
+    thick = found.pool("vg")
+    assert thick is not None
+    assert thick.ours == 0
+    assert [volume.pool for volume in found.volumes] == ["vg/pool"]
+    assert [foreign.name for foreign in found.foreign] == ["theirs"]
+
+
+def test_a_missing_or_exported_group_has_no_pool() -> None:
+    assert inventory(report(groups=()), "vg").pool("vg") is None
+    exported = inventory(report(ours("pvc-1"), groups=(replace(GROUP, exported=True),)), "vg")
+    assert (exported.pools, exported.volumes) == ([], [])
+
+
+def test_what_is_in_doubt_is_damaged_and_nothing_else() -> None:
+    half = replace(PLAIN, name="half", tags=frozenset({"elastic-local/record=1"}))
+    renamed = replace(ours("pvc-3"), name="renamed")
+    twin = ours("pvc-4", group="clone")
+    clone = replace(GROUP, name="clone")
+    found = inventory(report(half, renamed, ours("pvc-4"), twin, groups=(GROUP, clone)), "vg")
+    assert found.volumes == []
+    assert found.foreign == []
+    assert [(damaged.name, damaged.pool) for damaged in found.damaged] == [
+        ("half", "vg"),
+        ("renamed", "vg"),
+        ("pvc-4", "vg"),
+        ("pvc-4", "clone"),
+    ]
+
+
+def test_the_system_of_the_node_is_not_told_of() -> None:
+    system = replace(GROUP, name="debian")
+    root = replace(PLAIN, name="root", group="debian")
+    assert inventory(report(root, groups=(GROUP, system)), "vg").foreign == []
+    found = inventory(report(root, ours("pvc-1", group="debian"), groups=(GROUP, system)), "vg")
+    assert [foreign.name for foreign in found.foreign] == ["root"]
+
+
+def test_complaints_of_a_pool_are_those_of_its_volumes() -> None:
+    full = replace(POOL, health=Health.OUT_OF_DATA)
+    found = inventory(report(full, thin(ours("pvc-1")), ours("pvc-2", health=Health.PARTIAL)), "vg")
+    assert [volume.health for volume in found.volumes] == ["thin pool pool: out_of_data", "partial"]
+
+
+def test_places_and_names_of_pools() -> None:
+    for place in (Place("vg"), Place("vg", "pool")):
+        assert Place.of(str(place)) == place

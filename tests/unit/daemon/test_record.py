@@ -1,0 +1,89 @@
+import string
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract.filesystems import FILESYSTEMS
+from contract.volume import DELETE, RETAIN
+from daemon.record import DamagedRecord, Pool, Record, State, Thin, from_fields, from_tags
+from lvm import names
+
+RECORD = Record("pvc-1", "3f7a9c1e-0001", DELETE, "ext4", State.READY)
+
+RECORDS = st.builds(
+    Record,
+    pv=st.from_regex(r"[a-z0-9]([a-z0-9.-]{0,60}[a-z0-9])?", fullmatch=True),
+    uid=st.uuids().map(str),
+    policy=st.sampled_from([DELETE, RETAIN]),
+    filesystem=st.sampled_from(sorted(FILESYSTEMS)),
+    state=st.sampled_from(State),
+)
+FOREIGN_TAGS = st.text(string.ascii_letters + string.digits + "_+.-/=!:&#", min_size=1).filter(
+    lambda tag: not tag.startswith("elastic-local/")
+)
+
+
+@given(record=RECORDS, foreign=st.sets(FOREIGN_TAGS))
+def test_tags_are_read_back_whatever_else_is_there(record: Record, foreign: set[str]) -> None:
+    assert from_tags(record.to_tags() | foreign) == record
+    assert from_fields(record.to_fields()) == record
+    assert from_tags(foreign) is None
+
+
+@given(record=RECORDS)
+def test_lvm_takes_the_tags(record: Record) -> None:
+    for tag in record.to_tags():
+        names.tag(tag)
+
+
+@given(record=RECORDS, data=st.data())
+def test_a_record_with_a_part_missing_or_twice_is_damaged_or_foreign(record: Record, data: st.DataObject) -> None:
+    lost = data.draw(st.sampled_from(sorted(record.to_tags())))
+    rest = record.to_tags() - {lost}
+    if lost.startswith("elastic-local/record="):
+        assert from_tags(rest) is None
+    else:
+        with pytest.raises(DamagedRecord, match="has no"):
+            from_tags(rest)
+    with pytest.raises(DamagedRecord, match="more than one value"):
+        from_tags(record.to_tags() | {lost.partition("=")[0] + "=another"})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("record", "2"),
+        ("pv", "../etc"),
+        ("pv", "-pvc"),
+        ("pv", ""),
+        ("uid", "a b"),
+        ("policy", "Recycle"),
+        ("filesystem", "vfat"),
+        ("state", "removed"),
+        ("state", 1),
+    ],
+)
+def test_what_we_never_write_is_damage(field: str, value: object) -> None:
+    with pytest.raises(DamagedRecord):
+        from_fields({**RECORD.to_fields(), field: value})
+
+
+def test_a_change_of_state_changes_one_tag() -> None:
+    assert len(RECORD.to_tags() ^ replace(RECORD, state=State.FORMATTING).to_tags()) == 2
+
+
+def test_allocatable_stays_when_a_volume_is_made() -> None:
+    before = Pool("group", size=100, free=60, ours=30, granularity=1)
+    after = replace(before, free=40, ours=50)
+    assert before.allocatable() == after.allocatable() == 90
+    assert (before.available(), after.available()) == (60, 40)
+    assert before.allocatable(3.0) == 90
+
+
+def test_a_thin_pool_may_be_promised_beyond_its_size() -> None:
+    pool = Pool("group/pool", size=100, free=-20, ours=90, granularity=1, thin=Thin(12.0, 3.0))
+    assert pool.allocatable(2.0) == 170  # twice its size, less the 30 that others were promised
+    assert pool.available(2.0) == 80
+    assert pool.available() == -20
