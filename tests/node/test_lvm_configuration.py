@@ -1,0 +1,37 @@
+"""The lvm.conf that we write, read by LVM itself. No device-mapper needed."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from lvm import Lvm, configuration
+
+
+def lvmconfig(folder: Path, *arguments: str) -> str:
+    environment = {**os.environ, "LVM_SYSTEM_DIR": str(folder), "LVM_SUPPRESS_FD_WARNINGS": "1"}
+    command = ["lvm", "lvmconfig", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+
+
+@pytest.mark.parametrize("udev", [True, False])
+def test_lvm_knows_every_setting(tmp_path: Path, udev: bool) -> None:
+    configuration.write(tmp_path, configuration.text(udev=udev))
+    assert "valid" in lvmconfig(tmp_path, "--validate")
+    assert lvmconfig(tmp_path, "global/use_aio").strip() == "use_aio=0"
+    assert lvmconfig(tmp_path, "devices/hints").strip() == 'hints="none"'
+
+
+def test_udev_is_waited_for_only_where_it_runs(tmp_path: Path) -> None:
+    for udev in (True, False):
+        configuration.write(tmp_path, configuration.text(udev=udev))
+        for setting in ("activation/udev_sync", "activation/udev_rules"):
+            _, _, value = lvmconfig(tmp_path, "--type=full", setting).strip().partition("=")
+            assert value == str(int(udev))
+
+
+async def test_a_node_without_any_group_is_a_normal_state(tmp_path: Path) -> None:
+    state = await Lvm(tmp_path / "not" / "there" / "yet").report()
+    assert state.group("elastic-local-vg") is None
+    assert state.volume("elastic-local-vg", "pvc-1") is None

@@ -1,0 +1,52 @@
+import pytest
+
+from lvm import AlreadyExists, BadName, InUse, LvmError, NoSpace, NotFound, errors
+
+COMMAND = "lvm lvcreate --name=one vg"
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ('Volume group "vg" has insufficient free space (1966 extents): 23842 required.', NoSpace),
+        ("Insufficient free space: 3140 extents needed, but only 1966 available", NoSpace),
+        ("Insufficient suitable allocatable extents for logical volume rb: 104 more required", NoSpace),
+        ("Number of stripes (4) must not exceed number of physical volumes (3)", NoSpace),
+        ("Cannot create new thin volume, free space in thin pool vg/pool reached threshold.", NoSpace),
+        ('Volume group "novg" not found', NotFound),
+        ('Failed to find logical volume "vg/nope"', NotFound),
+        ("Logical volume nope not found in volume group vg.", NotFound),
+        ("Pool nopool not found in Volume group vg.", NotFound),
+        ("No device found for /dev/nodisk.", NotFound),
+        ('Logical Volume "one" already exists in volume group "vg"', AlreadyExists),
+        ("Logical volume pool already exists in Volume group vg.", AlreadyExists),
+        ("/dev/vg: already exists in filesystem", AlreadyExists),
+        ("Logical volume vg/one contains a filesystem in use.", InUse),
+        ("Logical volume vg/one in use.", InUse),
+        ("Logical volume vg/one is used by another device.", InUse),
+        ("Physical volume '/dev/loop0' is already in volume group 'vg'", InUse),
+        ("Can't open /dev/loop3 exclusively. Mounted filesystem?", InUse),
+        ("Aborted wiping of ext4.", InUse),
+        ('Names starting "snapshot" are reserved. Please choose a different LV name.', BadName),
+        ('Logical volume name "a b" is invalid.', BadName),
+        ("device-mapper: reload ioctl on  (254:5) failed: Invalid argument", LvmError),
+        ("Logical volume vg/already-exists is not a thin pool.", LvmError),
+        ("thin_check: execvp failed: not found", LvmError),
+    ],
+)
+def test_what_lvm_says_becomes_a_type(message: str, kind: type[LvmError]) -> None:
+    error = errors.explain(COMMAND, 5, [message])
+    assert type(error) is kind
+    assert (error.command, error.exit_code, error.words) == (COMMAND, 5, message)
+    assert str(error) == f"{message} ({COMMAND}: exit code 5)"
+
+
+def test_the_first_known_message_decides_and_all_are_told() -> None:
+    messages = ['Volume group "vg" not found', "Cannot process volume group vg", "Cannot process volume group vg"]
+    error = errors.explain(COMMAND, 5, messages)
+    assert type(error) is NotFound
+    assert error.words == 'Volume group "vg" not found; Cannot process volume group vg'
+
+
+def test_silence_is_said() -> None:
+    assert errors.explain(COMMAND, 5, []).words == "LVM gave no reason"

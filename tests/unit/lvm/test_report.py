@@ -1,0 +1,124 @@
+"""Output as lvm2 2.03.16 printed it, shortened to the fields that are read."""
+
+from typing import Any
+
+import pytest
+
+from host.command import Completed
+from lvm import Health, report
+from lvm.records import State
+
+STATE = """\
+  WARNING: VG vg was previously updated while a PV was missing.
+  {
+      "report": [
+          {
+              "vg": [
+                  {"vg_name":"vg", "vg_uuid":"zn5XAH", "vg_size":"9651093504", "vg_free":"4194304", "vg_extent_size":"4194304", "vg_tags":"rack=7,ssd", "vg_missing_pv_count":"1", "vg_exported":""}
+              ]
+              ,
+              "pv": [
+                  {"pv_name":"/dev/loop0", "pv_uuid":"MvOjnu", "pv_size":"3217031168", "pv_free":"0", "pv_missing":"", "pv_tags":""},
+                  {"pv_name":"[unknown]", "pv_uuid":"zkqNqi", "pv_size":"3217031168", "pv_free":"4194304", "pv_missing":"missing", "pv_tags":"slow"}
+              ]
+              ,
+              "lv": [
+                  {"lv_name":"one", "lv_uuid":"wJc4DD", "lv_size":"1073741824", "lv_tags":"elastic-local/pv=one,x", "lv_path":"/dev/vg/one", "lv_layout":"linear", "pool_lv":"", "lv_active":"active", "lv_suspended":"", "lv_device_open":"open", "lv_health_status":"", "data_percent":"", "metadata_percent":"", "lv_metadata_size":"", "copy_percent":""},
+                  {"lv_name":"pool", "lv_uuid":"vKt0el", "lv_size":"8191475712", "lv_tags":"", "lv_path":"", "lv_layout":"thin,pool", "pool_lv":"", "lv_active":"active", "lv_suspended":"", "lv_device_open":"", "lv_health_status":"out_of_data", "data_percent":"100.00", "metadata_percent":"10.74", "lv_metadata_size":"8388608", "copy_percent":""},
+                  {"lv_name":"thin", "lv_uuid":"s7PLAE", "lv_size":"109051904", "lv_tags":"", "lv_path":"/dev/vg/thin", "lv_layout":"thin,sparse", "pool_lv":"pool", "lv_active":"", "lv_suspended":"suspended", "lv_device_open":"unknown", "lv_health_status":"", "data_percent":"", "metadata_percent":"", "lv_metadata_size":"", "copy_percent":""},
+                  {"lv_name":"mirror", "lv_uuid":"KbBvLS", "lv_size":"4194304", "lv_tags":"", "lv_path":"/dev/vg/mirror", "lv_layout":"raid,raid1", "pool_lv":"", "lv_active":"active", "lv_suspended":"", "lv_device_open":"", "lv_health_status":"partial", "data_percent":"", "metadata_percent":"", "lv_metadata_size":"", "copy_percent":"62.50"}
+              ]
+              ,
+              "pvseg": [ {"pvseg_start":"0"} ] ,
+              "seg": [ {"seg_type":"linear"} ]
+          }
+          ,
+          {
+              "pv": [
+                  {"pv_name":"/dev/loop4", "pv_uuid":"tTGelc", "pv_size":"67108864", "pv_free":"67108864", "pv_missing":"", "pv_tags":""}
+              ]
+          }
+      ]
+      ,
+      "log": [
+      ]
+  }
+"""  # noqa: E501  the rows are LVM's
+
+
+def printed(stdout: str = "", stderr: str = "", exit_code: int = 0) -> Completed:
+    return Completed(("lvm", "fullreport"), exit_code, stdout, stderr, 0.1)
+
+
+@pytest.fixture
+def state() -> State:
+    return report.state(printed(STATE))
+
+
+def test_groups_and_devices(state: State) -> None:
+    (group,) = state.groups
+    assert (group.name, group.size, group.free, group.extent_size) == ("vg", 9651093504, 4194304, 4194304)
+    assert group.tags == {"rack=7", "ssd"}
+    assert (group.missing_devices, group.exported) == (1, False)
+    assert [(device.path, device.group, device.missing) for device in state.devices] == [
+        ("/dev/loop0", "vg", False),
+        ("[unknown]", "vg", True),
+        ("/dev/loop4", "", False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("one", {"active": True, "open": True, "health": Health.OK, "is_thin": False, "data_percent": None}),
+        (
+            "pool",
+            {
+                "is_thin_pool": True,
+                "is_thin": False,
+                "health": Health.OUT_OF_DATA,
+                "data_percent": 100.0,
+                "metadata_percent": 10.74,
+                "metadata_size": 8388608,
+                "path": "",
+            },
+        ),
+        ("thin", {"is_thin": True, "pool": "pool", "active": False, "suspended": True, "open": False}),
+        ("mirror", {"health": Health.PARTIAL, "sync_percent": 62.5, "layout": {"raid", "raid1"}}),
+    ],
+)
+def test_volumes(state: State, name: str, expected: dict[str, Any]) -> None:
+    volume = state.volume("vg", name)
+    assert {attribute: getattr(volume, attribute) for attribute in expected} == expected
+
+
+def test_a_health_of_a_newer_lvm_is_unknown_and_no_error() -> None:
+    newer = report.state(printed(STATE.replace('"partial"', '"on holiday"'))).volume("vg", "mirror")
+    assert newer is not None
+    assert newer.health is Health.UNKNOWN
+
+
+@pytest.mark.parametrize("text", ["", '  {\n      "report": [\n      ]\n      ,\n      "log": [\n      ]\n  }\n'])
+def test_a_node_without_lvm_devices_is_empty(text: str) -> None:
+    assert report.state(printed(text)) == State((), (), ())
+
+
+def test_errors_are_those_of_the_log() -> None:
+    failed = """\
+  Using default stripesize 65536.
+  {
+      "log": [
+          {"log_seq_num":"1", "log_type":"warn", "log_message":"WARNING: all is not well"},
+          {"log_seq_num":"2", "log_type":"error", "log_message":"Logical Volume \\"one\\" already exists in volume group \\"vg\\""},
+          {"log_seq_num":"3", "log_type":"status", "log_message":"failure"}
+      ]
+  }
+"""  # noqa: E501
+    assert report.errors(printed(failed, stderr="  noise\n", exit_code=5)) == [
+        'Logical Volume "one" already exists in volume group "vg"'
+    ]
+
+
+def test_a_command_line_that_lvm_does_not_take_has_no_log() -> None:
+    said = '  Names including "_tdata" are reserved.\n  Run `lvcreate --help\' for more information.\n'
+    assert report.errors(printed(stderr=said, exit_code=3))[0] == 'Names including "_tdata" are reserved.'
