@@ -85,7 +85,7 @@ _MEANINGS: tuple[tuple[type[LvmError], re.Pattern[str]], ...] = (
         BadName,
         re.compile(
             r"^names (starting|including) \S+ are reserved"
-            r"|name ".*" is invalid|^invalid argument for --(name|addtag|deltag)"
+            r"|name \S.* is invalid|^invalid argument for --(name|addtag|deltag)"
             r"|^name \S+ too long",
             re.IGNORECASE,
         ),
