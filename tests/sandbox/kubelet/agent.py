@@ -174,7 +174,10 @@ class Kubelet:
         }
         status = {
             "conditions": [ready],
-            "addresses": [{"type": "InternalIP", "address": _ADDRESS}, {"type": "Hostname", "address": self._identity.name}],
+            "addresses": [
+                {"type": "InternalIP", "address": _ADDRESS},
+                {"type": "Hostname", "address": self._identity.name},
+            ],
             "capacity": amounts,
             "allocatable": amounts,
             "nodeInfo": {
@@ -185,7 +188,7 @@ class Kubelet:
                 "osImage": "sandbox",
                 "containerRuntimeVersion": "sandbox://1",
             },
-        }  # fmt: skip
+        }
         await self._cluster.patch(NODES, self._identity.name, {"status": status}, subresource="status")
 
 

@@ -1,0 +1,100 @@
+"""A node of the sandbox: its folders, its kubelet and its daemon. Several share this machine."""
+
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from contract import names
+from tests.sandbox.programs import Program, answers, says
+
+COMMAND = str(Path(sys.executable).with_name("elastic-local"))
+_DRIVER_KINDS = {"loop": "LOOP", "folder": "BINDMOUNT"}
+
+
+@dataclass(frozen=True)
+class NodeSpec:
+    name: str
+    hostname: str = ""
+    """Value of the hostname label. Empty: as the name, which on many clouds it is not."""
+    backend: Literal["loop", "folder"] = "loop"
+    capacity: str = "1Gi"
+    """What the node's volumes may take together, a Kubernetes quantity."""
+
+
+class Node:
+    """The programs are `kubelet` and `daemon`."""
+
+    def __init__(self, spec: NodeSpec, folder: Path, kubeconfig: Path, logs: Path, lifeline: int) -> None:
+        self.name = spec.name
+        self.hostname = spec.hostname or spec.name
+        self.spec = spec
+        self.folder = folder
+        self.kubelet_root = folder / "kubelet"
+        self.plugins = folder / "plugins"
+        self.staging = folder / "staging"
+        self.data = folder / "data"
+        self.socket = folder / "socket"
+        self.driver = self.plugins / names.DRIVER_FOLDER / names.DRIVER_NAME
+        self._address = f"127.0.0.1:{free_port()}"
+        self.url = f"http://{self._address}"
+        """Of the daemon's metrics and health."""
+        self.kubelet = self._kubelet(kubeconfig, logs, lifeline)
+        self.daemon = self._daemon(kubeconfig, logs)
+
+    def make_folders(self) -> None:
+        for path in (self.kubelet_root, self.plugins, self.staging, self.data):
+            path.mkdir(parents=True, exist_ok=True)
+
+    def volume_folder(self, pod_uid: str, name: str) -> Path:
+        """Where the kubelet has our driver mount the volume `name` for a pod."""
+        return self.kubelet_root / "pods" / pod_uid / "volumes" / names.DRIVER_FOLDER / name
+
+    def container_log(self, pod_uid: str, container: str) -> Path:
+        return self.kubelet_root / "pods" / pod_uid / "containers" / container / "log"
+
+    def _kubelet(self, kubeconfig: Path, logs: Path, lifeline: int) -> Program:
+        return Program(
+            name=f"kubelet of {self.name}",
+            argv=[
+                *(sys.executable, "-m", "tests.sandbox.kubelet"),
+                *("--node", self.name),
+                *("--hostname", self.hostname),
+                *("--kubeconfig", str(kubeconfig)),
+                *("--root", str(self.kubelet_root)),
+                *("--plugin-dir", str(self.plugins)),
+                *("--lifeline", str(lifeline)),
+                *("--env", f"{names.SOCKET_VARIABLE}={self.socket}"),
+            ],
+            log=logs / f"kubelet-{self.name}.log",
+            ready=says("is ready"),
+            descriptors=[lifeline],
+        )
+
+    def _daemon(self, kubeconfig: Path, logs: Path) -> Program:
+        return Program(
+            name=f"daemon of {self.name}",
+            argv=[COMMAND, "daemon"],
+            log=logs / f"daemon-{self.name}.log",
+            ready=answers(f"{self.url}/readyz"),
+            environment={
+                "NODE_NAME": self.name,
+                "DRIVER_KIND": _DRIVER_KINDS[self.spec.backend],
+                "CAPACITY": self.spec.capacity,
+                names.SOCKET_VARIABLE: str(self.socket),
+                "STAGING_DIR": str(self.staging),
+                "KUBELET_ROOT": str(self.kubelet_root),
+                "DATA_DIR": str(self.data),
+                "LISTEN_ADDRESS": self._address,
+                "KUBECONFIG": str(kubeconfig),
+            },
+        )
+
+
+def free_port() -> int:
+    """A port of the loopback address that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

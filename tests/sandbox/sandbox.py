@@ -1,0 +1,193 @@
+"""A cluster on one machine: real daemons, the real driver and provisioner, real mounts under a small control plane.
+
+    async with Sandbox(folder, [NodeSpec("one"), NodeSpec("two", hostname="host-2")]) as sandbox:
+        await sandbox.kubectl("apply", "-f", "deploy/samples")
+
+Must be entered in a mount namespace of its own (mountspace.enter_private), so that no mount outlives the caller. All
+programs start at once; each copes with the others' absence, as they do in a cluster.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import yaml
+
+from kube.client import Cluster
+from tests.sandbox import mountspace
+from tests.sandbox.nodes import COMMAND, Node, NodeSpec, free_port
+from tests.sandbox.programs import REPOSITORY, Program, answers, says, start_all
+from tests.sandbox.waiting import NeverHappened, until
+
+Json = dict[str, Any]
+
+BASE = REPOSITORY / "deploy" / "base"
+SAMPLES = REPOSITORY / "deploy" / "samples"
+
+_STOP_SECONDS = 5.0
+_CLEAN_SECONDS = 15.0
+
+
+class KubectlFailed(Exception):
+    """kubectl ended with another exit code than 0; the text is its error output."""
+
+
+class Sandbox:
+    """Programs: `apiserver`, `controlplane`, `provisioners`, and of each of `nodes` its `kubelet` and `daemon`."""
+
+    def __init__(self, folder: Path, nodes: Sequence[NodeSpec], provisioners: int = 1) -> None:
+        """`folder` must exist, be empty, and have a short path: sockets are made in it."""
+        self.folder = folder.resolve()
+        self.kubeconfig = self.folder / "kubeconfig"
+        self.logs = self.folder / "logs"
+        self._state = self.folder / "nodes"
+        # Only this process has the other end: when it is gone, so are the containers (kubelet/shim.py).
+        self._lifeline, self._our_end = os.pipe()
+        self.nodes = {
+            spec.name: Node(spec, self._state / spec.name, self.kubeconfig, self.logs, self._lifeline) for spec in nodes
+        }
+        self.apiserver = self._apiserver()
+        self.controlplane = Program(
+            name="control plane",
+            argv=[sys.executable, "-m", "tests.sandbox.controlplane", "--kubeconfig", str(self.kubeconfig)],
+            log=self.logs / "controlplane.log",
+            ready=says("is ready"),
+        )
+        self.provisioners = [self._provisioner(number) for number in range(1, provisioners + 1)]
+        self._api: Cluster | None = None
+
+    @property
+    def api(self) -> Cluster:
+        assert self._api is not None, "the sandbox was not entered"
+        return self._api
+
+    @property
+    def programs(self) -> list[Program]:
+        nodes = self.nodes.values()
+        return [
+            *(node.kubelet for node in nodes),
+            *self.provisioners,
+            *(node.daemon for node in nodes),
+            self.controlplane,
+            self.apiserver,
+        ]
+
+    async def __aenter__(self) -> "Sandbox":
+        self._state.mkdir()
+        mountspace.mount_memory(self._state)
+        for node in self.nodes.values():
+            node.make_folders()
+        try:
+            await self.apiserver.start()
+            self._api = await Cluster.connect(str(self.kubeconfig), program="sandbox")
+            first = [self.controlplane, *(node.kubelet for node in self.nodes.values())]
+            for program in first:
+                program.launch()
+            await asyncio.gather(
+                self.kubectl("apply", "-k", str(BASE)), *(self.install_driver(node) for node in self.nodes.values())
+            )
+            await asyncio.gather(
+                start_all([*self.provisioners, *(node.daemon for node in self.nodes.values())]),
+                *(program.wait_ready() for program in first),
+            )
+        except BaseException:
+            await self._tear_down()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._tear_down()
+
+    async def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
+        """What kubectl prints. Raises KubectlFailed."""
+        process = await asyncio.create_subprocess_exec(
+            "kubectl",
+            *arguments,
+            stdin=asyncio.subprocess.DEVNULL if stdin is None else asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=os.environ | {"KUBECONFIG": str(self.kubeconfig), "HOME": str(self.folder)},
+        )
+        output, errors = await process.communicate(None if stdin is None else stdin.encode())
+        if process.returncode != 0:
+            raise KubectlFailed(f"kubectl {' '.join(arguments)}: {errors.decode().strip()}")
+        return output.decode()
+
+    async def apply(self, *objects: Json) -> None:
+        """kubectl apply, for objects made in Python."""
+        await self.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(objects))
+
+    async def install_driver(self, node: Node) -> None:
+        """What the daemon's pod does on a node before the daemon starts."""
+        process = await asyncio.create_subprocess_exec(
+            COMMAND, "flexdriver", "install", "--plugin-dir", str(node.plugins), "--interpreter", sys.executable,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+        output, _ = await process.communicate()
+        assert process.returncode == 0, output.decode()
+
+    def node_of(self, pod: Json) -> Node:
+        """The node that a pod is bound to."""
+        return self.nodes[pod["spec"]["nodeName"]]
+
+    def _apiserver(self) -> Program:
+        port = free_port()
+        return Program(
+            name="API server",
+            argv=[
+                *(sys.executable, "-m", "tests.sandbox.apiserver"),
+                *("--port", str(port)),
+                *("--data", str(self.folder / "etcd")),
+                *("--kubeconfig", str(self.kubeconfig)),
+            ],
+            log=self.logs / "apiserver.log",
+            ready=answers(f"http://127.0.0.1:{port}/readyz"),
+        )
+
+    def _provisioner(self, number: int) -> Program:
+        address = f"127.0.0.1:{free_port()}"
+        return Program(
+            name=f"provisioner {number}",
+            argv=[COMMAND, "provisioner"],
+            log=self.logs / f"provisioner-{number}.log",
+            ready=answers(f"http://{address}/readyz"),
+            environment={
+                "KUBECONFIG": str(self.kubeconfig),
+                "LISTEN_ADDRESS": address,
+                "POD_NAME": f"provisioner-{number}",
+            },
+        )
+
+    async def _tear_down(self) -> None:
+        """End everything; raises NeverHappened when a mount or a loop device stays."""
+        if self._api is not None:
+            await self._api.close()
+        await asyncio.gather(*(program.stop(_STOP_SECONDS) for program in self.programs))
+        os.close(self._our_end)
+        os.close(self._lifeline)
+        try:
+            await until(self._unmounted, what=f"{self._state} has no mounts", seconds=_CLEAN_SECONDS)
+            await until(
+                lambda: not list(mountspace.loop_devices(self._state)),
+                what=f"no loop device has a file in {self._state}",
+                seconds=_CLEAN_SECONDS,
+            )
+        except NeverHappened as error:
+            left = [str(path) for path in mountspace.mounts_below(self._state) if path != self._state]
+            devices = [str(device) for device in mountspace.loop_devices(self._state)]
+            raise NeverHappened(f"{error}; left are mounts {left} and loop devices {devices}") from None
+        mountspace.unmount(self._state)
+
+    def _unmounted(self) -> bool:
+        """Containers take a moment to die, and until then their volumes are busy."""
+        try:
+            mountspace.unmount_all(self._state)
+        except OSError:
+            return False
+        return True

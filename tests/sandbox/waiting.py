@@ -1,0 +1,29 @@
+"""Waiting, without stopping the event loop, for what has to become true by itself."""
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+_PAUSE = 0.02
+
+
+class NeverHappened(AssertionError):
+    """What was waited for did not come true in time."""
+
+
+async def until(condition: Callable[[], Any], *, what: str = "", seconds: float = 30) -> Any:
+    """The first value of `condition`, or of what it has to be awaited for, that is true.
+
+    Raises NeverHappened, naming `what` was waited for."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    while True:
+        value = condition()
+        if inspect.isawaitable(value):
+            value = await value
+        if value:
+            return value
+        if loop.time() > deadline:
+            raise NeverHappened(f"{what or 'the condition'}: still not so after {seconds:g} s")
+        await asyncio.sleep(_PAUSE)
