@@ -1,0 +1,325 @@
+"""The loop and folder backends: what they have in common, crashes at every step included, and what they don't."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from contract.parameters import VolumeParameters
+from daemon.backends import Backend
+from daemon.backends.folder import FolderBackend
+from daemon.backends.loop import LoopBackend
+from daemon.errors import BackendFailed, Damaged, Foreign, InUse, NoSpace, NotFound
+from daemon.record import Foreign as ForeignVolume
+from daemon.record import State, Volume, Wanted
+from host import blockdevice, loopdevice, mounting
+from tests.crashing import crash_before_change
+from tests.waiting import eventually
+
+MIB = 1024**2
+WANTED = Wanted("pvc-1", "uid-1", 8 * MIB, "Delete", VolumeParameters())
+KINDS: dict[str, Callable[[Path, int | None], Backend]] = {"loop": LoopBackend, "folder": FolderBackend}
+both = pytest.mark.parametrize("kind", KINDS)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+async def started(kind: str, data: Path, capacity: int | None = 100 * MIB) -> Backend:
+    """The backend as a new process has it."""
+    backend = KINDS[kind](data, capacity)
+    await backend.establish()
+    return backend
+
+
+async def formatted(backend: Backend, wanted: Wanted = WANTED) -> Volume:
+    volume = await backend.create(wanted)
+    return await backend.rewrite(volume, wanted.record(State.READY))
+
+
+def files(data: Path) -> list[str]:
+    return sorted(path.name for path in data.iterdir())
+
+
+def write(place: Path) -> None:
+    if place.is_dir():
+        (place / "tree").mkdir()
+        (place / "tree" / "file").write_text("data")
+    else:
+        descriptor = os.open(place, os.O_RDWR)
+        os.pwrite(descriptor, b"data", 0)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+def holds_data(place: Path) -> bool:
+    if place.is_dir():
+        return (place / "tree" / "file").exists()
+    with place.open("rb") as file:
+        return file.read(4) == b"data"
+
+
+@both
+async def test_life_of_a_volume(kind: str, data: Path) -> None:
+    backend = await started(kind, data)
+    volume = await backend.create(WANTED)
+    assert volume.record == WANTED.record(State.FORMATTING if backend.on_devices else State.READY)
+    assert volume.size == 8 * MIB
+    volume = await backend.rewrite(volume, WANTED.record(State.READY))
+    volume = await backend.rewrite(volume, replace(volume.record, policy="Retain"))
+    assert (await backend.inspect()).volume("pvc-1") == volume
+    volume = await backend.extend(volume, 12 * MIB)
+    assert volume.size == 12 * MIB
+    assert await backend.extend(volume, 4 * MIB) == volume
+    restarted = await started(kind, data)
+    inventory = await restarted.inspect()
+    assert list(inventory.volumes) == [volume]
+    assert not [*inventory.foreign, *inventory.damaged]
+    await restarted.remove(volume)
+    await restarted.remove(volume)
+    assert files(data) == []
+    with pytest.raises(NotFound):
+        async with restarted.device(volume):
+            pass
+    with pytest.raises(NotFound):
+        await restarted.rewrite(volume, volume.record)
+
+
+@both
+async def test_room_is_promised_once(kind: str, data: Path) -> None:
+    backend = await started(kind, data, capacity=20 * MIB)
+    pool_name = backend.pool_of(WANTED.parameters)
+    volume = await backend.create(WANTED)
+    pool = (await backend.inspect()).pool(pool_name)
+    assert pool
+    assert (pool.size, pool.ours, pool.free, pool.allocatable()) == (20 * MIB, 8 * MIB, 12 * MIB, 20 * MIB)
+    with pytest.raises(NoSpace, match=r"16Mi of .* 12Mi"):
+        await backend.create(replace(WANTED, pv="pvc-2", size=16 * MIB))
+    with pytest.raises(NoSpace):
+        await backend.extend(volume, 21 * MIB)
+    assert (await backend.inspect()).volume("pvc-2") is None
+    await backend.extend(volume, 20 * MIB)
+
+
+@both
+async def test_without_a_limit_the_filesystem_is_the_limit(kind: str, data: Path) -> None:
+    backend = await started(kind, data, capacity=None)
+    before = (await backend.inspect()).pool(backend.pool_of(WANTED.parameters))
+    figures = os.statvfs(data)
+    assert before
+    assert 0 < before.allocatable() <= figures.f_blocks * figures.f_frsize
+    with pytest.raises(NoSpace):
+        await backend.create(replace(WANTED, size=before.available() * 2))
+
+
+@both
+async def test_the_name_is_taken(kind: str, data: Path) -> None:
+    backend = await started(kind, data)
+    await formatted(backend)
+    with pytest.raises(Foreign, match="uid-1, ready"):
+        await backend.create(WANTED)
+    with pytest.raises(Foreign, match="uid-1"):
+        await backend.create(replace(WANTED, uid="uid-2"))
+    namesake = Volume(replace(WANTED, uid="uid-2").record(State.READY), 8 * MIB, kind)
+    with pytest.raises(NotFound):
+        await backend.rewrite(namesake, namesake.record)
+    await backend.remove(namesake)
+    assert (await backend.inspect()).volume("pvc-1")
+
+
+@both
+async def test_what_has_no_record_is_foreign(kind: str, data: Path) -> None:
+    backend = await started(kind, data)
+    foreign = data / ("pvc-1.img" if kind == "loop" else "pvc-1.folder")
+    if kind == "loop":
+        foreign.write_bytes(b"data")
+    else:
+        foreign.mkdir()
+        write(foreign)
+    inventory = await backend.inspect()
+    assert list(inventory.foreign) == [ForeignVolume(foreign.name, kind, 4 if kind == "loop" else 0)]
+    with pytest.raises(Foreign, match="move it away"):
+        await backend.create(WANTED)
+    await backend.remove(Volume(WANTED.record(State.READY), 4, kind))
+    assert holds_data(foreign)
+    assert files(data) == [foreign.name]
+
+
+@both
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"record": "1"}', '{"record": "9", "pv": "pvc-1"}'])
+async def test_a_broken_record_is_told_and_left_alone(kind: str, data: Path, text: str) -> None:
+    backend = await started(kind, data)
+    volume = await formatted(backend)
+    (data / "pvc-1.json").write_text(text)
+    inventory = await (await started(kind, data)).inspect()
+    assert not [*inventory.volumes, *inventory.foreign]
+    (damaged,) = inventory.damaged
+    assert damaged.name == "pvc-1"
+    with pytest.raises(Damaged, match="restore"):
+        await backend.create(WANTED)
+    with pytest.raises(Damaged, match="restore"):
+        await backend.remove(volume)
+    assert len(files(data)) == 2
+    assert (data / "pvc-1.json").read_text() == text
+
+
+@both
+async def test_a_record_under_another_name_is_damaged(kind: str, data: Path) -> None:
+    backend = await started(kind, data)
+    await formatted(backend)
+    (data / "pvc-1.json").rename(data / "pvc-2.json")
+    inventory = await backend.inspect()
+    assert [damaged.name for damaged in inventory.damaged] == ["pvc-2"]
+    assert len(list(inventory.foreign)) == 1
+
+
+@both
+async def test_data_that_vanished_is_damage_and_not_an_empty_volume(kind: str, data: Path) -> None:
+    backend = await started(kind, data)
+    await formatted(backend)
+    if kind == "loop":
+        (data / "pvc-1.img").unlink()
+    else:
+        (data / "pvc-1.folder").rmdir()
+    inventory = await backend.inspect()
+    assert list(inventory.volumes) == []
+    assert "its data is gone" in next(iter(inventory.damaged)).reason
+
+
+@both
+async def test_a_folder_that_can_not_be_written_is_told(kind: str, data: Path) -> None:
+    data.parent.joinpath("data").write_text("a file is in the way")
+    with pytest.raises(BackendFailed, match="administrator"):
+        await started(kind, data)
+
+
+MOST_CHANGES = 15
+every_crash = pytest.mark.parametrize("changes", range(MOST_CHANGES + 1))
+
+
+@both
+@every_crash
+async def test_killed_while_creating(kind: str, data: Path, changes: int) -> None:
+    backend = await started(kind, data)
+    with crash_before_change(changes, data) as death:
+        await backend.create(WANTED)
+    assert not (death.came and changes == MOST_CHANGES), "try more of them"
+    backend = await started(kind, data)
+    inventory = await backend.inspect()
+    assert not [*inventory.foreign, *inventory.damaged]
+    found = inventory.volume("pvc-1")
+    if found is None:
+        assert files(data) == []
+    if found is None or found.record.state is State.FORMATTING:
+        volume = await backend.create(WANTED)
+        assert volume.size == 8 * MIB
+        found = volume
+    async with backend.device(found) as place:
+        write(place)
+        assert holds_data(place)
+    await removed(backend, found)
+    assert files(data) == []
+
+
+@both
+@every_crash
+async def test_killed_while_removing(kind: str, data: Path, changes: int) -> None:
+    backend = await started(kind, data)
+    volume = await formatted(backend)
+    async with backend.device(volume) as place:
+        write(place)
+    with crash_before_change(changes, data) as death:
+        await removed(backend, volume)
+    assert not (death.came and changes == MOST_CHANGES), "try more of them"
+    backend = await started(kind, data)
+    inventory = await backend.inspect()
+    assert not [*inventory.foreign, *inventory.damaged]
+    found = inventory.volume("pvc-1")
+    if found is None:
+        assert files(data) == []
+        return
+    if found.record.state is State.READY:
+        async with backend.device(found) as place:
+            assert holds_data(place)
+    else:
+        # Somebody wants it again before the removal was done: it comes back whole and without the old data.
+        again = await backend.create(WANTED)
+        assert again.size == 8 * MIB
+        if kind == "folder":
+            async with backend.device(again) as place:
+                assert list(place.iterdir()) == []
+        found = again
+    await removed(backend, found)
+    assert files(data) == []
+
+
+@both
+@pytest.mark.parametrize("changes", range(4))
+async def test_killed_while_rewriting(kind: str, data: Path, changes: int) -> None:
+    backend = await started(kind, data)
+    volume = await formatted(backend)
+    after = replace(volume.record, policy="Retain")
+    with crash_before_change(changes, data):
+        await backend.rewrite(volume, after)
+    backend = await started(kind, data)
+    found = (await backend.inspect()).volume("pvc-1")
+    assert found
+    assert found.record in (volume.record, after)
+    assert (found.record == after) == (changes >= 2)
+
+
+async def removed(backend: Backend, volume: Volume) -> None:
+    """Waits until the kernel has let go of the loop device: a program that scans devices may hold it for a moment."""
+    if isinstance(backend, LoopBackend):
+        image = backend._image(volume.pv)
+        eventually(lambda: not image.exists() or loopdevice.find(image) is None)
+    await backend.remove(volume)
+
+
+async def test_sizes_of_images_are_whole_blocks(data: Path) -> None:
+    backend = await started("loop", data)
+    for asked, made in ((1, 4096), (4096, 4096), (4097, 8192), (8 * MIB, 8 * MIB)):
+        volume = await backend.create(replace(WANTED, pv=f"pvc-{asked}", size=asked))
+        assert volume.size == made
+        async with backend.device(volume) as device:
+            assert blockdevice.size(device) == made
+
+
+async def test_images_are_sparse_and_for_root_alone(data: Path) -> None:
+    await (await started("loop", data)).create(WANTED)
+    status = (data / "pvc-1.img").stat()
+    assert status.st_blocks == 0
+    assert status.st_mode & 0o077 == 0
+    assert data.stat().st_mode & 0o077 == 0
+
+
+async def test_a_loop_volume_in_use_stays_and_grows(data: Path) -> None:
+    backend = await started("loop", data)
+    volume = await formatted(backend)
+    async with backend.device(volume) as device:
+        with pytest.raises(InUse, match=str(device)):
+            await backend.remove(volume)
+        assert (await backend.inspect()).volume("pvc-1") == volume
+        volume = await backend.extend(volume, 9 * MIB)
+        assert blockdevice.size(device) == 9 * MIB
+        # As after a crash between growing the image and telling the device.
+        os.truncate(data / "pvc-1.img", 10 * MIB)
+        await backend.extend(volume, 10 * MIB)
+        assert blockdevice.size(device) == 10 * MIB
+
+
+async def test_a_folder_with_a_mount_inside_stays(data: Path, tmp_path: Path) -> None:
+    backend = await started("folder", data)
+    volume = await formatted(backend)
+    inside = data / "pvc-1.folder" / "inside"
+    inside.mkdir()
+    mounting.bind(tmp_path, inside)
+    with pytest.raises(InUse, match="inside"):
+        await backend.remove(volume)
+    assert (await backend.inspect()).volume("pvc-1") == volume
+    mounting.unmount(inside)
+    await backend.remove(volume)
