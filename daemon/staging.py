@@ -46,15 +46,12 @@ class Staging:
 
     def users(self, pv: str) -> list[Mount]:
         """All mounts that show the volume or a part of it, but for the staging mount: pod folders and the kubelet's
-        mounts for subPath. A pod's folder that bears its name counts even if somebody took the staging mount away."""
+        mounts for subPath. If somebody took the staging mount away, the pod folders that bear its name."""
         table = mounttable.read()
         staged = top(table, self.path(pv))
-        return [
-            mount
-            for mount in table
-            if mount.path != str(self.path(pv))
-            and (mount.path.endswith(f"/{names.DRIVER_FOLDER}/{pv}") or (staged and is_part(mount, staged)))
-        ]
+        if staged is None:
+            return [mount for mount in table if mount.path.endswith(f"/{names.DRIVER_FOLDER}/{pv}")]
+        return [mount for mount in table if is_part(mount, staged) and mount.path != staged.path]
 
     def release(self, pv: str) -> None:
         """Unmounts the staging path and removes it, mounted or not. Raises InUse, naming who uses it."""

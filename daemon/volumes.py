@@ -191,7 +191,15 @@ class Volumes:
             await filesystem.mount(kind, source, path, options)
             self._fresh.discard(volume.pv)
             if not fresh:
-                await filesystem.grow(kind, source, path)
+                await self._grow_if_possible(kind, source, path)
+
+    async def _grow_if_possible(self, kind: str, device: Path, path: Path) -> None:
+        """Data that could be had is not withheld because there might be more room for it: who asks for the room, asks
+        by expand, and is told there."""
+        try:
+            await filesystem.grow(kind, device, path)
+        except (CommandError, OSError) as error:
+            log.warning("the filesystem at %s stays as it is: %s", path, error)
 
     async def _unmount(self, folder: PodFolder) -> None:
         await asyncio.to_thread(self._staging.unbind, folder)

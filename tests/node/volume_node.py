@@ -1,0 +1,67 @@
+"""One node for the tests of daemon.volumes: a backend, a staging folder, and the folders that a kubelet makes for pods.
+
+A daemon that is killed and started again is a new `Volumes` over the same folders, so tests make as many as they like.
+"""
+
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from contract import names
+from contract.parameters import VolumeParameters
+from contract.volume import DELETE
+from daemon.backends import Backend
+from daemon.podfolder import PodFolder
+from daemon.record import Wanted
+from daemon.room import Promise
+from daemon.volumes import Volumes
+from host import mounting, mounttable
+from host.mounttable import Mount
+
+MIB = 2**20
+
+
+@dataclass
+class Node:
+    """`root` holds everything: what is mounted below it at the end was left behind by the test."""
+
+    root: Path
+    make_backend: Callable[[], Backend]
+    pv: str = field(default_factory=lambda: f"pvc-{uuid.uuid4()}")
+    """Every node has volumes of other names, so that a test that fails with mounts left behind fails alone."""
+
+    def volumes(self, promises: Iterable[Promise] = ()) -> Volumes:
+        """A daemon that starts."""
+        return Volumes(self.make_backend(), self.staging, promises=lambda: promises)
+
+    @property
+    def staging(self) -> Path:
+        return self.root / "staging"
+
+    def folder(self, pv: str = "", pod: str = "") -> PodFolder:
+        """The folder of a new pod, as the kubelet makes it before it calls."""
+        pod = pod or str(uuid.uuid4())
+        kubelet = self.root / "kubelet"
+        path = kubelet / "pods" / pod / "volumes" / names.DRIVER_FOLDER / (pv or self.pv)
+        path.mkdir(mode=0o750, parents=True, exist_ok=True)
+        return PodFolder.parse(str(path), kubelet)
+
+    def wanted(
+        self, size: int = 32 * MIB, *, pv: str = "", uid: str = "uid", policy: str = DELETE, **parameters: object
+    ) -> Wanted:
+        return Wanted(pv or self.pv, uid, size, policy, VolumeParameters(**parameters))  # type: ignore[arg-type]
+
+    def mounts(self) -> list[Mount]:
+        """All that is mounted below the node's folder, the staging mounts first."""
+        return sorted(
+            (mount for mount in mounttable.read() if mount.path.startswith(f"{self.root}/")),
+            key=lambda mount: (not mount.path.startswith(str(self.staging)), mount.path),
+        )
+
+    def mounted_on(self, folder: PodFolder) -> list[Mount]:
+        return [mount for mount in self.mounts() if mount.path == str(folder.path)]
+
+    def unmount_all(self) -> None:
+        for mount in reversed(self.mounts()):
+            mounting.unmount(Path(mount.path), detach=True)
