@@ -144,15 +144,19 @@ class Api:
         """Serves on the socket for as long as the context lasts."""
         runner = web.AppRunner(self.application(), access_log=None, handler_cancellation=True, shutdown_timeout=1)
         await runner.setup()
-        try:
-            with _listener(path) as listener:
+        with _listener(path) as listener:
+            try:
                 await web.SockSite(runner, listener).start()
                 log.info("callouts are answered on %s", path)
                 yield
-        finally:
-            await runner.cleanup()
-            for work in list(self._running.values()):
-                work.task.cancel()
+            finally:
+                await runner.cleanup()
+                for work in list(self._running.values()):
+                    work.task.cancel()
+
+    def waiting(self) -> int:
+        """How many callouts wait for an answer."""
+        return sum(work.waiting for work in self._running.values())
 
     async def _init(self, _: web.Request) -> web.Response:
         return _answer(callout.SUCCESS, "", capabilities=callout.CAPABILITIES)
