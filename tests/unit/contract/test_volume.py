@@ -1,0 +1,107 @@
+"""The PersistentVolume as both programs read it."""
+
+from typing import Any
+
+import pytest
+
+from contract import names, volume
+from contract.parameters import ParameterError
+from contract.volume import ClaimReference, Pin
+
+Json = dict[str, Any]
+
+
+def manifest(**spec: Any) -> Json:
+    return {
+        "metadata": {"name": "pvc-1", "uid": "u", "resourceVersion": "7"},
+        "spec": {
+            "capacity": {"storage": "1Gi"},
+            "flexVolume": {"driver": names.DRIVER, "fsType": "xfs", "options": {"size": "1073741824"}},
+            **spec,
+        },
+    }
+
+
+def read(body: Json) -> volume.PersistentVolume:
+    record = volume.read(body)
+    assert record is not None
+    return record
+
+
+def test_a_volume_without_a_node() -> None:
+    record = read(manifest())
+    assert (record.name, record.size, record.filesystem) == ("pvc-1", 2**30, "xfs")
+    assert (record.phase, record.reclaim_policy) == ("Pending", "Retain")
+    assert (record.claim, record.pinned, record.deleting) == (None, False, False)
+
+
+def test_a_volume_in_use() -> None:
+    body = manifest(
+        claimRef={"namespace": "shop", "name": "data", "uid": "c"},
+        persistentVolumeReclaimPolicy="Delete",
+        accessModes=["ReadWriteOnce"],
+    )
+    body["status"] = {"phase": "Bound"}
+    record = read(body)
+    assert record.claim == ClaimReference("shop", "data", "c")
+    assert str(record.claim) == "shop/data"
+    assert (record.phase, record.reclaim_policy, record.access_modes) == ("Bound", "Delete", ("ReadWriteOnce",))
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"flexVolume": {"driver": "example.com/other"}},
+        {"flexVolume": None, "local": {"path": "/mnt/disks/a"}},
+    ],
+)
+def test_volumes_of_other_drivers_are_not_ours(spec: Json) -> None:
+    assert volume.read(manifest(**spec)) is None
+
+
+def test_a_pinned_volume_is_read_back() -> None:
+    body = manifest()
+    pinning = volume.pinning(Pin("ip-10-0-0-1", "node1.example.com", "lvm/vg"))
+    body["metadata"] |= pinning["metadata"]
+    body["spec"] |= pinning["spec"]
+    record = read(body)
+    assert record.pinned
+    assert record.hostnames == ("node1.example.com",)
+    assert (record.node_label, record.pool) == ("ip-10-0-0-1", "lvm/vg")
+    assert record.finalizers == (names.FINALIZER,)
+
+
+@pytest.mark.parametrize(
+    ("deleting", "phase", "finalizers", "reclaimable"),
+    [
+        (True, "Released", [names.FINALIZER], True),
+        (True, "Available", [names.FINALIZER], True),
+        (True, "Failed", [names.FINALIZER], True),
+        (False, "Released", [names.FINALIZER], False),
+        (True, "Bound", [names.FINALIZER], False),
+        (True, "Released", [names.FINALIZER, volume.PV_PROTECTION], False),
+    ],
+)
+def test_only_what_is_deleted_and_free_is_let_go(
+    deleting: bool, phase: str, finalizers: list[str], reclaimable: bool
+) -> None:
+    body = manifest()
+    body["status"] = {"phase": phase}
+    body["metadata"]["finalizers"] = finalizers
+    if deleting:
+        body["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    assert read(body).reclaimable is reclaimable
+
+
+def test_options_are_checked_again() -> None:
+    body = manifest()
+    body["spec"]["flexVolume"]["options"]["mkfsOptions"] = "-d name=/dev/sda"
+    with pytest.raises(ParameterError, match="mkfsOptions"):
+        read(body).parameters()
+
+
+def test_a_long_node_name_fits_a_label_and_stays_unlike_others() -> None:
+    one, two = (names.node_label_value("n" * 80 + end) for end in ("1", "2"))
+    assert one != two
+    assert max(len(one), len(two)) <= 63
+    assert names.node_label_value("n" * 63) == "n" * 63
