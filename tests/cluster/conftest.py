@@ -1,0 +1,81 @@
+"""Fixtures of the cluster floor.
+
+`sandbox` is one cluster of three nodes for a whole test process: tests that use it work in a namespace of their own
+(`namespace`) and leave its programs alone. `fresh_sandbox` makes a cluster for one test that kills things. All tests of
+this folder run in one event loop, for the client of a shared sandbox lives in it.
+"""
+
+import secrets
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from tests.sandbox.nodes import NodeSpec
+from tests.sandbox.sandbox import Sandbox
+from tests.sandbox.workloads import Namespace
+
+MakeSandbox = Callable[..., Awaitable[Sandbox]]
+
+THREE_NODES = (
+    NodeSpec("node-a"),
+    # As on many clouds: the hostname label is not the node's name.
+    NodeSpec("node-b", hostname="ip-10-0-0-2.internal"),
+    NodeSpec("node-c"),
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here not in item.path.parents:
+            continue
+        if isinstance(item, pytest.Function) and pytest_asyncio.is_async_test(item):
+            item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
+        if "sandbox" in getattr(item, "fixturenames", ()):
+            # One process makes the shared sandbox, and the others get on with the rest.
+            item.add_marker(pytest.mark.xdist_group("sandbox"))
+
+
+@pytest.fixture(scope="session")
+def short_folders() -> Iterator[Callable[[], Path]]:
+    """Makes folders with short paths: a socket's path has at most 107 bytes, and pytest's own folders are deep."""
+    made: list[Path] = []
+
+    def make() -> Path:
+        made.append(Path(tempfile.mkdtemp(prefix="elastic-")))
+        return made[-1]
+
+    yield make
+    for folder in made:
+        shutil.rmtree(folder)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def sandbox(short_folders: Callable[[], Path]) -> AsyncIterator[Sandbox]:
+    async with Sandbox(short_folders(), THREE_NODES) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def fresh_sandbox(short_folders: Callable[[], Path]) -> AsyncIterator[MakeSandbox]:
+    """Call it with nodes and the number of provisioners; what it makes ends with the test."""
+    async with AsyncExitStack() as stack:
+
+        async def make(*nodes: NodeSpec, **options: Any) -> Sandbox:
+            return await stack.enter_async_context(Sandbox(short_folders(), nodes or THREE_NODES, **options))
+
+        yield make
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def namespace(sandbox: Sandbox) -> AsyncIterator[Namespace]:
+    """A namespace of the shared sandbox; what the test made in it is gone when the next test begins."""
+    async with Namespace(sandbox, f"test-{secrets.token_hex(4)}") as made:
+        yield made

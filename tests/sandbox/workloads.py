@@ -1,0 +1,169 @@
+"""What tests and the demo ask of a cluster: claims, pods, and waiting for what becomes of them."""
+
+import contextlib
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from kube.client import CLAIMS, EVENTS, PODS, VOLUMES, AlreadyExists, NotFound, Resource
+from tests.sandbox.sandbox import Sandbox
+from tests.sandbox.waiting import NeverHappened, until
+
+Json = dict[str, Any]
+
+_NAMESPACES = Resource("", "v1", "namespaces", namespaced=False)
+_IDLE = ["sleep", "infinity"]
+
+
+def claim(name: str, size: str, storage_class: str = "elastic-local", **spec: Any) -> Json:
+    """A PersistentVolumeClaim; `spec` adds to its spec."""
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": name},
+        "spec": {
+            "storageClassName": storage_class,
+            "accessModes": ["ReadWriteOnce"],
+            "resources": {"requests": {"storage": size}},
+            **spec,
+        },
+    }
+
+
+def pod(name: str, claims: dict[str, str] | None = None, *, script: str = "", **spec: Any) -> Json:
+    """A pod that runs a shell script, or nothing for ever; `claims`: mount path to claim, `spec` adds to its spec."""
+    mounts = claims or {}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name},
+        "spec": {
+            "terminationGracePeriodSeconds": 1,
+            "containers": [
+                {
+                    "name": "main",
+                    "image": "busybox",
+                    "command": ["sh", "-ec", script] if script else _IDLE,
+                    "volumeMounts": [{"name": claim, "mountPath": path} for path, claim in mounts.items()],
+                }
+            ],
+            "volumes": [
+                {"name": name, "persistentVolumeClaim": {"claimName": name}} for name in dict.fromkeys(mounts.values())
+            ],
+            **spec,
+        },
+    }
+
+
+class Namespace:
+    """A namespace of a sandbox, and what is done in it. Leaving it deletes all, volumes with policy Delete included."""
+
+    def __init__(self, sandbox: Sandbox, name: str) -> None:
+        self.sandbox = sandbox
+        self.name = name
+
+    async def __aenter__(self) -> "Namespace":
+        body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.name}}
+        with contextlib.suppress(AlreadyExists):
+            await self.sandbox.api.create(_NAMESPACES, body)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        api = self.sandbox.api
+        for resource in (PODS, CLAIMS):
+            for item in await api.list(resource, self.name):
+                await self.delete(resource, item["metadata"]["name"])
+        await api.delete(_NAMESPACES, self.name)
+        await until(self._is_empty, what=f"namespace {self.name} and its volumes with policy Delete are gone")
+
+    async def create(self, resource: Resource, body: Json) -> Json:
+        return await self.sandbox.api.create(resource, body, self.name)
+
+    async def get(self, resource: Resource, name: str) -> Json:
+        return await self.sandbox.api.get(resource, name, self.name)
+
+    async def delete(self, resource: Resource, name: str) -> None:
+        """Ask for the deletion; what is gone already is fine."""
+        try:
+            await self.sandbox.api.delete(resource, name, self.name)
+        except NotFound:
+            return
+
+    async def until(
+        self, resource: Resource, name: str, condition: Callable[[Json], Any], *, what: str, seconds: float = 30
+    ) -> Json:
+        """The object as it is when the condition holds. Raises NeverHappened with the object's events."""
+
+        async def holds() -> Json | None:
+            try:
+                body = await self.get(resource, name)
+            except NotFound:
+                return None
+            return body if condition(body) else None
+
+        try:
+            found: Json = await until(holds, what=f"{resource} {name} {what}", seconds=seconds)
+        except NeverHappened as error:
+            raise NeverHappened(f"{error}; events: {await self.events(name)}") from None
+        return found
+
+    async def until_gone(self, resource: Resource, name: str, *, seconds: float = 30) -> None:
+        async def gone() -> bool:
+            try:
+                await self.get(resource, name)
+            except NotFound:
+                return True
+            return False
+
+        await until(gone, what=f"{resource} {name} is gone", seconds=seconds)
+
+    async def until_running(self, name: str, *, seconds: float = 30) -> Json:
+        return await self.until(PODS, name, is_ready, what="is ready", seconds=seconds)
+
+    async def until_bound(self, name: str, *, seconds: float = 30) -> Json:
+        """The PersistentVolume of the claim."""
+        bound = await self.until(
+            CLAIMS, name, lambda body: body["status"].get("phase") == "Bound", what="is bound", seconds=seconds
+        )
+        return await self.sandbox.api.get(VOLUMES, bound["spec"]["volumeName"])
+
+    async def until_told(self, name: str, reason: str, words: str = "", *, seconds: float = 30) -> str:
+        """The message of an event on the object of that name, with that reason and these words in it."""
+
+        async def told() -> str | None:
+            messages = await self._messages(name, reason)
+            return next((message for message in messages if words in message), None)
+
+        try:
+            message: str = await until(told, what=f"an event {reason} on {name} with {words!r}", seconds=seconds)
+        except NeverHappened as error:
+            raise NeverHappened(f"{error}; events: {await self.events(name)}") from None
+        return message
+
+    async def events(self, name: str) -> list[str]:
+        """Reason and message of what was told of the objects of that name."""
+        found = await self.sandbox.api.list(EVENTS, self.name, field_selector=f"involvedObject.name={name}")
+        return [f"{event['reason']}: {event['message']}" for event in found]
+
+    async def _messages(self, name: str, reason: str) -> list[str]:
+        selector = f"involvedObject.name={name},reason={reason}"
+        found = await self.sandbox.api.list(EVENTS, self.name, field_selector=selector)
+        return [event["message"] for event in found]
+
+    async def _is_empty(self) -> bool:
+        api = self.sandbox.api
+        if await api.list(PODS, self.name) or await api.list(CLAIMS, self.name):
+            return False
+        return not any(
+            (volume["spec"].get("claimRef") or {}).get("namespace") == self.name
+            and volume["spec"]["persistentVolumeReclaimPolicy"] == "Delete"
+            for volume in await api.list(VOLUMES)
+        )
+
+
+def is_ready(body: Json) -> bool:
+    """Whether a pod is ready."""
+    conditions = (body.get("status") or {}).get("conditions") or []
+    return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
