@@ -1,18 +1,28 @@
 """The admission plugins that a storage user meets. Source: plugin/pkg/admission of k8s.io/kubernetes.
 
-StorageObjectInUseProtection, DefaultStorageClass, PersistentVolumeClaimResize, ServiceAccount, and the times that the
-strategies of volumes keep.
+StorageObjectInUseProtection, DefaultStorageClass, PersistentVolumeClaimResize, ServiceAccount, NamespaceLifecycle, and
+what the strategies of volumes and namespaces keep.
 """
 
 from datetime import UTC, datetime
 
 from contract import quantity
 from tests.sandbox.apiserver import errors
-from tests.sandbox.apiserver.resources import CLAIMS, CLASSES, PODS, SERVICE_ACCOUNTS, VOLUMES, Json, Resource
+from tests.sandbox.apiserver.resources import (
+    CLAIMS,
+    CLASSES,
+    NAMESPACES,
+    PODS,
+    SERVICE_ACCOUNTS,
+    VOLUMES,
+    Json,
+    Resource,
+)
 from tests.sandbox.apiserver.store import Store, Stored
 
 PV_PROTECTION = "kubernetes.io/pv-protection"
 PVC_PROTECTION = "kubernetes.io/pvc-protection"
+_IMMORTAL = ("default", "kube-public", "kube-system")
 _DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
 
 
@@ -36,6 +46,13 @@ def on_update(store: Store, resource: Resource, body: Json, present: Json, subre
             body["status"].setdefault("lastPhaseTransitionTime", present["status"]["lastPhaseTransitionTime"])
     elif resource is CLAIMS and not subresource:
         _admit_growth(store, body, present)
+    elif resource is NAMESPACES and subresource != "finalize":
+        body["spec"] = present["spec"]
+
+
+def on_delete(resource: Resource, name: str) -> None:
+    if resource is NAMESPACES and name in _IMMORTAL:
+        raise errors.forbidden(NAMESPACES, name, "this namespace may not be deleted")
 
 
 def _now() -> str:

@@ -10,7 +10,7 @@ import logging
 
 from tests.sandbox.apiserver.errors import ApiError
 from tests.sandbox.apiserver.registry import DeleteOptions, Registry
-from tests.sandbox.apiserver.resources import NAMESPACES, RESOURCES, Json
+from tests.sandbox.apiserver.resources import BY_KIND, NAMESPACES, RESOURCES, Json
 from tests.sandbox.apiserver.store import ADDED, DELETED, Change, Stored
 
 _log = logging.getLogger(__name__)
@@ -48,7 +48,10 @@ class Collector:
     def _heard(self, change: Change) -> None:
         if change.before is not None:
             for owner in _owners(change.before.object):
-                self._dependents.get(owner["uid"], {}).pop(_identity(change.before), None)
+                dependents = self._dependents.get(owner["uid"], {})
+                dependents.pop(_identity(change.before), None)
+                if not dependents:
+                    self._dependents.pop(owner["uid"], None)
         if change.type == DELETED:
             self._living.discard(change.now.uid)
             for dependent in self._dependents.get(change.now.uid, {}).values():
@@ -71,11 +74,11 @@ class Collector:
         if home is not None and "deletionTimestamp" in home.object["metadata"]:
             self._mark(home)
         for reference in _owners(gone.object):
-            for resource in RESOURCES:
-                if resource.kind == reference.get("kind"):
-                    owner = self._store.get(resource, gone.namespace if resource.namespaced else "", reference["name"])
-                    if owner is not None and owner.uid == reference["uid"]:
-                        self._mark(owner)
+            resource = BY_KIND.get((reference["apiVersion"], reference["kind"]))
+            if resource is not None:
+                owner = self._store.get(resource, gone.namespace if resource.namespaced else "", reference["name"])
+                if owner is not None and owner.uid == reference["uid"]:
+                    self._mark(owner)
 
     def _mark(self, stored: Stored) -> None:
         self._marked[_identity(stored)] = stored
@@ -87,7 +90,7 @@ class Collector:
             return
         metadata = stored.object["metadata"]
         owners = _owners(stored.object)
-        if owners and not any(owner["uid"] in self._living for owner in owners):
+        if owners and not any(self._may_live(owner) for owner in owners):
             self._delete(stored)
         if "deletionTimestamp" not in metadata:
             return
@@ -98,6 +101,10 @@ class Collector:
             self._delete_in_foreground(stored)
         if stored.resource is NAMESPACES:
             self._empty(stored)
+
+    def _may_live(self, owner: Json) -> bool:
+        """Of an owner of a kind that is not served nothing is known, so its dependents stay."""
+        return owner["uid"] in self._living or (owner["apiVersion"], owner["kind"]) not in BY_KIND
 
     def _delete(self, stored: Stored) -> None:
         if "deletionTimestamp" not in stored.object["metadata"]:

@@ -1,8 +1,10 @@
 """What the API server fills in. Source: pkg/apis/*/v1/defaults.go and the PrepareForCreate of each strategy."""
 
 import base64
+import contextlib
 from collections.abc import Callable
 
+from contract import quantity
 from tests.sandbox.apiserver.resources import Json
 
 
@@ -45,8 +47,26 @@ def _spec(body: Json) -> Json:
     return spec
 
 
+def _canonical(sizes: object) -> None:
+    """Storage sizes as the real server shows them: 1024Mi is 1Gi, 0.5Gi is 512Mi, 1000M is 1G. What is no quantity
+    stays, for validation to refuse."""
+    if isinstance(sizes, dict) and "storage" in sizes:
+        text = str(sizes["storage"])
+        with contextlib.suppress(ValueError):
+            count = quantity.parse(text)
+            sizes["storage"] = quantity.render(count) if text.endswith("i") else _decimal(count)
+
+
+def _decimal(count: int) -> str:
+    for power, letter in ((6, "E"), (5, "P"), (4, "T"), (3, "G"), (2, "M"), (1, "k")):
+        if count and count % 1000**power == 0:
+            return f"{count // 1000**power}{letter}"
+    return str(count)
+
+
 def _volume(body: Json) -> None:
     spec = _spec(body)
+    _canonical(spec.get("capacity"))
     _default(spec, persistentVolumeReclaimPolicy="Retain", volumeMode="Filesystem")
     if isinstance(spec.get("claimRef"), dict):
         _default(spec["claimRef"], kind="PersistentVolumeClaim", apiVersion="v1")
@@ -55,7 +75,12 @@ def _volume(body: Json) -> None:
 
 
 def _claim(body: Json) -> None:
-    _default(_spec(body), volumeMode="Filesystem")
+    spec, status = _spec(body), body.get("status") or {}
+    _default(spec, volumeMode="Filesystem")
+    for sizes in (spec.get("resources") or {}).values():
+        _canonical(sizes)
+    _canonical(status.get("capacity"))
+    _canonical(status.get("allocatedResources"))
 
 
 def _class(body: Json) -> None:

@@ -4,7 +4,7 @@ Source: k8s.io/apiserver/pkg/registry/generic/registry/store.go and registry/res
 is synchronous: a request sees one state of the store and leaves one, so concurrent requests need no lock.
 """
 
-import copy
+import json
 import random
 import uuid
 from collections.abc import Callable
@@ -49,6 +49,7 @@ class Registry:
         return stored
 
     def create(self, resource: Resource, namespace: str, body: Json, *, dry_run: bool = False) -> Stored:
+        body = _without_nulls(body)
         metadata = _metadata_of(resource, namespace, body)
         if metadata.get("resourceVersion"):
             raise errors.bad_request("resourceVersion should not be set on objects to be created")
@@ -96,7 +97,7 @@ class Registry:
         """Stores what `change` makes of (a copy of) the present object. The same object again is no new revision."""
         old = self.get(resource, namespace, name)
         present = old.object
-        body = change(copy.deepcopy(present))
+        body = _without_nulls(change(json.loads(old.encoded)))
         body |= {"apiVersion": resource.api_version, "kind": resource.kind}
         metadata = _metadata_of(resource, namespace, body)
         if metadata.get("name") != name:
@@ -111,7 +112,7 @@ class Registry:
                 metadata.pop(key, None)
         if subresource == "status":
             body = present | {"metadata": metadata, "status": body.get("status", {})}
-        elif resource.has_status and subresource != "finalize":
+        elif resource.has_status and not subresource:
             body["status"] = present.get("status", {})
         defaults.fill_in(body)
         if resource.counts_generations:
@@ -139,6 +140,7 @@ class Registry:
     ) -> tuple[Stored, bool]:
         """Deletes, or marks as being deleted. The answer says whether the object is gone."""
         old = self.get(resource, namespace, name)
+        admission.on_delete(resource, name)
         if options.uid and options.uid != old.uid:
             raise errors.conflict(
                 resource,
@@ -153,7 +155,7 @@ class Registry:
                 f"the ResourceVersion in the precondition ({options.revision}) does not match the ResourceVersion in"
                 f" record ({old.revision}). The object might have been modified",
             )
-        body = copy.deepcopy(old.object)
+        body: Json = json.loads(old.encoded)
         metadata = body["metadata"]
         grace = _grace(resource, old.object, options)
         if options.propagation in ("Foreground", "Orphan"):
@@ -175,6 +177,15 @@ class Registry:
         if body == old.object:
             return old, False
         return self._write(resource, body, dry_run), False
+
+
+def _without_nulls(value: Any) -> Any:
+    """A null is the same as no field: the real server decodes into types, which have no nulls."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(child) for key, child in value.items() if child is not None}
+    if isinstance(value, list):
+        return [_without_nulls(child) for child in value]
+    return value
 
 
 def _metadata_of(resource: Resource, namespace: str, body: Json) -> Json:

@@ -25,6 +25,8 @@ class Resource:
     create_on_update: bool = False
     unconditional_update: bool = True
     """Whether a PUT without resourceVersion is taken."""
+    returns_deleted: bool = False
+    """Whether DELETE answers with the last state of the object instead of a Status."""
     more_subresources: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
     """Name, kind of its body, verbs."""
 
@@ -63,7 +65,7 @@ def _apps(plural: str, kind: str, *short: str) -> Resource:
 
 
 def _storage(plural: str, kind: str, *short: str, **flags: Any) -> Resource:
-    return Resource("storage.k8s.io", "v1", plural, kind, short_names=short, **flags)
+    return Resource("storage.k8s.io", "v1", plural, kind, short_names=short, returns_deleted=True, **flags)
 
 
 def _rbac(plural: str, kind: str, namespaced: bool) -> Resource:
@@ -86,12 +88,13 @@ PODS = _core(
     categories=("all",),
     has_status=True,
     counts_generations=True,
+    returns_deleted=True,
     more_subresources=(("binding", "Binding", ("create",)), ("eviction", "Eviction", ("create",))),
 )
-VOLUMES = _core("persistentvolumes", "PersistentVolume", "pv", namespaced=False, has_status=True)
-CLAIMS = _core("persistentvolumeclaims", "PersistentVolumeClaim", "pvc", has_status=True)
+VOLUMES = _core("persistentvolumes", "PersistentVolume", "pv", namespaced=False, has_status=True, returns_deleted=True)
+CLAIMS = _core("persistentvolumeclaims", "PersistentVolumeClaim", "pvc", has_status=True, returns_deleted=True)
 EVENTS = _core("events", "Event", "ev", create_on_update=True)
-SERVICE_ACCOUNTS = _core("serviceaccounts", "ServiceAccount", "sa")
+SERVICE_ACCOUNTS = _core("serviceaccounts", "ServiceAccount", "sa", returns_deleted=True)
 JOBS = Resource("batch", "v1", "jobs", "Job", categories=("all",), has_status=True, counts_generations=True)
 CLASSES = _storage("storageclasses", "StorageClass", "sc", namespaced=False)
 CAPACITIES = _storage("csistoragecapacities", "CSIStorageCapacity", unconditional_update=False)

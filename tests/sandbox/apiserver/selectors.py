@@ -1,7 +1,7 @@
 """Label and field selectors, the whole grammar. Source: k8s.io/apimachinery/pkg/labels and pkg/fields."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tests.sandbox.apiserver import errors
@@ -41,9 +41,9 @@ class Requirement:
 class Selector:
     """What a request selects. Empty selects everything."""
 
+    resource: Resource
     labels: tuple[Requirement, ...] = ()
     fields: tuple[Requirement, ...] = ()
-    fields_of: Callable[[Json], dict[str, str]] = dict
 
     def admits(self, body: Json) -> bool:
         if self.labels:
@@ -51,14 +51,14 @@ class Selector:
             if not all(each.admits(labels) for each in self.labels):
                 return False
         if self.fields:
-            values = self.fields_of(body)
+            values = fields_of(self.resource, body)
             return all(each.admits(values) for each in self.fields)
         return True
 
 
 def parse(resource: Resource, labels: str, fields: str) -> Selector:
     """Raises BadRequest for what can't be parsed and for fields that the resource does not index."""
-    return Selector(_labels(labels), _fields(resource, labels, fields), lambda body: fields_of(resource, body))
+    return Selector(resource, _labels(labels), _fields(resource, labels, fields))
 
 
 def _labels(text: str) -> tuple[Requirement, ...]:

@@ -165,7 +165,7 @@ class Api:
             codec.delete_options(body, request.query),
             dry_run=codec.dry_run(request, body),
         )
-        if not gone or aim.resource.kind == "Pod":
+        if not gone or aim.resource.returns_deleted:
             return codec.one(request, stored)
         details = {"name": stored.name, "kind": aim.resource.plural, "uid": stored.uid}
         if aim.resource.group:

@@ -137,8 +137,8 @@ def check_claim_update(body: Json, present: Json) -> Iterator[FieldError]:
             "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims",
         )
     granted = ((present.get("status") or {}).get("capacity") or {}).get("storage")
-    shrinks = now is not None and before is not None and now < before
-    if shrinks and (granted is None or now <= quantity.parse(str(granted))):
+    floor = None if granted is None else quantity.parse(str(granted))
+    if now is not None and before is not None and now < before and (floor is None or now <= floor):
         yield forbidden_value("spec.resources.requests.storage", "field can not be less than status.capacity")
 
 
