@@ -190,7 +190,7 @@ class Api:
         work = self._running.get(key)
         if work is None:
             work = self._running[key] = _Work()
-            work.task = asyncio.create_task(self._observed(key, begin(work)), name=f"{verb} {body['dir']}")
+            work.task = asyncio.create_task(self._observed(key, body["dir"], begin(work)), name=f"{verb} {body['dir']}")
         work.waiting += 1
         try:
             await asyncio.shield(work.task)
@@ -200,7 +200,7 @@ class Api:
             work.waiting -= 1
         return _answer(callout.SUCCESS, "")
 
-    async def _observed(self, key: tuple[str, str], work: Coroutine[Any, Any, None]) -> None:
+    async def _observed(self, key: tuple[str, str], folder: str, work: Coroutine[Any, Any, None]) -> None:
         verb = key[0]
         clock = asyncio.get_running_loop().time
         started = clock()
@@ -210,11 +210,11 @@ class Api:
             outcome = "success"
         except VolumeError as refused:
             outcome = type(refused).__name__
-            log.warning("%s failed: %s", verb, refused)
+            log.info("%s of %s is answered: %s", verb, folder, refused)
             raise
         except Exception as fault:
             outcome = type(fault).__name__
-            log.exception("%s failed by a fault of this program", verb)
+            log.exception("%s of %s failed by a fault of this program", verb, folder)
             raise VolumeError(
                 f"the elastic-local daemon failed ({type(fault).__name__}): its log on this node says more"
             ) from fault

@@ -142,13 +142,15 @@ class Authoriser:
             claim = None
             if pod and volume and volume.claim and _mentions(pod, volume):
                 claim = await self._claim(volume.claim.namespace, volume.claim.name)
-        except NotFound as error:
-            raise Refused(str(error)) from error
         except ApiError as error:
             raise Undecided(
                 f"can't ask the API server whether the pod may mount {folder.name}, the kubelet tries again: {error}"
             ) from error
-        return decide(folder, read_only(options), pod, volume, claim, self._node)
+        try:
+            return decide(folder, read_only(options), pod, volume, claim, self._node)
+        except Refused as refused:
+            log.warning("refused: %s", refused, extra={"pod": pod.key if pod else folder.pod_uid})
+            raise
 
     async def _pod(self, folder: PodFolder, options: Mapping[str, str]) -> Pod | None:
         known = next((pod for pod in self._pods.values() if pod.uid == folder.pod_uid), None)

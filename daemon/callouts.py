@@ -43,6 +43,8 @@ class Home:
     node: Node
     authoriser: Authoriser
     holdings: Holdings
+    look_at: Callable[[str], None]
+    """Has the reconciler look at the PersistentVolume of a name."""
 
 
 class NodeCallouts:
@@ -78,6 +80,8 @@ class NodeCallouts:
         with about(volume=folder.name, pod=folder.pod_uid):
             await self._volumes.unmount(folder)
             log.info("unmounted")
+        if self._home.done():
+            self._home.result().look_at(folder.name)  # its removal may have waited for this
 
     async def expand(self, request: Expand) -> None:
         """To the size that the PersistentVolume has: the kubelet's figure comes from there, too."""

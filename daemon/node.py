@@ -168,7 +168,8 @@ class Daemon:
         )
         self._persistent_volumes.subscribe(lambda key, *_: reconciler.look_at(key))
         self._persistent_volumes.subscribe(lambda *_: publisher.trigger())
-        self._callouts.settle(Home(self._cluster, node, Authoriser(self._cluster, self._pods, node), holdings))
+        authoriser = Authoriser(self._cluster, self._pods, node)
+        self._callouts.settle(Home(self._cluster, node, authoriser, holdings, reconciler.look_at))
         log.info("serving node %s (hostname %s)", node.name, node.hostname)
         async with asyncio.TaskGroup() as parts:
             parts.create_task(publisher.classes.run())
