@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from tests.node.uml import Guest
+from tests.node.uml import PROJECT, Guest
 
 _REPORTS = "REPORTS_OF_GUEST"
 """In the guest: the file for the reports."""
 
-_SILENCE_SECONDS = 180
+SILENCE_SECONDS = 180
 """So long a guest may say nothing: a test under User-mode Linux takes seconds, booting and importing up to ten."""
 
 _POLL_SECONDS = 0.05
@@ -52,11 +52,12 @@ class Tests:
                 *("-p", "no:cacheprovider", "-p", "tests.node.guest"),
                 "--quiet",
                 "--tb=short",
+                "--color=no",
                 f"--rootdir={root}",
                 f"@{folder / 'tests'}",
             ],
             cwd=root,
-            environment={_REPORTS: str(self._file), "PYTHONDONTWRITEBYTECODE": "1"},
+            environment={_REPORTS: str(self._file), "PYTHONPATH": str(PROJECT), "PYTHONDONTWRITEBYTECODE": "1"},
         )
 
     def reports(self, config: pytest.Config, node_id: str) -> Iterator[pytest.TestReport]:
@@ -74,9 +75,9 @@ class Tests:
                 heard = time.monotonic()
             elif not running:
                 raise GuestFailure(f"the guest ended without running this test to its end\n{self._guest.console()}")
-            elif time.monotonic() - heard > _SILENCE_SECONDS:
+            elif time.monotonic() - heard > SILENCE_SECONDS:
                 self._guest.kill()
-                raise GuestFailure(f"the guest said nothing for {_SILENCE_SECONDS} s\n{self._guest.console()}")
+                raise GuestFailure(f"the guest said nothing for {SILENCE_SECONDS} s\n{self._guest.console()}")
             else:
                 time.sleep(_POLL_SECONDS)
         return self._lines[node_id]

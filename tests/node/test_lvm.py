@@ -64,19 +64,17 @@ async def test_a_volume_with_its_tags_is_one_command(lvm: Lvm, volume_group: str
     assert Path(made.path).is_block_device()
 
 
-@pytest.mark.parametrize(
-    ("asked", "made"), [(1, EXTENT), (GIB - 1, GIB), (GIB, GIB), (GIB + 1, GIB + EXTENT), (GIB + EXTENT, GIB + EXTENT)]
-)
-async def test_sizes_are_rounded_up_to_the_extent_and_never_one_more(
-    lvm: Lvm, volume_group: str, asked: int, made: int
-) -> None:
+async def test_sizes_are_rounded_up_to_the_extent_and_never_one_more(lvm: Lvm, volume_group: str) -> None:
     before = await free(lvm, volume_group)
-    await lvm.create_volume(volume_group, "data", asked)
-    created = await volume(lvm, volume_group, "data")
-    assert created.size == made
-    assert await free(lvm, volume_group) == before - made
-    size = subprocess.run(["blockdev", "--getsize64", created.path], check=True, capture_output=True).stdout
-    assert int(size) == made
+    sizes = {1: EXTENT, GIB - 1: GIB, GIB: GIB, GIB + 1: GIB + EXTENT, GIB + EXTENT: GIB + EXTENT}
+    for asked in sizes:
+        await lvm.create_volume(volume_group, f"data-{asked}", asked)
+    state = await lvm.report()
+    assert {int(each.name.removeprefix("data-")): each.size for each in state.volumes_of(volume_group)} == sizes
+    assert await free(lvm, volume_group) == before - sum(sizes.values())
+    for asked, made in sizes.items():
+        argv = ["blockdev", "--getsize64", f"/dev/{volume_group}/data-{asked}"]
+        assert int(subprocess.run(argv, check=True, capture_output=True).stdout) == made
 
 
 async def test_the_whole_node_is_one_command(
@@ -293,17 +291,17 @@ async def test_a_group_is_not_made_of_a_device_that_holds_something(
     assert b'TYPE="ext4"' in subprocess.run(["blkid", "--probe", formatted], check=True, capture_output=True).stdout
 
 
-@pytest.mark.parametrize("name", ["snapshot1", "a_tdata", "a_rimage_0", "--force"])
 async def test_names_that_lvm_refuses_are_refused_before_it(
-    lvm: Lvm, volume_group: str, name: str, commands: list[Completed], by_hand: ByHand
+    lvm: Lvm, volume_group: str, commands: list[Completed], by_hand: ByHand
 ) -> None:
     """That the rules are LVM's own is shown by asking it."""
-    with pytest.raises(BadName):
-        await lvm.create_volume(volume_group, name, EXTENT)
+    for name in ("snapshot1", "pvmove7", "a_tdata", "a_rimage_0", "a_pmspare", "--force", "a b"):
+        with pytest.raises(BadName):
+            await lvm.create_volume(volume_group, name, EXTENT)
+        with pytest.raises(subprocess.CalledProcessError) as refused:
+            by_hand("lvcreate", f"--name={name}", "--extents=1", volume_group)
+        assert refused.value.returncode == 3
     assert commands == []
-    with pytest.raises(subprocess.CalledProcessError) as refused:
-        by_hand("lvcreate", f"--name={name}", "--extents=1", volume_group)
-    assert refused.value.returncode == 3
 
 
 async def test_the_longest_name_serves_every_layout(lvm: Lvm, volume_group: str) -> None:

@@ -32,6 +32,8 @@ _MODULES = Path("/usr/lib/uml/modules")
 _WANTED_MODULES = ("dm-thin-pool", "dm-snapshot", "dm-flakey", "raid1", "dm-raid", "loop", "xfs", "btrfs")
 """raid1 by name: the kernel asks for it through /lib/modules, where the modules of User-mode Linux are not."""
 
+PROJECT = Path(__file__).parents[2]
+
 _OWN = ("/run", "/tmp", "/mnt")
 _MEMORY = 2 << 30
 _CONSOLE_TAIL = 60
@@ -133,10 +135,13 @@ class Guest:
 
 
 def _init(folder: Path, command: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> str:
-    kept = [path for path in (str(cwd), sys.prefix, sys.base_prefix, str(folder)) if path.startswith(_covered())]
+    """The first process of the guest. What is needed of the host's /tmp and the like is mounted again over the guest's
+    own: a fresh clone may well be there."""
+    needed = (str(PROJECT), str(cwd), sys.prefix, sys.base_prefix, str(folder))
+    kept = [path for path in needed if path.startswith(tuple(f"{hidden}/" for hidden in _OWN))]
     return _INIT.format(
         own=" ".join(_OWN),
-        kept=" ".join(shlex.quote(path) for path in dict.fromkeys(kept)) or "",
+        kept=" ".join(shlex.quote(path) for path in dict.fromkeys(kept)),
         modules=_MODULES,
         wanted=" ".join(_WANTED_MODULES),
         cwd=shlex.quote(str(cwd)),
@@ -144,11 +149,6 @@ def _init(folder: Path, command: Sequence[str], cwd: Path, environment: Mapping[
         command=shlex.join(command),
         folder=shlex.quote(str(folder)),
     )
-
-
-def _covered() -> tuple[str, ...]:
-    """Beginnings of the paths that the guest's own folders hide: what is needed of them is mounted again."""
-    return tuple(f"{path}/" for path in _OWN)
 
 
 def _memory_folder(folder: Path) -> Path:
