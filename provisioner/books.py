@@ -90,9 +90,12 @@ class Books:
         return page.total(granularity, besides) if page else 0
 
     def exists(self, name: str, claim_uid: str) -> bool:
-        """Whether the volume of a claim is known to exist, be it from the watch or from the answer to our request."""
-        seen, booking = self._observed.get(name), self._bookings.get(name)
-        return (seen is not None and seen.claim_uid == claim_uid) or (booking is not None and booking.uid != "")
+        """Whether the volume of a claim is known to exist, be it from the watch or from the answer to our request.
+        Not while an answer is missing: the next try finds out, and does what comes after."""
+        booking, observed = self._bookings.get(name), self._observed.get(name)
+        if booking is not None:
+            return booking.uid != ""
+        return observed is not None and observed.claim_uid == claim_uid
 
     def booking(self, name: str) -> Booking | None:
         """The booking of a name that is still open."""

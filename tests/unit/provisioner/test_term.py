@@ -1,0 +1,397 @@
+"""A term of leadership against an API server in memory: what users see, and the races."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from contract import names
+from contract.volume import RELEASED
+from kube.client import CAPACITIES, CLAIMS, CLASSES, VOLUMES, ApiError, Forbidden, Json, Unreachable
+from kube.records import IMMEDIATE, SELECTED_NODE
+from provisioner import doubts
+from provisioner.controller import Term
+from provisioner.metrics import Metrics
+from provisioner.settings import Settings
+from tests.unit.provisioner.memory import MemoryCluster, lose_answer
+from tests.unit.provisioner.objects import GIB, capacity_body, claim_body, class_body
+
+Act = Callable[[], Awaitable[None]]
+PV = "pvc-uid-of-data"
+
+
+@asynccontextmanager
+async def leading(cluster: MemoryCluster, metrics: Metrics | None = None) -> AsyncIterator[Term]:
+    term = Term(cluster, Settings(identity="test"), metrics or Metrics())
+    working = asyncio.create_task(term.run())
+    try:
+        yield term
+    finally:
+        working.cancel()
+        await asyncio.wait([working])
+        assert working.cancelled(), working.exception()
+
+
+async def until(condition: Callable[[], object], seconds: float = 10) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+@pytest.fixture
+async def cluster() -> MemoryCluster:
+    made = MemoryCluster()
+    made.put(CLASSES, class_body())
+    made.put(CAPACITIES, capacity_body("n1", 10 * GIB))
+    made.put(CAPACITIES, capacity_body("n2", 5 * GIB))
+    return made
+
+
+def volume(cluster: MemoryCluster, name: str = PV) -> Json | None:
+    return cluster.objects.get((VOLUMES, "", name))
+
+
+def claim(cluster: MemoryCluster, name: str = "data") -> Json:
+    return cluster.objects[CLAIMS, "default", name]
+
+
+def does(act: Callable[[], object]) -> Act:
+    async def disturbance() -> None:
+        act()
+
+    return disturbance
+
+
+def raises(error: ApiError) -> Act:
+    async def disturbance() -> None:
+        raise error
+
+    return disturbance
+
+
+def bind(cluster: MemoryCluster, name: str = "data") -> None:
+    """What the controller-manager does once there is a volume."""
+    body = claim(cluster, name)
+    cluster.put(CLAIMS, {**body, "spec": {**body["spec"], "volumeName": f"pvc-{body['metadata']['uid']}"}})
+
+
+def release(cluster: MemoryCluster, name: str = PV) -> None:
+    cluster.put(VOLUMES, {**cluster.objects[VOLUMES, "", name], "status": {"phase": RELEASED}})
+
+
+def figures(metrics: Metrics) -> dict[str, float]:
+    return {
+        sample.name: sample.value
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name.startswith("controller_") and not sample.name.endswith(("_bucket", "_created", "_sum"))
+    }
+
+
+async def test_a_claim_becomes_a_volume_and_its_owner_is_told(cluster: MemoryCluster) -> None:
+    metrics = Metrics()
+    cluster.put(CLAIMS, claim_body())
+    async with leading(cluster, metrics):
+        await until(lambda: cluster.messages("ProvisioningSucceeded"))
+    assert cluster.messages("Provisioning") == ['External provisioner is provisioning volume for claim "default/data"']
+    assert cluster.messages("ProvisioningSucceeded") == [f"Successfully provisioned volume {PV}"]
+    assert figures(metrics) == {
+        "controller_persistentvolumeclaim_provision_total": 1,
+        "controller_persistentvolumeclaim_provision_duration_seconds_count": 1,
+    }
+
+
+async def test_a_volume_that_exists_is_not_made_again_while_its_claim_waits_to_be_bound(
+    cluster: MemoryCluster,
+) -> None:
+    cluster.put(CLAIMS, claim_body())
+    async with leading(cluster) as term:
+        await until(lambda: volume(cluster))
+        cluster.put(CLAIMS, {**claim(cluster), "status": {"phase": "Pending"}})
+        await term.claims.queue.drain()
+        cluster.put(CLAIMS, claim_body("other"))
+        await until(lambda: volume(cluster, "pvc-uid-of-other"))
+    assert cluster.requests.count(("create", "persistentvolumes", PV)) == 1
+
+
+async def test_a_burst_takes_what_the_nodes_have_and_the_rest_is_told_why(cluster: MemoryCluster) -> None:
+    for number in range(30):
+        cluster.put(CLAIMS, claim_body(f"c{number}", node=f"n{number % 2 + 1}"))
+    async with leading(cluster):
+        await until(lambda: len(cluster.all(VOLUMES)) == 15)
+        await until(lambda: sum(SELECTED_NODE not in c["metadata"]["annotations"] for c in cluster.all(CLAIMS)) == 15)
+        told = "the claim asks for 1Gi, node n2 has 0 bytes left in pool vg: another node is asked for"
+        failed = f'failed to provision volume with StorageClass "elastic-local": {told}'
+        await until(lambda: failed in cluster.messages("ProvisioningFailed"))
+    nodes = [body["metadata"]["labels"][names.NODE_LABEL] for body in cluster.all(VOLUMES)]
+    assert (nodes.count("n1"), nodes.count("n2")) == (10, 5)
+    assert [verb for verb, plural, _ in cluster.requests if plural == "persistentvolumes"].count("create") == 15
+
+
+async def test_a_claim_that_was_sent_back_is_served_on_the_schedulers_next_choice(cluster: MemoryCluster) -> None:
+    cluster.put(CLAIMS, claim_body(size="6Gi", node="n2"))
+    async with leading(cluster):
+        await until(lambda: SELECTED_NODE not in claim(cluster)["metadata"]["annotations"])
+        body = claim(cluster)
+        body["metadata"]["annotations"][SELECTED_NODE] = "n1"
+        cluster.put(CLAIMS, body)
+        await until(lambda: volume(cluster))
+
+
+async def test_the_scheduler_changed_its_mind_while_the_claim_was_sent_back(cluster: MemoryCluster) -> None:
+    """The withdrawal is for the choice that was judged, not for the next one."""
+
+    def choose_again() -> None:
+        body = claim(cluster)
+        body["metadata"]["annotations"][SELECTED_NODE] = "n1"
+        cluster.put(CLAIMS, body)
+
+    cluster.before["patch", "persistentvolumeclaims"] = [does(choose_again)]
+    cluster.put(CLAIMS, claim_body(size="6Gi", node="n2"))
+    async with leading(cluster):
+        await until(lambda: volume(cluster))
+    assert claim(cluster)["metadata"]["annotations"][SELECTED_NODE] == "n1"
+
+
+async def test_a_claim_that_the_cache_still_shows_is_not_provisioned(cluster: MemoryCluster) -> None:
+    cluster.put(CLAIMS, claim_body())
+    cluster.before["get", "persistentvolumeclaims"] = [does(lambda: cluster.remove(CLAIMS, "data", "default"))]
+    async with leading(cluster) as term:
+        await until(lambda: ("get", "persistentvolumeclaims", "data") in cluster.requests)
+        await term.claims.queue.drain()
+    assert ("create", "persistentvolumes", PV) not in cluster.requests
+
+
+async def test_a_namesake_gets_a_volume_of_its_own(cluster: MemoryCluster) -> None:
+    """Deleted and made again under the same name, before our cache knows."""
+    cluster.put(CLAIMS, claim_body())
+
+    def swap() -> None:
+        cluster.remove(CLAIMS, "data", "default")
+        cluster.put(CLAIMS, claim_body(uid="second"))
+
+    cluster.before["get", "persistentvolumeclaims"] = [does(swap)]
+    async with leading(cluster):
+        await until(lambda: volume(cluster, "pvc-second"))
+    assert volume(cluster) is None
+
+
+async def test_a_choice_that_changed_since_the_cache_saw_it_is_followed(cluster: MemoryCluster) -> None:
+    cluster.put(CLAIMS, claim_body(node="n1"))
+
+    def choose_again() -> None:
+        cluster.put(CLAIMS, claim_body(node="n2"))
+
+    cluster.before["get", "persistentvolumeclaims"] = [does(choose_again)]
+    async with leading(cluster):
+        await until(lambda: volume(cluster))
+    found = volume(cluster)
+    assert found is not None
+    assert found["metadata"]["labels"][names.NODE_LABEL] == "n2"
+
+
+@pytest.mark.parametrize("policy", ["Delete", "Retain"])
+async def test_a_claim_deleted_while_its_volume_is_made_leaves_nothing(cluster: MemoryCluster, policy: str) -> None:
+    cluster.put(CLASSES, class_body(reclaimPolicy=policy))
+    cluster.put(CLAIMS, claim_body())
+    cluster.after["create", "persistentvolumes"] = [does(lambda: cluster.remove(CLAIMS, "data", "default"))]
+    cluster.before["delete", "persistentvolumes"] = [lose_answer]
+    async with leading(cluster):
+        await until(lambda: "deletionTimestamp" in ((volume(cluster) or {}).get("metadata") or {}))
+
+
+async def test_an_answer_that_was_lost_is_found_out_by_the_next_try(cluster: MemoryCluster) -> None:
+    cluster.put(CLAIMS, claim_body())
+    cluster.after["create", "persistentvolumes"] = [lose_answer]
+    metrics = Metrics()
+    async with leading(cluster, metrics) as term:
+        await until(lambda: cluster.messages("ProvisioningSucceeded"))
+        await until(lambda: term.books.booking(PV) is None)
+    assert len(cluster.all(VOLUMES)) == 1
+    assert figures(metrics)["controller_persistentvolumeclaim_provision_failed_total"] == 1
+
+
+async def test_a_request_without_an_answer_keeps_its_room_until_it_can_not_arrive_any_more(
+    cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doubts, "REQUEST_LIFETIME", 1.0)
+    cluster.put(CLAIMS, claim_body(size="5Gi", node="n2"))
+
+    async def vanish() -> None:
+        cluster.remove(CLAIMS, "data", "default")
+        raise Unreachable(0, "", "timed out")
+
+    cluster.before["create", "persistentvolumes"] = [vanish]
+    async with leading(cluster) as term:
+        await until(lambda: term.books.booking(PV))
+        cluster.put(CLAIMS, claim_body("next", size="1Gi", node="n2"))
+        await until(lambda: cluster.messages("ProvisioningFailed"))
+        await until(lambda: any("n2 has 0 bytes left" in text for text in cluster.messages("ProvisioningFailed")))
+        await until(lambda: term.books.booking(PV) is None)
+        cluster.put(CLAIMS, claim_body("next", size="1Gi", node="n2"))
+        await until(lambda: volume(cluster, "pvc-uid-of-next"))
+
+
+async def test_a_volume_of_that_name_that_is_not_ours_is_no_success(cluster: MemoryCluster) -> None:
+    cluster.put(VOLUMES, {"metadata": {"name": PV}, "spec": {"hostPath": {"path": "/"}, "claimRef": {"uid": "x"}}})
+    cluster.put(CLAIMS, claim_body())
+    async with leading(cluster) as term:
+        await until(lambda: cluster.messages("ProvisioningFailed"))
+        assert f"there is a PersistentVolume {PV} already" in cluster.messages("ProvisioningFailed")[0]
+        assert term.books.booking(PV) is None
+    assert not cluster.messages("ProvisioningSucceeded")
+
+
+async def test_a_refusal_of_the_api_server_is_told_retried_and_takes_no_room(cluster: MemoryCluster) -> None:
+    cluster.put(CLAIMS, claim_body(size="10Gi"))
+    cluster.before["create", "persistentvolumes"] = [raises(Forbidden(403, "Forbidden", "exceeded quota"))]
+    async with leading(cluster):
+        await until(lambda: volume(cluster))
+    assert any("exceeded quota" in message for message in cluster.messages("ProvisioningFailed"))
+
+
+async def test_a_class_that_comes_later_is_enough(cluster: MemoryCluster) -> None:
+    cluster.remove(CLASSES, "elastic-local")
+    cluster.put(CLAIMS, claim_body())
+    async with leading(cluster):
+        await until(lambda: cluster.messages("ProvisioningFailed"))
+        assert "there is no StorageClass" in cluster.messages("ProvisioningFailed")[0]
+        cluster.put(CLASSES, class_body())
+        await until(lambda: volume(cluster))
+
+
+async def test_a_daemon_that_publishes_a_moment_later_keeps_the_claim(cluster: MemoryCluster) -> None:
+    cluster.put(CLAIMS, claim_body(node="n3"))
+    async with leading(cluster) as term:
+        await until(lambda: term.view.synced)
+        await term.claims.queue.drain()
+        cluster.put(CAPACITIES, capacity_body("n3"))
+        await until(lambda: volume(cluster))
+    assert not cluster.messages("ProvisioningFailed")
+
+
+async def test_an_immediate_claim_waits_for_room_and_gets_it(cluster: MemoryCluster) -> None:
+    cluster.put(CLASSES, class_body(volumeBindingMode=IMMEDIATE))
+    cluster.put(CLAIMS, claim_body(size="20Gi", node=""))
+    async with leading(cluster):
+        await until(lambda: cluster.messages("ProvisioningFailed"))
+        assert "the most that a node has is 10Gi" in cluster.messages("ProvisioningFailed")[0]
+        cluster.put(CAPACITIES, capacity_body("n1", 30 * GIB))
+        await until(lambda: volume(cluster))
+
+
+async def test_a_volume_that_went_makes_room_for_who_waits(cluster: MemoryCluster) -> None:
+    cluster.put(CLASSES, class_body(volumeBindingMode=IMMEDIATE))
+    cluster.put(CLAIMS, claim_body(size="10Gi", node=""))
+    async with leading(cluster):
+        await until(lambda: volume(cluster))
+        bind(cluster)
+        cluster.put(CLAIMS, claim_body("next", size="10Gi", node=""))
+        await until(lambda: cluster.messages("ProvisioningFailed"))
+        cluster.remove(VOLUMES, PV)
+        await until(lambda: volume(cluster, "pvc-uid-of-next"))
+
+
+async def test_a_volume_deleted_under_a_claim_that_waits_is_made_again(cluster: MemoryCluster) -> None:
+    cluster.put(CLAIMS, claim_body())
+    async with leading(cluster):
+        await until(lambda: volume(cluster))
+        first = (volume(cluster) or {})["metadata"]["uid"]
+        cluster.remove(VOLUMES, PV)
+        await until(lambda: volume(cluster))
+        assert (volume(cluster) or {})["metadata"]["uid"] != first
+
+
+async def test_the_next_leader_counts_what_the_last_one_made(cluster: MemoryCluster) -> None:
+    cluster.put(CLAIMS, claim_body(size="5Gi", node="n2"))
+    async with leading(cluster):
+        await until(lambda: volume(cluster))
+    cluster.put(CLAIMS, claim_body("next", size="1Gi", node="n2"))
+    async with leading(cluster):
+        await until(lambda: SELECTED_NODE not in claim(cluster, "next")["metadata"]["annotations"])
+    assert volume(cluster, "pvc-uid-of-next") is None
+
+
+async def test_what_a_retained_volume_leaves_behind_is_not_given_away_on_old_figures(cluster: MemoryCluster) -> None:
+    """Its node published the smaller figure first, but we hear of it last."""
+    cluster.put(CLASSES, class_body(reclaimPolicy="Retain"))
+    cluster.put(CLAIMS, claim_body(size="5Gi", node="n2"))
+    async with leading(cluster) as term:
+        await until(lambda: volume(cluster))
+        bind(cluster)
+        await until(lambda: term.view.volumes.get(PV) is not None)
+        published = term.view.published("n2")
+        term.view.published = lambda node: published  # type: ignore[method-assign]
+        cluster.put(CAPACITIES, capacity_body("n2", 0))
+        uid = (volume(cluster) or {})["metadata"]["uid"]
+        cluster.remove(VOLUMES, PV)
+        await until(lambda: term.books.held(uid))
+        listed = len(cluster.requests)
+        await until(lambda: ("list", "csistoragecapacities", "") in cluster.requests[listed:])
+        assert term.books.held(uid)
+        del term.view.published
+        await until(lambda: term.books.held(uid) is None)
+
+
+async def released(cluster: MemoryCluster, metrics: Metrics | None = None) -> None:
+    """A volume whose claim came and went."""
+    cluster.put(CLAIMS, claim_body())
+    async with leading(cluster, metrics):
+        await until(lambda: volume(cluster))
+        bind(cluster)
+    cluster.remove(CLAIMS, "data", "default")
+    release(cluster)
+
+
+async def test_a_released_volume_is_deleted(cluster: MemoryCluster) -> None:
+    await released(cluster)
+    metrics = Metrics()
+    async with leading(cluster, metrics):
+        await until(lambda: "deletionTimestamp" in (volume(cluster) or {})["metadata"])
+    assert figures(metrics)["controller_persistentvolume_delete_total"] == 1
+
+
+async def test_a_released_volume_whose_claim_is_alive_is_kept_and_somebody_told(cluster: MemoryCluster) -> None:
+    await released(cluster)
+    cluster.put(CLAIMS, {**claim_body(), "spec": {**claim_body()["spec"], "volumeName": PV}})
+    async with leading(cluster):
+        await until(lambda: cluster.messages("VolumeFailedDelete"))
+    assert "deletionTimestamp" not in (volume(cluster) or {})["metadata"]
+    assert "exists with the same uid" in cluster.messages("VolumeFailedDelete")[0]
+
+
+async def test_a_namesake_of_the_claim_does_not_keep_the_volume(cluster: MemoryCluster) -> None:
+    await released(cluster)
+    cluster.put(CLAIMS, claim_body(uid="second", node=""))
+    async with leading(cluster):
+        await until(lambda: "deletionTimestamp" in (volume(cluster) or {})["metadata"])
+
+
+async def test_a_policy_that_became_retain_at_the_last_moment_is_obeyed(cluster: MemoryCluster) -> None:
+    await released(cluster)
+
+    def retain() -> None:
+        body = cluster.objects[VOLUMES, "", PV]
+        cluster.put(VOLUMES, {**body, "spec": {**body["spec"], "persistentVolumeReclaimPolicy": "Retain"}})
+
+    cluster.before["delete", "persistentvolumes"] = [does(retain)]
+    async with leading(cluster) as term:
+        await until(lambda: ("delete", "persistentvolumes", PV) in cluster.requests)
+        await until(lambda: (seen := term.view.volumes.get(PV)) and seen.reclaim_policy == "Retain")
+        await asyncio.sleep(0)
+    assert "deletionTimestamp" not in (volume(cluster) or {})["metadata"]
+    assert not cluster.messages("VolumeFailedDelete")
+
+
+async def test_a_volume_that_no_node_would_clean_up_is_not_deleted_silently(cluster: MemoryCluster) -> None:
+    await released(cluster)
+    body = cluster.objects[VOLUMES, "", PV]
+    cluster.put(VOLUMES, {**body, "metadata": {**body["metadata"], "finalizers": []}})
+    metrics = Metrics()
+    async with leading(cluster, metrics):
+        await until(lambda: cluster.messages("VolumeFailedDelete"))
+    assert volume(cluster) is not None
+    assert re.search(r"add the finalizer .* node host-n1", cluster.messages("VolumeFailedDelete")[0])
+    assert figures(metrics)["controller_persistentvolume_delete_failed_total"] >= 1
