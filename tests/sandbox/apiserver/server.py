@@ -18,6 +18,9 @@ from tests.sandbox.apiserver.watching import Watch
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+_TARGET = web.RequestKey("target", Target)
+_VERB = web.RequestKey("verb", str)
+
 _BODY_LIMIT = 3 * 1024 * 1024
 _LONG_WATCH = 3600.0
 """Seconds of a watch that names no timeout."""
@@ -48,8 +51,8 @@ async def authorise(request: web.Request, handler: Handler) -> web.StreamRespons
     (target and RBAC verb), so that rules can be laid over it."""
     aim = target(request.path)
     if aim is not None:
-        request["target"] = aim
-        request["verb"] = verb(request.method, aim, watch=codec.flag(request.query, "watch"))
+        request[_TARGET] = aim
+        request[_VERB] = verb(request.method, aim, watch=codec.flag(request.query, "watch"))
     return await handler(request)
 
 
@@ -64,7 +67,7 @@ class Api:
         aim: Target | None = request.get("target")
         if aim is None:
             raise errors.no_such_path()
-        if request["verb"] == "watch":
+        if request[_VERB] == "watch":
             return await self._watch(request, aim)
         match request.method:
             case "GET":

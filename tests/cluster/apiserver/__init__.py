@@ -1,0 +1,1 @@
+"""The API server stand-in keeps the promises of the real one."""
