@@ -25,8 +25,9 @@ class NoSpace(VolumeError):
 
     def __init__(self, pv: str, pool: str, needed: int, available: int) -> None:
         super().__init__(
-            f"volume {pv} needs {quantity.humane(needed)} of {pool}, where {quantity.humane(max(available, 0))} "
-            "is free for it: delete volumes on this node, or ask its administrator for more space"
+            f"volume {pv} needs {quantity.humane(needed)} of {pool} on this node, which has "
+            f"{quantity.humane(max(available, 0))} left for it: delete volumes on this node, or ask its administrator "
+            "for more space"
         )
         self.pv = pv
         self.pool = pool
@@ -47,7 +48,7 @@ class Foreign(VolumeError):
 
 
 class InUse(VolumeError):
-    """The volume is mounted, so it can't be removed."""
+    """Somebody uses the volume, so it can't be unmounted or removed."""
 
 
 class NotFound(VolumeError):

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,7 +41,7 @@ def folder_node(tmp_path: Path) -> Iterator[Node]:
 
 
 @pytest.fixture
-async def lvm_node(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Node]:
+def lvm_node(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Node]:
     """The fixtures of LVM are asked for by name, so that the other kinds of node do without."""
     tools, group = request.getfixturevalue("lvm"), request.getfixturevalue("volume_group")
 
@@ -262,9 +262,8 @@ async def test_a_filesystem_that_can_not_grow_is_mounted_all_the_same(
         await volumes.expand(loop_node.wanted(64 * MIB))
 
 
-@pytest.mark.parametrize("kind", ["loop", pytest.param("lvm-thick", marks=pytest.mark.device_mapper)])
-async def test_many_mounts_at_once(kind: str, request: pytest.FixtureRequest) -> None:
-    node = request.getfixturevalue(f"{kind.split('-')[0]}_node")
+@pytest.mark.parametrize("node", ["loop", pytest.param("lvm-thick", marks=pytest.mark.device_mapper)], indirect=True)
+async def test_many_mounts_at_once(node: Node) -> None:
     volumes = await started(node)
     pvs = [f"{node.pv}-{number}" for number in range(25)]
     folders = [(pv, node.folder(pv)) for pv in pvs for _ in range(2)]

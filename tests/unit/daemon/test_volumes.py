@@ -137,7 +137,7 @@ async def test_a_burst_takes_no_more_than_there_is(backend: Memory, tmp_path: Pa
     assert sum(isinstance(outcome, Volume) for outcome in outcomes) == 7
     refused = [outcome for outcome in outcomes if isinstance(outcome, NoSpace)]
     assert len(refused) == 13
-    assert "needs 100 bytes of pool, where 0 bytes is free for it" in str(refused[-1])
+    assert "needs 100 bytes of pool on this node, which has 0 bytes left for it" in str(refused[-1])
     assert (await volumes.prepare(wanted("promised", 200))).size == 200
 
 
@@ -193,7 +193,7 @@ async def test_growing(volumes: Volumes, backend: Memory) -> None:
     await volumes.prepare(wanted(size=100))
     assert (await volumes.expand(wanted(size=255))).size == 260
     assert (await volumes.expand(wanted(size=120))).size == 260
-    with pytest.raises(NoSpace, match="needs 750 bytes of pool, where 740 bytes"):
+    with pytest.raises(NoSpace, match="needs 750 bytes of pool on this node, which has 740 bytes left"):
         await volumes.expand(wanted(size=1010))
     assert backend.volumes["pv"].size == volumes.inventory.volumes[0].size == 260  # type: ignore[index]
 
