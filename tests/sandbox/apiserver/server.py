@@ -64,7 +64,7 @@ class Api:
         self._bookmark_seconds = bookmark_seconds
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        aim: Target | None = request.get("target")
+        aim: Target | None = request.get(_TARGET)
         if aim is None:
             raise errors.no_such_path()
         if request[_VERB] == "watch":
