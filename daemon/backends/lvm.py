@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import lvm
-from contract.parameters import VolumeParameters
+from contract.parameters import RAID1, VolumeParameters
 from daemon.backends.lvminventory import Place, inventory
 from daemon.errors import BackendFailed, Damaged, Foreign, InUse, NoSpace, NotFound, PoolMissing
 from daemon.record import Inventory, Record, State, Volume, Wanted
@@ -83,11 +83,13 @@ class LvmBackend:
         with _told(f"volume {wanted.pv}", str(place)):
             record = wanted.record(State.FORMATTING)
             try:
-                await self._create(place, wanted, record)
-            except lvm.AlreadyExists:
-                return await self._go_on(place, wanted, record)
+                try:
+                    await self._create(place, wanted, record)
+                except lvm.AlreadyExists:
+                    await self._clear_away(place, wanted)
+                    await self._create(place, wanted, record)
             except lvm.NoSpace as error:
-                raise await self._no_space(wanted.pv, str(place), wanted.size) from error
+                raise await self._no_space(wanted.pv, str(place), wanted.size, _legs(wanted.parameters)) from error
         extent = self._extent_sizes.get(place.group)
         if extent is None:
             return await self._found(wanted.pv, wanted.uid)
@@ -109,18 +111,18 @@ class LvmBackend:
                 raid=wanted.parameters.raid,
             )
 
-    async def _go_on(self, place: Place, wanted: Wanted, record: Record) -> Volume:
+    async def _clear_away(self, place: Place, wanted: Wanted) -> None:
+        """Removes a volume whose making was cut off: an lvcreate that was killed may leave one that can't be used, a
+        thin volume that its pool does not know or a mirror of which one leg is missing. Raises Foreign, Damaged."""
         found = await self.inspect()
-        volume = found.volume(wanted.pv)
         _refuse_damaged(found, wanted.pv)
+        volume = found.volume(wanted.pv)
         if volume is None or volume.record.uid != wanted.uid or volume.record.state is not State.FORMATTING:
             raise Foreign(
                 f"the volume group {place.group} of this node has another volume named {wanted.pv}: "
                 "ask the node's administrator whether it may go"
             )
-        if volume.record != record:
-            volume = await self.rewrite(volume, record)
-        return await self.extend(volume, wanted.size)
+        await self._lvm.remove(Place.of(volume.pool).group, volume.pv)
 
     async def rewrite(self, volume: Volume, record: Record) -> Volume:
         before, after = volume.record.to_tags(), record.to_tags()
@@ -166,9 +168,10 @@ class LvmBackend:
             with contextlib.suppress(NotFound), _told_of(present):
                 await self._lvm.remove(Place.of(present.pool).group, present.pv)
 
-    async def _no_space(self, pv: str, pool_name: str, needed: int) -> NoSpace:
+    async def _no_space(self, pv: str, pool_name: str, needed: int, legs: int = 1) -> NoSpace:
         pool = (await self.inspect()).pool(pool_name)
-        return NoSpace(pv, pool_name, needed, pool.free if pool else 0)
+        where = f"{pool_name} (on {legs} of its devices alike)" if legs > 1 else pool_name
+        return NoSpace(pv, where, needed, pool.free if pool else 0)
 
     async def _found(self, pv: str, uid: str) -> Volume:
         found = await self.inspect()
@@ -205,6 +208,11 @@ def _told_of(volume: Volume) -> Iterator[None]:
             yield
         except lvm.NotFound as error:
             raise NotFound(f"volume {volume.pv} is not on this node (any more): {error.words}") from error
+
+
+def _legs(parameters: VolumeParameters) -> int:
+    """Devices that must each have a share of the room: the group as a whole may have plenty, and none there."""
+    return 2 if parameters.raid == RAID1 else parameters.stripes
 
 
 def _refuse_damaged(found: Inventory, pv: str) -> None:

@@ -1,0 +1,282 @@
+"""The LVM backend against real LVM."""
+
+import asyncio
+import contextlib
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from contract.capacity import footprint
+from contract.parameters import VolumeParameters
+from daemon.backends.lvm import LvmBackend
+from daemon.errors import Damaged, Foreign, InUse, NoSpace, NotFound, PoolMissing
+from daemon.record import State, Volume, Wanted
+from host import blockdevice, command, filesystem, mounting
+from host.command import Completed
+from lvm import Lvm
+
+pytestmark = pytest.mark.device_mapper
+
+MIB, GIB = 2**20, 2**30
+EXTENT = 4 * MIB
+WANTED = Wanted("pvc-1", "uid-1", GIB, "Delete", VolumeParameters())
+THIN = replace(WANTED, parameters=VolumeParameters(thin=True))
+
+
+@pytest.fixture
+def backend(lvm: Lvm, volume_group: str) -> LvmBackend:
+    return LvmBackend(lvm, volume_group, "pool", thin=False)
+
+
+@pytest.fixture
+def thin_backend(lvm: Lvm, volume_group: str) -> LvmBackend:
+    return LvmBackend(lvm, volume_group, "pool", thin=True)
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[Completed]:
+    seen: list[Completed] = []
+    monkeypatch.setattr(command, "observers", [seen.append])
+    return seen
+
+
+async def found(backend: LvmBackend, pv: str = "pvc-1") -> Volume | None:
+    return (await backend.inspect()).volume(pv)
+
+
+async def test_life_of_a_volume_takes_few_commands(
+    backend: LvmBackend, volume_group: str, commands: list[Completed]
+) -> None:
+    await backend.establish()
+    before = (await backend.inspect()).pool(volume_group)
+    assert before
+    commands.clear()
+    volume = await backend.create(WANTED)
+    volume = await backend.rewrite(volume, WANTED.record(State.READY))
+    async with backend.device(volume) as device:
+        assert blockdevice.size(device) == volume.size == GIB
+    assert [done.argv[1] for done in commands] == ["lvcreate", "lvchange"]
+    after = await backend.inspect()
+    assert after.volume("pvc-1") == volume
+    pool = after.pool(volume_group)
+    assert pool == replace(before, free=before.free - GIB, ours=GIB)
+    assert pool.allocatable() == before.allocatable()
+    commands.clear()
+    await backend.remove(volume)
+    assert [done.argv[1] for done in commands] == ["fullreport", "lvremove"]
+    assert (await backend.inspect()).pool(volume_group) == before
+    await backend.remove(volume)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        VolumeParameters(thin=False),
+        VolumeParameters(stripes=3),
+        VolumeParameters(raid="raid1"),
+        VolumeParameters(thin=True),
+    ],
+    ids=["thick", "stripes", "raid1", "thin"],
+)
+async def test_a_new_volume_is_what_lvm_says_it_is(thin_backend: LvmBackend, parameters: VolumeParameters) -> None:
+    if parameters.thin:
+        await thin_backend.establish()
+    before = await thin_backend.inspect()
+    wanted = replace(WANTED, size=100 * MIB + 1, parameters=parameters)
+    volume = await thin_backend.create(wanted)
+    after = await thin_backend.inspect()
+    assert after.volume("pvc-1") == volume
+    pools = before.pool(volume.pool), after.pool(volume.pool)
+    assert pools[0]
+    assert pools[1]
+    taken = footprint(wanted.size, parameters, EXTENT)
+    assert pools[0].free - pools[1].free == pools[1].ours == taken
+
+
+@pytest.mark.parametrize("wanted", [WANTED, THIN])
+async def test_killed_between_creating_and_formatting(
+    lvm: Lvm, thin_backend: LvmBackend, volume_group: str, wanted: Wanted
+) -> None:
+    await thin_backend.establish()
+    await thin_backend.create(wanted)
+    restarted = LvmBackend(lvm, volume_group, "pool", thin=True)
+    grown = replace(wanted, size=2 * GIB, policy="Retain")
+    volume = await restarted.create(grown)
+    assert volume.record == grown.record(State.FORMATTING)
+    assert volume.size == 2 * GIB
+    assert await found(restarted) == volume
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [VolumeParameters(thin=False), VolumeParameters(raid="raid1"), VolumeParameters(thin=True)],
+    ids=["thick", "raid1", "thin"],
+)
+async def test_killed_while_lvm_creates(
+    lvm: Lvm, thin_backend: LvmBackend, volume_group: str, parameters: VolumeParameters
+) -> None:
+    """Whenever that is, nothing lacks our mark, and the same call makes a volume that works: what lvcreate left may be
+    a thin volume that its pool does not know, or half a mirror."""
+    if parameters.thin:
+        await thin_backend.establish()
+    begin = time.monotonic()
+    whole = await thin_backend.create(replace(WANTED, pv="pvc-whole", size=64 * MIB, parameters=parameters))
+    lasted = time.monotonic() - begin
+    for share in (0.35, 0.55, 0.7, 0.9):
+        wanted = replace(WANTED, pv=f"pvc-{share}", size=64 * MIB, parameters=parameters)
+        creating = asyncio.ensure_future(thin_backend.create(wanted))
+        await asyncio.wait([creating], timeout=lasted * share)
+        creating.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await creating
+        inventory = await thin_backend.inspect()
+        assert not [*inventory.foreign, *inventory.damaged]
+        volume = await thin_backend.create(wanted)
+        assert volume == replace(whole, record=wanted.record(State.FORMATTING))
+        async with thin_backend.device(volume) as device:
+            await filesystem.make("ext4", device)
+        await thin_backend.remove(volume)
+
+
+async def test_a_ready_volume_or_one_of_another_is_never_given_out(backend: LvmBackend) -> None:
+    volume = await backend.create(WANTED)
+    with pytest.raises(Foreign, match="pvc-1"):
+        await backend.create(replace(WANTED, uid="uid-2"))
+    volume = await backend.rewrite(volume, WANTED.record(State.READY))
+    with pytest.raises(Foreign, match="pvc-1"):
+        await backend.create(WANTED)
+    namesake = replace(volume, record=replace(volume.record, uid="uid-2"))
+    await backend.remove(namesake)
+    assert await found(backend) == volume
+
+
+async def test_foreign_volumes_are_listed_and_untouched(lvm: Lvm, backend: LvmBackend, volume_group: str) -> None:
+    await lvm.create_volume(volume_group, "pvc-1", GIB, {"of=somebody"})
+    inventory = await backend.inspect()
+    assert [foreign.name for foreign in inventory.foreign] == ["pvc-1"]
+    with pytest.raises(Foreign, match="administrator"):
+        await backend.create(WANTED)
+    await backend.remove(Volume(WANTED.record(State.READY), GIB, volume_group))
+    state = await lvm.report()
+    volume = state.volume(volume_group, "pvc-1")
+    assert volume
+    assert volume.tags == {"of=somebody"}
+
+
+async def test_a_volume_with_half_a_record_is_damaged_and_untouched(
+    lvm: Lvm, backend: LvmBackend, volume_group: str
+) -> None:
+    volume = await backend.create(WANTED)
+    await lvm.retag(volume_group, "pvc-1", remove={"elastic-local/uid=uid-1"})
+    assert [damaged.reason for damaged in (await backend.inspect()).damaged] == ["its tags say: it has no uid"]
+    with pytest.raises(Damaged, match="no uid"):
+        await backend.create(WANTED)
+    with pytest.raises(Damaged, match="no uid"):
+        await backend.remove(volume)
+    assert (await lvm.report()).volume(volume_group, "pvc-1")
+
+
+async def test_a_volume_that_is_not_active_becomes_so(lvm: Lvm, backend: LvmBackend, volume_group: str) -> None:
+    volume = await backend.create(WANTED)
+    await lvm._run("lvchange", "--activate=n", f"{volume_group}/pvc-1")
+    async with backend.device(volume) as device:
+        assert blockdevice.is_block_device(device)
+    await backend.remove(volume)
+    with pytest.raises(NotFound):
+        async with backend.device(volume):
+            pass
+    with pytest.raises(NotFound):
+        await backend.rewrite(volume, WANTED.record(State.READY))
+    with pytest.raises(NotFound):
+        await backend.extend(volume, 2 * GIB)
+
+
+async def test_no_room_is_told_with_the_figures(backend: LvmBackend, volume_group: str) -> None:
+    volume = await backend.create(WANTED)
+    free = (await backend.inspect()).pool(volume_group)
+    assert free
+    with pytest.raises(NoSpace) as caught:
+        await backend.create(replace(WANTED, pv="pvc-2", size=9 * GIB))
+    assert (caught.value.needed, caught.value.available) == (9 * GIB, free.free)
+    with pytest.raises(NoSpace) as caught:
+        await backend.extend(volume, 10 * GIB)
+    assert caught.value.needed == 9 * GIB
+    assert await found(backend) == volume
+
+
+@pytest.mark.parametrize("wanted", [WANTED, THIN])
+async def test_in_use_it_stays_and_grows_with_its_filesystem(
+    thin_backend: LvmBackend, tmp_path: Path, wanted: Wanted
+) -> None:
+    await thin_backend.establish()
+    volume = await thin_backend.create(replace(wanted, size=64 * MIB))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    async with thin_backend.device(volume) as device:
+        await filesystem.make("ext4", device)
+        await filesystem.mount("ext4", device, folder)
+    (folder / "file").write_text("data")
+    with pytest.raises(InUse, match="pvc-1"):
+        await thin_backend.remove(volume)
+    volume = await thin_backend.extend(volume, 128 * MIB)
+    assert volume.size == 128 * MIB
+    async with thin_backend.device(volume) as device:
+        await filesystem.grow("ext4", device, folder)
+        await filesystem.grow("ext4", device, folder)
+    assert int(subprocess.check_output(["df", "--output=size", "--block-size=1M", folder]).split()[1]) > 110
+    mounting.unmount(folder)
+    async with thin_backend.device(volume) as device:
+        await filesystem.check("ext4", device)
+    await thin_backend.remove(volume)
+    assert await found(thin_backend) is None
+
+
+async def test_the_thin_pool_is_made_once_with_room_to_spare(
+    thin_backend: LvmBackend, lvm: Lvm, volume_group: str
+) -> None:
+    await thin_backend.establish()
+    await thin_backend.establish()
+    inventory = await thin_backend.inspect()
+    pool, group = inventory.pool(f"{volume_group}/pool"), inventory.pool(volume_group)
+    assert pool
+    assert pool.thin
+    assert group
+    assert 0.88 < pool.size / group.size < 0.91
+    assert group.free > 0.05 * group.size
+    assert not inventory.foreign
+    await thin_backend.create(replace(THIN, size=2 * pool.size))
+    after = (await thin_backend.inspect()).pool(pool.name)
+    assert after
+    assert after.free == -pool.size
+    assert after.allocatable(3.0) == pool.allocatable(3.0) == 3 * pool.size
+
+
+async def test_a_node_without_a_group_starts_and_says_what_it_needs(lvm: Lvm) -> None:
+    backend = LvmBackend(lvm, "absent", "pool", thin=True)
+    await backend.establish()
+    inventory = await backend.inspect()
+    assert inventory.pool("absent") is None
+    for wanted in (WANTED, THIN):
+        with pytest.raises(PoolMissing, match="vg create"):
+            await backend.create(wanted)
+    with pytest.raises(PoolMissing, match="bring its devices back"):
+        await backend.remove(Volume(WANTED.record(State.READY), GIB, "absent"))
+
+
+async def test_a_missing_thin_pool_of_a_class(backend: LvmBackend) -> None:
+    with pytest.raises(PoolMissing, match="lvcreate --type thin-pool"):
+        await backend.create(THIN)
+
+
+async def test_no_pool_where_nothing_is_free_and_the_rest_works(
+    lvm: Lvm, thin_backend: LvmBackend, volume_group: str
+) -> None:
+    group = (await lvm.report()).group(volume_group)
+    assert group
+    await lvm.create_volume(volume_group, "all", group.free)
+    await thin_backend.establish()
+    inventory = await thin_backend.inspect()
+    assert [pool.name for pool in inventory.pools] == [volume_group]
