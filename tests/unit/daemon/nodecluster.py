@@ -1,0 +1,171 @@
+"""The daemon's dealings with the API server, without mounts: the sandbox's API in this process, a node of volumes that are
+plain folders, and everything in daemon/ between the two."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from contract import names
+from contract import volume as contract_volume
+from contract.volume import PersistentVolume, Pin
+from daemon.backends.folder import POOL, FolderBackend
+from daemon.holdings import Holdings
+from daemon.publish import Publisher
+from daemon.reconcile import Reconciler
+from daemon.volumes import Volumes
+from kube.client import CLASSES, EVENTS, NODES, VOLUMES, Cluster, NotFound
+from kube.events import Recorder
+from kube.informer import Informer
+from kube.records import Node, read_node
+from tests.sandbox.apiserver import builtin
+from tests.sandbox.apiserver.journal import Journal
+from tests.sandbox.apiserver.registry import Registry
+from tests.sandbox.apiserver.server import application
+from tests.sandbox.apiserver.store import Store
+from tests.unit.kube.apiserver import write_kubeconfig
+
+Json = dict[str, Any]
+
+NODE, HOSTNAME, NAMESPACE = "node-1", "host-1", "default"
+CLASS = "fast"
+PIN = Pin(NODE, HOSTNAME, POOL)
+MI = 1 << 20
+CAPACITY = 100 * MI
+
+
+@asynccontextmanager
+async def api(folder: Path) -> AsyncIterator[Cluster]:
+    store = Store(Journal(folder / "objects"), history=1000)
+    registry = Registry(store)
+    builtin.provide(registry)
+    runner = web.AppRunner(
+        application(registry, bookmark_seconds=30), access_log=None, handler_cancellation=True, shutdown_timeout=0.1
+    )
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    kubeconfig = write_kubeconfig(folder / "kubeconfig", f"http://127.0.0.1:{runner.addresses[0][1]}")
+    try:
+        async with await Cluster.connect(kubeconfig) as cluster:
+            await cluster.create(
+                NODES, {"metadata": {"name": NODE, "labels": {names.HOSTNAME_LABEL: HOSTNAME}}, **kind("Node")}
+            )
+            await cluster.create(
+                CLASSES,
+                {**kind("StorageClass", "storage.k8s.io/v1"), "metadata": {"name": CLASS}}
+                | {"provisioner": names.PROVISIONER},
+            )
+            yield cluster
+    finally:
+        await runner.cleanup()
+        store.close()
+
+
+def kind(name: str, version: str = "v1") -> Json:
+    return {"apiVersion": version, "kind": name}
+
+
+async def create_pv(
+    cluster: Cluster, name: str, *, mi: int = 10, pin: Pin | None = PIN, policy: str = "Delete", **options: str
+) -> PersistentVolume:
+    tied = contract_volume.pinning(pin) if pin else {"metadata": {}, "spec": {}}
+    body = {
+        **kind("PersistentVolume"),
+        "metadata": {"name": name, **tied["metadata"]},
+        "spec": {
+            "capacity": {"storage": f"{mi}Mi"},
+            "accessModes": ["ReadWriteOnce"],
+            "persistentVolumeReclaimPolicy": policy,
+            "storageClassName": CLASS,
+            "flexVolume": {"driver": names.DRIVER, "options": options},
+            **tied["spec"],
+        },
+    }
+    found = contract_volume.read(await cluster.create(VOLUMES, body))
+    assert found
+    return found
+
+
+async def read_pv(cluster: Cluster, name: str) -> PersistentVolume | None:
+    try:
+        return contract_volume.read(await cluster.get(VOLUMES, name))
+    except NotFound:
+        return None
+
+
+async def release_from_claim(cluster: Cluster, name: str) -> None:
+    """What the controller-manager and the provisioner do when the claim of a volume is gone."""
+    await cluster.patch(VOLUMES, name, {"status": {"phase": "Released"}}, subresource="status")
+    await cluster.delete(VOLUMES, name)
+    kept = [
+        f for f in (await cluster.get(VOLUMES, name))["metadata"]["finalizers"] if f != contract_volume.PV_PROTECTION
+    ]
+    await cluster.patch(VOLUMES, name, {"metadata": {"finalizers": kept}})
+
+
+async def until(condition: Callable[[], Any], seconds: float = 10) -> None:
+    """Returns as soon as the condition, awaited if need be, holds."""
+    async with asyncio.timeout(seconds):
+        while True:
+            held = condition()
+            if await held if asyncio.iscoroutine(held) else held:
+                return
+            await asyncio.sleep(0.01)
+
+
+@dataclass
+class NodeParts:
+    """A node of that cluster, running."""
+
+    cluster: Cluster
+    node: Node
+    volumes: Volumes
+    holdings: Holdings
+    publisher: Publisher
+    reconciler: Reconciler
+    events: Recorder
+    data: Path
+
+    def volume_names(self) -> set[str]:
+        return {volume.pv for volume in self.volumes.inventory.volumes}
+
+    async def warnings(self) -> list[tuple[str, str, str]]:
+        """Object, reason and message of the warnings there are."""
+        await self.events.flush()
+        return [
+            (event["involvedObject"]["name"], event["reason"], event["message"])
+            for event in await self.cluster.list(EVENTS)
+            if event["type"] == "Warning"
+        ]
+
+
+@asynccontextmanager
+async def node_parts(folder: Path) -> AsyncIterator[NodeParts]:
+    async with api(folder) as cluster:
+        node = read_node(await cluster.get(NODES, NODE))
+        backend = FolderBackend(folder / "data", CAPACITY)
+        volumes = Volumes(backend, folder / "staging")
+        await volumes.start()
+        informer = Informer[PersistentVolume](
+            cluster, VOLUMES, contract_volume.read, label_selector=f"{names.NODE_LABEL}={NODE}"
+        )
+        holdings = Holdings(informer, node)
+        publisher = Publisher(cluster, NAMESPACE, node, backend.pool_of, lambda: volumes.inventory, holdings, reserve=0)
+        events = Recorder(cluster, "test", NODE)
+        reconciler = Reconciler(cluster, holdings, volumes, backend.pool_of, publisher, events)
+        informer.subscribe(lambda key, *_: reconciler.look_at(key))
+        informer.subscribe(lambda *_: publisher.trigger())
+        runs = (informer, publisher.classes, publisher.published, publisher, reconciler)
+        tasks = [asyncio.create_task(part.run()) for part in runs]
+        try:
+            await until(lambda: not publisher.problem)
+            yield NodeParts(cluster, node, volumes, holdings, publisher, reconciler, events, folder / "data")
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            await volumes.close()

@@ -1,0 +1,156 @@
+"""What is planned for a PersistentVolume, and the order in which it is given back."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from contract import names
+from contract.volume import DELETE, PV_PROTECTION, RETAIN, PersistentVolume, Pin
+from daemon.demand import WrongOptions, wanted
+from daemon.reconcile import DELETE_FAILED, PREPARATION_FAILED, Action, plan
+from daemon.record import Record, State, Volume
+from kube.client import CAPACITIES, VOLUMES
+from tests.unit.daemon.nodecluster import (
+    CAPACITY,
+    HOSTNAME,
+    MI,
+    NAMESPACE,
+    NODE,
+    PIN,
+    NodeParts,
+    create_pv,
+    node_parts,
+    read_pv,
+    release_from_claim,
+    until,
+)
+from tests.unit.daemon.test_promises import pv
+
+PV = pv("a", 100)
+GONE = replace(PV, deleting=True, phase="Released")
+MADE = Volume(Record("a", PV.uid, DELETE, "ext4", State.READY), 100, "vg")
+
+
+def recorded(**changes: object) -> Volume:
+    return replace(MADE, record=replace(MADE.record, **changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("persistent_volume", "volume", "action"),
+    [
+        (PV, None, Action.PREPARE),
+        (replace(PV, phase="Available"), None, Action.PREPARE),
+        (PV, MADE, Action.LEAVE),
+        (PV, recorded(state=State.FORMATTING), Action.PREPARE),
+        (PV, recorded(policy=RETAIN), Action.PREPARE),
+        (PV, recorded(uid="an-earlier-one"), Action.PREPARE),
+        (replace(PV, phase="Released"), None, Action.LEAVE),
+        (replace(PV, phase="Failed"), None, Action.LEAVE),
+        (replace(PV, phase="Released", reclaim_policy=RETAIN), MADE, Action.PREPARE),
+        (replace(PV, deleting=True), MADE, Action.LEAVE),
+        (replace(PV, deleting=True), None, Action.LEAVE),
+        (replace(GONE, finalizers=(names.FINALIZER, PV_PROTECTION)), MADE, Action.LEAVE),
+        (GONE, MADE, Action.RECLAIM),
+        (GONE, None, Action.RECLAIM),
+        (replace(GONE, phase="Pending"), None, Action.RECLAIM),
+        (replace(GONE, reclaim_policy=RETAIN), MADE, Action.RETAIN),
+        (replace(GONE, reclaim_policy="Recycle"), MADE, Action.RETAIN),
+    ],
+)
+def test_plan(persistent_volume: PersistentVolume, volume: Volume | None, action: Action) -> None:
+    assert plan(persistent_volume, volume) is action
+
+
+def test_options_that_cannot_be_served_say_what_to_do() -> None:
+    with pytest.raises(WrongOptions, match="correct the StorageClass"):
+        wanted(replace(PV, filesystem="ntfs"))
+
+
+@pytest.fixture
+async def node(tmp_path: Path) -> AsyncIterator[NodeParts]:
+    async with node_parts(tmp_path) as it:
+        yield it
+
+
+async def allocatable(node: NodeParts) -> int:
+    (found,) = await node.cluster.list(CAPACITIES, NAMESPACE)
+    return int(found["metadata"]["annotations"][names.ALLOCATABLE_ANNOTATION])
+
+
+async def test_a_volume_is_made_ahead_of_its_mount_and_removed_with_its_space(node: NodeParts) -> None:
+    await create_pv(node.cluster, "pv")
+    await until(lambda: node.volume_names() == {"pv"})
+    await release_from_claim(node.cluster, "pv")
+    await until(lambda: not node.volume_names())
+    await until(lambda: not node.holdings.all())
+    assert await read_pv(node.cluster, "pv") is None
+    assert not list(node.data.glob("pv.*"))
+
+
+async def test_a_volume_of_policy_retain_leaves_the_published_room_before_its_finalizer_goes(node: NodeParts) -> None:
+    await create_pv(node.cluster, "pv", mi=10, policy=RETAIN)
+    await until(lambda: node.volume_names() == {"pv"})
+    assert await allocatable(node) == CAPACITY
+    events = node.cluster.watch(VOLUMES, resource_version="0")
+    deleted = asyncio.create_task(_allocatable_when_deleted(node, events))
+    await release_from_claim(node.cluster, "pv")
+    assert await deleted == CAPACITY - 10 * MI
+    assert node.volume_names() == {"pv"}
+
+
+async def _allocatable_when_deleted(node: NodeParts, events: AsyncIterator[tuple[str, object]]) -> int:
+    async with asyncio.timeout(10):
+        async for kind, _ in events:
+            if kind == "DELETED":
+                return await allocatable(node)
+    raise AssertionError("the watch ended")
+
+
+async def test_a_changed_policy_goes_into_the_record(node: NodeParts) -> None:
+    await create_pv(node.cluster, "pv")
+    await until(lambda: node.volume_names() == {"pv"})
+    await node.cluster.patch(VOLUMES, "pv", {"spec": {"persistentVolumeReclaimPolicy": RETAIN}})
+    await until(lambda: [volume.record.policy for volume in node.volumes.inventory.volumes] == [RETAIN])
+
+
+async def test_what_cannot_be_made_is_told_and_made_when_there_is_room(node: NodeParts) -> None:
+    await create_pv(node.cluster, "large", mi=80)
+    await until(lambda: node.volume_names() == {"large"})
+    await create_pv(node.cluster, "second", mi=50)
+
+    async def told() -> bool:
+        return any(
+            (name, reason) == ("second", PREPARATION_FAILED) and "20Mi" in message
+            for name, reason, message in await node.warnings()
+        )
+
+    await until(told)
+    await release_from_claim(node.cluster, "large")
+    await until(lambda: node.volume_names() == {"second"})
+
+
+async def test_a_volume_whose_pool_is_not_there_is_not_taken_for_gone(node: NodeParts) -> None:
+    await create_pv(node.cluster, "pv", pin=Pin(NODE, HOSTNAME, "another-group"))
+    await release_from_claim(node.cluster, "pv")
+
+    async def told() -> bool:
+        return any(
+            (name, reason) == ("pv", DELETE_FAILED) and "another-group" in message
+            for name, reason, message in await node.warnings()
+        )
+
+    await until(told)
+    assert await read_pv(node.cluster, "pv") is not None
+
+
+async def test_the_label_alone_does_not_make_a_volume_ours(node: NodeParts) -> None:
+    await create_pv(node.cluster, "theirs", pin=Pin(NODE, "another-host", PIN.pool))
+    await create_pv(node.cluster, "ours")
+    await until(lambda: node.volume_names() == {"ours"})
+    await release_from_claim(node.cluster, "theirs")
+    await release_from_claim(node.cluster, "ours")
+    await until(lambda: not node.volume_names())
+    assert await read_pv(node.cluster, "theirs") is not None
