@@ -24,7 +24,7 @@ Json = dict[str, Any]
 _log = logging.getLogger(__name__)
 _HEARTBEAT_SECONDS = 60.0
 _RETRY_SECONDS = 0.5
-_PROBE_SECONDS = 2.0
+_PROBE_SECONDS = 0.5
 _ADDRESS = "127.0.0.1"
 
 

@@ -1,0 +1,287 @@
+"""The sandbox's scheduler and volume controllers do what the real ones do, seen by a provisioner: the test plays it."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from kube.client import CAPACITIES, CLAIMS, CLASSES, DRIVERS, NODES, PODS, VOLUMES, Resource
+from tests.sandbox.controlplane.binding import PodClaims, place
+from tests.sandbox.controlplane.filters import misfit
+from tests.sandbox.sandbox import Sandbox
+from tests.sandbox.waiting import until
+from tests.sandbox.workloads import Namespace, claim, pod
+
+Json = dict[str, Any]
+
+SELECTED_NODE = "volume.kubernetes.io/selected-node"
+ASKED = "volume.kubernetes.io/storage-provisioner"
+
+
+class Storage:
+    """A class, a driver object and capacities of a provisioner that only the test plays. All are named like the
+    namespace."""
+
+    def __init__(self, namespace: Namespace) -> None:
+        self.namespace = namespace
+        self.name = namespace.name
+        self._made: list[tuple[Resource, str]] = []
+
+    async def make_class(self, mode: str, **more: Any) -> None:
+        body = {"provisioner": self.name, "volumeBindingMode": mode, "reclaimPolicy": "Delete", **more}
+        await self._create(CLASSES, "storage.k8s.io/v1", "StorageClass", self.name, body)
+
+    async def keep_count(self) -> None:
+        spec = {"storageCapacity": True, "attachRequired": False}
+        await self._create(DRIVERS, "storage.k8s.io/v1", "CSIDriver", self.name, {"spec": spec})
+
+    async def offer(self, hostname: str, size: str) -> None:
+        """Publish, or change, what a node has for the class."""
+        api, name = self.namespace.sandbox.api, f"{self.name}-{hostname}"
+        if (CAPACITIES, name) in self._made:
+            await api.patch(CAPACITIES, name, {"capacity": size}, self.name)
+            return
+        self._made.append((CAPACITIES, name))
+        body = {
+            "apiVersion": "storage.k8s.io/v1",
+            "kind": "CSIStorageCapacity",
+            "metadata": {"name": name},
+            "storageClassName": self.name,
+            "nodeTopology": {"matchLabels": {"kubernetes.io/hostname": hostname}},
+            "capacity": size,
+        }
+        await api.create(CAPACITIES, body, self.name)
+
+    async def make_volume(self, name: str, size: str, wanted: Json | None, **more: Any) -> Json:
+        """A PersistentVolume of the class, for a claim if one is given."""
+        spec = {
+            "capacity": {"storage": size},
+            "accessModes": ["ReadWriteOnce"],
+            "persistentVolumeReclaimPolicy": "Delete",
+            "storageClassName": self.name,
+            "flexVolume": {"driver": "example.com/nobody"},
+        }
+        if wanted is not None:
+            metadata = wanted["metadata"]
+            reference = {key: metadata[key] for key in ("namespace", "name", "uid", "resourceVersion")}
+            spec["claimRef"] = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", **reference}
+        return await self._create(VOLUMES, "v1", "PersistentVolume", f"{self.name}-{name}", {"spec": spec | more})
+
+    async def remove(self) -> None:
+        api = self.namespace.sandbox.api
+        for name in [item["metadata"]["name"] for item in await api.list(PODS, self.name)]:
+            await self.namespace.delete(PODS, name)
+        for name in [item["metadata"]["name"] for item in await api.list(CLAIMS, self.name)]:
+            await self.namespace.delete(CLAIMS, name)
+            await self.namespace.until_gone(CLAIMS, name)
+        for resource, name in self._made:
+            await self.namespace.delete(resource, name)
+
+    async def _create(self, resource: Resource, version: str, kind: str, name: str, body: Json) -> Json:
+        whole = {"apiVersion": version, "kind": kind, "metadata": {"name": name}, **body}
+        if resource is VOLUMES and "claimRef" in body["spec"]:
+            whole["metadata"]["annotations"] = {"pv.kubernetes.io/provisioned-by": self.name}
+        made = await self.namespace.sandbox.api.create(resource, whole)
+        self._made.append((resource, name))
+        return made
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def storage(namespace: Namespace) -> AsyncIterator[Storage]:
+    made = Storage(namespace)
+    yield made
+    await made.remove()
+
+
+def selected(body: Json) -> str | None:
+    node: str | None = (body["metadata"].get("annotations") or {}).get(SELECTED_NODE)
+    return node
+
+
+async def test_a_pod_waits_for_room_and_wakes_at_once(namespace: Namespace, storage: Storage) -> None:
+    await storage.make_class("WaitForFirstConsumer")
+    await storage.keep_count()
+    await storage.offer("node-a", "1Gi")
+    await namespace.create(CLAIMS, claim("data", "2Gi", storage.name))
+    await namespace.create(PODS, pod("user", {"/data": "data"}))
+    message = await namespace.until_told("user", "FailedScheduling", "free storage")
+    assert message == "0/3 nodes are available: 3 node(s) did not have enough free storage."
+    pending = await namespace.get(PODS, "user")
+    assert ["PodScheduled", "False"] in [[item["type"], item["status"]] for item in pending["status"]["conditions"]]
+
+    await storage.offer("ip-10-0-0-2.internal", "2Gi")
+    chosen = await namespace.until(CLAIMS, "data", selected, what="has a node", seconds=1)
+    assert selected(chosen) == "node-b"
+    asked = await namespace.until(
+        CLAIMS, "data", lambda body: ASKED in body["metadata"]["annotations"], what="is asked for"
+    )
+    assert asked["metadata"]["annotations"][ASKED] == storage.name
+
+
+async def test_a_claim_that_is_sent_back_gets_another_node(namespace: Namespace, storage: Storage) -> None:
+    await storage.make_class("WaitForFirstConsumer")
+    await storage.keep_count()
+    await storage.offer("node-a", "2Gi")
+    await namespace.create(CLAIMS, claim("data", "2Gi", storage.name))
+    await namespace.create(PODS, pod("user", {"/data": "data"}))
+    await namespace.until(CLAIMS, "data", lambda body: selected(body) == "node-a", what="has node-a")
+    await storage.offer("node-a", "1Gi")
+    await storage.offer("node-c", "2Gi")
+    patch = {"metadata": {"annotations": {SELECTED_NODE: None}}}
+    await namespace.sandbox.api.patch(CLAIMS, "data", patch, namespace.name)
+    await namespace.until_told("user", "FailedScheduling", 'provisioning failed for PVC "data"')
+    chosen = await namespace.until(CLAIMS, "data", lambda body: selected(body) == "node-c", what="has node-c")
+
+    affinity = {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": ["node-c"]}]}
+    await storage.make_volume("made", "2Gi", chosen, nodeAffinity={"required": {"nodeSelectorTerms": [affinity]}})
+    bound = await namespace.until(PODS, "user", lambda body: body["spec"].get("nodeName"), what="has a node")
+    assert bound["spec"]["nodeName"] == "node-c"
+
+
+async def test_an_immediate_claim_is_asked_for_at_once_and_bound_when_made(
+    namespace: Namespace, storage: Storage
+) -> None:
+    await storage.make_class("Immediate")
+    await namespace.create(CLAIMS, claim("data", "1Gi", storage.name))
+    await namespace.create(PODS, pod("user", {"/data": "data"}))
+    await namespace.until_told("user", "FailedScheduling", "pod has unbound immediate PersistentVolumeClaims")
+    asked = await namespace.until(
+        CLAIMS, "data", lambda body: ASKED in (body["metadata"].get("annotations") or {}), what="is asked for"
+    )
+    await namespace.until_told("data", "ExternalProvisioning")
+    # Larger than asked for: the claim's capacity is the volume's.
+    await storage.make_volume("made", "2Gi", asked)
+    volume = await namespace.until_bound("data")
+    assert (await namespace.get(CLAIMS, "data"))["status"]["capacity"]["storage"] == "2Gi"
+    assert volume["status"]["phase"] == "Bound"
+    await namespace.until(PODS, "user", lambda body: body["spec"].get("nodeName"), what="has a node")
+
+
+async def test_released_volumes_are_left_to_their_provisioner_or_fail(namespace: Namespace, storage: Storage) -> None:
+    await storage.make_class("Immediate")
+    await storage.make_volume("by-hand", "1Gi", None)
+    await namespace.create(CLAIMS, claim("first", "1Gi", storage.name))
+    by_hand = await namespace.until_bound("first")
+    assert by_hand["metadata"]["name"] == f"{storage.name}-by-hand"
+    second = await namespace.create(CLAIMS, claim("second", "1Gi", storage.name))
+    await storage.make_volume("made", "1Gi", second)
+    await namespace.until_bound("second")
+    for name in ("first", "second"):
+        await namespace.delete(CLAIMS, name)
+
+    def in_phase(phase: str) -> Any:
+        return lambda body: body["status"]["phase"] == phase
+
+    await namespace.until(VOLUMES, f"{storage.name}-by-hand", in_phase("Failed"), what="has failed")
+    await namespace.until(VOLUMES, f"{storage.name}-made", in_phase("Released"), what="is released")
+
+
+async def test_of_the_volumes_there_are_the_smallest_that_fits_is_bound(namespace: Namespace, storage: Storage) -> None:
+    await storage.make_class("WaitForFirstConsumer", provisioner="kubernetes.io/no-provisioner")
+    for size in ("8Gi", "1Gi", "4Gi"):
+        await storage.make_volume(size.lower(), size, None)
+    await until(lambda: _phases(namespace.sandbox, storage.name, {"Available"}), what="the volumes are available")
+    await namespace.create(CLAIMS, claim("data", "3Gi", storage.name))
+    await namespace.until_told("data", "WaitForFirstConsumer")
+    await namespace.create(PODS, pod("user", {"/data": "data"}))
+    volume = await namespace.until_bound("data")
+    assert volume["spec"]["capacity"]["storage"] == "4Gi"
+
+
+async def test_a_claim_in_use_stays_until_its_pod_is_gone(namespace: Namespace, storage: Storage) -> None:
+    await storage.make_class("Immediate")
+    asked = await namespace.create(CLAIMS, claim("data", "1Gi", storage.name))
+    await storage.make_volume("made", "1Gi", asked)
+    await namespace.create(PODS, pod("user", {"/data": "data"}))
+    await namespace.until(PODS, "user", lambda body: body["spec"].get("nodeName"), what="has a node")
+    await namespace.delete(CLAIMS, "data")
+    assert "deletionTimestamp" in (await namespace.get(CLAIMS, "data"))["metadata"]
+    await namespace.delete(PODS, "user")
+    await namespace.until_gone(CLAIMS, "data")
+
+
+async def test_a_grown_claim_raises_its_volumes_capacity_before_anybody_asked_the_driver(
+    namespace: Namespace, storage: Storage
+) -> None:
+    await storage.make_class("Immediate", allowVolumeExpansion=True)
+    asked = await namespace.create(CLAIMS, claim("data", "1Gi", storage.name))
+    made = await storage.make_volume("made", "1Gi", asked)
+    await namespace.until_bound("data")
+    grown = {"spec": {"resources": {"requests": {"storage": "3Gi"}}}}
+    await namespace.sandbox.api.patch(CLAIMS, "data", grown, namespace.name)
+    name = made["metadata"]["name"]
+    await namespace.until(VOLUMES, name, lambda body: body["spec"]["capacity"]["storage"] == "3Gi", what="is larger")
+    waiting = await namespace.until(CLAIMS, "data", lambda body: body["status"].get("conditions"), what="waits")
+    assert waiting["status"]["conditions"][0]["type"] == "FileSystemResizePending"
+    assert waiting["status"]["capacity"]["storage"] == "1Gi"
+
+
+async def test_a_burst_of_pods_spreads(namespace: Namespace) -> None:
+    for number in range(6):
+        await namespace.create(PODS, pod(f"user-{number}"))
+    for number in range(6):
+        await namespace.until_running(f"user-{number}")
+    pods = await namespace.sandbox.api.list(PODS, namespace.name)
+    nodes = [body["spec"]["nodeName"] for body in pods]
+    assert sorted(nodes.count(node) for node in set(nodes)) == [2, 2, 2]
+
+
+async def test_the_node_has_the_hostname_label_it_was_given(sandbox: Sandbox) -> None:
+    node = await sandbox.api.get(NODES, "node-b")
+    assert node["metadata"]["labels"]["kubernetes.io/hostname"] == "ip-10-0-0-2.internal"
+
+
+READY = {"status": {"conditions": [{"type": "Ready", "status": "True"}]}}
+ZONE_A = {"name": "n", "labels": {"zone": "a", "kubernetes.io/hostname": "h"}}
+
+
+@pytest.mark.parametrize(
+    ("pod_spec", "node_spec", "reason"),
+    [
+        ({}, {}, None),
+        ({"nodeSelector": {"zone": "a"}}, {}, None),
+        ({"nodeSelector": {"zone": "b"}}, {}, "node(s) didn't match Pod's node affinity/selector"),
+        ({}, {"unschedulable": True}, "node(s) were unschedulable"),
+        ({}, {"taints": [{"key": "k", "value": "v", "effect": "NoSchedule"}]}, "node(s) had untolerated taint {k: v}"),
+        ({}, {"taints": [{"key": "k", "value": "v", "effect": "PreferNoSchedule"}]}, None),
+        (
+            {"tolerations": [{"key": "k", "operator": "Exists"}]},
+            {"taints": [{"key": "k", "value": "v", "effect": "NoExecute"}]},
+            None,
+        ),
+    ],
+)
+async def test_nodes_that_a_pod_fits(pod_spec: Json, node_spec: Json, reason: str | None) -> None:
+    assert misfit({"spec": pod_spec}, {"metadata": ZONE_A, "spec": node_spec, **READY}) == reason
+
+
+@pytest.mark.parametrize(
+    ("capacity", "fits"),
+    [
+        ({"capacity": "2Gi"}, True),
+        ({"capacity": "1Gi"}, False),
+        ({"capacity": "4Gi", "maximumVolumeSize": "1Gi"}, False),
+        ({"capacity": "2Gi", "storageClassName": "other"}, False),
+        ({"capacity": "2Gi", "nodeTopology": {"matchLabels": {"zone": "b"}}}, False),
+        ({"capacity": "2Gi", "nodeTopology": None}, False),
+        ({}, False),
+    ],
+)
+async def test_capacity_counts_only_for_its_class_its_nodes_and_driver(capacity: Json, fits: bool) -> None:
+    wanted = claim("data", "2Gi", "local")
+    claims = PodClaims(bound=[], delayed=[wanted])
+    classes: dict[str, Json] = {"local": {"provisioner": "p", "volumeBindingMode": "WaitForFirstConsumer"}}
+    node: Json = {"metadata": ZONE_A, "spec": {}}
+    offered = {"storageClassName": "local", "nodeTopology": {"matchLabels": {"zone": "a"}}, **capacity}
+    counting = {"p": {"spec": {"storageCapacity": True}}}
+    refusal = "node(s) did not have enough free storage"
+    assert (place(node, claims, [], classes, counting, [offered]) != refusal) is fits
+    assert place(node, claims, [], classes, {"other": counting["p"]}, []) != refusal
+
+
+async def _phases(sandbox: Sandbox, storage_class: str, wanted: set[str]) -> bool:
+    volumes = await sandbox.api.list(VOLUMES)
+    return {
+        volume["status"]["phase"] for volume in volumes if volume["spec"]["storageClassName"] == storage_class
+    } == wanted

@@ -1,0 +1,267 @@
+"""The sandbox's kubelet treats a driver as the real one does: the product is only as proven as this is true."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kube.client import CLAIMS, PODS, VOLUMES
+from tests.cluster.recorder import Recorder
+from tests.sandbox.nodes import Node
+from tests.sandbox.sandbox import Sandbox
+from tests.sandbox.waiting import until
+from tests.sandbox.workloads import Namespace, claim, pod
+
+Json = dict[str, Any]
+
+FAILURE = '{"status": "Failure", "message": "no such disk: plug one in"}'
+
+
+@pytest.fixture
+def node(sandbox: Sandbox) -> Node:
+    return sandbox.nodes["node-a"]
+
+
+@pytest.fixture
+def driver(node: Node, namespace: Namespace, tmp_path: Path) -> Recorder:
+    """Stays installed: the pods that go when the test is over need it for their unmounts."""
+    recorder = Recorder(f"example.com/{namespace.name}", node.plugins, tmp_path)
+    recorder.install()
+    return recorder
+
+
+def inline(driver: Recorder, **source: Any) -> Json:
+    """A pod on node-a with an inline volume `scratch` of the driver."""
+    volume = {"name": "scratch", "flexVolume": {"driver": driver.name, **source}}
+    body = pod("user", nodeName="node-a", volumes=[volume])
+    body["spec"]["containers"][0]["volumeMounts"] = [{"name": "scratch", "mountPath": "/scratch"}]
+    return body
+
+
+def folder_of(node: Node, body: Json, driver: Recorder, name: str) -> Path:
+    return node.kubelet_root / "pods" / str(body["metadata"]["uid"]) / "volumes" / driver.name.replace("/", "~") / name
+
+
+async def bound_claim(namespace: Namespace, driver: Recorder, size: str, **spec: Any) -> str:
+    """A claim bound to a volume of the driver that nobody provisions; the name of the volume."""
+    name = f"pv-{namespace.name}"
+    volume = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": name},
+        "spec": {
+            "capacity": {"storage": size},
+            "accessModes": ["ReadWriteOnce"],
+            "persistentVolumeReclaimPolicy": "Retain",
+            "storageClassName": "",
+            "claimRef": {"namespace": namespace.name, "name": "data"},
+            "flexVolume": {"driver": driver.name, "fsType": "ext4", "options": {"size": "16777216"}},
+            **spec,
+        },
+    }
+    await namespace.sandbox.api.create(VOLUMES, volume)
+    await namespace.create(CLAIMS, claim("data", size, storage_class="", volumeName=name))
+    await namespace.until_bound("data")
+    return name
+
+
+async def drop(namespace: Namespace, volume: str) -> None:
+    await namespace.delete(PODS, "user")
+    await namespace.until_gone(PODS, "user")
+    await namespace.delete(CLAIMS, "data")
+    await namespace.sandbox.api.delete(VOLUMES, volume)
+    await namespace.until_gone(VOLUMES, volume)
+
+
+async def test_a_volume_of_a_claim_gets_the_documented_calls(
+    namespace: Namespace, node: Node, driver: Recorder
+) -> None:
+    volume = await bound_claim(namespace, driver, "16Mi")
+    created = await namespace.create(PODS, pod("user", {"/data": "data"}, nodeName="node-a"))
+    await namespace.until_running("user")
+    folder = folder_of(node, created, driver, volume)
+    assert folder.parent.stat().st_mode & 0o777 == 0o750
+    await drop(namespace, volume)
+
+    uid = created["metadata"]["uid"]
+    of_volume = f'"kubernetes.io/pvOrVolumeName":"{volume}","kubernetes.io/readwrite":"rw"'
+    of_pod = (
+        f'"kubernetes.io/pod.name":"user","kubernetes.io/pod.namespace":"{namespace.name}",'
+        f'"kubernetes.io/pod.uid":"{uid}"'
+    )
+    assert driver.calls == [
+        ["init"],
+        ["getvolumename", '{"kubernetes.io/fsType":"ext4",' + of_volume + ',"size":"16777216"}'],
+        [
+            "mount",
+            str(folder),
+            '{"kubernetes.io/fsType":"ext4",'
+            + f"{of_pod},{of_volume}"
+            + ',"kubernetes.io/serviceAccount.name":"default","size":"16777216"}',
+        ],
+        ["unmount", str(folder)],
+    ]
+    assert driver.working_folders == {"/"}
+    assert not folder.exists()
+
+
+async def test_a_grown_claim_gets_expandfs_and_then_its_new_size(
+    namespace: Namespace, node: Node, driver: Recorder
+) -> None:
+    volume = await bound_claim(namespace, driver, "16Mi")
+    created = await namespace.create(PODS, pod("user", {"/data": "data"}, nodeName="node-a"))
+    await namespace.until_running("user")
+    driver.answer("expandfs", FAILURE)
+    await namespace.sandbox.api.patch(VOLUMES, volume, {"spec": {"capacity": {"storage": "32Mi"}}})
+
+    message = await namespace.until_told("user", "VolumeResizeFailed")
+    assert message.endswith("expandfs command failed, status: Failure, reason: no such disk: plug one in")
+    stuck = await namespace.get(CLAIMS, "data")
+    assert stuck["status"]["capacity"]["storage"] == "16Mi"
+    assert "NodeResizeError" in [condition["type"] for condition in stuck["status"]["conditions"]]
+
+    driver.answer_as_usual("expandfs")
+    grown = await namespace.until(
+        CLAIMS, "data", lambda body: body["status"]["capacity"]["storage"] == "32Mi", what="has grown"
+    )
+    assert not grown["status"].get("conditions")
+    folder = folder_of(node, created, driver, volume)
+    of_volume = f'"kubernetes.io/pvOrVolumeName":"{volume}","kubernetes.io/readwrite":"rw"'
+    options = '{"kubernetes.io/fsType":"ext4",' + of_volume + ',"size":"16777216"}'
+    assert driver.of("expandfs")[-1] == ["expandfs", options, "", str(folder), "33554432", "16777216"]
+    await drop(namespace, volume)
+
+
+async def test_a_failed_mount_is_told_undone_tried_again_and_never_unmounted(
+    namespace: Namespace, node: Node, driver: Recorder
+) -> None:
+    driver.answer("mount", FAILURE, exit_code=1)
+    created = await namespace.create(PODS, inline(driver))
+    message = await namespace.until_told("user", "FailedMount")
+    assert message == (
+        'MountVolume.SetUp failed for volume "scratch" : mount command failed, status: Failure, '
+        "reason: no such disk: plug one in"
+    )
+    assert not folder_of(node, created, driver, "scratch").exists()
+    await until(lambda: len(driver.of("mount")) == 3, what="it is tried again")
+    first, second, third = driver.times("mount")
+    assert 0.4 < second - first < third - second
+    await namespace.delete(PODS, "user")
+    await namespace.until_gone(PODS, "user")
+    assert driver.of("unmount") == []
+
+
+@pytest.mark.parametrize(
+    ("output", "code", "words"),
+    [
+        ('warning: slow disk\n{"status": "Success"}', 0, "invalid character 'w' looking for beginning of value"),
+        ("", 0, "unexpected end of JSON input"),
+        ('{"status": "Success"}', 3, "exit status 3"),
+        ('{"status": "success"}', 0, "mount command failed, status: success, reason: "),
+    ],
+)
+async def test_only_a_clean_success_counts(
+    namespace: Namespace, driver: Recorder, output: str, code: int, words: str
+) -> None:
+    driver.answer("mount", output, code)
+    await namespace.create(PODS, inline(driver))
+    await namespace.until_told("user", "FailedMount", words)
+
+
+async def test_not_supported_is_remembered_until_the_driver_changes(namespace: Namespace, driver: Recorder) -> None:
+    driver.answer("mount", '{"status": "Not supported"}')
+    await namespace.create(PODS, inline(driver))
+    await namespace.until_told("user", "FailedMount")
+    driver.answer_as_usual("mount")
+    await namespace.create(PODS, inline(driver) | {"metadata": {"name": "other"}})
+    await namespace.until_told("other", "FailedMount")
+    assert len(driver.of("mount")) == 1
+    driver.install()
+    await namespace.until_running("other")
+    assert len(driver.of("init")) == 2
+
+
+async def test_what_the_user_writes_is_written_over_the_kubelets_own(namespace: Namespace, driver: Recorder) -> None:
+    forged = {"kubernetes.io/pod.uid": "somebody-else", "kubernetes.io/pvOrVolumeName": "pvc-of-another"}
+    await namespace.create(PODS, inline(driver, options=forged, readOnly=True))
+    await namespace.until_running("user")
+    _, folder, options = driver.of("mount")[0]
+    assert Path(folder).name == "scratch"
+    assert forged.items() <= json.loads(options).items()
+    assert json.loads(options)["kubernetes.io/readwrite"] == "ro"
+
+
+async def test_a_pod_goes_while_its_mount_runs_and_the_unmount_follows(
+    namespace: Namespace, node: Node, driver: Recorder
+) -> None:
+    driver.hold("mount")
+    created = await namespace.create(PODS, inline(driver))
+    await until(lambda: driver.of("mount"), what="the mount runs")
+    await namespace.delete(PODS, "user")
+    await namespace.until_gone(PODS, "user")
+    assert driver.of("unmount") == []
+    driver.let_go("mount")
+    await until(lambda: not folder_of(node, created, driver, "scratch").exists(), what="the folder is gone")
+    assert len(driver.of("unmount")) == 1
+
+
+async def test_a_failing_unmount_keeps_the_pod(namespace: Namespace, driver: Recorder) -> None:
+    driver.answer("unmount", FAILURE)
+    await namespace.create(PODS, inline(driver))
+    await namespace.until_running("user")
+    await namespace.delete(PODS, "user")
+    await until(lambda: len(driver.of("unmount")) >= 2, what="it is tried again")
+    assert "deletionTimestamp" in (await namespace.get(PODS, "user"))["metadata"]
+    driver.answer_as_usual("unmount")
+    await namespace.until_gone(PODS, "user")
+
+
+async def test_mount_options_on_the_volume_are_refused(namespace: Namespace, driver: Recorder) -> None:
+    volume = await bound_claim(namespace, driver, "16Mi", mountOptions=["noatime"])
+    await namespace.create(PODS, pod("user", {"/data": "data"}, nodeName="node-a"))
+    message = await namespace.until_told("user", "FailedMount")
+    assert message.endswith("mount options are not supported for this volume type")
+    assert driver.of("mount") == []
+    await drop(namespace, volume)
+
+
+async def test_fs_group_owns_what_is_in_the_volume(namespace: Namespace, node: Node, driver: Recorder) -> None:
+    body = inline(driver)
+    body["spec"]["securityContext"] = {"fsGroup": 4242, "runAsUser": 1000, "runAsGroup": 1000}
+    body["spec"]["containers"][0]["command"] = ["sh", "-ec", "touch /scratch/mine; exec sleep infinity"]
+    created = await namespace.create(PODS, body)
+    await namespace.until_running("user")
+    assert json.loads(driver.of("mount")[0][2])["kubernetes.io/mounterArgs.FsGroup"] == "4242"
+    file = folder_of(node, created, driver, "scratch") / "mine"
+    await until(file.exists, what="the container may write")
+    assert (file.stat().st_uid, file.stat().st_gid) == (1000, 4242)
+
+
+async def test_a_broken_driver_leaves_the_one_before_it_in_use(namespace: Namespace, driver: Recorder) -> None:
+    await until(lambda: driver.of("init"), what="the driver was probed")
+    driver.answer("init", "broken")
+    driver.install()
+    await until(lambda: len(driver.of("init")) >= 2, what="the new one was probed")
+    await namespace.create(PODS, inline(driver))
+    await namespace.until_running("user")
+
+
+async def test_containers_see_only_their_volumes_and_change_nothing_else(
+    namespace: Namespace, node: Node, driver: Recorder
+) -> None:
+    body = inline(driver)
+    body["spec"]["restartPolicy"] = "Never"
+    body["spec"]["containers"][0]["volumeMounts"][0]["readOnly"] = True
+    script = f"touch /{namespace.name}; touch /scratch/file; cut -d' ' -f5 /proc/self/mountinfo"
+    body["spec"]["containers"][0]["command"] = ["sh", "-c", script]
+    created = await namespace.create(PODS, body)
+    await namespace.until(PODS, "user", lambda pod: pod["status"]["phase"] in ("Succeeded", "Failed"), what="ends")
+    # Of all the sandbox's mounts the container has its volume alone: whatever else it had would stay busy.
+    log = node.container_log(created["metadata"]["uid"], "main").read_text().splitlines()
+    assert log[0].endswith("Read-only file system")
+    assert "/scratch" in log
+    assert not [path for path in log if str(node.folder) in path]
+    assert not Path(f"/{namespace.name}").exists()
+    # A pod that has ended keeps no volume.
+    await until(lambda: driver.of("unmount"), what="the volume is unmounted")
