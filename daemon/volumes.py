@@ -88,8 +88,8 @@ class Volumes:
         return await self._turn("prepare", wanted.pv, wanted, lambda: self._prepared(wanted))
 
     async def mount(self, wanted: Wanted, folder: PodFolder, read_only: bool) -> None:
-        """The volume, made if need be, mounted in the folder: returns only when it is, and after an error nothing of it
-        is left there. A folder that shows it already is a success."""
+        """The volume, made if need be, mounted in the folder that bears its name: returns only when it is, and after
+        an error nothing of it is left there. A folder that shows it already is a success."""
         request = (wanted, folder, read_only)
         await self._turn("mount", wanted.pv, request, lambda: self._mount(wanted, folder, read_only))
 
