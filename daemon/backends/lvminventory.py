@@ -1,5 +1,6 @@
 """What LVM's report means to the daemon: which logical volumes are ours, and what their pools have. Pure."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +10,10 @@ from contract import capacity
 from contract.parameters import RAID1, VolumeParameters
 from daemon.record import Damaged, DamagedRecord, Foreign, Inventory, Pool, Thin, Volume, from_tags
 from lvm import Health, LogicalVolume, VolumeGroup
+
+_LEG = re.compile(r"_(rmeta|rimage)_\d+")
+"""An lvcreate that is killed while it wipes the legs of a mirror leaves them visible, with the tags of the mirror. They
+go with it."""
 
 _MIRROR = VolumeParameters(raid=RAID1)
 _LINEAR = VolumeParameters()
@@ -46,6 +51,8 @@ def inventory(state: lvm.State, group: str) -> Inventory:
             continue
         if record is None:
             strangers.append(found)
+        elif _LEG.fullmatch(found.name.removeprefix(record.pv)):
+            continue
         elif record.pv != found.name:
             damaged.append(Damaged(found.name, _pool_of(found), f"its tags say that it is {record.pv}: rename it back"))
         else:

@@ -95,6 +95,15 @@ def test_what_is_in_doubt_is_damaged_and_nothing_else() -> None:
     ]
 
 
+def test_legs_that_a_killed_lvcreate_left_are_part_of_their_mirror() -> None:
+    mirror = ours("pvc-1", layout=frozenset({"raid", "raid1"}))
+    legs = [replace(mirror, name=f"pvc-1_rmeta_{leg}", layout=frozenset({"linear"}), size=EXTENT) for leg in (0, 1)]
+    found = inventory(report(mirror, *legs), "vg")
+    assert [volume.pv for volume in found.volumes] == ["pvc-1"]
+    assert not [*found.foreign, *found.damaged]
+    assert [pool.ours for pool in found.pools] == [2 * 11 * EXTENT]
+
+
 def test_the_system_of_the_node_is_not_told_of() -> None:
     system = replace(GROUP, name="debian")
     root = replace(PLAIN, name="root", group="debian")
