@@ -58,10 +58,11 @@ class Refresher:
     async def run(self) -> None:
         """For ever."""
         while True:
-            await self._look()
+            await self.look()
             await asyncio.sleep(PERIOD_WHILE_MISSING if self.problem else PERIOD)
 
-    async def _look(self) -> None:
+    async def look(self) -> None:
+        """One look."""
         before, problem_before = self._volumes.inventory, self.problem
         try:
             await (self._volumes.start() if self.problem else self._volumes.refresh())

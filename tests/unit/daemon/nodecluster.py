@@ -1,5 +1,5 @@
-"""The daemon's dealings with the API server, without mounts: the sandbox's API in this process, a node of volumes that are
-plain folders, and everything in daemon/ between the two."""
+"""The daemon's dealings with the API server, without mounts: the sandbox's API in this process, a node whose volumes
+are plain folders, and everything in daemon/ between the two."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable

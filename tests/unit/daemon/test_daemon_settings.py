@@ -1,0 +1,76 @@
+from pathlib import Path
+
+import pytest
+
+from daemon.settings import LOOP, Settings, SettingsError, read
+
+
+def test_a_node_name_is_enough() -> None:
+    assert read({"NODE_NAME": "n", "DRIVER_KIND": "", "KUBECONFIG": ""}) == Settings(node_name="n")
+
+
+def test_everything_can_be_set() -> None:
+    assert read(
+        {
+            "NODE_NAME": "n",
+            "DRIVER_KIND": "loop",
+            "LVM_VOLUME_GROUP": "vg",
+            "LVM_USE_THIN_VOLUMES": "True",
+            "LVM_THIN_POOL": "pool",
+            "ELASTIC_LOCAL_SOCKET": "/run/s",
+            "STAGING_DIR": "/mnt//x/",
+            "KUBELET_ROOT": "/k",
+            "DATA_DIR": "/d",
+            "CAPACITY": "10Gi",
+            "RESERVE": "1G",
+            "LISTEN_ADDRESS": "[::1]:9",
+            "NAMESPACE": "ns",
+            "KUBECONFIG": "/kc",
+            "LOG_FORMAT": "json",
+            "LOG_LEVEL": "debug",
+        }
+    ) == Settings(
+        node_name="n",
+        driver_kind=LOOP,
+        lvm_volume_group="vg",
+        lvm_use_thin_volumes=True,
+        lvm_thin_pool="pool",
+        socket=Path("/run/s"),
+        staging_dir=Path("/mnt/x"),
+        kubelet_root=Path("/k"),
+        data_dir=Path("/d"),
+        capacity=10 << 30,
+        reserve=10**9,
+        listen_host="::1",
+        listen_port=9,
+        namespace="ns",
+        kubeconfig="/kc",
+        log_format="json",
+        log_level="DEBUG",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("DRIVER_KIND", "ZFS", "LVM, LOOP, BINDMOUNT"),
+        ("LVM_USE_THIN_VOLUMES", "yes please", "true, false"),
+        ("STAGING_DIR", "mnt/storage", "absolute path"),
+        ("KUBELET_ROOT", "/var/lib/../kubelet", "absolute path"),
+        ("CAPACITY", "ten", "10Gi"),
+        ("RESERVE", "-1Gi", "negative"),
+        ("LISTEN_ADDRESS", "8080", ":8080"),
+        ("LISTEN_ADDRESS", ":99999", ":8080"),
+        ("LOG_LEVEL", "LOUD", "WARNING"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_allowed(name: str, value: str, allowed: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        read({"NODE_NAME": "n", name: value})
+    assert str(refused.value).startswith(f"{name} is {value!r}: ")
+    assert allowed in str(refused.value)
+
+
+def test_a_daemon_without_a_node_name_says_where_to_get_it() -> None:
+    with pytest.raises(SettingsError, match=r"NODE_NAME.*spec\.nodeName"):
+        read({"NODE_NAME": " "})

@@ -1,0 +1,74 @@
+"""What Prometheus reads, as it reads it."""
+
+from prometheus_client.exposition import generate_latest
+
+from contract.volume import DELETE
+from daemon.metrics import Metrics, command_name
+from daemon.record import Damaged, Foreign, Inventory, Pool, Record, State, Thin, Volume
+from host.command import Completed
+
+
+def volume(name: str, state: State = State.READY, health: str = "") -> Volume:
+    return Volume(Record(name, f"uid-{name}", DELETE, "ext4", state), 10, "vg", health)
+
+
+INVENTORY = Inventory(
+    volumes=[
+        volume("a"),
+        volume("b", health="a leg is missing"),
+        volume("c", State.FORMATTING),
+        volume("kept"),
+    ],
+    pools=[Pool("vg", 1000, 600, 400, 4), Pool("vg/thin", 500, -100, 600, 4, Thin(25.5, 3.0))],
+    foreign=[Foreign("root", "vg", 7)],
+    damaged=[Damaged("d", "vg", "why")],
+)
+
+
+def scraped(metrics: Metrics) -> dict[str, float]:
+    lines = generate_latest(metrics.registry).decode().splitlines()
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
+
+
+def test_figures_of_the_node_are_those_of_the_moment() -> None:
+    inventories = [Inventory(), INVENTORY]
+    metrics = Metrics(lambda: inventories[-1], lambda: {"uid-a", "uid-b", "uid-c"})
+    found = scraped(metrics)
+    assert found['elastic_local_pool_size_bytes{pool="vg"}'] == 1000
+    assert found['elastic_local_pool_free_bytes{pool="vg/thin"}'] == -100
+    assert found['elastic_local_thin_pool_data_percent{pool="vg/thin"}'] == 25.5
+    assert found['elastic_local_thin_pool_metadata_percent{pool="vg/thin"}'] == 3
+    assert 'elastic_local_thin_pool_data_percent{pool="vg"}' not in found
+    states = {"ready": 2, "formatting": 1, "orphan": 1, "foreign": 1, "damaged": 1}
+    assert {state: found[f'elastic_local_volumes{{state="{state}"}}'] for state in states} == states
+    assert found["elastic_local_unhealthy_volumes"] == 1
+    inventories.pop()
+    assert 'elastic_local_pool_size_bytes{pool="vg"}' not in scraped(metrics)
+
+
+def test_nothing_is_an_orphan_while_the_persistent_volumes_are_unknown() -> None:
+    found = scraped(Metrics(lambda: INVENTORY, lambda: None))
+    assert found['elastic_local_volumes{state="orphan"}'] == 0
+    assert found['elastic_local_volumes{state="ready"}'] == 3
+
+
+def test_operations_callouts_and_commands_are_timed_by_outcome() -> None:
+    metrics = Metrics(Inventory, lambda: None)
+    metrics.operation("prepare", "NoSpace", 0.5)
+    metrics.callout("mount", "success", 0.25)
+    metrics.command(Completed(("lvm", "lvcreate", "--size=1b"), 5, "", "", 2.0))
+    found = scraped(metrics)
+    assert found['elastic_local_operation_duration_seconds_sum{operation="prepare",outcome="NoSpace"}'] == 0.5
+    assert found['elastic_local_callout_duration_seconds_sum{outcome="success",verb="mount"}'] == 0.25
+    assert found['elastic_local_command_duration_seconds_sum{command="lvcreate",outcome="failure"}'] == 2
+
+
+def test_every_metric_has_help_and_the_prefix() -> None:
+    for metric in Metrics(lambda: INVENTORY, lambda: None).registry.collect():
+        assert metric.documentation
+        assert metric.name.startswith(("elastic_local_", "process_"))
+
+
+def test_a_command_is_called_by_its_own_name() -> None:
+    assert command_name(("/usr/sbin/mkfs.ext4", "-q")) == "mkfs.ext4"
+    assert command_name(("/sbin/lvm", "fullreport")) == "fullreport"

@@ -1,0 +1,158 @@
+"""What room is offered to which class, and that the API server has it whatever happens to the objects."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from contract import capacity, names
+from contract.parameters import VolumeParameters
+from daemon.publish import desired, read_class, read_published
+from daemon.record import Inventory, Pool
+from kube.client import CAPACITIES, CLASSES, Json
+from kube.records import Node, StorageClass
+from tests.unit.daemon.nodecluster import (
+    CAPACITY,
+    CLASS,
+    MI,
+    NAMESPACE,
+    NODE,
+    NodeParts,
+    create_pv,
+    kind,
+    node_parts,
+    read_pv,
+    until,
+)
+
+OBJECT = capacity.object_name(NODE, CLASS)
+HERE = Node(NODE, "node-uid", "host-1", {}, deleting=False)
+FAST = StorageClass(
+    name="fast",
+    provisioner=names.PROVISIONER,
+    parameters={},
+    reclaim_policy="Delete",
+    mount_options=(),
+    binding_mode="WaitForFirstConsumer",
+    allow_expansion=True,
+    allowed_topologies=(),
+)
+VG = Pool("vg", size=1000, free=600, ours=400, granularity=10)
+
+
+def room(storage_class: StorageClass, inventory: Inventory) -> capacity.Capacity:
+    def pool_of(wanted: VolumeParameters) -> str:
+        return wanted.volume_group or "vg"
+
+    (found,) = desired([storage_class], pool_of, inventory, [], HERE, reserve=100).values()
+    assert found.owners == ("node-uid",)
+    assert found.maximum == found.capacity.available
+    return found.capacity
+
+
+def test_a_class_is_offered_what_its_pool_has_less_the_reserve() -> None:
+    assert room(FAST, Inventory(pools=[VG])) == capacity.Capacity(NODE, "host-1", "fast", "vg", 500, 500, 10)
+
+
+def test_a_mirror_is_offered_the_size_that_fits_twice() -> None:
+    mirrored = room(replace(FAST, parameters={"raid": "raid1"}), Inventory(pools=[VG]))
+    assert (mirrored.allocatable, mirrored.available) == (500, 240)
+
+
+@pytest.mark.parametrize(
+    "storage_class",
+    [replace(FAST, parameters={"raid": "raid7"}), replace(FAST, parameters={"volumeGroup": "absent"})],
+    ids=["wrong parameters", "no such group"],
+)
+def test_a_class_that_cannot_be_served_here_has_no_room(storage_class: StorageClass) -> None:
+    found = room(storage_class, Inventory(pools=[VG]))
+    assert (found.allocatable, found.available, found.pool) == (0, 0, "")
+
+
+def test_a_node_without_storage_has_no_room() -> None:
+    assert room(FAST, Inventory()).available == 0
+
+
+def test_what_is_written_is_read_back() -> None:
+    (wanted,) = desired([FAST], lambda _: "vg", Inventory(pools=[VG]), [], HERE, reserve=0).values()
+    owner = {"kind": "Node", "name": NODE, "uid": "node-uid"}
+    assert read_published(capacity.manifest(wanted.capacity, NAMESPACE, owner)) == wanted
+
+
+@pytest.mark.parametrize(("provisioner", "ours"), [(name, True) for name in names.PROVISIONERS] + [("other", False)])
+def test_only_classes_of_our_provisioners_count(provisioner: str, ours: bool) -> None:
+    body = {"metadata": {"name": "c"}, "provisioner": provisioner}
+    assert (read_class(body) is not None) is ours
+
+
+@pytest.fixture
+async def node(tmp_path: Path) -> AsyncIterator[NodeParts]:
+    async with node_parts(tmp_path) as it:
+        yield it
+
+
+async def published(node: NodeParts) -> dict[str, Json]:
+    return {body["storageClassName"]: body for body in await node.cluster.list(CAPACITIES, NAMESPACE)}
+
+
+async def test_a_node_says_what_it_has_as_soon_as_it_starts(node: NodeParts) -> None:
+    body = (await published(node))[CLASS]
+    assert body["metadata"]["ownerReferences"][0]["uid"] == node.node.uid
+    assert body["nodeTopology"] == {"matchLabels": {names.HOSTNAME_LABEL: node.node.hostname}}
+    found = read_published(body)
+    assert found
+    assert (found.capacity.allocatable, found.capacity.available) == (CAPACITY, CAPACITY)
+
+
+async def test_a_promised_volume_lowers_what_is_left_before_it_is_made(node: NodeParts) -> None:
+    await create_pv(node.cluster, "pv", mi=30)
+
+    async def lowered() -> bool:
+        found = read_published((await published(node))[CLASS])
+        assert found
+        assert found.capacity.allocatable == CAPACITY
+        return found.capacity.available == CAPACITY - 30 * MI
+
+    await until(lowered)
+    await until(lambda: node.volume_names() == {"pv"})
+    await node.publisher.publish()
+    assert await lowered()
+    assert await read_pv(node.cluster, "pv")
+
+
+async def test_what_somebody_deletes_or_edits_is_put_right(node: NodeParts) -> None:
+    right = {**(await published(node))[CLASS], "metadata": None}
+
+    async def restored() -> bool:
+        return {**(await published(node)).get(CLASS, {}), "metadata": None} == right
+
+    await node.cluster.delete(CAPACITIES, OBJECT, NAMESPACE)
+    await until(restored)
+    await node.cluster.patch(CAPACITIES, OBJECT, {"capacity": "1Ti", "maximumVolumeSize": "1Ti"}, NAMESPACE)
+    await until(restored)
+    unmarked = {"metadata": {"annotations": {names.ALLOCATABLE_ANNOTATION: None}}}
+    await node.cluster.patch(CAPACITIES, OBJECT, unmarked, NAMESPACE)
+
+    async def marked() -> bool:
+        return read_published((await published(node))[CLASS]) is not None
+
+    await until(marked)
+
+
+async def test_objects_come_and_go_with_their_classes(node: NodeParts) -> None:
+    other = {**kind("StorageClass", "storage.k8s.io/v1"), "metadata": {"name": "other"}}
+    await node.cluster.create(CLASSES, {**other, "provisioner": names.PROVISIONER_OF_ELASTIC})
+
+    async def classes() -> set[str]:
+        return set(await published(node))
+
+    async def both() -> bool:
+        return await classes() == {CLASS, "other"}
+
+    async def one() -> bool:
+        return await classes() == {CLASS}
+
+    await until(both)
+    await node.cluster.delete(CLASSES, "other")
+    await until(one)

@@ -1,0 +1,59 @@
+"""Each line names what it is about, in both forms."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from kube import logs
+
+log = logging.getLogger("daemon.mounts")
+
+
+@pytest.fixture(autouse=True)
+def untouched() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def test_a_line_of_text_ends_with_its_subjects(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(logs.TEXT, "INFO")
+    with logs.about(volume="pvc-1", claim=""), logs.about(pod="ns/web"):
+        log.info("mounted %s", "rw")
+        log.debug("not shown")
+    log.info("alone")
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith("INFO    daemon.mounts: mounted rw volume=pvc-1 pod=ns/web")
+    assert second.endswith("daemon.mounts: alone")
+
+
+def test_a_line_of_json_has_them_as_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(logs.JSON, "INFO")
+    with logs.about(volume="pvc-1", claim="ns/data"):
+        try:
+            raise ValueError("inside")
+        except ValueError:
+            log.exception("failed", extra={"volume": "pvc-2"})
+    line = json.loads(capsys.readouterr().err)
+    assert (line["level"], line["logger"], line["message"]) == ("error", "daemon.mounts", "failed")
+    assert (line["volume"], line["claim"]) == ("pvc-2", "ns/data")
+    assert "ValueError: inside" in line["exception"]
+
+
+async def test_tasks_inherit_the_subject_and_keep_it_to_themselves(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(logs.JSON, "INFO")
+
+    async def work(name: str) -> None:
+        with logs.about(pod=name):
+            await asyncio.sleep(0)
+            log.info("working")
+
+    with logs.about(volume="pvc-1"):
+        await asyncio.gather(work("a"), work("b"))
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(line["volume"], line["pod"]) for line in lines] == [("pvc-1", "a"), ("pvc-1", "b")]
