@@ -154,6 +154,23 @@ class MemoryCluster(Cluster):
         await self._end("create", resource)
         return copy.deepcopy(created)
 
+    async def replace(
+        self,
+        resource: Resource,
+        name: str,
+        body: Json,
+        namespace: str | None = None,
+        subresource: str | None = None,
+    ) -> Json:
+        await self._begin("replace", resource, name)
+        key = _key(resource, name, namespace)
+        if key not in self.objects:
+            raise _not_found(resource, name)
+        if body["metadata"].get("resourceVersion") != self.objects[key]["metadata"]["resourceVersion"]:
+            raise _conflict(name)
+        self._store(key, copy.deepcopy(body), "MODIFIED")
+        return copy.deepcopy(self.objects[key])
+
     async def patch(
         self,
         resource: Resource,

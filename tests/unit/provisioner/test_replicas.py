@@ -1,0 +1,86 @@
+"""Two replicas: one leads, the other answers probes and takes over."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+
+from kube.client import CAPACITIES, CLAIMS, CLASSES, LEASES, VOLUMES
+from kube.leadership import LeadershipLost
+from provisioner.controller import serve
+from provisioner.settings import Settings
+from tests.unit.provisioner.memory import MemoryCluster
+from tests.unit.provisioner.objects import GIB, capacity_body, claim_body, class_body
+from tests.unit.provisioner.test_term import until
+
+
+class Replica:
+    def __init__(self, cluster: MemoryCluster, identity: str) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        settings = Settings(identity=identity, listen_host="127.0.0.1", listen_port=self.port)
+        self.task = asyncio.create_task(serve(cluster, settings))
+
+    async def ask(self, path: str) -> tuple[int, str]:
+        """Waits until it listens."""
+        async with aiohttp.ClientSession() as session, asyncio.timeout(10):
+            while True:
+                try:
+                    async with session.get(f"http://127.0.0.1:{self.port}{path}") as response:
+                        return response.status, await response.text()
+                except aiohttp.ClientConnectionError:
+                    assert not self.task.done(), self.task.exception()
+                    await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def replica(cluster: MemoryCluster, identity: str) -> AsyncIterator[Replica]:
+    made = Replica(cluster, identity)
+    try:
+        yield made
+    finally:
+        made.task.cancel()
+        await asyncio.wait([made.task])
+
+
+@pytest.fixture
+async def cluster() -> MemoryCluster:
+    made = MemoryCluster()
+    made.put(CLASSES, class_body())
+    made.put(CAPACITIES, capacity_body("n1", 10 * GIB))
+    return made
+
+
+def holder(cluster: MemoryCluster) -> str:
+    leases = cluster.all(LEASES)
+    return str(leases[0]["spec"].get("holderIdentity") or "") if leases else ""
+
+
+async def test_a_follower_is_ready_does_nothing_and_takes_over_when_the_leader_ends(cluster: MemoryCluster) -> None:
+    async with replica(cluster, "second") as second, replica(cluster, "first") as first:
+        await until(lambda: holder(cluster))
+        leader, follower = (first, second) if holder(cluster) == "first" else (second, first)
+        for path in ("/healthz", "/readyz"):
+            assert await follower.ask(path) == (200, "ok")
+        assert "elastic_local_provisioner_leading 1.0" in (await leader.ask("/metrics"))[1]
+        assert "elastic_local_provisioner_leading 0.0" in (await follower.ask("/metrics"))[1]
+        cluster.put(CLAIMS, claim_body())
+        await until(lambda: cluster.all(VOLUMES))
+        leader.task.cancel()
+        await asyncio.wait([leader.task])
+        cluster.put(CLAIMS, claim_body("next"))
+        await until(lambda: len(cluster.all(VOLUMES)) == 2)
+        assert "elastic_local_provisioner_leading 1.0" in (await follower.ask("/metrics"))[1]
+
+
+async def test_who_loses_the_lease_ends_with_an_error(cluster: MemoryCluster) -> None:
+    async with replica(cluster, "first") as first:
+        await until(lambda: holder(cluster) == "first")
+        lease = cluster.all(LEASES)[0]
+        cluster.put(LEASES, {**lease, "spec": {**lease["spec"], "holderIdentity": "thief"}})
+        await asyncio.wait([first.task], timeout=10)
+        assert isinstance(first.task.exception(), LeadershipLost)
