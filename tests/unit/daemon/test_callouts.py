@@ -1,0 +1,215 @@
+"""Callouts with all of the daemon behind them but the mounts themselves: who may, where the volume comes to live, and
+what needs no API server."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from contract import callout, names
+from daemon import callouts
+from daemon.api import Expand, Mount, Unmount
+from daemon.authorise import Authoriser, Refused, Undecided, at_home
+from daemon.callouts import Home, NodeCallouts
+from daemon.errors import NoSpace, NotAPodFolder, PoolMissing
+from daemon.podfolder import PodFolder
+from daemon.record import Wanted
+from daemon.volumes import Volumes
+from kube.client import CLAIMS, PODS, VOLUMES, Cluster
+from kube.informer import Informer
+from kube.records import Pod, read_pod
+from tests.unit.daemon.nodecluster import CLASS, NODE, PIN, NodeParts, create_pv, kind, node_parts, read_pv, until
+
+KUBELET = Path("/var/lib/kubelet")
+
+
+@dataclass
+class Unmounted:
+    """Volumes whose mounts are noted, and not made."""
+
+    volumes: Volumes
+    mounts: list[tuple[str, bool]] = field(default_factory=list)
+    unmounts: list[PodFolder] = field(default_factory=list)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.volumes, name)
+
+    async def mount(self, wanted: Wanted, folder: PodFolder, read_only: bool) -> None:
+        await self.volumes.prepare(wanted)
+        self.mounts.append((wanted.pv, read_only))
+
+    async def unmount(self, folder: PodFolder) -> None:
+        self.unmounts.append(folder)
+
+
+class Serving:
+    def __init__(self, parts: NodeParts, pods: Informer[Pod]) -> None:
+        self.parts = parts
+        self.cluster: Cluster = parts.cluster
+        self.volumes = Unmounted(parts.volumes)
+        self.looked_at: list[str] = []
+        self.callouts = NodeCallouts(self.volumes, lambda _: PIN.pool, KUBELET, reserve=0)  # type: ignore[arg-type]
+        self.home = Home(
+            parts.cluster,
+            parts.node,
+            Authoriser(parts.cluster, pods, parts.node),
+            parts.holdings,
+            self.looked_at.append,
+        )
+        self.pods = pods
+
+    async def pod_with(self, *volumes: str, node: str = NODE) -> dict[str, Mount]:
+        """A pod with a claim bound to each volume: the callouts that the kubelet makes for it."""
+        for volume in volumes:
+            claim = await self.cluster.create(
+                CLAIMS,
+                {
+                    **kind("PersistentVolumeClaim"),
+                    "metadata": {"name": f"claim-{volume}", "namespace": "default"},
+                    "spec": {
+                        "accessModes": ["ReadWriteOnce"],
+                        "storageClassName": CLASS,
+                        "volumeName": volume,
+                        "resources": {"requests": {"storage": "1Mi"}},
+                    },
+                },
+            )
+            reference = {"namespace": "default", "name": f"claim-{volume}", "uid": claim["metadata"]["uid"]}
+            await self.cluster.patch(VOLUMES, volume, {"spec": {"claimRef": {**kind(claim["kind"]), **reference}}})
+        pod = await self.cluster.create(
+            PODS,
+            {
+                **kind("Pod"),
+                "metadata": {"name": f"pod-{volumes[0]}", "namespace": "default"},
+                "spec": {
+                    "nodeName": node,
+                    "containers": [{"name": "main", "image": "none"}],
+                    "volumes": [
+                        {"name": volume, "persistentVolumeClaim": {"claimName": f"claim-{volume}"}}
+                        for volume in volumes
+                    ],
+                },
+            },
+        )
+        metadata = pod["metadata"]
+        options = {
+            callout.READ_WRITE_OPTION: "rw",
+            callout.POD_NAME_OPTION: metadata["name"],
+            callout.POD_NAMESPACE_OPTION: "default",
+        }
+        return {volume: Mount(folder_of(metadata["uid"], volume), options) for volume in volumes}
+
+
+def folder_of(pod: str, volume: str) -> str:
+    return f"{KUBELET}/pods/{pod}/volumes/{names.DRIVER_FOLDER}/{volume}"
+
+
+@asynccontextmanager
+async def running(folder: Path) -> AsyncIterator[Serving]:
+    async with node_parts(folder) as parts:
+        pods = Informer[Pod](parts.cluster, PODS, read_pod, field_selector=f"spec.nodeName={NODE}")
+        yield Serving(parts, pods)
+
+
+@pytest.fixture
+async def unsettled(tmp_path: Path) -> AsyncIterator[Serving]:
+    async with running(tmp_path) as it:
+        yield it
+
+
+@pytest.fixture
+async def serving(unsettled: Serving) -> Serving:
+    unsettled.callouts.settle(unsettled.home)
+    return unsettled
+
+
+async def test_a_mount_by_the_hint_alone_ties_the_volume_to_this_node(serving: Serving) -> None:
+    """The pod informer does not run here: the pod is found by the name in the callout, and proven by its UID."""
+    await create_pv(serving.cluster, "pv", pin=None)
+    mounts = await serving.pod_with("pv")
+    assert await serving.callouts.mount(mounts["pv"])
+    volume = await read_pv(serving.cluster, "pv")
+    assert volume
+    assert at_home(volume, serving.parts.node)
+    assert serving.volumes.mounts == [("pv", False)]
+
+
+async def test_a_hint_at_another_pod_proves_nothing(serving: Serving) -> None:
+    await create_pv(serving.cluster, "pv")
+    theirs = (await serving.pod_with("pv"))["pv"]
+    forged = Mount(folder_of("11111111-2222-3333-4444-555555555555", "pv"), theirs.options)
+    with pytest.raises(Refused, match="no pod with uid"):
+        await serving.callouts.mount(forged)
+    with pytest.raises(Refused, match="no pod with uid"):
+        await serving.callouts.mount(Mount(theirs.dir, {**theirs.options, callout.POD_NAME_OPTION: "../../nodes"}))
+
+
+async def test_a_pod_that_the_informer_knows_needs_no_hint(serving: Serving) -> None:
+    await create_pv(serving.cluster, "pv")
+    mounts = await serving.pod_with("pv")
+    following = asyncio.create_task(serving.pods.run())
+    try:
+        await until(lambda: serving.pods.values())
+        await serving.callouts.mount(Mount(mounts["pv"].dir, {}))
+        await serving.callouts.expand(Expand(mounts["pv"].dir, {}, new_size=2, old_size=1))
+    finally:
+        following.cancel()
+        await asyncio.wait([following])
+    assert serving.volumes.mounts == [("pv", True)]
+
+
+async def test_two_mounts_at_once_are_not_promised_the_same_room(serving: Serving) -> None:
+    for name in ("one", "two"):
+        await create_pv(serving.cluster, name, mi=60, pin=None)
+    mounts = await serving.pod_with("one", "two")
+    outcomes = await asyncio.gather(
+        *(serving.callouts.mount(mount) for mount in mounts.values()), return_exceptions=True
+    )
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["NoSpace", "bool"]
+    homes = [volume.hostnames for volume in [await read_pv(serving.cluster, name) for name in mounts] if volume]
+    assert sorted(map(len, homes)) == [0, 1]
+
+
+async def test_a_volume_that_does_not_fit_stays_free_to_go_elsewhere(serving: Serving) -> None:
+    await create_pv(serving.cluster, "pv", mi=101, pin=None)
+    mounts = await serving.pod_with("pv")
+    with pytest.raises(NoSpace, match="101Mi"):
+        await serving.callouts.mount(mounts["pv"])
+    volume = await read_pv(serving.cluster, "pv")
+    assert volume
+    assert not volume.pinned
+
+
+async def test_a_node_without_the_pool_says_so_before_it_takes_the_volume(serving: Serving) -> None:
+    await create_pv(serving.cluster, "pv", pin=None)
+    mounts = await serving.pod_with("pv")
+    bare = NodeCallouts(serving.volumes, lambda _: "absent", KUBELET, reserve=0)  # type: ignore[arg-type]
+    bare.settle(serving.home)
+    with pytest.raises(PoolMissing, match="has no absent"):
+        await bare.mount(mounts["pv"])
+
+
+async def test_unmounting_needs_neither_api_nor_node(unsettled: Serving) -> None:
+    folder = folder_of("11111111-2222-3333-4444-555555555555", "pv")
+    await unsettled.callouts.unmount(Unmount(folder))
+    assert [str(unmounted.path) for unmounted in unsettled.volumes.unmounts] == [folder]
+    unsettled.callouts.settle(unsettled.home)
+    await unsettled.callouts.unmount(Unmount(folder))
+    assert unsettled.looked_at == ["pv"]
+
+
+async def test_a_mount_before_the_node_is_known_says_what_it_waits_for(
+    unsettled: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(callouts, "_PATIENCE", 0.01)
+    with pytest.raises(Undecided, match="can't reach the API server"):
+        await unsettled.callouts.mount(Mount(folder_of("11111111-2222-3333-4444-555555555555", "pv"), {}))
+
+
+async def test_a_folder_that_the_kubelet_does_not_make_is_refused(serving: Serving) -> None:
+    for verb in (serving.callouts.mount(Mount("/etc", {})), serving.callouts.unmount(Unmount("/etc"))):
+        with pytest.raises(NotAPodFolder):
+            await verb
