@@ -14,10 +14,7 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
-import socket
-import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +22,7 @@ from typing import Any, Protocol
 from aiohttp import web
 
 from contract import callout
+from daemon import rootsocket
 from daemon.errors import VolumeError
 
 log = logging.getLogger(__name__)
@@ -33,8 +31,6 @@ Json = dict[str, Any]
 
 LARGEST_REQUEST = 1 << 20
 """Bytes. The kubelet passes the options as one argument, which the kernel limits to 128 KiB; JSON may escape them."""
-
-_PEER = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
 
 
 class Abandoned(VolumeError):
@@ -144,7 +140,7 @@ class Api:
         """Serves on the socket for as long as the context lasts."""
         runner = web.AppRunner(self.application(), access_log=None, handler_cancellation=True, shutdown_timeout=1)
         await runner.setup()
-        with _listener(path) as listener:
+        with rootsocket.listening(path) as listener:
             try:
                 await web.SockSite(runner, listener).start()
                 log.info("callouts are answered on %s", path)
@@ -253,42 +249,9 @@ async def _always_an_answer(
 async def _root_only(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """The socket's mode keeps others out; this holds even where somebody changed it."""
     assert request.transport is not None
-    peer = request.transport.get_extra_info("socket")
-    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
-    _, uid, _ = _PEER.unpack(credentials)
-    if not admitted(uid):
+    uid = rootsocket.peer(request.transport.get_extra_info("socket"))
+    if not rootsocket.admitted(uid):
         log.warning("refused a callout of uid %d", uid)
         return _answer(callout.FAILURE, f"only root may ask, and this is uid {uid}", http=403)
     return await handler(request)
-
-
-def admitted(uid: int) -> bool:
-    """Root, for the kubelet, and whoever runs the daemon."""
-    return uid in (0, os.geteuid())
-
-
-@contextlib.contextmanager
-def _listener(path: Path) -> Iterator[socket.socket]:
-    """A listening socket at `path`, mode 0600.
-
-    Bound under another name and moved into place: so it takes the place of one that a killed daemon left behind, and is
-    never there with other rights. At the end it is removed, unless a newer daemon has put its own there.
-    """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    hidden = path.with_name(f".{path.name}.{os.getpid()}")
-    hidden.unlink(missing_ok=True)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.bind(str(hidden))
-        hidden.chmod(0o600)
-        listener.listen(128)
-        listener.setblocking(False)
-        mine = hidden.stat()
-        hidden.rename(path)
-        try:
-            yield listener
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(path.stat(), mine):
-                    path.unlink()

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from contract import callout
-from daemon.api import LARGEST_REQUEST, Api, Expand, Mount, Unmount, admitted
+from daemon.api import LARGEST_REQUEST, Api, Expand, Mount, Unmount
 from daemon.errors import NoSpace
+from daemon.rootsocket import admitted
 
 FOLDER = "/var/lib/kubelet/pods/1/volumes/v~d/pvc-1"
 REQUEST = {"dir": FOLDER, "options": {callout.READ_WRITE_OPTION: "rw"}}
@@ -227,7 +228,7 @@ async def test_the_peer_is_asked_who_it_is(served: Served, monkeypatch: pytest.M
         seen.append(uid)
         return False
 
-    monkeypatch.setattr("daemon.api.admitted", nobody)
+    monkeypatch.setattr("daemon.rootsocket.admitted", nobody)
     status, said = await served.ask("mount", REQUEST)
     assert (status, said["status"]) == (403, "Failure")
     assert seen == [os.getuid()]
