@@ -4,7 +4,7 @@ Its root is the host's own tree through hostfs, so the project, its virtual envi
 image has to be built. /run, /tmp and /mnt are the guest's own, in its memory: nothing that a test writes there reaches
 the host. What the host and the guest say to each other are files in one shared folder.
 
-Needs linux.uml and its modules (Debian: user-mode-linux), no root and no KVM.
+Needs linux.uml and its modules (Debian: user-mode-linux), no KVM.
 
     guest = Guest(folder, ["python", "-m", "pytest", "..."], cwd=root)
     ...
@@ -26,7 +26,18 @@ from pathlib import Path
 INSTALL = (
     "apt-get install user-mode-linux lvm2 thin-provisioning-tools kmod util-linux e2fsprogs xfsprogs btrfs-progs procps"
 )
-_PROGRAMS = ("linux.uml", "lvm", "thin_check", "modprobe", "taskset", "mkfs.ext4", "mkfs.xfs", "mkfs.btrfs")
+_PROGRAMS = (
+    "linux.uml",
+    "lvm",
+    "thin_check",
+    "modprobe",
+    "taskset",
+    "setpriv",
+    "unshare",
+    "mkfs.ext4",
+    "mkfs.xfs",
+    "mkfs.btrfs",
+)
 
 _MODULES = Path("/usr/lib/uml/modules")
 _WANTED_MODULES = ("dm-thin-pool", "dm-snapshot", "dm-flakey", "raid1", "dm-raid", "loop", "xfs", "btrfs")
@@ -37,6 +48,16 @@ PROJECT = Path(__file__).parents[2]
 _OWN = ("/run", "/tmp", "/mnt")
 _MEMORY = 2 << 30
 _CONSOLE_TAIL = 60
+
+_TIED_TO_US = (
+    *("setpriv", "--pdeathsig", "KILL"),
+    *("unshare", "--pid", "--fork", "--mount-proc", "--kill-child"),
+    *(() if os.geteuid() == 0 else ("--map-root-user",)),
+    *("sh", "-c", '"$@"; exit', "guest"),
+)
+"""The guest is several processes, and none may outlive us, even when we are killed: they are a process namespace of
+their own, whose first process is killed when we go, and the kernel takes the others with it. That first one is a shell,
+because the first process of a namespace can't abort, which is what User-mode Linux does in a panic."""
 
 _INIT = """\
 #!/bin/sh
@@ -95,12 +116,12 @@ class Guest:
             f"uml_dir={folder}/",
             *(f"ubd{number}={disk}" for number, disk in enumerate(disks)),
         ]
-        # Unpinned, the guest's one processor wanders: 2.5 times slower, and erratic.
-        processor = max(os.sched_getaffinity(0))
+        # Unpinned, the guest's one processor wanders: 2.5 times slower, and erratic. Guests of several runs spread.
+        processors = sorted(os.sched_getaffinity(0))
+        processor = processors[os.getpid() % len(processors)]
         with self._console.open("wb") as console:
             self._process = subprocess.Popen(
-                # The guest goes with us, however we end.
-                ["setpriv", "--pdeathsig", "KILL", "taskset", "--cpu-list", str(processor), *kernel],
+                [*_TIED_TO_US, "taskset", "--cpu-list", str(processor), *kernel],
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=subprocess.STDOUT,
@@ -128,7 +149,7 @@ class Guest:
         return self.exit_code
 
     def kill(self) -> None:
-        """Pull the plug. Every process of the guest is in the group."""
+        """Pull the plug."""
         if self.running:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
