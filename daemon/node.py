@@ -180,7 +180,7 @@ class Daemon:
 
     async def _find_node(self) -> Node:
         """Our Node, as soon as the API server tells of it and it can have volumes."""
-        backoff, failures = Backoff(first=0.5, factor=2, limit=15), 0
+        backoff, failures = Backoff(first=0.5, factor=2, limit=5), 0
         while True:
             try:
                 node = read_node(await self._cluster.get(NODES, self._settings.node_name))
