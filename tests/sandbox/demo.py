@@ -167,7 +167,10 @@ def _temporary_folder() -> Iterator[Path]:
 
 async def main() -> None:
     begin = time.monotonic()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)  # type: ignore[union-attr]
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     with _temporary_folder() as folder, contextlib.chdir(REPOSITORY):
         say("Starting a cluster of two nodes on this machine: API server, scheduler, kubelets, and our programs.")
         async with Sandbox(folder, NODES) as sandbox:
@@ -183,5 +186,5 @@ if __name__ == "__main__":
         asyncio.run(main())
     except mountspace.NotRoot as error:
         sys.exit(str(error))
-    except (KeyboardInterrupt, asyncio.CancelledError):
+    except asyncio.CancelledError:
         sys.exit("\nStopped: no mounts, loop devices, processes or files are left.")
