@@ -130,8 +130,7 @@ class Books:
         """What the watch shows of a volume. True when its charge went and is held (see `depart`)."""
         before = self._observed.get(volume.name)
         charge = charge_of(volume)
-        gone = before is not None and (charge is None or before.uid != volume.uid)
-        held = before is not None and gone and self._hold(before)
+        held = before is not None and (charge is None or before.uid != volume.uid) and self._hold(before)
         claim_uid = volume.claim.uid if volume.claim else ""
         self._show(volume.name, _Observed(volume.uid, claim_uid, volume.reclaim_policy, charge))
         booking = self._bookings.get(volume.name)

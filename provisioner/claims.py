@@ -39,7 +39,7 @@ class _Stalled:
 
 
 class Claims:
-    """Give it to a task group by `run`; everything else comes from the caches."""
+    """Does nothing before its queue runs; what is to be looked at gathers there meanwhile."""
 
     def __init__(
         self,

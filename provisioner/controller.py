@@ -72,15 +72,15 @@ class Term:
         self.books = Books()
         self.view = View(cluster, settings.namespace, self.books)
         self._recorder = Recorder(cluster, COMPONENT)
-        orphans = Orphans(cluster, parallelism=parallelism)
-        doubts = Doubts(cluster, self.view, orphans, settings.namespace, resolved=lambda: self.claims.look_again())
-        creation = Creation(cluster, self.books, doubts, orphans, self._recorder)
+        self.orphans = Orphans(cluster, parallelism=parallelism)
+        doubts = Doubts(cluster, self.view, settings.namespace, resolved=lambda: self.claims.look_again())
+        creation = Creation(cluster, self.books, doubts, self.orphans, self._recorder)
         self.claims = Claims(cluster, self.view, creation, self._recorder, metrics, parallelism=parallelism)
         reclaim = Reclaim(cluster, self.view.volumes, self._recorder, metrics, parallelism=parallelism)
-        self._queues = (self.claims.queue, reclaim.queue, orphans.queue, doubts.bookings, doubts.held)
+        self._queues = (self.claims.queue, reclaim.queue, self.orphans.queue, doubts.bookings, doubts.held)
         metrics.watch("claims", self.claims.queue)
         metrics.watch("volumes", reclaim.queue)
-        metrics.watch("orphans", orphans.queue)
+        metrics.watch("orphans", self.orphans.queue)
 
     async def run(self) -> None:
         """For ever. Nothing is decided before the whole cluster was seen: the books must hold every volume."""

@@ -55,7 +55,8 @@ class Creation:
         if before is not None and before.charge.account != charge.account:
             self._doubts.bookings.add(name)
             raise NotMade("it was asked for elsewhere already, and the answer was lost: waiting until that is clear")
-        self._books.book(name, charge, self._clock())
+        now = self._clock()
+        self._books.book(name, charge, now)
         self._doubts.booked(name)
         self._recorder.normal(
             claim.reference,
@@ -74,7 +75,7 @@ class Creation:
                 raise
             raise NotMade(f"the API server refuses the volume: {error}") from error
         self._books.settle(name, uid)
-        self._orphans.check(name, uid, ClaimReference(claim.namespace, claim.name, claim.uid))
+        self._orphans.check(name, uid, ClaimReference(claim.namespace, claim.name, claim.uid), now)
         self._recorder.normal(claim.reference, "ProvisioningSucceeded", f"Successfully provisioned volume {name}")
         return name
 

@@ -13,7 +13,6 @@ from contract import capacity, names, volume
 from kube.client import CAPACITIES, VOLUMES, Cluster, NotFound
 from kube.workqueue import Backoff, WorkQueue
 from provisioner.books import charge_of
-from provisioner.orphans import Orphans
 from provisioner.view import View
 
 _log = logging.getLogger(__name__)
@@ -30,7 +29,6 @@ class Doubts:
         self,
         cluster: Cluster,
         view: View,
-        orphans: Orphans,
         namespace: str,
         *,
         resolved: Callable[[], None] = lambda: None,
@@ -40,7 +38,6 @@ class Doubts:
         self._cluster = cluster
         self._view = view
         self._books = view.books
-        self._orphans = orphans
         self._namespace = namespace
         self._resolved = resolved
         self._clock = clock
@@ -69,8 +66,6 @@ class Doubts:
             self.bookings.add_after(name, REQUEST_LIFETIME)
         elif found is not None and charge_of(found) is not None:
             self._books.settle(name, found.uid)
-            if not booking.uid and found.claim is not None:
-                self._orphans.check(name, found.uid, found.claim)
             self.bookings.add_after(name, REQUEST_LIFETIME)
         elif rest > 0:
             self.bookings.add_after(name, rest)

@@ -1,12 +1,14 @@
 """A claim may go while its volume is being made: then nobody would ever delete the volume, so we do.
 
 With policy Delete the volume would be found Released and reclaimed. With Retain it would stay for ever, empty. So each
-claim is read once more after its volume exists. That the volume was never used is certain: the claim was gone before
-it could be bound.
+claim is read once more right after its volume exists. Later it is too late: a volume whose claim is gone by then may
+have been bound, written and released, nothing on it tells, and so its policy decides.
 """
 
 import logging
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from contract.volume import ClaimReference
 from kube.client import VOLUMES, Cluster, Conflict, NotFound
@@ -14,45 +16,57 @@ from kube.workqueue import Backoff, WorkQueue
 from provisioner import live
 
 _log = logging.getLogger(__name__)
-_GOING = 1.0
-"""Seconds between two looks at a claim that is being deleted: it may still be bound, or go."""
+_UNUSED = 1.0
+"""Seconds after which a volume may have been bound, mounted, written and left by a pod that ended."""
+_GOING = 0.5
+"""Seconds between two looks at a claim that is being deleted. No new pod may use it, so it stays as unused as it is."""
 
 
 @dataclass(frozen=True)
 class _Made:
     claim: ClaimReference
     uid: str
+    unused: float
+    """Monotonic seconds at which nobody had used it for certain."""
+    gone: bool = False
+    """The claim went in time: all that is left is to delete the volume."""
 
 
 class Orphans:
     """Checks of volumes that were just made, each repeated until the API server answered."""
 
-    def __init__(self, cluster: Cluster, *, parallelism: int) -> None:
+    def __init__(self, cluster: Cluster, *, parallelism: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._cluster = cluster
+        self._clock = clock
         self._made: dict[str, _Made] = {}
         self.queue = WorkQueue(self._check, parallelism=parallelism, backoff=Backoff(first=0.2, factor=2, limit=30))
 
-    def check(self, name: str, uid: str, claim: ClaimReference) -> None:
-        """To be called once the volume is known to exist."""
-        self._made[name] = _Made(claim, uid)
+    def check(self, name: str, uid: str, claim: ClaimReference, since: float) -> None:
+        """To be called once the volume is known to exist. `since`: monotonic seconds at which the
+        claim was still unbound."""
+        self._made[name] = _Made(claim, uid, since)
         self.queue.add(name)
 
     async def _check(self, name: str) -> None:
         made = self._made.get(name)
         if made is None:
             return
-        claim = await live.claim(self._cluster, made.claim)
-        if claim is not None and claim.deleting and not claim.volume_name:
-            self.queue.add_after(name, _GOING)
-            return
-        if claim is None:
+        if not made.gone:
+            claim = await live.claim(self._cluster, made.claim)
+            if self._made.get(name) is not made:
+                return  # made anew meanwhile, and queued again
+            if claim is not None and claim.deleting and not claim.volume_name:
+                self._made[name] = replace(made, unused=self._clock())
+                self.queue.add_after(name, _GOING)
+                return
+            if claim is not None or self._clock() - made.unused > _UNUSED:
+                del self._made[name]
+                return
+            self._made[name] = made = replace(made, gone=True)
             _log.info("volume %s: claim %s went while the volume was made, deleting it", name, made.claim)
-            await self._delete(name, made.uid)
-        if self._made.get(name) == made:
-            del self._made[name]
-
-    async def _delete(self, name: str, uid: str) -> None:
         try:
-            await self._cluster.delete(VOLUMES, name, uid=uid)
+            await self._cluster.delete(VOLUMES, name, uid=made.uid)
         except (NotFound, Conflict):
             _log.info("volume %s: somebody else deleted it", name)
+        if self._made.get(name) is made:
+            del self._made[name]

@@ -31,7 +31,7 @@ class Published:
 
 
 class View:
-    """`volume_held` is told the uid of each retained volume that went and may have left a smaller node behind."""
+    """Only its task changes it, so between two awaits it stands still."""
 
     def __init__(self, cluster: Cluster, namespace: str, books: Books) -> None:
         self.books = books
@@ -49,6 +49,7 @@ class View:
         return all(cache.synced for cache in (self.volumes, self.claims, self.classes, self.capacities))
 
     def on_held(self, callback: Callable[[str], None]) -> None:
+        """Tells the uid of each retained volume that went and may have left a smaller node behind."""
         self._on_held.append(callback)
 
     async def run(self) -> None:

@@ -11,7 +11,7 @@ from contract import names
 from contract.volume import RELEASED
 from kube.client import CAPACITIES, CLAIMS, CLASSES, VOLUMES, ApiError, Forbidden, Json, Unreachable
 from kube.records import IMMEDIATE, SELECTED_NODE
-from provisioner import doubts
+from provisioner import doubts, orphans
 from provisioner.controller import Term
 from provisioner.metrics import Metrics
 from provisioner.settings import Settings
@@ -395,3 +395,32 @@ async def test_a_volume_that_no_node_would_clean_up_is_not_deleted_silently(clus
     assert volume(cluster) is not None
     assert re.search(r"add the finalizer .* node host-n1", cluster.messages("VolumeFailedDelete")[0])
     assert figures(metrics)["controller_persistentvolume_delete_failed_total"] >= 1
+
+
+async def test_a_retained_volume_that_may_have_been_used_is_left_to_its_policy(
+    cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its claim is gone as well, but we learn it too late to know that nobody wrote on it."""
+    monkeypatch.setattr(orphans, "_UNUSED", 0.0)
+    cluster.put(CLASSES, class_body(reclaimPolicy="Retain"))
+    cluster.put(CLAIMS, claim_body())
+    cluster.after["create", "persistentvolumes"] = [does(lambda: cluster.remove(CLAIMS, "data", "default"))]
+    async with leading(cluster) as term:
+        await until(lambda: cluster.requests.count(("get", "persistentvolumeclaims", "data")) == 2)
+        await term.orphans.queue.drain()
+    assert "deletionTimestamp" not in (volume(cluster) or {})["metadata"]
+
+
+async def test_a_claim_that_takes_its_time_to_go_leaves_nothing_either(cluster: MemoryCluster) -> None:
+    cluster.put(CLASSES, class_body(reclaimPolicy="Retain"))
+    cluster.put(CLAIMS, claim_body())
+
+    def begin_to_go() -> None:
+        body = claim(cluster)
+        cluster.put(CLAIMS, {**body, "metadata": {**body["metadata"], "deletionTimestamp": "2026-01-01T00:00:00Z"}})
+
+    cluster.after["create", "persistentvolumes"] = [does(begin_to_go)]
+    async with leading(cluster):
+        await until(lambda: cluster.requests.count(("get", "persistentvolumeclaims", "data")) == 2)
+        cluster.remove(CLAIMS, "data", "default")
+        await until(lambda: "deletionTimestamp" in (volume(cluster) or {})["metadata"])
