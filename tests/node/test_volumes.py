@@ -345,6 +345,26 @@ async def test_one_whose_making_was_cut_off_is_formatted_whatever_is_on_it(loop_
     assert [path.name for path in folder.path.iterdir()] == ["lost+found"]
 
 
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
+async def test_a_mkfs_that_outlived_its_daemon_is_waited_for(loop_node: Node, kind: str) -> None:
+    """It holds the device for itself, as all of them do: two at once would write over each other."""
+    wanted = loop_node.wanted(320 * MIB, filesystem=kind)
+    backend = loop_node.make_backend()
+    await backend.establish()
+    folder = loop_node.folder()
+    volumes = await started(loop_node)
+    async with backend.device(await backend.create(wanted)) as device:
+        orphan = os.open(device, os.O_RDWR | os.O_EXCL)
+        try:
+            with pytest.raises(BackendFailed, match="in use|busy"):
+                await volumes.mount(wanted, folder, read_only=False)
+        finally:
+            os.close(orphan)
+    assert loop_node.mounts() == []
+    await volumes.mount(wanted, folder, read_only=False)
+    assert len(loop_node.mounts()) == 2
+
+
 async def test_what_is_not_ours_is_refused_and_left_alone(loop_node: Node) -> None:
     volumes = await started(loop_node)
     image(loop_node).write_bytes(b"a letter to grandmother")
