@@ -356,7 +356,7 @@ async def test_a_mkfs_that_outlived_its_daemon_is_waited_for(loop_node: Node, ki
     async with backend.device(await backend.create(wanted)) as device:
         orphan = os.open(device, os.O_RDWR | os.O_EXCL)
         try:
-            with pytest.raises(BackendFailed, match="in use|busy"):
+            with pytest.raises(BackendFailed, match=r"in use|busy"):
                 await volumes.mount(wanted, folder, read_only=False)
         finally:
             os.close(orphan)
