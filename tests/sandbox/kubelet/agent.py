@@ -13,6 +13,7 @@ from contract import names
 from kube.client import CLAIMS, NODES, PODS, VOLUMES, AlreadyExists, ApiError, Cluster
 from kube.events import Recorder
 from kube.informer import Informer
+from tests.sandbox.kubelet.container import Container
 from tests.sandbox.kubelet.expansion import Expansion
 from tests.sandbox.kubelet.layout import Layout
 from tests.sandbox.kubelet.plugins import Plugins
@@ -89,11 +90,21 @@ class Kubelet:
                 self._claims.wait_synced(), self._persistent_volumes.wait_synced(), self._pods.wait_synced()
             )
             self._pods.subscribe(self._pod_changed)
-            self._volumes.reconstruct()
+            await self._end_orphans()
             self._claims.subscribe(lambda *_: self._storage_changed())
             self._persistent_volumes.subscribe(lambda *_: self._storage_changed())
             _log.info("node %s is ready", self._identity.name)
             tasks.create_task(self._heartbeat())
+
+    async def _end_orphans(self) -> None:
+        """Take over from a kubelet before this one: what belongs to pods that went meanwhile ends, containers first."""
+        layout = self._host.layout
+        orphans = [uid for uid in layout.pod_uids() if uid not in self._workers]
+        containers = [Container(folder) for uid in orphans for folder in layout.containers(uid)]
+        await asyncio.gather(*(container.stop(grace=0) for container in containers))
+        self._volumes.reconstruct()
+        for uid in orphans:
+            self._volumes.discard_folder(uid)
 
     def _pod_changed(self, _key: str, old: Json | None, new: Json | None) -> None:
         # A name that was given to another pod while we didn't hear: two pods.

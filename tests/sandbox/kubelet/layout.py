@@ -68,6 +68,14 @@ class Layout:
     def container(self, uid: str, name: str) -> Path:
         return self.pod(uid) / "containers" / name
 
+    def pod_uids(self) -> list[str]:
+        """Of the pods that have a folder, which may be more than there are."""
+        return [path.name for path in self.pods.iterdir()]
+
+    def containers(self, uid: str) -> list[Path]:
+        """Folders of the pod's containers."""
+        return list(self.pod(uid).glob("containers/*"))
+
     def volumes(self) -> Iterator[VolumeFolder]:
         """The volumes that a kubelet before this one left in the folder."""
         for path in sorted(self.pods.glob("*/volumes/*~*/*")):

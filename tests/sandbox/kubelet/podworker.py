@@ -223,8 +223,7 @@ class PodWorker:
 
     async def _end(self) -> float:
         grace = float(self._pod["metadata"].get("deletionGracePeriodSeconds") or 0)
-        folder = self._host.layout.container(self.uid, "")
-        containers = [Container(path) for path in folder.glob("*")]
+        containers = [Container(folder) for folder in self._host.layout.containers(self.uid)]
         await asyncio.gather(*(container.stop(min(grace, _LONGEST_GRACE)) for container in containers))
         if not self._host.volumes.release(self.uid) and not self._gone:
             return 0

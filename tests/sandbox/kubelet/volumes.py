@@ -73,8 +73,9 @@ class PodVolume:
         self._changed.set()
 
     def look_again(self) -> None:
-        """Claim or volume may have grown."""
-        self._changed.set()
+        """Claim or volume may have grown. Says nothing about who wants it: that may still be undecided."""
+        if self._source is not None:
+            self._changed.set()
 
     async def _run(self) -> None:
         failures = 0
@@ -229,9 +230,10 @@ class VolumeManager:
     def reconstruct(self) -> None:
         """Take over what a kubelet before this one left: unmount what belongs to no live pod."""
         for folder in self._layout.volumes():
-            volume = self._volumes[folder.path] = self._new(folder)
+            if folder.path not in self._volumes:
+                self._volumes[folder.path] = self._new(folder)
             if folder.pod_uid not in self._live:
-                volume.release()
+                self._volumes[folder.path].release()
 
     def want(self, pod: Json, source: Source, owner: Owner) -> PodVolume:
         plugin = _plugin_name(source)
