@@ -6,15 +6,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import aiohttp
-import pytest
 
-from kube.client import CAPACITIES, CLAIMS, CLASSES, LEASES, VOLUMES
+from kube.client import CLAIMS, LEASES, VOLUMES
 from kube.leadership import LeadershipLost
 from provisioner.controller import serve
 from provisioner.settings import Settings
 from tests.unit.provisioner.memory import MemoryCluster
-from tests.unit.provisioner.objects import GIB, capacity_body, claim_body, class_body
-from tests.unit.provisioner.test_term import until
+from tests.unit.provisioner.objects import claim_body
+from tests.unit.provisioner.stage import until
 
 
 class Replica:
@@ -45,14 +44,6 @@ async def replica(cluster: MemoryCluster, identity: str) -> AsyncIterator[Replic
     finally:
         made.task.cancel()
         await asyncio.wait([made.task])
-
-
-@pytest.fixture
-async def cluster() -> MemoryCluster:
-    made = MemoryCluster()
-    made.put(CLASSES, class_body())
-    made.put(CAPACITIES, capacity_body("n1", 10 * GIB))
-    return made
 
 
 def holder(cluster: MemoryCluster) -> str:

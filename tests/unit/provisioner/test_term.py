@@ -1,93 +1,15 @@
-"""A term of leadership against an API server in memory: what users see, and the races."""
-
-import asyncio
-import re
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+"""A term of leadership against an API server in memory: what users see of provisioning, and its races."""
 
 import pytest
 
 from contract import names
-from contract.volume import RELEASED
-from kube.client import CAPACITIES, CLAIMS, CLASSES, VOLUMES, ApiError, Forbidden, Json, Unreachable
+from kube.client import CAPACITIES, CLAIMS, CLASSES, VOLUMES, Forbidden, Unreachable
 from kube.records import IMMEDIATE, SELECTED_NODE
 from provisioner import doubts, orphans
-from provisioner.controller import Term
 from provisioner.metrics import Metrics
-from provisioner.settings import Settings
 from tests.unit.provisioner.memory import MemoryCluster, lose_answer
 from tests.unit.provisioner.objects import GIB, capacity_body, claim_body, class_body
-
-Act = Callable[[], Awaitable[None]]
-PV = "pvc-uid-of-data"
-
-
-@asynccontextmanager
-async def leading(cluster: MemoryCluster, metrics: Metrics | None = None) -> AsyncIterator[Term]:
-    term = Term(cluster, Settings(identity="test"), metrics or Metrics())
-    working = asyncio.create_task(term.run())
-    try:
-        yield term
-    finally:
-        working.cancel()
-        await asyncio.wait([working])
-        assert working.cancelled(), working.exception()
-
-
-async def until(condition: Callable[[], object], seconds: float = 10) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.002)
-
-
-@pytest.fixture
-async def cluster() -> MemoryCluster:
-    made = MemoryCluster()
-    made.put(CLASSES, class_body())
-    made.put(CAPACITIES, capacity_body("n1", 10 * GIB))
-    made.put(CAPACITIES, capacity_body("n2", 5 * GIB))
-    return made
-
-
-def volume(cluster: MemoryCluster, name: str = PV) -> Json | None:
-    return cluster.objects.get((VOLUMES, "", name))
-
-
-def claim(cluster: MemoryCluster, name: str = "data") -> Json:
-    return cluster.objects[CLAIMS, "default", name]
-
-
-def does(act: Callable[[], object]) -> Act:
-    async def disturbance() -> None:
-        act()
-
-    return disturbance
-
-
-def raises(error: ApiError) -> Act:
-    async def disturbance() -> None:
-        raise error
-
-    return disturbance
-
-
-def bind(cluster: MemoryCluster, name: str = "data") -> None:
-    """What the controller-manager does once there is a volume."""
-    body = claim(cluster, name)
-    cluster.put(CLAIMS, {**body, "spec": {**body["spec"], "volumeName": f"pvc-{body['metadata']['uid']}"}})
-
-
-def release(cluster: MemoryCluster, name: str = PV) -> None:
-    cluster.put(VOLUMES, {**cluster.objects[VOLUMES, "", name], "status": {"phase": RELEASED}})
-
-
-def figures(metrics: Metrics) -> dict[str, float]:
-    return {
-        sample.name: sample.value
-        for family in metrics.registry.collect()
-        for sample in family.samples
-        if sample.name.startswith("controller_") and not sample.name.endswith(("_bucket", "_created", "_sum"))
-    }
+from tests.unit.provisioner.stage import PV, bind, claim, does, figures, leading, raises, until, volume
 
 
 async def test_a_claim_becomes_a_volume_and_its_owner_is_told(cluster: MemoryCluster) -> None:
@@ -193,7 +115,10 @@ async def test_a_choice_that_changed_since_the_cache_saw_it_is_followed(cluster:
 
 
 @pytest.mark.parametrize("policy", ["Delete", "Retain"])
-async def test_a_claim_deleted_while_its_volume_is_made_leaves_nothing(cluster: MemoryCluster, policy: str) -> None:
+async def test_a_claim_deleted_while_its_volume_is_made_leaves_nothing(
+    cluster: MemoryCluster, policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orphans, "_UNUSED", 60.0)
     cluster.put(CLASSES, class_body(reclaimPolicy=policy))
     cluster.put(CLAIMS, claim_body())
     cluster.after["create", "persistentvolumes"] = [does(lambda: cluster.remove(CLAIMS, "data", "default"))]
@@ -216,7 +141,7 @@ async def test_an_answer_that_was_lost_is_found_out_by_the_next_try(cluster: Mem
 async def test_a_request_without_an_answer_keeps_its_room_until_it_can_not_arrive_any_more(
     cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doubts, "REQUEST_LIFETIME", 1.0)
+    monkeypatch.setattr(doubts, "REQUEST_LIFETIME", 2.0)
     cluster.put(CLAIMS, claim_body(size="5Gi", node="n2"))
 
     async def vanish() -> None:
@@ -335,68 +260,6 @@ async def test_what_a_retained_volume_leaves_behind_is_not_given_away_on_old_fig
         await until(lambda: term.books.held(uid) is None)
 
 
-async def released(cluster: MemoryCluster, metrics: Metrics | None = None) -> None:
-    """A volume whose claim came and went."""
-    cluster.put(CLAIMS, claim_body())
-    async with leading(cluster, metrics):
-        await until(lambda: volume(cluster))
-        bind(cluster)
-    cluster.remove(CLAIMS, "data", "default")
-    release(cluster)
-
-
-async def test_a_released_volume_is_deleted(cluster: MemoryCluster) -> None:
-    await released(cluster)
-    metrics = Metrics()
-    async with leading(cluster, metrics):
-        await until(lambda: "deletionTimestamp" in (volume(cluster) or {})["metadata"])
-    assert figures(metrics)["controller_persistentvolume_delete_total"] == 1
-
-
-async def test_a_released_volume_whose_claim_is_alive_is_kept_and_somebody_told(cluster: MemoryCluster) -> None:
-    await released(cluster)
-    cluster.put(CLAIMS, {**claim_body(), "spec": {**claim_body()["spec"], "volumeName": PV}})
-    async with leading(cluster):
-        await until(lambda: cluster.messages("VolumeFailedDelete"))
-    assert "deletionTimestamp" not in (volume(cluster) or {})["metadata"]
-    assert "exists with the same uid" in cluster.messages("VolumeFailedDelete")[0]
-
-
-async def test_a_namesake_of_the_claim_does_not_keep_the_volume(cluster: MemoryCluster) -> None:
-    await released(cluster)
-    cluster.put(CLAIMS, claim_body(uid="second", node=""))
-    async with leading(cluster):
-        await until(lambda: "deletionTimestamp" in (volume(cluster) or {})["metadata"])
-
-
-async def test_a_policy_that_became_retain_at_the_last_moment_is_obeyed(cluster: MemoryCluster) -> None:
-    await released(cluster)
-
-    def retain() -> None:
-        body = cluster.objects[VOLUMES, "", PV]
-        cluster.put(VOLUMES, {**body, "spec": {**body["spec"], "persistentVolumeReclaimPolicy": "Retain"}})
-
-    cluster.before["delete", "persistentvolumes"] = [does(retain)]
-    async with leading(cluster) as term:
-        await until(lambda: ("delete", "persistentvolumes", PV) in cluster.requests)
-        await until(lambda: (seen := term.view.volumes.get(PV)) and seen.reclaim_policy == "Retain")
-        await asyncio.sleep(0)
-    assert "deletionTimestamp" not in (volume(cluster) or {})["metadata"]
-    assert not cluster.messages("VolumeFailedDelete")
-
-
-async def test_a_volume_that_no_node_would_clean_up_is_not_deleted_silently(cluster: MemoryCluster) -> None:
-    await released(cluster)
-    body = cluster.objects[VOLUMES, "", PV]
-    cluster.put(VOLUMES, {**body, "metadata": {**body["metadata"], "finalizers": []}})
-    metrics = Metrics()
-    async with leading(cluster, metrics):
-        await until(lambda: cluster.messages("VolumeFailedDelete"))
-    assert volume(cluster) is not None
-    assert re.search(r"add the finalizer .* node host-n1", cluster.messages("VolumeFailedDelete")[0])
-    assert figures(metrics)["controller_persistentvolume_delete_failed_total"] >= 1
-
-
 async def test_a_retained_volume_that_may_have_been_used_is_left_to_its_policy(
     cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -411,7 +274,10 @@ async def test_a_retained_volume_that_may_have_been_used_is_left_to_its_policy(
     assert "deletionTimestamp" not in (volume(cluster) or {})["metadata"]
 
 
-async def test_a_claim_that_takes_its_time_to_go_leaves_nothing_either(cluster: MemoryCluster) -> None:
+async def test_a_claim_that_takes_its_time_to_go_leaves_nothing_either(
+    cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orphans, "_UNUSED", 60.0)
     cluster.put(CLASSES, class_body(reclaimPolicy="Retain"))
     cluster.put(CLAIMS, claim_body())
 
