@@ -1,0 +1,137 @@
+"""A static PersistentVolume: the manifest that discovery creates and the record that the cache holds."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from contract import names, quantity
+from contract.volume import DELETE, PENDING, RETAIN
+from daemon.static.configuration import FILESYSTEM, ClassConfiguration, Configuration
+from kube.records import Node, ObjectReference, StorageClass
+
+Json = dict[str, Any]
+
+RECYCLE = "Recycle"
+POLICIES = (DELETE, RETAIN)
+"""What a StorageClass of static volumes may ask for."""
+ALPHA_AFFINITY = "volume.alpha.kubernetes.io/node-affinity"
+
+
+@dataclass(frozen=True)
+class StaticVolume:
+    """What we read of a PersistentVolume with a local path."""
+
+    name: str
+    uid: str
+    phase: str
+    path: str
+    """spec.local.path: as the node sees it."""
+    mode: str
+    storage_class: str
+    reclaim_policy: str
+    capacity: int
+    """Bytes."""
+    deleting: bool
+    provisioned_by: str
+    hostnames: tuple[str, ...]
+    """Hostname label values of its node affinity, and of its own hostname label."""
+
+    @property
+    def reference(self) -> ObjectReference:
+        return ObjectReference("PersistentVolume", "v1", "", self.name, self.uid)
+
+
+def read(body: Json) -> StaticVolume | None:
+    """The record of a PersistentVolume, or None when it is no local one."""
+    spec, metadata = body.get("spec") or {}, body["metadata"]
+    path = (spec.get("local") or {}).get("path")
+    if not path:
+        return None
+    annotations = metadata.get("annotations") or {}
+    label = (metadata.get("labels") or {}).get(names.HOSTNAME_LABEL)
+    return StaticVolume(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        phase=(body.get("status") or {}).get("phase") or PENDING,
+        path=path,
+        mode=spec.get("volumeMode") or FILESYSTEM,
+        storage_class=spec.get("storageClassName") or "",
+        reclaim_policy=spec.get("persistentVolumeReclaimPolicy") or RETAIN,
+        capacity=quantity.parse(str((spec.get("capacity") or {}).get("storage") or "0")),
+        deleting="deletionTimestamp" in metadata,
+        provisioned_by=annotations.get(names.PROVISIONED_BY, ""),
+        hostnames=tuple(dict.fromkeys((*_hostnames(spec, annotations), *((label,) if label else ())))),
+    )
+
+
+def _hostnames(spec: Json, annotations: Mapping[str, str]) -> tuple[str, ...]:
+    affinity = (spec.get("nodeAffinity") or {}).get("required")
+    if affinity is None and ALPHA_AFFINITY in annotations:
+        affinity = json.loads(annotations[ALPHA_AFFINITY]).get("requiredDuringSchedulingIgnoredDuringExecution")
+    return tuple(
+        value
+        for term in (affinity or {}).get("nodeSelectorTerms") or []
+        for expression in term.get("matchExpressions") or []
+        if expression.get("key") == names.HOSTNAME_LABEL and expression.get("operator") == "In"
+        for value in expression.get("values") or []
+    )
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A volume that stands ready and has no PersistentVolume yet."""
+
+    name: str
+    path: str
+    """As the node sees it."""
+    mode: str
+    capacity: int
+    """Bytes, rounded."""
+
+
+def manifest(
+    offer: Offer,
+    configuration: Configuration,
+    settings: ClassConfiguration,
+    storage_class: StorageClass,
+    node: Node,
+    provisioner: str,
+) -> Json:
+    """The PersistentVolume of an offer. Apart from NODE_LABEL, by which we ask the API server for ours, it is the one
+    that the original creates."""
+    annotations = {names.PROVISIONED_BY: provisioner}
+    terms = [
+        {"matchExpressions": [{"key": names.HOSTNAME_LABEL, "operator": "In", "values": [node.hostname]}]},
+        *settings.selector,
+    ]
+    metadata: Json = {
+        "name": offer.name,
+        "labels": labels(configuration, settings, node),
+        "annotations": annotations,
+    }
+    spec: Json = {
+        "capacity": {"storage": quantity.render(offer.capacity)},
+        "local": {"path": offer.path} | ({"fsType": settings.fs_type} if settings.fs_type else {}),
+        "accessModes": [settings.access_mode],
+        "storageClassName": settings.name,
+        "persistentVolumeReclaimPolicy": storage_class.reclaim_policy,
+        "volumeMode": offer.mode,
+    }
+    if storage_class.mount_options:
+        spec["mountOptions"] = list(storage_class.mount_options)
+    if configuration.use_alpha_api:
+        required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
+        annotations[ALPHA_AFFINITY] = json.dumps(required, separators=(",", ":"))
+    else:
+        spec["nodeAffinity"] = {"required": {"nodeSelectorTerms": terms}}
+    if configuration.set_owner:
+        metadata["ownerReferences"] = [{"apiVersion": "v1", "kind": "Node", "name": node.name, "uid": node.uid}]
+    return {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": metadata, "spec": spec}
+
+
+def labels(configuration: Configuration, settings: ClassConfiguration, node: Node) -> dict[str, str]:
+    """Later ones win: the node's, those of all classes, those of the class."""
+    copied = {key: node.labels[key] for key in configuration.node_labels if key in node.labels}
+    own = {names.NODE_LABEL: names.node_label_value(node.name)}
+    return {**copied, **configuration.labels, **settings.labels, **own}
