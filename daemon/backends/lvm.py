@@ -26,6 +26,11 @@ _POOL_SHARE_PERCENT = 90
 and lets an administrator enlarge metadata that fills up, or have it repaired: a pool without that room is lost."""
 
 
+_POOL_MARK = "elastic-local/thin-pool"
+"""Tag of a pool that we made. By it we know also what an lvcreate that was killed left under the pool's name; the few
+MiB of metadata that it may leave under a name of LVM's choice are listed as foreign."""
+
+
 class LvmBackend:
     """See daemon.backends.Backend. `group`, `thin_pool` and `thin` hold for classes that say nothing else. A thin pool
     that is missing is made when `thin` says so, with nearly all that is free in the group."""
@@ -61,13 +66,16 @@ class LvmBackend:
             present = state.volume(self._group, self._thin_pool)
             if group is None or (present and present.is_thin_pool):
                 return
+            if present and _POOL_MARK in present.tags:
+                await self._lvm.remove(self._group, self._thin_pool)
+                group, present = (await self._report()).group(self._group) or group, None
             extents = group.free // group.extent_size * _POOL_SHARE_PERCENT // 100
             if present or not extents:
                 # No reason to stop: the node serves the volumes it has, and thick ones.
                 why = "another volume has its name" if present else "nothing is free"
                 log.warning("thin pool %s/%s can't be made: %s", self._group, self._thin_pool, why)
                 return
-            await self._lvm.create_pool(self._group, self._thin_pool, extents * group.extent_size)
+            await self._lvm.create_pool(self._group, self._thin_pool, extents * group.extent_size, {_POOL_MARK})
 
     async def inspect(self) -> Inventory:
         with _told("the node", self._group):

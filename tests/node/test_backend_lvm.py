@@ -254,6 +254,29 @@ async def test_the_thin_pool_is_made_once_with_room_to_spare(
     assert after.allocatable(3.0) == pool.allocatable(3.0) == 3 * pool.size
 
 
+async def test_killed_while_lvm_makes_the_thin_pool(thin_backend: LvmBackend, lvm: Lvm, volume_group: str) -> None:
+    begin = time.monotonic()
+    await thin_backend.establish()
+    lasted = time.monotonic() - begin
+    for share in (0.5, 0.65, 0.8):
+        await lvm.remove(volume_group, "pool")
+        making = asyncio.ensure_future(thin_backend.establish())
+        await asyncio.wait([making], timeout=lasted * share)
+        making.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await making
+        await thin_backend.establish()
+        assert (await thin_backend.inspect()).pool(f"{volume_group}/pool")
+
+
+async def test_somebody_elses_volume_with_the_name_of_the_pool_stays(
+    thin_backend: LvmBackend, lvm: Lvm, volume_group: str
+) -> None:
+    await lvm.create_volume(volume_group, "pool", EXTENT)
+    await thin_backend.establish()
+    assert [foreign.name for foreign in (await thin_backend.inspect()).foreign] == ["pool"]
+
+
 async def test_a_node_without_a_group_starts_and_says_what_it_needs(lvm: Lvm) -> None:
     backend = LvmBackend(lvm, "absent", "pool", thin=True)
     await backend.establish()
