@@ -187,6 +187,7 @@ class Api:
         if work is None:
             work = self._running[key] = _Work()
             work.task = asyncio.create_task(self._observed(key, body["dir"], begin(work)), name=f"{verb} {body['dir']}")
+            work.task.add_done_callback(_noted)
         work.waiting += 1
         try:
             await asyncio.shield(work.task)
@@ -217,6 +218,12 @@ class Api:
         finally:
             del self._running[key]
             self._observe(verb, outcome, clock() - started)
+
+
+def _noted(task: asyncio.Task[None]) -> None:
+    """An error that nobody waits for was logged by the work itself."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def _body(request: web.Request) -> Json:

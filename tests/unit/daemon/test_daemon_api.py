@@ -1,6 +1,7 @@
 """The callout protocol over a real Unix socket."""
 
 import asyncio
+import gc
 import json
 import os
 import socket
@@ -198,7 +199,7 @@ async def test_a_retry_joins_the_work_that_its_callout_gave_up_on(served: Served
 
 @pytest.mark.parametrize("mounted_before", [False, True])
 async def test_a_mount_that_nobody_waits_for_is_undone_unless_it_was_there(
-    served: Served, mounted_before: bool
+    served: Served, mounted_before: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     served.callouts.gate.clear()
     served.callouts.mounted_before = mounted_before
@@ -213,6 +214,9 @@ async def test_a_mount_that_nobody_waits_for_is_undone_unless_it_was_there(
     undone = Unmount(FOLDER) in served.callouts.asked
     assert undone is not mounted_before
     assert served.observed == [("mount", "success" if mounted_before else "Abandoned")]
+    await asyncio.sleep(0)
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 def test_only_root_and_our_own_user_are_admitted() -> None:
