@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -192,7 +193,10 @@ def test_label_annotate_patch(kubectl: Kubectl) -> None:
 def following(kubectl: Kubectl) -> Iterator[subprocess.Popen[str]]:
     command = [*kubectl.command, "get", "cm", "a", "-w", "-o", "jsonpath={.data.key}{'\\n'}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    deadline = threading.Timer(_SECONDS, process.kill)
+    deadline.start()
     yield process
+    deadline.cancel()
     process.kill()
     process.wait()
     assert process.stdout is not None
