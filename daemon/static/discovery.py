@@ -1,0 +1,262 @@
+"""What stands ready in the folders becomes PersistentVolumes.
+
+What to do with each entry is a pure function of the class, the entries and the PersistentVolumes there are. An entry
+that can't be a volume is stray: reported once, in the log, as an event and in a figure, for as long as it is there. It
+says nothing about the other entries, so unlike in the original it does not make the node unready; a class that can't be
+looked at does.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from contract import quantity
+from daemon.static import entries, patterns, volume
+from daemon.static.cache import Cache
+from daemon.static.configuration import BLOCK, FILESYSTEM, ClassConfiguration, Configuration
+from daemon.static.entries import Entry, Kind
+from daemon.static.metrics import CREATE, StaticMetrics
+from daemon.static.naming import provisioner_name, round_down, volume_name
+from daemon.static.patterns import PatternError
+from daemon.static.volume import POLICIES, Offer, StaticVolume
+from kube.client import VOLUMES, AlreadyExists, ApiError, Cluster
+from kube.events import ObjectReference, Recorder
+from kube.informer import Informer
+from kube.records import Node, StorageClass
+
+log = logging.getLogger(__name__)
+
+STRAY, VANISHED, CLASS_FAILED = "VolumeDiscoveryStray", "VolumeFailedDelete", "VolumeDiscoveryFailed"
+
+_TOLD_SECONDS = 30.0
+"""How long a PersistentVolume that we created may take to come back through the informer."""
+
+
+@dataclass(frozen=True)
+class Create:
+    """There is no PersistentVolume for the entry: make one."""
+
+    name: str
+    entry: Entry
+    mode: str
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Nothing to do, and why."""
+
+    entry: Entry
+    reason: str
+
+
+@dataclass(frozen=True)
+class Stray:
+    """The entry can't be a volume. `volume` is the PersistentVolume that it was."""
+
+    name: str
+    message: str
+    volume: StaticVolume | None = None
+
+
+class ClassError(Exception):
+    """A class whose volumes can't be looked for: says why and what to do."""
+
+
+def plan(
+    settings: ClassConfiguration,
+    found: Iterable[Entry],
+    node: str,
+    volumes: Collection[StaticVolume],
+    cleaning: Callable[[str], bool],
+    created: Mapping[str, str],
+) -> list[Create | Skip | Stray]:
+    """What to do with each entry. `volumes` are all of this node, of whatever class; `created`, name by path, are
+    those that we created and have not heard of yet."""
+    by_name = {known.name: known for known in volumes}
+    by_path = {**created, **{known.path: known.name for known in volumes}}
+    return [_decide(settings, entry, node, by_name, by_path, cleaning) for entry in found]
+
+
+def _decide(
+    settings: ClassConfiguration,
+    entry: Entry,
+    node: str,
+    by_name: Mapping[str, StaticVolume],
+    by_path: Mapping[str, str],
+    cleaning: Callable[[str], bool],
+) -> Create | Skip | Stray:
+    name = volume_name(entry.name, node, settings.name)
+    other = by_path.get(host_path(settings, entry))
+    if entry.kind is Kind.OTHER:
+        return Stray(entry.name, f'Skipping file "{entry.path}": not a directory nor block device')
+    if known := by_name.get(name):
+        if known.mode == BLOCK and entry.kind is Kind.FOLDER:
+            return Stray(
+                entry.name,
+                f'path "{entry.path}" is a folder and its PersistentVolume {name} is a block volume: '
+                "bring the device back, or delete the PersistentVolume",
+                known,
+            )
+        return Skip(entry, f"it is {name}")
+    if other == name:
+        return Skip(entry, f"{name} was created a moment ago")
+    if other:
+        return Skip(entry, f"its path is that of {other}")
+    if cleaning(name):
+        return Skip(entry, f"{name} is being cleaned")
+    if entry.kind is Kind.BLOCK:
+        return Create(name, entry, settings.volume_mode)
+    if settings.volume_mode == BLOCK:
+        return Stray(
+            entry.name,
+            f'path "{entry.path}" of filesystem mode cannot be used to create block volume: link a block device here, '
+            f"or take it out of the folder of class {settings.name}",
+        )
+    if not entry.mounted:
+        return Stray(
+            entry.name,
+            f'path "{entry.path}" is not a valid mount point: mount a filesystem on it, or take it out of the folder',
+        )
+    return Create(name, entry, FILESYSTEM)
+
+
+def host_path(settings: ClassConfiguration, entry: Entry) -> str:
+    return f"{settings.host_dir}/{entry.name}"
+
+
+class Discoverer:
+    def __init__(
+        self,
+        cluster: Cluster,
+        cache: Cache,
+        classes: Informer[StorageClass],
+        node: Node,
+        events: Recorder,
+        metrics: StaticMetrics,
+        cleaning: Callable[[str], bool],
+    ) -> None:
+        self._cluster = cluster
+        self._cache = cache
+        self._classes = classes
+        self._node = node
+        self._events = events
+        self._metrics = metrics
+        self._cleaning = cleaning
+        self._created: dict[str, tuple[str, float]] = {}
+        """PersistentVolumes that we created, by path: their names, and until when we count on hearing of them."""
+        self._strays: dict[str, dict[str, str]] = {}
+        """By class and entry: the message."""
+        self._errors: dict[str, str] = {}
+
+    def strays(self) -> Mapping[str, int]:
+        """The number of stray entries by class."""
+        return {name: len(found) for name, found in self._strays.items()}
+
+    async def discovery_pass(self, configuration: Configuration) -> list[str]:
+        """Offers what is new. The answer is what went wrong with whole classes, a sentence each."""
+        errors = {}
+        for settings in configuration.classes.values():
+            try:
+                await self._discover(configuration, settings)
+            except ClassError as error:
+                errors[settings.name] = str(error)
+                if self._errors.get(settings.name) != str(error):
+                    log.error("class %s: %s", settings.name, error)
+                    self._events.warning(self._node.reference, CLASS_FAILED, f"class {settings.name}: {error}")
+        self._errors = errors
+        self._strays = {name: self._strays.get(name, {}) for name in configuration.classes}
+        return [f"class {name}: {error}" for name, error in errors.items()]
+
+    async def _discover(self, configuration: Configuration, settings: ClassConfiguration) -> None:
+        """Raises ClassError."""
+        storage_class = self._classes.get(settings.name)
+        if storage_class is None:
+            raise ClassError(f"there is no StorageClass {settings.name}: create it, or take it out of storageClassMap")
+        if storage_class.reclaim_policy not in POLICIES:
+            raise ClassError(
+                f"reclaimPolicy of StorageClass {settings.name} is {storage_class.reclaim_policy}: "
+                f"allowed is {' or '.join(POLICIES)}"
+            )
+        try:
+            wanted = patterns.matcher(settings.name_pattern)
+            found = await asyncio.to_thread(entries.look, settings.mount_dir, wanted)
+        except PatternError as error:
+            raise ClassError(str(error)) from None
+        except OSError as error:
+            raise ClassError(
+                f"folder {settings.mount_dir} can't be listed ({error.strerror}): "
+                f"make {settings.host_dir} on the node and mount it there"
+            ) from None
+        strays: dict[str, Stray] = {}
+        failed = ""
+        for step in plan(settings, found, self._node.name, self._cache.volumes(), self._cleaning, self._awaited()):
+            if isinstance(step, Create):
+                try:
+                    if stray := await self._create(configuration, settings, storage_class, step):
+                        strays[stray.name] = stray
+                except ApiError as error:
+                    failed = failed or f"the API server does not take PersistentVolume {step.name}: {error}"
+            elif isinstance(step, Stray):
+                strays[step.name] = step
+            else:
+                log.debug("class %s: %s is skipped: %s", settings.name, step.entry.path, step.reason)
+        self._report(settings, strays)
+        if failed:
+            raise ClassError(failed)
+
+    def _awaited(self) -> dict[str, str]:
+        now = time.monotonic()
+        self._created = {
+            path: (name, until)
+            for path, (name, until) in self._created.items()
+            if until > now and self._cache.get(name) is None
+        }
+        return {path: name for path, (name, _) in self._created.items()}
+
+    async def _create(
+        self, configuration: Configuration, settings: ClassConfiguration, storage_class: StorageClass, step: Create
+    ) -> Stray | None:
+        """Raises ApiError."""
+        begin = time.perf_counter()
+        path = host_path(settings, step.entry)
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            return Stray(step.entry.name, f"the name {step.entry.name!r} is not UTF-8: rename it")
+        try:
+            size = round_down(await asyncio.to_thread(entries.capacity, step.entry))
+        except OSError as error:
+            return Stray(step.entry.name, f'the capacity of "{step.entry.path}" can\'t be read: {error.strerror}')
+        if not size:
+            return Stray(step.entry.name, f'"{step.entry.path}" has no capacity: see whether its device has a medium')
+        offer = Offer(step.name, path, step.mode, size)
+        provisioner = provisioner_name(self._node.name, self._node.uid, configuration.use_node_name_only)
+        body = volume.manifest(offer, configuration, settings, storage_class, self._node, provisioner)
+        try:
+            with self._metrics.request(CREATE):
+                await self._cluster.create(VOLUMES, body)
+        except AlreadyExists:
+            if await self._cache.adopt(step.name):
+                return None
+            return Stray(
+                step.entry.name,
+                f"PersistentVolume {step.name} of {path} exists and is not of this Node: delete it, or set "
+                "useNodeNameOnly when the Node was registered anew",
+            )
+        self._created[path] = (step.name, time.monotonic() + _TOLD_SECONDS)
+        self._metrics.discovered(step.mode, time.perf_counter() - begin)
+        log.info("created %s: %s, %s of class %s", step.name, path, quantity.humane(size), settings.name)
+        return None
+
+    def _report(self, settings: ClassConfiguration, strays: Mapping[str, Stray]) -> None:
+        """Tells of what was not stray in this way before."""
+        known = self._strays.get(settings.name, {})
+        for name, stray in strays.items():
+            if known.get(name) != stray.message:
+                log.warning("class %s: %s", settings.name, stray.message)
+                about: ObjectReference = stray.volume.reference if stray.volume else self._node.reference
+                reason = VANISHED if stray.volume else STRAY
+                self._events.warning(about, reason, stray.message)
+        self._strays[settings.name] = {name: stray.message for name, stray in strays.items()}
