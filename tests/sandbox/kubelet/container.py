@@ -60,10 +60,6 @@ class Container:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    @property
-    def log(self) -> Path:
-        return self.folder / "log"
-
     async def start(self, spec: dict[str, Any], lifeline: int) -> None:
         """Start it and wait until it runs or has failed to. `lifeline`: file descriptor, see shim.py."""
         self.folder.mkdir(parents=True, exist_ok=True)
