@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from flexdriver import bundle
+from service.environment import SettingsError
 
 app = typer.Typer(
     help="Local volumes for Kubernetes: logical volumes of exactly the size a claim asks for.",
@@ -28,7 +29,7 @@ def daemon() -> None:
     """
     from daemon import node, settings
 
-    _run(lambda: node.run(settings.read(os.environ)), settings.SettingsError)
+    _run(lambda: node.run(settings.read(os.environ)))
 
 
 @app.command()
@@ -39,7 +40,7 @@ def provisioner() -> None:
     """
     from provisioner import controller, settings
 
-    _run(lambda: controller.run(settings.read(os.environ)), settings.SettingsError)
+    _run(lambda: controller.run(settings.read(os.environ)))
 
 
 @flexdriver.command()
@@ -59,10 +60,10 @@ def install(
     typer.echo(f"installed {installed}" if installed else f"{plugin_dir}: this very driver is installed already")
 
 
-def _run(program: Callable[[], Coroutine[Any, Any, None]], wrong_settings: type[Exception]) -> None:
+def _run(program: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run a program until it ends. A wrong setting ends it before it began, with a line instead of a traceback."""
     try:
         asyncio.run(program())
-    except wrong_settings as error:
+    except SettingsError as error:
         typer.echo(f"elastic-local: {error}", err=True)
         raise typer.Exit(2) from None

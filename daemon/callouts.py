@@ -26,8 +26,8 @@ from daemon.volumes import Volumes
 from host import mounttable
 from kube.client import Cluster
 from kube.errors import ApiError
-from kube.logs import about
 from kube.records import Node
+from service.logs import about
 
 log = logging.getLogger(__name__)
 

@@ -9,15 +9,14 @@ pods keep their volumes, and the next daemon reads from the node all that this o
 import asyncio
 import contextlib
 import logging
-import signal
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import host.command
 from contract import names
 from contract import volume as contract_volume
 from contract.volume import PersistentVolume
-from daemon import health, settings
+from daemon import settings
 from daemon.api import Api
 from daemon.authorise import Authoriser
 from daemon.backends import Backend
@@ -25,7 +24,6 @@ from daemon.backends.folder import FolderBackend
 from daemon.backends.loop import LoopBackend
 from daemon.backends.lvm import LvmBackend
 from daemon.callouts import Home, NodeCallouts
-from daemon.health import Health
 from daemon.holdings import Holdings
 from daemon.metrics import Metrics
 from daemon.promises import promises
@@ -33,9 +31,8 @@ from daemon.publish import Publisher
 from daemon.reconcile import Reconciler
 from daemon.refresh import Refresher
 from daemon.room import Promise
-from daemon.settings import Settings, SettingsError
+from daemon.settings import Settings
 from daemon.volumes import Volumes
-from kube import logs
 from kube.backoff import Backoff
 from kube.client import NODES, PODS, VOLUMES, Cluster, ConfigurationError
 from kube.errors import ApiError
@@ -43,6 +40,10 @@ from kube.events import Recorder
 from kube.informer import Informer
 from kube.records import Node, Pod, read_node, read_pod
 from lvm import Lvm
+from service import endpoints, logs
+from service.endpoints import Health
+from service.environment import SettingsError
+from service.lifetime import until_asked
 
 log = logging.getLogger(__name__)
 
@@ -65,14 +66,7 @@ async def run(chosen: Settings) -> None:
     except ConfigurationError as error:
         raise SettingsError(f"KUBECONFIG: {error}") from error
     async with cluster:
-        daemon = asyncio.create_task(Daemon(chosen, cluster, backend_of(chosen)).run())
-        with _asked_to_end() as asked:
-            ending = asyncio.create_task(asked.wait())
-            await asyncio.wait({daemon, ending}, return_when=asyncio.FIRST_COMPLETED)
-            ending.cancel()
-            daemon.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await daemon
+        await until_asked(Daemon(chosen, cluster, backend_of(chosen)).run())
     log.info("ended; mounts stay as they are")
 
 
@@ -85,20 +79,6 @@ def backend_of(chosen: Settings) -> Backend:
         case _:
             tools = Lvm(chosen.data_dir / "lvm")
             return LvmBackend(tools, chosen.lvm_volume_group, chosen.lvm_thin_pool, chosen.lvm_use_thin_volumes)
-
-
-@contextlib.contextmanager
-def _asked_to_end() -> Iterator[asyncio.Event]:
-    loop = asyncio.get_running_loop()
-    asked = asyncio.Event()
-    signals = (signal.SIGTERM, signal.SIGINT)
-    for number in signals:
-        loop.add_signal_handler(number, asked.set)
-    try:
-        yield asked
-    finally:
-        for number in signals:
-            loop.remove_signal_handler(number)
 
 
 class Daemon:
@@ -130,11 +110,11 @@ class Daemon:
         """For ever. Raises an ExceptionGroup when a part fails for good."""
         chosen = self._settings
         host.command.observers.append(self._metrics.command)
-        served = health.application(self._health(), self._metrics.registry)
+        served = endpoints.application(self._health(), self._metrics.registry)
         try:
             async with (
                 Api(self._callouts, self._metrics.callout).listening(chosen.socket),
-                health.listening(served, chosen.listen_host, chosen.listen_port),
+                endpoints.listening(served, chosen.listen_host, chosen.listen_port),
                 asyncio.TaskGroup() as parts,
             ):
                 parts.create_task(self._refresher.run())

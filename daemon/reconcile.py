@@ -25,8 +25,8 @@ from daemon.volumes import Volumes
 from kube.client import Cluster
 from kube.errors import ApiError
 from kube.events import ObjectReference, Recorder
-from kube.logs import about
 from kube.workqueue import WorkQueue
+from service.logs import about
 
 log = logging.getLogger(__name__)
 

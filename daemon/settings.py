@@ -6,23 +6,15 @@ guesses would make volumes in the wrong place.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from contract import names, quantity
+from service.environment import LOG_FORMATS, LOG_LEVELS, Environment, SettingsError, address, one_of, truth
 
 LVM, LOOP, BINDMOUNT = "LVM", "LOOP", "BINDMOUNT"
 DRIVER_KINDS = (LVM, LOOP, BINDMOUNT)
-LOG_FORMATS = ("text", "json")
-LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
-
-T = TypeVar("T")
-
-
-class SettingsError(ValueError):
-    """A setting that can't be used: names the variable, what it holds and what it may hold."""
 
 
 @dataclass(frozen=True)
@@ -56,27 +48,20 @@ def read(environment: Mapping[str, str]) -> Settings:
     """The settings of an environment; what is absent or empty takes its default. Raises SettingsError."""
     default = Settings(node_name="")
 
-    def value(name: str, parse: Callable[[str], T], otherwise: T) -> T:
-        text = environment.get(name, "").strip()
-        if not text:
-            return otherwise
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise SettingsError(f"{name} is {text!r}: {error}") from None
-
-    node_name = environment.get("NODE_NAME", "").strip()
+    set_to = Environment(environment)
+    value = set_to.value
+    node_name = set_to.text("NODE_NAME")
     if not node_name:
         raise SettingsError(
             "NODE_NAME is not set: give it this node's name as `kubectl get nodes` has it "
             "(in a pod: fieldRef spec.nodeName)"
         )
-    host, port = value("LISTEN_ADDRESS", _address, (default.listen_host, default.listen_port))
+    host, port = value("LISTEN_ADDRESS", address, (default.listen_host, default.listen_port))
     return Settings(
         node_name=node_name,
-        driver_kind=value("DRIVER_KIND", _one_of(DRIVER_KINDS), default.driver_kind),
+        driver_kind=value("DRIVER_KIND", one_of(DRIVER_KINDS), default.driver_kind),
         lvm_volume_group=value("LVM_VOLUME_GROUP", str, default.lvm_volume_group),
-        lvm_use_thin_volumes=value("LVM_USE_THIN_VOLUMES", _truth, default.lvm_use_thin_volumes),
+        lvm_use_thin_volumes=value("LVM_USE_THIN_VOLUMES", truth, default.lvm_use_thin_volumes),
         lvm_thin_pool=value("LVM_THIN_POOL", str, default.lvm_thin_pool),
         socket=value(names.SOCKET_VARIABLE, _path, default.socket),
         staging_dir=value("STAGING_DIR", _path, default.staging_dir),
@@ -88,23 +73,9 @@ def read(environment: Mapping[str, str]) -> Settings:
         listen_port=port,
         namespace=value("NAMESPACE", str, default.namespace),
         kubeconfig=value("KUBECONFIG", str, default.kubeconfig),
-        log_format=value("LOG_FORMAT", _one_of(LOG_FORMATS), default.log_format),
-        log_level=value("LOG_LEVEL", _one_of(LOG_LEVELS), default.log_level),
+        log_format=value("LOG_FORMAT", one_of(LOG_FORMATS), default.log_format),
+        log_level=value("LOG_LEVEL", one_of(LOG_LEVELS), default.log_level),
     )
-
-
-def _one_of(allowed: tuple[str, ...]) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        for choice in allowed:
-            if text.lower() == choice.lower():
-                return choice
-        raise ValueError(f"allowed is {', '.join(allowed)}")
-
-    return parse
-
-
-def _truth(text: str) -> bool:
-    return _one_of(("true", "false"))(text) == "true"
 
 
 def _path(text: str) -> Path:
@@ -119,10 +90,3 @@ def _size(text: str) -> int:
     if size < 0:
         raise ValueError("a size can't be negative")
     return size
-
-
-def _address(text: str) -> tuple[str, int]:
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isascii() or not port.isdecimal() or int(port) > 65535:
-        raise ValueError("allowed is HOST:PORT or :PORT, such as :8080 or [::1]:8080")
-    return host.removeprefix("[").removesuffix("]"), int(port)

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from contract.volume import ClaimReference, PersistentVolume
-from kube import logs
 from kube.client import CLAIMS, ApiError, Cluster, Conflict, NotFound
 from kube.events import Recorder
 from kube.records import SELECTED_NODE, Claim, StorageClass
@@ -22,6 +21,7 @@ from provisioner.creation import Creation, NotMade
 from provisioner.decision import Create, Decision, Ignore, Refuse, SendBack, Wait, decide
 from provisioner.metrics import Metrics
 from provisioner.view import Published, View
+from service import logs
 
 _log = logging.getLogger(__name__)
 

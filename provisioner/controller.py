@@ -5,15 +5,11 @@ what starts next sees the cluster as it is.
 """
 
 import asyncio
-import contextlib
 import logging
-import signal
-from collections.abc import Iterator
 
-from kube import leadership, logs
+from kube import leadership
 from kube.client import Cluster
 from kube.events import Recorder
-from provisioner import health
 from provisioner.books import Books
 from provisioner.claims import Claims
 from provisioner.creation import Creation
@@ -23,6 +19,9 @@ from provisioner.orphans import Orphans
 from provisioner.reclaim import Reclaim
 from provisioner.settings import Settings
 from provisioner.view import View
+from service import endpoints, logs
+from service.endpoints import Health
+from service.lifetime import until_asked
 
 COMPONENT = "elastic-local-provisioner"
 
@@ -33,15 +32,8 @@ async def run(settings: Settings) -> None:
     """Until SIGTERM or SIGINT, after which the lease is given back. Raises leadership.LeadershipLost, on which the
     process must end with a failure."""
     logs.configure(settings.log_format, settings.log_level)
-    with _ended_by_signals() as ended:
-        async with await Cluster.connect(settings.kubeconfig, program=COMPONENT) as cluster:
-            serving = asyncio.create_task(serve(cluster, settings), name="provisioner")
-            await asyncio.wait({serving, ended}, return_when=asyncio.FIRST_COMPLETED)
-            if serving.done():
-                serving.result()
-            serving.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await serving
+    async with await Cluster.connect(settings.kubeconfig, program=COMPONENT) as cluster:
+        await until_asked(serve(cluster, settings))
 
 
 async def serve(cluster: Cluster, settings: Settings) -> None:
@@ -58,8 +50,8 @@ async def serve(cluster: Cluster, settings: Settings) -> None:
         term = Term(cluster, settings, metrics)
         await term.run()
 
-    served = health.application(metrics.registry, unready)
-    async with health.listening(served, settings.listen_host, settings.listen_port) as port:
+    served = endpoints.application(Health({"leadership": unready}), metrics.registry)
+    async with endpoints.listening(served, settings.listen_host, settings.listen_port) as port:
         _log.info("metrics and health are served on port %d; waiting to lead as %s", port, settings.identity)
         await leadership.lead(cluster, settings.lease, settings.namespace, settings.identity, work)
 
@@ -91,22 +83,3 @@ class Term:
             _log.info("the state of the cluster is known")
             for queue in self._queues:
                 tasks.create_task(queue.run())
-
-
-@contextlib.contextmanager
-def _ended_by_signals() -> Iterator[asyncio.Future[None]]:
-    """A future that is done once somebody asked us to end."""
-    loop = asyncio.get_running_loop()
-    ended: asyncio.Future[None] = loop.create_future()
-
-    def end() -> None:
-        if not ended.done():
-            ended.set_result(None)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, end)
-    try:
-        yield ended
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)

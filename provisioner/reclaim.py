@@ -9,13 +9,13 @@ from collections.abc import Callable
 
 from contract import names
 from contract.volume import DELETE, RELEASED, PersistentVolume
-from kube import logs
 from kube.client import VOLUMES, ApiError, Cluster, Conflict, NotFound
 from kube.events import ObjectReference, Recorder
 from kube.informer import Informer
 from kube.workqueue import Backoff, WorkQueue
 from provisioner import live
 from provisioner.metrics import Metrics
+from service import logs
 
 _log = logging.getLogger(__name__)
 

@@ -6,13 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from contract import names
-from kube import logs
-
-LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
-
-
-class SettingsError(ValueError):
-    """A setting that can't be used: names the variable, what it holds and what it may hold."""
+from service import logs
+from service.environment import LOG_FORMATS, LOG_LEVELS, Environment, address, one_of
 
 
 @dataclass(frozen=True)
@@ -38,34 +33,16 @@ class Settings:
 def read(environment: Mapping[str, str]) -> Settings:
     """The settings of an environment; what is absent or empty takes its default. Raises SettingsError."""
     default = Settings(identity="")
-    host, port = default.listen_host, default.listen_port
-    if address := environment.get("LISTEN_ADDRESS", "").strip():
-        host, port = _address(address)
+    set_to = Environment(environment)
+    host, port = set_to.value("LISTEN_ADDRESS", address, (default.listen_host, default.listen_port))
     return Settings(
         # A pod keeps its name when its container restarts, and a lease must not pass to a process that has not seen
         # what its predecessor did: hence the process id.
-        identity=f"{environment.get('POD_NAME', '').strip() or socket.gethostname()}_{os.getpid()}",
-        namespace=environment.get("NAMESPACE", "").strip() or default.namespace,
+        identity=f"{set_to.text('POD_NAME') or socket.gethostname()}_{os.getpid()}",
+        namespace=set_to.text("NAMESPACE") or default.namespace,
         listen_host=host,
         listen_port=port,
-        kubeconfig=environment.get("KUBECONFIG", "").strip() or None,
-        log_format=_one_of(environment, "LOG_FORMAT", (logs.TEXT, logs.JSON), default.log_format),
-        log_level=_one_of(environment, "LOG_LEVEL", LOG_LEVELS, default.log_level),
+        kubeconfig=set_to.text("KUBECONFIG") or None,
+        log_format=set_to.value("LOG_FORMAT", one_of(LOG_FORMATS), default.log_format),
+        log_level=set_to.value("LOG_LEVEL", one_of(LOG_LEVELS), default.log_level),
     )
-
-
-def _one_of(environment: Mapping[str, str], name: str, allowed: tuple[str, ...], otherwise: str) -> str:
-    text = environment.get(name, "").strip()
-    for choice in allowed:
-        if text.lower() == choice.lower():
-            return choice
-    if text:
-        raise SettingsError(f"{name} is {text!r}: allowed is {', '.join(allowed)}")
-    return otherwise
-
-
-def _address(text: str) -> tuple[str, int]:
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isascii() or not port.isdecimal() or int(port) > 65535:
-        raise SettingsError(f"LISTEN_ADDRESS is {text!r}: allowed is HOST:PORT or :PORT, such as :8080 or [::1]:8080")
-    return host.removeprefix("[").removesuffix("]"), int(port)

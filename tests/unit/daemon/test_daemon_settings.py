@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from daemon.settings import LOOP, Settings, SettingsError, read
+from daemon.settings import LOOP, Settings, read
+from service.environment import SettingsError
 
 
 def test_a_node_name_is_enough() -> None:

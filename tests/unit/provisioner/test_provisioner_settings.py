@@ -1,7 +1,7 @@
 import pytest
 
 from provisioner import settings
-from provisioner.settings import SettingsError
+from service.environment import SettingsError
 
 
 def test_nothing_has_to_be_set() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kube import logs
+from service import logs
 
 log = logging.getLogger("daemon.mounts")
 

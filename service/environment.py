@@ -1,0 +1,63 @@
+"""Settings from the environment, read once and checked whole before anything is done.
+
+A wrong value ends the program at its start with the variable's name: one that guesses would do the wrong thing later.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from service import logs
+
+LOG_FORMATS = (logs.TEXT, logs.JSON)
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
+T = TypeVar("T")
+
+
+class SettingsError(ValueError):
+    """A setting that can't be used: names the variable, what it holds and what it may hold."""
+
+
+class Environment:
+    """The environment of a process. What is absent or empty counts as not set."""
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        self._variables = variables
+
+    def text(self, *names: str) -> str:
+        """The first of these variables that is set, else nothing."""
+        return next((text for name in names if (text := self._variables.get(name, "").strip())), "")
+
+    def value(self, name: str, parse: Callable[[str], T], otherwise: T) -> T:
+        """`parse` raises ValueError in words for what is not allowed. Raises SettingsError."""
+        text = self.text(name)
+        if not text:
+            return otherwise
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise SettingsError(f"{name} is {text!r}: {error}") from None
+
+
+def one_of(allowed: tuple[str, ...]) -> Callable[[str], str]:
+    """Whatever its case."""
+
+    def parse(text: str) -> str:
+        for choice in allowed:
+            if text.lower() == choice.lower():
+                return choice
+        raise ValueError(f"allowed is {', '.join(allowed)}")
+
+    return parse
+
+
+def truth(text: str) -> bool:
+    return one_of(("true", "false"))(text) == "true"
+
+
+def address(text: str) -> tuple[str, int]:
+    """Host and port to listen on; an empty host stands for all of them."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isascii() or not port.isdecimal() or int(port) > 65535:
+        raise ValueError("allowed is HOST:PORT or :PORT, such as :8080 or [::1]:8080")
+    return host.removeprefix("[").removesuffix("]"), int(port)

@@ -1,0 +1,43 @@
+"""The endpoints that people, Kubernetes and Prometheus ask."""
+
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+from prometheus_client import CollectorRegistry, Gauge
+
+from service.endpoints import Health, application, listening
+
+
+@pytest.fixture
+def problems() -> dict[str, str]:
+    return {"socket": "", "storage": ""}
+
+
+@pytest.fixture
+async def url(problems: dict[str, str]) -> AsyncIterator[str]:
+    registry = CollectorRegistry()
+    Gauge("answer", "For the test.", registry=registry).set(42)
+    checks = {name: lambda name=name: problems[name] for name in problems}
+    async with listening(application(Health(checks), registry), "127.0.0.1", 0) as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+async def get(url: str) -> tuple[int, str]:
+    async with aiohttp.ClientSession() as session, session.get(url) as response:
+        return response.status, await response.text()
+
+
+async def test_a_ready_node(url: str) -> None:
+    assert await get(f"{url}/healthz") == (200, "ok")
+    assert await get(f"{url}/readyz") == (200, "ok")
+    assert await get(f"{url}/readyz?verbose") == (200, "[+]socket ok\n[+]storage ok\nreadyz check passed\n")
+    assert "answer 42.0" in (await get(f"{url}/metrics"))[1]
+
+
+async def test_a_node_that_is_not_ready_says_why_and_is_alive(url: str, problems: dict[str, str]) -> None:
+    problems["storage"] = "make a volume group"
+    status, text = await get(f"{url}/readyz")
+    assert status == 503
+    assert "[+]socket ok\n[-]storage: make a volume group\n" in text
+    assert await get(f"{url}/healthz") == (200, "ok")
