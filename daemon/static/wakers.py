@@ -1,0 +1,127 @@
+"""What tells that a disk came, went or was mounted, so that nobody waits for the next period.
+
+Three sources, because none tells everything: the kernel's uevents of block devices, inotify on the discovery folders
+(a link or a folder was made there), and the mount table, which says by POLLPRI that it changed (proc_pid_mounts(5)).
+They only wake: what happened is then looked up, so an event that is lost, or that means nothing, does no harm. A source
+that the node does not let us have is told once and done without.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import os
+import select
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from pyroute2.netlink.uevent import MONITOR_GROUP_KERNEL, AsyncUeventSocket
+
+from kube.backoff import Backoff
+
+log = logging.getLogger(__name__)
+
+Wake = Callable[[], None]
+
+# include/uapi/linux/inotify.h
+_IN_MOVED_FROM, _IN_MOVED_TO, _IN_CREATE, _IN_DELETE = 0x40, 0x80, 0x100, 0x200
+_IN_DELETE_SELF, _IN_MOVE_SELF, _IN_ONLYDIR = 0x400, 0x800, 0x01000000
+_MASK = (
+    _IN_MOVED_FROM | _IN_MOVED_TO | _IN_CREATE | _IN_DELETE | _IN_DELETE_SELF | _IN_MOVE_SELF | _IN_ONLYDIR
+)  # fmt: skip
+_READ_BYTES = 65536
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+async def uevents(wake: Wake) -> None:
+    """Wakes at each event of a block device, for ever."""
+    failures, backoff = 0, Backoff(first=1, factor=4, limit=300)
+    while True:
+        socket = AsyncUeventSocket()
+        try:
+            await socket.bind(MONITOR_GROUP_KERNEL)
+            while True:
+                async for event in socket.get():
+                    failures = 0
+                    if event.get("SUBSYSTEM") == "block":
+                        wake()
+        except Exception as error:
+            failures += 1
+            log.log(
+                logging.WARNING if failures == 1 else logging.DEBUG,
+                "the kernel's events of devices can't be heard, new disks may wait for the next period: %s",
+                error,
+            )
+        finally:
+            socket.close()
+        await asyncio.sleep(backoff.delay(failures))
+
+
+@contextlib.contextmanager
+def mount_table(wake: Wake) -> Iterator[None]:
+    """Wakes whenever something is mounted or unmounted in our namespace."""
+    loop = asyncio.get_running_loop()
+    # An epoll of its own: the loop asks whether a file can be read, and this one always can.
+    with Path("/proc/self/mountinfo").open("rb") as table, select.epoll() as changes:
+        changes.register(table, select.EPOLLPRI | select.EPOLLERR)
+
+        def changed() -> None:
+            changes.poll(0)
+            wake()
+
+        loop.add_reader(changes.fileno(), changed)
+        try:
+            yield
+        finally:
+            loop.remove_reader(changes.fileno())
+
+
+class Folders:
+    """Wakes whenever an entry of a watched folder comes, goes or is renamed."""
+
+    def __init__(self, wake: Wake) -> None:
+        self._wake = wake
+        self._watches: set[int] = set()
+        self._refused: dict[Path, str] = {}
+        self._descriptor = -1
+
+    def __enter__(self) -> "Folders":
+        self._descriptor = _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+        asyncio.get_running_loop().add_reader(self._descriptor, self._changed)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        asyncio.get_running_loop().remove_reader(self._descriptor)
+        os.close(self._descriptor)
+        self._descriptor = -1
+
+    def watch(self, folders: Iterable[Path]) -> None:
+        """Watches these folders and no others. To be called again and again, for a path may show another folder by
+        now. What can't be watched is told once."""
+        if self._descriptor < 0:
+            return
+        watches: set[int] = set()
+        refused: dict[Path, str] = {}
+        for folder in folders:
+            try:
+                watches.add(_checked(_libc.inotify_add_watch(self._descriptor, os.fsencode(folder), _MASK)))
+            except OSError as error:
+                refused[folder] = str(error)
+                if self._refused.get(folder) != str(error):
+                    log.warning("new entries of %s wait for the next period: %s", folder, error)
+        for watch in self._watches - watches:
+            _libc.inotify_rm_watch(self._descriptor, watch)  # fails for a folder that is gone, and its watch with it
+        self._watches, self._refused = watches, refused
+
+    def _changed(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._descriptor, _READ_BYTES)
+        self._wake()
+
+
+def _checked(answer: int) -> int:
+    if answer < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return answer
