@@ -12,11 +12,10 @@ import enum
 import logging
 from collections.abc import Callable
 
-from contract import names
 from contract.parameters import VolumeParameters
 from contract.volume import DELETE, FAILED, RELEASED, PersistentVolume
 from daemon.demand import parameters_of, policy_of, wanted
-from daemon.errors import PoolMissing, VolumeError
+from daemon.errors import VolumeError
 from daemon.holdings import Holdings
 from daemon.pinning import release
 from daemon.publish import Publisher
@@ -115,8 +114,7 @@ class Reconciler:
             case Action.PREPARE:
                 await self._volumes.prepare(wanted(pv))
             case Action.RECLAIM:
-                self._demand_pool(pv)
-                await self._volumes.reclaim(pv.name, pv.uid)
+                await self._volumes.reclaim(pv.name, pv.uid, pv.pool or self._pool_of(parameters_of(pv)))
                 await release(self._cluster, pv)
                 self.retry_preparations()
             case Action.RETAIN:
@@ -125,15 +123,6 @@ class Reconciler:
                 # published figure before that, or it would be promised a second time.
                 await self._publisher.publish(certain=True)
                 await release(self._cluster, pv)
-
-    def _demand_pool(self, pv: PersistentVolume) -> None:
-        """A volume that is not found on a node without its pool is not known to be gone: the disk may come back."""
-        pool = pv.pool or self._pool_of(parameters_of(pv))
-        if self._volumes.inventory.pool(pool) is None:
-            raise PoolMissing(
-                f"volume {pv.name} lies in {pool}, which this node does not show now: bring its disks back, or if they "
-                f"are gone for good take the finalizer {names.FINALIZER} off this PersistentVolume"
-            )
 
     def _report(self, action: Action, pv: PersistentVolume, error: VolumeError) -> None:
         if action is Action.PREPARE:

@@ -95,10 +95,11 @@ class Room:
         pool = self._stock.inventory.pool(pool_name)
         if pool is None:
             return 0
+        made = {volume.pv for volume in self._stock.inventory.volumes if volume.size}
         room = room_for(
             wanted.pv,
             pool,
-            {volume.pv for volume in self._stock.inventory.volumes if volume.size},
+            made | self._held.keys(),  # what is being made is subtracted as held, and not a second time as promised
             self._promises(),
             ratio=wanted.parameters.overprovision_ratio,
             reserve=self._reserve,

@@ -18,9 +18,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from contract import names
 from contract.volume import RETAIN
 from daemon.backends import Backend
-from daemon.errors import BackendFailed, Damaged, Foreign, InUse, Occupied, VolumeError
+from daemon.errors import BackendFailed, Damaged, Foreign, InUse, Occupied, PoolMissing, VolumeError
 from daemon.ordering import Turns
 from daemon.podfolder import PodFolder
 from daemon.record import DamagedRecord, Inventory, Record, State, Volume, Wanted
@@ -103,10 +104,11 @@ class Volumes:
         the next mount. Raises NoSpace, and then nothing has changed."""
         return await self._turn("expand", wanted.pv, wanted, lambda: self._expand(wanted))
 
-    async def reclaim(self, pv: str, uid: str) -> None:
+    async def reclaim(self, pv: str, uid: str, pool: str) -> None:
         """The volume of this very PersistentVolume is gone with its data, its space free. Raises InUse while it is
-        mounted in a pod. A volume of that name but another uid is not its own, and stays."""
-        await self._turn("reclaim", pv, uid, lambda: self._reclaim(pv, uid))
+        mounted in a pod, and PoolMissing while `pool` can't be seen: a volume that is not found then may come back
+        with its disk. A volume of that name but another uid is not its own, and stays."""
+        await self._turn("reclaim", pv, uid, lambda: self._reclaim(pv, uid, pool))
 
     async def retain(self, pv: str, uid: str) -> None:
         """The volume, if it exists, says itself that it is to be kept, PersistentVolume or not."""
@@ -226,13 +228,18 @@ class Volumes:
             await filesystem.grow(volume.record.filesystem, Path(staged.source), Path(staged.path))
         return volume
 
-    async def _reclaim(self, pv: str, uid: str) -> None:
+    async def _reclaim(self, pv: str, uid: str, pool: str) -> None:
         volume = await self._stock.volume(pv)
         if volume is None:
             await self._stock.look()  # who says "gone" must have seen it
             volume = self.inventory.volume(pv)
         if volume is None:
             self._refuse_damaged(pv)
+            if self.inventory.pool(pool) is None:
+                raise PoolMissing(
+                    f"volume {pv} lies in {pool}, which this node does not show now: bring its disks back, or if they "
+                    f"are gone for good take the finalizer {names.FINALIZER} off this PersistentVolume"
+                )
             return
         if volume.record.uid != uid:
             log.warning("volume %s has uid %s, not %s: it stays", pv, volume.record.uid, uid, extra={"volume": pv})

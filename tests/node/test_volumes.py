@@ -105,7 +105,7 @@ async def test_the_life_of_a_volume(node: Node) -> None:
     (staged, shown) = node.mounts()
     assert (staged.path, shown.path) == (str(node.staging / node.pv), str(folder.path))
     with pytest.raises(InUse, match=f"mounted at {folder.path}: delete the pod"):
-        await volumes.reclaim(node.pv, "uid")
+        await volumes.reclaim(node.pv, "uid", node.pool)
 
     volumes = await started(node)  # the daemon is another one
     await volumes.unmount(folder)
@@ -118,7 +118,7 @@ async def test_the_life_of_a_volume(node: Node) -> None:
     assert (moved.path / "data").read_text() == "precious"
     await volumes.unmount(moved)
 
-    await volumes.reclaim(node.pv, "uid")
+    await volumes.reclaim(node.pv, "uid", node.pool)
     assert volumes.inventory.volume(node.pv) is None
     volumes = await started(node)
     assert not list(volumes.inventory.volumes)
@@ -175,7 +175,7 @@ async def test_reclaim_unmounts_what_a_crash_left_staged(node: Node) -> None:
     await volumes.mount(node.wanted(), folder, read_only=False)
     mounting.unmount(folder.path)
     assert len(node.mounts()) == 1
-    await volumes.reclaim(node.pv, "uid")
+    await volumes.reclaim(node.pv, "uid", node.pool)
     assert node.mounts() == []
     assert not list((await started(node)).inventory.volumes)
 
@@ -192,9 +192,9 @@ async def test_a_part_of_the_volume_mounted_elsewhere_keeps_it(node: Node, tmp_p
     await volumes.unmount(folder)
     assert [mount.path for mount in node.mounts()] == [str(node.staging / node.pv), str(subpath)]
     with pytest.raises(InUse, match="subpath"):
-        await volumes.reclaim(node.pv, "uid")
+        await volumes.reclaim(node.pv, "uid", node.pool)
     mounting.unmount(subpath)
-    await volumes.reclaim(node.pv, "uid")
+    await volumes.reclaim(node.pv, "uid", node.pool)
 
 
 async def test_a_volume_whose_staging_mount_somebody_took_away(node: Node) -> None:
@@ -204,7 +204,7 @@ async def test_a_volume_whose_staging_mount_somebody_took_away(node: Node) -> No
     (first.path / "data").touch()
     mounting.unmount(node.staging / node.pv)
     with pytest.raises(InUse, match=f"mounted at {first.path}"):
-        await volumes.reclaim(node.pv, "uid")
+        await volumes.reclaim(node.pv, "uid", node.pool)
     await volumes.mount(node.wanted(), second, read_only=False)
     assert (second.path / "data").exists()
     await volumes.unmount(second)
@@ -279,7 +279,7 @@ async def test_many_mounts_at_once(node: Node) -> None:
         assert staging.is_same(shown, staged)
     await asyncio.gather(*(volumes.unmount(folder) for _, folder in folders))
     assert node.mounts() == []
-    await asyncio.gather(*(volumes.reclaim(pv, "uid") for pv in pvs))
+    await asyncio.gather(*(volumes.reclaim(pv, "uid", node.pool) for pv in pvs))
     assert not list((await started(node)).inventory.volumes)
 
 
@@ -371,7 +371,7 @@ async def test_what_is_not_ours_is_refused_and_left_alone(loop_node: Node) -> No
     folder = loop_node.folder()
     with pytest.raises(Foreign, match="not of elastic-local"):
         await volumes.mount(loop_node.wanted(), folder, read_only=False)
-    await volumes.reclaim(loop_node.pv, "uid")
+    await volumes.reclaim(loop_node.pv, "uid", loop_node.pool)
     assert image(loop_node).read_bytes() == b"a letter to grandmother"
     assert loop_node.mounts() == []
 
@@ -382,7 +382,7 @@ async def test_another_tenants_volume_of_that_name(node: Node) -> None:
     await volumes.mount(node.wanted(uid="theirs"), theirs, read_only=False)
     with pytest.raises(Foreign, match="does not show its data"):
         await volumes.mount(node.wanted(uid="mine"), mine, read_only=False)
-    await volumes.reclaim(node.pv, "mine")
+    await volumes.reclaim(node.pv, "mine", node.pool)
     assert node.mounted_on(mine) == []
     assert len(node.mounted_on(theirs)) == 1
 

@@ -132,7 +132,7 @@ def test_nothing_is_left_when_the_pod_goes_instead(node: Node, step: Step, when:
     async def give_back(volumes: Volumes) -> None:
         if node.mounted_on(folder):
             await volumes.unmount(folder)
-        await volumes.reclaim(node.pv, "uid")
+        await volumes.reclaim(node.pv, "uid", node.pool)
 
     run_and_kill(node, mount, step, when)
     run(node, give_back)
@@ -170,7 +170,7 @@ def test_reclaiming_goes_on(node: Node, step: Step, when: str) -> None:
         await volumes.prepare(node.wanted())
 
     async def reclaim(volumes: Volumes) -> None:
-        await volumes.reclaim(node.pv, "uid")
+        await volumes.reclaim(node.pv, "uid", node.pool)
         assert not list(volumes.inventory.volumes)
 
     run(node, prepare)

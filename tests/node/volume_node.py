@@ -36,6 +36,11 @@ class Node:
         return Volumes(self.make_backend(), self.staging, promises=lambda: promises)
 
     @property
+    def pool(self) -> str:
+        """Where a volume without parameters is made."""
+        return self.make_backend().pool_of(VolumeParameters())
+
+    @property
     def staging(self) -> Path:
         return self.root / "staging"
 

@@ -10,12 +10,11 @@ import pytest
 from contract import names
 from contract.volume import DELETE, PV_PROTECTION, RETAIN, PersistentVolume, Pin
 from daemon.demand import WrongOptions, wanted
-from daemon.reconcile import DELETE_FAILED, PREPARATION_FAILED, Action, plan
+from daemon.reconcile import PREPARATION_FAILED, Action, plan
 from daemon.record import Record, State, Volume
 from kube.client import CAPACITIES, VOLUMES
 from tests.unit.daemon.nodecluster import (
     CAPACITY,
-    HOSTNAME,
     MI,
     NAMESPACE,
     NODE,
@@ -130,20 +129,6 @@ async def test_what_cannot_be_made_is_told_and_made_when_there_is_room(node: Nod
     await until(told)
     await release_from_claim(node.cluster, "large")
     await until(lambda: node.volume_names() == {"second"})
-
-
-async def test_a_volume_whose_pool_is_not_there_is_not_taken_for_gone(node: NodeParts) -> None:
-    await create_pv(node.cluster, "pv", pin=Pin(NODE, HOSTNAME, "another-group"))
-    await release_from_claim(node.cluster, "pv")
-
-    async def told() -> bool:
-        return any(
-            (name, reason) == ("pv", DELETE_FAILED) and "another-group" in message
-            for name, reason, message in await node.warnings()
-        )
-
-    await until(told)
-    assert await read_pv(node.cluster, "pv") is not None
 
 
 async def test_the_label_alone_does_not_make_a_volume_ours(node: NodeParts) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from contract.parameters import VolumeParameters
 from contract.volume import DELETE, RETAIN
-from daemon.errors import BackendFailed, Damaged, Foreign, NoSpace
+from daemon.errors import BackendFailed, Damaged, Foreign, NoSpace, PoolMissing
 from daemon.record import Damaged as DamagedVolume
 from daemon.record import Inventory, Pool, Record, State, Volume, Wanted
 from daemon.room import Promise
@@ -154,10 +154,17 @@ async def test_a_volume_of_another_uid_is_refused(volumes: Volumes, backend: Mem
     for attempt in (volumes.prepare, volumes.expand):
         with pytest.raises(Foreign, match="does not show its data"):
             await attempt(wanted(uid="mine", size=200))
-    await volumes.reclaim("pv", "mine")
+    await volumes.reclaim("pv", "mine", POOL)
     await volumes.retain("pv", "mine")
     assert backend.volumes["pv"].record == wanted(uid="theirs").record(State.READY)
     assert backend.volumes["pv"].size == 100
+
+
+async def test_a_volume_that_is_not_found_is_not_gone_while_its_pool_is_not_found_either(
+    volumes: Volumes, backend: Memory
+) -> None:
+    with pytest.raises(PoolMissing, match="bring its disks back"):
+        await volumes.reclaim("pv", "uid", "another pool")
 
 
 async def test_a_damaged_record_is_left_to_a_person(volumes: Volumes, backend: Memory) -> None:
@@ -166,7 +173,7 @@ async def test_a_damaged_record_is_left_to_a_person(volumes: Volumes, backend: M
     with pytest.raises(Damaged, match="it has no uid"):
         await volumes.prepare(wanted())
     with pytest.raises(Damaged, match="it has no uid"):
-        await volumes.reclaim("pv", "uid")
+        await volumes.reclaim("pv", "uid", POOL)
     assert backend.volumes == {}
 
 
@@ -200,15 +207,15 @@ async def test_growing(volumes: Volumes, backend: Memory) -> None:
 
 async def test_reclaimed_space_is_there_for_the_next(volumes: Volumes, backend: Memory) -> None:
     await volumes.prepare(wanted(size=1000))
-    await volumes.reclaim("pv", "uid")
-    await volumes.reclaim("pv", "uid")
+    await volumes.reclaim("pv", "uid", POOL)
+    await volumes.reclaim("pv", "uid", POOL)
     assert (await volumes.prepare(wanted("next", 1000))).size == 1000
     assert list(backend.volumes) == ["next"]
 
 
 async def test_who_says_gone_has_looked(volumes: Volumes, backend: Memory) -> None:
     backend.volumes["pv"] = Volume(wanted().record(State.READY), 100, POOL)
-    await volumes.reclaim("pv", "uid")
+    await volumes.reclaim("pv", "uid", POOL)
     assert backend.volumes == {}
 
 
@@ -225,7 +232,7 @@ async def test_operations_are_observed(backend: Memory, tmp_path: Path) -> None:
     await volumes.prepare(wanted())
     with pytest.raises(NoSpace):
         await volumes.expand(wanted(size=9999))
-    await volumes.reclaim("pv", "uid")
+    await volumes.reclaim("pv", "uid", POOL)
     assert seen == [("prepare", "success"), ("expand", "NoSpace"), ("reclaim", "success")]
 
 
