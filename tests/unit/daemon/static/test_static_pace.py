@@ -1,0 +1,55 @@
+import asyncio
+import time
+
+from daemon.static.pace import Pace
+
+
+async def test_an_event_is_answered_at_once() -> None:
+    pace = Pace()
+    asyncio.get_running_loop().call_later(0.05, pace.wake)
+    begin = time.monotonic()
+    await pace.wait(period=60)
+    assert time.monotonic() - begin < 1
+
+
+async def test_the_period_is_the_safety_net() -> None:
+    begin = time.monotonic()
+    await Pace().wait(period=0.2)
+    assert time.monotonic() - begin >= 0.2
+
+
+async def test_what_happens_during_a_pass_makes_another() -> None:
+    pace = Pace()
+    pace.wake()
+    await pace.wait(period=60)
+    pace.wake()  # while the pass runs
+    async with asyncio.timeout(5):
+        await pace.wait(period=60)
+
+
+async def test_a_storm_of_a_thousand_events_makes_a_handful_of_passes() -> None:
+    pace, passes = Pace(), 0
+
+    async def loop() -> None:
+        nonlocal passes
+        while True:
+            await pace.wait(period=60)
+            passes += 1
+
+    running = asyncio.create_task(loop())
+    for _ in range(1000):
+        pace.wake()
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.wait([running])
+    assert 1 <= passes <= 5
+
+
+async def test_a_period_shorter_than_the_pause_of_a_storm_still_holds() -> None:
+    pace = Pace()
+    begin = time.monotonic()
+    for _ in range(4):
+        pace.wake()
+        await pace.wait(period=0.3)
+    assert time.monotonic() - begin < 2
