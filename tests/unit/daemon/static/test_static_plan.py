@@ -1,0 +1,123 @@
+"""What discovery does with each entry: decisions alone, without a disk or an API server."""
+
+from pathlib import Path
+
+import pytest
+
+from daemon.static.configuration import BLOCK, FILESYSTEM, ClassConfiguration
+from daemon.static.discovery import Create, Skip, Stray, plan
+from daemon.static.entries import Entry, Kind
+from daemon.static.naming import volume_name
+from daemon.static.volume import StaticVolume
+
+NODE = "node-1"
+HOST, SEEN = "/mnt/disks", Path("/container/disks")
+
+
+def settings(mode: str = FILESYSTEM, name: str = "fast") -> ClassConfiguration:
+    return ClassConfiguration(name=name, host_dir=HOST, mount_dir=SEEN, volume_mode=mode)
+
+
+def entry(kind: Kind, *, mounted: bool = False, name: str = "disk1") -> Entry:
+    return Entry(name, SEEN / name, kind, mounted)
+
+
+def pv(
+    name: str = volume_name("disk1", NODE, "fast"), *, path: str = f"{HOST}/disk1", mode: str = FILESYSTEM
+) -> StaticVolume:
+    return StaticVolume(
+        name=name,
+        uid="uid",
+        phase="Available",
+        path=path,
+        mode=mode,
+        storage_class="fast",
+        reclaim_policy="Delete",
+        capacity=1,
+        deleting=False,
+        provisioned_by="",
+        hostnames=(),
+    )
+
+
+def decide(
+    found: Entry, chosen: ClassConfiguration, *volumes: StaticVolume, cleaning: str = "", created: str = ""
+) -> Create | Skip | Stray:
+    (step,) = plan(
+        chosen, [found], NODE, volumes, lambda name: name == cleaning, {f"{HOST}/disk1": created} if created else {}
+    )
+    return step
+
+
+NAME = volume_name("disk1", NODE, "fast")
+MOUNTED = entry(Kind.FOLDER, mounted=True)
+
+
+@pytest.mark.parametrize(
+    ("found", "class_mode", "mode"),
+    [
+        (entry(Kind.BLOCK), BLOCK, BLOCK),
+        (entry(Kind.BLOCK), FILESYSTEM, FILESYSTEM),
+        (MOUNTED, FILESYSTEM, FILESYSTEM),
+    ],
+)
+def test_what_becomes_a_volume_and_of_which_mode(found: Entry, class_mode: str, mode: str) -> None:
+    assert decide(found, settings(class_mode)) == Create(NAME, found, mode)
+
+
+@pytest.mark.parametrize(
+    ("found", "class_mode", "message"),
+    [
+        (
+            entry(Kind.FOLDER),
+            FILESYSTEM,
+            'path "/container/disks/disk1" is not a valid mount point: mount a filesystem on it, or take it out of the '
+            "folder",
+        ),
+        (
+            MOUNTED,
+            BLOCK,
+            'path "/container/disks/disk1" of filesystem mode cannot be used to create block volume: link a block '
+            "device here, or take it out of the folder of class fast",
+        ),
+        (
+            entry(Kind.OTHER),
+            FILESYSTEM,
+            'Skipping file "/container/disks/disk1": not a directory nor block device',
+        ),
+    ],
+)
+def test_what_is_stray(found: Entry, class_mode: str, message: str) -> None:
+    assert decide(found, settings(class_mode)) == Stray("disk1", message)
+
+
+def test_what_has_its_volume_is_left_alone() -> None:
+    assert decide(MOUNTED, settings(), pv()) == Skip(MOUNTED, f"it is {NAME}")
+
+
+def test_what_was_created_a_moment_ago_is_left_alone() -> None:
+    assert isinstance(decide(MOUNTED, settings(), created=NAME), Skip)
+
+
+def test_the_device_of_a_block_volume_is_gone_and_left_a_folder() -> None:
+    known = pv(mode=BLOCK)
+    found = decide(MOUNTED, settings(BLOCK), known)
+    assert isinstance(found, Stray)
+    assert found.volume == known
+    assert "is a folder and its PersistentVolume" in found.message
+
+
+@pytest.mark.parametrize("where", ["cached", "created"])
+def test_a_path_that_another_class_has_is_not_offered_twice(where: str) -> None:
+    other = pv(volume_name("disk1", NODE, "slow"))
+    found = decide(MOUNTED, settings(), other) if where == "cached" else decide(MOUNTED, settings(), created=other.name)
+    assert found == Skip(MOUNTED, f"its path is that of {other.name}")
+
+
+def test_what_is_being_cleaned_is_not_offered() -> None:
+    assert decide(MOUNTED, settings(), cleaning=NAME) == Skip(MOUNTED, f"{NAME} is being cleaned")
+
+
+def test_a_neighbour_is_no_hindrance() -> None:
+    other = pv(volume_name("disk2", NODE, "fast"), path=f"{HOST}/disk2")
+    assert isinstance(decide(MOUNTED, settings(), other, cleaning=other.name), Create)
