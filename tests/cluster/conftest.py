@@ -16,11 +16,13 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from kube.client import CLASSES
 from tests.sandbox.nodes import NodeSpec
 from tests.sandbox.sandbox import Sandbox
-from tests.sandbox.workloads import Namespace
+from tests.sandbox.workloads import Namespace, storage_class
 
 MakeSandbox = Callable[..., Awaitable[Sandbox]]
+MakeClass = Callable[..., Awaitable[str]]
 
 THREE_NODES = (
     NodeSpec("node-a"),
@@ -79,3 +81,19 @@ async def namespace(sandbox: Sandbox) -> AsyncIterator[Namespace]:
     """A namespace of the shared sandbox; what the test made in it is gone when the next test begins."""
     async with Namespace(sandbox, f"test-{secrets.token_hex(4)}") as made:
         yield made
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def make_class(sandbox: Sandbox) -> AsyncIterator[MakeClass]:
+    """Call it as workloads.storage_class, without a name: it returns that of the class, which goes with the test."""
+    made: list[str] = []
+
+    async def make(*arguments: Any, **fields: Any) -> str:
+        body = storage_class(f"class-{secrets.token_hex(4)}", *arguments, **fields)
+        created = await sandbox.api.create(CLASSES, body)
+        made.append(created["metadata"]["name"])
+        return made[-1]
+
+    yield make
+    for name in made:
+        await sandbox.api.delete(CLASSES, name)

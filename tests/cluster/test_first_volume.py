@@ -2,10 +2,9 @@
 
 import os
 
-from contract import quantity
-from kube.client import CAPACITIES, CLAIMS, PODS, VOLUMES
+from kube.client import CLAIMS, PODS, VOLUMES
+from tests.cluster.published import has_room, room
 from tests.sandbox import mountspace
-from tests.sandbox.sandbox import Sandbox
 from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Namespace, claim, pod
 
@@ -14,7 +13,7 @@ _SIZE = 64 * 1024**2
 
 async def test_a_claim_becomes_a_volume_of_its_size_and_gives_the_space_back(namespace: Namespace) -> None:
     sandbox = namespace.sandbox
-    before = await _room(sandbox)
+    before = await room(sandbox)
     await namespace.create(CLAIMS, claim("data", "64Mi"))
     await namespace.create(PODS, pod("writer", {"/data": "data"}, script="echo kept > /data/file; exec sleep infinity"))
 
@@ -30,7 +29,7 @@ async def test_a_claim_becomes_a_volume_of_its_size_and_gives_the_space_back(nam
     device = next(iter(mountspace.loop_devices(node.data)))
     with device.open("rb") as opened:
         assert opened.seek(0, os.SEEK_END) == _SIZE
-    await until(lambda: _has_room(sandbox, node.hostname, before[node.hostname] - _SIZE), what="the room is less")
+    await until(lambda: has_room(sandbox, node.hostname, before[node.hostname] - _SIZE), what="the room is less")
 
     await namespace.delete(PODS, "writer")
     await namespace.until_gone(PODS, "writer")
@@ -41,17 +40,4 @@ async def test_a_claim_becomes_a_volume_of_its_size_and_gives_the_space_back(nam
     await namespace.until_gone(VOLUMES, name)
     assert not list(mountspace.loop_devices(node.data))
     assert not [path for path in node.data.rglob("*") if name in path.name]
-    await until(lambda: _has_room(sandbox, node.hostname, before[node.hostname]), what="the room is back")
-
-
-async def _has_room(sandbox: Sandbox, hostname: str, size: int) -> bool:
-    return (await _room(sandbox))[hostname] == size
-
-
-async def _room(sandbox: Sandbox) -> dict[str, int]:
-    """Bytes that each node offers to the class, by hostname label."""
-    return {
-        item["nodeTopology"]["matchLabels"]["kubernetes.io/hostname"]: quantity.parse(item["capacity"])
-        for item in await sandbox.api.list(CAPACITIES, "elastic-local")
-        if item["storageClassName"] == "elastic-local"
-    }
+    await until(lambda: has_room(sandbox, node.hostname, before[node.hostname]), what="the room is back")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+from contract import names
 from kube.client import CLAIMS, EVENTS, PODS, VOLUMES, AlreadyExists, NotFound, Resource
 from tests.sandbox.sandbox import Sandbox
 from tests.sandbox.waiting import NeverHappened, until
@@ -52,6 +53,19 @@ def pod(name: str, claims: dict[str, str] | None = None, *, script: str = "", **
             ],
             **spec,
         },
+    }
+
+
+def storage_class(name: str, mode: str = "WaitForFirstConsumer", **more: Any) -> Json:
+    """A StorageClass of ours; `mode` is when its claims get their volumes, `more` its other fields."""
+    return {
+        "apiVersion": "storage.k8s.io/v1",
+        "kind": "StorageClass",
+        "metadata": {"name": name},
+        "provisioner": names.PROVISIONER,
+        "volumeBindingMode": mode,
+        "reclaimPolicy": "Delete",
+        **more,
     }
 
 

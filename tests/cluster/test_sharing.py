@@ -1,0 +1,101 @@
+"""One claim and several pods, at a time or one after the other: the same data, on the same node, mounted once."""
+
+import asyncio
+from pathlib import Path
+
+from kube.client import CLAIMS, PODS
+from tests.cluster import onnode
+from tests.sandbox import mountspace
+from tests.sandbox.sandbox import Sandbox
+from tests.sandbox.waiting import until
+from tests.sandbox.workloads import Namespace, claim, pod
+
+
+async def test_two_pods_share_what_is_mounted_once(sandbox: Sandbox, namespace: Namespace) -> None:
+    await namespace.create(CLAIMS, claim("data", "16Mi"))
+    for name in ("first", "second"):
+        script = f"echo {name} > /data/{name}; exec sleep infinity"
+        await namespace.create(PODS, pod(name, {"/data": "data"}, script=script))
+    pods = await asyncio.gather(namespace.until_running("first"), namespace.until_running("second"))
+    volume = (await namespace.until_bound("data"))["metadata"]["name"]
+    node, other = (sandbox.node_of(body) for body in pods)
+    assert node is other
+    folders = [node.volume_folder(body["metadata"]["uid"], volume) for body in pods]
+    await until(
+        lambda: all(_names(folder) >= {"first", "second"} for folder in folders), what="both see what both wrote"
+    )
+    mounts = [onnode.mount_on(folder) for folder in folders]
+    staged = onnode.staged(node, volume)
+    assert staged is not None
+    assert [mount.device for mount in mounts if mount] == [staged.device, staged.device]
+    assert len(list(mountspace.loop_devices(node.data))) == 1
+
+    await namespace.delete(PODS, "first")
+    await namespace.until_gone(PODS, "first")
+    assert onnode.mount_on(folders[0]) is None
+    assert onnode.staged(node, volume) == staged
+    assert _names(folders[1]) >= {"first", "second"}
+
+    await namespace.delete(PODS, "second")
+    await namespace.until_gone(PODS, "second")
+    assert onnode.staged(node, volume) is None
+    assert not list(mountspace.loop_devices(node.data))
+
+
+async def test_many_pods_mount_one_claim_at_once(sandbox: Sandbox, namespace: Namespace) -> None:
+    await namespace.create(CLAIMS, claim("data", "16Mi"))
+    names = [f"user-{number}" for number in range(8)]
+    await asyncio.gather(*(namespace.create(PODS, pod(name, {"/data": "data"})) for name in names))
+    pods = await asyncio.gather(*(namespace.until_running(name) for name in names))
+    [node] = {sandbox.node_of(body) for body in pods}
+    assert len(mountspace.mounts_below(node.staging)) == 1
+    assert len(mountspace.mounts_below(node.kubelet_root)) == len(names)
+    await asyncio.gather(*(namespace.delete(PODS, name) for name in names))
+    await asyncio.gather(*(namespace.until_gone(PODS, name) for name in names))
+    assert not list(mountspace.loop_devices(node.data))
+
+
+async def test_a_pod_that_is_made_anew_finds_its_data_where_it_left_it(namespace: Namespace) -> None:
+    await namespace.create(CLAIMS, claim("data", "16Mi"))
+    home, first = await _life_of_a_writer(namespace, lines=1)
+    # Any other node has fewer pods now, and so the scheduler would like it better.
+    await namespace.create(PODS, pod("ballast", nodeName=home))
+    await namespace.until_running("ballast")
+    for lines in (2, 3):
+        node, seen = await _life_of_a_writer(namespace, lines)
+        assert node == home
+        assert seen[: len(first)] == first
+
+
+async def test_one_pod_with_several_claims(sandbox: Sandbox, namespace: Namespace) -> None:
+    names = ["first", "second", "third"]
+    for number, name in enumerate(names):
+        await namespace.create(CLAIMS, claim(name, f"{16 + 4 * number}Mi"))
+    script = "for name in first second third; do echo $name > /$name/name; done; exec sleep infinity"
+    await namespace.create(PODS, pod("user", {f"/{name}": name for name in names}, script=script))
+    running = await namespace.until_running("user")
+    node = sandbox.node_of(running)
+    for name in names:
+        volume = (await namespace.until_bound(name))["metadata"]["name"]
+        file = node.volume_folder(running["metadata"]["uid"], volume) / "name"
+        await until(file.is_file, what=f"the pod wrote to its volume {name}")
+        assert file.read_text() == f"{name}\n"
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+async def _life_of_a_writer(namespace: Namespace, lines: int) -> tuple[str, list[str]]:
+    """A pod that adds a line to a log in the volume comes and goes: its node, and the log with that many lines."""
+    script = "echo $HOSTNAME $RANDOM >> /data/log; exec sleep infinity"
+    await namespace.create(PODS, pod("writer", {"/data": "data"}, script=script))
+    running = await namespace.until_running("writer")
+    node = namespace.sandbox.node_of(running)
+    volume = (await namespace.until_bound("data"))["metadata"]["name"]
+    log = node.volume_folder(running["metadata"]["uid"], volume) / "log"
+    await until(lambda: log.exists() and len(log.read_text().splitlines()) == lines, what=f"the log has {lines} lines")
+    seen = log.read_text().splitlines()
+    await namespace.delete(PODS, "writer")
+    await namespace.until_gone(PODS, "writer")
+    return node.name, seen
