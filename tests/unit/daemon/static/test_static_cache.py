@@ -1,0 +1,162 @@
+"""Which PersistentVolumes are ours, and how those of the Go provisioner come to be."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from contract import names
+from daemon.static import volume
+from daemon.static.cache import Cache, Identity
+from daemon.static.configuration import Configuration
+from kube.client import NODES, VOLUMES, Cluster
+from kube.records import Node, read_node
+from tests.unit.daemon.nodecluster import HOSTNAME, NODE, api, until
+from tests.unit.daemon.static.gopv import go_pv
+
+NAME_ONLY = f"local-volume-provisioner-{NODE}"
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
+    async with api(tmp_path) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+async def node(cluster: Cluster) -> Node:
+    return read_node(await cluster.get(NODES, NODE))
+
+
+@pytest.fixture
+def with_uid(node: Node) -> str:
+    return f"{NAME_ONLY}-{node.uid}"
+
+
+@contextlib.asynccontextmanager
+async def running(cluster: Cluster, node: Node, configuration: Configuration) -> AsyncIterator[Cache]:
+    cache = Cache(cluster, node)
+    await cache.settle(Identity.of(node, configuration))
+    task = asyncio.create_task(cache.informer.run())
+    try:
+        await cache.informer.wait_synced()
+        yield cache
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+def known(cache: Cache) -> set[str]:
+    return {found.name for found in cache.volumes()}
+
+
+BY_UID, BY_NAME = Configuration(), Configuration(use_node_name_only=True)
+
+
+async def test_volumes_of_the_go_provisioner_are_taken_over_as_they_are(
+    cluster: Cluster, node: Node, with_uid: str
+) -> None:
+    created = await cluster.create(VOLUMES, go_pv("local-pv-1", with_uid, labels={"zone": "a"}))
+    async with running(cluster, node, BY_UID) as cache:
+        assert known(cache) == {"local-pv-1"}
+    now = await cluster.get(VOLUMES, "local-pv-1")
+    assert now["metadata"]["labels"] == {"zone": "a", names.NODE_LABEL: NODE}
+    assert now["metadata"]["annotations"] == created["metadata"]["annotations"]
+    assert now["spec"] == created["spec"]
+
+
+async def test_nobody_elses_are_touched(cluster: Cluster, node: Node, with_uid: str) -> None:
+    others = [
+        go_pv("of-another-node", "local-volume-provisioner-node-2-uid", hostname="host-2"),
+        go_pv("of-a-node-of-yesterday", f"{NAME_ONLY}-olduid"),
+        go_pv("made-by-hand", ""),
+    ]
+    for body in others:
+        await cluster.create(VOLUMES, body)
+    before = await cluster.list(VOLUMES)
+    async with running(cluster, node, BY_UID) as cache:
+        assert known(cache) == set()
+    assert await cluster.list(VOLUMES) == before
+
+
+async def test_by_the_nodes_name_also_those_of_the_node_of_yesterday(cluster: Cluster, node: Node) -> None:
+    await cluster.create(VOLUMES, go_pv("local-pv-1", f"{NAME_ONLY}-olduid"))
+    await cluster.create(VOLUMES, go_pv("local-pv-2", NAME_ONLY))
+    # The name of this node is how the other one's begins.
+    await cluster.create(VOLUMES, go_pv("of-node-1-b", f"{NAME_ONLY}-b-uid", hostname="host-b"))
+    async with running(cluster, node, BY_NAME) as cache:
+        assert known(cache) == {"local-pv-1", "local-pv-2"}
+
+
+def test_affinity_in_the_alpha_annotation_tells_the_node_too() -> None:
+    body = go_pv("pv", f"{NAME_ONLY}-olduid", alpha=True)
+    body["metadata"]["uid"] = "1"
+    found = volume.read(body)
+    assert found is not None
+    assert found.hostnames == (HOSTNAME,)
+    assert Identity(NAME_ONLY, HOSTNAME, node_name_only=True).owns(found)
+
+
+def test_the_hostname_label_is_enough_to_know_the_node_by() -> None:
+    body = go_pv("pv", f"{NAME_ONLY}-olduid", labels={names.HOSTNAME_LABEL: HOSTNAME})
+    body["metadata"]["uid"] = "1"
+    del body["spec"]["nodeAffinity"]
+    found = volume.read(body)
+    assert found is not None
+    identity = Identity(NAME_ONLY, HOSTNAME, node_name_only=True)
+    assert identity.owns(found)
+    assert not identity.owns(replace(found, hostnames=("host-2",)))
+    assert not replace(identity, node_name_only=False).owns(found)
+
+
+async def test_another_identity_is_another_cache_without_a_restart(cluster: Cluster, node: Node, with_uid: str) -> None:
+    await cluster.create(VOLUMES, go_pv("local-pv-1", with_uid))
+    await cluster.create(VOLUMES, go_pv("local-pv-2", NAME_ONLY))
+    async with running(cluster, node, BY_UID) as cache:
+        assert known(cache) == {"local-pv-1"}
+        await cache.settle(Identity.of(node, BY_NAME))
+        await until(lambda: known(cache) == {"local-pv-1", "local-pv-2"})
+
+
+async def test_only_what_carries_our_label_is_asked_for_and_kept(cluster: Cluster, node: Node, with_uid: str) -> None:
+    for number in range(20):
+        await cluster.create(VOLUMES, go_pv(f"foreign-{number}", "local-volume-provisioner-other", hostname="x"))
+    async with running(cluster, node, BY_UID) as cache:
+        ours = go_pv("local-pv-1", with_uid, labels={names.NODE_LABEL: NODE})
+        await cluster.create(VOLUMES, ours)
+        await until(lambda: known(cache) == {"local-pv-1"})
+        assert [found.name for found in cache.informer.values()] == ["local-pv-1"]
+
+
+async def test_what_was_deleted_while_nobody_listened_leaves_the_cache(
+    cluster: Cluster, node: Node, with_uid: str
+) -> None:
+    await cluster.create(VOLUMES, go_pv("local-pv-1", with_uid))
+    await cluster.create(VOLUMES, go_pv("local-pv-2", with_uid))
+    async with running(cluster, node, BY_UID) as cache:
+        assert known(cache) == {"local-pv-1", "local-pv-2"}
+    await cluster.patch(VOLUMES, "local-pv-1", {"metadata": {"finalizers": None}})
+    await cluster.delete(VOLUMES, "local-pv-1")
+    cache.informer._version = None  # as after a 410: the server forgot what happened meanwhile
+    task = asyncio.create_task(cache.informer.run())
+    try:
+        await until(lambda: known(cache) == {"local-pv-2"})
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def test_one_that_turns_up_later_is_taken_over_when_its_name_is_met(
+    cluster: Cluster, node: Node, with_uid: str
+) -> None:
+    async with running(cluster, node, BY_UID) as cache:
+        await cluster.create(VOLUMES, go_pv("out-of-a-backup", with_uid))
+        assert await cache.adopt("out-of-a-backup")
+        await until(lambda: known(cache) == {"out-of-a-backup"})
+        await cluster.create(VOLUMES, go_pv("foreign", "somebody"))
+        assert not await cache.adopt("foreign")
+        assert not await cache.adopt("not-there")
+        assert (await cluster.get(VOLUMES, "foreign"))["metadata"].get("labels") is None

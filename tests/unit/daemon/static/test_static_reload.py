@@ -1,0 +1,109 @@
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from daemon.static.metrics import StaticMetrics
+from daemon.static.reload import INVALID, RELOADED, Reloader
+from kube.client import EVENTS, Cluster
+from kube.events import Recorder
+from kube.records import ObjectReference
+from tests.unit.daemon.nodecluster import NODE, api
+
+FAILED = "local_volume_provisioner_configuration_reload_failed_total"
+
+
+class Reloading:
+    """A reloader with its surroundings."""
+
+    def __init__(self, cluster: Cluster, folder: Path) -> None:
+        self.cluster = cluster
+        self.folder = folder
+        self.registry = CollectorRegistry()
+        self.events = Recorder(cluster, "test")
+        self.wakes = 0
+        metrics = StaticMetrics(self.registry)
+        node = ObjectReference("Node", "v1", "", NODE, "uid")
+        self.reloader = Reloader(folder, node, self.events, metrics, self._wake)
+
+    def _wake(self) -> None:
+        self.wakes += 1
+
+    async def look(self, **files: str) -> None:
+        for name, content in files.items():
+            (self.folder / name).write_text(content)
+        await self.reloader.look()
+
+    async def told(self, reason: str) -> list[str]:
+        await self.events.flush()
+        return [event["message"] for event in await self.cluster.list(EVENTS) if event["reason"] == reason]
+
+    @property
+    def failed(self) -> float | None:
+        return self.registry.get_sample_value(FAILED)
+
+
+@pytest.fixture
+async def reloading(tmp_path: Path) -> AsyncIterator[Reloading]:
+    folder = tmp_path / "config"
+    folder.mkdir()
+    async with api(tmp_path) as cluster:
+        yield Reloading(cluster, folder)
+
+
+async def test_a_change_is_taken_whole_and_what_is_gone_is_gone(reloading: Reloading) -> None:
+    await reloading.look(storageClassMap="a: {hostDir: /a, mountDir: /a}", labelsForPV="team: db", useAlphaAPI="true")
+    first = reloading.reloader.current
+    assert first
+    assert (set(first.classes), first.labels, first.use_alpha_api) == ({"a"}, {"team": "db"}, True)
+    (reloading.folder / "labelsForPV").unlink()
+    (reloading.folder / "useAlphaAPI").unlink()
+    await reloading.look(storageClassMap="b: {hostDir: /b, mountDir: /b}")
+    second = reloading.reloader.current
+    assert second
+    assert (set(second.classes), second.labels, second.use_alpha_api) == ({"b"}, {}, False)
+    assert reloading.wakes == 2
+    assert len(await reloading.told(RELOADED)) == 1
+
+
+async def test_nothing_changed_is_no_news(reloading: Reloading) -> None:
+    await reloading.look(useAlphaAPI="true")
+    await reloading.look(useAlphaAPI="yes")
+    assert reloading.wakes == 1
+    assert await reloading.told(RELOADED) == []
+
+
+async def test_a_wrong_one_keeps_the_last_good_one_and_says_so(
+    reloading: Reloading, caplog: pytest.LogCaptureFixture
+) -> None:
+    await reloading.look(useAlphaAPI="true")
+    good = reloading.reloader.current
+    for _ in range(3):
+        await reloading.look(useAlphaAPI="maybe")
+    assert reloading.reloader.current is good
+    words = f"{reloading.folder}/useAlphaAPI is 'maybe': allowed is true or false"
+    assert reloading.reloader.problem == words
+    assert await reloading.told(INVALID) == [f"{words} (the last good configuration stays)"]
+    assert caplog.text.count(words) == 1
+    assert reloading.failed == 1
+    assert reloading.wakes == 1
+    await reloading.look(useAlphaAPI="true")
+    assert reloading.reloader.problem == ""
+
+
+async def test_a_wrong_one_at_the_start_names_file_key_and_what_is_allowed(reloading: Reloading) -> None:
+    await reloading.look(storageClassMap="a: {hostDir: /a, mountDir: /a, volumeMode: disk}")
+    assert reloading.reloader.current is None
+    assert reloading.reloader.problem == (
+        f"{reloading.folder}/storageClassMap.a.volumeMode: unsupported volume mode disk: allowed is Filesystem or Block"
+    )
+    await reloading.look(storageClassMap="a: {hostDir: /a, mountDir: /a}")
+    assert reloading.reloader.current
+    assert reloading.wakes == 1
+
+
+async def test_unknown_keys_are_told_once(reloading: Reloading, caplog: pytest.LogCaptureFixture) -> None:
+    await reloading.look(useAlfaAPI="true")
+    await reloading.look()
+    assert caplog.text.count("useAlfaAPI is not a key that has a meaning here") == 1
