@@ -11,6 +11,7 @@ import contextlib
 import logging
 import stat
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import host.command
 from contract import names
@@ -52,6 +53,7 @@ COMPONENT = "elastic-local-daemon"
 _LAST_WORDS_SECONDS = 10.0
 """How long an ending daemon waits for what it began. Kubernetes gives it thirty."""
 _NODE_PERIOD = 60.0
+_THREADS = 64
 
 
 class NodeChanged(Exception):
@@ -61,6 +63,8 @@ class NodeChanged(Exception):
 async def run(chosen: Settings) -> None:
     """Until SIGTERM or SIGINT. Raises SettingsError when the API server's address can't be found."""
     logs.configure(chosen.log_format, chosen.log_level)
+    # A system call on a disk that hangs blocks its thread for good: the few that asyncio has by itself are soon gone.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "disk"))
     try:
         cluster = await Cluster.connect(chosen.kubeconfig, program=COMPONENT)
     except ConfigurationError as error:

@@ -35,7 +35,7 @@ class Staging:
 
     def make_folder(self, pv: str) -> Path:
         """The empty folder to mount the volume on."""
-        self._root.mkdir(parents=True, exist_ok=True)
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)  # nobody but pods looks into volumes
         with contextlib.suppress(FileExistsError):
             self.path(pv).mkdir(mode=_UNUSABLE)
         return self.path(pv)
