@@ -1,129 +1,39 @@
 """What stands ready in the folders becomes PersistentVolumes.
 
-What to do with each entry is a pure function of the class, the entries and the PersistentVolumes there are. An entry
-that can't be a volume is stray: reported once, in the log, as an event and in a figure, for as long as it is there. It
-says nothing about the other entries, so unlike in the original it does not make the node unready; a class that can't be
-looked at does.
+What to do is decided in plan.py; here it is done. Stray entries are reported once, in the log and as an event, and in a
+figure for as long as they are there. A class that can't be looked at makes the node unready, and the other classes go
+on.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 
 from contract import quantity
 from daemon.static import entries, patterns, volume
 from daemon.static.cache import Cache
-from daemon.static.configuration import BLOCK, FILESYSTEM, ClassConfiguration, Configuration
-from daemon.static.entries import Entry, Kind
+from daemon.static.configuration import ClassConfiguration, Configuration
 from daemon.static.metrics import CREATE, StaticMetrics
-from daemon.static.naming import provisioner_name, round_down, volume_name
+from daemon.static.naming import provisioner_name, round_down
 from daemon.static.patterns import PatternError
-from daemon.static.volume import POLICIES, Offer, StaticVolume
+from daemon.static.plan import Create, Stray, host_path, plan
+from daemon.static.volume import POLICIES, Offer
 from kube.client import VOLUMES, AlreadyExists, ApiError, Cluster
-from kube.events import ObjectReference, Recorder
+from kube.events import Recorder
 from kube.informer import Informer
 from kube.records import Node, StorageClass
 
 log = logging.getLogger(__name__)
 
-STRAY, VANISHED, CLASS_FAILED = "VolumeDiscoveryStray", "VolumeFailedDelete", "VolumeDiscoveryFailed"
+CLASS_FAILED = "VolumeDiscoveryFailed"
 
 _TOLD_SECONDS = 30.0
 """How long a PersistentVolume that we created may take to come back through the informer."""
 
 
-@dataclass(frozen=True)
-class Create:
-    """There is no PersistentVolume for the entry: make one."""
-
-    name: str
-    entry: Entry
-    mode: str
-
-
-@dataclass(frozen=True)
-class Skip:
-    """Nothing to do, and why."""
-
-    entry: Entry
-    reason: str
-
-
-@dataclass(frozen=True)
-class Stray:
-    """The entry can't be a volume. `volume` is the PersistentVolume that it was."""
-
-    name: str
-    message: str
-    volume: StaticVolume | None = None
-
-
 class ClassError(Exception):
     """A class whose volumes can't be looked for: says why and what to do."""
-
-
-def plan(
-    settings: ClassConfiguration,
-    found: Iterable[Entry],
-    node: str,
-    volumes: Collection[StaticVolume],
-    cleaning: Callable[[str], bool],
-    created: Mapping[str, str],
-) -> list[Create | Skip | Stray]:
-    """What to do with each entry. `volumes` are all of this node, of whatever class; `created`, name by path, are
-    those that we created and have not heard of yet."""
-    by_name = {known.name: known for known in volumes}
-    by_path = {**created, **{known.path: known.name for known in volumes}}
-    return [_decide(settings, entry, node, by_name, by_path, cleaning) for entry in found]
-
-
-def _decide(
-    settings: ClassConfiguration,
-    entry: Entry,
-    node: str,
-    by_name: Mapping[str, StaticVolume],
-    by_path: Mapping[str, str],
-    cleaning: Callable[[str], bool],
-) -> Create | Skip | Stray:
-    name = volume_name(entry.name, node, settings.name)
-    other = by_path.get(host_path(settings, entry))
-    if entry.kind is Kind.OTHER:
-        return Stray(entry.name, f'Skipping file "{entry.path}": not a directory nor block device')
-    if known := by_name.get(name):
-        if known.mode == BLOCK and entry.kind is Kind.FOLDER:
-            return Stray(
-                entry.name,
-                f'path "{entry.path}" is a folder and its PersistentVolume {name} is a block volume: '
-                "bring the device back, or delete the PersistentVolume",
-                known,
-            )
-        return Skip(entry, f"it is {name}")
-    if other == name:
-        return Skip(entry, f"{name} was created a moment ago")
-    if other:
-        return Skip(entry, f"its path is that of {other}")
-    if cleaning(name):
-        return Skip(entry, f"{name} is being cleaned")
-    if entry.kind is Kind.BLOCK:
-        return Create(name, entry, settings.volume_mode)
-    if settings.volume_mode == BLOCK:
-        return Stray(
-            entry.name,
-            f'path "{entry.path}" of filesystem mode cannot be used to create block volume: link a block device here, '
-            f"or take it out of the folder of class {settings.name}",
-        )
-    if not entry.mounted:
-        return Stray(
-            entry.name,
-            f'path "{entry.path}" is not a valid mount point: mount a filesystem on it, or take it out of the folder',
-        )
-    return Create(name, entry, FILESYSTEM)
-
-
-def host_path(settings: ClassConfiguration, entry: Entry) -> str:
-    return f"{settings.host_dir}/{entry.name}"
 
 
 class Discoverer:
@@ -256,7 +166,6 @@ class Discoverer:
         for name, stray in strays.items():
             if known.get(name) != stray.message:
                 log.warning("class %s: %s", settings.name, stray.message)
-                about: ObjectReference = stray.volume.reference if stray.volume else self._node.reference
-                reason = VANISHED if stray.volume else STRAY
-                self._events.warning(about, reason, stray.message)
+                about = stray.volume.reference if stray.volume else self._node.reference
+                self._events.warning(about, stray.reason, stray.message)
         self._strays[settings.name] = {name: stray.message for name, stray in strays.items()}

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from daemon.static.configuration import BLOCK, FILESYSTEM, ClassConfiguration
-from daemon.static.discovery import Create, Skip, Stray, plan
 from daemon.static.entries import Entry, Kind
 from daemon.static.naming import volume_name
+from daemon.static.plan import Create, Skip, Stray, plan
 from daemon.static.volume import StaticVolume
 
 NODE = "node-1"

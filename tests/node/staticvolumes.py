@@ -1,0 +1,133 @@
+"""Static volumes on real mounts and devices, against the sandbox's API server in this process.
+
+`Discovery` makes passes one by one, as a test asks for them; `Idle` stands for the other half of the loop.
+"""
+
+import asyncio
+import contextlib
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from daemon.static.cache import Cache, Identity
+from daemon.static.configuration import ClassConfiguration, Configuration
+from daemon.static.discovery import Discoverer
+from daemon.static.metrics import ProcessCounts, StaticMetrics
+from kube.client import CLASSES, EVENTS, NODES, VOLUMES, Cluster
+from kube.events import Recorder
+from kube.informer import Informer
+from kube.records import Node, StorageClass, read_node, read_storage_class
+from tests.unit.daemon.nodecluster import NODE, api, kind, until
+
+Json = dict[str, Any]
+
+METRICS = "local_volume_provisioner_"
+
+
+class Idle:
+    """Deletes nothing. What is in `names` counts as being cleaned."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        self.passes: list[Configuration] = []
+
+    async def delete_pass(self, configuration: Configuration) -> None:
+        self.passes.append(configuration)
+
+    def cleaning(self, name: str) -> bool:
+        return name in self.names
+
+    def counts(self) -> ProcessCounts:
+        return ProcessCounts(0, 0, 0)
+
+    async def run(self) -> None:
+        await asyncio.Event().wait()
+
+
+def mount(folder: Path, size: str = "20m") -> Path:
+    """A filesystem of that size, mounted on a folder that is made for it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
+    return folder
+
+
+def unmount(folder: Path) -> None:
+    subprocess.run(["umount", folder], check=True)
+
+
+def settings(folder: Path, name: str = "fast", **more: Any) -> ClassConfiguration:
+    """The node sees the folder under another path than we do."""
+    return ClassConfiguration(name=name, host_dir=f"/host/{folder.name}", mount_dir=folder, **more)
+
+
+def configured(*classes: ClassConfiguration, **more: Any) -> Configuration:
+    return Configuration(classes={chosen.name: chosen for chosen in classes}, **more)
+
+
+async def create_class(cluster: Cluster, name: str, **more: Any) -> None:
+    body = {**kind("StorageClass", "storage.k8s.io/v1"), "metadata": {"name": name}}
+    await cluster.create(CLASSES, {**body, "provisioner": "kubernetes.io/no-provisioner", **more})
+
+
+class Discovery:
+    """The discovering half of a node."""
+
+    def __init__(self, cluster: Cluster, node: Node) -> None:
+        self.cluster = cluster
+        self.node = node
+        self.registry = CollectorRegistry()
+        self.metrics = StaticMetrics(self.registry)
+        self.events = Recorder(cluster, "test", NODE)
+        self.cache = Cache(cluster, node)
+        self.classes = Informer[StorageClass](cluster, CLASSES, read_storage_class)
+        self.deletions = Idle()
+        self.discoverer = Discoverer(
+            cluster, self.cache, self.classes, node, self.events, self.metrics, self.deletions.cleaning
+        )
+        self.metrics.watch(self.cache.volumes, self.deletions.counts, self.discoverer.strays)
+
+    async def look(self, configuration: Configuration) -> list[str]:
+        """One pass; returns when the cache has heard of what it created. The answer is what went wrong."""
+        await self.cache.settle(Identity.of(self.node, configuration))
+        errors = await self.discoverer.discovery_pass(configuration)
+        await until(lambda: not self.discoverer._awaited())
+        return errors
+
+    async def volumes(self) -> dict[str, Json]:
+        """PersistentVolumes by path."""
+        return {body["spec"]["local"]["path"]: body for body in await self.cluster.list(VOLUMES)}
+
+    async def told(self) -> list[tuple[str, str, str]]:
+        """Object, reason and message of the warnings there are."""
+        await self.events.flush()
+        return [
+            (event["involvedObject"]["name"], event["reason"], event["message"])
+            for event in await self.cluster.list(EVENTS)
+            if event["type"] == "Warning"
+        ]
+
+    def value(self, metric: str, **labels: str) -> float | None:
+        return self.registry.get_sample_value(METRICS + metric, labels)
+
+
+@contextlib.asynccontextmanager
+async def discovery(folder: Path) -> AsyncIterator[Discovery]:
+    """With a StorageClass `slow` beside the one that the API server has."""
+    folder.mkdir(exist_ok=True)
+    async with api(folder) as cluster:
+        await cluster.patch(NODES, NODE, {"metadata": {"labels": {"zone": "a"}}})
+        await create_class(cluster, "slow", reclaimPolicy="Retain", mountOptions=["noatime"])
+        found = Discovery(cluster, read_node(await cluster.get(NODES, NODE)))
+        await found.cache.settle(Identity.of(found.node, Configuration()))
+        tasks = [asyncio.create_task(part.run()) for part in (found.cache.informer, found.classes)]
+        try:
+            await found.cache.informer.wait_synced()
+            await found.classes.wait_synced()
+            yield found
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
