@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from daemon.static import document, duration
+from daemon.static import document
 from daemon.static.document import DocumentError, Fields
+from service import duration
 
 Json = dict[str, Any]
 

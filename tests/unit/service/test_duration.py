@@ -1,6 +1,6 @@
 import pytest
 
-from daemon.static import duration
+from service import duration
 
 
 @pytest.mark.parametrize(
