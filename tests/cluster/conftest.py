@@ -1,8 +1,9 @@
 """Fixtures of the cluster floor.
 
 `sandbox` is one cluster of three nodes for a whole test process: tests that use it work in a namespace of their own
-(`namespace`) and leave its programs alone. `fresh_sandbox` makes a cluster for one test that kills things. All tests of
-this folder run in one event loop, for the client of a shared sandbox lives in it.
+(`namespace`) and leave its programs alone. `shaken` is a namespace of another such cluster, whose programs tests kill.
+`fresh_sandbox` makes a cluster for one test that kills what others need. All tests of this folder run in one event
+loop, for the client of a shared sandbox lives in it.
 """
 
 import secrets
@@ -17,6 +18,7 @@ import pytest
 import pytest_asyncio
 
 from kube.client import CLASSES
+from tests.cluster.deaths import revive
 from tests.sandbox.nodes import NodeSpec
 from tests.sandbox.sandbox import Sandbox
 from tests.sandbox.workloads import Namespace, storage_class
@@ -40,9 +42,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             continue
         if isinstance(item, pytest.Function) and pytest_asyncio.is_async_test(item):
             item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
-        if "sandbox" in getattr(item, "fixturenames", ()):
-            # One process makes the shared sandbox, and the others get on with the rest.
-            item.add_marker(pytest.mark.xdist_group("sandbox"))
+        for shared in ("sandbox", "shaken_sandbox"):
+            if shared in getattr(item, "fixturenames", ()):
+                # One process makes the shared sandbox, and the others get on with the rest.
+                item.add_marker(pytest.mark.xdist_group(shared))
 
 
 @pytest.fixture(scope="session")
@@ -97,3 +100,22 @@ async def make_class(sandbox: Sandbox) -> AsyncIterator[MakeClass]:
     yield make
     for name in made:
         await sandbox.api.delete(CLASSES, name)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def shaken_sandbox(short_folders: Callable[[], Path]) -> AsyncIterator[Sandbox]:
+    async with Sandbox(short_folders(), THREE_NODES) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def shaken(shaken_sandbox: Sandbox) -> AsyncIterator[Namespace]:
+    """A namespace of a sandbox whose programs the test may kill: what it left dead is started again, and only then what
+    it made is deleted."""
+    name = f"test-{secrets.token_hex(4)}"
+    async with Namespace(shaken_sandbox, name) as made:
+        try:
+            yield made
+        finally:
+            for program in reversed(shaken_sandbox.programs):
+                await revive(program)

@@ -73,6 +73,11 @@ class Program:
         return self._process is not None and self._process.poll() is None
 
     @property
+    def exit_code(self) -> int | None:
+        """None while it runs; negative: the signal that killed it."""
+        return self._process.poll() if self._process is not None else None
+
+    @property
     def output(self) -> str:
         """What it wrote since it was last started."""
         with self.log.open("rb") as file:
