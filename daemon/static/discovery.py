@@ -56,6 +56,7 @@ class Discoverer:
         self._cleaning = cleaning
         self._created: dict[str, tuple[str, float]] = {}
         """PersistentVolumes that we created, by path: their names, and until when we count on hearing of them."""
+        cache.informer.subscribe(lambda name, *_: self._heard_of(name))
         self._strays: dict[str, dict[str, str]] = {}
         """By class and entry: the message."""
         self._errors: dict[str, str] = {}
@@ -118,12 +119,12 @@ class Discoverer:
 
     def _awaited(self) -> dict[str, str]:
         now = time.monotonic()
-        self._created = {
-            path: (name, until)
-            for path, (name, until) in self._created.items()
-            if until > now and self._cache.get(name) is None
-        }
+        self._created = {path: known for path, known in self._created.items() if known[1] > now}
         return {path: name for path, (name, _) in self._created.items()}
+
+    def _heard_of(self, name: str) -> None:
+        """That it was created, changed or deleted: from now on the cache knows better."""
+        self._created = {path: known for path, known in self._created.items() if known[0] != name}
 
     async def _create(
         self, configuration: Configuration, settings: ClassConfiguration, storage_class: StorageClass, step: Create
@@ -144,10 +145,14 @@ class Discoverer:
         offer = Offer(step.name, path, step.mode, size)
         provisioner = provisioner_name(self._node.name, self._node.uid, configuration.use_node_name_only)
         body = volume.manifest(offer, configuration, settings, storage_class, self._node, provisioner)
+        self._created[path] = (step.name, time.monotonic() + _TOLD_SECONDS)
         try:
             with self._metrics.request(CREATE):
                 await self._cluster.create(VOLUMES, body)
-        except AlreadyExists:
+        except ApiError as error:
+            self._heard_of(step.name)
+            if not isinstance(error, AlreadyExists):
+                raise
             if await self._cache.adopt(step.name):
                 return None
             return Stray(
@@ -155,7 +160,6 @@ class Discoverer:
                 f"PersistentVolume {step.name} of {path} exists and is not of this Node: delete it, or set "
                 "useNodeNameOnly when the Node was registered anew",
             )
-        self._created[path] = (step.name, time.monotonic() + _TOLD_SECONDS)
         self._metrics.discovered(step.mode, time.perf_counter() - begin)
         log.info("created %s: %s, %s of class %s", step.name, path, quantity.humane(size), settings.name)
         return None

@@ -1,0 +1,265 @@
+"""The loop: when it begins, what wakes it, what it says of its health. Its period is an hour, so what happens here
+happened because of an event."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from contract import names
+from daemon.static.controller import StaticVolumes
+from daemon.static.metrics import StaticMetrics
+from daemon.static.naming import volume_name
+from daemon.static.settings import StaticSettings
+from kube.client import CLASSES, NODES, VOLUMES, Cluster, Unreachable
+from kube.events import Recorder
+from kube.records import read_node
+from tests.node.staticvolumes import Idle, create_class, mount
+from tests.unit.daemon.nodecluster import HOSTNAME, NODE, api, until
+from tests.unit.daemon.static.gopv import go_pv
+
+HOUR = 3600.0
+KEY = "storage/not-ready"
+
+
+class Running:
+    """A node's static volumes, configured by `config` to offer what stands in `disks`."""
+
+    def __init__(self, folder: Path, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.disks, self.config = folder / "disks", folder / "config"
+        self.disks.mkdir()
+        self.config.mkdir()
+        self.deletions = Idle()
+        self.static: StaticVolumes | None = None
+        self.registry = CollectorRegistry()
+        self.task: asyncio.Task[None] | None = None
+
+    def configure(self, disks: Path | None = None, /, **keys: str) -> None:
+        folder = disks or self.disks
+        (self.config / "storageClassMap").write_text(f"fast: {{hostDir: {folder}, mountDir: {folder}}}")
+        for name, value in keys.items():
+            (self.config / name).write_text(value)
+
+    async def start(self, config_sync_period: float = 0.05) -> None:
+        node = read_node(await self.cluster.get(NODES, NODE))
+        self.static = StaticVolumes(
+            self.cluster,
+            node,
+            Recorder(self.cluster, "test"),
+            StaticMetrics(self.registry),
+            StaticSettings(self.config, "default", "", HOUR, config_sync_period),
+            lambda *_: self.deletions,
+        )
+        self.task = asyncio.create_task(self.static.run())
+
+    @property
+    def problem(self) -> str:
+        assert self.static
+        return self.static.problem
+
+    async def ready(self) -> None:
+        await until(lambda: not self.problem)
+
+    async def paths(self) -> set[str]:
+        return {Path(body["spec"]["local"]["path"]).name for body in await self.cluster.list(VOLUMES)}
+
+    async def offered(self, *names: str) -> None:
+        async def so() -> bool:
+            return await self.paths() == set(names)
+
+        await until(so)
+
+
+@pytest.fixture
+async def node(tmp_path: Path) -> AsyncIterator[Running]:
+    async with api(tmp_path) as cluster:
+        made = Running(tmp_path, cluster)
+        try:
+            yield made
+        finally:
+            if made.task:
+                made.task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await made.task
+
+
+async def test_a_disk_that_is_mounted_or_linked_is_a_volume_without_waiting(node: Running) -> None:
+    node.configure()
+    await node.start()
+    await node.ready()
+    mount(node.disks / "mounted")
+    await node.offered("mounted")
+    (node.disks / "made earlier").mkdir()
+    await asyncio.sleep(0)
+    mount(node.disks / "made earlier")
+    await node.offered("mounted", "made earlier")
+
+
+async def test_a_volume_that_was_deleted_is_offered_again_without_waiting(node: Running) -> None:
+    mount(node.disks / "one")
+    node.configure()
+    await node.start()
+    await node.offered("one")
+    name = volume_name("one", NODE, "fast")
+    uid = (await node.cluster.get(VOLUMES, name))["metadata"]["uid"]
+    await node.cluster.patch(VOLUMES, name, {"metadata": {"finalizers": None}})
+    await node.cluster.delete(VOLUMES, name)
+
+    async def anew() -> bool:
+        return any(body["metadata"]["uid"] != uid for body in await node.cluster.list(VOLUMES))
+
+    await until(anew)
+
+
+async def test_a_class_that_is_created_later_is_served_without_waiting(node: Running) -> None:
+    await node.cluster.delete(CLASSES, "fast")
+    mount(node.disks / "one")
+    node.configure()
+    await node.start()
+    await until(lambda: node.problem.startswith("class fast: there is no StorageClass fast"))
+    await create_class(node.cluster, "fast")
+    await node.ready()
+    assert await node.paths() == {"one"}
+
+
+async def test_a_new_configuration_is_followed_without_waiting(node: Running, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    mount(other / "two")
+    mount(node.disks / "one")
+    node.configure()
+    await node.start()
+    await node.offered("one")
+    node.configure(other)
+    await node.offered("one", "two")
+
+
+async def test_a_thousand_events_make_few_passes(node: Running) -> None:
+    node.configure()
+    await node.start()
+    await node.ready()
+    before = len(node.deletions.passes)
+    for number in range(500):
+        entry = node.disks / f"entry-{number}"
+        entry.touch()
+        entry.unlink()
+        if number % 10 == 0:
+            await asyncio.sleep(0.005)
+    mount(node.disks / "last")
+    await node.offered("last")
+    assert len(node.deletions.passes) - before <= 10
+
+
+async def test_unready_before_the_first_pass_and_with_a_class_error_but_not_with_a_stray(node: Running) -> None:
+    (node.disks / "stray").touch()
+    node.configure(node.disks / "missing")
+    await node.start()
+    assert node.problem == "no pass was made yet"
+    await until(lambda: "can't be listed" in node.problem)
+    node.configure()
+    await node.ready()
+
+
+async def test_a_configuration_that_is_wrong_at_the_start_is_told_and_offers_nothing(node: Running) -> None:
+    mount(node.disks / "one")
+    node.configure(useAlphaAPI="maybe")
+    await node.start()
+    words = f"{node.config}/useAlphaAPI is 'maybe': allowed is true or false"
+    await until(lambda: words in node.problem)
+    assert await node.paths() == set()
+    assert not node.deletions.passes
+    node.configure(useAlphaAPI="false")
+    await node.offered("one")
+
+
+async def test_nothing_is_offered_before_it_is_known_what_is_ours(
+    node: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Start-up order: the Go provisioner's volume has another name than we would give, so only a cache that holds it
+    keeps its path from being offered twice."""
+    mount(node.disks / "one")
+    uid = (await node.cluster.get(NODES, NODE))["metadata"]["uid"]
+    provisioner = f"local-volume-provisioner-{NODE}-{uid}"
+    path = str(node.disks / "one")
+    await node.cluster.create(
+        VOLUMES, go_pv("of-another-class", provisioner, path=path, hostname=HOSTNAME, storage_class="other")
+    )
+    pages, refused = node.cluster.pages, asyncio.Event()
+
+    def failing(resource: Any, *more: Any, **selectors: Any) -> Any:
+        if resource is VOLUMES and not refused.is_set():
+            raise Unreachable(0, "", "the API server is down")
+        return pages(resource, *more, **selectors)
+
+    monkeypatch.setattr(node.cluster, "pages", failing)
+    node.configure()
+    await node.start()
+    await until(lambda: "the API server is down" in node.problem)
+    assert not node.deletions.passes
+    refused.set()
+    await node.ready()
+    assert [body["metadata"]["name"] for body in await node.cluster.list(VOLUMES)] == ["of-another-class"]
+    assert (await node.cluster.get(VOLUMES, "of-another-class"))["metadata"]["labels"] == {names.NODE_LABEL: NODE}
+
+
+async def test_the_taint_goes_when_all_is_offered_and_once(node: Running) -> None:
+    taints = [{"key": KEY, "effect": "NoSchedule"}]
+    await node.cluster.patch(NODES, NODE, {"spec": {"taints": taints}})
+
+    async def tainted() -> bool:
+        return bool((await node.cluster.get(NODES, NODE))["spec"].get("taints"))
+
+    node.configure(node.disks / "missing", removeNodeNotReadyTaint="true", provisionerNotReadyNodeTaintKey=KEY)
+    await node.start()
+    await until(lambda: "can't be listed" in node.problem)
+    assert await tainted()
+    node.configure()
+
+    async def free() -> bool:
+        return not await tainted()
+
+    await until(free)
+    await node.cluster.patch(NODES, NODE, {"spec": {"taints": taints}})
+    mount(node.disks / "one")
+    await node.offered("one")
+    assert await tainted(), "somebody else tainted it again, and it is theirs"
+
+
+async def test_a_fault_in_a_pass_is_told_and_the_next_pass_is_made(
+    node: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(_: object) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(node.deletions, "delete_pass", broken)
+    node.configure()
+    with caplog.at_level(logging.CRITICAL, "daemon.static.controller"):
+        await node.start()
+        await until(lambda: "RuntimeError('broken')" in node.problem)
+    monkeypatch.undo()
+    mount(node.disks / "one")
+    await node.offered("one")
+    await node.ready()
+
+
+async def test_a_source_of_events_that_is_refused_is_told_and_done_without(
+    node: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    @contextlib.contextmanager
+    def refused(_: object) -> Iterator[None]:
+        raise PermissionError("not for you")
+        yield
+
+    monkeypatch.setattr("daemon.static.wakers.mount_table", refused)
+    node.configure()
+    await node.start()
+    await node.ready()
+    assert "wait for the next period: not for you" in caplog.text
+    mount(node.disks / "disk")
+    (node.disks / "another").mkdir()  # inotify was granted all the same
+    await node.offered("disk")
