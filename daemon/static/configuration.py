@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from daemon.static import document
+from daemon.static.cleaners import QUICK_RESET
 from daemon.static.document import DocumentError, Fields
 from service import duration
 
@@ -19,11 +20,6 @@ Json = dict[str, Any]
 
 FILESYSTEM, BLOCK = "Filesystem", "Block"
 ACCESS_MODES = ("ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod")
-
-CLEANERS = Path(__file__).parent / "cleaners"
-"""The bundled cleaners. In our image /scripts is a link to it, because that is where configurations written for the
-original look."""
-QUICK_RESET = (str(CLEANERS / "quick_reset.sh"),)
 
 _SELECTOR_OPERATORS = ("In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt")
 _TOLERATION_OPERATORS = ("Exists", "Equal")

@@ -36,6 +36,8 @@ class StaticVolume:
     provisioned_by: str
     hostnames: tuple[str, ...]
     """Hostname label values of its node affinity, and of its own hostname label."""
+    claim_uid: str = ""
+    """Of the claim that it is, or was last, bound to."""
 
     @property
     def reference(self) -> ObjectReference:
@@ -62,6 +64,7 @@ def read(body: Json) -> StaticVolume | None:
         deleting="deletionTimestamp" in metadata,
         provisioned_by=annotations.get(names.PROVISIONED_BY, ""),
         hostnames=tuple(dict.fromkeys((*_hostnames(spec, annotations), *((label,) if label else ())))),
+        claim_uid=(spec.get("claimRef") or {}).get("uid") or "",
     )
 
 

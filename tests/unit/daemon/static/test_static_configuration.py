@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from daemon.static import configuration
-from daemon.static.configuration import BLOCK, CLEANERS, ClassConfiguration, Configuration, ConfigurationError
+from daemon.static.configuration import BLOCK, ClassConfiguration, Configuration, ConfigurationError
 
 Write = Callable[..., Path]
 
@@ -62,7 +62,7 @@ def test_defaults_of_a_class(write: Write) -> None:
             name="fast",
             host_dir="/mnt/disks",
             mount_dir=Path("/mnt/disks"),
-            block_cleaner=(str(CLEANERS / "quick_reset.sh"),),
+            block_cleaner=("/scripts/quick_reset.sh",),
             filesystem_cleaner=(),
             volume_mode="Filesystem",
             access_mode="ReadWriteOnce",

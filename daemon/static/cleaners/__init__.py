@@ -1,0 +1,43 @@
+"""The bundled cleaners: small programs that empty one volume, named in a variable of their environment.
+
+They are called as in the original, so that its configurations go on working:
+
+    /scripts/quick_reset.sh             a fresh filesystem, whose signatures are then removed: fast, and the data stays
+    /scripts/dd_zero.sh [PASSES]        zeros on every byte (1 pass unless told otherwise)
+    /scripts/shred.sh [PASSES]          random bytes on every byte (1 pass unless told otherwise)
+    /scripts/blkdiscard.sh              tells the device to forget every block: whether it then reads as zeros is its
+                                        own affair
+    /scripts/fsclean.sh                 removes all that is in a mounted filesystem
+
+In this process `bundled` finds them beside this file, wherever the package is installed. In the image of cleaning Jobs
+/scripts must hold them: in ours it is a link to this folder. Shell for block devices, because shred, dd, wipefs and
+blkdiscard do the work; Python for folders, because only system calls on open folders are safe there.
+
+The block cleaners read LOCAL_PV_BLKDEVICE, the folder cleaner LOCAL_PV_FILESYSTEM. Each checks its variable and what
+it names, says what is wrong, and ends with 1 then.
+"""
+
+import sys
+from pathlib import Path
+
+BLOCK_DEVICE, FOLDER = "LOCAL_PV_BLKDEVICE", "LOCAL_PV_FILESYSTEM"
+
+_HERE = Path(__file__).parent
+_SCRIPTS = "/scripts/"
+_BLOCK_CLEANERS = ("quick_reset.sh", "dd_zero.sh", "shred.sh", "blkdiscard.sh")
+_FOLDER_CLEANER = "fsclean.sh"
+
+QUICK_RESET = ("/scripts/quick_reset.sh",)
+FOLDER_CLEAN = ("/scripts/fsclean.sh",)
+
+
+def bundled(command: tuple[str, ...]) -> tuple[str, ...]:
+    """The command as it is run on this node: one of the names above becomes our program, any other stays."""
+    program, *arguments = command
+    name = program.removeprefix(_SCRIPTS)
+    if program == name:
+        return command
+    if name == _FOLDER_CLEANER:
+        # -P: the folder that the daemon was started in is no place to take modules from.
+        return (sys.executable, "-P", "-m", f"{__name__}.folder", *arguments)
+    return (str(_HERE / name), *arguments) if name in _BLOCK_CLEANERS else command
