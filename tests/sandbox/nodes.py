@@ -26,7 +26,15 @@ class NodeSpec:
 class Node:
     """The programs are `kubelet` and `daemon`."""
 
-    def __init__(self, spec: NodeSpec, folder: Path, kubeconfig: Path, logs: Path, lifeline: int) -> None:
+    def __init__(
+        self,
+        spec: NodeSpec,
+        folder: Path,
+        kubelet_kubeconfig: Path,
+        daemon_kubeconfig: Path,
+        logs: Path,
+        lifeline: int,
+    ) -> None:
         self.name = spec.name
         self.hostname = spec.hostname or spec.name
         self.spec = spec
@@ -40,8 +48,8 @@ class Node:
         self._address = f"127.0.0.1:{free_port()}"
         self.url = f"http://{self._address}"
         """Of the daemon's metrics and health."""
-        self.kubelet = self._kubelet(kubeconfig, logs, lifeline)
-        self.daemon = self._daemon(kubeconfig, logs)
+        self.kubelet = self._kubelet(kubelet_kubeconfig, logs, lifeline)
+        self.daemon = self._daemon(daemon_kubeconfig, logs)
 
     def make_folders(self) -> None:
         for path in (self.kubelet_root, self.plugins, self.staging, self.data):
@@ -85,6 +93,7 @@ class Node:
                 names.SOCKET_VARIABLE: str(self.socket),
                 "STAGING_DIR": str(self.staging),
                 "KUBELET_ROOT": str(self.kubelet_root),
+                "PLUGIN_DIR": str(self.plugins),
                 "DATA_DIR": str(self.data),
                 "LISTEN_ADDRESS": self._address,
                 "KUBECONFIG": str(kubeconfig),

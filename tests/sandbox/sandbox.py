@@ -17,8 +17,10 @@ from typing import Any
 
 import yaml
 
+from contract import names
 from kube.client import Cluster
 from tests.sandbox import mountspace
+from tests.sandbox.apiserver import guard, kubeconfig, users
 from tests.sandbox.nodes import COMMAND, Node, NodeSpec, free_port
 from tests.sandbox.programs import REPOSITORY, Program, answers, says, start_all
 from tests.sandbox.waiting import NeverHappened, until
@@ -27,6 +29,8 @@ Json = dict[str, Any]
 
 BASE = REPOSITORY / "deploy" / "base"
 SAMPLES = REPOSITORY / "deploy" / "samples"
+
+DAEMON_ACCOUNT, PROVISIONER_ACCOUNT = "daemon", "provisioner"
 
 _STOP_SECONDS = 5.0
 _CLEAN_SECONDS = 15.0
@@ -43,12 +47,24 @@ class Sandbox:
         """`folder` must exist, be empty, and have a short path: sockets are made in it."""
         self.folder = folder.resolve()
         self.kubeconfig = self.folder / "kubeconfig"
+        self.address = f"http://127.0.0.1:{free_port()}"
+        self.audit_log = self.folder / "audit.log"
+        self.refusals_expected = False
+        """Whether a test takes rights away. Else it is an error at the end that a program of ours was refused."""
         self.logs = self.folder / "logs"
         self._state = self.folder / "nodes"
         # Only this process has the other end: when it is gone, so are the containers (kubelet/shim.py).
         self._lifeline, self._our_end = os.pipe()
         self.nodes = {
-            spec.name: Node(spec, self._state / spec.name, self.kubeconfig, self.logs, self._lifeline) for spec in nodes
+            spec.name: Node(
+                spec,
+                self._state / spec.name,
+                self.kubeconfig,
+                self.kubeconfig_of(DAEMON_ACCOUNT),
+                self.logs,
+                self._lifeline,
+            )
+            for spec in nodes
         }
         self.apiserver = self._apiserver()
         self.controlplane = Program(
@@ -81,15 +97,15 @@ class Sandbox:
         mountspace.mount_memory(self._state)
         for node in self.nodes.values():
             node.make_folders()
+        for account in (DAEMON_ACCOUNT, PROVISIONER_ACCOUNT):
+            kubeconfig.write(self.kubeconfig_of(account), self.address, users.token(names.NAMESPACE, account))
         try:
             await self.apiserver.start()
             self._api = await Cluster.connect(str(self.kubeconfig), program="sandbox")
             first = [self.controlplane, *(node.kubelet for node in self.nodes.values())]
             for program in first:
                 program.launch()
-            await asyncio.gather(
-                self.kubectl("apply", "-k", str(BASE)), *(self.install_driver(node) for node in self.nodes.values())
-            )
+            await self.kubectl("apply", "-k", str(BASE))
             await asyncio.gather(
                 start_all([*self.provisioners, *(node.daemon for node in self.nodes.values())]),
                 *(program.wait_ready() for program in first),
@@ -103,6 +119,17 @@ class Sandbox:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._tear_down()
+        if error is None and not self.refusals_expected:
+            refused = dict.fromkeys(str(request) for request in self.requests() if not request.allowed)
+            assert not refused, f"deploy/ gives too few rights: {list(refused)}"
+
+    def kubeconfig_of(self, account: str) -> Path:
+        """Of a service account of ours: what it may do is what deploy/ gives it."""
+        return self.folder / f"kubeconfig-{account}"
+
+    def requests(self) -> list[guard.Request]:
+        """What our programs asked the API server for."""
+        return list(guard.requests(self.audit_log))
 
     async def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
         """What kubectl prints. Raises KubectlFailed."""
@@ -123,31 +150,22 @@ class Sandbox:
         """kubectl apply, for objects made in Python."""
         await self.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(objects))
 
-    async def install_driver(self, node: Node) -> None:
-        """What the daemon's pod does on a node before the daemon starts."""
-        process = await asyncio.create_subprocess_exec(
-            COMMAND, "flexdriver", "install", "--plugin-dir", str(node.plugins), "--interpreter", sys.executable,
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-        )  # fmt: skip
-        output, _ = await process.communicate()
-        assert process.returncode == 0, output.decode()
-
     def node_of(self, pod: Json) -> Node:
         """The node that a pod is bound to."""
         return self.nodes[pod["spec"]["nodeName"]]
 
     def _apiserver(self) -> Program:
-        port = free_port()
         return Program(
             name="API server",
             argv=[
                 *(sys.executable, "-m", "tests.sandbox.apiserver"),
-                *("--port", str(port)),
+                *("--port", self.address.rpartition(":")[2]),
                 *("--data", str(self.folder / "etcd")),
                 *("--kubeconfig", str(self.kubeconfig)),
+                *("--audit-log", str(self.audit_log)),
             ],
             log=self.logs / "apiserver.log",
-            ready=answers(f"http://127.0.0.1:{port}/readyz"),
+            ready=answers(f"{self.address}/readyz"),
         )
 
     def _provisioner(self, number: int) -> Program:
@@ -158,7 +176,7 @@ class Sandbox:
             log=self.logs / f"provisioner-{number}.log",
             ready=answers(f"http://{address}/readyz"),
             environment={
-                "KUBECONFIG": str(self.kubeconfig),
+                "KUBECONFIG": str(self.kubeconfig_of(PROVISIONER_ACCOUNT)),
                 "LISTEN_ADDRESS": address,
                 "POD_NAME": f"provisioner-{number}",
             },

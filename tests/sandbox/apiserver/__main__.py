@@ -10,11 +10,11 @@ import json
 import signal
 from pathlib import Path
 
-import yaml
 from aiohttp import web
 
-from tests.sandbox.apiserver import builtin
+from tests.sandbox.apiserver import builtin, kubeconfig
 from tests.sandbox.apiserver.collector import Collector
+from tests.sandbox.apiserver.guard import Guard
 from tests.sandbox.apiserver.journal import DataInUse, Journal
 from tests.sandbox.apiserver.registry import Registry
 from tests.sandbox.apiserver.server import application
@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--kubeconfig", type=Path, help="file to write for clients")
     parser.add_argument("--history", type=int, default=5000, help="changes a resource remembers for watches")
     parser.add_argument("--bookmark-seconds", type=float, default=30.0, help="time between bookmarks of a watch")
+    parser.add_argument("--audit-log", type=Path, help="file for what service accounts ask for, a line of JSON each")
     options = parser.parse_args()
     try:
         asyncio.run(_serve(options))
@@ -43,8 +44,9 @@ async def _serve(options: argparse.Namespace) -> None:
     store = Store(Journal(options.data), options.history)
     registry = Registry(store)
     builtin.provide(registry)
+    guard = Guard(store, options.audit_log)
     runner = web.AppRunner(
-        application(registry, options.bookmark_seconds),
+        application(registry, options.bookmark_seconds, guard),
         access_log=None,
         handler_cancellation=True,
         shutdown_timeout=0.1,
@@ -56,7 +58,7 @@ async def _serve(options: argparse.Namespace) -> None:
     port = runner.addresses[0][1]
     address = f"http://{_HOST}:{port}"
     if options.kubeconfig:
-        _write_kubeconfig(options.kubeconfig, address)
+        kubeconfig.write(options.kubeconfig, address)
     print(json.dumps({"address": address, "port": port}), flush=True)
     stop = asyncio.Event()
     for each in (signal.SIGINT, signal.SIGTERM):
@@ -66,23 +68,8 @@ async def _serve(options: argparse.Namespace) -> None:
     collector.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await collector
+    guard.close()
     store.close()
-
-
-def _write_kubeconfig(path: Path, address: str) -> None:
-    name = "sandbox"
-    content = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": name, "cluster": {"server": address}}],
-        "users": [{"name": name, "user": {}}],
-        "contexts": [{"name": name, "context": {"cluster": name, "user": name}}],
-        "current-context": name,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(yaml.safe_dump(content, sort_keys=False))
-    fresh.replace(path)
 
 
 if __name__ == "__main__":

@@ -129,7 +129,12 @@ def forbidden(resource: Resource, name: str, why: str, causes: Sequence[Json] = 
     details = _details(resource, name)
     if causes:
         details["causes"] = list(causes)
-    return ApiError(403, "Forbidden", f'{resource.qualified} "{name}" is forbidden: {why}', details)
+    what = f'{resource.qualified} "{name}"' if name else resource.qualified
+    return ApiError(403, "Forbidden", f"{what} is forbidden: {why}", details)
+
+
+def unauthorized() -> ApiError:
+    return ApiError(401, "Unauthorized", "Unauthorized")
 
 
 def bad_request(message: str) -> ApiError:

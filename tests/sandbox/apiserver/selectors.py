@@ -45,6 +45,12 @@ class Selector:
     labels: tuple[Requirement, ...] = ()
     fields: tuple[Requirement, ...] = ()
 
+    @property
+    def name(self) -> str:
+        """The one name that it admits, empty when there may be others."""
+        named = (each.values for each in self.fields if (each.key, each.operator) == ("metadata.name", "in"))
+        return next(iter(next(named, ())), "")
+
     def admits(self, body: Json) -> bool:
         if self.labels:
             labels = body["metadata"].get("labels") or {}

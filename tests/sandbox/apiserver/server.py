@@ -9,25 +9,32 @@ from aiohttp import web
 from tests.sandbox.apiserver import codec, documents, errors, patches, selectors, strategic, tables
 from tests.sandbox.apiserver.apply import apply
 from tests.sandbox.apiserver.binding import bind
+from tests.sandbox.apiserver.guard import Guard
 from tests.sandbox.apiserver.reading import select
 from tests.sandbox.apiserver.registry import Registry
 from tests.sandbox.apiserver.resources import Json
 from tests.sandbox.apiserver.routing import Target, target, verb
 from tests.sandbox.apiserver.store import encode
+from tests.sandbox.apiserver.users import User
 from tests.sandbox.apiserver.watching import Watch
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _TARGET = web.RequestKey("target", Target)
 _VERB = web.RequestKey("verb", str)
+_USER = web.RequestKey("user", User)
+_GUARD = web.AppKey("guard", Guard)
 
 _BODY_LIMIT = 3 * 1024 * 1024
 _LONG_WATCH = 3600.0
 """Seconds of a watch that names no timeout."""
 
 
-def application(registry: Registry, bookmark_seconds: float) -> web.Application:
-    app = web.Application(middlewares=[_errors, authorise], client_max_size=_BODY_LIMIT)
+def application(registry: Registry, bookmark_seconds: float, guard: Guard | None = None) -> web.Application:
+    """Without a guard everybody may do everything."""
+    app = web.Application(middlewares=[_errors, _authorise], client_max_size=_BODY_LIMIT)
+    if guard:
+        app[_GUARD] = guard
     api = Api(registry, bookmark_seconds)
     documents.add_routes(app)
     app.router.add_route("*", "/{path:.*}", api.handle)
@@ -46,14 +53,23 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 @web.middleware
-async def authorise(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """The place where a request may be refused. Everybody may do everything; what is asked for is told apart here
-    (target and RBAC verb), so that rules can be laid over it."""
+async def _authorise(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Tells apart what is asked for, target and RBAC verb, and refuses what the guard refuses. Documents about the API
+    are for all who are known."""
+    if guard := request.app.get(_GUARD):
+        request[_USER] = guard.user(request.headers.get("Authorization", ""))
     aim = target(request.path)
     if aim is not None:
         request[_TARGET] = aim
         request[_VERB] = verb(request.method, aim, watch=codec.flag(request.query, "watch"))
+        _require(request, request[_VERB])
     return await handler(request)
+
+
+def _require(request: web.Request, wanted: str) -> None:
+    """Raises Forbidden when the user may not do this with the target: a PUT or an apply may turn out to create."""
+    if guard := request.app.get(_GUARD):
+        guard.check(request[_USER], wanted, request[_TARGET], request.query)
 
 
 class Api:
@@ -124,6 +140,7 @@ class Api:
         dry_run = codec.dry_run(request, body)
         missing = self._registry.store.get(aim.resource, aim.namespace, aim.name) is None
         if missing and aim.resource.create_on_update and not aim.subresource:
+            _require(request, "create")
             return codec.one(request, self._registry.create(aim.resource, aim.namespace, body, dry_run=dry_run), 201)
         stored = self._registry.update(
             aim.resource,
@@ -155,6 +172,8 @@ class Api:
             raise errors.bad_request(
                 "PatchOptions.meta.k8s.io is invalid: fieldManager: Required value: is required for apply patch"
             )
+        if self._registry.store.get(aim.resource, aim.namespace, aim.name) is None:
+            _require(request, "create")
         force = codec.flag(request.query, "force")
         stored, created = apply(self._registry, aim, wanted, manager=manager, force=force, dry_run=dry_run)
         return codec.one(request, stored, 201 if created else 200)
