@@ -1,0 +1,32 @@
+"""The two halves of the static part, discovery and deletion, put together for a node."""
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry
+
+from daemon.static.cache import Cache
+from daemon.static.controller import StaticVolumes
+from daemon.static.deleter import Deleter
+from daemon.static.metrics import StaticMetrics
+from daemon.static.settings import StaticSettings
+from kube.client import Cluster
+from kube.events import Recorder
+from kube.records import Node
+
+
+def static_volumes(
+    cluster: Cluster, node: Node, events: Recorder, registry: CollectorRegistry, chosen: StaticSettings
+) -> StaticVolumes:
+    def deletions(cache: Cache, metrics: StaticMetrics, wake: Callable[[], None]) -> Deleter:
+        return Deleter(
+            cluster,
+            cache.volumes,
+            node,
+            events,
+            metrics,
+            wake,
+            namespace=chosen.namespace,
+            job_image=chosen.job_image,
+        )
+
+    return StaticVolumes(cluster, node, events, StaticMetrics(registry), chosen, deletions)
