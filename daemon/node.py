@@ -33,6 +33,9 @@ from daemon.reconcile import Reconciler
 from daemon.refresh import Refresher
 from daemon.room import Promise
 from daemon.settings import Settings
+from daemon.static import readiness
+from daemon.static.composition import static_volumes
+from daemon.static.controller import StaticVolumes
 from daemon.volumes import Volumes
 from kube.backoff import Backoff
 from kube.client import NODES, PODS, VOLUMES, Cluster, ConfigurationError
@@ -109,12 +112,15 @@ class Daemon:
         self._holdings: Holdings | None = None
         self._publisher: Publisher | None = None
         self._reconciler: Reconciler | None = None
+        self._static: StaticVolumes | None = None
 
     async def run(self) -> None:
         """For ever. Raises an ExceptionGroup when a part fails for good."""
         chosen = self._settings
         host.command.observers.append(self._metrics.command)
         served = endpoints.application(self._health(), self._metrics.registry)
+        if chosen.static:
+            served.add_routes(readiness.routes(self._static_problem))
         try:
             async with (
                 Api(self._callouts, self._metrics.callout).listening(chosen.socket),
@@ -161,6 +167,9 @@ class Daemon:
             parts.create_task(publisher.run())
             parts.create_task(reconciler.run())
             parts.create_task(self._watch_node(node))
+            if chosen := self._settings.static:
+                self._static = static_volumes(self._cluster, node, self._events, self._metrics.registry, chosen)
+                parts.create_task(self._static.run())
 
     async def _find_node(self) -> Node:
         """Our Node, as soon as the API server tells of it and it can have volumes."""
@@ -215,8 +224,12 @@ class Daemon:
                 "node": lambda: self._node_problem,
                 "informers": self._informer_problem,
                 "capacity": lambda: self._publisher.problem if self._publisher else "not yet published",
+                **({"static-volumes": self._static_problem} if self._settings.static else {}),
             }
         )
+
+    def _static_problem(self) -> str:
+        return self._static.problem if self._static else self._node_problem or "not begun yet"
 
     def _socket_problem(self) -> str:
         path = self._settings.socket

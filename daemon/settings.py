@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contract import names, quantity
+from daemon.static import settings as static_settings
+from daemon.static.settings import StaticSettings
 from service.environment import LOG_FORMATS, LOG_LEVELS, Environment, SettingsError, address, one_of, truth
 
 LVM, LOOP, BINDMOUNT = "LVM", "LOOP", "BINDMOUNT"
@@ -42,6 +44,8 @@ class Settings:
     """None: KUBECONFIG's default places, or the service account of the pod."""
     log_format: str = "text"
     log_level: str = "INFO"
+    static: StaticSettings | None = None
+    """None: this node offers no static volumes."""
 
 
 def read(environment: Mapping[str, str]) -> Settings:
@@ -50,13 +54,14 @@ def read(environment: Mapping[str, str]) -> Settings:
 
     set_to = Environment(environment)
     value = set_to.value
-    node_name = set_to.text("NODE_NAME")
+    node_name = set_to.text("NODE_NAME", "MY_NODE_NAME")
     if not node_name:
         raise SettingsError(
             "NODE_NAME is not set: give it this node's name as `kubectl get nodes` has it "
             "(in a pod: fieldRef spec.nodeName)"
         )
     host, port = value("LISTEN_ADDRESS", address, (default.listen_host, default.listen_port))
+    namespace = value("NAMESPACE", str, default.namespace)
     return Settings(
         node_name=node_name,
         driver_kind=value("DRIVER_KIND", one_of(DRIVER_KINDS), default.driver_kind),
@@ -71,10 +76,11 @@ def read(environment: Mapping[str, str]) -> Settings:
         reserve=value("RESERVE", _size, default.reserve),
         listen_host=host,
         listen_port=port,
-        namespace=value("NAMESPACE", str, default.namespace),
+        namespace=namespace,
         kubeconfig=value("KUBECONFIG", str, default.kubeconfig),
         log_format=value("LOG_FORMAT", one_of(LOG_FORMATS), default.log_format),
         log_level=value("LOG_LEVEL", one_of(LOG_LEVELS), default.log_level),
+        static=static_settings.read(set_to, namespace),
     )
 
 
