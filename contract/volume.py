@@ -84,7 +84,6 @@ def read(manifest: Json) -> PersistentVolume | None:
         return None
     metadata = manifest["metadata"]
     annotations = metadata.get("annotations") or {}
-    claim = spec.get("claimRef")
     return PersistentVolume(
         name=metadata["name"],
         uid=metadata["uid"],
@@ -95,13 +94,7 @@ def read(manifest: Json) -> PersistentVolume | None:
         reclaim_policy=spec.get("persistentVolumeReclaimPolicy") or RETAIN,
         storage_class=spec.get("storageClassName") or "",
         provisioned_by=annotations.get(names.PROVISIONED_BY, ""),
-        claim=claim
-        and ClaimReference(
-            claim.get("namespace", ""),
-            claim.get("name", ""),
-            claim.get("uid", ""),
-            claim.get("resourceVersion", ""),
-        ),
+        claim=read_claim_reference(spec),
         node_label=(metadata.get("labels") or {}).get(names.NODE_LABEL, ""),
         hostnames=_hostnames(spec),
         pool=annotations.get(names.POOL_ANNOTATION, ""),
@@ -109,6 +102,17 @@ def read(manifest: Json) -> PersistentVolume | None:
         finalizers=tuple(metadata.get("finalizers") or ()),
         deleting="deletionTimestamp" in metadata,
         access_modes=tuple(spec.get("accessModes") or ()),
+    )
+
+
+def read_claim_reference(spec: Json) -> ClaimReference | None:
+    """Which claim the volume of this spec is for."""
+    claim = spec.get("claimRef")
+    return claim and ClaimReference(
+        claim.get("namespace", ""),
+        claim.get("name", ""),
+        claim.get("uid", ""),
+        claim.get("resourceVersion", ""),
     )
 
 
@@ -145,4 +149,15 @@ def pinning(pin: Pin) -> Json:
                 }
             }
         },
+    }
+
+
+def releasing(volume: PersistentVolume) -> Json:
+    """The merge patch that takes our finalizer, and nobody else's, off this very version of a PersistentVolume."""
+    return {
+        "metadata": {
+            "uid": volume.uid,
+            "resourceVersion": volume.resource_version,
+            "finalizers": [finalizer for finalizer in volume.finalizers if finalizer != names.FINALIZER],
+        }
     }

@@ -29,16 +29,6 @@ def pinning_patch(volume: PersistentVolume, pin: Pin) -> Json:
     return body
 
 
-def release_patch(volume: PersistentVolume) -> Json:
-    return {
-        "metadata": {
-            "uid": volume.uid,
-            "resourceVersion": volume.resource_version,
-            "finalizers": [finalizer for finalizer in volume.finalizers if finalizer != names.FINALIZER],
-        }
-    }
-
-
 async def pin(cluster: Cluster, volume: PersistentVolume, node: Node, pool: str) -> PersistentVolume:
     """The PersistentVolume, tied to this node. Raises Refused when it lives, or just came to live, elsewhere."""
     current: PersistentVolume | None = volume
@@ -67,7 +57,7 @@ async def release(cluster: Cluster, volume: PersistentVolume) -> None:
     """Takes our finalizer off. An object that is gone already is no error. Raises Conflict when it changed since it was
     read: what is to be done may have changed too (its policy, for one), so the caller decides anew."""
     with contextlib.suppress(NotFound):
-        await cluster.patch(VOLUMES, volume.name, release_patch(volume))
+        await cluster.patch(VOLUMES, volume.name, contract_volume.releasing(volume))
 
 
 async def _read(cluster: Cluster, name: str) -> PersistentVolume | None:

@@ -15,6 +15,7 @@ from provisioner.claims import Claims
 from provisioner.creation import Creation
 from provisioner.doubts import Doubts
 from provisioner.metrics import Metrics
+from provisioner.nodecleanup import NodeCleanup
 from provisioner.orphans import Orphans
 from provisioner.reclaim import Reclaim
 from provisioner.settings import Settings
@@ -69,10 +70,19 @@ class Term:
         creation = Creation(cluster, self.books, doubts, self.orphans, self._recorder)
         self.claims = Claims(cluster, self.view, creation, self._recorder, metrics, parallelism=parallelism)
         reclaim = Reclaim(cluster, self.view.volumes, self._recorder, metrics, parallelism=parallelism)
+        self._node_cleanup = NodeCleanup(
+            cluster,
+            self.view.volumes,
+            self._recorder,
+            metrics,
+            delay=settings.node_loss_delay,
+            classes=settings.node_cleanup_classes,
+        )
         self._queues = (self.claims.queue, reclaim.queue, self.orphans.queue, doubts.bookings, doubts.held)
         metrics.watch("claims", self.claims.queue)
         metrics.watch("volumes", reclaim.queue)
         metrics.watch("orphans", self.orphans.queue)
+        metrics.watch("nodes", self._node_cleanup.queue)
 
     async def run(self) -> None:
         """For ever. Nothing is decided before the whole cluster was seen: the books must hold every volume."""
@@ -83,3 +93,4 @@ class Term:
             _log.info("the state of the cluster is known")
             for queue in self._queues:
                 tasks.create_task(queue.run())
+            tasks.create_task(self._node_cleanup.run(), name="node cleanup")

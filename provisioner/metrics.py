@@ -31,6 +31,30 @@ class Metrics:
         self._delete_seconds = self._histogram(
             "controller_persistentvolume_delete_duration_seconds", "How long deleting a volume took."
         )
+        self._let_go = Counter(
+            "elastic_local_provisioner_volumes_let_go",
+            "Volumes whose finalizer was taken off, because their node was deleted and did not come back.",
+            ("class",),
+            registry=self.registry,
+        )
+        cleanup = "local_volume_node_cleanup_persistentvolume"
+        self._lost_deleted = Counter(
+            f"{cleanup}_delete", "Volumes of deleted nodes that were deleted.", ("phase",), registry=self.registry
+        )
+        self._lost_delete_failed = Counter(
+            f"{cleanup}_delete_failed",
+            "Attempts to delete a volume of a deleted node that failed.",
+            ("phase",),
+            registry=self.registry,
+        )
+        self._lost_claims_deleted = Counter(
+            f"{cleanup}claim_delete", "Claims of volumes of deleted nodes that were deleted.", registry=self.registry
+        )
+        self._lost_claims_delete_failed = Counter(
+            f"{cleanup}claim_delete_failed",
+            "Attempts to delete the claim of a volume of a deleted node that failed.",
+            registry=self.registry,
+        )
         self._leading = Gauge(
             "elastic_local_provisioner_leading", "1 while this replica leads.", registry=self.registry
         )
@@ -60,6 +84,21 @@ class Metrics:
 
     def delete_failed(self, storage_class: str) -> None:
         self._delete_failed.labels(storage_class, "").inc()
+
+    def let_go(self, storage_class: str) -> None:
+        self._let_go.labels(storage_class).inc()
+
+    def lost_volume_deleted(self, phase: str) -> None:
+        self._lost_deleted.labels(phase).inc()
+
+    def lost_volume_delete_failed(self, phase: str) -> None:
+        self._lost_delete_failed.labels(phase).inc()
+
+    def lost_claim_deleted(self) -> None:
+        self._lost_claims_deleted.inc()
+
+    def lost_claim_delete_failed(self) -> None:
+        self._lost_claims_delete_failed.inc()
 
     def leading(self, yes: bool) -> None:
         self._leading.set(yes)

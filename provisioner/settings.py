@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from contract import names
 from service import logs
-from service.environment import LOG_FORMATS, LOG_LEVELS, Environment, address, one_of
+from service.environment import LOG_FORMATS, LOG_LEVELS, Environment, address, one_of, span
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,10 @@ class Settings:
     """None: the service account of the pod, or kubectl's default places."""
     parallelism: int = 64
     """Claims worked on at once. Each waits for the API server nearly all of its time."""
+    node_loss_delay: float | None = 60.0
+    """Seconds that a deleted Node may take to come back before its volumes are let go. None: for ever."""
+    node_cleanup_classes: frozenset[str] = frozenset()
+    """StorageClasses whose claims and volumes are deleted with their node."""
     log_format: str = logs.TEXT
     log_level: str = "INFO"
 
@@ -43,6 +47,8 @@ def read(environment: Mapping[str, str]) -> Settings:
         listen_host=host,
         listen_port=port,
         kubeconfig=set_to.text("KUBECONFIG") or None,
+        node_loss_delay=set_to.value("NODE_LOSS_DELAY", span, default.node_loss_delay),
+        node_cleanup_classes=frozenset(set_to.text("NODE_CLEANUP_CLASSES").replace(",", " ").split()),
         log_format=set_to.value("LOG_FORMAT", one_of(LOG_FORMATS), default.log_format),
         log_level=set_to.value("LOG_LEVEL", one_of(LOG_LEVELS), default.log_level),
     )

@@ -6,7 +6,7 @@ A wrong value ends the program at its start with the variable's name: one that g
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from service import logs
+from service import duration, logs
 
 LOG_FORMATS = (logs.TEXT, logs.JSON)
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
@@ -53,6 +53,16 @@ def one_of(allowed: tuple[str, ...]) -> Callable[[str], str]:
 
 def truth(text: str) -> bool:
     return one_of(("true", "false"))(text) == "true"
+
+
+def span(text: str) -> float | None:
+    """Seconds to wait; None for `never`."""
+    if text.lower() == "never":
+        return None
+    try:
+        return duration.parse(text)
+    except ValueError as error:
+        raise ValueError(f"{error}, nor `never`") from None
 
 
 def address(text: str) -> tuple[str, int]:

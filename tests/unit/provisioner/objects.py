@@ -65,3 +65,7 @@ def offered(node: str = "n1", room: int = 10 * GIB) -> Capacity:
 
 def capacity_body(node: str = "n1", room: int = 10 * GIB) -> Json:
     return capacity.manifest(offered(node, room), names.NAMESPACE, None)
+
+
+def node_body(name: str = "n1", hostname: str = "") -> Json:
+    return {"metadata": {"name": name, "labels": {names.HOSTNAME_LABEL: hostname or f"host-{name}"}}}

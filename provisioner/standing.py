@@ -1,0 +1,77 @@
+"""Which nodes there are, and the only way to be sure that one is gone.
+
+A cache that shows no node proves nothing: it may lag, or not be filled yet. Neither does an answer that is no answer.
+A node is gone when the cache has none, and the API server, asked there and then by name and by hostname label, says
+that there is none. Everything else counts as a node.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+
+from contract import names
+from kube.client import NODES, Cluster, Json, NotFound
+from kube.informer import Informer
+from provisioner.residents import Nodes
+
+
+def answers_to(body: Json) -> Nodes:
+    """What a volume may call this node: its name, the label value that stands for it, its hostname label."""
+    name, labels = body["metadata"]["name"], body["metadata"].get("labels") or {}
+    return frozenset({name, names.node_label_value(name), labels.get(names.HOSTNAME_LABEL, "")} - {""})
+
+
+class Standing:
+    """The nodes of the cluster."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._answering: Counter[str] = Counter()
+        self._on_change: list[Callable[[Nodes], None]] = []
+        self._informer = Informer[Nodes](cluster, NODES, answers_to)
+        self._informer.subscribe(self._changed)
+
+    def on_change(self, callback: Callable[[Nodes], None]) -> None:
+        """Tells the names of each node that came, went or got another hostname."""
+        self._on_change.append(callback)
+
+    async def run(self) -> None:
+        """For ever."""
+        await self._informer.run()
+
+    async def wait_synced(self) -> None:
+        await self._informer.wait_synced()
+
+    def known(self, nodes: Nodes) -> bool:
+        """Whether the cache has a node that answers to one of these names."""
+        return any(self._answering[name] for name in nodes)
+
+    async def gone(self, nodes: Nodes) -> bool:
+        """Whether there is, for certain, no node that answers to any of these names. Raises ApiError when the API
+        server can't say."""
+        if self.known(nodes):
+            return False
+        for name in sorted(nodes):
+            if await self._named(name) or await self.with_hostname(name):
+                return False
+        return not self.known(nodes)
+
+    async def with_hostname(self, hostname: str) -> list[str]:
+        """Names of the nodes that have this hostname label now. Raises ApiError."""
+        found = await self._cluster.list(NODES, label_selector=f"{names.HOSTNAME_LABEL}={hostname}")
+        return [body["metadata"]["name"] for body in found]
+
+    async def _named(self, name: str) -> bool:
+        try:
+            await self._cluster.get(NODES, name)
+        except NotFound:
+            return False
+        return True
+
+    def _changed(self, _: str, old: Nodes | None, new: Nodes | None) -> None:
+        self._answering.update(new or ())
+        self._answering.subtract(old or ())
+        for name in (old or frozenset()) - (new or frozenset()):
+            if not self._answering[name]:
+                del self._answering[name]
+        for callback in self._on_change:
+            callback((old or frozenset()) | (new or frozenset()))

@@ -1,0 +1,203 @@
+"""What becomes of volumes whose node is gone: every case of the decision, and which nodes a volume names."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from contract import names
+from contract import volume as contract_volume
+from contract.volume import (
+    AVAILABLE,
+    BOUND,
+    DELETE,
+    FAILED,
+    PENDING,
+    PV_PROTECTION,
+    RELEASED,
+    RETAIN,
+    ClaimReference,
+    Pin,
+)
+from kube.client import Json
+from provisioner import residents
+from provisioner.nodeloss import Step, next_step, warning
+from provisioner.residents import Resident, affine_nodes
+from provisioner.standing import answers_to
+from tests.unit.provisioner.objects import node_body
+
+VOLUME = Resident(
+    name="pv",
+    uid="uid",
+    resource_version="1",
+    nodes=frozenset({"n1", "host-n1"}),
+    phase=BOUND,
+    reclaim_policy=DELETE,
+    storage_class="fast",
+    claim=ClaimReference("ns", "data", "uid-of-data"),
+    deleting=False,
+    held=False,
+    ours=True,
+    label="n1",
+)
+KEEP, LET_GO, REMOVE, REMOVE_CLAIM = Step.KEEP, Step.LET_GO, Step.DELETE, Step.DELETE_CLAIM
+
+
+@pytest.mark.parametrize(
+    ("phase", "policy", "ours_not_named", "ours_named", "local_named"),
+    [
+        (PENDING, DELETE, KEEP, KEEP, KEEP),
+        (AVAILABLE, DELETE, KEEP, REMOVE, REMOVE),
+        (AVAILABLE, RETAIN, KEEP, REMOVE, REMOVE),
+        (BOUND, DELETE, KEEP, REMOVE_CLAIM, REMOVE_CLAIM),
+        (BOUND, RETAIN, KEEP, REMOVE_CLAIM, REMOVE_CLAIM),
+        (RELEASED, DELETE, REMOVE, REMOVE, REMOVE),
+        (RELEASED, RETAIN, KEEP, KEEP, KEEP),
+        (FAILED, DELETE, KEEP, KEEP, KEEP),
+    ],
+)
+def test_what_is_done(phase: str, policy: str, ours_not_named: Step, ours_named: Step, local_named: Step) -> None:
+    ours = replace(VOLUME, phase=phase, reclaim_policy=policy)
+    local = replace(ours, ours=False, label="")
+    assert next_step(ours, opted_in=False) is ours_not_named
+    assert next_step(ours, opted_in=True) is ours_named
+    assert next_step(local, opted_in=True) is local_named
+    assert next_step(local, opted_in=False) is KEEP
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("policy", [DELETE, RETAIN])
+@pytest.mark.parametrize("phase", [PENDING, AVAILABLE, BOUND, RELEASED, FAILED])
+def test_what_is_being_deleted_is_let_go_only_when_its_node_alone_holds_it(
+    phase: str, policy: str, named: bool
+) -> None:
+    going = replace(VOLUME, phase=phase, reclaim_policy=policy, deleting=True)
+    assert next_step(going, named) is KEEP
+    assert next_step(replace(going, held=True), named) is LET_GO
+
+
+def test_the_owner_of_a_claim_reads_what_happens_to_it() -> None:
+    kept = warning(VOLUME, KEEP, 60)
+    assert "host-n1/n1" in kept
+    assert "deleting this claim" in kept
+    assert "this claim is deleted in 60 s unless" in warning(VOLUME, REMOVE_CLAIM, 60)
+    assert warning(VOLUME, REMOVE_CLAIM, None) == kept
+
+
+def test_of_a_volume_nobody_uses_only_what_happens_is_said() -> None:
+    going = replace(VOLUME, phase=RELEASED)
+    assert warning(replace(going, reclaim_policy=RETAIN), KEEP, 60) == ""
+    assert "let go in 60 s unless" in warning(going, REMOVE, 60)
+    assert "take the finalizers off" in warning(going, LET_GO, None)
+
+
+def term(*hostnames: list[str], **others: str) -> Json:
+    expressions: list[Any] = [{"key": names.HOSTNAME_LABEL, "operator": "In", "values": values} for values in hostnames]
+    return {
+        "matchExpressions": [*expressions, *({"key": k, "operator": "In", "values": [v]} for k, v in others.items())]
+    }
+
+
+def affinity(*terms: Json) -> Json:
+    return {"nodeAffinity": {"required": {"nodeSelectorTerms": list(terms)}}}
+
+
+@pytest.mark.parametrize(
+    ("spec", "nodes"),
+    [
+        ({}, set()),
+        ({"nodeAffinity": {}}, set()),
+        (affinity(), set()),
+        (affinity({}), set()),
+        (affinity(term(["a"])), {"a"}),
+        (affinity(term(["a", "b"])), {"a", "b"}),
+        (affinity(term(["a"], ["b"])), set()),
+        (affinity(term(["a", "b"], ["b", "c"])), {"b"}),
+        (affinity(term(["a"]), term(["b"])), {"a", "b"}),
+        (affinity(term(["a", "b"], ["b"]), term(["c"])), {"b", "c"}),
+        (affinity(term(["a"], zone="z")), {"a"}),
+        (affinity(term(zone="z")), set()),
+        (affinity(term(["a"]), term(zone="z")), set()),
+        (affinity(term(zone="z"), term(["a"])), set()),
+        (affinity({"matchExpressions": [{"key": names.HOSTNAME_LABEL, "operator": "NotIn", "values": ["a"]}]}), set()),
+        (affinity({"matchExpressions": [{"key": names.HOSTNAME_LABEL, "operator": "Exists"}]}), set()),
+    ],
+)
+def test_the_nodes_that_an_affinity_names(spec: Json, nodes: set[str]) -> None:
+    assert affine_nodes(spec) == nodes
+
+
+def local_body(name: str = "local-pv-1", phase: str = BOUND, storage_class: str = "disks", **spec: Any) -> Json:
+    return {
+        "metadata": {"name": name, "uid": f"uid-of-{name}", "resourceVersion": "1"},
+        "spec": {
+            "storageClassName": storage_class,
+            "local": {"path": "/mnt/disks/1"},
+            "persistentVolumeReclaimPolicy": "Delete",
+            **affinity(term(["host-n1"])),
+            **spec,
+        },
+        "status": {"phase": phase},
+    }
+
+
+def test_a_local_volume_counts_if_its_class_was_named_and_its_node_is_known() -> None:
+    found = residents.of_local(local_body(), {"disks"})
+    assert found is not None
+    assert (found.nodes, found.ours, found.held) == (frozenset({"host-n1"}), False, False)
+    assert residents.of_local(local_body(), {"other"}) is None
+    assert residents.of_local(local_body(nodeAffinity={}), {"disks"}) is None
+    not_local = local_body()
+    del not_local["spec"]["local"]
+    assert residents.of_local(not_local, {"disks"}) is None
+
+
+def our_body(phase: str = RELEASED, finalizers: tuple[str, ...] = (names.FINALIZER,), **metadata: Any) -> Json:
+    tied = contract_volume.pinning(Pin("n1", "host-n1", "vg"))
+    return {
+        "metadata": {
+            "name": "pv",
+            "uid": "uid",
+            "resourceVersion": "1",
+            **tied["metadata"],
+            "finalizers": list(finalizers),
+            **metadata,
+        },
+        "spec": {"capacity": {"storage": "1Gi"}, "flexVolume": {"driver": names.DRIVER}, **tied["spec"]},
+        "status": {"phase": phase},
+    }
+
+
+@pytest.mark.parametrize(
+    ("body", "held"),
+    [
+        (our_body(deletionTimestamp="now"), True),
+        (our_body(), False),
+        (our_body(BOUND, deletionTimestamp="now"), False),
+        (our_body(finalizers=(names.FINALIZER, PV_PROTECTION), deletionTimestamp="now"), False),
+        (our_body(finalizers=("somebody/else",), deletionTimestamp="now"), False),
+        (our_body(finalizers=(names.FINALIZER, "somebody/else"), deletionTimestamp="now"), True),
+    ],
+)
+def test_a_volume_of_ours_is_held_by_its_node_or_not(body: Json, held: bool) -> None:
+    read = contract_volume.read(body)
+    assert read is not None
+    found = residents.of_ours(read)
+    assert found is not None
+    assert found.held is held
+    assert found.nodes == {"n1", "host-n1"}
+
+
+def test_a_volume_without_a_node_lives_nowhere() -> None:
+    body = our_body()
+    del body["spec"]["nodeAffinity"]
+    read = contract_volume.read(body)
+    assert read is not None
+    assert residents.of_ours(read) is None
+
+
+def test_a_node_answers_to_its_name_its_label_value_and_its_hostname() -> None:
+    assert answers_to(node_body("n1", "ip-1")) == {"n1", "ip-1"}
+    assert answers_to({"metadata": {"name": "n1"}}) == {"n1"}
+    long = "n" * 70
+    assert answers_to(node_body(long, "ip-1")) == {long, names.node_label_value(long), "ip-1"}
