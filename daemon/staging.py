@@ -123,16 +123,6 @@ def is_part(mount: Mount, whole: Mount) -> bool:
     return mount.device == whole.device and f"{mount.root}/".startswith(f"{whole.root.rstrip('/')}/")
 
 
-def shows_device(mount: Mount, device: Path) -> bool:
-    """Whether a mount is of this block device. A btrfs has a device number of its own: there, the source tells."""
-    number = device.stat().st_rdev
-    if mount.device == f"{os.major(number)}:{os.minor(number)}":
-        return True
-    with contextlib.suppress(OSError):
-        return mount.source.startswith("/") and Path(mount.source).stat().st_rdev == number
-    return False
-
-
 def _verify(pv: str, folder: PodFolder, staged: Mount, read_only: bool) -> None:
     shown = top(mounttable.read(), folder.path)
     if shown is None or not is_same(shown, staged) or shown.read_only != read_only:

@@ -26,9 +26,9 @@ from daemon.ordering import Turns
 from daemon.podfolder import PodFolder
 from daemon.record import DamagedRecord, Inventory, Record, State, Volume, Wanted
 from daemon.room import Promise, Room
-from daemon.staging import Staging, shows_device
+from daemon.staging import Staging
 from daemon.stock import Stock
-from host import filesystem, mounting, mounttable
+from host import blockdevice, filesystem, mounting
 from host.command import CommandError
 
 log = logging.getLogger(__name__)
@@ -187,8 +187,8 @@ class Volumes:
                 await asyncio.to_thread(mounting.bind, source, path)
                 return
             fresh = volume.pv in self._fresh
-            mounted_elsewhere = any(shows_device(mount, source) for mount in mounttable.read())
-            if not fresh and not mounted_elsewhere:
+            # A container may keep it mounted in a mount namespace of its own: it was checked then, and can't be now.
+            if not fresh and not await asyncio.to_thread(blockdevice.is_claimed, source):
                 await filesystem.check(kind, source)
             await filesystem.mount(kind, source, path, options)
             self._fresh.discard(volume.pv)

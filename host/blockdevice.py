@@ -1,5 +1,6 @@
 """What a block device is and holds."""
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -26,6 +27,18 @@ def size(device: Path) -> int:
         return os.lseek(descriptor, 0, os.SEEK_END)
     finally:
         os.close(descriptor)
+
+
+def is_claimed(device: Path) -> bool:
+    """Whether somebody has the device for himself: it is mounted, in whatever mount namespace, is part of another
+    device, or a tool works on it. Raises OSError. Source: O_EXCL in open(2)."""
+    try:
+        os.close(os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return True
+    return False
 
 
 async def signature(device: Path, *, deadline: float = 30) -> str:

@@ -345,6 +345,28 @@ async def test_one_whose_making_was_cut_off_is_formatted_whatever_is_on_it(loop_
     assert [path.name for path in folder.path.iterdir()] == ["lost+found"]
 
 
+async def test_one_that_a_container_still_shows_is_mounted_again(loop_node: Node) -> None:
+    """Containers have mount namespaces of their own, whose mounts our table does not have. e2fsck refuses a filesystem
+    that is mounted there, and that must not be taken for damage."""
+    wanted, folder = loop_node.wanted(), loop_node.folder()
+    daemon = await started(loop_node)
+    await daemon.mount(wanted, folder, read_only=False)
+    (folder.path / "file").write_text("kept")
+    container = subprocess.Popen(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo ready; exec cat"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with container:
+        assert container.stdout is not None
+        assert container.stdout.readline() == b"ready\n"
+        await daemon.unmount(folder)
+        assert loop_node.mounts() == []
+        await (await started(loop_node)).mount(wanted, folder, read_only=False)
+        assert (folder.path / "file").read_text() == "kept"
+        container.communicate()
+
+
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
 async def test_a_mkfs_that_outlived_its_daemon_is_waited_for(loop_node: Node, kind: str) -> None:
     """It holds the device for itself, as all of them do: two at once would write over each other."""
