@@ -19,10 +19,10 @@ _reached: int | None = None
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
     global _reached
     if _reached == threading.get_ident():
-        os.kill(os.getpid(), signal.SIGKILL)
+        signal.raise_signal(signal.SIGKILL)
     if event == _event and any(fnmatch.fnmatch(str(argument), _pattern) for argument in arguments[:2]):
         if _when == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
+            signal.raise_signal(signal.SIGKILL)
         _reached = threading.get_ident()
 
 
