@@ -64,7 +64,7 @@ class NodeCleanup:
         self._delay = delay
         self._classes = frozenset(classes)
         self._clock = clock
-        self._places: dict[str, _Place] = {}
+        self.places: dict[str, _Place] = {}
         self._named: dict[str, set[str]] = {}
         """Name of a node -> keys of the places that it stands for."""
         self._standing = Standing(cluster)
@@ -96,7 +96,7 @@ class NodeCleanup:
             self._leave(name, old)
         if new is not None:
             key = _key(new.nodes)
-            place = self._places.setdefault(key, _Place(new.nodes))
+            place = self.places.setdefault(key, _Place(new.nodes))
             place.residents[name] = new
             for node in new.nodes:
                 self._named.setdefault(node, set()).add(key)
@@ -104,10 +104,10 @@ class NodeCleanup:
 
     def _leave(self, name: str, old: Resident) -> None:
         key = _key(old.nodes)
-        place = self._places[key]
+        place = self.places[key]
         place.residents.pop(name, None)
         if not place.residents:
-            del self._places[key]
+            del self.places[key]
             for node in old.nodes:
                 self._named[node].discard(key)
                 if not self._named[node]:
@@ -115,9 +115,9 @@ class NodeCleanup:
 
     def _nodes_changed(self, nodes: Nodes) -> None:
         for key in {key for node in nodes for key in self._named.get(node, ())}:
-            if self._standing.known(self._places[key].nodes):
+            if self._standing.known(self.places[key].nodes):
                 # At once, and not when its turn comes: it may be gone again by then, and the delay begins anew.
-                self._found(self._places[key])
+                self._found(self.places[key])
             self.queue.add(key)
 
     def _found(self, place: _Place) -> None:
@@ -127,7 +127,7 @@ class NodeCleanup:
         place.told.clear()
 
     async def _look(self, key: str) -> None:
-        place = self._places.get(key)
+        place = self.places.get(key)
         if place is None:
             return
         if not await self._standing.gone(place.nodes):

@@ -1,0 +1,346 @@
+"""The controller of deleted nodes: what it waits for, what it never believes, and what it does."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from contract import names
+from kube.client import CLAIMS, EVENTS, NODES, VOLUMES, Forbidden, Json, Unreachable
+from kube.events import Recorder
+from provisioner.books import Books
+from provisioner.metrics import Metrics
+from provisioner.nodecleanup import NodeCleanup
+from provisioner.view import View
+from tests.unit.provisioner.memory import MemoryCluster
+from tests.unit.provisioner.objects import claim_body, node_body
+from tests.unit.provisioner.stage import does, raises, until
+from tests.unit.provisioner.test_nodeloss import local_body, our_body
+
+CLASS = "disks"
+DELAY = 60.0
+CLAIM = {"namespace": "default", "name": "data", "uid": "uid-of-data"}
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Stage:
+    """The controller at work. Time stands still until `pass_delay`."""
+
+    def __init__(self, cluster: MemoryCluster, delay: float | None, classes: set[str]) -> None:
+        self.cluster = cluster
+        self.clock = Clock()
+        self.metrics = Metrics()
+        self.recorder = Recorder(cluster, "test")
+        self.view = View(cluster, names.NAMESPACE, Books())
+        self.cleanup = NodeCleanup(
+            cluster,
+            self.view.volumes,
+            self.recorder,
+            self.metrics,
+            delay=delay,
+            classes=classes,
+            clock=self.clock,
+        )
+
+    async def pass_delay(self) -> None:
+        """The delay is over, and every place was looked at again."""
+        self.clock.now += DELAY
+        await self.look()
+
+    async def look(self) -> None:
+        await settled(self.cluster)
+        for key in list(self.cleanup.places):
+            self.cleanup.queue.add(key)
+        await self.cleanup.queue.drain()
+        await settled(self.cluster)
+        await self.cleanup.queue.drain()
+
+    def count(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+async def settled(cluster: MemoryCluster) -> None:
+    """Watches have told all that there is to tell."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def working(
+    cluster: MemoryCluster, delay: float | None = DELAY, classes: frozenset[str] = frozenset({CLASS})
+) -> AsyncIterator[Stage]:
+    stage = Stage(cluster, delay, set(classes))
+    parts = (stage.recorder, stage.view, stage.cleanup)
+    tasks = [asyncio.create_task(part.run()) for part in parts]
+    try:
+        await stage.view.wait_synced()
+        await settled(cluster)
+        await stage.look()
+        yield stage
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        assert all(task.cancelled() for task in tasks), [task.exception() for task in tasks if not task.cancelled()]
+
+
+def bound_claim(**metadata: Any) -> Json:
+    body = claim_body()
+    return {**body, "metadata": {**body["metadata"], **metadata}, "spec": {**body["spec"], "volumeName": "local-pv-1"}}
+
+
+def has(cluster: MemoryCluster, name: str) -> bool:
+    return (VOLUMES, "", name) in cluster.objects
+
+
+def writes(cluster: MemoryCluster) -> list[tuple[str, str, str]]:
+    return [request for request in cluster.requests if request[0] in ("delete", "patch") and request[1] != "events"]
+
+
+@pytest.fixture
+async def local(cluster: MemoryCluster) -> MemoryCluster:
+    """A bound local volume of a named class, on node n1."""
+    cluster.put(VOLUMES, local_body(claimRef=CLAIM))
+    cluster.put(CLAIMS, bound_claim())
+    return cluster
+
+
+async def test_while_the_node_is_there_nothing_is_said_or_done(local: MemoryCluster) -> None:
+    local.put(VOLUMES, our_body(deletionTimestamp="now"))
+    async with working(local) as stage:
+        await stage.pass_delay()
+    assert not writes(local)
+    assert not local.messages("ReferencedNodeDeleted") + local.messages("NodeDeleted")
+
+
+@pytest.mark.parametrize("node", [node_body("host-n1", "other"), node_body("other", "host-n1")])
+async def test_a_node_exists_by_its_name_or_by_its_hostname(local: MemoryCluster, node: Json) -> None:
+    local.remove(NODES, "n1")
+    local.put(NODES, node)
+    async with working(local) as stage:
+        await stage.pass_delay()
+    assert not writes(local)
+
+
+async def test_the_claim_is_warned_at_once_and_deleted_after_the_delay(local: MemoryCluster) -> None:
+    async with working(local) as stage:
+        local.remove(NODES, "n1")
+        await until(lambda: local.messages("ReferencedNodeDeleted"))
+        await stage.look()
+        assert not writes(local)
+        await stage.pass_delay()
+        assert writes(local) == [("delete", "persistentvolumeclaims", "data")]
+        assert stage.count("local_volume_node_cleanup_persistentvolumeclaim_delete_total") == 1
+    assert "this claim is deleted in 60 s" in local.messages("ReferencedNodeDeleted")[0]
+    assert len(local.messages("ReferencedNodeDeleted")) == 1
+
+
+async def test_a_node_that_comes_back_within_the_delay_starts_it_anew(local: MemoryCluster) -> None:
+    async with working(local) as stage:
+        local.remove(NODES, "n1")
+        await until(lambda: local.messages("ReferencedNodeDeleted"))
+        stage.clock.now += DELAY - 1
+        local.put(NODES, node_body("n1"))
+        local.remove(NODES, "n1")
+        await stage.look()
+        stage.clock.now += DELAY - 1
+        await stage.look()
+        assert not writes(local)
+        await stage.pass_delay()
+        assert writes(local)
+
+
+@pytest.mark.parametrize("error", [Unreachable(503, "", "later"), Forbidden(403, "Forbidden", "no")])
+@pytest.mark.parametrize("verb", ["get", "list"])
+async def test_a_server_that_cannot_say_has_not_said_that_the_node_is_gone(
+    local: MemoryCluster, verb: str, error: Forbidden | Unreachable
+) -> None:
+    async with working(local) as stage:
+        local.remove(NODES, "n1")
+        await until(lambda: local.messages("ReferencedNodeDeleted"))
+        await stage.look()
+        stage.clock.now += DELAY
+        local.before[verb, "nodes"] = [raises(error)]
+        for key in list(stage.cleanup.places):
+            stage.cleanup.queue.add(key)
+        await stage.cleanup.queue.drain()
+        assert not local.before[verb, "nodes"]
+        assert not writes(local)
+        await stage.look()
+        assert writes(local)
+
+
+async def test_a_cache_that_lags_does_not_make_a_node_gone(local: MemoryCluster) -> None:
+    async with working(local) as stage:
+        local.remove(NODES, "n1")
+        await until(lambda: local.messages("ReferencedNodeDeleted"))
+        await stage.look()
+        local.watching.clear()
+        local.put(NODES, node_body("n1"))
+        await stage.pass_delay()
+        assert not writes(local)
+        local.watching.set()
+
+
+async def test_a_node_that_comes_back_at_the_last_moment_saves_the_rest(local: MemoryCluster) -> None:
+    for number in range(2, 5):
+        local.put(VOLUMES, local_body(f"local-pv-{number}", "Available"))
+    async with working(local) as stage:
+        local.remove(NODES, "n1")
+        await until(lambda: local.messages("ReferencedNodeDeleted"))
+        await stage.look()
+
+        async def back() -> None:
+            local.put(NODES, node_body("n1"))
+            await settled(local)
+
+        local.after["delete", "persistentvolumeclaims"] = [back]
+        await stage.pass_delay()
+        assert writes(local) == [("delete", "persistentvolumeclaims", "data")]
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        bound_claim(uid="of-a-namesake"),
+        {**bound_claim(), "spec": {**bound_claim()["spec"], "volumeName": "another"}},
+        bound_claim(deletionTimestamp="now"),
+        None,
+    ],
+    ids=["another uid", "another volume", "deleting", "gone"],
+)
+async def test_only_the_very_claim_that_points_at_the_volume_is_deleted(
+    local: MemoryCluster, claim: Json | None
+) -> None:
+    local.remove(CLAIMS, "data", "default")
+    if claim is not None:
+        local.put(CLAIMS, claim)
+    local.remove(NODES, "n1")
+    async with working(local) as stage:
+        await stage.pass_delay()
+        assert stage.count("local_volume_node_cleanup_persistentvolumeclaim_delete_total") == 0
+    assert not writes(local)
+
+
+async def test_a_claim_that_became_another_at_the_last_moment_is_not_deleted(local: MemoryCluster) -> None:
+    local.remove(NODES, "n1")
+
+    def replaced() -> None:
+        local.remove(CLAIMS, "data", "default")
+        local.put(CLAIMS, bound_claim(uid="of-a-namesake"))
+
+    async with working(local) as stage:
+        local.before["delete", "persistentvolumeclaims"] = [does(replaced)]
+        await stage.pass_delay()
+    assert (CLAIMS, "default", "data") in local.objects
+
+
+async def test_volumes_that_nobody_uses_go_and_are_counted_by_phase(cluster: MemoryCluster) -> None:
+    cluster.put(VOLUMES, local_body("free", "Available", persistentVolumeReclaimPolicy="Retain"))
+    cluster.put(VOLUMES, local_body("released", "Released", claimRef=CLAIM))
+    cluster.put(VOLUMES, local_body("retained", "Released", persistentVolumeReclaimPolicy="Retain"))
+    cluster.put(VOLUMES, local_body("elsewhere", "Available", nodeAffinity={}))
+    cluster.put(VOLUMES, local_body("not-named", "Available", storage_class="other"))
+    cluster.remove(NODES, "n1")
+    async with working(cluster) as stage:
+        await stage.pass_delay()
+        assert {name for (kind, _, name) in cluster.objects if kind == VOLUMES} == {
+            "retained",
+            "elsewhere",
+            "not-named",
+        }
+        for phase in ("Available", "Released"):
+            assert stage.count("local_volume_node_cleanup_persistentvolume_delete_total", phase=phase) == 1
+
+
+async def test_a_released_volume_whose_claim_lives_is_kept(local: MemoryCluster) -> None:
+    local.put(VOLUMES, local_body(phase="Released", claimRef=CLAIM))
+    local.remove(NODES, "n1")
+    async with working(local) as stage:
+        await stage.pass_delay()
+    assert has(local, "local-pv-1")
+
+
+async def test_a_deletion_that_fails_is_counted_tried_again_and_holds_up_no_other(cluster: MemoryCluster) -> None:
+    cluster.put(VOLUMES, local_body("one", "Available"))
+    cluster.put(VOLUMES, local_body("two", "Available"))
+    cluster.remove(NODES, "n1")
+    async with working(cluster) as stage:
+        cluster.before["delete", "persistentvolumes"] = [raises(Unreachable(500, "", "no"))]
+        stage.clock.now += DELAY
+        for key in list(stage.cleanup.places):
+            stage.cleanup.queue.add(key)
+        await until(lambda: has(cluster, "one") is not has(cluster, "two"))
+        failed = stage.count("local_volume_node_cleanup_persistentvolume_delete_failed_total", phase="Available")
+        assert failed == 1
+        await until(lambda: not has(cluster, "one") and not has(cluster, "two"))
+
+
+async def test_a_volume_of_ours_is_let_go_and_its_owner_told(cluster: MemoryCluster) -> None:
+    body = our_body(finalizers=(names.FINALIZER, "somebody/else"), deletionTimestamp="now")
+    cluster.put(VOLUMES, {**body, "spec": {**body["spec"], "claimRef": CLAIM, "storageClassName": "fast"}})
+    async with working(cluster, classes=frozenset()) as stage:
+        cluster.remove(NODES, "n1")
+        await until(lambda: cluster.messages("NodeDeleted"))
+        assert "let go in 60 s" in cluster.messages("NodeDeleted")[0]
+        await stage.look()
+        assert cluster.objects[VOLUMES, "", "pv"]["metadata"]["finalizers"] == [names.FINALIZER, "somebody/else"]
+        await stage.pass_delay()
+        assert cluster.objects[VOLUMES, "", "pv"]["metadata"]["finalizers"] == ["somebody/else"]
+        assert stage.count("elastic_local_provisioner_volumes_let_go_total", **{"class": "fast"}) == 1
+        await stage.recorder.flush()
+    told = [event for event in cluster.all(EVENTS) if "was let go" in event["message"]]
+    assert {event["involvedObject"]["kind"] for event in told} == {"PersistentVolume", "PersistentVolumeClaim"}
+
+
+async def test_a_bound_volume_of_ours_is_kept_unless_its_class_was_named(cluster: MemoryCluster) -> None:
+    body = our_body("Bound")
+    cluster.put(VOLUMES, {**body, "spec": {**body["spec"], "claimRef": CLAIM, "storageClassName": "fast"}})
+    claim = claim_body()
+    cluster.put(CLAIMS, {**claim, "spec": {**claim["spec"], "volumeName": "pv"}})
+    cluster.remove(NODES, "n1")
+    async with working(cluster) as stage:
+        await stage.pass_delay()
+        await until(lambda: cluster.messages("ReferencedNodeDeleted"))
+    assert not writes(cluster)
+    async with working(cluster, classes=frozenset({"fast"})) as stage:
+        await stage.pass_delay()
+    assert writes(cluster) == [("delete", "persistentvolumeclaims", "data")]
+
+
+async def test_never_means_never(local: MemoryCluster) -> None:
+    local.put(VOLUMES, our_body(deletionTimestamp="now"))
+    local.remove(NODES, "n1")
+    async with working(local, delay=None) as stage:
+        await stage.pass_delay()
+        await until(lambda: local.messages("ReferencedNodeDeleted") and local.messages("NodeDeleted"))
+    assert not writes(local)
+
+
+async def test_the_label_follows_a_node_that_was_registered_under_another_name(cluster: MemoryCluster) -> None:
+    cluster.put(VOLUMES, our_body("Bound"))
+    async with working(cluster, classes=frozenset()) as stage:
+        cluster.remove(NODES, "n1")
+        cluster.put(NODES, node_body("renamed", "host-n1"))
+        await stage.look()
+        metadata = cluster.objects[VOLUMES, "", "pv"]["metadata"]
+        assert metadata["labels"][names.NODE_LABEL] == "renamed"
+        assert metadata["finalizers"] == [names.FINALIZER]
+
+
+async def test_the_label_does_not_follow_when_two_nodes_have_the_hostname(cluster: MemoryCluster) -> None:
+    cluster.put(VOLUMES, our_body("Bound"))
+    cluster.remove(NODES, "n1")
+    cluster.put(NODES, node_body("one", "host-n1"))
+    cluster.put(NODES, node_body("two", "host-n1"))
+    async with working(cluster, classes=frozenset()) as stage:
+        await stage.look()
+    assert not writes(cluster)
