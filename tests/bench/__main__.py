@@ -6,12 +6,13 @@ when the machine's speed drifts.
 
 import asyncio
 
-from tests.bench import callout, journey
+from tests.bench import callout, journey, plug
 
 
 async def main() -> None:
     callout.main()
     await journey.main()
+    await plug.main()
 
 
 asyncio.run(main())

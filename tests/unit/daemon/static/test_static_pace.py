@@ -46,6 +46,26 @@ async def test_a_storm_of_a_thousand_events_makes_a_handful_of_passes() -> None:
     assert 1 <= passes <= 5
 
 
+async def test_while_events_never_cease_nobody_waits_for_long() -> None:
+    pace = Pace()
+    begin = time.monotonic()
+    for _ in range(6):
+        pace.wake()
+        await pace.wait(period=60)
+    assert time.monotonic() - begin < 6 * 0.75
+
+
+async def test_slow_passes_have_longer_gaps() -> None:
+    pace = Pace()
+    pace.wake()
+    await pace.wait(period=60)
+    await asyncio.sleep(0.2)  # the pass
+    begin = time.monotonic()
+    pace.wake()
+    await pace.wait(period=60)
+    assert time.monotonic() - begin >= 0.9
+
+
 async def test_a_period_shorter_than_the_pause_of_a_storm_still_holds() -> None:
     pace = Pace()
     begin = time.monotonic()
