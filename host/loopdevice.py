@@ -1,8 +1,8 @@
 """A file as a block device.
 
-Attached with LOOP_CONFIGURE, one call in place of the older three, and with AUTOCLEAR: the kernel detaches the file
-when the last mount or open descriptor goes. So there is nothing to detach, and a killed process leaves no device
-behind.
+Attached with LOOP_CONFIGURE, one call in place of the older three, and for volumes with AUTOCLEAR: the kernel detaches
+the file when the last mount or open descriptor goes. So there is nothing to detach, and a killed process leaves no
+device behind. What is a disk of the node, whether somebody uses it or not, is attached without.
 
 Source: loop(4), include/uapi/linux/loop.h. Needs Linux 5.8.
 """
@@ -59,11 +59,19 @@ def attached(file: Path) -> Iterator[Path]:
     """The loop device of `file`: the one it is attached to already, else a new one. It is held for the context, and
     beyond it for as long as it is mounted. Past the page cache (direct I/O) where the file's filesystem can, so that
     data is not cached twice. Raises OSError."""
-    descriptor, device = _open_attached(file) or _attach(file)
+    descriptor, device = _open_attached(file) or _attach(file, _AUTOCLEAR | _DIRECT_IO)
     try:
         yield device
     finally:
         os.close(descriptor)
+
+
+def attach(file: Path) -> Path:
+    """The loop device of `file`, which stays when nobody uses it: until `losetup --detach`, or the node's next start.
+    Raises OSError."""
+    descriptor, device = _open_attached(file) or _attach(file, _DIRECT_IO)
+    os.close(descriptor)
+    return device
 
 
 def find(file: Path) -> Path | None:
@@ -106,7 +114,7 @@ def _shows(descriptor: int, file: os.stat_result) -> bool:
     return (info.lo_device, info.lo_inode) == (file.st_dev, file.st_ino)
 
 
-def _attach(file: Path) -> tuple[int, Path]:
+def _attach(file: Path, flags: int) -> tuple[int, Path]:
     with _opened(file, os.O_RDWR) as backing, _opened(Path(_CONTROL), os.O_RDWR) as control:
         for _ in range(_TRIES):
             number = fcntl.ioctl(control, _LOOP_CTL_GET_FREE)
@@ -117,7 +125,7 @@ def _attach(file: Path) -> tuple[int, Path]:
                 raise OSError(
                     errno.ENOENT, "no such device, the container must share the node's /dev", str(device)
                 ) from error
-            config = _Config(fd=backing, info=_Info(lo_flags=_AUTOCLEAR | _DIRECT_IO))
+            config = _Config(fd=backing, info=_Info(lo_flags=flags))
             config.info.lo_file_name = os.fsencode(file)[-63:]
             try:
                 fcntl.ioctl(descriptor, _LOOP_CONFIGURE, config)

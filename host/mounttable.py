@@ -29,6 +29,8 @@ class Mount:
     filesystem: str
     source: str
     filesystem_options: frozenset[str]
+    shared: bool = False
+    """Mounts below it reach other namespaces, a container's those of its host (mount_namespaces(7))."""
 
     @property
     def read_only(self) -> bool:
@@ -56,6 +58,7 @@ def _parse_line(line: str) -> Mount:
             filesystem=_decode(filesystem),
             source=_decode(source),
             filesystem_options=frozenset(_decode(option) for option in filesystem_options.split(",")),
+            shared=any(field.startswith("shared:") for field in fields[6:dash]),
         )
     except (ValueError, IndexError) as error:
         raise ValueError(f"not a line of mountinfo: {line!r}") from error

@@ -1,0 +1,81 @@
+"""How a command that a person typed runs: to its end, with a sign of life when it takes long, and with one line that
+says what to do when it fails. Tracebacks are for what nobody foresaw."""
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import AsyncIterator, Coroutine
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+
+from daemon.errors import VolumeError
+from host.command import CommandError
+from kube.client import ApiError, Cluster, ConfigurationError
+from lvm import LvmError
+from service.environment import SettingsError
+
+T = TypeVar("T")
+
+_PATIENCE = 2.0
+"""Seconds for which a person waits without wondering."""
+
+Kubeconfig = Annotated[
+    str | None,
+    typer.Option(envvar="KUBECONFIG", help="How to reach the API server. Default: as kubectl, or the pod's account."),
+]
+
+
+class Stop(Exception):
+    """The command can't go on. The words say why and what to do."""
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Runs `work`; what can be expected to go wrong becomes a line on stderr and exit code 1."""
+    try:
+        return asyncio.run(work)
+    except (Stop, VolumeError, LvmError, CommandError, SettingsError) as error:
+        words = str(error)
+    except ConfigurationError as error:
+        words = f"{error}, or name a kubeconfig with --kubeconfig"
+    except ApiError as error:
+        words = f"the API server says: {error}"
+    except KeyboardInterrupt:
+        words = "interrupted; the same command goes on from here"
+    typer.echo(f"elastic-local: {words}", err=True)
+    raise typer.Exit(1)
+
+
+def need_root(what: str) -> None:
+    if os.geteuid() != 0:
+        raise Stop(f"{what} needs root: try again with sudo")
+
+
+@contextlib.asynccontextmanager
+async def patience(doing: str) -> AsyncIterator[None]:
+    """Says on stderr what is being done once it has taken two seconds: a spinner for a person, a line for a log."""
+
+    async def tell() -> None:
+        await asyncio.sleep(_PATIENCE)
+        if not sys.stderr.isatty():
+            typer.echo(f"{doing} ...", err=True)
+            return
+        with Console(stderr=True).status(f"{doing} ..."):
+            await asyncio.Event().wait()
+
+    telling = asyncio.create_task(tell())
+    try:
+        yield
+    finally:
+        telling.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await telling
+
+
+@contextlib.asynccontextmanager
+async def cluster(kubeconfig: str | None, deadline: float = 30.0) -> AsyncIterator[Cluster]:
+    """Raises ConfigurationError."""
+    async with await Cluster.connect(kubeconfig, program="elastic-local-command", deadline=deadline) as connected:
+        yield connected

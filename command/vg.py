@@ -1,0 +1,212 @@
+"""`vg create` and `vg list`: the volume group of a node, which is all that a node needs before it can have volumes.
+
+Creating is safe to repeat, by a person or by a Makefile: a group that is there is left as it is. A disk that holds
+anything is never taken; what speaks against it is said, with the command that would clear it.
+"""
+
+import asyncio
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import lvm
+from command import disks
+from command.disks import Disk
+from command.running import Stop, need_root, patience, run
+from command.table import Column, Form, Output, share, show, size
+from contract import quantity
+from daemon.backends import groupfile
+from daemon.record import DamagedRecord, from_tags
+from daemon.settings import Settings
+from host import loopdevice
+from lvm import Lvm
+
+app = typer.Typer(help="The volume group that this node's volumes are made in.", no_args_is_help=True)
+
+_SMALLEST = 16 << 20
+"""Bytes: below, LVM's metadata and extents leave nothing to use."""
+
+DataDir = Annotated[Path, typer.Option(envvar="DATA_DIR", help="Where the daemon keeps its own, loop files included.")]
+_DATA_DIR = Settings(node_name="").data_dir
+
+
+@dataclass(frozen=True)
+class Group:
+    """A row of `vg list`. Sizes in bytes."""
+
+    name: str
+    size: int
+    free: int
+    devices: tuple[str, ...]
+    volumes: int
+    ours: int
+    """Of the volumes, those with the mark of elastic-local."""
+    problem: str
+
+
+@app.command()
+def create(
+    group: Annotated[str, typer.Argument(envvar="LVM_VOLUME_GROUP", help="Name of the group.")] = "elastic-local-vg",
+    devices: Annotated[
+        list[Path] | None, typer.Argument(help="Empty disks, such as /dev/sdb.", metavar="[DEVICE]...")
+    ] = None,
+    any_disk: Annotated[bool, typer.Option("--any-disk", help="Take the largest whole disk that is empty.")] = False,
+    loop_size: Annotated[
+        str | None,
+        typer.Option(help="Use a file of this size, such as 10Gi, as a disk. With --any-disk: if there is none."),
+    ] = None,
+    data_dir: DataDir = _DATA_DIR,
+    output: Output = Form.TABLE,
+) -> None:
+    """Make the volume group of this node. One that exists is left as it is.
+
+    A disk that holds anything (a partition, a filesystem, a mount, LVM, or data of any kind) is refused.
+
+    A group on a file (--loop-size) is there again after a restart of the node: the daemon attaches it.
+    """
+    show([run(_create(group, devices or [], any_disk, loop_size, data_dir))], _COLUMNS, output, nothing="")
+
+
+@app.command("list")
+def list_groups(data_dir: DataDir = _DATA_DIR, output: Output = Form.TABLE) -> None:
+    """The volume groups of this node: size, what is free, devices, volumes."""
+    show(
+        run(_list(data_dir)),
+        _COLUMNS,
+        output,
+        nothing="this node has no volume group: make one with `elastic-local vg create elastic-local-vg DEVICE...`",
+    )
+
+
+_COLUMNS = (
+    Column[Group]("group", lambda row: row.name),
+    Column[Group]("size", lambda row: size(row.size), right=True),
+    Column[Group]("free", lambda row: size(row.free), right=True),
+    Column[Group]("taken", lambda row: share(row.size - row.free, row.size)),
+    Column[Group]("devices", lambda row: " ".join(row.devices)),
+    Column[Group]("volumes", lambda row: str(row.volumes), right=True),
+    Column[Group]("ours", lambda row: str(row.ours), right=True),
+    Column[Group]("problem", lambda row: row.problem),
+)
+
+
+async def _list(data_dir: Path) -> list[Group]:
+    need_root("asking LVM")
+    async with patience("asking LVM for the groups of this node"):
+        state = await Lvm(data_dir / "lvm").report()
+    return [row(state, group) for group in state.groups]
+
+
+async def _create(name: str, devices: list[Path], any_disk: bool, loop_size: str | None, data_dir: Path) -> Group:
+    need_root("making a volume group")
+    if devices and (any_disk or loop_size):
+        raise Stop("name devices, or give --any-disk or --loop-size, not both")
+    wanted_size = _size(loop_size) if loop_size else None
+    tools = Lvm(data_dir / "lvm")
+    async with patience(f"making volume group {name}"):
+        groupfile.attach_all(data_dir)
+        state = await tools.report()
+        if present := state.group(name):
+            _compare(state, name, [await disks.look(device) for device in devices])
+            return row(state, present)
+        taken = await _disks(name, devices, any_disk, wanted_size, data_dir)
+        await tools.create_group(name, [disk.path for disk in taken])
+        state = await tools.report()
+    return row(state, next(group for group in state.groups if group.name == name))
+
+
+async def _disks(name: str, devices: list[Path], any_disk: bool, loop_size: int | None, data_dir: Path) -> list[Disk]:
+    """What the new group is to lie on. Raises Stop."""
+    if devices:
+        named = [await disks.look(device) for device in devices]
+        if any(disks.objection(disk) for disk in named):
+            raise Stop(f"nothing was changed, because not every disk is empty:\n{disks.described(named)}")
+        return named
+    if any_disk:
+        there = [await disks.look(path) for path in disks.whole_disks()]
+        if chosen := disks.choose(there):
+            return [chosen]
+        if loop_size is None:
+            seen = disks.described(there) or "  there is none"
+            raise Stop(f"no disk of this node is empty:\n{seen}\nAdd a disk, or give --loop-size for a file instead")
+    if loop_size is None:
+        raise Stop(
+            f"volume group {name} does not exist: name empty disks to make it from (`lsblk` lists those of this node), "
+            "or give --any-disk to take one, or --loop-size 10Gi for a file instead of a disk"
+        )
+    return [await _loop_disk(groupfile.place(data_dir, name), loop_size)]
+
+
+async def _loop_disk(file: Path, wanted: int) -> Disk:
+    try:
+        device = await asyncio.to_thread(_attached, file, wanted)
+    except OSError as error:
+        raise Stop(f"{file} can't become a disk: {error}") from error
+    disk = await disks.look(device)
+    if why := disks.objection(disk):
+        raise Stop(f"{file} was there already and can't become a disk: {why}; or move the file away")
+    return disk
+
+
+def _attached(file: Path, wanted: int) -> Path:
+    if not file.exists():
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        room = os.statvfs(file.parent)
+        free = room.f_bavail * room.f_frsize
+        if wanted > free:
+            raise Stop(
+                f"the filesystem of {file.parent} has {quantity.humane(free)} left for a file of "
+                f"{quantity.humane(wanted)}: give a smaller --loop-size, or another --data-dir"
+            )
+        groupfile.make(file, wanted)
+    return loopdevice.attach(file)
+
+
+def _size(text: str) -> int:
+    try:
+        count = quantity.parse(text)
+    except ValueError as error:
+        raise Stop(f"--loop-size: {error}") from None
+    if count < _SMALLEST:
+        raise Stop(f"--loop-size {text} is too small for a volume group: give {quantity.render(_SMALLEST)} or more")
+    return count
+
+
+def _compare(state: lvm.State, name: str, named: list[Disk]) -> None:
+    """A group of that name is there. Raises Stop when it is not made of the named disks: extending a group is not what
+    was asked for."""
+    has = {str(Path(device.path).resolve()) for device in state.devices if device.group == name}
+    others = [disk.path for disk in named if disk.path not in has]
+    if others:
+        raise Stop(
+            f"volume group {name} exists already, on {' '.join(sorted(has))}. To add a disk that is empty: "
+            f"`vgextend {name} {' '.join(others)}`"
+        )
+
+
+def row(state: lvm.State, group: lvm.VolumeGroup) -> Group:
+    volumes = [volume for volume in state.volumes_of(group.name) if not volume.is_thin_pool]
+    problem = ""
+    if group.exported:
+        problem = f"exported: `vgimport {group.name}`"
+    elif group.missing_devices:
+        problem = f"{group.missing_devices} of its devices missing: bring them back, or see docs/operations.md"
+    return Group(
+        name=group.name,
+        size=group.size,
+        free=group.free,
+        devices=tuple(sorted(device.path for device in state.devices if device.group == group.name)),
+        volumes=len(volumes),
+        ours=sum(1 for volume in volumes if _is_ours(volume)),
+        problem=problem,
+    )
+
+
+def _is_ours(volume: lvm.LogicalVolume) -> bool:
+    try:
+        return from_tags(volume.tags) is not None
+    except DamagedRecord:
+        return True

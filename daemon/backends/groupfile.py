@@ -1,0 +1,53 @@
+"""A volume group on a file, for nodes that have no disk to spare: minikube, laptops.
+
+    <data folder>/groups/<volume group>.img
+
+LVM sees a disk like any other, so volumes, thin pools and tags are the real thing. A loop device does not outlive a
+restart of the node, and nothing on the node would know that there should be one. So the file's place is the memory: the
+daemon attaches what it finds there when it starts, before it looks for its group.
+"""
+
+import logging
+import os
+from pathlib import Path
+
+from host import loopdevice
+
+log = logging.getLogger(__name__)
+
+_SUFFIX = ".img"
+_UNFINISHED = ".new"
+
+
+def place(data_dir: Path, group: str) -> Path:
+    """Where the file of a group is, or would be."""
+    return data_dir / "groups" / f"{group}{_SUFFIX}"
+
+
+def make(file: Path, size: int) -> None:
+    """A new file of `size` bytes that has them all: a sparse one would fail its volumes when the disk under it is
+    full. It is there whole or not at all. Raises OSError."""
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    unfinished = file.with_suffix(_UNFINISHED)
+    descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+        os.fsync(descriptor)
+    except OSError:
+        unfinished.unlink()
+        raise
+    finally:
+        os.close(descriptor)
+    unfinished.rename(file)
+
+
+def attach_all(data_dir: Path) -> list[Path]:
+    """The devices of all files there are. One that can't be attached is told of in the log: the node may have other
+    groups, and whoever needs this one says that it is missing."""
+    devices = []
+    for file in sorted((data_dir / "groups").glob(f"*{_SUFFIX}")):
+        try:
+            devices.append(loopdevice.attach(file))
+        except OSError as error:
+            log.warning("%s, which has a volume group, gets no loop device: %s", file, error)
+    return devices
