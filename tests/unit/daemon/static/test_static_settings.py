@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from daemon import settings as daemon_settings
 from daemon.static import settings
 from daemon.static.settings import StaticSettings
 from service.environment import Environment, SettingsError
@@ -43,3 +44,10 @@ def test_the_originals_variables() -> None:
 def test_what_is_wrong_is_told_with_its_variable(variable: str, value: str, words: str) -> None:
     with pytest.raises(SettingsError, match=words):
         read(**{"STATIC_CONFIG_DIR": "/c", variable: value})
+
+
+def test_they_are_part_of_the_daemons_and_so_is_the_originals_name_of_the_node() -> None:
+    found = daemon_settings.read({"MY_NODE_NAME": "node-1", "STATIC_CONFIG_DIR": "/c", "NAMESPACE": "storage"})
+    assert found.node_name == "node-1"
+    assert found.static == StaticSettings(Path("/c"), "storage")
+    assert daemon_settings.read({"NODE_NAME": "node-1"}).static is None
