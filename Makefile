@@ -5,20 +5,30 @@ VENV := .venv
 PYTHON ?= python3
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 ENVIRONMENT := $(VENV)/.complete
+CALLOUT = $(MAKE) --silent --directory flexdriver/native PYTHON=$(CURDIR)/$(VENV)/bin/python
 
-.PHONY: help demo test bench lint format lock tools clean
+.PHONY: help demo test bench callout callout-here lint format lock tools clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: tools ## the main job on this machine, no cluster needed: a claim becomes a mounted volume and goes again
+demo: tools callout-here ## the main job on this machine, no cluster needed: a claim becomes a mounted volume and goes again
 	@$(RUN) python -m tests.sandbox.demo
 
-test: tools ## all tests: unit, node (real LVM, in User-mode Linux where the kernel has no device-mapper), cluster
+test: tools callout-here ## all tests: unit, node (real LVM, in User-mode Linux where the kernel has no device-mapper), cluster
 	@$(RUN) pytest --numprocesses 2 --dist loadgroup
 
-bench: tools ## measure: start of the callout, time from claim to mount
+bench: tools callout-here ## measure: start of the callout, time from claim to mount
 	@$(RUN) python -m tests.bench
+
+callout: tools ## build the executable that the kubelet calls, for amd64 and arm64, and try the one that is not this machine's
+	@tools/system-packages callout
+	@$(CALLOUT)
+	@$(RUN) pytest --quiet tests/unit/flexdriver/test_callout.py tests/unit/flexdriver/test_late.py -k native \
+		--machine $(if $(filter x86_64,$(shell uname -m)),aarch64,x86_64)
+
+callout-here: tools
+	@$(CALLOUT) build/callout.$(shell uname -m)
 
 lint: tools ## ruff, mypy --strict, import-linter
 	@$(RUN) ruff check
@@ -49,4 +59,4 @@ $(ENVIRONMENT): requirements.lock pyproject.toml tools/system-packages
 	@touch $@
 
 clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info
+	rm -rf $(VENV) flexdriver/native/build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info

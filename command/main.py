@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flexdriver import bundle
+from flexdriver import bundle, installation
 from service.environment import SettingsError
 
 app = typer.Typer(
@@ -46,18 +46,26 @@ def provisioner() -> None:
 @flexdriver.command()
 def install(
     plugin_dir: Annotated[Path, typer.Option(envvar="PLUGIN_DIR", help="The kubelet's volumePluginDir.")] = Path(
-        bundle.PLUGIN_DIRECTORY
+        installation.PLUGIN_DIRECTORY
     ),
-    interpreter: Annotated[Path, typer.Option(help="Python of the node, 3.11 or later.")] = Path(bundle.INTERPRETER),
+    interpreter: Annotated[
+        Path, typer.Option(help="Python of the node, 3.11 or later, where no native driver was built for its machine.")
+    ] = Path(bundle.INTERPRETER),
 ) -> None:
-    """Install the driver into the kubelet's plugin directory, whole or not at all; the kubelet sees it at once."""
+    """Install the driver into the kubelet's plugin directory, whole or not at all; the kubelet sees it at once.
+
+    The daemon does this by itself; this is for a node where no daemon may write there.
+    """
+    driver = installation.choose(interpreter=str(interpreter))
     try:
-        installed = bundle.install(bundle.build(str(interpreter)), plugin_dir)
+        if installation.installed(driver, plugin_dir):
+            typer.echo(f"{plugin_dir}: this very driver ({driver.words}) is installed already")
+        else:
+            typer.echo(f"installed {installation.install(driver, plugin_dir)} ({driver.words})")
     except OSError as error:
         raise typer.BadParameter(
             f"can't write to {plugin_dir}: {error.strerror}. Is it a folder of this host, and writable?"
         ) from None
-    typer.echo(f"installed {installed}" if installed else f"{plugin_dir}: this very driver is installed already")
 
 
 def _run(program: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -12,22 +12,19 @@ prepared, so the next try takes a moment only.
 
 import asyncio
 import contextlib
-import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, Protocol
 
 from aiohttp import web
 
 from contract import callout
-from daemon import rootsocket
+from daemon import calls, rootsocket
+from daemon.calls import Expand, Init, Malformed, Mount, Unmount
 from daemon.errors import VolumeError
 
 log = logging.getLogger(__name__)
-
-Json = dict[str, Any]
 
 LARGEST_REQUEST = 1 << 20
 """Bytes. The kubelet passes the options as one argument, which the kernel limits to 128 KiB; JSON may escape them."""
@@ -35,31 +32,6 @@ LARGEST_REQUEST = 1 << 20
 
 class Abandoned(VolumeError):
     """Nobody waited for the mount any more. Never an answer, only an outcome."""
-
-
-class Malformed(Exception):
-    """A request that is not as the protocol says."""
-
-
-@dataclass(frozen=True)
-class Mount:
-    dir: str
-    options: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Unmount:
-    dir: str
-
-
-@dataclass(frozen=True)
-class Expand:
-    """Sizes in bytes."""
-
-    dir: str
-    options: Mapping[str, str]
-    new_size: int
-    old_size: int
 
 
 class Callouts(Protocol):
@@ -82,57 +54,21 @@ class _Work:
         self.task: asyncio.Task[None]
 
 
-def parse_mount(body: Json) -> Mount:
-    return Mount(_dir(body), _options(body))
-
-
-def parse_unmount(body: Json) -> Unmount:
-    return Unmount(_dir(body))
-
-
-def parse_expand(body: Json) -> Expand:
-    return Expand(_dir(body), _options(body), _bytes(body, "new_size"), _bytes(body, "old_size"))
-
-
-def _dir(body: Json) -> str:
-    folder = body.get("dir")
-    if not isinstance(folder, str) or not folder.startswith("/") or "\0" in folder:
-        raise Malformed('"dir" must be the absolute path of the volume\'s folder')
-    return folder
-
-
-def _options(body: Json) -> Mapping[str, str]:
-    options = body.get("options")
-    if not isinstance(options, dict) or not all(isinstance(value, str) for value in options.values()):
-        raise Malformed('"options" must be an object whose values are strings')
-    return options
-
-
-def _bytes(body: Json, key: str) -> int:
-    size = body.get(key)
-    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-        raise Malformed(f'"{key}" must be a number of bytes')
-    return size
-
-
 class Api:
-    """Answers callouts. `observe` is told the verb, the outcome ("success" or an error's class) and the seconds."""
+    """Answers callouts. `observe` is told the verb, the outcome ("success" or an error's class) and the seconds;
+    `heard` only that the kubelet called."""
 
-    def __init__(self, callouts: Callouts, observe: Callable[[str, str, float], None]) -> None:
+    def __init__(
+        self, callouts: Callouts, observe: Callable[[str, str, float], None], heard: Callable[[], None]
+    ) -> None:
         self._callouts = callouts
         self._observe = observe
-        self._running: dict[tuple[str, str], _Work] = {}
+        self._heard = heard
+        self._running: dict[str, _Work] = {}
 
     def application(self) -> web.Application:
         application = web.Application(client_max_size=LARGEST_REQUEST, middlewares=[_always_an_answer, _root_only])
-        application.add_routes(
-            [
-                web.get(f"/{callout.INIT}", self._init),
-                web.post(f"/{callout.MOUNT}", self._mount),
-                web.post(f"/{callout.UNMOUNT}", self._unmount),
-                web.post(f"/{callout.EXPANDFS}", self._expand),
-            ]
-        )
+        application.add_routes([web.post(callout.ROUTE, self._callout)])
         return application
 
     @contextlib.asynccontextmanager
@@ -154,23 +90,18 @@ class Api:
         """How many callouts wait for an answer."""
         return sum(work.waiting for work in self._running.values())
 
-    async def _init(self, _: web.Request) -> web.Response:
-        return _answer(callout.SUCCESS, "", capabilities=callout.CAPABILITIES)
-
-    async def _mount(self, request: web.Request) -> web.Response:
-        body = await _body(request)
-        wanted = parse_mount(body)
-        return await self._perform(callout.MOUNT, body, lambda work: self._mount_for_somebody(wanted, work))
-
-    async def _unmount(self, request: web.Request) -> web.Response:
-        body = await _body(request)
-        wanted = parse_unmount(body)
-        return await self._perform(callout.UNMOUNT, body, lambda _: self._callouts.unmount(wanted))
-
-    async def _expand(self, request: web.Request) -> web.Response:
-        body = await _body(request)
-        wanted = parse_expand(body)
-        return await self._perform(callout.EXPANDFS, body, lambda _: self._callouts.expand(wanted))
+    async def _callout(self, request: web.Request) -> web.Response:
+        call = calls.read(await request.read())
+        self._heard()
+        match call:
+            case Init():
+                return _answer(callout.SUCCESS, "")
+            case Mount():
+                return await self._perform(callout.MOUNT, call, lambda work: self._mount_for_somebody(call, work))
+            case Unmount():
+                return await self._perform(callout.UNMOUNT, call, lambda _: self._callouts.unmount(call))
+            case Expand():
+                return await self._perform(callout.EXPANDFS, call, lambda _: self._callouts.expand(call))
 
     async def _mount_for_somebody(self, wanted: Mount, work: _Work) -> None:
         while await self._callouts.mount(wanted) and not work.waiting:
@@ -180,13 +111,13 @@ class Api:
                 raise Abandoned("the mount took longer than the callout waits: the next try finds the volume prepared")
 
     async def _perform(
-        self, verb: str, body: Json, begin: Callable[[_Work], Coroutine[Any, Any, None]]
+        self, verb: str, call: Mount | Unmount | Expand, begin: Callable[[_Work], Coroutine[Any, Any, None]]
     ) -> web.Response:
-        key = (verb, json.dumps(body, sort_keys=True))
+        key = repr(call)
         work = self._running.get(key)
         if work is None:
             work = self._running[key] = _Work()
-            work.task = asyncio.create_task(self._observed(key, body["dir"], begin(work)), name=f"{verb} {body['dir']}")
+            work.task = asyncio.create_task(self._observed(key, verb, call.dir, begin(work)), name=f"{verb} {call.dir}")
             work.task.add_done_callback(_noted)
         work.waiting += 1
         try:
@@ -197,8 +128,7 @@ class Api:
             work.waiting -= 1
         return _answer(callout.SUCCESS, "")
 
-    async def _observed(self, key: tuple[str, str], folder: str, work: Coroutine[Any, Any, None]) -> None:
-        verb = key[0]
+    async def _observed(self, key: str, verb: str, folder: str, work: Coroutine[Any, Any, None]) -> None:
         clock = asyncio.get_running_loop().time
         started = clock()
         outcome = "cancelled"
@@ -226,18 +156,8 @@ def _noted(task: asyncio.Task[None]) -> None:
         task.exception()
 
 
-async def _body(request: web.Request) -> Json:
-    try:
-        body = json.loads(await request.read())
-    except (ValueError, RecursionError) as error:
-        raise Malformed(f"the body is not JSON: {error}") from None
-    if not isinstance(body, dict):
-        raise Malformed("the body must be a JSON object")
-    return body
-
-
-def _answer(status: str, message: str, *, http: int = 200, **more: Any) -> web.Response:
-    return web.json_response({"status": status, "message": message, **more}, status=http)
+def _answer(status: str, message: str, *, http: int = 200) -> web.Response:
+    return web.Response(text=callout.answer(status, message), content_type="application/json", status=http)
 
 
 @web.middleware
@@ -247,7 +167,7 @@ async def _always_an_answer(
     try:
         return await handler(request)
     except Malformed as error:
-        return _answer(callout.FAILURE, f"malformed {request.path} request: {error}", http=400)
+        return _answer(callout.FAILURE, f"malformed callout: {error}", http=400)
     except web.HTTPException as error:
         return _answer(callout.FAILURE, f"{request.method} {request.path}: {error.reason}", http=error.status)
 

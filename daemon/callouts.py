@@ -13,8 +13,8 @@ from pathlib import Path
 from contract.capacity import footprint
 from contract.parameters import VolumeParameters
 from contract.volume import PersistentVolume
-from daemon.api import Expand, Mount, Unmount
 from daemon.authorise import Authoriser, Grant, Undecided, at_home
+from daemon.calls import Expand, Mount, Unmount
 from daemon.demand import wanted
 from daemon.errors import NoSpace, PoolMissing
 from daemon.holdings import Holdings

@@ -13,7 +13,8 @@ from pathlib import Path
 from contract import names, quantity
 from daemon.static import settings as static_settings
 from daemon.static.settings import StaticSettings
-from service.environment import LOG_FORMATS, LOG_LEVELS, Environment, SettingsError, address, one_of, truth
+from flexdriver import installation
+from service.environment import LOG_FORMATS, LOG_LEVELS, Environment, SettingsError, address, one_of, span, truth
 
 LVM, LOOP, BINDMOUNT = "LVM", "LOOP", "BINDMOUNT"
 DRIVER_KINDS = (LVM, LOOP, BINDMOUNT)
@@ -31,11 +32,15 @@ class Settings:
     socket: Path = Path(names.SOCKET)
     staging_dir: Path = Path("/mnt/storage")
     kubelet_root: Path = Path("/var/lib/kubelet")
+    plugin_dir: Path = Path(installation.PLUGIN_DIRECTORY)
+    """The kubelet's --volume-plugin-dir."""
     data_dir: Path = Path("/var/lib/elastic-local")
     capacity: int | None = None
     """What loop images and folders may take together. None: what their filesystem has."""
     reserve: int = 0
     """Kept back in every pool, for snapshots, metadata and people."""
+    orphan_grace: float | None = 3600.0
+    """Seconds that a volume is kept whose PersistentVolume is gone, if its record says Delete. None: for ever."""
     listen_host: str = ""
     """Address of metrics and health. Empty: all of the host's."""
     listen_port: int = 8080
@@ -71,9 +76,11 @@ def read(environment: Mapping[str, str]) -> Settings:
         socket=value(names.SOCKET_VARIABLE, _path, default.socket),
         staging_dir=value("STAGING_DIR", _path, default.staging_dir),
         kubelet_root=value("KUBELET_ROOT", _path, default.kubelet_root),
+        plugin_dir=value("PLUGIN_DIR", _path, default.plugin_dir),
         data_dir=value("DATA_DIR", _path, default.data_dir),
         capacity=value("CAPACITY", _size, default.capacity),
         reserve=value("RESERVE", _size, default.reserve),
+        orphan_grace=value("ORPHAN_GRACE", _grace, default.orphan_grace),
         listen_host=host,
         listen_port=port,
         namespace=namespace,
@@ -89,6 +96,11 @@ def _path(text: str) -> Path:
     if not text.startswith("/") or ".." in text.split("/"):
         raise ValueError("allowed is an absolute path without `..`")
     return Path(os.path.normpath(text))
+
+
+def _grace(text: str) -> float | None:
+    """`0` is `never` too: who writes it wants nothing removed, and not everything at once."""
+    return span(text) or None
 
 
 def _size(text: str) -> int:

@@ -1,4 +1,4 @@
-"""The executable as one file, and its installation into the kubelet's plugin directory.
+"""The Python callout as one file.
 
 The kubelet's host has no virtual environment: what gets installed is a zip archive of the callout and the two modules
 of the contract that it reads, behind a first line that names the interpreter. `-I -S` keep the node's own Python
@@ -6,16 +6,10 @@ configuration and packages out, which is safer and starts in half the time.
 """
 
 import io
-import os
 import zipfile
 from importlib import resources
-from pathlib import Path
-
-from contract.names import DRIVER_FOLDER, DRIVER_NAME
 
 INTERPRETER = "/usr/bin/python3"
-PLUGIN_DIRECTORY = "/usr/libexec/kubernetes/kubelet-plugins/volume/exec"
-"""The kubelet's default volumePluginDir."""
 
 _MEMBERS = {
     "__main__.py": ("flexdriver", "__main__.py"),
@@ -38,29 +32,3 @@ def build(interpreter: str = INTERPRETER) -> bytes:
         for name, (package, file) in _MEMBERS.items():
             members.writestr(zipfile.ZipInfo(name, _LONG_AGO), resources.files(package).joinpath(file).read_bytes())
     return archive.getvalue()
-
-
-def install(executable: bytes, plugin_directory: Path) -> Path | None:
-    """Put the driver where the kubelet looks for it; None when this very one stands there already.
-
-    The kubelet watches the folder and runs what it finds at once, but ignores names that start with a dot: so the file
-    is written whole under such a name, made durable, and renamed. Raises OSError.
-    """
-    folder = plugin_directory / DRIVER_FOLDER
-    target = folder / DRIVER_NAME
-    if target.is_file() and target.read_bytes() == executable and os.access(target, os.X_OK):
-        return None
-    folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / f".{DRIVER_NAME}"
-    with draft.open("wb") as file:
-        file.write(executable)
-        file.flush()
-        os.fchmod(file.fileno(), 0o755)
-        os.fsync(file.fileno())
-    draft.rename(target)
-    entry = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(entry)
-    finally:
-        os.close(entry)
-    return target

@@ -1,7 +1,8 @@
-"""One call of the kubelet: its words in, one request to the daemon, one JSON object out.
+"""The callout in Python, for nodes whose machine the native program (native/callout.c) was not built for.
 
-The kubelet reads stdout and stderr together as one JSON object, sets no time limit, and shows nothing but `message` to
-the pod's owner. So whatever happens, exactly one object is printed, in time, and its message says what to do.
+One call of the kubelet: its words to the daemon, the daemon's answer back. The kubelet reads stdout and stderr together
+as one JSON object, sets no time limit, and shows nothing but `message` to the pod's owner. So whatever happens, exactly
+one object is printed, in time, and its message says what to do.
 """
 
 import json
@@ -9,132 +10,78 @@ import os
 import socket
 import time
 
-from contract.callout import (
-    CAPABILITIES,
-    DEADLINES,
-    EXPANDFS,
-    FAILURE,
-    MOUNT,
-    NOT_SUPPORTED,
-    SUCCESS,
-    UNMOUNT,
-)
+from contract import callout
+from contract.callout import FAILURE, NOT_SUPPORTED, SUCCESS
 from contract.names import SOCKET, SOCKET_VARIABLE
 
-Json = dict[str, object]
 
-_ANSWER_LIMIT = 1 << 20
-"""Bytes. An answer is a line of text: more than this is not our daemon."""
+def answer(words: list[str]) -> str:
+    """What the kubelet is told. Words and messages are ASCII with surrogates for other bytes: contract.callout.request.
 
-
-class Refused(Exception):
-    """The call can't be answered by the daemon; the message is for the pod's owner."""
-
-
-def answer(words: list[str]) -> Json:
-    """The answer to a call of the kubelet. Never raises: what goes wrong is a Failure that says what to do."""
-    try:
-        match words:
-            case ["init"]:
-                # Not asked of the daemon: a kubelet whose init fails tries again dozens of times a second, and one
-                # that starts before the daemon would not know the driver.
-                return {"status": SUCCESS, "capabilities": CAPABILITIES}
-            case ["mount", folder, options]:
-                return _ask(MOUNT, {"dir": folder, "options": _object(options)})
-            case ["unmount", folder]:
-                return _ask(UNMOUNT, {"dir": folder})
-            case ["expandfs", options, _, folder, new_size, old_size]:
-                return _ask(
-                    EXPANDFS,
-                    {
-                        "dir": folder,
-                        "options": _object(options),
-                        "new_size": _bytes(new_size),
-                        "old_size": _bytes(old_size),
-                    },
-                )
-            case [("init" | "mount" | "unmount" | "expandfs") as verb, *rest]:
-                raise Refused(f"{verb} was called with {len(rest)} arguments, which is not how a kubelet calls it")
-            case [verb, *_]:
-                return {"status": NOT_SUPPORTED, "message": f"elastic-local does not implement {verb[:64]}"}
-            case _:
-                raise Refused("no verb given: the kubelet calls init, mount, unmount and expandfs")
-    except Refused as refusal:
-        return {"status": FAILURE, "message": f"elastic-local: {refusal}"}
+    Never raises for what a daemon or a socket does.
+    """
+    if not words:
+        return callout.answer(FAILURE, callout.NO_VERB)
+    verb = words[0]
+    if verb not in callout.DEADLINES:
+        return callout.answer(NOT_SUPPORTED, callout.NOT_IMPLEMENTED % verb)
+    given = _ask(verb, words)
+    return callout.INIT_ANSWER if verb == callout.INIT else given
 
 
-def _object(text: str) -> Json:
-    try:
-        options = json.loads(text)
-    except ValueError as error:
-        raise Refused(f"the options are not JSON: {error}") from None
-    if not isinstance(options, dict):
-        raise Refused("the options are not a JSON object")
-    return options
-
-
-def _bytes(text: str) -> int:
-    if not text.isascii() or not text.isdigit():
-        raise Refused(f"{text[:64]!r} is not a size in bytes")
-    return int(text)
-
-
-def _ask(verb: str, body: Json) -> Json:
+def _ask(verb: str, words: list[str]) -> str:
     path = os.environ.get(SOCKET_VARIABLE) or SOCKET
+    deadline = callout.DEADLINES[verb]
     try:
-        raw = _exchange(path, verb, json.dumps(body).encode(), DEADLINES[verb])
+        reply = _exchange(path, callout.request(words), deadline)
     except (FileNotFoundError, ConnectionRefusedError):
-        raise Refused(
-            f"the elastic-local daemon does not run on this node (nothing listens at {path}); the {verb} is tried again"
-            " until it does. Look at the daemon's pod: kubectl -n elastic-local get pods -o wide"
-        ) from None
+        return callout.answer(FAILURE, callout.AWAY % (_ascii(path), verb))
     except TimeoutError:
-        raise Refused(
-            f"the elastic-local daemon is still busy with the {verb} after {DEADLINES[verb]} s; it goes on, and the"
-            " next try picks up its result"
-        ) from None
+        return callout.answer(FAILURE, callout.BUSY % (verb, deadline))
     except OSError as error:
-        raise Refused(
-            f"the elastic-local daemon broke off the {verb} ({error.strerror or error}); it is tried again"
-        ) from None
-    head, _, text = raw.partition(b"\r\n\r\n")
-    try:
-        reply = json.loads(text)
-        status = reply["status"]
-        message = reply["message"]
-    except (ValueError, TypeError, KeyError):
-        first_line = head.partition(b"\r\n")[0][:80].decode(errors="replace")
-        raise Refused(
-            f"no sensible answer from {path} ({first_line or 'empty'}): is it the elastic-local daemon that listens"
-            " there? The call is tried again"
-        ) from None
-    if status not in (SUCCESS, FAILURE) or not isinstance(message, str):
-        raise Refused(f"the daemon answered with the status {str(status)[:64]!r}, which no kubelet knows")
-    return {"status": status, "message": message}
+        return callout.answer(FAILURE, callout.BROKEN_OFF % (verb, error.strerror or error))
+    head, _, body = reply.decode("ascii", "surrogateescape").partition("\r\n\r\n")
+    if not _sensible(body):
+        return callout.answer(FAILURE, callout.NO_SENSE % (_ascii(path), head.partition("\r\n")[0]))
+    return body
 
 
-def _exchange(path: str, verb: str, body: bytes, deadline: float) -> bytes:
-    """The daemon's whole reply, head and body. HTTP/1.0, so that the end of the reply is the end of the stream.
+def _exchange(path: str, body: bytes, deadline: float) -> bytes:
+    """The daemon's whole reply, head and body.
 
     Raises OSError; TimeoutError when the whole exchange takes over `deadline` seconds.
     """
     ends = time.monotonic() + deadline
-    head = f"POST /{verb} HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     with socket.socket(socket.AF_UNIX) as daemon:
         daemon.settimeout(deadline)
         daemon.connect(path)
-        daemon.sendall(head.encode() + body)
+        daemon.sendall(callout.REQUEST_HEAD.encode() % len(body) + body)
         reply = bytearray()
-        while len(reply) <= _ANSWER_LIMIT:
+        while len(reply) < callout.ANSWER_LIMIT:
             left = ends - time.monotonic()
             if left <= 0:
                 raise TimeoutError
             daemon.settimeout(left)
-            piece = daemon.recv(65536)
+            piece = daemon.recv(callout.ANSWER_LIMIT - len(reply))
             if not piece:
                 break
             reply += piece
     return bytes(reply)
+
+
+def _sensible(body: str) -> bool:
+    """Whether the body is an answer of contract.callout.answer, whole and to its end."""
+    try:
+        said = json.loads(body)
+        return said["status"] in (SUCCESS, FAILURE) and body == json.dumps(
+            {"status": said["status"], "message": str(said["message"])}
+        )
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return False
+
+
+def _ascii(text: str) -> str:
+    return os.fsencode(text).decode("ascii", "surrogateescape")
 
 
 def main(words: list[str]) -> None:
@@ -142,7 +89,7 @@ def main(words: list[str]) -> None:
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 2)
     try:
-        text = json.dumps(answer(words))
+        text = answer([_ascii(word) for word in words])
     except BaseException as error:  # the kubelet must get its object whatever happens
-        text = json.dumps({"status": FAILURE, "message": f"elastic-local: the callout failed ({error!r})"})
+        text = callout.answer(FAILURE, f"elastic-local: the callout failed ({error!r})")
     os.write(1, text.encode() + b"\n")

@@ -11,9 +11,9 @@ import pytest
 
 from contract import callout, names
 from daemon import callouts
-from daemon.api import Expand, Mount, Unmount
 from daemon.authorise import Authoriser, Refused, Undecided, at_home
 from daemon.callouts import Home, NodeCallouts
+from daemon.calls import Expand, Mount, Unmount
 from daemon.errors import NoSpace, NotAPodFolder, PoolMissing
 from daemon.podfolder import PodFolder
 from daemon.record import Wanted

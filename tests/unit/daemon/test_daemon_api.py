@@ -14,12 +14,14 @@ from typing import Any
 import pytest
 
 from contract import callout
-from daemon.api import LARGEST_REQUEST, Api, Expand, Mount, Unmount
-from daemon.errors import NoSpace
+from daemon.api import LARGEST_REQUEST, Api
+from daemon.calls import Expand, Mount, Unmount
+from daemon.errors import NoSpace, VolumeError
 from daemon.rootsocket import admitted
 
 FOLDER = "/var/lib/kubelet/pods/1/volumes/v~d/pvc-1"
-REQUEST = {"dir": FOLDER, "options": {callout.READ_WRITE_OPTION: "rw"}}
+OPTIONS = {callout.READ_WRITE_OPTION: "rw"}
+MOUNT = ["mount", FOLDER, json.dumps(OPTIONS)]
 
 
 class Scripted:
@@ -57,30 +59,41 @@ class Served:
         self.callouts = Scripted()
         self.observed: list[tuple[str, str]] = []
         self.ended = asyncio.Event()
-        self.api = Api(self.callouts, self._observe)
+        self.heard = 0
+        self.api = Api(self.callouts, self._observe, self._hear)
 
     def _observe(self, verb: str, outcome: str, _: float) -> None:
         self.observed.append((verb, outcome))
         self.ended.set()
 
-    async def send(self, verb: str, body: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Speaks HTTP/1.0, as the callout does."""
+    def _hear(self) -> None:
+        self.heard += 1
+
+    async def send(
+        self, words: list[str] | bytes, route: str = callout.ROUTE
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Speaks HTTP/1.0, as the callout does. Bytes are a body that no callout sends."""
         reader, writer = await asyncio.open_unix_connection(self.path)
-        content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        writer.write(f"POST /{verb} HTTP/1.0\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content)
+        body = words if isinstance(words, bytes) else callout.request(words)
+        head = callout.REQUEST_HEAD.replace(callout.ROUTE, route) % len(body)
+        writer.write(head.encode() + body)
         await writer.drain()
         return reader, writer
 
-    async def ask(self, verb: str, body: Any) -> tuple[int, dict[str, Any]]:
-        reader, writer = await self.send(verb, body)
+    async def ask(self, words: list[str] | bytes, route: str = callout.ROUTE) -> tuple[int, dict[str, Any]]:
+        reader, writer = await self.send(words, route)
         return await answer(reader, writer)
 
 
 async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> tuple[int, dict[str, Any]]:
     async with asyncio.timeout(10):
-        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        reply = await reader.read()
     writer.close()
-    return int(head.split()[1]), json.loads(body)
+    head, _, body = reply.partition(b"\r\n\r\n")
+    said: dict[str, Any] = json.loads(body)
+    assert len(reply) <= callout.ANSWER_LIMIT
+    assert body.decode() == callout.answer(said["status"], said["message"]), "the form that the callout knows"
+    return int(head.split()[1]), said
 
 
 @asynccontextmanager
@@ -96,85 +109,73 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
         yield it
 
 
-async def test_init_says_what_the_kubelet_may_expect(served: Served) -> None:
-    reader, writer = await asyncio.open_unix_connection(served.path)
-    writer.write(b"GET /init HTTP/1.0\r\n\r\n")
-    status, said = await answer(reader, writer)
-    assert (status, said) == (200, {"status": "Success", "message": "", "capabilities": callout.CAPABILITIES})
+async def test_init_is_heard(served: Served) -> None:
+    assert await served.ask(["init"]) == (200, {"status": "Success", "message": ""})
+    assert served.heard == 1
 
 
 @pytest.mark.parametrize(
-    ("verb", "body", "request_"),
+    ("words", "request_"),
     [
-        ("mount", REQUEST, Mount(FOLDER, {callout.READ_WRITE_OPTION: "rw"})),
-        ("unmount", {"dir": FOLDER}, Unmount(FOLDER)),
-        ("expandfs", {"dir": FOLDER, "options": {}, "new_size": 2, "old_size": 1}, Expand(FOLDER, {}, 2, 1)),
+        (MOUNT, Mount(FOLDER, OPTIONS)),
+        (["unmount", FOLDER], Unmount(FOLDER)),
+        (["expandfs", "{}", "", FOLDER, "2", "1"], Expand(FOLDER, {}, 2, 1)),
     ],
 )
 async def test_each_verb_arrives_as_a_record(
-    served: Served, verb: str, body: dict[str, Any], request_: Mount | Unmount | Expand
+    served: Served, words: list[str], request_: Mount | Unmount | Expand
 ) -> None:
-    assert await served.ask(verb, body) == (200, {"status": "Success", "message": ""})
+    assert await served.ask(words) == (200, {"status": "Success", "message": ""})
     assert served.callouts.asked == [request_]
-    assert served.observed == [(verb, "success")]
+    assert served.observed == [(words[0], "success")]
+    assert served.heard == 1
 
 
-@pytest.mark.parametrize(
-    ("verb", "body", "words"),
-    [
-        ("mount", b"{", "not JSON"),
-        ("mount", b"[" * 100_000, "not JSON"),
-        ("mount", b"\xff\xfe\xfd", "not JSON"),
-        ("mount", [], "JSON object"),
-        ("mount", {"options": {}}, '"dir"'),
-        ("mount", {"dir": "relative", "options": {}}, '"dir"'),
-        ("mount", {"dir": "/a\0b", "options": {}}, '"dir"'),
-        ("mount", {"dir": FOLDER, "options": {"size": 1}}, '"options"'),
-        ("unmount", {"dir": 1}, '"dir"'),
-        ("expandfs", {"dir": FOLDER, "options": {}, "new_size": "1", "old_size": 1}, '"new_size"'),
-        ("expandfs", {"dir": FOLDER, "options": {}, "new_size": 1, "old_size": True}, '"old_size"'),
-        ("expandfs", {"dir": FOLDER, "options": {}, "new_size": -1, "old_size": 1}, '"new_size"'),
-    ],
-)
-async def test_what_is_malformed_is_a_failure_that_says_what(served: Served, verb: str, body: Any, words: str) -> None:
-    status, said = await served.ask(verb, body)
+async def test_what_is_malformed_is_a_failure_that_says_what(served: Served) -> None:
+    status, said = await served.ask(["mount", "relative", "{}"])
     assert (status, said["status"]) == (400, "Failure")
-    assert words in said["message"]
-    assert served.callouts.asked == []
+    assert "absolute path" in said["message"]
+    assert (served.callouts.asked, served.heard) == ([], 0)
 
 
 async def test_a_body_that_is_too_large_is_a_failure(served: Served) -> None:
-    status, said = await served.ask("mount", b" " * (LARGEST_REQUEST + 1))
+    status, said = await served.ask(b" " * (LARGEST_REQUEST + 1))
     assert (status, said["status"]) == (413, "Failure")
 
 
-async def test_an_unknown_verb_is_a_failure(served: Served) -> None:
-    status, said = await served.ask("attach", {})
+async def test_another_route_is_a_failure(served: Served) -> None:
+    status, said = await served.ask(MOUNT, "/attach")
     assert (status, said["status"]) == (404, "Failure")
+
+
+async def test_a_message_is_cut_to_what_the_callout_reads(served: Served) -> None:
+    served.callouts.failure = VolumeError("\U0001f600" * 100_000)
+    _, said = await served.ask(MOUNT)
+    assert said["message"].startswith("\U0001f600" * 1000)
 
 
 async def test_an_error_for_the_pods_owner_is_passed_on(served: Served) -> None:
     served.callouts.failure = NoSpace("pvc-1", "vg", 2 << 30, 1 << 30)
-    status, said = await served.ask("mount", REQUEST)
+    status, said = await served.ask(MOUNT)
     assert (status, said) == (200, {"status": "Failure", "message": str(served.callouts.failure)})
     assert served.observed == [("mount", "NoSpace")]
 
 
 async def test_a_fault_of_ours_is_logged_and_not_shown(served: Served, caplog: pytest.LogCaptureFixture) -> None:
     served.callouts.failure = ZeroDivisionError("secret inside")
-    _, said = await served.ask("mount", REQUEST)
+    _, said = await served.ask(MOUNT)
     assert said["status"] == "Failure"
     assert "log" in said["message"]
     assert "secret inside" not in said["message"]
     assert "secret inside" in caplog.text
-    assert (await served.ask("unmount", {"dir": FOLDER}))[1]["status"] == "Failure"
+    assert (await served.ask(["unmount", FOLDER]))[1]["status"] == "Failure"
 
 
 async def test_equal_callouts_share_one_work_and_its_answer(served: Served) -> None:
     served.callouts.gate.clear()
-    asking = [asyncio.create_task(served.ask("mount", REQUEST)) for _ in range(3)]
+    asking = [asyncio.create_task(served.ask(MOUNT)) for _ in range(3)]
     await served.callouts.begun.wait()
-    other = asyncio.create_task(served.ask("mount", {**REQUEST, "dir": f"{FOLDER}0"}))
+    other = asyncio.create_task(served.ask(["mount", f"{FOLDER}0", "{}"]))
     while served.api.waiting() < 4:
         await asyncio.sleep(0)
     served.callouts.gate.set()
@@ -184,17 +185,17 @@ async def test_equal_callouts_share_one_work_and_its_answer(served: Served) -> N
 
 async def test_a_retry_joins_the_work_that_its_callout_gave_up_on(served: Served) -> None:
     served.callouts.gate.clear()
-    _, writer = await served.send("mount", REQUEST)
+    _, writer = await served.send(MOUNT)
     await served.callouts.begun.wait()
     writer.close()
     while served.api.waiting():
         await asyncio.sleep(0)
-    retry = asyncio.create_task(served.ask("mount", REQUEST))
+    retry = asyncio.create_task(served.ask(MOUNT))
     while not served.api.waiting():
         await asyncio.sleep(0)
     served.callouts.gate.set()
     assert (await retry)[1]["status"] == "Success"
-    assert served.callouts.asked == [Mount(FOLDER, {callout.READ_WRITE_OPTION: "rw"})]
+    assert served.callouts.asked == [Mount(FOLDER, OPTIONS)]
 
 
 @pytest.mark.parametrize("mounted_before", [False, True])
@@ -203,7 +204,7 @@ async def test_a_mount_that_nobody_waits_for_is_undone_unless_it_was_there(
 ) -> None:
     served.callouts.gate.clear()
     served.callouts.mounted_before = mounted_before
-    _, writer = await served.send("mount", REQUEST)
+    _, writer = await served.send(MOUNT)
     await served.callouts.begun.wait()
     writer.close()
     while served.api.waiting():
@@ -233,7 +234,7 @@ async def test_the_peer_is_asked_who_it_is(served: Served, monkeypatch: pytest.M
         return False
 
     monkeypatch.setattr("daemon.rootsocket.admitted", nobody)
-    status, said = await served.ask("mount", REQUEST)
+    status, said = await served.ask(MOUNT)
     assert (status, said["status"]) == (403, "Failure")
     assert seen == [os.getuid()]
     assert served.callouts.asked == []
@@ -246,7 +247,7 @@ async def test_the_socket_is_private_and_takes_the_place_of_a_stale_one(tmp_path
         stale.bind(str(path))
     async with serving(tmp_path) as served:
         assert stat.filemode(path.stat().st_mode) == "srw-------"
-        assert (await served.ask("unmount", {"dir": FOLDER}))[0] == 200
+        assert (await served.ask(["unmount", FOLDER]))[0] == 200
         assert [entry.name for entry in path.parent.iterdir()] == ["socket"]
     assert not path.exists()
 
@@ -256,7 +257,7 @@ async def test_an_old_daemon_leaves_the_socket_of_the_new_one(tmp_path: Path) ->
     async with old.api.listening(old.path):
         listening = new.api.listening(new.path)
         await listening.__aenter__()
-    assert (await new.ask("unmount", {"dir": FOLDER}))[0] == 200
+    assert (await new.ask(["unmount", FOLDER]))[0] == 200
     assert old.callouts.asked == []
     await listening.__aexit__(None, None, None)
     assert not new.path.exists()

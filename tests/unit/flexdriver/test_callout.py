@@ -1,13 +1,15 @@
 """The executable as the kubelet runs it: argv in, stdout and stderr together as one JSON object out, whatever happens.
 
-Everything goes through the installed file, started as the kubelet starts it, so that another implementation of the
-callout can be held to the same tests.
+Everything goes through the installed file, started as the kubelet starts it, so that both programs, the native and the
+Python one, are held to the same tests.
 """
 
 import json
+import os
+import platform
 import socket
 import subprocess
-import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,63 +17,48 @@ from typing import Any
 import pytest
 
 from contract import callout, names
-from flexdriver import bundle
+from flexdriver import bundle, installation
+from flexdriver.installation import Driver
+from tests.unit.flexdriver.daemon import Daemon
 
 Json = dict[str, Any]
+Call = Callable[..., Json]
+
 FOLDER = "/var/lib/kubelet/pods/8f5e/volumes/volumes.k8s.elastic.co~elastic-local/pvc-1"
+INIT_ANSWER = {"status": "Success", "capabilities": callout.CAPABILITIES}
+HEAD = b"HTTP/1.0 200 OK\r\n\r\n"
+WHOLE = HEAD + b'{"status": "Success", "message": "fine"}'
 
 
-@pytest.fixture(scope="module")
-def executable(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    installed = bundle.install(bundle.build(), tmp_path_factory.mktemp("plugins"))
-    assert installed is not None
-    return installed
+@pytest.fixture(scope="module", params=["native", "python"])
+def program(
+    request: pytest.FixtureRequest, machine: str, native: Driver, tmp_path_factory: pytest.TempPathFactory
+) -> list[str]:
+    """How the installed executable is started."""
+    driver = native if request.param == "native" else Driver("", bundle.build())
+    emulator = [f"qemu-{machine}"] if driver is native and machine != platform.machine() else []
+    return [*emulator, str(installation.install(driver, tmp_path_factory.mktemp("plugins")))]
 
 
-class Daemon:
-    """Answers one connection after the other on a Unix socket with the bytes it is told to."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.reply = b""
-        self.requests: list[bytes] = []
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(path))
-        self._listener.listen()
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            with connection:
-                request = b""
-                while not _whole(request):
-                    piece = connection.recv(65536)
-                    if not piece:
-                        break
-                    request += piece
-                self.requests.append(request)
-                connection.sendall(self.reply)
-
-    def says(self, body: object, head: bytes = b"HTTP/1.0 200 OK\r\nServer: x") -> None:
-        self.reply = head + b"\r\n\r\n" + (body if isinstance(body, bytes) else json.dumps(body).encode())
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._thread.join(timeout=5)
+def run(program: list[str], path: Path, *words: str | bytes) -> Json:
+    done = subprocess.run(
+        [*program, *words],
+        cwd="/",
+        env={"PATH": os.environ["PATH"], names.SOCKET_VARIABLE: str(path)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=30,
+        check=True,
+    )
+    answer = json.loads(done.stdout)
+    assert isinstance(answer, dict)
+    return answer
 
 
-def _whole(request: bytes) -> bool:
-    head, end, body = request.partition(b"\r\n\r\n")
-    if not end:
-        return False
-    length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
-    return len(body) >= length
+@pytest.fixture
+def call(program: list[str], tmp_path: Path) -> Call:
+    return lambda *words: run(program, tmp_path / "socket", *words)
 
 
 @pytest.fixture
@@ -81,98 +68,92 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
     daemon.close()
 
 
-@pytest.fixture
-def call(executable: Path, tmp_path: Path) -> Callable[..., Json]:
-    def run(*words: str) -> Json:
-        done = subprocess.run(
-            [executable, *words],
-            cwd="/",
-            env={names.SOCKET_VARIABLE: str(tmp_path / "socket")},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=30,
-            check=False,
-        )
-        answer = json.loads(done.stdout)
-        assert isinstance(answer, dict)
-        assert answer["status"] in (callout.SUCCESS, callout.FAILURE, callout.NOT_SUPPORTED)
-        return answer
-
-    return run
+def test_init_answers_its_capabilities_without_a_daemon(call: Call) -> None:
+    assert call("init") == INIT_ANSWER
 
 
-def test_init_answers_its_capabilities_without_a_daemon(call: Callable[..., Json]) -> None:
-    assert call("init") == {"status": "Success", "capabilities": callout.CAPABILITIES}
+@pytest.mark.parametrize("said", [callout.answer("Success", ""), callout.answer("Failure", "no"), "garbage"])
+def test_init_tells_the_daemon_and_does_not_mind_what_it_says(call: Call, daemon: Daemon, said: str) -> None:
+    daemon.says(said)
+    assert call("init") == INIT_ANSWER
+    assert daemon.words == ["init"]
 
 
-@pytest.mark.parametrize(
-    ("words", "route", "body"),
-    [
-        (("mount", FOLDER, '{"a": "b"}'), b"POST /mount ", {"dir": FOLDER, "options": {"a": "b"}}),
-        (("unmount", FOLDER), b"POST /unmount ", {"dir": FOLDER}),
-        (
-            ("expandfs", "{}", "", FOLDER, "33554432", "16777216"),
-            b"POST /expandfs ",
-            {"dir": FOLDER, "options": {}, "new_size": 33554432, "old_size": 16777216},
-        ),
-    ],
-)
-def test_a_verb_is_one_request(
-    call: Callable[..., Json], daemon: Daemon, words: tuple[str, ...], route: bytes, body: Json
-) -> None:
-    daemon.says({"status": "Success", "message": "mounted"})
-    assert call(*words) == {"status": "Success", "message": "mounted"}
-    (request,) = daemon.requests
-    assert request.startswith(route)
-    assert json.loads(request.partition(b"\r\n\r\n")[2]) == body
-
-
-def test_a_failure_reaches_the_kubelet_word_for_word(call: Callable[..., Json], daemon: Daemon) -> None:
-    daemon.says({"status": "Failure", "message": 'no room: "10Gi" asked'})
-    assert call("unmount", FOLDER) == {"status": "Failure", "message": 'no room: "10Gi" asked'}
-
-
-@pytest.mark.parametrize("verb", ["attach", "getvolumename", "isattached", "expandvolume", "mountdevice", "x" * 500])
-def test_every_other_verb_is_not_supported(call: Callable[..., Json], verb: str) -> None:
-    assert call(verb, "{}", "node-1")["status"] == "Not supported"
+def test_init_waits_a_moment_only_for_a_daemon_that_hangs(call: Call, daemon: Daemon) -> None:
+    """The deadline that is short enough for a test to wait for it: the others are kept by the same code."""
+    daemon.may_answer.clear()
+    started = time.monotonic()
+    assert call("init") == INIT_ANSWER
+    assert daemon.words == ["init"]
+    assert callout.DEADLINES["init"] * 0.9 < time.monotonic() - started < 20
 
 
 @pytest.mark.parametrize(
     "words",
     [
-        (),
-        ("init", "more"),
-        ("mount", FOLDER),
-        ("mount", FOLDER, "{"),
-        ("mount", FOLDER, "[]"),
-        ("unmount",),
-        ("unmount", FOLDER, "more"),
-        ("expandfs", "{}", "", FOLDER, "1e9", "0"),
-        ("expandfs", "{}", "", FOLDER, "-1", "0"),
+        ["mount", FOLDER, '{"a": "b\\u00e4", "c": "\\\\"}'],
+        ["unmount", FOLDER],
+        ["expandfs", "{}", "", FOLDER, "33554432", "16777216"],
+        ["unmount"],
+        ["mount", "\n\t\x01\x7f", "ä€😀", "more"],
+        ["mount", FOLDER, "ß" * 60_000],
     ],
 )
-def test_a_call_that_makes_no_sense_fails_with_words(
-    call: Callable[..., Json], daemon: Daemon, words: tuple[str, ...]
-) -> None:
-    answer = call(*words)
-    assert answer["status"] == "Failure"
-    assert answer["message"]
+def test_a_call_is_one_request_with_all_its_words(call: Call, daemon: Daemon, words: list[str]) -> None:
+    daemon.says(callout.answer("Success", "mounted"))
+    assert call(*words) == {"status": "Success", "message": "mounted"}
+    assert daemon.requests[0].startswith(b"POST /callout HTTP/1.0\r\n")
+    assert [os.fsencode(word).decode() for word in daemon.words] == words
+
+
+def test_a_word_that_is_no_text_arrives_byte_by_byte(call: Call, daemon: Daemon) -> None:
+    word = bytes(range(1, 256))
+    call("unmount", word)
+    assert os.fsencode(daemon.words[1]) == word
+
+
+@pytest.mark.parametrize("message", ["", 'no room: "10Gi" asked\n\\', "zu groß \U0001f600", '"}', "long " * 800])
+def test_a_failure_reaches_the_kubelet_word_for_word(call: Call, daemon: Daemon, message: str) -> None:
+    daemon.says(callout.answer("Failure", message))
+    assert call("unmount", FOLDER) == {"status": "Failure", "message": message}
+
+
+def test_an_answer_that_comes_in_pieces_is_put_together(call: Call, daemon: Daemon) -> None:
+    daemon.in_pieces = True
+    daemon.says(callout.answer("Success", "in pieces"))
+    assert call("unmount", FOLDER) == {"status": "Success", "message": "in pieces"}
+
+
+@pytest.mark.parametrize("verb", ["attach", "getvolumename", "isattached", "expandvolume", "mountdevice", "", "x" * 99])
+def test_every_other_verb_is_not_supported_and_nobody_is_asked(call: Call, daemon: Daemon, verb: str) -> None:
+    answer = call(verb, "{}", "node-1")
+    assert answer == {"status": "Not supported", "message": f"elastic-local does not implement {verb[:64]}"}
     assert daemon.requests == []
 
 
-def test_without_a_socket_the_message_says_what_to_look_at(call: Callable[..., Json], tmp_path: Path) -> None:
-    answer = call("mount", FOLDER, "{}")
-    assert answer["status"] == "Failure"
-    assert str(tmp_path / "socket") in answer["message"]
-    assert "kubectl -n elastic-local get pods" in answer["message"]
+def test_a_call_without_a_verb_fails_with_words(call: Call) -> None:
+    assert call() == {"status": "Failure", "message": callout.NO_VERB}
 
 
-def test_a_socket_that_nobody_serves_is_the_same_as_none(call: Callable[..., Json], tmp_path: Path) -> None:
+@pytest.mark.parametrize("verb", ["mount", "unmount", "expandfs"])
+def test_without_a_socket_the_message_says_what_to_look_at(call: Call, tmp_path: Path, verb: str) -> None:
+    message = callout.AWAY % (tmp_path / "socket", verb)
+    assert "kubectl -n elastic-local get pods" in message
+    assert call(verb, FOLDER, "{}") == {"status": "Failure", "message": message}
+
+
+def test_a_socket_that_nobody_serves_is_the_same_as_none(call: Call, tmp_path: Path) -> None:
     left_behind = socket.socket(socket.AF_UNIX)
     left_behind.bind(str(tmp_path / "socket"))
     left_behind.close()
     assert "does not run on this node" in call("unmount", FOLDER)["message"]
+
+
+@pytest.mark.parametrize("path", ["/dev/null/socket", "/" + "x" * 120, "/" + "ä" * 2000])
+def test_a_socket_that_can_not_be_is_a_failure(program: list[str], path: str) -> None:
+    answer = run(program, Path(path), "unmount", FOLDER)
+    assert answer["status"] == "Failure"
+    assert "broke off the unmount" in answer["message"]
 
 
 @pytest.mark.parametrize(
@@ -180,37 +161,31 @@ def test_a_socket_that_nobody_serves_is_the_same_as_none(call: Callable[..., Jso
     [
         b"",
         b"garbage",
-        b"HTTP/1.0 200 OK\r\n\r\n",
+        HEAD,
         b"HTTP/1.0 500 Internal Server Error\r\n\r\n<html>",
-        b'HTTP/1.0 200 OK\r\n\r\n{"status": "Not supported", "message": ""}',
-        b'HTTP/1.0 200 OK\r\n\r\n{"status": "success", "message": ""}',
-        b'HTTP/1.0 200 OK\r\n\r\n{"status": "Success"}',
-        b'HTTP/1.0 200 OK\r\n\r\n{"status": ["Success"], "message": ""}',
-        b'HTTP/1.0 200 OK\r\n\r\n{"status": "Failure", "message": 7}',
-        b"HTTP/1.0 200 OK\r\n\r\n[]",
+        HEAD + b'{"status": "Not supported", "message": ""}',
+        HEAD + b'{"status": "success", "message": ""}',
+        HEAD + b'{"status": "Success"}',
+        HEAD + b'{"status": ["Success"], "message": ""}',
+        HEAD + b'{"status": "Failure", "message": 7}',
+        HEAD + b'{"status": "Success", "message": "", "more": 1}',
+        HEAD + b'{"status": "Success", "message": "\\x"}',
+        HEAD + b'{"status": "Success", "message": "\\u12"}',
+        HEAD + b'{"status": "Success", "message": "\n"}',
+        HEAD + b'{"status": "Success", "message": "\xff"}',
+        HEAD + b"[]",
+        HEAD + b"[" * 40_000,
         b"\xff\xfe" * 5000,
+        WHOLE + b" ",
+        WHOLE + b"\0",
+        WHOLE + WHOLE,
+        HEAD + b'{"status": "Success", "message": "' + b"x" * callout.ANSWER_LIMIT + b'"}',
+        *(WHOLE[:length] for length in range(len(HEAD), len(WHOLE))),
     ],
 )
-def test_an_answer_that_is_not_the_daemons_is_a_failure(
-    call: Callable[..., Json], daemon: Daemon, reply: bytes
-) -> None:
+def test_an_answer_that_is_not_the_daemons_whole_one_is_a_failure(call: Call, daemon: Daemon, reply: bytes) -> None:
     """Above all never `Not supported`: the kubelet would remember that and not call again."""
     daemon.reply = reply
     answer = call("mount", FOLDER, "{}")
     assert answer["status"] == "Failure"
-    assert answer["message"].startswith("elastic-local:")
-
-
-def test_a_daemon_that_is_slow_is_a_failure_in_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """In process, because nobody waits for the real deadline in a test."""
-    from flexdriver import callout as program
-
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(tmp_path / "socket"))
-    listener.listen()
-    monkeypatch.setenv(names.SOCKET_VARIABLE, str(tmp_path / "socket"))
-    monkeypatch.setattr(program, "DEADLINES", dict.fromkeys(callout.DEADLINES, 0.05))
-    with listener:
-        answer = program.answer(["unmount", FOLDER])
-    assert answer["status"] == "Failure"
-    assert "still busy" in str(answer["message"])
+    assert "no sensible answer" in answer["message"]

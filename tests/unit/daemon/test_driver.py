@@ -1,0 +1,95 @@
+"""The driver is put into the plugin directory, kept there, and a kubelet that does not call it is told of."""
+
+from pathlib import Path
+
+import pytest
+
+from contract import names
+from daemon.driver import DRIVER_FOUND, DRIVER_MISSING, Driver
+from flexdriver import installation
+from kube.events import Recorder
+from kube.records import ObjectReference
+
+CHOSEN = installation.Driver("a test's", b"#!/bin/true\n")
+NODE = ObjectReference(kind="Node", api_version="v1", namespace="", name="node-1", uid="1")
+
+
+class Told(Recorder):
+    """Notes what is said about the node."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def normal(self, reference: ObjectReference, reason: str, message: str) -> None:
+        self.events.append(reason)
+
+    def warning(self, reference: ObjectReference, reason: str, message: str) -> None:
+        self.events.append(reason)
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+def driver(folder: Path, told: Told, patience: float = 300) -> Driver:
+    keeper = Driver(CHOSEN, folder, patience)
+    keeper.tell(told, NODE)
+    return keeper
+
+
+async def test_the_first_look_puts_it_there_anew_so_that_the_kubelet_calls(tmp_path: Path, told: Told) -> None:
+    before = installation.install(CHOSEN, tmp_path).stat().st_ino
+    keeper = driver(tmp_path, told)
+    assert keeper.problem == "not installed yet"
+    await keeper.look()
+    target = tmp_path / names.DRIVER_FOLDER / names.DRIVER_NAME
+    anew = target.stat().st_ino
+    assert anew != before
+    await keeper.look()
+    assert target.stat().st_ino == anew
+    assert (keeper.problem, told.events) == ("", [])
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_bytes(b"#!/bin/false\n")])
+async def test_one_that_was_removed_or_changed_is_put_there_again(tmp_path: Path, told: Told, harm: object) -> None:
+    keeper = driver(tmp_path, told)
+    await keeper.look()
+    assert callable(harm)
+    harm(tmp_path / names.DRIVER_FOLDER / names.DRIVER_NAME)
+    await keeper.look()
+    assert installation.installed(CHOSEN, tmp_path)
+
+
+async def test_a_kubelet_that_does_not_call_is_told_of_until_it_does(tmp_path: Path, told: Told) -> None:
+    keeper = driver(tmp_path, told, patience=0)
+    await keeper.look()
+    await keeper.look()
+    assert str(tmp_path) in keeper.problem
+    assert "--volume-plugin-dir" in keeper.problem
+    assert told.events == [DRIVER_MISSING]
+    keeper.heard()
+    assert (keeper.problem, told.events) == ("", [DRIVER_MISSING, DRIVER_FOUND])
+    await keeper.look()
+    assert keeper.problem == ""
+
+
+async def test_a_folder_that_can_not_be_is_told_of_even_if_the_kubelet_calls_an_old_driver(
+    tmp_path: Path, told: Told
+) -> None:
+    (tmp_path / "file").touch()
+    keeper = driver(tmp_path / "file", told)
+    await keeper.look()
+    keeper.heard()
+    assert "can't be installed" in keeper.problem
+    assert told.events == [DRIVER_MISSING]
+    (tmp_path / "file").unlink()
+    await keeper.look()
+    assert (keeper.problem, told.events) == ("", [DRIVER_MISSING, DRIVER_FOUND])
+
+
+async def test_what_was_wrong_before_the_node_was_known_is_told_then(tmp_path: Path, told: Told) -> None:
+    keeper = Driver(CHOSEN, tmp_path, 0)
+    await keeper.look()
+    keeper.tell(told, NODE)
+    assert told.events == [DRIVER_MISSING]
