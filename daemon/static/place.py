@@ -8,7 +8,6 @@ with the old data when it is mounted again. And nothing is cleaned that another 
 
 import errno
 import os
-import posixpath
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,7 +41,7 @@ class Place:
 def container_path(settings: ClassConfiguration, path: str) -> Path:
     """The path of a PersistentVolume as we see it. Raises PlaceError for what is not written as a direct child of the
     class's folder, to the letter: a comparison of prefixes would take /mnt/disks2 for /mnt/disks."""
-    folder, entry = posixpath.split(path)
+    folder, _, entry = path.rpartition("/")
     if folder != settings.host_dir or entry in ("", ".", "..") or "\0" in entry:
         raise PlaceError(
             f"path {path} is not directly in {settings.host_dir}, the folder of class {settings.name}: "

@@ -1,0 +1,154 @@
+"""A deleter with everything behind it but the node: the sandbox's API, and PersistentVolumes read afresh before each
+pass in place of the informer's cache."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from daemon.static import volume as static_volume
+from daemon.static.configuration import ClassConfiguration, Configuration
+from daemon.static.deleter import Deleter
+from daemon.static.metrics import PREFIX, StaticMetrics
+from daemon.static.volume import StaticVolume
+from kube.backoff import Backoff
+from kube.client import EVENTS, JOBS, NODES, VOLUMES, Cluster, NotFound
+from kube.events import Recorder
+from kube.records import read_node
+from tests.unit.daemon.nodecluster import HOSTNAME, NAMESPACE, NODE, api, kind, until
+
+Json = dict[str, Any]
+
+CLASS = "fast-disks"
+HOST_DIR = "/mnt/disks"
+IMAGE = "example.org/cleaner:1"
+AT_ONCE = Backoff(first=0, jitter=0)
+GONE = "gone"
+
+
+@dataclass
+class Stage:
+    cluster: Cluster
+    node: Json
+    events: Recorder
+    deleter: Deleter
+    registry: CollectorRegistry
+    cache: list[StaticVolume]
+    wakes: list[None] = field(default_factory=list)
+
+    async def pass_over(self, configuration: Configuration) -> None:
+        bodies = await self.cluster.list(VOLUMES)
+        self.cache[:] = [found for found in map(static_volume.read, bodies) if found]
+        await self.deleter.delete_pass(configuration)
+
+    async def clean_all(self, configuration: Configuration) -> None:
+        """Passes until no cleaning of this process runs."""
+        await self.pass_over(configuration)
+        await until(lambda: not self.deleter.counts().running)
+
+    async def create(
+        self,
+        name: str,
+        path: str,
+        *,
+        phase: str = "Released",
+        policy: str = "Delete",
+        mode: str = "Filesystem",
+        storage_class: str = CLASS,
+        claim: str = "claim-1",
+    ) -> Json:
+        body: Json = {
+            **kind("PersistentVolume"),
+            "metadata": {"name": name},
+            "spec": {
+                "capacity": {"storage": "10Gi"},
+                "accessModes": ["ReadWriteOnce"],
+                "persistentVolumeReclaimPolicy": policy,
+                "storageClassName": storage_class,
+                "volumeMode": mode,
+                "local": {"path": path},
+                "claimRef": {"namespace": "default", "name": "claim", "uid": claim},
+                "nodeAffinity": {
+                    "required": {
+                        "nodeSelectorTerms": [
+                            {
+                                "matchExpressions": [
+                                    {"key": "kubernetes.io/hostname", "operator": "In", "values": [HOSTNAME]}
+                                ]
+                            }
+                        ]
+                    }
+                },
+            },
+        }
+        created = await self.cluster.create(VOLUMES, body)
+        # As it is when no claim uses it any more.
+        await self.cluster.patch(VOLUMES, name, {"metadata": {"finalizers": None}})
+        await self.cluster.patch(VOLUMES, name, {"status": {"phase": phase}}, subresource="status")
+        return created
+
+    async def phases(self) -> dict[str, str]:
+        return {pv["metadata"]["name"]: pv["status"]["phase"] for pv in await self.cluster.list(VOLUMES)}
+
+    async def phase(self, name: str) -> str:
+        return (await self.phases()).get(name, GONE)
+
+    async def told(self, kind: str = "Warning") -> list[tuple[str, str, str]]:
+        """Object, reason and message of the events there are."""
+        await self.events.flush()
+        return [
+            (event["involvedObject"]["name"], event["reason"], event["message"])
+            for event in await self.cluster.list(EVENTS)
+            if event["type"] == kind
+        ]
+
+    async def job(self, name: str) -> Json | None:
+        try:
+            return await self.cluster.get(JOBS, name, NAMESPACE)
+        except NotFound:
+            return None
+
+    async def end_job(self, name: str, status: Json) -> None:
+        await self.cluster.patch(JOBS, name, {"status": status}, NAMESPACE, subresource="status")
+
+    def metric(self, name: str, **labels: str) -> float:
+        return self.registry.get_sample_value(f"{PREFIX}_{name}", labels) or 0
+
+    def restarted(self, **chosen: Any) -> "Stage":
+        """The next daemon, which remembers nothing."""
+        return stage_of(self.cluster, self.node, self.events, **chosen)
+
+
+def stage_of(cluster: Cluster, node: Json, events: Recorder, *, retry: Backoff = AT_ONCE, image: str = IMAGE) -> Stage:
+    registry, cache, wakes = CollectorRegistry(), list[StaticVolume](), list[None]()
+    metrics = StaticMetrics(registry)
+    deleter = Deleter(
+        cluster,
+        lambda: list(cache),
+        read_node(node),
+        events,
+        metrics,
+        lambda: wakes.append(None),
+        namespace=NAMESPACE,
+        job_image=image,
+        retry=retry,
+    )
+    metrics.watch(lambda: cache, deleter.counts, dict)
+    return Stage(cluster, node, events, deleter, registry, cache, wakes)
+
+
+@contextlib.asynccontextmanager
+async def stage(folder: Path, **chosen: Any) -> AsyncIterator[Stage]:
+    async with api(folder) as cluster:
+        yield stage_of(cluster, await cluster.get(NODES, NODE), Recorder(cluster, "test", NODE), **chosen)
+
+
+def configured(
+    mount_dir: Path, *, cleaner: tuple[str, ...] = ("true",), folder_cleaner: tuple[str, ...] = (), **keys: Any
+) -> Configuration:
+    """One class, whose folder is HOST_DIR on the node and `mount_dir` here."""
+    settings = ClassConfiguration(CLASS, HOST_DIR, mount_dir, block_cleaner=cleaner, filesystem_cleaner=folder_cleaner)
+    return Configuration(classes={CLASS: settings}, **keys)

@@ -1,0 +1,131 @@
+"""The form of cleaning Jobs, and what is read of them."""
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.static import jobs
+from daemon.static.configuration import BLOCK, ClassConfiguration, Configuration
+from daemon.static.place import Place
+from daemon.static.proctable import Release, State
+
+Json = dict[str, Any]
+
+RELEASE = Release("local-pv-1", "uid-1", "claim-1")
+PLACE = Place(Path("/mnt/disks/one"), Path("/dev/sdb"), BLOCK)
+CLASS = ClassConfiguration("fast", "/mnt/disks", Path("/mnt/disks"), block_cleaner=("/scripts/shred.sh", "2"))
+TOLERATIONS = ({"key": "storage", "operator": "Exists"},)
+
+
+def made(settings: ClassConfiguration = CLASS, **keys: Any) -> Json:
+    return jobs.manifest(
+        RELEASE,
+        PLACE,
+        settings,
+        Configuration(job_tolerations=TOLERATIONS, cleaning_timeout=7200, **keys),
+        hostname="host-1",
+        namespace="storage",
+        image="example.org/cleaner:1",
+        now=datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC),
+    )
+
+
+def test_the_whole_manifest() -> None:
+    labels = {"kubernetes.io/hostname": "host-1", "pv": "local-pv-1", "pvuuid": "uid-1"}
+    assert made() == {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "name": "cleanup-local-pv-1",
+            "namespace": "storage",
+            "labels": labels,
+            "annotations": {
+                "device": "/mnt/disks/one",
+                "start-time": "2026-03-04T05:06:07Z",
+                "elastic-local.volumes.k8s.elastic.co/claim-uid": "claim-1",
+            },
+        },
+        "spec": {
+            "activeDeadlineSeconds": 7200,
+            "template": {
+                "metadata": {"labels": labels},
+                "spec": {
+                    "restartPolicy": "OnFailure",
+                    "nodeSelector": {"kubernetes.io/hostname": "host-1"},
+                    "tolerations": [{"key": "storage", "operator": "Exists"}],
+                    "volumes": [
+                        {"name": "dev", "hostPath": {"path": "/dev"}},
+                        {"name": "mount-ec4cf155", "hostPath": {"path": "/mnt/disks"}},
+                    ],
+                    "containers": [
+                        {
+                            "name": "cleaner",
+                            "image": "example.org/cleaner:1",
+                            "command": ["/scripts/shred.sh", "2"],
+                            "env": [{"name": "LOCAL_PV_BLKDEVICE", "value": "/mnt/disks/one"}],
+                            "securityContext": {"privileged": True},
+                            "volumeMounts": [
+                                {"name": "dev", "mountPath": "/dev"},
+                                {"name": "mount-ec4cf155", "mountPath": "/mnt/disks"},
+                            ],
+                        }
+                    ],
+                },
+            },
+        },
+    }
+
+
+def test_disks_offered_out_of_dev_itself_are_mounted_once() -> None:
+    settings = ClassConfiguration("fast", "/dev", Path("/dev"))
+    pod = made(settings)["spec"]["template"]["spec"]
+    assert [mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]] == ["/dev"]
+    assert [volume["name"] for volume in pod["volumes"]] == [pod["containers"][0]["volumeMounts"][0]["name"]]
+
+
+def read(status: Json, **metadata: Any) -> jobs.CleaningJob:
+    body = made()
+    body["metadata"] |= {"uid": "job-uid", **metadata}
+    found = jobs.read({**body, "status": status})
+    assert found
+    return found
+
+
+FAILED = {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", "message": "it failed too often"}
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "words"),
+    [
+        ({}, State.RUNNING, ""),
+        ({"succeeded": 0, "active": 1}, State.RUNNING, ""),
+        ({"failed": 3, "active": 1}, State.RUNNING, ""),
+        ({"conditions": [{**FAILED, "status": "False"}]}, State.RUNNING, ""),
+        ({"succeeded": 1}, State.SUCCEEDED, ""),
+        ({"failed": 7, "conditions": [FAILED]}, State.FAILED, "BackoffLimitExceeded: it failed too often"),
+    ],
+)
+def test_states(status: Json, state: State, words: str) -> None:
+    found = read(status)
+    assert (found.state, found.words) == (state, words)
+
+
+def test_what_is_written_is_read() -> None:
+    found = read({})
+    assert (found.release, found.command, found.deleting) == (RELEASE, "/scripts/shred.sh", False)
+    assert found.began == datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC).timestamp()
+    assert read({}, deletionTimestamp="2026-03-04T06:00:00Z").deleting
+
+
+def test_a_start_time_that_is_none_is_now() -> None:
+    assert abs(read({}, annotations={"start-time": "yesterday"}).began - time.time()) < 60
+
+
+def test_jobs_of_others_are_none_of_ours() -> None:
+    body = made()
+    body["metadata"] |= {"uid": "job-uid", "name": "backup"}
+    assert jobs.read(body) is None
+    assert jobs.read({"metadata": {"name": "cleanup-", "uid": "job-uid"}}) is None

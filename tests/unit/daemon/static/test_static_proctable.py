@@ -1,0 +1,125 @@
+"""The process table and what is decided with it."""
+
+from dataclasses import replace
+
+import pytest
+
+from daemon.static.configuration import BLOCK, FILESYSTEM
+from daemon.static.decision import Clean, Leave, Refuse, Remove, decide
+from daemon.static.metrics import PROCESS, ProcessCounts
+from daemon.static.proctable import AlreadyRunning, Cleaning, ProcessTable, Release, State, StillRunning
+from daemon.static.volume import StaticVolume
+from kube.backoff import Backoff
+
+RETRY = Backoff(first=5, factor=2, limit=300, jitter=0)
+VOLUME = StaticVolume(
+    name="local-pv-1",
+    uid="uid-1",
+    phase="Released",
+    path="/mnt/disks/one",
+    mode=FILESYSTEM,
+    storage_class="fast-disks",
+    reclaim_policy="Delete",
+    capacity=1 << 30,
+    deleting=False,
+    provisioned_by="local-volume-provisioner-node",
+    hostnames=("host",),
+    claim_uid="claim-1",
+)
+RUNNING = Cleaning(Release.of(VOLUME), FILESYSTEM, PROCESS, "", began=100)
+
+
+def cleaning_of(name: str) -> Cleaning:
+    return replace(RUNNING, release=Release(name, f"uid-{name}", ""))
+
+
+def test_running_is_a_live_count_and_the_others_are_totals() -> None:
+    table = ProcessTable()
+    for number in range(8):
+        table.start(cleaning_of(f"pv-{number}"))
+    for name in ("pv-0", "pv-1"):
+        table.succeed(name, 200)
+    table.fail("pv-2", 200)
+    assert table.counts() == ProcessCounts(running=5, succeeded=2, failed=1)
+    for name in ("pv-0", "pv-1", "pv-2"):
+        table.forget(name)
+    assert table.counts() == ProcessCounts(running=5, succeeded=2, failed=1)
+
+
+def test_a_volume_is_cleaned_once_at_a_time() -> None:
+    table = ProcessTable()
+    table.start(RUNNING)
+    with pytest.raises(AlreadyRunning, match="local-pv-1 is being cleaned already"):
+        table.start(replace(RUNNING, release=Release("local-pv-1", "uid-2", "")))
+    assert table.running("local-pv-1")
+
+
+def test_what_runs_is_not_forgotten() -> None:
+    table = ProcessTable()
+    table.start(RUNNING)
+    with pytest.raises(StillRunning):
+        table.forget("local-pv-1")
+    table.succeed("local-pv-1", 200)
+    table.forget("local-pv-1")
+    assert table.get("local-pv-1") is None
+
+
+def test_failures_in_a_row_are_those_of_one_release() -> None:
+    table = ProcessTable()
+    for expected in (1, 2):
+        table.start(RUNNING)
+        table.fail("local-pv-1", 200)
+        found = table.get("local-pv-1")
+        assert found
+        assert found.failures == expected
+    table.start(replace(RUNNING, release=replace(RUNNING.release, claim_uid="claim-2")))
+    table.fail("local-pv-1", 300)
+    found = table.get("local-pv-1")
+    assert found
+    assert found.failures == 1
+
+
+SUCCEEDED = replace(RUNNING, state=State.SUCCEEDED, ended=200)
+FAILED = replace(RUNNING, state=State.FAILED, ended=200, failures=2)
+OTHER_CLAIM = Release("local-pv-1", "uid-1", "claim-0")
+OTHER_UID = Release("local-pv-1", "uid-0", "claim-1")
+
+
+@pytest.mark.parametrize("phase", ["Pending", "Available", "Bound", "Failed"])
+def test_only_a_released_volume_is_cleaned(phase: str) -> None:
+    assert decide(replace(VOLUME, phase=phase), None, 0, RETRY) == Leave()
+    assert decide(replace(VOLUME, phase=phase), SUCCEEDED, 0, RETRY) == Leave()
+
+
+@pytest.mark.parametrize("volume", [replace(VOLUME, deleting=True), replace(VOLUME, reclaim_policy="Retain")])
+def test_what_goes_or_is_to_stay_is_left(volume: StaticVolume) -> None:
+    assert decide(volume, None, 0, RETRY) == Leave()
+
+
+def test_the_words_for_other_policies() -> None:
+    assert decide(replace(VOLUME, reclaim_policy="Recycle"), None, 0, RETRY) == Refuse(
+        "VolumeUnsupportedReclaimPolicy", "Volume has unsupported PersistentVolumeReclaimPolicy: Recycle"
+    )
+    assert decide(replace(VOLUME, reclaim_policy="Shred"), None, 0, RETRY) == Refuse(
+        "VolumeUnknownReclaimPolicy", "Volume has unrecognized PersistentVolumeReclaimPolicy: Shred"
+    )
+
+
+@pytest.mark.parametrize(
+    ("cleaning", "now", "expected"),
+    [
+        (None, 0, Clean()),
+        (RUNNING, 1e9, Leave()),
+        (replace(RUNNING, release=OTHER_UID), 1e9, Leave()),
+        (SUCCEEDED, 200, Remove(SUCCEEDED)),
+        (replace(SUCCEEDED, release=OTHER_UID), 200, Clean()),
+        (replace(SUCCEEDED, release=OTHER_CLAIM, mode=BLOCK), 200, Clean()),
+        (FAILED, 209, Leave()),
+        (FAILED, 210, Clean()),
+        (replace(FAILED, release=OTHER_CLAIM), 200, Clean()),
+    ],
+)
+def test_what_follows_from_the_cleaning(
+    cleaning: Cleaning | None, now: float, expected: Clean | Leave | Remove
+) -> None:
+    assert decide(VOLUME, cleaning, now, RETRY) == expected
