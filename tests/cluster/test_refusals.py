@@ -1,0 +1,114 @@
+"""A claim that can't be served as it is: its owner reads why and what to do, and it is served once that was done."""
+
+from typing import Any
+
+import pytest
+
+from kube.client import CLAIMS, CLASSES, PODS
+from tests.cluster.conftest import MakeClass
+from tests.sandbox.sandbox import Sandbox
+from tests.sandbox.workloads import Namespace, claim, pod, storage_class
+
+Json = dict[str, Any]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (
+            {"parameters": {"fstype": "xfs"}},
+            "parameter 'fstype' is 'xfs': there is no such parameter, there are fsType mkfsOptions overprovisionRatio "
+            "raid stripes thin thinPool volumeGroup",
+        ),
+        ({"parameters": {"fsType": "zfs"}}, "parameter 'fsType' is 'zfs': allowed is ext4 xfs btrfs"),
+        ({"parameters": {"stripes": "many"}}, "parameter 'stripes' is 'many': allowed is a whole number from 1 to 128"),
+        (
+            {"parameters": {"mkfsOptions": "-E root_owner=0:0"}},
+            "parameter 'mkfsOptions' is '-E root_owner=0:0': allowed for ext4 is -E discard",
+        ),
+        ({"mountOptions": ["noatime", "dev"]}, "parameter 'mountOptions' is 'dev': allowed for ext4 is"),
+    ],
+)
+async def test_wrong_parameters_are_named_with_what_is_allowed(
+    namespace: Namespace, make_class: MakeClass, fields: Json, words: str
+) -> None:
+    name = await make_class("Immediate", **fields)
+    await namespace.create(CLAIMS, claim("data", "16Mi", name))
+    message = await namespace.until_told("data", "ProvisioningFailed")
+    assert message.startswith(f'failed to provision volume with StorageClass "{name}": {words}')
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        (
+            {"accessModes": ["ReadWriteMany"]},
+            "access mode ReadWriteMany can't be served by a volume that lives on one node: use ReadWriteOnce or "
+            "ReadOnlyMany",
+        ),
+        ({"volumeMode": "Block"}, "volumeMode Block is not served by a FlexVolume driver: use Filesystem"),
+        (
+            {"dataSource": {"kind": "PersistentVolumeClaim", "name": "other"}},
+            "a new volume can't be filled from a PersistentVolumeClaim: remove dataSource and dataSourceRef",
+        ),
+        (
+            {"selector": {"matchLabels": {"disk": "fast"}}},
+            "a selector picks among volumes that exist, and this class makes new ones: remove the selector",
+        ),
+        (
+            {"resources": {"requests": {"storage": "512Ki"}}},
+            "the claim asks for 512Ki, and ext4 needs at least 1Mi: ask for more",
+        ),
+    ],
+)
+async def test_a_claim_that_no_local_volume_can_serve(
+    namespace: Namespace, make_class: MakeClass, spec: Json, words: str
+) -> None:
+    name = await make_class("Immediate")
+    await namespace.create(CLAIMS, claim("data", "16Mi", name, **spec))
+    await namespace.until_told("data", "ProvisioningFailed", words)
+
+
+async def test_a_claim_that_waits_for_its_pod_is_refused_when_that_comes(namespace: Namespace) -> None:
+    await namespace.create(CLAIMS, claim("data", "100Mi", "elastic-local-xfs"))
+    await namespace.create(PODS, pod("user", {"/data": "data"}))
+    await namespace.until_told("data", "ProvisioningFailed", "the claim asks for 100Mi, and xfs needs at least 300Mi")
+
+
+@pytest.mark.parametrize("mode", ["Immediate", "WaitForFirstConsumer"])
+async def test_a_class_may_come_after_its_claim(sandbox: Sandbox, namespace: Namespace, mode: str) -> None:
+    name = f"late-{namespace.name}"
+    await namespace.create(CLAIMS, claim("data", "16Mi", name))
+    await namespace.create(PODS, pod("user", {"/data": "data"}))
+    await namespace.until_told("user", "FailedScheduling", "unbound immediate PersistentVolumeClaims")
+    await sandbox.api.create(CLASSES, storage_class(name, mode))
+    try:
+        await namespace.until_running("user")
+    finally:
+        await sandbox.api.delete(CLASSES, name)
+
+
+async def test_a_class_that_was_made_anew_serves_the_claims_that_it_refused(
+    sandbox: Sandbox, namespace: Namespace
+) -> None:
+    """What the message of the refusal tells people to do."""
+    name = f"anew-{namespace.name}"
+    await sandbox.api.create(CLASSES, storage_class(name, "Immediate", parameters={"fsType": "ext5"}))
+    await namespace.create(CLAIMS, claim("data", "16Mi", name))
+    await namespace.until_told("data", "ProvisioningFailed", "Parameters can't be changed: make the class anew")
+    await sandbox.api.delete(CLASSES, name)
+    await namespace.until_told("data", "ProvisioningFailed", f"there is no StorageClass '{name}': create it")
+    await sandbox.api.create(CLASSES, storage_class(name, "Immediate", parameters={"fsType": "ext4"}))
+    try:
+        await namespace.until_bound("data")
+    finally:
+        await sandbox.api.delete(CLASSES, name)
+
+
+async def test_claims_of_others_are_left_alone(namespace: Namespace, make_class: MakeClass) -> None:
+    foreign = await make_class("Immediate", provisioner="example.com/other")
+    await namespace.create(CLAIMS, claim("foreign", "16Mi", foreign))
+    await namespace.create(CLAIMS, claim("ours", "16Mi", await make_class("Immediate")))
+    await namespace.until_bound("ours")
+    assert (await namespace.get(CLAIMS, "foreign"))["status"]["phase"] == "Pending"
+    assert not [event for event in await namespace.events("foreign") if "elastic" in event or "Failed" in event]
