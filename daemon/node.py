@@ -20,7 +20,7 @@ from contract.volume import PersistentVolume
 from daemon import settings
 from daemon.api import Api
 from daemon.authorise import Authoriser
-from daemon.backends import Backend
+from daemon.backends import Backend, groupfile
 from daemon.backends.folder import FolderBackend
 from daemon.backends.loop import LoopBackend
 from daemon.backends.lvm import LvmBackend
@@ -74,6 +74,8 @@ async def run(chosen: Settings) -> None:
         cluster = await Cluster.connect(chosen.kubeconfig, program=COMPONENT)
     except ConfigurationError as error:
         raise SettingsError(f"KUBECONFIG: {error}") from error
+    if chosen.driver_kind == settings.LVM:
+        groupfile.attach_all(chosen.data_dir)
     async with cluster:
         await until_asked(Daemon(chosen, cluster, backend_of(chosen)).run())
     log.info("ended; mounts stay as they are")
