@@ -1,7 +1,8 @@
 import asyncio
 import time
+from statistics import median
 
-from daemon.static.pace import Pace
+from daemon.static.pace import LIMIT, Pace
 
 
 async def test_an_event_is_answered_at_once() -> None:
@@ -37,22 +38,26 @@ async def test_a_storm_of_a_thousand_events_makes_a_handful_of_passes() -> None:
             passes += 1
 
     running = asyncio.create_task(loop())
+    begin = time.monotonic()
     for _ in range(1000):
         pace.wake()
         await asyncio.sleep(0.001)
     await asyncio.sleep(0)
     running.cancel()
     await asyncio.wait([running])
-    assert 1 <= passes <= 5
+    # Three while the pauses grow, and then one for each of the longest pauses.
+    assert 1 <= passes <= 3 + (time.monotonic() - begin) / LIMIT
 
 
 async def test_while_events_never_cease_nobody_waits_for_long() -> None:
     pace = Pace()
-    begin = time.monotonic()
+    waits = []
     for _ in range(6):
+        begin = time.monotonic()
         pace.wake()
         await pace.wait(period=60)
-    assert time.monotonic() - begin < 6 * 0.75
+        waits.append(time.monotonic() - begin)
+    assert median(waits) < 2 * LIMIT
 
 
 async def test_slow_passes_have_longer_gaps() -> None:
