@@ -4,7 +4,8 @@ Figures of pools and volumes are not kept but read from the inventory when someb
 what is gone leaves no series behind. Operations and commands are counted as they end.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import PurePath
 
 from prometheus_client import CollectorRegistry, Histogram, ProcessCollector
@@ -12,7 +13,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from daemon.record import Inventory, State
+from daemon.record import Health, Inventory, State
 from host.command import Completed
 
 ORPHAN, FOREIGN, DAMAGED = "orphan", "foreign", "damaged"
@@ -22,9 +23,13 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120
 
 class Metrics:
     def __init__(
-        self, inventory: Callable[[], Inventory], persistent_volumes: Callable[[], Collection[str] | None]
+        self,
+        inventory: Callable[[], Inventory],
+        persistent_volumes: Callable[[], Collection[str] | None],
+        unhealthy: Callable[[], Mapping[str, Health]],
     ) -> None:
-        """`persistent_volumes` are the UIDs of those tied to this node, None while they are not known."""
+        """`persistent_volumes` are the UIDs of those tied to this node, None while they are not known;
+        `unhealthy` the volumes that are not well."""
         self.registry = CollectorRegistry()
         self._operations = Histogram(
             "elastic_local_operation_duration_seconds",
@@ -48,7 +53,7 @@ class Metrics:
             registry=self.registry,
         )
         ProcessCollector(registry=self.registry)
-        self.registry.register(_NodeFigures(inventory, persistent_volumes))
+        self.registry.register(_NodeFigures(inventory, persistent_volumes, unhealthy))
 
     def operation(self, kind: str, outcome: str, seconds: float) -> None:
         self._operations.labels(kind, outcome).observe(seconds)
@@ -70,15 +75,20 @@ def command_name(argv: tuple[str, ...]) -> str:
 
 class _NodeFigures(Collector):
     def __init__(
-        self, inventory: Callable[[], Inventory], persistent_volumes: Callable[[], Collection[str] | None]
+        self,
+        inventory: Callable[[], Inventory],
+        persistent_volumes: Callable[[], Collection[str] | None],
+        unhealthy: Callable[[], Mapping[str, Health]],
     ) -> None:
         self._inventory = inventory
         self._persistent_volumes = persistent_volumes
+        self._unhealthy = unhealthy
 
     def collect(self) -> Iterator[Metric]:
         inventory = self._inventory()
         yield from pool_figures(inventory)
         yield from volume_figures(inventory, self._persistent_volumes())
+        yield health_figures(self._unhealthy())
 
 
 def pool_figures(inventory: Inventory) -> Iterator[Metric]:
@@ -123,8 +133,17 @@ def volume_figures(inventory: Inventory, persistent_volumes: Collection[str] | N
     for state, number in count.items():
         states.add_metric([state], number)
     yield states
-    yield GaugeMetricFamily(
+
+
+def health_figures(unhealthy: Mapping[str, Health]) -> Metric:
+    figures = GaugeMetricFamily(
         "elastic_local_unhealthy_volumes",
-        "Volumes on this node whose storage complains, such as a mirror that lost a leg.",
-        value=sum(1 for volume in inventory.volumes if volume.health),
+        "Volumes on this node whose storage complains, by what ails them, such as raid-degraded for a mirror that lost "
+        "a leg.",
+        labels=["state"],
     )
+    count = Counter(unhealthy.values())
+    for state in Health:
+        if state is not Health.OK:
+            figures.add_metric([state.value], count[state])
+    return figures

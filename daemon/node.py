@@ -26,8 +26,10 @@ from daemon.backends.loop import LoopBackend
 from daemon.backends.lvm import LvmBackend
 from daemon.callouts import Home, NodeCallouts
 from daemon.driver import Driver
+from daemon.health import HealthWatch
 from daemon.holdings import Holdings
 from daemon.metrics import Metrics
+from daemon.orphans import Orphans
 from daemon.promises import promises
 from daemon.publish import Publisher
 from daemon.reconcile import Reconciler
@@ -101,7 +103,8 @@ class Daemon:
             backend, chosen.staging_dir, promises=self._promises, reserve=chosen.reserve, observe=self._observe
         )
         self._refresher = Refresher(self._volumes, backend, self._storage_changed)
-        self._metrics = Metrics(lambda: self._volumes.inventory, self._known_uids)
+        self._health_watch = HealthWatch(self._volumes, lambda: self._holdings.all() if self._holdings else ())
+        self._metrics = Metrics(lambda: self._volumes.inventory, self._known_uids, lambda: self._health_watch.unhealthy)
         self._callouts = NodeCallouts(self._volumes, backend.pool_of, chosen.kubelet_root, chosen.reserve)
         self._driver = Driver(installation.choose(), chosen.plugin_dir)
         self._events = Recorder(cluster, COMPONENT, chosen.node_name)
@@ -117,6 +120,7 @@ class Daemon:
         self._holdings: Holdings | None = None
         self._publisher: Publisher | None = None
         self._reconciler: Reconciler | None = None
+        self._orphans: Orphans | None = None
         self._static: StaticVolumes | None = None
 
     async def run(self) -> None:
@@ -163,6 +167,15 @@ class Daemon:
         self._reconciler = reconciler = Reconciler(
             self._cluster, holdings, self._volumes, self._backend.pool_of, publisher, self._events
         )
+        self._orphans = orphans = Orphans(
+            self._cluster,
+            self._volumes,
+            self._persistent_volumes,
+            self._events,
+            node.reference,
+            grace=self._settings.orphan_grace,
+            removed=reconciler.retry_preparations,
+        )
         self._persistent_volumes.subscribe(lambda key, *_: reconciler.look_at(key))
         self._persistent_volumes.subscribe(lambda *_: publisher.trigger())
         authoriser = Authoriser(self._cluster, self._pods, node)
@@ -173,6 +186,8 @@ class Daemon:
             parts.create_task(publisher.published.run())
             parts.create_task(publisher.run())
             parts.create_task(reconciler.run())
+            parts.create_task(orphans.run())
+            parts.create_task(self._health_watch.run(self._events, node.reference))
             parts.create_task(self._watch_node(node))
             if chosen := self._settings.static:
                 self._static = static_volumes(self._cluster, node, self._events, self._metrics.registry, chosen)
@@ -218,6 +233,9 @@ class Daemon:
             self._publisher.trigger()
 
     def _storage_changed(self, came_to_be_usable: bool) -> None:
+        self._health_watch.trigger()
+        if self._orphans:
+            self._orphans.look()
         if self._publisher:
             self._publisher.trigger()
         if self._reconciler and came_to_be_usable:

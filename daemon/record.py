@@ -30,6 +30,19 @@ class State(enum.Enum):
     """It may hold data: never formatted again, whatever is found on it."""
 
 
+class Health(enum.Enum):
+    """What the storage under a volume complains of. The values are what people and metrics read."""
+
+    OK = "ok"
+    MISSING_DEVICE = "missing-device"
+    READ_ONLY = "read-only"
+    RAID_DEGRADED = "raid-degraded"
+    RAID_MISMATCH = "raid-mismatch"
+    THIN_POOL_FAILED = "thin-pool-failed"
+    THIN_POOL_FULL = "thin-pool-full"
+    UNKNOWN = "unknown"
+
+
 class DamagedRecord(ValueError):
     """Our owner mark, but no record that can be relied on. The words say what is wrong."""
 
@@ -129,8 +142,7 @@ class Volume:
     """Bytes it really has; what it was promised where nothing limits it. 0 when its making stopped before it had
     any."""
     pool: str
-    health: str = ""
-    """What the storage under it complains of, in a few words. Empty when all is well."""
+    health: Health = Health.OK
 
     @property
     def pv(self) -> str:

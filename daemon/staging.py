@@ -24,6 +24,10 @@ _UNUSABLE = 0o000
 """Mode of a staging folder under its mount: whoever writes there when nothing is mounted fills the node's own disk."""
 
 
+_UNWRITABLE = frozenset({"ro", "emergency_ro"})
+"""Options of a filesystem. ext4 shows the second one since Linux 6.15 when it stopped itself."""
+
+
 class Staging:
     """The staging folder of one node."""
 
@@ -43,6 +47,14 @@ class Staging:
     def mounted(self, pv: str) -> Mount | None:
         """The staging mount of the volume."""
         return top(mounttable.read(), self.path(pv))
+
+    def read_only(self) -> frozenset[str]:
+        """Volumes whose filesystem the kernel made read-only: no class can ask for that (contract.filesystems)."""
+        return frozenset(
+            Path(mount.path).name
+            for mount in mounttable.read()
+            if Path(mount.path).parent == self._root and mount.filesystem_options & _UNWRITABLE
+        )
 
     def users(self, pv: str) -> list[Mount]:
         """All mounts that show the volume or a part of it, but for the staging mount: pod folders and the kubelet's

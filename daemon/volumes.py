@@ -80,6 +80,10 @@ class Volumes:
         """Looks again: people and other programs make and remove volumes too."""
         await self._stock.look()
 
+    async def read_only(self) -> frozenset[str]:
+        """Names of the mounted volumes that can't be written any more."""
+        return await asyncio.to_thread(self._staging.read_only)
+
     async def close(self) -> None:
         """Waits for what was begun. Nothing is lost when nobody waits: the next daemon goes on with it."""
         await self._turns.drain()

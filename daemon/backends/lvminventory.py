@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import lvm
 from contract import capacity
 from contract.parameters import RAID1, VolumeParameters
-from daemon.record import Damaged, DamagedRecord, Foreign, Inventory, Pool, Thin, Volume, from_tags
-from lvm import Health, LogicalVolume, VolumeGroup
+from daemon.record import Damaged, DamagedRecord, Foreign, Health, Inventory, Pool, Thin, Volume, from_tags
+from lvm import LogicalVolume, VolumeGroup
 
 _LEG = re.compile(r"_(rmeta|rimage)_\d+")
 """An lvcreate that is killed while it wipes the legs of a mirror leaves them visible, with the tags of the mirror. They
@@ -78,11 +78,26 @@ def _pool_of(volume: LogicalVolume) -> str:
     return str(Place(volume.group, volume.pool if volume.is_thin else ""))
 
 
-def _health(state: lvm.State, volume: LogicalVolume) -> str:
+_HEALTH = {
+    lvm.Health.OK: Health.OK,
+    lvm.Health.PARTIAL: Health.MISSING_DEVICE,
+    lvm.Health.REFRESH_NEEDED: Health.RAID_DEGRADED,
+    lvm.Health.MISMATCHES: Health.RAID_MISMATCH,
+    lvm.Health.FAILED: Health.THIN_POOL_FAILED,
+    lvm.Health.OUT_OF_DATA: Health.THIN_POOL_FULL,
+    lvm.Health.METADATA_READ_ONLY: Health.READ_ONLY,
+    lvm.Health.UNKNOWN: Health.UNKNOWN,
+}
+
+
+def _health(state: lvm.State, volume: LogicalVolume) -> Health:
+    """That of a thin volume is its pool's, unless it has a complaint of its own. A mirror of which a device is missing
+    still has its data."""
+    if "raid1" in volume.layout and volume.health is lvm.Health.PARTIAL:
+        return Health.RAID_DEGRADED
     pool = state.volume(volume.group, volume.pool) if volume.is_thin else None
-    if volume.health is not Health.OK:
-        return str(volume.health.value)
-    return f"thin pool {pool.name}: {pool.health.value}" if pool and pool.health is not Health.OK else ""
+    complaint = volume.health if volume.health is not lvm.Health.OK or pool is None else pool.health
+    return _HEALTH[complaint]
 
 
 def _group_pool(state: lvm.State, group: VolumeGroup, ours: set[tuple[str, str]]) -> Pool:

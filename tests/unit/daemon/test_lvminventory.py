@@ -1,7 +1,10 @@
 from dataclasses import replace
 
+import pytest
+
 from daemon.backends.lvminventory import Place, inventory
 from daemon.record import Foreign, Pool, Record, State, Thin
+from daemon.record import Health as Complaint
 from lvm import Health, LogicalVolume, VolumeGroup
 from lvm import State as Report
 
@@ -115,7 +118,39 @@ def test_the_system_of_the_node_is_not_told_of() -> None:
 def test_complaints_of_a_pool_are_those_of_its_volumes() -> None:
     full = replace(POOL, health=Health.OUT_OF_DATA)
     found = inventory(report(full, thin(ours("pvc-1")), ours("pvc-2", health=Health.PARTIAL)), "vg")
-    assert [volume.health for volume in found.volumes] == ["thin pool pool: out_of_data", "partial"]
+    assert [volume.health for volume in found.volumes] == [Complaint.THIN_POOL_FULL, Complaint.MISSING_DEVICE]
+
+
+@pytest.mark.parametrize(
+    ("health", "linear", "mirror", "of_the_pool"),
+    [
+        (Health.OK, Complaint.OK, Complaint.OK, Complaint.OK),
+        (Health.PARTIAL, Complaint.MISSING_DEVICE, Complaint.RAID_DEGRADED, Complaint.MISSING_DEVICE),
+        (Health.REFRESH_NEEDED, Complaint.RAID_DEGRADED, Complaint.RAID_DEGRADED, Complaint.RAID_DEGRADED),
+        (Health.MISMATCHES, Complaint.RAID_MISMATCH, Complaint.RAID_MISMATCH, Complaint.RAID_MISMATCH),
+        (Health.FAILED, Complaint.THIN_POOL_FAILED, Complaint.THIN_POOL_FAILED, Complaint.THIN_POOL_FAILED),
+        (Health.OUT_OF_DATA, Complaint.THIN_POOL_FULL, Complaint.THIN_POOL_FULL, Complaint.THIN_POOL_FULL),
+        (Health.METADATA_READ_ONLY, Complaint.READ_ONLY, Complaint.READ_ONLY, Complaint.READ_ONLY),
+        (Health.UNKNOWN, Complaint.UNKNOWN, Complaint.UNKNOWN, Complaint.UNKNOWN),
+    ],
+)
+def test_each_complaint_of_lvm_has_a_name(
+    health: Health, linear: Complaint, mirror: Complaint, of_the_pool: Complaint
+) -> None:
+    found = inventory(
+        report(
+            replace(POOL, health=health),
+            ours("linear", health=health),
+            ours("mirror", health=health, layout=frozenset({"raid", "raid1"})),
+            thin(ours("thin")),
+        ),
+        "vg",
+    )
+    assert {volume.pv: volume.health for volume in found.volumes} == {
+        "linear": linear,
+        "mirror": mirror,
+        "thin": of_the_pool,
+    }
 
 
 def test_places_and_names_of_pools() -> None:

@@ -1,0 +1,110 @@
+"""What ails the volumes of this node, by name, so that people and alerts can tell a dead disk from a full pool.
+
+LVM tells of its devices and pools (daemon.backends.lvminventory). Two things it does not tell: a filesystem that the
+kernel made read-only after an error, which the mount table shows; and a volume that is not there at all, because the
+disks of its pool are not. A change is told once, on the PersistentVolume and on the Node.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping
+
+from contract.volume import PersistentVolume
+from daemon.reconcile import reference
+from daemon.record import Health, Inventory
+from daemon.volumes import Volumes
+from kube.events import ObjectReference, Recorder
+
+log = logging.getLogger(__name__)
+
+UNHEALTHY, HEALTHY = "VolumeUnhealthy", "VolumeHealthy"
+
+PERIOD = 30.0
+"""Seconds between two looks at the mount table. A change of the storage is looked at when it is noticed."""
+
+_REMEDIES: Mapping[Health, str] = {
+    Health.MISSING_DEVICE: "a disk under it is missing: bring the disk back, or restore the data elsewhere",
+    Health.READ_ONLY: "it can only be read, after an error of its storage: see the node's kernel log, save the data",
+    Health.RAID_DEGRADED: "its mirror lost a leg, the data is there once: replace the disk, then `lvconvert --repair`",
+    Health.RAID_MISMATCH: "the legs of its mirror differ: `lvchange --syncaction repair`",
+    Health.THIN_POOL_FAILED: "its thin pool was switched off by the kernel: `lvconvert --repair` the pool",
+    Health.THIN_POOL_FULL: "its thin pool is full and writes fail: extend the pool, or delete volumes",
+    Health.UNKNOWN: "LVM complains in a way that this version does not know: see `lvs -o +lv_health_status`",
+}
+
+
+def diagnose(
+    inventory: Inventory, persistent_volumes: Collection[PersistentVolume], read_only: Collection[str]
+) -> dict[str, Health]:
+    """The volumes that are not well, by name. `read_only` are those whose filesystem the kernel made so."""
+    found: dict[str, Health] = {
+        volume.pv: volume.health for volume in inventory.volumes if volume.health is not Health.OK
+    }
+    for name in read_only:
+        found.setdefault(name, Health.READ_ONLY)
+    for pv in persistent_volumes:
+        volume = inventory.volume(pv.name)
+        if volume is None and pv.pool and inventory.pool(pv.pool) is None:
+            found[pv.name] = Health.MISSING_DEVICE
+    return found
+
+
+def changes(before: Mapping[str, Health], now: Mapping[str, Health]) -> Iterator[tuple[str, Health]]:
+    """The volumes that are in another state than before, and in which."""
+    for name in sorted({*before, *now}):
+        state = now.get(name, Health.OK)
+        if before.get(name, Health.OK) is not state:
+            yield name, state
+
+
+class HealthWatch:
+    """`unhealthy` has the volumes that are not well, as of the last look."""
+
+    def __init__(self, volumes: Volumes, persistent_volumes: Callable[[], Collection[PersistentVolume]]) -> None:
+        self._volumes = volumes
+        self._persistent_volumes = persistent_volumes
+        self._changed = asyncio.Event()
+        self.unhealthy: Mapping[str, Health] = {}
+
+    def trigger(self) -> None:
+        """The storage changed."""
+        self._changed.set()
+
+    async def run(self, events: Recorder, node: ObjectReference) -> None:
+        """For ever."""
+        while True:
+            self._changed.clear()
+            await self.look(events, node)
+            try:
+                async with asyncio.timeout(PERIOD):
+                    await self._changed.wait()
+            except TimeoutError:
+                continue
+
+    async def look(self, events: Recorder, node: ObjectReference) -> None:
+        """One look, and a word on what changed."""
+        read_only = await self._volumes.read_only()
+        persistent_volumes = self._persistent_volumes()
+        now = diagnose(self._volumes.inventory, persistent_volumes, read_only)
+        known = {pv.name: pv for pv in persistent_volumes}
+        for name, state in changes(self.unhealthy, now):
+            if state is Health.OK:
+                if name in known or self._volumes.inventory.volume(name):
+                    self._tell(events.normal, HEALTHY, node, known.get(name), f"volume {name} is well again")
+            else:
+                words = f"volume {name} is {state.value}: {_REMEDIES[state]}"
+                self._tell(events.warning, UNHEALTHY, node, known.get(name), words)
+        self.unhealthy = now
+
+    @staticmethod
+    def _tell(
+        tell: Callable[[ObjectReference, str, str], None],
+        reason: str,
+        node: ObjectReference,
+        pv: PersistentVolume | None,
+        words: str,
+    ) -> None:
+        log.warning("%s", words)
+        tell(node, reason, words)
+        if pv is not None:
+            tell(reference(pv), reason, words)

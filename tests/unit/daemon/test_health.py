@@ -1,0 +1,118 @@
+"""What ails volumes: who is found unwell, and that each change is told once."""
+
+from dataclasses import dataclass, field, replace
+from typing import cast
+
+import pytest
+
+from contract.volume import DELETE, PersistentVolume
+from daemon.health import _REMEDIES, HealthWatch, changes, diagnose
+from daemon.record import Health, Inventory, Pool, Record, State, Volume
+from daemon.volumes import Volumes
+from kube.events import ObjectReference, Recorder
+from tests.unit.daemon.test_promises import pv
+
+PV = replace(pv("a", 100), pool="vg")
+POOL = Pool("vg", 1000, 900, 100, 1)
+WELL = Volume(Record("a", PV.uid, DELETE, "ext4", State.READY), 100, "vg")
+NODE = ObjectReference("Node", "v1", "", "n1", "uid-n1")
+
+
+def of(health: Health) -> Volume:
+    return replace(WELL, health=health)
+
+
+@pytest.mark.parametrize(
+    ("inventory", "persistent_volumes", "read_only", "found"),
+    [
+        (Inventory([WELL], [POOL]), [PV], [], {}),
+        (Inventory([of(Health.RAID_DEGRADED)], [POOL]), [PV], [], {"a": Health.RAID_DEGRADED}),
+        (Inventory([WELL], [POOL]), [PV], ["a"], {"a": Health.READ_ONLY}),
+        # The cause, and not what follows from it.
+        (Inventory([of(Health.MISSING_DEVICE)], [POOL]), [PV], ["a"], {"a": Health.MISSING_DEVICE}),
+        (Inventory(), [PV], [], {"a": Health.MISSING_DEVICE}),
+        (Inventory(), [PV], ["a"], {"a": Health.MISSING_DEVICE}),
+        # Not made yet.
+        (Inventory([], [POOL]), [PV], [], {}),
+        (Inventory(), [replace(PV, pool="")], [], {}),
+        # An orphan.
+        (Inventory([of(Health.THIN_POOL_FAILED)], [POOL]), [], [], {"a": Health.THIN_POOL_FAILED}),
+    ],
+)
+def test_who_is_unwell(
+    inventory: Inventory, persistent_volumes: list[PersistentVolume], read_only: list[str], found: dict[str, Health]
+) -> None:
+    assert diagnose(inventory, persistent_volumes, read_only) == found
+
+
+def test_only_what_changed_is_a_change() -> None:
+    before = {"same": Health.READ_ONLY, "worse": Health.RAID_DEGRADED, "well": Health.THIN_POOL_FULL}
+    now = {"same": Health.READ_ONLY, "worse": Health.MISSING_DEVICE, "new": Health.UNKNOWN}
+    assert dict(changes(before, now)) == {
+        "worse": Health.MISSING_DEVICE,
+        "well": Health.OK,
+        "new": Health.UNKNOWN,
+    }
+
+
+def test_each_state_says_what_to_do() -> None:
+    assert set(_REMEDIES) == set(Health) - {Health.OK}
+
+
+@dataclass
+class Node:
+    """Volumes that are as the test says."""
+
+    inventory: Inventory = field(default_factory=lambda: Inventory([WELL], [POOL]))
+    unwritable: frozenset[str] = frozenset()
+
+    async def read_only(self) -> frozenset[str]:
+        return self.unwritable
+
+
+@dataclass
+class Told:
+    words: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def normal(self, reference: ObjectReference, reason: str, message: str) -> None:
+        self.words.append((reference.kind, reason, message))
+
+    warning = normal
+
+
+async def test_a_change_is_told_once_on_the_volume_and_on_the_node() -> None:
+    node, told = Node(), Told()
+    watch = HealthWatch(cast(Volumes, node), lambda: [PV])
+    events = cast(Recorder, told)
+    await watch.look(events, NODE)
+    assert told.words == []
+
+    node.unwritable = frozenset({"a"})
+    for _ in range(2):
+        await watch.look(events, NODE)
+    assert [(kind, reason) for kind, reason, _ in told.words] == [
+        ("Node", "VolumeUnhealthy"),
+        ("PersistentVolume", "VolumeUnhealthy"),
+    ]
+    assert "volume a is read-only: it can only be read" in told.words[0][2]
+    assert watch.unhealthy == {"a": Health.READ_ONLY}
+
+    node.unwritable = frozenset()
+    told.words.clear()
+    for _ in range(2):
+        await watch.look(events, NODE)
+    assert [(kind, reason) for kind, reason, _ in told.words] == [
+        ("Node", "VolumeHealthy"),
+        ("PersistentVolume", "VolumeHealthy"),
+    ]
+    assert watch.unhealthy == {}
+
+
+async def test_nobody_calls_a_volume_well_that_was_removed() -> None:
+    node, told = Node(Inventory([of(Health.RAID_DEGRADED)], [POOL])), Told()
+    watch = HealthWatch(cast(Volumes, node), list)
+    await watch.look(cast(Recorder, told), NODE)
+    told.words.clear()
+    node.inventory = Inventory([], [POOL])
+    await watch.look(cast(Recorder, told), NODE)
+    assert told.words == []

@@ -1,0 +1,241 @@
+"""Volumes whose PersistentVolume is gone: what is told, what is removed, and all that must hold before."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contract import names
+from contract.volume import DELETE, RETAIN, PersistentVolume
+from daemon.errors import InUse
+from daemon.orphans import Orphans, removable_after, report
+from daemon.record import Record, State, Volume
+from kube.client import EVENTS, VOLUMES, Cluster, Forbidden, Json, Unreachable
+from kube.errors import ApiError
+from kube.informer import Informer
+from tests.unit.daemon.nodecluster import NodeParts, create_pv, node_parts, read_pv, until
+
+RECORD = Record("a", "uid-a", DELETE, "ext4", State.READY)
+GRACE = 100.0
+
+
+@pytest.mark.parametrize("state", list(State))
+@pytest.mark.parametrize(
+    ("policy", "grace", "kept"),
+    [(DELETE, GRACE, GRACE), (DELETE, None, None), (RETAIN, GRACE, None), (RETAIN, None, None)],
+)
+def test_only_a_record_that_says_delete_lets_a_volume_go(
+    policy: str, grace: float | None, kept: float | None, state: State
+) -> None:
+    record = Record("a", "uid-a", policy, "ext4", state)
+    assert removable_after(record, grace) == kept
+    words = report(Volume(record, 5 << 20, "vg"), grace)
+    assert "volume a (5Mi in vg) has no PersistentVolume" in words
+    assert ("removed in 100 s" in words) is (kept is not None)
+    assert ("remove it by hand" in words) is (kept is None)
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Asked(Cluster):
+    """The API server of a node, which may be unable to answer."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self.failure: ApiError | None = None
+        self.answered = 0
+
+    async def get(self, resource: Any, name: str, namespace: str | None = None) -> Json:
+        if self.failure:
+            raise self.failure
+        try:
+            return await self._cluster.get(resource, name, namespace)
+        finally:
+            self.answered += 1
+
+
+class Stage:
+    def __init__(self, node: NodeParts, cluster: Asked, clock: Clock, orphans: Orphans) -> None:
+        self.node, self.cluster, self.clock, self.orphans = node, cluster, clock, orphans
+
+    async def examine(self, name: str = "pv") -> None:
+        self.orphans.queue.add(name)
+        await self.orphans.queue.drain()
+
+    async def told(self) -> list[str]:
+        await self.node.events.flush()
+        events = await self.node.cluster.list(EVENTS)
+        return [event["message"] for event in events if event["reason"] == "VolumeOrphaned"]
+
+
+@asynccontextmanager
+async def watching(node: NodeParts, grace: float | None = GRACE) -> AsyncIterator[Stage]:
+    cluster, clock = Asked(node.cluster), Clock()
+    label = f"{names.NODE_LABEL}={node.node.name}"
+    informer = Informer[PersistentVolume](node.cluster, VOLUMES, _read, label_selector=label)
+    following = asyncio.create_task(informer.run())
+    await informer.wait_synced()
+    orphans = Orphans(cluster, node.volumes, informer, node.events, node.node.reference, grace=grace, clock=clock)
+    working = asyncio.create_task(orphans.run())
+    try:
+        yield Stage(node, cluster, clock, orphans)
+    finally:
+        for task in (following, working):
+            task.cancel()
+        await asyncio.wait([following, working])
+
+
+def _read(body: Json) -> PersistentVolume | None:
+    from contract import volume
+
+    return volume.read(body)
+
+
+@pytest.fixture
+async def node(tmp_path: Path) -> AsyncIterator[NodeParts]:
+    async with node_parts(tmp_path) as it:
+        yield it
+
+
+async def torn_off(node: NodeParts, policy: str = DELETE) -> None:
+    """A volume was made, and its PersistentVolume is gone without the node having been asked."""
+    await made(node, policy)
+    await node.cluster.delete(VOLUMES, "pv")
+    await node.cluster.patch(VOLUMES, "pv", {"metadata": {"finalizers": []}})
+
+
+async def made(node: NodeParts, policy: str = DELETE) -> None:
+    await create_pv(node.cluster, "pv", policy=policy)
+    await until(lambda: bool((volume := node.volumes.inventory.volume("pv")) and volume.record.state is State.READY))
+
+
+async def test_it_is_told_at_once_and_removed_after_the_grace(node: NodeParts) -> None:
+    async with watching(node) as stage:
+        await torn_off(node)
+        await until(lambda: stage.cluster.answered)
+        await stage.orphans.queue.drain()
+        assert len(await stage.told()) == 1
+        stage.clock.now += GRACE - 1
+        await stage.examine()
+        assert node.volume_names() == {"pv"}
+        stage.clock.now += 1
+        await stage.examine()
+        assert not node.volume_names()
+        assert not list(node.data.glob("pv*"))
+        assert len(await stage.told()) == 1
+
+
+async def test_one_that_is_there_when_the_daemon_starts_is_found(node: NodeParts) -> None:
+    await torn_off(node)
+    async with watching(node) as stage:
+        await until(lambda: stage.cluster.answered)
+        await stage.orphans.queue.drain()
+        assert len(await stage.told()) == 1
+
+
+async def test_by_itself_it_goes_when_the_grace_is_over(node: NodeParts) -> None:
+    await torn_off(node)
+    async with watching(node, grace=0.05) as stage:
+        stage.clock.now = 0
+        await until(lambda: stage.cluster.answered)
+        stage.clock.now = 1
+        await until(lambda: not node.volume_names())
+
+
+@pytest.mark.parametrize(("policy", "grace"), [(RETAIN, GRACE), (DELETE, None)])
+async def test_what_is_to_be_kept_is_kept_for_ever(node: NodeParts, policy: str, grace: float | None) -> None:
+    await torn_off(node, policy)
+    async with watching(node, grace) as stage:
+        for _ in range(3):
+            await stage.examine()
+            stage.clock.now += 1000 * GRACE
+        assert node.volume_names() == {"pv"}
+        assert len(await stage.told()) == 1
+
+
+@pytest.mark.parametrize("failure", [Unreachable(0, "", "timeout"), Forbidden(403, "Forbidden", "no")])
+async def test_a_server_that_cannot_say_has_said_nothing(node: NodeParts, failure: ApiError) -> None:
+    await torn_off(node)
+    async with watching(node) as stage:
+        await stage.examine()
+        stage.clock.now += GRACE
+        stage.cluster.failure = failure
+        await stage.examine()
+        assert node.volume_names() == {"pv"}
+        stage.cluster.failure = None
+        await stage.examine()
+        assert not node.volume_names()
+
+
+async def test_a_server_that_could_not_say_at_first_does_not_begin_the_grace(node: NodeParts) -> None:
+    await torn_off(node)
+    async with watching(node) as stage:
+        stage.cluster.failure = Unreachable(0, "", "timeout")
+        await stage.examine()
+        stage.clock.now += GRACE
+        stage.cluster.failure = None
+        await stage.examine()
+        assert node.volume_names() == {"pv"}
+        assert len(await stage.told()) == 1
+
+
+async def test_a_persistent_volume_that_only_lost_its_label_keeps_its_volume(node: NodeParts) -> None:
+    await made(node)
+    async with watching(node) as stage:
+        await node.cluster.patch(VOLUMES, "pv", {"metadata": {"labels": {names.NODE_LABEL: None}}})
+        for _ in range(3):
+            await until(lambda: stage.cluster.answered)
+            await stage.examine()
+            stage.clock.now += GRACE
+        assert node.volume_names() == {"pv"}
+        assert await stage.told() == []
+
+
+async def test_a_namesake_does_not_keep_it_and_is_not_harmed(node: NodeParts) -> None:
+    await torn_off(node)
+    async with watching(node) as stage:
+        await stage.examine()
+        namesake = await create_pv(node.cluster, "pv", pin=None)
+        stage.clock.now += GRACE
+        await stage.examine()
+        assert not node.volume_names()
+        assert await read_pv(node.cluster, "pv") == namesake
+
+
+async def test_another_volume_of_that_name_has_a_grace_of_its_own(node: NodeParts) -> None:
+    await torn_off(node)
+    async with watching(node) as stage:
+        await stage.examine()
+        stage.clock.now += GRACE
+        [volume] = node.volumes.inventory.volumes
+        await node.volumes.reclaim("pv", volume.record.uid, volume.pool)
+        await torn_off(node)
+        await stage.examine()
+        assert node.volume_names() == {"pv"}
+
+
+async def test_what_is_in_use_stays_until_it_is_not(node: NodeParts, monkeypatch: pytest.MonkeyPatch) -> None:
+    await torn_off(node)
+    used = True
+
+    def release(pv: str) -> None:
+        if used:
+            raise InUse(f"volume {pv} is mounted")
+
+    monkeypatch.setattr(node.volumes._staging, "release", release)
+    async with watching(node) as stage:
+        await stage.examine()
+        stage.clock.now += GRACE
+        await stage.examine()
+        assert node.volume_names() == {"pv"}
+        used = False
+        await stage.examine()
+        assert not node.volume_names()
