@@ -9,6 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
+from command import vg
+from command.adopt import adopt
+from command.capacity import capacity
+from command.volumes import volumes
 from flexdriver import bundle, installation
 from service.environment import SettingsError
 
@@ -19,6 +23,9 @@ app = typer.Typer(
 )
 flexdriver = typer.Typer(help="The executable that the kubelet calls.", no_args_is_help=True)
 app.add_typer(flexdriver, name="flexdriver")
+app.add_typer(vg.app, name="vg")
+for _command in (volumes, capacity, adopt):
+    app.command()(_command)
 
 
 @app.command()

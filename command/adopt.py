@@ -1,0 +1,170 @@
+"""`adopt`: gives volumes that hold data back to Kubernetes. Shows what it would do, and does it when told so."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+
+from command import adoption, thisnode
+from command.adoption import Heir, Plan, Untagged
+from command.running import Kubeconfig, Stop, cluster, need_root, patience, run
+from command.table import Column, Form, Output, show, show_json, size
+from contract import volume as contract_volume
+from contract.volume import PersistentVolume
+from daemon import settings
+from daemon.backends import Backend
+from daemon.node import backend_of
+from daemon.record import Inventory
+from daemon.settings import Settings
+from host import blockdevice
+from kube.client import NODES, VOLUMES, Cluster, Forbidden
+from kube.records import Node, read_node
+from lvm import Lvm
+
+_COLUMNS = (
+    Column[Plan]("volume", lambda plan: plan.volume),
+    Column[Plan]("size", lambda plan: size(plan.size), right=True),
+    Column[Plan]("action", lambda plan: plan.action),
+    Column[Plan]("why", lambda plan: plan.why),
+)
+
+
+def adopt(
+    volumes: Annotated[list[str] | None, typer.Argument(help="Names. Default: all that can be.")] = None,
+    claim: Annotated[
+        str | None, typer.Option(help="NAMESPACE/NAME of the claim that is to have an orphan's data.")
+    ] = None,
+    storage_class: Annotated[str, typer.Option(help="Class of that claim.")] = "elastic-local",
+    yes: Annotated[bool, typer.Option("--yes", help="Do it. Without it, only say what would be done.")] = False,
+    manifest: Annotated[
+        bool, typer.Option("--manifest", help="Print the PersistentVolumes to be made, for kubectl create -f -.")
+    ] = False,
+    kubeconfig: Kubeconfig = None,
+    output: Output = Form.TABLE,
+) -> None:
+    """Adopt volumes of elastic/local-volume, and orphans that policy Retain left, of this node. A dry run by default.
+
+    No data is touched: a volume gets tags, its PersistentVolume a finalizer, an annotation and a label; an orphan gets
+    a new PersistentVolume, for the claim that --claim names.
+
+    In the daemon's pod nobody may create PersistentVolumes: print them there with --manifest, create them with kubectl,
+    then run it again with --yes.
+    """
+    heir = _heir(volumes or [], claim, storage_class)
+    plans = run(_adopt(volumes or [], heir, yes, kubeconfig))
+    if manifest:
+        typer.echo(yaml.safe_dump_all([plan.manifest for plan in plans if plan.manifest]), nl=False)
+    elif output is Form.JSON:
+        show_json([{**dataclasses.asdict(plan), "record": plan.record and plan.record.to_fields()} for plan in plans])
+    else:
+        show(plans, _COLUMNS, output, nothing="nothing on this node is to be adopted")
+        if not yes and any(plan.doable for plan in plans):
+            typer.echo("nothing was changed: the same command with --yes does it", err=True)
+
+
+def _heir(named: list[str], claim: str | None, storage_class: str) -> Heir | None:
+    if claim is None:
+        return None
+    namespace, slash, name = claim.partition("/")
+    if not (namespace and slash and name) or "/" in name:
+        raise typer.BadParameter(f"{claim!r} is not NAMESPACE/NAME of a claim", param_hint="--claim")
+    if len(named) != 1:
+        raise typer.BadParameter("name the one volume that the claim is to have", param_hint="--claim")
+    return Heir(namespace, name, storage_class)
+
+
+@dataclass(frozen=True)
+class _Found:
+    backend: Backend
+    tools: Lvm | None
+    """None: this node's volumes are not LVM's."""
+    inventory: Inventory
+    volumes: dict[str, PersistentVolume]
+    node: Node
+
+
+async def _adopt(named: list[str], heir: Heir | None, yes: bool, kubeconfig: str | None) -> list[Plan]:
+    need_root("looking into volumes")
+    here = thisnode.chosen()
+    async with cluster(kubeconfig) as connected:
+        async with patience("comparing this node with the API server"):
+            found = await _find(here, connected)
+            plans = adoption.chosen(await _plans(found, heir), named)
+        if unknown := set(named) - {plan.volume for plan in plans}:
+            raise Stop(
+                f"nothing is to be adopted under the name {', '.join(sorted(unknown))}: `elastic-local volumes` lists "
+                "what this node has"
+            )
+        if yes:
+            async with patience("adopting"):
+                for plan in plans:
+                    await _carry_out(plan, found, connected)
+    return plans
+
+
+async def _find(here: Settings, connected: Cluster) -> _Found:
+    read = [contract_volume.read(body) for body in await connected.list(VOLUMES)]
+    backend = backend_of(here)
+    return _Found(
+        backend=backend,
+        tools=Lvm(here.data_dir / "lvm") if here.driver_kind == settings.LVM else None,
+        inventory=await backend.inspect(),
+        volumes={volume.name: volume for volume in read if volume},
+        node=read_node(await connected.get(NODES, here.node_name)),
+    )
+
+
+async def _plans(found: _Found, heir: Heir | None) -> list[Plan]:
+    mirrors = await _mirrors(found.tools) if found.tools else set()
+    plans = [
+        adoption.of_recorded(volume, volume.pv in mirrors, found.volumes, found.node, heir)
+        for volume in found.inventory.volumes
+    ]
+    for foreign in found.inventory.foreign if found.tools else ():
+        if foreign.name in found.volumes:
+            device = Path("/dev", foreign.pool.split("/")[0], foreign.name)
+            plans.append(
+                adoption.of_untagged(
+                    Untagged(foreign.name, foreign.pool, foreign.size, await _signature(device)),
+                    found.volumes,
+                    found.node,
+                )
+            )
+    return [plan for plan in plans if plan is not None]
+
+
+async def _mirrors(tools: Lvm) -> set[str]:
+    return {volume.name for volume in (await tools.report()).volumes if "raid1" in volume.layout}
+
+
+async def _signature(device: Path) -> str:
+    if not blockdevice.is_block_device(device):
+        group, name = device.parts[-2:]
+        raise Stop(f"{device} is not there: activate it with `lvchange --activate y {group}/{name}`, then try again")
+    return await blockdevice.signature(device)
+
+
+async def _carry_out(plan: Plan, found: _Found, connected: Cluster) -> None:
+    """The record first: from then on nobody takes the volume for anything else, and a second run does the rest."""
+    record = plan.record
+    if plan.manifest:
+        try:
+            created = await connected.create(VOLUMES, plan.manifest)
+        except Forbidden as error:
+            raise Stop(
+                f"the account in use may not create PersistentVolumes ({error.message}): create it with "
+                f"`elastic-local adopt {plan.volume} --claim ... --manifest | kubectl create -f -` "
+                f"as an administrator, then run `elastic-local adopt {plan.volume} --yes`"
+            ) from error
+        assert record is not None
+        record = dataclasses.replace(record, uid=created["metadata"]["uid"], policy=contract_volume.RETAIN)
+    if record and (volume := found.inventory.volume(plan.volume)):
+        await found.backend.rewrite(volume, record)
+    elif record and found.tools:
+        (foreign,) = [each for each in found.inventory.foreign if each.name == plan.volume]
+        await found.tools.retag(foreign.pool.split("/")[0], plan.volume, add=record.to_tags())
+    if plan.patch:
+        await connected.patch(VOLUMES, plan.volume, plan.patch)

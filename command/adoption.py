@@ -1,0 +1,198 @@
+"""What can be adopted, and how. Pure.
+
+Two kinds of volumes hold data that no PersistentVolume of ours can reach. Those of elastic/local-volume are logical
+volumes without tags, named like their PersistentVolume: they get a record, and the PersistentVolume what ties it to its
+node. Orphans have our record, but their PersistentVolume was deleted (policy Retain): it is made anew, for one claim
+that a person names, because whoever gets it gets the data.
+
+A plan is made from what is found each time, so one that was cut off is taken up by the next.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from contract import names, parameters, quantity
+from contract import volume as contract_volume
+from contract.filesystems import FILESYSTEMS
+from contract.parameters import RAID1, ParameterError, VolumeParameters
+from contract.volume import RELEASED, RETAIN, PersistentVolume, Pin
+from daemon.demand import policy_of
+from daemon.record import Record, State, Volume
+from kube.records import Node
+
+Json = dict[str, Any]
+
+ADOPT, TIE, RETAG, RECREATE = "adopt", "tie", "take over", "make its PersistentVolume anew"
+ASK, REFUSE = "name a claim", "leave"
+
+
+@dataclass(frozen=True)
+class Untagged:
+    """A logical volume without our mark. `size` in bytes; `signature` as blkid says."""
+
+    name: str
+    pool: str
+    size: int
+    signature: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done with one volume. `size` in bytes."""
+
+    volume: str
+    size: int
+    action: str
+    why: str
+    record: Record | None = None
+    """To be written; with RECREATE its uid is that of the PersistentVolume, once it is made."""
+    patch: Json | None = None
+    """Of the PersistentVolume."""
+    manifest: Json | None = None
+    """Of the PersistentVolume to be made."""
+
+    @property
+    def doable(self) -> bool:
+        return self.action not in (ASK, REFUSE)
+
+
+@dataclass(frozen=True)
+class Heir:
+    """For whom an orphan is made reachable again."""
+
+    namespace: str
+    claim: str
+    storage_class: str
+
+
+def of_untagged(found: Untagged, volumes: Mapping[str, PersistentVolume], node: Node) -> Plan | None:
+    """None when no PersistentVolume of this driver has its name: then it is none of our business. `volumes` by name."""
+    pv = volumes.get(found.name)
+    if pv is None:
+        return None
+
+    def refuse(why: str) -> Plan:
+        return Plan(found.name, found.size, REFUSE, why)
+
+    if why := _not_here(pv, node):
+        return refuse(why)
+    if not found.signature:
+        return refuse("nothing was ever written to it: delete its claim, a new one gets a new volume")
+    if found.signature != pv.filesystem or found.signature not in FILESYSTEMS:
+        return refuse(f"it holds {found.signature}, and its PersistentVolume says {pv.filesystem}")
+    record = Record(pv.name, pv.uid, policy_of(pv), pv.filesystem, State.READY)
+    return Plan(
+        found.name,
+        found.size,
+        ADOPT,
+        f"of elastic/local-volume, for claim {pv.claim or 'none'}",
+        record,
+        tie(pv, Pin(node.name, node.hostname, found.pool)),
+    )
+
+
+def of_recorded(
+    volume: Volume, mirrored: bool, volumes: Mapping[str, PersistentVolume], node: Node, heir: Heir | None
+) -> Plan | None:
+    """None when there is nothing to do: its PersistentVolume is there and tied to it."""
+    pv = volumes.get(volume.pv)
+    pin = Pin(node.name, node.hostname, volume.pool)
+
+    def refuse(why: str) -> Plan:
+        return Plan(volume.pv, volume.size, REFUSE, why)
+
+    if volume.record.state is not State.READY:
+        return None
+    if pv is None and heir is None:
+        why = f"an orphan: `elastic-local adopt {volume.pv} --claim NAMESPACE/NAME` says who is to have its data"
+        return Plan(volume.pv, volume.size, ASK, why)
+    if pv is None:
+        assert heir is not None
+        why = f"an orphan, for claim {heir.namespace}/{heir.claim}"
+        return Plan(volume.pv, volume.size, RECREATE, why, volume.record, manifest=anew(volume, mirrored, pin, heir))
+    if why := _not_here(pv, node):
+        return refuse(why)
+    if pv.uid == volume.record.uid:
+        patch = tie(pv, pin)
+        return (
+            Plan(volume.pv, volume.size, TIE, "its PersistentVolume is not tied to it yet", patch=patch)
+            if patch
+            else None
+        )
+    if pv.filesystem != volume.record.filesystem:
+        return refuse(f"it holds {volume.record.filesystem}, and the new PersistentVolume says {pv.filesystem}")
+    record = replace(volume.record, uid=pv.uid, policy=policy_of(pv))
+    why = f"its PersistentVolume was made anew, for claim {pv.claim or 'any of its class'}"
+    return Plan(volume.pv, volume.size, RETAG, why, record, tie(pv, pin))
+
+
+def _not_here(pv: PersistentVolume, node: Node) -> str:
+    """Why the PersistentVolume can't have a volume of this node."""
+    if pv.deleting or (pv.phase == RELEASED and pv.reclaim_policy != RETAIN):
+        return "its PersistentVolume is being deleted: set its reclaim policy to Retain first, if the data is to stay"
+    if pv.hostnames and pv.hostnames != (node.hostname,):
+        return (
+            f"its PersistentVolume is tied to the hostname {', '.join(pv.hostnames)}, and this node has "
+            f"{node.hostname}: that can't be changed, make the PersistentVolume anew (docs/operations.md)"
+        )
+    try:
+        pv.parameters()
+    except ParameterError as error:
+        return f"the options of its PersistentVolume can't be served: {error}"
+    return ""
+
+
+def tie(pv: PersistentVolume, pin: Pin) -> Json | None:
+    """The patch that gives a PersistentVolume what those of ours have; None when it has all of it. The affinity can be
+    set only once."""
+    wanted = contract_volume.pinning(pin)
+    tied = pv.node_label == names.node_label_value(pin.node) and names.FINALIZER in pv.finalizers
+    if tied and pv.pool == pin.pool and pv.pinned:
+        return None
+    wanted["metadata"]["finalizers"] = list(dict.fromkeys((*pv.finalizers, names.FINALIZER)))
+    wanted["metadata"]["resourceVersion"] = pv.resource_version
+    return {"metadata": wanted["metadata"]} if pv.pinned else wanted
+
+
+def anew(volume: Volume, mirrored: bool, pin: Pin, heir: Heir) -> Json:
+    """The PersistentVolume of an orphan. Policy Retain: nobody said that the data may go with the next claim."""
+    group, _, thin_pool = pin.pool.partition("/")
+    layout = VolumeParameters(filesystem=volume.record.filesystem)
+    if thin_pool:
+        layout = replace(layout, volume_group=group, thin=True, thin_pool=thin_pool)
+    elif mirrored:
+        layout = replace(layout, volume_group=group, raid=RAID1)
+    pinning = contract_volume.pinning(pin)
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {
+            "name": volume.pv,
+            **pinning["metadata"],
+            "annotations": {**pinning["metadata"]["annotations"], names.PROVISIONED_BY: names.PROVISIONER},
+        },
+        "spec": {
+            "capacity": {"storage": quantity.render(volume.size)},
+            "accessModes": ["ReadWriteOnce"],
+            "persistentVolumeReclaimPolicy": RETAIN,
+            "storageClassName": heir.storage_class,
+            "claimRef": {
+                "apiVersion": "v1",
+                "kind": "PersistentVolumeClaim",
+                "namespace": heir.namespace,
+                "name": heir.claim,
+            },
+            "flexVolume": {
+                "driver": names.DRIVER,
+                "fsType": volume.record.filesystem,
+                "options": parameters.to_options(layout, volume.size),
+            },
+            **pinning["spec"],
+        },
+    }
+
+
+def chosen(plans: Collection[Plan], named: Collection[str]) -> list[Plan]:
+    """The plans for the volumes that were named, or all."""
+    return sorted((plan for plan in plans if not named or plan.volume in named), key=lambda plan: plan.volume)

@@ -1,0 +1,60 @@
+"""`capacity`: how much room each node offers to each class, as its daemon publishes it and the scheduler sees it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from command.running import Kubeconfig, cluster, patience, run
+from command.table import Column, Form, Output, share, show, size
+from contract import capacity as contract_capacity
+from contract.capacity import Capacity
+from kube.client import CAPACITIES
+
+
+@dataclass(frozen=True)
+class Row:
+    """Sizes in bytes."""
+
+    node: str
+    hostname: str
+    storage_class: str
+    pool: str
+    allocatable: int
+    """What volumes of the node may take together."""
+    available: int
+
+
+_COLUMNS = (
+    Column[Row]("node", lambda row: row.node),
+    Column[Row]("class", lambda row: row.storage_class),
+    Column[Row]("pool", lambda row: row.pool or "-"),
+    Column[Row]("allocatable", lambda row: size(row.allocatable), right=True),
+    Column[Row]("available", lambda row: size(row.available), right=True),
+    Column[Row]("taken", lambda row: share(row.allocatable - row.available, row.allocatable)),
+)
+
+
+def capacity(kubeconfig: Kubeconfig = None, output: Output = Form.TABLE) -> None:
+    """How much room each node has for each class, and how much of it is taken or promised.
+
+    Classes that share a pool show the same room: it can be given away only once.
+    """
+    show(
+        run(_capacities(kubeconfig)),
+        _COLUMNS,
+        output,
+        nothing="no node has published room: `elastic-local doctor --cluster` says why",
+    )
+
+
+async def _capacities(kubeconfig: str | None) -> list[Row]:
+    async with patience("asking the API server"), cluster(kubeconfig) as connected:
+        found = [contract_capacity.read(body) for body in await connected.list(CAPACITIES)]
+    return rows(each for each in found if each is not None)
+
+
+def rows(published: Iterable[Capacity]) -> list[Row]:
+    found = [
+        Row(each.node, each.hostname, each.storage_class, each.pool, each.allocatable, each.available)
+        for each in published
+    ]
+    return sorted(found, key=lambda row: (row.node, row.storage_class))

@@ -1,0 +1,141 @@
+"""What a node holds, joined with what the API server knows of it: the rows of `volumes`. Pure.
+
+A node knows its volumes by their records and nothing of claims; the API server knows PersistentVolumes, claims and
+pods, and nothing of what really lies on a disk. The two meet by the uid of the PersistentVolume.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from contract import names
+from contract.volume import RELEASED, PersistentVolume
+from daemon.record import Health, Inventory
+from kube.records import Node, Pod
+
+READY, FORMATTING, FOREIGN, DAMAGED = "ready", "formatting", "foreign", "damaged"
+ORPHAN = "orphan"
+"""Ours, and no PersistentVolume has it: kept under policy Retain, or left behind."""
+PENDING = "pending"
+"""The PersistentVolume is there, its volume not yet."""
+RELEASED_STATE = "released"
+"""Its claim is gone."""
+DELETING = "deleting"
+LOST = "lost"
+"""Tied to a node that the cluster does not have."""
+UNSEEN = "unseen"
+"""Its node was not asked, or did not answer."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One volume. Sizes in bytes; None: not known here, as `used` is of what is not mounted."""
+
+    volume: str
+    uid: str
+    node: str
+    state: str
+    size: int
+    used: int | None = None
+    filesystem: str = ""
+    policy: str = ""
+    pool: str = ""
+    claim: str = ""
+    pods: tuple[str, ...] = ()
+    """Uids as the node knows them, namespace/name where the API server was asked."""
+    remark: str = ""
+
+
+def of_node(
+    inventory: Inventory, node: str, used: Mapping[str, int], mounted_by: Mapping[str, tuple[str, ...]]
+) -> list[Row]:
+    """What a node says by itself. `used` and `mounted_by`, the uids of pods, are by name of the volume."""
+    rows = [
+        Row(
+            volume=volume.pv,
+            uid=volume.record.uid,
+            node=node,
+            state=volume.record.state.value,
+            size=volume.size,
+            used=used.get(volume.pv),
+            filesystem=volume.record.filesystem,
+            policy=volume.record.policy,
+            pool=volume.pool,
+            pods=mounted_by.get(volume.pv, ()),
+            remark="" if volume.health is Health.OK else volume.health.value,
+        )
+        for volume in inventory.volumes
+    ]
+    rows += [Row(found.name, "", node, FOREIGN, found.size, pool=found.pool) for found in inventory.foreign]
+    rows += [Row(found.name, "", node, DAMAGED, 0, pool=found.pool, remark=found.reason) for found in inventory.damaged]
+    return sorted(rows, key=lambda row: row.volume)
+
+
+def joined(
+    held: Iterable[Row],
+    volumes: Collection[PersistentVolume],
+    pods: Iterable[Pod],
+    nodes: Sequence[Node],
+    answered: Collection[str],
+) -> list[Row]:
+    """`held` is what the nodes in `answered` said. What they hold gets its claim and pods; a PersistentVolume that none
+    of them holds gets a row of its own."""
+    by_uid = {volume.uid: volume for volume in volumes}
+    users = _users(pods)
+    rows = [_known(row, by_uid.get(row.uid), users) for row in held]
+    seen = {row.uid for row in rows if row.uid}
+    rows += [_unheld(volume, nodes, answered, users) for volume in volumes if volume.uid not in seen]
+    return sorted(rows, key=lambda row: (row.node, row.volume))
+
+
+def _users(pods: Iterable[Pod]) -> Mapping[str, tuple[str, ...]]:
+    """Pods by claim, both as namespace/name."""
+    users: dict[str, list[str]] = {}
+    for pod in pods:
+        for volume in pod.volumes:
+            users.setdefault(f"{pod.namespace}/{volume.claim}", []).append(pod.key)
+    return {claim: tuple(sorted(keys)) for claim, keys in users.items()}
+
+
+def _known(row: Row, volume: PersistentVolume | None, users: Mapping[str, tuple[str, ...]]) -> Row:
+    if volume is None:
+        return replace(row, state=ORPHAN) if row.state == READY else row
+    state = row.state
+    if state == READY and volume.deleting:
+        state = DELETING
+    elif state == READY and volume.phase == RELEASED:
+        state = RELEASED_STATE
+    claim = str(volume.claim or "")
+    return replace(row, state=state, claim=claim, pods=users.get(claim, ()), policy=volume.reclaim_policy)
+
+
+def _unheld(
+    volume: PersistentVolume, nodes: Sequence[Node], answered: Collection[str], users: Mapping[str, tuple[str, ...]]
+) -> Row:
+    home = next((node for node in nodes if _lives_on(volume, node)), None)
+    claim = str(volume.claim or "")
+    state, remark = PENDING, "the first mount chooses its node"
+    if volume.pinned and home is None:
+        state, remark = LOST, "no node of the cluster has its hostname"
+    elif home and home.name in answered:
+        remark = "its node has not made it yet: see the events of the PersistentVolume"
+    elif home:
+        state, remark = UNSEEN, "its node was not asked"
+    return Row(
+        volume=volume.name,
+        uid=volume.uid,
+        node=home.name if home else ", ".join(volume.hostnames),
+        state=state,
+        size=volume.size,
+        filesystem=volume.filesystem,
+        policy=volume.reclaim_policy,
+        pool=volume.pool,
+        claim=claim,
+        pods=users.get(claim, ()),
+        remark=remark,
+    )
+
+
+def _lives_on(volume: PersistentVolume, node: Node) -> bool:
+    if volume.node_label:
+        return volume.node_label == names.node_label_value(node.name)
+    return node.hostname in volume.hostnames

@@ -1,0 +1,62 @@
+"""Asks every node of the cluster what it holds: `elastic-local volumes --local` in the pod of its daemon, by way of
+kubectl exec. So nothing has to be published for it, nobody gets new rights, and the answer is of this moment.
+
+A node that does not answer is said so and left out: what it holds is not guessed.
+"""
+
+import asyncio
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from command.holdings import Row
+from host.command import CommandError, run
+from kube.client import PODS, Cluster
+from kube.records import Pod, read_pod
+
+DAEMONS = "app.kubernetes.io/name=elastic-local,app.kubernetes.io/component=daemon"
+"""Labels of the daemon's pods in deploy/."""
+
+_DEADLINE = 60.0
+_AT_ONCE = 16
+
+
+@dataclass
+class Answers:
+    rows: list[Row] = field(default_factory=list)
+    nodes: set[str] = field(default_factory=set)
+    """Those that answered."""
+    failures: dict[str, str] = field(default_factory=dict)
+    """By node: why it did not."""
+
+
+async def ask(cluster: Cluster, namespace: str, kubeconfig: str | None) -> Answers:
+    """Raises ApiError when not even the daemons are known."""
+    found = await cluster.list(PODS, namespace, label_selector=DAEMONS)
+    answers, turns = Answers(), asyncio.Semaphore(_AT_ONCE)
+
+    async def one(pod: Pod) -> None:
+        async with turns:
+            try:
+                answers.rows += await _ask(pod, kubeconfig)
+                answers.nodes.add(pod.node_name)
+            except (CommandError, ValueError, TypeError) as error:
+                answers.failures[pod.node_name] = str(error)
+
+    await asyncio.gather(*(one(pod) for pod in _running(map(read_pod, found))))
+    return answers
+
+
+def _running(pods: Iterable[Pod]) -> Iterable[Pod]:
+    return (pod for pod in pods if pod.phase == "Running" and pod.node_name and not pod.deleting)
+
+
+async def _ask(pod: Pod, kubeconfig: str | None) -> list[Row]:
+    command = ("elastic-local", "volumes", "--local", "--output", "json")
+    answer = await run(
+        *("kubectl", "--namespace", pod.namespace, "exec", pod.name, "--container", "daemon", "--", *command),
+        deadline=_DEADLINE,
+        env={"KUBECONFIG": kubeconfig} if kubeconfig else {"KUBECONFIG": os.environ.get("KUBECONFIG", "")},
+    )
+    return [Row(**{**row, "pods": tuple(row["pods"])}) for row in json.loads(answer.stdout)]

@@ -1,0 +1,85 @@
+"""`volumes`: every volume of this node, or of the cluster, with its claim and what uses it."""
+
+from typing import Annotated
+
+import typer
+
+from command import nodesbyexec, thisnode
+from command.holdings import Row, joined
+from command.running import Kubeconfig, cluster, patience, run
+from command.table import Column, Form, Output, show, size
+from contract import names
+from contract import volume as contract_volume
+from contract.volume import PersistentVolume
+from kube.client import NODES, PODS, VOLUMES, ApiError, Cluster, ConfigurationError
+from kube.records import Pod, read_node, read_pod
+
+_IMPATIENT = 5.0
+"""Seconds for an API server that is only asked for more: what the node knows is told without it."""
+
+_COLUMNS = (
+    Column[Row]("node", lambda row: row.node or "-"),
+    Column[Row]("volume", lambda row: row.volume),
+    Column[Row]("claim", lambda row: row.claim or "-"),
+    Column[Row]("pods", lambda row: " ".join(row.pods) or "-"),
+    Column[Row]("size", lambda row: size(row.size), right=True),
+    Column[Row]("used", lambda row: size(row.used), right=True),
+    Column[Row]("filesystem", lambda row: row.filesystem or "-"),
+    Column[Row]("policy", lambda row: row.policy or "-"),
+    Column[Row]("state", lambda row: row.state),
+    Column[Row]("remark", lambda row: row.remark),
+)
+
+
+def volumes(
+    whole_cluster: Annotated[bool, typer.Option("--cluster", help="Of all nodes, by kubectl exec.")] = False,
+    local: Annotated[bool, typer.Option("--local", help="Ask no API server: no claims, and no orphans told.")] = False,
+    namespace: Annotated[str, typer.Option(envvar="NAMESPACE", help="Of the daemons.")] = names.NAMESPACE,
+    kubeconfig: Kubeconfig = None,
+    output: Output = Form.TABLE,
+) -> None:
+    """Every volume of this node, or with --cluster of all: claim, pods, size, what is used, state.
+
+    States: ready; formatting (being made); pending (not made yet); released (its claim is gone); deleting;
+    orphan (ours, without a PersistentVolume: see `adopt`); foreign (not ours, never touched); damaged (ours, with a
+    record that can't be relied on); lost (its node is gone); unseen (its node did not answer).
+    """
+    work = _of_cluster(namespace, kubeconfig) if whole_cluster else _of_node(local, kubeconfig)
+    show(run(work), _COLUMNS, output, nothing="no volumes")
+
+
+async def _of_node(local: bool, kubeconfig: str | None) -> list[Row]:
+    chosen = thisnode.chosen()
+    async with patience("looking at the volumes of this node"):
+        rows = await thisnode.rows(chosen)
+    if local:
+        return rows
+    try:
+        async with patience("asking the API server for their claims"), cluster(kubeconfig, _IMPATIENT) as connected:
+            volumes, pods = await _known(connected)
+            node = read_node(await connected.get(NODES, chosen.node_name))
+    except (ApiError, ConfigurationError) as error:
+        typer.echo(f"without claims, and orphans not told from others: {error}", err=True)
+        return rows
+    here = names.node_label_value(chosen.node_name)
+    mine = [volume for volume in volumes if volume.node_label == here or volume.uid in {row.uid for row in rows}]
+    return joined(rows, mine, pods, [node], {chosen.node_name})
+
+
+async def _of_cluster(namespace: str, kubeconfig: str | None) -> list[Row]:
+    async with patience("asking the cluster and each of its nodes"), cluster(kubeconfig) as connected:
+        volumes, pods = await _known(connected)
+        nodes = [read_node(body) for body in await connected.list(NODES)]
+        answers = await nodesbyexec.ask(connected, namespace, kubeconfig)
+    for node, why in sorted(answers.failures.items()):
+        typer.echo(f"node {node} did not answer: {why}", err=True)
+    silent = sorted({node.name for node in nodes} - answers.nodes - answers.failures.keys())
+    if silent:
+        typer.echo(f"no daemon runs on {', '.join(silent)}: `elastic-local doctor --cluster` says more", err=True)
+    return joined(answers.rows, volumes, pods, nodes, answers.nodes)
+
+
+async def _known(connected: Cluster) -> tuple[list[PersistentVolume], list[Pod]]:
+    found = [contract_volume.read(body) for body in await connected.list(VOLUMES)]
+    pods = [read_pod(body) for body in await connected.list(PODS)]
+    return [volume for volume in found if volume is not None], pods
