@@ -10,7 +10,7 @@ async def test_an_event_is_answered_at_once() -> None:
     asyncio.get_running_loop().call_later(0.05, pace.wake)
     begin = time.monotonic()
     await pace.wait(period=60)
-    assert time.monotonic() - begin < 1
+    assert time.monotonic() - begin < 5
 
 
 async def test_the_period_is_the_safety_net() -> None:
@@ -71,10 +71,12 @@ async def test_slow_passes_have_longer_gaps() -> None:
     assert time.monotonic() - begin >= 0.9
 
 
-async def test_a_period_shorter_than_the_pause_of_a_storm_still_holds() -> None:
+async def test_the_period_holds_also_where_the_pause_would_be_longer() -> None:
     pace = Pace()
+    pace.wake()
+    await pace.wait(period=60)
+    await asyncio.sleep(0.5)  # a pass whose pause would be 2.5 s
     begin = time.monotonic()
-    for _ in range(4):
-        pace.wake()
-        await pace.wait(period=0.3)
+    pace.wake()
+    await pace.wait(period=0.2)
     assert time.monotonic() - begin < 2
