@@ -1,0 +1,257 @@
+"""Cleaning by Jobs, which the test runs in the place of the Job controller."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.static import place
+from daemon.static.configuration import BLOCK, FILESYSTEM, ClassConfiguration
+from daemon.static.metrics import ProcessCounts
+from daemon.static.place import Place, container_path
+from daemon.static.volume import StaticVolume
+from kube.backoff import Backoff
+from kube.client import JOBS, VOLUMES, Forbidden, Unreachable
+from tests.unit.daemon.nodecluster import HOSTNAME, NAMESPACE, NODE
+from tests.unit.daemon.static.deletionstage import GONE, HOST_DIR, IMAGE, Stage, configured, stage
+
+ONE = f"{HOST_DIR}/one"
+JOB = "cleanup-pv"
+SUCCEEDED = {"succeeded": 1}
+FAILED = {"failed": 7, "conditions": [{"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded"}]}
+
+
+@pytest.fixture
+async def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stage]:
+    def locate(volume: StaticVolume, settings: ClassConfiguration, _neighbours: object) -> Place:
+        path = container_path(settings, volume.path)
+        return Place(path, path, volume.mode)
+
+    monkeypatch.setattr(place, "locate", locate)
+    async with stage(tmp_path) as node:
+        yield node
+
+
+BY_JOB = configured(Path("/mnt/disks"), cleaner=("/scripts/shred.sh", "2"), use_job_for_cleaning=True)
+IN_PROCESS = configured(Path("/mnt/disks"), folder_cleaner=("true",))
+
+
+async def pods_are_gone(node: Stage) -> None:
+    """What the garbage collector does then of a Job that was deleted in the foreground."""
+    job = await node.job(JOB)
+    assert job
+    assert job["metadata"]["finalizers"] == ["foregroundDeletion"]
+    await node.cluster.patch(JOBS, JOB, {"metadata": {"finalizers": None}}, NAMESPACE)
+    assert await node.job(JOB) is None
+
+
+async def begun(node: Stage) -> dict[str, Any]:
+    await node.create("pv", ONE, mode=BLOCK)
+    await node.pass_over(BY_JOB)
+    job = await node.job(JOB)
+    assert job
+    return job
+
+
+async def test_a_block_volume_is_cleaned_by_a_job(node: Stage) -> None:
+    job = await begun(node)
+    pod = job["spec"]["template"]["spec"]
+    assert HOSTNAME != NODE
+    assert pod["nodeSelector"] == {"kubernetes.io/hostname": HOSTNAME}
+    assert pod["containers"][0]["image"] == IMAGE
+    assert node.deleter.cleaning("pv")
+    assert node.deleter.counts() == ProcessCounts(running=1, succeeded=0, failed=0)
+    await node.pass_over(BY_JOB)
+    assert await node.phase("pv") == "Released"
+    await node.end_job(JOB, SUCCEEDED)
+    await node.pass_over(BY_JOB)
+    assert await node.phase("pv") == GONE
+    await pods_are_gone(node)
+    await node.pass_over(BY_JOB)
+    assert not node.deleter.cleaning("pv")
+    assert node.deleter.counts() == ProcessCounts(running=0, succeeded=1, failed=0)
+    assert node.metric("persistentvolume_delete_total", mode=BLOCK, type="job") == 1
+    labels = {"mode": BLOCK, "type": "job", "capacity": "500G", "cleanup_command": "/scripts/shred.sh"}
+    assert node.metric("persistentvolume_delete_duration_seconds_count", **labels) == 1
+    assert await node.told() == []
+
+
+async def test_folders_are_cleaned_in_this_process_all_the_same(node: Stage) -> None:
+    await node.create("pv", ONE, mode=FILESYSTEM)
+    folders = configured(Path("/mnt/disks"), folder_cleaner=("true",), use_job_for_cleaning=True)
+    await node.clean_all(folders)
+    assert await node.job(JOB) is None
+    await node.pass_over(folders)
+    assert node.metric("persistentvolume_delete_total", mode=FILESYSTEM, type="process") == 1
+
+
+async def test_a_job_that_failed_is_told_and_tried_again(node: Stage) -> None:
+    first = await begun(node)
+    await node.end_job(JOB, FAILED)
+    await node.pass_over(BY_JOB)
+    message = 'Error cleaning PV "pv": Job cleanup-pv failed: BackoffLimitExceeded'
+    assert await node.told() == [("pv", "VolumeFailedDelete", message)]
+    assert node.metric("persistentvolume_delete_failed_total", mode=BLOCK, type="job") == 1
+    await pods_are_gone(node)
+    await node.pass_over(BY_JOB)
+    second = await node.job(JOB)
+    assert second
+    assert second["metadata"]["uid"] != first["metadata"]["uid"]
+    assert await node.phase("pv") == "Released"
+    assert node.deleter.counts() == ProcessCounts(running=1, succeeded=0, failed=1)
+
+
+async def test_a_job_that_somebody_deleted(node: Stage) -> None:
+    node = node.restarted(retry=Backoff(first=1000))
+    await begun(node)
+    await node.cluster.delete(JOBS, JOB, NAMESPACE)
+    assert await node.job(JOB) is None
+    await node.pass_over(BY_JOB)
+    ((_, _, message),) = await node.told()
+    assert "somebody deleted Job cleanup-pv before it ended" in message
+    assert await node.job(JOB) is None
+
+
+async def test_the_next_daemon_finds_the_job_that_runs(node: Stage) -> None:
+    job = await begun(node)
+    node = node.restarted()
+    assert node.deleter.cleaning("pv"), "nothing is known yet"
+    await node.pass_over(BY_JOB)
+    assert node.deleter.cleaning("pv")
+    now = await node.job(JOB)
+    assert now
+    assert now["metadata"]["uid"] == job["metadata"]["uid"]
+    await node.end_job(JOB, SUCCEEDED)
+    await node.pass_over(BY_JOB)
+    assert await node.phase("pv") == GONE
+
+
+async def test_the_next_daemon_finds_the_job_that_succeeded(node: Stage) -> None:
+    await begun(node)
+    await node.end_job(JOB, SUCCEEDED)
+    node = node.restarted()
+    await node.pass_over(BY_JOB)
+    assert await node.phase("pv") == GONE
+    assert node.deleter.counts() == ProcessCounts(running=0, succeeded=1, failed=0)
+
+
+async def test_jobs_that_run_are_seen_also_after_they_were_switched_off(node: Stage) -> None:
+    await begun(node)
+    await node.cluster.delete(VOLUMES, "pv")
+    node = node.restarted()
+    await node.pass_over(IN_PROCESS)
+    assert node.deleter.cleaning("pv")
+    await node.end_job(JOB, SUCCEEDED)
+    await node.pass_over(IN_PROCESS)
+    assert not node.deleter.cleaning("pv")
+    await pods_are_gone(node)
+
+
+async def test_the_job_of_an_earlier_release_says_nothing(node: Stage) -> None:
+    """It succeeded, and then the volume was given to another claim and has new data."""
+    first = await begun(node)
+    await node.end_job(JOB, SUCCEEDED)
+    await node.cluster.patch(VOLUMES, "pv", {"spec": {"claimRef": {"uid": "claim-2"}}})
+    await node.pass_over(BY_JOB)
+    assert await node.phase("pv") == "Released"
+    await pods_are_gone(node)
+    await node.pass_over(BY_JOB)
+    second = await node.job(JOB)
+    assert second
+    assert second["metadata"]["uid"] != first["metadata"]["uid"]
+
+
+async def test_its_name_is_the_lock(node: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second daemon, which looked before the first one's Job was there."""
+    other = node.restarted()
+    await other.pass_over(BY_JOB)
+    job = await begun(node)
+    other.cache[:] = node.cache
+
+    async def nothing(*_: object, **__: object) -> list[object]:
+        return []
+
+    with monkeypatch.context() as patched:
+        patched.setattr(node.cluster, "list", nothing)
+        await other.deleter.delete_pass(BY_JOB)
+    now = await node.job(JOB)
+    assert now
+    assert now["metadata"]["uid"] == job["metadata"]["uid"]
+    assert await node.told() == []
+
+
+async def test_a_failed_delete_does_not_make_another_job(node: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    await begun(node)
+    await node.end_job(JOB, SUCCEEDED)
+    delete = node.cluster.delete
+
+    async def refuse(resource: object, *arguments: Any, **named: Any) -> None:
+        if resource == VOLUMES:
+            raise Unreachable(503, "", "not now")
+        await delete(JOBS, *arguments, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(node.cluster, "delete", refuse)
+        await node.pass_over(BY_JOB)
+    await pods_are_gone(node)
+    assert await node.phase("pv") == "Released"
+    await node.pass_over(BY_JOB)
+    assert await node.job(JOB) is None
+    assert await node.phase("pv") == GONE
+
+
+async def test_a_creation_whose_answer_was_lost(node: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    create = node.cluster.create
+
+    async def create_and_lose(*arguments: Any, **named: Any) -> None:
+        await create(*arguments, **named)
+        raise Unreachable(0, "", "no answer")
+
+    await node.create("pv", ONE, mode=BLOCK)
+    with monkeypatch.context() as patched:
+        patched.setattr(node.cluster, "create", create_and_lose)
+        await node.pass_over(BY_JOB)
+    assert node.metric("persistentvolume_delete_failed_total", mode=BLOCK, type="job") == 1
+    await node.end_job(JOB, SUCCEEDED)
+    await node.pass_over(BY_JOB)
+    assert await node.phase("pv") == GONE
+
+
+async def test_jobs_count_for_the_limit(node: Stage) -> None:
+    for number in range(3):
+        await node.create(f"pv-{number}", f"{HOST_DIR}/{number}", mode=BLOCK)
+    limited = configured(
+        Path("/mnt/disks"), cleaner=("/scripts/shred.sh",), use_job_for_cleaning=True, parallel_cleanings=2
+    )
+    await node.pass_over(limited)
+    await node.pass_over(limited)
+    assert len(await node.cluster.list(JOBS, NAMESPACE)) == 2
+
+
+async def test_an_image_is_needed(node: Stage) -> None:
+    await node.create("pv", ONE, mode=BLOCK)
+    await node.restarted(image="").pass_over(BY_JOB)
+    ((_, _, message),) = await node.told()
+    assert message.endswith("useJobForCleaning is set and JOB_CONTAINER_IMAGE is not: set both")
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+async def test_rights_on_jobs_are_needed_only_with_jobs(
+    node: Stage, wanted: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[object] = []
+    listing = node.cluster.list
+
+    async def forbid(resource: object, *arguments: Any, **named: Any) -> Any:
+        if resource == JOBS:
+            asked.append(resource)
+            raise Forbidden(403, "Forbidden", "no rights on jobs")
+        return await listing(VOLUMES, *arguments, **named)
+
+    monkeypatch.setattr(node.cluster, "list", forbid)
+    for _ in range(3):
+        await node.pass_over(BY_JOB if wanted else IN_PROCESS)
+    assert node.deleter.cleaning("any") == wanted, "what is not known may be running"
+    assert len(asked) == (3 if wanted else 1)
+    assert ("no rights on jobs" in caplog.text) == wanted
