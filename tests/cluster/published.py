@@ -16,3 +16,9 @@ async def room(sandbox: Sandbox, storage_class: str = "elastic-local") -> dict[s
 
 async def has_room(sandbox: Sandbox, hostname: str, size: int) -> bool:
     return (await room(sandbox)).get(hostname) == size
+
+
+async def is_all_free(sandbox: Sandbox) -> bool:
+    """Whether every node offers all that it has. True again only a moment after the last volume went: changes are
+    published together."""
+    return await room(sandbox) == {node.hostname: quantity.parse(node.spec.capacity) for node in sandbox.nodes.values()}

@@ -2,8 +2,9 @@
 
 import os
 
+from contract import quantity
 from kube.client import CLAIMS, PODS, VOLUMES
-from tests.cluster.published import has_room, room
+from tests.cluster.published import has_room, is_all_free
 from tests.sandbox import mountspace
 from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Namespace, claim, pod
@@ -13,7 +14,7 @@ _SIZE = 64 * 1024**2
 
 async def test_a_claim_becomes_a_volume_of_its_size_and_gives_the_space_back(namespace: Namespace) -> None:
     sandbox = namespace.sandbox
-    before = await room(sandbox)
+    await until(lambda: is_all_free(sandbox), what="nothing is left of what was before")
     await namespace.create(CLAIMS, claim("data", "64Mi"))
     await namespace.create(PODS, pod("writer", {"/data": "data"}, script="echo kept > /data/file; exec sleep infinity"))
 
@@ -29,7 +30,9 @@ async def test_a_claim_becomes_a_volume_of_its_size_and_gives_the_space_back(nam
     device = next(iter(mountspace.loop_devices(node.data)))
     with device.open("rb") as opened:
         assert opened.seek(0, os.SEEK_END) == _SIZE
-    await until(lambda: has_room(sandbox, node.hostname, before[node.hostname] - _SIZE), what="the room is less")
+    await until(
+        lambda: has_room(sandbox, node.hostname, quantity.parse(node.spec.capacity) - _SIZE), what="the room is less"
+    )
 
     await namespace.delete(PODS, "writer")
     await namespace.until_gone(PODS, "writer")
@@ -40,4 +43,4 @@ async def test_a_claim_becomes_a_volume_of_its_size_and_gives_the_space_back(nam
     await namespace.until_gone(VOLUMES, name)
     assert not list(mountspace.loop_devices(node.data))
     assert not [path for path in node.data.rglob("*") if name in path.name]
-    await until(lambda: has_room(sandbox, node.hostname, before[node.hostname]), what="the room is back")
+    await until(lambda: is_all_free(sandbox), what="the room is back")

@@ -9,7 +9,7 @@ import pytest
 from kube.client import CLAIMS, PODS, VOLUMES, Cluster
 from tests.cluster import onnode
 from tests.cluster.conftest import MakeClass
-from tests.cluster.published import room
+from tests.cluster.published import is_all_free
 from tests.sandbox.nodes import Node
 from tests.sandbox.sandbox import Sandbox
 from tests.sandbox.waiting import until
@@ -50,7 +50,6 @@ async def begun(sandbox: Sandbox, namespace: Namespace, name: str) -> None:
 
 @pytest.mark.parametrize("moment", [created, selected, provisioned, begun])
 async def test_nothing_is_left_of_claims_that_go(sandbox: Sandbox, namespace: Namespace, moment: Moment) -> None:
-    before = await room(sandbox)
     claims = [f"data-{number}" for number in range(_NUMBER)]
 
     async def live_and_let_die(name: str) -> None:
@@ -62,7 +61,7 @@ async def test_nothing_is_left_of_claims_that_go(sandbox: Sandbox, namespace: Na
 
     await asyncio.gather(*(live_and_let_die(name) for name in claims))
     await until_nothing_is_left(sandbox, namespace, claims)
-    await until(lambda: _is_room(sandbox, before), what="all room is free again")
+    await until(lambda: is_all_free(sandbox), what="all room is free again")
 
 
 @pytest.mark.parametrize("moment", [created, provisioned])
@@ -100,7 +99,3 @@ async def _is_clean(api: Cluster, namespace: str) -> bool:
         for volume in await api.list(VOLUMES)
         if (volume["spec"].get("claimRef") or {}).get("namespace") == namespace
     ]
-
-
-async def _is_room(sandbox: Sandbox, expected: dict[str, int]) -> bool:
-    return await room(sandbox) == expected
