@@ -92,9 +92,9 @@ def _check_device(device: Path, neighbours: Mapping[str, Path]) -> None:
             found = path.stat()
         except OSError:
             continue  # what is not there shows nothing
-        if stat.S_ISBLK(found.st_mode) and found.st_rdev == status.st_rdev:
-            words = f"also that of PersistentVolume {name}, at {path}: take one of the two entries away"
-            raise PlaceError(f"device {device} is {words}", BLOCK)
+        if stat.S_ISBLK(found.st_mode) and same_disk(_sysfs(found.st_rdev), _sysfs(status.st_rdev)):
+            words = f"shares its bytes with PersistentVolume {name}, at {path}: take one of the two entries away"
+            raise PlaceError(f"device {device} {words}", BLOCK)
     try:
         # With O_EXCL the kernel refuses a device that a filesystem, device-mapper, LVM or md has claimed.
         os.close(os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
@@ -103,6 +103,16 @@ def _check_device(device: Path, neighbours: Mapping[str, Path]) -> None:
             words = "is in use: unmount it and end what is built on it (lsblk shows both), it is cleaned then"
             raise PlaceError(f"device {device} {words}", BLOCK) from None
         raise PlaceError(f"device {device} can't be opened: {error.strerror}", BLOCK) from None
+
+
+def _sysfs(number: int) -> Path:
+    return Path(os.path.realpath(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}"))
+
+
+def same_disk(one: Path, other: Path) -> bool:
+    """Whether two devices, by their folders in sysfs, are the same, or one is a partition of the other: where the disks
+    in /dev are offered, a careless name pattern takes both."""
+    return one == other or one in other.parents or other in one.parents
 
 
 def _check_mount(path: Path, neighbours: Mapping[str, Path]) -> None:

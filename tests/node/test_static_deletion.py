@@ -269,7 +269,7 @@ async def test_two_links_to_one_device(node: Stage, disks: Disks) -> None:
     await node.clean_all(disks.configuration)
     ((name, _, message),) = await node.told()
     assert name == "pv-1"
-    assert f"device {device} is also that of PersistentVolume pv-2, at {disks.folder}/by-path" in message
+    assert f"device {device} shares its bytes with PersistentVolume pv-2, at {disks.folder}/by-path" in message
     assert holds_data(device)
 
 
