@@ -12,6 +12,7 @@ import typer
 from command import vg
 from command.adopt import adopt
 from command.capacity import capacity
+from command.doctor import doctor
 from command.volumes import volumes
 from flexdriver import bundle, installation
 from service.environment import SettingsError
@@ -24,7 +25,7 @@ app = typer.Typer(
 flexdriver = typer.Typer(help="The executable that the kubelet calls.", no_args_is_help=True)
 app.add_typer(flexdriver, name="flexdriver")
 app.add_typer(vg.app, name="vg")
-for _command in (volumes, capacity, adopt):
+for _command in (volumes, capacity, adopt, doctor):
     app.command()(_command)
 
 

@@ -1,0 +1,205 @@
+"""The check-up of the cluster, as an administrator or a daemon's account sees it. What is read is read first, the
+verdicts are pure functions of it."""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from command import rights
+from command.checkup import Finding, ok, unknown, wrong
+from contract import capacity as contract_capacity
+from contract import names
+from contract import volume as contract_volume
+from contract.capacity import Capacity
+from contract.volume import PersistentVolume
+from kube.client import CAPACITIES, CLASSES, DRIVERS, LEASES, NODES, VOLUMES, ApiError, Cluster
+from kube.records import Node, StorageClass, read_node, read_storage_class
+
+Json = dict[str, Any]
+
+_LEASE_AGE = 60.0
+"""Seconds. It is renewed every two; more than this is no leader, or clocks that differ."""
+_STUCK = 600.0
+"""Seconds that a PersistentVolume may take to go."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A capacity object: whose it is and when it was last written."""
+
+    capacity: Capacity
+    owner_uid: str
+    written: datetime | None
+
+
+async def findings(cluster: Cluster, namespace: str, only_node: str = "") -> list[Finding]:
+    """`only_node`: a node's own view, for accounts that may not list nodes."""
+    try:
+        if only_node:
+            nodes = [read_node(await cluster.get(NODES, only_node))]
+        else:
+            nodes = [read_node(body) for body in await cluster.list(NODES)]
+    except ApiError as error:
+        remedy = "kubectl get nodes"
+        return [wrong("API server", f"it does not tell of {only_node or 'the nodes'}: {error}", remedy)]
+    found = [ok("API server", f"it knows {only_node or f'{len(nodes)} nodes'}"), *map(hostname, nodes)]
+    found += await _rights(cluster, namespace)
+    found.append(await _driver_object(cluster))
+    classes = [read_storage_class(body) for body in await cluster.list(CLASSES)]
+    ours = [each for each in classes if each.provisioner in names.PROVISIONERS]
+    found += storage_classes(ours)
+    if not only_node:
+        found.append(await _leader(cluster, namespace))
+    published = [each for each in map(_published, await cluster.list(CAPACITIES, namespace)) if each is not None]
+    found += [capacity_of(node, ours, published, datetime.now(UTC)) for node in nodes]
+    if not only_node:
+        volumes = [(contract_volume.read(body), body) for body in await cluster.list(VOLUMES)]
+        found.append(stuck([(pv, _age(body)) for pv, body in volumes if pv is not None], nodes))
+    return found
+
+
+def hostname(node: Node) -> Finding:
+    check = f"node {node.name}: hostname label"
+    if not node.hostname:
+        remedy = f"kubectl label node {node.name} {names.HOSTNAME_LABEL}={node.name}"
+        return wrong(check, f"it has no label {names.HOSTNAME_LABEL}, so no volume can be tied to it", remedy)
+    return ok(check, node.hostname)
+
+
+async def _rights(cluster: Cluster, namespace: str) -> list[Finding]:
+    me = await rights.own_account(cluster, namespace)
+    found = []
+    for account in [me] if me else rights.ACCOUNTS:
+        check = f"rights of the {account}"
+        try:
+            absent = await rights.missing(cluster, account, namespace, own=bool(me))
+        except ApiError as error:
+            found.append(unknown(check, f"the API server does not tell: {error}", "ask as an administrator"))
+            continue
+        if absent:
+            found.append(wrong(check, f"it may not {'; '.join(absent)}", "kubectl apply -k deploy/base"))
+        else:
+            found.append(ok(check, "all that it needs"))
+    return found
+
+
+async def _driver_object(cluster: Cluster) -> Finding:
+    check = f"CSIDriver {names.PROVISIONER}"
+    try:
+        body = await cluster.get(DRIVERS, names.PROVISIONER)
+    except ApiError as error:
+        if error.status == 403:
+            return unknown(check, "this account may not read it", "ask as an administrator")
+        why = f"without it the scheduler does not know how much room a node has ({error})"
+        return wrong(check, why, "kubectl apply -f deploy/base/csidriver.yaml")
+    if not body["spec"].get("storageCapacity"):
+        return wrong(
+            check,
+            "its storageCapacity is not true, so the scheduler does not look at the room of nodes",
+            "kubectl apply -f deploy/base/csidriver.yaml",
+        )
+    return ok(check, "there, with storageCapacity")
+
+
+def storage_classes(ours: Sequence[StorageClass]) -> list[Finding]:
+    check = "StorageClasses"
+    if not ours:
+        remedy = "kubectl apply -f deploy/base/storageclasses.yaml"
+        return [wrong(check, f"none has the provisioner {names.PROVISIONER}", remedy)]
+    blind = sorted(each.name for each in ours if each.provisioner == names.PROVISIONER_OF_ELASTIC)
+    if blind:
+        return [
+            unknown(
+                check,
+                f"{', '.join(blind)}: served, but the scheduler can't see room for the old name of the provisioner",
+                f"for new claims use a class with the provisioner {names.PROVISIONER}",
+            )
+        ]
+    return [ok(check, ", ".join(sorted(each.name for each in ours)))]
+
+
+async def _leader(cluster: Cluster, namespace: str) -> Finding:
+    try:
+        body = await cluster.get(LEASES, rights.LEASE, namespace)
+    except ApiError as error:
+        remedy = f"kubectl -n {namespace} get pods -l app.kubernetes.io/component=provisioner"
+        return wrong("provisioner", f"none has ever led: {error}", remedy)
+    return leader(body["spec"], datetime.now(UTC), namespace)
+
+
+def leader(spec: Json, now: datetime, namespace: str) -> Finding:
+    holder, renewed = spec.get("holderIdentity"), _time(spec.get("renewTime"))
+    remedy = f"kubectl -n {namespace} logs -l app.kubernetes.io/component=provisioner --tail 50"
+    if not holder or renewed is None:
+        return wrong("provisioner", "none leads now", remedy)
+    age = (now - renewed).total_seconds()
+    if age > _LEASE_AGE:
+        return wrong("provisioner", f"{holder} last renewed its lease {age:.0f} s ago", remedy)
+    if age < -_LEASE_AGE:
+        return wrong("provisioner", f"the clock of {holder} is {-age:.0f} s ahead of this one", "timedatectl status")
+    return ok("provisioner", f"{holder} leads")
+
+
+def capacity_of(node: Node, classes: Iterable[StorageClass], published: Iterable[Published], now: datetime) -> Finding:
+    """The scheduler takes a node without an object for one without room."""
+    check = f"node {node.name}: published room"
+    logs = f"kubectl -n elastic-local get pods -l app.kubernetes.io/component=daemon -o wide | grep {node.name}"
+    here = [each for each in published if each.capacity.node == names.node_label_value(node.name)]
+    if not here:
+        return wrong(check, "none: its daemon does not run, or can't reach the API server", logs)
+    stale = sorted(each.capacity.storage_class for each in here if each.owner_uid not in ("", node.uid))
+    if stale:
+        return wrong(check, f"for {', '.join(stale)} it is that of an earlier node of this name", logs)
+    elsewhere = sorted({each.capacity.hostname for each in here} - {node.hostname})
+    if elsewhere:
+        return wrong(check, f"it names the hostname {', '.join(elsewhere)}, the label is {node.hostname}", logs)
+    absent = sorted({each.name for each in classes} - {each.capacity.storage_class for each in here})
+    if absent:
+        return wrong(check, f"none for {', '.join(absent)}", logs)
+    written = [each.written for each in here if each.written]
+    ahead = max(((each - now).total_seconds() for each in written), default=0.0)
+    if ahead > _LEASE_AGE:
+        return wrong(check, f"written {ahead:.0f} s in the future: clocks differ", "timedatectl status")
+    last = f", last changed {_humane((now - max(written)).total_seconds())} ago" if written else ""
+    return ok(check, f"for {len(here)} classes{last}")
+
+
+def stuck(volumes: Iterable[tuple[PersistentVolume, float | None]], nodes: Collection[Node]) -> Finding:
+    """PersistentVolumes that are being deleted for long, with the seconds since."""
+    labels = {names.node_label_value(node.name) for node in nodes}
+    late = [pv for pv, age in volumes if age is not None and age > _STUCK and names.FINALIZER in pv.finalizers]
+    if not late:
+        return ok("reclaim", "no volume waits for its node")
+    gone = sorted(pv.name for pv in late if pv.node_label not in labels)
+    words = f"waiting for more than {_STUCK / 60:.0f} minutes: {', '.join(sorted(pv.name for pv in late))}"
+    if gone:
+        return wrong("reclaim", f"{words}; the node of {', '.join(gone)} is gone", "docs/operations.md, A node is lost")
+    return wrong("reclaim", words, f"kubectl describe pv {late[0].name}")
+
+
+def _published(body: Json) -> Published | None:
+    capacity = contract_capacity.read(body)
+    if capacity is None:
+        return None
+    metadata = body["metadata"]
+    owner = next((each["uid"] for each in metadata.get("ownerReferences") or [] if each["kind"] == "Node"), "")
+    times = [_time(each.get("time")) for each in metadata.get("managedFields") or []]
+    written = max((each for each in times if each), default=_time(metadata.get("creationTimestamp")))
+    return Published(capacity, owner, written)
+
+
+def _age(body: Json) -> float | None:
+    since = _time(body["metadata"].get("deletionTimestamp"))
+    return (datetime.now(UTC) - since).total_seconds() if since else None
+
+
+def _time(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
+
+
+def _humane(seconds: float) -> str:
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds // size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"

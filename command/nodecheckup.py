@@ -1,0 +1,210 @@
+"""The check-up of a node: what the daemon and the kubelet need to be there. Each check asks the thing itself (a device
+is opened, the driver is run), because what is configured is not what is."""
+
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import aiohttp
+
+from command.checkup import Finding, ok, unknown, wrong
+from contract.filesystems import FILESYSTEMS
+from contract.names import DRIVER_FOLDER, DRIVER_NAME
+from contract.parameters import VolumeParameters
+from daemon import settings
+from daemon.errors import VolumeError
+from daemon.node import backend_of
+from daemon.refresh import missing
+from daemon.settings import Settings
+from host import mounttable
+from host.command import CommandError, MissingTool, run
+from host.mounttable import Mount
+
+_LVM_TOOLS = ("lvm", "thin_check")
+_FILESYSTEM_TOOLS = (
+    *("blkid", "mount", "umount", "mkfs.ext4", "e2fsck", "resize2fs"),
+    *("mkfs.xfs", "xfs_growfs", "mkfs.btrfs", "btrfs"),
+)
+_DEADLINE = 10.0
+
+
+async def findings(here: Settings) -> list[Finding]:
+    found = [rights(os.geteuid())]
+    if here.driver_kind == settings.LVM:
+        found += [device_mapper(), *lvm_modules(_loaded("/proc/modules"), _built_in())]
+    if here.driver_kind == settings.LOOP:
+        found.append(loop_devices())
+    if here.driver_kind != settings.BINDMOUNT:
+        found.append(filesystems(_registered(), _built_in()))
+    found.append(tools(here.driver_kind, shutil.which))
+    if found[0].remedy:
+        return found  # what follows would only repeat that we are not root
+    found += [await storage(here), propagation(mounttable.read(), here.kubelet_root)]
+    return [*found, listening(here.socket), await driver(here.plugin_dir), *await daemon(here)]
+
+
+def rights(uid: int) -> Finding:
+    if uid:
+        return wrong("rights", "not root, so most of this node can't be seen", "sudo elastic-local doctor")
+    return ok("rights", "root")
+
+
+def device_mapper() -> Finding:
+    try:
+        os.close(os.open("/dev/mapper/control", os.O_RDWR))
+    except OSError as error:
+        return wrong("kernel: device-mapper", f"/dev/mapper/control: {error.strerror}", "modprobe dm_mod")
+    return ok("kernel: device-mapper", "there")
+
+
+def lvm_modules(loaded: set[str], available: set[str]) -> Iterable[Finding]:
+    for module, purpose in (("dm_thin_pool", "thin volumes"), ("dm_raid", "raid1"), ("dm_mirror", "pvmove")):
+        check = f"kernel: {purpose}"
+        if module in loaded | available:
+            yield ok(check, f"{module} is there")
+        else:
+            yield unknown(check, f"{module} is neither loaded nor to be found", f"for {purpose}: modprobe {module}")
+
+
+def loop_devices() -> Finding:
+    try:
+        os.close(os.open("/dev/loop-control", os.O_RDWR))
+    except OSError as error:
+        return wrong("kernel: loop devices", f"/dev/loop-control: {error.strerror}", "modprobe loop")
+    return ok("kernel: loop devices", "there")
+
+
+def filesystems(registered: str, available: set[str]) -> Finding:
+    known = {line.split()[-1] for line in registered.splitlines() if line.strip()} | available
+    absent = [kind for kind in FILESYSTEMS if kind not in known]
+    if "ext4" in absent:
+        return wrong("kernel: filesystems", "no ext4, which volumes have by default", "modprobe ext4")
+    if absent:
+        return unknown(
+            "kernel: filesystems", f"no {', '.join(absent)}", f"for such classes: modprobe -a {' '.join(absent)}"
+        )
+    return ok("kernel: filesystems", ", ".join(FILESYSTEMS))
+
+
+def tools(kind: str, which: Callable[[str], str | None]) -> Finding:
+    wanted = {settings.LVM: (*_LVM_TOOLS, *_FILESYSTEM_TOOLS), settings.LOOP: _FILESYSTEM_TOOLS}.get(kind, ())
+    absent = [MissingTool(program) for program in wanted if which(program) is None]
+    if not absent:
+        return ok("tools", "all there")
+    packages = sorted({each.package for each in absent if each.package})
+    return wrong(
+        "tools", f"missing: {', '.join(each.program for each in absent)}", f"apt-get install {' '.join(packages)}"
+    )
+
+
+async def storage(here: Settings) -> Finding:
+    check = f"storage ({here.driver_kind})"
+    backend = backend_of(here)
+    pool = backend.pool_of(VolumeParameters())
+    try:
+        inventory = await backend.inspect()
+    except (VolumeError, CommandError) as error:
+        return wrong(check, str(error), "see the log of this node's daemon")
+    if problem := missing(inventory, pool):
+        return wrong(check, problem, f"elastic-local vg create {pool.partition('/')[0]} DEVICE...")
+    if inventory.damaged:
+        names = ", ".join(found.name for found in inventory.damaged)
+        return wrong(check, f"volumes with a damaged record: {names}", "elastic-local volumes")
+    return ok(check, f"{pool} with {len(inventory.volumes)} volumes")
+
+
+def propagation(mounts: list[Mount], kubelet_root: Path) -> Finding:
+    """What the daemon mounts below the kubelet's folder must be seen by the kubelet and by containers."""
+    above = [mount for mount in mounts if kubelet_root.is_relative_to(mount.path)]
+    home = max(enumerate(above), key=lambda entry: (len(entry[1].path), entry[0]))[1]  # the last one hides the others
+    if home.shared:
+        return ok("mount propagation", f"{home.path} is shared")
+    return wrong(
+        "mount propagation",
+        f"what is mounted below {kubelet_root} stays in this mount namespace, because {home.path} is not shared",
+        f"mount --make-rshared {home.path}; in a pod: mountPropagation: Bidirectional for {kubelet_root}",
+    )
+
+
+def listening(path: Path) -> Finding:
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(_DEADLINE)
+            probe.connect(str(path))
+    except OSError as error:
+        return wrong(
+            "socket",
+            f"nobody answers at {path} ({error.strerror or error})",
+            "kubectl -n elastic-local get pods -l app.kubernetes.io/component=daemon -o wide",
+        )
+    return ok("socket", f"the daemon answers at {path}")
+
+
+async def driver(plugin_dir: Path) -> Finding:
+    path = plugin_dir / DRIVER_FOLDER / DRIVER_NAME
+    install = f"elastic-local flexdriver install --plugin-dir {plugin_dir}"
+    if not os.access(path, os.X_OK):
+        return wrong("driver", f"there is no executable {path}", install)
+    try:
+        answer = await run(str(path), "init", deadline=_DEADLINE)
+    except (CommandError, OSError) as error:
+        return wrong("driver", f"it does not run: {error}", install)
+    if '"Success"' not in answer.stdout:
+        return wrong("driver", f"it answered: {answer.stdout.strip()}", install)
+    return ok("driver", f"{path} answers")
+
+
+async def daemon(here: Settings) -> list[Finding]:
+    """What the daemon says of itself: whether the kubelet called the driver is among it."""
+    host = here.listen_host if here.listen_host not in ("", "0.0.0.0", "::") else "127.0.0.1"  # noqa: S104
+    address = f"http://{f'[{host}]' if ':' in host else host}:{here.listen_port}/readyz?verbose"
+    try:
+        timeout = aiohttp.ClientTimeout(total=_DEADLINE)
+        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(address) as response:
+            report = await response.text()
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        why = str(error) or type(error).__name__
+        return [
+            unknown(
+                "daemon", f"{address}: {why}", "kubectl -n elastic-local exec POD -c daemon -- elastic-local doctor"
+            )
+        ]
+    return readiness(report)
+
+
+def readiness(report: str) -> list[Finding]:
+    """The lines of /readyz?verbose. Each names its own remedy."""
+    found = []
+    for line in report.splitlines():
+        if line.startswith("[+]"):
+            found.append(ok(f"daemon: {line[3:].removesuffix(' ok')}", "ok"))
+        elif line.startswith("[-]"):
+            name, _, words = line[3:].partition(": ")
+            found.append(wrong(f"daemon: {name}", words, "as it says; then see the log of this node's daemon"))
+    return found or [wrong("daemon", f"it answered: {report.strip()[:200]}", "is LISTEN_ADDRESS another program's?")]
+
+
+def _registered() -> str:
+    return Path("/proc/filesystems").read_text()
+
+
+def _loaded(path: str) -> set[str]:
+    try:
+        return {line.split()[0] for line in Path(path).read_text().splitlines() if line.strip()}
+    except OSError:
+        return set()
+
+
+def _built_in() -> set[str]:
+    """Modules that the running kernel has built in or could load."""
+    folder = Path("/lib/modules", os.uname().release)
+    found: set[str] = set()
+    for name in ("modules.builtin", "modules.dep"):
+        try:
+            lines = (folder / name).read_text().splitlines()
+        except OSError:
+            continue
+        found |= {Path(line.split(":")[0]).name.split(".ko")[0].replace("-", "_") for line in lines}
+    return found
