@@ -6,11 +6,14 @@ work, check by check with ?verbose and whenever one fails, in the form that the 
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 log = logging.getLogger(__name__)
 
@@ -22,15 +25,34 @@ class Health:
     def __init__(self, checks: Mapping[str, Check]) -> None:
         self._checks = dict(checks)
 
+    def problems(self) -> dict[str, str]:
+        """What is wrong now, by name of the check; empty: nothing."""
+        return {name: check() for name, check in self._checks.items()}
+
     def report(self) -> tuple[bool, str]:
         """Whether all is well, and a line for each check."""
-        found = {name: check() for name, check in self._checks.items()}
+        found = self.problems()
         lines = [f"[-]{name}: {wrong}" if wrong else f"[+]{name} ok" for name, wrong in found.items()]
         ready = not any(found.values())
         return ready, "\n".join([*lines, f"readyz check {'passed' if ready else 'failed'}", ""])
 
 
+class _Readiness(Collector):
+    """The checks of /readyz, for alerts: which of them fails says whom to wake."""
+
+    def __init__(self, health: Health) -> None:
+        self._health = health
+
+    def collect(self) -> Iterator[Metric]:
+        ready = GaugeMetricFamily("elastic_local_ready", "1 while this check of /readyz passes.", labels=["check"])
+        for name, wrong in self._health.problems().items():
+            ready.add_metric([name], not wrong)
+        yield ready
+
+
 def application(health: Health, registry: CollectorRegistry) -> web.Application:
+    registry.register(_Readiness(health))
+
     async def healthz(_: web.Request) -> web.Response:
         return web.Response(text="ok")
 

@@ -43,9 +43,11 @@ class KubectlFailed(Exception):
 class Sandbox:
     """Programs: `apiserver`, `controlplane`, `provisioners`, and of each of `nodes` its `kubelet` and `daemon`."""
 
-    def __init__(self, folder: Path, nodes: Sequence[NodeSpec], provisioners: int = 1) -> None:
-        """`folder` must exist, be empty, and have a short path: sockets are made in it."""
+    def __init__(self, folder: Path, nodes: Sequence[NodeSpec], provisioners: int = 1, manifests: Path = BASE) -> None:
+        """`folder` must exist, be empty, and have a short path: sockets are made in it. `manifests` is the folder of
+        deploy/ that gives our programs their rights."""
         self.folder = folder.resolve()
+        self._manifests = manifests
         self.kubeconfig = self.folder / "kubeconfig"
         self.address = f"http://127.0.0.1:{free_port()}"
         self.audit_log = self.folder / "audit.log"
@@ -105,7 +107,7 @@ class Sandbox:
             first = [self.controlplane, *(node.kubelet for node in self.nodes.values())]
             for program in first:
                 program.launch()
-            await self.kubectl("apply", "-k", str(BASE))
+            await self.kubectl("apply", "-k", str(self._manifests))
             await asyncio.gather(
                 start_all([*self.provisioners, *(node.daemon for node in self.nodes.values())]),
                 *(program.wait_ready() for program in first),

@@ -135,6 +135,10 @@ RESOURCES: tuple[Resource, ...] = (
         counts_generations=True,
         unconditional_update=False,
     ),
+    _core("resourcequotas", "ResourceQuota", "quota", has_status=True),
+    # As in a cluster with the Prometheus operator.
+    Resource("monitoring.coreos.com", "v1", "podmonitors", "PodMonitor", short_names=("pmon",)),
+    Resource("monitoring.coreos.com", "v1", "prometheusrules", "PrometheusRule", short_names=("promrule",)),
     Resource("scheduling.k8s.io", "v1", "priorityclasses", "PriorityClass", namespaced=False, short_names=("pc",)),
     Resource(
         "networking.k8s.io",

@@ -40,4 +40,7 @@ async def test_a_node_that_is_not_ready_says_why_and_is_alive(url: str, problems
     status, text = await get(f"{url}/readyz")
     assert status == 503
     assert "[+]socket ok\n[-]storage: make a volume group\n" in text
+    metrics = (await get(f"{url}/metrics"))[1]
+    assert 'elastic_local_ready{check="socket"} 1.0' in metrics
+    assert 'elastic_local_ready{check="storage"} 0.0' in metrics
     assert await get(f"{url}/healthz") == (200, "ok")

@@ -1,0 +1,56 @@
+"""What deploy/ becomes under `kubectl kustomize`: the objects of each way to install."""
+
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Json = dict[str, Any]
+
+DEPLOY = Path(__file__).parents[3] / "deploy"
+BASE = DEPLOY / "base"
+OVERLAYS = tuple(sorted(path.parent for path in (DEPLOY / "overlays").glob("*/kustomization.yaml")))
+COMPONENTS = tuple(sorted(path.parent for path in (DEPLOY / "components").glob("*/kustomization.yaml")))
+
+
+@cache
+def kustomize(folder: Path) -> tuple[Json, ...]:
+    """Not to be changed: the next caller gets the same objects."""
+    rendered = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True)
+    assert rendered.returncode == 0, rendered.stderr
+    return tuple(yaml.safe_load_all(rendered.stdout))
+
+
+def with_components(folder: Path) -> tuple[Json, ...]:
+    """Base with all components. `folder` is a fresh one, on the file system of the repository or not."""
+    relative = [str(Path(*[".."] * (len(folder.parts) - 1)) / path.relative_to("/")) for path in (BASE, *COMPONENTS)]
+    kustomization = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": relative[:1],
+        "components": relative[1:],
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    return kustomize(folder)
+
+
+def of_kind(objects: tuple[Json, ...], kind: str) -> list[Json]:
+    return [each for each in objects if each["kind"] == kind]
+
+
+def one(objects: tuple[Json, ...], kind: str, name: str) -> Json:
+    (found,) = (each for each in of_kind(objects, kind) if each["metadata"]["name"] == name)
+    return found
+
+
+def container(objects: tuple[Json, ...], kind: str, name: str) -> Json:
+    """The only container of the pods of a workload."""
+    (found,) = one(objects, kind, name)["spec"]["template"]["spec"]["containers"]
+    assert isinstance(found, dict)
+    return found
+
+
+def environment(of: Json) -> dict[str, Json]:
+    return {each["name"]: each for each in of["env"]}

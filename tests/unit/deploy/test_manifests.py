@@ -1,0 +1,172 @@
+"""The manifests: valid in every Kubernetes in use, and in step with what the programs read and where they look."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+
+import daemon.settings
+import provisioner.settings
+from contract import names
+from daemon.static import configuration
+from service.endpoints import Health, application
+from tests.unit.deploy.rendered import (
+    BASE,
+    DEPLOY,
+    OVERLAYS,
+    container,
+    environment,
+    kustomize,
+    of_kind,
+    one,
+    with_components,
+)
+
+Json = dict[str, Any]
+
+VERSIONS = ("1.28", "1.30", "1.32", "1.34", "1.36", kubernetes_validate.latest_version())
+_WITHOUT_SCHEMA = "monitoring.coreos.com/v1"
+"""Of the Prometheus operator, not of Kubernetes."""
+
+WAYS = {path.name: path for path in (BASE, *OVERLAYS)}
+
+
+@pytest.fixture(params=[*WAYS, "all components"])
+def objects(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Json, ...]:
+    """What each way to install makes."""
+    return with_components(tmp_path) if request.param == "all components" else kustomize(WAYS[request.param])
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_objects_are_valid(version: str, tmp_path: Path) -> None:
+    every = [each for path in WAYS.values() for each in kustomize(path)] + list(with_components(tmp_path))
+    for text in {json.dumps(each, sort_keys=True) for each in every if each["apiVersion"] != _WITHOUT_SCHEMA}:
+        kubernetes_validate.validate(json.loads(text), version, strict=True)
+
+
+class _Heard(Mapping[str, str]):
+    """An environment that knows what it was asked for."""
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        self._variables = variables
+        self.asked: set[str] = set()
+
+    def __getitem__(self, name: str) -> str:
+        self.asked.add(name)
+        return self._variables[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._variables)
+
+    def __len__(self) -> int:
+        return len(self._variables)
+
+
+def _environment(objects: tuple[Json, ...], program: Json) -> _Heard:
+    """What the container's process finds; what Kubernetes fills in is a word."""
+    found = {name: each.get("value", "filled-in") for name, each in environment(program).items()}
+    for source in program["envFrom"]:
+        found |= one(objects, "ConfigMap", source["configMapRef"]["name"])["data"]
+    return _Heard(found)
+
+
+def test_the_provisioner_reads_all_it_is_told(objects: tuple[Json, ...]) -> None:
+    told = _environment(objects, container(objects, "Deployment", "provisioner"))
+    provisioner.settings.read(told)
+    assert set(told) <= told.asked
+
+
+def test_the_daemon_reads_all_it_is_told(objects: tuple[Json, ...]) -> None:
+    told = _environment(objects, container(objects, "DaemonSet", "daemon"))
+    daemon.settings.read(told)
+    assert set(told) <= told.asked
+
+
+def _mounts(objects: tuple[Json, ...]) -> dict[Path, tuple[str, Json]]:
+    """Of the daemon: path in the container to path of the host, and the mount."""
+    volumes = {
+        each["name"]: each for each in one(objects, "DaemonSet", "daemon")["spec"]["template"]["spec"]["volumes"]
+    }
+    return {
+        Path(mount["mountPath"]): (volumes[mount["name"]].get("hostPath", {}).get("path", ""), mount)
+        for mount in container(objects, "DaemonSet", "daemon")["volumeMounts"]
+    }
+
+
+def test_the_daemon_has_the_folders_of_the_host_that_it_works_in(objects: tuple[Json, ...]) -> None:
+    told = daemon.settings.read(_environment(objects, container(objects, "DaemonSet", "daemon")))
+    mounts = _mounts(objects)
+    for folder in (told.kubelet_root, told.staging_dir, told.data_dir, told.plugin_dir, told.socket.parent):
+        assert mounts[folder][0] == str(folder)
+    for folder in (told.kubelet_root, told.staging_dir):
+        assert mounts[folder][1]["mountPropagation"] == "Bidirectional"
+
+
+def test_udev_is_shared_whole() -> None:
+    """LVM that finds udev waits for it on semaphores, which are the host's only with hostIPC."""
+    objects = kustomize(BASE)
+    shares_udev = Path("/run/udev") in _mounts(objects)
+    assert shares_udev == one(objects, "DaemonSet", "daemon")["spec"]["template"]["spec"].get("hostIPC", False)
+
+
+def test_probes_ask_for_what_is_served(objects: tuple[Json, ...]) -> None:
+    served = {
+        resource.canonical
+        for resource in application(Health({}), CollectorRegistry()).router.resources()
+        if isinstance(resource, web.PlainResource)
+    }
+    for kind, name in (("Deployment", "provisioner"), ("DaemonSet", "daemon")):
+        program = container(objects, kind, name)
+        assert program["livenessProbe"]["httpGet"]["path"] == "/healthz"
+        assert program["readinessProbe"]["httpGet"]["path"] == "/readyz"
+        assert served >= {"/healthz", "/readyz"}
+
+
+def test_the_disks_of_the_configuration_are_mounted() -> None:
+    objects = kustomize(WAYS["static"])
+    told = one(objects, "ConfigMap", "static-volumes")["data"]
+    found = configuration.parse({key: yaml.safe_load(text) for key, text in told.items()})
+    assert found.classes
+    assert not found.unknown_keys
+    for each in found.classes.values():
+        host_path, mount = _mounts(objects)[each.mount_dir]
+        assert host_path == each.host_dir
+        assert mount["mountPropagation"] == "HostToContainer"
+        assert one(objects, "StorageClass", each.name)["provisioner"] == "kubernetes.io/no-provisioner"
+
+
+def test_jobs_clean_with_our_own_image(tmp_path: Path) -> None:
+    program = container(with_components(tmp_path), "DaemonSet", "daemon")
+    assert environment(program)["JOB_CONTAINER_IMAGE"]["value"] == program["image"]
+
+
+def test_names_are_those_of_the_contract() -> None:
+    objects = kustomize(BASE)
+    one(objects, "Namespace", names.NAMESPACE)
+    one(objects, "CSIDriver", names.PROVISIONER)
+    assert {each["provisioner"] for each in of_kind(objects, "StorageClass")} == {names.PROVISIONER}
+    lease = provisioner.settings.read({}).lease
+    (role,) = (each for each in of_kind(objects, "Role") if each["metadata"]["name"] == "provisioner")
+    assert [lease] in [rule.get("resourceNames") for rule in role["rules"]]
+
+
+def test_bindings_tie_what_there_is(objects: tuple[Json, ...]) -> None:
+    for binding in (*of_kind(objects, "RoleBinding"), *of_kind(objects, "ClusterRoleBinding")):
+        one(objects, binding["roleRef"]["kind"], binding["roleRef"]["name"])
+        for subject in binding["subjects"]:
+            assert one(objects, "ServiceAccount", subject["name"])["metadata"]["namespace"] == subject["namespace"]
+
+
+@pytest.mark.parametrize("path", sorted(DEPLOY.rglob("rbac*.yaml")), ids=lambda path: path.parent.name + path.name)
+def test_every_rule_says_who_needs_it(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    rules = [number for number, line in enumerate(lines) if line.startswith("  - apiGroups:")]
+    assert rules
+    for number in rules:
+        assert lines[number - 1].startswith("  # "), f"{path.name}:{number + 1}"
