@@ -8,7 +8,7 @@ Unreachable.
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -95,9 +95,10 @@ class Page:
 class Cluster:
     """A connection to one API server. Methods raise the family of errors.ApiError."""
 
-    def __init__(self, transport: Transport, deadline: float) -> None:
+    def __init__(self, transport: Transport, deadline: float, before_write: Callable[[], None] = lambda: None) -> None:
         self._transport = transport
         self._deadline = deadline
+        self._before_write = before_write
 
     @classmethod
     async def connect(
@@ -106,6 +107,11 @@ class Cluster:
         """Reads the configuration (connection.load) and opens no connection yet. `deadline`: seconds for each
         request. `program` names us in the server's audit log. Raises ConfigurationError."""
         return cls(Transport(await connection.load(kubeconfig), kubeconfig, program), deadline)
+
+    def guarded(self, before_write: Callable[[], None]) -> "Cluster":
+        """This connection, over which nothing is written unless `before_write` lets it pass: it raises what the write
+        raises then. Closed with the original."""
+        return Cluster(self._transport, self._deadline, before_write)
 
     async def close(self) -> None:
         await self._transport.close()
@@ -265,6 +271,8 @@ class Cluster:
         query: dict[str, str] | None = None,
         content_type: str = "application/json",
     ) -> Json:
+        if method != "GET":
+            self._before_write()
         try:
             async with asyncio.timeout(self._deadline):
                 response = await self._transport.open(method, path, body, query=query, content_type=content_type)

@@ -52,6 +52,10 @@ class Invalid(ApiError):
     """The object breaks a rule of the API: the same request never succeeds."""
 
 
+class NoLongerLeading(ApiError):
+    """The request was not sent: what it is based on is a leader's plan, and another may lead by now."""
+
+
 class Unreachable(ApiError):
     """No answer, or one that says "not now": network error, timeout, 429, 5xx. The request may have been carried out
     all the same. `retry_after` is the server's wish in seconds, when it has one."""

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 
 from kube.client import LEASES, AlreadyExists, ApiError, Cluster, Conflict, Json, NotFound
 from kube.clock import Clock
+from kube.errors import NoLongerLeading
 
 _log = logging.getLogger(__name__)
 _RELEASE_SECONDS = 2.0
@@ -31,14 +32,15 @@ async def lead(
     name: str,
     namespace: str,
     identity: str,
-    work: Callable[[], Awaitable[None]],
+    work: Callable[[Cluster], Awaitable[None]],
     *,
     lease_seconds: float = 15,
     renew_deadline: float = 10,
     retry: float = 2,
     clock: Clock = Clock(),  # noqa: B008 - frozen
 ) -> None:
-    """Waits for the lease, then does `work` for as long as it is held, and gives it back when the work ends.
+    """Waits for the lease, then does `work` for as long as it is held, and gives it back when the work ends. The work
+    gets a connection to use for all that it does: see `_Lease.still_held`.
 
     `identity` must be this process's alone. Raises LeadershipLost, after the work was cancelled, when the lease could
     not be renewed for `renew_deadline` seconds or somebody else took it; whatever `work` raises passes through."""
@@ -47,7 +49,7 @@ async def lead(
     lease = _Lease(cluster, name, namespace, identity, lease_seconds, clock)
     await _acquire(lease, renew_deadline / 2, retry)
     _log.info("%s leads: it holds the lease %s/%s", identity, namespace, name)
-    working = asyncio.ensure_future(work())
+    working = asyncio.ensure_future(work(cluster.guarded(lambda: lease.still_held(renew_deadline))))
     renewing = asyncio.create_task(_renew(lease, renew_deadline, retry), name="renew lease")
     try:
         await asyncio.wait({working, renewing}, return_when=asyncio.FIRST_COMPLETED)
@@ -141,6 +143,13 @@ class _Lease:
         begun = self.clock.now()
         await self._change(self._held)
         self.renewed = begun
+
+    def still_held(self, renew_deadline: float) -> None:
+        """Raises NoLongerLeading when another may lead by now. A process that was stopped for a while, with its machine
+        or by a signal, goes on in the middle of what it was doing, before it hears of any clock; so each write asks
+        first."""
+        if self.clock.now() >= self.renewed + renew_deadline:
+            raise NoLongerLeading(0, "", f"not written: the lease {self.name} was not renewed in time")
 
     async def release(self) -> None:
         """Lets the next one begin at once. When it fails they wait for the lease to run out."""

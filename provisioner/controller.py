@@ -45,10 +45,10 @@ async def serve(cluster: Cluster, settings: Settings) -> None:
     def unready() -> str:
         return "" if term is None or term.view.synced else "leading, and still reading the state of the cluster"
 
-    async def work() -> None:
+    async def work(leading: Cluster) -> None:
         nonlocal term
         metrics.leading(True)
-        term = Term(cluster, settings, metrics)
+        term = Term(leading, settings, metrics)
         await term.run()
 
     served = endpoints.application(Health({"leadership": unready}), metrics.registry)

@@ -1,5 +1,6 @@
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from kube.client import LEASES, Cluster
 from kube.clock import Clock
+from kube.errors import NoLongerLeading
 from kube.leadership import LeadershipLost, lead
 from tests.unit.kube.apiserver import ApiServer, Json, connected, hang, status, until
 
@@ -32,7 +34,8 @@ class Candidate:
         self.finish = asyncio.Event()
         self.task = asyncio.create_task(lead(cluster, "it", "ns", identity, self.work, clock=CLOCK))
 
-    async def work(self) -> None:
+    async def work(self, leading: Cluster) -> None:
+        self.leading = leading
         self.began = CLOCK.now()
         try:
             await self.finish.wait()
@@ -158,7 +161,7 @@ async def test_a_label_on_the_lease_costs_no_leadership(cluster: Cluster, server
 
 
 async def test_what_the_work_raises_passes_through_and_frees_the_lease(cluster: Cluster, server: ApiServer) -> None:
-    async def fail() -> None:
+    async def fail(_: Cluster) -> None:
         raise RuntimeError("the work's own")
 
     with pytest.raises(RuntimeError, match="the work's own"):
@@ -171,7 +174,7 @@ async def test_work_that_ignores_its_end_keeps_the_lease_from_being_given_away(
 ) -> None:
     released = asyncio.Event()
 
-    async def stubborn() -> None:
+    async def stubborn(_: Cluster) -> None:
         while not released.is_set():
             try:
                 await released.wait()
@@ -198,6 +201,24 @@ async def test_two_that_take_at_once(cluster: Cluster) -> None:
     await asyncio.wait([candidate.task for candidate in candidates])
 
 
+async def test_a_leader_that_was_stopped_writes_nothing_when_it_goes_on(cluster: Cluster, server: ApiServer) -> None:
+    """It goes on in the middle of its work, before the renewal notices how late it is."""
+    one = Candidate(cluster, "one")
+    await until(lambda: one.leads)
+    lease = await one.leading.get(LEASES, "it", "ns")
+    asked = len(server.asked_for("PATCH"))
+    time.sleep(12 / CLOCK.speed)  # the whole process stands still, as with SIGSTOP
+    assert one.leads
+    with pytest.raises(NoLongerLeading, match="the lease it was not renewed in time"):
+        await one.leading.patch(LEASES, "it", {}, "ns")
+    assert len(server.asked_for("PATCH")) == asked
+    assert (await one.leading.get(LEASES, "it", "ns"))["metadata"] == lease["metadata"]
+    with pytest.raises(LeadershipLost):
+        await one.task
+
+
 async def test_deadlines_that_make_no_sense(cluster: Cluster) -> None:
+    async def idle(_: Cluster) -> None: ...
+
     with pytest.raises(ValueError, match="renew_deadline < lease_seconds"):
-        await lead(cluster, "it", "ns", "one", asyncio.Event().wait, renew_deadline=15)  # type: ignore[arg-type]
+        await lead(cluster, "it", "ns", "one", idle, renew_deadline=15)
