@@ -80,7 +80,8 @@ def manifest(
                 "image": image,
                 "command": list(settings.block_cleaner),
                 "env": [{"name": BLOCK_DEVICE, "value": str(place.path)}],
-                "securityContext": {"privileged": True},
+                # Root, because an image may name another user, as ours does, whom no device is open to.
+                "securityContext": {"privileged": True, "runAsUser": 0},
                 "volumeMounts": [{"name": volume, "mountPath": path} for path, (volume, _) in folders.items()],
             }
         ],

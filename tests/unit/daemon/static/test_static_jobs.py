@@ -66,7 +66,7 @@ def test_the_whole_manifest() -> None:
                             "image": "example.org/cleaner:1",
                             "command": ["/scripts/shred.sh", "2"],
                             "env": [{"name": "LOCAL_PV_BLKDEVICE", "value": "/mnt/disks/one"}],
-                            "securityContext": {"privileged": True},
+                            "securityContext": {"privileged": True, "runAsUser": 0},
                             "volumeMounts": [
                                 {"name": "dev", "mountPath": "/dev"},
                                 {"name": "mount-ec4cf155", "mountPath": "/mnt/disks"},
