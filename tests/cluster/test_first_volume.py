@@ -25,8 +25,8 @@ async def test_a_claim_becomes_a_volume_of_its_size_and_gives_the_space_back(nam
     folder = node.volume_folder(running["metadata"]["uid"], name)
 
     assert volume["spec"]["capacity"]["storage"] == "64Mi"
-    await until((folder / "file").is_file, what="the pod's file is in the volume")
-    assert (folder / "file").read_text() == "kept\n"
+    file = folder / "file"
+    await until(lambda: file.is_file() and file.read_text() == "kept\n", what="the pod's file is in the volume")
     device = next(iter(mountspace.loop_devices(node.data)))
     with device.open("rb") as opened:
         assert opened.seek(0, os.SEEK_END) == _SIZE

@@ -1,6 +1,7 @@
 """One claim and several pods, at a time or one after the other: the same data, on the same node, mounted once."""
 
 import asyncio
+import functools
 from pathlib import Path
 
 from kube.client import CLAIMS, PODS
@@ -78,12 +79,15 @@ async def test_one_pod_with_several_claims(sandbox: Sandbox, namespace: Namespac
     for name in names:
         volume = (await namespace.until_bound(name))["metadata"]["name"]
         file = node.volume_folder(running["metadata"]["uid"], volume) / "name"
-        await until(file.is_file, what=f"the pod wrote to its volume {name}")
-        assert file.read_text() == f"{name}\n"
+        await until(functools.partial(_says, file, f"{name}\n"), what=f"the pod wrote to its volume {name}")
 
 
 def _names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
+
+
+def _says(file: Path, text: str) -> bool:
+    return file.exists() and file.read_text() == text
 
 
 async def _life_of_a_writer(namespace: Namespace, lines: int) -> tuple[str, list[str]]:
