@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 UNHEALTHY, HEALTHY = "VolumeUnhealthy", "VolumeHealthy"
 
-PERIOD = 30.0
+PERIOD = 10.0
 """Seconds between two looks at the mount table. A change of the storage is looked at when it is noticed."""
 
 _REMEDIES: Mapping[Health, str] = {
