@@ -44,11 +44,14 @@ class Guard:
     def check(self, user: User, verb: str, aim: Target, query: Mapping[str, str]) -> None:
         """Raises Forbidden."""
         asked = attributes(verb, aim, query)
-        allowed = self._rights.allow(user, asked)
+        allowed = self.allows(user, asked)
         if self._log and user != ADMINISTRATOR:
             self._log.write(_line(user, asked, allowed) + "\n")
         if not allowed:
             raise errors.forbidden(aim.resource, asked.name, f'User "{user.name}" cannot {asked}')
+
+    def allows(self, user: User, asked: Attributes) -> bool:
+        return self._rights.allow(user, asked)
 
     def close(self) -> None:
         if self._log:

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from aiohttp import web
 
-from tests.sandbox.apiserver import codec, documents, errors, patches, selectors, strategic, tables
+from tests.sandbox.apiserver import codec, documents, errors, patches, reviews, selectors, strategic, tables
 from tests.sandbox.apiserver.apply import apply
 from tests.sandbox.apiserver.binding import bind
 from tests.sandbox.apiserver.guard import Guard
@@ -35,6 +35,7 @@ def application(registry: Registry, bookmark_seconds: float, guard: Guard | None
     app = web.Application(middlewares=[_errors, _authorise], client_max_size=_BODY_LIMIT)
     if guard:
         app[_GUARD] = guard
+        reviews.add_routes(app, guard)
     api = Api(registry, bookmark_seconds)
     documents.add_routes(app)
     app.router.add_route("*", "/{path:.*}", api.handle)

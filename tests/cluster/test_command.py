@@ -1,0 +1,205 @@
+"""The command against a running cluster: what a person at a terminal, or in a daemon's pod, reads of it."""
+
+import asyncio
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kube.client import CLAIMS, NODES, PODS, VOLUMES
+from tests.cluster.conftest import MakeSandbox
+from tests.sandbox.nodes import COMMAND, Node, NodeSpec
+from tests.sandbox.sandbox import Sandbox
+from tests.sandbox.waiting import until
+from tests.sandbox.workloads import Namespace, claim, pod
+
+_MIB = 1024**2
+
+
+@dataclass(frozen=True)
+class Answer:
+    code: int
+    output: str
+    errors: str
+
+    @property
+    def json(self) -> Any:
+        assert self.output, self.errors
+        return json.loads(self.output)
+
+
+async def elastic_local(*arguments: str, environment: Mapping[str, str]) -> Answer:
+    process = await asyncio.create_subprocess_exec(
+        COMMAND,
+        *arguments,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, **environment},
+    )
+    output, errors = await process.communicate()
+    assert process.returncode is not None
+    assert b"Traceback" not in errors, errors.decode()
+    return Answer(process.returncode, output.decode(), errors.decode())
+
+
+async def on_node(node: Node, *arguments: str, **more: str) -> Answer:
+    """As in the daemon's pod: its settings and its account."""
+    return await elastic_local(*arguments, environment={**node.daemon.environment, **more})
+
+
+async def as_administrator(sandbox: Sandbox, *arguments: str, **more: str) -> Answer:
+    return await elastic_local(*arguments, environment={"KUBECONFIG": str(sandbox.kubeconfig), **more})
+
+
+async def running_volume(namespace: Namespace) -> tuple[Node, str]:
+    """A pod with a volume of 64 MiB, of which it uses some: its node and the name of the volume."""
+    await namespace.create(CLAIMS, claim("data", "64Mi"))
+    script = "head -c 8000000 /dev/zero > /data/file; exec sleep infinity"
+    await namespace.create(PODS, pod("writer", {"/data": "data"}, script=script))
+    node = namespace.sandbox.node_of(await namespace.until_running("writer"))
+    name = (await namespace.until_bound("data"))["metadata"]["name"]
+    file = node.staging / name / "file"
+    await until(lambda: file.exists() and file.stat().st_size == 8000000, what="the pod has written")
+    return node, name
+
+
+async def test_volumes_of_a_node_and_of_the_cluster(namespace: Namespace) -> None:
+    sandbox = namespace.sandbox
+    node, name = await running_volume(namespace)
+
+    [row] = [row for row in (await on_node(node, "volumes", "--output", "json")).json if row["volume"] == name]
+    assert row["used"] > 8000000
+    assert row == {
+        **row,
+        "node": node.name,
+        "claim": f"{namespace.name}/data",
+        "pods": [f"{namespace.name}/writer"],
+        "size": 64 * _MIB,
+        "filesystem": "ext4",
+        "policy": "Delete",
+        "state": "ready",
+        "remark": "",
+    }
+    table = (await on_node(node, "volumes")).output
+    assert name in table
+    assert f"{namespace.name}/data" in table
+
+    local = await on_node(node, "volumes", "--local", "--output", "json", KUBECONFIG="/nowhere")
+    [alone] = [row for row in local.json if row["volume"] == name]
+    writer = await namespace.get(PODS, "writer")
+    assert (alone["claim"], alone["pods"], alone["state"]) == ("", [writer["metadata"]["uid"]], "ready")
+
+    # Nothing here runs daemons in pods, so no node answers, and that is said instead of guessed.
+    answer = await as_administrator(sandbox, "volumes", "--cluster", "--output", "json")
+    [unseen] = [row for row in answer.json if row["volume"] == name]
+    assert (unseen["state"], unseen["node"], unseen["used"]) == ("unseen", node.name, None)
+    assert "no daemon runs on" in answer.errors
+
+
+async def test_capacity_shows_what_every_node_published(namespace: Namespace) -> None:
+    rows = (await as_administrator(namespace.sandbox, "capacity", "--output", "json")).json
+    nodes = {row["node"] for row in rows if row["storage_class"] == "elastic-local"}
+    assert nodes == set(namespace.sandbox.nodes)
+    assert all(0 < row["available"] <= row["allocatable"] == 1024 * _MIB for row in rows if row["pool"] == "loop")
+    assert "░" in (await as_administrator(namespace.sandbox, "capacity")).output
+
+
+async def test_a_healthy_node_and_cluster_have_no_fault(namespace: Namespace) -> None:
+    sandbox = namespace.sandbox
+    answer = await as_administrator(sandbox, "doctor", "--cluster", "--output", "json")
+    assert (answer.code, [finding for finding in answer.json if finding["verdict"] == "wrong"]) == (0, [])
+    checks = {finding["check"] for finding in answer.json}
+    assert {"provisioner", "reclaim", "rights of the daemon", "rights of the provisioner", "StorageClasses"} <= checks
+
+    node = sandbox.nodes["node-b"]
+    found = (await on_node(node, "doctor", "--output", "json")).json
+    verdicts = {finding["check"]: finding["verdict"] for finding in found}
+    assert verdicts["rights of the daemon"] == "ok"
+    assert verdicts["node node-b: published room"] == "ok"
+    assert verdicts["socket"] == verdicts["driver"] == verdicts["storage (LOOP)"] == "ok"
+    # The sandbox keeps its mounts from the machine, and that is just what this check is for.
+    faults = {check for check, verdict in verdicts.items() if verdict == "wrong"}
+    assert faults <= {"mount propagation"}
+
+
+async def test_doctor_names_what_is_broken_and_what_mends_it(fresh_sandbox: MakeSandbox) -> None:
+    sandbox = await fresh_sandbox(NodeSpec("node-a"))
+    node = sandbox.nodes["node-a"]
+    await node.daemon.stop()
+    await sandbox.provisioners[0].stop()
+    await sandbox.kubectl("delete", "csidriver", "elastic-local.volumes.k8s.elastic.co")
+    await sandbox.kubectl("delete", "clusterrolebinding", "elastic-local-daemon")
+    await sandbox.kubectl("delete", "csistoragecapacities", "--all", "--namespace", "elastic-local")
+    node.driver.unlink()
+
+    answer = await as_administrator(sandbox, "doctor", "--cluster")
+    assert answer.code == 1
+    for words in (
+        "WRONG  rights of the daemon: it may not get nodes; get pods",
+        "-> kubectl apply -k deploy/base",
+        "WRONG  CSIDriver elastic-local.volumes.k8s.elastic.co: without it",
+        "WRONG  provisioner: none leads now",
+        "WRONG  node node-a: published room: none",
+    ):
+        assert words in answer.output, answer.output
+
+    await sandbox.api.patch(NODES, "node-a", {"metadata": {"labels": {"kubernetes.io/hostname": None}}})
+    answer = await on_node(node, "doctor", KUBECONFIG=str(sandbox.kubeconfig))
+    assert answer.code == 1
+    for words in (
+        "WRONG  socket: nobody answers",
+        "WRONG  driver: there is no executable",
+        f"-> elastic-local flexdriver install --plugin-dir {node.plugins}",
+        "WRONG  node node-a: hostname label",
+        "-> kubectl label node node-a kubernetes.io/hostname=node-a",
+    ):
+        assert words in answer.output, answer.output
+
+
+async def test_an_orphan_gets_its_data_to_the_claim_that_is_named(namespace: Namespace) -> None:
+    sandbox = namespace.sandbox
+    node, name = await running_volume(namespace)
+    await sandbox.api.patch(VOLUMES, name, {"spec": {"persistentVolumeReclaimPolicy": "Retain"}})
+    await namespace.delete(PODS, "writer")
+    await namespace.until_gone(PODS, "writer")
+    await namespace.delete(CLAIMS, "data")
+    await namespace.until_gone(CLAIMS, "data")
+    await sandbox.api.delete(VOLUMES, name)
+    await namespace.until_gone(VOLUMES, name)
+
+    async def state() -> str:
+        rows = (await on_node(node, "volumes", "--output", "json")).json
+        return str(next(row["state"] for row in rows if row["volume"] == name))
+
+    assert await state() == "orphan"
+    administrator = {"KUBECONFIG": str(sandbox.kubeconfig)}
+    assert "--claim NAMESPACE/NAME" in (await on_node(node, "adopt", **administrator)).output
+    heir = ("adopt", name, "--claim", f"{namespace.name}/heir")
+    dry = await on_node(node, *heir, **administrator)
+    assert "nothing was changed" in dry.errors
+    assert await state() == "orphan"
+
+    # As in a daemon's pod, whose account may tie a PersistentVolume but not make one.
+    manifest = (await on_node(node, *heir, "--manifest")).output
+    await sandbox.kubectl("create", "-f", "-", stdin=manifest)
+    done = await on_node(node, "adopt", name, "--yes")
+    assert done.code == 0, done.errors
+    assert await state() == "ready"
+
+    await namespace.create(CLAIMS, claim("heir", "64Mi"))
+    script = "test $(wc -c < /data/file) = 8000000; exec sleep infinity"
+    await namespace.create(PODS, pod("reader", {"/data": "heir"}, script=script))
+    await namespace.until_running("reader", seconds=90)
+    assert (await namespace.until_bound("heir"))["metadata"]["name"] == name
+    assert "nothing on this node is to be adopted" in (await on_node(node, "adopt", **administrator)).errors
+
+    # With policy Delete again, the namespace's end shows that the new PersistentVolume is reclaimed like any other.
+    await sandbox.api.patch(VOLUMES, name, {"spec": {"persistentVolumeReclaimPolicy": "Delete"}})
+
+
+async def test_a_wrong_kubeconfig_is_a_line_and_no_traceback() -> None:
+    answer = await elastic_local("capacity", environment={"KUBECONFIG": "/nowhere"})
+    assert answer.code == 1
+    assert "elastic-local: kubeconfig /nowhere can't be used" in answer.errors
