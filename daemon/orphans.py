@@ -90,7 +90,8 @@ class Orphans:
     def look(self) -> None:
         """The node may hold other volumes than before."""
         for volume in self._volumes.inventory.volumes:
-            if not self._shown(volume):
+            # What was told of waits for its time: to ask for each retained volume whenever a pool changes is too much.
+            if not self._shown(volume) and self._seen_uid(volume.pv) != volume.record.uid:
                 self.queue.add(volume.pv)
 
     def _changed(self, name: str, old: PersistentVolume | None, new: PersistentVolume | None) -> None:
@@ -107,21 +108,24 @@ class Orphans:
             self._seen.pop(name, None)
             return
         with about(volume=name):
-            seen = self._seen.get(name)
             kept = removable_after(volume.record, self._grace)
-            if seen is None or seen.uid != volume.record.uid:
-                seen = self._seen[name] = Sighting(volume.record.uid, self._clock())
+            if self._seen_uid(name) != volume.record.uid:
+                self._seen[name] = Sighting(volume.record.uid, self._clock())
                 self._tell(volume)
                 if kept is not None:
                     self.queue.add_after(name, kept)
                 return
             if kept is None:
                 return
-            rest = seen.since + kept - self._clock()
+            rest = self._seen[name].since + kept - self._clock()
             if rest > 0:
                 self.queue.add_after(name, rest)
                 return
             await self._remove(volume)
+
+    def _seen_uid(self, name: str) -> str:
+        seen = self._seen.get(name)
+        return seen.uid if seen else ""
 
     async def _exists(self, volume: Volume) -> bool:
         """Asks the API server itself: the informer shows only what bears this node's label. Raises ApiError."""

@@ -61,8 +61,8 @@ def span(text: str) -> float | None:
         return None
     try:
         return duration.parse(text)
-    except ValueError as error:
-        raise ValueError(f"{error}, nor `never`") from None
+    except ValueError:
+        raise ValueError("allowed is a duration such as 10s, 5m0s or 1h30m, or never") from None
 
 
 def address(text: str) -> tuple[str, int]:

@@ -77,3 +77,8 @@ def test_a_wrong_value_is_named_with_what_is_allowed(name: str, value: str, allo
 def test_a_daemon_without_a_node_name_says_where_to_get_it() -> None:
     with pytest.raises(SettingsError, match=r"NODE_NAME.*spec\.nodeName"):
         read({"NODE_NAME": " "})
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("", 3600), ("30m", 1800), ("0", None), ("0s", None), ("never", None)])
+def test_how_long_an_orphan_is_kept(text: str, seconds: float | None) -> None:
+    assert read({"NODE_NAME": "n", "ORPHAN_GRACE": text}).orphan_grace == seconds

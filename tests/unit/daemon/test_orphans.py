@@ -159,6 +159,10 @@ async def test_what_is_to_be_kept_is_kept_for_ever(node: NodeParts, policy: str,
             stage.clock.now += 1000 * GRACE
         assert node.volume_names() == {"pv"}
         assert len(await stage.told()) == 1
+        answered = stage.cluster.answered
+        stage.orphans.look()
+        await stage.orphans.queue.drain()
+        assert stage.cluster.answered == answered
 
 
 @pytest.mark.parametrize("failure", [Unreachable(0, "", "timeout"), Forbidden(403, "Forbidden", "no")])

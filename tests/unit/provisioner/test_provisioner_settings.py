@@ -20,11 +20,21 @@ def test_what_is_set_counts_and_two_processes_of_a_pod_differ() -> None:
     assert read.log_format == "json"
 
 
+def test_how_long_a_node_may_be_away_and_whose_claims_go_with_it() -> None:
+    assert settings.read({}).node_loss_delay == 60
+    assert settings.read({"NODE_LOSS_DELAY": "10m"}).node_loss_delay == 600
+    assert settings.read({"NODE_LOSS_DELAY": "0"}).node_loss_delay == 0
+    assert settings.read({"NODE_LOSS_DELAY": "Never"}).node_loss_delay is None
+    assert settings.read({}).node_cleanup_classes == frozenset()
+    assert settings.read({"NODE_CLEANUP_CLASSES": "fast, disks,"}).node_cleanup_classes == {"fast", "disks"}
+
+
 @pytest.mark.parametrize(
     ("name", "value", "allowed"),
     [
         ("LISTEN_ADDRESS", "8080", "HOST:PORT"),
         ("LISTEN_ADDRESS", ":99999", "HOST:PORT"),
+        ("NODE_LOSS_DELAY", "60", "10s, 5m0s or 1h30m, or never"),
         ("LOG_FORMAT", "xml", "text, json"),
         ("LOG_LEVEL", "LOUD", "DEBUG, INFO"),
     ],
