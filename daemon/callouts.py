@@ -6,10 +6,12 @@ first; while it does not, because the API server is away, a mount waits a little
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from contract import names
+from contract import volume as contract_volume
 from contract.capacity import footprint
 from contract.parameters import VolumeParameters
 from contract.volume import PersistentVolume
@@ -24,7 +26,7 @@ from daemon.promises import offer
 from daemon.staging import top
 from daemon.volumes import Volumes
 from host import mounttable
-from kube.client import Cluster
+from kube.client import VOLUMES, Cluster
 from kube.errors import ApiError
 from kube.records import Node
 from service.logs import about
@@ -108,8 +110,8 @@ class NodeCallouts:
         if at_home(volume, home.node):
             return volume
         async with self._pinning:
-            pool = self._pool_with_room(home, volume)
             try:
+                pool = self._pool_with_room(home, volume, await _tied_to(home))
                 volume = await pin(home.cluster, volume, home.node, pool)
             except ApiError as error:
                 raise Undecided(f"volume {volume.name} can't be tied to node {home.node.name} now: {error}") from error
@@ -117,8 +119,8 @@ class NodeCallouts:
         log.info("tied to node %s", home.node.name)
         return volume
 
-    def _pool_with_room(self, home: Home, volume: PersistentVolume) -> str:
-        """The pool that the volume would take its space from. Raises PoolMissing and NoSpace."""
+    def _pool_with_room(self, home: Home, volume: PersistentVolume, others: Collection[PersistentVolume]) -> str:
+        """The pool that the volume would take its space from, besides `others`. Raises PoolMissing and NoSpace."""
         asked = wanted(volume)
         inventory = self._volumes.inventory
         name = self._pool_of(asked.parameters)
@@ -130,7 +132,15 @@ class NodeCallouts:
             )
         made = inventory.volume(volume.name)
         needed = footprint(asked.size, asked.parameters, pool.granularity)
-        room = offer(pool, asked.parameters, inventory.volumes, home.holdings.all(), self._reserve)
+        room = offer(pool, asked.parameters, inventory.volumes, others, self._reserve)
         if made is None and needed > room.available:
             raise NoSpace(volume.name, name, needed, room.available)
         return name
+
+
+async def _tied_to(home: Home) -> list[PersistentVolume]:
+    """All PersistentVolumes of this node as the API server has them now: the cache may lag behind what the provisioner
+    placed here a moment ago, and an affinity that was set once can't be taken back."""
+    selector = f"{names.NODE_LABEL}={names.node_label_value(home.node.name)}"
+    found = map(contract_volume.read, await home.cluster.list(VOLUMES, label_selector=selector))
+    return [volume for volume in found if volume is not None and at_home(volume, home.node)]
