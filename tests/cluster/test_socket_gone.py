@@ -1,0 +1,87 @@
+"""Nobody listens, or there is no storage: the pod and the node say what to do, and all goes on by itself when it is
+there."""
+
+import aiohttp
+import pytest
+
+from contract import names, quantity
+from kube.client import CAPACITIES, CLAIMS, EVENTS, PODS
+from tests.sandbox.nodes import Node
+from tests.sandbox.sandbox import Sandbox
+from tests.sandbox.waiting import until
+from tests.sandbox.workloads import Namespace, claim, pod
+
+
+async def test_a_pod_without_a_daemon_is_told_and_starts_when_there_is_one(shaken: Namespace) -> None:
+    node = shaken.sandbox.nodes["node-b"]
+    await node.daemon.kill()
+    await shaken.create(CLAIMS, claim("data", "16Mi"))
+    selector = {names.HOSTNAME_LABEL: node.hostname}
+    await shaken.create(PODS, pod("user", {"/data": "data"}, nodeSelector=selector))
+    message = await shaken.until_told("user", "FailedMount", "does not run on this node")
+    assert "kubectl -n elastic-local get pods" in message
+    await node.daemon.start()
+    await shaken.until_running("user")
+
+
+async def test_a_socket_that_somebody_removed_makes_the_daemon_unready(shaken: Namespace) -> None:
+    node = shaken.sandbox.nodes["node-b"]
+    node.socket.unlink()
+    await _until_unready(node, f"{node.socket} is gone: restart this pod")
+    await node.daemon.restart()
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"DATA_DIR": "/proc/elastic-local"}, "No such file"),
+        ({"DRIVER_KIND": "LVM", "LVM_VOLUME_GROUP": "no-such-group"}, "this node has no no-such-group for volumes"),
+    ],
+    ids=["folder", "group"],
+)
+async def test_a_node_without_storage_says_so_and_offers_nothing(
+    shaken: Namespace, environment: dict[str, str], words: str
+) -> None:
+    node = shaken.sandbox.nodes["node-b"]
+    usual = node.daemon.environment
+    await node.daemon.kill()
+    node.daemon.environment = {**usual, **environment}
+    node.daemon.launch()
+    try:
+        await _until_unready(node, words)
+        await until(lambda: _offers(shaken.sandbox, node, 0), what="the node offers nothing")
+        await until(lambda: _told(shaken.sandbox, node, words), what="an event on the Node")
+    finally:
+        await node.daemon.kill()
+        node.daemon.environment = usual
+    await node.daemon.start()
+    whole = quantity.parse(node.spec.capacity)
+    await until(lambda: _offers(shaken.sandbox, node, whole), what="the node offers what it has")
+
+
+async def _until_unready(node: Node, words: str) -> None:
+    async def unready() -> bool:
+        try:
+            async with aiohttp.ClientSession() as session, session.get(f"{node.url}/readyz") as response:
+                return response.status == 503 and words in await response.text()
+        except aiohttp.ClientError:
+            return False  # not yet listening
+
+    await until(unready, what=f"the daemon of {node.name} is not ready: {words}")
+
+
+async def _offers(sandbox: Sandbox, node: Node, size: int) -> bool:
+    """Whether that many bytes are all that the node offers to the class."""
+    found = [
+        quantity.parse(item["capacity"])
+        for item in await sandbox.api.list(CAPACITIES, names.NAMESPACE)
+        if item["storageClassName"] == "elastic-local"
+        and item["nodeTopology"]["matchLabels"][names.HOSTNAME_LABEL] == node.hostname
+    ]
+    return found == [size]
+
+
+async def _told(sandbox: Sandbox, node: Node, words: str) -> bool:
+    selector = f"involvedObject.kind=Node,involvedObject.name={node.name},reason=StorageMissing"
+    events = await sandbox.api.list(EVENTS, "default", field_selector=selector)
+    return any(words in event["message"] for event in events)
