@@ -4,6 +4,7 @@ Folders too are cleaned by a program (cleaners/folder.py), for the same reason t
 disk can be killed, and takes nothing of the daemon with it.
 """
 
+import asyncio
 import logging
 import os
 from collections.abc import Mapping
@@ -32,7 +33,7 @@ async def clean(volume: str, place: Place, settings: ClassConfiguration, deadlin
     try:
         if place.mode == BLOCK:
             # Held open, so that the kernel can't give the name of a disk that goes to one that comes.
-            held = os.open(place.target, os.O_RDONLY | os.O_CLOEXEC)
+            held = await asyncio.to_thread(os.open, place.target, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 await _run(volume, argv, {variable: str(place.target)}, deadline)
             finally:

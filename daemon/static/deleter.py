@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from daemon.static import cleaning as process
@@ -20,6 +21,7 @@ from daemon.static.cleaning import CleaningFailed
 from daemon.static.configuration import BLOCK, ClassConfiguration, Configuration
 from daemon.static.decision import Clean, Refuse, Remove, decide
 from daemon.static.jobtracking import JobTracker
+from daemon.static.looks import DEADLINE, Hung, Looks
 from daemon.static.metrics import DELETE, JOB, PROCESS, UNKNOWN, ProcessCounts, StaticMetrics
 from daemon.static.place import Place, PlaceError
 from daemon.static.proctable import Cleaning, ProcessTable, Release
@@ -57,9 +59,11 @@ class Deleter:
         namespace: str,
         job_image: str,
         retry: Backoff = _RETRY,
+        deadline: float = DEADLINE,
     ) -> None:
         """`volumes` are the PersistentVolumes of this node. `wake` is called when a cleaning ended. Jobs are made in
-        `namespace` from `job_image`, which may be empty while no Jobs are configured."""
+        `namespace` from `job_image`, which may be empty while no Jobs are configured. `deadline`: seconds that
+        a disk may take to answer."""
         self._cluster = cluster
         self._volumes = volumes
         self._events = events
@@ -67,6 +71,7 @@ class Deleter:
         self._wake = wake
         self._job_image = job_image
         self._retry = retry
+        self._looks = Looks(deadline)
         self._table = ProcessTable()
         self._jobs = JobTracker(
             cluster, self._table, self._job_failed, hostname=node.hostname, namespace=namespace, image=job_image
@@ -147,7 +152,10 @@ class Deleter:
             return
         neighbours = _paths((other for other in volumes.values() if other.name != volume.name), configuration.classes)
         try:
-            place = await asyncio.to_thread(places.locate, volume, settings, neighbours)
+            path = places.container_path(settings, volume.path)
+            place = await self._looks.at(path, partial(places.locate, volume, settings, neighbours))
+        except Hung as error:
+            raise _NotReclaimed(UNKNOWN, PROCESS, f"{error} (or that of a volume beside it)") from None
         except PlaceError as error:
             kind = JOB if error.mode == BLOCK and configuration.use_job_for_cleaning else PROCESS
             raise _NotReclaimed(error.mode or UNKNOWN, kind, str(error)) from None

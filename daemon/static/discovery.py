@@ -5,7 +5,6 @@ figure for as long as they are there. A class that can't be looked at makes the 
 on.
 """
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -14,10 +13,11 @@ from contract import quantity
 from daemon.static import entries, patterns, volume
 from daemon.static.cache import Cache
 from daemon.static.configuration import ClassConfiguration, Configuration
+from daemon.static.looks import DEADLINE, Hung, Looks
 from daemon.static.metrics import CREATE, StaticMetrics
 from daemon.static.naming import provisioner_name, round_down
 from daemon.static.patterns import PatternError
-from daemon.static.plan import Create, Stray, host_path, plan
+from daemon.static.plan import UNRESPONSIVE, Create, Stray, host_path, plan, vanished
 from daemon.static.volume import POLICIES, Offer
 from kube.client import VOLUMES, AlreadyExists, ApiError, Cluster
 from kube.events import Recorder
@@ -46,7 +46,10 @@ class Discoverer:
         events: Recorder,
         metrics: StaticMetrics,
         cleaning: Callable[[str], bool],
+        *,
+        deadline: float = DEADLINE,
     ) -> None:
+        """`deadline`: seconds that a disk may take to answer."""
         self._cluster = cluster
         self._cache = cache
         self._classes = classes
@@ -54,6 +57,7 @@ class Discoverer:
         self._events = events
         self._metrics = metrics
         self._cleaning = cleaning
+        self._looks = Looks(deadline)
         self._created: dict[str, tuple[str, float]] = {}
         """PersistentVolumes that we created, by path: their names, and until when we count on hearing of them."""
         cache.informer.subscribe(lambda name, *_: self._heard_of(name))
@@ -92,17 +96,18 @@ class Discoverer:
             )
         try:
             wanted = patterns.matcher(settings.name_pattern)
-            found = await asyncio.to_thread(entries.look, settings.mount_dir, wanted)
-        except PatternError as error:
+            found = await entries.look(settings.mount_dir, wanted, self._looks)
+        except (PatternError, Hung) as error:
             raise ClassError(str(error)) from None
         except OSError as error:
             raise ClassError(
                 f"folder {settings.mount_dir} can't be listed ({error.strerror}): "
                 f"make {settings.host_dir} on the node and mount it there"
             ) from None
-        strays: dict[str, Stray] = {}
+        volumes = self._cache.volumes()
+        strays = {gone.name: gone for gone in vanished(settings, wanted, found, volumes)}
         failed = ""
-        for step in plan(settings, found, self._node.name, self._cache.volumes(), self._cleaning, self._awaited()):
+        for step in plan(settings, found, self._node.name, volumes, self._cleaning, self._awaited()):
             if isinstance(step, Create):
                 try:
                     if stray := await self._create(configuration, settings, storage_class, step):
@@ -137,9 +142,11 @@ class Discoverer:
         except UnicodeEncodeError:
             return Stray(step.entry.name, f"the name {step.entry.name!r} is not UTF-8: rename it")
         try:
-            size = round_down(await asyncio.to_thread(entries.capacity, step.entry))
+            size = round_down(await entries.capacity(step.entry, self._looks))
         except OSError as error:
             return Stray(step.entry.name, f'the capacity of "{step.entry.path}" can\'t be read: {error.strerror}')
+        except Hung as error:
+            return Stray(step.entry.name, str(error), reason=UNRESPONSIVE)
         if not size:
             return Stray(step.entry.name, f'"{step.entry.path}" has no capacity: see whether its device has a medium')
         offer = Offer(step.name, path, step.mode, size)

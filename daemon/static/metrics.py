@@ -143,7 +143,9 @@ class _Figures(Collector):
         yield GaugeMetricFamily(f"{PREFIX}_proctable_succeeded", "Cleanings that succeeded.", counts.succeeded)
         yield GaugeMetricFamily(f"{PREFIX}_proctable_failed", "Cleanings that failed.", counts.failed)
         strays = GaugeMetricFamily(
-            f"{PREFIX}_stray_entries", "Entries of discovery folders that can't be volumes.", labels=["storage_class"]
+            f"{PREFIX}_stray_entries",
+            "Entries of discovery folders that can't be volumes, and volumes that are gone.",
+            labels=["storage_class"],
         )
         for name, number in self.strays().items():
             strays.add_metric([name], number)

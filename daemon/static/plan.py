@@ -10,12 +10,15 @@ from dataclasses import dataclass
 
 from daemon.static.configuration import BLOCK, FILESYSTEM, ClassConfiguration
 from daemon.static.entries import Entry, Kind
+from daemon.static.looks import Hung
 from daemon.static.naming import volume_name
 from daemon.static.volume import StaticVolume
 
 STRAY = "VolumeDiscoveryStray"
-VANISHED, UNMOUNTED = "VolumeFailedDelete", "VolumeUnmounted"
-"""On the PersistentVolume that an entry was. The first is the original's."""
+NO_DEVICE = "VolumeFailedDelete"
+"""The original's, like when it is told: of a block volume in whose place a folder stands."""
+VANISHED, UNMOUNTED, UNRESPONSIVE = "VolumeVanished", "VolumeUnmounted", "VolumeUnresponsive"
+"""On the PersistentVolume that an entry was, or on the Node."""
 
 
 @dataclass(frozen=True)
@@ -69,17 +72,22 @@ def _decide(
     cleaning: Callable[[str], bool],
 ) -> Create | Skip | Stray:
     name = volume_name(entry.name, node, settings.name)
+    known = by_name.get(name)
     other = by_path.get(host_path(settings, entry))
+    if entry.kind is Kind.HUNG:
+        return Stray(entry.name, str(Hung(entry.path)), known, UNRESPONSIVE)
     if entry.kind is Kind.OTHER:
+        if known:
+            return _gone(entry.name, known)
         return Stray(entry.name, f'Skipping file "{entry.path}": not a directory nor block device')
-    if known := by_name.get(name):
+    if known:
         if known.mode == BLOCK and entry.kind is Kind.FOLDER:
             return Stray(
                 entry.name,
                 f'path "{entry.path}" is a folder and its PersistentVolume {name} is a block volume: '
                 "bring the device back, or delete the PersistentVolume",
                 known,
-                VANISHED,
+                NO_DEVICE,
             )
         if entry.kind is Kind.FOLDER and not entry.mounted:
             return Stray(
@@ -110,6 +118,32 @@ def _decide(
             f'path "{entry.path}" is not a valid mount point: mount a filesystem on it, or take it out of the folder',
         )
     return Create(name, entry, FILESYSTEM)
+
+
+def vanished(
+    settings: ClassConfiguration,
+    wanted: Callable[[str], bool],
+    found: Iterable[Entry],
+    volumes: Iterable[StaticVolume],
+) -> list[Stray]:
+    """The volumes of the class that nothing in its folder is any more."""
+    there = {host_path(settings, entry) for entry in found}
+    return [
+        _gone(name, known)
+        for known in volumes
+        for folder, _, name in [known.path.rpartition("/")]
+        if folder == settings.host_dir
+        and known.storage_class == settings.name
+        and not known.deleting
+        and wanted(name)
+        and known.path not in there
+    ]
+
+
+def _gone(name: str, known: StaticVolume) -> Stray:
+    """A link to a disk that was pulled out leads to nothing: then the entry is still there."""
+    message = f'path "{known.path}" is gone: bring the disk or link back, or delete the PersistentVolume if it is gone for good'
+    return Stray(name, message, known, VANISHED)
 
 
 def host_path(settings: ClassConfiguration, entry: Entry) -> str:

@@ -1,13 +1,16 @@
 """The deleter with the sandbox's API behind it, and places that are believed. Real places: tests/node."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from daemon.static import place
 from daemon.static.configuration import BLOCK, FILESYSTEM, ClassConfiguration, Configuration
+from daemon.static.looks import Looks
 from daemon.static.metrics import ProcessCounts
 from daemon.static.place import Place, PlaceError, container_path
 from daemon.static.volume import StaticVolume
@@ -260,6 +263,33 @@ async def test_one_that_fails_does_not_hold_up_the_others(node: Stage, disks: Pa
     await node.clean_all(counting(disks))
     await node.pass_over(counting(disks))
     assert await node.phases() == {"pv-1": "Released"}
+
+
+async def test_a_disk_that_hangs_does_not_hold_up_the_others(
+    node: Stage, disks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_go, looked, locate = threading.Event(), list[str](), place.locate
+
+    def slow(volume: StaticVolume, *more: Any) -> place.Place:
+        if volume.name == "dead":
+            looked.append(volume.name)
+            let_go.wait()
+        return locate(volume, *more)
+
+    monkeypatch.setattr(place, "locate", slow)
+    node.deleter._looks = Looks(deadline=0.1)
+    for name in ("dead", "alive"):
+        await node.create(name, f"{HOST_DIR}/{name}")
+    try:
+        for _ in range(3):
+            await node.clean_all(counting(disks))
+        assert looked == ["dead"]
+        assert await node.phases() == {"dead": "Released"}
+        ((about, reason, words),) = await node.told()
+        assert (about, reason) == ("dead", "VolumeFailedDelete")
+        assert "gives no answer, its disk hangs" in words
+    finally:
+        let_go.set()
 
 
 def test_a_direct_child_of_the_folder_and_nothing_else() -> None:

@@ -1,5 +1,6 @@
 """What discovery does with each entry: decisions alone, without a disk or an API server."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from daemon.static.configuration import BLOCK, FILESYSTEM, ClassConfiguration
 from daemon.static.entries import Entry, Kind
 from daemon.static.naming import volume_name
-from daemon.static.plan import Create, Skip, Stray, plan
+from daemon.static.plan import UNRESPONSIVE, Create, Skip, Stray, plan, vanished
 from daemon.static.volume import StaticVolume
 
 NODE = "node-1"
@@ -89,6 +90,28 @@ def test_what_becomes_a_volume_and_of_which_mode(found: Entry, class_mode: str, 
 )
 def test_what_is_stray(found: Entry, class_mode: str, message: str) -> None:
     assert decide(found, settings(class_mode)) == Stray("disk1", message)
+
+
+def test_what_gives_no_answer_is_told_on_its_volume_if_it_has_one() -> None:
+    message = (
+        'path "/container/disks/disk1" gives no answer, its disk hangs: see the kernel\'s log on the node, and replace '
+        "the disk or restart the node"
+    )
+    hung = entry(Kind.HUNG)
+    assert decide(hung, settings()) == Stray("disk1", message, None, UNRESPONSIVE)
+    assert decide(hung, settings(), pv()) == Stray("disk1", message, pv(), UNRESPONSIVE)
+
+
+def test_volumes_that_nothing_is_any_more() -> None:
+    def gone(*volumes: StaticVolume, found: tuple[Entry, ...] = (), wanted: str = "disk1") -> list[str]:
+        return [stray.name for stray in vanished(settings(), wanted.__eq__, found, volumes)]
+
+    assert gone(pv()) == ["disk1"]
+    assert gone(pv(), found=(MOUNTED,)) == []
+    assert gone(pv(), wanted="disk2") == [], "the name pattern leaves it out, so nobody looked"
+    assert gone(replace(pv(), deleting=True)) == []
+    assert gone(replace(pv(), storage_class="slow")) == [], "of another class in the same folder"
+    assert gone(pv(path="/elsewhere/disk1")) == [], "from before the class had another folder"
 
 
 def test_what_has_its_volume_is_left_alone() -> None:

@@ -1,0 +1,100 @@
+"""Looks at a disk that hangs: given up in time, one thread each, and taken up again when the disk comes back."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from daemon.static.looks import Hung, Looks
+from tests.unit.daemon.nodecluster import until
+
+DISK = Path("/mnt/disks/dead")
+
+
+class Disk:
+    """Hangs until it is let go. `looked`: how often somebody looked at it."""
+
+    def __init__(self) -> None:
+        self.looked = 0
+        self.let_go = threading.Event()
+
+    def look(self) -> str:
+        self.looked += 1
+        self.let_go.wait()
+        return "there"
+
+
+@pytest.fixture
+def disk() -> Iterator[Disk]:
+    made = Disk()
+    yield made
+    made.let_go.set()
+
+
+async def test_an_answer_or_an_error_is_passed_on() -> None:
+    looks = Looks()
+    assert await looks.at(DISK, lambda: "there") == "there"
+    with pytest.raises(FileNotFoundError):
+        await looks.at(DISK, Path("/nowhere").stat)
+
+
+async def test_a_disk_that_hangs_holds_one_thread_and_no_other_disk(disk: Disk) -> None:
+    looks = Looks(deadline=0.05)
+    threads = threading.active_count()
+    for _ in range(20):
+        with pytest.raises(Hung, match=r'path "/mnt/disks/dead" gives no answer, its disk hangs: see the kernel'):
+            await looks.at(DISK, disk.look)
+        assert await looks.at(DISK.with_name("alive"), lambda: "there") == "there"
+    assert disk.looked == 1
+    await until(lambda: threading.active_count() == threads + 1)
+
+
+async def test_a_disk_that_comes_back_is_looked_at_again(disk: Disk) -> None:
+    looks = Looks(deadline=0.05)
+    with pytest.raises(Hung):
+        await looks.at(DISK, disk.look)
+    disk.let_go.set()
+
+    async def back() -> bool:
+        try:
+            return await looks.at(DISK, disk.look) == "there"
+        except Hung:
+            return False
+
+    await until(back)
+    assert disk.looked == 2
+
+
+async def test_a_late_error_is_nobodys(disk: Disk) -> None:
+    def failing() -> None:
+        disk.look()
+        raise OSError("I/O error")
+
+    looks = Looks(deadline=0.05)
+    with pytest.raises(Hung):
+        await looks.at(DISK, failing)
+    disk.let_go.set()
+
+    async def back() -> bool:
+        try:
+            await looks.at(DISK, lambda: None)
+        except Hung:
+            return False
+        return True
+
+    await until(back)
+
+
+def test_a_daemon_ends_though_a_disk_hangs(disk: Disk) -> None:
+    async def daemon() -> None:
+        with pytest.raises(Hung):
+            await Looks(deadline=0.05).at(DISK, disk.look)
+
+    asyncio.run(daemon())
+    (hanging,) = (thread for thread in threading.enumerate() if thread.name == f"look at {DISK}")
+    assert hanging.daemon, "the interpreter would wait for it"
+    disk.let_go.set()
+    hanging.join(5)
+    assert not hanging.is_alive()
