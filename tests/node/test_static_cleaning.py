@@ -236,6 +236,24 @@ def test_depth_is_no_hiding_place(volume: Volume) -> None:
     assert list(volume.path.iterdir()) == []
 
 
+def test_a_quota_project_of_a_users_own(attach: Attach, tmp_path: Path) -> None:
+    """Who owns the files may give them one, and have the top refuse what is of another."""
+    device, path = attach(320 * MIB), tmp_path / "volume"
+    path.mkdir()
+    subprocess.run(["mkfs.xfs", "-q", device], check=True)
+    subprocess.run(["mount", device, path], check=True)
+    try:
+        (path / "a" / "b" / "c").mkdir(parents=True)
+        subprocess.run(["xfs_io", "-c", "chattr +P", path], check=True)
+        subprocess.run(["xfs_io", "-c", "chproj 7", path / "a" / "b"], check=True)
+        with pytest.raises(OSError, match="cross-device"):
+            (path / "a" / "b").rename(path / "lifted")
+        folder.clean(path)
+        assert list(path.iterdir()) == []
+    finally:
+        mounting.unmount(path)
+
+
 def test_a_long_folder_is_emptied_in_pieces(volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder, "_AT_ONCE", 7)
     (volume.path / "below").mkdir()

@@ -14,9 +14,11 @@ away keeps it waiting.
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import secrets
+import struct
 import sys
 from collections.abc import Iterator
 from itertools import count
@@ -27,6 +29,10 @@ from host import mounttable
 from host.mounttable import Mount
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+# include/uapi/linux/fs.h: struct fsxattr
+_FS_IOC_FSGETXATTR, _FS_IOC_FSSETXATTR = 0x801C581F, 0x401C5820
+_ATTRIBUTES = struct.Struct("IIIII8s")
 
 
 class NotCleaned(Exception):
@@ -138,10 +144,32 @@ class _Emptying:
         self._removed += 1
 
     def _lift(self, name: str, folder: int, path: Path) -> None:
+        fresh = next(self._fresh_names)
         try:
-            os.rename(name, next(self._fresh_names), src_dir_fd=folder, dst_dir_fd=self._top)
+            try:
+                os.rename(name, fresh, src_dir_fd=folder, dst_dir_fd=self._top)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                # It belongs to another quota project than the top, which the owner of the files may have chosen.
+                self._take_into_project(name, folder)
+                os.rename(name, fresh, src_dir_fd=folder, dst_dir_fd=self._top)
         except OSError as error:
             raise _refused(path / name, error) from None
+
+    def _take_into_project(self, name: str, folder: int) -> None:
+        """Gives a folder the quota project of the top (ioctl_fsgetxattr in xfsctl(3), the same for ext4)."""
+        top = fcntl.ioctl(self._top, _FS_IOC_FSGETXATTR, bytes(_ATTRIBUTES.size))
+        project = _ATTRIBUTES.unpack(top)[3]
+        descriptor = os.open(name, _OPEN, dir_fd=folder)
+        try:
+            flags, extent_size, extents, _, *rest = _ATTRIBUTES.unpack(
+                fcntl.ioctl(descriptor, _FS_IOC_FSGETXATTR, bytes(_ATTRIBUTES.size))
+            )
+            changed = _ATTRIBUTES.pack(flags, extent_size, extents, project, *rest)
+            fcntl.ioctl(descriptor, _FS_IOC_FSSETXATTR, changed)
+        finally:
+            os.close(descriptor)
 
     def _unlink(self, name: str, folder: int, path: Path) -> bool:
         """False for a folder."""
@@ -162,7 +190,6 @@ def _refused(path: Path, error: OSError) -> NotCleaned:
         errno.EBUSY: "another filesystem is mounted there: unmount that first",
         errno.EPERM: "it may be immutable: lsattr shows it and chattr -i ends it",
         errno.EROFS: "the filesystem is read-only: see the kernel's log for why, and mount it anew",
-        errno.EXDEV: "it belongs to another quota project than the volume: give it that one with chattr -p",
     }.get(error.errno or 0, "see the kernel's log for errors of the disk")
     return NotCleaned(f"{path} can't be removed ({error.strerror}): {remedy}")
 
