@@ -1,0 +1,60 @@
+# What is done to a cluster. Included by the Makefile.
+#
+# IMAGE    name of the image. With a registry in it, it is pushed there; without, it is loaded into minikube.
+# OVERLAY  which of deploy/overlays is deployed
+IMAGE ?= elastic-local
+OVERLAY ?= minikube
+PROFILE ?= minikube
+LOOP_SIZE ?= 10Gi
+DISK_GIB ?= 10
+KUBECTL ?= kubectl
+# Nodes of GKE whose local SSDs are raw block devices.
+GKE_SELECTOR ?= cloud.google.com/gke-local-nvme-ssd=true
+# On them: an empty disk. Several: DISKS="/dev/nvme0n1 /dev/nvme1n1".
+DISKS ?= --any-disk
+
+OURS := '{range .items[?(@.spec.flexVolume.driver=="volumes.k8s.elastic.co/elastic-local")]}{.metadata.name}{"\n"}{end}'
+MANIFESTS = $(KUBECTL) kustomize deploy/overlays/$(OVERLAY) | sed 's|image: elastic-local$$|image: $(IMAGE)|'
+
+.PHONY: docker-build-push deploy delete redeploy redeploy-samples driver-logs provisioner-logs
+.PHONY: minikube-attach-disk minikube-create-vg gke-create-vg
+
+docker-build-push: ## build the image IMAGE and push it, or load it into minikube when its name has no registry
+	docker build --file deploy/Dockerfile --tag $(IMAGE) .
+	$(if $(findstring /,$(IMAGE)),docker push $(IMAGE),minikube --profile $(PROFILE) image load $(IMAGE))
+
+deploy: ## deploy OVERLAY (minikube, minikube-loop, gke, ha, static) with IMAGE and wait until it works
+	$(MANIFESTS) | $(KUBECTL) apply --filename -
+	$(KUBECTL) --namespace elastic-local rollout status --timeout 180s deployment/provisioner
+	$(KUBECTL) --namespace elastic-local rollout status --timeout 180s daemonset/daemon
+
+delete: ## take OVERLAY away; refused while there are volumes, whose space only the daemons can give back
+	@left=$$($(KUBECTL) get persistentvolumes --output jsonpath=$(OURS)) && if [ -n "$$left" ]; then \
+		echo "delete the claims of these first: without daemons their PersistentVolumes would stay for ever:" $$left >&2; \
+		exit 1; fi
+	$(MANIFESTS) | $(KUBECTL) delete --ignore-not-found --filename -
+
+redeploy: ## start all our pods anew, with the image as it is now
+	$(KUBECTL) --namespace elastic-local rollout restart deployment/provisioner daemonset/daemon
+	$(KUBECTL) --namespace elastic-local rollout status --timeout 180s deployment/provisioner
+	$(KUBECTL) --namespace elastic-local rollout status --timeout 180s daemonset/daemon
+
+redeploy-samples: ## delete the samples, their volumes too, and apply them again
+	$(KUBECTL) delete --ignore-not-found --filename deploy/samples
+	$(KUBECTL) apply --filename deploy/samples
+
+driver-logs: ## follow the logs of the daemons, which serve the driver of each node
+	$(KUBECTL) --namespace elastic-local logs --selector app.kubernetes.io/component=daemon --prefix --follow \
+		--tail 100 --max-log-requests 100
+
+provisioner-logs: ## follow the logs of the provisioner's replicas
+	$(KUBECTL) --namespace elastic-local logs --selector app.kubernetes.io/component=provisioner --prefix --follow --tail 100
+
+minikube-attach-disk: ## give minikube's virtual machine a disk of DISK_GIB
+	@PYTHON=$(PYTHON) deploy/minikube/attach-disk $(PROFILE) $(DISK_GIB)
+
+minikube-create-vg: ## make the volume group in minikube: on an empty disk, else on a file of LOOP_SIZE
+	@PYTHON=$(PYTHON) IMAGE=$(IMAGE) deploy/minikube/create-vg $(PROFILE) $(LOOP_SIZE)
+
+gke-create-vg: ## make the volume group on the nodes of GKE that GKE_SELECTOR selects, on DISKS
+	@SELECTOR=$(GKE_SELECTOR) IMAGE=$(IMAGE) KUBECTL="$(KUBECTL)" deploy/create-vg elastic-local-vg $(DISKS)
