@@ -10,7 +10,7 @@ CALLOUT = $(MAKE) --silent --directory flexdriver/native PYTHON=$(CURDIR)/$(VENV
 .PHONY: help demo test bench callout callout-here lint format lock tools clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-21s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: tools callout-here ## the main job on this machine, no cluster needed: a claim becomes a mounted volume and goes again
 	@$(RUN) python -m tests.sandbox.demo
@@ -57,6 +57,8 @@ $(ENVIRONMENT): requirements.lock pyproject.toml tools/system-packages
 	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
 	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
+
+include deploy/targets.mk
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) flexdriver/native/build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info
