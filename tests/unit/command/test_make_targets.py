@@ -1,0 +1,203 @@
+"""The make targets that work on a cluster, against programs that write down how they are called."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+_ROOT = Path(__file__).parents[3]
+
+_RECORDER = f"""#!{sys.executable} -IS
+import json, os, sys
+from pathlib import Path
+folder = Path(__file__).parent
+words = " ".join(sys.argv[1:])
+answers = json.loads((folder / "answers").read_text())
+given = sys.stdin.read() if words.endswith("--filename -") else ""
+with (folder / "calls").open("a") as file:
+    file.write(json.dumps([Path(__file__).name, *sys.argv[1:]]) + "\\n")
+if given:
+    with (folder / "given").open("a") as file:
+        file.write("---\\n" + given)
+sys.stdout.write(next((answer for key, answer in answers.items() if key in words), ""))
+"""
+
+
+@dataclass
+class Made:
+    code: int
+    output: str
+    calls: list[str]
+    """Command lines, in order."""
+    given: list[dict[str, object]]
+    """What was applied or deleted from stdin."""
+
+
+Make = Callable[..., Made]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    for name in ("kubectl", "minikube", "docker", "virsh", "VBoxManage"):
+        (tmp_path / name).write_text(_RECORDER)
+        (tmp_path / name).chmod(0o755)
+
+    def run(*arguments: str, answers: dict[str, str] | None = None) -> Made:
+        (tmp_path / "answers").write_text(json.dumps(answers or {}))
+        done = subprocess.run(
+            ["make", "--no-print-directory", f"PYTHON={sys.executable}", *arguments],
+            cwd=_ROOT,
+            env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PATIENCE": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        calls = (tmp_path / "calls").read_text().splitlines() if (tmp_path / "calls").exists() else []
+        given = yaml.safe_load_all((tmp_path / "given").read_text()) if (tmp_path / "given").exists() else ()
+        return Made(
+            done.returncode,
+            done.stdout + done.stderr,
+            [" ".join(json.loads(line)) for line in calls],
+            [document for document in given if document],
+        )
+
+    return run
+
+
+def minikube_of(driver: str) -> dict[str, str]:
+    profiles = {
+        "valid": [{"Name": "other", "Config": {"Driver": "none"}}, {"Name": "minikube", "Config": {"Driver": driver}}]
+    }
+    return {
+        "profile list": json.dumps(profiles),
+        "get nodes": "minikube minikube-m02",
+        "get pod create-vg": "Succeeded",
+        "logs create-vg": "GROUP elastic-local-vg",
+    }
+
+
+@pytest.mark.parametrize(
+    ("driver", "arguments"),
+    [
+        ("kvm2", ["elastic-local-vg", "--any-disk", "--loop-size", "10Gi"]),
+        ("docker", ["elastic-local-vg", "--loop-size", "10Gi"]),
+        ("none", ["elastic-local-vg", "--loop-size", "10Gi"]),
+    ],
+)
+def test_minikube_create_vg_runs_our_command_on_each_node(make: Make, driver: str, arguments: list[str]) -> None:
+    made = make("minikube-create-vg", "IMAGE=registry/elastic-local:1", answers=minikube_of(driver))
+    assert made.code == 0, made.output
+    assert made.output.count("GROUP elastic-local-vg") == 2
+    pods = [pod["spec"] for pod in made.given]
+    assert [pod["nodeName"] for pod in pods] == ["minikube", "minikube-m02"]  # type: ignore[index]
+    for pod in pods:
+        [container] = pod["containers"]  # type: ignore[index]
+        assert container["command"] == ["elastic-local", "vg", "create", *arguments]
+        assert container["image"] == "registry/elastic-local:1"
+        assert container["securityContext"]["privileged"]
+        mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
+        paths = {volume["hostPath"]["path"] for volume in pod["volumes"]}  # type: ignore[index]
+        assert mounted == paths >= {"/dev", "/var/lib/elastic-local"}
+    kubectl = [call for call in made.calls if call.startswith("kubectl")]
+    assert all(call.startswith("kubectl --context minikube ") for call in kubectl)
+    assert kubectl[-1].endswith("delete pod create-vg-minikube-m02 --wait=false")
+
+
+def test_a_node_where_it_fails_fails_the_target_and_shows_why(make: Make) -> None:
+    answers = {**minikube_of("kvm2"), "get pod create-vg": "Failed", "logs create-vg": "it holds ext4"}
+    made = make("minikube-create-vg", answers=answers)
+    assert made.code != 0
+    assert "it holds ext4" in made.output
+
+    made = make("minikube-create-vg", answers={**answers, "get pod create-vg": "Pending"})
+    assert made.code != 0
+    assert "is the image elastic-local on the node?" in made.output
+
+
+def test_gke_create_vg_takes_the_nodes_with_raw_disks(make: Make) -> None:
+    made = make("gke-create-vg", answers=minikube_of("") | {"get nodes": "gke-1"})
+    assert made.code == 0, made.output
+    assert "--selector cloud.google.com/gke-local-nvme-ssd=true" in made.calls[0]
+    made = make("gke-create-vg", "DISKS=/dev/nvme0n1 /dev/nvme1n1", answers=minikube_of("") | {"get nodes": "gke-1"})
+    [*_, pod] = made.given
+    [container] = pod["spec"]["containers"]  # type: ignore[index]
+    assert container["command"][3:] == ["elastic-local-vg", "/dev/nvme0n1", "/dev/nvme1n1"]
+    made = make("gke-create-vg")
+    assert made.code != 0
+    assert "no node has the labels" in made.output
+
+
+@pytest.mark.parametrize(
+    ("driver", "code", "call"),
+    [
+        ("kvm2", 0, "virsh --connect qemu:///system attach-disk minikube"),
+        ("virtualbox", 0, "VBoxManage storageattach minikube"),
+        ("docker", 0, ""),
+        ("hyperkit", 2, ""),
+    ],
+)
+def test_minikube_attach_disk_does_what_the_driver_can(make: Make, driver: str, code: int, call: str) -> None:
+    made = make("minikube-attach-disk", "DISK_GIB=5", answers=minikube_of(driver) | {"vol-path": "/pool/disk"})
+    assert made.code == code, made.output
+    assert any(each.startswith(call) for each in made.calls) if call else len(made.calls) == 1
+    assert "minikube" in made.output
+    made = make("minikube-attach-disk", "PROFILE=absent", answers=minikube_of(driver))
+    assert made.code != 0
+    assert "minikube start --profile absent" in made.output
+
+
+def test_the_image_is_pushed_to_its_registry_or_loaded_into_minikube(make: Make) -> None:
+    assert make("docker-build-push", "IMAGE=registry/elastic-local:1").calls == [
+        "docker build --file deploy/Dockerfile --tag registry/elastic-local:1 .",
+        "docker push registry/elastic-local:1",
+    ]
+    assert make("docker-build-push").calls[-1] == "minikube --profile minikube image load elastic-local"
+
+
+def test_deploy_puts_the_image_into_the_manifests_and_waits(make: Make) -> None:
+    made = make("deploy", "OVERLAY=gke", "IMAGE=r/e:2", answers={"kustomize": "kind: X\nimage: elastic-local\n"})
+    assert made.code == 0, made.output
+    assert made.given == [{"kind": "X", "image": "r/e:2"}]
+    assert "kubectl kustomize deploy/overlays/gke" in made.calls
+    assert [call.split()[-1] for call in made.calls if "rollout status" in call] == [
+        "deployment/provisioner",
+        "daemonset/daemon",
+    ]
+
+
+def test_delete_is_refused_while_there_are_volumes(make: Make) -> None:
+    made = make("delete", answers={"get persistentvolumes": "pvc-1\npvc-2\n"})
+    assert made.code != 0
+    assert "delete the claims of these first" in made.output
+    assert "pvc-1 pvc-2" in made.output
+    assert len(made.calls) == 1
+
+    made = make("delete", answers={"kustomize": "kind: X\n"})
+    assert made.code == 0, made.output
+    assert made.calls[-1] == "kubectl delete --ignore-not-found --filename -"
+
+
+def test_the_targets_that_follow_and_repeat(make: Make) -> None:
+    calls = make("redeploy").calls
+    assert calls[0].endswith("rollout restart deployment/provisioner daemonset/daemon")
+    calls = make("redeploy-samples").calls
+    assert calls[-2:] == [
+        "kubectl delete --ignore-not-found --filename deploy/samples",
+        "kubectl apply --filename deploy/samples",
+    ]
+    assert "component=daemon --prefix --follow" in make("driver-logs").calls[-1]
+    assert "component=provisioner --prefix --follow" in make("provisioner-logs").calls[-1]
+
+
+def test_help_has_a_line_for_each_target(make: Make) -> None:
+    lines = {line.split()[0] for line in make("help").output.splitlines() if len(line.split()) > 1}
+    assert lines >= {
+        *("docker-build-push", "deploy", "delete", "redeploy", "redeploy-samples", "driver-logs", "provisioner-logs"),
+        *("minikube-attach-disk", "minikube-create-vg", "gke-create-vg", "test", "demo"),
+    }
