@@ -122,6 +122,8 @@ async def test_claims_and_volumes_of_the_classes_that_were_named_go_with_their_n
         await namespace.create(CLAIMS, claim("kept", "16Mi"))
         _, fleeting = await written(namespace, "fleeting")
         _, kept = await written(namespace, "kept")
+        await namespace.create(PODS, pod("user", {"/data": "fleeting"}))
+        await namespace.until_running("user")
         await lose(sandbox, node)
         await until_warned(namespace, "fleeting", "this claim is deleted in 2 s unless the node comes back")
         await namespace.until_gone(CLAIMS, "fleeting")
