@@ -7,7 +7,7 @@ RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 ENVIRONMENT := $(VENV)/.complete
 CALLOUT = $(MAKE) --silent --directory flexdriver/native PYTHON=$(CURDIR)/$(VENV)/bin/python
 
-.PHONY: help demo test bench callout callout-here lint format lock tools clean
+.PHONY: help demo test bench callout callout-here lint format lock docs tools clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-21s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ lock: tools ## choose the dependencies anew and pin them in requirements.lock
 	@$(VENV)/bin/pip install --quiet uv
 	@$(VENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra test --generate-hashes \
 		--no-header --no-emit-index-url pyproject.toml --output-file requirements.lock
+
+docs: tools ## write docs/metrics.md from the code
+	@$(RUN) python -m command.metricspage > docs/metrics.md.new && mv docs/metrics.md.new docs/metrics.md
 
 tools: $(ENVIRONMENT) ## install what is needed: Debian packages, the virtual environment, kubectl
 	@tools/system-packages
