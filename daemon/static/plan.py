@@ -142,8 +142,8 @@ def vanished(
 
 def _gone(name: str, known: StaticVolume) -> Stray:
     """A link to a disk that was pulled out leads to nothing: then the entry is still there."""
-    message = f'path "{known.path}" is gone: bring the disk or link back, or delete the PersistentVolume if it is gone for good'
-    return Stray(name, message, known, VANISHED)
+    remedy = "bring the disk or link back, or delete the PersistentVolume if it is gone for good"
+    return Stray(name, f'path "{known.path}" is gone: {remedy}', known, VANISHED)
 
 
 def host_path(settings: ClassConfiguration, entry: Entry) -> str:

@@ -21,6 +21,8 @@ class NodeSpec:
     backend: Literal["loop", "folder"] = "loop"
     capacity: str = "1Gi"
     """What the node's volumes may take together, a Kubernetes quantity."""
+    static: bool = False
+    """Whether its daemon offers static volumes too: what stands in `disks`, as told in `static_config`."""
 
 
 class Node:
@@ -44,6 +46,8 @@ class Node:
         self.staging = folder / "staging"
         self.data = folder / "data"
         self.socket = folder / "socket"
+        self.disks = folder / "disks"
+        self.static_config = folder / "static-config"
         self.driver = self.plugins / names.DRIVER_FOLDER / names.DRIVER_NAME
         self._address = f"127.0.0.1:{free_port()}"
         self.url = f"http://{self._address}"
@@ -52,7 +56,8 @@ class Node:
         self.daemon = self._daemon(daemon_kubeconfig, logs)
 
     def make_folders(self) -> None:
-        for path in (self.kubelet_root, self.plugins, self.staging, self.data):
+        static = (self.disks, self.static_config) if self.spec.static else ()
+        for path in (self.kubelet_root, self.plugins, self.staging, self.data, *static):
             path.mkdir(parents=True, exist_ok=True)
 
     def volume_folder(self, pod_uid: str, name: str) -> Path:
@@ -81,6 +86,13 @@ class Node:
         )
 
     def _daemon(self, kubeconfig: Path, logs: Path) -> Program:
+        static = {
+            "STATIC_CONFIG_DIR": str(self.static_config),
+            "CONFIG_SYNC_PERIOD": "100ms",
+            # What happens in a test happens because something woke the daemon.
+            "DISCOVERY_PERIOD": "1h",
+            "JOB_CONTAINER_IMAGE": "example.org/cleaner:1",
+        }
         return Program(
             name=f"daemon of {self.name}",
             argv=[COMMAND, "daemon"],
@@ -97,6 +109,7 @@ class Node:
                 "DATA_DIR": str(self.data),
                 "LISTEN_ADDRESS": self._address,
                 "KUBECONFIG": str(kubeconfig),
+                **(static if self.spec.static else {}),
             },
         )
 

@@ -26,6 +26,8 @@ class Request:
     user: str
     asked: Attributes
     allowed: bool
+    uri: str
+    """Path and query."""
 
     def __str__(self) -> str:
         return f"{self.user} {'may' if self.allowed else 'may not'} {self.asked} (name {self.asked.name!r})"
@@ -41,12 +43,12 @@ class Guard:
         """Raises Unauthorized."""
         return users.authenticate(authorization, self._store)
 
-    def check(self, user: User, verb: str, aim: Target, query: Mapping[str, str]) -> None:
+    def check(self, user: User, verb: str, aim: Target, query: Mapping[str, str], uri: str) -> None:
         """Raises Forbidden."""
         asked = attributes(verb, aim, query)
         allowed = self.allows(user, asked)
         if self._log and user != ADMINISTRATOR:
-            self._log.write(_line(user, asked, allowed) + "\n")
+            self._log.write(_line(user, asked, uri, allowed) + "\n")
         if not allowed:
             raise errors.forbidden(aim.resource, asked.name, f'User "{user.name}" cannot {asked}')
 
@@ -66,13 +68,14 @@ def attributes(verb: str, aim: Target, query: Mapping[str, str]) -> Attributes:
     return Attributes(verb, aim.resource.group, aim.resource.plural, aim.subresource, namespace, name)
 
 
-def _line(user: User, asked: Attributes, allowed: bool) -> str:
+def _line(user: User, asked: Attributes, uri: str, allowed: bool) -> str:
     return json.dumps(
         {
             "kind": "Event",
             "apiVersion": "audit.k8s.io/v1",
             "level": "Metadata",
             "verb": asked.verb,
+            "requestURI": uri,
             "user": {"username": user.name, "groups": sorted(user.groups)},
             "objectRef": {
                 "apiGroup": asked.group,
@@ -95,4 +98,5 @@ def requests(audit_log: Path) -> Iterator[Request]:
             asked = Attributes(
                 event["verb"], at["apiGroup"], at["resource"], at["subresource"], at["namespace"], at["name"]
             )
-            yield Request(event["user"]["username"], asked, event["annotations"][_DECISION] == "allow")
+            allowed = event["annotations"][_DECISION] == "allow"
+            yield Request(event["user"]["username"], asked, allowed, event["requestURI"])

@@ -70,7 +70,7 @@ async def _authorise(request: web.Request, handler: Handler) -> web.StreamRespon
 def _require(request: web.Request, wanted: str) -> None:
     """Raises Forbidden when the user may not do this with the target: a PUT or an apply may turn out to create."""
     if guard := request.app.get(_GUARD):
-        guard.check(request[_USER], wanted, request[_TARGET], request.query)
+        guard.check(request[_USER], wanted, request[_TARGET], request.query, request.path_qs)
 
 
 class Api:

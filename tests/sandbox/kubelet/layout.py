@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 EMPTY_DIR_FOLDER = "kubernetes.io~empty-dir"
+LOCAL_FOLDER = "kubernetes.io~local-volume"
 
 _FOLDER_MODE = 0o750
 _GROUP_BITS = stat.S_IRGRP | stat.S_IWGRP

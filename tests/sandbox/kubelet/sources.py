@@ -52,7 +52,17 @@ class HostPath:
     kind: str = ""
 
 
-Source = Flex | EmptyDir | HostPath
+@dataclass(frozen=True)
+class Local:
+    """A PersistentVolume that a folder of this node is."""
+
+    name: str
+    path: str
+    read_only: bool
+    mount_options: tuple[str, ...]
+
+
+Source = Flex | EmptyDir | HostPath | Local
 
 
 def resolve(
@@ -94,11 +104,15 @@ def _claimed(
     affinity = (spec.get("nodeAffinity") or {}).get("required")
     if affinity and not selectors.node_selector_matches(affinity, node_labels):
         raise Unmountable(f'MountVolume.NodeAffinity check failed for volume "{name}" : no matching NodeSelectorTerms')
+    if "local" in spec:
+        return Local(name, spec["local"]["path"], read_only, tuple(spec.get("mountOptions") or ()))
     if spec.get("mountOptions"):
         raise Unmountable(f'MountVolume.MountDevice failed for volume "{name}" : mount options are not supported for '
                           "this volume type")  # fmt: skip
     if "flexVolume" not in spec:
-        raise Unmountable(f'the sandbox\'s kubelet mounts only flexVolume volumes, and "{name}" is another kind')
+        raise Unmountable(
+            f'the sandbox\'s kubelet mounts only flexVolume and local volumes, and "{name}" is another kind'
+        )
     return _flex(name, spec["flexVolume"], read_only, claim=key)
 
 

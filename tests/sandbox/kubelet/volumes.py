@@ -16,9 +16,9 @@ from kube.backoff import Backoff
 from kube.client import ApiError
 from tests.sandbox.kubelet.driver import CallFailed, NotSupported
 from tests.sandbox.kubelet.expansion import Expansion
-from tests.sandbox.kubelet.layout import EMPTY_DIR_FOLDER, Layout, VolumeFolder, own_by_group
+from tests.sandbox.kubelet.layout import EMPTY_DIR_FOLDER, LOCAL_FOLDER, Layout, VolumeFolder, own_by_group
 from tests.sandbox.kubelet.plugins import NoDriver, Plugins
-from tests.sandbox.kubelet.sources import EmptyDir, Flex, HostPath, Source, fs_group, mount_options, spec_options
+from tests.sandbox.kubelet.sources import EmptyDir, Flex, HostPath, Local, Source, fs_group, mount_options, spec_options
 
 Json = dict[str, Any]
 
@@ -131,6 +131,8 @@ class PodVolume:
                 self._folder.create()
                 self._folder.path.chmod(0o777)
                 await self._apply_group()
+            case Local():
+                await self._bind(source)
             case Flex():
                 await self._set_up(source)
                 self._uncertain = True
@@ -164,6 +166,17 @@ class PodVolume:
         if driver.capabilities["fsGroup"] and not source.read_only:
             await self._apply_group()
 
+    async def _bind(self, source: Local) -> None:
+        """Of pkg/volume/local, what is done for a volume that is a folder."""
+        if not Path(source.path).is_dir():
+            raise CallFailed(f"the sandbox's kubelet mounts local volumes that are folders, and {source.path} is none")
+        self._folder.create()
+        if not self._folder.likely_mounted():
+            options = ["bind", *(["ro"] if source.read_only else []), *source.mount_options]
+            await _run("mount", "-o", ",".join(options), source.path, str(self._folder.path))
+        if not source.read_only:
+            await self._apply_group()
+
     async def _apply_group(self) -> None:
         group = fs_group(self._pod)
         if group is not None:
@@ -182,12 +195,17 @@ class PodVolume:
         path = self._folder.path
         if path.parent.name == EMPTY_DIR_FOLDER:
             await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
+        elif path.parent.name == LOCAL_FOLDER:
+            if path.exists() and self._folder.likely_mounted():
+                await _run("umount", str(path))
+            if path.exists():
+                path.rmdir()
         elif path.exists():
             driver = await self._plugins.find(self._folder.plugin)
             try:
                 await driver.unmount(path)
             except NotSupported:
-                await _unmount_without_driver(path)
+                await _run("umount", str(path))
             if path.exists():
                 path.rmdir()
         self.mounted = self._uncertain = False
@@ -207,13 +225,11 @@ def _check_host_path(source: HostPath) -> None:
         raise CallFailed(f"hostPath type check failed: {path} is not a directory")
 
 
-async def _unmount_without_driver(path: Path) -> None:
-    process = await asyncio.create_subprocess_exec(
-        "umount", str(path), stderr=asyncio.subprocess.PIPE, start_new_session=True
-    )
+async def _run(*argv: str) -> None:
+    process = await asyncio.create_subprocess_exec(*argv, stderr=asyncio.subprocess.PIPE, start_new_session=True)
     _, errors = await process.communicate()
     if process.returncode:
-        raise CallFailed(f"unmount failed: {errors.decode().strip()}")
+        raise CallFailed(f"{argv[0]} failed: {errors.decode().strip()}")
 
 
 class VolumeManager:
@@ -278,3 +294,5 @@ def _plugin_name(source: Source) -> str:
             return EMPTY_DIR_FOLDER.replace("~", "/", 1)
         case HostPath():
             return "kubernetes.io/host-path"
+        case Local():
+            return LOCAL_FOLDER.replace("~", "/", 1)

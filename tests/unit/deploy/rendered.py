@@ -1,6 +1,7 @@
 """What deploy/ becomes under `kubectl kustomize`: the objects of each way to install."""
 
 import subprocess
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,9 @@ def kustomize(folder: Path) -> tuple[Json, ...]:
     return tuple(yaml.safe_load_all(rendered.stdout))
 
 
-def with_components(folder: Path) -> tuple[Json, ...]:
-    """Base with all components. `folder` is a fresh one, on the file system of the repository or not."""
-    relative = [str(Path(*[".."] * (len(folder.parts) - 1)) / path.relative_to("/")) for path in (BASE, *COMPONENTS)]
+def with_components(folder: Path, components: Iterable[Path] = COMPONENTS) -> tuple[Json, ...]:
+    """Base with components. `folder` is a fresh one, on the file system of the repository or not."""
+    relative = [str(Path(*[".."] * (len(folder.parts) - 1)) / path.relative_to("/")) for path in (BASE, *components)]
     kustomization = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
