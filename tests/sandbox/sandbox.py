@@ -10,7 +10,7 @@ programs start at once; each copes with the others' absence, as they do in a clu
 import asyncio
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -192,22 +192,31 @@ class Sandbox:
         os.close(self._our_end)
         os.close(self._lifeline)
         try:
-            await until(self._unmounted, what=f"{self._state} has no mounts", seconds=_CLEAN_SECONDS)
+            await until(
+                lambda: _freed(lambda: mountspace.unmount_all(self._state)),
+                what=f"{self._state} has no mounts",
+                seconds=_CLEAN_SECONDS,
+            )
             await until(
                 lambda: not list(mountspace.loop_devices(self._state)),
                 what=f"no loop device has a file in {self._state}",
+                seconds=_CLEAN_SECONDS,
+            )
+            await until(
+                lambda: _freed(lambda: mountspace.unmount(self._state)),
+                what=f"nobody uses {self._state}",
                 seconds=_CLEAN_SECONDS,
             )
         except NeverHappened as error:
             left = [str(path) for path in mountspace.mounts_below(self._state) if path != self._state]
             devices = [str(device) for device in mountspace.loop_devices(self._state)]
             raise NeverHappened(f"{error}; left are mounts {left} and loop devices {devices}") from None
-        mountspace.unmount(self._state)
 
-    def _unmounted(self) -> bool:
-        """Containers take a moment to die, and until then their volumes are busy."""
-        try:
-            mountspace.unmount_all(self._state)
-        except OSError:
-            return False
-        return True
+
+def _freed(unmount: Callable[[], None]) -> bool:
+    """Containers take a moment to die, and until then their volumes are busy."""
+    try:
+        unmount()
+    except OSError:
+        return False
+    return True

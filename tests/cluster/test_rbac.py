@@ -1,0 +1,241 @@
+"""The rights that deploy/base gives our programs. That they suffice, every sandbox asserts at its end, for all tests of
+this floor run with them. Here: each of them is used, and what happens without one is told to whom it concerns."""
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from contract import names
+from contract.volume import Pin, pinning
+from kube.client import CAPACITIES, CLAIMS, CLASSES, EVENTS, NODES, PODS, VOLUMES, Resource
+from tests.cluster.conftest import MakeSandbox
+from tests.sandbox.apiserver import users
+from tests.sandbox.apiserver.guard import Request
+from tests.sandbox.apiserver.rbac import Rule
+from tests.sandbox.nodes import Node, NodeSpec
+from tests.sandbox.sandbox import Sandbox
+from tests.sandbox.waiting import NeverHappened, until
+from tests.sandbox.workloads import Namespace, claim, pod, storage_class
+from tests.unit.deploy.rendered import BASE, kustomize, of_kind, one
+
+Json = dict[str, Any]
+
+_CLUSTER_ROLES = Resource("rbac.authorization.k8s.io", "v1", "clusterroles", namespaced=False)
+_ROLES = Resource("rbac.authorization.k8s.io", "v1", "roles", namespaced=True)
+
+
+@dataclass(frozen=True)
+class Right:
+    """One verb for one resource: the smallest thing that a rule could give less of."""
+
+    account: str
+    namespace: str
+    """Empty: everywhere."""
+    rule: Rule
+
+    def __str__(self) -> str:
+        (verb,), (resource,) = self.rule.verbs, self.rule.resources
+        return f"{self.account}: {verb} {resource} {sorted(self.rule.names) or ''} in {self.namespace or 'all places'}"
+
+    def used_by(self, request: Request) -> bool:
+        """A right everywhere has to be used where one in our own namespace would not do."""
+        asked = request.asked
+        in_place = asked.namespace == self.namespace if self.namespace else asked.namespace != names.NAMESPACE
+        return request.user == users.token(names.NAMESPACE, self.account) and in_place and self.rule.allows(asked)
+
+
+def given() -> Iterator[Right]:
+    objects = kustomize(BASE)
+    for binding in (*of_kind(objects, "RoleBinding"), *of_kind(objects, "ClusterRoleBinding")):
+        role = one(objects, binding["roleRef"]["kind"], binding["roleRef"]["name"])
+        for subject in binding["subjects"]:
+            for rule in map(Rule.read, role["rules"]):
+                for verb in rule.verbs:
+                    for resource in rule.resources:
+                        small = Rule(frozenset({verb}), rule.groups, frozenset({resource}), rule.names)
+                        yield Right(subject["name"], binding["metadata"].get("namespace", ""), small)
+
+
+async def test_every_right_is_used(short_folders: Callable[[], Path]) -> None:
+    sandbox = Sandbox(short_folders(), [NodeSpec("stays", capacity="256Mi"), NodeSpec("goes", capacity="256Mi")])
+    (provisioner,) = sandbox.provisioners
+    provisioner.environment = {**provisioner.environment, "NODE_LOSS_DELAY": "1s"}
+
+    def unused() -> list[str]:
+        asked = set(sandbox.requests())
+        return sorted(str(right) for right in given() if not any(right.used_by(request) for request in asked))
+
+    async with sandbox, Namespace(sandbox, "work") as namespace:
+        stays, goes = sandbox.nodes["stays"], sandbox.nodes["goes"]
+        await asyncio.gather(
+            _a_class_comes_and_goes(sandbox),
+            _a_volume_can_not_be_made(sandbox, stays),
+            _a_node_is_full(namespace),
+            _the_name_of_a_volume_is_taken(namespace),
+            _a_pod_is_not_known(stays),
+        )
+        await _a_node_goes(namespace, goes)
+        try:
+            await until(lambda: not unused(), seconds=20)
+        except NeverHappened:
+            raise AssertionError(f"nobody uses these rights: {unused()}") from None
+
+
+async def _a_class_comes_and_goes(sandbox: Sandbox) -> None:
+    """The daemons publish room for it, and take that away again."""
+
+    async def published() -> bool:
+        found = await sandbox.api.list(CAPACITIES, names.NAMESPACE)
+        return any(each["storageClassName"] == "passing" for each in found)
+
+    await sandbox.api.create(CLASSES, storage_class("passing"))
+    await until(published, what="there is room for the class")
+    await sandbox.api.delete(CLASSES, "passing")
+
+
+async def _a_volume_can_not_be_made(sandbox: Sandbox, node: Node) -> None:
+    """The daemon tells it, again and again: events are created and patched."""
+    pin = pinning(Pin(node.name, node.hostname, "loop"))
+    body = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": "broken", **pin["metadata"]},
+        "spec": {
+            "capacity": {"storage": "16Mi"},
+            "accessModes": ["ReadWriteOnce"],
+            "persistentVolumeReclaimPolicy": "Retain",
+            "storageClassName": "by-hand",
+            "flexVolume": {"driver": names.DRIVER, "options": {"size": "16777216", "mkfsOptions": "--nonsense"}},
+            **pin["spec"],
+        },
+    }
+    await sandbox.api.create(VOLUMES, body)
+    await until(lambda: _told_again(sandbox, "default", "broken"), what="the event is counted")
+    await sandbox.api.delete(VOLUMES, "broken")
+
+
+async def _told_again(sandbox: Sandbox, namespace: str, name: str) -> bool:
+    events = await sandbox.api.list(EVENTS, namespace, field_selector=f"involvedObject.name={name}")
+    return any(event.get("count", 1) > 1 for event in events)
+
+
+async def _a_node_is_full(namespace: Namespace) -> None:
+    """Either claim fits, both don't: the provisioner sends one back to the scheduler."""
+    for name in ("half", "other-half"):
+        await namespace.create(CLAIMS, claim(name, "200Mi"))
+    await namespace.create(PODS, pod("greedy", {"/half": "half", "/other-half": "other-half"}))
+
+
+async def _the_name_of_a_volume_is_taken(namespace: Namespace) -> None:
+    """The provisioner looks whose it is, and tells the claim's owner until it is free."""
+    created = await namespace.create(CLAIMS, claim("taken", "16Mi"))
+    name = f"pvc-{created['metadata']['uid']}"
+    body = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": name},
+        "spec": {
+            "capacity": {"storage": "16Mi"},
+            "accessModes": ["ReadWriteOnce"],
+            "storageClassName": "by-hand",
+            "hostPath": {"path": "/nowhere"},
+        },
+    }
+    await namespace.sandbox.api.create(VOLUMES, body)
+    await namespace.create(PODS, pod("taken", {"/data": "taken"}))
+    await namespace.until_told("taken", "ProvisioningFailed", f"there is a PersistentVolume {name} already")
+    await until(lambda: _told_again(namespace.sandbox, namespace.name, "taken"), what="the event is counted")
+    await namespace.sandbox.api.delete(VOLUMES, name)
+
+
+async def _a_pod_is_not_known(node: Node) -> None:
+    """The kubelet may know of a pod before the daemon's watch does: it is asked for by name."""
+    folder = node.volume_folder("00000000-0000-0000-0000-000000000000", "pvc-any")
+    folder.mkdir(parents=True)
+    options = {"kubernetes.io/pod.name": "early", "kubernetes.io/pod.namespace": "default"}
+    process = await asyncio.create_subprocess_exec(
+        node.driver, "mount", folder, json.dumps(options),
+        stdout=asyncio.subprocess.PIPE, env=os.environ | {names.SOCKET_VARIABLE: str(node.socket)},
+    )  # fmt: skip
+    answer, _ = await process.communicate()
+    assert json.loads(answer)["status"] == "Failure"
+
+
+async def _a_node_goes(namespace: Namespace, node: Node) -> None:
+    """For good, and its volume is given up."""
+    await namespace.create(CLAIMS, claim("lost", "16Mi"))
+    await namespace.create(PODS, pod("lost", {"/data": "lost"}, nodeSelector={names.HOSTNAME_LABEL: node.hostname}))
+    await namespace.until_running("lost")
+    volume = (await namespace.until_bound("lost"))["metadata"]["name"]
+    await node.kubelet.kill()
+    await node.daemon.kill()
+    await namespace.sandbox.api.delete(NODES, node.name)
+    await namespace.sandbox.kubectl("delete", "pod", "lost", "-n", namespace.name, "--force", "--grace-period=0")
+    await namespace.delete(CLAIMS, "lost")
+    await namespace.until_gone(VOLUMES, volume)
+
+
+@asynccontextmanager
+async def deprived(sandbox: Sandbox, roles: Resource, role: str, resource: str, verb: str) -> AsyncIterator[None]:
+    """Without one verb of a role; then with it again."""
+    namespace = names.NAMESPACE if roles.namespaced else None
+    found = await sandbox.api.get(roles, role, namespace)
+    less = [
+        {**rule, "verbs": [each for each in rule["verbs"] if (rule["resources"], each) != ([resource], verb)]}
+        for rule in found["rules"]
+    ]
+    assert less != found["rules"]
+    await sandbox.api.patch(roles, role, {"rules": less}, namespace)
+    yield
+    await sandbox.api.patch(roles, role, {"rules": found["rules"]}, namespace)
+
+
+async def test_a_right_that_is_missing_is_told_and_all_goes_on_when_it_is_given(fresh_sandbox: MakeSandbox) -> None:
+    sandbox = await fresh_sandbox(NodeSpec("one"))
+    sandbox.refusals_expected = True
+    node = sandbox.nodes["one"]
+    daemon, provisioner = "elastic-local-daemon", "elastic-local-provisioner"
+    async with Namespace(sandbox, "work") as namespace:
+        async with deprived(sandbox, _CLUSTER_ROLES, provisioner, "persistentvolumes", "create"):
+            await namespace.create(CLAIMS, claim("data", "16Mi"))
+            await namespace.create(PODS, pod("user", {"/data": "data"}))
+            await namespace.until_told(
+                "data",
+                "ProvisioningFailed",
+                'User "system:serviceaccount:elastic-local:provisioner" cannot create resource "persistentvolumes" in '
+                'API group "" at the cluster scope',
+            )
+        async with deprived(sandbox, _CLUSTER_ROLES, daemon, "persistentvolumeclaims", "get"):
+            await namespace.until_told(
+                "user",
+                "FailedMount",
+                'User "system:serviceaccount:elastic-local:daemon" cannot get resource "persistentvolumeclaims" in API '
+                'group "" in the namespace "work"',
+            )
+        await namespace.until_running("user")
+
+        async with deprived(sandbox, _ROLES, "daemon", "csistoragecapacities", "create"):
+            await sandbox.api.create(CLASSES, storage_class("new"))
+            await until(lambda: _says(node, 'cannot create resource "csistoragecapacities"'), what="readyz says so")
+        await until(lambda: _says(node, "[+]capacity ok"), what="the daemon is ready again")
+
+        volume = (await namespace.until_bound("data"))["metadata"]["name"]
+        async with deprived(sandbox, _CLUSTER_ROLES, provisioner, "persistentvolumes", "delete"):
+            await namespace.delete(PODS, "user")
+            await namespace.delete(CLAIMS, "data")
+            await Namespace(sandbox, "default").until_told(
+                volume, "VolumeFailedDelete", 'cannot delete resource "persistentvolumes"'
+            )
+        await namespace.until_gone(VOLUMES, volume)
+
+
+async def _says(node: Node, words: str) -> bool:
+    async with aiohttp.ClientSession() as session, session.get(f"{node.url}/readyz?verbose") as response:
+        return words in await response.text()
