@@ -7,7 +7,7 @@ RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 ENVIRONMENT := $(VENV)/.complete
 CALLOUT = $(MAKE) --silent --directory flexdriver/native PYTHON=$(CURDIR)/$(VENV)/bin/python
 
-.PHONY: help demo test bench callout callout-here lint format lock docs tools clean
+.PHONY: help demo test bench callout callout-here image lint format lock docs tools clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-21s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,12 @@ callout: tools ## build the executable that the kubelet calls, for amd64 and arm
 	@$(RUN) pytest --quiet tests/unit/flexdriver/test_callout.py tests/unit/flexdriver/test_late.py -k native \
 		--machine $(if $(filter x86_64,$(shell uname -m)),aarch64,x86_64)
 
+image: tools ## build the image without a container engine, as build/image.tar, and run every program in it; as root
+	@tools/system-packages image
+	@mkdir -p build
+	@tools/build-image build/image.tar
+	@$(RUN) pytest --quiet tests/image --image build/image.tar
+
 callout-here: tools
 	@$(CALLOUT) build/callout.$(shell uname -m)
 
@@ -40,10 +46,12 @@ format: tools ## write the code as ruff formats it
 	@$(RUN) ruff format
 	@$(RUN) ruff check --fix
 
-lock: tools ## choose the dependencies anew and pin them in requirements.lock
+lock: tools ## choose the dependencies anew and pin them: requirements.lock, and those of the image in deploy/
 	@$(VENV)/bin/pip install --quiet uv
 	@$(VENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra test --generate-hashes \
 		--no-header --no-emit-index-url pyproject.toml --output-file requirements.lock
+	@$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --extra image --generate-hashes \
+		--no-header --no-emit-index-url --constraint requirements.lock pyproject.toml --output-file deploy/requirements.lock
 
 docs: tools ## write docs/metrics.md from the code
 	@$(RUN) python -m command.metricspage > docs/metrics.md.new && mv docs/metrics.md.new docs/metrics.md
@@ -64,4 +72,4 @@ $(ENVIRONMENT): requirements.lock pyproject.toml tools/system-packages
 include deploy/targets.mk
 
 clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) flexdriver/native/build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info
+	rm -rf $(VENV) build flexdriver/native/build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info

@@ -8,7 +8,7 @@ import asyncio
 import logging
 
 from kube import leadership
-from kube.client import Cluster
+from kube.client import Cluster, ConfigurationError
 from kube.events import Recorder
 from provisioner.books import Books
 from provisioner.claims import Claims
@@ -22,6 +22,7 @@ from provisioner.settings import Settings
 from provisioner.view import View
 from service import endpoints, logs
 from service.endpoints import Health
+from service.environment import SettingsError
 from service.lifetime import until_asked
 
 COMPONENT = "elastic-local-provisioner"
@@ -31,9 +32,13 @@ _log = logging.getLogger(__name__)
 
 async def run(settings: Settings) -> None:
     """Until SIGTERM or SIGINT, after which the lease is given back. Raises leadership.LeadershipLost, on which the
-    process must end with a failure."""
+    process must end with a failure, and SettingsError when the API server's address can't be found."""
     logs.configure(settings.log_format, settings.log_level)
-    async with await Cluster.connect(settings.kubeconfig, program=COMPONENT) as cluster:
+    try:
+        cluster = await Cluster.connect(settings.kubeconfig, program=COMPONENT)
+    except ConfigurationError as error:
+        raise SettingsError(f"KUBECONFIG: {error}") from error
+    async with cluster:
         await until_asked(serve(cluster, settings))
 
 
