@@ -26,6 +26,8 @@ class Client:
     """Talks to the server on `port` of this machine."""
 
     port: int
+    token: str = ""
+    """Of a service account (users.token). Empty: the administrator."""
 
     def request(
         self, method: str, path: str, body: object = None, *, content_type: str = "", accept: str = "", **query: Any
@@ -59,6 +61,8 @@ class Client:
     ) -> None:
         content = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         headers = {"Accept": accept or "application/json"}
+        if self.token:
+            headers["Authorization"] = f"Bearer {self.token}"
         if body is not None:
             headers["Content-Type"] = content_type or "application/json"
         connection.request(method, f"{path}?{urlencode(query)}" if query else path, content, headers)
