@@ -1,6 +1,7 @@
 """The manifests: valid in every Kubernetes in use, and in step with what the programs read and where they look."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,14 @@ def test_udev_is_shared_whole() -> None:
     objects = kustomize(BASE)
     shares_udev = Path("/run/udev") in _mounts(objects)
     assert shares_udev == one(objects, "DaemonSet", "daemon")["spec"]["template"]["spec"].get("hostIPC", False)
+
+
+def test_who_is_root_and_who_is_not(objects: tuple[Json, ...]) -> None:
+    """The user of the image is the provisioner's; the daemon mounts."""
+    (user,) = re.findall(r"^USER (\d+):(\d+)$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+    pod = one(objects, "Deployment", "provisioner")["spec"]["template"]["spec"]["securityContext"]
+    assert (str(pod["runAsUser"]), str(pod["runAsGroup"])) == user
+    assert container(objects, "DaemonSet", "daemon")["securityContext"]["runAsUser"] == 0
 
 
 def test_probes_ask_for_what_is_served(objects: tuple[Json, ...]) -> None:
