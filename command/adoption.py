@@ -170,7 +170,11 @@ def anew(volume: Volume, mirrored: bool, pin: Pin, heir: Heir) -> Json:
         "metadata": {
             "name": volume.pv,
             **pinning["metadata"],
-            "annotations": {**pinning["metadata"]["annotations"], names.PROVISIONED_BY: names.PROVISIONER},
+            "annotations": {
+                **pinning["metadata"]["annotations"],
+                names.PROVISIONED_BY: names.PROVISIONER,
+                names.MADE_ANNOTATION: "true",
+            },
         },
         "spec": {
             "capacity": {"storage": quantity.render(volume.size)},

@@ -25,6 +25,8 @@ SOCKET_VARIABLE = "ELASTIC_LOCAL_SOCKET"
 NODE_LABEL = "volumes.k8s.elastic.co/node-affinity"
 FINALIZER = "elastic-local.volumes.k8s.elastic.co/volume"
 PROVISIONED_BY = "pv.kubernetes.io/provisioned-by"
+MADE_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/made"
+"""Its volume was made and may hold data: if it is not there, it is lost, and no empty one may take its place."""
 
 # On the CSIStorageCapacity objects that a node's daemon publishes (contract/capacity.py).
 POOL_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/pool"

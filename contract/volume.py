@@ -60,6 +60,8 @@ class PersistentVolume:
     phase: str
     finalizers: tuple[str, ...]
     deleting: bool
+    made: bool = False
+    """See names.MADE_ANNOTATION."""
     access_modes: tuple[str, ...] = ()
 
     @property
@@ -101,6 +103,7 @@ def read(manifest: Json) -> PersistentVolume | None:
         phase=(manifest.get("status") or {}).get("phase") or PENDING,
         finalizers=tuple(metadata.get("finalizers") or ()),
         deleting="deletionTimestamp" in metadata,
+        made=names.MADE_ANNOTATION in annotations,
         access_modes=tuple(spec.get("accessModes") or ()),
     )
 
@@ -150,6 +153,11 @@ def pinning(pin: Pin) -> Json:
             }
         },
     }
+
+
+def making(volume: PersistentVolume) -> Json:
+    """The merge patch that says for good that the volume was made."""
+    return {"metadata": {"uid": volume.uid, "annotations": {names.MADE_ANNOTATION: "true"}}}
 
 
 def releasing(volume: PersistentVolume) -> Json:

@@ -20,18 +20,23 @@ from daemon.calls import Expand, Mount, Unmount
 from daemon.demand import wanted
 from daemon.errors import NoSpace, PoolMissing
 from daemon.holdings import Holdings
-from daemon.pinning import pin
+from daemon.pinning import pin, remember_made
 from daemon.podfolder import PodFolder
 from daemon.promises import offer
+from daemon.reconcile import claim_reference, reference
 from daemon.staging import top
 from daemon.volumes import Volumes
 from host import mounttable
 from kube.client import VOLUMES, Cluster
 from kube.errors import ApiError
+from kube.events import Recorder
 from kube.records import Node
 from service.logs import about
 
 log = logging.getLogger(__name__)
+
+GROWTH_FAILED = "VolumeResizeFailed"
+"""The kubelet's own reason for a filesystem that does not grow."""
 
 _PATIENCE = 20.0
 """Seconds that a mount waits for the daemon to have found its node: well within the callout's own deadline."""
@@ -47,6 +52,13 @@ class Home:
     holdings: Holdings
     look_at: Callable[[str], None]
     """Has the reconciler look at the PersistentVolume of a name."""
+    events: Recorder
+
+    def tell_short(self, volume: PersistentVolume, why: str) -> None:
+        """That a volume was mounted though it is smaller than it should be."""
+        for told in (reference(volume), claim_reference(volume)):
+            if told:
+                self.events.warning(told, GROWTH_FAILED, f"it was mounted with the size it has: {why}")
 
 
 class NodeCallouts:
@@ -72,8 +84,11 @@ class NodeCallouts:
             grant = await home.authoriser.authorise(folder, request.options)
             with about(claim=str(grant.volume.claim), pod=grant.pod.key):
                 volume = await self._pinned(home, grant)
+                await self._ready(home, volume)
                 mounted_before = top(await asyncio.to_thread(mounttable.read), folder.path) is not None
-                await self._volumes.mount(wanted(volume), folder, grant.read_only)
+                shortfall = await self._volumes.mount(wanted(volume), folder, grant.read_only)
+                if shortfall:
+                    home.tell_short(volume, str(shortfall))
                 log.info("mounted%s", " read-only" if grant.read_only else "")
                 return not mounted_before
 
@@ -103,6 +118,16 @@ class NodeCallouts:
                 "the elastic-local daemon of this node can't reach the API server, so it can't tell who may mount: "
                 "the kubelet tries again; the daemon's log says what is wrong"
             ) from None
+
+    async def _ready(self, home: Home, volume: PersistentVolume) -> None:
+        """It was made, and says so for ever: before the pod can write to it."""
+        if volume.made:
+            return
+        await self._volumes.prepare(wanted(volume))
+        try:
+            await remember_made(home.cluster, volume)
+        except ApiError as error:
+            raise Undecided(f"volume {volume.name} is ready, and the API server does not take note: {error}") from error
 
     async def _pinned(self, home: Home, grant: Grant) -> PersistentVolume:
         """The PersistentVolume, tied to this node. One that no node was chosen for comes to live here, if it fits."""

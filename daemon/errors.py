@@ -43,6 +43,10 @@ class Damaged(VolumeError):
     """A volume that held data does not show a sound filesystem. It is never formatted again by us."""
 
 
+class Lost(VolumeError):
+    """A volume that held data is not there. An empty one in its place would look like all data deleted."""
+
+
 class Foreign(VolumeError):
     """A volume of that name exists and belongs to somebody else: it is neither mounted nor changed."""
 

@@ -53,6 +53,13 @@ async def pin(cluster: Cluster, volume: PersistentVolume, node: Node, pool: str)
     raise Refused(f"volume {volume.name} keeps changing while it is being tied to node {node.name}: it is tried again")
 
 
+async def remember_made(cluster: Cluster, volume: PersistentVolume) -> None:
+    """Says on the PersistentVolume, once, that its volume is ready. To be done before anybody can write to it."""
+    if not volume.made:
+        with contextlib.suppress(NotFound):
+            await cluster.patch(VOLUMES, volume.name, contract_volume.making(volume))
+
+
 async def release(cluster: Cluster, volume: PersistentVolume) -> None:
     """Takes our finalizer off. An object that is gone already is no error. Raises Conflict when it changed since it was
     read: what is to be done may have changed too (its policy, for one), so the caller decides anew."""

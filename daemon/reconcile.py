@@ -17,7 +17,7 @@ from contract.volume import DELETE, FAILED, RELEASED, PersistentVolume
 from daemon.demand import parameters_of, policy_of, wanted
 from daemon.errors import VolumeError
 from daemon.holdings import Holdings
-from daemon.pinning import release
+from daemon.pinning import release, remember_made
 from daemon.publish import Publisher
 from daemon.record import State, Volume
 from daemon.volumes import Volumes
@@ -39,7 +39,7 @@ _PARALLELISM = 16
 class Action(enum.Enum):
     LEAVE = "leave"
     PREPARE = "prepare"
-    """Make it, or bring its record up to date."""
+    """Make it, or bring its record up to date, or what the PersistentVolume says of it."""
     RECLAIM = "reclaim"
     RETAIN = "retain"
 
@@ -52,8 +52,8 @@ def plan(pv: PersistentVolume, volume: Volume | None) -> Action:
         return Action.RECLAIM if pv.reclaim_policy == DELETE else Action.RETAIN
     if volume is None:
         return Action.LEAVE if pv.phase in (RELEASED, FAILED) else Action.PREPARE
-    made = volume.record.uid == pv.uid and volume.record.state is State.READY
-    return Action.LEAVE if made and volume.record.policy == policy_of(pv) else Action.PREPARE
+    ready = volume.record.uid == pv.uid and volume.record.state is State.READY
+    return Action.LEAVE if ready and pv.made and volume.record.policy == policy_of(pv) else Action.PREPARE
 
 
 def reference(pv: PersistentVolume) -> ObjectReference:
@@ -113,6 +113,7 @@ class Reconciler:
         match action:
             case Action.PREPARE:
                 await self._volumes.prepare(wanted(pv))
+                await remember_made(self._cluster, pv)
             case Action.RECLAIM:
                 await self._volumes.reclaim(pv.name, pv.uid, pv.pool or self._pool_of(parameters_of(pv)))
                 await release(self._cluster, pv)

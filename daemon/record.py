@@ -127,6 +127,8 @@ class Wanted:
     size: int
     policy: str
     parameters: VolumeParameters
+    made: bool = False
+    """It was ready once: if it is not there, it is lost and not to be made anew."""
 
     def record(self, state: State) -> Record:
         """Raises DamagedRecord when the PersistentVolume holds what no record may."""

@@ -10,6 +10,7 @@ import pytest
 from contract import names
 from contract.volume import DELETE, PV_PROTECTION, RETAIN, PersistentVolume, Pin
 from daemon.demand import WrongOptions, wanted
+from daemon.errors import Lost
 from daemon.reconcile import PREPARATION_FAILED, Action, plan
 from daemon.record import Record, State, Volume
 from kube.client import CAPACITIES, VOLUMES
@@ -42,7 +43,8 @@ def recorded(**changes: object) -> Volume:
     [
         (PV, None, Action.PREPARE),
         (replace(PV, phase="Available"), None, Action.PREPARE),
-        (PV, MADE, Action.LEAVE),
+        (replace(PV, made=True), MADE, Action.LEAVE),
+        (PV, MADE, Action.PREPARE),
         (PV, recorded(state=State.FORMATTING), Action.PREPARE),
         (PV, recorded(policy=RETAIN), Action.PREPARE),
         (PV, recorded(uid="an-earlier-one"), Action.PREPARE),
@@ -87,6 +89,21 @@ async def test_a_volume_is_made_ahead_of_its_mount_and_removed_with_its_space(no
     await until(lambda: not node.holdings.all())
     assert await read_pv(node.cluster, "pv") is None
     assert not list(node.data.glob("pv.*"))
+
+
+async def test_what_was_made_once_and_is_lost_is_not_made_anew(node: NodeParts) -> None:
+    made = await create_pv(node.cluster, "pv")
+    await until(lambda: node.volume_names() == {"pv"})
+
+    async def says_so() -> bool:
+        found = await read_pv(node.cluster, "pv")
+        return found is not None and found.made
+
+    await until(says_so)
+    lost = replace(made, name="lost", made=True)
+    with pytest.raises(Lost):
+        await node.volumes.prepare(wanted(lost))
+    assert node.volume_names() == {"pv"}
 
 
 async def test_a_volume_of_policy_retain_leaves_the_published_room_before_its_finalizer_goes(node: NodeParts) -> None:

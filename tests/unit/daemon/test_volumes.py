@@ -11,7 +11,7 @@ import pytest
 
 from contract.parameters import VolumeParameters
 from contract.volume import DELETE, RETAIN
-from daemon.errors import BackendFailed, Damaged, Foreign, NoSpace, PoolMissing
+from daemon.errors import BackendFailed, Damaged, Foreign, Lost, NoSpace, PoolMissing
 from daemon.record import Damaged as DamagedVolume
 from daemon.record import Inventory, Pool, Record, State, Volume, Wanted
 from daemon.room import Promise
@@ -165,6 +165,17 @@ async def test_a_volume_that_is_not_found_is_not_gone_while_its_pool_is_not_foun
 ) -> None:
     with pytest.raises(PoolMissing, match="bring its disks back"):
         await volumes.reclaim("pv", "uid", "another pool")
+
+
+async def test_a_volume_that_was_made_and_is_not_there_is_lost_and_not_made_anew(
+    volumes: Volumes, backend: Memory
+) -> None:
+    once_made = replace(wanted(), made=True)
+    with pytest.raises(Lost, match="bring back the disks"):
+        await volumes.prepare(once_made)
+    assert backend.volumes == {}
+    await volumes.prepare(wanted())
+    assert (await volumes.prepare(once_made)).record.state is State.READY
 
 
 async def test_a_damaged_record_is_left_to_a_person(volumes: Volumes, backend: Memory) -> None:
