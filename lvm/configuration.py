@@ -5,6 +5,7 @@ In a container /etc/lvm is the image's and says nothing of the node; and use_aio
 finds it on a node.
 """
 
+import tempfile
 from pathlib import Path
 
 _UDEV_SOCKET = Path("/run/udev/control")
@@ -82,8 +83,12 @@ def text(*, udev: bool) -> str:
 
 
 def write(folder: Path, content: str) -> None:
-    """Put lvm.conf into its folder, so that a command that starts at this moment reads the old or the new one."""
+    """Put lvm.conf into its folder, so that a command that starts at this moment reads the old or the new one. Several
+    programs of ours may do so at once, from different containers."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fresh = folder / "lvm.conf.new"
-    fresh.write_text(content)
-    fresh.replace(folder / "lvm.conf")
+    target = folder / "lvm.conf"
+    if target.is_file() and target.read_text() == content:
+        return
+    with tempfile.NamedTemporaryFile("w", dir=folder, prefix="lvm.conf.", delete=False) as fresh:
+        fresh.write(content)
+    Path(fresh.name).replace(target)

@@ -1,0 +1,106 @@
+"""What may be adopted. The data of one tenant must never come to another by it."""
+
+from dataclasses import replace
+
+import pytest
+
+from command import adoption
+from command.adoption import Heir, Untagged
+from contract import names, volume
+from daemon.record import State
+from tests.unit.command.objects import GIB, NODE, held, of_elastic, persistent_volume
+
+_OLD = Untagged("pvc-1", "vg", GIB, "ext4")
+_HEIR = Heir("default", "heir", "elastic-local")
+
+
+def test_a_volume_of_elastic_gets_a_record_and_its_persistentvolume_is_tied() -> None:
+    plan = adoption.of_untagged(_OLD, {"pvc-1": of_elastic()}, NODE)
+    assert plan is not None
+    assert plan.record is not None
+    assert plan.action == adoption.ADOPT
+    assert (plan.record.uid, plan.record.policy, plan.record.state) == ("uid-1", "Delete", State.READY)
+    assert plan.patch is not None
+    assert "spec" not in plan.patch  # an affinity that is there can't be set again
+    assert plan.patch["metadata"]["finalizers"] == [names.FINALIZER]
+    assert plan.patch["metadata"]["resourceVersion"] == "7"
+
+
+def test_one_that_has_no_node_yet_gets_its_affinity_too() -> None:
+    plan = adoption.of_untagged(_OLD, {"pvc-1": persistent_volume(pinned=False)}, NODE)
+    assert plan is not None
+    assert plan.patch is not None
+    assert "nodeAffinity" in plan.patch["spec"]
+
+
+@pytest.mark.parametrize(
+    ("found", "pv", "words"),
+    [
+        (replace(_OLD, signature=""), of_elastic(), "nothing was ever written"),
+        (replace(_OLD, signature="xfs"), of_elastic(), "it holds xfs"),
+        (_OLD, of_elastic("node-1"), "tied to the hostname node-1"),
+        (_OLD, replace(of_elastic(), deleting=True), "is being deleted"),
+        (_OLD, replace(of_elastic(), phase="Released"), "is being deleted"),
+        (_OLD, replace(of_elastic(), options={"fsck": "never"}), "'fsck'"),
+    ],
+)
+def test_what_is_doubtful_is_left_alone(found: Untagged, pv: volume.PersistentVolume, words: str) -> None:
+    plan = adoption.of_untagged(found, {"pvc-1": pv}, NODE)
+    assert plan is not None
+    assert not plan.doable
+    assert (plan.patch, plan.record, plan.manifest) == (None, None, None)
+    assert words in plan.why
+
+
+def test_a_logical_volume_without_a_persistentvolume_is_none_of_our_business() -> None:
+    assert adoption.of_untagged(_OLD, {}, NODE) is None
+
+
+def test_an_adoption_that_was_cut_off_is_taken_up_and_a_whole_one_left() -> None:
+    plan = adoption.of_recorded(held(), False, {"pvc-1": of_elastic()}, NODE, None)
+    assert plan is not None
+    assert (plan.action, plan.record) == (adoption.TIE, None)
+    assert adoption.of_recorded(held(), False, {"pvc-1": persistent_volume()}, NODE, None) is None
+
+
+def test_an_orphan_waits_for_a_person_to_name_its_heir() -> None:
+    plan = adoption.of_recorded(held(), False, {}, NODE, None)
+    assert plan is not None
+    assert plan.action == adoption.ASK
+    assert not plan.doable
+    assert adoption.of_recorded(held(state=State.FORMATTING), False, {}, NODE, _HEIR) is None
+
+
+def test_the_new_persistentvolume_is_for_the_heir_alone_and_counts_as_the_old_one_did() -> None:
+    plan = adoption.of_recorded(held(pool="vg/pool"), False, {}, NODE, _HEIR)
+    assert plan is not None
+    assert plan.manifest is not None
+    body = plan.manifest
+    assert body["spec"]["claimRef"] == {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "namespace": "default",
+        "name": "heir",
+    }
+    assert body["spec"]["persistentVolumeReclaimPolicy"] == "Retain"
+    read = volume.read({**body, "metadata": {**body["metadata"], "uid": "new", "resourceVersion": "1"}})
+    assert read is not None
+    assert (read.size, read.pool, read.hostnames, read.finalizers) == (GIB, "vg/pool", ("host-1",), (names.FINALIZER,))
+    assert read.parameters().thin
+    assert read.parameters().thin_pool == "pool"
+
+    mirrored = adoption.of_recorded(held(), True, {}, NODE, _HEIR)
+    assert mirrored is not None
+    assert mirrored.manifest is not None
+    assert mirrored.manifest["spec"]["flexVolume"]["options"]["raid"] == "raid1"
+
+
+def test_a_persistentvolume_made_anew_takes_over_what_it_names() -> None:
+    again = persistent_volume(uid="uid-2")
+    plan = adoption.of_recorded(held(), False, {"pvc-1": again}, NODE, None)
+    assert plan is not None
+    assert plan.record is not None
+    assert (plan.action, plan.record.uid, plan.record.policy) == (adoption.RETAG, "uid-2", "Delete")
+    plan = adoption.of_recorded(held(), False, {"pvc-1": replace(again, filesystem="xfs")}, NODE, None)
+    assert plan is not None
+    assert plan.action == adoption.REFUSE

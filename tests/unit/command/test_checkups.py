@@ -1,0 +1,100 @@
+"""Verdicts of doctor: what is wrong is seen, and has a remedy."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from command import clustercheckup, nodecheckup
+from command.checkup import Finding, Verdict
+from command.clustercheckup import Published
+from contract import names
+from contract.capacity import Capacity
+from host.mounttable import parse
+from kube.records import StorageClass
+from tests.unit.command.objects import NODE, persistent_volume
+
+_NOW = datetime(2026, 1, 1, tzinfo=UTC)
+_CAPACITY = Capacity("node-1", "host-1", "elastic-local", "vg", 10, 5, 1)
+_PUBLISHED = Published(_CAPACITY, "node-uid", _NOW - timedelta(hours=3))
+_CLASS = StorageClass("elastic-local", names.PROVISIONER, {}, "Delete", (), "WaitForFirstConsumer", True, ())
+
+
+def wrong(finding: Finding, words: str) -> None:
+    assert finding.verdict is Verdict.WRONG, finding
+    assert words in finding.words
+    assert finding.remedy
+
+
+def test_published_room_must_be_of_this_very_node_for_every_class_and_of_no_future() -> None:
+    def verdict(*published: Published) -> Finding:
+        return clustercheckup.capacity_of(NODE, [_CLASS], published, _NOW)
+
+    fine = verdict(_PUBLISHED)
+    assert fine.verdict is Verdict.OK
+    assert "3 hours ago" in fine.words
+    wrong(verdict(), "none")
+    wrong(verdict(replace(_PUBLISHED, owner_uid="earlier")), "earlier node")
+    wrong(verdict(replace(_PUBLISHED, capacity=replace(_CAPACITY, hostname="old"))), "names the hostname old")
+    wrong(verdict(replace(_PUBLISHED, capacity=replace(_CAPACITY, storage_class="other"))), "none for elastic-local")
+    wrong(verdict(replace(_PUBLISHED, written=_NOW + timedelta(minutes=5))), "clocks differ")
+
+
+def test_the_provisioners_lease_shows_a_dead_leader_and_a_wrong_clock() -> None:
+    def verdict(age: float) -> Finding:
+        renewed = (_NOW - timedelta(seconds=age)).isoformat().replace("+00:00", "Z")
+        return clustercheckup.leader({"holderIdentity": "p-1", "renewTime": renewed}, _NOW, "elastic-local")
+
+    assert verdict(3).verdict is Verdict.OK
+    wrong(verdict(300), "300 s ago")
+    wrong(verdict(-300), "ahead")
+    wrong(clustercheckup.leader({"renewTime": None}, _NOW, "elastic-local"), "none leads")
+
+
+def test_a_volume_that_waits_for_a_node_that_is_gone_is_told() -> None:
+    pv = replace(persistent_volume(), deleting=True)
+    assert clustercheckup.stuck([(pv, 5.0), (pv, None)], [NODE]).verdict is Verdict.OK
+    wrong(clustercheckup.stuck([(pv, 5000.0)], [NODE]), "pvc-1")
+    wrong(clustercheckup.stuck([(pv, 5000.0)], []), "the node of pvc-1 is gone")
+
+
+def test_a_class_with_the_old_name_is_pointed_out() -> None:
+    wrong(clustercheckup.storage_classes([])[0], "none has the provisioner")
+    [old] = clustercheckup.storage_classes([replace(_CLASS, provisioner=names.PROVISIONER_OF_ELASTIC)])
+    assert old.verdict is Verdict.UNKNOWN
+    wrong(clustercheckup.hostname(replace(NODE, hostname="")), names.HOSTNAME_LABEL)
+
+
+_MOUNTS = """\
+21 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw
+22 21 8:2 / /var/lib/kubelet rw - ext4 /dev/sda2 rw
+"""
+
+
+def test_propagation_is_that_of_the_mount_that_holds_the_folder() -> None:
+    mounts = parse(_MOUNTS)
+    wrong(nodecheckup.propagation(mounts, Path("/var/lib/kubelet")), "/var/lib/kubelet is not shared")
+    assert nodecheckup.propagation(mounts, Path("/var/lib/other")).verdict is Verdict.OK
+    hidden = parse(f"{_MOUNTS}23 22 8:3 / /var/lib/kubelet rw shared:9 - ext4 /dev/sda3 rw\n")
+    assert nodecheckup.propagation(hidden, Path("/var/lib/kubelet")).verdict is Verdict.OK
+
+
+def test_missing_tools_are_named_with_the_packages_that_have_them() -> None:
+    finding = nodecheckup.tools("LVM", lambda program: None if program in ("lvm", "mkfs.xfs") else f"/sbin/{program}")
+    wrong(finding, "lvm, mkfs.xfs")
+    assert finding.remedy == "apt-get install lvm2 xfsprogs"
+    assert nodecheckup.tools("BINDMOUNT", lambda _: None).verdict is Verdict.OK
+
+
+@pytest.mark.parametrize(("registered", "verdict"), [("\text4\n", "unknown"), ("\txfs\n", "wrong")])
+def test_filesystems_that_the_kernel_lacks(registered: str, verdict: str) -> None:
+    assert nodecheckup.filesystems(registered, set()).verdict == verdict
+    assert nodecheckup.filesystems("", {"ext4", "xfs", "btrfs"}).verdict is Verdict.OK
+
+
+def test_what_the_daemon_says_of_itself_is_passed_on() -> None:
+    found = nodecheckup.readiness("[+]socket ok\n[-]driver: the kubelet does not call it\nreadyz check failed\n")
+    assert [finding.verdict for finding in found] == [Verdict.OK, Verdict.WRONG]
+    assert "the kubelet does not call it" in found[1].words
+    assert nodecheckup.readiness("<html>")[0].verdict is Verdict.WRONG

@@ -1,0 +1,52 @@
+from dataclasses import replace
+
+from command import holdings
+from command.holdings import Row
+from daemon.record import Damaged, Foreign, Health, Inventory
+from kube.records import Pod, PodVolume
+from tests.unit.command.objects import GIB, NODE, OTHER_NODE, held, persistent_volume
+
+_POD = Pod("default", "db-0", "pod-uid", "node-1", "Running", (PodVolume("v", "data", False, False),), deleting=False)
+
+
+def rows(*volumes: Row) -> dict[str, str]:
+    return {row.volume: row.state for row in volumes}
+
+
+def test_a_node_tells_of_all_that_it_holds() -> None:
+    inventory = Inventory(
+        [replace(held(), health=Health.RAID_DEGRADED)],
+        [],
+        [Foreign("root", "vg", GIB)],
+        [Damaged("pvc-9", "vg", "it has no uid")],
+    )
+    found = holdings.of_node(inventory, "node-1", {"pvc-1": 5}, {"pvc-1": ("pod-uid",)})
+    assert rows(*found) == {"pvc-1": "ready", "pvc-9": "damaged", "root": "foreign"}
+    mine = found[0]
+    assert (mine.used, mine.pods, mine.remark) == (5, ("pod-uid",), "raid-degraded")
+
+
+def test_node_and_cluster_meet_by_uid_and_not_by_name() -> None:
+    held_rows = holdings.of_node(Inventory([held()]), "node-1", {}, {})
+    [row] = holdings.joined(held_rows, [persistent_volume()], [_POD], [NODE], {"node-1"})
+    assert (row.state, row.claim, row.pods, row.policy) == ("ready", "default/data", ("default/db-0",), "Delete")
+
+    namesake = persistent_volume(uid="uid-2")
+    found = holdings.joined(held_rows, [namesake], [_POD], [NODE], {"node-1"})
+    assert sorted((row.state, row.claim) for row in found) == [("orphan", ""), ("pending", "default/data")]
+
+
+def test_states_that_only_both_together_show() -> None:
+    held_rows = holdings.of_node(Inventory([held()]), "node-1", {}, {})
+
+    def state(pv: object, answered: set[str], *nodes: object, told: object = held_rows) -> str:
+        [row] = holdings.joined(told, [pv], [], nodes, answered)  # type: ignore[list-item,arg-type]
+        return row.state
+
+    pv = persistent_volume()
+    assert state(replace(pv, phase="Released"), {"node-1"}, NODE) == "released"
+    assert state(replace(pv, deleting=True), {"node-1"}, NODE) == "deleting"
+    assert state(pv, {"node-1"}, NODE, told=[]) == "pending"
+    assert state(pv, set(), NODE, told=[]) == "unseen"
+    assert state(pv, {"node-2"}, OTHER_NODE, told=[]) == "lost"
+    assert state(persistent_volume(pinned=False), {"node-1"}, NODE, told=[]) == "pending"
