@@ -106,8 +106,8 @@ FILESYSTEMS: Mapping[str, Filesystem] = {
         },
     ),
     BTRFS: Filesystem(
-        # mkfs.btrfs takes 109 MiB without -M; below 256 MiB the data of a new filesystem fills too soon to be useful.
-        minimum_size=128 * _MIB,
+        # mkfs.btrfs takes 109 MiB, but the kernel refuses to resize to less than 256 MiB (btrfs_ioctl_resize).
+        minimum_size=256 * _MIB,
         flags={
             "--csum": _words("crc32c", "xxhash", "sha256", "blake2"),
             "-d": _words("single", "dup"),

@@ -179,7 +179,7 @@ class Daemon:
         self._persistent_volumes.subscribe(lambda key, *_: reconciler.look_at(key))
         self._persistent_volumes.subscribe(lambda *_: publisher.trigger())
         authoriser = Authoriser(self._cluster, self._pods, node)
-        self._callouts.settle(Home(self._cluster, node, authoriser, holdings, reconciler.look_at))
+        self._callouts.settle(Home(self._cluster, node, authoriser, holdings, reconciler.look_at, self._events))
         log.info("serving node %s (hostname %s)", node.name, node.hostname)
         async with asyncio.TaskGroup() as parts:
             parts.create_task(publisher.classes.run())

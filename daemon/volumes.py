@@ -21,14 +21,15 @@ from typing import Any, TypeVar
 from contract import names
 from contract.volume import RETAIN
 from daemon.backends import Backend
-from daemon.errors import BackendFailed, Damaged, Foreign, InUse, Occupied, PoolMissing, VolumeError
+from daemon.errors import BackendFailed, Damaged, Foreign, InUse, Lost, Occupied, PoolMissing, VolumeError
+from daemon.filesystems import Filesystems
 from daemon.ordering import Turns
 from daemon.podfolder import PodFolder
 from daemon.record import DamagedRecord, Inventory, Record, State, Volume, Wanted
 from daemon.room import Promise, Room
 from daemon.staging import Staging
 from daemon.stock import Stock
-from host import blockdevice, filesystem, mounting
+from host import filesystem
 from host.command import CommandError
 
 log = logging.getLogger(__name__)
@@ -59,12 +60,11 @@ class Volumes:
         self._backend = backend
         self._stock = Stock(backend)
         self._staging = Staging(staging)
+        self._filesystems = Filesystems(backend, self._staging)
         self._room = Room(backend, self._stock, promises, reserve)
         self._disks = asyncio.Semaphore(parallelism)
         self._observe = observe
         self._turns = Turns()
-        self._fresh: set[str] = set()
-        """Formatted by this process and not mounted since: there is nothing to check or to grow."""
 
     @property
     def inventory(self) -> Inventory:
@@ -92,11 +92,14 @@ class Volumes:
         """The volume, made and formatted."""
         return await self._turn("prepare", wanted.pv, wanted, lambda: self._prepared(wanted))
 
-    async def mount(self, wanted: Wanted, folder: PodFolder, read_only: bool) -> None:
+    async def mount(self, wanted: Wanted, folder: PodFolder, read_only: bool) -> VolumeError | None:
         """The volume, made if need be, mounted in the folder that bears its name: returns only when it is, and after
-        an error nothing of it is left there. A folder that shows it already is a success."""
+        an error nothing of it is left there. A folder that shows it already is a success.
+
+        One that has not the wanted size is extended. If that can't be, it is mounted as it is and the reason returned:
+        data that could be had is not withheld because there should be more room beside it."""
         request = (wanted, folder, read_only)
-        await self._turn("mount", wanted.pv, request, lambda: self._mount(wanted, folder, read_only))
+        return await self._turn("mount", wanted.pv, request, lambda: self._mount(wanted, folder, read_only))
 
     async def unmount(self, folder: PodFolder) -> None:
         """Nothing is mounted on the folder, whatever lay there; after its last user the volume itself is unmounted.
@@ -137,6 +140,9 @@ class Volumes:
 
     async def _prepared(self, wanted: Wanted) -> Volume:
         volume = await self._stock.volume(wanted.pv)
+        if volume is None and wanted.made:
+            await self._stock.look()  # who says "lost" must have seen it
+            volume = self.inventory.volume(wanted.pv)
         if volume is None:
             self._refuse_damaged(wanted.pv)
         elif volume.record.uid != wanted.uid:
@@ -145,6 +151,11 @@ class Volumes:
                 "does not show its data to another: use another name, or have the administrator remove the old volume"
             )
         if volume is None or volume.record.state is State.FORMATTING:
+            if wanted.made:
+                raise Lost(
+                    f"volume {wanted.pv} was made on this node and is not there any more: bring back the disks that it "
+                    "lies on; if they are gone for good, so is its data: delete the claim and make it anew"
+                )
             async with self._disks:
                 return await self._made(wanted, begun=volume)
         if volume.record.policy != wanted.policy:
@@ -159,19 +170,25 @@ class Volumes:
                 self._stock.put(volume, taken)
         if volume.record.state is State.READY:
             return volume
-        async with self._backend.device(volume) as device:
-            await filesystem.make(wanted.parameters.filesystem, device, wanted.parameters.mkfs_options)
-        volume = await self._rewritten(volume, wanted.record(State.READY))
-        self._fresh.add(wanted.pv)
-        return volume
+        await self._filesystems.make(volume, wanted.parameters)
+        return await self._rewritten(volume, wanted.record(State.READY))
 
-    async def _mount(self, wanted: Wanted, folder: PodFolder, read_only: bool) -> None:
+    async def _mount(self, wanted: Wanted, folder: PodFolder, read_only: bool) -> VolumeError | None:
+        shortfall = None
         try:
             volume = await self._prepared(wanted)
             if await asyncio.to_thread(self._staging.mounted, wanted.pv) is None:
+                if volume.size < wanted.size:
+                    try:
+                        volume = await self._extended(volume, wanted)
+                    except VolumeError as error:
+                        log.warning("%s; it is mounted as it is", error, extra={"volume": wanted.pv})
+                        shortfall = error
                 async with self._disks:
-                    await self._stage(volume, wanted.parameters.mount_options)
+                    unfilled = await self._filesystems.mount(volume, wanted.parameters.mount_options)
+                shortfall = shortfall or unfilled
             await asyncio.to_thread(self._staging.bind, wanted.pv, folder, read_only=read_only)
+            return shortfall
         except Occupied:
             await self._release_if_idle(wanted.pv)
             raise
@@ -182,30 +199,6 @@ class Volumes:
             except (VolumeError, OSError) as error:
                 log.warning("%s is left mounted: %s", folder.path, error, extra={"volume": wanted.pv})
             raise
-
-    async def _stage(self, volume: Volume, options: tuple[str, ...]) -> None:
-        kind = volume.record.filesystem
-        path = await asyncio.to_thread(self._staging.make_folder, volume.pv)
-        async with self._backend.device(volume) as source:
-            if not self._backend.on_devices:
-                await asyncio.to_thread(mounting.bind, source, path)
-                return
-            fresh = volume.pv in self._fresh
-            # A container may keep it mounted in a mount namespace of its own: it was checked then, and can't be now.
-            if not fresh and not await asyncio.to_thread(blockdevice.is_claimed, source):
-                await filesystem.check(kind, source)
-            await filesystem.mount(kind, source, path, options)
-            self._fresh.discard(volume.pv)
-            if not fresh:
-                await self._grow_if_possible(kind, source, path)
-
-    async def _grow_if_possible(self, kind: str, device: Path, path: Path) -> None:
-        """Data that could be had is not withheld because there might be more room for it: who asks for the room, asks
-        by expand, and is told there."""
-        try:
-            await filesystem.grow(kind, device, path)
-        except (CommandError, OSError) as error:
-            log.warning("the filesystem at %s stays as it is: %s", path, error)
 
     async def _unmount(self, folder: PodFolder) -> None:
         await asyncio.to_thread(self._staging.unbind, folder)
@@ -220,16 +213,17 @@ class Volumes:
             log.warning("the staging mount of %s stays: %s", pv, error, extra={"volume": pv})
 
     async def _expand(self, wanted: Wanted) -> Volume:
-        volume = await self._prepared(wanted)
-        self._fresh.discard(wanted.pv)
         # Neither step asks whether the one before it had something to do: a crash may have come between them.
+        volume = await self._extended(await self._prepared(wanted), wanted)
+        await self._filesystems.grow(volume)
+        return volume
+
+    async def _extended(self, volume: Volume, wanted: Wanted) -> Volume:
+        self._filesystems.changed(wanted.pv)
         async with self._disks, self._room.held(wanted, volume.size) as taken:
             with self._stock.changing(wanted.pv):
                 volume = await self._backend.extend(volume, wanted.size)
                 self._stock.put(volume, taken)
-        staged = await asyncio.to_thread(self._staging.mounted, wanted.pv)
-        if staged is not None and self._backend.on_devices:
-            await filesystem.grow(volume.record.filesystem, Path(staged.source), Path(staged.path))
         return volume
 
     async def _reclaim(self, pv: str, uid: str, pool: str) -> None:
@@ -253,7 +247,7 @@ class Volumes:
             with self._stock.changing(pv):
                 await self._backend.remove(volume)
                 self._stock.drop(volume)
-        self._fresh.discard(pv)
+        self._filesystems.changed(pv)
 
     async def _retain(self, pv: str, uid: str) -> None:
         volume = await self._stock.volume(pv)

@@ -5,15 +5,23 @@ when it finds damage is acted on only by e2fsck, and the check of a clean filesy
 don't: they replay their log when they are mounted and verify each block by its checksum when it is read, while
 xfs_repair refuses a filesystem with a log to replay and both checkers read all metadata, minutes for nothing.
 
+Growing. xfs and btrfs grow mounted, and so does ext4 where the kernel lets us (CAP_SYS_RESOURCE): through its journal,
+so no crash can hurt. Elsewhere ext4 grows before it is mounted; resize2fs then wants all metadata checked, which takes
+minutes on a large one, so it is asked only when there is something to grow.
+
 Features newer than the kernel. The tools come from the container image and the kernel from the node, and what mkfs
 turns on must be known to the kernel. Debian 12's tools, which the image has, turn on nothing newer than Linux 5.10 by
 default, and host.mounting needs 5.12 in any case. A newer image has to think again: mkfs.xfs 6.5 turns on nrext64
 (Linux 5.19), e2fsprogs 1.47 as upstream ships it orphan_file (5.15).
 
-Sources: e2fsck(8), mke2fs(8), resize2fs(8), mkfs.xfs(8), xfs_repair(8), xfs_growfs(8), mkfs.btrfs(8), btrfs-check(8).
+Sources: e2fsck(8), mke2fs(8), resize2fs(8), mkfs.xfs(8), xfs_repair(8), xfs_growfs(8), mkfs.btrfs(8), btrfs-check(8),
+ext4(5), capabilities(7).
 """
 
+import asyncio
 import errno
+import re
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +46,10 @@ class Facts:
     check: tuple[str, ...] = ()
     sound: frozenset[int] = frozenset()
     """Exit codes of `check` after which it may be mounted."""
+    check_all: tuple[str, ...] = ()
+    """A check of all metadata, which must come before `grow` when it is not mounted."""
+    grow_capability: int | None = None
+    """Without it the kernel does not let us grow a mounted one: number of a capability."""
 
 
 FACTS: Mapping[str, Facts] = {
@@ -50,6 +62,8 @@ FACTS: Mapping[str, Facts] = {
         signatures=frozenset({"ext4", "ext3", "ext2"}),  # with enough features turned off it looks like its elders
         check=("e2fsck", "-p"),
         sound=frozenset({0, 1, 2}),  # clean; repaired; repaired, and a root filesystem would need a reboot
+        check_all=("e2fsck", "-f", "-p"),
+        grow_capability=24,  # CAP_SYS_RESOURCE
     ),
     "xfs": Facts(
         make=("mkfs.xfs", "-q", "-f"),
@@ -92,10 +106,13 @@ async def check(kind: str, device: Path, *, deadline: float = 3600) -> None:
     facts = FACTS[kind]
     if found not in facts.signatures:
         raise Unsound(kind, device, f"found {found}" if found else "found nothing that is known")
-    if not facts.check:
-        return
-    checked = await run(*facts.check, str(device), deadline=deadline, check=False)
-    if checked.exit_code not in facts.sound:
+    if facts.check:
+        await _checked(kind, facts.check, device, deadline)
+
+
+async def _checked(kind: str, words: Sequence[str], device: Path, deadline: float) -> None:
+    checked = await run(*words, str(device), deadline=deadline, check=False)
+    if checked.exit_code not in FACTS[kind].sound:
         raise Unsound(kind, device, f"{checked.command_line} ended with {checked.exit_code}: {checked.words}")
 
 
@@ -129,7 +146,47 @@ async def grow(kind: str, device: Path, path: Path, *, deadline: float = 600) ->
             raise
         raise PermissionError(
             errno.EPERM,
-            f"the kernel does not let us grow {kind} (a mounted ext4 takes CAP_SYS_RESOURCE): "
-            "run the daemon in a privileged container",
+            f"the kernel does not let us grow a mounted {kind} (it takes CAP_SYS_RESOURCE): run the daemon in a "
+            "privileged container, or let the volume be unmounted, and it grows with its next mount",
             str(path),
         ) from error
+
+
+def grows_mounted(kind: str) -> bool:
+    """Whether the kernel lets us grow a mounted one."""
+    capability = FACTS[kind].grow_capability
+    return capability is None or bool(_capabilities() >> capability & 1)
+
+
+async def grow_unmounted(kind: str, device: Path, *, deadline: float = 3600) -> None:
+    """Lets a filesystem that is sound and not mounted fill its device. For kinds that may not grow mounted. Killed half
+    way, it leaves what `check` repairs. Raises Unsound and CommandError."""
+    facts = FACTS[kind]
+    if await asyncio.to_thread(_ext4_lacks, device):
+        await _checked(kind, facts.check_all, device, deadline)
+        await run(*facts.grow, str(device), deadline=deadline)
+
+
+def _capabilities() -> int:
+    """Bits of this process's effective capabilities."""
+    found = re.search(r"^CapEff:\t([0-9a-f]+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found
+    return int(found[1], 16)
+
+
+_SUPERBLOCK = 1024
+_SUPERBLOCK_LENGTH = 1024
+
+
+def _ext4_lacks(device: Path) -> bool:
+    """Whether an ext4 is smaller than its device, by a block at least. The fields are s_blocks_count_lo and _hi,
+    s_log_block_size, and the 64bit bit of s_feature_incompat, without which _hi means nothing."""
+    with device.open("rb") as file:
+        file.seek(_SUPERBLOCK)
+        superblock = file.read(_SUPERBLOCK_LENGTH)
+    (low,) = struct.unpack_from("<I", superblock, 0x4)
+    (log_block_size,) = struct.unpack_from("<I", superblock, 0x18)
+    (incompatible,) = struct.unpack_from("<I", superblock, 0x60)
+    (high,) = struct.unpack_from("<I", superblock, 0x150)
+    blocks = low | (high << 32 if incompatible & 0x80 else 0)
+    return bool(blockdevice.size(device) // (1024 << log_block_size) > blocks)

@@ -1,13 +1,15 @@
 """Real filesystems on real (loop) devices: made, mounted, checked, grown, damaged."""
 
+import asyncio
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from host import blockdevice, filesystem, loopdevice, mounting
-from host.command import CommandFailed
+from host import blockdevice, command, filesystem, loopdevice, mounting
+from host.command import CommandFailed, Completed
 
 MIB = 1024**2
 SIZES = {"ext4": 16 * MIB, "xfs": 320 * MIB, "btrfs": 128 * MIB}
@@ -65,6 +67,54 @@ async def test_data_outlives_the_mount(kind: str, device: Path, folder: Path) ->
 @pytest.mark.parametrize("kind", ["xfs", "btrfs"])
 async def test_growth_is_seen_while_mounted(kind: str, device: Path, image: Path, folder: Path) -> None:
     await grown_while_mounted(kind, device, image, folder)
+
+
+async def test_ext4_that_is_not_mounted_grows(device: Path, image: Path, folder: Path) -> None:
+    await filesystem.make("ext4", device)
+    await filesystem.mount("ext4", device, folder)
+    before = bytes_of(folder)
+    (folder / "file").write_bytes(b"data" * MIB)
+    mounting.unmount(folder)
+    os.truncate(image, 3 * SIZES["ext4"])
+    loopdevice.set_capacity(device)
+    for _ in range(2):
+        await filesystem.grow_unmounted("ext4", device)
+    await filesystem.mount("ext4", device, folder)
+    assert bytes_of(folder) > 2.8 * before
+    assert (folder / "file").read_bytes() == b"data" * MIB
+    mounting.unmount(folder)
+
+
+async def test_an_ext4_that_fills_its_device_is_not_checked_for_nothing(
+    device: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Completed] = []
+    await filesystem.make("ext4", device)
+    monkeypatch.setattr(command, "observers", [seen.append])
+    await filesystem.grow_unmounted("ext4", device)
+    assert seen == []
+
+
+async def test_growth_killed_half_way_leaves_what_the_check_repairs(device: Path, image: Path, folder: Path) -> None:
+    """Without room for more group descriptors, growing moves what the filesystem has: the worst moment to die."""
+    await filesystem.make("ext4", device, ("-b", "1024", "-O", "^resize_inode"))
+    await filesystem.mount("ext4", device, folder)
+    (folder / "file").write_bytes(b"data" * 2 * MIB)
+    mounting.unmount(folder)
+    for size, seconds in ((64, 0.02), (128, 0.04), (256, 0.06), (512, 0.1)):
+        os.truncate(image, size * MIB)
+        loopdevice.set_capacity(device)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await filesystem.grow_unmounted("ext4", device)
+        await filesystem.check("ext4", device)
+        await filesystem.mount("ext4", device, folder)
+        assert (folder / "file").read_bytes() == b"data" * 2 * MIB
+        mounting.unmount(folder)
+    await filesystem.grow_unmounted("ext4", device)
+    await filesystem.mount("ext4", device, folder)
+    assert bytes_of(folder) > 400 * MIB
+    mounting.unmount(folder)
 
 
 async def grown_while_mounted(kind: str, device: Path, image: Path, folder: Path) -> None:

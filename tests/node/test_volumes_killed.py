@@ -179,6 +179,34 @@ def test_reclaiming_goes_on(node: Node, step: Step, when: str) -> None:
     assert list((node.root / "data").iterdir()) == []
 
 
+GROWS_ITSELF = "grow" if filesystem.grows_mounted("ext4") else "grow_unmounted"
+
+
+@at((LoopBackend, "extend"), (LoopBackend, "_grow_image"), (filesystem, GROWS_ITSELF), (filesystem, "mount"))
+def test_growing_with_the_next_mount_goes_on(node: Node, step: Step, when: str) -> None:
+    folder = node.folder()
+
+    async def fill(volumes: Volumes) -> None:
+        await volumes.mount(node.wanted(32 * MIB), folder, read_only=False)
+        (folder.path / "data").write_bytes(b"precious" * MIB)
+        await volumes.unmount(folder)
+
+    async def mount(volumes: Volumes) -> None:
+        assert await volumes.mount(node.wanted(64 * MIB), folder, read_only=False) is None
+
+    async def unmount(volumes: Volumes) -> None:
+        await volumes.unmount(folder)
+
+    run(node, fill)
+    run_and_kill(node, mount, step, when)
+    run(node, unmount)
+    run(node, mount)
+    figures = os.statvfs(folder.path)
+    # Mounted before it was killed, it was unmounted before it was asked for again, so it has all its room.
+    assert figures.f_blocks * figures.f_frsize > 50 * MIB
+    assert (folder.path / "data").read_bytes() == b"precious" * MIB
+
+
 @at((LoopBackend, "extend"), (loopdevice, "set_capacity"), (filesystem, "grow"))
 def test_growing_goes_on(node: Node, step: Step, when: str) -> None:
     folder = node.folder()

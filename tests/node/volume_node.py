@@ -40,6 +40,12 @@ class Node:
         """Where a volume without parameters is made."""
         return self.make_backend().pool_of(VolumeParameters())
 
+    def free(self, volumes: Volumes) -> int:
+        """Bytes of that pool that nobody has."""
+        pool = volumes.inventory.pool(self.pool)
+        assert pool
+        return pool.free
+
     @property
     def staging(self) -> Path:
         return self.root / "staging"

@@ -14,7 +14,7 @@ from daemon import callouts
 from daemon.authorise import Authoriser, Refused, Undecided, at_home
 from daemon.callouts import Home, NodeCallouts
 from daemon.calls import Expand, Mount, Unmount
-from daemon.errors import NoSpace, NotAPodFolder, PoolMissing
+from daemon.errors import NoSpace, NotAPodFolder, PoolMissing, VolumeError
 from daemon.podfolder import PodFolder
 from daemon.record import Wanted
 from daemon.volumes import Volumes
@@ -33,13 +33,15 @@ class Unmounted:
     volumes: Volumes
     mounts: list[tuple[str, bool]] = field(default_factory=list)
     unmounts: list[PodFolder] = field(default_factory=list)
+    shortfall: VolumeError | None = None
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.volumes, name)
 
-    async def mount(self, wanted: Wanted, folder: PodFolder, read_only: bool) -> None:
+    async def mount(self, wanted: Wanted, folder: PodFolder, read_only: bool) -> VolumeError | None:
         await self.volumes.prepare(wanted)
         self.mounts.append((wanted.pv, read_only))
+        return self.shortfall
 
     async def unmount(self, folder: PodFolder) -> None:
         self.unmounts.append(folder)
@@ -58,6 +60,7 @@ class Serving:
             Authoriser(parts.cluster, pods, parts.node),
             parts.holdings,
             self.looked_at.append,
+            parts.events,
         )
         self.pods = pods
 
@@ -159,6 +162,19 @@ async def test_a_pod_that_the_informer_knows_needs_no_hint(serving: Serving) -> 
         following.cancel()
         await asyncio.wait([following])
     assert serving.volumes.mounts == [("pv", True)]
+
+
+async def test_a_volume_mounted_smaller_than_it_should_be_is_told_of(serving: Serving) -> None:
+    await create_pv(serving.cluster, "pv")
+    mounts = await serving.pod_with("pv")
+    serving.volumes.shortfall = NoSpace("pv", "folder", 30, 20)
+    assert await serving.callouts.mount(mounts["pv"])
+    warnings = await serving.parts.warnings()
+    assert {(name, reason) for name, reason, _ in warnings} == {
+        ("pv", "VolumeResizeFailed"),
+        ("claim-pv", "VolumeResizeFailed"),
+    }
+    assert "mounted with the size it has: volume pv needs 30 bytes" in warnings[0][2]
 
 
 async def test_two_mounts_at_once_are_not_promised_the_same_room(serving: Serving) -> None:

@@ -1,0 +1,85 @@
+"""The filesystems on a node's volumes: made once, and checked and grown on the way to the staging mount.
+
+A volume may have grown while it was not mounted, or the daemon may have ended between the two steps of growing, so
+each mount of an older one sees to it that the filesystem fills its device. That it can't is no reason to withhold the
+data: the mount tells why, and who asks for the room, asks by `grow`.
+"""
+
+import asyncio
+import logging
+from pathlib import Path
+
+from contract.parameters import VolumeParameters
+from daemon.backends import Backend
+from daemon.errors import BackendFailed, VolumeError
+from daemon.record import Volume
+from daemon.staging import Staging
+from host import blockdevice, filesystem, mounting
+from host.command import CommandError
+
+log = logging.getLogger(__name__)
+
+
+class Filesystems:
+    """Those of one backend. Methods raise VolumeError, host.filesystem.Unsound, CommandError and OSError."""
+
+    def __init__(self, backend: Backend, staging: Staging) -> None:
+        self._backend = backend
+        self._staging = staging
+        self._fresh: set[str] = set()
+        """Formatted by this process and not mounted since: there is nothing to check or to grow."""
+
+    async def make(self, volume: Volume, parameters: VolumeParameters) -> None:
+        """Whatever the volume held is lost."""
+        async with self._backend.device(volume) as device:
+            await filesystem.make(parameters.filesystem, device, parameters.mkfs_options)
+        self._fresh.add(volume.pv)
+
+    def changed(self, pv: str) -> None:
+        """The volume is not as it was when its filesystem was made."""
+        self._fresh.discard(pv)
+
+    async def mount(self, volume: Volume, options: tuple[str, ...]) -> VolumeError | None:
+        """The volume at its staging path. Returns why its filesystem is smaller than the volume, if it is."""
+        path = await asyncio.to_thread(self._staging.make_folder, volume.pv)
+        async with self._backend.device(volume) as source:
+            if not self._backend.on_devices:
+                await asyncio.to_thread(mounting.bind, source, path)
+                return None
+            if volume.pv in self._fresh:
+                await filesystem.mount(volume.record.filesystem, source, path, options)
+                self._fresh.discard(volume.pv)
+                return None
+            return await self._mount_old(volume, source, path, options)
+
+    async def _mount_old(
+        self, volume: Volume, device: Path, path: Path, options: tuple[str, ...]
+    ) -> VolumeError | None:
+        kind = volume.record.filesystem
+        grows_mounted, shortfall = filesystem.grows_mounted(kind), None
+        # A container may keep it mounted in a mount namespace of its own: it was checked then, and can't be now.
+        if not await asyncio.to_thread(blockdevice.is_claimed, device):
+            await filesystem.check(kind, device)
+            if not grows_mounted:
+                try:
+                    await filesystem.grow_unmounted(kind, device)
+                except (CommandError, OSError) as error:
+                    shortfall = self._shortfall(volume, error)
+        await filesystem.mount(kind, device, path, options)
+        if grows_mounted:
+            try:
+                await filesystem.grow(kind, device, path)
+            except (CommandError, OSError) as error:
+                shortfall = self._shortfall(volume, error)
+        return shortfall
+
+    @staticmethod
+    def _shortfall(volume: Volume, error: Exception) -> VolumeError:
+        log.warning("the filesystem of %s stays as it is: %s", volume.pv, error, extra={"volume": volume.pv})
+        return BackendFailed(f"the filesystem of volume {volume.pv} does not fill it: {error}")
+
+    async def grow(self, volume: Volume) -> None:
+        """It fills its device, if it is mounted. If it isn't, the next mount sees to that."""
+        staged = await asyncio.to_thread(self._staging.mounted, volume.pv)
+        if staged is not None and self._backend.on_devices:
+            await filesystem.grow(volume.record.filesystem, Path(staged.source), Path(staged.path))
