@@ -46,9 +46,10 @@ class JobTracker:
     async def look(self, wanted: bool, releases: Mapping[str, Release]) -> None:
         """Brings the table up to date. `releases`: of all PersistentVolumes of this node, by name.
 
-        The first look is made also when Jobs are not `wanted`: one may run since before that was configured. To be
-        forbidden to look means then that there is none of ours. Raises ApiError."""
-        if self.known and not wanted and not any(self._running()):
+        The first look is made also when Jobs are not `wanted`, if there is an image for them: one may run since before
+        that was configured. To be forbidden to look means then that there is none of ours. Raises ApiError."""
+        if not wanted and (self.known or not self._image) and not any(self._running()):
+            self.known = True
             return
         try:
             bodies = await self._cluster.list(JOBS, self._namespace, label_selector=jobs.selector(self._hostname))

@@ -91,7 +91,6 @@ class Node:
             "CONFIG_SYNC_PERIOD": "100ms",
             # What happens in a test happens because something woke the daemon.
             "DISCOVERY_PERIOD": "1h",
-            "JOB_CONTAINER_IMAGE": "example.org/cleaner:1",
         }
         return Program(
             name=f"daemon of {self.name}",

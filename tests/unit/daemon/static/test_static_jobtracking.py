@@ -258,3 +258,18 @@ async def test_rights_on_jobs_are_needed_only_with_jobs(
     assert node.deleter.cleaning("any") == wanted, "what is not known may be running"
     assert len(asked) == (3 if wanted else 1)
     assert ("no rights on jobs" in caplog.text) == wanted
+
+
+async def test_without_an_image_for_jobs_nobody_asks_for_any(node: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    listing = node.cluster.list
+
+    async def note(resource: object, *arguments: Any, **named: Any) -> Any:
+        asked.append(resource)
+        return await listing(VOLUMES, *arguments, **named)
+
+    monkeypatch.setattr(node.cluster, "list", note)
+    restarted = node.restarted(image="")
+    await restarted.pass_over(IN_PROCESS)
+    assert JOBS not in asked
+    assert not restarted.deleter.cleaning("any")
