@@ -6,7 +6,6 @@ A node that does not answer is said so and left out: what it holds is not guesse
 
 import asyncio
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -57,6 +56,6 @@ async def _ask(pod: Pod, kubeconfig: str | None) -> list[Row]:
     answer = await run(
         *("kubectl", "--namespace", pod.namespace, "exec", pod.name, "--container", "daemon", "--", *command),
         deadline=_DEADLINE,
-        env={"KUBECONFIG": kubeconfig} if kubeconfig else {"KUBECONFIG": os.environ.get("KUBECONFIG", "")},
+        env={"KUBECONFIG": kubeconfig} if kubeconfig else None,
     )
     return [Row(**{**row, "pods": tuple(row["pods"])}) for row in json.loads(answer.stdout)]
