@@ -1,11 +1,12 @@
-"""The rights that deploy/base gives our programs. That they suffice, every sandbox asserts at its end, for all tests of
+"""The rights that deploy/ gives our programs. That they suffice, every sandbox asserts at its end, for all tests of
 this floor run with them. Here: each of them is used, and what happens without one is told to whom it concerns."""
 
 import asyncio
 import json
 import os
+import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import aiohttp
 
 from contract import names
 from contract.volume import Pin, pinning
-from kube.client import CAPACITIES, CLAIMS, CLASSES, EVENTS, NODES, PODS, VOLUMES, Resource
+from kube.client import CAPACITIES, CLAIMS, CLASSES, EVENTS, JOBS, NODES, PODS, VOLUMES, Resource
 from tests.cluster.conftest import MakeSandbox
 from tests.sandbox.apiserver import users
 from tests.sandbox.apiserver.guard import Request
@@ -23,7 +24,7 @@ from tests.sandbox.nodes import Node, NodeSpec
 from tests.sandbox.sandbox import Sandbox
 from tests.sandbox.waiting import NeverHappened, until
 from tests.sandbox.workloads import Namespace, claim, pod, storage_class
-from tests.unit.deploy.rendered import BASE, kustomize, of_kind, one
+from tests.unit.deploy.rendered import of_kind, one, with_components
 
 Json = dict[str, Any]
 
@@ -51,8 +52,7 @@ class Right:
         return request.user == users.token(names.NAMESPACE, self.account) and in_place and self.rule.allows(asked)
 
 
-def given() -> Iterator[Right]:
-    objects = kustomize(BASE)
+def given(objects: tuple[Json, ...]) -> Iterator[Right]:
     for binding in (*of_kind(objects, "RoleBinding"), *of_kind(objects, "ClusterRoleBinding")):
         role = one(objects, binding["roleRef"]["kind"], binding["roleRef"]["name"])
         for subject in binding["subjects"]:
@@ -63,14 +63,24 @@ def given() -> Iterator[Right]:
                         yield Right(subject["name"], binding["metadata"].get("namespace", ""), small)
 
 
-async def test_every_right_is_used(short_folders: Callable[[], Path]) -> None:
-    sandbox = Sandbox(short_folders(), [NodeSpec("stays", capacity="256Mi"), NodeSpec("goes", capacity="256Mi")])
+async def test_every_right_is_used(short_folders: Callable[[], Path], tmp_path: Path) -> None:
+    """Of base and of all components."""
+    objects = with_components(tmp_path)
+    nodes = [NodeSpec("stays", capacity="256Mi", static=True), NodeSpec("goes", capacity="256Mi")]
+    sandbox = Sandbox(short_folders(), nodes, manifests=tmp_path)
     (provisioner,) = sandbox.provisioners
-    provisioner.environment = {**provisioner.environment, "NODE_LOSS_DELAY": "1s"}
+    provisioner.environment = {
+        **provisioner.environment,
+        "NODE_LOSS_DELAY": "1s",
+        "NODE_CLEANUP_CLASSES": "fleeting",
+    }
+
+    cleaner = sandbox.nodes["stays"].daemon
+    cleaner.environment = {**cleaner.environment, "JOB_CONTAINER_IMAGE": "elastic-local", "DISCOVERY_PERIOD": "1s"}
 
     def unused() -> list[str]:
         asked = set(sandbox.requests())
-        return sorted(str(right) for right in given() if not any(right.used_by(request) for request in asked))
+        return sorted(str(right) for right in given(objects) if not any(right.used_by(request) for request in asked))
 
     async with sandbox, Namespace(sandbox, "work") as namespace:
         stays, goes = sandbox.nodes["stays"], sandbox.nodes["goes"]
@@ -80,6 +90,7 @@ async def test_every_right_is_used(short_folders: Callable[[], Path]) -> None:
             _a_node_is_full(namespace),
             _the_name_of_a_volume_is_taken(namespace),
             _a_pod_is_not_known(stays),
+            _a_disk_is_offered_and_cleaned(namespace, stays),
         )
         await _a_node_goes(namespace, goes)
         try:
@@ -168,10 +179,65 @@ async def _a_pod_is_not_known(node: Node) -> None:
     assert json.loads(answer)["status"] == "Failure"
 
 
+async def _a_disk_is_offered_and_cleaned(namespace: Namespace, node: Node) -> None:
+    """By a Job. Once it is found, the node's taint goes."""
+    api = namespace.sandbox.api
+    disks = str(node.disks)
+    taint = {"key": "example.org/disks-not-ready", "effect": "PreferNoSchedule"}
+    await api.patch(NODES, node.name, {"spec": {"taints": [taint]}})
+    await api.create(CLASSES, storage_class("disks", "Immediate", provisioner="kubernetes.io/no-provisioner"))
+    with attached(node.folder / "disk") as device:
+        (node.disks / "one").symlink_to(device)
+        for key, value in {
+            "useJobForCleaning": True,
+            "provisionerNotReadyNodeTaintKey": taint["key"],
+            "removeNodeNotReadyTaint": True,
+            # Last, so that nothing is found before the rest is known.
+            "storageClassMap": {"disks": {"hostDir": disks, "mountDir": disks, "volumeMode": "Block"}},
+        }.items():
+            (node.static_config / key).write_text(json.dumps(value))
+        await namespace.create(CLAIMS, claim("disk", "1Mi", "disks", volumeMode="Block"))
+        volume = await namespace.until_bound("disk")
+        await namespace.delete(CLAIMS, "disk")
+
+        async def cleaning() -> Json | None:
+            return next(iter(await api.list(JOBS, names.NAMESPACE)), None)
+
+        job = await until(cleaning, what="a Job cleans the disk")
+        await api.patch(JOBS, job["metadata"]["name"], {"status": {"succeeded": 1}}, names.NAMESPACE, "status")
+
+        async def offered_anew() -> bool:
+            found = [each for each in await api.list(VOLUMES) if each["spec"].get("storageClassName") == "disks"]
+            return any(each["metadata"]["uid"] != volume["metadata"]["uid"] for each in found)
+
+        await until(offered_anew, what="the clean disk is offered anew")
+        await until(lambda: _untainted(namespace.sandbox, node), what="the taint is gone")
+        (node.disks / "one").unlink()
+
+
+async def _untainted(sandbox: Sandbox, node: Node) -> bool:
+    return not (await sandbox.api.get(NODES, node.name))["spec"].get("taints")
+
+
+@contextmanager
+def attached(file: Path) -> Iterator[str]:
+    """A loop device of 16 MiB."""
+    with file.open("wb") as opened:
+        opened.truncate(16 << 20)
+    device = subprocess.run(["losetup", "--find", "--show", file], check=True, capture_output=True, text=True)
+    try:
+        yield device.stdout.strip()
+    finally:
+        subprocess.run(["losetup", "--detach", device.stdout.strip()], check=True)
+
+
 async def _a_node_goes(namespace: Namespace, node: Node) -> None:
-    """For good, and its volume is given up."""
+    """For good. One volume is given up by its claim's owner, the other by its class."""
+    await namespace.sandbox.api.create(CLASSES, storage_class("fleeting"))
     await namespace.create(CLAIMS, claim("lost", "16Mi"))
-    await namespace.create(PODS, pod("lost", {"/data": "lost"}, nodeSelector={names.HOSTNAME_LABEL: node.hostname}))
+    await namespace.create(CLAIMS, claim("fleeting", "16Mi", "fleeting"))
+    claims = {"/lost": "lost", "/fleeting": "fleeting"}
+    await namespace.create(PODS, pod("lost", claims, nodeSelector={names.HOSTNAME_LABEL: node.hostname}))
     await namespace.until_running("lost")
     volume = (await namespace.until_bound("lost"))["metadata"]["name"]
     await node.kubelet.kill()
@@ -180,6 +246,7 @@ async def _a_node_goes(namespace: Namespace, node: Node) -> None:
     await namespace.sandbox.kubectl("delete", "pod", "lost", "-n", namespace.name, "--force", "--grace-period=0")
     await namespace.delete(CLAIMS, "lost")
     await namespace.until_gone(VOLUMES, volume)
+    await namespace.until_gone(CLAIMS, "fleeting")
 
 
 @asynccontextmanager
