@@ -35,6 +35,10 @@ class NoSpace(VolumeError):
         self.available = available
 
 
+class PoolFull(VolumeError):
+    """A thin pool is so full that nothing new is made in it, whatever was promised of it."""
+
+
 class PoolMissing(VolumeError):
     """The node has no such volume group, thin pool or folder (yet), or can't use it."""
 

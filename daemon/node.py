@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import host.command
 from contract import names
 from contract import volume as contract_volume
+from contract.parameters import VolumeParameters
 from contract.volume import PersistentVolume
 from daemon import settings
 from daemon.api import Api
@@ -39,6 +40,7 @@ from daemon.settings import Settings
 from daemon.static import readiness
 from daemon.static.composition import static_volumes
 from daemon.static.controller import StaticVolumes
+from daemon.thinwatch import ThinWatch
 from daemon.volumes import Volumes
 from flexdriver import installation
 from kube.backoff import Backoff
@@ -103,6 +105,12 @@ class Daemon:
             backend, chosen.staging_dir, promises=self._promises, reserve=chosen.reserve, observe=self._observe
         )
         self._refresher = Refresher(self._volumes, backend, self._storage_changed)
+        self._thin_watch = ThinWatch(
+            self._volumes,
+            backend.pool_of(VolumeParameters(thin=True)),
+            chosen.lvm_thin_pool_autoextend,
+            self._room_again,
+        )
         self._health_watch = HealthWatch(self._volumes, lambda: self._holdings.all() if self._holdings else ())
         self._metrics = Metrics(lambda: self._volumes.inventory, self._known_uids, lambda: self._health_watch.unhealthy)
         self._callouts = NodeCallouts(self._volumes, backend.pool_of, chosen.kubelet_root, chosen.reserve)
@@ -138,6 +146,7 @@ class Daemon:
             ):
                 parts.create_task(self._driver.run())
                 parts.create_task(self._refresher.run())
+                parts.create_task(self._thin_watch.run())
                 parts.create_task(self._persistent_volumes.run())
                 parts.create_task(self._pods.run())
                 parts.create_task(self._events.run())
@@ -152,6 +161,7 @@ class Daemon:
         node = await self._find_node()
         self._driver.tell(self._events, node.reference)
         self._refresher.tell(self._events, node.reference)
+        self._thin_watch.tell(self._events, node.reference)
         await self._refresher.wait_looked()
         await self._persistent_volumes.wait_synced()
         self._holdings = holdings = Holdings(self._persistent_volumes, node)
@@ -234,11 +244,18 @@ class Daemon:
 
     def _storage_changed(self, came_to_be_usable: bool) -> None:
         self._health_watch.trigger()
+        self._thin_watch.trigger()
         if self._orphans:
             self._orphans.look()
         if self._publisher:
             self._publisher.trigger()
-        if self._reconciler and came_to_be_usable:
+        if came_to_be_usable:
+            self._room_again()
+
+    def _room_again(self) -> None:
+        if self._publisher:
+            self._publisher.trigger()
+        if self._reconciler:
             self._reconciler.retry_preparations()
 
     def _health(self) -> Health:

@@ -20,6 +20,7 @@ from contract.volume import RETAIN, PersistentVolume
 from daemon.demand import parameters_of, policy_of
 from daemon.record import Inventory, Pool, Volume
 from daemon.room import Promise
+from daemon.thinpools import Level, level
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,10 @@ def offer(
     persistent_volumes: Collection[PersistentVolume],
     reserve: int,
 ) -> Offer:
-    """For a class with these parameters. `persistent_volumes` are all those tied to this node."""
+    """For a class with these parameters. `persistent_volumes` are all those tied to this node. A thin pool that is
+    nearly full offers nothing, whatever its figures say."""
+    if level(pool) is Level.CRITICAL:
+        return Offer(0, 0, 0)
     made = {(volume.pv, volume.record.uid): volume for volume in volumes if volume.pool == pool.name}
     allocatable = pool.available(wanted.overprovision_ratio) - reserve
     promised = 0

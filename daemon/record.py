@@ -158,6 +158,8 @@ class Thin:
 
     data_percent: float | None
     metadata_percent: float | None
+    metadata_size: int = 0
+    """Bytes, beside the pool's size."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from contract.parameters import VolumeParameters
 from daemon.backends import Backend
 from daemon.errors import VolumeError
 from daemon.record import Inventory
+from daemon.thinpools import Level, level
 from daemon.volumes import Volumes
 from kube.events import ObjectReference, Recorder
 
@@ -19,7 +20,7 @@ log = logging.getLogger(__name__)
 
 STORAGE_MISSING, STORAGE_FOUND = "StorageMissing", "StorageFound"
 
-PERIOD, PERIOD_WHILE_MISSING = 30.0, 10.0
+PERIOD, PERIOD_WHILE_MISSING, PERIOD_WHILE_FILLING = 30.0, 10.0, 5.0
 """Seconds between two looks. Each costs one start of LVM."""
 
 
@@ -59,7 +60,13 @@ class Refresher:
         """For ever."""
         while True:
             await self.look()
-            await asyncio.sleep(PERIOD_WHILE_MISSING if self.problem else PERIOD)
+            await asyncio.sleep(self._pause())
+
+    def _pause(self) -> float:
+        if self.problem:
+            return PERIOD_WHILE_MISSING
+        filling = any(level(pool) > Level.FINE for pool in self._volumes.inventory.pools)
+        return PERIOD_WHILE_FILLING if filling else PERIOD
 
     async def look(self) -> None:
         """One look."""

@@ -6,14 +6,15 @@ by the same figures.
 """
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from contract.capacity import footprint
 from daemon.backends import Backend
-from daemon.errors import NoSpace
+from daemon.errors import NoSpace, PoolFull
 from daemon.record import Pool, Wanted
 from daemon.stock import Stock
+from daemon.thinpools import Autoextend, Enlargement, Level, enlargement, level
 
 
 @dataclass(frozen=True)
@@ -58,19 +59,24 @@ class Room:
         self._promises = promises
         self._reserve = reserve
         self._held: dict[str, tuple[str, int]] = {}
-        """Pool and bytes that are being taken, by PersistentVolume."""
+        """Pool and bytes that are being taken, by PersistentVolume or thin pool."""
 
     @contextlib.asynccontextmanager
     async def held(self, wanted: Wanted, size: int) -> AsyncIterator[int]:
         """The bytes of its pool that a volume takes for growing from `size` (0: not made yet) to what is wanted, held
-        for it meanwhile. Raises NoSpace, but not before a fresh look."""
+        for it meanwhile. Raises NoSpace and PoolFull, but not before a fresh look."""
         pool_name = self._backend.pool_of(wanted.parameters)
         if self._stock.inventory.pool(pool_name) is None:
             await self._backend.establish()
             await self._stock.look()
-        elif self._lacks(wanted, size, pool_name):
+        elif self._lacks(wanted, size, pool_name) or self._is_full(pool_name):
             await self._stock.look()
         needs = self._needs(wanted, size, pool_name)
+        if needs and self._is_full(pool_name):
+            raise PoolFull(
+                f"volume {wanted.pv} gets no room in thin pool {pool_name} of this node, which is nearly full: delete "
+                "volumes on this node, or ask its administrator to extend the pool"
+            )
         if self._lacks(wanted, size, pool_name):
             raise NoSpace(wanted.pv, pool_name, needs, self._available(wanted, pool_name))
         self._held[wanted.pv] = (pool_name, needs)
@@ -78,6 +84,24 @@ class Room:
             yield needs
         finally:
             del self._held[wanted.pv]
+
+    @contextlib.contextmanager
+    def enlarging(self, pool_name: str, chosen: Autoextend) -> Iterator[Enlargement]:
+        """What the thin pool may get from its group, held for it meanwhile."""
+        pool, group = self._stock.inventory.pool(pool_name), self._stock.inventory.pool(pool_name.partition("/")[0])
+        if pool is None or group is None:
+            yield Enlargement()
+            return
+        more = enlargement(pool, chosen, self._room(pool_name, group, ratio=1.0))
+        self._held[pool_name] = (group.name, more.taken)
+        try:
+            yield more
+        finally:
+            del self._held[pool_name]
+
+    def _is_full(self, pool_name: str) -> bool:
+        pool = self._stock.inventory.pool(pool_name)
+        return pool is not None and level(pool) is Level.CRITICAL
 
     def _lacks(self, wanted: Wanted, size: int, pool_name: str) -> bool:
         """What takes nothing is welcome also where more was promised than there is."""
@@ -95,13 +119,16 @@ class Room:
         pool = self._stock.inventory.pool(pool_name)
         if pool is None:
             return 0
+        return self._room(wanted.pv, pool, ratio=wanted.parameters.overprovision_ratio)
+
+    def _room(self, name: str, pool: Pool, *, ratio: float) -> int:
         made = {volume.pv for volume in self._stock.inventory.volumes if volume.size}
         room = room_for(
-            wanted.pv,
+            name,
             pool,
             made | self._held.keys(),  # what is being made is subtracted as held, and not a second time as promised
             self._promises(),
-            ratio=wanted.parameters.overprovision_ratio,
+            ratio=ratio,
             reserve=self._reserve,
         )
-        return room - sum(held for name, held in self._held.values() if name == pool_name)
+        return room - sum(held for held_in, held in self._held.values() if held_in == pool.name)

@@ -7,12 +7,13 @@ guesses would make volumes in the wrong place.
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from contract import names, quantity
 from daemon.static import settings as static_settings
 from daemon.static.settings import StaticSettings
+from daemon.thinpools import Autoextend
 from flexdriver import installation
 from service.environment import LOG_FORMATS, LOG_LEVELS, Environment, SettingsError, address, one_of, span, truth
 
@@ -29,6 +30,7 @@ class Settings:
     lvm_volume_group: str = "elastic-local-vg"
     lvm_use_thin_volumes: bool = False
     lvm_thin_pool: str = "elastic-local-thinpool"
+    lvm_thin_pool_autoextend: Autoextend = field(default_factory=Autoextend)
     socket: Path = Path(names.SOCKET)
     staging_dir: Path = Path("/mnt/storage")
     kubelet_root: Path = Path("/var/lib/kubelet")
@@ -73,6 +75,10 @@ def read(environment: Mapping[str, str]) -> Settings:
         lvm_volume_group=value("LVM_VOLUME_GROUP", str, default.lvm_volume_group),
         lvm_use_thin_volumes=value("LVM_USE_THIN_VOLUMES", truth, default.lvm_use_thin_volumes),
         lvm_thin_pool=value("LVM_THIN_POOL", str, default.lvm_thin_pool),
+        lvm_thin_pool_autoextend=Autoextend(
+            share=value("LVM_THIN_POOL_AUTOEXTEND", _percent, default.lvm_thin_pool_autoextend.share),
+            threshold=value("LVM_THIN_POOL_AUTOEXTEND_THRESHOLD", _percent, default.lvm_thin_pool_autoextend.threshold),
+        ),
         socket=value(names.SOCKET_VARIABLE, _path, default.socket),
         staging_dir=value("STAGING_DIR", _path, default.staging_dir),
         kubelet_root=value("KUBELET_ROOT", _path, default.kubelet_root),
@@ -96,6 +102,13 @@ def _path(text: str) -> Path:
     if not text.startswith("/") or ".." in text.split("/"):
         raise ValueError("allowed is an absolute path without `..`")
     return Path(os.path.normpath(text))
+
+
+def _percent(text: str) -> int:
+    number = text.strip().removesuffix("%")
+    if not (number.isascii() and number.isdecimal() and int(number) <= 100):
+        raise ValueError("allowed is a whole number of percent, such as 20%")
+    return int(number)
 
 
 def _grace(text: str) -> float | None:

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from daemon.backends import Backend
 from daemon.record import Inventory, Volume
+from daemon.thinpools import Enlargement
 
 
 class Stock:
@@ -69,6 +70,19 @@ class Stock:
         others = [other for other in self._inventory.volumes if other.pv != volume.pv]
         self._inventory = _moved(replace(self._inventory, volumes=(*others, volume)), volume.pool, taken)
 
+    def enlarge(self, pool_name: str, more: Enlargement) -> None:
+        """Notes what a thin pool took from its group."""
+        group = pool_name.partition("/")[0]
+        pools = tuple(
+            replace(pool, size=pool.size + more.data, free=pool.free + more.data)
+            if pool.name == pool_name
+            else replace(pool, free=pool.free - more.taken)
+            if pool.name == group
+            else pool
+            for pool in self._inventory.pools
+        )
+        self._inventory = replace(self._inventory, pools=pools)
+
     def drop(self, volume: Volume) -> None:
         """Notes that a volume is gone. A mirror took more than its size: the next look finds the rest."""
         others = tuple(other for other in self._inventory.volumes if other.pv != volume.pv)
@@ -76,14 +90,15 @@ class Stock:
 
 
 def merged(known: Inventory, found: Inventory, touched: Collection[str]) -> Inventory:
-    """What a look found, except where it may have seen a change half done: there, what is known."""
+    """What a look found, except where it may have seen a change half done: there, what is known. How full a pool really
+    is changes under our feet, and no change of ours says it."""
     if not touched:
         return found
     volumes = (
         *(volume for volume in found.volumes if volume.pv not in touched),
         *(volume for volume in known.volumes if volume.pv in touched),
     )
-    pools = tuple(known.pool(pool.name) or pool for pool in found.pools)
+    pools = tuple(replace(known.pool(pool.name) or pool, thin=pool.thin) for pool in found.pools)
     return replace(found, volumes=volumes, pools=pools)
 
 

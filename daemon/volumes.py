@@ -29,6 +29,7 @@ from daemon.record import DamagedRecord, Inventory, Record, State, Volume, Wante
 from daemon.room import Promise, Room
 from daemon.staging import Staging
 from daemon.stock import Stock
+from daemon.thinpools import Autoextend, Enlargement
 from host import filesystem
 from host.command import CommandError
 
@@ -110,6 +111,11 @@ class Volumes:
         """The volume with at least the wanted size. Its filesystem fills it, at once or, when it is not mounted, with
         the next mount. Raises NoSpace, and then nothing has changed."""
         return await self._turn("expand", wanted.pv, wanted, lambda: self._expand(wanted))
+
+    async def enlarge(self, pool: str, chosen: Autoextend) -> Enlargement:
+        """Lets a thin pool that is as full as chosen grow from what its group has left. Returns what it got: nothing
+        when nothing is left."""
+        return await self._turn("enlarge", pool, chosen, lambda: self._enlarge(pool, chosen))
 
     async def reclaim(self, pv: str, uid: str, pool: str) -> None:
         """The volume of this very PersistentVolume is gone with its data, its space free. Raises InUse while it is
@@ -225,6 +231,18 @@ class Volumes:
                 volume = await self._backend.extend(volume, wanted.size)
                 self._stock.put(volume, taken)
         return volume
+
+    async def _enlarge(self, name: str, chosen: Autoextend) -> Enlargement:
+        await self._stock.look()
+        pool = self.inventory.pool(name)
+        with self._room.enlarging(name, chosen) as more:
+            if pool and more.taken:
+                with self._stock.changing(name):
+                    await self._backend.extend_pool(pool, more)
+                    self._stock.enlarge(name, more)
+        if more.taken:
+            await self._stock.look()
+        return more
 
     async def _reclaim(self, pv: str, uid: str, pool: str) -> None:
         volume = await self._stock.volume(pv)

@@ -95,6 +95,10 @@ class Lvm:
             if not any(phrase in error.words for phrase in _EXTENDED_ALREADY):
                 raise
 
+    async def extend_metadata(self, group: str, pool: str, more: int) -> None:
+        """Let a thin pool have `more` bytes for metadata than it has. Its spare grows with it."""
+        await self._run("lvextend", f"--poolmetadatasize=+{_size(more)}", names.volume(group, pool))
+
     async def retag(self, group: str, name: str, *, add: Collection[str] = (), remove: Collection[str] = ()) -> None:
         """Exchange tags of a volume in one step: nobody sees the one change without the other. Adding a tag that is
         there and removing one that is not are no errors."""

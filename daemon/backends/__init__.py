@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Protocol
 
 from contract.parameters import VolumeParameters
-from daemon.errors import NoSpace
-from daemon.record import Inventory, Record, Volume, Wanted
+from daemon.errors import BackendFailed, NoSpace
+from daemon.record import Inventory, Pool, Record, Volume, Wanted
+from daemon.thinpools import Enlargement
 
 
 class Backend(Protocol):
@@ -59,9 +60,19 @@ class Backend(Protocol):
         one that is large enough: volumes never shrink. Raises NoSpace."""
         ...
 
+    async def extend_pool(self, pool: Pool, more: Enlargement) -> None:
+        """Lets a thin pool have so much more, from what is free beside it. Raises NoSpace; BackendFailed where there
+        are no thin pools."""
+        ...
+
     async def remove(self, volume: Volume) -> None:
         """The volume is gone and its space is free. One that is gone already is no error. Raises InUse."""
         ...
+
+
+def no_thin_pools(pool: Pool) -> BackendFailed:
+    """For storage that has none."""
+    return BackendFailed(f"{pool.name} is no thin pool: nothing can be added to it from here")
 
 
 def check_room(inventory: Inventory, pv: str, size: int) -> None:

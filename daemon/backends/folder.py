@@ -16,12 +16,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from contract.parameters import VolumeParameters
-from daemon.backends import check_room
+from daemon.backends import check_room, no_thin_pools
 from daemon.backends.recordfiles import RecordFiles, Remembered, told
 from daemon.errors import Foreign, InUse, NotFound
 from daemon.record import Damaged as DamagedVolume
 from daemon.record import Foreign as ForeignVolume
 from daemon.record import Inventory, Pool, Record, State, Volume, Wanted
+from daemon.thinpools import Enlargement
 from host import mounttable
 
 POOL = "folder"
@@ -74,6 +75,9 @@ class FolderBackend:
         async with self._allocating:
             with told():
                 return await asyncio.to_thread(self._extend, volume, size)
+
+    async def extend_pool(self, pool: Pool, more: Enlargement) -> None:
+        raise no_thin_pools(pool)
 
     async def remove(self, volume: Volume) -> None:
         with told():

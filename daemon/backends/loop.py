@@ -14,12 +14,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from contract.parameters import VolumeParameters
-from daemon.backends import check_room
+from daemon.backends import check_room, no_thin_pools
 from daemon.backends.recordfiles import RecordFiles, told
 from daemon.errors import BackendFailed, Foreign, InUse, NotFound
 from daemon.record import Damaged as DamagedVolume
 from daemon.record import Foreign as ForeignVolume
 from daemon.record import Inventory, Pool, Record, State, Volume, Wanted
+from daemon.thinpools import Enlargement
 from host import loopdevice
 
 POOL = "loop"
@@ -77,6 +78,9 @@ class LoopBackend:
         async with self._allocating:
             with told():
                 return await asyncio.to_thread(self._extend, volume, size)
+
+    async def extend_pool(self, pool: Pool, more: Enlargement) -> None:
+        raise no_thin_pools(pool)
 
     async def remove(self, volume: Volume) -> None:
         with told():

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import lvm
 from contract.parameters import RAID1, VolumeParameters
+from daemon.backends import no_thin_pools
 from daemon.backends.lvminventory import Place, inventory
 from daemon.errors import BackendFailed, Damaged, Foreign, InUse, NoSpace, NotFound, PoolMissing
-from daemon.record import Inventory, Record, State, Volume, Wanted
+from daemon.record import Inventory, Pool, Record, State, Volume, Wanted
+from daemon.thinpools import Enlargement
 from host.command import MissingTool
 from lvm import Lvm
 
@@ -161,6 +163,16 @@ class LvmBackend:
             except lvm.NoSpace as error:
                 raise await self._no_space(volume.pv, volume.pool, size - volume.size) from error
         return await self._found(volume.pv, volume.record.uid)
+
+    async def extend_pool(self, pool: Pool, more: Enlargement) -> None:
+        place = Place.of(pool.name)
+        if not place.thin_pool:
+            raise no_thin_pools(pool)
+        with _told(f"thin pool {pool.name}", place.group):
+            if more.metadata:
+                await self._lvm.extend_metadata(place.group, place.thin_pool, more.metadata)
+            if more.data:
+                await self._lvm.extend(place.group, place.thin_pool, pool.size + more.data)
 
     async def remove(self, volume: Volume) -> None:
         # Looked at once more: what is removed must be ours at this moment, whatever was found hours ago.

@@ -120,5 +120,5 @@ def _thin_pools(state: lvm.State, group: VolumeGroup, ours: set[tuple[str, str]]
             free=pool.size - sum(member.size for member in members),
             ours=sum(member.size for member in members if (member.group, member.name) in ours),
             granularity=group.extent_size,
-            thin=Thin(pool.data_percent, pool.metadata_percent),
+            thin=Thin(pool.data_percent, pool.metadata_percent, pool.metadata_size),
         )

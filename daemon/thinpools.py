@@ -1,0 +1,87 @@
+"""How full thin pools really are, and what is done about it. Pure.
+
+A thin pool may be promised more than it has, so it can fill up while every volume still has room on paper. Then writes
+of all its volumes wait and fail, and full metadata is no better than full data. So people are told at the first
+threshold, nothing new is made from the second one on, and a node may let its pools grow from what their group has
+left, when nobody else was promised it.
+"""
+
+import enum
+from dataclasses import dataclass
+
+from daemon.record import Inventory, Pool
+
+
+class Level(enum.IntEnum):
+    """The values are percent of the pool's data or metadata, whichever is fuller."""
+
+    FINE = 0
+    WARNING = 80
+    CRITICAL = 95
+    """What is left is for the volumes there are."""
+
+
+_HYSTERESIS = 3.0
+"""Percent below a threshold at which it counts as left again: a pool that wavers there is told of once."""
+
+
+@dataclass(frozen=True)
+class Autoextend:
+    """By how much of its size a pool grows, and how full it is then; both in percent. Nothing grows by 0."""
+
+    share: int = 0
+    threshold: int = 80
+
+
+@dataclass(frozen=True)
+class Enlargement:
+    """Bytes that a pool gets. Metadata is taken twice from the group: LVM keeps a spare of the same size for repair."""
+
+    data: int = 0
+    metadata: int = 0
+
+    @property
+    def taken(self) -> int:
+        return self.data + 2 * self.metadata
+
+
+def level(pool: Pool, before: Level = Level.FINE) -> Level:
+    """`before` is what it was at the last look. A pool that is not active, or not thin, is taken to be fine."""
+    full = fullness(pool)
+    reached = max(known for known in Level if full >= known)
+    left = max(known for known in Level if full >= known - _HYSTERESIS)
+    return max(reached, min(left, before))
+
+
+def fullness(pool: Pool) -> float:
+    """Percent of its data or metadata, whichever is fuller."""
+    if pool.thin is None:
+        return 0.0
+    return max(pool.thin.data_percent or 0.0, pool.thin.metadata_percent or 0.0)
+
+
+def watched(inventory: Inventory, own: str) -> list[Pool]:
+    """The thin pools that are our business: `own`, where new volumes go, and those that hold volumes of ours. The rest
+    is the node's own system."""
+    return [pool for pool in inventory.pools if pool.thin and (pool.ours or pool.name == own)]
+
+
+def enlargement(pool: Pool, chosen: Autoextend, spare: int) -> Enlargement:
+    """What the pool should get now, of `spare` bytes that its group can give, in whole extents. Metadata comes first:
+    it is small, and a pool without it is harder to mend."""
+    if pool.thin is None or not chosen.share:
+        return Enlargement()
+    extent, metadata, data = pool.granularity, 0, 0
+    if (pool.thin.metadata_percent or 0.0) >= chosen.threshold:
+        metadata = -(-pool.thin.metadata_size * chosen.share // (100 * extent)) * extent
+        metadata = min(metadata, max(spare, 0) // 2 // extent * extent)
+    if (pool.thin.data_percent or 0.0) >= chosen.threshold:
+        data = -(-pool.size * chosen.share // (100 * extent)) * extent
+        data = min(data, max(spare - 2 * metadata, 0) // extent * extent)
+    return Enlargement(data, metadata)
+
+
+def described(pool: Pool) -> str:
+    """How full it is, in words."""
+    assert pool.thin
+    return f"{pool.thin.data_percent or 0:g} % of its data and {pool.thin.metadata_percent or 0:g} % of its metadata"

@@ -1,0 +1,165 @@
+"""What a thin pool's fullness means, who is told, and what it gets from its group."""
+
+from typing import cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract.parameters import VolumeParameters
+from daemon.errors import BackendFailed
+from daemon.promises import Offer, offer
+from daemon.record import Inventory, Pool, Thin
+from daemon.thinpools import Autoextend, Enlargement, Level, enlargement, level, watched
+from daemon.thinwatch import ThinWatch
+from daemon.volumes import Volumes
+from kube.events import ObjectReference, Recorder
+
+MIB = 2**20
+EXTENT = 4 * MIB
+NODE = ObjectReference("Node", "v1", "", "node", "node")
+GROUP = Pool("vg", 1000 * EXTENT, 500 * EXTENT, 0, EXTENT)
+
+
+def pool(data: float | None = 0.0, metadata: float | None = 0.0, name: str = "vg/pool", ours: int = 0) -> Pool:
+    return Pool(name, 100 * EXTENT, 10 * EXTENT, ours, EXTENT, Thin(data, metadata, 2 * EXTENT))
+
+
+@pytest.mark.parametrize(
+    ("found", "before", "now"),
+    [
+        (pool(79.99), Level.FINE, Level.FINE),
+        (pool(80), Level.FINE, Level.WARNING),
+        (pool(3, 80), Level.FINE, Level.WARNING),
+        (pool(95, 3), Level.FINE, Level.CRITICAL),
+        (pool(100), Level.WARNING, Level.CRITICAL),
+        (pool(78), Level.WARNING, Level.WARNING),
+        (pool(76.9), Level.WARNING, Level.FINE),
+        (pool(93), Level.CRITICAL, Level.CRITICAL),
+        (pool(93), Level.WARNING, Level.WARNING),
+        (pool(91), Level.CRITICAL, Level.WARNING),
+        (pool(5), Level.CRITICAL, Level.FINE),
+        (pool(None, None), Level.FINE, Level.FINE),
+        (GROUP, Level.FINE, Level.FINE),
+    ],
+)
+def test_levels(found: Pool, before: Level, now: Level) -> None:
+    assert level(found, before) is now
+
+
+@given(
+    data=st.floats(0, 100),
+    metadata=st.floats(0, 100),
+    share=st.integers(0, 100),
+    threshold=st.integers(0, 100),
+    spare=st.integers(-EXTENT, 200 * EXTENT),
+)
+def test_a_pool_gets_whole_extents_when_it_needs_them_and_never_more_than_is_spare(
+    data: float, metadata: float, share: int, threshold: int, spare: int
+) -> None:
+    got = enlargement(pool(data, metadata), Autoextend(share, threshold), spare)
+    assert got.data % EXTENT == got.metadata % EXTENT == 0
+    assert got.data == 0 or (data >= threshold and share)
+    assert got.metadata == 0 or (metadata >= threshold and share)
+    assert 0 <= got.taken <= max(spare, 0)
+    if data >= threshold and share and spare >= 110 * EXTENT:
+        assert got.data == share * EXTENT
+
+
+def test_metadata_comes_before_data() -> None:
+    assert enlargement(pool(90, 90), Autoextend(50), 5 * EXTENT) == Enlargement(3 * EXTENT, EXTENT)
+
+
+def test_pools_of_the_nodes_own_system_are_left_alone() -> None:
+    ours, system = pool(name="vg2/data", ours=EXTENT), pool(name="pve/data")
+    assert watched(Inventory((), (GROUP, pool(), ours, system)), "vg/pool") == [pool(), ours]
+
+
+def test_a_pool_that_is_nearly_full_offers_nothing() -> None:
+    fine = offer(pool(94), VolumeParameters(thin=True, overprovision_ratio=10.0), (), (), 0)
+    assert fine.available > 0
+    assert offer(pool(95), VolumeParameters(thin=True, overprovision_ratio=10.0), (), (), 0) == Offer(0, 0, 0)
+
+
+class Node:
+    """Volumes of which only the inventory counts; a pool that is enlarged has room."""
+
+    def __init__(self, *pools: Pool) -> None:
+        self.inventory = Inventory((), pools)
+        self.gives: Enlargement | Exception = Enlargement()
+        self.asked = 0
+
+    async def enlarge(self, name: str, chosen: Autoextend) -> Enlargement:
+        self.asked += 1
+        if isinstance(self.gives, Exception):
+            raise self.gives
+        if self.gives.taken:
+            self.inventory = Inventory((), [pool(40, 4)])
+        return self.gives
+
+
+class Told:
+    def __init__(self) -> None:
+        self.words: list[tuple[str, str]] = []
+
+    def warning(self, reference: ObjectReference, reason: str, message: str) -> None:
+        assert reference is NODE
+        self.words.append((reason, message))
+
+    normal = warning
+
+    def reasons(self) -> list[str]:
+        reasons = [reason for reason, _ in self.words]
+        self.words.clear()
+        return reasons
+
+
+async def test_each_threshold_is_told_once_and_recovery_too() -> None:
+    node, told, recovered = Node(pool(10)), Told(), []
+    watch = ThinWatch(cast(Volumes, node), "vg/pool", Autoextend(), lambda: recovered.append(1))
+    watch.tell(cast(Recorder, told), NODE)
+    for percent in (10, 79, 80, 79, 81, 94, 95, 99, 94, 95):
+        node.inventory = Inventory((), [pool(percent)])
+        await watch.look()
+    assert "has used 80 % of its data and 0 % of its metadata: extend it" in told.words[0][1]
+    assert told.reasons() == ["ThinPoolFilling", "ThinPoolNearlyFull"]
+    assert not recovered
+    node.inventory = Inventory((), [pool(50)])
+    await watch.look()
+    assert told.reasons() == ["ThinPoolHasRoom"]
+    assert recovered == [1]
+    assert node.asked == 0
+
+
+async def test_what_was_found_before_anybody_could_be_told_is_told_then() -> None:
+    node, told = Node(pool(85)), Told()
+    watch = ThinWatch(cast(Volumes, node), "vg/pool", Autoextend(), lambda: None)
+    await watch.look()
+    watch.tell(cast(Recorder, told), NODE)
+    await watch.look()
+    assert told.reasons() == ["ThinPoolFilling"]
+
+
+async def test_a_pool_grows_before_anybody_needs_to_be_warned() -> None:
+    node, told = Node(pool(85)), Told()
+    node.gives = Enlargement(20 * EXTENT, EXTENT)
+    watch = ThinWatch(cast(Volumes, node), "vg/pool", Autoextend(20, 80), lambda: None)
+    watch.tell(cast(Recorder, told), NODE)
+    await watch.look()
+    assert "it got 80Mi for data and 4Mi for metadata" in told.words[0][1]
+    assert told.reasons() == ["ThinPoolExtended"]
+
+
+@pytest.mark.parametrize("gives", [Enlargement(), BackendFailed("LVM says no")])
+async def test_a_pool_that_can_not_grow_is_told_of_once(gives: Enlargement | Exception) -> None:
+    node, told = Node(pool(85)), Told()
+    node.gives = gives
+    watch = ThinWatch(cast(Volumes, node), "vg/pool", Autoextend(20, 80), lambda: None)
+    watch.tell(cast(Recorder, told), NODE)
+    for _ in range(3):
+        await watch.look()
+    assert told.reasons() == ["ThinPoolNotExtended", "ThinPoolFilling"]
+    assert node.asked == 3
+    node.gives = Enlargement(20 * EXTENT)
+    await watch.look()
+    assert told.reasons() == ["ThinPoolExtended", "ThinPoolHasRoom"]
