@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from contract import names
 from contract.volume import RELEASED, PersistentVolume
-from daemon.record import Health, Inventory
+from daemon.record import Health, Inventory, State, Volume
 from kube.records import Node, Pod
 
 READY, FORMATTING, FOREIGN, DAMAGED = "ready", "formatting", "foreign", "damaged"
@@ -61,13 +61,20 @@ def of_node(
             policy=volume.record.policy,
             pool=volume.pool,
             pods=mounted_by.get(volume.pv, ()),
-            remark="" if volume.health is Health.OK else volume.health.value,
+            remark=_remark(volume),
         )
         for volume in inventory.volumes
     ]
     rows += [Row(found.name, "", node, FOREIGN, found.size, pool=found.pool) for found in inventory.foreign]
     rows += [Row(found.name, "", node, DAMAGED, 0, pool=found.pool, remark=found.reason) for found in inventory.damaged]
     return sorted(rows, key=lambda row: row.volume)
+
+
+def _remark(volume: Volume) -> str:
+    complaint = "" if volume.health is Health.OK else volume.health.value
+    if volume.record.state is not State.ERASING:
+        return complaint
+    return f"{100 * volume.record.erased // max(volume.size, 1)}% of its data is gone {complaint}".rstrip()
 
 
 def joined(

@@ -40,9 +40,10 @@ def volumes(
 ) -> None:
     """Every volume of this node, or with --cluster of all: claim, pods, size, what is used, state.
 
-    States: ready; formatting (being made); pending (not made yet); released (its claim is gone); deleting;
-    orphan (ours, without a PersistentVolume: see `adopt`); foreign (not ours, never touched); damaged (ours, with a
-    record that can't be relied on); lost (its node is gone); unseen (its node did not answer).
+    States: ready; formatting (being made); erasing (being removed, its data first); pending (not made yet); released
+    (its claim is gone); deleting; orphan (ours, without a PersistentVolume: see `adopt`); foreign (not ours, never
+    touched); damaged (ours, with a record that can't be relied on); lost (its node is gone); unseen (its node did not
+    answer).
     """
     work = _of_cluster(namespace, kubeconfig) if whole_cluster else _of_node(local, kubeconfig)
     show(run(work), _COLUMNS, output, nothing="no volumes")

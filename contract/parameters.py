@@ -16,6 +16,8 @@ from contract.filesystems import FILESYSTEMS, OptionRefused
 SIZE_OPTION = "size"
 MOUNT_OPTIONS_OPTION = "mountOptions"
 LINEAR, RAID1 = "none", "raid1"
+NO_ERASE, DISCARD, ZERO = "none", "discard", "zero"
+ERASE = (NO_ERASE, DISCARD, ZERO)
 
 
 class ParameterError(ValueError):
@@ -40,6 +42,8 @@ class VolumeParameters:
     """How many times its size a thin pool may be promised."""
     stripes: int = 1
     raid: str = LINEAR
+    erase: str = ZERO
+    """What becomes of the data when the volume is removed. The default is the one after which nobody can read it."""
 
     @property
     def needs_thick(self) -> bool:
@@ -104,6 +108,7 @@ _KEYS: Mapping[str, _Key] = {
     "overprovisionRatio": _Key("overprovision_ratio", "a number from 1 to 100, such as 2.5", _ratio),
     "stripes": _Key("stripes", "a whole number from 1 to 128", _stripes),
     "raid": _Key("raid", f"{LINEAR} {RAID1}", _one_of(LINEAR, RAID1)),
+    "erase": _Key("erase", " ".join(ERASE), _one_of(*ERASE)),
 }
 _MKFS_OPTIONS = "mkfsOptions"
 

@@ -59,6 +59,10 @@ class InUse(VolumeError):
     """Somebody uses the volume, so it can't be unmounted or removed."""
 
 
+class BeingErased(VolumeError):
+    """The volume is on its way out: it can't be used any more."""
+
+
 class NotFound(VolumeError):
     """There is no such volume on this node."""
 

@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import PurePath
 
-from prometheus_client import CollectorRegistry, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Gauge, Histogram, ProcessCollector
+from prometheus_client import Counter as Counted
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -52,6 +53,17 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        self._erased = Counted(
+            "elastic_local_erase_bytes_total",
+            "Bytes of removed volumes that were erased.",
+            registry=self.registry,
+        )
+        self._erasing = Gauge(
+            "elastic_local_erase_running",
+            "Erasures that run: one for each pool at most. How many volumes are left to erase, elastic_local_volumes "
+            "says.",
+            registry=self.registry,
+        )
         ProcessCollector(registry=self.registry)
         self.registry.register(_NodeFigures(inventory, persistent_volumes, unhealthy))
 
@@ -60,6 +72,13 @@ class Metrics:
 
     def callout(self, verb: str, outcome: str, seconds: float) -> None:
         self._callouts.labels(verb, outcome).observe(seconds)
+
+    def erasing(self, more: int) -> None:
+        """So many erasures run more than before."""
+        self._erasing.inc(more)
+
+    def erased(self, size: int) -> None:
+        self._erased.inc(size)
 
     def command(self, completed: Completed) -> None:
         """An observer for host.command."""

@@ -27,6 +27,7 @@ from daemon.backends.loop import LoopBackend
 from daemon.backends.lvm import LvmBackend
 from daemon.callouts import Home, NodeCallouts
 from daemon.driver import Driver
+from daemon.erasurenews import ErasureNews
 from daemon.health import HealthWatch
 from daemon.holdings import Holdings
 from daemon.metrics import Metrics
@@ -101,8 +102,16 @@ class Daemon:
         self._settings = chosen
         self._cluster = cluster
         self._backend = backend
+        self._metrics = Metrics(lambda: self._volumes.inventory, self._known_uids, lambda: self._health_watch.unhealthy)
+        self._events = Recorder(cluster, COMPONENT, chosen.node_name)
         self._volumes = Volumes(
-            backend, chosen.staging_dir, promises=self._promises, reserve=chosen.reserve, observe=self._observe
+            backend,
+            chosen.staging_dir,
+            promises=self._promises,
+            reserve=chosen.reserve,
+            observe=self._observe,
+            erase_rate=chosen.erase_rate,
+            erasing=ErasureNews(self._metrics, self._events, self._erased),
         )
         self._refresher = Refresher(self._volumes, backend, self._storage_changed)
         self._thin_watch = ThinWatch(
@@ -112,10 +121,8 @@ class Daemon:
             self._room_again,
         )
         self._health_watch = HealthWatch(self._volumes, lambda: self._holdings.all() if self._holdings else ())
-        self._metrics = Metrics(lambda: self._volumes.inventory, self._known_uids, lambda: self._health_watch.unhealthy)
         self._callouts = NodeCallouts(self._volumes, backend.pool_of, chosen.kubelet_root, chosen.reserve)
         self._driver = Driver(installation.choose(), chosen.plugin_dir)
-        self._events = Recorder(cluster, COMPONENT, chosen.node_name)
         self._node_problem = "not found yet"
         self._persistent_volumes = Informer[PersistentVolume](
             cluster,
@@ -241,6 +248,13 @@ class Daemon:
         self._metrics.operation(kind, outcome, seconds)
         if self._publisher:
             self._publisher.trigger()
+
+    def _erased(self, name: str) -> None:
+        """Who wanted the volume removed goes on with it."""
+        if self._reconciler:
+            self._reconciler.look_at(name)
+        if self._orphans:
+            self._orphans.look_at(name)
 
     def _storage_changed(self, came_to_be_usable: bool) -> None:
         self._health_watch.trigger()

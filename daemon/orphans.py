@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from contract import quantity
 from contract.volume import DELETE, PersistentVolume
 from daemon.errors import VolumeError
-from daemon.record import Record, Volume
+from daemon.record import Record, State, Volume
 from daemon.volumes import Volumes
 from kube.client import VOLUMES, Cluster
 from kube.errors import ApiError, NotFound
@@ -38,7 +38,10 @@ class Sighting:
 
 
 def removable_after(record: Record, grace: float | None) -> float | None:
-    """Seconds that an orphan is kept from its first sighting on. None: until a person removes it."""
+    """Seconds that an orphan is kept from its first sighting on. None: until a person removes it. Of one that is half
+    erased there is nothing to keep."""
+    if record.state is State.ERASING:
+        return 0.0
     return grace if record.policy == DELETE else None
 
 
@@ -49,6 +52,8 @@ def report(volume: Volume, grace: float | None) -> str:
         f"volume {volume.pv} ({quantity.humane(volume.size)} in {volume.pool}) has no PersistentVolume of its uid "
         f"{volume.record.uid} any more"
     )
+    if volume.record.state is State.ERASING:
+        return f"{lost}: its data was being erased, and that goes on"
     if kept is not None:
         return f"{lost}: as its policy is {DELETE}, it is removed in {kept:g} s, unless something still uses it"
     why = f"its policy is {volume.record.policy}" if volume.record.policy != DELETE else "ORPHAN_GRACE is never"
@@ -93,6 +98,10 @@ class Orphans:
             # What was told of waits for its time: to ask for each retained volume whenever a pool changes is too much.
             if not self._shown(volume) and self._seen_uid(volume.pv) != volume.record.uid:
                 self.queue.add(volume.pv)
+
+    def look_at(self, name: str) -> None:
+        """The erasure of a volume, an orphan or not, has ended."""
+        self.queue.add(name)
 
     def _changed(self, name: str, old: PersistentVolume | None, new: PersistentVolume | None) -> None:
         if old is not None and (new is None or new.uid != old.uid):
@@ -143,7 +152,8 @@ class Orphans:
 
     async def _remove(self, volume: Volume) -> None:
         """Raises InUse while it is mounted in a pod; the queue tries again."""
-        await self._volumes.reclaim(volume.pv, volume.record.uid, volume.pool)
+        if not await self._volumes.reclaim(volume.pv, volume.record.uid, volume.pool):
+            return  # it is being erased: look_at tells when it is done
         self._seen.pop(volume.pv, None)
         words = f"volume {volume.pv}, whose PersistentVolume was gone, is removed with its data"
         log.warning("%s", words)

@@ -115,7 +115,8 @@ class Reconciler:
                 await self._volumes.prepare(wanted(pv))
                 await remember_made(self._cluster, pv)
             case Action.RECLAIM:
-                await self._volumes.reclaim(pv.name, pv.uid, pv.pool or self._pool_of(parameters_of(pv)))
+                if not await self._volumes.reclaim(pv.name, pv.uid, pv.pool or self._pool_of(parameters_of(pv))):
+                    return  # when its data is gone, we are asked to look again
                 await release(self._cluster, pv)
                 self.retry_preparations()
             case Action.RETAIN:

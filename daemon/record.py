@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from contract.filesystems import FILESYSTEMS
-from contract.parameters import VolumeParameters
+from contract.parameters import ERASE, ZERO, VolumeParameters
 from contract.volume import DELETE, RETAIN
 
 _PREFIX = "elastic-local/"
@@ -28,6 +28,9 @@ class State(enum.Enum):
     """It holds nothing that counts: not made to its end, or about to be removed. May be formatted, never mounted."""
     READY = "ready"
     """It may hold data: never formatted again, whatever is found on it."""
+    ERASING = "erasing"
+    """It is about to be removed, and its data is being taken away: never mounted, never formatted, its space not free.
+    A daemon too old to know of it finds the record damaged, and leaves it alone too."""
 
 
 class Health(enum.Enum):
@@ -56,6 +59,10 @@ class Record:
     policy: str
     filesystem: str
     state: State
+    erase: str = ZERO
+    """What the class asks for. Records of daemons that did not erase say nothing: their volumes get the default."""
+    erased: int = 0
+    """Of one that is being erased: bytes from its beginning that hold nothing any more."""
 
     def __post_init__(self) -> None:
         for key, value, good in (
@@ -63,6 +70,7 @@ class Record:
             ("uid", self.uid, _UID.fullmatch(self.uid)),
             ("policy", self.policy, self.policy in (DELETE, RETAIN)),
             ("filesystem", self.filesystem, self.filesystem in FILESYSTEMS),
+            ("erase", self.erase, self.erase in ERASE),
         ):
             if not good:
                 raise DamagedRecord(f"{key} is {value!r}")
@@ -79,6 +87,8 @@ class Record:
             "policy": self.policy,
             "filesystem": self.filesystem,
             "state": self.state.value,
+            "erase": self.erase,
+            **({"erased": str(self.erased)} if self.state is State.ERASING else {}),
         }
 
 
@@ -115,7 +125,10 @@ def from_fields(fields: Mapping[str, object]) -> Record | None:
         state = State(text.pop("state"))
     except ValueError as error:
         raise DamagedRecord(str(error)) from error
-    return Record(**text, state=state)
+    erased = fields.get("erased", "0") if state is State.ERASING else "0"
+    if not isinstance(erased, str) or not re.fullmatch(r"\d{1,18}", erased, re.ASCII):
+        raise DamagedRecord(f"erased is {erased!r}")
+    return Record(**text, state=state, erase=str(fields.get("erase", ZERO)), erased=int(erased))
 
 
 @dataclass(frozen=True)
@@ -132,7 +145,7 @@ class Wanted:
 
     def record(self, state: State) -> Record:
         """Raises DamagedRecord when the PersistentVolume holds what no record may."""
-        return Record(self.pv, self.uid, self.policy, self.parameters.filesystem, state)
+        return Record(self.pv, self.uid, self.policy, self.parameters.filesystem, state, self.parameters.erase)
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,9 @@ class Settings:
     """Kept back in every pool, for snapshots, metadata and people."""
     orphan_grace: float | None = 3600.0
     """Seconds that a volume is kept whose PersistentVolume is gone, if its record says Delete. None: for ever."""
+    erase_rate: int = 200 * 2**20
+    """Bytes a second. A hard disk manages that much at best, and there the pods come first only because the steps are
+    small; of a solid-state disk it is a small part. 0: no limit."""
     listen_host: str = ""
     """Address of metrics and health. Empty: all of the host's."""
     listen_port: int = 8080
@@ -87,6 +90,7 @@ def read(environment: Mapping[str, str]) -> Settings:
         capacity=value("CAPACITY", _size, default.capacity),
         reserve=value("RESERVE", _size, default.reserve),
         orphan_grace=value("ORPHAN_GRACE", _grace, default.orphan_grace),
+        erase_rate=value("ERASE_RATE", _size, default.erase_rate),
         listen_host=host,
         listen_port=port,
         namespace=namespace,

@@ -21,7 +21,8 @@ from typing import Any, TypeVar
 from contract import names
 from contract.volume import RETAIN
 from daemon.backends import Backend
-from daemon.errors import BackendFailed, Damaged, Foreign, InUse, Lost, Occupied, PoolMissing, VolumeError
+from daemon.erasing import Erasures, Listener, Silent
+from daemon.errors import BackendFailed, BeingErased, Damaged, Foreign, InUse, Lost, Occupied, PoolMissing, VolumeError
 from daemon.filesystems import Filesystems
 from daemon.ordering import Turns
 from daemon.podfolder import PodFolder
@@ -30,6 +31,7 @@ from daemon.room import Promise, Room
 from daemon.staging import Staging
 from daemon.stock import Stock
 from daemon.thinpools import Autoextend, Enlargement
+from daemon.throttle import Throttle
 from host import filesystem
 from host.command import CommandError
 
@@ -45,7 +47,8 @@ class Volumes:
     """All operations on the volumes of a node. They raise VolumeError, worded for the pod's owner.
 
     `promises` gives what the PersistentVolumes of this node have a right to, `reserve` bytes are kept free in each
-    pool, `parallelism` bounds the operations that load the disks.
+    pool, `parallelism` bounds the operations that load the disks, `erase_rate` the bytes a second that erasing takes
+    (0: no bound), and `erasing` is told of it.
     """
 
     def __init__(
@@ -56,6 +59,8 @@ class Volumes:
         promises: Callable[[], Iterable[Promise]] = tuple,
         reserve: int = 0,
         parallelism: int = 8,
+        erase_rate: int = 0,
+        erasing: Listener = Silent(),  # noqa: B008 - it has no state
         observe: Observer = lambda kind, outcome, seconds: None,
     ) -> None:
         self._backend = backend
@@ -66,6 +71,7 @@ class Volumes:
         self._disks = asyncio.Semaphore(parallelism)
         self._observe = observe
         self._turns = Turns()
+        self._erasures = Erasures(backend, self._turns, self._rewritten, Throttle(erase_rate), erasing)
 
     @property
     def inventory(self) -> Inventory:
@@ -87,6 +93,7 @@ class Volumes:
 
     async def close(self) -> None:
         """Waits for what was begun. Nothing is lost when nobody waits: the next daemon goes on with it."""
+        await self._erasures.close()
         await self._turns.drain()
 
     async def prepare(self, wanted: Wanted) -> Volume:
@@ -117,11 +124,12 @@ class Volumes:
         when nothing is left."""
         return await self._turn("enlarge", pool, chosen, lambda: self._enlarge(pool, chosen))
 
-    async def reclaim(self, pv: str, uid: str, pool: str) -> None:
-        """The volume of this very PersistentVolume is gone with its data, its space free. Raises InUse while it is
-        mounted in a pod, and PoolMissing while `pool` can't be seen: a volume that is not found then may come back
-        with its disk. A volume of that name but another uid is not its own, and stays."""
-        await self._turn("reclaim", pv, uid, lambda: self._reclaim(pv, uid, pool))
+    async def reclaim(self, pv: str, uid: str, pool: str) -> bool:
+        """Whether the volume of this very PersistentVolume is gone with its data, its space free. False: its data is
+        being erased, ask again when the listener was told that this has ended. Raises InUse while it is mounted in a
+        pod, and PoolMissing while `pool` can't be seen: a volume that is not found then may come back with its disk. A
+        volume of that name but another uid is not its own, and stays."""
+        return await self._turn("reclaim", pv, uid, lambda: self._reclaim(pv, uid, pool))
 
     async def retain(self, pv: str, uid: str) -> None:
         """The volume, if it exists, says itself that it is to be kept, PersistentVolume or not."""
@@ -151,6 +159,11 @@ class Volumes:
             volume = self.inventory.volume(wanted.pv)
         if volume is None:
             self._refuse_damaged(wanted.pv)
+        elif volume.record.state is State.ERASING:
+            raise BeingErased(
+                f"volume {wanted.pv} is being erased, because its PersistentVolume was deleted: its data is gone, "
+                "make a new claim"
+            )
         elif volume.record.uid != wanted.uid:
             raise Foreign(
                 f"this node holds a volume {wanted.pv} of an earlier PersistentVolume (uid {volume.record.uid}) and "
@@ -244,7 +257,7 @@ class Volumes:
             await self._stock.look()
         return more
 
-    async def _reclaim(self, pv: str, uid: str, pool: str) -> None:
+    async def _reclaim(self, pv: str, uid: str, pool: str) -> bool:
         volume = await self._stock.volume(pv)
         if volume is None:
             await self._stock.look()  # who says "gone" must have seen it
@@ -256,20 +269,25 @@ class Volumes:
                     f"volume {pv} lies in {pool}, which this node does not show now: bring its disks back, or if they "
                     f"are gone for good take the finalizer {names.FINALIZER} off this PersistentVolume"
                 )
-            return
+            return True
         if volume.record.uid != uid:
             log.warning("volume %s has uid %s, not %s: it stays", pv, volume.record.uid, uid, extra={"volume": pv})
-            return
+            return True
         await asyncio.to_thread(self._staging.release, pv)
+        if not await self._erasures.done(volume):
+            return False
         async with self._disks:
             with self._stock.changing(pv):
                 await self._backend.remove(volume)
                 self._stock.drop(volume)
         self._filesystems.changed(pv)
+        return True
 
     async def _retain(self, pv: str, uid: str) -> None:
         volume = await self._stock.volume(pv)
-        if volume is not None and volume.record.uid == uid and volume.record.policy != RETAIN:
+        if volume is None or volume.record.uid != uid or volume.record.state is State.ERASING:
+            return  # of one whose data is going there is nothing to keep
+        if volume.record.policy != RETAIN:
             await self._rewritten(volume, replace(volume.record, policy=RETAIN))
 
     async def _rewritten(self, volume: Volume, record: Record) -> Volume:

@@ -65,6 +65,8 @@ class LogicalVolume:
     """LVM's lv_layout, as {"linear"}, {"striped"}, {"raid", "raid1"}, {"thin", "pool"}, {"thin", "sparse"}."""
     pool: str
     """Of a thin volume: the name of its pool."""
+    zeroes_new_blocks: bool
+    """Of a pool or thin volume: nobody reads in a new block what an earlier volume left there."""
     active: bool
     suspended: bool
     open: bool

@@ -21,6 +21,7 @@ _VOLUME_FIELDS = (
     "lv_tags",
     "lv_path",
     "lv_layout",
+    "lv_attr",
     "pool_lv",
     "lv_active",
     "lv_suspended",
@@ -47,6 +48,9 @@ FULL_REPORT = (
     "--options=pvseg_start",
 )
 """The command that reads the state of the whole node."""
+
+_ZEROING = 7
+"""Place of the letter in lv_attr, lvs(8). The field `zero` is one of segments, which a full report can't be given."""
 
 _OBJECT = re.compile(r"^\s*\{\s*$", re.MULTILINE)
 
@@ -117,6 +121,7 @@ def _volume(group: str, row: Row) -> LogicalVolume:
         path=row["lv_path"],
         layout=_words(row["lv_layout"]),
         pool=row["pool_lv"],
+        zeroes_new_blocks=row["lv_attr"][_ZEROING : _ZEROING + 1] == "z",
         active=row["lv_active"].startswith("active"),
         suspended=bool(row["lv_suspended"]),
         open=row["lv_device_open"] == "open",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from contract.parameters import VolumeParameters
+from daemon.erase import Reuse
 from daemon.errors import BackendFailed, NoSpace
 from daemon.record import Inventory, Pool, Record, Volume, Wanted
 from daemon.thinpools import Enlargement
@@ -58,6 +59,10 @@ class Backend(Protocol):
     async def extend(self, volume: Volume, size: int) -> Volume:
         """The volume with at least `size` bytes, the device grown at once even when it is mounted. Does nothing to
         one that is large enough: volumes never shrink. Raises NoSpace."""
+        ...
+
+    async def reuse(self, volume: Volume) -> Reuse:
+        """What others would find where the volume's data was, were it removed as it is now."""
         ...
 
     async def extend_pool(self, pool: Pool, more: Enlargement) -> None:

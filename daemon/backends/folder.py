@@ -18,6 +18,7 @@ from pathlib import Path
 from contract.parameters import VolumeParameters
 from daemon.backends import check_room, no_thin_pools
 from daemon.backends.recordfiles import RecordFiles, Remembered, told
+from daemon.erase import Reuse
 from daemon.errors import Foreign, InUse, NotFound
 from daemon.record import Damaged as DamagedVolume
 from daemon.record import Foreign as ForeignVolume
@@ -75,6 +76,10 @@ class FolderBackend:
         async with self._allocating:
             with told():
                 return await asyncio.to_thread(self._extend, volume, size)
+
+    async def reuse(self, volume: Volume) -> Reuse:
+        """What filesystems hand out again, they show to nobody before it is written."""
+        return Reuse.CLEAN
 
     async def extend_pool(self, pool: Pool, more: Enlargement) -> None:
         raise no_thin_pools(pool)

@@ -16,6 +16,7 @@ from pathlib import Path
 from contract.parameters import VolumeParameters
 from daemon.backends import check_room, no_thin_pools
 from daemon.backends.recordfiles import RecordFiles, told
+from daemon.erase import Reuse
 from daemon.errors import BackendFailed, Foreign, InUse, NotFound
 from daemon.record import Damaged as DamagedVolume
 from daemon.record import Foreign as ForeignVolume
@@ -78,6 +79,10 @@ class LoopBackend:
         async with self._allocating:
             with told():
                 return await asyncio.to_thread(self._extend, volume, size)
+
+    async def reuse(self, volume: Volume) -> Reuse:
+        """A file that is unlinked gives its blocks to the filesystem, and a new sparse one reads as zeroes."""
+        return Reuse.CLEAN
 
     async def extend_pool(self, pool: Pool, more: Enlargement) -> None:
         raise no_thin_pools(pool)

@@ -15,6 +15,7 @@ import lvm
 from contract.parameters import RAID1, VolumeParameters
 from daemon.backends import no_thin_pools
 from daemon.backends.lvminventory import Place, inventory
+from daemon.erase import Reuse
 from daemon.errors import BackendFailed, Damaged, Foreign, InUse, NoSpace, NotFound, PoolMissing
 from daemon.record import Inventory, Pool, Record, State, Volume, Wanted
 from daemon.thinpools import Enlargement
@@ -163,6 +164,15 @@ class LvmBackend:
             except lvm.NoSpace as error:
                 raise await self._no_space(volume.pv, volume.pool, size - volume.size) from error
         return await self._found(volume.pv, volume.record.uid)
+
+    async def reuse(self, volume: Volume) -> Reuse:
+        """A thin pool is asked each time: whether it zeroes new blocks can be switched (lvchange --zero)."""
+        place = Place.of(volume.pool)
+        if not place.thin_pool:
+            return Reuse.RAW
+        with _told_of(volume):
+            pool = (await self._report()).volume(place.group, place.thin_pool)
+        return Reuse.CLEAN if pool is not None and pool.zeroes_new_blocks else Reuse.THIN_RAW
 
     async def extend_pool(self, pool: Pool, more: Enlargement) -> None:
         place = Place.of(pool.name)

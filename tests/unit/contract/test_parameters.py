@@ -23,7 +23,8 @@ def test_a_class_without_parameters_is_the_default() -> None:
         ({"fsType": "btrfs", "mkfsOptions": "--csum xxhash"}, ["compress=zstd:3", "discard=async", "discard"]),
         ({"thin": "true", "thinPool": "fast", "overprovisionRatio": "2.5"}, []),
         ({"thin": "false", "volumeGroup": "nvme", "stripes": "3"}, []),
-        ({"raid": "raid1"}, []),
+        ({"raid": "raid1", "erase": "discard"}, []),
+        ({"erase": "none"}, []),
     ],
 )
 def test_what_is_allowed_comes_back_the_same_from_the_options(
@@ -52,6 +53,7 @@ def test_what_is_allowed_comes_back_the_same_from_the_options(
         ({"fsType": "xfs", "mkfsOptions": "-l logdev=/dev/sda"}, [], "mkfsOptions"),
         ({"fsType": "btrfs", "mkfsOptions": "-r /etc"}, [], "mkfsOptions"),
         ({"thin": "yes"}, [], "thin"),
+        ({"erase": "shred"}, [], "erase"),
         ({"stripes": "0"}, [], "stripes"),
         ({"stripes": "1.5"}, [], "stripes"),
         ({"stripes": "2", "thin": "true"}, [], "stripes"),

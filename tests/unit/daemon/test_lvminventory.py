@@ -20,6 +20,7 @@ PLAIN = LogicalVolume(
     path="/dev/vg/pvc-1",
     layout=frozenset({"linear"}),
     pool="",
+    zeroes_new_blocks=False,
     active=True,
     suspended=False,
     open=False,

@@ -22,7 +22,7 @@ RECORD = Record("a", "uid-a", DELETE, "ext4", State.READY)
 GRACE = 100.0
 
 
-@pytest.mark.parametrize("state", list(State))
+@pytest.mark.parametrize("state", [State.FORMATTING, State.READY])
 @pytest.mark.parametrize(
     ("policy", "grace", "kept"),
     [(DELETE, GRACE, GRACE), (DELETE, None, None), (RETAIN, GRACE, None), (RETAIN, None, None)],
@@ -36,6 +36,13 @@ def test_only_a_record_that_says_delete_lets_a_volume_go(
     assert "volume a (5Mi in vg) has no PersistentVolume" in words
     assert ("removed in 100 s" in words) is (kept is not None)
     assert ("remove it by hand" in words) is (kept is None)
+
+
+@pytest.mark.parametrize("policy", [DELETE, RETAIN])
+def test_one_that_is_half_erased_goes_at_once(policy: str) -> None:
+    erasing = Record("a", "uid-a", policy, "ext4", State.ERASING)
+    assert removable_after(erasing, None) == 0
+    assert "erased, and that goes on" in report(Volume(erasing, 5 << 20, "vg"), None)
 
 
 class Clock:

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.filesystems import FILESYSTEMS
+from contract.parameters import ERASE, NO_ERASE, ZERO
 from contract.volume import DELETE, RETAIN
 from daemon.record import DamagedRecord, Pool, Record, State, Thin, from_fields, from_tags
 from lvm import names
@@ -18,7 +19,17 @@ RECORDS = st.builds(
     uid=st.uuids().map(str),
     policy=st.sampled_from([DELETE, RETAIN]),
     filesystem=st.sampled_from(sorted(FILESYSTEMS)),
-    state=st.sampled_from(State),
+    state=st.sampled_from([State.FORMATTING, State.READY]),
+    erase=st.sampled_from(ERASE),
+) | st.builds(
+    Record,
+    pv=st.just("pvc-1"),
+    uid=st.uuids().map(str),
+    policy=st.just(DELETE),
+    filesystem=st.just("ext4"),
+    state=st.just(State.ERASING),
+    erase=st.sampled_from(ERASE),
+    erased=st.integers(0, 1 << 58),
 )
 FOREIGN_TAGS = st.text(string.ascii_letters + string.digits + "_+.-/=!:&#", min_size=1).filter(
     lambda tag: not tag.startswith("elastic-local/")
@@ -44,6 +55,10 @@ def test_a_record_with_a_part_missing_or_twice_is_damaged_or_foreign(record: Rec
     rest = record.to_tags() - {lost}
     if lost.startswith("elastic-local/record="):
         assert from_tags(rest) is None
+    elif lost.startswith("elastic-local/erase"):
+        # Written by a daemon that knew nothing of erasing: all of it goes.
+        read = from_tags(rest)
+        assert read in (replace(record, erase=ZERO), replace(record, erased=0))
     else:
         with pytest.raises(DamagedRecord, match="has no"):
             from_tags(rest)
@@ -63,11 +78,24 @@ def test_a_record_with_a_part_missing_or_twice_is_damaged_or_foreign(record: Rec
         ("filesystem", "vfat"),
         ("state", "removed"),
         ("state", 1),
+        ("erase", "shred"),
+        ("erase", None),
     ],
 )
 def test_what_we_never_write_is_damage(field: str, value: object) -> None:
     with pytest.raises(DamagedRecord):
         from_fields({**RECORD.to_fields(), field: value})
+
+
+@pytest.mark.parametrize("value", ["-1", "1.5", "9" * 19, "", 5])
+def test_progress_that_we_never_write_is_damage(value: object) -> None:
+    erasing = replace(RECORD, state=State.ERASING)
+    with pytest.raises(DamagedRecord, match="erased"):
+        from_fields({**erasing.to_fields(), "erased": value})
+
+
+def test_what_the_class_asks_for_is_remembered() -> None:
+    assert from_tags(replace(RECORD, erase=NO_ERASE).to_tags()) == replace(RECORD, erase=NO_ERASE)
 
 
 def test_a_change_of_state_changes_one_tag() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from contract.parameters import VolumeParameters
 from contract.volume import DELETE, RETAIN
+from daemon.erase import Reuse
 from daemon.errors import BackendFailed, Damaged, Foreign, Lost, NoSpace, PoolMissing
 from daemon.record import Damaged as DamagedVolume
 from daemon.record import Inventory, Pool, Record, State, Volume, Wanted
@@ -70,6 +71,9 @@ class Memory:
         await self._called("extend")
         self.volumes[volume.pv] = replace(volume, size=max(volume.size, -(-size // 10) * 10))
         return self.volumes[volume.pv]
+
+    async def reuse(self, volume: Volume) -> Reuse:
+        return Reuse.CLEAN
 
     async def remove(self, volume: Volume) -> None:
         await self._called("remove")

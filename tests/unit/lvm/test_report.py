@@ -23,10 +23,10 @@ STATE = """\
               ]
               ,
               "lv": [
-                  {"lv_name":"one", "lv_uuid":"wJc4DD", "lv_size":"1073741824", "lv_tags":"elastic-local/pv=one,x", "lv_path":"/dev/vg/one", "lv_layout":"linear", "pool_lv":"", "lv_active":"active", "lv_suspended":"", "lv_device_open":"open", "lv_health_status":"", "data_percent":"", "metadata_percent":"", "lv_metadata_size":"", "copy_percent":""},
-                  {"lv_name":"pool", "lv_uuid":"vKt0el", "lv_size":"8191475712", "lv_tags":"", "lv_path":"", "lv_layout":"thin,pool", "pool_lv":"", "lv_active":"active", "lv_suspended":"", "lv_device_open":"", "lv_health_status":"out_of_data", "data_percent":"100.00", "metadata_percent":"10.74", "lv_metadata_size":"8388608", "copy_percent":""},
-                  {"lv_name":"thin", "lv_uuid":"s7PLAE", "lv_size":"109051904", "lv_tags":"", "lv_path":"/dev/vg/thin", "lv_layout":"thin,sparse", "pool_lv":"pool", "lv_active":"", "lv_suspended":"suspended", "lv_device_open":"unknown", "lv_health_status":"", "data_percent":"", "metadata_percent":"", "lv_metadata_size":"", "copy_percent":""},
-                  {"lv_name":"mirror", "lv_uuid":"KbBvLS", "lv_size":"4194304", "lv_tags":"", "lv_path":"/dev/vg/mirror", "lv_layout":"raid,raid1", "pool_lv":"", "lv_active":"active", "lv_suspended":"", "lv_device_open":"", "lv_health_status":"partial", "data_percent":"", "metadata_percent":"", "lv_metadata_size":"", "copy_percent":"62.50"}
+                  {"lv_name":"one", "lv_uuid":"wJc4DD", "lv_size":"1073741824", "lv_tags":"elastic-local/pv=one,x", "lv_path":"/dev/vg/one", "lv_layout":"linear", "lv_attr":"-wi-a-----", "pool_lv":"", "lv_active":"active", "lv_suspended":"", "lv_device_open":"open", "lv_health_status":"", "data_percent":"", "metadata_percent":"", "lv_metadata_size":"", "copy_percent":""},
+                  {"lv_name":"pool", "lv_uuid":"vKt0el", "lv_size":"8191475712", "lv_tags":"", "lv_path":"", "lv_layout":"thin,pool", "lv_attr":"twi-aotzD-", "pool_lv":"", "lv_active":"active", "lv_suspended":"", "lv_device_open":"", "lv_health_status":"out_of_data", "data_percent":"100.00", "metadata_percent":"10.74", "lv_metadata_size":"8388608", "copy_percent":""},
+                  {"lv_name":"thin", "lv_uuid":"s7PLAE", "lv_size":"109051904", "lv_tags":"", "lv_path":"/dev/vg/thin", "lv_layout":"thin,sparse", "lv_attr":"Vwi-s-tz--", "pool_lv":"pool", "lv_active":"", "lv_suspended":"suspended", "lv_device_open":"unknown", "lv_health_status":"", "data_percent":"", "metadata_percent":"", "lv_metadata_size":"", "copy_percent":""},
+                  {"lv_name":"mirror", "lv_uuid":"KbBvLS", "lv_size":"4194304", "lv_tags":"", "lv_path":"/dev/vg/mirror", "lv_layout":"raid,raid1", "lv_attr":"rwi-a-r-p-", "pool_lv":"", "lv_active":"active", "lv_suspended":"", "lv_device_open":"", "lv_health_status":"partial", "data_percent":"", "metadata_percent":"", "lv_metadata_size":"", "copy_percent":"62.50"}
               ]
               ,
               "pvseg": [ {"pvseg_start":"0"} ] ,
@@ -70,11 +70,22 @@ def test_groups_and_devices(state: State) -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("one", {"active": True, "open": True, "health": Health.OK, "is_thin": False, "data_percent": None}),
+        (
+            "one",
+            {
+                "zeroes_new_blocks": False,
+                "active": True,
+                "open": True,
+                "health": Health.OK,
+                "is_thin": False,
+                "data_percent": None,
+            },
+        ),
         (
             "pool",
             {
                 "is_thin_pool": True,
+                "zeroes_new_blocks": True,
                 "is_thin": False,
                 "health": Health.OUT_OF_DATA,
                 "data_percent": 100.0,

@@ -1,0 +1,72 @@
+"""Taking away what lies on a range of a block device.
+
+By ioctl and not with blkdiscard(8): an erasure takes many small steps, so that others get the disk between them, and a
+process for each would cost more than the step. All functions block, as long as the disk does: call them from a thread.
+They raise OSError.
+
+Source: block/ioctl.c and include/uapi/linux/fs.h of Linux; the numbers hold on x86, arm, riscv and s390.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+_BLKDISCARD = 0x1277
+_BLKZEROOUT = 0x127F
+
+PIECE = 64 * 1024
+"""Bytes that are looked at together: the smallest block of a thin pool, so what holds data is never spread to what
+takes no space yet."""
+_ZEROES = bytes(PIECE)
+
+
+@contextlib.contextmanager
+def opened(device: Path) -> Iterator[int]:
+    """The device for writing, and nobody else's meanwhile. Raises OSError with EBUSY when it is mounted anywhere, in
+    whatever mount namespace, or part of another device."""
+    descriptor = os.open(device, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def zero(descriptor: int, extent: range) -> None:
+    """The bytes read as zero from now on. A device that can write zeroes by itself is asked to; to others they are
+    sent."""
+    fcntl.ioctl(descriptor, _BLKZEROOUT, struct.pack("QQ", extent.start, len(extent)))
+
+
+def discards(descriptor: int) -> bool:
+    """Whether the device can be told that blocks are no longer needed."""
+    device = os.fstat(descriptor).st_rdev
+    queue = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/queue")
+    return int((queue / "discard_max_bytes").read_text()) > 0
+
+
+def discard(descriptor: int, extent: range) -> None:
+    """The device knows from now on that nobody needs the bytes. What they read as is its own affair: the kernel no
+    longer tells whether a device promises zeroes, because those that promised did not all keep to it."""
+    fcntl.ioctl(descriptor, _BLKDISCARD, struct.pack("QQ", extent.start, len(extent)))
+
+
+def zero_written(descriptor: int, extent: range) -> None:
+    """The bytes read as zero from now on, and what did so before was not written to."""
+    content = os.pread(descriptor, len(extent), extent.start)
+    if len(content) != len(extent):
+        raise OSError(errno.EIO, f"the device ended {len(extent) - len(content)} bytes too early")
+    # What was read once is of no use to anybody: it must not drive other things out of memory.
+    os.posix_fadvise(descriptor, extent.start, len(extent), os.POSIX_FADV_DONTNEED)
+    for offset in range(0, len(content), PIECE):
+        piece = content[offset : offset + PIECE]
+        if piece != _ZEROES[: len(piece)]:
+            zero(descriptor, range(extent.start + offset, extent.start + offset + len(piece)))
+
+
+def flush(descriptor: int) -> None:
+    """What was done is so also after a power cut."""
+    os.fsync(descriptor)
