@@ -220,6 +220,17 @@ async def test_growing(volumes: Volumes, backend: Memory) -> None:
     assert backend.volumes["pv"].size == volumes.inventory.volumes[0].size == 260  # type: ignore[index]
 
 
+async def test_neither_creation_nor_growth_takes_from_the_reserve(backend: Memory, tmp_path: Path) -> None:
+    volumes = Volumes(backend, tmp_path, reserve=200)
+    await volumes.start()
+    await volumes.prepare(wanted(size=500))
+    with pytest.raises(NoSpace, match="needs 310 bytes of pool on this node, which has 300 bytes left"):
+        await volumes.prepare(wanted("other", 310))
+    with pytest.raises(NoSpace, match="needs 310 bytes of pool on this node, which has 300 bytes left"):
+        await volumes.expand(wanted(size=810))
+    assert (await volumes.expand(wanted(size=800))).size == 800
+
+
 async def test_reclaimed_space_is_there_for_the_next(volumes: Volumes, backend: Memory) -> None:
     await volumes.prepare(wanted(size=1000))
     await volumes.reclaim("pv", "uid", POOL)

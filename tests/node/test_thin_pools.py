@@ -1,0 +1,140 @@
+"""A thin pool that really fills up: what it does to its volumes, to new ones, and how it is let grow."""
+
+import errno
+import hashlib
+import os
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from daemon.backends.lvm import LvmBackend
+from daemon.errors import NoSpace, PoolFull
+from daemon.promises import Offer, offer
+from daemon.record import Pool
+from daemon.room import Promise
+from daemon.thinpools import Autoextend, Level, level
+from daemon.thinwatch import ThinWatch
+from daemon.volumes import Volumes
+from lvm import Lvm
+from tests.node.conftest import ByHand
+from tests.node.volume_node import MIB, Node
+
+pytestmark = pytest.mark.device_mapper
+
+POOL = 128 * MIB
+RATIO = 4.0
+
+
+@pytest.fixture
+async def node(lvm: Lvm, volume_group: str, by_hand: ByHand, tmp_path: Path) -> AsyncIterator[Node]:
+    """Its thin pool is small, and so its group has plenty left. Writes to a full one fail at once, not in a minute."""
+    await lvm.create_pool(volume_group, "pool", POOL)
+    by_hand("lvchange", "--errorwhenfull=y", f"{volume_group}/pool")
+    node = Node(tmp_path, lambda: LvmBackend(lvm, volume_group, "pool", thin=True))
+    yield node
+    node.unmount_all()
+
+
+def pool_of(volumes: Volumes, node: Node) -> Pool:
+    pool = volumes.inventory.pool(node.pool)
+    assert pool
+    return pool
+
+
+def write_on(path: Path) -> None:
+    """Until it fails."""
+    with path.open("wb") as file:
+        while True:
+            file.write(b"\xa5" * 4 * MIB)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+async def test_a_pool_that_is_really_full_hurts_nobody_who_was_not_writing(node: Node) -> None:
+    volumes = node.volumes()
+    await volumes.start()
+    quiet = node.wanted(32 * MIB, overprovision_ratio=RATIO)
+    greedy = node.wanted(256 * MIB, pv=f"{node.pv}-greedy", overprovision_ratio=RATIO)
+    calm, wild = node.folder(), node.folder(greedy.pv)
+    await volumes.mount(quiet, calm, read_only=False)
+    await volumes.mount(greedy, wild, read_only=False)
+    data = os.urandom(4 * MIB)
+    (calm.path / "data").write_bytes(data)
+    os.sync()
+    assert level(pool_of(volumes, node)) is Level.FINE
+
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        write_on(wild.path / "data")
+    assert (wild.path / "data").stat().st_size > 0.6 * POOL
+
+    await volumes.refresh()
+    pool = pool_of(volumes, node)
+    assert level(pool) is Level.CRITICAL
+    assert pool.available(RATIO) > 200 * MIB  # on paper
+    assert offer(pool, quiet.parameters, volumes.inventory.volumes, (), 0) == Offer(0, 0, 0)
+    late = node.wanted(32 * MIB, pv=f"{node.pv}-late", overprovision_ratio=RATIO)
+    before = {volume.pv for volume in volumes.inventory.volumes}
+    with pytest.raises(PoolFull, match=f"thin pool {node.pool} of this node, which is nearly full: delete volumes"):
+        await volumes.prepare(late)
+    with pytest.raises(PoolFull):
+        await volumes.expand(node.wanted(64 * MIB, overprovision_ratio=RATIO))
+    await volumes.refresh()
+    assert {volume.pv for volume in volumes.inventory.volumes} == before
+    assert (calm.path / "data").read_bytes() == data
+
+    recovered: list[str] = []
+    watch = ThinWatch(volumes, node.pool, Autoextend(share=100, threshold=80), lambda: recovered.append("yes"))
+    await watch.look()
+    assert pool_of(volumes, node).size == 2 * POOL
+    assert level(pool_of(volumes, node)) is Level.FINE
+    await volumes.prepare(late)
+
+    # What failed to be written is gone, and nothing else: both are sound, also to a full check.
+    for folder in (calm, wild):
+        await volumes.unmount(folder)
+        device = Path("/dev", node.pool.split("/")[0], folder.name)
+        checked = subprocess.run(["e2fsck", "-p", device], capture_output=True, text=True, check=False)
+        assert checked.returncode in (0, 1), checked.stdout
+        subprocess.run(["e2fsck", "-f", "-n", device], capture_output=True, check=True)
+    await volumes.mount(quiet, calm, read_only=False)
+    await volumes.mount(greedy, wild, read_only=False)
+    assert hashlib.sha256((calm.path / "data").read_bytes()).digest() == hashlib.sha256(data).digest()
+    with (wild.path / "more").open("wb") as file:
+        file.write(b"\xa5" * 8 * MIB)
+        os.fsync(file.fileno())
+
+
+async def test_a_pool_grows_by_what_nobody_was_promised_and_no_more(node: Node, lvm: Lvm) -> None:
+    """Data and metadata. The reserve and a thick volume that is promised but not made keep their room."""
+    group = node.pool.split("/")[0]
+    state = await lvm.report()
+    free = state.group(group).free  # type: ignore[union-attr]
+    spare = 20 * MIB
+    promised, reserve = free // 2, free - free // 2 - spare
+    volumes = Volumes(
+        node.make_backend(), node.staging, promises=lambda: [Promise("pv-thick", group, promised)], reserve=reserve
+    )
+    await volumes.start()
+    before = pool_of(volumes, node)
+    assert before.thin
+    assert before.thin.metadata_percent
+    chosen = Autoextend(share=100, threshold=int(before.thin.metadata_percent))
+    got = await volumes.enlarge(node.pool, chosen)
+    assert (got.data, got.metadata) == (0, before.thin.metadata_size)
+    after = pool_of(volumes, node)
+    assert after.thin
+    assert after.thin.metadata_size == 2 * before.thin.metadata_size
+    known = volumes.inventory.pools
+    await volumes.refresh()
+    assert list(volumes.inventory.pools) == list(known)
+
+    got = await volumes.enlarge(node.pool, Autoextend(share=100, threshold=0))
+    left = volumes.inventory.pool(group)
+    assert left
+    assert left.free - promised - reserve < before.granularity * 2
+    assert left.free >= promised + reserve
+    assert (await volumes.enlarge(node.pool, Autoextend(share=100, threshold=0))).taken == 0
+    with pytest.raises(NoSpace):
+        await volumes.prepare(node.wanted(2 * before.granularity, thin=False))
