@@ -19,7 +19,7 @@ import shlex
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 log = logging.getLogger(__name__)
@@ -162,10 +162,12 @@ async def run(
     env: Mapping[str, str] | None = None,
     check: bool = True,
     input: bytes | None = None,  # noqa: A002  named like subprocess.run's
+    pass_fds: Collection[int] = (),
 ) -> Completed:
     """Run a program to its end, at most `deadline` seconds.
 
-    `env` is added to our own environment; the locale is always C, so that messages are what we know. Raises
+    `env` is added to our own environment; the locale is always C, so that messages are what we know. `pass_fds` are
+    our open files that the program holds open as well, for as long as it lives, even after us. Raises
     MissingTool, CommandTimedOut, and with `check` CommandFailed for an exit code other than zero.
     """
     environment = {**os.environ, **(env or {}), "LC_ALL": "C"}
@@ -174,7 +176,13 @@ async def run(
     with _memory_file() as stdout, _memory_file() as stderr, _memory_file(input or b"") as stdin:
         try:
             process = await asyncio.create_subprocess_exec(
-                *argv, stdin=stdin, stdout=stdout, stderr=stderr, env=environment, start_new_session=True
+                *argv,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                env=environment,
+                start_new_session=True,
+                pass_fds=tuple(pass_fds),
             )
         except FileNotFoundError as missing:
             raise MissingTool(argv[0]) from missing

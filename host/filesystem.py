@@ -20,6 +20,7 @@ ext4(5), capabilities(7).
 
 import asyncio
 import errno
+import os
 import re
 import struct
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from host import blockdevice
-from host.command import CommandFailed, run
+from host.command import CommandFailed, Completed, run
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Unsound(Exception):
 async def make(kind: str, device: Path, options: Sequence[str] = (), *, deadline: float = 600) -> None:
     """A new filesystem of `kind`, on disk when this returns. Whatever the device held is lost. `options` are words of
     mkfs and come after our own, so they win. Raises CommandError."""
-    await run(*FACTS[kind].make, *options, str(device), deadline=deadline)
+    await _run_on(device, *FACTS[kind].make, *options, deadline=deadline)
 
 
 async def check(kind: str, device: Path, *, deadline: float = 3600) -> None:
@@ -111,7 +112,7 @@ async def check(kind: str, device: Path, *, deadline: float = 3600) -> None:
 
 
 async def _checked(kind: str, words: Sequence[str], device: Path, deadline: float) -> None:
-    checked = await run(*words, str(device), deadline=deadline, check=False)
+    checked = await _run_on(device, *words, deadline=deadline, check=False)
     if checked.exit_code not in FACTS[kind].sound:
         raise Unsound(kind, device, f"{checked.command_line} ended with {checked.exit_code}: {checked.words}")
 
@@ -164,7 +165,18 @@ async def grow_unmounted(kind: str, device: Path, *, deadline: float = 3600) -> 
     facts = FACTS[kind]
     if await asyncio.to_thread(_ext4_lacks, device):
         await _checked(kind, facts.check_all, device, deadline)
-        await run(*facts.grow, str(device), deadline=deadline)
+        await _run_on(device, *facts.grow, deadline=deadline)
+
+
+async def _run_on(device: Path, *words: str, deadline: float, check: bool = True) -> Completed:
+    """Runs a program that writes to `device`, and has it hold the device open from its first moment. When we are
+    killed the program goes on; a loop device that nobody held would be freed by then and its number given to another
+    volume, and the program would open that one."""
+    held = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return await run(*words, str(device), deadline=deadline, check=check, pass_fds=[held])
+    finally:
+        os.close(held)
 
 
 def _capabilities() -> int:

@@ -119,3 +119,11 @@ async def test_a_failure_is_logged_with_what_led_to_it_once(
     levels = [(record.levelname, "prelude" in record.getMessage()) for record in caplog.records]
     assert levels == [("INFO", True), ("WARNING", False), ("WARNING", False)]
     assert "finale" in caplog.text
+
+
+async def test_a_program_holds_open_what_it_is_passed_and_nothing_else(tmp_path: Path) -> None:
+    passed, kept = (tmp_path / name for name in ("passed", "kept"))
+    with passed.open("w") as ours, kept.open("w"):
+        completed = await run("sh", "-c", "readlink /proc/self/fd/*", deadline=5, check=False, pass_fds=[ours.fileno()])
+    assert str(passed) in completed.stdout
+    assert str(kept) not in completed.stdout
