@@ -2,9 +2,10 @@
 
 The kubelet is told of changes by inotify and probes at the next look-up. Looking at the executable's identity and
 times at each look-up comes to the same. A driver whose init fails is tried again at each look-up, and what was there
-before it stays in use.
+before it stays in use. One look-up at a time: the real one has a mutex around them.
 """
 
+import asyncio
 import logging
 import os
 from collections.abc import Mapping
@@ -29,9 +30,14 @@ class Plugins:
         self._directory = directory
         self._environment = environment
         self._known: dict[str, tuple[Signature, Driver]] = {}
+        self._probing = asyncio.Lock()
 
     async def find(self, name: str) -> Driver:
         """The driver `vendor/name`, probed if it is new or changed. Raises NoDriver."""
+        async with self._probing:
+            return await self._find(name)
+
+    async def _find(self, name: str) -> Driver:
         executable = self._executable(name)
         signature = _signature(executable)
         if signature is None:
