@@ -121,7 +121,7 @@ async def test_the_life_of_a_volume(node: Node) -> None:
     assert (moved.path / "data").read_text() == "precious"
     await volumes.unmount(moved)
 
-    await volumes.reclaim(node.pv, "uid", node.pool)
+    await node.reclaim(volumes)
     assert volumes.inventory.volume(node.pv) is None
     volumes = await started(node)
     assert not list(volumes.inventory.volumes)
@@ -178,7 +178,7 @@ async def test_reclaim_unmounts_what_a_crash_left_staged(node: Node) -> None:
     await volumes.mount(node.wanted(), folder, read_only=False)
     mounting.unmount(folder.path)
     assert len(node.mounts()) == 1
-    await volumes.reclaim(node.pv, "uid", node.pool)
+    await node.reclaim(volumes)
     assert node.mounts() == []
     assert not list((await started(node)).inventory.volumes)
 
@@ -322,7 +322,7 @@ async def test_without_room_it_is_mounted_as_it_is_and_grows_when_there_is(node:
     assert figures(await started(node)) == before  # nothing half done
     assert checksum(folder.path) == written
 
-    await volumes.reclaim(neighbour.pv, "uid", node.pool)
+    await node.reclaim(volumes, neighbour.pv)
     assert (await volumes.expand(large)).size == 400 * MIB
     assert capacity(folder.path) > 320 * MIB
     assert checksum(folder.path) == written
@@ -366,7 +366,7 @@ async def test_many_mounts_at_once(node: Node) -> None:
         assert staging.is_same(shown, staged)
     await asyncio.gather(*(volumes.unmount(folder) for _, folder in folders))
     assert node.mounts() == []
-    await asyncio.gather(*(volumes.reclaim(pv, "uid", node.pool) for pv in pvs))
+    await asyncio.gather(*(node.reclaim(volumes, pv) for pv in pvs))
     assert not list((await started(node)).inventory.volumes)
 
 

@@ -3,6 +3,7 @@
 A daemon that is killed and started again is a new `Volumes` over the same folders, so tests make as many as they like.
 """
 
+import asyncio
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -34,6 +35,12 @@ class Node:
     def volumes(self, promises: Iterable[Promise] = ()) -> Volumes:
         """A daemon that starts."""
         return Volumes(self.make_backend(), self.staging, promises=lambda: promises)
+
+    async def reclaim(self, volumes: Volumes, pv: str = "") -> None:
+        """Asks for the volume's removal until it is gone."""
+        async with asyncio.timeout(60):
+            while not await volumes.reclaim(pv or self.pv, "uid", self.pool):
+                await asyncio.sleep(0.02)
 
     @property
     def pool(self) -> str:

@@ -1,0 +1,357 @@
+"""What the next tenant can read: the disk itself is searched, and a new volume on what the last one gave back.
+
+On this kernel a loop image that is treated like a thick volume stands for one; the same on LVM runs in the guest.
+"""
+
+import asyncio
+import os
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from daemon import erasing
+from daemon.backends.loop import LoopBackend
+from daemon.backends.lvm import LvmBackend
+from daemon.erase import Method, Reuse
+from daemon.errors import BackendFailed, BeingErased, InUse
+from daemon.record import State, Volume
+from daemon.volumes import Volumes
+from host import erasure, loopdevice
+from lvm import Lvm
+from tests.node.conftest import ByHand, MakeDisks
+from tests.node.volume_node import MIB, Node
+
+SECRET = b"the last tenant's secret, again. "[:32] * 128
+SIZE = 64 * MIB
+
+
+class RawBackend(LoopBackend):
+    """A sparse file as if its blocks came back as they were left."""
+
+    async def reuse(self, volume: Volume) -> Reuse:
+        return Reuse.RAW
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    node = Node(tmp_path, lambda: RawBackend(tmp_path / "data", 1024 * MIB))
+    yield node
+    node.unmount_all()
+
+
+async def started(node: Node) -> Volumes:
+    volumes = node.volumes()
+    await volumes.start()
+    return volumes
+
+
+def secrets(path: Path) -> int:
+    """How many blocks of the file or device still show the secret."""
+    count = 0
+    with path.open("rb") as file:
+        while content := file.read(4 * MIB):
+            count += content.count(SECRET)
+    return count
+
+
+async def used_by_a_tenant(node: Node, volumes: Volumes, erase: str = "zero") -> None:
+    """A volume that was written to through its filesystem and, near its end, directly."""
+    wanted = node.wanted(SIZE, erase=erase)
+    folder = node.folder()
+    await volumes.mount(wanted, folder, read_only=False)
+    with (folder.path / "file").open("wb") as file:
+        file.write(SECRET * 512)
+        os.fsync(file.fileno())
+    await volumes.unmount(folder)
+    volume = volumes.inventory.volume(node.pv)
+    assert volume
+    async with node.make_backend().device(volume) as device:
+        descriptor = os.open(device, os.O_WRONLY)
+        for offset in range(SIZE // 2, SIZE, MIB):
+            os.pwrite(descriptor, SECRET, offset)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+def image(node: Node) -> Path:
+    return node.root / "data" / f"{node.pv}.img"
+
+
+async def ended(volumes: Volumes, node: Node) -> None:
+    """Asked until the erasure is over, but not for the removal that follows."""
+    async with asyncio.timeout(20):
+        while (volume := volumes.inventory.volume(node.pv)) and volume.record.erased < volume.size:
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("erase", ["zero", "discard"])
+async def test_nothing_is_left_before_the_volume_goes(node: Node, erase: str) -> None:
+    volumes = await started(node)
+    await used_by_a_tenant(node, volumes, erase=erase)
+    assert secrets(image(node)) > 500
+    assert not await volumes.reclaim(node.pv, "uid", node.pool)
+    await ended(volumes, node)
+    assert secrets(image(node)) == 0
+    assert await volumes.reclaim(node.pv, "uid", node.pool)
+    assert not image(node).exists()
+
+
+async def test_a_device_that_knows_no_discard_gets_zeroes(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(erasure, "discards", lambda descriptor: False)
+    volumes = await started(node)
+    await used_by_a_tenant(node, volumes, erase="discard")
+    assert not await volumes.reclaim(node.pv, "uid", node.pool)
+    await ended(volumes, node)
+    assert secrets(image(node)) == 0
+
+
+async def test_without_erasing_it_goes_as_it_is(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    volumes = await started(node)
+    await used_by_a_tenant(node, volumes, erase="none")
+    kept = node.root / "kept"
+    os.link(image(node), kept)
+    assert await volumes.reclaim(node.pv, "uid", node.pool)
+    assert secrets(kept) > 500
+
+
+async def test_a_loop_image_needs_no_erasing(tmp_path: Path) -> None:
+    node = Node(tmp_path, lambda: LoopBackend(tmp_path / "data", 1024 * MIB))
+    volumes = await started(node)
+    await used_by_a_tenant(node, volumes)
+    assert await volumes.reclaim(node.pv, "uid", node.pool)
+    node.unmount_all()
+
+
+async def test_while_it_is_erased_others_go_on_and_it_is_nobodys(node: Node) -> None:
+    volumes = Volumes(node.make_backend(), node.staging, erase_rate=MIB)  # a minute for the whole
+    await volumes.start()
+    await used_by_a_tenant(node, volumes)
+    assert not await volumes.reclaim(node.pv, "uid", node.pool)
+    assert not await volumes.reclaim(node.pv, "uid", node.pool)
+    other = node.folder(f"{node.pv}-other")
+    await volumes.mount(node.wanted(pv=other.name), other, read_only=False)
+    await volumes.unmount(other)
+    folder = node.folder()
+    for daemon in (volumes, await started(node)):
+        with pytest.raises(BeingErased, match="make a new claim"):
+            await daemon.mount(node.wanted(SIZE), folder, read_only=False)
+        with pytest.raises(BeingErased, match="make a new claim"):
+            await daemon.prepare(node.wanted(SIZE, uid="next"))
+        await daemon.retain(node.pv, "uid")
+        volume = daemon.inventory.volume(node.pv)
+        assert volume
+        assert volume.record.state is State.ERASING
+        (pool,) = daemon.inventory.pools
+        assert pool.ours == SIZE + 32 * MIB
+    await volumes.close()
+    await node.reclaim(await started(node))
+    assert not image(node).exists()
+
+
+async def test_what_somebody_uses_is_not_erased_but_told_and_tried_again(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volumes = await started(node)
+    await used_by_a_tenant(node, volumes)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with loopdevice.attached(image(node)) as device:
+        subprocess.run(["mount", device, elsewhere], check=True)
+    try:
+        assert not await volumes.reclaim(node.pv, "uid", node.pool)
+        with pytest.raises(InUse, match="is in use: stop what uses it on the node"):
+            await node.reclaim(volumes)
+        with pytest.raises(InUse):
+            await volumes.reclaim(node.pv, "uid", node.pool)
+        assert (elsewhere / "file").read_bytes() == SECRET * 512
+    finally:
+        subprocess.run(["umount", elsewhere], check=True)
+    monkeypatch.setattr(erasing, "RETRY_SECONDS", 0)
+    await node.reclaim(volumes)
+
+
+async def test_a_disk_that_fails_keeps_the_volume_and_its_space(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    volumes = await started(node)
+    await used_by_a_tenant(node, volumes)
+
+    def fail(descriptor: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(erasure, "flush", fail)
+        with pytest.raises(BackendFailed, match=r"can't be erased: .*Input/output error.*stays, with its space"):
+            await node.reclaim(volumes)
+    assert image(node).exists()
+    monkeypatch.setattr(erasing, "RETRY_SECONDS", 0)
+    await node.reclaim(volumes)
+
+
+def killed(work: Callable[[], object]) -> None:
+    """Runs in a process of its own, which dies by a SIGKILL."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+
+
+def dies_at(byte: int) -> None:
+    """From here on this process dies before it erases this byte, and says after every step how far it is."""
+    real = erasing._WORK
+
+    def zero(descriptor: int, extent: range) -> None:
+        if byte in extent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        erasure.zero(descriptor, extent)
+
+    erasing._WORK = {**real, Method.ZERO: zero}
+    erasing.REMEMBER_SECONDS = 0
+
+
+def prepared_by_a_tenant(node: Node) -> None:
+    async def prepare() -> None:
+        await used_by_a_tenant(node, await started(node))
+
+    asyncio.run(prepare())
+
+
+def erased_until_it_is_killed(node: Node, at: int) -> None:
+    def erase() -> None:
+        async def reclaim() -> None:
+            await node.reclaim(await started(node))
+
+        dies_at(at)
+        asyncio.run(reclaim())
+
+    killed(erase)
+
+
+async def goes_on(node: Node, monkeypatch: pytest.MonkeyPatch, begin: int) -> None:
+    """Another daemon finds it half erased, does the rest and nothing twice."""
+    seen: list[range] = []
+
+    def zero(descriptor: int, extent: range) -> None:
+        seen.append(extent)
+        erasure.zero(descriptor, extent)
+
+    monkeypatch.setattr(erasing, "_WORK", {**erasing._WORK, Method.ZERO: zero})
+    volumes = await started(node)
+    volume = volumes.inventory.volume(node.pv)
+    assert volume
+    assert (volume.record.state, volume.record.erased) == (State.ERASING, begin)
+    with pytest.raises(BeingErased):
+        await volumes.mount(node.wanted(SIZE), node.folder(), read_only=False)
+    await node.reclaim(volumes)
+    assert (seen[0].start, seen[-1].stop) == (begin, SIZE)
+    assert sum(map(len, seen)) == SIZE - begin
+
+
+def test_killed_half_way_it_goes_on_where_it_was(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared_by_a_tenant(node)
+    erased_until_it_is_killed(node, at=40 * MIB)
+    kept = node.root / "kept"
+    os.link(image(node), kept)
+    assert secrets(kept) > 0
+    asyncio.run(goes_on(node, monkeypatch, begin=32 * MIB))
+    assert secrets(kept) == 0
+
+
+async def test_only_what_was_written_is_overwritten(tmp_path: Path) -> None:
+    """A thin volume takes space where it is written to."""
+    file = tmp_path / "sparse"
+    with file.open("wb") as opened:
+        opened.truncate(SIZE)
+        opened.seek(MIB)
+        opened.write(SECRET)
+    before = file.stat().st_blocks
+    with loopdevice.attached(file) as device, erasure.opened(device) as descriptor:
+        erasure.zero_written(descriptor, range(SIZE))
+        erasure.flush(descriptor)
+    assert secrets(file) == 0
+    assert file.stat().st_blocks <= max(before, erasure.PIECE // 512)
+
+
+@pytest.fixture
+async def lvm_node(
+    lvm: Lvm, make_disks: MakeDisks, by_hand: ByHand, tmp_path: Path, request: pytest.FixtureRequest
+) -> AsyncIterator[Node]:
+    """A node with one disk, small enough to be searched. Thin where the test has a pool."""
+    group = f"erase-{os.getpid()}"
+    await lvm.create_group(group, make_disks(1, 96 * MIB))
+    thin = "zeroing" in request.fixturenames
+    node = Node(tmp_path, lambda: LvmBackend(lvm, group, "pool", thin=thin))
+    yield node
+    node.unmount_all()
+    by_hand("vgremove", "--force", "--yes", group)
+
+
+def disk(node: Node) -> Path:
+    (file,) = node.root.glob("disk-*")
+    return file
+
+
+@pytest.mark.device_mapper
+@pytest.mark.parametrize(("erase", "left"), [("zero", False), ("discard", False), ("none", True)])
+async def test_the_disk_under_a_group_is_searched(lvm_node: Node, erase: str, left: bool) -> None:
+    node = lvm_node
+    volumes = await started(node)
+    await used_by_a_tenant(node, volumes, erase=erase)
+    assert secrets(disk(node)) > 500
+    await node.reclaim(volumes)
+    assert bool(secrets(disk(node))) is left
+    (pool,) = (await started(node)).inventory.pools
+    assert pool.ours == 0
+
+
+@pytest.mark.device_mapper
+async def test_killed_half_way_on_lvm(lvm_node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = lvm_node
+    await asyncio.to_thread(prepared_by_a_tenant, node)
+    await asyncio.to_thread(erased_until_it_is_killed, node, 40 * MIB)
+    assert secrets(disk(node)) > 0
+    await goes_on(node, monkeypatch, begin=32 * MIB)
+    assert secrets(disk(node)) == 0
+
+
+@pytest.mark.device_mapper
+@pytest.mark.parametrize(("zeroing", "erase", "shown"), [("y", "zero", 0), ("n", "zero", 0), ("n", "none", 1)])
+async def test_a_new_thin_volume_shows_nothing_of_the_last(
+    lvm_node: Node, by_hand: ByHand, zeroing: str, erase: str, shown: int
+) -> None:
+    node = lvm_node
+    volumes = await started(node)
+    if zeroing == "n":
+        by_hand("lvchange", "--zero", "n", node.pool)
+    await used_by_a_tenant(node, volumes, erase=erase)
+    used = await percent(node)
+    # Where the pool sees to it, or nobody, there is nothing to wait for.
+    assert await volumes.reclaim(node.pv, "uid", node.pool) is (zeroing == "y" or erase == "none")
+    await node.reclaim(volumes)
+    assert (await percent(node)) < used
+
+    # It takes every block that the pool has: which of them were the last tenant's nobody can tell.
+    pool = volumes.inventory.pool(node.pool)
+    assert pool
+    volume = await volumes.prepare(node.wanted(pool.size, uid="next"))
+    async with node.make_backend().device(volume) as device:
+        descriptor = os.open(device, os.O_WRONLY)
+        for offset in range(0, pool.size, 64 * 1024):
+            os.pwrite(descriptor, bytes(4096), offset)
+        os.fsync(descriptor)
+        os.close(descriptor)
+        assert min(secrets(device), 1) == shown
+
+
+async def percent(node: Node) -> float:
+    pool = (await node.make_backend().inspect()).pool(node.pool)
+    assert pool
+    assert pool.thin
+    assert pool.thin.data_percent is not None
+    return pool.thin.data_percent
