@@ -1,0 +1,78 @@
+"""What is to be erased, in which steps and how fast: decisions, with a clock of our own."""
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract.parameters import DISCARD, ERASE, NO_ERASE, ZERO
+from daemon.erase import MIB, Method, Reuse, method, steps
+from daemon.throttle import Throttle
+
+
+@pytest.mark.parametrize(
+    ("policy", "reuse", "expected"),
+    [
+        (ZERO, Reuse.RAW, Method.ZERO),
+        (ZERO, Reuse.THIN_RAW, Method.ZERO_WRITTEN),
+        (DISCARD, Reuse.RAW, Method.DISCARD),
+        (DISCARD, Reuse.THIN_RAW, Method.DISCARD),
+        *((policy, Reuse.CLEAN, None) for policy in ERASE),
+        *((NO_ERASE, reuse, None) for reuse in Reuse),
+    ],
+)
+def test_how_data_goes(policy: str, reuse: Reuse, expected: Method | None) -> None:
+    assert method(policy, reuse) is expected
+
+
+@given(chosen=st.sampled_from(Method), begin=st.integers(0, 5 << 30), more=st.integers(0, 5 << 30))
+def test_steps_leave_nothing_out_and_take_nothing_twice(chosen: Method, begin: int, more: int) -> None:
+    at = begin
+    for extent in steps(chosen, begin, begin + more):
+        assert extent.start == at
+        assert len(extent) > 0
+        at = extent.stop
+    assert at == begin + more
+
+
+class Hours:
+    """Time that passes when somebody sleeps."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.mark.parametrize(("rate", "seconds"), [(10 * MIB, 9.9), (100 * MIB, 0.99), (0, 0)])
+async def test_a_rate_is_kept(rate: int, seconds: float) -> None:
+    clock = Hours()
+    throttle = Throttle(rate, clock=clock, sleep=clock.sleep)
+    for _ in range(100):
+        await throttle.admit(MIB)
+    assert clock.now - 100 == pytest.approx(seconds)
+
+
+async def test_idle_hours_are_not_saved_up() -> None:
+    clock = Hours()
+    throttle = Throttle(MIB, clock=clock, sleep=clock.sleep)
+    clock.now += 3600
+    begin = clock.now
+    for _ in range(5):
+        await throttle.admit(MIB)
+    assert clock.now - begin == 4
+
+
+async def test_the_rate_is_of_all_together() -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    throttle = Throttle(MIB, clock=lambda: 0.0, sleep=sleep)
+    await asyncio.gather(*(throttle.admit(2 * MIB) for _ in range(4)))
+    assert slept == [2, 4, 6]
