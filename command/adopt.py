@@ -3,15 +3,15 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import typer
 import yaml
 
 from command import adoption, thisnode
 from command.adoption import Heir, Plan, Untagged
-from command.running import Kubeconfig, Stop, cluster, need_root, patience, run
-from command.table import Column, Form, Output, show, show_json, size
+from command.options import Form
+from command.running import Stop, cluster, need_root, patience, run
+from command.table import Column, show, show_json, size
 from contract import volume as contract_volume
 from contract.volume import PersistentVolume
 from daemon import settings
@@ -33,36 +33,32 @@ _COLUMNS = (
 
 
 def adopt(
-    volumes: Annotated[list[str] | None, typer.Argument(help="Names. Default: all that can be.")] = None,
-    claim: Annotated[
-        str | None, typer.Option(help="NAMESPACE/NAME of the claim that is to have an orphan's data.")
-    ] = None,
-    storage_class: Annotated[str, typer.Option(help="Class of that claim.")] = "elastic-local",
-    yes: Annotated[bool, typer.Option("--yes", help="Do it. Without it, only say what would be done.")] = False,
-    manifest: Annotated[
-        bool, typer.Option("--manifest", help="Print the PersistentVolumes to be made, for kubectl create -f -.")
-    ] = False,
-    kubeconfig: Kubeconfig = None,
-    output: Output = Form.TABLE,
+    volumes: list[str],
+    claim: str | None,
+    storage_class: str,
+    yes: bool,
+    manifest: bool,
+    kubeconfig: str | None,
+    form: Form,
 ) -> None:
-    """Adopt volumes of elastic/local-volume, and orphans that policy Retain left, of this node. A dry run by default.
-
-    No data is touched: a volume gets tags, its PersistentVolume a finalizer, an annotation and a label; an orphan gets
-    a new PersistentVolume, for the claim that --claim names.
-
-    In the daemon's pod nobody may create PersistentVolumes: print them there with --manifest, create them with kubectl,
-    then run it again with --yes.
-    """
-    heir = _heir(volumes or [], claim, storage_class)
-    plans = run(_adopt(volumes or [], heir, yes, kubeconfig))
+    heir = _heir(volumes, claim, storage_class)
+    plans = run(_adopt(volumes, heir, yes, kubeconfig))
     if manifest:
-        typer.echo(yaml.safe_dump_all([plan.manifest for plan in plans if plan.manifest]), nl=False)
-    elif output is Form.JSON:
+        _show_manifests([plan.manifest for plan in plans if plan.manifest], form)
+    elif form is Form.JSON:
         show_json([{**dataclasses.asdict(plan), "record": plan.record and plan.record.to_fields()} for plan in plans])
     else:
-        show(plans, _COLUMNS, output, nothing="nothing on this node is to be adopted")
+        show(plans, _COLUMNS, form, nothing="nothing on this node is to be adopted")
         if not yes and any(plan.doable for plan in plans):
             typer.echo("nothing was changed: the same command with --yes does it", err=True)
+
+
+def _show_manifests(manifests: list[adoption.Json], form: Form) -> None:
+    """Either form is one that kubectl takes."""
+    if form is Form.JSON:
+        show_json({"apiVersion": "v1", "kind": "List", "items": manifests})
+    else:
+        typer.echo(yaml.safe_dump_all(manifests), nl=False)
 
 
 def _heir(named: list[str], claim: str | None, storage_class: str) -> Heir | None:

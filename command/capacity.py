@@ -3,8 +3,9 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from command.running import Kubeconfig, cluster, patience, run
-from command.table import Column, Form, Output, share, show, size
+from command.options import Form
+from command.running import cluster, patience, run
+from command.table import Column, share, show, size
 from contract import capacity as contract_capacity
 from contract.capacity import Capacity
 from kube.client import CAPACITIES
@@ -33,15 +34,11 @@ _COLUMNS = (
 )
 
 
-def capacity(kubeconfig: Kubeconfig = None, output: Output = Form.TABLE) -> None:
-    """How much room each node has for each class, and how much of it is taken or promised.
-
-    Classes that share a pool show the same room: it can be given away only once.
-    """
+def capacity(kubeconfig: str | None, form: Form) -> None:
     show(
         run(_capacities(kubeconfig)),
         _COLUMNS,
-        output,
+        form,
         nothing="no node has published room: `elastic-local doctor --cluster` says why",
     )
 

@@ -1,15 +1,14 @@
 """`doctor`: what is wrong with this node, or with the cluster, and the command that mends it."""
 
 import dataclasses
-from typing import Annotated
 
 import typer
 
 from command import clustercheckup, nodecheckup, thisnode
 from command.checkup import Finding, Verdict, healthy, unknown, wrong
-from command.running import Kubeconfig, cluster, patience, run
-from command.table import Form, Output, show_json
-from contract import names
+from command.options import Form
+from command.running import cluster, patience, run
+from command.table import show_json
 from kube.client import ApiError, ConfigurationError
 
 _MARKS = {
@@ -19,19 +18,9 @@ _MARKS = {
 }
 
 
-def doctor(
-    whole_cluster: Annotated[bool, typer.Option("--cluster", help="Check the cluster instead of this node.")] = False,
-    namespace: Annotated[str, typer.Option(envvar="NAMESPACE", help="Of daemons and provisioner.")] = names.NAMESPACE,
-    kubeconfig: Kubeconfig = None,
-    output: Output = Form.TABLE,
-) -> None:
-    """Check what can be wrong on this node, or with --cluster in the cluster, in the order in which things depend on
-    each other. Under each fault stands the command that mends it. Exit code 1 when there is one.
-
-    On a node: run it in the daemon's pod, or as root. For the cluster: with an administrator's kubeconfig.
-    """
+def doctor(whole_cluster: bool, namespace: str, kubeconfig: str | None, form: Form) -> None:
     found = run(_of_cluster(namespace, kubeconfig) if whole_cluster else _of_node(namespace, kubeconfig))
-    if output is Form.JSON:
+    if form is Form.JSON:
         show_json([dataclasses.asdict(finding) for finding in found])
     else:
         for finding in found:

@@ -1,5 +1,9 @@
 """The words of the command. Each program takes its settings from the environment, as a pod has them; what a person
-types is an option."""
+types is an option.
+
+What a word does is imported when it is asked for: help and completion take a tenth of a second instead of a whole one,
+and the provisioner's process does not carry the daemon.
+"""
 
 import asyncio
 import os
@@ -9,11 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-from command import vg
-from command.adopt import adopt
-from command.capacity import capacity
-from command.doctor import doctor
-from command.volumes import volumes
+from command.options import DATA_DIR, DataDir, Form, Kubeconfig, Namespace, Output
+from contract import names
 from flexdriver import bundle, installation
 from service.environment import SettingsError
 
@@ -23,10 +24,136 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 flexdriver = typer.Typer(help="The executable that the kubelet calls.", no_args_is_help=True)
+vg = typer.Typer(help="The volume group that this node's volumes are made in.", no_args_is_help=True)
 app.add_typer(flexdriver, name="flexdriver")
-app.add_typer(vg.app, name="vg")
-for _command in (volumes, capacity, adopt, doctor):
-    app.command()(_command)
+app.add_typer(vg, name="vg")
+
+
+@app.command()
+def volumes(
+    whole_cluster: Annotated[bool, typer.Option("--cluster", help="Of all nodes, by kubectl exec.")] = False,
+    local: Annotated[bool, typer.Option("--local", help="Ask no API server: no claims, and no orphans told.")] = False,
+    namespace: Namespace = names.NAMESPACE,
+    kubeconfig: Kubeconfig = None,
+    output: Output = Form.TABLE,
+) -> None:
+    """Every volume of this node, or with --cluster of all: claim, pods, size, what is used, state.
+
+    States: ready; formatting (being made); erasing (being removed, its data first); pending (not made yet); released
+    (its claim is gone); deleting; orphan (ours, without a PersistentVolume: see `adopt`); foreign (not ours, never
+    touched); damaged (ours, with a record that can't be relied on); lost (its node is gone); unseen (its node did not
+    answer).
+    """
+    from command import volumes
+
+    volumes.volumes(whole_cluster, local, namespace, kubeconfig, output)
+
+
+@app.command()
+def capacity(kubeconfig: Kubeconfig = None, output: Output = Form.TABLE) -> None:
+    """How much room each node has for each class, and how much of it is taken or promised.
+
+    Classes that share a pool show the same room: it can be given away only once.
+    """
+    from command import capacity
+
+    capacity.capacity(kubeconfig, output)
+
+
+@app.command()
+def adopt(
+    volumes: Annotated[list[str] | None, typer.Argument(help="Names. Default: all that can be.")] = None,
+    claim: Annotated[
+        str | None, typer.Option(help="NAMESPACE/NAME of the claim that is to have an orphan's data.")
+    ] = None,
+    storage_class: Annotated[str, typer.Option(help="Class of that claim.")] = "elastic-local",
+    yes: Annotated[bool, typer.Option("--yes", help="Do it. Without it, only say what would be done.")] = False,
+    manifest: Annotated[
+        bool, typer.Option("--manifest", help="Print the PersistentVolumes to be made, for kubectl create -f -.")
+    ] = False,
+    kubeconfig: Kubeconfig = None,
+    output: Output = Form.TABLE,
+) -> None:
+    """Adopt volumes of elastic/local-volume, and orphans that policy Retain left, of this node. A dry run by default.
+
+    No data is touched: a volume gets tags, its PersistentVolume a finalizer, an annotation and a label; an orphan gets
+    a new PersistentVolume, for the claim that --claim names.
+
+    In the daemon's pod nobody may create PersistentVolumes: print them there with --manifest, create them with kubectl,
+    then run it again with --yes.
+    """
+    from command import adopt
+
+    adopt.adopt(volumes or [], claim, storage_class, yes, manifest, kubeconfig, output)
+
+
+@app.command()
+def doctor(
+    whole_cluster: Annotated[bool, typer.Option("--cluster", help="Check the cluster instead of this node.")] = False,
+    namespace: Namespace = names.NAMESPACE,
+    kubeconfig: Kubeconfig = None,
+    output: Output = Form.TABLE,
+) -> None:
+    """Check what can be wrong on this node, or with --cluster in the cluster, in the order in which things depend on
+    each other. Under each fault stands the command that mends it. Exit code 1 when there is one.
+
+    On a node: run it in the daemon's pod, or as root. For the cluster: with an administrator's kubeconfig.
+    """
+    from command import doctor
+
+    doctor.doctor(whole_cluster, namespace, kubeconfig, output)
+
+
+@vg.command()
+def create(
+    group: Annotated[str, typer.Argument(envvar="LVM_VOLUME_GROUP", help="Name of the group.")] = "elastic-local-vg",
+    devices: Annotated[
+        list[Path] | None, typer.Argument(help="Empty disks, such as /dev/sdb.", metavar="[DEVICE]...")
+    ] = None,
+    any_disk: Annotated[bool, typer.Option("--any-disk", help="Take the largest whole disk that is empty.")] = False,
+    loop_size: Annotated[
+        str | None,
+        typer.Option(help="Use a file of this size, such as 10Gi, as a disk. With --any-disk: if there is none."),
+    ] = None,
+    data_dir: DataDir = DATA_DIR,
+    output: Output = Form.TABLE,
+) -> None:
+    """Make the volume group of this node. One that exists is left as it is.
+
+    A disk that holds anything (a partition, a filesystem, a mount, LVM, or data of any kind) is refused.
+
+    A group on a file (--loop-size) is there again after a restart of the node: the daemon attaches it.
+    """
+    from command import vg
+
+    vg.create(group, devices or [], any_disk, loop_size, data_dir, output)
+
+
+@vg.command("list")
+def list_groups(data_dir: DataDir = DATA_DIR, output: Output = Form.TABLE) -> None:
+    """The volume groups of this node: size, what is free, devices, volumes."""
+    from command import vg
+
+    vg.list_groups(data_dir, output)
+
+
+@flexdriver.command()
+def install(
+    plugin_dir: Annotated[Path, typer.Option(envvar="PLUGIN_DIR", help="The kubelet's volumePluginDir.")] = Path(
+        installation.PLUGIN_DIRECTORY
+    ),
+    interpreter: Annotated[
+        Path, typer.Option(help="Python of the node, 3.11 or later, where no native driver was built for its machine.")
+    ] = Path(bundle.INTERPRETER),
+    output: Output = Form.TABLE,
+) -> None:
+    """Install the driver into the kubelet's plugin directory, whole or not at all; the kubelet sees it at once.
+
+    The daemon does this by itself; this is for a node where no daemon may write there.
+    """
+    from command import install
+
+    install.install(plugin_dir, interpreter, output)
 
 
 @app.command()
@@ -49,31 +176,6 @@ def provisioner() -> None:
     from provisioner import controller, settings
 
     _run(lambda: controller.run(settings.read(os.environ)))
-
-
-@flexdriver.command()
-def install(
-    plugin_dir: Annotated[Path, typer.Option(envvar="PLUGIN_DIR", help="The kubelet's volumePluginDir.")] = Path(
-        installation.PLUGIN_DIRECTORY
-    ),
-    interpreter: Annotated[
-        Path, typer.Option(help="Python of the node, 3.11 or later, where no native driver was built for its machine.")
-    ] = Path(bundle.INTERPRETER),
-) -> None:
-    """Install the driver into the kubelet's plugin directory, whole or not at all; the kubelet sees it at once.
-
-    The daemon does this by itself; this is for a node where no daemon may write there.
-    """
-    driver = installation.choose(interpreter=str(interpreter))
-    try:
-        if installation.installed(driver, plugin_dir):
-            typer.echo(f"{plugin_dir}: this very driver ({driver.words}) is installed already")
-        else:
-            typer.echo(f"installed {installation.install(driver, plugin_dir)} ({driver.words})")
-    except OSError as error:
-        raise typer.BadParameter(
-            f"can't write to {plugin_dir}: {error.strerror}. Is it a folder of this host, and writable?"
-        ) from None
 
 
 def _run(program: Callable[[], Coroutine[Any, Any, None]]) -> None:

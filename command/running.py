@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import AsyncIterator, Coroutine
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -21,11 +21,6 @@ T = TypeVar("T")
 
 _PATIENCE = 2.0
 """Seconds for which a person waits without wondering."""
-
-Kubeconfig = Annotated[
-    str | None,
-    typer.Option(envvar="KUBECONFIG", help="How to reach the API server. Default: as kubectl, or the pod's account."),
-]
 
 
 class Stop(Exception):

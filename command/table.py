@@ -5,32 +5,24 @@ whole, so that grep finds it.
 """
 
 import dataclasses
-import enum
 import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from command.options import Form
 from contract import quantity
 
 _BAR = 16
 _PIPED_WIDTH = 400
 
 R = TypeVar("R")
-
-
-class Form(enum.StrEnum):
-    TABLE = "table"
-    JSON = "json"
-
-
-Output = Annotated[Form, typer.Option("--output", "-o", help="For people or for programs.")]
 
 
 @dataclass(frozen=True)

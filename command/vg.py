@@ -8,29 +8,21 @@ import asyncio
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 import lvm
 from command import disks
 from command.disks import Disk
+from command.options import Form
 from command.running import Stop, need_root, patience, run
-from command.table import Column, Form, Output, share, show, size
+from command.table import Column, share, show, size
 from contract import quantity
 from daemon.backends import groupfile
 from daemon.record import DamagedRecord, from_tags
-from daemon.settings import Settings
 from host import loopdevice
 from lvm import Lvm
 
-app = typer.Typer(help="The volume group that this node's volumes are made in.", no_args_is_help=True)
-
 _SMALLEST = 16 << 20
 """Bytes: below, LVM's metadata and extents leave nothing to use."""
-
-DataDir = Annotated[Path, typer.Option(envvar="DATA_DIR", help="Where the daemon keeps its own, loop files included.")]
-_DATA_DIR = Settings(node_name="").data_dir
 
 
 @dataclass(frozen=True)
@@ -47,36 +39,15 @@ class Group:
     problem: str
 
 
-@app.command()
-def create(
-    group: Annotated[str, typer.Argument(envvar="LVM_VOLUME_GROUP", help="Name of the group.")] = "elastic-local-vg",
-    devices: Annotated[
-        list[Path] | None, typer.Argument(help="Empty disks, such as /dev/sdb.", metavar="[DEVICE]...")
-    ] = None,
-    any_disk: Annotated[bool, typer.Option("--any-disk", help="Take the largest whole disk that is empty.")] = False,
-    loop_size: Annotated[
-        str | None,
-        typer.Option(help="Use a file of this size, such as 10Gi, as a disk. With --any-disk: if there is none."),
-    ] = None,
-    data_dir: DataDir = _DATA_DIR,
-    output: Output = Form.TABLE,
-) -> None:
-    """Make the volume group of this node. One that exists is left as it is.
-
-    A disk that holds anything (a partition, a filesystem, a mount, LVM, or data of any kind) is refused.
-
-    A group on a file (--loop-size) is there again after a restart of the node: the daemon attaches it.
-    """
-    show([run(_create(group, devices or [], any_disk, loop_size, data_dir))], _COLUMNS, output, nothing="")
+def create(group: str, devices: list[Path], any_disk: bool, loop_size: str | None, data_dir: Path, form: Form) -> None:
+    show([run(_create(group, devices, any_disk, loop_size, data_dir))], _COLUMNS, form, nothing="")
 
 
-@app.command("list")
-def list_groups(data_dir: DataDir = _DATA_DIR, output: Output = Form.TABLE) -> None:
-    """The volume groups of this node: size, what is free, devices, volumes."""
+def list_groups(data_dir: Path, form: Form) -> None:
     show(
         run(_list(data_dir)),
         _COLUMNS,
-        output,
+        form,
         nothing="this node has no volume group: make one with `elastic-local vg create elastic-local-vg DEVICE...`",
     )
 

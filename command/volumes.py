@@ -1,13 +1,12 @@
 """`volumes`: every volume of this node, or of the cluster, with its claim and what uses it."""
 
-from typing import Annotated
-
 import typer
 
 from command import nodesbyexec, thisnode
 from command.holdings import Row, joined
-from command.running import Kubeconfig, cluster, patience, run
-from command.table import Column, Form, Output, show, size
+from command.options import Form
+from command.running import cluster, patience, run
+from command.table import Column, show, size
 from contract import names
 from contract import volume as contract_volume
 from contract.volume import PersistentVolume
@@ -31,22 +30,9 @@ _COLUMNS = (
 )
 
 
-def volumes(
-    whole_cluster: Annotated[bool, typer.Option("--cluster", help="Of all nodes, by kubectl exec.")] = False,
-    local: Annotated[bool, typer.Option("--local", help="Ask no API server: no claims, and no orphans told.")] = False,
-    namespace: Annotated[str, typer.Option(envvar="NAMESPACE", help="Of the daemons.")] = names.NAMESPACE,
-    kubeconfig: Kubeconfig = None,
-    output: Output = Form.TABLE,
-) -> None:
-    """Every volume of this node, or with --cluster of all: claim, pods, size, what is used, state.
-
-    States: ready; formatting (being made); erasing (being removed, its data first); pending (not made yet); released
-    (its claim is gone); deleting; orphan (ours, without a PersistentVolume: see `adopt`); foreign (not ours, never
-    touched); damaged (ours, with a record that can't be relied on); lost (its node is gone); unseen (its node did not
-    answer).
-    """
+def volumes(whole_cluster: bool, local: bool, namespace: str, kubeconfig: str | None, form: Form) -> None:
     work = _of_cluster(namespace, kubeconfig) if whole_cluster else _of_node(local, kubeconfig)
-    show(run(work), _COLUMNS, output, nothing="no volumes")
+    show(run(work), _COLUMNS, form, nothing="no volumes")
 
 
 async def _of_node(local: bool, kubeconfig: str | None) -> list[Row]:

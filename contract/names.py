@@ -17,6 +17,7 @@ PROVISIONER_OF_ELASTIC = DRIVER
 PROVISIONERS = (PROVISIONER, PROVISIONER_OF_ELASTIC)
 
 NAMESPACE = "elastic-local"
+DATA_DIR = "/var/lib/elastic-local"
 SOCKET = "/var/run/elastic-local/socket"
 SOCKET_VARIABLE = "ELASTIC_LOCAL_SOCKET"
 """Environment variable of the kubelet (the callout inherits it) that names another socket."""

@@ -36,7 +36,7 @@ class Settings:
     kubelet_root: Path = Path("/var/lib/kubelet")
     plugin_dir: Path = Path(installation.PLUGIN_DIRECTORY)
     """The kubelet's --volume-plugin-dir."""
-    data_dir: Path = Path("/var/lib/elastic-local")
+    data_dir: Path = Path(names.DATA_DIR)
     capacity: int | None = None
     """What loop images and folders may take together. None: what their filesystem has."""
     reserve: int = 0

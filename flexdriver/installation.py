@@ -38,7 +38,7 @@ def choose(machine: str = "", interpreter: str = bundle.INTERPRETER) -> Driver:
 
 def installed(driver: Driver, plugin_directory: Path) -> bool:
     """Whether this very driver stands there. Raises OSError."""
-    target = _target(plugin_directory)
+    target = place(plugin_directory)
     return target.is_file() and target.read_bytes() == driver.executable and os.access(target, os.X_OK)
 
 
@@ -49,7 +49,7 @@ def install(driver: Driver, plugin_directory: Path) -> Path:
     is written whole under such a name, made durable, and renamed. A lock keeps two that install at once from writing
     the one draft: an old daemon and its successor, or a daemon and a person.
     """
-    target = _target(plugin_directory)
+    target = place(plugin_directory)
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -67,5 +67,6 @@ def install(driver: Driver, plugin_directory: Path) -> Path:
     return target
 
 
-def _target(plugin_directory: Path) -> Path:
+def place(plugin_directory: Path) -> Path:
+    """Where the kubelet looks for the driver."""
     return plugin_directory / DRIVER_FOLDER / DRIVER_NAME

@@ -9,8 +9,9 @@ import pytest
 import typer
 
 from command import running, table
+from command.options import Form
 from command.running import Stop, patience, run
-from command.table import Column, Form, share, show
+from command.table import Column, share, show
 from lvm import NoSpace
 
 

@@ -1,0 +1,24 @@
+"""Options that several commands have. Nothing here knows what the commands do: help and completion are quick."""
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from contract import names
+
+
+class Form(enum.StrEnum):
+    TABLE = "table"
+    JSON = "json"
+
+
+Output = Annotated[Form, typer.Option("--output", "-o", help="For people or for programs.")]
+Kubeconfig = Annotated[
+    str | None,
+    typer.Option(envvar="KUBECONFIG", help="How to reach the API server. Default: as kubectl, or the pod's account."),
+]
+Namespace = Annotated[str, typer.Option(envvar="NAMESPACE", help="Of daemons and provisioner.")]
+DataDir = Annotated[Path, typer.Option(envvar="DATA_DIR", help="Where the daemon keeps its own, loop files included.")]
+DATA_DIR = Path(names.DATA_DIR)

@@ -1,0 +1,98 @@
+"""What a person types: every word answers at once, and every answer can be had as JSON."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from command.main import app
+from contract import names
+
+PROGRAMS = ("daemon", "provisioner")
+
+
+def words(command: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str, TyperCommand]]:
+    if isinstance(command, TyperGroup):
+        for name, below in command.commands.items():
+            yield from words(below, (*path, name))
+    else:
+        assert isinstance(command, TyperCommand)
+        yield " ".join(path), command
+
+
+ALL = dict(words(typer.main.get_command(app)))
+
+
+def imported(statement: str) -> set[str]:
+    """Packages, and modules of ours, that a fresh interpreter has after it."""
+    shown = subprocess.run(
+        [sys.executable, "-c", f"{statement}\nimport sys; print(*sys.modules)"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+    return {module.partition(".")[0] for module in shown}
+
+
+def test_help_and_completion_load_nothing_of_what_the_words_do() -> None:
+    assert not imported("import command.main") & {"aiohttp", "kubernetes", "pyroute2", "daemon", "provisioner", "lvm"}
+
+
+def test_the_provisioner_does_not_carry_the_daemon() -> None:
+    loaded = imported("import command.main, provisioner.controller")
+    assert not loaded & {"daemon", "lvm", "host", "pyroute2", "rich"}
+
+
+def test_every_answer_can_be_had_as_json() -> None:
+    without = {word for word, command in ALL.items() if "output" not in {each.name for each in command.params}}
+    assert without == set(PROGRAMS)
+
+
+@pytest.mark.parametrize("word", ALL)
+def test_every_word_says_what_it_does_in_its_first_line(word: str) -> None:
+    assert (ALL[word].help or "").partition("\n")[0].rstrip()
+
+
+@pytest.mark.parametrize("program", ["elastic-local", "kubectl-elastic_local"])
+def test_a_shell_completes_the_words(program: str) -> None:
+    """As bash asks: the words so far, and which one is being typed."""
+    variable = f"_{program.replace('-', '_').upper()}_COMPLETE"
+    asked = {"COMP_WORDS": f"{program} vg ", "COMP_CWORD": "2", variable: "complete_bash"}
+    done = subprocess.run(
+        [Path(sys.executable).with_name(program)],
+        env={**os.environ, **asked},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split() == ["create", "list"], done.stderr
+
+
+def test_kubectl_finds_it_as_a_plugin() -> None:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["kubectl", "elastic-local", "flexdriver", "--help"],
+        env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "install" in done.stdout, done.stderr
+
+
+def test_what_flexdriver_install_did_as_json(tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).with_name("elastic-local")), "flexdriver", "install", "-o", "json"]
+
+    def run() -> dict[str, object]:
+        environment = {**os.environ, "PLUGIN_DIR": str(tmp_path)}
+        found: dict[str, object] = json.loads(
+            subprocess.run(command, env=environment, check=True, capture_output=True).stdout
+        )
+        return found
+
+    first, second = run(), run()
+    assert first["path"] == str(tmp_path / names.DRIVER_FOLDER / names.DRIVER_NAME)
+    assert (first["changed"], second["changed"]) == (True, False)
