@@ -1,0 +1,103 @@
+"""Published room is what is there less what is promised, after anything that can happen to a node."""
+
+import asyncio
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from daemon.backends.loop import LoopBackend
+from daemon.backends.lvm import LvmBackend
+from lvm import Lvm
+from tests.node.capacity_machine import CapacityMachine, Storage
+from tests.node.volume_node import MIB, Node
+
+EVERYWHERE = settings(
+    deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck), print_blob=True
+)
+
+
+def play(storages: type[CapacityMachine], *, examples: int, steps: int) -> None:
+    run_state_machine_as_test(storages, settings=settings(EVERYWHERE, max_examples=examples, stateful_step_count=steps))
+
+
+def test_loop(tmp_path: Path) -> None:
+    number = itertools.count()
+    room = 24 * MIB
+
+    class Loop(CapacityMachine):
+        @staticmethod
+        def make_storage() -> Storage:
+            root = tmp_path / str(next(number))
+            data = root / "data"
+
+            async def free() -> int:
+                remembered = {json.loads(path.read_text())["pv"] for path in data.glob("*.json")}
+                return room - sum(path.stat().st_size for path in data.glob("*.img") if path.stem in remembered)
+
+            async def come(name: str, size: int) -> None:
+                (data / f"{name}.img").write_bytes(bytes(size))
+
+            async def go(name: str) -> None:
+                (data / f"{name}.img").unlink()
+
+            node = Node(root, lambda: LoopBackend(data, room))
+            return Storage(node, {"class": {}}, reserve=2 * MIB, free=free, come=come, go=go)
+
+    play(Loop, examples=20, steps=25)
+
+
+@pytest.mark.device_mapper
+def test_thick(lvm: Lvm, volume_group: str, tmp_path: Path) -> None:
+    whole = asyncio.run(lvm.report()).group(volume_group)
+    assert whole
+    reserve = whole.free - 40 * MIB
+
+    class Thick(CapacityMachine):
+        @staticmethod
+        def make_storage() -> Storage:
+            async def free() -> int:
+                group = (await lvm.report()).group(volume_group)
+                assert group
+                return group.free
+
+            async def come(name: str, size: int) -> None:
+                await lvm.create_volume(volume_group, name, size)
+
+            async def go(name: str) -> None:
+                await lvm.remove(volume_group, name)
+
+            node = Node(tmp_path, lambda: LvmBackend(lvm, volume_group, "pool", thin=False))
+            classes = {"linear": {}, "striped": {"stripes": "2"}}
+            return Storage(node, classes, reserve=reserve, free=free, come=come, go=go)
+
+    play(Thick, examples=2, steps=8)
+
+
+@pytest.mark.device_mapper
+def test_thin(lvm: Lvm, volume_group: str, tmp_path: Path) -> None:
+    asyncio.run(lvm.create_pool(volume_group, "pool", 48 * MIB))
+
+    class Thin(CapacityMachine):
+        @staticmethod
+        def make_storage() -> Storage:
+            async def free() -> int:
+                state = await lvm.report()
+                pool = state.volume(volume_group, "pool")
+                assert pool
+                return pool.size - sum(volume.size for volume in state.thin_volumes(volume_group, "pool"))
+
+            async def come(name: str, size: int) -> None:
+                await lvm.create_thin_volume(volume_group, "pool", name, size)
+
+            async def go(name: str) -> None:
+                await lvm.remove(volume_group, name)
+
+            node = Node(tmp_path, lambda: LvmBackend(lvm, volume_group, "pool", thin=True))
+            classes = {"strict": {}, "generous": {"overprovisionRatio": "1.5"}}
+            return Storage(node, classes, reserve=8 * MIB, free=free, come=come, go=go)
+
+    play(Thin, examples=2, steps=8)
