@@ -12,11 +12,13 @@ A line about something else than its surroundings says so itself: `log.info(...,
 import contextlib
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import MappingProxyType
+from typing import Any
 
 TEXT, JSON = "text", "json"
 SUBJECTS = ("volume", "claim", "pod", "node")
@@ -52,7 +54,19 @@ class _Text(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  logging's own name
         names = "".join(f" {key}={name}" for key, name in _names(record).items())
-        return super().formatMessage(record) + names
+        return _CONTROL.sub(_harmless, super().formatMessage(record) + names)
+
+    def formatException(self, *arguments: Any) -> str:  # noqa: N802
+        return _CONTROL.sub(_harmless, super().formatException(*arguments))
+
+
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def _harmless(control: re.Match[str]) -> str:
+    """Annotations and names that users write get into messages. What follows a line end is indented, so that nobody
+    can write what looks like a line of ours, and nothing gets through that a terminal would act on."""
+    return "\n    " if control[0] == "\n" else repr(control[0])[1:-1]
 
 
 class _Json(logging.Formatter):
