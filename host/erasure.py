@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import itertools
 import os
 import struct
 from collections.abc import Iterator
@@ -70,10 +71,16 @@ def zero_written(descriptor: int, extent: range) -> None:
         raise OSError(errno.EIO, f"the device ended {len(extent) - len(content)} bytes too early")
     # What was read once is of no use to anybody: it must not drive other things out of memory.
     os.posix_fadvise(descriptor, extent.start, len(extent), os.POSIX_FADV_DONTNEED)
-    for offset in range(0, len(content), PIECE):
+
+    def is_written(offset: int) -> bool:
         piece = content[offset : offset + PIECE]
-        if piece != _ZEROES[: len(piece)]:
-            zero(descriptor, range(extent.start + offset, extent.start + offset + len(piece)))
+        return piece != _ZEROES[: len(piece)]
+
+    for written, run in itertools.groupby(range(0, len(content), PIECE), is_written):
+        if written:
+            offsets = list(run)
+            end = min(offsets[-1] + PIECE, len(content))
+            zero(descriptor, range(extent.start + offsets[0], extent.start + end))
 
 
 def flush(descriptor: int) -> None:
