@@ -24,7 +24,7 @@ from daemon.backends import Backend
 from daemon.erase import Method, method, steps
 from daemon.errors import BackendFailed, InUse, VolumeError
 from daemon.ordering import Turns
-from daemon.record import Record, State, Volume
+from daemon.record import Health, Record, State, Volume
 from daemon.throttle import Throttle
 from host import erasure
 from host.command import CommandError
@@ -119,6 +119,11 @@ class Erasures:
         chosen = method(record.erase, await self._backend.reuse(volume))
         if chosen is None:
             return True
+        if volume.health is Health.MISSING_DEVICE:
+            raise BackendFailed(
+                f"the data of volume {volume.pv} can't be erased, a disk that it lies on is missing: bring it back, or "
+                f"if it is gone for good remove the volume by hand on the node (lvremove {volume.pool.partition('/')[0]}/{volume.pv})"
+            )
         if record.state is not State.ERASING:
             volume = await self._rewrite(volume, replace(record, state=State.ERASING, erased=0))
         task = asyncio.create_task(self._run(volume, chosen), name=f"erase {volume.pv}")

@@ -6,12 +6,13 @@ when the machine's speed drifts.
 
 import asyncio
 
-from tests.bench import callout, journey, plug
+from tests.bench import callout, erase, journey, plug
 
 
 async def main() -> None:
     callout.main()
     await journey.main()
+    await erase.main()
     await plug.main()
 
 

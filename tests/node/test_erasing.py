@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from daemon.backends.loop import LoopBackend
 from daemon.backends.lvm import LvmBackend
 from daemon.erase import Method, Reuse
 from daemon.errors import BackendFailed, BeingErased, InUse
-from daemon.record import State, Volume
+from daemon.record import Health, Inventory, State, Volume
 from daemon.volumes import Volumes
 from host import erasure, loopdevice
 from lvm import Lvm
@@ -187,6 +188,20 @@ async def test_a_disk_that_fails_keeps_the_volume_and_its_space(node: Node, monk
     assert image(node).exists()
     monkeypatch.setattr(erasing, "RETRY_SECONDS", 0)
     await node.reclaim(volumes)
+
+
+async def test_on_a_missing_disk_nothing_can_be_erased(node: Node) -> None:
+    class OnMissingDisk(RawBackend):
+        async def inspect(self) -> Inventory:
+            found = await super().inspect()
+            return replace(found, volumes=[replace(each, health=Health.MISSING_DEVICE) for each in found.volumes])
+
+    await used_by_a_tenant(node, await started(node))
+    volumes = Volumes(OnMissingDisk(node.root / "data", 1024 * MIB), node.staging)
+    await volumes.start()
+    with pytest.raises(BackendFailed, match="a disk that it lies on is missing: bring it back"):
+        await volumes.reclaim(node.pv, "uid", node.pool)
+    assert secrets(image(node)) > 500
 
 
 def killed(work: Callable[[], object]) -> None:
