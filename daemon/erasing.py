@@ -120,9 +120,10 @@ class Erasures:
         if chosen is None:
             return True
         if volume.health is Health.MISSING_DEVICE:
+            group = volume.pool.partition("/")[0]
             raise BackendFailed(
                 f"the data of volume {volume.pv} can't be erased, a disk that it lies on is missing: bring it back, or "
-                f"if it is gone for good remove the volume by hand on the node (lvremove {volume.pool.partition('/')[0]}/{volume.pv})"
+                f"if it is gone for good remove the volume by hand on the node (lvremove {group}/{volume.pv})"
             )
         if record.state is not State.ERASING:
             volume = await self._rewrite(volume, replace(record, state=State.ERASING, erased=0))
