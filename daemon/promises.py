@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from contract.capacity import footprint
 from contract.parameters import RAID1, VolumeParameters
 from contract.volume import RETAIN, PersistentVolume
-from daemon.demand import parameters_of, policy_of
+from daemon.demand import given_size, parameters_of, policy_of
 from daemon.record import Inventory, Pool, Volume
 from daemon.room import Promise
 from daemon.thinpools import Level, level
@@ -34,12 +34,13 @@ class Offer:
 
 
 def promises(persistent_volumes: Iterable[PersistentVolume], inventory: Inventory) -> list[Promise]:
-    """What each PersistentVolume of this node has a right to, in the pool that it was promised."""
+    """What each PersistentVolume of this node has a right to, in the pool that it was promised. Nobody promised what
+    its claim grew by since."""
     found = []
     for pv in persistent_volumes:
         pool = inventory.pool(pv.pool)
         if pool is not None:
-            found.append(Promise(pv.name, pool.name, footprint(pv.size, parameters_of(pv), pool.granularity)))
+            found.append(Promise(pv.name, pool.name, footprint(given_size(pv), parameters_of(pv), pool.granularity)))
     return found
 
 

@@ -142,6 +142,9 @@ class Wanted:
     parameters: VolumeParameters
     made: bool = False
     """It was ready once: if it is not there, it is lost and not to be made anew."""
+    given: int = 0
+    """Bytes that it was promised: fewer than `size` when its claim grew since, 0: all of them. It is made with these
+    and then grows like any other, because who grows must not take what others were promised."""
 
     def record(self, state: State) -> Record:
         """Raises DamagedRecord when the PersistentVolume holds what no record may."""

@@ -54,6 +54,12 @@ def test_making_a_promised_volume_changes_neither_figure() -> None:
     assert (before.allocatable, before.available) == (960, 860)
 
 
+def test_what_a_claim_grew_by_was_promised_by_nobody() -> None:
+    inventory = Inventory([], [pool(free=1000)])
+    for options, promised in (({"size": "100"}, 100), ({}, 200), ({"size": "lots"}, 200), ({"size": "900"}, 200)):
+        assert promises([pv("a", 200, options=options)], inventory) == [Promise("a", "vg", promised)]
+
+
 def test_removing_a_volume_gives_its_space_back_when_its_persistent_volume_goes() -> None:
     removed = offer(pool(free=1000), THICK, [], [pv("a", 100, deleting=True)], reserve=0)
     gone = offer(pool(free=1000), THICK, [], [], reserve=0)

@@ -16,6 +16,7 @@ from daemon.errors import BackendFailed, Damaged, Foreign, Lost, NoSpace, PoolMi
 from daemon.record import Damaged as DamagedVolume
 from daemon.record import Inventory, Pool, Record, State, Volume, Wanted
 from daemon.room import Promise
+from daemon.thinpools import Enlargement
 from daemon.volumes import Volumes
 
 POOL = "pool"
@@ -74,6 +75,9 @@ class Memory:
 
     async def reuse(self, volume: Volume) -> Reuse:
         return Reuse.CLEAN
+
+    async def extend_pool(self, pool: Pool, more: Enlargement) -> None:
+        await self._called("extend_pool")
 
     async def remove(self, volume: Volume) -> None:
         await self._called("remove")
@@ -229,6 +233,22 @@ async def test_neither_creation_nor_growth_takes_from_the_reserve(backend: Memor
     with pytest.raises(NoSpace, match="needs 310 bytes of pool on this node, which has 300 bytes left"):
         await volumes.expand(wanted(size=810))
     assert (await volumes.expand(wanted(size=800))).size == 800
+
+
+async def test_a_claim_that_grew_before_its_volume_was_made_takes_nothing_that_others_were_promised(
+    backend: Memory, tmp_path: Path
+) -> None:
+    promises = [Promise("a", POOL, 400), Promise("b", POOL, 600)]
+    volumes = Volumes(backend, tmp_path, promises=lambda: promises)
+    await volumes.start()
+    grown = replace(wanted("a", 600), given=400)
+    assert (await volumes.prepare(grown)).size == 400
+    with pytest.raises(NoSpace, match="needs 200 bytes of pool on this node, which has 0 bytes left"):
+        await volumes.expand(grown)
+    await volumes.prepare(wanted("b", 600))
+    await volumes.reclaim("b", "uid", POOL)
+    promises.pop()
+    assert (await volumes.expand(grown)).size == 600
 
 
 async def test_reclaimed_space_is_there_for_the_next(volumes: Volumes, backend: Memory) -> None:
