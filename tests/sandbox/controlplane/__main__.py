@@ -8,6 +8,7 @@ import signal
 from kube.client import Cluster
 from kube.events import Recorder
 from tests.sandbox.controlplane.caches import Caches
+from tests.sandbox.controlplane.ephemeral import EphemeralController
 from tests.sandbox.controlplane.growth import GrowthController
 from tests.sandbox.controlplane.protection import ProtectionController
 from tests.sandbox.controlplane.scheduler import Scheduler
@@ -34,6 +35,7 @@ async def main() -> None:
         tasks.create_task(scheduler.run())
         await caches.wait_synced()
         tasks.create_task(VolumeController(cluster, caches, controllers).run())
+        tasks.create_task(EphemeralController(cluster, caches, controllers).run())
         tasks.create_task(GrowthController(cluster, caches).run())
         tasks.create_task(ProtectionController(cluster, caches).run())
         tasks.create_task(Scheduler(cluster, caches, scheduler).run())

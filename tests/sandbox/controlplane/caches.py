@@ -87,6 +87,12 @@ def claim_keys(pod: Json) -> list[str]:
     return keys
 
 
+def made_for(pod: Json, claim: Json) -> bool:
+    """Whether the claim is the pod's own, and not one that somebody gave its name."""
+    owners = claim["metadata"].get("ownerReferences") or []
+    return any(owner.get("controller") and owner["uid"] == pod["metadata"]["uid"] for owner in owners)
+
+
 def reference(kind: str, body: Json) -> ObjectReference:
     metadata = body["metadata"]
     return ObjectReference(

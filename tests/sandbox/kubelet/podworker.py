@@ -17,6 +17,7 @@ from kube.client import PODS, ApiError, Cluster, Conflict, NotFound
 from kube.events import Recorder
 from kube.informer import Informer
 from kube.records import ObjectReference
+from tests.sandbox.controlplane.caches import claim_keys
 from tests.sandbox.kubelet import sources
 from tests.sandbox.kubelet.container import Bind, Container, Ended, specification
 from tests.sandbox.kubelet.layout import Layout
@@ -123,7 +124,7 @@ class PodWorker:
     def _want_volumes(self) -> dict[str, PodVolume] | None:
         """The pod's volumes by name, or None when one of them can't even be asked for."""
         wanted: dict[str, sources.Source] = {}
-        claims = {key: claim for key in self._claim_keys() if (claim := self._host.claims.get(key))}
+        claims = {key: claim for key in claim_keys(self._pod) if (claim := self._host.claims.get(key))}
         names = {claim["spec"].get("volumeName") or "" for claim in claims.values()}
         volumes = {name: volume for name in names if (volume := self._host.persistent_volumes.get(name))}
         for volume in self._pod["spec"].get("volumes") or []:
@@ -138,14 +139,6 @@ class PodWorker:
                 return None
             wanted[volume["name"]] = source
         return {name: self._host.volumes.want(self._pod, source, self) for name, source in wanted.items()}
-
-    def _claim_keys(self) -> list[str]:
-        namespace = self._pod["metadata"]["namespace"]
-        return [
-            f"{namespace}/{volume['persistentVolumeClaim']['claimName']}"
-            for volume in self._pod["spec"].get("volumes") or []
-            if "persistentVolumeClaim" in volume
-        ]
 
     async def _run_containers(self, volumes: dict[str, PodVolume]) -> float:
         init: list[Seen] = []

@@ -7,6 +7,7 @@ from typing import Any
 
 from contract import callout
 from tests.sandbox.controlplane import selectors
+from tests.sandbox.controlplane.caches import made_for
 
 Json = dict[str, Any]
 
@@ -80,6 +81,12 @@ def resolve(
         reference = volume["persistentVolumeClaim"]
         key = f"{pod['metadata']['namespace']}/{reference['claimName']}"
         return _claimed(key, bool(reference.get("readOnly")), claims, volumes, node_labels)
+    if "ephemeral" in volume:
+        key = f"{pod['metadata']['namespace']}/{pod['metadata']['name']}-{name}"
+        claim = claims.get(key)
+        if claim is not None and not made_for(pod, claim):
+            raise Unmountable(f'PVC "{key}" was not created for the pod')
+        return _claimed(key, False, claims, volumes, node_labels)
     kinds = ", ".join(key for key in volume if key != "name")
     raise Unmountable(f"the sandbox's kubelet has no volumes of kind {kinds}")
 
