@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 UNHEALTHY, HEALTHY = "VolumeUnhealthy", "VolumeHealthy"
 
 PERIOD = 10.0
-"""Seconds between two looks at the mount table. A change of the storage is looked at when it is noticed."""
+"""Seconds between two looks at the mount table at most. A change of the storage is looked at when it is noticed."""
 
 _REMEDIES: Mapping[Health, str] = {
     Health.MISSING_DEVICE: "a disk under it is missing: bring the disk back, or restore the data elsewhere",
@@ -60,9 +60,15 @@ def changes(before: Mapping[str, Health], now: Mapping[str, Health]) -> Iterator
 class HealthWatch:
     """`unhealthy` has the volumes that are not well, as of the last look."""
 
-    def __init__(self, volumes: Volumes, persistent_volumes: Callable[[], Collection[PersistentVolume]]) -> None:
+    def __init__(
+        self,
+        volumes: Volumes,
+        persistent_volumes: Callable[[], Collection[PersistentVolume]],
+        period: float = PERIOD,
+    ) -> None:
         self._volumes = volumes
         self._persistent_volumes = persistent_volumes
+        self._period = min(period, PERIOD)
         self._changed = asyncio.Event()
         self.unhealthy: Mapping[str, Health] = {}
 
@@ -76,7 +82,7 @@ class HealthWatch:
             self._changed.clear()
             await self.look(events, node)
             try:
-                async with asyncio.timeout(PERIOD):
+                async with asyncio.timeout(self._period):
                     await self._changed.wait()
             except TimeoutError:
                 continue

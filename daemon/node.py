@@ -113,14 +113,16 @@ class Daemon:
             erase_rate=chosen.erase_rate,
             erasing=ErasureNews(self._metrics, self._events, self._erased),
         )
-        self._refresher = Refresher(self._volumes, backend, self._storage_changed)
+        self._refresher = Refresher(self._volumes, backend, self._storage_changed, chosen.refresh_period)
         self._thin_watch = ThinWatch(
             self._volumes,
             backend.pool_of(VolumeParameters(thin=True)),
             chosen.lvm_thin_pool_autoextend,
             self._room_again,
         )
-        self._health_watch = HealthWatch(self._volumes, lambda: self._holdings.all() if self._holdings else ())
+        self._health_watch = HealthWatch(
+            self._volumes, lambda: self._holdings.all() if self._holdings else (), chosen.refresh_period
+        )
         self._callouts = NodeCallouts(self._volumes, backend.pool_of, chosen.kubelet_root, chosen.reserve)
         self._driver = Driver(installation.choose(), chosen.plugin_dir)
         self._node_problem = "not found yet"

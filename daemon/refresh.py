@@ -20,21 +20,24 @@ log = logging.getLogger(__name__)
 
 STORAGE_MISSING, STORAGE_FOUND = "StorageMissing", "StorageFound"
 
-PERIOD, PERIOD_WHILE_MISSING, PERIOD_WHILE_FILLING = 30.0, 10.0, 5.0
-"""Seconds between two looks. Each costs one start of LVM."""
+PERIOD_WHILE_MISSING, PERIOD_WHILE_FILLING = 10.0, 5.0
+"""Seconds between two looks at most, while there is more to see than usual."""
 
 
 class Refresher:
-    """`problem` says what is wrong with the storage, for readiness. Empty: it is there.
+    """Looks every `period` seconds. `problem` says what is wrong with the storage, for readiness. Empty: it is there.
 
     `changed` is called when a look found something else than before, with whether the storage has just come to be
     usable.
     """
 
-    def __init__(self, volumes: Volumes, backend: Backend, changed: Callable[[bool], None]) -> None:
+    def __init__(
+        self, volumes: Volumes, backend: Backend, changed: Callable[[bool], None], period: float = 30.0
+    ) -> None:
         self._volumes = volumes
         self._pool = backend.pool_of(VolumeParameters())
         self._changed = changed
+        self._period = period
         self._looked = asyncio.Event()
         self._tell: Callable[[], None] = lambda: None
         self.problem = "not looked at yet"
@@ -64,9 +67,9 @@ class Refresher:
 
     def _pause(self) -> float:
         if self.problem:
-            return PERIOD_WHILE_MISSING
+            return min(self._period, PERIOD_WHILE_MISSING)
         filling = any(level(pool) > Level.FINE for pool in self._volumes.inventory.pools)
-        return PERIOD_WHILE_FILLING if filling else PERIOD
+        return min(self._period, PERIOD_WHILE_FILLING) if filling else self._period
 
     async def look(self) -> None:
         """One look."""

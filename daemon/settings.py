@@ -15,7 +15,17 @@ from daemon.static import settings as static_settings
 from daemon.static.settings import StaticSettings
 from daemon.thinpools import Autoextend
 from flexdriver import installation
-from service.environment import LOG_FORMATS, LOG_LEVELS, Environment, SettingsError, address, one_of, span, truth
+from service.environment import (
+    LOG_FORMATS,
+    LOG_LEVELS,
+    Environment,
+    SettingsError,
+    address,
+    one_of,
+    period,
+    span,
+    truth,
+)
 
 LVM, LOOP, BINDMOUNT = "LVM", "LOOP", "BINDMOUNT"
 DRIVER_KINDS = (LVM, LOOP, BINDMOUNT)
@@ -41,6 +51,8 @@ class Settings:
     """What loop images and folders may take together. None: what their filesystem has."""
     reserve: int = 0
     """Kept back in every pool, for snapshots, metadata and people."""
+    refresh_period: float = 30.0
+    """Seconds between two looks at the node's storage. Each costs one start of LVM."""
     orphan_grace: float | None = 3600.0
     """Seconds that a volume is kept whose PersistentVolume is gone, if its record says Delete. None: for ever."""
     erase_rate: int = 200 * 2**20
@@ -89,6 +101,7 @@ def read(environment: Mapping[str, str]) -> Settings:
         data_dir=value("DATA_DIR", _path, default.data_dir),
         capacity=value("CAPACITY", _size, default.capacity),
         reserve=value("RESERVE", _size, default.reserve),
+        refresh_period=value("REFRESH_PERIOD", period, default.refresh_period),
         orphan_grace=value("ORPHAN_GRACE", _grace, default.orphan_grace),
         erase_rate=value("ERASE_RATE", _size, default.erase_rate),
         listen_host=host,

@@ -65,6 +65,14 @@ def span(text: str) -> float | None:
         raise ValueError("allowed is a duration such as 10s, 5m0s or 1h30m, or never") from None
 
 
+def period(text: str) -> float:
+    """Seconds between two of what is done again and again."""
+    seconds = duration.parse(text)
+    if not seconds:
+        raise ValueError("allowed is a duration above zero, such as 10s")
+    return seconds
+
+
 def address(text: str) -> tuple[str, int]:
     """Host and port to listen on; an empty host stands for all of them."""
     host, colon, port = text.rpartition(":")

@@ -7,8 +7,7 @@ written anew.
 from dataclasses import dataclass
 from pathlib import Path
 
-from service import duration
-from service.environment import Environment
+from service.environment import Environment, period
 
 CONFIG_DIR = "STATIC_CONFIG_DIR"
 
@@ -38,8 +37,8 @@ def read(set_to: Environment, namespace: str) -> StaticSettings | None:
         config_dir,
         set_to.text("MY_NAMESPACE") or namespace,
         set_to.text("JOB_CONTAINER_IMAGE"),
-        set_to.value("DISCOVERY_PERIOD", _period, default.discovery_period),
-        set_to.value("CONFIG_SYNC_PERIOD", _period, default.config_sync_period),
+        set_to.value("DISCOVERY_PERIOD", period, default.discovery_period),
+        set_to.value("CONFIG_SYNC_PERIOD", period, default.config_sync_period),
     )
 
 
@@ -47,10 +46,3 @@ def _folder(text: str) -> Path:
     if not text.startswith("/"):
         raise ValueError("allowed is an absolute path, that of the mounted ConfigMap")
     return Path(text)
-
-
-def _period(text: str) -> float:
-    seconds = duration.parse(text)
-    if not seconds:
-        raise ValueError("allowed is a duration above zero, such as 10s")
-    return seconds

@@ -101,6 +101,7 @@ class Node:
                 "NODE_NAME": self.name,
                 "DRIVER_KIND": _DRIVER_KINDS[self.spec.backend],
                 "CAPACITY": self.spec.capacity,
+                "REFRESH_PERIOD": "1s",
                 names.SOCKET_VARIABLE: str(self.socket),
                 "STAGING_DIR": str(self.staging),
                 "KUBELET_ROOT": str(self.kubelet_root),

@@ -68,6 +68,7 @@ def test_everything_can_be_set() -> None:
         ("KUBELET_ROOT", "/var/lib/../kubelet", "absolute path"),
         ("CAPACITY", "ten", "10Gi"),
         ("RESERVE", "-1Gi", "negative"),
+        ("REFRESH_PERIOD", "0s", "such as 10s"),
         ("LISTEN_ADDRESS", "8080", ":8080"),
         ("LISTEN_ADDRESS", ":99999", ":8080"),
         ("LOG_LEVEL", "LOUD", "WARNING"),
