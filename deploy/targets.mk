@@ -14,7 +14,9 @@ GKE_SELECTOR ?= cloud.google.com/gke-local-nvme-ssd=true
 DISKS ?= --any-disk
 
 OURS := '{range .items[?(@.spec.flexVolume.driver=="volumes.k8s.elastic.co/elastic-local")]}{.metadata.name}{"\n"}{end}'
-MANIFESTS = $(KUBECTL) kustomize deploy/overlays/$(OVERLAY) | sed 's|image: elastic-local$$|image: $(IMAGE)|'
+# Cleaning Jobs run the same image (components/static-jobs).
+MANIFESTS = $(KUBECTL) kustomize deploy/overlays/$(OVERLAY) | sed -e 's|image: elastic-local$$|image: $(IMAGE)|' \
+	-e '/name: JOB_CONTAINER_IMAGE$$/ { n; s|value: elastic-local$$|value: $(IMAGE)|; }'
 
 .PHONY: docker-build-push deploy delete redeploy redeploy-samples driver-logs provisioner-logs
 .PHONY: minikube-attach-disk minikube-create-vg gke-create-vg

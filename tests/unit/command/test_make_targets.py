@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.unit.deploy.rendered import container, environment, with_components
+
 _ROOT = Path(__file__).parents[3]
 
 _RECORDER = f"""#!{sys.executable} -IS
@@ -169,6 +171,16 @@ def test_deploy_puts_the_image_into_the_manifests_and_waits(make: Make) -> None:
         "deployment/provisioner",
         "daemonset/daemon",
     ]
+
+
+def test_cleaning_jobs_get_the_same_image(make: Make, tmp_path: Path) -> None:
+    objects = with_components(tmp_path)
+    made = make("deploy", "IMAGE=r/e:2", answers={"kustomize": yaml.safe_dump_all(objects)})
+    assert made.code == 0, made.output
+    given = tuple(made.given)
+    assert environment(container(given, "DaemonSet", "daemon"))["JOB_CONTAINER_IMAGE"]["value"] == "r/e:2"
+    # Nothing else than images is rewritten.
+    assert yaml.safe_dump_all(given).replace("r/e:2", "elastic-local") == yaml.safe_dump_all(objects)
 
 
 def test_delete_is_refused_while_there_are_volumes(make: Make) -> None:
