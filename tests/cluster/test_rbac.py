@@ -1,13 +1,14 @@
 """The rights that deploy/ gives our programs. That they suffice, every sandbox asserts at its end, for all tests of
-this floor run with them. Here: each of them is used, and what happens without one is told to whom it concerns."""
+this floor run with them. Here: each of them is used, no other stands in for it, and what happens without one is told
+to whom it concerns."""
 
 import asyncio
 import json
 import os
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,18 @@ from kube.client import CAPACITIES, CLAIMS, CLASSES, EVENTS, JOBS, NODES, PODS, 
 from tests.cluster.conftest import MakeSandbox
 from tests.sandbox.apiserver import users
 from tests.sandbox.apiserver.guard import Request
-from tests.sandbox.apiserver.rbac import Rule
+from tests.sandbox.apiserver.rbac import Attributes, Rule
 from tests.sandbox.nodes import Node, NodeSpec
 from tests.sandbox.sandbox import Sandbox
 from tests.sandbox.waiting import NeverHappened, until
 from tests.sandbox.workloads import Namespace, claim, pod, storage_class
-from tests.unit.deploy.rendered import of_kind, one, with_components
+from tests.unit.deploy.rendered import BASE, kustomize, of_kind, one, with_components
 
 Json = dict[str, Any]
 
 _CLUSTER_ROLES = Resource("rbac.authorization.k8s.io", "v1", "clusterroles", namespaced=False)
 _ROLES = Resource("rbac.authorization.k8s.io", "v1", "roles", namespaced=True)
+_REVIEWS = Resource("authorization.k8s.io", "v1", "subjectaccessreviews", namespaced=False)
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,13 @@ class Right:
     namespace: str
     """Empty: everywhere."""
     rule: Rule
+    role: tuple[str, str]
+    """Kind and name of what has the rule."""
 
     def __str__(self) -> str:
         (verb,), (resource,) = self.rule.verbs, self.rule.resources
-        return f"{self.account}: {verb} {resource} {sorted(self.rule.names) or ''} in {self.namespace or 'all places'}"
+        named = "".join(f" {name}" for name in sorted(self.rule.names))
+        return f"{self.account}: {verb} {resource}{named} in {self.namespace or 'all places'}"
 
     def used_by(self, request: Request) -> bool:
         """A right everywhere has to be used where one in our own namespace would not do."""
@@ -60,11 +65,16 @@ def given(objects: tuple[Json, ...]) -> Iterator[Right]:
                 for verb in rule.verbs:
                     for resource in rule.resources:
                         small = Rule(frozenset({verb}), rule.groups, frozenset({resource}), rule.names)
-                        yield Right(subject["name"], binding["metadata"].get("namespace", ""), small)
+                        reference = binding["roleRef"]["kind"], binding["roleRef"]["name"]
+                        yield Right(subject["name"], binding["metadata"].get("namespace", ""), small, reference)
 
 
-async def test_every_right_is_used(short_folders: Callable[[], Path], tmp_path: Path) -> None:
-    """Of base and of all components."""
+async def test_every_right_is_used_and_missed_when_it_is_taken_away(
+    short_folders: Callable[[], Path], tmp_path: Path
+) -> None:
+    """Of base and of all components. What our programs asked for in a busy cluster they may no longer ask for when the
+    one right is gone. To live through it all once for each right would take half an hour, so the programs are stopped
+    by then, and the API server is asked about what they had asked."""
     objects = with_components(tmp_path)
     nodes = [NodeSpec("stays", capacity="256Mi", static=True), NodeSpec("goes", capacity="256Mi")]
     sandbox = Sandbox(short_folders(), nodes, manifests=tmp_path)
@@ -82,8 +92,31 @@ async def test_every_right_is_used(short_folders: Callable[[], Path], tmp_path: 
         asked = set(sandbox.requests())
         return sorted(str(right) for right in given(objects) if not any(right.used_by(request) for request in asked))
 
-    async with sandbox, Namespace(sandbox, "work") as namespace:
-        stays, goes = sandbox.nodes["stays"], sandbox.nodes["goes"]
+    async with sandbox:
+        await _a_busy_cluster(sandbox)
+        try:
+            await until(lambda: not unused(), seconds=20)
+        except NeverHappened:
+            raise AssertionError(f"nobody uses these rights: {unused()}") from None
+        await asyncio.gather(*(program.stop() for program in (*sandbox.provisioners, cleaner)))
+        used = list(sandbox.requests())
+        for right in given(objects):
+            asked = {request.asked for request in used if right.used_by(request)}
+            async with deprived(sandbox, right):
+                allowed = [str(each) for each in asked if await _may(sandbox, right.account, each)]
+            assert not allowed, f"without {right} this is allowed still: {allowed}"
+
+
+async def _may(sandbox: Sandbox, account: str, asked: Attributes) -> bool:
+    """Asked of the API server."""
+    spec = {"user": users.token(names.NAMESPACE, account), "resourceAttributes": asdict(asked)}
+    review = await sandbox.api.create(_REVIEWS, {"metadata": {}, "spec": spec})
+    return bool(review["status"]["allowed"])
+
+
+async def _a_busy_cluster(sandbox: Sandbox) -> None:
+    stays, goes = sandbox.nodes["stays"], sandbox.nodes["goes"]
+    async with Namespace(sandbox, "work") as namespace:
         await asyncio.gather(
             _a_class_comes_and_goes(sandbox),
             _a_volume_can_not_be_made(sandbox, stays),
@@ -93,10 +126,6 @@ async def test_every_right_is_used(short_folders: Callable[[], Path], tmp_path: 
             _a_disk_is_offered_and_cleaned(namespace, stays),
         )
         await _a_node_goes(namespace, goes)
-        try:
-            await until(lambda: not unused(), seconds=20)
-        except NeverHappened:
-            raise AssertionError(f"nobody uses these rights: {unused()}") from None
 
 
 async def _a_class_comes_and_goes(sandbox: Sandbox) -> None:
@@ -250,27 +279,36 @@ async def _a_node_goes(namespace: Namespace, node: Node) -> None:
 
 
 @asynccontextmanager
-async def deprived(sandbox: Sandbox, roles: Resource, role: str, resource: str, verb: str) -> AsyncIterator[None]:
-    """Without one verb of a role; then with it again."""
-    namespace = names.NAMESPACE if roles.namespaced else None
-    found = await sandbox.api.get(roles, role, namespace)
-    less = [
-        {**rule, "verbs": [each for each in rule["verbs"] if (rule["resources"], each) != ([resource], verb)]}
-        for rule in found["rules"]
-    ]
-    assert less != found["rules"]
-    await sandbox.api.patch(roles, role, {"rules": less}, namespace)
+async def deprived(sandbox: Sandbox, right: Right) -> AsyncIterator[None]:
+    """Without the right; then with it again."""
+    kind, name = right.role
+    roles = _ROLES if kind == "Role" else _CLUSTER_ROLES
+    namespace = right.namespace if roles.namespaced else None
+    found = await sandbox.api.get(roles, name, namespace)
+    less = [part for rule in found["rules"] for part in _parts(rule) if Rule.read(part) != right.rule]
+    await sandbox.api.patch(roles, name, {"rules": less}, namespace)
     yield
-    await sandbox.api.patch(roles, role, {"rules": found["rules"]}, namespace)
+    await sandbox.api.patch(roles, name, {"rules": found["rules"]}, namespace)
+
+
+def _parts(rule: Json) -> Iterator[Json]:
+    """Rules of one verb and one resource each that give the same."""
+    for verb in rule["verbs"]:
+        for resource in rule["resources"]:
+            yield {**rule, "verbs": [verb], "resources": [resource]}
 
 
 async def test_a_right_that_is_missing_is_told_and_all_goes_on_when_it_is_given(fresh_sandbox: MakeSandbox) -> None:
     sandbox = await fresh_sandbox(NodeSpec("one"))
     sandbox.refusals_expected = True
     node = sandbox.nodes["one"]
-    daemon, provisioner = "elastic-local-daemon", "elastic-local-provisioner"
+    rights = {str(right): right for right in given(kustomize(BASE))}
+
+    def without(right: str) -> AbstractAsyncContextManager[None]:
+        return deprived(sandbox, rights[right])
+
     async with Namespace(sandbox, "work") as namespace:
-        async with deprived(sandbox, _CLUSTER_ROLES, provisioner, "persistentvolumes", "create"):
+        async with without("provisioner: create persistentvolumes in all places"):
             await namespace.create(CLAIMS, claim("data", "16Mi"))
             await namespace.create(PODS, pod("user", {"/data": "data"}))
             await namespace.until_told(
@@ -279,7 +317,7 @@ async def test_a_right_that_is_missing_is_told_and_all_goes_on_when_it_is_given(
                 'User "system:serviceaccount:elastic-local:provisioner" cannot create resource "persistentvolumes" in '
                 'API group "" at the cluster scope',
             )
-        async with deprived(sandbox, _CLUSTER_ROLES, daemon, "persistentvolumeclaims", "get"):
+        async with without("daemon: get persistentvolumeclaims in all places"):
             await namespace.until_told(
                 "user",
                 "FailedMount",
@@ -288,13 +326,13 @@ async def test_a_right_that_is_missing_is_told_and_all_goes_on_when_it_is_given(
             )
         await namespace.until_running("user")
 
-        async with deprived(sandbox, _ROLES, "daemon", "csistoragecapacities", "create"):
+        async with without("daemon: create csistoragecapacities in elastic-local"):
             await sandbox.api.create(CLASSES, storage_class("new"))
             await until(lambda: _says(node, 'cannot create resource "csistoragecapacities"'), what="readyz says so")
         await until(lambda: _says(node, "[+]capacity ok"), what="the daemon is ready again")
 
         volume = (await namespace.until_bound("data"))["metadata"]["name"]
-        async with deprived(sandbox, _CLUSTER_ROLES, provisioner, "persistentvolumes", "delete"):
+        async with without("provisioner: delete persistentvolumes in all places"):
             await namespace.delete(PODS, "user")
             await namespace.delete(CLAIMS, "data")
             await Namespace(sandbox, "default").until_told(
