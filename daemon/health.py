@@ -14,6 +14,7 @@ from daemon.reconcile import reference
 from daemon.record import Health, Inventory
 from daemon.volumes import Volumes
 from kube.events import ObjectReference, Recorder
+from service.logs import about
 
 log = logging.getLogger(__name__)
 
@@ -94,12 +95,13 @@ class HealthWatch:
         now = diagnose(self._volumes.inventory, persistent_volumes, read_only)
         known = {pv.name: pv for pv in persistent_volumes}
         for name, state in changes(self.unhealthy, now):
-            if state is Health.OK:
-                if name in known or self._volumes.inventory.volume(name):
-                    self._tell(events.normal, HEALTHY, node, known.get(name), f"volume {name} is well again")
-            else:
-                words = f"volume {name} is {state.value}: {_REMEDIES[state]}"
-                self._tell(events.warning, UNHEALTHY, node, known.get(name), words)
+            pv = known.get(name)
+            with about(volume=name, claim=str(pv.claim or "") if pv else ""):
+                if state is not Health.OK:
+                    words = f"volume {name} is {state.value}: {_REMEDIES[state]}"
+                    self._tell(events.warning, UNHEALTHY, node, pv, words)
+                elif pv or self._volumes.inventory.volume(name):
+                    self._tell(events.normal, HEALTHY, node, pv, f"volume {name} is well again")
         self.unhealthy = now
 
     @staticmethod

@@ -84,7 +84,7 @@ class Orphans:
         self._removed = removed
         self._clock = clock
         self._seen: dict[str, Sighting] = {}
-        self.queue = WorkQueue(self._examine, parallelism=2, expected=(ApiError, VolumeError))
+        self.queue = WorkQueue(self._examine, parallelism=2, expected=(ApiError, VolumeError), of="volume")
         persistent_volumes.subscribe(self._changed)
 
     async def run(self) -> None:

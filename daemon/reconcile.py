@@ -82,7 +82,9 @@ class Reconciler:
         self._pool_of = pool_of
         self._publisher = publisher
         self._events = events
-        self._queue = WorkQueue(self._reconcile, parallelism=_PARALLELISM, expected=(ApiError, VolumeError))
+        self._queue = WorkQueue(
+            self._reconcile, parallelism=_PARALLELISM, expected=(ApiError, VolumeError), of="volume"
+        )
 
     def look_at(self, name: str) -> None:
         """Something about the PersistentVolume of that name changed."""

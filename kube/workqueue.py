@@ -27,12 +27,15 @@ class WorkQueue:
         parallelism: int,
         backoff: Backoff = Backoff(first=0.5, factor=2, limit=300),  # noqa: B008 - frozen
         expected: tuple[type[Exception], ...] = (ApiError,),
+        of: str = "",
     ) -> None:
-        """`expected` are failures that are the world's and not the program's: their log line has no traceback."""
+        """`expected` are failures that are the world's and not the program's: their log line has no traceback. `of`
+        says what the keys name ("volume", "claim"), for the log's field of that name."""
         self._handle = handle
         self._parallelism = parallelism
         self._backoff = backoff
         self._expected = expected
+        self._of = of
         self._waiting: dict[str, None] = {}
         self._running: set[str] = set()
         self._again: set[str] = set()
@@ -132,6 +135,7 @@ class WorkQueue:
             error or repr(error),
             seconds,
             exc_info=None if isinstance(error, self._expected) else error,
+            extra={self._of: key} if self._of else None,
         )
         if key not in self._again:
             self.add_after(key, seconds)

@@ -64,6 +64,7 @@ class Claims:
             parallelism=parallelism,
             backoff=Backoff(first=0.5, factor=2, limit=300),
             expected=(ApiError, NotMade),
+            of="claim",
         )
         view.claims.subscribe(lambda key, old, new: self.queue.add(key))
         view.classes.subscribe(self._class_changed)

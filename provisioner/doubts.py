@@ -42,7 +42,7 @@ class Doubts:
         self._resolved = resolved
         self._clock = clock
         backoff = Backoff(first=0.5, factor=2, limit=30)
-        self.bookings = WorkQueue(self._booking, parallelism=8, backoff=backoff)
+        self.bookings = WorkQueue(self._booking, parallelism=8, backoff=backoff, of="volume")
         self.held = WorkQueue(self._held, parallelism=4, backoff=backoff)
         view.on_held(self.held.add)
 
@@ -70,7 +70,7 @@ class Doubts:
         elif rest > 0:
             self.bookings.add_after(name, rest)
         else:
-            _log.info("volume %s was asked for and does not exist: its room is free again", name)
+            _log.info("it was asked for and does not exist: its room is free again", extra={"volume": name})
             self._books.release(name)
             self._resolved()
 

@@ -39,7 +39,8 @@ class Orphans:
         self._cluster = cluster
         self._clock = clock
         self._made: dict[str, _Made] = {}
-        self.queue = WorkQueue(self._check, parallelism=parallelism, backoff=Backoff(first=0.2, factor=2, limit=30))
+        backoff = Backoff(first=0.2, factor=2, limit=30)
+        self.queue = WorkQueue(self._check, parallelism=parallelism, backoff=backoff, of="volume")
 
     def check(self, name: str, uid: str, claim: ClaimReference, since: float) -> None:
         """To be called once the volume is known to exist. `since`: monotonic seconds at which the
@@ -63,10 +64,11 @@ class Orphans:
                 del self._made[name]
                 return
             self._made[name] = made = replace(made, gone=True)
-            _log.info("volume %s: claim %s went while the volume was made, deleting it", name, made.claim)
+            named = {"volume": name, "claim": str(made.claim)}
+            _log.info("the claim went while its volume was made: deleting the volume", extra=named)
         try:
             await self._cluster.delete(VOLUMES, name, uid=made.uid)
         except (NotFound, Conflict):
-            _log.info("volume %s: somebody else deleted it", name)
+            _log.info("somebody else deleted it", extra={"volume": name})
         if self._made.get(name) is made:
             del self._made[name]

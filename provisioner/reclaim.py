@@ -57,6 +57,7 @@ class Reclaim:
             parallelism=parallelism,
             backoff=Backoff(first=0.5, factor=2, limit=300),
             expected=(ApiError, NotDeleted),
+            of="volume",
         )
         volumes.subscribe(self._changed)
 

@@ -31,4 +31,5 @@ async def follow(cluster: Cluster, standing: Standing, residents: Iterable[Resid
             await cluster.patch(VOLUMES, resident.name, {"metadata": {**metadata, "labels": {names.NODE_LABEL: label}}})
         except NotFound:
             continue
-        _log.warning("volume %s: its node %s is called %s now", resident.name, resident.label, found[0])
+        named = {"volume": resident.name, "claim": str(resident.claim or "")}
+        _log.warning("its node %s is called %s now", resident.label, found[0], extra=named)

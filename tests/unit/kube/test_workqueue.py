@@ -17,7 +17,7 @@ QUICK = Backoff(first=0.001, factor=1, jitter=0)
 async def working(
     handle: Callable[[str], Awaitable[None]], parallelism: int = 2, backoff: Backoff = QUICK
 ) -> AsyncIterator[WorkQueue]:
-    queue = WorkQueue(handle, parallelism=parallelism, backoff=backoff)
+    queue = WorkQueue(handle, parallelism=parallelism, backoff=backoff, of="volume")
     task = asyncio.create_task(queue.run())
     try:
         yield queue
@@ -95,6 +95,7 @@ async def test_a_failing_key_is_tried_until_it_works(caplog: pytest.LogCaptureFi
             await until(lambda: tries == 6)
     assert waits == [1, 2, 3, 1]
     assert [bool(record.exc_info) for record in caplog.records] == [False, True, True, True]
+    assert {vars(record)["volume"] for record in caplog.records} == {"a"}
 
 
 async def test_later_means_the_earliest_time_asked_for() -> None:
