@@ -189,7 +189,7 @@ async def test_an_orphan_gets_its_data_to_the_claim_that_is_named(namespace: Nam
     assert await state() == "ready"
 
     await namespace.create(CLAIMS, claim("heir", "64Mi"))
-    script = "test $(wc -c < /data/file) = 8000000; exec sleep infinity"
+    script = "test $(wc -c < /data/file) = 8000000 && exec sleep infinity"
     await namespace.create(PODS, pod("reader", {"/data": "heir"}, script=script))
     await namespace.until_running("reader", seconds=90)
     assert (await namespace.until_bound("heir"))["metadata"]["name"] == name

@@ -73,7 +73,7 @@ async def test_every_right_is_used_and_missed_when_it_is_taken_away(
     short_folders: Callable[[], Path], tmp_path: Path
 ) -> None:
     """Of base and of all components. What our programs asked for in a busy cluster they may no longer ask for when the
-    one right is gone. To live through it all once for each right would take half an hour, so the programs are stopped
+    one right is gone. To live through it all once for each right would take ten minutes, so the programs are stopped
     by then, and the API server is asked about what they had asked."""
     objects = with_components(tmp_path)
     nodes = [NodeSpec("stays", capacity="256Mi", static=True), NodeSpec("goes", capacity="256Mi")]
