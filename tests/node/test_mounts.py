@@ -2,11 +2,14 @@
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from host import mounting, mounttable
+from tests.sandbox import mountspace
 
 
 def on(path: Path) -> list[mounttable.Mount]:
@@ -102,3 +105,43 @@ def test_errors_say_what_and_where(source: Path, target: Path) -> None:
     with pytest.raises(FileNotFoundError, match="absent"):
         mounting.bind(source / "absent", target, read_only=True)
     assert on(target) == []
+
+
+_CONTAINER = ("unshare", "--mount", "--propagation", "unchanged", sys.executable, "-c")
+
+_A_DAEMON = """
+import os, subprocess, sys
+from pathlib import Path
+from host import mounting
+staged, folder = map(Path, sys.argv[1:])
+subprocess.run(["mount", "-t", "tmpfs", "none", str(staged)], check=True)
+target = os.open(folder, os.O_PATH | os.O_DIRECTORY)
+mounting.bind(os.open(staged, os.O_PATH | os.O_DIRECTORY), target, read_only=True)
+"""
+_ITS_SUCCESSOR = """
+import os, sys
+from pathlib import Path
+from host import mounting
+for path in map(Path, reversed(sys.argv[1:])):
+    parent = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    mounting.unmount(Path(f"/proc/self/fd/{parent}", path.name))
+"""
+
+
+def test_what_a_daemon_in_a_container_mounts_is_on_the_host_and_outlives_it(tmp_path: Path) -> None:
+    """With folders that are mounted into it Bidirectional, which is to say shared."""
+    node, pod, staged = tmp_path / "node", tmp_path / "node" / "pod", tmp_path / "node" / "staged"
+    node.mkdir()
+    mountspace.mount_memory(node)
+    try:
+        for folder in (pod, staged):
+            folder.mkdir()
+        subprocess.run([*_CONTAINER, _A_DAEMON, str(staged), str(pod)], check=True)
+        (shown,), (source,) = on(pod), on(staged)
+        assert (shown.device, shown.read_only) == (source.device, True)
+        assert not source.read_only
+        subprocess.run([*_CONTAINER, _ITS_SUCCESSOR, str(staged), str(pod)], check=True)
+        assert on(pod) == on(staged) == []
+    finally:
+        mountspace.unmount_all(node)
+        mounting.unmount(node)
