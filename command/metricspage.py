@@ -9,6 +9,7 @@ import daemon.metrics
 import provisioner.metrics
 from daemon.record import Inventory
 from daemon.static.metrics import StaticMetrics
+from service.endpoints import Health, application
 
 _HEAD = """\
 # Metrics
@@ -22,10 +23,12 @@ _TABLE = "\n## {title}\n\n| name | type | labels | meaning |\n|---|---|---|---|"
 
 
 def page() -> str:
-    static = CollectorRegistry()
+    both, static = CollectorRegistry(), CollectorRegistry()
+    application(Health({}), both)
     StaticMetrics(static)
     node = daemon.metrics.Metrics(Inventory, set, dict)
     sections = {
+        "Both": both,
         "Daemon": node.registry,
         "Daemon, static volumes": static,
         "Provisioner": provisioner.metrics.Metrics().registry,

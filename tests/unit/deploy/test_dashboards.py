@@ -26,7 +26,7 @@ _OF_THE_SCRAPE = {"node", "pod", "component", "job", "instance"}
 """Labels that components/monitoring or Prometheus itself gives each series."""
 
 
-def _exported() -> dict[str, set[str]]:
+def exported() -> dict[str, set[str]]:
     """Every series of every program, with its labels: each metric was touched once."""
     daemon = DaemonMetrics(_inventory, lambda: None, lambda: {"pvc-1": next(iter(VolumeHealth))})
     daemon.operation("reclaim", "success", 1)
@@ -94,7 +94,7 @@ def _selectors(expression: str) -> list[promql_parser.VectorSelector]:
     return found
 
 
-EXPORTED = _exported()
+EXPORTED = exported()
 EXPRESSIONS = [*_alerts(), *_panels()]
 
 
@@ -104,7 +104,7 @@ def _known(expression: str) -> set[str]:
 
 
 @pytest.mark.parametrize(("title", "expression"), EXPRESSIONS)
-def test_every_series_and_label_is_exported(title: str, expression: str) -> None:
+def test_every_series_and_label_isexported(title: str, expression: str) -> None:
     selectors = _selectors(expression)
     assert selectors
     for selector in selectors:
