@@ -15,6 +15,10 @@ from contract.filesystems import FILESYSTEMS, OptionRefused
 
 SIZE_OPTION = "size"
 MOUNT_OPTIONS_OPTION = "mountOptions"
+CLONE_OF_OPTION, CLONE_OF_UID_OPTION = "cloneOf", "cloneOfUid"
+"""Of a volume that begins as a copy: name and uid of the PersistentVolume that it copies."""
+_OF_ONE_VOLUME = frozenset({SIZE_OPTION, MOUNT_OPTIONS_OPTION, CLONE_OF_OPTION, CLONE_OF_UID_OPTION})
+"""Options that are no parameters of a class."""
 LINEAR, RAID1 = "none", "raid1"
 NO_ERASE, DISCARD, ZERO = "none", "discard", "zero"
 ERASE = (NO_ERASE, DISCARD, ZERO)
@@ -186,5 +190,5 @@ def to_options(parameters: VolumeParameters, size: int) -> dict[str, str]:
 def from_options(options: Mapping[str, str], filesystem: str) -> VolumeParameters:
     """The inverse of to_options. Raises ParameterError."""
     mount_options = options.get(MOUNT_OPTIONS_OPTION, "")
-    parameters = {key: value for key, value in options.items() if key not in (SIZE_OPTION, MOUNT_OPTIONS_OPTION)}
+    parameters = {key: value for key, value in options.items() if key not in _OF_ONE_VOLUME}
     return parse({**parameters, "fsType": filesystem}, [mount_options] if mount_options else [])

@@ -38,6 +38,18 @@ class Pin:
 
 
 @dataclass(frozen=True)
+class Original:
+    """The PersistentVolume that another one begins as a copy of."""
+
+    pv: str
+    uid: str
+
+    def to_options(self) -> dict[str, str]:
+        """How it travels to the node, in the flexVolume options of the copy."""
+        return {parameters.CLONE_OF_OPTION: self.pv, parameters.CLONE_OF_UID_OPTION: self.uid}
+
+
+@dataclass(frozen=True)
 class PersistentVolume:
     """What we read of a PersistentVolume that names our driver."""
 
@@ -72,6 +84,12 @@ class PersistentVolume:
     def reclaimable(self) -> bool:
         """Deleted, and nobody can be using it any more: only then may its node let go of it."""
         return self.deleting and self.phase != BOUND and PV_PROTECTION not in self.finalizers
+
+    @property
+    def original(self) -> Original | None:
+        """What it begins as a copy of. None: it begins empty."""
+        pv = self.options.get(parameters.CLONE_OF_OPTION, "")
+        return Original(pv, self.options.get(parameters.CLONE_OF_UID_OPTION, "")) if pv else None
 
     def parameters(self) -> VolumeParameters:
         """Raises parameters.ParameterError: options are checked again on the node, whoever wrote them."""

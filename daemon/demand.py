@@ -13,7 +13,7 @@ class WrongOptions(VolumeError):
 def wanted(pv: PersistentVolume) -> Wanted:
     """The volume that it asks for. Raises WrongOptions."""
     try:
-        return Wanted(pv.name, pv.uid, pv.size, policy_of(pv), pv.parameters(), pv.made, given_size(pv))
+        return Wanted(pv.name, pv.uid, pv.size, policy_of(pv), pv.parameters(), pv.made, given_size(pv), pv.original)
     except ParameterError as error:
         raise WrongOptions(
             f"the options of PersistentVolume {pv.name} can't be served: {error}. They can't be changed any more: "

@@ -55,6 +55,10 @@ class Foreign(VolumeError):
     """A volume of that name exists and belongs to somebody else: it is neither mounted nor changed."""
 
 
+class NotCloned(VolumeError):
+    """A copy of another volume can't be made as things are."""
+
+
 class InUse(VolumeError):
     """Somebody uses the volume, so it can't be unmounted or removed."""
 

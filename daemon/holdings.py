@@ -26,6 +26,14 @@ class Holdings:
     def all(self) -> list[PersistentVolume]:
         return [*(pv for pv in self._informer.values() if at_home(pv, self._node)), *self._pinned.values()]
 
+    def related(self, one: str, other: str) -> bool:
+        """Whether two PersistentVolumes of this node are for claims of one namespace: whoever may create a
+        PersistentVolume can name any other as what it is to be a copy of."""
+        first, second = self.get(one), self.get(other)
+        return bool(
+            first and second and first.claim and second.claim and first.claim.namespace == second.claim.namespace
+        )
+
     def pinned(self, volume: PersistentVolume) -> None:
         """Counts a PersistentVolume that was pinned just now. Our finalizer keeps it until the informer showed it."""
         if self._informer.get(volume.name) is None:

@@ -109,6 +109,7 @@ class Daemon:
             chosen.staging_dir,
             promises=self._promises,
             reserve=chosen.reserve,
+            related=self._related,
             observe=self._observe,
             erase_rate=chosen.erase_rate,
             erasing=ErasureNews(self._metrics, self._events, self._erased),
@@ -242,6 +243,9 @@ class Daemon:
 
     def _promises(self) -> Iterable[Promise]:
         return promises(self._holdings.all(), self._volumes.inventory) if self._holdings else ()
+
+    def _related(self, pv: str, original: str) -> bool:
+        return self._holdings is not None and self._holdings.related(pv, original)
 
     def _known_uids(self) -> set[str] | None:
         return {pv.uid for pv in self._holdings.all()} if self._holdings else None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from contract.filesystems import FILESYSTEMS
 from contract.parameters import ERASE, ZERO, VolumeParameters
-from contract.volume import DELETE, RETAIN
+from contract.volume import DELETE, RETAIN, Original
 
 _PREFIX = "elastic-local/"
 _OWNER_MARK = "record"
@@ -26,6 +26,9 @@ _UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,127}")
 class State(enum.Enum):
     FORMATTING = "formatting"
     """It holds nothing that counts: not made to its end, or about to be removed. May be formatted, never mounted."""
+    COPYING = "copying"
+    """It may hold a part of another volume's data: never mounted, copied anew from the beginning, and erased like
+    a ready one before its space is free."""
     READY = "ready"
     """It may hold data: never formatted again, whatever is found on it."""
     ERASING = "erasing"
@@ -145,6 +148,8 @@ class Wanted:
     given: int = 0
     """Bytes that it was promised: fewer than `size` when its claim grew since, 0: all of them. It is made with these
     and then grows like any other, because who grows must not take what others were promised."""
+    original: Original | None = None
+    """What it begins as a copy of. None: it begins empty."""
 
     def record(self, state: State) -> Record:
         """Raises DamagedRecord when the PersistentVolume holds what no record may."""

@@ -48,6 +48,10 @@ class Staging:
         """The staging mount of the volume."""
         return top(mounttable.read(), self.path(pv))
 
+    def folders(self) -> list[Path]:
+        """Where volumes are mounted now."""
+        return [Path(mount.path) for mount in mounttable.read() if Path(mount.path).parent == self._root]
+
     def read_only(self) -> frozenset[str]:
         """Volumes whose filesystem the kernel made read-only: no class can ask for that (contract.filesystems)."""
         return frozenset(

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from contract import names
 from contract.volume import RETAIN
 from daemon.backends import Backend
+from daemon.cloning import Cloning
 from daemon.erasing import Erasures, Listener, Silent
 from daemon.errors import BackendFailed, BeingErased, Damaged, Foreign, InUse, Lost, Occupied, PoolMissing, VolumeError
 from daemon.filesystems import Filesystems
@@ -47,8 +48,8 @@ class Volumes:
     """All operations on the volumes of a node. They raise VolumeError, worded for the pod's owner.
 
     `promises` gives what the PersistentVolumes of this node have a right to, `reserve` bytes are kept free in each
-    pool, `parallelism` bounds the operations that load the disks, `erase_rate` the bytes a second that erasing takes
-    (0: no bound), and `erasing` is told of it.
+    pool, `related` tells whether a PersistentVolume may be a copy of another one, `parallelism` bounds the operations
+    that load the disks, `erase_rate` the bytes a second that erasing takes (0: no bound), and `erasing` is told of it.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Volumes:
         *,
         promises: Callable[[], Iterable[Promise]] = tuple,
         reserve: int = 0,
+        related: Callable[[str, str], bool] = lambda pv, original: True,
         parallelism: int = 8,
         erase_rate: int = 0,
         erasing: Listener = Silent(),  # noqa: B008 - it has no state
@@ -67,6 +69,7 @@ class Volumes:
         self._stock = Stock(backend)
         self._staging = Staging(staging)
         self._filesystems = Filesystems(backend, self._staging)
+        self._cloning = Cloning(backend, self._stock, self._staging, related)
         self._room = Room(backend, self._stock, promises, reserve)
         self._disks = asyncio.Semaphore(parallelism)
         self._observe = observe
@@ -80,6 +83,7 @@ class Volumes:
 
     async def start(self) -> None:
         """Makes what the backend needs and looks at what is there. A node without a volume group starts as well."""
+        await asyncio.to_thread(self._cloning.thaw)
         await self._backend.establish()
         await self._stock.look()
 
@@ -169,12 +173,14 @@ class Volumes:
                 f"this node holds a volume {wanted.pv} of an earlier PersistentVolume (uid {volume.record.uid}) and "
                 "does not show its data to another: use another name, or have the administrator remove the old volume"
             )
-        if volume is None or volume.record.state is State.FORMATTING:
+        if volume is None or volume.record.state in (State.FORMATTING, State.COPYING):
             if wanted.made:
                 raise Lost(
                     f"volume {wanted.pv} was made on this node and is not there any more: bring back the disks that it "
                     "lies on; if they are gone for good, so is its data: delete the claim and make it anew"
                 )
+            if wanted.original is not None:
+                return await self._cloned(wanted, wanted.original.pv, begun=volume)
             async with self._disks:
                 return await self._made(wanted, begun=volume)
         if volume.record.policy != wanted.policy:
@@ -191,6 +197,25 @@ class Volumes:
         if volume.record.state is State.READY:
             return volume
         await self._filesystems.make(volume, wanted.parameters)
+        return await self._rewritten(volume, wanted.record(State.READY))
+
+    async def _cloned(self, wanted: Wanted, source: str, begun: Volume | None) -> Volume:
+        """The same, as a copy. It waits for the turn of its source, without a share of the disks, for which the source
+        may be waiting in its turn. No circle of copies can wait for each other: a source is ready, and what is ready
+        waits for nobody."""
+        wanted = replace(wanted, size=max(wanted.given or wanted.size, self._cloning.source(wanted).size))
+        await asyncio.to_thread(self._staging.release, wanted.pv)  # an attempt that was cut off may have mounted it
+
+        async def copied() -> Volume:
+            async with self._disks:
+                return await self._cloning.copy(wanted, begun)
+
+        async with self._room.held(wanted, begun.size if begun else 0) as taken:
+            with self._stock.changing(wanted.pv):
+                volume = await self._turn("clone", source, wanted, copied)
+                self._stock.put(volume, taken)
+        async with self._disks:
+            await self._cloning.identify(volume)
         return await self._rewritten(volume, wanted.record(State.READY))
 
     async def _mount(self, wanted: Wanted, folder: PodFolder, read_only: bool) -> VolumeError | None:

@@ -55,18 +55,27 @@ class Claim:
     access_modes: tuple[str, ...]
     volume_mode: str
     data_source: str
-    """Kind of the object that the volume is to be filled from. Empty: it starts empty."""
+    """Kind of the object that the volume is to be filled from, with its API group unless that is the core one. Empty:
+    it starts empty."""
     deleting: bool
     has_selector: bool = False
     """It asks for one of the volumes that exist, by their labels."""
     attributes_class: str = ""
     """The VolumeAttributesClass, which CSI drivers serve."""
+    data_source_name: str = ""
+    data_source_namespace: str = ""
+    """Where dataSourceRef points to. Empty: the claim's own."""
     controller: str = ""
     """UID of the object that made the claim for itself and takes it along when it goes. Empty: a person made it."""
 
     @property
     def key(self) -> str:
         return f"{self.namespace}/{self.name}"
+
+    @property
+    def clones(self) -> bool:
+        """Its volume is to begin as a copy of another claim's."""
+        return self.data_source == "PersistentVolumeClaim"
 
     @property
     def reference(self) -> ObjectReference:
@@ -164,7 +173,9 @@ def read_claim(body: Json) -> Claim:
         capacity=quantity.parse(str((status.get("capacity") or {}).get("storage") or "0")),
         access_modes=tuple(spec.get("accessModes") or ()),
         volume_mode=spec.get("volumeMode") or "Filesystem",
-        data_source=source.get("kind") or "",
+        data_source=".".join(filter(None, (source.get("kind"), source.get("apiGroup")))),
+        data_source_name=source.get("name") or "",
+        data_source_namespace=source.get("namespace") or "",
         deleting="deletionTimestamp" in metadata,
         has_selector=bool(spec.get("selector")),
         attributes_class=spec.get("volumeAttributesClassName") or "",

@@ -17,6 +17,7 @@ from kube.events import Recorder
 from kube.records import SELECTED_NODE, Claim, StorageClass
 from kube.workqueue import Backoff, WorkQueue
 from provisioner import live, manifest
+from provisioner.cloning import NOTHING, Source
 from provisioner.creation import Creation, NotMade
 from provisioner.decision import Create, Decision, Ignore, Refuse, SendBack, Wait, decide
 from provisioner.metrics import Metrics
@@ -82,6 +83,13 @@ class Claims:
             if storage_class in (None, stalled.claim.storage_class):
                 self.queue.add(key)
 
+    def _wake_clones(self, source: ClaimReference) -> None:
+        """Look again at claims that wait to become a copy of this one: it may be ready for that now."""
+        for key, stalled in self._stalled.items():
+            claim = stalled.claim
+            if claim.clones and (claim.namespace, claim.data_source_name) == (source.namespace, source.name):
+                self.queue.add(key)
+
     def _class_changed(self, name: str, old: StorageClass | None, new: StorageClass | None) -> None:
         for claim in self._view.claims.values():
             if claim.storage_class == name:
@@ -93,6 +101,8 @@ class Claims:
             self._wake_stalled(new.capacity.storage_class)
 
     def _volume_changed(self, name: str, old: PersistentVolume | None, new: PersistentVolume | None) -> None:
+        if new is not None and new.claim is not None:
+            self._wake_clones(new.claim)
         if new is None:
             self._wake_stalled()
             if old is not None and old.claim is not None:
@@ -108,14 +118,15 @@ class Claims:
 
     async def _serve(self, claim: Claim) -> None:
         started = self._clock()
-        decision = self._decide(claim)
+        source = await self._source(claim)
+        decision = self._decide(claim, source)
         if isinstance(decision, Create):
             fresh = await live.claim(self._cluster, ClaimReference(claim.namespace, claim.name, claim.uid))
             if fresh is None:
                 _log.info("the claim is gone, the cache will know in a moment")
                 return
             claim = fresh
-            decision = self._decide(claim)
+            decision = self._decide(claim, source)
         match decision:
             case Ignore():
                 self._stalled.pop(claim.key, None)
@@ -132,13 +143,22 @@ class Claims:
             case Create():
                 await self._create(claim, decision, started)
 
-    def _decide(self, claim: Claim) -> Decision:
-        name = manifest.volume_name(claim.uid)
-        if self._view.books.exists(name, claim.uid):
+    async def _source(self, claim: Claim) -> Source:
+        """Asked of the API server: claims that have their volume are not in the cache. Raises ApiError."""
+        if not claim.clones or self._exists(claim):
+            return NOTHING
+        found = await live.source_claim(self._cluster, claim)
+        return Source(found, self._view.volumes.get(found.volume_name) if found else None)
+
+    def _exists(self, claim: Claim) -> bool:
+        return self._view.books.exists(manifest.volume_name(claim.uid), claim.uid)
+
+    def _decide(self, claim: Claim, source: Source) -> Decision:
+        if self._exists(claim):
             return Ignore()
         storage_class = self._view.classes.get(claim.storage_class)
-        offers = self._view.offers(claim, besides=name)
-        return decide(claim, storage_class, offers, waited=self._waited(claim))
+        offers = self._view.offers(claim, manifest.volume_name(claim.uid), source)
+        return decide(claim, storage_class, offers, waited=self._waited(claim), source=source)
 
     def _waited(self, claim: Claim) -> float:
         stalled = self._stalled.get(claim.key)

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from contract import capacity, names, parameters, quantity
 from contract.capacity import Capacity
 from contract.parameters import ParameterError, VolumeParameters
+from contract.volume import Original
 from kube.records import WAIT_FOR_FIRST_CONSUMER, Claim, StorageClass
+from provisioner.cloning import NOTHING, Source, obstacle, source_parameters
 
 READ_WRITE_ONCE, READ_ONLY_MANY = "ReadWriteOnce", "ReadOnlyMany"
 ACCESS_MODES = frozenset({READ_WRITE_ONCE, READ_ONLY_MANY})
@@ -70,11 +72,12 @@ class SendBack:
 
 @dataclass(frozen=True)
 class Create:
-    """A volume of `size` bytes. Without a place it goes where its first pod goes."""
+    """A volume of `size` bytes. Without a place it goes where its first pod goes, without an original it is empty."""
 
     size: int
     parameters: VolumeParameters
     place: Capacity | None
+    original: Original | None = None
 
 
 Decision = Ignore | Wait | Refuse | SendBack | Create
@@ -85,8 +88,11 @@ def ours(claim: Claim) -> bool:
     return not claim.volume_name and claim.provisioner in names.PROVISIONERS and not claim.deleting
 
 
-def decide(claim: Claim, storage_class: StorageClass | None, offers: Offers, *, waited: float) -> Decision:
-    """`waited`: seconds since the chosen node was first found to publish no room for the class."""
+def decide(
+    claim: Claim, storage_class: StorageClass | None, offers: Offers, *, waited: float, source: Source = NOTHING
+) -> Decision:
+    """`waited`: seconds since the chosen node was first found to publish no room for the class. `source`: what was
+    found of the claim that this one is to be a copy of."""
     if not ours(claim):
         return Ignore()
     if storage_class is None:
@@ -97,12 +103,16 @@ def decide(claim: Claim, storage_class: StorageClass | None, offers: Offers, *, 
     if bound_late and not claim.selected_node:
         return Ignore()
     try:
-        wanted = parameters.parse(storage_class.parameters, storage_class.mount_options)
+        wanted = parameters.parse(
+            {**source_parameters(source), **storage_class.parameters}, storage_class.mount_options
+        )
     except ParameterError as error:
         return Refuse(f"{error}. Parameters can't be changed: make the class anew")
     reason = _unservable(claim) or _too_small(claim, wanted)
     if reason:
         return Refuse(reason)
+    if claim.clones:
+        return _beside(claim, wanted, offers, source)
     if bound_late:
         return _on_node(claim, claim.selected_node, wanted, offers, waited)
     if storage_class.allowed_topologies:
@@ -129,8 +139,11 @@ def _unservable(claim: Claim) -> str:
         )
     if claim.volume_mode != FILESYSTEM:
         return f"volumeMode {claim.volume_mode} is not served by a FlexVolume driver: use {FILESYSTEM}"
-    if claim.data_source:
-        return f"a new volume can't be filled from a {claim.data_source}: remove dataSource and dataSourceRef"
+    if claim.data_source and not claim.clones:
+        return (
+            f"a new volume can't be filled from a {claim.data_source}, only from another PersistentVolumeClaim: change "
+            "or remove dataSource and dataSourceRef"
+        )
     if claim.has_selector:
         return "a selector picks among volumes that exist, and this class makes new ones: remove the selector"
     if claim.attributes_class:
@@ -159,6 +172,23 @@ def _on_node(claim: Claim, node: str, wanted: VolumeParameters, offers: Offers, 
     if _needs(claim, wanted, offer) > offer.free:
         return SendBack(f"{_asks(claim, wanted, offer)}, node {node} has {_left(offer)}: another node is asked for")
     return Create(claim.requested, wanted, offer.capacity)
+
+
+def _beside(claim: Claim, wanted: VolumeParameters, offers: Offers, source: Source) -> Decision:
+    """A copy can live on its source's node only, and says so from the start: whichever node the scheduler chose, it
+    reads the affinity before it binds the pod, and chooses anew."""
+    if reason := obstacle(claim, wanted, source):
+        return Refuse(reason)
+    assert source.volume, "or there was an obstacle"
+    node = source.volume.node_label
+    offer = offers.of(node)
+    beside = f"node {node}, where {claim.data_source_name} lives,"
+    if offer is None:
+        return Refuse(f"{beside} publishes no room for this class: is its elastic-local daemon ready?")
+    if _needs(claim, wanted, offer) > offer.free:
+        return Refuse(f"{_asks(claim, wanted, offer)}, {beside} has {_left(offer)}: free room there")
+    original = Original(source.volume.name, source.volume.uid)
+    return Create(claim.requested, wanted, offer.capacity, original)
 
 
 def _anywhere(claim: Claim, wanted: VolumeParameters, offers: Offers) -> Decision:

@@ -13,3 +13,11 @@ async def claim(cluster: Cluster, reference: ClaimReference) -> Claim | None:
     except NotFound:
         return None
     return found if found.uid == reference.uid else None
+
+
+async def source_claim(cluster: Cluster, claim: Claim) -> Claim | None:
+    """The claim that this one is to be a copy of, None when there is none. Raises ApiError."""
+    try:
+        return records.read_claim(await cluster.get(CLAIMS, claim.data_source_name, claim.namespace))
+    except NotFound:
+        return None

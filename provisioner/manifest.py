@@ -38,7 +38,10 @@ def persistent_volume(claim: Claim, storage_class: StorageClass, create: Create)
             "flexVolume": {
                 "driver": names.DRIVER,
                 "fsType": create.parameters.filesystem,
-                "options": parameters.to_options(create.parameters, create.size),
+                "options": {
+                    **parameters.to_options(create.parameters, create.size),
+                    **(create.original.to_options() if create.original else {}),
+                },
             },
         },
     }

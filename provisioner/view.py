@@ -19,6 +19,7 @@ from kube.informer import Informer
 from kube.records import WAIT_FOR_FIRST_CONSUMER, Claim, StorageClass
 from provisioner import decision
 from provisioner.books import Account, Books, unplaced
+from provisioner.cloning import Source
 from provisioner.decision import Offer, Offers
 
 
@@ -73,14 +74,15 @@ class View:
             if node in nodes
         }
 
-    def offers(self, claim: Claim, besides: str) -> Offers:
-        """What nodes have left for a claim, not counting the volume `besides`, which is the claim's own. Of the chosen
-        node only when there is one: a cluster may have thousands."""
+    def offers(self, claim: Claim, besides: str, source: Source) -> Offers:
+        """What nodes have left for a claim, not counting the volume `besides`, which is the claim's own. Of the one
+        node only that can serve it, when that is known: a cluster may have thousands."""
         name = claim.storage_class
         nodes = self._of_class.get(name, {})
         storage_class = self.classes.get(name)
-        if storage_class is not None and storage_class.binding_mode == WAIT_FOR_FIRST_CONSUMER:
-            label = names.node_label_value(claim.selected_node)
+        bound_late = storage_class is not None and storage_class.binding_mode == WAIT_FOR_FIRST_CONSUMER
+        if claim.clones or bound_late:
+            label = source.node if claim.clones else names.node_label_value(claim.selected_node)
             chosen = [nodes[label]] if label in nodes else []
             return Offers([self._offer(published.capacity, besides) for published in chosen])
         granularity = max((published.capacity.granularity for published in nodes.values()), default=1)

@@ -47,6 +47,13 @@ class Backend(Protocol):
         name and uid in state FORMATTING; anything else of that name raises Foreign. Raises NoSpace, PoolMissing."""
         ...
 
+    async def snapshot(self, wanted: Wanted, source: Volume) -> Volume | None:
+        """Like `create`, but the volume holds what the source holds at one moment, which takes no longer for much than
+        for little. It is as a power cut would leave it, or better. None where volumes can't share blocks, or where
+        others could read its blocks once it is removed: then it is to be created and filled. Raises NotCloned where
+        neither can be."""
+        ...
+
     async def rewrite(self, volume: Volume, record: Record) -> Volume:
         """The same volume with another record, replaced as a whole and on disk when this returns."""
         ...

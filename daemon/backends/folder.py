@@ -19,7 +19,7 @@ from contract.parameters import VolumeParameters
 from daemon.backends import check_room, no_thin_pools
 from daemon.backends.recordfiles import RecordFiles, Remembered, told
 from daemon.erase import Reuse
-from daemon.errors import Foreign, InUse, NotFound
+from daemon.errors import Foreign, InUse, NotCloned, NotFound
 from daemon.record import Damaged as DamagedVolume
 from daemon.record import Foreign as ForeignVolume
 from daemon.record import Inventory, Pool, Record, State, Volume, Wanted
@@ -60,6 +60,13 @@ class FolderBackend:
         async with self._allocating:
             with told():
                 return await asyncio.to_thread(self._create, wanted)
+
+    async def snapshot(self, wanted: Wanted, source: Volume) -> Volume | None:
+        """Files that are written at the same time can't be copied as of one moment."""
+        raise NotCloned(
+            "this node keeps volumes in plain folders (BINDMOUNT), which can't be copied as of one moment: delete the "
+            "claim, make it anew without dataSource, and copy the files from a pod that mounts both"
+        )
 
     async def rewrite(self, volume: Volume, record: Record) -> Volume:
         with told():

@@ -108,6 +108,21 @@ class LvmBackend:
         chunk = extent * wanted.parameters.stripes
         return Volume(record, -(-wanted.size // chunk) * chunk, str(place))
 
+    async def snapshot(self, wanted: Wanted, source: Volume) -> Volume | None:
+        place = self._place(wanted.parameters)
+        if not place.thin_pool or source.pool != str(place):
+            return None
+        if await self.reuse(source) is not Reuse.CLEAN:
+            return None
+        tags = wanted.record(State.FORMATTING).to_tags()
+        with _told(f"volume {wanted.pv}", str(place)):
+            try:
+                await self._lvm.create_thin_snapshot(place.group, source.pv, wanted.pv, tags)
+            except lvm.AlreadyExists:
+                await self._clear_away(place, wanted)
+                await self._lvm.create_thin_snapshot(place.group, source.pv, wanted.pv, tags)
+        return await self.extend(await self._found(wanted.pv, wanted.uid), wanted.size)
+
     async def _create(self, place: Place, wanted: Wanted, record: Record) -> None:
         tags = record.to_tags()
         if place.thin_pool:

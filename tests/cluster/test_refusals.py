@@ -48,8 +48,9 @@ async def test_wrong_parameters_are_named_with_what_is_allowed(
         ),
         ({"volumeMode": "Block"}, "volumeMode Block is not served by a FlexVolume driver: use Filesystem"),
         (
-            {"dataSource": {"kind": "PersistentVolumeClaim", "name": "other"}},
-            "a new volume can't be filled from a PersistentVolumeClaim: remove dataSource and dataSourceRef",
+            {"dataSource": {"apiGroup": "snapshot.storage.k8s.io", "kind": "VolumeSnapshot", "name": "other"}},
+            "a new volume can't be filled from a VolumeSnapshot.snapshot.storage.k8s.io, only from another "
+            "PersistentVolumeClaim: change or remove dataSource and dataSourceRef",
         ),
         (
             {"selector": {"matchLabels": {"disk": "fast"}}},

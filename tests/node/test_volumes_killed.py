@@ -6,16 +6,19 @@ import inspect
 import os
 import signal
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from contract.volume import Original
 from daemon.backends.loop import LoopBackend
 from daemon.backends.recordfiles import RecordFiles
+from daemon.record import State
 from daemon.staging import Staging
 from daemon.volumes import Volumes
-from host import filesystem, loopdevice, mounting
+from host import devicecopy, filesystem, freezing, identity, loopdevice, mounting
 from tests.node.volume_node import MIB, Node
 
 Step = tuple[Any, str]
@@ -227,3 +230,36 @@ def test_growing_goes_on(node: Node, step: Step, when: str) -> None:
     run_and_kill(node, expand, step, when)
     run(node, expand)
     assert size() - before > 90 * MIB
+
+
+@at(
+    (LoopBackend, "create"),
+    (freezing, "freeze"),
+    (devicecopy, "copy"),
+    (identity, "renew"),
+    (mounting, "unmount"),
+    (LoopBackend, "rewrite"),
+)
+def test_copying_goes_on(node: Node, step: Step, when: str) -> None:
+    """Nothing of an attempt that was killed is ever seen, and who writes to the source goes on."""
+    source = node.wanted(300 * MIB, filesystem="xfs")
+    clone = replace(source, pv=f"{node.pv}-copy", original=Original(source.pv, source.uid))
+    used, copied = node.folder(), node.folder(clone.pv)
+
+    async def fill(volumes: Volumes) -> None:
+        await volumes.mount(source, used, read_only=False)
+        (used.path / "data").write_text("first")
+
+    async def copy(volumes: Volumes) -> None:
+        await volumes.mount(clone, copied, read_only=False)
+
+    async def write_and_copy(volumes: Volumes) -> None:
+        begun = volumes.inventory.volume(clone.pv)
+        late = begun is not None and begun.record.state is State.READY
+        (used.path / "data").write_text("second")
+        await volumes.mount(clone, copied, read_only=False)
+        assert (copied.path / "data").read_text() == ("first" if late else "second")
+
+    run(node, fill)
+    run_and_kill(node, copy, step, when)
+    run(node, write_and_copy)

@@ -59,6 +59,10 @@ class Memory:
         await self._called("create")
         return volume
 
+    async def snapshot(self, wanted: Wanted, source: Volume) -> Volume | None:
+        assert self.volumes[source.pv] == source
+        return await self.create(wanted)
+
     async def rewrite(self, volume: Volume, record: Record) -> Volume:
         await self._called("rewrite")
         self.volumes[volume.pv] = replace(volume, record=record)

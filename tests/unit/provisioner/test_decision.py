@@ -69,7 +69,10 @@ def test_a_missing_class_is_said_before_anything_else() -> None:
         ({"accessModes": ["ReadWriteOncePod"]}, ["ReadWriteOncePod", "use ReadWriteOnce or ReadOnlyMany"]),
         ({"volumeMode": "Block"}, ["Block", "use Filesystem"]),
         ({"dataSource": {"kind": "VolumeSnapshot", "name": "s"}}, ["VolumeSnapshot", "remove dataSource"]),
-        ({"dataSourceRef": {"kind": "PersistentVolumeClaim", "name": "c"}}, ["PersistentVolumeClaim"]),
+        (
+            {"dataSourceRef": {"apiGroup": "example.com", "kind": "PersistentVolumeClaim", "name": "c"}},
+            ["PersistentVolumeClaim.example.com", "remove dataSource"],
+        ),
         ({"selector": {"matchLabels": {"a": "b"}}}, ["selector", "remove"]),
         ({"volumeAttributesClassName": "fast"}, ["volumeAttributesClassName", "remove"]),
         ({"size": "512Ki"}, ["512Ki", "ext4 needs at least 1Mi"]),

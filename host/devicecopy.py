@@ -1,0 +1,59 @@
+"""One block device copied to another.
+
+Past the page cache: it may hold what the source's filesystem has overwritten since, and would be of no use to anybody.
+Zeroes are written only over what is not zero, so that a sparse file or a thin volume stays as small as its source.
+"""
+
+import asyncio
+import mmap
+import os
+import time
+from pathlib import Path
+
+from host import blockdevice
+
+_CHUNK = 4 << 20
+_STEP = 16 * _CHUNK
+"""Bytes copied in one stay in a thread: there are few threads, and all of the process needs them."""
+_ZEROES = bytes(_CHUNK)
+
+
+async def copy(source: Path, target: Path, *, deadline: float) -> None:
+    """`target`, as large at least, begins with all of `source`, which nobody writes to meanwhile; on disk when this
+    returns. Raises OSError, and TimeoutError after `deadline` seconds."""
+    end = time.monotonic() + deadline
+    flags = os.O_DIRECT | os.O_CLOEXEC
+    size = await asyncio.to_thread(blockdevice.size, source)
+    origin = os.open(source, os.O_RDONLY | flags)
+    try:
+        copied = os.open(target, os.O_RDWR | flags)
+        try:
+            for begin in range(0, size, _STEP):
+                if time.monotonic() > end:
+                    raise TimeoutError(f"only {begin} of {size} bytes were copied in {deadline:g} s")
+                await asyncio.to_thread(_copy, origin, copied, range(begin, min(begin + _STEP, size)))
+            await asyncio.to_thread(os.fsync, copied)
+        finally:
+            os.close(copied)
+    finally:
+        os.close(origin)
+
+
+def _copy(source: int, target: int, part: range) -> None:
+    with mmap.mmap(-1, _CHUNK) as buffer, mmap.mmap(-1, _CHUNK) as present:  # aligned, as O_DIRECT wants it
+        for offset in range(part.start, part.stop, _CHUNK):
+            length = min(_CHUNK, part.stop - offset)
+            _read(source, buffer, offset, length)
+            if buffer[:length] == _ZEROES[:length]:
+                _read(target, present, offset, length)
+                if present[:length] == _ZEROES[:length]:
+                    continue
+            with memoryview(buffer) as view, view[:length] as data:
+                if os.pwrite(target, data, offset) != length:
+                    raise OSError(f"{length} bytes at {offset} were not written whole")
+
+
+def _read(device: int, buffer: mmap.mmap, offset: int, length: int) -> None:
+    with memoryview(buffer) as view, view[:length] as data:
+        if os.preadv(device, [data], offset) != length:
+            raise OSError(f"{length} bytes at {offset} were not read whole")

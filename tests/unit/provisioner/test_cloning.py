@@ -1,0 +1,138 @@
+"""Which claims may begin as a copy of another one, and where the copy goes."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from contract import names
+from contract import volume as contract_volume
+from contract.volume import ClaimReference, Original, PersistentVolume
+from kube.records import IMMEDIATE
+from provisioner.cloning import Source
+from provisioner.decision import Create, Decision, Ignore, Offer, Offers, Refuse, decide
+from provisioner.manifest import persistent_volume
+from tests.unit.provisioner.objects import GIB, claim, offered, storage_class
+
+OF_SOURCE = {"dataSource": {"kind": "PersistentVolumeClaim", "name": "source"}}
+SOURCE_CLAIM = replace(claim("source"), volume_name="pvc-source", phase="Bound")
+SOURCE_VOLUME = PersistentVolume(
+    name="pvc-source",
+    uid="uid-of-pvc-source",
+    resource_version="1",
+    size=GIB,
+    options={},
+    filesystem="ext4",
+    reclaim_policy="Delete",
+    storage_class="elastic-local",
+    provisioned_by=names.PROVISIONER,
+    claim=ClaimReference("default", "source", "uid-of-source"),
+    node_label="n2",
+    hostnames=("host-n2",),
+    pool="vg",
+    phase="Bound",
+    finalizers=(names.FINALIZER,),
+    deleting=False,
+    made=True,
+)
+SOURCE = Source(SOURCE_CLAIM, SOURCE_VOLUME)
+ROOM = Offers([Offer(offered("n1"), 10 * GIB), Offer(offered("n2"), 5 * GIB)])
+
+
+def decided(
+    source: Source = SOURCE, *, fields: dict[str, Any] | None = None, offers: Offers = ROOM, **claimed: Any
+) -> Decision:
+    asked = claim(**{**OF_SOURCE, **claimed})
+    return decide(asked, storage_class(**(fields or {})), offers, waited=0, source=source)
+
+
+def of_claim(**changes: Any) -> Source:
+    return replace(SOURCE, claim=replace(SOURCE_CLAIM, **changes))
+
+
+def of_volume(**changes: Any) -> Source:
+    return replace(SOURCE, volume=replace(SOURCE_VOLUME, **changes))
+
+
+def placed(decision: Decision) -> Create:
+    assert isinstance(decision, Create), decision
+    assert decision.place
+    return decision
+
+
+@pytest.mark.parametrize("node", ["n1", "n2"])
+def test_a_copy_goes_to_its_sources_node_whatever_the_scheduler_chose(node: str) -> None:
+    decision = placed(decided(node=node))
+    assert decision.place == offered("n2")
+    assert decision.original == Original("pvc-source", "uid-of-pvc-source")
+
+
+def test_a_copy_of_an_immediate_class_has_a_node_from_the_start() -> None:
+    assert placed(decided(node="", fields={"volumeBindingMode": IMMEDIATE})).place == offered("n2")
+
+
+def test_a_copy_waits_for_its_first_pod_if_its_class_says_so() -> None:
+    assert decided(node="") == Ignore()
+
+
+def test_dataSourceRef_counts_as_well() -> None:  # noqa: N802
+    asked = claim(dataSourceRef={"kind": "PersistentVolumeClaim", "name": "source", "namespace": "default"})
+    placed(decide(asked, storage_class(), ROOM, waited=0, source=SOURCE))
+
+
+def test_the_filesystem_is_the_sources_unless_the_class_has_one() -> None:
+    xfs = of_volume(filesystem="xfs")
+    assert placed(decided(xfs)).parameters.filesystem == "xfs"
+    placed(decided(xfs, fields={"parameters": {"fsType": "xfs"}}))
+    decision = decided(xfs, fields={"parameters": {"fsType": "ext4"}})
+    assert isinstance(decision, Refuse)
+    assert "has xfs, and a copy can't have ext4: use a class" in decision.why
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (Source(), "no claim source (any more) to copy: create it"),
+        (of_claim(deleting=True), "no claim source (any more) to copy"),
+        (of_claim(volume_name=""), "has no volume yet: start the pod"),
+        (Source(SOURCE_CLAIM), "has no volume of elastic-local"),
+        (of_claim(uid="of another day"), "has no volume of elastic-local"),
+        (of_claim(volume_mode="Block"), "has volumeMode Block"),
+        (of_volume(node_label=""), "is not made yet"),
+        (of_volume(made=False), "is not made yet"),
+        (of_volume(deleting=True), "is being deleted"),
+        (of_volume(filesystem="btrfs"), "has btrfs, of which the kernel can't have two copies"),
+        (of_volume(size=GIB + 1), "asks for 1Gi, and source, which it is to be a copy of, has"),
+        (of_volume(node_label="n9"), "node n9, where source lives, publishes no room for this class"),
+    ],
+)
+def test_what_stands_against_a_copy_is_said_before_there_is_a_volume(source: Source, words: str) -> None:
+    decision = decided(source, fields={"parameters": {"fsType": "btrfs"}} if "btrfs" in words else None)
+    assert isinstance(decision, Refuse), decision
+    assert words in decision.why
+
+
+def test_a_claim_of_another_namespace_is_not_copied() -> None:
+    reference = {"kind": "PersistentVolumeClaim", "name": "source", "namespace": "others"}
+    decision = decided(dataSource=None, dataSourceRef=reference)
+    assert isinstance(decision, Refuse)
+    assert "names a claim of namespace others" in decision.why
+
+
+def test_a_full_node_refuses_the_copy_with_its_figures() -> None:
+    decision = decided(size="6Gi")
+    assert isinstance(decision, Refuse)
+    assert decision.why == (
+        "the claim asks for 6Gi, node n2, where source lives, has 5Gi left in pool vg: free room there"
+    )
+
+
+def test_the_node_reads_what_to_copy_in_the_options_of_the_volume() -> None:
+    asked = claim(dataSource=OF_SOURCE["dataSource"])
+    body = persistent_volume(asked, storage_class(), placed(decided()))
+    body["metadata"] |= {"uid": "uid", "resourceVersion": "1"}
+    read = contract_volume.read(body)
+    assert read
+    assert read.original == Original("pvc-source", "uid-of-pvc-source")
+    assert read.hostnames == ("host-n2",)
+    assert read.parameters() == placed(decided()).parameters
