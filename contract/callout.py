@@ -6,8 +6,16 @@ one HTTP/1.0 request over the Unix socket for each call:
 
     POST /callout {"argv": ["mount", DIR, OPTIONS]}  ->  {"status": "Success", "message": ""}
 
-What the words mean is the daemon's business (daemon/calls.py). The kubelet's side: design and traps in
-docs/architecture.md. No imports but json: the kubelet waits for the callout to start.
+What the words mean is the daemon's business (daemon/calls.py). Whoever is not the kubelet, and has no argv, finds the
+same calls on the same socket under their names:
+
+    GET  /init                                                                          the capabilities
+    POST /mount    {"dir": DIR, "options": {...}}
+    POST /unmount  {"dir": DIR}
+    POST /expandfs {"dir": DIR, "options": {...}, "new_size": BYTES, "old_size": BYTES}
+
+The kubelet's side: design and traps in docs/architecture.md. No imports but json: the kubelet waits for the callout to
+start.
 """
 
 import json

@@ -21,7 +21,7 @@ from aiohttp import web
 
 from contract import callout
 from daemon import calls, rootsocket
-from daemon.calls import Expand, Init, Malformed, Mount, Unmount
+from daemon.calls import Call, Expand, Init, Malformed, Mount, Unmount
 from daemon.errors import VolumeError
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,14 @@ class Api:
 
     def application(self) -> web.Application:
         application = web.Application(client_max_size=LARGEST_REQUEST, middlewares=[_always_an_answer, _root_only])
-        application.add_routes([web.post(callout.ROUTE, self._callout)])
+        verbs = (callout.MOUNT, callout.UNMOUNT, callout.EXPANDFS)
+        application.add_routes(
+            [
+                web.post(callout.ROUTE, self._callout),
+                web.get(f"/{callout.INIT}", self._init),
+                *(web.post(f"/{verb}", self._named) for verb in verbs),
+            ]
+        )
         return application
 
     @contextlib.asynccontextmanager
@@ -93,6 +100,15 @@ class Api:
     async def _callout(self, request: web.Request) -> web.Response:
         call = calls.read(await request.read())
         self._heard()
+        return await self._answered(call)
+
+    async def _init(self, request: web.Request) -> web.Response:
+        return web.Response(text=callout.INIT_ANSWER, content_type="application/json")
+
+    async def _named(self, request: web.Request) -> web.Response:
+        return await self._answered(calls.named(request.path.removeprefix("/"), await request.read()))
+
+    async def _answered(self, call: Call) -> web.Response:
         match call:
             case Init():
                 return _answer(callout.SUCCESS, "")

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from contract import callout
 
@@ -45,8 +46,27 @@ class Expand:
 Call = Init | Mount | Unmount | Expand
 
 
+def named(verb: str, body: bytes) -> Call:
+    """The call of a request that names its verb in the route, and its arguments in the body. Raises Malformed."""
+    fields = _object(body)
+    match verb:
+        case callout.MOUNT:
+            return Mount(_folder(fields.get("dir")), _strings(fields.get("options")))
+        case callout.UNMOUNT:
+            return Unmount(_folder(fields.get("dir")))
+        case callout.EXPANDFS:
+            return Expand(
+                _folder(fields.get("dir")),
+                _strings(fields.get("options")),
+                _bytes(str(fields.get("new_size"))),
+                _bytes(str(fields.get("old_size"))),
+            )
+        case _:
+            raise Malformed(f"there is no call {verb[:64]!r}")
+
+
 def read(body: bytes) -> Call:
-    """The call in a request's body (contract.callout.request). Raises Malformed."""
+    """The call in the body of a callout's request, which carries the kubelet's words. Raises Malformed."""
     match _words(body):
         case [callout.INIT, *_]:
             return Init()
@@ -65,11 +85,7 @@ def read(body: bytes) -> Call:
 
 
 def _words(body: bytes) -> list[str]:
-    try:
-        request = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise Malformed(f"the body is not JSON: {error}") from None
-    argv = request.get("argv") if isinstance(request, dict) else None
+    argv = _object(body).get("argv")
     if not isinstance(argv, list) or not all(isinstance(word, str) for word in argv):
         raise Malformed('the body must be an object with "argv", a list of strings')
     try:
@@ -78,8 +94,18 @@ def _words(body: bytes) -> list[str]:
         raise Malformed(f"an argument is not UTF-8: {error}") from None
 
 
-def _folder(word: str) -> str:
-    if not word.startswith("/") or "\0" in word:
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        request = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"the body is not JSON: {error}") from None
+    if not isinstance(request, dict):
+        raise Malformed("the body must be a JSON object")
+    return request
+
+
+def _folder(word: object) -> str:
+    if not isinstance(word, str) or not word.startswith("/") or "\0" in word:
         raise Malformed("the folder to mount on must be an absolute path")
     return word
 
@@ -89,6 +115,10 @@ def _options(word: str) -> Mapping[str, str]:
         options = json.loads(word)
     except (ValueError, RecursionError) as error:
         raise Malformed(f"the options are not JSON: {error}") from None
+    return _strings(options)
+
+
+def _strings(options: object) -> Mapping[str, str]:
     if not isinstance(options, dict) or not all(isinstance(value, str) for value in options.values()):
         raise Malformed("the options must be a JSON object whose values are strings")
     return options

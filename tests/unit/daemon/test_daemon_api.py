@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from contract import callout
@@ -138,6 +139,27 @@ async def test_what_is_malformed_is_a_failure_that_says_what(served: Served) -> 
     assert (served.callouts.asked, served.heard) == ([], 0)
 
 
+@pytest.mark.parametrize(
+    ("route", "body", "call"),
+    [
+        ("/mount", {"dir": "/d", "options": {"a": "b"}}, Mount("/d", {"a": "b"})),
+        ("/unmount", {"dir": "/d"}, Unmount("/d")),
+        ("/expandfs", {"dir": "/d", "options": {}, "new_size": 2, "old_size": 1}, Expand("/d", {}, 2, 1)),
+    ],
+)
+async def test_each_call_has_a_route_of_its_own(
+    served: Served, route: str, body: dict[str, Any], call: Mount | Unmount | Expand
+) -> None:
+    assert await served.ask(json.dumps(body).encode(), route) == (200, {"status": "Success", "message": ""})
+    assert served.callouts.asked == [call]
+    assert served.heard == 0, "only the kubelet's own callout shows that the kubelet sees the driver"
+    for missing in body:
+        rest = {key: value for key, value in body.items() if key != missing}
+        status, said = await served.ask(json.dumps(rest).encode(), route)
+        assert (status, said["status"]) == (400, "Failure")
+    assert served.callouts.asked == [call]
+
+
 async def test_a_body_that_is_too_large_is_a_failure(served: Served) -> None:
     status, said = await served.ask(b" " * (LARGEST_REQUEST + 1))
     assert (status, said["status"]) == (413, "Failure")
@@ -261,3 +283,9 @@ async def test_an_old_daemon_leaves_the_socket_of_the_new_one(tmp_path: Path) ->
     assert old.callouts.asked == []
     await listening.__aexit__(None, None, None)
     assert not new.path.exists()
+
+
+async def test_whoever_asks_is_told_the_capabilities(served: Served) -> None:
+    connector = aiohttp.UnixConnector(str(served.path))
+    async with aiohttp.ClientSession(connector=connector) as session, session.get("http://daemon/init") as response:
+        assert await response.json() == {"status": "Success", "capabilities": callout.CAPABILITIES}
