@@ -34,18 +34,19 @@ _COLUMNS = (
 )
 
 
-def capacity(kubeconfig: str | None, form: Form) -> None:
+def capacity(namespace: str, kubeconfig: str | None, form: Form) -> None:
     show(
-        run(_capacities(kubeconfig)),
+        run(_capacities(namespace, kubeconfig)),
         _COLUMNS,
         form,
         nothing="no node has published room: `elastic-local doctor --cluster` says why",
     )
 
 
-async def _capacities(kubeconfig: str | None) -> list[Row]:
+async def _capacities(namespace: str, kubeconfig: str | None) -> list[Row]:
+    """Of the namespace in which daemons publish: their account, too, may list them there."""
     async with patience("asking the API server"), cluster(kubeconfig) as connected:
-        found = [contract_capacity.read(body) for body in await connected.list(CAPACITIES)]
+        found = [contract_capacity.read(body) for body in await connected.list(CAPACITIES, namespace)]
     return rows(each for each in found if each is not None)
 
 

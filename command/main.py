@@ -50,14 +50,16 @@ def volumes(
 
 
 @app.command()
-def capacity(kubeconfig: Kubeconfig = None, output: Output = Form.TABLE) -> None:
+def capacity(
+    namespace: Namespace = names.NAMESPACE, kubeconfig: Kubeconfig = None, output: Output = Form.TABLE
+) -> None:
     """How much room each node has for each class, and how much of it is taken or promised.
 
     Classes that share a pool show the same room: it can be given away only once.
     """
     from command import capacity
 
-    capacity.capacity(kubeconfig, output)
+    capacity.capacity(namespace, kubeconfig, output)
 
 
 @app.command()

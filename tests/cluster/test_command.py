@@ -103,7 +103,7 @@ async def test_capacity_shows_what_every_node_published(namespace: Namespace) ->
     nodes = {row["node"] for row in rows if row["storage_class"] == "elastic-local"}
     assert nodes == set(namespace.sandbox.nodes)
     assert all(0 < row["available"] <= row["allocatable"] == 1024 * _MIB for row in rows if row["pool"] == "loop")
-    assert "░" in (await as_administrator(namespace.sandbox, "capacity")).output
+    assert "░" in (await on_node(namespace.sandbox.nodes["node-a"], "capacity")).output
 
 
 async def test_a_healthy_node_and_cluster_have_no_fault(namespace: Namespace) -> None:
@@ -127,11 +127,12 @@ async def test_a_healthy_node_and_cluster_have_no_fault(namespace: Namespace) ->
 async def test_doctor_names_what_is_broken_and_what_mends_it(fresh_sandbox: MakeSandbox) -> None:
     sandbox = await fresh_sandbox(NodeSpec("node-a"))
     node = sandbox.nodes["node-a"]
-    await node.daemon.stop()
-    await sandbox.provisioners[0].stop()
-    await sandbox.kubectl("delete", "csidriver", "elastic-local.volumes.k8s.elastic.co")
-    await sandbox.kubectl("delete", "clusterrolebinding", "elastic-local-daemon")
-    await sandbox.kubectl("delete", "csistoragecapacities", "--all", "--namespace", "elastic-local")
+    await asyncio.gather(node.daemon.stop(), sandbox.provisioners[0].stop())
+    await asyncio.gather(
+        sandbox.kubectl("delete", "csidriver", "elastic-local.volumes.k8s.elastic.co"),
+        sandbox.kubectl("delete", "clusterrolebinding", "elastic-local-daemon"),
+        sandbox.kubectl("delete", "csistoragecapacities", "--all", "--namespace", "elastic-local"),
+    )
     node.driver.unlink()
 
     answer = await as_administrator(sandbox, "doctor", "--cluster")
