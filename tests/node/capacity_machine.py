@@ -119,9 +119,13 @@ class CapacityMachine(RuleBasedStateMachine):
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(work)
 
-    @initialize()
-    def start(self) -> None:
+    @initialize(made=st.integers(3, 9), promised=st.integers(3, 9))
+    def start(self, made: int, promised: int) -> None:
+        """With a volume that is made and one that is not: from here on most things are about room that is scarce."""
         self.restart()
+        self.provision(size=made, odd=0, choice=0)
+        self.prepare(choice=0)
+        self.provision(size=promised, odd=0, choice=1)
 
     @rule()
     def restart(self) -> None:
@@ -183,10 +187,18 @@ class CapacityMachine(RuleBasedStateMachine):
         )
 
     @precondition(lambda self: self.alive())
-    @rule(choice=st.integers(0, 99), more=st.integers(1, 6))
-    def claim_grows(self, choice: int, more: int) -> None:
+    @rule(choice=st.integers(0, 99), more=st.integers(1, 16), then=st.sampled_from(("prepare", "mount", "expand", "")))
+    def claim_grows(self, choice: int, more: int, then: str) -> None:
+        """Mostly somebody notices at once."""
         pv = self.pick(self.alive(), choice)
-        self.storage.pvs[pv.name] = replace(pv, size=pv.size + more * MIB)
+        pv = self.storage.pvs[pv.name] = replace(pv, size=max(pv.size, self.granted[pv.name] + more * MIB))
+        match then:
+            case "prepare":
+                self.do(pv, self.preparing(pv))
+            case "mount":
+                self.do(pv, self.mounting(pv))
+            case "expand":
+                self.do(pv, self.expanding(pv))
 
     # What the kubelet and the reconciler have the daemon do.
 
