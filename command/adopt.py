@@ -14,8 +14,8 @@ from command.running import Stop, cluster, need_root, patience, run
 from command.table import Column, show, show_json, size
 from contract import volume as contract_volume
 from contract.volume import PersistentVolume
-from daemon import settings
 from daemon.backends import Backend
+from daemon.deviceclasses import LVM
 from daemon.node import backend_of
 from daemon.record import Inventory
 from daemon.settings import Settings
@@ -106,7 +106,7 @@ async def _find(here: Settings, connected: Cluster) -> _Found:
     backend = backend_of(here)
     return _Found(
         backend=backend,
-        tools=Lvm(here.data_dir / "lvm") if here.driver_kind == settings.LVM else None,
+        tools=Lvm(here.data_dir / "lvm") if any(each.kind == LVM for each in here.classes.values()) else None,
         inventory=await backend.inspect(),
         volumes={volume.name: volume for volume in read if volume},
         node=read_node(await connected.get(NODES, here.node_name)),

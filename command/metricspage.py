@@ -26,7 +26,7 @@ def page() -> str:
     both, static = CollectorRegistry(), CollectorRegistry()
     application(Health({}), both)
     StaticMetrics(static)
-    node = daemon.metrics.Metrics(Inventory, set, dict)
+    node = daemon.metrics.Metrics(Inventory, set, dict, {})
     sections = {
         "Both": both,
         "Daemon": node.registry,

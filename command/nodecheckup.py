@@ -12,11 +12,10 @@ import aiohttp
 from command.checkup import Finding, ok, unknown, wrong
 from contract.filesystems import FILESYSTEMS
 from contract.names import DRIVER_FOLDER, DRIVER_NAME
-from contract.parameters import VolumeParameters
-from daemon import settings
+from daemon.deviceclasses import BINDMOUNT, LOOP, LVM
 from daemon.errors import VolumeError
 from daemon.node import backend_of
-from daemon.refresh import missing
+from daemon.refresh import lacking
 from daemon.settings import Settings
 from host import mounttable
 from host.command import CommandError, MissingTool, run
@@ -32,16 +31,17 @@ _DEADLINE = 10.0
 
 async def findings(here: Settings) -> list[Finding]:
     found = [rights(os.geteuid())]
-    if here.driver_kind == settings.LVM:
+    kinds = {each.kind for each in here.classes.values()}
+    if LVM in kinds:
         found += [device_mapper(), *lvm_modules(_loaded("/proc/modules"), _built_in())]
-    if here.driver_kind == settings.LOOP:
+    if LOOP in kinds:
         found.append(loop_devices())
-    if here.driver_kind != settings.BINDMOUNT:
+    if kinds != {BINDMOUNT}:
         found.append(filesystems(_registered(), _built_in()))
-    found.append(tools(here.driver_kind, shutil.which))
+    found.append(tools(kinds, shutil.which))
     if found[0].remedy:
         return found  # what follows would only repeat that we are not root
-    found += [await storage(here), propagation(mounttable.read(), here.kubelet_root)]
+    found += [*await storage(here), propagation(mounttable.read(), here.kubelet_root)]
     return [*found, listening(here.socket), await driver(here.plugin_dir), *await daemon(here)]
 
 
@@ -88,8 +88,8 @@ def filesystems(registered: str, available: set[str]) -> Finding:
     return ok("kernel: filesystems", ", ".join(FILESYSTEMS))
 
 
-def tools(kind: str, which: Callable[[str], str | None]) -> Finding:
-    wanted = {settings.LVM: (*_LVM_TOOLS, *_FILESYSTEM_TOOLS), settings.LOOP: _FILESYSTEM_TOOLS}.get(kind, ())
+def tools(kinds: set[str], which: Callable[[str], str | None]) -> Finding:
+    wanted = (*(_LVM_TOOLS if LVM in kinds else ()), *(_FILESYSTEM_TOOLS if kinds != {BINDMOUNT} else ()))
     absent = [MissingTool(program) for program in wanted if which(program) is None]
     if not absent:
         return ok("tools", "all there")
@@ -99,20 +99,29 @@ def tools(kind: str, which: Callable[[str], str | None]) -> Finding:
     )
 
 
-async def storage(here: Settings) -> Finding:
-    check = f"storage ({here.driver_kind})"
-    backend = backend_of(here)
-    pool = backend.pool_of(VolumeParameters())
+async def storage(here: Settings) -> list[Finding]:
+    """One finding for each device class. That a node lacks some of several is nothing wrong."""
     try:
-        inventory = await backend.inspect()
+        inventory = await backend_of(here).inspect()
     except (VolumeError, CommandError) as error:
-        return wrong(check, str(error), "see the log of this node's daemon")
-    if problem := missing(inventory, pool):
-        return wrong(check, problem, f"elastic-local vg create {pool.partition('/')[0]} DEVICE...")
+        return [wrong("storage", str(error), "see the log of this node's daemon")]
+    absent = lacking(inventory, here.classes)
+    judged = wrong if len(absent) == len(here.classes) else unknown
+    found = []
+    for name, each in here.classes.items():
+        check = f"storage ({each.kind})" if len(here.classes) == 1 else f"storage ({each.kind}, device class {name})"
+        if problem := absent.get(name):
+            remedy = (
+                f"elastic-local vg create {each.group} DEVICE..." if each.kind == LVM else f"mkdir -p {each.folder}"
+            )
+            found.append(judged(check, problem, remedy))
+        else:
+            count = sum(volume.pool == each.pool for volume in inventory.volumes)
+            found.append(ok(check, f"{each.pool} with {count} volumes"))
     if inventory.damaged:
-        names = ", ".join(found.name for found in inventory.damaged)
-        return wrong(check, f"volumes with a damaged record: {names}", "elastic-local volumes")
-    return ok(check, f"{pool} with {len(inventory.volumes)} volumes")
+        names = ", ".join(each.name for each in inventory.damaged)
+        found.append(wrong("records", f"volumes with a damaged record: {names}", "elastic-local volumes"))
+    return found
 
 
 def propagation(mounts: list[Mount], kubelet_root: Path) -> Finding:

@@ -19,9 +19,12 @@ CLONE_OF_OPTION, CLONE_OF_UID_OPTION = "cloneOf", "cloneOfUid"
 """Of a volume that begins as a copy: name and uid of the PersistentVolume that it copies."""
 _OF_ONE_VOLUME = frozenset({SIZE_OPTION, MOUNT_OPTIONS_OPTION, CLONE_OF_OPTION, CLONE_OF_UID_OPTION})
 """Options that are no parameters of a class."""
+DEVICE_CLASS = "device-class"
 LINEAR, RAID1 = "none", "raid1"
 NO_ERASE, DISCARD, ZERO = "none", "discard", "zero"
 ERASE = (NO_ERASE, DISCARD, ZERO)
+DEFAULT_DEVICE_CLASS = "default"
+"""What the node has for StorageClasses that name no device class."""
 
 
 class ParameterError(ValueError):
@@ -39,6 +42,7 @@ class VolumeParameters:
     filesystem: str = filesystems.EXT4
     mkfs_options: tuple[str, ...] = ()
     mount_options: tuple[str, ...] = ()
+    device_class: str = DEFAULT_DEVICE_CLASS
     volume_group: str = ""
     thin: bool | None = None
     thin_pool: str = ""
@@ -63,13 +67,22 @@ class VolumeParameters:
 # LVM's alphabet; the first character keeps a name from being read as an option or a path (lvm(8), VALID NAMES).
 _LVM_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_+.-]{0,126}", re.ASCII)
 
+DEVICE_CLASS_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
+
 
 def _boolean(text: str) -> bool:
     return {"true": True, "false": False}[text]
 
 
-def _lvm_name(text: str) -> str:
+def lvm_name(text: str) -> str:
+    """Raises ValueError for what LVM takes for no name."""
     if not _LVM_NAME.fullmatch(text) or set(text) == {"."}:
+        raise ValueError
+    return text
+
+
+def _device_class(text: str) -> str:
+    if not DEVICE_CLASS_NAME.fullmatch(text):
         raise ValueError
     return text
 
@@ -106,9 +119,11 @@ class _Key:
 
 _KEYS: Mapping[str, _Key] = {
     "fsType": _Key("filesystem", " ".join(FILESYSTEMS), _one_of(*FILESYSTEMS)),
-    "volumeGroup": _Key("volume_group", "the name of an LVM volume group", _lvm_name),
+    # Not in camel case like the others: so it is spelled where people know it from, topolvm.io/device-class.
+    DEVICE_CLASS: _Key("device_class", "the name of a device class: small letters, digits and -", _device_class),
+    "volumeGroup": _Key("volume_group", "the name of an LVM volume group", lvm_name),
     "thin": _Key("thin", "true false", _boolean),
-    "thinPool": _Key("thin_pool", "the name of an LVM thin pool", _lvm_name),
+    "thinPool": _Key("thin_pool", "the name of an LVM thin pool", lvm_name),
     "overprovisionRatio": _Key("overprovision_ratio", "a number from 1 to 100, such as 2.5", _ratio),
     "stripes": _Key("stripes", "a whole number from 1 to 128", _stripes),
     "raid": _Key("raid", f"{LINEAR} {RAID1}", _one_of(LINEAR, RAID1)),
@@ -151,6 +166,10 @@ def parse(parameters: Mapping[str, str], mount_options: Sequence[str] = ()) -> V
 
 
 def _check_layout(wanted: VolumeParameters, parameters: Mapping[str, str]) -> None:
+    if wanted.device_class != DEFAULT_DEVICE_CLASS and wanted.volume_group:
+        raise ParameterError(
+            "volumeGroup", wanted.volume_group, f"allowed without {DEVICE_CLASS} only, which says the group: keep one"
+        )
     if wanted.needs_thick and wanted.thin:
         key = "stripes" if wanted.stripes > 1 else "raid"
         raise ParameterError(

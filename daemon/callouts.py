@@ -62,15 +62,12 @@ class Home:
 
 
 class NodeCallouts:
-    """The callouts of one node (daemon.api.Callouts). `pool_of` and `reserve` are those of its backend."""
+    """The callouts of one node (daemon.api.Callouts). `pool_of` is that of its backend."""
 
-    def __init__(
-        self, volumes: Volumes, pool_of: Callable[[VolumeParameters], str], kubelet_root: Path, reserve: int
-    ) -> None:
+    def __init__(self, volumes: Volumes, pool_of: Callable[[VolumeParameters], str], kubelet_root: Path) -> None:
         self._volumes = volumes
         self._pool_of = pool_of
         self._kubelet_root = kubelet_root
-        self._reserve = reserve
         self._home: asyncio.Future[Home] = asyncio.get_running_loop().create_future()
         self._pinning = asyncio.Lock()
 
@@ -157,7 +154,7 @@ class NodeCallouts:
             )
         made = inventory.volume(volume.name)
         needed = footprint(asked.size, asked.parameters, pool.granularity)
-        room = offer(pool, asked.parameters, inventory.volumes, others, self._reserve)
+        room = offer(pool, asked.parameters, inventory.volumes, others)
         if made is None and needed > room.available:
             raise NoSpace(volume.name, name, needed, room.available)
         return name

@@ -43,7 +43,7 @@ class Filesystems:
         """The volume at its staging path. Returns why its filesystem is smaller than the volume, if it is."""
         path = await asyncio.to_thread(self._staging.make_folder, volume.pv)
         async with self._backend.device(volume) as source:
-            if not self._backend.on_devices:
+            if not self._backend.on_device(volume):
                 await asyncio.to_thread(mounting.bind, source, path)
                 return None
             if volume.pv in self._fresh:
@@ -81,5 +81,5 @@ class Filesystems:
     async def grow(self, volume: Volume) -> None:
         """It fills its device, if it is mounted. If it isn't, the next mount sees to that."""
         staged = await asyncio.to_thread(self._staging.mounted, volume.pv)
-        if staged is not None and self._backend.on_devices:
+        if staged is not None and self._backend.on_device(volume):
             await filesystem.grow(volume.record.filesystem, Path(staged.source), Path(staged.path))

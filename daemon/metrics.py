@@ -14,6 +14,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from daemon.deviceclasses import DeviceClass
 from daemon.record import Health, Inventory, State
 from host.command import Completed
 
@@ -28,9 +29,10 @@ class Metrics:
         inventory: Callable[[], Inventory],
         persistent_volumes: Callable[[], Collection[str] | None],
         unhealthy: Callable[[], Mapping[str, Health]],
+        classes: Mapping[str, DeviceClass],
     ) -> None:
         """`persistent_volumes` are the UIDs of those tied to this node, None while they are not known;
-        `unhealthy` the volumes that are not well."""
+        `unhealthy` the volumes that are not well, `classes` the device classes by name."""
         self.registry = CollectorRegistry()
         self._operations = Histogram(
             "elastic_local_operation_duration_seconds",
@@ -65,7 +67,7 @@ class Metrics:
             registry=self.registry,
         )
         ProcessCollector(registry=self.registry)
-        self.registry.register(_NodeFigures(inventory, persistent_volumes, unhealthy))
+        self.registry.register(_NodeFigures(inventory, persistent_volumes, unhealthy, classes))
 
     def operation(self, kind: str, outcome: str, seconds: float) -> None:
         self._operations.labels(kind, outcome).observe(seconds)
@@ -98,16 +100,19 @@ class _NodeFigures(Collector):
         inventory: Callable[[], Inventory],
         persistent_volumes: Callable[[], Collection[str] | None],
         unhealthy: Callable[[], Mapping[str, Health]],
+        classes: Mapping[str, DeviceClass],
     ) -> None:
         self._inventory = inventory
         self._persistent_volumes = persistent_volumes
         self._unhealthy = unhealthy
+        self._classes = classes
 
     def collect(self) -> Iterator[Metric]:
         inventory = self._inventory()
         yield from pool_figures(inventory)
         yield from volume_figures(inventory, self._persistent_volumes())
         yield health_figures(self._unhealthy())
+        yield class_figures(inventory, self._classes)
 
 
 def pool_figures(inventory: Inventory) -> Iterator[Metric]:
@@ -165,4 +170,15 @@ def health_figures(unhealthy: Mapping[str, Health]) -> Metric:
     for state in Health:
         if state is not Health.OK:
             figures.add_metric([state.value], count[state])
+    return figures
+
+
+def class_figures(inventory: Inventory, classes: Mapping[str, DeviceClass]) -> Metric:
+    figures = GaugeMetricFamily(
+        "elastic_local_device_class_missing",
+        "1 for a device class that this node has no storage for, else 0. Nodes may differ: alert on a change.",
+        labels=["device_class", "pool"],
+    )
+    for name, each in classes.items():
+        figures.add_metric([name, each.pool], inventory.pool(each.pool) is None)
     return figures

@@ -16,16 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 import host.command
 from contract import names
 from contract import volume as contract_volume
-from contract.parameters import VolumeParameters
 from contract.volume import PersistentVolume
-from daemon import settings
 from daemon.api import Api
 from daemon.authorise import Authoriser
 from daemon.backends import Backend, groupfile
-from daemon.backends.folder import FolderBackend
-from daemon.backends.loop import LoopBackend
-from daemon.backends.lvm import LvmBackend
+from daemon.backends.classes import of_classes
 from daemon.callouts import Home, NodeCallouts
+from daemon.deviceclasses import LVM
 from daemon.driver import Driver
 from daemon.erasurenews import ErasureNews
 from daemon.health import HealthWatch
@@ -50,7 +47,6 @@ from kube.errors import ApiError
 from kube.events import Recorder
 from kube.informer import Informer
 from kube.records import Node, Pod, read_node, read_pod
-from lvm import Lvm
 from service import endpoints, logs
 from service.endpoints import Health
 from service.environment import SettingsError
@@ -79,7 +75,7 @@ async def run(chosen: Settings) -> None:
         cluster = await Cluster.connect(chosen.kubeconfig, program=COMPONENT)
     except ConfigurationError as error:
         raise SettingsError(f"KUBECONFIG: {error}") from error
-    if chosen.driver_kind == settings.LVM:
+    if any(found.kind == LVM for found in chosen.classes.values()):
         groupfile.attach_all(chosen.data_dir)
     async with cluster:
         await until_asked(Daemon(chosen, cluster, backend_of(chosen)).run())
@@ -87,14 +83,7 @@ async def run(chosen: Settings) -> None:
 
 
 def backend_of(chosen: Settings) -> Backend:
-    match chosen.driver_kind:
-        case settings.LOOP:
-            return LoopBackend(chosen.data_dir / "loop", chosen.capacity)
-        case settings.BINDMOUNT:
-            return FolderBackend(chosen.data_dir / "folders", chosen.capacity)
-        case _:
-            tools = Lvm(chosen.data_dir / "lvm")
-            return LvmBackend(tools, chosen.lvm_volume_group, chosen.lvm_thin_pool, chosen.lvm_use_thin_volumes)
+    return of_classes(chosen.classes, chosen.data_dir)
 
 
 class Daemon:
@@ -102,29 +91,30 @@ class Daemon:
         self._settings = chosen
         self._cluster = cluster
         self._backend = backend
-        self._metrics = Metrics(lambda: self._volumes.inventory, self._known_uids, lambda: self._health_watch.unhealthy)
+        self._metrics = Metrics(
+            lambda: self._volumes.inventory, self._known_uids, lambda: self._health_watch.unhealthy, chosen.classes
+        )
         self._events = Recorder(cluster, COMPONENT, chosen.node_name)
         self._volumes = Volumes(
             backend,
             chosen.staging_dir,
             promises=self._promises,
-            reserve=chosen.reserve,
             related=self._related,
             observe=self._observe,
             erase_rate=chosen.erase_rate,
             erasing=ErasureNews(self._metrics, self._events, self._erased),
         )
-        self._refresher = Refresher(self._volumes, backend, self._storage_changed, chosen.refresh_period)
+        self._refresher = Refresher(self._volumes, chosen.classes, self._storage_changed, chosen.refresh_period)
         self._thin_watch = ThinWatch(
             self._volumes,
-            backend.pool_of(VolumeParameters(thin=True)),
+            {each.own_thin_pool for each in chosen.classes.values() if each.kind == LVM},
             chosen.lvm_thin_pool_autoextend,
             self._room_again,
         )
         self._health_watch = HealthWatch(
             self._volumes, lambda: self._holdings.all() if self._holdings else (), chosen.refresh_period
         )
-        self._callouts = NodeCallouts(self._volumes, backend.pool_of, chosen.kubelet_root, chosen.reserve)
+        self._callouts = NodeCallouts(self._volumes, backend.pool_of, chosen.kubelet_root)
         self._driver = Driver(installation.choose(), chosen.plugin_dir)
         self._node_problem = "not found yet"
         self._persistent_volumes = Informer[PersistentVolume](
@@ -182,7 +172,6 @@ class Daemon:
             self._backend.pool_of,
             lambda: self._volumes.inventory,
             holdings,
-            self._settings.reserve,
         )
         self._reconciler = reconciler = Reconciler(
             self._cluster, holdings, self._volumes, self._backend.pool_of, publisher, self._events

@@ -49,14 +49,13 @@ def offer(
     wanted: VolumeParameters,
     volumes: Collection[Volume],
     persistent_volumes: Collection[PersistentVolume],
-    reserve: int,
 ) -> Offer:
     """For a class with these parameters. `persistent_volumes` are all those tied to this node. A thin pool that is
     nearly full offers nothing, whatever its figures say."""
     if level(pool) is Level.CRITICAL:
         return Offer(0, 0, 0)
     made = {(volume.pv, volume.record.uid): volume for volume in volumes if volume.pool == pool.name}
-    allocatable = pool.available(wanted.overprovision_ratio) - reserve
+    allocatable = pool.available(wanted.overprovision_ratio)
     promised = 0
     for pv in persistent_volumes:
         volume = made.get((pv.name, pv.uid))

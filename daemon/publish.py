@@ -60,12 +60,11 @@ def desired(
     inventory: Inventory,
     persistent_volumes: Collection[PersistentVolume],
     node: Node,
-    reserve: int,
 ) -> dict[str, Published]:
     """What should be published, by object name."""
     found = {}
     for storage_class in classes:
-        room = _room(storage_class, pool_of, inventory, persistent_volumes, node, reserve)
+        room = _room(storage_class, pool_of, inventory, persistent_volumes, node)
         name = capacity.object_name(room.node, room.storage_class)
         found[name] = Published(name, room, room.available, (node.uid,))
     return found
@@ -77,7 +76,6 @@ def _room(
     inventory: Inventory,
     persistent_volumes: Collection[PersistentVolume],
     node: Node,
-    reserve: int,
 ) -> Capacity:
     label = names.node_label_value(node.name)
     nothing = Capacity(label, node.hostname, storage_class.name, "", allocatable=0, available=0, granularity=1)
@@ -88,7 +86,7 @@ def _room(
     pool = inventory.pool(pool_of(wanted))
     if pool is None:
         return nothing
-    room = offer(pool, wanted, inventory.volumes, persistent_volumes, reserve)
+    room = offer(pool, wanted, inventory.volumes, persistent_volumes)
     return Capacity(
         label,
         node.hostname,
@@ -111,7 +109,6 @@ class Publisher:
         pool_of: Callable[[VolumeParameters], str],
         inventory: Callable[[], Inventory],
         holdings: Holdings,
-        reserve: int,
     ) -> None:
         self._cluster = cluster
         self._namespace = namespace
@@ -119,7 +116,6 @@ class Publisher:
         self._pool_of = pool_of
         self._inventory = inventory
         self._holdings = holdings
-        self._reserve = reserve
         self._changed = asyncio.Event()
         self._writing = asyncio.Lock()
         self.problem = "not yet"
@@ -167,7 +163,6 @@ class Publisher:
                 self._inventory(),
                 self._holdings.all(),
                 self._node,
-                self._reserve,
             )
             known = {found.name: found for found in self.published.values()}
             for name, room in wanted.items():

@@ -196,11 +196,13 @@ class Pool:
     """What our volumes take of it: mirrors twice, sparse and thin volumes at their full size."""
     granularity: int
     thin: Thin | None = None
+    reserve: int = 0
+    """Kept back: no volume may take it."""
 
     def allocatable(self, overprovision_ratio: float = 1.0) -> int:
         """What all our volumes together may take: it stays the same whenever one is made or removed."""
         promised_more = int(self.size * (overprovision_ratio - 1)) if self.thin else 0
-        return self.free + self.ours + promised_more
+        return self.free + self.ours + promised_more - self.reserve
 
     def available(self, overprovision_ratio: float = 1.0) -> int:
         """What volumes not made yet may take."""

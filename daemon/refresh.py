@@ -6,10 +6,9 @@ event on the Node, looks more often, and goes on when it is there.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from contract.parameters import VolumeParameters
-from daemon.backends import Backend
+from daemon.deviceclasses import LVM, DeviceClass
 from daemon.errors import VolumeError
 from daemon.record import Inventory
 from daemon.thinpools import Level, level
@@ -25,22 +24,31 @@ PERIOD_WHILE_MISSING, PERIOD_WHILE_FILLING = 10.0, 5.0
 
 
 class Refresher:
-    """Looks every `period` seconds. `problem` says what is wrong with the storage, for readiness. Empty: it is there.
+    """Looks every `period` seconds. `problem` says what is wrong with the storage, for readiness. Empty: it is there,
+    though perhaps not for all device classes: nodes differ, and `lacking` says for each class what this one does not
+    have.
 
-    `changed` is called when a look found something else than before, with whether the storage has just come to be
+    `changed` is called when a look found something else than before, with whether some storage has just come to be
     usable.
     """
 
     def __init__(
-        self, volumes: Volumes, backend: Backend, changed: Callable[[bool], None], period: float = 30.0
+        self,
+        volumes: Volumes,
+        classes: Mapping[str, DeviceClass],
+        changed: Callable[[bool], None],
+        period: float = 30.0,
     ) -> None:
         self._volumes = volumes
-        self._pool = backend.pool_of(VolumeParameters())
+        self._classes = classes
         self._changed = changed
         self._period = period
         self._looked = asyncio.Event()
-        self._tell: Callable[[], None] = lambda: None
+        self._node: tuple[Recorder, ObjectReference] | None = None
+        self._seen: set[str] = set()
+        """Device classes that were there once."""
         self.problem = "not looked at yet"
+        self.lacking: Mapping[str, str] = {}
 
     async def wait_looked(self) -> None:
         """Returns after the first look, whatever it found."""
@@ -48,16 +56,9 @@ class Refresher:
 
     def tell(self, events: Recorder, node: ObjectReference) -> None:
         """From now on, what is missing and what was found is told on the Node. What is missing now is told at once."""
-
-        def tell() -> None:
-            if self.problem:
-                events.warning(node, STORAGE_MISSING, self.problem)
-            else:
-                events.normal(node, STORAGE_FOUND, f"this node has {self._pool} for volumes now")
-
-        self._tell = tell
-        if self._looked.is_set() and self.problem:
-            tell()
+        self._node = (events, node)
+        if self._looked.is_set():
+            self._tell_of_storage("", {})
 
     async def run(self) -> None:
         """For ever."""
@@ -73,26 +74,66 @@ class Refresher:
 
     async def look(self) -> None:
         """One look."""
-        before, problem_before = self._volumes.inventory, self.problem
+        before, problem_before, lacking_before = self._volumes.inventory, self.problem, self.lacking
         try:
-            await (self._volumes.start() if self.problem else self._volumes.refresh())
-            self.problem = missing(self._volumes.inventory, self._pool)
+            await (self._volumes.start() if self.problem or self.lacking else self._volumes.refresh())
+            self.lacking = lacking(self._volumes.inventory, self._classes)
+            all_lack = len(self.lacking) == len(self._classes)
+            self.problem = "; ".join(dict.fromkeys(self.lacking.values())) if all_lack else ""
         except VolumeError as error:
             self.problem = str(error)
         first = not self._looked.is_set()
         self._looked.set()
-        if self.problem != problem_before and not (first and not self.problem):
-            log.log(logging.WARNING if self.problem else logging.INFO, "storage: %s", self.problem or "all is well")
-            self._tell()
-        if self._volumes.inventory != before or self.problem != problem_before:
-            self._changed(bool(problem_before) and not self.problem)
+        self._tell_of_storage("" if first else problem_before, {} if first else lacking_before)
+        self._seen |= self._classes.keys() - self.lacking.keys()
+        found = lacking_before.keys() - self.lacking.keys()
+        if (self._volumes.inventory, self.problem, self.lacking) != (before, problem_before, lacking_before):
+            self._changed((bool(problem_before) or bool(found)) and not self.problem)
+
+    def _tell_of_storage(self, problem_before: str, lacking_before: Mapping[str, str]) -> None:
+        """What changed since then."""
+        if self.problem:
+            if self.problem != problem_before:
+                self._say(logging.WARNING, STORAGE_MISSING, self.problem)
+            return
+        if problem_before:
+            lacking_before = {}
+            self._say(logging.INFO, STORAGE_FOUND, f"this node has {self._pools_there()} for volumes now")
+        for name in sorted({*lacking_before, *self.lacking}):
+            words = self.lacking.get(name)
+            if words == lacking_before.get(name):
+                continue
+            if words is None:
+                self._say(logging.INFO, STORAGE_FOUND, f"this node has device class {name} now")
+            else:
+                # Nodes differ, and that is fine. One that had the class has lost a disk.
+                level = logging.WARNING if name in self._seen else logging.INFO
+                self._say(level, STORAGE_MISSING, f"no room for device class {name}: {words}")
+
+    def _pools_there(self) -> str:
+        return ", ".join(dict.fromkeys(each.pool for name, each in self._classes.items() if name not in self.lacking))
+
+    def _say(self, level: int, reason: str, words: str) -> None:
+        log.log(level, "storage: %s", words)
+        if self._node:
+            events, node = self._node
+            (events.warning if level == logging.WARNING else events.normal)(node, reason, words)
 
 
-def missing(inventory: Inventory, pool: str) -> str:
-    """What the node lacks to hold a volume of a class without parameters, and what to do about it."""
-    if inventory.pool(pool) is not None:
+def lacking(inventory: Inventory, classes: Mapping[str, DeviceClass]) -> dict[str, str]:
+    """What the node lacks for each of its device classes that has no room, and what to do about it."""
+    found = {name: missing(inventory, each) for name, each in classes.items()}
+    return {name: words for name, words in found.items() if words}
+
+
+def missing(inventory: Inventory, device_class: DeviceClass) -> str:
+    """What the node lacks to hold volumes of a device class, and what to do about it."""
+    if inventory.pool(device_class.pool) is not None:
         return ""
-    group, _, thin_pool = pool.partition("/")
+    if device_class.kind != LVM:
+        return f"this node has no folder {device_class.folder} for volumes: mount the disk that it is on, or make it"
+    group, thin_pool = device_class.group, device_class.thin_pool
     if inventory.pool(group) is not None:
         return f"this node has no thin pool {thin_pool} in volume group {group}: the daemon's log says why it made none"
+    pool = device_class.pool
     return f"this node has no {pool} for volumes: make it there with `elastic-local vg create {group} DEVICE...`"

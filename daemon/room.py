@@ -26,9 +26,7 @@ class Promise:
     footprint: int
 
 
-def room_for(
-    pv: str, pool: Pool, made: Collection[str], promises: Iterable[Promise], *, ratio: float, reserve: int
-) -> int:
+def room_for(pv: str, pool: Pool, made: Collection[str], promises: Iterable[Promise], *, ratio: float) -> int:
     """Bytes that the volume of `pv` may take from the pool now, on top of what it has. Can be negative.
 
     `made` are the PersistentVolumes whose volumes exist: their space is no longer free, and what they would like to
@@ -39,7 +37,7 @@ def room_for(
         (promise for promise in promises if promise.pool == pool.name and promise.pv not in made),
         key=lambda promise: promise.pv,
     )
-    room = pool.available(ratio) - reserve
+    room = pool.available(ratio)
     if all(promise.pv != pv for promise in unmade):
         return room - sum(promise.footprint for promise in unmade)
     for promise in unmade:
@@ -53,11 +51,10 @@ def room_for(
 class Room:
     """The free space of a node's pools, while volumes take from it."""
 
-    def __init__(self, backend: Backend, stock: Stock, promises: Callable[[], Iterable[Promise]], reserve: int) -> None:
+    def __init__(self, backend: Backend, stock: Stock, promises: Callable[[], Iterable[Promise]]) -> None:
         self._backend = backend
         self._stock = stock
         self._promises = promises
-        self._reserve = reserve
         self._held: dict[str, tuple[str, int]] = {}
         """Pool and bytes that are being taken, by PersistentVolume or thin pool."""
 
@@ -129,6 +126,5 @@ class Room:
             made | self._held.keys(),  # what is being made is subtracted as held, and not a second time as promised
             self._promises(),
             ratio=ratio,
-            reserve=self._reserve,
         )
         return room - sum(held for held_in, held in self._held.values() if held_in == pool.name)

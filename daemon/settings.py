@@ -7,11 +7,15 @@ guesses would make volumes in the wrong place.
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from contract import names, quantity
+from contract.parameters import DEFAULT_DEVICE_CLASS
+from daemon import deviceclasses
+from daemon.deviceclasses import BINDMOUNT, DRIVER_KINDS, LOOP, LVM, THIN_POOL, DeviceClass
 from daemon.static import settings as static_settings
+from daemon.static.document import DocumentError
 from daemon.static.settings import StaticSettings
 from daemon.thinpools import Autoextend
 from flexdriver import installation
@@ -27,9 +31,6 @@ from service.environment import (
     truth,
 )
 
-LVM, LOOP, BINDMOUNT = "LVM", "LOOP", "BINDMOUNT"
-DRIVER_KINDS = (LVM, LOOP, BINDMOUNT)
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -39,7 +40,7 @@ class Settings:
     driver_kind: str = LVM
     lvm_volume_group: str = "elastic-local-vg"
     lvm_use_thin_volumes: bool = False
-    lvm_thin_pool: str = "elastic-local-thinpool"
+    lvm_thin_pool: str = THIN_POOL
     lvm_thin_pool_autoextend: Autoextend = field(default_factory=Autoextend)
     socket: Path = Path(names.SOCKET)
     staging_dir: Path = Path("/mnt/storage")
@@ -53,6 +54,8 @@ class Settings:
     """Kept back in every pool, for snapshots, metadata and people."""
     refresh_period: float = 30.0
     """Seconds between two looks at the node's storage. Each costs one start of LVM."""
+    device_classes: Mapping[str, DeviceClass] | None = None
+    """As a file has them. None: there is the one class that the settings above describe."""
     orphan_grace: float | None = 3600.0
     """Seconds that a volume is kept whose PersistentVolume is gone, if its record says Delete. None: for ever."""
     erase_rate: int = 200 * 2**20
@@ -69,6 +72,32 @@ class Settings:
     static: StaticSettings | None = None
     """None: this node offers no static volumes."""
 
+    @property
+    def classes(self) -> Mapping[str, DeviceClass]:
+        """All device classes of this node, by name."""
+        return self.device_classes or {DEFAULT_DEVICE_CLASS: self.own_class}
+
+    @property
+    def own_class(self) -> DeviceClass:
+        """The device class that the settings describe."""
+        if self.driver_kind == LVM:
+            return DeviceClass(
+                DEFAULT_DEVICE_CLASS,
+                LVM,
+                group=self.lvm_volume_group,
+                thin=self.lvm_use_thin_volumes,
+                thin_pool=self.lvm_thin_pool,
+                reserve=self.reserve,
+            )
+        return DeviceClass(
+            DEFAULT_DEVICE_CLASS,
+            self.driver_kind,
+            folder=self.data_dir / {LOOP: "loop", BINDMOUNT: "folders"}[self.driver_kind],
+            own_folder=True,
+            capacity=self.capacity,
+            reserve=self.reserve,
+        )
+
 
 def read(environment: Mapping[str, str]) -> Settings:
     """The settings of an environment; what is absent or empty takes its default. Raises SettingsError."""
@@ -84,7 +113,7 @@ def read(environment: Mapping[str, str]) -> Settings:
         )
     host, port = value("LISTEN_ADDRESS", address, (default.listen_host, default.listen_port))
     namespace = value("NAMESPACE", str, default.namespace)
-    return Settings(
+    chosen = Settings(
         node_name=node_name,
         driver_kind=value("DRIVER_KIND", one_of(DRIVER_KINDS), default.driver_kind),
         lvm_volume_group=value("LVM_VOLUME_GROUP", str, default.lvm_volume_group),
@@ -112,6 +141,19 @@ def read(environment: Mapping[str, str]) -> Settings:
         log_level=value("LOG_LEVEL", one_of(LOG_LEVELS), default.log_level),
         static=static_settings.read(set_to, namespace),
     )
+    file = value("DEVICE_CLASSES_FILE", _path, None)
+    return replace(chosen, device_classes=_device_classes(file, chosen.own_class)) if file else chosen
+
+
+def _device_classes(file: Path, own: DeviceClass) -> Mapping[str, DeviceClass]:
+    try:
+        return deviceclasses.read(file.read_text(errors="replace"), own)
+    except OSError as error:
+        raise SettingsError(
+            f"DEVICE_CLASSES_FILE is {str(file)!r}: it can't be read ({error.strerror}): mount the ConfigMap there"
+        ) from None
+    except DocumentError as error:
+        raise SettingsError(f"DEVICE_CLASSES_FILE {file}: {error}") from None
 
 
 def _path(text: str) -> Path:

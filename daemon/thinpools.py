@@ -7,6 +7,7 @@ left, when nobody else was promised it.
 """
 
 import enum
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from daemon.record import Inventory, Pool
@@ -60,10 +61,10 @@ def fullness(pool: Pool) -> float:
     return max(pool.thin.data_percent or 0.0, pool.thin.metadata_percent or 0.0)
 
 
-def watched(inventory: Inventory, own: str) -> list[Pool]:
+def watched(inventory: Inventory, own: Collection[str]) -> list[Pool]:
     """The thin pools that are our business: `own`, where new volumes go, and those that hold volumes of ours. The rest
     is the node's own system."""
-    return [pool for pool in inventory.pools if pool.thin and (pool.ours or pool.name == own)]
+    return [pool for pool in inventory.pools if pool.thin and (pool.ours or pool.name in own)]
 
 
 def enlargement(pool: Pool, chosen: Autoextend, spare: int) -> Enlargement:

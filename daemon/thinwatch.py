@@ -5,7 +5,7 @@ It needs no API server for that: what happens while there is none is told when t
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from contract import quantity
 from daemon.errors import VolumeError
@@ -26,10 +26,12 @@ _REMEDY = "extend it (lvextend), or delete volumes and have `fstrim` run in thos
 
 
 class ThinWatch:
-    """`own` is the pool that new thin volumes of this node come from. `recovered` is called when a pool takes new
+    """`own` are the pools that new thin volumes of this node come from. `recovered` is called when a pool takes new
     volumes again."""
 
-    def __init__(self, volumes: Volumes, own: str, autoextend: Autoextend, recovered: Callable[[], None]) -> None:
+    def __init__(
+        self, volumes: Volumes, own: Collection[str], autoextend: Autoextend, recovered: Callable[[], None]
+    ) -> None:
         self._volumes = volumes
         self._own = own
         self._autoextend = autoextend

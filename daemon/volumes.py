@@ -47,9 +47,9 @@ Observer = Callable[[str, str, float], None]
 class Volumes:
     """All operations on the volumes of a node. They raise VolumeError, worded for the pod's owner.
 
-    `promises` gives what the PersistentVolumes of this node have a right to, `reserve` bytes are kept free in each
-    pool, `related` tells whether a PersistentVolume may be a copy of another one, `parallelism` bounds the operations
-    that load the disks, `erase_rate` the bytes a second that erasing takes (0: no bound), and `erasing` is told of it.
+    `promises` gives what the PersistentVolumes of this node have a right to, `related` tells whether a PersistentVolume
+    may be a copy of another one, `parallelism` bounds the operations that load the disks, `erase_rate` the bytes a
+    second that erasing takes (0: no bound), and `erasing` is told of it.
     """
 
     def __init__(
@@ -58,7 +58,6 @@ class Volumes:
         staging: Path,
         *,
         promises: Callable[[], Iterable[Promise]] = tuple,
-        reserve: int = 0,
         related: Callable[[str, str], bool] = lambda pv, original: True,
         parallelism: int = 8,
         erase_rate: int = 0,
@@ -70,7 +69,7 @@ class Volumes:
         self._staging = Staging(staging)
         self._filesystems = Filesystems(backend, self._staging)
         self._cloning = Cloning(backend, self._stock, self._staging, related)
-        self._room = Room(backend, self._stock, promises, reserve)
+        self._room = Room(backend, self._stock, promises)
         self._disks = asyncio.Semaphore(parallelism)
         self._observe = observe
         self._turns = Turns()

@@ -22,10 +22,9 @@ class Backend(Protocol):
     """One kind of storage of one node. Errors are those of daemon.errors; a tool that fails in a way nobody foresaw,
     or runs out of its time, is BackendFailed."""
 
-    @property
-    def on_devices(self) -> bool:
-        """True: a volume is a block device, to be formatted and mounted. False: it is a folder, to be bound, and
-        nothing limits its size."""
+    def on_device(self, volume: Volume) -> bool:
+        """True: it is a block device, to be formatted and mounted. False: it is a folder, to be bound, and nothing
+        limits its size."""
         ...
 
     def pool_of(self, parameters: VolumeParameters) -> str:
@@ -39,7 +38,8 @@ class Backend(Protocol):
         ...
 
     async def inspect(self) -> Inventory:
-        """What is there now. A missing volume group is no error: its pool is absent."""
+        """What is there now. A missing volume group is no error: its pool is absent, and
+        of its volumes nothing is known."""
         ...
 
     async def create(self, wanted: Wanted) -> Volume:

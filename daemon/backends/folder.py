@@ -36,21 +36,25 @@ class FolderBackend:
     filesystem of `folder`, whoever else writes to it. What is used of it is not asked: that changes with every write,
     and whose it is could only be found by walking through all of it."""
 
-    on_devices = False
-
-    def __init__(self, folder: Path, capacity: int | None = None) -> None:
+    def __init__(self, folder: Path, capacity: int | None = None, *, pool: str = POOL, own_folder: bool = True) -> None:
         self._folder = folder
         self._capacity = capacity
+        self._pool = pool
+        self._own_folder = own_folder
         self._records = RecordFiles(folder)
         self._allocating = asyncio.Lock()
         """Two must not both be told that there is room for one."""
 
+    def on_device(self, volume: Volume) -> bool:
+        return False
+
     def pool_of(self, parameters: VolumeParameters) -> str:
-        return POOL
+        return self._pool
 
     async def establish(self) -> None:
         with told():
-            await asyncio.to_thread(self._records.establish)
+            if self._own_folder or self._folder.is_dir():
+                await asyncio.to_thread(self._records.establish)
 
     async def inspect(self) -> Inventory:
         with told():
@@ -96,18 +100,22 @@ class FolderBackend:
             await asyncio.to_thread(self._remove, volume)
 
     def _inspect(self) -> Inventory:
+        if not self._folder.is_dir():
+            return Inventory()
         remembered, unreadable = self._records.read_all()
         folders = {path.name.removesuffix(_SUFFIX) for path in self._folder.glob(f"*{_SUFFIX}")}
-        volumes, damaged = [], [DamagedVolume(pv, POOL, reason) for pv, reason in unreadable.items()]
+        volumes, damaged = [], [DamagedVolume(pv, self._pool, reason) for pv, reason in unreadable.items()]
         for pv, entry in remembered.items():
             if pv in folders or entry.record.state is State.FORMATTING:
-                volumes.append(Volume(entry.record, entry.size, POOL))
+                volumes.append(Volume(entry.record, entry.size, self._pool))
             else:
-                damaged.append(DamagedVolume(pv, POOL, f"its data is gone: there is no {self._data(pv)}"))
-        foreign = [ForeignVolume(f"{name}{_SUFFIX}", POOL, 0) for name in sorted(folders - {*remembered, *unreadable})]
+                damaged.append(DamagedVolume(pv, self._pool, f"its data is gone: there is no {self._data(pv)}"))
+        foreign = [
+            ForeignVolume(f"{name}{_SUFFIX}", self._pool, 0) for name in sorted(folders - {*remembered, *unreadable})
+        ]
         ours = sum(volume.size for volume in volumes)
         size = self._capacity if self._capacity is not None else self._all()
-        return Inventory(volumes, [Pool(POOL, size, size - ours, ours, 1)], foreign, damaged)
+        return Inventory(volumes, [Pool(self._pool, size, size - ours, ours, 1)], foreign, damaged)
 
     def _all(self) -> int:
         figures = os.statvfs(self._folder)
@@ -126,12 +134,12 @@ class FolderBackend:
         self._records.flush()
         ready = wanted.record(State.READY)
         self._records.write(ready, wanted.size)
-        return Volume(ready, wanted.size, POOL)
+        return Volume(ready, wanted.size, self._pool)
 
     def _rewrite(self, volume: Volume, record: Record) -> Volume:
         before = self._records.own(volume)
         self._records.write(record, before.size)
-        return Volume(record, before.size, POOL)
+        return Volume(record, before.size, self._pool)
 
     def _extend(self, volume: Volume, size: int) -> Volume:
         before = self._records.own(volume)
@@ -139,7 +147,7 @@ class FolderBackend:
             check_room(self._inspect(), volume.pv, size)
             before = Remembered(before.record, size)
             self._records.write(before.record, before.size)
-        return Volume(before.record, before.size, POOL)
+        return Volume(before.record, before.size, self._pool)
 
     def _remove(self, volume: Volume) -> None:
         try:

@@ -35,21 +35,25 @@ class LoopBackend:
     """See daemon.backends.Backend. `capacity` is what all volumes together may take, in bytes; None: what the
     filesystem of `folder` has for them."""
 
-    on_devices = True
-
-    def __init__(self, folder: Path, capacity: int | None = None) -> None:
+    def __init__(self, folder: Path, capacity: int | None = None, *, pool: str = POOL, own_folder: bool = True) -> None:
         self._folder = folder
         self._capacity = capacity
+        self._pool = pool
+        self._own_folder = own_folder
         self._records = RecordFiles(folder)
         self._allocating = asyncio.Lock()
         """Two must not both be told that there is room for one."""
 
+    def on_device(self, volume: Volume) -> bool:
+        return True
+
     def pool_of(self, parameters: VolumeParameters) -> str:
-        return POOL
+        return self._pool
 
     async def establish(self) -> None:
         with told():
-            await asyncio.to_thread(self._records.establish)
+            if self._own_folder or self._folder.is_dir():
+                await asyncio.to_thread(self._records.establish)
 
     async def inspect(self) -> Inventory:
         with told():
@@ -98,25 +102,27 @@ class LoopBackend:
             await asyncio.to_thread(self._remove, volume)
 
     def _inspect(self) -> Inventory:
+        if not self._folder.is_dir():
+            return Inventory()
         remembered, unreadable = self._records.read_all()
         images = {path.name.removesuffix(_SUFFIX): path.stat() for path in self._folder.glob(f"*{_SUFFIX}")}
-        volumes, damaged = [], [DamagedVolume(pv, POOL, reason) for pv, reason in unreadable.items()]
+        volumes, damaged = [], [DamagedVolume(pv, self._pool, reason) for pv, reason in unreadable.items()]
         for pv, entry in remembered.items():
             if pv in images:
-                volumes.append(Volume(entry.record, images[pv].st_size, POOL))
+                volumes.append(Volume(entry.record, images[pv].st_size, self._pool))
             elif entry.record.state is State.FORMATTING:
-                volumes.append(Volume(entry.record, 0, POOL))
+                volumes.append(Volume(entry.record, 0, self._pool))
             else:
-                damaged.append(DamagedVolume(pv, POOL, f"its data is gone: there is no {self._image(pv)}"))
+                damaged.append(DamagedVolume(pv, self._pool, f"its data is gone: there is no {self._image(pv)}"))
         foreign = [
-            ForeignVolume(f"{name}{_SUFFIX}", POOL, status.st_size)
+            ForeignVolume(f"{name}{_SUFFIX}", self._pool, status.st_size)
             for name, status in images.items()
             if name not in remembered and name not in unreadable
         ]
         ours = sum(volume.size for volume in volumes)
         written = sum(images[volume.pv].st_blocks * 512 for volume in volumes if volume.pv in images)
         size = self._capacity if self._capacity is not None else self._free() + written
-        return Inventory(volumes, [Pool(POOL, size, size - ours, ours, BLOCK)], foreign, damaged)
+        return Inventory(volumes, [Pool(self._pool, size, size - ours, ours, BLOCK)], foreign, damaged)
 
     def _free(self) -> int:
         figures = os.statvfs(self._folder)
@@ -132,7 +138,7 @@ class LoopBackend:
         check_room(self._inspect(), wanted.pv, size)
         if before is None or before.record != record:
             self._records.write(record)
-        return Volume(record, self._grow_image(wanted.pv, size), POOL)
+        return Volume(record, self._grow_image(wanted.pv, size), self._pool)
 
     def _grow_image(self, pv: str, size: int) -> int:
         """The size that the image has then: at least `size` bytes."""
@@ -149,7 +155,7 @@ class LoopBackend:
     def _rewrite(self, volume: Volume, record: Record) -> Volume:
         self._records.own(volume)
         self._records.write(record)
-        return Volume(record, volume.size, POOL)
+        return Volume(record, volume.size, self._pool)
 
     def _extend(self, volume: Volume, size: int) -> Volume:
         record = self._records.own(volume).record
@@ -162,7 +168,7 @@ class LoopBackend:
         device = loopdevice.find(image)
         if device:
             loopdevice.set_capacity(device)
-        return Volume(record, grown, POOL)
+        return Volume(record, grown, self._pool)
 
     def _remove(self, volume: Volume) -> None:
         try:

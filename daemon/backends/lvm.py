@@ -7,7 +7,7 @@ lvcreate, so at no moment there is a volume of ours without our mark. Pools are 
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import lvm
 from contract.parameters import RAID1, VolumeParameters
 from daemon.backends import no_thin_pools
 from daemon.backends.lvminventory import Place, inventory
+from daemon.deviceclasses import DeviceClass
 from daemon.erase import Reuse
 from daemon.errors import BackendFailed, Damaged, Foreign, InUse, NoSpace, NotFound, PoolMissing
 from daemon.record import Inventory, Pool, Record, State, Volume, Wanted
@@ -35,54 +36,59 @@ MiB of metadata that it may leave under a name of LVM's choice are listed as for
 
 
 class LvmBackend:
-    """See daemon.backends.Backend. `group`, `thin_pool` and `thin` hold for classes that say nothing else. A thin pool
-    that is missing is made when `thin` says so, with nearly all that is free in the group."""
+    """See daemon.backends.Backend. `classes` are the device classes that are kept in volume groups: what they say holds
+    for StorageClasses that say nothing else. The thin pool of a thin one is made if it is missing, with nearly all that
+    is free in its group."""
 
-    on_devices = True
-
-    def __init__(self, tools: Lvm, group: str, thin_pool: str, thin: bool) -> None:
+    def __init__(self, tools: Lvm, classes: Mapping[str, DeviceClass]) -> None:
         self._lvm = tools
-        self._group = group
-        self._thin_pool = thin_pool
-        self._thin = thin
+        self._classes = classes
+        self._groups = {found.group for found in classes.values()}
         self._extent_sizes: dict[str, int] = {}
         """By group, as last reported: with them the size of a new volume is known without asking for it."""
+
+    def on_device(self, volume: Volume) -> bool:
+        return True
 
     def pool_of(self, parameters: VolumeParameters) -> str:
         return str(self._place(parameters))
 
     def _place(self, parameters: VolumeParameters) -> Place:
-        group = parameters.volume_group or self._group
+        here = self._classes[parameters.device_class]
+        group = parameters.volume_group or here.group
         thin = parameters.thin
         if thin is None:
-            thin = self._thin or bool(parameters.thin_pool)
+            thin = here.thin or bool(parameters.thin_pool)
         if not thin or parameters.needs_thick:
             return Place(group)
-        return Place(group, parameters.thin_pool or self._thin_pool)
+        return Place(group, parameters.thin_pool or here.thin_pool)
 
     async def establish(self) -> None:
-        if not self._thin:
+        for found in dict.fromkeys(self._classes.values()):
+            if found.thin:
+                with _told(f"thin pool {found.thin_pool}", found.group):
+                    await self._establish_pool(found.group, found.thin_pool)
+
+    async def _establish_pool(self, group_name: str, pool: str) -> None:
+        state = await self._report()
+        group = state.group(group_name)
+        present = state.volume(group_name, pool)
+        if group is None or (present and present.is_thin_pool):
             return
-        with _told(f"thin pool {self._thin_pool}", self._group):
-            state = await self._report()
-            group = state.group(self._group)
-            present = state.volume(self._group, self._thin_pool)
-            if group is None or (present and present.is_thin_pool):
-                return
-            if present and _POOL_MARK in present.tags:
-                await self._lvm.remove(self._group, self._thin_pool)
-                group, present = (await self._report()).group(self._group) or group, None
-            extents = group.free // group.extent_size * _POOL_SHARE_PERCENT // 100
-            if present or not extents:
-                # No reason to stop: the node serves the volumes it has, and thick ones.
-                why = "another volume has its name" if present else "nothing is free"
-                log.warning("thin pool %s/%s can't be made: %s", self._group, self._thin_pool, why)
-                return
-            await self._lvm.create_pool(self._group, self._thin_pool, extents * group.extent_size, {_POOL_MARK})
+        if present and _POOL_MARK in present.tags:
+            await self._lvm.remove(group_name, pool)
+            group, present = (await self._report()).group(group_name) or group, None
+        extents = group.free // group.extent_size * _POOL_SHARE_PERCENT // 100
+        if present or not extents:
+            # No reason to stop: the node serves the volumes it has, and thick ones.
+            why = "another volume has its name" if present else "nothing is free"
+            log.warning("thin pool %s/%s can't be made: %s", group_name, pool, why)
+            return
+        await self._lvm.create_pool(group_name, pool, extents * group.extent_size, {_POOL_MARK})
 
     async def inspect(self) -> Inventory:
-        with _told("the node", self._group):
-            return inventory(await self._report(), self._group)
+        with _told("the node", " ".join(sorted(self._groups))):
+            return inventory(await self._report(), self._groups)
 
     async def _report(self) -> lvm.State:
         state = await self._lvm.report()

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import lvm
@@ -34,9 +34,9 @@ class Place:
         return cls(*pool.split("/", 1))
 
 
-def inventory(state: lvm.State, group: str) -> Inventory:
-    """What LVM's report means to us. `group` is where ours are kept by default: what is not ours is told of there, and
-    in groups that have volumes of ours, but not of the node's own system."""
+def inventory(state: lvm.State, groups: Collection[str]) -> Inventory:
+    """What LVM's report means to us. `groups` are where ours are kept by default: what is not ours is told of there,
+    and in groups that have volumes of ours, but not of the node's own system."""
     volumes: list[Volume] = []
     damaged: list[Damaged] = []
     strangers: list[LogicalVolume] = []
@@ -63,7 +63,7 @@ def inventory(state: lvm.State, group: str) -> Inventory:
             damaged.append(Damaged(volume.pv, volume.pool, "another group has a volume with the same record"))
     volumes = [volume for volume in volumes if count[volume.pv] == 1]
     ours = {(Place.of(volume.pool).group, volume.pv) for volume in volumes}
-    shown = {group} | {name for name, _ in ours}
+    shown = {*groups} | {name for name, _ in ours}
     foreign = [Foreign(found.name, _pool_of(found), found.size) for found in strangers if found.group in shown]
     pools = [
         pool

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from daemon.errors import BackendFailed, Damaged, Foreign, NotFound
+from daemon.errors import BackendFailed, Damaged, Foreign, NotFound, PoolMissing
 from daemon.record import DamagedRecord, Record, State, Volume, Wanted, from_fields
 
 _SUFFIX = ".json"
@@ -71,7 +71,9 @@ class RecordFiles:
             ) from error
 
     def claim(self, wanted: Wanted) -> Remembered | None:
-        """What there is to go on from when the volume is made. Raises Foreign when another has its name, Damaged."""
+        """What there is to go on from when the volume is made. Raises Foreign when another has its name, Damaged,
+        PoolMissing."""
+        self._refuse_absent(wanted.pv)
         before = self.read(wanted.pv)
         if before and (before.record.uid != wanted.uid or before.record.state is not State.FORMATTING):
             raise Foreign(
@@ -81,11 +83,21 @@ class RecordFiles:
         return before
 
     def own(self, volume: Volume) -> Remembered:
-        """What is remembered of this very volume. Raises NotFound, also when only its namesake is here, and Damaged."""
+        """What is remembered of this very volume. Raises NotFound, also when only its namesake is here, Damaged,
+        PoolMissing."""
+        self._refuse_absent(volume.pv)
         before = self.read(volume.pv)
         if before is None or before.record.uid != volume.record.uid:
             raise NotFound(f"volume {volume.pv} is not on this node (any more)")
         return before
+
+    def _refuse_absent(self, pv: str) -> None:
+        """Of what lies in a folder that is not there nobody can say that it is gone."""
+        if not self._folder.is_dir():
+            raise PoolMissing(
+                f"volume {pv} needs {self._folder}, which this node does not have: its administrator mounts the disk "
+                "that it is on, or makes it there"
+            )
 
     def _read(self, pv: str) -> Remembered | None:
         try:

@@ -45,6 +45,7 @@ class Storage:
     classes: Mapping[str, Mapping[str, str]]
     """Parameters by StorageClass. All of them are served from one pool."""
     reserve: int
+    """What the node keeps back, by its configuration."""
     free: Callable[[], Coroutine[Any, Any, int]]
     """Bytes of the pool that no volume has, whoever asks."""
     come: Callable[[str, int], Coroutine[Any, Any, None]]
@@ -58,7 +59,7 @@ class Storage:
         def promised() -> list[Promise]:
             return promises(self.pvs.values(), volumes.inventory)
 
-        volumes = Volumes(self.node.make_backend(), self.node.staging, promises=promised, reserve=self.reserve)
+        volumes = Volumes(self.node.make_backend(), self.node.staging, promises=promised)
         return volumes
 
 
@@ -152,7 +153,7 @@ class CapacityMachine(RuleBasedStateMachine):
         ]
         pool_of = self.storage.node.make_backend().pool_of
         pvs = list(self.storage.pvs.values())
-        found = desired(classes, pool_of, self.volumes.inventory, pvs, NODE, self.storage.reserve)
+        found = desired(classes, pool_of, self.volumes.inventory, pvs, NODE)
         return {published.capacity.storage_class: published.capacity for published in found.values()}
 
     # What the provisioner and Kubernetes do.

@@ -67,7 +67,7 @@ def holds_data(place: Path) -> bool:
 async def test_life_of_a_volume(kind: str, data: Path) -> None:
     backend = await started(kind, data)
     volume = await backend.create(WANTED)
-    assert volume.record == WANTED.record(State.FORMATTING if backend.on_devices else State.READY)
+    assert volume.record == WANTED.record(State.FORMATTING if backend.on_device(volume) else State.READY)
     assert volume.size == 8 * MIB
     volume = await backend.rewrite(volume, WANTED.record(State.READY))
     volume = await backend.rewrite(volume, replace(volume.record, policy="Retain"))

@@ -17,6 +17,7 @@ from daemon.record import State, Volume, Wanted
 from host import blockdevice, command, filesystem, mounting
 from host.command import Completed
 from lvm import Lvm
+from tests.node.volume_node import lvm_backend
 
 pytestmark = pytest.mark.device_mapper
 
@@ -28,12 +29,12 @@ THIN = replace(WANTED, parameters=VolumeParameters(thin=True))
 
 @pytest.fixture
 def backend(lvm: Lvm, volume_group: str) -> LvmBackend:
-    return LvmBackend(lvm, volume_group, "pool", thin=False)
+    return lvm_backend(lvm, volume_group, thin=False)
 
 
 @pytest.fixture
 def thin_backend(lvm: Lvm, volume_group: str) -> LvmBackend:
-    return LvmBackend(lvm, volume_group, "pool", thin=True)
+    return lvm_backend(lvm, volume_group, thin=True)
 
 
 @pytest.fixture
@@ -102,7 +103,7 @@ async def test_killed_between_creating_and_formatting(
 ) -> None:
     await thin_backend.establish()
     await thin_backend.create(wanted)
-    restarted = LvmBackend(lvm, volume_group, "pool", thin=True)
+    restarted = lvm_backend(lvm, volume_group, thin=True)
     grown = replace(wanted, size=2 * GIB, policy="Retain")
     volume = await restarted.create(grown)
     assert volume.record == grown.record(State.FORMATTING)
@@ -278,7 +279,7 @@ async def test_somebody_elses_volume_with_the_name_of_the_pool_stays(
 
 
 async def test_a_node_without_a_group_starts_and_says_what_it_needs(lvm: Lvm) -> None:
-    backend = LvmBackend(lvm, "absent", "pool", thin=True)
+    backend = lvm_backend(lvm, "absent", thin=True)
     await backend.establish()
     inventory = await backend.inspect()
     assert inventory.pool("absent") is None

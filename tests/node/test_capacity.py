@@ -9,8 +9,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from daemon.backends.loop import LoopBackend
+from contract.parameters import DEFAULT_DEVICE_CLASS
+from daemon.backends.classes import ClassesBackend, of_classes
 from daemon.backends.lvm import LvmBackend
+from daemon.deviceclasses import LOOP, LVM, DeviceClass
 from lvm import Lvm
 from tests.node.capacity_machine import CapacityMachine, Storage
 from tests.node.volume_node import MIB, Node
@@ -22,6 +24,11 @@ EVERYWHERE = settings(
 
 def play(storages: type[CapacityMachine], *, examples: int, steps: int) -> None:
     run_state_machine_as_test(storages, settings=settings(EVERYWHERE, max_examples=examples, stateful_step_count=steps))
+
+
+def lvm_backend(tools: Lvm, here: DeviceClass) -> ClassesBackend:
+    classes = {DEFAULT_DEVICE_CLASS: here}
+    return ClassesBackend({DEFAULT_DEVICE_CLASS: LvmBackend(tools, classes)}, classes)
 
 
 def loop_machine(tmp_path: Path) -> type[CapacityMachine]:
@@ -44,8 +51,9 @@ def loop_machine(tmp_path: Path) -> type[CapacityMachine]:
             async def go(name: str) -> None:
                 (data / f"{name}.img").unlink()
 
-            node = Node(root, lambda: LoopBackend(data, room))
-            return Storage(node, {"class": {"erase": "none"}}, reserve=2 * MIB, free=free, come=come, go=go)
+            here = DeviceClass(DEFAULT_DEVICE_CLASS, LOOP, folder=data, own_folder=True, capacity=room, reserve=2 * MIB)
+            node = Node(root, lambda: of_classes({DEFAULT_DEVICE_CLASS: here}, root))
+            return Storage(node, {"class": {"erase": "none"}}, reserve=here.reserve, free=free, come=come, go=go)
 
     return Loop
 
@@ -74,7 +82,7 @@ def test_growth_takes_nothing_that_another_was_promised(tmp_path: Path, grows: i
 def test_thick(lvm: Lvm, volume_group: str, tmp_path: Path) -> None:
     whole = asyncio.run(lvm.report()).group(volume_group)
     assert whole
-    reserve = whole.free - 40 * MIB
+    here = DeviceClass(DEFAULT_DEVICE_CLASS, LVM, group=volume_group, reserve=whole.free - 40 * MIB)
 
     class Thick(CapacityMachine):
         @staticmethod
@@ -90,9 +98,9 @@ def test_thick(lvm: Lvm, volume_group: str, tmp_path: Path) -> None:
             async def go(name: str) -> None:
                 await lvm.remove(volume_group, name)
 
-            node = Node(tmp_path, lambda: LvmBackend(lvm, volume_group, "pool", thin=False))
+            node = Node(tmp_path, lambda: lvm_backend(lvm, here))
             classes = {"linear": {"erase": "none"}, "striped": {"erase": "none", "stripes": "2"}}
-            return Storage(node, classes, reserve=reserve, free=free, come=come, go=go)
+            return Storage(node, classes, reserve=here.reserve, free=free, come=come, go=go)
 
     play(Thick, examples=2, steps=5)
 
@@ -100,6 +108,7 @@ def test_thick(lvm: Lvm, volume_group: str, tmp_path: Path) -> None:
 @pytest.mark.device_mapper
 def test_thin(lvm: Lvm, volume_group: str, tmp_path: Path) -> None:
     asyncio.run(lvm.create_pool(volume_group, "pool", 48 * MIB))
+    here = DeviceClass(DEFAULT_DEVICE_CLASS, LVM, group=volume_group, thin=True, thin_pool="pool", reserve=8 * MIB)
 
     class Thin(CapacityMachine):
         @staticmethod
@@ -116,8 +125,8 @@ def test_thin(lvm: Lvm, volume_group: str, tmp_path: Path) -> None:
             async def go(name: str) -> None:
                 await lvm.remove(volume_group, name)
 
-            node = Node(tmp_path, lambda: LvmBackend(lvm, volume_group, "pool", thin=True))
+            node = Node(tmp_path, lambda: lvm_backend(lvm, here))
             classes = {"strict": {}, "generous": {"overprovisionRatio": "1.5"}}
-            return Storage(node, classes, reserve=8 * MIB, free=free, come=come, go=go)
+            return Storage(node, classes, reserve=here.reserve, free=free, come=come, go=go)
 
     play(Thin, examples=2, steps=5)

@@ -15,13 +15,12 @@ from daemon import cloning
 from daemon.backends import Backend
 from daemon.backends.folder import FolderBackend
 from daemon.backends.loop import LoopBackend
-from daemon.backends.lvm import LvmBackend
 from daemon.errors import NotCloned, VolumeError
 from daemon.podfolder import PodFolder
 from daemon.record import State, Wanted
 from daemon.volumes import Volumes
 from host import devicecopy, freezing, identity
-from tests.node.volume_node import MIB, Node
+from tests.node.volume_node import MIB, Node, lvm_backend
 from tests.waiting import eventually
 
 SIZES = {"ext4": 32 * MIB, "xfs": 300 * MIB, "btrfs": 256 * MIB}
@@ -38,7 +37,7 @@ def make_backend(request: pytest.FixtureRequest, tmp_path: Path) -> object:
     tools, group = request.getfixturevalue("lvm"), request.getfixturevalue("volume_group")
 
     def lvm() -> Backend:
-        return LvmBackend(tools, group, "pool", thin=kind == "lvm-thin")
+        return lvm_backend(tools, group, thin=kind == "lvm-thin")
 
     return lvm
 

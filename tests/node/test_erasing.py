@@ -15,7 +15,6 @@ import pytest
 
 from daemon import erasing
 from daemon.backends.loop import LoopBackend
-from daemon.backends.lvm import LvmBackend
 from daemon.erase import Method, Reuse
 from daemon.errors import BackendFailed, BeingErased, InUse
 from daemon.record import Health, Inventory, State, Volume
@@ -23,7 +22,7 @@ from daemon.volumes import Volumes
 from host import erasure, loopdevice
 from lvm import Lvm
 from tests.node.conftest import ByHand, MakeDisks
-from tests.node.volume_node import MIB, Node
+from tests.node.volume_node import MIB, Node, lvm_backend
 
 SECRET = b"the last tenant's secret, again. "[:32] * 128
 SIZE = 64 * MIB
@@ -301,7 +300,7 @@ async def lvm_node(
     group = f"erase-{os.getpid()}"
     await lvm.create_group(group, make_disks(1, 96 * MIB))
     thin = "zeroing" in request.fixturenames
-    node = Node(tmp_path, lambda: LvmBackend(lvm, group, "pool", thin=thin))
+    node = Node(tmp_path, lambda: lvm_backend(lvm, group, thin=thin))
     yield node
     node.unmount_all()
     by_hand("vgremove", "--force", "--yes", group)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from daemon.backends.lvm import LvmBackend
+from daemon.backends.classes import ClassesBackend
+from daemon.deviceclasses import LVM, DeviceClass
 from daemon.errors import NoSpace, PoolFull
 from daemon.promises import Offer, offer
 from daemon.record import Pool
@@ -19,7 +20,7 @@ from daemon.thinwatch import ThinWatch
 from daemon.volumes import Volumes
 from lvm import Lvm
 from tests.node.conftest import ByHand
-from tests.node.volume_node import MIB, Node
+from tests.node.volume_node import MIB, Node, lvm_backend
 
 pytestmark = pytest.mark.device_mapper
 
@@ -32,7 +33,7 @@ async def node(lvm: Lvm, volume_group: str, by_hand: ByHand, tmp_path: Path) -> 
     """Its thin pool is small, and so its group has plenty left. Writes to a full one fail at once, not in a minute."""
     await lvm.create_pool(volume_group, "pool", POOL)
     by_hand("lvchange", "--errorwhenfull=y", f"{volume_group}/pool")
-    node = Node(tmp_path, lambda: LvmBackend(lvm, volume_group, "pool", thin=True))
+    node = Node(tmp_path, lambda: lvm_backend(lvm, volume_group, thin=True))
     yield node
     node.unmount_all()
 
@@ -73,7 +74,7 @@ async def test_a_pool_that_is_really_full_hurts_nobody_who_was_not_writing(node:
     pool = pool_of(volumes, node)
     assert level(pool) is Level.CRITICAL
     assert pool.available(RATIO) > 200 * MIB  # on paper
-    assert offer(pool, quiet.parameters, volumes.inventory.volumes, (), 0) == Offer(0, 0, 0)
+    assert offer(pool, quiet.parameters, volumes.inventory.volumes, ()) == Offer(0, 0, 0)
     late = node.wanted(32 * MIB, pv=f"{node.pv}-late", overprovision_ratio=RATIO)
     before = {volume.pv for volume in volumes.inventory.volumes}
     with pytest.raises(PoolFull, match=f"thin pool {node.pool} of this node, which is nearly full: delete volumes"):
@@ -85,7 +86,7 @@ async def test_a_pool_that_is_really_full_hurts_nobody_who_was_not_writing(node:
     assert (calm.path / "data").read_bytes() == data
 
     recovered: list[str] = []
-    watch = ThinWatch(volumes, node.pool, Autoextend(share=100, threshold=80), lambda: recovered.append("yes"))
+    watch = ThinWatch(volumes, {node.pool}, Autoextend(share=100, threshold=80), lambda: recovered.append("yes"))
     await watch.look()
     assert pool_of(volumes, node).size == 2 * POOL
     assert level(pool_of(volumes, node)) is Level.FINE
@@ -113,9 +114,9 @@ async def test_a_pool_grows_by_what_nobody_was_promised_and_no_more(node: Node, 
     free = state.group(group).free  # type: ignore[union-attr]
     spare = 20 * MIB
     promised, reserve = free // 2, free - free // 2 - spare
-    volumes = Volumes(
-        node.make_backend(), node.staging, promises=lambda: [Promise("pv-thick", group, promised)], reserve=reserve
-    )
+    here = DeviceClass("default", LVM, group=group, thin=True, thin_pool="pool", reserve=reserve)
+    backend = ClassesBackend({"default": node.make_backend()}, {"default": here})
+    volumes = Volumes(backend, node.staging, promises=lambda: [Promise("pv-thick", group, promised)])
     await volumes.start()
     before = pool_of(volumes, node)
     assert before.thin

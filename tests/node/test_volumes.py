@@ -16,7 +16,6 @@ from daemon import staging
 from daemon.backends import Backend
 from daemon.backends.folder import FolderBackend
 from daemon.backends.loop import LoopBackend
-from daemon.backends.lvm import LvmBackend
 from daemon.errors import BackendFailed, Damaged, Foreign, InUse, NoSpace, NotAPodFolder, Occupied
 from daemon.podfolder import PodFolder
 from daemon.record import Pool, State
@@ -24,7 +23,7 @@ from daemon.staging import Staging
 from daemon.volumes import Volumes
 from host import command, filesystem, loopdevice, mounting
 from host.command import Completed
-from tests.node.volume_node import MIB, Node
+from tests.node.volume_node import MIB, Node, lvm_backend
 
 CAPACITY = 4096 * MIB
 
@@ -49,7 +48,7 @@ def lvm_node(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Node]:
     tools, group = request.getfixturevalue("lvm"), request.getfixturevalue("volume_group")
 
     def backend() -> Backend:
-        return LvmBackend(tools, group, "pool", thin="lvm-thin" in request.node.callspec.id)
+        return lvm_backend(tools, group, thin="lvm-thin" in request.node.callspec.id)
 
     node = Node(tmp_path, backend)
     yield node
@@ -290,7 +289,7 @@ async def test_what_grew_while_nobody_used_it_grows_with_its_next_mount(
         assert volume
         granularity = daemon.inventory.pool(volume.pool).granularity  # type: ignore[union-attr]
         assert volume.size == footprint(more * MIB, large.parameters, granularity)  # to the extent
-        if (await daemon.expand(large)) and node.make_backend().on_devices:
+        if (await daemon.expand(large)) and node.make_backend().on_device(volume):
             assert capacity(folder.path) - before > 0.7 * (more - size) * MIB
         assert checksum(folder.path) == written
         await daemon.unmount(folder)

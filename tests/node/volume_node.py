@@ -10,17 +10,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from contract import names
-from contract.parameters import VolumeParameters
+from contract.parameters import DEFAULT_DEVICE_CLASS, VolumeParameters
 from contract.volume import DELETE
 from daemon.backends import Backend
+from daemon.backends.lvm import LvmBackend
+from daemon.deviceclasses import LVM, DeviceClass
 from daemon.podfolder import PodFolder
 from daemon.record import Wanted
 from daemon.room import Promise
 from daemon.volumes import Volumes
 from host import mounting, mounttable
 from host.mounttable import Mount
+from lvm import Lvm
 
 MIB = 2**20
+
+
+def lvm_backend(tools: Lvm, group: str, *, thin: bool) -> LvmBackend:
+    """Of a node with one group, and a thin pool in it if it is thin."""
+    here = DeviceClass(DEFAULT_DEVICE_CLASS, LVM, group=group, thin=thin, thin_pool="pool")
+    return LvmBackend(tools, {DEFAULT_DEVICE_CLASS: here})
 
 
 @dataclass

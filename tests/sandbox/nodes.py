@@ -2,9 +2,12 @@
 
 import socket
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+import yaml
 
 from contract import names
 from tests.sandbox.programs import Program, answers, says
@@ -21,6 +24,9 @@ class NodeSpec:
     backend: Literal["loop", "folder"] = "loop"
     capacity: str = "1Gi"
     """What the node's volumes may take together, a Kubernetes quantity."""
+    device_classes: Mapping[str, str] = field(default_factory=dict)
+    """What the volumes of each of its other device classes, loop files all of them, may take. Empty: a class that the
+    node is told of and lacks."""
     static: bool = False
     """Whether its daemon offers static volumes too: what stands in `disks`, as told in `static_config`."""
 
@@ -47,6 +53,7 @@ class Node:
         self.data = folder / "data"
         self.socket = folder / "socket"
         self.disks = folder / "disks"
+        self.device_classes = folder / "device-classes.yaml"
         self.static_config = folder / "static-config"
         self.driver = self.plugins / names.DRIVER_FOLDER / names.DRIVER_NAME
         self._address = f"127.0.0.1:{free_port()}"
@@ -59,6 +66,17 @@ class Node:
         static = (self.disks, self.static_config) if self.spec.static else ()
         for path in (self.kubelet_root, self.plugins, self.staging, self.data, *static):
             path.mkdir(parents=True, exist_ok=True)
+        classes = {}
+        for name, capacity in self.spec.device_classes.items():
+            classes[name] = {"kind": "LOOP", "folder": str(self.class_folder(name)), "capacity": capacity or None}
+            if capacity:
+                self.class_folder(name).mkdir()
+        if classes:
+            self.device_classes.write_text(yaml.safe_dump({"classes": classes}))
+
+    def class_folder(self, device_class: str) -> Path:
+        """Where the files of a device class are."""
+        return self.folder / f"class-{device_class}"
 
     def volume_folder(self, pod_uid: str, name: str) -> Path:
         """Where the kubelet has our driver mount the volume `name` for a pod."""
@@ -109,6 +127,7 @@ class Node:
                 "DATA_DIR": str(self.data),
                 "LISTEN_ADDRESS": self._address,
                 "KUBECONFIG": str(kubeconfig),
+                **({"DEVICE_CLASSES_FILE": str(self.device_classes)} if self.spec.device_classes else {}),
                 **(static if self.spec.static else {}),
             },
         )

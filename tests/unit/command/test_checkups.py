@@ -81,10 +81,10 @@ def test_propagation_is_that_of_the_mount_that_holds_the_folder() -> None:
 
 
 def test_missing_tools_are_named_with_the_packages_that_have_them() -> None:
-    finding = nodecheckup.tools("LVM", lambda program: None if program in ("lvm", "mkfs.xfs") else f"/sbin/{program}")
+    finding = nodecheckup.tools({"LVM"}, lambda program: None if program in ("lvm", "mkfs.xfs") else f"/sbin/{program}")
     wrong(finding, "lvm, mkfs.xfs")
     assert finding.remedy == "apt-get install lvm2 xfsprogs"
-    assert nodecheckup.tools("BINDMOUNT", lambda _: None).verdict is Verdict.OK
+    assert nodecheckup.tools({"BINDMOUNT"}, lambda _: None).verdict is Verdict.OK
 
 
 @pytest.mark.parametrize(("registered", "verdict"), [("\text4\n", "unknown"), ("\txfs\n", "wrong")])

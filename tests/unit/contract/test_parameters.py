@@ -25,6 +25,7 @@ def test_a_class_without_parameters_is_the_default() -> None:
         ({"thin": "false", "volumeGroup": "nvme", "stripes": "3"}, []),
         ({"raid": "raid1", "erase": "discard"}, []),
         ({"erase": "none"}, []),
+        ({"device-class": "nvme-2", "thin": "true"}, []),
     ],
 )
 def test_what_is_allowed_comes_back_the_same_from_the_options(
@@ -62,6 +63,9 @@ def test_what_is_allowed_comes_back_the_same_from_the_options(
         ({"raid": "raid1", "thinPool": "p"}, [], "thinPool"),
         ({"overprovisionRatio": "0.5"}, [], "overprovisionRatio"),
         ({"overprovisionRatio": "nan"}, [], "overprovisionRatio"),
+        ({"device-class": "NVMe"}, [], "device-class"),
+        ({"deviceClass": "nvme"}, [], "deviceClass"),
+        ({"device-class": "nvme", "volumeGroup": "vg"}, [], "volumeGroup"),
         ({"volumeGroup": "-vg"}, [], "volumeGroup"),
         ({"volumeGroup": "../sda"}, [], "volumeGroup"),
         ({"volumeGroup": ".."}, [], "volumeGroup"),

@@ -53,7 +53,7 @@ class Serving:
         self.cluster: Cluster = parts.cluster
         self.volumes = Unmounted(parts.volumes)
         self.looked_at: list[str] = []
-        self.callouts = NodeCallouts(self.volumes, lambda _: PIN.pool, KUBELET, reserve=0)  # type: ignore[arg-type]
+        self.callouts = NodeCallouts(self.volumes, lambda _: PIN.pool, KUBELET)  # type: ignore[arg-type]
         self.home = Home(
             parts.cluster,
             parts.node,
@@ -202,7 +202,7 @@ async def test_a_volume_that_does_not_fit_stays_free_to_go_elsewhere(serving: Se
 async def test_a_node_without_the_pool_says_so_before_it_takes_the_volume(serving: Serving) -> None:
     await create_pv(serving.cluster, "pv", pin=None)
     mounts = await serving.pod_with("pv")
-    bare = NodeCallouts(serving.volumes, lambda _: "absent", KUBELET, reserve=0)  # type: ignore[arg-type]
+    bare = NodeCallouts(serving.volumes, lambda _: "absent", KUBELET)  # type: ignore[arg-type]
     bare.settle(serving.home)
     with pytest.raises(PoolMissing, match="has no absent"):
         await bare.mount(mounts["pv"])

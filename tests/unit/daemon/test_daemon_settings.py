@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from daemon.settings import LOOP, Settings, read
+from daemon.deviceclasses import LOOP
+from daemon.settings import Settings, read
 from daemon.thinpools import Autoextend
 from service.environment import SettingsError
 

@@ -16,7 +16,7 @@ def volume(size: int) -> Volume:
 
 
 async def test_what_takes_its_time_is_told_on_its_persistent_volume(tmp_path: Path) -> None:
-    metrics = Metrics(Inventory, lambda: None, dict)
+    metrics = Metrics(Inventory, lambda: None, dict, {})
     looked_at: list[str] = []
 
     def shown() -> str:

@@ -54,7 +54,7 @@ def report(*volumes: LogicalVolume, groups: tuple[VolumeGroup, ...] = (GROUP,)) 
 
 
 def test_ours_by_mark_alone() -> None:
-    found = inventory(report(ours("pvc-1"), replace(PLAIN, name="pvc-2")), "vg")
+    found = inventory(report(ours("pvc-1"), replace(PLAIN, name="pvc-2")), ["vg"])
     assert [(volume.record, volume.size, volume.pool) for volume in found.volumes] == [
         (record("pvc-1"), 10 * EXTENT, "vg")
     ]
@@ -63,12 +63,12 @@ def test_ours_by_mark_alone() -> None:
 
 
 def test_a_mirror_takes_its_space_twice() -> None:
-    found = inventory(report(ours("pvc-1", layout=frozenset({"raid", "raid1"}))), "vg")
+    found = inventory(report(ours("pvc-1", layout=frozenset({"raid", "raid1"}))), ["vg"])
     assert [pool.ours for pool in found.pools] == [2 * 11 * EXTENT]
 
 
 def test_a_thin_pool_counts_what_it_promised_to_anybody() -> None:
-    found = inventory(report(POOL, thin(ours("pvc-1")), thin(replace(PLAIN, name="theirs", size=15 * EXTENT))), "vg")
+    found = inventory(report(POOL, thin(ours("pvc-1")), thin(replace(PLAIN, name="theirs", size=15 * EXTENT))), ["vg"])
     assert found.pool("vg/pool") == Pool("vg/pool", 20 * EXTENT, -5 * EXTENT, 10 * EXTENT, EXTENT, thin=Thin(12.5, 1.0))
     thick = found.pool("vg")
     assert thick is not None
@@ -78,8 +78,8 @@ def test_a_thin_pool_counts_what_it_promised_to_anybody() -> None:
 
 
 def test_a_missing_or_exported_group_has_no_pool() -> None:
-    assert inventory(report(groups=()), "vg").pool("vg") is None
-    exported = inventory(report(ours("pvc-1"), groups=(replace(GROUP, exported=True),)), "vg")
+    assert inventory(report(groups=()), ["vg"]).pool("vg") is None
+    exported = inventory(report(ours("pvc-1"), groups=(replace(GROUP, exported=True),)), ["vg"])
     assert (exported.pools, exported.volumes) == ([], [])
 
 
@@ -88,7 +88,7 @@ def test_what_is_in_doubt_is_damaged_and_nothing_else() -> None:
     renamed = replace(ours("pvc-3"), name="renamed")
     twin = ours("pvc-4", group="clone")
     clone = replace(GROUP, name="clone")
-    found = inventory(report(half, renamed, ours("pvc-4"), twin, groups=(GROUP, clone)), "vg")
+    found = inventory(report(half, renamed, ours("pvc-4"), twin, groups=(GROUP, clone)), ["vg"])
     assert found.volumes == []
     assert found.foreign == []
     assert [(damaged.name, damaged.pool) for damaged in found.damaged] == [
@@ -102,7 +102,7 @@ def test_what_is_in_doubt_is_damaged_and_nothing_else() -> None:
 def test_legs_that_a_killed_lvcreate_left_are_part_of_their_mirror() -> None:
     mirror = ours("pvc-1", layout=frozenset({"raid", "raid1"}))
     legs = [replace(mirror, name=f"pvc-1_rmeta_{leg}", layout=frozenset({"linear"}), size=EXTENT) for leg in (0, 1)]
-    found = inventory(report(mirror, *legs), "vg")
+    found = inventory(report(mirror, *legs), ["vg"])
     assert [volume.pv for volume in found.volumes] == ["pvc-1"]
     assert not [*found.foreign, *found.damaged]
     assert [pool.ours for pool in found.pools] == [2 * 11 * EXTENT]
@@ -111,14 +111,14 @@ def test_legs_that_a_killed_lvcreate_left_are_part_of_their_mirror() -> None:
 def test_the_system_of_the_node_is_not_told_of() -> None:
     system = replace(GROUP, name="debian")
     root = replace(PLAIN, name="root", group="debian")
-    assert inventory(report(root, groups=(GROUP, system)), "vg").foreign == []
-    found = inventory(report(root, ours("pvc-1", group="debian"), groups=(GROUP, system)), "vg")
+    assert inventory(report(root, groups=(GROUP, system)), ["vg"]).foreign == []
+    found = inventory(report(root, ours("pvc-1", group="debian"), groups=(GROUP, system)), ["vg"])
     assert [foreign.name for foreign in found.foreign] == ["root"]
 
 
 def test_complaints_of_a_pool_are_those_of_its_volumes() -> None:
     full = replace(POOL, health=Health.OUT_OF_DATA)
-    found = inventory(report(full, thin(ours("pvc-1")), ours("pvc-2", health=Health.PARTIAL)), "vg")
+    found = inventory(report(full, thin(ours("pvc-1")), ours("pvc-2", health=Health.PARTIAL)), ["vg"])
     assert [volume.health for volume in found.volumes] == [Complaint.THIN_POOL_FULL, Complaint.MISSING_DEVICE]
 
 

@@ -3,6 +3,7 @@
 from prometheus_client.exposition import generate_latest
 
 from contract.volume import DELETE
+from daemon.deviceclasses import LVM, DeviceClass
 from daemon.metrics import Metrics, command_name
 from daemon.record import Damaged, Foreign, Health, Inventory, Pool, Record, State, Thin, Volume
 from host.command import Completed
@@ -24,6 +25,8 @@ INVENTORY = Inventory(
     damaged=[Damaged("d", "vg", "why")],
 )
 
+CLASSES = {"default": DeviceClass("default", LVM, group="vg"), "fast": DeviceClass("fast", LVM, group="vg-fast")}
+
 
 def scraped(metrics: Metrics) -> dict[str, float]:
     lines = generate_latest(metrics.registry).decode().splitlines()
@@ -32,7 +35,9 @@ def scraped(metrics: Metrics) -> dict[str, float]:
 
 def test_figures_of_the_node_are_those_of_the_moment() -> None:
     inventories = [Inventory(), INVENTORY]
-    metrics = Metrics(lambda: inventories[-1], lambda: {"uid-a", "uid-b", "uid-c"}, lambda: {"b": Health.RAID_DEGRADED})
+    metrics = Metrics(
+        lambda: inventories[-1], lambda: {"uid-a", "uid-b", "uid-c"}, lambda: {"b": Health.RAID_DEGRADED}, CLASSES
+    )
     found = scraped(metrics)
     assert found['elastic_local_pool_size_bytes{pool="vg"}'] == 1000
     assert found['elastic_local_pool_free_bytes{pool="vg/thin"}'] == -100
@@ -43,18 +48,20 @@ def test_figures_of_the_node_are_those_of_the_moment() -> None:
     assert {state: found[f'elastic_local_volumes{{state="{state}"}}'] for state in states} == states
     assert found['elastic_local_unhealthy_volumes{state="raid-degraded"}'] == 1
     assert found['elastic_local_unhealthy_volumes{state="missing-device"}'] == 0
+    assert found['elastic_local_device_class_missing{device_class="default",pool="vg"}'] == 0
+    assert found['elastic_local_device_class_missing{device_class="fast",pool="vg-fast"}'] == 1
     inventories.pop()
     assert 'elastic_local_pool_size_bytes{pool="vg"}' not in scraped(metrics)
 
 
 def test_nothing_is_an_orphan_while_the_persistent_volumes_are_unknown() -> None:
-    found = scraped(Metrics(lambda: INVENTORY, lambda: None, dict))
+    found = scraped(Metrics(lambda: INVENTORY, lambda: None, dict, {}))
     assert found['elastic_local_volumes{state="orphan"}'] == 0
     assert found['elastic_local_volumes{state="ready"}'] == 3
 
 
 def test_operations_callouts_and_commands_are_timed_by_outcome() -> None:
-    metrics = Metrics(Inventory, lambda: None, dict)
+    metrics = Metrics(Inventory, lambda: None, dict, {})
     metrics.operation("prepare", "NoSpace", 0.5)
     metrics.callout("mount", "success", 0.25)
     metrics.command(Completed(("lvm", "lvcreate", "--size=1b"), 5, "", "", 2.0))
@@ -65,7 +72,7 @@ def test_operations_callouts_and_commands_are_timed_by_outcome() -> None:
 
 
 def test_every_metric_has_help_and_the_prefix() -> None:
-    for metric in Metrics(lambda: INVENTORY, lambda: None, dict).registry.collect():
+    for metric in Metrics(lambda: INVENTORY, lambda: None, dict, {}).registry.collect():
         assert metric.documentation
         assert metric.name.startswith(("elastic_local_", "process_"))
 

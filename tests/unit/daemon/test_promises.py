@@ -48,8 +48,8 @@ def pool(free: int, size: int = 1000, thin: Thin | None = None) -> Pool:
 
 
 def test_making_a_promised_volume_changes_neither_figure() -> None:
-    before = offer(pool(free=1000), THICK, [], [pv("a", 100)], reserve=40)
-    after = offer(pool(free=900), THICK, [volume("a", 100)], [pv("a", 100)], reserve=40)
+    before = offer(replace(pool(free=1000), reserve=40), THICK, [], [pv("a", 100)])
+    after = offer(replace(pool(free=900), reserve=40), THICK, [volume("a", 100)], [pv("a", 100)])
     assert before == after
     assert (before.allocatable, before.available) == (960, 860)
 
@@ -61,44 +61,44 @@ def test_what_a_claim_grew_by_was_promised_by_nobody() -> None:
 
 
 def test_removing_a_volume_gives_its_space_back_when_its_persistent_volume_goes() -> None:
-    removed = offer(pool(free=1000), THICK, [], [pv("a", 100, deleting=True)], reserve=0)
-    gone = offer(pool(free=1000), THICK, [], [], reserve=0)
+    removed = offer(pool(free=1000), THICK, [], [pv("a", 100, deleting=True)])
+    gone = offer(pool(free=1000), THICK, [], [])
     assert (removed.available, gone.available) == (900, 1000)
     assert removed.allocatable == gone.allocatable == 1000
 
 
 def test_an_orphan_and_a_foreign_volume_are_taken_from_what_is_offered() -> None:
-    orphan = offer(pool(free=900), THICK, [volume("a", 100)], [], reserve=0)
+    orphan = offer(pool(free=900), THICK, [volume("a", 100)], [])
     assert (orphan.allocatable, orphan.available) == (900, 900)
 
 
 def test_a_namesake_with_another_uid_does_not_make_a_volume_live() -> None:
-    found = offer(pool(free=900), THICK, [volume("a", 100)], [pv("a", 100, uid="other")], reserve=0)
+    found = offer(pool(free=900), THICK, [volume("a", 100)], [pv("a", 100, uid="other")])
     assert (found.allocatable, found.available) == (900, 800)
 
 
 def test_a_retained_volume_leaves_the_figure_before_its_finalizer_goes() -> None:
     leaving = pv("a", 100, deleting=True, phase="Released", reclaim_policy=RETAIN)
-    before = offer(pool(free=900), THICK, [volume("a", 100)], [replace(leaving, phase="Bound")], reserve=0)
-    ready_to_go = offer(pool(free=900), THICK, [volume("a", 100)], [leaving], reserve=0)
-    gone = offer(pool(free=900), THICK, [volume("a", 100)], [], reserve=0)
+    before = offer(pool(free=900), THICK, [volume("a", 100)], [replace(leaving, phase="Bound")])
+    ready_to_go = offer(pool(free=900), THICK, [volume("a", 100)], [leaving])
+    gone = offer(pool(free=900), THICK, [volume("a", 100)], [])
     assert (before.allocatable, ready_to_go.allocatable, gone.allocatable) == (1000, 900, 900)
     assert ready_to_go.available <= gone.available
 
 
 def test_a_claim_that_grew_is_promised_its_new_size_before_it_has_it() -> None:
-    found = offer(pool(free=900), THICK, [volume("a", 100)], [pv("a", 300)], reserve=0)
+    found = offer(pool(free=900), THICK, [volume("a", 100)], [pv("a", 300)])
     assert (found.allocatable, found.available) == (1000, 700)
 
 
 def test_a_thin_pool_is_offered_as_often_as_the_class_says() -> None:
     thin = pool(free=400, thin=Thin(1.0, 1.0))
-    found = offer(thin, VolumeParameters(overprovision_ratio=2.5), [volume("a", 600)], [pv("a", 600)], reserve=0)
+    found = offer(thin, VolumeParameters(overprovision_ratio=2.5), [volume("a", 600)], [pv("a", 600)])
     assert (found.allocatable, found.available) == (2500, 1900)
 
 
 def test_other_pools_have_other_promises() -> None:
-    found = offer(pool(free=1000), THICK, [], [pv("a", 100, pool="other")], reserve=0)
+    found = offer(pool(free=1000), THICK, [], [pv("a", 100, pool="other")])
     assert found.available == 1000
     inventory = Inventory(pools=(pool(free=1000),))
     assert promises([pv("a", 99), pv("b", 1, pool="other")], inventory) == [Promise("a", "vg", 100)]

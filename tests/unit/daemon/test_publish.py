@@ -38,14 +38,14 @@ FAST = StorageClass(
     allow_expansion=True,
     allowed_topologies=(),
 )
-VG = Pool("vg", size=1000, free=600, ours=400, granularity=10)
+VG = Pool("vg", size=1000, free=600, ours=400, granularity=10, reserve=100)
 
 
 def room(storage_class: StorageClass, inventory: Inventory) -> capacity.Capacity:
     def pool_of(wanted: VolumeParameters) -> str:
         return wanted.volume_group or "vg"
 
-    (found,) = desired([storage_class], pool_of, inventory, [], HERE, reserve=100).values()
+    (found,) = desired([storage_class], pool_of, inventory, [], HERE).values()
     assert found.owners == ("node-uid",)
     assert found.maximum == found.capacity.available
     return found.capacity
@@ -75,7 +75,7 @@ def test_a_node_without_storage_has_no_room() -> None:
 
 
 def test_what_is_written_is_read_back() -> None:
-    (wanted,) = desired([FAST], lambda _: "vg", Inventory(pools=[VG]), [], HERE, reserve=0).values()
+    (wanted,) = desired([FAST], lambda _: "vg", Inventory(pools=[VG]), [], HERE).values()
     owner = {"kind": "Node", "name": NODE, "uid": "node-uid"}
     assert read_published(capacity.manifest(wanted.capacity, NAMESPACE, owner)) == wanted
 

@@ -1,6 +1,7 @@
 """Who may take what is free in a pool."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,8 +13,8 @@ GIB = 1024**3
 
 
 def room(pv: str, free: int, promises: Sequence[Promise] = (), made: Sequence[str] = (), reserve: int = 0) -> int:
-    pool = Pool(name="pool", size=100, free=free, ours=100 - free, granularity=1)
-    return room_for(pv, pool, made, promises, ratio=1.0, reserve=reserve)
+    pool = Pool(name="pool", size=100, free=free, ours=100 - free, granularity=1, reserve=reserve)
+    return room_for(pv, pool, made, promises, ratio=1.0)
 
 
 def test_what_is_promised_to_others_and_the_reserve_are_left_alone() -> None:
@@ -33,8 +34,8 @@ def test_a_volume_that_would_grow_takes_nothing_from_those_not_made_yet() -> Non
 
 def test_the_ratio_of_a_thin_pool_counts() -> None:
     pool = Pool("pool", size=100, free=-20, ours=120, granularity=1, thin=Thin(10.0, 1.0))
-    assert room_for("a", pool, (), (), ratio=1.0, reserve=0) == -20
-    assert room_for("a", pool, (), (), ratio=2.0, reserve=10) == 70
+    assert room_for("a", pool, (), (), ratio=1.0) == -20
+    assert room_for("a", replace(pool, reserve=10), (), (), ratio=2.0) == 70
 
 
 PROMISES = st.lists(

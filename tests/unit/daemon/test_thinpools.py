@@ -72,13 +72,13 @@ def test_metadata_comes_before_data() -> None:
 
 def test_pools_of_the_nodes_own_system_are_left_alone() -> None:
     ours, system = pool(name="vg2/data", ours=EXTENT), pool(name="pve/data")
-    assert watched(Inventory((), (GROUP, pool(), ours, system)), "vg/pool") == [pool(), ours]
+    assert watched(Inventory((), (GROUP, pool(), ours, system)), {"vg/pool"}) == [pool(), ours]
 
 
 def test_a_pool_that_is_nearly_full_offers_nothing() -> None:
-    fine = offer(pool(94), VolumeParameters(thin=True, overprovision_ratio=10.0), (), (), 0)
+    fine = offer(pool(94), VolumeParameters(thin=True, overprovision_ratio=10.0), (), ())
     assert fine.available > 0
-    assert offer(pool(95), VolumeParameters(thin=True, overprovision_ratio=10.0), (), (), 0) == Offer(0, 0, 0)
+    assert offer(pool(95), VolumeParameters(thin=True, overprovision_ratio=10.0), (), ()) == Offer(0, 0, 0)
 
 
 class Node:
@@ -116,7 +116,7 @@ class Told:
 
 async def test_each_threshold_is_told_once_and_recovery_too() -> None:
     node, told, recovered = Node(pool(10)), Told(), []
-    watch = ThinWatch(cast(Volumes, node), "vg/pool", Autoextend(), lambda: recovered.append(1))
+    watch = ThinWatch(cast(Volumes, node), {"vg/pool"}, Autoextend(), lambda: recovered.append(1))
     watch.tell(cast(Recorder, told), NODE)
     for percent in (10, 79, 80, 79, 81, 94, 95, 99, 94, 95):
         node.inventory = Inventory((), [pool(percent)])
@@ -133,7 +133,7 @@ async def test_each_threshold_is_told_once_and_recovery_too() -> None:
 
 async def test_what_was_found_before_anybody_could_be_told_is_told_then() -> None:
     node, told = Node(pool(85)), Told()
-    watch = ThinWatch(cast(Volumes, node), "vg/pool", Autoextend(), lambda: None)
+    watch = ThinWatch(cast(Volumes, node), {"vg/pool"}, Autoextend(), lambda: None)
     await watch.look()
     watch.tell(cast(Recorder, told), NODE)
     await watch.look()
@@ -143,7 +143,7 @@ async def test_what_was_found_before_anybody_could_be_told_is_told_then() -> Non
 async def test_a_pool_grows_before_anybody_needs_to_be_warned() -> None:
     node, told = Node(pool(85)), Told()
     node.gives = Enlargement(20 * EXTENT, EXTENT)
-    watch = ThinWatch(cast(Volumes, node), "vg/pool", Autoextend(20, 80), lambda: None)
+    watch = ThinWatch(cast(Volumes, node), {"vg/pool"}, Autoextend(20, 80), lambda: None)
     watch.tell(cast(Recorder, told), NODE)
     await watch.look()
     assert "it got 80Mi for data and 4Mi for metadata" in told.words[0][1]
@@ -154,7 +154,7 @@ async def test_a_pool_grows_before_anybody_needs_to_be_warned() -> None:
 async def test_a_pool_that_can_not_grow_is_told_of_once(gives: Enlargement | Exception) -> None:
     node, told = Node(pool(85)), Told()
     node.gives = gives
-    watch = ThinWatch(cast(Volumes, node), "vg/pool", Autoextend(20, 80), lambda: None)
+    watch = ThinWatch(cast(Volumes, node), {"vg/pool"}, Autoextend(20, 80), lambda: None)
     watch.tell(cast(Recorder, told), NODE)
     for _ in range(3):
         await watch.look()

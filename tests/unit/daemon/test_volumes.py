@@ -25,7 +25,7 @@ POOL = "pool"
 class Memory:
     """A backend of folders, none of which exist."""
 
-    on_devices = False
+    reserve = 0
 
     def __init__(self, size: int = 1000) -> None:
         self.size = size
@@ -36,6 +36,9 @@ class Memory:
         self.gate = asyncio.Event()
         self.gate.set()
         self.failure: Exception | None = None
+
+    def on_device(self, volume: Volume) -> bool:
+        return False
 
     def pool_of(self, parameters: VolumeParameters) -> str:
         return POOL
@@ -48,7 +51,7 @@ class Memory:
         ours = sum(volume.size for volume in self.volumes.values())
         return Inventory(
             tuple(self.volumes.values()),
-            (Pool(POOL, self.size, self.size - ours, ours, granularity=10),),
+            (Pool(POOL, self.size, self.size - ours, ours, granularity=10, reserve=self.reserve),),
             (),
             tuple(self.damaged),
         )
@@ -141,7 +144,8 @@ async def test_many_volumes_at_once_load_the_disks_in_bounds(backend: Memory, tm
 
 async def test_a_burst_takes_no_more_than_there_is(backend: Memory, tmp_path: Path) -> None:
     promises = [Promise("promised", POOL, 200)]
-    volumes = Volumes(backend, tmp_path, promises=lambda: promises, reserve=100)
+    volumes = Volumes(backend, tmp_path, promises=lambda: promises)
+    backend.reserve = 100
     await volumes.start()
     outcomes = await asyncio.gather(
         *(volumes.prepare(wanted(f"pv-{number}", 100)) for number in range(20)), return_exceptions=True
@@ -229,7 +233,8 @@ async def test_growing(volumes: Volumes, backend: Memory) -> None:
 
 
 async def test_neither_creation_nor_growth_takes_from_the_reserve(backend: Memory, tmp_path: Path) -> None:
-    volumes = Volumes(backend, tmp_path, reserve=200)
+    backend.reserve = 200
+    volumes = Volumes(backend, tmp_path)
     await volumes.start()
     await volumes.prepare(wanted(size=500))
     with pytest.raises(NoSpace, match="needs 310 bytes of pool on this node, which has 300 bytes left"):

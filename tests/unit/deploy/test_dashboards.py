@@ -12,6 +12,7 @@ import yaml
 from daemon.metrics import Metrics as DaemonMetrics
 from daemon.record import Health as VolumeHealth
 from daemon.record import Inventory, Pool, Thin
+from daemon.settings import Settings
 from daemon.static.metrics import ProcessCounts, StaticMetrics
 from host.command import Completed
 from kube.workqueue import WorkQueue
@@ -28,7 +29,7 @@ _OF_THE_SCRAPE = {"node", "pod", "component", "job", "instance"}
 
 def exported() -> dict[str, set[str]]:
     """Every series of every program, with its labels: each metric was touched once."""
-    daemon = DaemonMetrics(_inventory, lambda: None, lambda: {"pvc-1": next(iter(VolumeHealth))})
+    daemon = DaemonMetrics(_inventory, lambda: None, lambda: {"pvc-1": next(iter(VolumeHealth))}, Settings("n").classes)
     daemon.operation("reclaim", "success", 1)
     daemon.callout("mount", "success", 1)
     daemon.command(Completed(("mkfs.ext4",), 0, "", "", 1))

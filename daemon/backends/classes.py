@@ -1,0 +1,143 @@
+"""All storage of one node: the backends of its device classes, behind the protocol that each of them speaks.
+
+LVM is one backend however many groups there are, so a look at them costs one report. Each folder of files or folders is
+one of its own. A volume is made where its parameters say, and found again by its pool, which no two of them share.
+
+Nodes differ, and disks go. One backend that can't be looked at shows no pool, as if the node did not have it, and the
+others serve on: of volumes in a pool that is not there nobody says that they are gone.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from contract.parameters import VolumeParameters
+from daemon.backends import Backend
+from daemon.backends.folder import FolderBackend
+from daemon.backends.loop import LoopBackend
+from daemon.backends.lvm import LvmBackend
+from daemon.deviceclasses import LOOP, LVM, DeviceClass, reserve_of
+from daemon.erase import Reuse
+from daemon.errors import PoolMissing, VolumeError
+from daemon.record import Damaged, Inventory, Pool, Record, Volume, Wanted
+from daemon.thinpools import Enlargement
+from lvm import Lvm
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def of_classes(classes: Mapping[str, DeviceClass], data_dir: Path) -> "ClassesBackend":
+    """The storage of a node that is configured so. LVM keeps its backups of metadata in `data_dir`."""
+    of_lvm = {name: found for name, found in classes.items() if found.kind == LVM}
+    with_lvm = LvmBackend(Lvm(data_dir / "lvm"), of_lvm) if of_lvm else None
+    files = {found: _files(found) for found in classes.values() if found.kind != LVM}
+    members = {name: with_lvm if found.kind == LVM else files[found] for name, found in classes.items()}
+    return ClassesBackend({name: member for name, member in members.items() if member}, classes)
+
+
+def _files(found: DeviceClass) -> Backend:
+    kind = LoopBackend if found.kind == LOOP else FolderBackend
+    return kind(found.folder, found.capacity, pool=found.pool, own_folder=found.own_folder)
+
+
+class ClassesBackend:
+    """See daemon.backends.Backend. `members` has the backend of each of `classes`."""
+
+    def __init__(self, members: Mapping[str, Backend], classes: Mapping[str, DeviceClass]) -> None:
+        self._members = members
+        self._classes = classes
+        self._by_pool = {classes[name].pool: member for name, member in members.items()}
+        self._shown: set[str] = set()
+        """The pools that were there at the last look."""
+        self._distinct = list({id(member): member for member in members.values()}.values())
+        self._lvm = next((member for member in self._distinct if isinstance(member, LvmBackend)), None)
+
+    def on_device(self, volume: Volume) -> bool:
+        return self._holder(volume.pool).on_device(volume)
+
+    def pool_of(self, parameters: VolumeParameters) -> str:
+        member = self._members.get(parameters.device_class)
+        return member.pool_of(parameters) if member else f"device class {parameters.device_class}"
+
+    async def establish(self) -> None:
+        absent = {id(member): member for pool, member in self._by_pool.items() if pool not in self._shown}
+        await self._of_each([member.establish() for member in absent.values()])
+
+    async def inspect(self) -> Inventory:
+        found = await self._of_each([member.inspect() for member in self._distinct])
+        merged = self._merged([inventory for inventory in found if inventory is not None])
+        self._shown = {pool.name for pool in merged.pools}
+        return merged
+
+    async def create(self, wanted: Wanted) -> Volume:
+        return await self._maker(wanted).create(wanted)
+
+    async def snapshot(self, wanted: Wanted, source: Volume) -> Volume | None:
+        """Folders say themselves that they can't be copied, also when the copy would be on a device."""
+        maker, holder = self._maker(wanted), self._holder(source.pool)
+        return await (maker if holder.on_device(source) else holder).snapshot(wanted, source)
+
+    async def rewrite(self, volume: Volume, record: Record) -> Volume:
+        return await self._holder(volume.pool).rewrite(volume, record)
+
+    def device(self, volume: Volume) -> AbstractAsyncContextManager[Path]:
+        return self._holder(volume.pool).device(volume)
+
+    async def extend(self, volume: Volume, size: int) -> Volume:
+        return await self._holder(volume.pool).extend(volume, size)
+
+    async def reuse(self, volume: Volume) -> Reuse:
+        return await self._holder(volume.pool).reuse(volume)
+
+    async def extend_pool(self, pool: Pool, more: Enlargement) -> None:
+        await self._holder(pool.name).extend_pool(pool, more)
+
+    async def remove(self, volume: Volume) -> None:
+        await self._holder(volume.pool).remove(volume)
+
+    def _maker(self, wanted: Wanted) -> Backend:
+        if member := self._members.get(wanted.parameters.device_class):
+            return member
+        raise PoolMissing(
+            f"volume {wanted.pv} needs device class {wanted.parameters.device_class}, which is not configured on "
+            f"this node, where there are {' '.join(sorted(self._classes))}: ask its administrator to add it to "
+            "DEVICE_CLASSES_FILE"
+        )
+
+    def _holder(self, pool: str) -> Backend:
+        """Of the groups and thin pools that StorageClasses name themselves, only LVM knows."""
+        if member := self._by_pool.get(pool, self._lvm):
+            return member
+        raise PoolMissing(f"{pool} is none of this node's pools (any more): see its DEVICE_CLASSES_FILE")
+
+    async def _of_each(self, work: list[Coroutine[Any, Any, T]]) -> list[T | None]:
+        """What each member answers, None for one that fails. Raises only what no member can do."""
+        outcomes = await asyncio.gather(*work, return_exceptions=True)
+        failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        for failure in failures:
+            if len(failures) == len(outcomes) or not isinstance(failure, VolumeError):
+                raise failure
+            log.warning("a part of this node's storage can't be used: %s", failure)
+        return [None if isinstance(outcome, BaseException) else outcome for outcome in outcomes]
+
+    def _merged(self, found: list[Inventory]) -> Inventory:
+        volumes = [volume for each in found for volume in each.volumes]
+        count = Counter(volume.pv for volume in volumes)
+        damaged = [
+            Damaged(volume.pv, volume.pool, "another device class has a volume with the same record")
+            for volume in volumes
+            if count[volume.pv] > 1
+        ]
+        return Inventory(
+            [volume for volume in volumes if count[volume.pv] == 1],
+            [replace(pool, reserve=reserve_of(self._classes, pool.name)) for each in found for pool in each.pools],
+            [foreign for each in found for foreign in each.foreign],
+            [*(one for each in found for one in each.damaged), *damaged],
+        )

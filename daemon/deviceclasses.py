@@ -1,0 +1,176 @@
+"""The device classes of a node: names such as `nvme`, `hdd` or `thin`, and the storage that each stands for here.
+
+A StorageClass asks for one with the parameter `device-class`. The file that tells of them is meant to be the same on
+all nodes, from one ConfigMap, although nodes differ: a group or a folder that a node does not have is no mistake, the
+class has no room there. A mistake in the file itself ends the daemon at its start, before anything is made in a wrong
+place.
+
+    default: nvme                  # for StorageClasses that name none; without it, what the other settings say
+    classes:
+      nvme: {kind: LVM, group: vg-nvme, reserve: 10Gi}
+      thin: {kind: LVM, group: vg-nvme, thin: true, thinPool: pool}
+      scratch: {kind: LOOP, folder: /mnt/scratch/volumes, capacity: 100Gi}
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from contract import parameters, quantity
+from contract.parameters import DEFAULT_DEVICE_CLASS
+from daemon.backends import folder, loop
+from daemon.backends.lvminventory import Place
+from daemon.static import document
+from daemon.static.document import DocumentError, Fields
+
+LVM, LOOP, BINDMOUNT = "LVM", "LOOP", "BINDMOUNT"
+DRIVER_KINDS = (LVM, LOOP, BINDMOUNT)
+THIN_POOL = "elastic-local-thinpool"
+
+_FILE_POOLS = {LOOP: loop.POOL, BINDMOUNT: folder.POOL}
+
+
+@dataclass(frozen=True)
+class DeviceClass:
+    """One of them. Sizes in bytes."""
+
+    name: str
+    kind: str
+    group: str = ""
+    """LVM: the volume group."""
+    thin: bool = False
+    thin_pool: str = THIN_POOL
+    folder: Path = Path()
+    """LOOP and BINDMOUNT: where the files or folders are."""
+    own_folder: bool = False
+    """Whether the daemon makes that folder. Not those of the file: where a disk is not mounted, that would offer the
+    room of another one."""
+    capacity: int | None = None
+    reserve: int = 0
+
+    @property
+    def pool(self) -> str:
+        """The pool of its volumes. A colon is in no name of LVM, so no two kinds can mean the same."""
+        if self.kind == LVM:
+            return self.own_thin_pool if self.thin else self.group
+        kind = _FILE_POOLS[self.kind]
+        return kind if self.name == DEFAULT_DEVICE_CLASS else f"{kind}:{self.name}"
+
+    @property
+    def own_thin_pool(self) -> str:
+        """LVM: the pool that its thin volumes come from, unless their StorageClass names another."""
+        return str(Place(self.group, self.thin_pool))
+
+
+def reserve_of(classes: Mapping[str, DeviceClass], pool: str) -> int:
+    """Bytes kept back in a pool. One that no class is made of, because a StorageClass names it itself, is kept like
+    the class of its group, else like the default."""
+    for found in classes.values():
+        if found.pool == pool:
+            return found.reserve
+    group = Place.of(pool).group
+    of_group = (found for found in classes.values() if found.kind == LVM and found.group == group)
+    return next(of_group, classes[DEFAULT_DEVICE_CLASS]).reserve
+
+
+def read(text: str, own: DeviceClass) -> Mapping[str, DeviceClass]:
+    """The classes of a file, and the one that stands for StorageClasses that name none: `own`, which the other settings
+    describe, or the one that the file says. Raises DocumentError."""
+    fields = Fields.of("the file", document.load(text))
+    fields = Fields("", fields.values, fields.spelling)
+    classes = {name: _class(name, where, body) for name, where, body in fields.take("classes", _named, ())}
+    default = fields.take("default", document.text, "")
+    for key in fields.unknown():
+        raise DocumentError(f"{key}: there is no such key, there are classes, default")
+    if not classes:
+        raise DocumentError("classes is empty: name at least one, such as `nvme: {kind: LVM, group: vg-nvme}`")
+    if default and default not in classes:
+        raise DocumentError(f"default is {default!r}: allowed is one of the classes, {' '.join(sorted(classes))}")
+    _check_apart([*classes.values(), *(() if default else (own,))])
+    return {DEFAULT_DEVICE_CLASS: classes[default] if default else own, **classes}
+
+
+def _named(where: str, value: object) -> list[tuple[str, str, Any]]:
+    found = [(name, f"{where}.{name}", body) for name, body in document.mapping(where, value).items()]
+    for name, place, _ in found:
+        if not parameters.DEVICE_CLASS_NAME.fullmatch(name) or name == DEFAULT_DEVICE_CLASS:
+            raise DocumentError(
+                f"{place}: allowed as a name are up to 63 small letters, digits and -, but not "
+                f"`{DEFAULT_DEVICE_CLASS}`: say `default: CLASS` at the top instead"
+            )
+    return found
+
+
+def _class(name: str, where: str, body: object) -> DeviceClass:
+    fields = Fields.of(where, body)
+    kind = fields.take("kind", _kind, "") or _required(where, "kind", " ".join(DRIVER_KINDS))
+    reserve = fields.take("reserve", _size, 0)
+    if kind == LVM:
+        found = DeviceClass(
+            name,
+            kind,
+            group=fields.take("group", _lvm_name, "") or _required(where, "group", "the name of an LVM volume group"),
+            thin=fields.take("thin", document.truth, False),
+            thin_pool=fields.take("thinPool", _lvm_name, THIN_POOL),
+            reserve=reserve,
+        )
+    else:
+        found = DeviceClass(
+            name,
+            kind,
+            folder=fields.take("folder", _folder, None) or _required(where, "folder", "an absolute path on its disk"),
+            capacity=fields.take("capacity", _size, None),
+            reserve=reserve,
+        )
+    for key in fields.unknown():
+        allowed = ("group", "reserve", "thin", "thinPool") if kind == LVM else ("capacity", "folder", "reserve")
+        raise DocumentError(f"{key}: there is no such key of kind {kind}, there are {', '.join(allowed)}")
+    return found
+
+
+def _check_apart(classes: list[DeviceClass]) -> None:
+    """Two classes of one pool would each keep back a reserve of their own from it, and files in one folder would be
+    taken for each other's."""
+    seen: dict[str, DeviceClass] = {}
+    for found in classes:
+        place = found.pool if found.kind == LVM else str(found.folder)
+        if place in seen:
+            other = seen[place].name
+            way_out = f", or say `default: {other}`" if found.name == DEFAULT_DEVICE_CLASS else ""
+            raise DocumentError(f"classes {other} and {found.name} are both in {place}: keep one of them{way_out}")
+        seen[place] = found
+
+
+def _required(where: str, key: str, allowed: str) -> Any:
+    raise DocumentError(f"{where}.{key} is missing: allowed is {allowed}")
+
+
+def _checked(read: Callable[[str], Any], allowed: str) -> Callable[[str, object], Any]:
+    def checked(where: str, value: object) -> Any:
+        text = document.text(where, value)
+        try:
+            return read(text)
+        except (ValueError, KeyError):
+            raise DocumentError(f"{where} is {text!r}: allowed is {allowed}") from None
+
+    return checked
+
+
+def _path(text: str) -> Path:
+    if not text.startswith("/") or ".." in text.split("/"):
+        raise ValueError
+    return Path(os.path.normpath("/" + text.lstrip("/")))  # POSIX keeps two slashes at the start
+
+
+def _bytes(text: str) -> int:
+    if (size := quantity.parse(text)) < 0:
+        raise ValueError
+    return size
+
+
+_kind = _checked(lambda text: {kind: kind for kind in DRIVER_KINDS}[text.upper()], " ".join(DRIVER_KINDS))
+_lvm_name = _checked(parameters.lvm_name, "a name as LVM has them")
+_folder = _checked(_path, "an absolute path without `..`")
+_size = _checked(_bytes, "a quantity such as 10Gi, 500M or 1073741824")

@@ -1,0 +1,136 @@
+"""Which backend of a node a volume goes to, and that one that fails leaves the others alone."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from contract.parameters import VolumeParameters
+from contract.volume import DELETE
+from daemon.backends.classes import ClassesBackend, of_classes
+from daemon.backends.folder import FolderBackend
+from daemon.backends.loop import LoopBackend
+from daemon.deviceclasses import BINDMOUNT, LOOP, DeviceClass
+from daemon.errors import BackendFailed, NoSpace, NotCloned, PoolMissing
+from daemon.record import Inventory, Wanted
+
+MIB = 2**20
+
+
+def wanted(pv: str, device_class: str, size: int = 40 * MIB) -> Wanted:
+    return Wanted(pv, f"uid-{pv}", size, DELETE, VolumeParameters(device_class=device_class))
+
+
+@pytest.fixture
+def classes(tmp_path: Path) -> dict[str, DeviceClass]:
+    fast = DeviceClass("fast", LOOP, folder=tmp_path / "fast", capacity=100 * MIB, reserve=10 * MIB)
+    slow = DeviceClass("slow", LOOP, folder=tmp_path / "slow", capacity=200 * MIB)
+    plain = DeviceClass("plain", BINDMOUNT, folder=tmp_path / "plain", capacity=300 * MIB)
+    return {"default": slow, "fast": fast, "slow": slow, "plain": plain}
+
+
+@pytest.fixture
+async def backend(classes: dict[str, DeviceClass], tmp_path: Path) -> ClassesBackend:
+    for each in classes.values():
+        each.folder.mkdir(exist_ok=True)
+    backend = of_classes(classes, tmp_path)
+    await backend.establish()
+    return backend
+
+
+async def test_each_class_has_its_own_room(backend: ClassesBackend) -> None:
+    fast = await backend.create(wanted("a", "fast"))
+    plain = await backend.create(wanted("b", "plain"))
+    slow = await backend.create(wanted("c", "default"))
+    assert [fast.pool, plain.pool, slow.pool] == ["loop:fast", "folder:plain", "loop:slow"]
+    assert [backend.on_device(volume) for volume in (fast, plain, slow)] == [True, False, True]
+    with pytest.raises(NoSpace):
+        await backend.create(wanted("d", "fast", 90 * MIB))
+
+    found = await backend.inspect()
+    assert {volume.pv: volume.pool for volume in found.volumes} == {"a": fast.pool, "b": plain.pool, "c": slow.pool}
+    rooms = {pool.name: pool.available() for pool in found.pools}
+    assert rooms == {"loop:fast": 50 * MIB, "folder:plain": 260 * MIB, "loop:slow": 160 * MIB}
+
+    grown = await backend.extend(plain, 50 * MIB)
+    assert (grown.pool, grown.size) == ("folder:plain", 50 * MIB)
+    async with backend.device(grown) as path:
+        assert path.is_dir()
+    for volume in (fast, grown, slow):
+        await backend.remove(volume)
+    assert not (await backend.inspect()).volumes
+
+
+async def test_a_copy_may_be_of_another_class_unless_one_is_a_folder(backend: ClassesBackend) -> None:
+    fast = await backend.create(wanted("a", "fast"))
+    plain = await backend.create(wanted("b", "plain"))
+    assert await backend.snapshot(wanted("c", "slow"), fast) is None
+    for device_class, source in (("slow", plain), ("plain", fast), ("plain", plain)):
+        with pytest.raises(NotCloned, match="plain folders"):
+            await backend.snapshot(wanted("c", device_class), source)
+    assert (await backend.inspect()).volume("c") is None
+
+
+async def test_a_class_that_the_node_is_not_told_of(backend: ClassesBackend) -> None:
+    asked = wanted("a", "nvme")
+    assert backend.pool_of(asked.parameters) == "device class nvme"
+    with pytest.raises(PoolMissing, match="there are default fast plain slow"):
+        await backend.create(asked)
+
+
+async def test_a_disk_that_is_not_mounted_is_no_room_and_nothing_is_gone(
+    backend: ClassesBackend, classes: dict[str, DeviceClass]
+) -> None:
+    volume = await backend.create(wanted("a", "fast"))
+    away = classes["fast"].folder.rename(classes["fast"].folder.with_name("away"))
+    await backend.establish()
+    found = await backend.inspect()
+    assert not classes["fast"].folder.exists()
+    assert found.pool("loop:fast") is None
+    assert {pool.name for pool in found.pools} == {"loop:slow", "folder:plain"}
+    for failing in (backend.create(wanted("b", "fast")), backend.remove(volume), backend.extend(volume, 50 * MIB)):
+        with pytest.raises(PoolMissing, match="mounts the disk"):
+            await failing
+    away.rename(classes["fast"].folder)
+    assert (await backend.inspect()).volume("a") == volume
+
+
+async def test_a_volume_of_two_classes_is_nobodys(backend: ClassesBackend, classes: dict[str, DeviceClass]) -> None:
+    for device_class in ("fast", "slow"):
+        await backend.create(wanted("a", device_class))
+    found = await backend.inspect()
+    assert found.volume("a") is None
+    assert {(each.name, each.pool) for each in found.damaged} == {("a", "loop:fast"), ("a", "loop:slow")}
+
+
+class Broken(LoopBackend):
+    async def inspect(self) -> Inventory:
+        raise BackendFailed("the disk is out")
+
+    async def establish(self) -> None:
+        raise BackendFailed("the disk is out")
+
+
+async def test_one_that_fails_leaves_the_others_alone(classes: dict[str, DeviceClass], tmp_path: Path) -> None:
+    two = {name: classes[name] for name in ("fast", "plain")}
+    broken = Broken(tmp_path / "fast", pool="loop:fast")
+    folder = FolderBackend(tmp_path / "plain", 100, pool="folder:plain")
+    node = ClassesBackend({"fast": broken, "plain": folder}, two | {"default": two["plain"]})
+    await node.establish()
+    assert [pool.name for pool in (await node.inspect()).pools] == ["folder:plain"]
+
+    alone = ClassesBackend({"default": broken}, {"default": replace(classes["fast"], name="default")})
+    with pytest.raises(BackendFailed, match="the disk is out"):
+        await alone.inspect()
+
+
+async def test_what_is_being_written_survives_a_look_for_what_is_missing(
+    backend: ClassesBackend, classes: dict[str, DeviceClass]
+) -> None:
+    """Establishing clears away what a crash left; of a class that is there, nothing was left by a crash."""
+    classes["fast"].folder.rmdir()
+    await backend.inspect()
+    unfinished = classes["slow"].folder / ".a.new"
+    unfinished.touch()
+    await backend.establish()
+    assert unfinished.exists()

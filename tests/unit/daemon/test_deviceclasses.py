@@ -1,0 +1,119 @@
+"""The file of device classes: what it means, and what is said of a mistake in it."""
+
+from pathlib import Path
+
+import pytest
+
+from daemon.deviceclasses import LOOP, LVM, DeviceClass, read, reserve_of
+from daemon.settings import read as read_settings
+from daemon.static.document import DocumentError
+from service.environment import SettingsError
+
+GIB = 2**30
+OWN = DeviceClass("default", LVM, group="elastic-local-vg", reserve=7)
+
+FILE = """
+classes:
+  nvme: {kind: LVM, group: vg-nvme, reserve: 1Gi}
+  thin: {kind: lvm, group: vg-nvme, thin: true, thinPool: pool, reserve: 2Gi}
+  scratch:
+    kind: LOOP
+    folder: /mnt/scratch/volumes/
+    capacity: 100Gi
+"""
+
+
+def test_a_file_adds_classes_to_the_one_of_the_settings() -> None:
+    assert read(FILE, OWN) == {
+        "default": OWN,
+        "nvme": DeviceClass("nvme", LVM, group="vg-nvme", reserve=GIB),
+        "thin": DeviceClass("thin", LVM, group="vg-nvme", thin=True, thin_pool="pool", reserve=2 * GIB),
+        "scratch": DeviceClass("scratch", LOOP, folder=Path("/mnt/scratch/volumes"), capacity=100 * GIB),
+    }
+
+
+def test_a_file_may_say_which_one_is_the_default() -> None:
+    classes = read(f"default: nvme\n{FILE}", OWN)
+    assert classes["default"] == classes["nvme"]
+
+
+def test_each_class_keeps_its_own_reserve_back() -> None:
+    classes = read(FILE, OWN)
+    pools = ["vg-nvme", "vg-nvme/pool", "vg-nvme/other", "elastic-local-vg", "elsewhere", "loop:scratch"]
+    assert [reserve_of(classes, pool) for pool in pools] == [GIB, 2 * GIB, GIB, 7, 7, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nvme", "the file is 'nvme': allowed is a map"),
+        ("classes: {", "not a YAML value: "),
+        ("classes: {}", "classes is empty: name at least one, such as `nvme: {kind: LVM, group: vg-nvme}`"),
+        ("classes: [nvme]", "classes is ['nvme']: allowed is a map"),
+        ("klasses: {}", "klasses: there is no such key, there are classes, default"),
+        ("classes: {nvme: }", "classes.nvme is None: allowed is a map"),
+        ("classes: {nvme: {group: a}}", "classes.nvme.kind is missing: allowed is LVM LOOP BINDMOUNT"),
+        ("classes: {nvme: {kind: ZFS}}", "classes.nvme.kind is 'ZFS': allowed is LVM LOOP BINDMOUNT"),
+        ("classes: {nvme: {kind: LVM}}", "classes.nvme.group is missing: allowed is the name of an LVM volume group"),
+        ("classes: {nvme: {kind: LVM, group: -x}}", "classes.nvme.group is '-x': allowed is a name as LVM has them"),
+        (
+            "classes: {nvme: {kind: LVM, group: a, thin: maybe}}",
+            "classes.nvme.thin is 'maybe': allowed is true or false",
+        ),
+        (
+            "classes: {nvme: {kind: LVM, group: a, folder: /x}}",
+            "classes.nvme.folder: there is no such key of kind LVM, there are group, reserve, thin, thinPool",
+        ),
+        (
+            "classes: {tmp: {kind: LOOP, folder: tmp}}",
+            "classes.tmp.folder is 'tmp': allowed is an absolute path without `..`",
+        ),
+        ("classes: {tmp: {kind: LOOP}}", "classes.tmp.folder is missing: allowed is an absolute path on its disk"),
+        (
+            "classes: {tmp: {kind: LOOP, folder: /x, reserve: -1}}",
+            "classes.tmp.reserve is '-1': allowed is a quantity such as 10Gi, 500M or 1073741824",
+        ),
+        (
+            "classes: {NVMe: {kind: LVM, group: a}}",
+            "classes.NVMe: allowed as a name are up to 63 small letters, digits and -, but not `default`: "
+            "say `default: CLASS` at the top instead",
+        ),
+        (
+            "classes: {default: {kind: LVM, group: a}}",
+            "classes.default: allowed as a name are up to 63 small letters, digits and -, but not `default`: "
+            "say `default: CLASS` at the top instead",
+        ),
+        (
+            "{default: hdd, classes: {nvme: {kind: LVM, group: a}}}",
+            "default is 'hdd': allowed is one of the classes, nvme",
+        ),
+        (
+            "classes: {a: {kind: LVM, group: vg}, b: {kind: LVM, group: vg}}",
+            "classes a and b are both in vg: keep one of them",
+        ),
+        (
+            "classes: {a: {kind: LOOP, folder: /x}, b: {kind: BINDMOUNT, folder: //x/}}",
+            "classes a and b are both in /x: keep one of them",
+        ),
+        (
+            "classes: {a: {kind: LVM, group: elastic-local-vg}}",
+            "classes a and default are both in elastic-local-vg: keep one of them, or say `default: a`",
+        ),
+    ],
+)
+def test_a_mistake_is_named_with_what_is_allowed(text: str, message: str) -> None:
+    with pytest.raises(DocumentError) as refused:
+        read(text, OWN)
+    assert str(refused.value).startswith(message)
+
+
+def test_an_error_names_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "classes.yaml"
+    environment = {"NODE_NAME": "n", "DEVICE_CLASSES_FILE": str(file)}
+    with pytest.raises(SettingsError, match=r"DEVICE_CLASSES_FILE is '.*classes\.yaml': it can't be read"):
+        read_settings(environment)
+    file.write_text("classes: {x: 5}")
+    with pytest.raises(SettingsError, match=r"DEVICE_CLASSES_FILE .*classes\.yaml: classes\.x is 5: allowed is a map"):
+        read_settings(environment)
+    file.write_text(FILE)
+    assert set(read_settings(environment).classes) == {"default", "nvme", "thin", "scratch"}
