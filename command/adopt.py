@@ -15,10 +15,10 @@ from command.table import Column, show, show_json, size
 from contract import volume as contract_volume
 from contract.volume import PersistentVolume
 from daemon.backends import Backend
-from daemon.deviceclasses import LVM
 from daemon.node import backend_of
-from daemon.record import Inventory
 from daemon.settings import Settings
+from daemon.storage.deviceclasses import LVM
+from daemon.storage.record import Inventory
 from host import blockdevice
 from kube.client import NODES, VOLUMES, Cluster, Forbidden
 from kube.records import Node, read_node

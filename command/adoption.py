@@ -17,8 +17,8 @@ from contract import volume as contract_volume
 from contract.filesystems import FILESYSTEMS
 from contract.parameters import RAID1, ParameterError, VolumeParameters
 from contract.volume import RELEASED, RETAIN, PersistentVolume, Pin
-from daemon.demand import policy_of
-from daemon.record import Record, State, Volume
+from daemon.cluster.demand import policy_of
+from daemon.storage.record import Record, State, Volume
 from kube.records import Node
 
 Json = dict[str, Any]

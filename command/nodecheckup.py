@@ -12,11 +12,11 @@ import aiohttp
 from command.checkup import Finding, ok, unknown, wrong
 from contract.filesystems import FILESYSTEMS
 from contract.names import DRIVER_FOLDER, DRIVER_NAME
-from daemon.deviceclasses import BINDMOUNT, LOOP, LVM
+from daemon.cluster.refresh import lacking
 from daemon.errors import VolumeError
 from daemon.node import backend_of
-from daemon.refresh import lacking
 from daemon.settings import Settings
+from daemon.storage.deviceclasses import BINDMOUNT, LOOP, LVM
 from host import mounttable
 from host.command import CommandError, MissingTool, run
 from host.mounttable import Mount

@@ -17,7 +17,7 @@ from command.running import Stop, need_root, patience, run
 from command.table import Column, share, show, size
 from contract import quantity
 from daemon.backends import groupfile
-from daemon.record import DamagedRecord, from_tags
+from daemon.storage.record import DamagedRecord, from_tags
 from host import loopdevice
 from lvm import Lvm
 

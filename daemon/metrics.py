@@ -14,8 +14,8 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from daemon.deviceclasses import DeviceClass
-from daemon.record import Health, Inventory, State
+from daemon.storage.deviceclasses import DeviceClass
+from daemon.storage.record import Health, Inventory, State
 from host.command import Completed
 
 ORPHAN, FOREIGN, DAMAGED = "orphan", "foreign", "damaged"

@@ -17,29 +17,29 @@ import host.command
 from contract import names
 from contract import volume as contract_volume
 from contract.volume import PersistentVolume
-from daemon.api import Api
-from daemon.authorise import Authoriser
 from daemon.backends import Backend, groupfile
 from daemon.backends.classes import of_classes
-from daemon.callouts import Home, NodeCallouts
-from daemon.deviceclasses import LVM
-from daemon.driver import Driver
-from daemon.erasurenews import ErasureNews
-from daemon.health import HealthWatch
-from daemon.holdings import Holdings
+from daemon.cluster.erasurenews import ErasureNews
+from daemon.cluster.health import HealthWatch
+from daemon.cluster.holdings import Holdings
+from daemon.cluster.orphans import Orphans
+from daemon.cluster.promises import promises
+from daemon.cluster.publish import Publisher
+from daemon.cluster.reconcile import Reconciler
+from daemon.cluster.refresh import Refresher
+from daemon.cluster.thinwatch import ThinWatch
+from daemon.kubelet.api import Api
+from daemon.kubelet.authorise import Authoriser
+from daemon.kubelet.callouts import Home, NodeCallouts
+from daemon.kubelet.driver import Driver
 from daemon.metrics import Metrics
-from daemon.orphans import Orphans
-from daemon.promises import promises
-from daemon.publish import Publisher
-from daemon.reconcile import Reconciler
-from daemon.refresh import Refresher
-from daemon.room import Promise
 from daemon.settings import Settings
 from daemon.static import readiness
 from daemon.static.composition import static_volumes
 from daemon.static.controller import StaticVolumes
-from daemon.thinwatch import ThinWatch
-from daemon.volumes import Volumes
+from daemon.storage.deviceclasses import LVM
+from daemon.storage.room import Promise
+from daemon.storage.volumes import Volumes
 from flexdriver import installation
 from kube.backoff import Backoff
 from kube.client import NODES, PODS, VOLUMES, Cluster, ConfigurationError

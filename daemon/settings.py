@@ -12,12 +12,12 @@ from pathlib import Path
 
 from contract import names, quantity
 from contract.parameters import DEFAULT_DEVICE_CLASS
-from daemon import deviceclasses
-from daemon.deviceclasses import BINDMOUNT, DRIVER_KINDS, LOOP, LVM, THIN_POOL, DeviceClass
 from daemon.static import settings as static_settings
 from daemon.static.document import DocumentError
 from daemon.static.settings import StaticSettings
-from daemon.thinpools import Autoextend
+from daemon.storage import deviceclasses
+from daemon.storage.deviceclasses import BINDMOUNT, DRIVER_KINDS, LOOP, LVM, THIN_POOL, DeviceClass
+from daemon.storage.thinpools import Autoextend
 from flexdriver import installation
 from service.environment import (
     LOG_FORMATS,

@@ -1,8 +1,8 @@
 """Where volumes live: one protocol, and a module for each kind of storage that speaks it.
 
 A backend keeps a volume and its record together and knows nothing of mounts, filesystems or Kubernetes; the life of
-a volume, which is the same on all of them, stands in daemon.volumes. Each step of a backend leaves, when it is cut
-off at any point, a state that the next `inspect` reads correctly and that the same call, made again, goes on from.
+a volume, which is the same on all of them, stands in daemon.storage. Each step of a backend leaves, when it is cut off
+at any point, a state that the next `inspect` reads correctly and that the same call, made again, goes on from.
 
 The caller sees to it that no two calls for one volume run at the same time.
 """
@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Protocol
 
 from contract.parameters import VolumeParameters
-from daemon.erase import Reuse
 from daemon.errors import BackendFailed, NoSpace
-from daemon.record import Inventory, Pool, Record, Volume, Wanted
-from daemon.thinpools import Enlargement
+from daemon.storage.erase import Reuse
+from daemon.storage.record import Inventory, Pool, Record, Volume, Wanted
+from daemon.storage.thinpools import Enlargement
 
 
 class Backend(Protocol):

@@ -21,11 +21,11 @@ from daemon.backends import Backend
 from daemon.backends.folder import FolderBackend
 from daemon.backends.loop import LoopBackend
 from daemon.backends.lvm import LvmBackend
-from daemon.deviceclasses import LOOP, LVM, DeviceClass, reserve_of
-from daemon.erase import Reuse
 from daemon.errors import PoolMissing, VolumeError
-from daemon.record import Damaged, Inventory, Pool, Record, Volume, Wanted
-from daemon.thinpools import Enlargement
+from daemon.storage.deviceclasses import LOOP, LVM, DeviceClass, reserve_of
+from daemon.storage.erase import Reuse
+from daemon.storage.record import Damaged, Inventory, Pool, Record, Volume, Wanted
+from daemon.storage.thinpools import Enlargement
 from lvm import Lvm
 
 log = logging.getLogger(__name__)

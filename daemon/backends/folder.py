@@ -18,12 +18,12 @@ from pathlib import Path
 from contract.parameters import VolumeParameters
 from daemon.backends import check_room, no_thin_pools
 from daemon.backends.recordfiles import RecordFiles, Remembered, told
-from daemon.erase import Reuse
 from daemon.errors import Foreign, InUse, NotCloned, NotFound
-from daemon.record import Damaged as DamagedVolume
-from daemon.record import Foreign as ForeignVolume
-from daemon.record import Inventory, Pool, Record, State, Volume, Wanted
-from daemon.thinpools import Enlargement
+from daemon.storage.erase import Reuse
+from daemon.storage.record import Damaged as DamagedVolume
+from daemon.storage.record import Foreign as ForeignVolume
+from daemon.storage.record import Inventory, Pool, Record, State, Volume, Wanted
+from daemon.storage.thinpools import Enlargement
 from host import mounttable
 
 POOL = "folder"

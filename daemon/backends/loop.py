@@ -16,12 +16,12 @@ from pathlib import Path
 from contract.parameters import VolumeParameters
 from daemon.backends import check_room, no_thin_pools
 from daemon.backends.recordfiles import RecordFiles, told
-from daemon.erase import Reuse
 from daemon.errors import BackendFailed, Foreign, InUse, NotFound
-from daemon.record import Damaged as DamagedVolume
-from daemon.record import Foreign as ForeignVolume
-from daemon.record import Inventory, Pool, Record, State, Volume, Wanted
-from daemon.thinpools import Enlargement
+from daemon.storage.erase import Reuse
+from daemon.storage.record import Damaged as DamagedVolume
+from daemon.storage.record import Foreign as ForeignVolume
+from daemon.storage.record import Inventory, Pool, Record, State, Volume, Wanted
+from daemon.storage.thinpools import Enlargement
 from host import loopdevice
 
 POOL = "loop"

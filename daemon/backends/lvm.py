@@ -15,11 +15,11 @@ import lvm
 from contract.parameters import RAID1, VolumeParameters
 from daemon.backends import no_thin_pools
 from daemon.backends.lvminventory import Place, inventory
-from daemon.deviceclasses import DeviceClass
-from daemon.erase import Reuse
 from daemon.errors import BackendFailed, Damaged, Foreign, InUse, NoSpace, NotFound, PoolMissing
-from daemon.record import Inventory, Pool, Record, State, Volume, Wanted
-from daemon.thinpools import Enlargement
+from daemon.storage.deviceclasses import DeviceClass
+from daemon.storage.erase import Reuse
+from daemon.storage.record import Inventory, Pool, Record, State, Volume, Wanted
+from daemon.storage.thinpools import Enlargement
 from host.command import MissingTool
 from lvm import Lvm
 

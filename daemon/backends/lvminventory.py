@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import lvm
 from contract import capacity
 from contract.parameters import RAID1, VolumeParameters
-from daemon.record import Damaged, DamagedRecord, Foreign, Health, Inventory, Pool, Thin, Volume, from_tags
+from daemon.storage.record import Damaged, DamagedRecord, Foreign, Health, Inventory, Pool, Thin, Volume, from_tags
 from lvm import LogicalVolume, VolumeGroup
 
 _LEG = re.compile(r"_(rmeta|rimage)_\d+")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from daemon.errors import BackendFailed, Damaged, Foreign, NotFound, PoolMissing
-from daemon.record import DamagedRecord, Record, State, Volume, Wanted, from_fields
+from daemon.storage.record import DamagedRecord, Record, State, Volume, Wanted, from_fields
 
 _SUFFIX = ".json"
 _UNFINISHED = ".new"

@@ -16,9 +16,9 @@ from pathlib import Path
 from contract.parameters import DISCARD, NO_ERASE, ZERO, VolumeParameters
 from contract.volume import DELETE
 from daemon.backends.loop import POOL, LoopBackend
-from daemon.erase import Reuse
-from daemon.record import Volume, Wanted
-from daemon.volumes import Volumes
+from daemon.storage.erase import Reuse
+from daemon.storage.record import Volume, Wanted
+from daemon.storage.volumes import Volumes
 from tests.bench import report
 
 _MIB = 2**20

@@ -19,13 +19,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from contract import capacity, names, parameters
 from contract.capacity import footprint
 from contract.volume import DELETE, RETAIN, PersistentVolume
-from daemon.demand import wanted
+from daemon.cluster.demand import wanted
+from daemon.cluster.promises import largest, promises
+from daemon.cluster.publish import desired
 from daemon.errors import NoSpace
-from daemon.podfolder import PodFolder
-from daemon.promises import largest, promises
-from daemon.publish import desired
-from daemon.room import Promise
-from daemon.volumes import Volumes
+from daemon.kubelet.podfolder import PodFolder
+from daemon.storage.room import Promise
+from daemon.storage.volumes import Volumes
 from host import filesystem, mounting
 from kube.records import Node as KubeNode
 from kube.records import StorageClass

@@ -9,9 +9,9 @@ import pytest
 from contract.parameters import VolumeParameters
 from contract.volume import DELETE
 from daemon.backends.classes import ClassesBackend, of_classes
-from daemon.deviceclasses import LVM, DeviceClass
 from daemon.errors import NoSpace, PoolMissing
-from daemon.record import Wanted
+from daemon.storage.deviceclasses import LVM, DeviceClass
+from daemon.storage.record import Wanted
 from host import command
 from host.command import Completed
 from lvm import Lvm

@@ -12,8 +12,8 @@ from daemon.backends import Backend
 from daemon.backends.folder import FolderBackend
 from daemon.backends.loop import LoopBackend
 from daemon.errors import BackendFailed, Damaged, Foreign, InUse, NoSpace, NotFound
-from daemon.record import Foreign as ForeignVolume
-from daemon.record import State, Volume, Wanted
+from daemon.storage.record import Foreign as ForeignVolume
+from daemon.storage.record import State, Volume, Wanted
 from host import blockdevice, loopdevice, mounting
 from tests.crashing import crash_before_change
 from tests.waiting import eventually

@@ -12,7 +12,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from contract.parameters import DEFAULT_DEVICE_CLASS
 from daemon.backends.classes import ClassesBackend, of_classes
 from daemon.backends.lvm import LvmBackend
-from daemon.deviceclasses import LOOP, LVM, DeviceClass
+from daemon.storage.deviceclasses import LOOP, LVM, DeviceClass
 from lvm import Lvm
 from tests.node.capacity_machine import CapacityMachine, Storage
 from tests.node.volume_node import MIB, Node

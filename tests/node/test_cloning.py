@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from contract.volume import Original
-from daemon import cloning
 from daemon.backends import Backend
 from daemon.backends.folder import FolderBackend
 from daemon.backends.loop import LoopBackend
 from daemon.errors import NotCloned, VolumeError
-from daemon.podfolder import PodFolder
-from daemon.record import State, Wanted
-from daemon.volumes import Volumes
+from daemon.kubelet.podfolder import PodFolder
+from daemon.storage import cloning
+from daemon.storage.record import State, Wanted
+from daemon.storage.volumes import Volumes
 from host import devicecopy, freezing, identity
 from tests.node.volume_node import MIB, Node, lvm_backend
 from tests.waiting import eventually

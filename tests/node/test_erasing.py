@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from daemon import erasing
 from daemon.backends.loop import LoopBackend
-from daemon.erase import Method, Reuse
 from daemon.errors import BackendFailed, BeingErased, InUse
-from daemon.record import Health, Inventory, State, Volume
-from daemon.volumes import Volumes
+from daemon.storage import erasing
+from daemon.storage.erase import Method, Reuse
+from daemon.storage.record import Health, Inventory, State, Volume
+from daemon.storage.volumes import Volumes
 from host import erasure, loopdevice
 from lvm import Lvm
 from tests.node.conftest import ByHand, MakeDisks

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from daemon.backends.classes import ClassesBackend
-from daemon.deviceclasses import LVM, DeviceClass
+from daemon.cluster.promises import Offer, offer
+from daemon.cluster.thinwatch import ThinWatch
 from daemon.errors import NoSpace, PoolFull
-from daemon.promises import Offer, offer
-from daemon.record import Pool
-from daemon.room import Promise
-from daemon.thinpools import Autoextend, Level, level
-from daemon.thinwatch import ThinWatch
-from daemon.volumes import Volumes
+from daemon.storage.deviceclasses import LVM, DeviceClass
+from daemon.storage.record import Pool
+from daemon.storage.room import Promise
+from daemon.storage.thinpools import Autoextend, Level, level
+from daemon.storage.volumes import Volumes
 from lvm import Lvm
 from tests.node.conftest import ByHand
 from tests.node.volume_node import MIB, Node, lvm_backend

@@ -12,15 +12,15 @@ import pytest
 
 from contract.capacity import footprint
 from contract.volume import DELETE, RETAIN
-from daemon import staging
 from daemon.backends import Backend
 from daemon.backends.folder import FolderBackend
 from daemon.backends.loop import LoopBackend
 from daemon.errors import BackendFailed, Damaged, Foreign, InUse, NoSpace, NotAPodFolder, Occupied
-from daemon.podfolder import PodFolder
-from daemon.record import Pool, State
-from daemon.staging import Staging
-from daemon.volumes import Volumes
+from daemon.kubelet.podfolder import PodFolder
+from daemon.storage import staging
+from daemon.storage.record import Pool, State
+from daemon.storage.staging import Staging
+from daemon.storage.volumes import Volumes
 from host import command, filesystem, loopdevice, mounting
 from host.command import Completed
 from tests.node.volume_node import MIB, Node, lvm_backend

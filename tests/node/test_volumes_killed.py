@@ -15,9 +15,9 @@ import pytest
 from contract.volume import Original
 from daemon.backends.loop import LoopBackend
 from daemon.backends.recordfiles import RecordFiles
-from daemon.record import State
-from daemon.staging import Staging
-from daemon.volumes import Volumes
+from daemon.storage.record import State
+from daemon.storage.staging import Staging
+from daemon.storage.volumes import Volumes
 from host import devicecopy, filesystem, freezing, identity, loopdevice, mounting
 from tests.node.volume_node import MIB, Node
 

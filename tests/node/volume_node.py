@@ -1,4 +1,4 @@
-"""One node for the tests of daemon.volumes: a backend, a staging folder, and the folders that a kubelet makes for pods.
+"""One node for the tests of daemon.storage: a backend, a staging folder, and the folders that a kubelet makes for pods.
 
 A daemon that is killed and started again is a new `Volumes` over the same folders, so tests make as many as they like.
 """
@@ -14,11 +14,11 @@ from contract.parameters import DEFAULT_DEVICE_CLASS, VolumeParameters
 from contract.volume import DELETE
 from daemon.backends import Backend
 from daemon.backends.lvm import LvmBackend
-from daemon.deviceclasses import LVM, DeviceClass
-from daemon.podfolder import PodFolder
-from daemon.record import Wanted
-from daemon.room import Promise
-from daemon.volumes import Volumes
+from daemon.kubelet.podfolder import PodFolder
+from daemon.storage.deviceclasses import LVM, DeviceClass
+from daemon.storage.record import Wanted
+from daemon.storage.room import Promise
+from daemon.storage.volumes import Volumes
 from host import mounting, mounttable
 from host.mounttable import Mount
 from lvm import Lvm

@@ -7,7 +7,7 @@ import pytest
 from command import adoption
 from command.adoption import Heir, Untagged
 from contract import names, volume
-from daemon.record import State
+from daemon.storage.record import State
 from tests.unit.command.objects import GIB, NODE, held, of_elastic, persistent_volume
 
 _OLD = Untagged("pvc-1", "vg", GIB, "ext4")

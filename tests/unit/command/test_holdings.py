@@ -2,7 +2,7 @@ from dataclasses import replace
 
 from command import holdings
 from command.holdings import Row
-from daemon.record import Damaged, Foreign, Health, Inventory
+from daemon.storage.record import Damaged, Foreign, Health, Inventory
 from kube.records import Pod, PodVolume
 from tests.unit.command.objects import GIB, NODE, OTHER_NODE, held, persistent_volume
 

@@ -14,10 +14,10 @@ from contract import names
 from contract import volume as contract_volume
 from contract.volume import PersistentVolume, Pin
 from daemon.backends.folder import POOL, FolderBackend
-from daemon.holdings import Holdings
-from daemon.publish import Publisher
-from daemon.reconcile import Reconciler
-from daemon.volumes import Volumes
+from daemon.cluster.holdings import Holdings
+from daemon.cluster.publish import Publisher
+from daemon.cluster.reconcile import Reconciler
+from daemon.storage.volumes import Volumes
 from kube.client import CLASSES, EVENTS, NODES, VOLUMES, Cluster, NotFound
 from kube.events import Recorder
 from kube.informer import Informer

@@ -8,8 +8,8 @@ import pytest
 from contract import names
 from contract import volume as contract_volume
 from contract.volume import PersistentVolume
-from daemon.authorise import Grant, Refused, at_home, decide, elsewhere, read_only
-from daemon.podfolder import PodFolder
+from daemon.kubelet.authorise import Grant, Refused, at_home, decide, elsewhere, read_only
+from daemon.kubelet.podfolder import PodFolder
 from kube.records import Claim, Node, Pod, PodVolume
 
 POD_UID = "11111111-2222-3333-4444-555555555555"

@@ -10,9 +10,9 @@ from contract.volume import DELETE
 from daemon.backends.classes import ClassesBackend, of_classes
 from daemon.backends.folder import FolderBackend
 from daemon.backends.loop import LoopBackend
-from daemon.deviceclasses import BINDMOUNT, LOOP, DeviceClass
 from daemon.errors import BackendFailed, NoSpace, NotCloned, PoolMissing
-from daemon.record import Inventory, Wanted
+from daemon.storage.deviceclasses import BINDMOUNT, LOOP, DeviceClass
+from daemon.storage.record import Inventory, Wanted
 
 MIB = 2**20
 

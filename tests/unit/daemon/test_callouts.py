@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from contract import callout, names
-from daemon import callouts
-from daemon.authorise import Authoriser, Refused, Undecided, at_home
-from daemon.callouts import Home, NodeCallouts
-from daemon.calls import Expand, Mount, Unmount
 from daemon.errors import NoSpace, NotAPodFolder, PoolMissing, VolumeError
-from daemon.podfolder import PodFolder
-from daemon.record import Wanted
-from daemon.volumes import Volumes
+from daemon.kubelet import callouts
+from daemon.kubelet.authorise import Authoriser, Refused, Undecided, at_home
+from daemon.kubelet.callouts import Home, NodeCallouts
+from daemon.kubelet.calls import Expand, Mount, Unmount
+from daemon.kubelet.podfolder import PodFolder
+from daemon.storage.record import Wanted
+from daemon.storage.volumes import Volumes
 from kube.client import CLAIMS, PODS, VOLUMES, Cluster
 from kube.informer import Informer
 from kube.records import Pod, read_pod

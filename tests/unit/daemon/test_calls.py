@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract import callout
-from daemon.calls import Call, Expand, Init, Malformed, Mount, Unmount, read
+from daemon.kubelet.calls import Call, Expand, Init, Malformed, Mount, Unmount, read
 
 FOLDER = "/var/lib/kubelet/pods/1/volumes/v~d/pvc-1"
 
@@ -34,7 +34,7 @@ def test_a_call_is_read(words: list[str], call: Call) -> None:
         (b"{", "not JSON"),
         (b"[" * 100_000, "not JSON"),
         (b"\xff\xfe\xfd", "not JSON"),
-        (b"[]", '"argv"'),
+        (b"[]", "JSON object"),
         (b'{"argv": "init"}', '"argv"'),
         (b'{"argv": ["mount", 1]}', '"argv"'),
         (b'{"argv": ["unmount", "/\\ud800"]}', "not UTF-8"),

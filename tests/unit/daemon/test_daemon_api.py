@@ -15,10 +15,10 @@ import aiohttp
 import pytest
 
 from contract import callout
-from daemon.api import LARGEST_REQUEST, Api
-from daemon.calls import Expand, Mount, Unmount
 from daemon.errors import NoSpace, VolumeError
-from daemon.rootsocket import admitted
+from daemon.kubelet.api import LARGEST_REQUEST, Api
+from daemon.kubelet.calls import Expand, Mount, Unmount
+from daemon.kubelet.rootsocket import admitted
 
 FOLDER = "/var/lib/kubelet/pods/1/volumes/v~d/pvc-1"
 OPTIONS = {callout.READ_WRITE_OPTION: "rw"}
@@ -255,7 +255,7 @@ async def test_the_peer_is_asked_who_it_is(served: Served, monkeypatch: pytest.M
         seen.append(uid)
         return False
 
-    monkeypatch.setattr("daemon.rootsocket.admitted", nobody)
+    monkeypatch.setattr("daemon.kubelet.rootsocket.admitted", nobody)
     status, said = await served.ask(MOUNT)
     assert (status, said["status"]) == (403, "Failure")
     assert seen == [os.getuid()]

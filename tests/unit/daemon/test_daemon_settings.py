@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from daemon.deviceclasses import LOOP
 from daemon.settings import Settings, read
-from daemon.thinpools import Autoextend
+from daemon.storage.deviceclasses import LOOP
+from daemon.storage.thinpools import Autoextend
 from service.environment import SettingsError
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from daemon.deviceclasses import LOOP, LVM, DeviceClass, read, reserve_of
 from daemon.settings import read as read_settings
 from daemon.static.document import DocumentError
+from daemon.storage.deviceclasses import LOOP, LVM, DeviceClass, read, reserve_of
 from service.environment import SettingsError
 
 GIB = 2**30

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from contract import names
-from daemon.driver import DRIVER_FOUND, DRIVER_MISSING, Driver
+from daemon.kubelet.driver import DRIVER_FOUND, DRIVER_MISSING, Driver
 from flexdriver import installation
 from kube.events import Recorder
 from kube.records import ObjectReference

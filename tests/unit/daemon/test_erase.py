@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.parameters import DISCARD, ERASE, NO_ERASE, ZERO
-from daemon.erase import MIB, Method, Reuse, method, steps
-from daemon.throttle import Throttle
+from daemon.storage.erase import MIB, Method, Reuse, method, steps
+from daemon.storage.throttle import Throttle
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,10 @@ from pathlib import Path
 from prometheus_client import generate_latest
 
 from contract.volume import DELETE
-from daemon.erasurenews import ERASED, ERASING, LARGE, ErasureNews
+from daemon.cluster.erasurenews import ERASED, ERASING, LARGE, ErasureNews
 from daemon.errors import BackendFailed
 from daemon.metrics import Metrics
-from daemon.record import Inventory, Record, State, Volume
+from daemon.storage.record import Inventory, Record, State, Volume
 from kube.client import EVENTS
 from tests.unit.daemon.nodecluster import node_parts
 

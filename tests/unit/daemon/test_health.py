@@ -6,9 +6,9 @@ from typing import cast
 import pytest
 
 from contract.volume import DELETE, PersistentVolume
-from daemon.health import _REMEDIES, HealthWatch, changes, diagnose
-from daemon.record import Health, Inventory, Pool, Record, State, Volume
-from daemon.volumes import Volumes
+from daemon.cluster.health import _REMEDIES, HealthWatch, changes, diagnose
+from daemon.storage.record import Health, Inventory, Pool, Record, State, Volume
+from daemon.storage.volumes import Volumes
 from kube.events import ObjectReference, Recorder
 from tests.unit.daemon.test_promises import pv
 

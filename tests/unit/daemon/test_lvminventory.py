@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 
 from daemon.backends.lvminventory import Place, inventory
-from daemon.record import Foreign, Pool, Record, State, Thin
-from daemon.record import Health as Complaint
+from daemon.storage.record import Foreign, Pool, Record, State, Thin
+from daemon.storage.record import Health as Complaint
 from lvm import Health, LogicalVolume, VolumeGroup
 from lvm import State as Report
 

@@ -3,9 +3,9 @@
 from prometheus_client.exposition import generate_latest
 
 from contract.volume import DELETE
-from daemon.deviceclasses import LVM, DeviceClass
 from daemon.metrics import Metrics, command_name
-from daemon.record import Damaged, Foreign, Health, Inventory, Pool, Record, State, Thin, Volume
+from daemon.storage.deviceclasses import LVM, DeviceClass
+from daemon.storage.record import Damaged, Foreign, Health, Inventory, Pool, Record, State, Thin, Volume
 from host.command import Completed
 
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from daemon.ordering import Turns
+from daemon.storage.ordering import Turns
 
 
 class Work:

@@ -10,9 +10,9 @@ import pytest
 
 from contract import names
 from contract.volume import DELETE, RETAIN, PersistentVolume
+from daemon.cluster.orphans import Orphans, removable_after, report
 from daemon.errors import InUse
-from daemon.orphans import Orphans, removable_after, report
-from daemon.record import Record, State, Volume
+from daemon.storage.record import Record, State, Volume
 from kube.client import EVENTS, VOLUMES, Cluster, Forbidden, Json, Unreachable
 from kube.errors import ApiError
 from kube.informer import Informer

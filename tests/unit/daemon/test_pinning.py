@@ -9,8 +9,8 @@ import pytest
 
 from contract import names
 from contract.volume import PV_PROTECTION, Pin
-from daemon.authorise import Refused, at_home
-from daemon.pinning import pin, release
+from daemon.cluster.pinning import pin, release
+from daemon.kubelet.authorise import Refused, at_home
 from kube.client import VOLUMES, Cluster, Conflict
 from kube.records import Node
 from tests.unit.daemon.nodecluster import HOSTNAME, NODE, PIN, api, create_pv, read_pv

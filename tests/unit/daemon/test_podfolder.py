@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from contract import names
 from daemon.errors import FolderMissing, NotAPodFolder
-from daemon.podfolder import PodFolder
+from daemon.kubelet.podfolder import PodFolder
 
 ROOT = Path("/nowhere/kubelet")
 UID = "0f2c1f5e-7f0a-4d8e-9a61-0c9a8ab3c3d1"

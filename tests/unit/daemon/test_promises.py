@@ -9,9 +9,9 @@ from contract import names
 from contract.capacity import footprint
 from contract.parameters import RAID1, VolumeParameters
 from contract.volume import DELETE, RETAIN, PersistentVolume
-from daemon.promises import largest, offer, promises
-from daemon.record import Inventory, Pool, Record, State, Thin, Volume
-from daemon.room import Promise
+from daemon.cluster.promises import largest, offer, promises
+from daemon.storage.record import Inventory, Pool, Record, State, Thin, Volume
+from daemon.storage.room import Promise
 
 EXTENT = 4
 THICK = VolumeParameters()

@@ -9,10 +9,10 @@ import pytest
 
 from contract import names
 from contract.volume import DELETE, PV_PROTECTION, RETAIN, PersistentVolume, Pin
-from daemon.demand import WrongOptions, wanted
+from daemon.cluster.demand import WrongOptions, wanted
+from daemon.cluster.reconcile import PREPARATION_FAILED, Action, plan
 from daemon.errors import Lost
-from daemon.reconcile import PREPARATION_FAILED, Action, plan
-from daemon.record import Record, State, Volume
+from daemon.storage.record import Record, State, Volume
 from kube.client import CAPACITIES, VOLUMES
 from tests.unit.daemon.nodecluster import (
     CAPACITY,

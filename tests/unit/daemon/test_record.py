@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from contract.filesystems import FILESYSTEMS
 from contract.parameters import ERASE, NO_ERASE, ZERO
 from contract.volume import DELETE, RETAIN
-from daemon.record import DamagedRecord, Pool, Record, State, Thin, from_fields, from_tags
+from daemon.storage.record import DamagedRecord, Pool, Record, State, Thin, from_fields, from_tags
 from lvm import names
 
 RECORD = Record("pvc-1", "3f7a9c1e-0001", DELETE, "ext4", State.READY)

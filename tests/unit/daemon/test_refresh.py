@@ -4,11 +4,11 @@ from pathlib import Path
 
 from daemon.backends.classes import of_classes
 from daemon.backends.folder import FolderBackend
-from daemon.deviceclasses import BINDMOUNT, LVM, DeviceClass
+from daemon.cluster.refresh import Refresher, missing
 from daemon.errors import BackendFailed
-from daemon.record import Inventory, Pool
-from daemon.refresh import Refresher, missing
-from daemon.volumes import Volumes
+from daemon.storage.deviceclasses import BINDMOUNT, LVM, DeviceClass
+from daemon.storage.record import Inventory, Pool
+from daemon.storage.volumes import Volumes
 from kube.events import ObjectReference
 
 THICK = DeviceClass("default", LVM, group="vg")

@@ -6,8 +6,8 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.record import Pool, Thin
-from daemon.room import Promise, room_for
+from daemon.storage.record import Pool, Thin
+from daemon.storage.room import Promise, room_for
 
 GIB = 1024**3
 

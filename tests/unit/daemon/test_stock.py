@@ -9,8 +9,8 @@ import pytest
 from contract.volume import DELETE
 from daemon.backends import Backend
 from daemon.errors import BackendFailed
-from daemon.record import Inventory, Pool, Record, State, Volume
-from daemon.stock import Stock
+from daemon.storage.record import Inventory, Pool, Record, State, Volume
+from daemon.storage.stock import Stock
 
 
 def volume(pv: str, state: State = State.READY, size: int = 10) -> Volume:

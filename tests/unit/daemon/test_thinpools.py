@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.parameters import VolumeParameters
+from daemon.cluster.promises import Offer, offer
+from daemon.cluster.thinwatch import ThinWatch
 from daemon.errors import BackendFailed
-from daemon.promises import Offer, offer
-from daemon.record import Inventory, Pool, Thin
-from daemon.thinpools import Autoextend, Enlargement, Level, enlargement, level, watched
-from daemon.thinwatch import ThinWatch
-from daemon.volumes import Volumes
+from daemon.storage.record import Inventory, Pool, Thin
+from daemon.storage.thinpools import Autoextend, Enlargement, Level, enlargement, level, watched
+from daemon.storage.volumes import Volumes
 from kube.events import ObjectReference, Recorder
 
 MIB = 2**20

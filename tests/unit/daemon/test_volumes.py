@@ -11,13 +11,13 @@ import pytest
 
 from contract.parameters import VolumeParameters
 from contract.volume import DELETE, RETAIN
-from daemon.erase import Reuse
 from daemon.errors import BackendFailed, Damaged, Foreign, Lost, NoSpace, PoolMissing
-from daemon.record import Damaged as DamagedVolume
-from daemon.record import Inventory, Pool, Record, State, Volume, Wanted
-from daemon.room import Promise
-from daemon.thinpools import Enlargement
-from daemon.volumes import Volumes
+from daemon.storage.erase import Reuse
+from daemon.storage.record import Damaged as DamagedVolume
+from daemon.storage.record import Inventory, Pool, Record, State, Volume, Wanted
+from daemon.storage.room import Promise
+from daemon.storage.thinpools import Enlargement
+from daemon.storage.volumes import Volumes
 
 POOL = "pool"
 

@@ -1,6 +1,6 @@
 """Who hears of erasures: the metrics, the PersistentVolume when it takes its time, and whoever waits for the end.
 
-A failure is told by those who ask for the removal and are refused: daemon.reconcile, daemon.orphans.
+A failure is told by those who ask for the removal and are refused: daemon.cluster.reconcile, daemon.cluster.orphans.
 """
 
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contract import quantity
 from daemon.errors import VolumeError
 from daemon.metrics import Metrics
-from daemon.record import Volume
+from daemon.storage.record import Volume
 from kube.events import ObjectReference, Recorder
 
 ERASING, ERASED = "VolumeErasing", "VolumeErased"
@@ -18,7 +18,7 @@ LARGE = 2**30
 
 
 class ErasureNews:
-    """See daemon.erasing.Listener. `ended` is called with the name of a volume that can be looked at again."""
+    """See daemon.storage.erasing.Listener. `ended` is called with the name of a volume that can be looked at again."""
 
     def __init__(self, metrics: Metrics, events: Recorder, ended: Callable[[str], None]) -> None:
         self._metrics = metrics

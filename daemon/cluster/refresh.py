@@ -8,11 +8,11 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 
-from daemon.deviceclasses import LVM, DeviceClass
 from daemon.errors import VolumeError
-from daemon.record import Inventory
-from daemon.thinpools import Level, level
-from daemon.volumes import Volumes
+from daemon.storage.deviceclasses import LVM, DeviceClass
+from daemon.storage.record import Inventory
+from daemon.storage.thinpools import Level, level
+from daemon.storage.volumes import Volumes
 from kube.events import ObjectReference, Recorder
 
 log = logging.getLogger(__name__)

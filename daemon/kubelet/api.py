@@ -20,9 +20,9 @@ from typing import Any, Protocol
 from aiohttp import web
 
 from contract import callout
-from daemon import calls, rootsocket
-from daemon.calls import Call, Expand, Init, Malformed, Mount, Unmount
 from daemon.errors import VolumeError
+from daemon.kubelet import calls, rootsocket
+from daemon.kubelet.calls import Call, Expand, Init, Malformed, Mount, Unmount
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ moment ago counts at once; until the informer shows it too, two mounts could oth
 """
 
 from contract.volume import PersistentVolume
-from daemon.authorise import at_home
+from daemon.kubelet.authorise import at_home
 from kube.informer import Informer
 from kube.records import Node
 

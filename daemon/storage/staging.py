@@ -14,7 +14,7 @@ from pathlib import Path
 
 from contract import names
 from daemon.errors import BackendFailed, FolderMissing, InUse, Occupied
-from daemon.podfolder import PodFolder
+from daemon.kubelet.podfolder import PodFolder
 from host import mounting, mounttable
 from host.mounttable import Mount
 

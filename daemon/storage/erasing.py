@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from daemon.backends import Backend
-from daemon.erase import Method, method, steps
 from daemon.errors import BackendFailed, InUse, VolumeError
-from daemon.ordering import Turns
-from daemon.record import Health, Record, State, Volume
-from daemon.throttle import Throttle
+from daemon.storage.erase import Method, method, steps
+from daemon.storage.ordering import Turns
+from daemon.storage.record import Health, Record, State, Volume
+from daemon.storage.throttle import Throttle
 from host import erasure
 from host.command import CommandError
 

@@ -6,7 +6,7 @@ very PersistentVolume, uid and all, that is asked for. And nothing is removed th
 
 Each operation may be cut off at any point and asked for again: the record is rewritten only when the step before it
 is done, and what is mounted is read from the mount table. What is asked for runs in a task of its own
-(daemon.ordering), so a caller that gives up breaks nothing off.
+(daemon.storage.ordering), so a caller that gives up breaks nothing off.
 """
 
 import asyncio
@@ -21,18 +21,18 @@ from typing import Any, TypeVar
 from contract import names
 from contract.volume import RETAIN
 from daemon.backends import Backend
-from daemon.cloning import Cloning
-from daemon.erasing import Erasures, Listener, Silent
 from daemon.errors import BackendFailed, BeingErased, Damaged, Foreign, InUse, Lost, Occupied, PoolMissing, VolumeError
-from daemon.filesystems import Filesystems
-from daemon.ordering import Turns
-from daemon.podfolder import PodFolder
-from daemon.record import DamagedRecord, Inventory, Record, State, Volume, Wanted
-from daemon.room import Promise, Room
-from daemon.staging import Staging
-from daemon.stock import Stock
-from daemon.thinpools import Autoextend, Enlargement
-from daemon.throttle import Throttle
+from daemon.kubelet.podfolder import PodFolder
+from daemon.storage.cloning import Cloning
+from daemon.storage.erasing import Erasures, Listener, Silent
+from daemon.storage.filesystems import Filesystems
+from daemon.storage.ordering import Turns
+from daemon.storage.record import DamagedRecord, Inventory, Record, State, Volume, Wanted
+from daemon.storage.room import Promise, Room
+from daemon.storage.staging import Staging
+from daemon.storage.stock import Stock
+from daemon.storage.thinpools import Autoextend, Enlargement
+from daemon.storage.throttle import Throttle
 from host import filesystem
 from host.command import CommandError
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from contract import quantity
 from daemon.backends import Backend
 from daemon.errors import NotCloned
-from daemon.record import State, Volume, Wanted
-from daemon.staging import Staging
-from daemon.stock import Stock
+from daemon.storage.record import State, Volume, Wanted
+from daemon.storage.staging import Staging
+from daemon.storage.stock import Stock
 from host import blockdevice, devicecopy, freezing, identity
 
 log = logging.getLogger(__name__)

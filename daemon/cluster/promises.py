@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from contract.capacity import footprint
 from contract.parameters import RAID1, VolumeParameters
 from contract.volume import RETAIN, PersistentVolume
-from daemon.demand import given_size, parameters_of, policy_of
-from daemon.record import Inventory, Pool, Volume
-from daemon.room import Promise
-from daemon.thinpools import Level, level
+from daemon.cluster.demand import given_size, parameters_of, policy_of
+from daemon.storage.record import Inventory, Pool, Volume
+from daemon.storage.room import Promise
+from daemon.storage.thinpools import Level, level
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ from collections.abc import Callable
 
 from contract.parameters import VolumeParameters
 from contract.volume import DELETE, FAILED, RELEASED, PersistentVolume
-from daemon.demand import parameters_of, policy_of, wanted
+from daemon.cluster.demand import parameters_of, policy_of, wanted
+from daemon.cluster.holdings import Holdings
+from daemon.cluster.pinning import release, remember_made
+from daemon.cluster.publish import Publisher
 from daemon.errors import VolumeError
-from daemon.holdings import Holdings
-from daemon.pinning import release, remember_made
-from daemon.publish import Publisher
-from daemon.record import State, Volume
-from daemon.volumes import Volumes
+from daemon.storage.record import State, Volume
+from daemon.storage.volumes import Volumes
 from kube.client import Cluster
 from kube.errors import ApiError
 from kube.events import ObjectReference, Recorder

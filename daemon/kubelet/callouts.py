@@ -15,17 +15,17 @@ from contract import volume as contract_volume
 from contract.capacity import footprint
 from contract.parameters import VolumeParameters
 from contract.volume import PersistentVolume
-from daemon.authorise import Authoriser, Grant, Undecided, at_home
-from daemon.calls import Expand, Mount, Unmount
-from daemon.demand import wanted
+from daemon.cluster.demand import wanted
+from daemon.cluster.holdings import Holdings
+from daemon.cluster.pinning import pin, remember_made
+from daemon.cluster.promises import offer
+from daemon.cluster.reconcile import claim_reference, reference
 from daemon.errors import NoSpace, PoolMissing
-from daemon.holdings import Holdings
-from daemon.pinning import pin, remember_made
-from daemon.podfolder import PodFolder
-from daemon.promises import offer
-from daemon.reconcile import claim_reference, reference
-from daemon.staging import top
-from daemon.volumes import Volumes
+from daemon.kubelet.authorise import Authoriser, Grant, Undecided, at_home
+from daemon.kubelet.calls import Expand, Mount, Unmount
+from daemon.kubelet.podfolder import PodFolder
+from daemon.storage.staging import top
+from daemon.storage.volumes import Volumes
 from host import mounttable
 from kube.client import VOLUMES, Cluster
 from kube.errors import ApiError
@@ -62,7 +62,7 @@ class Home:
 
 
 class NodeCallouts:
-    """The callouts of one node (daemon.api.Callouts). `pool_of` is that of its backend."""
+    """The callouts of one node (daemon.kubelet.api.Callouts). `pool_of` is that of its backend."""
 
     def __init__(self, volumes: Volumes, pool_of: Callable[[VolumeParameters], str], kubelet_root: Path) -> None:
         self._volumes = volumes

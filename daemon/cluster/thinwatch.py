@@ -9,9 +9,9 @@ from collections.abc import Callable, Collection
 
 from contract import quantity
 from daemon.errors import VolumeError
-from daemon.record import Pool
-from daemon.thinpools import Autoextend, Enlargement, Level, described, fullness, level, watched
-from daemon.volumes import Volumes
+from daemon.storage.record import Pool
+from daemon.storage.thinpools import Autoextend, Enlargement, Level, described, fullness, level, watched
+from daemon.storage.volumes import Volumes
 from kube.events import ObjectReference, Recorder
 
 log = logging.getLogger(__name__)

@@ -16,9 +16,9 @@ from contract import capacity, names, parameters, quantity
 from contract.capacity import Capacity
 from contract.parameters import ParameterError, VolumeParameters
 from contract.volume import PersistentVolume
-from daemon.holdings import Holdings
-from daemon.promises import offer
-from daemon.record import Inventory
+from daemon.cluster.holdings import Holdings
+from daemon.cluster.promises import offer
+from daemon.storage.record import Inventory
 from kube.backoff import Backoff
 from kube.client import CAPACITIES, CLASSES, ApiError, Cluster, Json, NotFound
 from kube.informer import Informer

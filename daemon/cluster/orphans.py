@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from contract import quantity
 from contract.volume import DELETE, PersistentVolume
 from daemon.errors import VolumeError
-from daemon.record import Record, State, Volume
-from daemon.volumes import Volumes
+from daemon.storage.record import Record, State, Volume
+from daemon.storage.volumes import Volumes
 from kube.client import VOLUMES, Cluster
 from kube.errors import ApiError, NotFound
 from kube.events import ObjectReference, Recorder

@@ -3,7 +3,7 @@
 from contract.parameters import SIZE_OPTION, ParameterError, VolumeParameters
 from contract.volume import DELETE, RETAIN, PersistentVolume
 from daemon.errors import VolumeError
-from daemon.record import Wanted
+from daemon.storage.record import Wanted
 
 
 class WrongOptions(VolumeError):

@@ -11,7 +11,7 @@ import contextlib
 from contract import names
 from contract import volume as contract_volume
 from contract.volume import PersistentVolume, Pin
-from daemon.authorise import Refused, at_home, elsewhere
+from daemon.kubelet.authorise import Refused, at_home, elsewhere
 from kube.client import VOLUMES, Cluster, Conflict, Invalid, Json, NotFound
 from kube.records import Node
 

@@ -10,7 +10,7 @@ import enum
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from daemon.record import Inventory, Pool
+from daemon.storage.record import Inventory, Pool
 
 
 class Level(enum.IntEnum):

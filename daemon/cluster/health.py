@@ -10,9 +10,9 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 
 from contract.volume import PersistentVolume
-from daemon.reconcile import reference
-from daemon.record import Health, Inventory
-from daemon.volumes import Volumes
+from daemon.cluster.reconcile import reference
+from daemon.storage.record import Health, Inventory
+from daemon.storage.volumes import Volumes
 from kube.events import ObjectReference, Recorder
 from service.logs import about
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from contract.parameters import VolumeParameters
 from daemon.backends import Backend
 from daemon.errors import BackendFailed, VolumeError
-from daemon.record import Volume
-from daemon.staging import Staging
+from daemon.storage.record import Volume
+from daemon.storage.staging import Staging
 from host import blockdevice, filesystem, mounting
 from host.command import CommandError
 

@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 from daemon.backends import Backend
-from daemon.record import Inventory, Volume
-from daemon.thinpools import Enlargement
+from daemon.storage.record import Inventory, Volume
+from daemon.storage.thinpools import Enlargement
 
 
 class Stock:

@@ -23,7 +23,7 @@ from contract import callout, names
 from contract import volume as contract_volume
 from contract.volume import PersistentVolume
 from daemon.errors import VolumeError
-from daemon.podfolder import PodFolder
+from daemon.kubelet.podfolder import PodFolder
 from kube.client import CLAIMS, PODS, VOLUMES, Cluster
 from kube.errors import ApiError, NotFound
 from kube.informer import Informer

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from contract.capacity import footprint
 from daemon.backends import Backend
 from daemon.errors import NoSpace, PoolFull
-from daemon.record import Pool, Wanted
-from daemon.stock import Stock
-from daemon.thinpools import Autoextend, Enlargement, Level, enlargement, level
+from daemon.storage.record import Pool, Wanted
+from daemon.storage.stock import Stock
+from daemon.storage.thinpools import Autoextend, Enlargement, Level, enlargement, level
 
 
 @dataclass(frozen=True)
