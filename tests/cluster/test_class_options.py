@@ -32,7 +32,7 @@ from tests.sandbox.workloads import Namespace, claim, pod
         ),
         (
             "btrfs",
-            "128Mi",
+            "256Mi",
             "-n 8192",
             ["noatime", "compress=zstd"],
             ("btrfs", "inspect-internal", "dump-super"),

@@ -25,10 +25,9 @@ async def test_the_volume_follows_the_pod_to_its_node(sandbox: Sandbox, namespac
     assert volume["spec"]["flexVolume"]["options"] == {"size": str(24 * 1024**2)}
     assert volume["metadata"]["labels"] == {names.NODE_LABEL: "node-b"}
     assert names.FINALIZER in volume["metadata"]["finalizers"]
-    assert volume["metadata"]["annotations"] == {
-        names.PROVISIONED_BY: names.PROVISIONER,
-        names.POOL_ANNOTATION: "loop",
-    }
+    annotations = volume["metadata"]["annotations"]
+    assert annotations[names.PROVISIONED_BY] == names.PROVISIONER
+    assert annotations[names.POOL_ANNOTATION] == "loop"
     [term] = volume["spec"]["nodeAffinity"]["required"]["nodeSelectorTerms"]
     assert term["matchExpressions"] == [
         {"key": "kubernetes.io/hostname", "operator": "In", "values": ["ip-10-0-0-2.internal"]}

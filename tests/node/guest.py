@@ -50,6 +50,8 @@ class Tests:
                 "-m",
                 "pytest",
                 *("-p", "no:cacheprovider", "-p", "tests.node.guest"),
+                # The disks of a test that passed go at once: the guest keeps them in its memory.
+                *("-o", "tmp_path_retention_policy=failed"),
                 "--quiet",
                 "--tb=short",
                 "--color=no",

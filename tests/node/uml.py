@@ -65,7 +65,7 @@ export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/r
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev 2>/dev/null # it is there already if the kernel mounts it by itself
-for folder in {own}; do mount -t tmpfs tmpfs $folder; done
+for folder in {own}; do mount -t tmpfs -o size=80% tmpfs $folder; done
 for folder in {kept}; do mkdir -p "$folder"; mount -t hostfs -o "$folder" host "$folder"; done
 mkdir -p /run/kernel/lib /run/lock
 ln -s {modules} /run/kernel/lib/modules
