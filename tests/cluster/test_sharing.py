@@ -4,6 +4,7 @@ import asyncio
 import functools
 from pathlib import Path
 
+from host import loopdevice
 from kube.client import CLAIMS, PODS
 from tests.cluster import onnode
 from tests.sandbox import mountspace
@@ -49,11 +50,14 @@ async def test_many_pods_mount_one_claim_at_once(sandbox: Sandbox, namespace: Na
     await asyncio.gather(*(namespace.create(PODS, pod(name, {"/data": "data"})) for name in names))
     pods = await asyncio.gather(*(namespace.until_running(name) for name in names))
     [node] = {sandbox.node_of(body) for body in pods}
-    assert len(mountspace.mounts_below(node.staging)) == 1
-    assert len(mountspace.mounts_below(node.kubelet_root)) == len(names)
+    volume = (await namespace.until_bound("data"))["metadata"]["name"]
+    folders = [node.volume_folder(body["metadata"]["uid"], volume) for body in pods]
+    mounts = [path for path in mountspace.mounts_below(node.folder) if path.name == volume]
+    assert sorted(mounts) == sorted([node.staging / volume, *folders]), "once staged, and once in each pod's folder"
     await asyncio.gather(*(namespace.delete(PODS, name) for name in names))
     await asyncio.gather(*(namespace.until_gone(PODS, name) for name in names))
-    assert not list(mountspace.loop_devices(node.data))
+    assert not [path for path in mountspace.mounts_below(node.folder) if path.name == volume]
+    assert loopdevice.find(onnode.image(node, volume)) is None
 
 
 async def test_a_pod_that_is_made_anew_finds_its_data_where_it_left_it(namespace: Namespace) -> None:
