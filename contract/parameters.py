@@ -48,6 +48,8 @@ class VolumeParameters:
     thin_pool: str = ""
     overprovision_ratio: float = 1.0
     """How many times its size a thin pool may be promised."""
+    thin_pool_autoextend: int = 0
+    """By how many percent of its size the volume's thin pool may grow by itself, each time it fills up. 0: not."""
     stripes: int = 1
     raid: str = LINEAR
     erase: str = ZERO
@@ -93,6 +95,12 @@ def _ratio(text: str) -> float:
     return ratio
 
 
+def _share(text: str) -> int:
+    if not re.fullmatch(r"\d{1,3}%?", text, re.ASCII) or not 0 <= (share := int(text.removesuffix("%"))) <= 100:
+        raise ValueError
+    return share
+
+
 def _stripes(text: str) -> int:
     if not re.fullmatch(r"\d{1,3}", text, re.ASCII) or not 1 <= (stripes := int(text)) <= 128:
         raise ValueError
@@ -125,6 +133,7 @@ _KEYS: Mapping[str, _Key] = {
     "thin": _Key("thin", "true false", _boolean),
     "thinPool": _Key("thin_pool", "the name of an LVM thin pool", lvm_name),
     "overprovisionRatio": _Key("overprovision_ratio", "a number from 1 to 100, such as 2.5", _ratio),
+    "thinPoolAutoextend": _Key("thin_pool_autoextend", "a whole number of percent up to 100, such as 20%", _share),
     "stripes": _Key("stripes", "a whole number from 1 to 128", _stripes),
     "raid": _Key("raid", f"{LINEAR} {RAID1}", _one_of(LINEAR, RAID1)),
     "erase": _Key("erase", " ".join(ERASE), _one_of(*ERASE)),
@@ -179,7 +188,7 @@ def _check_layout(wanted: VolumeParameters, parameters: Mapping[str, str]) -> No
         raise ParameterError(
             "stripes", parameters["stripes"], "allowed is 1 with raid1, striped mirrors (raid10) are not served"
         )
-    for key in ("thinPool", "overprovisionRatio"):
+    for key in ("thinPool", "overprovisionRatio", "thinPoolAutoextend"):
         if key in parameters and (wanted.thin is False or wanted.needs_thick):
             raise ParameterError(key, parameters[key], "allowed for thin volumes only")
 

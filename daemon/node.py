@@ -108,7 +108,6 @@ class Daemon:
         self._thin_watch = ThinWatch(
             self._volumes,
             {each.own_thin_pool for each in chosen.classes.values() if each.kind == LVM},
-            chosen.lvm_thin_pool_autoextend,
             self._room_again,
         )
         self._health_watch = HealthWatch(

@@ -7,7 +7,7 @@ guesses would make volumes in the wrong place.
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from contract import names, quantity
@@ -17,7 +17,6 @@ from daemon.static.document import DocumentError
 from daemon.static.settings import StaticSettings
 from daemon.storage import deviceclasses
 from daemon.storage.deviceclasses import BINDMOUNT, DRIVER_KINDS, LOOP, LVM, THIN_POOL, DeviceClass
-from daemon.storage.thinpools import Autoextend
 from flexdriver import installation
 from service.environment import (
     LOG_FORMATS,
@@ -41,7 +40,6 @@ class Settings:
     lvm_volume_group: str = "elastic-local-vg"
     lvm_use_thin_volumes: bool = False
     lvm_thin_pool: str = THIN_POOL
-    lvm_thin_pool_autoextend: Autoextend = field(default_factory=Autoextend)
     socket: Path = Path(names.SOCKET)
     staging_dir: Path = Path("/mnt/storage")
     kubelet_root: Path = Path("/var/lib/kubelet")
@@ -119,10 +117,6 @@ def read(environment: Mapping[str, str]) -> Settings:
         lvm_volume_group=value("LVM_VOLUME_GROUP", str, default.lvm_volume_group),
         lvm_use_thin_volumes=value("LVM_USE_THIN_VOLUMES", truth, default.lvm_use_thin_volumes),
         lvm_thin_pool=value("LVM_THIN_POOL", str, default.lvm_thin_pool),
-        lvm_thin_pool_autoextend=Autoextend(
-            share=value("LVM_THIN_POOL_AUTOEXTEND", _percent, default.lvm_thin_pool_autoextend.share),
-            threshold=value("LVM_THIN_POOL_AUTOEXTEND_THRESHOLD", _percent, default.lvm_thin_pool_autoextend.threshold),
-        ),
         socket=value(names.SOCKET_VARIABLE, _path, default.socket),
         staging_dir=value("STAGING_DIR", _path, default.staging_dir),
         kubelet_root=value("KUBELET_ROOT", _path, default.kubelet_root),
@@ -161,13 +155,6 @@ def _path(text: str) -> Path:
     if not text.startswith("/") or ".." in text.split("/"):
         raise ValueError("allowed is an absolute path without `..`")
     return Path(os.path.normpath(text))
-
-
-def _percent(text: str) -> int:
-    number = text.strip().removesuffix("%")
-    if not (number.isascii() and number.isdecimal() and int(number) <= 100):
-        raise ValueError("allowed is a whole number of percent, such as 20%")
-    return int(number)
 
 
 def _grace(text: str) -> float | None:

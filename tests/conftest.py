@@ -6,6 +6,8 @@ import os
 
 import pytest
 
+pytest_plugins = ["tests.uml.plugin"]
+
 _CLONE_NEWNS = 0x00020000
 _MS_REC, _MS_PRIVATE = 0x4000, 1 << 18
 

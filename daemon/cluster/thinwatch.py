@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from contract import quantity
 from daemon.errors import VolumeError
 from daemon.storage.record import Pool
-from daemon.storage.thinpools import Autoextend, Enlargement, Level, described, fullness, level, watched
+from daemon.storage.thinpools import Enlargement, Level, described, fullness, level, share, watched
 from daemon.storage.volumes import Volumes
 from kube.events import ObjectReference, Recorder
 
@@ -29,12 +29,9 @@ class ThinWatch:
     """`own` are the pools that new thin volumes of this node come from. `recovered` is called when a pool takes new
     volumes again."""
 
-    def __init__(
-        self, volumes: Volumes, own: Collection[str], autoextend: Autoextend, recovered: Callable[[], None]
-    ) -> None:
+    def __init__(self, volumes: Volumes, own: Collection[str], recovered: Callable[[], None]) -> None:
         self._volumes = volumes
         self._own = own
-        self._autoextend = autoextend
         self._recovered = recovered
         self._levels: dict[str, Level] = {}
         self._stuck: set[str] = set()
@@ -67,7 +64,7 @@ class ThinWatch:
     async def look(self) -> None:
         """One look at the inventory."""
         for pool in watched(self._volumes.inventory, self._own):
-            if self._autoextend.share and fullness(pool) >= self._autoextend.threshold:
+            if share(pool, self._volumes.inventory.volumes) and fullness(pool) >= Level.WARNING:
                 await self._extend(pool)
         pools = watched(self._volumes.inventory, self._own)
         before, self._levels = self._levels, {}
@@ -81,7 +78,7 @@ class ThinWatch:
 
     async def _extend(self, pool: Pool) -> None:
         try:
-            got = await self._volumes.enlarge(pool.name, self._autoextend)
+            got = await self._volumes.enlarge(pool.name)
             why = "its volume group has nothing left that was not promised or kept back"
         except VolumeError as error:
             got, why = Enlargement(), str(error)

@@ -17,6 +17,7 @@ from contract.volume import DELETE, RETAIN, Original
 _PREFIX = "elastic-local/"
 _OWNER_MARK = "record"
 _VERSION = "1"
+_AUTOEXTEND = "thin-pool-autoextend"
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 """Names of PersistentVolumes are DNS subdomains. They become names of logical volumes and of files, so no more."""
@@ -66,6 +67,8 @@ class Record:
     """What the class asks for. Records of daemons that did not erase say nothing: their volumes get the default."""
     erased: int = 0
     """Of one that is being erased: bytes from its beginning that hold nothing any more."""
+    thin_pool_autoextend: int = 0
+    """By how many percent of its size its thin pool may grow for it, each time it fills up."""
 
     def __post_init__(self) -> None:
         for key, value, good in (
@@ -74,6 +77,7 @@ class Record:
             ("policy", self.policy, self.policy in (DELETE, RETAIN)),
             ("filesystem", self.filesystem, self.filesystem in FILESYSTEMS),
             ("erase", self.erase, self.erase in ERASE),
+            (_AUTOEXTEND, self.thin_pool_autoextend, 0 <= self.thin_pool_autoextend <= 100),
         ):
             if not good:
                 raise DamagedRecord(f"{key} is {value!r}")
@@ -92,6 +96,7 @@ class Record:
             "state": self.state.value,
             "erase": self.erase,
             **({"erased": str(self.erased)} if self.state is State.ERASING else {}),
+            **({_AUTOEXTEND: str(self.thin_pool_autoextend)} if self.thin_pool_autoextend else {}),
         }
 
 
@@ -128,10 +133,21 @@ def from_fields(fields: Mapping[str, object]) -> Record | None:
         state = State(text.pop("state"))
     except ValueError as error:
         raise DamagedRecord(str(error)) from error
-    erased = fields.get("erased", "0") if state is State.ERASING else "0"
-    if not isinstance(erased, str) or not re.fullmatch(r"\d{1,18}", erased, re.ASCII):
-        raise DamagedRecord(f"erased is {erased!r}")
-    return Record(**text, state=state, erase=str(fields.get("erase", ZERO)), erased=int(erased))
+    return Record(
+        **text,
+        state=state,
+        erase=str(fields.get("erase", ZERO)),
+        erased=_number(fields, "erased") if state is State.ERASING else 0,
+        thin_pool_autoextend=_number(fields, _AUTOEXTEND),
+    )
+
+
+def _number(fields: Mapping[str, object], key: str) -> int:
+    """Of a field that need not be there: 0 without it."""
+    value = fields.get(key, "0")
+    if not isinstance(value, str) or not re.fullmatch(r"\d{1,18}", value, re.ASCII):
+        raise DamagedRecord(f"{key} is {value!r}")
+    return int(value)
 
 
 @dataclass(frozen=True)
@@ -153,7 +169,15 @@ class Wanted:
 
     def record(self, state: State) -> Record:
         """Raises DamagedRecord when the PersistentVolume holds what no record may."""
-        return Record(self.pv, self.uid, self.policy, self.parameters.filesystem, state, self.parameters.erase)
+        return Record(
+            self.pv,
+            self.uid,
+            self.policy,
+            self.parameters.filesystem,
+            state,
+            self.parameters.erase,
+            thin_pool_autoextend=self.parameters.thin_pool_autoextend,
+        )
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from daemon.backends import Backend
 from daemon.errors import NoSpace, PoolFull
 from daemon.storage.record import Pool, Wanted
 from daemon.storage.stock import Stock
-from daemon.storage.thinpools import Autoextend, Enlargement, Level, enlargement, level
+from daemon.storage.thinpools import Enlargement, Level, enlargement, level, share
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,14 @@ class Room:
             del self._held[wanted.pv]
 
     @contextlib.contextmanager
-    def enlarging(self, pool_name: str, chosen: Autoextend) -> Iterator[Enlargement]:
+    def enlarging(self, pool_name: str) -> Iterator[Enlargement]:
         """What the thin pool may get from its group, held for it meanwhile."""
         pool, group = self._stock.inventory.pool(pool_name), self._stock.inventory.pool(pool_name.partition("/")[0])
         if pool is None or group is None:
             yield Enlargement()
             return
-        more = enlargement(pool, chosen, self._room(pool_name, group, ratio=1.0))
+        allowed = share(pool, self._stock.inventory.volumes)
+        more = enlargement(pool, allowed, self._room(pool_name, group, ratio=1.0))
         self._held[pool_name] = (group.name, more.taken)
         try:
             yield more

@@ -1,16 +1,16 @@
 """How full thin pools really are, and what is done about it. Pure.
 
 A thin pool may be promised more than it has, so it can fill up while every volume still has room on paper. Then writes
-of all its volumes wait and fail, and full metadata is no better than full data. So people are told at the first
-threshold, nothing new is made from the second one on, and a node may let its pools grow from what their group has
-left, when nobody else was promised it.
+of all its volumes wait and fail, and full metadata is no better than full data. So a pool grows from what its group has
+left, when the StorageClass of a volume in it says so and nobody else was promised it; else people are told at the first
+threshold, and nothing new is made from the second one on.
 """
 
 import enum
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from daemon.storage.record import Inventory, Pool
+from daemon.storage.record import Inventory, Pool, Volume
 
 
 class Level(enum.IntEnum):
@@ -24,14 +24,6 @@ class Level(enum.IntEnum):
 
 _HYSTERESIS = 3.0
 """Percent below a threshold at which it counts as left again: a pool that wavers there is told of once."""
-
-
-@dataclass(frozen=True)
-class Autoextend:
-    """By how much of its size a pool grows, and how full it is then; both in percent. Nothing grows by 0."""
-
-    share: int = 0
-    threshold: int = 80
 
 
 @dataclass(frozen=True)
@@ -67,17 +59,23 @@ def watched(inventory: Inventory, own: Collection[str]) -> list[Pool]:
     return [pool for pool in inventory.pools if pool.thin and (pool.ours or pool.name in own)]
 
 
-def enlargement(pool: Pool, chosen: Autoextend, spare: int) -> Enlargement:
+def share(pool: Pool, volumes: Iterable[Volume]) -> int:
+    """By how many percent of its size the pool grows when it fills up: the most that any of its volumes allows, for
+    they all depend on it."""
+    return max((volume.record.thin_pool_autoextend for volume in volumes if volume.pool == pool.name), default=0)
+
+
+def enlargement(pool: Pool, percent: int, spare: int) -> Enlargement:
     """What the pool should get now, of `spare` bytes that its group can give, in whole extents. Metadata comes first:
     it is small, and a pool without it is harder to mend."""
-    if pool.thin is None or not chosen.share:
+    if pool.thin is None:
         return Enlargement()
     extent, metadata, data = pool.granularity, 0, 0
-    if (pool.thin.metadata_percent or 0.0) >= chosen.threshold:
-        metadata = -(-pool.thin.metadata_size * chosen.share // (100 * extent)) * extent
+    if (pool.thin.metadata_percent or 0.0) >= Level.WARNING:
+        metadata = -(-pool.thin.metadata_size * percent // (100 * extent)) * extent
         metadata = min(metadata, max(spare, 0) // 2 // extent * extent)
-    if (pool.thin.data_percent or 0.0) >= chosen.threshold:
-        data = -(-pool.size * chosen.share // (100 * extent)) * extent
+    if (pool.thin.data_percent or 0.0) >= Level.WARNING:
+        data = -(-pool.size * percent // (100 * extent)) * extent
         data = min(data, max(spare - 2 * metadata, 0) // extent * extent)
     return Enlargement(data, metadata)
 

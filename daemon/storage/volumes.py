@@ -31,7 +31,7 @@ from daemon.storage.record import DamagedRecord, Inventory, Record, State, Volum
 from daemon.storage.room import Promise, Room
 from daemon.storage.staging import Staging
 from daemon.storage.stock import Stock
-from daemon.storage.thinpools import Autoextend, Enlargement
+from daemon.storage.thinpools import Enlargement
 from daemon.storage.throttle import Throttle
 from host import filesystem
 from host.command import CommandError
@@ -122,10 +122,10 @@ class Volumes:
         the next mount. Raises NoSpace, and then nothing has changed."""
         return await self._turn("expand", wanted.pv, wanted, lambda: self._expand(wanted))
 
-    async def enlarge(self, pool: str, chosen: Autoextend) -> Enlargement:
-        """Lets a thin pool that is as full as chosen grow from what its group has left. Returns what it got: nothing
-        when nothing is left."""
-        return await self._turn("enlarge", pool, chosen, lambda: self._enlarge(pool, chosen))
+    async def enlarge(self, pool: str) -> Enlargement:
+        """Lets a thin pool that fills up grow from what its group has left, by as much as its volumes allow. Returns
+        what it got: nothing when nothing is left."""
+        return await self._turn("enlarge", pool, None, lambda: self._enlarge(pool))
 
     async def reclaim(self, pv: str, uid: str, pool: str) -> bool:
         """Whether the volume of this very PersistentVolume is gone with its data, its space free. False: its data is
@@ -270,10 +270,10 @@ class Volumes:
                 self._stock.put(volume, taken)
         return volume
 
-    async def _enlarge(self, name: str, chosen: Autoextend) -> Enlargement:
+    async def _enlarge(self, name: str) -> Enlargement:
         await self._stock.look()
         pool = self.inventory.pool(name)
-        with self._room.enlarging(name, chosen) as more:
+        with self._room.enlarging(name) as more:
             if pool and more.taken:
                 with self._stock.changing(name):
                     await self._backend.extend_pool(pool, more)

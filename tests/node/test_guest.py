@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.node import guest, uml
-from tests.node.guest import GuestFailure, Tests
-from tests.node.uml import Guest
+from tests.uml import guest, reports
+from tests.uml.guest import Guest
+from tests.uml.reports import GuestFailure, Tests
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.xdist_group("uml")
@@ -18,7 +18,7 @@ Boot = Callable[..., Tests]
 
 @pytest.fixture(autouse=True)
 def _installed() -> None:
-    assert not uml.missing()
+    assert not guest.missing()
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def boot(tmp_path: Path) -> Iterator[Boot]:
         tests.close()
 
 
-def reports(tests: Tests, config: pytest.Config, name: str) -> list[pytest.TestReport]:
+def reports_of(tests: Tests, config: pytest.Config, name: str) -> list[pytest.TestReport]:
     return list(tests.reports(config, f"test_it.py::{name}"))
 
 
@@ -60,17 +60,17 @@ def test_reports_come_back_and_a_hang_ends(
         "test_bad",
         "test_that_hangs",
     )
-    assert [(each.when, each.outcome) for each in reports(tests, pytestconfig, "test_good")] == [
+    assert [(each.when, each.outcome) for each in reports_of(tests, pytestconfig, "test_good")] == [
         ("setup", "passed"),
         ("call", "passed"),
         ("teardown", "passed"),
     ]
-    (failed,) = [each for each in reports(tests, pytestconfig, "test_bad") if each.outcome != "passed"]
+    (failed,) = [each for each in reports_of(tests, pytestconfig, "test_bad") if each.outcome != "passed"]
     assert (failed.when, failed.outcome) == ("call", "failed")
     assert 'assert "device" == "mapper"' in failed.longreprtext
-    monkeypatch.setattr(guest, "SILENCE_SECONDS", 1)
+    monkeypatch.setattr(reports, "SILENCE_SECONDS", 1)
     with pytest.raises(GuestFailure, match="said nothing for 1 s"):
-        reports(tests, pytestconfig, "test_that_hangs")
+        reports_of(tests, pytestconfig, "test_that_hangs")
 
 
 def test_a_panic_fails_the_test_and_those_after_it(boot: Boot, pytestconfig: pytest.Config) -> None:
@@ -86,7 +86,7 @@ def test_a_panic_fails_the_test_and_those_after_it(boot: Boot, pytestconfig: pyt
     )
     for name in ("test_that_panics", "test_after"):
         with pytest.raises(GuestFailure, match=r"(?s)without running this test to its end.*Kernel panic"):
-            reports(tests, pytestconfig, name)
+            reports_of(tests, pytestconfig, name)
 
 
 def test_a_disk_outlives_a_power_cut(tmp_path: Path) -> None:
@@ -114,5 +114,5 @@ def test_a_disk_outlives_a_power_cut(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_is_said_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uml, "_PROGRAMS", ("sh", "no-such-program"))
-    assert uml.missing().startswith("no-such-program not found: apt-get install user-mode-linux ")
+    monkeypatch.setattr(guest, "_PROGRAMS", ("sh", "no-such-program"))
+    assert guest.missing().startswith("no-such-program not found: apt-get install user-mode-linux ")

@@ -16,7 +16,7 @@ from daemon.errors import NoSpace, PoolFull
 from daemon.storage.deviceclasses import LVM, DeviceClass
 from daemon.storage.record import Pool
 from daemon.storage.room import Promise
-from daemon.storage.thinpools import Autoextend, Level, level
+from daemon.storage.thinpools import Enlargement, Level, level
 from daemon.storage.volumes import Volumes
 from lvm import Lvm
 from tests.node.conftest import ByHand
@@ -57,7 +57,7 @@ async def test_a_pool_that_is_really_full_hurts_nobody_who_was_not_writing(node:
     volumes = node.volumes()
     await volumes.start()
     quiet = node.wanted(32 * MIB, overprovision_ratio=RATIO)
-    greedy = node.wanted(256 * MIB, pv=f"{node.pv}-greedy", overprovision_ratio=RATIO)
+    greedy = node.wanted(256 * MIB, pv=f"{node.pv}-greedy", overprovision_ratio=RATIO, thin_pool_autoextend=100)
     calm, wild = node.folder(), node.folder(greedy.pv)
     await volumes.mount(quiet, calm, read_only=False)
     await volumes.mount(greedy, wild, read_only=False)
@@ -86,7 +86,7 @@ async def test_a_pool_that_is_really_full_hurts_nobody_who_was_not_writing(node:
     assert (calm.path / "data").read_bytes() == data
 
     recovered: list[str] = []
-    watch = ThinWatch(volumes, {node.pool}, Autoextend(share=100, threshold=80), lambda: recovered.append("yes"))
+    watch = ThinWatch(volumes, {node.pool}, lambda: recovered.append("yes"))
     await watch.look()
     assert pool_of(volumes, node).size == 2 * POOL
     assert level(pool_of(volumes, node)) is Level.FINE
@@ -108,7 +108,7 @@ async def test_a_pool_that_is_really_full_hurts_nobody_who_was_not_writing(node:
 
 
 async def test_a_pool_grows_by_what_nobody_was_promised_and_no_more(node: Node, lvm: Lvm) -> None:
-    """Data and metadata. The reserve and a thick volume that is promised but not made keep their room."""
+    """The reserve and a thick volume that is promised but not made keep their room."""
     group = node.pool.split("/")[0]
     state = await lvm.report()
     free = state.group(group).free  # type: ignore[union-attr]
@@ -118,24 +118,43 @@ async def test_a_pool_grows_by_what_nobody_was_promised_and_no_more(node: Node, 
     backend = ClassesBackend({"default": node.make_backend()}, {"default": here})
     volumes = Volumes(backend, node.staging, promises=lambda: [Promise("pv-thick", group, promised)])
     await volumes.start()
-    before = pool_of(volumes, node)
-    assert before.thin
-    assert before.thin.metadata_percent
-    chosen = Autoextend(share=100, threshold=int(before.thin.metadata_percent))
-    got = await volumes.enlarge(node.pool, chosen)
-    assert (got.data, got.metadata) == (0, before.thin.metadata_size)
-    after = pool_of(volumes, node)
-    assert after.thin
-    assert after.thin.metadata_size == 2 * before.thin.metadata_size
+    folder = node.folder()
+    # Promised well beyond its size, for the pool keeps the reserve back as well.
+    wanted = node.wanted(2 * POOL, overprovision_ratio=100.0, thin_pool_autoextend=100)
+    await volumes.mount(wanted, folder, read_only=False)
+    assert (await volumes.enlarge(node.pool)).taken == 0  # it has room
+    (folder.path / "data").write_bytes(os.urandom(104 * MIB))
+    os.sync()
+
+    got = await volumes.enlarge(node.pool)
+    assert 0 < got.data <= spare
+    assert got.metadata == 0
+    pool = pool_of(volumes, node)
+    assert pool.size == POOL + got.data
     known = volumes.inventory.pools
     await volumes.refresh()
     assert list(volumes.inventory.pools) == list(known)
-
-    got = await volumes.enlarge(node.pool, Autoextend(share=100, threshold=0))
     left = volumes.inventory.pool(group)
     assert left
-    assert left.free - promised - reserve < before.granularity * 2
+    assert left.free - promised - reserve < pool.granularity * 2
     assert left.free >= promised + reserve
-    assert (await volumes.enlarge(node.pool, Autoextend(share=100, threshold=0))).taken == 0
+    with (folder.path / "more").open("wb") as file:
+        file.write(os.urandom(14 * MIB))
+        os.fsync(file.fileno())
+    assert (await volumes.enlarge(node.pool)).taken == 0
     with pytest.raises(NoSpace):
-        await volumes.prepare(node.wanted(2 * before.granularity, thin=False))
+        await volumes.prepare(node.wanted(2 * pool.granularity, pv=f"{node.pv}-thick", thin=False))
+
+
+async def test_metadata_grows_too(node: Node) -> None:
+    backend = node.make_backend()
+    volumes = node.volumes()
+    await volumes.start()
+    before = pool_of(volumes, node)
+    assert before.thin
+    await backend.extend_pool(before, Enlargement(metadata=before.thin.metadata_size))
+    await volumes.refresh()
+    after = pool_of(volumes, node)
+    assert after.thin
+    assert after.thin.metadata_size == 2 * before.thin.metadata_size
+    assert after.size == before.size

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.node import uml
-from tests.node.uml import PROJECT, Guest
+from tests.uml import guest
+from tests.uml.guest import PROJECT, Guest
 
 pytestmark = pytest.mark.xdist_group("uml")
 
@@ -36,7 +36,7 @@ _SIZES = {"small": 64 << 20, "large": 256 << 20, "largest-but-used": 320 << 20}
 
 @pytest.fixture
 def disks(tmp_path: Path) -> list[Path]:
-    assert not uml.missing()
+    assert not guest.missing()
     paths = []
     for name, size in _SIZES.items():
         path = tmp_path / name

@@ -191,7 +191,10 @@ def test_label_annotate_patch(kubectl: Kubectl) -> None:
 
 @pytest.fixture
 def following(kubectl: Kubectl) -> Iterator[subprocess.Popen[str]]:
-    command = [*kubectl.command, "get", "cm", "a", "-w", "-o", "jsonpath={.data.key}{'\\n'}"]
+    # Not by its name: then kubectl takes whatever the watch tells first for what it has printed already, and a change
+    # that comes before the watch is lost, with any API server.
+    one = ("--field-selector", "metadata.name=a")
+    command = [*kubectl.command, "get", "cm", *one, "-w", "-o", "jsonpath={.data.key}{'\\n'}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     deadline = threading.Timer(_SECONDS, process.kill)
     deadline.start()

@@ -4,7 +4,6 @@ import pytest
 
 from daemon.settings import Settings, read
 from daemon.storage.deviceclasses import LOOP
-from daemon.storage.thinpools import Autoextend
 from service.environment import SettingsError
 
 
@@ -20,8 +19,6 @@ def test_everything_can_be_set() -> None:
             "LVM_VOLUME_GROUP": "vg",
             "LVM_USE_THIN_VOLUMES": "True",
             "LVM_THIN_POOL": "pool",
-            "LVM_THIN_POOL_AUTOEXTEND": "20%",
-            "LVM_THIN_POOL_AUTOEXTEND_THRESHOLD": "70",
             "ELASTIC_LOCAL_SOCKET": "/run/s",
             "STAGING_DIR": "/mnt//x/",
             "KUBELET_ROOT": "/k",
@@ -41,7 +38,6 @@ def test_everything_can_be_set() -> None:
         lvm_volume_group="vg",
         lvm_use_thin_volumes=True,
         lvm_thin_pool="pool",
-        lvm_thin_pool_autoextend=Autoextend(share=20, threshold=70),
         socket=Path("/run/s"),
         staging_dir=Path("/mnt/x"),
         kubelet_root=Path("/k"),
@@ -63,8 +59,6 @@ def test_everything_can_be_set() -> None:
     [
         ("DRIVER_KIND", "ZFS", "LVM, LOOP, BINDMOUNT"),
         ("LVM_USE_THIN_VOLUMES", "yes please", "true, false"),
-        ("LVM_THIN_POOL_AUTOEXTEND", "a fifth", "such as 20%"),
-        ("LVM_THIN_POOL_AUTOEXTEND_THRESHOLD", "101", "such as 20%"),
         ("STAGING_DIR", "mnt/storage", "absolute path"),
         ("KUBELET_ROOT", "/var/lib/../kubelet", "absolute path"),
         ("CAPACITY", "ten", "10Gi"),

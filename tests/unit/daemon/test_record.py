@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.filesystems import FILESYSTEMS
-from contract.parameters import ERASE, NO_ERASE, ZERO
+from contract.parameters import DISCARD, ERASE, NO_ERASE, ZERO, VolumeParameters
 from contract.volume import DELETE, RETAIN
-from daemon.storage.record import DamagedRecord, Pool, Record, State, Thin, from_fields, from_tags
+from daemon.storage.record import DamagedRecord, Pool, Record, State, Thin, Wanted, from_fields, from_tags
 from lvm import names
 
 RECORD = Record("pvc-1", "3f7a9c1e-0001", DELETE, "ext4", State.READY)
@@ -21,6 +21,7 @@ RECORDS = st.builds(
     filesystem=st.sampled_from(sorted(FILESYSTEMS)),
     state=st.sampled_from([State.FORMATTING, State.READY]),
     erase=st.sampled_from(ERASE),
+    thin_pool_autoextend=st.integers(0, 100),
 ) | st.builds(
     Record,
     pv=st.just("pvc-1"),
@@ -59,6 +60,8 @@ def test_a_record_with_a_part_missing_or_twice_is_damaged_or_foreign(record: Rec
         # Written by a daemon that knew nothing of erasing: all of it goes.
         read = from_tags(rest)
         assert read in (replace(record, erase=ZERO), replace(record, erased=0))
+    elif lost.startswith("elastic-local/thin-pool-autoextend="):
+        assert from_tags(rest) == replace(record, thin_pool_autoextend=0)
     else:
         with pytest.raises(DamagedRecord, match="has no"):
             from_tags(rest)
@@ -80,6 +83,9 @@ def test_a_record_with_a_part_missing_or_twice_is_damaged_or_foreign(record: Rec
         ("state", 1),
         ("erase", "shred"),
         ("erase", None),
+        ("thin-pool-autoextend", "101"),
+        ("thin-pool-autoextend", "20%"),
+        ("thin-pool-autoextend", 20),
     ],
 )
 def test_what_we_never_write_is_damage(field: str, value: object) -> None:
@@ -95,7 +101,11 @@ def test_progress_that_we_never_write_is_damage(value: object) -> None:
 
 
 def test_what_the_class_asks_for_is_remembered() -> None:
-    assert from_tags(replace(RECORD, erase=NO_ERASE).to_tags()) == replace(RECORD, erase=NO_ERASE)
+    for record in (replace(RECORD, erase=NO_ERASE), replace(RECORD, thin_pool_autoextend=20)):
+        assert from_tags(record.to_tags()) == record
+    asked = VolumeParameters(thin=True, erase=DISCARD, thin_pool_autoextend=20)
+    record = Wanted("pvc-1", "uid", 1, DELETE, asked).record(State.READY)
+    assert (record.erase, record.thin_pool_autoextend) == (DISCARD, 20)
 
 
 def test_a_change_of_state_changes_one_tag() -> None:

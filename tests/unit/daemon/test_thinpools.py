@@ -10,8 +10,8 @@ from contract.parameters import VolumeParameters
 from daemon.cluster.promises import Offer, offer
 from daemon.cluster.thinwatch import ThinWatch
 from daemon.errors import BackendFailed
-from daemon.storage.record import Inventory, Pool, Thin
-from daemon.storage.thinpools import Autoextend, Enlargement, Level, enlargement, level, watched
+from daemon.storage.record import Inventory, Pool, Record, State, Thin, Volume
+from daemon.storage.thinpools import Enlargement, Level, enlargement, level, share, watched
 from daemon.storage.volumes import Volumes
 from kube.events import ObjectReference, Recorder
 
@@ -50,24 +50,35 @@ def test_levels(found: Pool, before: Level, now: Level) -> None:
 @given(
     data=st.floats(0, 100),
     metadata=st.floats(0, 100),
-    share=st.integers(0, 100),
-    threshold=st.integers(0, 100),
+    percent=st.integers(0, 100),
     spare=st.integers(-EXTENT, 200 * EXTENT),
 )
 def test_a_pool_gets_whole_extents_when_it_needs_them_and_never_more_than_is_spare(
-    data: float, metadata: float, share: int, threshold: int, spare: int
+    data: float, metadata: float, percent: int, spare: int
 ) -> None:
-    got = enlargement(pool(data, metadata), Autoextend(share, threshold), spare)
+    got = enlargement(pool(data, metadata), percent, spare)
     assert got.data % EXTENT == got.metadata % EXTENT == 0
-    assert got.data == 0 or (data >= threshold and share)
-    assert got.metadata == 0 or (metadata >= threshold and share)
+    assert got.data == 0 or (data >= 80 and percent)
+    assert got.metadata == 0 or (metadata >= 80 and percent)
     assert 0 <= got.taken <= max(spare, 0)
-    if data >= threshold and share and spare >= 110 * EXTENT:
-        assert got.data == share * EXTENT
+    if data >= 80 and spare >= 110 * EXTENT:
+        assert got.data == percent * EXTENT
 
 
 def test_metadata_comes_before_data() -> None:
-    assert enlargement(pool(90, 90), Autoextend(50), 5 * EXTENT) == Enlargement(3 * EXTENT, EXTENT)
+    assert enlargement(pool(90, 90), 50, 5 * EXTENT) == Enlargement(3 * EXTENT, EXTENT)
+
+
+def volume_in(pool: str, autoextend: int) -> Volume:
+    record = Record("pvc-1", "uid", "Delete", "ext4", State.READY, thin_pool_autoextend=autoextend)
+    return Volume(record, EXTENT, pool)
+
+
+def test_a_pool_grows_by_the_most_that_the_class_of_one_of_its_volumes_allows() -> None:
+    others = [volume_in("vg/other", 50), volume_in("vg", 60)]
+    assert share(pool(), others) == 0
+    assert share(pool(), [*others, volume_in("vg/pool", 0)]) == 0
+    assert share(pool(), [*others, volume_in("vg/pool", 10), volume_in("vg/pool", 20)]) == 20
 
 
 def test_pools_of_the_nodes_own_system_are_left_alone() -> None:
@@ -82,19 +93,23 @@ def test_a_pool_that_is_nearly_full_offers_nothing() -> None:
 
 
 class Node:
-    """Volumes of which only the inventory counts; a pool that is enlarged has room."""
+    """Volumes of which only the inventory counts, one volume in the pool; a pool that is enlarged has room."""
 
-    def __init__(self, *pools: Pool) -> None:
-        self.inventory = Inventory((), pools)
+    def __init__(self, *pools: Pool, autoextend: int = 0) -> None:
+        self._volume = volume_in("vg/pool", autoextend)
+        self.found(*pools)
         self.gives: Enlargement | Exception = Enlargement()
         self.asked = 0
 
-    async def enlarge(self, name: str, chosen: Autoextend) -> Enlargement:
+    def found(self, *pools: Pool) -> None:
+        self.inventory = Inventory((self._volume,), pools)
+
+    async def enlarge(self, name: str) -> Enlargement:
         self.asked += 1
         if isinstance(self.gives, Exception):
             raise self.gives
         if self.gives.taken:
-            self.inventory = Inventory((), [pool(40, 4)])
+            self.found(pool(40, 4))
         return self.gives
 
 
@@ -116,15 +131,15 @@ class Told:
 
 async def test_each_threshold_is_told_once_and_recovery_too() -> None:
     node, told, recovered = Node(pool(10)), Told(), []
-    watch = ThinWatch(cast(Volumes, node), {"vg/pool"}, Autoextend(), lambda: recovered.append(1))
+    watch = ThinWatch(cast(Volumes, node), {"vg/pool"}, lambda: recovered.append(1))
     watch.tell(cast(Recorder, told), NODE)
     for percent in (10, 79, 80, 79, 81, 94, 95, 99, 94, 95):
-        node.inventory = Inventory((), [pool(percent)])
+        node.found(pool(percent))
         await watch.look()
     assert "has used 80 % of its data and 0 % of its metadata: extend it" in told.words[0][1]
     assert told.reasons() == ["ThinPoolFilling", "ThinPoolNearlyFull"]
     assert not recovered
-    node.inventory = Inventory((), [pool(50)])
+    node.found(pool(50))
     await watch.look()
     assert told.reasons() == ["ThinPoolHasRoom"]
     assert recovered == [1]
@@ -133,7 +148,7 @@ async def test_each_threshold_is_told_once_and_recovery_too() -> None:
 
 async def test_what_was_found_before_anybody_could_be_told_is_told_then() -> None:
     node, told = Node(pool(85)), Told()
-    watch = ThinWatch(cast(Volumes, node), {"vg/pool"}, Autoextend(), lambda: None)
+    watch = ThinWatch(cast(Volumes, node), {"vg/pool"}, lambda: None)
     await watch.look()
     watch.tell(cast(Recorder, told), NODE)
     await watch.look()
@@ -141,9 +156,9 @@ async def test_what_was_found_before_anybody_could_be_told_is_told_then() -> Non
 
 
 async def test_a_pool_grows_before_anybody_needs_to_be_warned() -> None:
-    node, told = Node(pool(85)), Told()
+    node, told = Node(pool(85), autoextend=20), Told()
     node.gives = Enlargement(20 * EXTENT, EXTENT)
-    watch = ThinWatch(cast(Volumes, node), {"vg/pool"}, Autoextend(20, 80), lambda: None)
+    watch = ThinWatch(cast(Volumes, node), {"vg/pool"}, lambda: None)
     watch.tell(cast(Recorder, told), NODE)
     await watch.look()
     assert "it got 80Mi for data and 4Mi for metadata" in told.words[0][1]
@@ -152,9 +167,9 @@ async def test_a_pool_grows_before_anybody_needs_to_be_warned() -> None:
 
 @pytest.mark.parametrize("gives", [Enlargement(), BackendFailed("LVM says no")])
 async def test_a_pool_that_can_not_grow_is_told_of_once(gives: Enlargement | Exception) -> None:
-    node, told = Node(pool(85)), Told()
+    node, told = Node(pool(85), autoextend=20), Told()
     node.gives = gives
-    watch = ThinWatch(cast(Volumes, node), {"vg/pool"}, Autoextend(20, 80), lambda: None)
+    watch = ThinWatch(cast(Volumes, node), {"vg/pool"}, lambda: None)
     watch.tell(cast(Recorder, told), NODE)
     for _ in range(3):
         await watch.look()
