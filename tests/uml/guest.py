@@ -24,13 +24,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 INSTALL = (
-    "apt-get install user-mode-linux lvm2 thin-provisioning-tools kmod util-linux e2fsprogs xfsprogs btrfs-progs procps"
+    "apt-get install user-mode-linux lvm2 thin-provisioning-tools kmod iproute2 util-linux e2fsprogs xfsprogs "
+    "btrfs-progs procps"
 )
 _PROGRAMS = (
     "linux.uml",
     "lvm",
     "thin_check",
     "modprobe",
+    "ip",
     "taskset",
     "setpriv",
     "unshare",
@@ -67,6 +69,7 @@ mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev 2>/dev/null # it is there already if the kernel mounts it by itself
 for folder in {own}; do mount -t tmpfs -o size=80% tmpfs $folder; done
 for folder in {kept}; do mkdir -p "$folder"; mount -t hostfs -o "$folder" host "$folder"; done
+ip link set lo up
 mkdir -p /run/kernel/lib /run/lock
 ln -s {modules} /run/kernel/lib/modules
 for module in {wanted}; do modprobe --dirname /run/kernel $module; done

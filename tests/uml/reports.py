@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.node.uml import PROJECT, Guest
+from tests.uml.guest import PROJECT, Guest
 
 _REPORTS = "REPORTS_OF_GUEST"
 """In the guest: the file for the reports."""
@@ -49,7 +49,7 @@ class Tests:
                 sys.executable,
                 "-m",
                 "pytest",
-                *("-p", "no:cacheprovider", "-p", "tests.node.guest"),
+                *("-p", "no:cacheprovider", "-p", "tests.uml.reports"),
                 # The disks of a test that passed go at once: the guest keeps them in its memory.
                 *("-o", "tmp_path_retention_policy=failed"),
                 "--quiet",

@@ -1,0 +1,1 @@
+"""Tests on a kernel with device-mapper, also where there is none: in User-mode Linux."""

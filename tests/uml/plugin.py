@@ -1,0 +1,93 @@
+"""The mark `device_mapper`: for a test, on any floor, that needs device-mapper, and so for any that creates a logical
+volume.
+
+    pytestmark = pytest.mark.device_mapper
+
+Where the kernel has device-mapper and we are root, such a test runs like any other. Elsewhere it runs inside User-mode
+Linux (guest.py): the first one boots a guest that runs all of them, and each report comes back as the test's own. A
+guest that panics, hangs or leaves a test out fails that test and shows its console. Under xdist all of them go to one
+worker (`--dist loadgroup`).
+
+In the guest /run, /tmp and /mnt are empty folders in memory at the start; there is a loopback network only, no udev,
+and everything takes 3 to 9 times as long. Tests without the mark run on the host as it is.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.uml import guest
+from tests.uml.reports import GuestFailure, Tests
+
+_MARK = "device_mapper"
+_GROUP = "uml"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", f"{_MARK}: needs device-mapper: runs in User-mode Linux where the kernel has none"
+    )
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if item.get_closest_marker(_MARK):
+        item.add_marker(pytest.mark.xdist_group(_GROUP))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    if item.get_closest_marker(_MARK) is None or _has_device_mapper():
+        return None
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    for report in _reports(item):
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    # The modules and folders that were set up for earlier tests go, if the next test is not in them: for a test
+    # that runs here, pytest does so itself.
+    item.session._setupstate.teardown_exact(nextitem)
+    return True
+
+
+def _has_device_mapper() -> bool:
+    """The file alone says nothing: it may be there without the driver."""
+    try:
+        os.close(os.open("/dev/mapper/control", os.O_RDWR))
+    except OSError:
+        return False
+    return True
+
+
+_tests: pytest.StashKey[Tests] = pytest.StashKey()
+
+
+def _reports(item: pytest.Item) -> Iterator[pytest.TestReport]:
+    try:
+        for report in _guest(item.session).reports(item.config, _node_id(item)):
+            report.nodeid = item.nodeid
+            yield report
+    except GuestFailure as failure:
+        yield pytest.TestReport(
+            item.nodeid, item.location, dict.fromkeys(item.keywords, 1), "failed", str(failure), "call"
+        )
+
+
+def _guest(session: pytest.Session) -> Tests:
+    """The guest of this pytest process, booted for all tests that need it."""
+    tests = session.config.stash.get(_tests, None)
+    if tests is None:
+        if absent := guest.missing():
+            raise GuestFailure(f"this kernel has no device-mapper, and to boot one that has: {absent}")
+        folder = tempfile.TemporaryDirectory(prefix="uml-")
+        session.config.add_cleanup(folder.cleanup)
+        wanted = [_node_id(item) for item in session.items if item.get_closest_marker(_MARK)]
+        tests = session.config.stash[_tests] = Tests(Path(folder.name), session.config.rootpath, wanted)
+        session.config.add_cleanup(tests.close)
+    return tests
+
+
+def _node_id(item: pytest.Item) -> str:
+    """xdist adds the group to the name of a test."""
+    return item.nodeid.removesuffix(f"@{_GROUP}")
