@@ -1,4 +1,4 @@
-"""Who hears of erasures: the metrics, the PersistentVolume when it takes its time, and whoever waits for the end.
+"""Who hears of erasures: the metrics, the PersistentVolume, and whoever waits for the end.
 
 A failure is told by those who ask for the removal and are refused: daemon.cluster.reconcile, daemon.cluster.orphans.
 """
@@ -13,9 +13,6 @@ from kube.events import ObjectReference, Recorder
 
 ERASING, ERASED = "VolumeErasing", "VolumeErased"
 
-LARGE = 2**30
-"""Bytes. What is smaller is gone before anybody reads of it."""
-
 
 class ErasureNews:
     """See daemon.storage.erasing.Listener. `ended` is called with the name of a volume that can be looked at again."""
@@ -27,23 +24,18 @@ class ErasureNews:
 
     def begun(self, volume: Volume) -> None:
         self._metrics.erasing(1)
-        if left := _worth_telling(volume):
-            words = f"the data of volume {volume.pv} is being erased, {quantity.humane(left)} are left to do"
-            self._events.normal(_reference(volume), ERASING, f"{words}; until then its space is not free")
+        left = quantity.humane(volume.size - volume.record.erased)
+        words = f"the data of volume {volume.pv} is being erased, {left} are left to do"
+        self._events.normal(_reference(volume), ERASING, f"{words}; until then its space is not free")
 
     def progressed(self, size: int) -> None:
         self._metrics.erased(size)
 
     def ended(self, volume: Volume, error: VolumeError | None) -> None:
         self._metrics.erasing(-1)
-        if error is None and _worth_telling(volume):
+        if error is None:
             self._events.normal(_reference(volume), ERASED, f"the data of volume {volume.pv} is erased")
         self._ended(volume.pv)
-
-
-def _worth_telling(volume: Volume) -> int:
-    """The bytes that were left when it began, or 0."""
-    return volume.size - volume.record.erased if volume.size >= LARGE else 0
 
 
 def _reference(volume: Volume) -> ObjectReference:

@@ -46,7 +46,7 @@ class ThinWatch:
     def tell(self, events: Recorder, node: ObjectReference) -> None:
         """From now on people are told on the Node, of what was found before as well."""
         self._events = events, node
-        for pool in watched(self._volumes.inventory, self._own):
+        for pool in self._pools():
             if self._levels.get(pool.name, Level.FINE) > Level.FINE:
                 self._tell_level(pool)
 
@@ -63,10 +63,10 @@ class ThinWatch:
 
     async def look(self) -> None:
         """One look at the inventory."""
-        for pool in watched(self._volumes.inventory, self._own):
+        for pool in self._pools():
             if share(pool, self._volumes.inventory.volumes) and fullness(pool) >= Level.WARNING:
                 await self._extend(pool)
-        pools = watched(self._volumes.inventory, self._own)
+        pools = self._pools()
         before, self._levels = self._levels, {}
         for pool in pools:
             was = before.get(pool.name, Level.FINE)
@@ -75,6 +75,11 @@ class ThinWatch:
                 self._tell_level(pool)
             if was is Level.CRITICAL and now < was:
                 self._recovered()
+
+    def _pools(self) -> list[Pool]:
+        """Those that were told of are among them until they are told to be well, whoever has volumes there then."""
+        told = {name for name, found in self._levels.items() if found > Level.FINE}
+        return watched(self._volumes.inventory, {*self._own, *told})
 
     async def _extend(self, pool: Pool) -> None:
         try:

@@ -2,8 +2,8 @@
 
 `sandbox` is one cluster of three nodes for a whole test process: tests that use it work in a namespace of their own
 (`namespace`) and leave its programs alone. `shaken` is a namespace of another such cluster, whose programs tests kill.
-`fresh_sandbox` makes a cluster for one test that kills what others need. All tests of this folder run in one event
-loop, for the client of a shared sandbox lives in it.
+`fresh_sandbox` makes a cluster for one test that kills what others need. `on_lvm` is a namespace of `lvm_cluster`,
+whose node has real LVM. All tests of this folder run in one event loop, for the client of a shared sandbox lives in it.
 """
 
 import secrets
@@ -18,7 +18,9 @@ import pytest
 import pytest_asyncio
 
 from kube.client import CLASSES
+from tests.cluster import lvmcluster
 from tests.cluster.deaths import revive
+from tests.cluster.lvmcluster import LvmCluster
 from tests.sandbox.nodes import NodeSpec
 from tests.sandbox.sandbox import Sandbox
 from tests.sandbox.workloads import Namespace, storage_class
@@ -119,3 +121,16 @@ async def shaken(shaken_sandbox: Sandbox) -> AsyncIterator[Namespace]:
         finally:
             for program in reversed(shaken_sandbox.programs):
                 await revive(program)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def lvm_cluster(short_folders: Callable[[], Path]) -> AsyncIterator[LvmCluster]:
+    async with lvmcluster.running(short_folders(), short_folders()) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def on_lvm(lvm_cluster: LvmCluster) -> AsyncIterator[Namespace]:
+    """A namespace of the cluster on LVM; what the test made in it is gone when the next test begins."""
+    async with Namespace(lvm_cluster.sandbox, f"test-{secrets.token_hex(4)}") as made:
+        yield made

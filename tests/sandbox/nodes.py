@@ -13,7 +13,7 @@ from contract import names
 from tests.sandbox.programs import Program, answers, says
 
 COMMAND = str(Path(sys.executable).with_name("elastic-local"))
-_DRIVER_KINDS = {"loop": "LOOP", "folder": "BINDMOUNT"}
+_DRIVER_KINDS = {"loop": "LOOP", "folder": "BINDMOUNT", "lvm": "LVM"}
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,13 @@ class NodeSpec:
     name: str
     hostname: str = ""
     """Value of the hostname label. Empty: as the name, which on many clouds it is not."""
-    backend: Literal["loop", "folder"] = "loop"
+    backend: Literal["loop", "folder", "lvm"] = "loop"
     capacity: str = "1Gi"
-    """What the node's volumes may take together, a Kubernetes quantity."""
+    """What the node's volumes may take together, a Kubernetes quantity. On LVM the group says it."""
+    group: str = ""
+    """On LVM: the volume group. There is one LVM on a machine, so at most one node of a sandbox has any."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """More of its daemon's environment."""
     device_classes: Mapping[str, str] = field(default_factory=dict)
     """What the volumes of each of its other device classes, loop files all of them, may take. Empty: a class that the
     node is told of and lacks."""
@@ -127,8 +131,10 @@ class Node:
                 "DATA_DIR": str(self.data),
                 "LISTEN_ADDRESS": self._address,
                 "KUBECONFIG": str(kubeconfig),
+                **({"LVM_VOLUME_GROUP": self.spec.group} if self.spec.group else {}),
                 **({"DEVICE_CLASSES_FILE": str(self.device_classes)} if self.spec.device_classes else {}),
                 **(static if self.spec.static else {}),
+                **self.spec.settings,
             },
         )
 

@@ -2,10 +2,15 @@
 
 import asyncio
 import inspect
+import os
 from collections.abc import Callable
 from typing import Any
 
 _PAUSE = 0.02
+
+PATIENCE_VARIABLE = "SANDBOX_PATIENCE"
+_PATIENCE = float(os.environ.get(PATIENCE_VARIABLE, "1"))
+"""How many times longer everything may take, as on an emulated machine."""
 
 
 class NeverHappened(AssertionError):
@@ -17,6 +22,7 @@ async def until(condition: Callable[[], Any], *, what: str = "", seconds: float 
 
     Raises NeverHappened, naming `what` was waited for."""
     loop = asyncio.get_running_loop()
+    seconds *= _PATIENCE
     deadline = loop.time() + seconds
     while True:
         value = condition()

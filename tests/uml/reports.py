@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.sandbox.waiting import PATIENCE_VARIABLE
 from tests.uml.guest import PROJECT, Guest
 
 _REPORTS = "REPORTS_OF_GUEST"
@@ -59,7 +60,12 @@ class Tests:
                 f"@{folder / 'tests'}",
             ],
             cwd=root,
-            environment={_REPORTS: str(self._file), "PYTHONPATH": str(PROJECT), "PYTHONDONTWRITEBYTECODE": "1"},
+            environment={
+                _REPORTS: str(self._file),
+                PATIENCE_VARIABLE: "4",
+                "PYTHONPATH": str(PROJECT),
+                "PYTHONDONTWRITEBYTECODE": "1",
+            },
         )
 
     def reports(self, config: pytest.Config, node_id: str) -> Iterator[pytest.TestReport]:

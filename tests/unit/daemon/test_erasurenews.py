@@ -3,19 +3,21 @@ from pathlib import Path
 from prometheus_client import generate_latest
 
 from contract.volume import DELETE
-from daemon.cluster.erasurenews import ERASED, ERASING, LARGE, ErasureNews
+from daemon.cluster.erasurenews import ERASED, ERASING, ErasureNews
 from daemon.errors import BackendFailed
 from daemon.metrics import Metrics
 from daemon.storage.record import Inventory, Record, State, Volume
 from kube.client import EVENTS
 from tests.unit.daemon.nodecluster import node_parts
 
+SIZE = 64 * 2**20
+
 
 def volume(size: int) -> Volume:
     return Volume(Record("pv", "uid", DELETE, "ext4", State.ERASING, erased=size // 4), size, "vg")
 
 
-async def test_what_takes_its_time_is_told_on_its_persistent_volume(tmp_path: Path) -> None:
+async def test_how_it_goes_is_told_on_its_persistent_volume(tmp_path: Path) -> None:
     metrics = Metrics(Inventory, lambda: None, dict, {})
     looked_at: list[str] = []
 
@@ -24,22 +26,20 @@ async def test_what_takes_its_time_is_told_on_its_persistent_volume(tmp_path: Pa
 
     async with node_parts(tmp_path) as node:
         news = ErasureNews(metrics, node.events, looked_at.append)
-        news.begun(volume(LARGE - 1))
-        news.ended(volume(LARGE - 1), None)
-        news.begun(volume(4 * LARGE))
+        news.begun(volume(SIZE))
         assert "elastic_local_erase_running 1.0" in shown()
         news.progressed(5000)
-        news.ended(volume(4 * LARGE), BackendFailed("the disk"))
-        news.begun(volume(4 * LARGE))
-        news.ended(volume(4 * LARGE), None)
+        news.ended(volume(SIZE), BackendFailed("the disk"))
+        news.begun(volume(SIZE))
+        news.ended(volume(SIZE), None)
         await node.events.flush()
         events = await node.cluster.list(EVENTS)
     assert "elastic_local_erase_running 0.0" in shown()
     assert "elastic_local_erase_bytes_total 5000.0" in shown()
-    assert looked_at == ["pv", "pv", "pv"]
+    assert looked_at == ["pv", "pv"]
     assert sorted((event["reason"], event["involvedObject"]["uid"]) for event in events) == [
         (ERASED, "uid"),
         (ERASING, "uid"),
     ]
     (begun,) = (event["message"] for event in events if event["reason"] == ERASING)
-    assert "3Gi are left to do; until then its space is not free" in begun
+    assert "48Mi are left to do; until then its space is not free" in begun

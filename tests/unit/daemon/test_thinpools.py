@@ -146,6 +146,18 @@ async def test_each_threshold_is_told_once_and_recovery_too() -> None:
     assert node.asked == 0
 
 
+async def test_the_last_volume_that_goes_is_a_recovery_too() -> None:
+    node, told, recovered = Node(pool(99, ours=EXTENT)), Told(), []
+    watch = ThinWatch(cast(Volumes, node), (), lambda: recovered.append(1))
+    watch.tell(cast(Recorder, told), NODE)
+    await watch.look()
+    node.found(pool(0))
+    await watch.look()
+    await watch.look()
+    assert told.reasons() == ["ThinPoolNearlyFull", "ThinPoolHasRoom"]
+    assert recovered == [1]
+
+
 async def test_what_was_found_before_anybody_could_be_told_is_told_then() -> None:
     node, told = Node(pool(85)), Told()
     watch = ThinWatch(cast(Volumes, node), {"vg/pool"}, lambda: None)
