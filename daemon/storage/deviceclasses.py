@@ -20,7 +20,8 @@ from typing import Any
 
 from contract import parameters, quantity
 from contract.parameters import DEFAULT_DEVICE_CLASS
-from daemon.backends import folder, loop
+from daemon.backends.folder import FolderBackend
+from daemon.backends.loop import LoopBackend
 from daemon.backends.lvminventory import Place
 from daemon.static import document
 from daemon.static.document import DocumentError, Fields
@@ -29,7 +30,7 @@ LVM, LOOP, BINDMOUNT = "LVM", "LOOP", "BINDMOUNT"
 DRIVER_KINDS = (LVM, LOOP, BINDMOUNT)
 THIN_POOL = "elastic-local-thinpool"
 
-_FILE_POOLS = {LOOP: loop.POOL, BINDMOUNT: folder.POOL}
+_FILE_POOLS = {LOOP: LoopBackend.POOL, BINDMOUNT: FolderBackend.POOL}
 
 
 @dataclass(frozen=True)

@@ -275,7 +275,7 @@ async def test_killed_while_rewriting(kind: str, data: Path, changes: int) -> No
 async def removed(backend: Backend, volume: Volume) -> None:
     """Waits until the kernel has let go of the loop device: a program that scans devices may hold it for a moment."""
     if isinstance(backend, LoopBackend):
-        image = backend._image(volume.pv)
+        image = backend._data(volume.pv)
         eventually(lambda: not image.exists() or loopdevice.find(image) is None)
     await backend.remove(volume)
 
