@@ -79,7 +79,7 @@ def reserve_of(classes: Mapping[str, DeviceClass], pool: str) -> int:
 def read(text: str, own: DeviceClass) -> Mapping[str, DeviceClass]:
     """The classes of a file, and the one that stands for StorageClasses that name none: `own`, which the other settings
     describe, or the one that the file says. Raises DocumentError."""
-    fields = Fields.of("the file", document.load(text))
+    fields = Fields.of("the file", document.load_strict(text))
     fields = Fields("", fields.values, fields.spelling)
     classes = {name: _class(name, where, body) for name, where, body in fields.take("classes", _named, ())}
     default = fields.take("default", document.text, "")
