@@ -10,7 +10,7 @@ data is a volume whose making or removal was cut off, and one in another state w
 import asyncio
 import os
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
 
@@ -92,9 +92,9 @@ class FilesBackend(Backend):
         """Bytes of data that is there. `promised` is what its record file says, 0 when it says nothing."""
 
     @abstractmethod
-    def _offered(self, present: Mapping[str, Path]) -> int:
-        """Bytes that the folder's filesystem has for volumes, those that are there included. `present` is the data of
-        our volumes, by name."""
+    def _offered(self, present: Iterable[Path]) -> int:
+        """Bytes that the folder's filesystem has for volumes, those that are there included, whose data is
+        `present`."""
 
     @abstractmethod
     def _make(self, wanted: Wanted, size: int) -> Volume:
@@ -133,7 +133,7 @@ class FilesBackend(Backend):
         ours = sum(volume.size for volume in volumes)
         size = self._capacity
         if size is None:
-            size = self._offered({pv: path for pv, path in present.items() if pv in remembered})
+            size = self._offered(path for pv, path in present.items() if pv in remembered)
         return Inventory(volumes, [Pool(self._pool, size, size - ours, ours, self.BLOCK)], foreign, damaged)
 
     def _create(self, wanted: Wanted) -> Volume:

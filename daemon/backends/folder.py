@@ -11,7 +11,7 @@ yet or half removed, so it is emptied before it is used.
 import contextlib
 import os
 import shutil
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 from daemon.backends.files import FilesBackend
@@ -47,7 +47,7 @@ class FolderBackend(FilesBackend):
     def _size(self, data: Path, promised: int) -> int:
         return promised
 
-    def _offered(self, present: Mapping[str, Path]) -> int:
+    def _offered(self, present: Iterable[Path]) -> int:
         """The whole filesystem, whoever else writes to it. What is used of it is not asked: that changes with every
         write, and whose it is could only be found by walking through all of it."""
         figures = os.statvfs(self._folder)
