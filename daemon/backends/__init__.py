@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from contract.parameters import VolumeParameters
-from daemon.errors import BackendFailed, NoSpace
+from daemon.errors import BackendFailed
 from daemon.storage.erase import Reuse
 from daemon.storage.record import Inventory, Pool, Record, Volume, Wanted
 from daemon.storage.thinpools import Enlargement
@@ -85,13 +85,3 @@ class Backend(Protocol):
 def no_thin_pools(pool: Pool) -> BackendFailed:
     """For storage that has none."""
     return BackendFailed(f"{pool.name} is no thin pool: nothing can be added to it from here")
-
-
-def check_room(inventory: Inventory, pv: str, size: int) -> None:
-    """For storage that promises more than it has taken: whether its one pool has room for the volume to have `size`
-    bytes, its present ones included. Raises NoSpace."""
-    (pool,) = inventory.pools
-    present = inventory.volume(pv)
-    more = size - (present.size if present else 0)
-    if more > pool.available():
-        raise NoSpace(pv, f"the {pool.name} storage of this node", more, pool.available())

@@ -3,6 +3,8 @@
 The original decodes YAML 1.1 into Go structs by way of JSON. What people have written for it depends on three habits of
 that way: `y` and `on` are booleans, names of fields match in any case, and a number or a boolean where text belongs
 becomes text. A value that does not fit is an error that says where it stands.
+
+A document of our own is read strictly: there a key that stands twice in one map is an error.
 """
 
 import re
@@ -41,10 +43,44 @@ _resolve("merge", "<<", "<")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"(?:~|null|Null|NULL|)\Z"), ["~", "n", "N", ""])
 
 
-def load(text: str) -> Any:
-    """One document. Raises DocumentError."""
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+class _StrictLoader(_Loader):
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Looks at keys as they are written: what `<<` brings in later is there to be overridden."""
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE:
+                continue
+            name = text("a key", self.construct_object(key))
+            line = key.start_mark.line + 1
+            if name in lines:
+                raise DocumentError(
+                    f"key {name} in line {line} is there already, in line {lines[name]}: keep one of them"
+                )
+            lines[name] = line
+        return node
+
+
+def load(content: str) -> Any:
+    """One document. Of a key that stands twice in one map the last one counts, as in the original: it uses Unmarshal
+    of sigs.k8s.io/yaml, not UnmarshalStrict, and people's files have to go on as they are. Raises DocumentError."""
+    return _load(content, _Loader)
+
+
+def load_strict(content: str) -> Any:
+    """One document in which no key stands twice in one map: a mistake, whose first half would go unnoticed. Raises
+    DocumentError."""
+    return _load(content, _StrictLoader)
+
+
+def _load(content: str, loader: type[_Loader]) -> Any:
     try:
-        return yaml.load(text, _Loader)  # noqa: S506  a SafeLoader
+        return yaml.load(content, loader)  # noqa: S506  a SafeLoader
+    except DocumentError:
+        raise
     except (yaml.YAMLError, ValueError) as error:
         raise DocumentError(f"not a YAML value: {' '.join(str(error).split())}") from None
 

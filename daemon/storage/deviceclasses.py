@@ -20,7 +20,8 @@ from typing import Any
 
 from contract import parameters, quantity
 from contract.parameters import DEFAULT_DEVICE_CLASS
-from daemon.backends import folder, loop
+from daemon.backends.folder import FolderBackend
+from daemon.backends.loop import LoopBackend
 from daemon.backends.lvminventory import Place
 from daemon.static import document
 from daemon.static.document import DocumentError, Fields
@@ -29,7 +30,7 @@ LVM, LOOP, BINDMOUNT = "LVM", "LOOP", "BINDMOUNT"
 DRIVER_KINDS = (LVM, LOOP, BINDMOUNT)
 THIN_POOL = "elastic-local-thinpool"
 
-_FILE_POOLS = {LOOP: loop.POOL, BINDMOUNT: folder.POOL}
+_FILE_POOLS = {LOOP: LoopBackend.POOL, BINDMOUNT: FolderBackend.POOL}
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def reserve_of(classes: Mapping[str, DeviceClass], pool: str) -> int:
 def read(text: str, own: DeviceClass) -> Mapping[str, DeviceClass]:
     """The classes of a file, and the one that stands for StorageClasses that name none: `own`, which the other settings
     describe, or the one that the file says. Raises DocumentError."""
-    fields = Fields.of("the file", document.load(text))
+    fields = Fields.of("the file", document.load_strict(text))
     fields = Fields("", fields.values, fields.spelling)
     classes = {name: _class(name, where, body) for name, where, body in fields.take("classes", _named, ())}
     default = fields.take("default", document.text, "")

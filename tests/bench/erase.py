@@ -15,7 +15,7 @@ from pathlib import Path
 
 from contract.parameters import DISCARD, NO_ERASE, ZERO, VolumeParameters
 from contract.volume import DELETE
-from daemon.backends.loop import POOL, LoopBackend
+from daemon.backends.loop import LoopBackend
 from daemon.storage.erase import Reuse
 from daemon.storage.record import Volume, Wanted
 from daemon.storage.volumes import Volumes
@@ -80,7 +80,7 @@ async def _removed(folder: Path, policy: str, reuse: Reuse) -> float:
     await volumes.prepare(Wanted(pv, "uid", _SIZE, DELETE, VolumeParameters(erase=policy)))
     _fill(folder / "data" / f"{pv}.img")
     begin = time.perf_counter()
-    while not await volumes.reclaim(pv, "uid", POOL):
+    while not await volumes.reclaim(pv, "uid", _Raw.POOL):
         await asyncio.sleep(0.002)
     return time.perf_counter() - begin
 

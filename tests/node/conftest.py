@@ -8,6 +8,13 @@ Fixtures:
     make_disks    make_disks(count, size) -> paths of fresh, empty block devices (sparse files on loop devices)
     by_hand       by_hand("lvchange", ...) runs what the library does not offer and a person at the node might do
     volume_group  the name of a fresh volume group on three disks of 3 GiB, extents of 4 MiB: 767 extents a disk
+
+    node          a Node with volumes in images and one with volumes in folders, one after the other; or what the mark
+                  `on` of tests.node.volume_node names
+    loop_node, folder_node, lvm_node
+                  one of these
+    commands      the programs that ran from here on
+    fast, slow    the discovery folders of two classes of static volumes
 """
 
 import contextlib
@@ -19,10 +26,16 @@ from pathlib import Path
 
 import pytest
 
-from host import loopdevice
+from daemon.backends import Backend
+from daemon.backends.folder import FolderBackend
+from daemon.backends.loop import LoopBackend
+from host import command, loopdevice
+from host.command import Completed
 from lvm import Lvm
+from tests.node.volume_node import MIB, Node, lvm_backend
 
 _DISK = 3 << 30
+_CAPACITY = 4096 * MIB
 
 MakeDisks = Callable[[int, int], list[str]]
 ByHand = Callable[..., None]
@@ -64,3 +77,62 @@ async def volume_group(lvm: Lvm, make_disks: MakeDisks, by_hand: ByHand) -> Asyn
     await lvm.create_group(name, make_disks(3, _DISK))
     yield name
     by_hand("vgremove", "--force", "--yes", name)
+
+
+@pytest.fixture
+def loop_node(tmp_path: Path) -> Iterator[Node]:
+    node = Node(tmp_path, lambda: LoopBackend(tmp_path / "data", _CAPACITY))
+    yield node
+    node.unmount_all()
+
+
+@pytest.fixture
+def folder_node(tmp_path: Path) -> Iterator[Node]:
+    node = Node(tmp_path, lambda: FolderBackend(tmp_path / "data", _CAPACITY))
+    yield node
+    node.unmount_all()
+
+
+@pytest.fixture
+def lvm_node(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Node]:
+    """The fixtures of LVM are asked for by name, so that the other kinds of node do without."""
+    tools, group = request.getfixturevalue("lvm"), request.getfixturevalue("volume_group")
+
+    def backend() -> Backend:
+        return lvm_backend(tools, group, thin="lvm-thin" in request.node.callspec.id)
+
+    node = Node(tmp_path, backend)
+    yield node
+    node.unmount_all()
+
+
+@pytest.fixture(params=["loop", "folder"])
+def node(request: pytest.FixtureRequest) -> Node:
+    found = request.getfixturevalue(f"{request.param.split('-')[0]}_node")
+    assert isinstance(found, Node)
+    return found
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    seen: list[str] = []
+
+    def note(completed: Completed) -> None:
+        seen.append(completed.argv[0])
+
+    monkeypatch.setattr(command, "observers", [note])
+    return seen
+
+
+@pytest.fixture
+def fast(tmp_path: Path) -> Path:
+    folder = tmp_path / "fast"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Path:
+    folder = tmp_path / "slow"
+    folder.mkdir()
+    return folder

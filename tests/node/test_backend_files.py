@@ -150,6 +150,16 @@ async def test_what_has_no_record_is_foreign(kind: str, data: Path) -> None:
 
 
 @both
+async def test_a_link_that_leads_nowhere_is_foreign_too(kind: str, data: Path) -> None:
+    backend = await started(kind, data)
+    link = data / ("pvc-1.img" if kind == "loop" else "pvc-1.folder")
+    link.symlink_to("nowhere")
+    with pytest.raises(Foreign, match="move it away"):
+        await backend.create(WANTED)
+    assert files(data) == [link.name]
+
+
+@both
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"record": "1"}', '{"record": "9", "pv": "pvc-1"}'])
 async def test_a_broken_record_is_told_and_left_alone(kind: str, data: Path, text: str) -> None:
     backend = await started(kind, data)
@@ -275,7 +285,7 @@ async def test_killed_while_rewriting(kind: str, data: Path, changes: int) -> No
 async def removed(backend: Backend, volume: Volume) -> None:
     """Waits until the kernel has let go of the loop device: a program that scans devices may hold it for a moment."""
     if isinstance(backend, LoopBackend):
-        image = backend._image(volume.pv)
+        image = backend._data(volume.pv)
         eventually(lambda: not image.exists() or loopdevice.find(image) is None)
     await backend.remove(volume)
 
@@ -287,6 +297,15 @@ async def test_sizes_of_images_are_whole_blocks(data: Path) -> None:
         assert volume.size == made
         async with backend.device(volume) as device:
             assert blockdevice.size(device) == made
+
+
+async def test_an_image_that_vanished_does_not_grow_into_an_empty_one(data: Path) -> None:
+    backend = await started("loop", data)
+    volume = await formatted(backend)
+    (data / "pvc-1.img").unlink()
+    with pytest.raises(BackendFailed, match="administrator"):
+        await backend.extend(volume, 9 * MIB)
+    assert files(data) == ["pvc-1.json"]
 
 
 async def test_images_are_sparse_and_for_root_alone(data: Path) -> None:

@@ -20,7 +20,7 @@ from daemon.storage import cloning
 from daemon.storage.record import State, Wanted
 from daemon.storage.volumes import Volumes
 from host import devicecopy, freezing, identity
-from tests.node.volume_node import MIB, Node, lvm_backend
+from tests.node.volume_node import MIB, Node, lvm_backend, started
 from tests.waiting import eventually
 
 SIZES = {"ext4": 32 * MIB, "xfs": 300 * MIB, "btrfs": 256 * MIB}
@@ -52,12 +52,6 @@ def node(tmp_path: Path, make_backend: object) -> Iterator[Node]:
 def on(*kinds: str) -> pytest.MarkDecorator:
     params = [pytest.param(kind, marks=[pytest.mark.device_mapper] if kind.startswith("lvm") else []) for kind in kinds]
     return pytest.mark.parametrize("make_backend", params, indirect=True)
-
-
-async def started(node: Node) -> Volumes:
-    volumes = node.volumes()
-    await volumes.start()
-    return volumes
 
 
 def source_of(node: Node, kind: str = "ext4") -> Wanted:

@@ -22,7 +22,7 @@ from daemon.storage.volumes import Volumes
 from host import erasure, loopdevice
 from lvm import Lvm
 from tests.node.conftest import ByHand, MakeDisks
-from tests.node.volume_node import MIB, Node, lvm_backend
+from tests.node.volume_node import MIB, Node, lvm_backend, started
 
 SECRET = b"the last tenant's secret, again. "[:32] * 128
 SIZE = 64 * MIB
@@ -40,12 +40,6 @@ def node(tmp_path: Path) -> Iterator[Node]:
     node = Node(tmp_path, lambda: RawBackend(tmp_path / "data", 1024 * MIB))
     yield node
     node.unmount_all()
-
-
-async def started(node: Node) -> Volumes:
-    volumes = node.volumes()
-    await volumes.start()
-    return volumes
 
 
 def secrets(path: Path) -> int:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from contract import names
 from contract.parameters import DEFAULT_DEVICE_CLASS, VolumeParameters
 from contract.volume import DELETE
@@ -92,3 +94,21 @@ class Node:
     def unmount_all(self) -> None:
         for mount in reversed(self.mounts()):
             mounting.unmount(Path(mount.path), detach=True)
+
+
+def on(*nodes: str) -> pytest.MarkDecorator:
+    """Runs the test on these kinds of node in place of loop and folder. Those with LVM take seconds each."""
+    params = [pytest.param(node, marks=[pytest.mark.device_mapper] if node.startswith("lvm") else []) for node in nodes]
+    return pytest.mark.parametrize("node", params, indirect=True)
+
+
+async def started(node: Node) -> Volumes:
+    """A daemon that has started."""
+    volumes = node.volumes()
+    await volumes.start()
+    return volumes
+
+
+def image(node: Node) -> Path:
+    """Where a node with images has that of its volume."""
+    return node.root / "data" / f"{node.pv}.img"

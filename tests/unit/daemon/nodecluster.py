@@ -13,7 +13,7 @@ from aiohttp import web
 from contract import names
 from contract import volume as contract_volume
 from contract.volume import PersistentVolume, Pin
-from daemon.backends.folder import POOL, FolderBackend
+from daemon.backends.folder import FolderBackend
 from daemon.cluster.holdings import Holdings
 from daemon.cluster.publish import Publisher
 from daemon.cluster.reconcile import Reconciler
@@ -33,7 +33,7 @@ Json = dict[str, Any]
 
 NODE, HOSTNAME, NAMESPACE = "node-1", "host-1", "default"
 CLASS = "fast"
-PIN = Pin(NODE, HOSTNAME, POOL)
+PIN = Pin(NODE, HOSTNAME, FolderBackend.POOL)
 MI = 1 << 20
 CAPACITY = 100 * MI
 

@@ -169,7 +169,12 @@ def test_names_of_fields_in_any_case(write: Write) -> None:
     assert found.use_node_name_only
 
 
-def test_the_same_key_twice_is_refused(write: Write) -> None:
+def test_of_a_key_twice_the_last_one_counts_as_in_the_original(write: Write) -> None:
+    found = configuration.read(write(storageClassMap=f"fast:\n  {FOLDERS}  fsType: xfs\n  fsType: ext4\n"))
+    assert found.classes["fast"].fs_type == "ext4"
+
+
+def test_a_key_in_two_spellings_is_refused(write: Write) -> None:
     folder = write(storageClassMap="fast: {hostDir: /a, HostDir: /b, mountDir: /c}")
     assert refused(folder) == "storageClassMap.fast: hostDir and HostDir are the same key: keep one of them"
 

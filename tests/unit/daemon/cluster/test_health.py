@@ -10,7 +10,7 @@ from daemon.cluster.health import _REMEDIES, HealthWatch, changes, diagnose
 from daemon.storage.record import Health, Inventory, Pool, Record, State, Volume
 from daemon.storage.volumes import Volumes
 from kube.events import ObjectReference, Recorder
-from tests.unit.daemon.test_promises import pv
+from tests.unit.daemon.cluster.pv import pv
 
 PV = replace(pv("a", 100), pool="vg")
 POOL = Pool("vg", 1000, 900, 100, 1)

@@ -14,6 +14,7 @@ from daemon.cluster.reconcile import PREPARATION_FAILED, Action, plan
 from daemon.errors import Lost
 from daemon.storage.record import Record, State, Volume
 from kube.client import CAPACITIES, VOLUMES
+from tests.unit.daemon.cluster.pv import pv
 from tests.unit.daemon.nodecluster import (
     CAPACITY,
     MI,
@@ -27,7 +28,6 @@ from tests.unit.daemon.nodecluster import (
     release_from_claim,
     until,
 )
-from tests.unit.daemon.test_promises import pv
 
 PV = pv("a", 100)
 GONE = replace(PV, deleting=True, phase="Released")

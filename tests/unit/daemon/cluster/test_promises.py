@@ -5,38 +5,16 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contract import names
 from contract.capacity import footprint
 from contract.parameters import RAID1, VolumeParameters
-from contract.volume import DELETE, RETAIN, PersistentVolume
+from contract.volume import DELETE, RETAIN
 from daemon.cluster.promises import largest, offer, promises
 from daemon.storage.record import Inventory, Pool, Record, State, Thin, Volume
 from daemon.storage.room import Promise
+from tests.unit.daemon.cluster.pv import pv
 
 EXTENT = 4
 THICK = VolumeParameters()
-
-
-def pv(name: str, size: int, **changes: object) -> PersistentVolume:
-    made = PersistentVolume(
-        name=name,
-        uid=f"uid-{name}",
-        resource_version="1",
-        size=size,
-        options={},
-        filesystem="ext4",
-        reclaim_policy=DELETE,
-        storage_class="fast",
-        provisioned_by="",
-        claim=None,
-        node_label="node-1",
-        hostnames=("host-1",),
-        pool="vg",
-        phase="Bound",
-        finalizers=(names.FINALIZER,),
-        deleting=False,
-    )
-    return replace(made, **changes)  # type: ignore[arg-type]
 
 
 def volume(name: str, size: int) -> Volume:

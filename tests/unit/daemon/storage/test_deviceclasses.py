@@ -48,6 +48,15 @@ def test_each_class_keeps_its_own_reserve_back() -> None:
     [
         ("nvme", "the file is 'nvme': allowed is a map"),
         ("classes: {", "not a YAML value: "),
+        (
+            f"{FILE}  nvme: {{kind: LVM, group: vg-sata}}",
+            "key nvme in line 9 is there already, in line 3: keep one of them",
+        ),
+        ("classes: {}\nclasses: {}", "key classes in line 2 is there already, in line 1: keep one of them"),
+        (
+            "classes:\n  nvme:\n    kind: LVM\n    group: a\n    group: b",
+            "key group in line 5 is there already, in line 4: keep one of them",
+        ),
         ("classes: {}", "classes is empty: name at least one, such as `nvme: {kind: LVM, group: vg-nvme}`"),
         ("classes: [nvme]", "classes is ['nvme']: allowed is a map"),
         ("klasses: {}", "klasses: there is no such key, there are classes, default"),
@@ -105,6 +114,11 @@ def test_a_mistake_is_named_with_what_is_allowed(text: str, message: str) -> Non
     with pytest.raises(DocumentError) as refused:
         read(text, OWN)
     assert str(refused.value).startswith(message)
+
+
+def test_a_class_may_override_what_it_merges() -> None:
+    classes = read("classes: {a: &a {kind: LVM, group: vg-a, reserve: 1Gi}, b: {<<: *a, group: vg-b}}", OWN)
+    assert classes["b"] == DeviceClass("b", LVM, group="vg-b", reserve=GIB)
 
 
 def test_an_error_names_the_file(tmp_path: Path) -> None:

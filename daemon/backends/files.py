@@ -1,0 +1,183 @@
+"""Volumes as what lies in one folder, each beside its record file: what all such storage has in common.
+
+    <folder>/<pv>.json      the record
+    <folder>/<pv><SUFFIX>   the data
+
+The record is written first and goes last. So data without a record is not ours, a record in state FORMATTING without
+data is a volume whose making or removal was cut off, and one in another state without data lost it.
+"""
+
+import asyncio
+import os
+from abc import abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from typing import ClassVar
+
+from contract.parameters import VolumeParameters
+from daemon.backends import Backend, no_thin_pools
+from daemon.backends.recordfiles import RecordFiles, Remembered, told
+from daemon.errors import Foreign, NoSpace, NotFound
+from daemon.storage.erase import Reuse
+from daemon.storage.record import Damaged, Inventory, Pool, Record, State, Volume, Wanted
+from daemon.storage.record import Foreign as ForeignVolume
+from daemon.storage.thinpools import Enlargement
+
+
+class FilesBackend(Backend):
+    """Leaves `on_device`, `snapshot` and `device` to the kinds of storage, and what is abstract below.
+
+    `capacity` is what all volumes together may have, in bytes; None: what the filesystem of `folder` offers them.
+    `pool` is the name of that room, and `own_folder` says whether the folder is made when it is missing."""
+
+    SUFFIX: ClassVar[str]
+    """Of the data's name."""
+    POOL: ClassVar[str]
+    """The pool's name on a node that has one such folder."""
+    BLOCK: ClassVar[int] = 1
+    """Bytes. Sizes are whole blocks."""
+
+    def __init__(
+        self, folder: Path, capacity: int | None = None, *, pool: str | None = None, own_folder: bool = True
+    ) -> None:
+        self._folder = folder
+        self._capacity = capacity
+        self._pool = pool or self.POOL
+        self._own_folder = own_folder
+        self._records = RecordFiles(folder)
+        self._allocating = asyncio.Lock()
+        """Two must not both be told that there is room for one."""
+
+    def pool_of(self, parameters: VolumeParameters) -> str:
+        return self._pool
+
+    async def establish(self) -> None:
+        with told():
+            if self._own_folder or self._folder.is_dir():
+                await asyncio.to_thread(self._records.establish)
+
+    async def inspect(self) -> Inventory:
+        with told():
+            return await asyncio.to_thread(self._inspect)
+
+    async def create(self, wanted: Wanted) -> Volume:
+        async with self._allocating:
+            with told():
+                return await asyncio.to_thread(self._create, wanted)
+
+    async def rewrite(self, volume: Volume, record: Record) -> Volume:
+        with told():
+            return await asyncio.to_thread(self._rewrite, volume, record)
+
+    async def extend(self, volume: Volume, size: int) -> Volume:
+        async with self._allocating:
+            with told():
+                return await asyncio.to_thread(self._extend, volume, size)
+
+    async def reuse(self, volume: Volume) -> Reuse:
+        """What is deleted gives its blocks to the filesystem, which shows them to nobody before they are written."""
+        return Reuse.CLEAN
+
+    async def extend_pool(self, pool: Pool, more: Enlargement) -> None:
+        raise no_thin_pools(pool)
+
+    async def remove(self, volume: Volume) -> None:
+        with told():
+            await asyncio.to_thread(self._remove, volume)
+
+    # What follows blocks and raises OSError.
+
+    @abstractmethod
+    def _size(self, data: Path, promised: int) -> int:
+        """Bytes of data that is there. `promised` is what its record file says, 0 when it says nothing."""
+
+    @abstractmethod
+    def _offered(self, present: Iterable[Path]) -> int:
+        """Bytes that the folder's filesystem has for volumes, those that are there included, whose data is
+        `present`."""
+
+    @abstractmethod
+    def _make(self, wanted: Wanted, size: int) -> Volume:
+        """Writes the record, then makes the data, of `size` bytes. Goes on from wherever the same call was cut off."""
+
+    @abstractmethod
+    def _enlarge(self, remembered: Remembered, size: int) -> int:
+        """The size that the data has then: at least `size` bytes. Called also when it has that already: the last call
+        may have been cut off."""
+
+    @abstractmethod
+    def _refuse_in_use(self, pv: str) -> None:
+        """Raises InUse."""
+
+    @abstractmethod
+    def _delete(self, pv: str) -> None:
+        """The data is gone, on disk when this returns. What is not there is no error."""
+
+    def _inspect(self) -> Inventory:
+        if not self._folder.is_dir():
+            return Inventory()
+        remembered, unreadable = self._records.read_all()
+        present = {path.name.removesuffix(self.SUFFIX): path for path in self._folder.glob(f"*{self.SUFFIX}")}
+        volumes, damaged = [], [Damaged(pv, self._pool, reason) for pv, reason in unreadable.items()]
+        for pv, entry in remembered.items():
+            if pv in present:
+                volumes.append(Volume(entry.record, self._size(present[pv], entry.size), self._pool))
+            elif entry.record.state is State.FORMATTING:
+                volumes.append(Volume(entry.record, entry.size, self._pool))
+            else:
+                damaged.append(Damaged(pv, self._pool, f"its data is gone: there is no {self._data(pv)}"))
+        foreign = [
+            ForeignVolume(present[name].name, self._pool, self._size(present[name], 0))
+            for name in sorted(present.keys() - remembered.keys() - unreadable.keys())
+        ]
+        ours = sum(volume.size for volume in volumes)
+        size = self._capacity
+        if size is None:
+            size = self._offered(path for pv, path in present.items() if pv in remembered)
+        return Inventory(volumes, [Pool(self._pool, size, size - ours, ours, self.BLOCK)], foreign, damaged)
+
+    def _create(self, wanted: Wanted) -> Volume:
+        data = self._data(wanted.pv)
+        if self._records.claim(wanted) is None and os.path.lexists(data):
+            raise Foreign(f"{data} exists and is not of elastic-local: ask the node's administrator to move it away")
+        size = self._whole_blocks(wanted.size)
+        self._check_room(wanted.pv, size)
+        return self._make(wanted, size)
+
+    def _rewrite(self, volume: Volume, record: Record) -> Volume:
+        before = self._records.own(volume)
+        self._records.write(record, before.size)
+        return Volume(record, before.size or volume.size, self._pool)
+
+    def _extend(self, volume: Volume, size: int) -> Volume:
+        before = self._records.own(volume)
+        size = self._whole_blocks(size)
+        if size > self._size(self._data(volume.pv), before.size):
+            self._check_room(volume.pv, size)
+        return Volume(before.record, self._enlarge(before, size), self._pool)
+
+    def _remove(self, volume: Volume) -> None:
+        try:
+            before = self._records.own(volume)
+        except NotFound:
+            return
+        self._refuse_in_use(volume.pv)
+        self._records.void(before)
+        self._delete(volume.pv)
+        self._records.forget(volume.pv)
+
+    def _check_room(self, pv: str, size: int) -> None:
+        """Raises NoSpace unless the volume may have `size` bytes, its present ones included. Asked because more can be
+        promised here than was taken: neither sparse images nor folders take their room when they are made."""
+        inventory = self._inspect()
+        (pool,) = inventory.pools
+        present = inventory.volume(pv)
+        more = size - (present.size if present else 0)
+        if more > pool.available():
+            raise NoSpace(pv, f"the {pool.name} storage of this node", more, pool.available())
+
+    def _whole_blocks(self, size: int) -> int:
+        return -(-size // self.BLOCK) * self.BLOCK
+
+    def _data(self, pv: str) -> Path:
+        return self._folder / f"{pv}{self.SUFFIX}"

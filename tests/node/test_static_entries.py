@@ -1,0 +1,132 @@
+"""What people leave in a discovery folder: real mounts, real loop and LVM devices, odd names, and what is no volume."""
+
+import os
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from daemon.static import entries
+from daemon.static.configuration import BLOCK
+from daemon.static.entries import Kind
+from daemon.static.looks import Looks
+from daemon.static.plan import STRAY
+from lvm import Lvm
+from tests.node.conftest import MakeDisks
+from tests.node.staticvolumes import Discovery, configured, discovery, mount, settings
+from tests.unit.daemon.nodecluster import NODE
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+async def node(tmp_path: Path) -> AsyncIterator[Discovery]:
+    async with discovery(tmp_path / "api") as found:
+        yield found
+
+
+async def test_strays_are_told_once_and_hinder_nobody(
+    node: Discovery, fast: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mount(fast / "good")
+    (fast / "file").write_text("left behind")
+    (fast / ".hidden").touch()
+    os.mkfifo(fast / "fifo")
+    (fast / "lost+found").mkdir()
+    (fast / "dangling").symlink_to("nowhere")
+    (fast / "link").symlink_to(fast / "good")
+    with socket.socket(socket.AF_UNIX) as listening:
+        folder = os.open(fast, os.O_PATH)
+        listening.bind(f"/proc/self/fd/{folder}/socket")
+        os.close(folder)
+    chosen = configured(settings(fast))
+    for _ in range(3):
+        assert await node.look(chosen) == []
+    assert set(await node.volumes()) == {"/host/fast/good"}
+    neither = [
+        f'Skipping file "{fast}/{name}": not a directory nor block device'
+        for name in (".hidden", "dangling", "fifo", "file", "socket")
+    ]
+    remedy = "mount a filesystem on it, or take it out of the folder"
+    no_mount = [f'path "{fast}/{name}" is not a valid mount point: {remedy}' for name in ("link", "lost+found")]
+    told = await node.told()
+    assert {(about, reason) for about, reason, _ in told} == {(NODE, STRAY)}
+    assert sorted(words for *_, words in told) == sorted(neither + no_mount)
+    assert all(caplog.text.count(words) == 1 for words in neither + no_mount)
+    assert node.value("stray_entries", storage_class="fast") == 7
+    (fast / "file").unlink()
+    await node.look(chosen)
+    assert node.value("stray_entries", storage_class="fast") == 6
+
+
+async def test_names_that_do_not_match_are_not_even_strays(node: Discovery, fast: Path) -> None:
+    for name in ("nvme0", "sda", "other"):
+        mount(fast / name)
+    (fast / "README").touch()
+    assert await node.look(configured(settings(fast, name_pattern="nvme*,sd[a-f]"))) == []
+    assert set(await node.volumes()) == {"/host/fast/nvme0", "/host/fast/sda"}
+    assert node.value("stray_entries", storage_class="fast") == 0
+
+
+ODD = ["with blank", "tab\there", "line\nbreak", "back\\slash", "hash#tag", "-rf", "ünïcode", "..dots", "*", "a" * 255]
+
+
+async def test_mounts_with_odd_names(node: Discovery, fast: Path) -> None:
+    for name in ODD:
+        mount(fast / name)
+    assert await node.look(configured(settings(fast))) == []
+    assert set(await node.volumes()) == {f"/host/fast/{name}" for name in ODD}
+
+
+async def test_a_name_that_is_not_utf8_is_stray(node: Discovery, fast: Path) -> None:
+    mount(fast / os.fsdecode(b"disk\xff"))
+    assert await node.look(configured(settings(fast))) == []
+    assert await node.told() == [(NODE, STRAY, "the name 'disk\\udcff' is not UTF-8: rename it")]
+
+
+async def test_a_folder_reached_through_a_link(node: Discovery, fast: Path, tmp_path: Path) -> None:
+    mount(fast / "one")
+    (tmp_path / "linked").symlink_to(fast)
+    assert await node.look(configured(settings(tmp_path / "linked"))) == []
+    assert set(await node.volumes()) == {"/host/linked/one"}
+
+
+@pytest.mark.parametrize(("mode", "expected"), [(BLOCK, "Block"), ("Filesystem", "Filesystem")])
+async def test_block_devices_linked_or_made_there(
+    node: Discovery, fast: Path, make_disks: MakeDisks, mode: str, expected: str
+) -> None:
+    linked, made = make_disks(2, 12 * MIB + 512)
+    (fast / "linked disk").symlink_to(linked)
+    os.mknod(fast / "made", 0o660 | 0o060000, Path(made).stat().st_rdev)
+    assert await node.look(configured(settings(fast, volume_mode=mode))) == []
+    found = await node.volumes()
+    assert set(found) == {"/host/fast/linked disk", "/host/fast/made"}
+    for body in found.values():
+        assert body["spec"]["volumeMode"] == expected
+        assert body["spec"]["capacity"]["storage"] == "12Mi"
+    assert node.value("persistentvolume_capacity_bytes", mode=expected) == 24 * MIB
+
+
+async def test_a_folder_in_a_class_of_block_volumes_is_stray(node: Discovery, fast: Path) -> None:
+    mount(fast / "one")
+    assert await node.look(configured(settings(fast, volume_mode=BLOCK))) == []
+    ((about, reason, words),) = await node.told()
+    assert (about, reason) == (NODE, STRAY)
+    assert words.startswith(f'path "{fast}/one" of filesystem mode cannot be used to create block volume')
+
+
+async def test_a_device_without_a_medium_is_stray(node: Discovery, fast: Path, make_disks: MakeDisks) -> None:
+    (fast / "empty").symlink_to(make_disks(1, 0)[0])
+    assert await node.look(configured(settings(fast, volume_mode=BLOCK))) == []
+    ((*_, words),) = await node.told()
+    assert words == f'"{fast}/empty" has no capacity: see whether its device has a medium'
+
+
+@pytest.mark.device_mapper
+async def test_logical_volumes(lvm: Lvm, volume_group: str, fast: Path) -> None:
+    await lvm.create_volume(volume_group, "data", 64 * MIB, ())
+    (fast / "by path").symlink_to(f"/dev/{volume_group}/data")
+    (entry,) = await entries.look(fast, lambda name: True, Looks())
+    assert entry.kind is Kind.BLOCK
+    assert await entries.capacity(entry, Looks()) == 64 * MIB

@@ -1,0 +1,162 @@
+"""Disks that were offered and are gone, or give no answer any more."""
+
+import threading
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from daemon.static import entries
+from daemon.static.configuration import BLOCK
+from daemon.static.entries import Kind
+from daemon.static.looks import Looks
+from daemon.static.naming import volume_name
+from daemon.static.plan import NO_DEVICE, UNMOUNTED, UNRESPONSIVE, VANISHED
+from tests.node.conftest import MakeDisks
+from tests.node.staticvolumes import Discovery, configured, discovery, mount, settings, unmount
+from tests.unit.daemon.nodecluster import NODE, until
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+async def node(tmp_path: Path) -> AsyncIterator[Discovery]:
+    async with discovery(tmp_path / "api") as found:
+        yield found
+
+
+async def test_a_filesystem_that_was_unmounted_is_told_on_its_volume(node: Discovery, fast: Path) -> None:
+    chosen = configured(settings(fast))
+    mount(fast / "one")
+    await node.look(chosen)
+    unmount(fast / "one")
+    assert await node.look(chosen) == []
+    name = volume_name("one", NODE, "fast")
+    words = f'path "{fast}/one" of PersistentVolume {name} is not a valid mount point: mount its filesystem again'
+    assert await node.told() == [(name, UNMOUNTED, words)]
+    mount(fast / "one")
+    await node.look(chosen)
+    assert node.value("stray_entries", storage_class="fast") == 0
+    assert node.value("apiserver_requests_total", method="create") == 1
+
+
+async def test_a_device_that_became_a_folder_is_told_on_its_volume(
+    node: Discovery, fast: Path, make_disks: MakeDisks
+) -> None:
+    chosen = configured(settings(fast, volume_mode=BLOCK))
+    (fast / "disk").symlink_to(make_disks(1, 12 * MIB)[0])
+    await node.look(chosen)
+    (fast / "disk").unlink()
+    mount(fast / "disk")
+    assert await node.look(chosen) == []
+    name = volume_name("disk", NODE, "fast")
+    ((about, reason, words),) = await node.told()
+    assert (about, reason) == (name, NO_DEVICE)
+    assert "bring the device back, or delete the PersistentVolume" in words
+
+
+@pytest.mark.parametrize("left", ["nothing", "a link that leads nowhere"])
+async def test_a_disk_that_is_gone_is_told_once_on_its_volume(
+    node: Discovery, fast: Path, make_disks: MakeDisks, left: str
+) -> None:
+    chosen = configured(settings(fast, volume_mode=BLOCK))
+    link = fast / "disk"
+    [device] = make_disks(1, 12 * MIB)
+    link.symlink_to(device)
+    await node.look(chosen)
+    link.unlink()
+    if left != "nothing":
+        link.symlink_to("/dev/pulled-out")
+    for _ in range(2):
+        assert await node.look(chosen) == []
+    words = (
+        f'path "/host/{fast.name}/disk" is gone: bring the disk or link back, or delete the PersistentVolume if it is '
+        "gone for good"
+    )
+    assert await node.told() == [(volume_name("disk", NODE, "fast"), VANISHED, words)]
+    assert node.value("stray_entries", storage_class="fast") == 1
+    link.unlink(missing_ok=True)
+    link.symlink_to(device)
+    await node.look(chosen)
+    assert node.value("stray_entries", storage_class="fast") == 0
+
+
+async def test_a_disk_that_hangs_is_stray_and_hinders_nobody(
+    node: Discovery, fast: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = configured(settings(fast))
+    mount(fast / "was offered")
+    await node.look(chosen)
+    let_go, looked = threading.Event(), list[str]()
+    kind_of = entries._kind
+
+    def slow(path: Path) -> Kind:
+        if path.name != "alive":
+            looked.append(path.name)
+            let_go.wait()
+        return kind_of(path)
+
+    monkeypatch.setattr(entries, "_kind", slow)
+    node.discoverer._looks = Looks(deadline=0.1)
+    mount(fast / "new")
+    mount(fast / "alive")
+    try:
+        for _ in range(5):
+            assert await node.look(chosen) == [], "the node stays ready"
+        assert set(await node.volumes()) == {"/host/fast/alive", "/host/fast/was offered"}
+        assert sorted(looked) == ["new", "was offered"], "one look each, and so one thread"
+        told = {(about, reason) for about, reason, _ in await node.told()}
+        assert told == {(NODE, UNRESPONSIVE), (volume_name("was offered", NODE, "fast"), UNRESPONSIVE)}
+        assert node.value("stray_entries", storage_class="fast") == 2
+    finally:
+        let_go.set()
+
+    async def offered() -> bool:
+        await node.look(chosen)
+        return len(await node.volumes()) == 3 and node.value("stray_entries", storage_class="fast") == 0
+
+    await until(offered)
+
+
+async def test_a_disk_whose_size_can_not_be_had_hinders_nobody(
+    node: Discovery, fast: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_go, size_of = threading.Event(), entries._capacity
+
+    def slow(entry: entries.Entry) -> int:
+        if entry.name == "dead":
+            let_go.wait()
+        return size_of(entry)
+
+    monkeypatch.setattr(entries, "_capacity", slow)
+    node.discoverer._looks = Looks(deadline=0.1)
+    mount(fast / "dead")
+    mount(fast / "later in the list")
+    try:
+        for _ in range(2):
+            assert await node.look(configured(settings(fast))) == []
+        assert set(await node.volumes()) == {"/host/fast/later in the list"}
+        assert [(about, reason) for about, reason, _ in await node.told()] == [(NODE, UNRESPONSIVE)]
+    finally:
+        let_go.set()
+
+
+async def test_a_folder_that_hangs_is_the_classes_error(
+    node: Discovery, fast: Path, slow: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_go, list_of = threading.Event(), entries._list
+
+    def hanging(folder: Path, wanted: Callable[[str], bool]) -> dict[str, bool]:
+        if folder == fast:
+            let_go.wait()
+        return list_of(folder, wanted)
+
+    monkeypatch.setattr(entries, "_list", hanging)
+    node.discoverer._looks = Looks(deadline=0.1)
+    mount(slow / "one")
+    try:
+        [error] = await node.look(configured(settings(fast), settings(slow, "slow")))
+        assert f'class fast: path "{fast}" gives no answer' in error
+        assert set(await node.volumes()) == {"/host/slow/one"}
+    finally:
+        let_go.set()

@@ -1,0 +1,189 @@
+"""What crashes, damage and failures leave of a volume, and what the next daemon makes of it.
+
+Daemons that are killed at each of their steps: test_volumes_killed.py.
+"""
+
+import asyncio
+import os
+import subprocess
+
+import pytest
+
+from daemon.errors import BackendFailed, Damaged, InUse
+from daemon.kubelet.podfolder import PodFolder
+from daemon.storage import staging
+from daemon.storage.record import State
+from host import filesystem, mounting
+from tests.node.volume_node import MIB, Node, image, on, started
+
+
+@on("loop", "folder", "lvm-thick")
+async def test_reclaim_unmounts_what_a_crash_left_staged(node: Node) -> None:
+    volumes = await started(node)
+    folder = node.folder()
+    await volumes.mount(node.wanted(), folder, read_only=False)
+    mounting.unmount(folder.path)
+    assert len(node.mounts()) == 1
+    await node.reclaim(volumes)
+    assert node.mounts() == []
+    assert not list((await started(node)).inventory.volumes)
+
+
+async def test_a_volume_whose_staging_mount_somebody_took_away(node: Node) -> None:
+    volumes = await started(node)
+    first, second = node.folder(), node.folder()
+    await volumes.mount(node.wanted(), first, read_only=False)
+    (first.path / "data").touch()
+    mounting.unmount(node.staging / node.pv)
+    with pytest.raises(InUse, match=f"mounted at {first.path}"):
+        await volumes.reclaim(node.pv, "uid", node.pool)
+    await volumes.mount(node.wanted(), second, read_only=False)
+    assert (second.path / "data").exists()
+    await volumes.unmount(second)
+    await volumes.unmount(first)
+    assert node.mounts() == []
+
+
+async def test_a_new_volume_is_not_checked_and_an_old_one_is(loop_node: Node, commands: list[str]) -> None:
+    volumes = await started(loop_node)
+    folder = loop_node.folder()
+    await volumes.mount(loop_node.wanted(), folder, read_only=False)
+    assert commands == ["mkfs.ext4", "mount"]
+    await volumes.mount(loop_node.wanted(), loop_node.folder(), read_only=False)
+    assert commands == ["mkfs.ext4", "mount"]
+    loop_node.unmount_all()
+    subprocess.run(
+        ["debugfs", "-w", "-R", "set_super_value state 2", image(loop_node)], check=True, capture_output=True
+    )
+    await volumes.mount(loop_node.wanted(), folder, read_only=False)
+    assert commands[2:5] == ["blkid", "e2fsck", "mount"]
+    assert commands[5:] == (["resize2fs"] if filesystem.grows_mounted("ext4") else [])
+    (shown,) = loop_node.mounted_on(folder)
+    state = subprocess.run(["dumpe2fs", "-h", shown.source], check=True, capture_output=True, text=True).stdout
+    assert "Filesystem state:         clean\n" in state
+
+
+@pytest.mark.parametrize("damage", ["no signature", "something else"])
+async def test_a_ready_volume_is_never_formatted(loop_node: Node, damage: str, commands: list[str]) -> None:
+    volumes = await started(loop_node)
+    await volumes.prepare(loop_node.wanted())
+    commands.clear()
+    if damage == "no signature":
+        with image(loop_node).open("r+b") as file:
+            file.write(bytes(4096))
+    else:
+        subprocess.run(["mkswap", image(loop_node)], check=True, capture_output=True)
+    before = image(loop_node).read_bytes()
+    folder = loop_node.folder()
+    for daemon in (await started(loop_node), await started(loop_node)):
+        with pytest.raises(Damaged, match="its data was not touched, on the node run `e2fsck"):
+            await daemon.mount(loop_node.wanted(), folder, read_only=False)
+    assert image(loop_node).read_bytes() == before
+    assert loop_node.mounts() == []
+    assert not [name for name in commands if name.startswith("mkfs")]
+
+
+async def test_one_whose_making_was_cut_off_is_formatted_whatever_is_on_it(loop_node: Node) -> None:
+    backend = loop_node.make_backend()
+    await backend.establish()
+    volume = await backend.create(loop_node.wanted())
+    assert volume.record.state is State.FORMATTING
+    subprocess.run(["mkfs.ext4", "-q", "-F", image(loop_node)], check=True)
+    with image(loop_node).open("r+b") as file:
+        file.seek(MIB)
+        file.write(b"\xff" * 4 * MIB)
+    folder = loop_node.folder()
+    await (await started(loop_node)).mount(loop_node.wanted(), folder, read_only=False)
+    assert [path.name for path in folder.path.iterdir()] == ["lost+found"]
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
+async def test_a_mkfs_that_outlived_its_daemon_is_waited_for(loop_node: Node, kind: str) -> None:
+    """It holds the device for itself, as all of them do: two at once would write over each other."""
+    wanted = loop_node.wanted(320 * MIB, filesystem=kind)
+    backend = loop_node.make_backend()
+    await backend.establish()
+    folder = loop_node.folder()
+    volumes = await started(loop_node)
+    async with backend.device(await backend.create(wanted)) as device:
+        orphan = os.open(device, os.O_RDWR | os.O_EXCL)
+        try:
+            with pytest.raises(BackendFailed, match=r"in use|busy"):
+                await volumes.mount(wanted, folder, read_only=False)
+        finally:
+            os.close(orphan)
+    assert loop_node.mounts() == []
+    await volumes.mount(wanted, folder, read_only=False)
+    assert len(loop_node.mounts()) == 2
+
+
+async def test_one_that_a_container_still_shows_is_mounted_again(loop_node: Node) -> None:
+    """Containers have mount namespaces of their own, whose mounts our table does not have. e2fsck refuses a filesystem
+    that is mounted there, and that must not be taken for damage."""
+    wanted, folder = loop_node.wanted(), loop_node.folder()
+    daemon = await started(loop_node)
+    await daemon.mount(wanted, folder, read_only=False)
+    (folder.path / "file").write_text("kept")
+    container = subprocess.Popen(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo ready; exec cat"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with container:
+        assert container.stdout is not None
+        assert container.stdout.readline() == b"ready\n"
+        await daemon.unmount(folder)
+        assert loop_node.mounts() == []
+        await (await started(loop_node)).mount(wanted, folder, read_only=False)
+        assert (folder.path / "file").read_text() == "kept"
+        container.communicate()
+
+
+async def test_unmount_needs_neither_volume_nor_record_nor_folder(loop_node: Node) -> None:
+    volumes = await started(loop_node)
+    folder = loop_node.folder()
+    await volumes.mount(loop_node.wanted(), folder, read_only=False)
+    for file in (loop_node.root / "data").iterdir():
+        file.unlink()
+    await (await started(loop_node)).unmount(folder)
+    assert loop_node.mounts() == []
+    folder.path.rmdir()
+    await volumes.unmount(folder)
+
+
+@pytest.mark.parametrize("others", [False, True])
+async def test_a_mount_that_fails_late_is_undone(node: Node, others: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    volumes = await started(node)
+    folder, neighbour = node.folder(), node.folder()
+    if others:
+        await volumes.mount(node.wanted(), neighbour, read_only=False)
+
+    def fail(pv: str, folder: PodFolder, *rest: object) -> None:
+        assert len(node.mounted_on(folder)) == 1
+        raise BackendFailed("it does not show")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(staging, "_verify", fail)
+        with pytest.raises(BackendFailed, match="it does not show"):
+            await volumes.mount(node.wanted(), folder, read_only=False)
+    assert node.mounted_on(folder) == []
+    assert len(node.mounts()) == (2 if others else 0)
+    await volumes.mount(node.wanted(), folder, read_only=False)
+
+
+async def test_success_is_told_only_of_what_shows(loop_node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mounting, "bind", lambda source, target, *, read_only: None)
+    with pytest.raises(BackendFailed, match="does not show there"):
+        await (await started(loop_node)).mount(loop_node.wanted(), loop_node.folder(), read_only=False)
+    assert loop_node.mounts() == []
+
+
+async def test_a_caller_that_gives_up_leaves_the_work_to_be_joined(loop_node: Node, commands: list[str]) -> None:
+    volumes = await started(loop_node)
+    folder = loop_node.folder()
+    gave_up = asyncio.create_task(volumes.mount(loop_node.wanted(), folder, read_only=False))
+    await asyncio.sleep(0.001)
+    gave_up.cancel()
+    await volumes.mount(loop_node.wanted(), folder, read_only=False)
+    assert commands == ["mkfs.ext4", "mount"]
+    assert len(loop_node.mounts()) == 2
