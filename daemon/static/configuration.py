@@ -56,6 +56,8 @@ class ClassConfiguration:
 @dataclass(frozen=True)
 class Configuration:
     classes: Mapping[str, ClassConfiguration] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Classes that are not served, and why (ownfolders.py). They are not among `classes`."""
     node_labels: tuple[str, ...] = ()
     """Keys of the Node's labels that PersistentVolumes get too."""
     labels: Mapping[str, str] = field(default_factory=dict)

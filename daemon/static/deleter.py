@@ -141,6 +141,8 @@ class Deleter:
         """Begins it."""
         settings = configuration.classes.get(volume.storage_class)
         if settings is None:
+            if refused := configuration.refused.get(volume.storage_class):
+                raise _NotReclaimed(UNKNOWN, PROCESS, f"class {volume.storage_class}: {refused}")
             raise _NotReclaimed(
                 UNKNOWN,
                 PROCESS,

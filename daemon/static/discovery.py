@@ -71,15 +71,16 @@ class Discoverer:
 
     async def discovery_pass(self, configuration: Configuration) -> list[str]:
         """Offers what is new. The answer is what went wrong with whole classes, a sentence each."""
-        errors = {}
+        errors = dict(configuration.refused)
         for settings in configuration.classes.values():
             try:
                 await self._discover(configuration, settings)
             except ClassError as error:
                 errors[settings.name] = str(error)
-                if self._errors.get(settings.name) != str(error):
-                    log.error("class %s: %s", settings.name, error)
-                    self._events.warning(self._node.reference, CLASS_FAILED, f"class {settings.name}: {error}")
+        for name, words in errors.items():
+            if self._errors.get(name) != words:
+                log.error("class %s: %s", name, words)
+                self._events.warning(self._node.reference, CLASS_FAILED, f"class {name}: {words}")
         self._errors = errors
         self._strays = {name: self._strays.get(name, {}) for name in configuration.classes}
         return [f"class {name}: {error}" for name, error in errors.items()]
