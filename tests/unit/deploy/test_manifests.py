@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from tests.unit.deploy.rendered import (
     one,
     with_components,
 )
+from tests.unit.heard import Heard
 
 Json = dict[str, Any]
 
@@ -53,33 +53,15 @@ def test_objects_are_valid(version: str, tmp_path: Path) -> None:
         kubernetes_validate.validate(json.loads(text), version, strict=True)
 
 
-class _Heard(Mapping[str, str]):
-    """An environment that knows what it was asked for."""
-
-    def __init__(self, variables: Mapping[str, str]) -> None:
-        self._variables = variables
-        self.asked: set[str] = set()
-
-    def __getitem__(self, name: str) -> str:
-        self.asked.add(name)
-        return self._variables[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._variables)
-
-    def __len__(self) -> int:
-        return len(self._variables)
-
-
-def _environment(objects: tuple[Json, ...], program: Json) -> _Heard:
+def _environment(objects: tuple[Json, ...], program: Json) -> Heard:
     """What the container's process finds; what Kubernetes fills in is a word."""
     found = {name: each.get("value", "filled-in") for name, each in environment(program).items()}
     for source in program["envFrom"]:
         found |= one(objects, "ConfigMap", source["configMapRef"]["name"])["data"]
-    return _Heard(found)
+    return Heard(found)
 
 
-def _daemon_environment(objects: tuple[Json, ...], folder: Path) -> _Heard:
+def _daemon_environment(objects: tuple[Json, ...], folder: Path) -> Heard:
     """As `_environment`, with the file of device classes, if there is one, taken from its ConfigMap to `folder`."""
     told = _environment(objects, container(objects, "DaemonSet", "daemon"))
     if "DEVICE_CLASSES_FILE" not in told:
@@ -87,7 +69,7 @@ def _daemon_environment(objects: tuple[Json, ...], folder: Path) -> _Heard:
     file = Path(told["DEVICE_CLASSES_FILE"])
     copy = folder / file.name
     copy.write_text(_mounted(objects, file.parent)[file.name])
-    return _Heard({**told, "DEVICE_CLASSES_FILE": str(copy)})
+    return Heard({**told, "DEVICE_CLASSES_FILE": str(copy)})
 
 
 def test_the_provisioner_reads_all_it_is_told(objects: tuple[Json, ...]) -> None:
