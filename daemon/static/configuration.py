@@ -51,13 +51,13 @@ class ClassConfiguration:
     """NodeSelectorTerms, alternatives to the term that names this node."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """On the PersistentVolumes of this class (our own key labelsForPV in the class). They win over the others."""
+    refused: str = ""
+    """Why nothing of this class is offered or cleaned (ownfolders.py). Empty: it is served."""
 
 
 @dataclass(frozen=True)
 class Configuration:
     classes: Mapping[str, ClassConfiguration] = field(default_factory=dict)
-    refused: Mapping[str, str] = field(default_factory=dict)
-    """Classes that are not served, and why (ownfolders.py). They are not among `classes`."""
     node_labels: tuple[str, ...] = ()
     """Keys of the Node's labels that PersistentVolumes get too."""
     labels: Mapping[str, str] = field(default_factory=dict)

@@ -113,7 +113,7 @@ class StaticVolumes:
         await self._classes.wait_synced()
         while True:
             configuration = await self._configured()
-            await folders.watch(settings.mount_dir for settings in configuration.classes.values())
+            await folders.watch(each.mount_dir for each in configuration.classes.values() if not each.refused)
             await self._pass(configuration)
             await self._pace.wait(self._chosen.discovery_period)
 

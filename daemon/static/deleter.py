@@ -141,14 +141,14 @@ class Deleter:
         """Begins it."""
         settings = configuration.classes.get(volume.storage_class)
         if settings is None:
-            if refused := configuration.refused.get(volume.storage_class):
-                raise _NotReclaimed(UNKNOWN, PROCESS, f"class {volume.storage_class}: {refused}")
             raise _NotReclaimed(
                 UNKNOWN,
                 PROCESS,
                 f"Unknown storage class name {volume.storage_class}: put it back into storageClassMap, or delete the "
                 "PersistentVolume by hand",
             )
+        if settings.refused:
+            raise _NotReclaimed(UNKNOWN, PROCESS, f"class {settings.name}: {settings.refused}")
         if self._table.counts().running >= configuration.parallel_cleanings:
             log.debug("%s waits for one of %d cleanings to end", volume.name, configuration.parallel_cleanings)
             return

@@ -71,22 +71,23 @@ class Discoverer:
 
     async def discovery_pass(self, configuration: Configuration) -> list[str]:
         """Offers what is new. The answer is what went wrong with whole classes, a sentence each."""
-        errors = dict(configuration.refused)
+        errors = {}
         for settings in configuration.classes.values():
             try:
                 await self._discover(configuration, settings)
             except ClassError as error:
                 errors[settings.name] = str(error)
-        for name, words in errors.items():
-            if self._errors.get(name) != words:
-                log.error("class %s: %s", name, words)
-                self._events.warning(self._node.reference, CLASS_FAILED, f"class {name}: {words}")
+                if self._errors.get(settings.name) != str(error):
+                    log.error("class %s: %s", settings.name, error)
+                    self._events.warning(self._node.reference, CLASS_FAILED, f"class {settings.name}: {error}")
         self._errors = errors
         self._strays = {name: self._strays.get(name, {}) for name in configuration.classes}
         return [f"class {name}: {error}" for name, error in errors.items()]
 
     async def _discover(self, configuration: Configuration, settings: ClassConfiguration) -> None:
         """Raises ClassError."""
+        if settings.refused:
+            raise ClassError(settings.refused)
         storage_class = self._classes.get(settings.name)
         if storage_class is None:
             raise ClassError(f"there is no StorageClass {settings.name}: create it, or take it out of storageClassMap")

@@ -16,10 +16,9 @@ OwnFolders = Sequence[tuple[str, Path]]
 
 
 def keep_apart(found: Configuration, own: OwnFolders) -> Configuration:
-    """The configuration without the classes that would offer one of our own folders: those are `refused`."""
-    refused = {name: why for name, settings in found.classes.items() if (why := _clash(settings, own))}
-    classes = {name: settings for name, settings in found.classes.items() if name not in refused}
-    return replace(found, classes=classes, refused=refused)
+    """The configuration, with the classes refused that would offer one of our own folders."""
+    judged = {name: replace(each, refused=_clash(each, own)) for name, each in found.classes.items()}
+    return replace(found, classes=judged)
 
 
 def _clash(settings: ClassConfiguration, own: OwnFolders) -> str:

@@ -1,5 +1,6 @@
 """Classes that would offer the daemon's own folders: which they are, and that nothing of them is touched."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,11 +28,10 @@ GOOD = ClassConfiguration("good", "/mnt/disks", Path("/mnt/disks"))
 def test_a_class_that_would_offer_our_folders_is_refused_alone(host_dir: str, mount_dir: str, words: str) -> None:
     bad = ClassConfiguration("bad", host_dir, Path(mount_dir))
     found = keep_apart(Configuration({"good": GOOD, "bad": bad}, labels={"a": "b"}), OWN)
-    assert found.classes == {"good": GOOD}
-    assert found.labels == {"a": "b"}
-    assert found.refused.keys() == {"bad"}
-    assert found.refused["bad"].startswith(words)
-    assert "give the class a folder of its own, such as /mnt/disks" in found.refused["bad"]
+    why = found.classes["bad"].refused
+    assert why.startswith(words)
+    assert "give the class a folder of its own, such as /mnt/disks" in why
+    assert found == Configuration({"good": GOOD, "bad": replace(bad, refused=why)}, labels={"a": "b"})
 
 
 @pytest.mark.parametrize("folder", ["/mnt/storage2", "/mnt/disks", "/var/lib/kubelet-disks", "/dev", "/var/lib/other"])
@@ -67,5 +67,5 @@ async def test_a_released_volume_of_a_refused_class_is_not_cleaned(tmp_path: Pat
         assert await node.phase("pv") == "Released"
         ((_, reason, message),) = await node.told()
         assert reason == "VolumeFailedDelete"
-        assert message == f'Error cleaning PV "pv": class {CLASS}: {refused.refused[CLASS]}'
+        assert message == f'Error cleaning PV "pv": class {CLASS}: {refused.classes[CLASS].refused}'
     assert data.read_text() == "of a pod"
