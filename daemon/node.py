@@ -198,7 +198,9 @@ class Daemon:
             parts.create_task(self._health_watch.run(self._events, node.reference))
             parts.create_task(self._watch_node(node))
             if chosen := self._settings.static:
-                self._static = static_volumes(self._cluster, node, self._events, self._metrics.registry, chosen)
+                self._static = static_volumes(
+                    self._cluster, node, self._events, self._metrics.registry, chosen, self._settings.own_folders
+                )
                 parts.create_task(self._static.run())
 
     async def _find_node(self) -> Node:

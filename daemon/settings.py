@@ -14,6 +14,7 @@ from contract import names, quantity
 from contract.parameters import DEFAULT_DEVICE_CLASS
 from daemon.static import settings as static_settings
 from daemon.static.document import DocumentError
+from daemon.static.ownfolders import OwnFolders
 from daemon.static.settings import StaticSettings
 from daemon.storage import deviceclasses
 from daemon.storage.deviceclasses import BINDMOUNT, DRIVER_KINDS, LOOP, LVM, THIN_POOL, DeviceClass
@@ -74,6 +75,19 @@ class Settings:
     def classes(self) -> Mapping[str, DeviceClass]:
         """All device classes of this node, by name."""
         return self.device_classes or {DEFAULT_DEVICE_CLASS: self.own_class}
+
+    @property
+    def own_folders(self) -> OwnFolders:
+        """Where the daemon's own files and mounts are: nobody else may take what is there for theirs."""
+        folders = ((f"device class {found.name}", found.folder) for found in self.classes.values() if found.kind != LVM)
+        return (
+            ("STAGING_DIR", self.staging_dir),
+            ("KUBELET_ROOT", self.kubelet_root),
+            ("PLUGIN_DIR", self.plugin_dir),
+            ("DATA_DIR", self.data_dir),
+            (names.SOCKET_VARIABLE, self.socket),
+            *folders,
+        )
 
     @property
     def own_class(self) -> DeviceClass:

@@ -109,8 +109,8 @@ class Cluster:
         return cls(Transport(await connection.load(kubeconfig), kubeconfig, program), deadline)
 
     def guarded(self, before_write: Callable[[], None]) -> "Cluster":
-        """This connection, over which nothing is written unless `before_write` lets it pass: it raises what the write
-        raises then. Closed with the original."""
+        """This connection, over which nothing is written unless `before_write`, asked at the last moment, lets it pass:
+        it raises the ApiError that the write raises then. Closed with the original."""
         return Cluster(self._transport, self._deadline, before_write)
 
     async def close(self) -> None:
@@ -271,11 +271,11 @@ class Cluster:
         query: dict[str, str] | None = None,
         content_type: str = "application/json",
     ) -> Json:
-        if method != "GET":
-            self._before_write()
         try:
             async with asyncio.timeout(self._deadline):
-                response = await self._transport.open(method, path, body, query=query, content_type=content_type)
+                response = await self._transport.open(
+                    method, path, body, query=query, content_type=content_type, before_bytes=self._before_write
+                )
                 async with response:
                     answer: Json = json.loads(await response.read())
                     return answer

@@ -147,7 +147,7 @@ class _Lease:
     def still_held(self, renew_deadline: float) -> None:
         """Raises NoLongerLeading when another may lead by now. A process that was stopped for a while, with its machine
         or by a signal, goes on in the middle of what it was doing, before it hears of any clock; so each write asks
-        first."""
+        right before its bytes go (kube/transport.py)."""
         if self.clock.now() >= self.renewed + renew_deadline:
             raise NoLongerLeading(0, "", f"not written: the lease {self.name} was not renewed in time")
 

@@ -4,6 +4,10 @@ The library (kubernetes.aio) has the session, TLS and the authentication. Its ow
 informer, the work queue and the events have theirs. Two things are ours. Credentials are read again when the server
 refuses them: tokens and certificates in files rotate, and a program that must run for months can't wait for its next
 start. And connections get TCP keepalive: a watch is silent for minutes, and a server that lost power says nothing.
+
+Who may only write while a condition holds has it checked here, as late as a process can: after the wait for a
+connection, after new credentials, at each try, right before the bytes go to the kernel. What the kernel has is sent
+even if the process is stopped then; for that there are the preconditions of the API.
 """
 
 import asyncio
@@ -11,7 +15,8 @@ import json
 import logging
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from typing import Any
 from urllib.parse import urlencode
 
@@ -21,7 +26,7 @@ from kubernetes.aio.config import ConfigException
 
 from kube import connection
 from kube.connection import ConfigurationError
-from kube.errors import Json, Unauthorized, from_status
+from kube.errors import ApiError, Json, Unauthorized, from_status
 
 Body = Json | list[Json]
 
@@ -30,6 +35,9 @@ _CONNECTIONS = 256
 _CONNECT_SECONDS = 10.0
 _RENEWAL_INTERVAL = 5.0
 _KEEPALIVE_IDLE, _KEEPALIVE_INTERVAL, _KEEPALIVE_PROBES = 15, 5, 3
+
+_before_bytes: ContextVar[Callable[[], None]] = ContextVar("_before_bytes")
+"""Of the request that is being sent: the session is shared, its hooks are told nothing of whose request they see."""
 
 
 class Transport:
@@ -43,7 +51,11 @@ class Transport:
         self._connector = aiohttp.TCPConnector(
             limit=_CONNECTIONS, ssl=self._api.rest_client.ssl_context, socket_factory=_socket
         )
-        configuration.client_session_kwargs = {"connector": self._connector}
+        # The name is misleading: it is called with a piece of the body that is about to be written. The headers wait
+        # for the first one, and all requests that write have a body.
+        sending = aiohttp.TraceConfig()
+        sending.on_request_chunk_sent.append(_check)
+        configuration.client_session_kwargs = {"connector": self._connector, "trace_configs": [sending]}
         self._renewing = asyncio.Lock()
         self._renewed = -_RENEWAL_INTERVAL
 
@@ -60,10 +72,13 @@ class Transport:
         query: Mapping[str, str] | None = None,
         content_type: str = "application/json",
         silence: float | None = None,
+        before_bytes: Callable[[], None] = lambda: None,
     ) -> aiohttp.ClientResponse:
         """An answer of status 2xx whose body is still to be read: fails when nothing comes for `silence` seconds.
+        A request with a body is not sent when `before_bytes` raises an ApiError.
 
-        Raises errors.ApiError for other answers, and what aiohttp raises for none. The whole has no deadline here."""
+        Raises that, errors.ApiError for other answers, and what aiohttp raises for none. The whole has no deadline
+        here."""
 
         async def send() -> aiohttp.ClientResponse:
             headers = {"Accept": "application/json", "Content-Type": content_type, **self._api.default_headers}
@@ -71,7 +86,13 @@ class Transport:
                 await self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
             except ConfigException as error:
                 raise Unauthorized(0, "", f"the service account's token can't be read: {error}") from error
-            answer = await self._api.call_api(method, url, headers, body, _request_timeout=timeout)
+            _before_bytes.set(before_bytes)
+            try:
+                answer = await self._api.call_api(method, url, headers, body, _request_timeout=timeout)
+            except aiohttp.ClientConnectionError as error:
+                if isinstance(error.__cause__, ApiError):
+                    raise error.__cause__ from None
+                raise
             response: aiohttp.ClientResponse = answer.response
             return response
 
@@ -105,6 +126,10 @@ class Transport:
             self._api.configuration.api_key = fresh.api_key
             self._api.configuration.refresh_api_key_hook = fresh.refresh_api_key_hook
             return True
+
+
+async def _check(*_: object) -> None:
+    _before_bytes.get()()
 
 
 def _status_body(text: str) -> Any:

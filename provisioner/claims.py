@@ -8,14 +8,13 @@ or the scheduler's last choice but one.
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from contract.volume import ClaimReference, PersistentVolume
 from kube.client import CLAIMS, ApiError, Cluster, Conflict, NotFound
 from kube.events import Recorder
 from kube.records import SELECTED_NODE, Claim, StorageClass
-from kube.workqueue import Backoff, WorkQueue
+from kube.workqueue import WorkQueue
 from provisioner import live, manifest
 from provisioner.cloning import NOTHING, Source
 from provisioner.creation import Creation, NotMade
@@ -51,22 +50,14 @@ class Claims:
         metrics: Metrics,
         *,
         parallelism: int,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cluster = cluster
         self._view = view
         self._creation = creation
         self._recorder = recorder
         self._metrics = metrics
-        self._clock = clock
         self._stalled: dict[str, _Stalled] = {}
-        self.queue = WorkQueue(
-            self._handle,
-            parallelism=parallelism,
-            backoff=Backoff(first=0.5, factor=2, limit=300),
-            expected=(ApiError, NotMade),
-            of="claim",
-        )
+        self.queue = WorkQueue(self._handle, parallelism=parallelism, expected=(ApiError, NotMade), of="claim")
         view.claims.subscribe(lambda key, old, new: self.queue.add(key))
         view.classes.subscribe(self._class_changed)
         view.capacities.subscribe(self._capacity_changed)
@@ -117,7 +108,7 @@ class Claims:
             await self._serve(claim)
 
     async def _serve(self, claim: Claim) -> None:
-        started = self._clock()
+        started = time.monotonic()
         source = await self._source(claim)
         decision = self._decide(claim, source)
         if isinstance(decision, Create):
@@ -132,7 +123,7 @@ class Claims:
                 self._stalled.pop(claim.key, None)
             case Wait(seconds):
                 waited = self._waited(claim)
-                self._stalled[claim.key] = _Stalled(claim, self._clock() - waited)
+                self._stalled[claim.key] = _Stalled(claim, time.monotonic() - waited)
                 self.queue.add_after(claim.key, seconds)
             case Refuse(why):
                 self._stalled[claim.key] = _Stalled(claim, None)
@@ -165,7 +156,7 @@ class Claims:
         if stalled is None or stalled.since is None:
             return 0.0
         same = (stalled.claim.uid, stalled.claim.selected_node) == (claim.uid, claim.selected_node)
-        return self._clock() - stalled.since if same else 0.0
+        return time.monotonic() - stalled.since if same else 0.0
 
     async def _create(self, claim: Claim, create: Create, started: float) -> None:
         self._stalled.pop(claim.key, None)
@@ -176,7 +167,7 @@ class Claims:
         except NotMade as error:
             self._failed(claim, str(error))
             raise
-        seconds = self._clock() - started
+        seconds = time.monotonic() - started
         self._metrics.provisioned(claim.storage_class, claim.data_source, seconds)
         node = create.place.node if create.place else "the node of its first pod"
         _log.info("volume %s of %d bytes for %s, %.0f ms", name, create.size, node, 1000 * seconds)

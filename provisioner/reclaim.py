@@ -5,14 +5,13 @@ Deleting the object is all that is done here: our finalizer keeps it until its n
 
 import logging
 import time
-from collections.abc import Callable
 
 from contract import names
 from contract.volume import DELETE, RELEASED, PersistentVolume
 from kube.client import VOLUMES, ApiError, Cluster, Conflict, NotFound
 from kube.events import ObjectReference, Recorder
 from kube.informer import Informer
-from kube.workqueue import Backoff, WorkQueue
+from kube.workqueue import WorkQueue
 from provisioner import live
 from provisioner.metrics import Metrics
 from service import logs
@@ -45,20 +44,12 @@ class Reclaim:
         metrics: Metrics,
         *,
         parallelism: int,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cluster = cluster
         self._volumes = volumes
         self._recorder = recorder
         self._metrics = metrics
-        self._clock = clock
-        self.queue = WorkQueue(
-            self._handle,
-            parallelism=parallelism,
-            backoff=Backoff(first=0.5, factor=2, limit=300),
-            expected=(ApiError, NotDeleted),
-            of="volume",
-        )
+        self.queue = WorkQueue(self._handle, parallelism=parallelism, expected=(ApiError, NotDeleted), of="volume")
         volumes.subscribe(self._changed)
 
     def _changed(self, name: str, old: PersistentVolume | None, new: PersistentVolume | None) -> None:
@@ -70,7 +61,7 @@ class Reclaim:
         if volume is None or not left_behind(volume):
             return
         with logs.about(volume=name, claim=str(volume.claim or "")):
-            started = self._clock()
+            started = time.monotonic()
             try:
                 await self._delete(volume)
             except NotFound:
@@ -83,7 +74,7 @@ class Reclaim:
                 reference = ObjectReference("PersistentVolume", "v1", "", name, volume.uid)
                 self._recorder.warning(reference, "VolumeFailedDelete", str(error))
                 raise
-            self._metrics.deleted(volume.storage_class, self._clock() - started)
+            self._metrics.deleted(volume.storage_class, time.monotonic() - started)
             _log.info("deleted: its node removes the data")
 
     async def _delete(self, volume: PersistentVolume) -> None:

@@ -8,6 +8,7 @@ from daemon.static.cache import Cache
 from daemon.static.controller import StaticVolumes
 from daemon.static.deleter import Deleter
 from daemon.static.metrics import StaticMetrics
+from daemon.static.ownfolders import OwnFolders
 from daemon.static.settings import StaticSettings
 from kube.client import Cluster
 from kube.events import Recorder
@@ -15,8 +16,15 @@ from kube.records import Node
 
 
 def static_volumes(
-    cluster: Cluster, node: Node, events: Recorder, registry: CollectorRegistry, chosen: StaticSettings
+    cluster: Cluster,
+    node: Node,
+    events: Recorder,
+    registry: CollectorRegistry,
+    chosen: StaticSettings,
+    own: OwnFolders,
 ) -> StaticVolumes:
+    """`own`: the folders that the daemon works in, which no class may offer."""
+
     def deletions(cache: Cache, metrics: StaticMetrics, wake: Callable[[], None]) -> Deleter:
         return Deleter(
             cluster,
@@ -29,4 +37,4 @@ def static_volumes(
             job_image=chosen.job_image,
         )
 
-    return StaticVolumes(cluster, node, events, StaticMetrics(registry), chosen, deletions)
+    return StaticVolumes(cluster, node, events, StaticMetrics(registry), chosen, deletions, own)

@@ -51,6 +51,8 @@ class ClassConfiguration:
     """NodeSelectorTerms, alternatives to the term that names this node."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """On the PersistentVolumes of this class (our own key labelsForPV in the class). They win over the others."""
+    refused: str = ""
+    """Why nothing of this class is offered or cleaned (ownfolders.py). Empty: it is served."""
 
 
 @dataclass(frozen=True)

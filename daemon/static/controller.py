@@ -17,6 +17,7 @@ from daemon.static.cache import Cache, Identity
 from daemon.static.configuration import Configuration
 from daemon.static.discovery import Discoverer
 from daemon.static.metrics import ProcessCounts, StaticMetrics
+from daemon.static.ownfolders import OwnFolders
 from daemon.static.pace import Pace
 from daemon.static.reload import Reloader
 from daemon.static.settings import StaticSettings
@@ -63,7 +64,9 @@ class StaticVolumes:
         metrics: StaticMetrics,
         chosen: StaticSettings,
         make_deletions: MakeDeletions,
+        own: OwnFolders = (),
     ) -> None:
+        """`own`: the folders that the daemon works in, which no class may offer."""
         self._cluster = cluster
         self._node = node
         self._chosen = chosen
@@ -72,7 +75,7 @@ class StaticVolumes:
         self._classes = Informer[StorageClass](cluster, CLASSES, read_storage_class)
         self._cache.informer.subscribe(lambda *_: self._pace.wake())
         self._classes.subscribe(lambda *_: self._pace.wake())
-        self._reloader = Reloader(chosen.config_dir, node.reference, events, metrics, self._pace.wake)
+        self._reloader = Reloader(chosen.config_dir, node.reference, events, metrics, self._pace.wake, own)
         self._deletions = make_deletions(self._cache, metrics, self._pace.wake)
         self._discoverer = Discoverer(
             cluster, self._cache, self._classes, node, events, metrics, self._deletions.cleaning
@@ -110,7 +113,7 @@ class StaticVolumes:
         await self._classes.wait_synced()
         while True:
             configuration = await self._configured()
-            folders.watch(settings.mount_dir for settings in configuration.classes.values())
+            await folders.watch(each.mount_dir for each in configuration.classes.values() if not each.refused)
             await self._pass(configuration)
             await self._pace.wait(self._chosen.discovery_period)
 

@@ -147,6 +147,8 @@ class Deleter:
                 f"Unknown storage class name {volume.storage_class}: put it back into storageClassMap, or delete the "
                 "PersistentVolume by hand",
             )
+        if settings.refused:
+            raise _NotReclaimed(UNKNOWN, PROCESS, f"class {settings.name}: {settings.refused}")
         if self._table.counts().running >= configuration.parallel_cleanings:
             log.debug("%s waits for one of %d cleanings to end", volume.name, configuration.parallel_cleanings)
             return

@@ -86,6 +86,8 @@ class Discoverer:
 
     async def _discover(self, configuration: Configuration, settings: ClassConfiguration) -> None:
         """Raises ClassError."""
+        if settings.refused:
+            raise ClassError(settings.refused)
         storage_class = self._classes.get(settings.name)
         if storage_class is None:
             raise ClassError(f"there is no StorageClass {settings.name}: create it, or take it out of storageClassMap")

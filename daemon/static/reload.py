@@ -13,6 +13,7 @@ from pathlib import Path
 from daemon.static import configuration
 from daemon.static.configuration import Configuration, ConfigurationError
 from daemon.static.metrics import StaticMetrics
+from daemon.static.ownfolders import OwnFolders, keep_apart
 from kube.events import Recorder
 from kube.records import ObjectReference
 
@@ -26,9 +27,16 @@ class Reloader:
     now; empty: it can."""
 
     def __init__(
-        self, folder: Path, node: ObjectReference, events: Recorder, metrics: StaticMetrics, changed: Callable[[], None]
+        self,
+        folder: Path,
+        node: ObjectReference,
+        events: Recorder,
+        metrics: StaticMetrics,
+        changed: Callable[[], None],
+        own: OwnFolders = (),
     ) -> None:
         self._folder = folder
+        self._own = own
         self._node = node
         self._events = events
         self._metrics = metrics
@@ -45,7 +53,7 @@ class Reloader:
     async def look(self) -> None:
         """Takes what the folder says, if it differs and can be used."""
         try:
-            found = await asyncio.to_thread(configuration.read, self._folder)
+            found = keep_apart(await asyncio.to_thread(configuration.read, self._folder), self._own)
         except ConfigurationError as error:
             if str(error) != self.problem:
                 kept = "the last good configuration stays" if self.current else "no static volumes until it is right"

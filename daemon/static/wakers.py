@@ -13,10 +13,12 @@ import logging
 import os
 import select
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from pyroute2.netlink.uevent import MONITOR_GROUP_KERNEL, AsyncUeventSocket
 
+from daemon.static.looks import DEADLINE, Hung, Looks
 from kube.backoff import Backoff
 
 log = logging.getLogger(__name__)
@@ -80,9 +82,11 @@ def mount_table(wake: Wake) -> Iterator[None]:
 class Folders:
     """Wakes whenever an entry of a watched folder comes, goes or is renamed."""
 
-    def __init__(self, wake: Wake) -> None:
+    def __init__(self, wake: Wake, *, deadline: float = DEADLINE) -> None:
+        """`deadline`: seconds that the disk of a folder may take to answer."""
         self._wake = wake
-        self._watches: set[int] = set()
+        self._looks = Looks(deadline)
+        self._watches: dict[Path, int] = {}
         self._refused: dict[Path, str] = {}
         self._descriptor = -1
 
@@ -96,28 +100,41 @@ class Folders:
         os.close(self._descriptor)
         self._descriptor = -1
 
-    def watch(self, folders: Iterable[Path]) -> None:
+    async def watch(self, folders: Iterable[Path]) -> None:
         """Watches these folders and no others. To be called again and again, for a path may show another folder by
         now. What can't be watched is told once."""
         if self._descriptor < 0:
             return
-        watches: set[int] = set()
-        refused: dict[Path, str] = {}
-        for folder in folders:
-            try:
-                watches.add(_checked(_libc.inotify_add_watch(self._descriptor, os.fsencode(folder), _MASK)))
-            except OSError as error:
-                refused[folder] = str(error)
-                if self._refused.get(folder) != str(error):
-                    log.warning("new entries of %s wait for the next period: %s", folder, error)
-        for watch in self._watches - watches:
+        wanted = list(dict.fromkeys(folders))
+        # At once: if all disks of a controller hang, one deadline is waited for.
+        answers = dict(zip(wanted, await asyncio.gather(*map(self._add, wanted)), strict=True))
+        refused = {folder: str(answer) for folder, answer in answers.items() if not isinstance(answer, int)}
+        for folder, why in refused.items():
+            if self._refused.get(folder) != why:
+                log.warning("new entries of %s wait for the next period: %s", folder, why)
+        watches = {folder: answer for folder, answer in answers.items() if isinstance(answer, int)}
+        hung = {folder for folder, answer in answers.items() if isinstance(answer, Hung)}
+        watches |= {folder: watch for folder, watch in self._watches.items() if folder in hung}
+        for watch in {*self._watches.values()} - {*watches.values()}:
             _libc.inotify_rm_watch(self._descriptor, watch)  # fails for a folder that is gone, and its watch with it
         self._watches, self._refused = watches, refused
+
+    async def _add(self, folder: Path) -> int | OSError | Hung:
+        """The number of its watch, which stays the same while it is the same folder, or why there is none. The kernel
+        finds the folder by its path, and may have to ask the disk on the way."""
+        try:
+            return await self._looks.at(folder, partial(_add_watch, self._descriptor, folder))
+        except (OSError, Hung) as error:
+            return error
 
     def _changed(self) -> None:
         with contextlib.suppress(BlockingIOError):
             os.read(self._descriptor, _READ_BYTES)
         self._wake()
+
+
+def _add_watch(descriptor: int, folder: Path) -> int:
+    return _checked(_libc.inotify_add_watch(descriptor, os.fsencode(folder), _MASK))
 
 
 def _checked(answer: int) -> int:

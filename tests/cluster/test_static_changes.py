@@ -45,6 +45,19 @@ async def test_the_configuration_changes(fresh_sandbox: MakeSandbox) -> None:
     assert (await fetch(f"{node.url}/ready"))[0] == 200
 
 
+async def test_a_class_in_the_daemons_own_folder_is_refused_and_the_others_are_served(
+    fresh_sandbox: MakeSandbox,
+) -> None:
+    sandbox = await fresh_sandbox(NodeSpec("one", static=True), manifests=STATIC)
+    node = sandbox.nodes["one"]
+    fast = folder(node, "fast")
+    configure(node, "storageClassMap", {"ours": served(node.staging), CLASS: served(fast)})
+    mount(fast / "first")
+    await Offered(sandbox, node, "first").until("Available")
+    message = await until_told(sandbox, node.name, "VolumeDiscoveryFailed", "class ours: ")
+    assert "(STAGING_DIR is " in message
+
+
 async def test_a_storm_makes_few_passes(fresh_sandbox: MakeSandbox) -> None:
     sandbox = await fresh_sandbox(NodeSpec("one", static=True), manifests=STATIC)
     node = sandbox.nodes["one"]

@@ -83,7 +83,7 @@ async def test_entries_of_a_folder(wakes: Wakes, tmp_path: Path) -> None:
     folder = tmp_path / "disks"
     folder.mkdir()
     with Folders(wakes) as folders:
-        folders.watch([folder])
+        await folders.watch([folder])
         async with wakes.more():
             (folder / "link").symlink_to("/dev/null")
         async with wakes.more():
@@ -92,7 +92,7 @@ async def test_entries_of_a_folder(wakes: Wakes, tmp_path: Path) -> None:
             (folder / "renamed").unlink()
         await wakes.settle()
         before = wakes.count
-        folders.watch([folder])
+        await folders.watch([folder])
         list(folder.iterdir())
         await wakes.settle()
         assert wakes.count == before, "looking does not wake"
@@ -104,18 +104,18 @@ async def test_a_folder_that_is_made_anew_is_watched_again(
     folder = tmp_path / "disks"
     with Folders(wakes) as folders:
         for _ in range(2):
-            folders.watch([folder])
+            await folders.watch([folder])
         assert caplog.text.count("No such file or directory") == 1
         folder.mkdir()
-        folders.watch([folder])
+        await folders.watch([folder])
         async with wakes.more():
             folder.rmdir()
         folder.mkdir()
-        folders.watch([folder])
+        await folders.watch([folder])
         await wakes.settle()
         async with wakes.more():
             (folder / "entry").touch()
-        folders.watch([])
+        await folders.watch([])
         await wakes.settle()
         before = wakes.count
         (folder / "another").touch()
@@ -127,9 +127,9 @@ async def test_a_mount_over_a_watched_folder_is_followed(wakes: Wakes, tmp_path:
     folder = tmp_path / "disks"
     folder.mkdir()
     with Folders(wakes) as folders:
-        folders.watch([folder])
+        await folders.watch([folder])
         subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], check=True)
-        folders.watch([folder])
+        await folders.watch([folder])
         await wakes.settle()
         async with wakes.more():
             (folder / "entry").touch()

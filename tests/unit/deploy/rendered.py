@@ -24,14 +24,16 @@ def kustomize(folder: Path) -> tuple[Json, ...]:
     return tuple(yaml.safe_load_all(rendered.stdout))
 
 
-def with_components(folder: Path, components: Iterable[Path] = COMPONENTS) -> tuple[Json, ...]:
-    """Base with components. `folder` is a fresh one, on the file system of the repository or not."""
+def with_components(folder: Path, components: Iterable[Path] = COMPONENTS, **more: Any) -> tuple[Json, ...]:
+    """Base with components, and `more` in the kustomization of whoever deploys them. `folder` is a fresh one, on the
+    file system of the repository or not."""
     relative = [str(Path(*[".."] * (len(folder.parts) - 1)) / path.relative_to("/")) for path in (BASE, *components)]
     kustomization = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "resources": relative[:1],
         "components": relative[1:],
+        **more,
     }
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
     return kustomize(folder)

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,13 @@ from prometheus_client import CollectorRegistry
 
 import daemon.settings
 import provisioner.settings
-from contract import names
+from contract import names, parameters
 from daemon.static import configuration
+from daemon.storage import deviceclasses
 from service.endpoints import Health, application
 from tests.unit.deploy.rendered import (
     BASE,
+    COMPONENTS,
     DEPLOY,
     OVERLAYS,
     container,
@@ -28,6 +29,7 @@ from tests.unit.deploy.rendered import (
     one,
     with_components,
 )
+from tests.unit.heard import Heard
 
 Json = dict[str, Any]
 
@@ -51,30 +53,23 @@ def test_objects_are_valid(version: str, tmp_path: Path) -> None:
         kubernetes_validate.validate(json.loads(text), version, strict=True)
 
 
-class _Heard(Mapping[str, str]):
-    """An environment that knows what it was asked for."""
-
-    def __init__(self, variables: Mapping[str, str]) -> None:
-        self._variables = variables
-        self.asked: set[str] = set()
-
-    def __getitem__(self, name: str) -> str:
-        self.asked.add(name)
-        return self._variables[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._variables)
-
-    def __len__(self) -> int:
-        return len(self._variables)
-
-
-def _environment(objects: tuple[Json, ...], program: Json) -> _Heard:
+def _environment(objects: tuple[Json, ...], program: Json) -> Heard:
     """What the container's process finds; what Kubernetes fills in is a word."""
     found = {name: each.get("value", "filled-in") for name, each in environment(program).items()}
     for source in program["envFrom"]:
         found |= one(objects, "ConfigMap", source["configMapRef"]["name"])["data"]
-    return _Heard(found)
+    return Heard(found)
+
+
+def _daemon_environment(objects: tuple[Json, ...], folder: Path) -> Heard:
+    """As `_environment`, with the file of device classes, if there is one, taken from its ConfigMap to `folder`."""
+    told = _environment(objects, container(objects, "DaemonSet", "daemon"))
+    if "DEVICE_CLASSES_FILE" not in told:
+        return told
+    file = Path(told["DEVICE_CLASSES_FILE"])
+    copy = folder / file.name
+    copy.write_text(_mounted(objects, file.parent)[file.name])
+    return Heard({**told, "DEVICE_CLASSES_FILE": str(copy)})
 
 
 def test_the_provisioner_reads_all_it_is_told(objects: tuple[Json, ...]) -> None:
@@ -83,25 +78,36 @@ def test_the_provisioner_reads_all_it_is_told(objects: tuple[Json, ...]) -> None
     assert set(told) <= told.asked
 
 
-def test_the_daemon_reads_all_it_is_told(objects: tuple[Json, ...]) -> None:
-    told = _environment(objects, container(objects, "DaemonSet", "daemon"))
+def test_the_daemon_reads_all_it_is_told(objects: tuple[Json, ...], tmp_path: Path) -> None:
+    told = _daemon_environment(objects, tmp_path)
     daemon.settings.read(told)
     assert set(told) <= told.asked
 
 
+def _volumes(objects: tuple[Json, ...]) -> dict[str, Json]:
+    """Of the daemon's pods, by name."""
+    return {each["name"]: each for each in one(objects, "DaemonSet", "daemon")["spec"]["template"]["spec"]["volumes"]}
+
+
 def _mounts(objects: tuple[Json, ...]) -> dict[Path, tuple[str, Json]]:
     """Of the daemon: path in the container to path of the host, and the mount."""
-    volumes = {
-        each["name"]: each for each in one(objects, "DaemonSet", "daemon")["spec"]["template"]["spec"]["volumes"]
-    }
+    volumes = _volumes(objects)
     return {
         Path(mount["mountPath"]): (volumes[mount["name"]].get("hostPath", {}).get("path", ""), mount)
         for mount in container(objects, "DaemonSet", "daemon")["volumeMounts"]
     }
 
 
-def test_the_daemon_has_the_folders_of_the_host_that_it_works_in(objects: tuple[Json, ...]) -> None:
-    told = daemon.settings.read(_environment(objects, container(objects, "DaemonSet", "daemon")))
+def _mounted(objects: tuple[Json, ...], folder: Path) -> dict[str, str]:
+    """The files of the ConfigMap that the daemon has in that folder."""
+    _, mount = _mounts(objects)[folder]
+    data = one(objects, "ConfigMap", _volumes(objects)[mount["name"]]["configMap"]["name"])["data"]
+    assert isinstance(data, dict)
+    return data
+
+
+def test_the_daemon_has_the_folders_of_the_host_that_it_works_in(objects: tuple[Json, ...], tmp_path: Path) -> None:
+    told = daemon.settings.read(_daemon_environment(objects, tmp_path))
     mounts = _mounts(objects)
     for folder in (told.kubelet_root, told.staging_dir, told.data_dir, told.plugin_dir, told.socket.parent):
         assert mounts[folder][0] == str(folder)
@@ -150,6 +156,44 @@ def test_the_disks_of_the_configuration_are_mounted() -> None:
         assert one(objects, "StorageClass", each.name)["provisioner"] == "kubernetes.io/no-provisioner"
 
 
+DEVICE_CLASSES = DEPLOY / "components" / "device-classes"
+
+
+def test_the_device_classes_are_read_and_asked_for(tmp_path: Path) -> None:
+    objects = with_components(tmp_path, [DEVICE_CLASSES])
+    classes = daemon.settings.read(_daemon_environment(objects, tmp_path)).device_classes
+    assert classes
+    own = {each["metadata"]["name"] for each in of_kind(kustomize(BASE), "StorageClass")}
+    added = [each for each in of_kind(objects, "StorageClass") if each["metadata"]["name"] not in own]
+    assert {parameters.parse(each["parameters"]).device_class for each in added} == classes.keys() - {"default"}
+    assert {each["provisioner"] for each in added} == {names.PROVISIONER}
+
+
+def test_what_the_file_of_device_classes_has_as_a_comment_is_right_too() -> None:
+    text = re.sub(r"^( *)# (\w+: [\w{].*)$", r"\1\2", (DEVICE_CLASSES / "classes.yaml").read_text(), flags=re.MULTILINE)
+    classes = deviceclasses.read(text, daemon.settings.Settings("node").own_class)
+    assert classes.keys() == {"default", "nvme", "hdd", "thin", "scratch"}
+    assert classes["default"] == classes["nvme"]
+    commented = (DEVICE_CLASSES / "daemon.yaml").read_text()
+    assert f"#   mountPath: {classes['scratch'].folder.parent}\n" in commented
+
+
+def test_other_device_classes_restart_the_daemons(tmp_path: Path) -> None:
+    """The daemon reads the file when it starts, so the pods' template must change with it."""
+    ours = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "device-classes", "namespace": names.NAMESPACE},
+        "data": {"classes.yaml": "classes: {ssd: {kind: LVM, group: ssd}}"},
+    }
+    for name in ("before", "after"):
+        (tmp_path / name).mkdir()
+    before = with_components(tmp_path / "before", [DEVICE_CLASSES])
+    after = with_components(tmp_path / "after", [DEVICE_CLASSES], patches=[{"patch": yaml.safe_dump(ours)}])
+    assert _mounted(after, Path("/etc/elastic-local")) == ours["data"]
+    assert _volumes(before)["device-classes"] != _volumes(after)["device-classes"]
+
+
 def test_jobs_clean_with_our_own_image(tmp_path: Path) -> None:
     program = container(with_components(tmp_path), "DaemonSet", "daemon")
     assert environment(program)["JOB_CONTAINER_IMAGE"]["value"] == program["image"]
@@ -179,3 +223,10 @@ def test_every_rule_says_who_needs_it(path: Path) -> None:
     assert rules
     for number in rules:
         assert lines[number - 1].startswith("  # "), f"{path.name}:{number + 1}"
+
+
+def test_every_component_is_told_of() -> None:
+    told = (DEPLOY.parent / "docs" / "install.md").read_text()
+    table = told.partition("### Your own overlay")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`[a-z`, -]+`) \|", table, re.MULTILINE)
+    assert sorted(re.findall(r"`([a-z-]+)`", " ".join(rows))) == [path.name for path in COMPONENTS]

@@ -1,10 +1,13 @@
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiohttp
 import pytest
 from aiohttp import web
 
+from kube import transport
 from kube.client import (
     CLAIMS,
     JSON_PATCH,
@@ -24,6 +27,7 @@ from kube.client import (
     Unauthorized,
     Unreachable,
 )
+from kube.errors import NoLongerLeading
 from tests.unit.kube.apiserver import (
     ApiServer,
     connected,
@@ -200,11 +204,17 @@ async def test_watch_of_a_server_that_went_silent(
 
 
 async def test_tokens_rotate(server: ApiServer, tmp_path: Path) -> None:
+    all_came = asyncio.Barrier(3)
+
+    async def refuse(request: web.Request) -> web.StreamResponse:
+        await all_came.wait()
+        return await status(401, "Unauthorized")(request)
+
     async with serving(server) as url:
         kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", url, token="old")
         async with await Cluster.connect(kubeconfig, program="tester") as cluster:
             write_kubeconfig(tmp_path / "kubeconfig", url, token="new")
-            server.next("GET", *[status(401, "Unauthorized")] * 3, *[page(["pv"], "1")] * 3)
+            server.next("GET", *[refuse] * 3, *[page(["pv"], "1")] * 3)
             lists = await asyncio.gather(*[cluster.list(VOLUMES) for _ in range(3)])
     assert [len(found) for found in lists] == [1, 1, 1]
     assert [asked.headers["Authorization"] for asked in server.asked] == ["Bearer old"] * 3 + ["Bearer new"] * 3
@@ -227,3 +237,79 @@ async def test_the_service_account_of_a_pod(server: ApiServer, tmp_path: Path, m
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
     with pytest.raises(ConfigurationError, match="service account"):
         await Cluster.connect()
+
+
+class Guard:
+    """Lets pass until it is shut."""
+
+    def __init__(self) -> None:
+        self.is_shut = False
+
+    def shut(self) -> None:
+        self.is_shut = True
+
+    def __call__(self) -> None:
+        if self.is_shut:
+            raise NoLongerLeading(0, "", "not written")
+
+
+async def test_the_guard_is_asked_after_the_wait_for_a_connection(
+    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard = Guard()
+    make_socket = transport._socket
+
+    def late(address: aiohttp.AddrInfoType) -> socket.socket:
+        guard.shut()
+        return make_socket(address)
+
+    monkeypatch.setattr(transport, "_socket", late)
+    async with connected(server, tmp_path) as cluster:
+        with pytest.raises(NoLongerLeading, match="not written"):
+            await cluster.guarded(guard).patch(VOLUMES, "v", {})
+    assert guard.is_shut
+    assert not server.asked
+
+
+async def test_the_guard_is_asked_again_after_new_credentials(cluster: Cluster, server: ApiServer) -> None:
+    guard = Guard()
+
+    async def refuse(request: web.Request) -> web.StreamResponse:
+        guard.shut()
+        return await status(401, "Unauthorized")(request)
+
+    server.next("DELETE", refuse)
+    with pytest.raises(NoLongerLeading, match="not written"):
+        await cluster.guarded(guard).delete(VOLUMES, "v")
+    assert len(server.asked) == 1
+
+
+async def test_the_guard_is_asked_after_all_that_the_event_loop_does_before_the_bytes_go(
+    cluster: Cluster, server: ApiServer
+) -> None:
+    server.objects["/api/v1/persistentvolumes/v"] = volume("v", "1")
+    guard = Guard()
+    guarded = cluster.guarded(guard)
+    await guarded.patch(VOLUMES, "v", {})
+    asyncio.get_running_loop().call_soon(guard.shut)
+    with pytest.raises(NoLongerLeading, match="not written"):
+        await guarded.patch(VOLUMES, "v", {})
+    assert len(server.asked) == 1
+
+
+async def test_what_is_guarded_may_read_and_others_may_write(cluster: Cluster, server: ApiServer) -> None:
+    server.objects["/api/v1/persistentvolumes/v"] = volume("v", "1")
+    guard = Guard()
+    guard.shut()
+    found, _ = await asyncio.gather(cluster.guarded(guard).get(VOLUMES, "v"), cluster.patch(VOLUMES, "v", {"a": 1}))
+    assert found["metadata"]["name"] == "v"
+    assert server.objects["/api/v1/persistentvolumes/v"]["a"] == 1
+    for write in (
+        cluster.guarded(guard).create(VOLUMES, volume("w", "")),
+        cluster.guarded(guard).replace(VOLUMES, "v", volume("v", "")),
+        cluster.guarded(guard).patch(VOLUMES, "v", {}),
+        cluster.guarded(guard).delete(VOLUMES, "v"),
+    ):
+        with pytest.raises(NoLongerLeading):
+            await write
+    assert len(server.asked) == 2

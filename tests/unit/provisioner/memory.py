@@ -1,5 +1,6 @@
-"""kube.client.Cluster in memory: what the provisioner sees of an API server, without one.
+"""An API server in memory, behind the verbs of the real client: what the provisioner sees of one.
 
+It takes requests where the client would send them, so what a verb puts into its request is the client's own.
 Faithful in what its races are about: versions and conflicts, uids, preconditions, finalizers, a watch that comes later
 than the write it tells of, and requests that are carried out although their answer is lost. Not in the rest.
 """
@@ -7,25 +8,34 @@ than the write it tells of, and requests that are carried out although their ans
 import asyncio
 import copy
 import itertools
-from collections.abc import AsyncGenerator, Awaitable, Callable
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
+from kube import resources
 from kube.client import (
     MERGE,
+    STRATEGIC,
     AlreadyExists,
     Cluster,
     Conflict,
     Json,
     NotFound,
-    Page,
     Resource,
     Unreachable,
 )
+from kube.transport import Body
 
 Key = tuple[Resource, str, str]
 Disturbance = Callable[[], Awaitable[None]]
 Disturbances = dict[tuple[str, str], list[Disturbance]]
 Objects = list[Json]
+
+_PATH = re.compile(
+    r"/(?:api|apis/(?P<group>[^/]+))/v1(?:/namespaces/(?P<namespace>[^/]+))?/(?P<plural>[a-z]+)(?:/(?P<name>[^/]+))?"
+)
+_RESOURCES = {(each.group, each.plural): each for each in vars(resources).values() if isinstance(each, Resource)}
+_VERBS = {"GET": "get", "POST": "create", "PUT": "replace", "PATCH": "patch", "DELETE": "delete"}
 
 
 @dataclass(frozen=True)
@@ -87,42 +97,6 @@ class MemoryCluster(Cluster):
             if kind.plural == "events" and body["reason"] == reason
         ]
 
-    async def get(self, resource: Resource, name: str, namespace: str | None = None) -> Json:
-        await self._begin("get", resource, name)
-        found = self.objects.get(_key(resource, name, namespace))
-        if found is None:
-            raise _not_found(resource, name)
-        return copy.deepcopy(found)
-
-    async def list(
-        self,
-        resource: Resource,
-        namespace: str | None = None,
-        *,
-        label_selector: str = "",
-        field_selector: str = "",
-    ) -> Objects:
-        assert not field_selector
-        await self._begin("list", resource, "")
-        key, _, value = label_selector.partition("=")
-        return [
-            copy.deepcopy(body)
-            for body in self.all(resource)
-            if not key or (body["metadata"].get("labels") or {}).get(key) == value
-        ]
-
-    async def pages(
-        self,
-        resource: Resource,
-        namespace: str | None = None,
-        *,
-        label_selector: str = "",
-        field_selector: str = "",
-        limit: int = 500,
-    ) -> AsyncGenerator[Page, None]:
-        version = str(self.version())
-        yield Page(await self.list(resource, namespace, label_selector=label_selector), version)
-
     async def watch(
         self,
         resource: Resource,
@@ -144,86 +118,86 @@ class MemoryCluster(Cluster):
                 while self.version() <= told:
                     await self._changed.wait()
 
-    async def create(
-        self, resource: Resource, body: Json, namespace: str | None = None, subresource: str | None = None
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        body: Body | None = None,
+        *,
+        query: dict[str, str] | None = None,
+        content_type: str = "application/json",
     ) -> Json:
-        name = body["metadata"]["name"]
-        await self._begin("create", resource, name)
-        key = _key(resource, name, namespace or body["metadata"].get("namespace"))
+        where = _PATH.fullmatch(path)
+        assert where, path
+        resource = _RESOURCES[where["group"] or "", where["plural"]]
+        given = body if isinstance(body, dict) else {}
+        verb = _VERBS[method] if where["name"] or method == "POST" else "list"
+        name = where["name"] or given.get("metadata", {}).get("name", "")
+        namespace = where["namespace"]
+        await self._begin(verb, resource, name)
+        match verb:
+            case "list":
+                answer = self._list(resource, namespace, query or {})
+            case "create":
+                answer = self._create(resource, name, given, namespace)
+            case "replace":
+                answer = self._replace(resource, name, given, namespace)
+            case "patch":
+                assert content_type in (MERGE, STRATEGIC)  # one and the same where no list is patched
+                answer = self._patch(resource, name, given, namespace)
+            case "delete":
+                answer = self._delete(resource, name, given.get("preconditions", {}), namespace)
+            case _:
+                answer = self._known(resource, name, namespace)
+        await self._end(verb, resource)
+        return copy.deepcopy(answer)
+
+    def _known(self, resource: Resource, name: str, namespace: str | None) -> Json:
+        try:
+            return self.objects[_key(resource, name, namespace)]
+        except KeyError:
+            raise NotFound(404, "NotFound", f"{resource} {name!r} not found") from None
+
+    def _list(self, resource: Resource, namespace: str | None, query: Mapping[str, str]) -> Json:
+        assert not query["fieldSelector"]
+        key, _, value = query["labelSelector"].partition("=")
+        items = [
+            body
+            for body in self.all(resource)
+            if namespace in (None, body["metadata"].get("namespace"))
+            and (not key or (body["metadata"].get("labels") or {}).get(key) == value)
+        ]
+        return {"items": items, "metadata": {"resourceVersion": str(self.version())}}
+
+    def _create(self, resource: Resource, name: str, body: Json, namespace: str | None) -> Json:
+        key = _key(resource, name, namespace)
         if key in self.objects:
             raise AlreadyExists(409, "AlreadyExists", f"{resource} {name!r} already exists")
         created = copy.deepcopy(body)
         created["metadata"]["uid"] = f"uid-{next(self._versions)}"
-        self._store(key, created, "ADDED")
-        await self._end("create", resource)
-        return copy.deepcopy(created)
+        return self._store(key, created, "ADDED")
 
-    async def replace(
-        self,
-        resource: Resource,
-        name: str,
-        body: Json,
-        namespace: str | None = None,
-        subresource: str | None = None,
-    ) -> Json:
-        await self._begin("replace", resource, name)
-        key = _key(resource, name, namespace)
-        if key not in self.objects:
-            raise _not_found(resource, name)
-        if body["metadata"].get("resourceVersion") != self.objects[key]["metadata"]["resourceVersion"]:
-            raise _conflict(name)
-        self._store(key, copy.deepcopy(body), "MODIFIED")
-        return copy.deepcopy(self.objects[key])
+    def _replace(self, resource: Resource, name: str, body: Json, namespace: str | None) -> Json:
+        _check_version(self._known(resource, name, namespace), body["metadata"]["resourceVersion"])
+        return self._store(_key(resource, name, namespace), copy.deepcopy(body), "MODIFIED")
 
-    async def patch(
-        self,
-        resource: Resource,
-        name: str,
-        body: Json | Objects,
-        namespace: str | None = None,
-        subresource: str | None = None,
-        content_type: str = MERGE,
-    ) -> Json:
-        assert isinstance(body, dict)
-        await self._begin("patch", resource, name)
-        key = _key(resource, name, namespace)
-        if key not in self.objects:
-            raise _not_found(resource, name)
-        changed = copy.deepcopy(self.objects[key])
-        wanted = (body.get("metadata") or {}).get("resourceVersion")
-        if wanted not in (None, changed["metadata"]["resourceVersion"]):
-            raise _conflict(name)
+    def _patch(self, resource: Resource, name: str, body: Json, namespace: str | None) -> Json:
+        changed = copy.deepcopy(self._known(resource, name, namespace))
+        _check_version(changed, (body.get("metadata") or {}).get("resourceVersion"))
         _merge(changed, body)
-        self._store(key, changed, "MODIFIED")
-        await self._end("patch", resource)
-        return copy.deepcopy(changed)
+        return self._store(_key(resource, name, namespace), changed, "MODIFIED")
 
-    async def delete(
-        self,
-        resource: Resource,
-        name: str,
-        namespace: str | None = None,
-        *,
-        uid: str | None = None,
-        resource_version: str | None = None,
-        propagation: str | None = None,
-        grace_seconds: int | None = None,
-    ) -> None:
-        await self._begin("delete", resource, name)
-        key = _key(resource, name, namespace)
-        found = self.objects.get(key)
-        if found is None:
-            raise _not_found(resource, name)
-        metadata = found["metadata"]
-        if uid not in (None, metadata["uid"]) or resource_version not in (None, metadata["resourceVersion"]):
-            raise _conflict(name)
-        if metadata.get("finalizers"):
-            going = copy.deepcopy(found)
-            going["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
-            self._store(key, going, "MODIFIED")
-        else:
+    def _delete(self, resource: Resource, name: str, preconditions: Json, namespace: str | None) -> Json:
+        found = self._known(resource, name, namespace)
+        if preconditions.get("uid") not in (None, found["metadata"]["uid"]):
+            raise _conflict(found)
+        _check_version(found, preconditions.get("resourceVersion"))
+        if not found["metadata"].get("finalizers"):
             self.remove(resource, name, namespace)
-        await self._end("delete", resource)
+            return {}
+        going = copy.deepcopy(found)
+        going["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+        return self._store(_key(resource, name, namespace), going, "MODIFIED")
 
     async def _begin(self, verb: str, resource: Resource, name: str) -> None:
         self.requests.append((verb, resource.plural, name))
@@ -268,12 +242,13 @@ def _key(resource: Resource, name: str, namespace: str | None) -> Key:
     return resource, (namespace or "") if resource.namespaced else "", name
 
 
-def _not_found(resource: Resource, name: str) -> NotFound:
-    return NotFound(404, "NotFound", f"{resource} {name!r} not found")
+def _check_version(known: Json, wanted: str | None) -> None:
+    if wanted not in (None, known["metadata"]["resourceVersion"]):
+        raise _conflict(known)
 
 
-def _conflict(name: str) -> Conflict:
-    return Conflict(409, "Conflict", f"{name} has been modified")
+def _conflict(known: Json) -> Conflict:
+    return Conflict(409, "Conflict", f"{known['metadata']['name']} has been modified")
 
 
 def _merge(target: Json, patch: Json) -> None:

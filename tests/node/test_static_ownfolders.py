@@ -1,0 +1,26 @@
+"""A class in a folder where the daemon has mounts of its own, beside one that is right."""
+
+from pathlib import Path
+
+from daemon.static.discovery import CLASS_FAILED
+from daemon.static.ownfolders import keep_apart
+from tests.node.staticvolumes import configured, discovery, mount, settings
+from tests.unit.daemon.nodecluster import NODE
+
+
+async def test_our_mounts_are_not_offered_and_other_classes_go_on(tmp_path: Path) -> None:
+    staging, disks = tmp_path / "staging", tmp_path / "disks"
+    mount(staging / "pvc-1")
+    mount(disks / "one")
+    both = configured(settings(staging, "slow"), settings(disks))
+    refusing = keep_apart(both, [("STAGING_DIR", staging)])
+    async with discovery(tmp_path / "api") as node:
+        for _ in range(2):
+            (error,) = await node.look(refusing)
+            assert error.startswith(
+                f"class slow: mountDir {staging} is the folder where the daemon works (STAGING_DIR "
+            )
+        assert (await node.volumes()).keys() == {"/host/disks/one"}
+        assert await node.told() == [(NODE, CLASS_FAILED, error)], "told once"
+        assert await node.look(both) == []
+        assert (await node.volumes()).keys() == {"/host/disks/one", "/host/staging/pvc-1"}, "else it is offered"
