@@ -89,7 +89,8 @@ class ThinWatch:
             got, why = Enlargement(), str(error)
         if got.taken:
             self._stuck.discard(pool.name)
-            grown = f"{quantity.humane(got.data)} for data and {quantity.humane(got.metadata)} for metadata"
+            parts = ((got.data, "data"), (got.metadata, "metadata"))
+            grown = " and ".join(f"{quantity.humane(size)} for {part}" for size, part in parts if size)
             self._say(EXTENDED, f"thin pool {pool.name} had used {described(pool)}: it got {grown}", good=True)
         elif pool.name not in self._stuck:
             self._stuck.add(pool.name)
