@@ -8,7 +8,7 @@ Every operation is one LVM command: nearly all of a command's time is its start 
 """
 
 from lvm.errors import AlreadyExists, BadName, InUse, LvmError, NoSpace, NotFound, TimedOut
-from lvm.lvm import Lvm
+from lvm.lvm import Lvm, largest_snapshot
 from lvm.records import Health, LogicalVolume, PhysicalVolume, State, VolumeGroup
 
 __all__ = [
@@ -25,4 +25,5 @@ __all__ = [
     "State",
     "TimedOut",
     "VolumeGroup",
+    "largest_snapshot",
 ]

@@ -65,6 +65,8 @@ class LogicalVolume:
     """LVM's lv_layout, as {"linear"}, {"striped"}, {"raid", "raid1"}, {"thin", "pool"}, {"thin", "sparse"}."""
     pool: str
     """Of a thin volume: the name of its pool."""
+    origin: str
+    """Of a snapshot: the name of the volume that it is of."""
     zeroes_new_blocks: bool
     """Of a pool or thin volume: nobody reads in a new block what an earlier volume left there."""
     active: bool
@@ -78,6 +80,8 @@ class LogicalVolume:
     """Of a pool. A pool whose metadata is full is as bad as one whose data is."""
     metadata_size: int
     """Of a pool: room for metadata, which is not in `size`."""
+    overflowed: bool
+    """Of a thick snapshot: it had no room for what was written to its origin, and can't be read any more."""
     sync_percent: float | None
     """Of a mirror: how much of it is on all legs."""
 
@@ -103,6 +107,10 @@ class State:
 
     def volume(self, group: str, name: str) -> LogicalVolume | None:
         return next((volume for volume in self.volumes_of(group) if volume.name == name), None)
+
+    def thick_snapshots(self, group: str, origin: str) -> Iterator[LogicalVolume]:
+        """Those that LVM removes together with their origin, and that keep it from growing."""
+        return (volume for volume in self.volumes_of(group) if volume.origin == origin and not volume.is_thin)
 
     def volumes_of(self, group: str) -> Iterator[LogicalVolume]:
         return (volume for volume in self.volumes if volume.group == group)

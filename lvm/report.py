@@ -23,6 +23,7 @@ _VOLUME_FIELDS = (
     "lv_layout",
     "lv_attr",
     "pool_lv",
+    "origin",
     "lv_active",
     "lv_suspended",
     "lv_device_open",
@@ -31,6 +32,7 @@ _VOLUME_FIELDS = (
     "metadata_percent",
     "lv_metadata_size",
     "copy_percent",
+    "lv_snapshot_invalid",
 )
 
 FULL_REPORT = (
@@ -51,6 +53,9 @@ FULL_REPORT = (
 
 _ZEROING = 7
 """Place of the letter in lv_attr, lvs(8). The field `zero` is one of segments, which a full report can't be given."""
+
+_OVERFLOWED = "snapshot invalid"
+"""What lv_snapshot_invalid says of one. Of what is no snapshot it says "unknown"."""
 
 _OBJECT = re.compile(r"^\s*\{\s*$", re.MULTILINE)
 
@@ -121,6 +126,7 @@ def _volume(group: str, row: Row) -> LogicalVolume:
         path=row["lv_path"],
         layout=_words(row["lv_layout"]),
         pool=row["pool_lv"],
+        origin=row["origin"],
         zeroes_new_blocks=row["lv_attr"][_ZEROING : _ZEROING + 1] == "z",
         active=row["lv_active"].startswith("active"),
         suspended=bool(row["lv_suspended"]),
@@ -129,6 +135,7 @@ def _volume(group: str, row: Row) -> LogicalVolume:
         data_percent=_percent(row["data_percent"]),
         metadata_percent=_percent(row["metadata_percent"]),
         metadata_size=int(row["lv_metadata_size"] or 0),
+        overflowed=row["lv_snapshot_invalid"] == _OVERFLOWED,
         sync_percent=_percent(row["copy_percent"]),
     )
 

@@ -54,6 +54,10 @@ class Backend(Protocol):
         neither can be."""
         ...
 
+    def snapshots(self, pool: str) -> "SnapshotStorage | None":
+        """What makes snapshots, to be copied from, of volumes in that pool. None where there are none."""
+        ...
+
     async def rewrite(self, volume: Volume, record: Record) -> Volume:
         """The same volume with another record, replaced as a whole and on disk when this returns."""
         ...
@@ -79,6 +83,38 @@ class Backend(Protocol):
 
     async def remove(self, volume: Volume) -> None:
         """The volume is gone and its space is free. One that is gone already is no error. Raises InUse."""
+        ...
+
+
+class SnapshotStorage(Protocol):
+    """Storage that can show what a volume holds at one moment while the volume is written to. A snapshot is a Volume
+    whose record says of what it is; `Backend.device`, `rewrite` and `reuse` know it too."""
+
+    def pool_for(self, source: Volume) -> str:
+        """The pool from which a snapshot of that volume takes its space."""
+        ...
+
+    def most(self, source: Volume) -> int:
+        """Bytes with which a snapshot of that volume can't overflow."""
+        ...
+
+    async def make(self, source: Volume, record: Record, size: int) -> Volume:
+        """A snapshot with `size` bytes, or a little more, for what is overwritten in its source from now on; a mounted
+        filesystem is held still for that moment. While it is there, its source can neither grow nor be removed."""
+        ...
+
+    async def readable(self, snapshot: Volume) -> bool:
+        """Whether its bytes were enough until now. If not, it shows nothing any more, and what was read from it last
+        may be wrong."""
+        ...
+
+    async def split(self, snapshot: Volume) -> None:
+        """Its source is free of it; the snapshot's device shows all that it kept, to be erased. One that is split
+        already is no error. Raises InUse while somebody reads from it."""
+        ...
+
+    async def remove(self, snapshot: Volume) -> None:
+        """It is gone and its space is free. One that is gone already is no error. Raises InUse before it is split."""
         ...
 
 

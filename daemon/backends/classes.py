@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from contract.parameters import VolumeParameters
-from daemon.backends import Backend
+from daemon.backends import Backend, SnapshotStorage
 from daemon.backends.folder import FolderBackend
 from daemon.backends.loop import LoopBackend
 from daemon.backends.lvm import LvmBackend
@@ -84,6 +84,9 @@ class ClassesBackend:
         maker, holder = self._maker(wanted), self._holder(source.pool)
         return await (maker if holder.on_device(source) else holder).snapshot(wanted, source)
 
+    def snapshots(self, pool: str) -> SnapshotStorage | None:
+        return self._holder(pool).snapshots(pool)
+
     async def rewrite(self, volume: Volume, record: Record) -> Volume:
         return await self._holder(volume.pool).rewrite(volume, record)
 
@@ -140,4 +143,5 @@ class ClassesBackend:
             [replace(pool, reserve=reserve_of(self._classes, pool.name)) for each in found for pool in each.pools],
             [foreign for each in found for foreign in each.foreign],
             [*(one for each in found for one in each.damaged), *damaged],
+            [snapshot for each in found for snapshot in each.snapshots],
         )

@@ -65,6 +65,9 @@ class FilesBackend(Backend):
             with told():
                 return await asyncio.to_thread(self._create, wanted)
 
+    def snapshots(self, pool: str) -> None:
+        return None
+
     async def rewrite(self, volume: Volume, record: Record) -> Volume:
         with told():
             return await asyncio.to_thread(self._rewrite, volume, record)

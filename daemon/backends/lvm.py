@@ -7,20 +7,21 @@ lvcreate, so at no moment there is a volume of ours without our mark. Pools are 
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import lvm
 from contract.parameters import RAID1, VolumeParameters
 from daemon.backends import no_thin_pools
+from daemon.backends.lvmerrors import told, told_of
 from daemon.backends.lvminventory import Place, inventory
+from daemon.backends.lvmsnapshots import LvmSnapshots
 from daemon.errors import BackendFailed, Damaged, Foreign, InUse, NoSpace, NotFound, PoolMissing
 from daemon.storage.deviceclasses import DeviceClass
 from daemon.storage.erase import Reuse
 from daemon.storage.record import Inventory, Pool, Record, State, Volume, Wanted
 from daemon.storage.thinpools import Enlargement
-from host.command import MissingTool
 from lvm import Lvm
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class LvmBackend:
 
     def __init__(self, tools: Lvm, classes: Mapping[str, DeviceClass]) -> None:
         self._lvm = tools
+        self._snapshots = LvmSnapshots(tools)
         self._classes = classes
         self._groups = {found.group for found in classes.values()}
         self._extent_sizes: dict[str, int] = {}
@@ -66,7 +68,7 @@ class LvmBackend:
     async def establish(self) -> None:
         for found in dict.fromkeys(self._classes.values()):
             if found.thin:
-                with _told(f"thin pool {found.thin_pool}", found.group):
+                with told(f"thin pool {found.thin_pool}", found.group):
                     await self._establish_pool(found.group, found.thin_pool)
 
     async def _establish_pool(self, group_name: str, pool: str) -> None:
@@ -87,7 +89,7 @@ class LvmBackend:
         await self._lvm.create_pool(group_name, pool, extents * group.extent_size, {_POOL_MARK})
 
     async def inspect(self) -> Inventory:
-        with _told("the node", " ".join(sorted(self._groups))):
+        with told("the node", " ".join(sorted(self._groups))):
             return inventory(await self._report(), self._groups)
 
     async def _report(self) -> lvm.State:
@@ -97,7 +99,7 @@ class LvmBackend:
 
     async def create(self, wanted: Wanted) -> Volume:
         place = self._place(wanted.parameters)
-        with _told(f"volume {wanted.pv}", str(place)):
+        with told(f"volume {wanted.pv}", str(place)):
             record = wanted.record(State.FORMATTING)
             try:
                 try:
@@ -121,13 +123,16 @@ class LvmBackend:
         if await self.reuse(source) is not Reuse.CLEAN:
             return None
         tags = wanted.record(State.FORMATTING).to_tags()
-        with _told(f"volume {wanted.pv}", str(place)):
+        with told(f"volume {wanted.pv}", str(place)):
             try:
                 await self._lvm.create_thin_snapshot(place.group, source.pv, wanted.pv, tags)
             except lvm.AlreadyExists:
                 await self._clear_away(place, wanted)
                 await self._lvm.create_thin_snapshot(place.group, source.pv, wanted.pv, tags)
         return await self.extend(await self._found(wanted.pv, wanted.uid), wanted.size)
+
+    def snapshots(self, pool: str) -> LvmSnapshots:
+        return self._snapshots
 
     async def _create(self, place: Place, wanted: Wanted, record: Record) -> None:
         tags = record.to_tags()
@@ -158,7 +163,7 @@ class LvmBackend:
 
     async def rewrite(self, volume: Volume, record: Record) -> Volume:
         before, after = volume.record.to_tags(), record.to_tags()
-        with _told_of(volume):
+        with told_of(volume):
             await self._lvm.retag(Place.of(volume.pool).group, volume.pv, add=after - before, remove=before - after)
         return replace(volume, record=record)
 
@@ -167,7 +172,7 @@ class LvmBackend:
         group = Place.of(volume.pool).group
         path = Path("/dev", group, volume.pv)
         if not _is_there(path):  # after a reboot, unless the node activates its groups itself
-            with _told_of(volume):
+            with told_of(volume):
                 await self._lvm.activate(group, volume.pv)
             if not _is_there(path):
                 raise BackendFailed(
@@ -179,7 +184,7 @@ class LvmBackend:
     async def extend(self, volume: Volume, size: int) -> Volume:
         if size <= volume.size:
             return volume
-        with _told_of(volume):
+        with told_of(volume):
             try:
                 await self._lvm.extend(Place.of(volume.pool).group, volume.pv, size)
             except lvm.NoSpace as error:
@@ -191,7 +196,7 @@ class LvmBackend:
         place = Place.of(volume.pool)
         if not place.thin_pool:
             return Reuse.RAW
-        with _told_of(volume):
+        with told_of(volume):
             pool = (await self._report()).volume(place.group, place.thin_pool)
         return Reuse.CLEAN if pool is not None and pool.zeroes_new_blocks else Reuse.THIN_RAW
 
@@ -199,7 +204,7 @@ class LvmBackend:
         place = Place.of(pool.name)
         if not place.thin_pool:
             raise no_thin_pools(pool)
-        with _told(f"thin pool {pool.name}", place.group):
+        with told(f"thin pool {pool.name}", place.group):
             if more.metadata:
                 await self._lvm.extend_metadata(place.group, place.thin_pool, more.metadata)
             if more.data:
@@ -207,7 +212,8 @@ class LvmBackend:
 
     async def remove(self, volume: Volume) -> None:
         # Looked at once more: what is removed must be ours at this moment, whatever was found hours ago.
-        found = await self.inspect()
+        state = await self._report()
+        found = inventory(state, self._groups)
         _refuse_damaged(found, volume.pv)
         if found.pool(volume.pool) is None:
             raise PoolMissing(
@@ -215,9 +221,16 @@ class LvmBackend:
                 "or if they are lost for good, take the finalizer off the PersistentVolume"
             )
         present = found.volume(volume.pv)
-        if present and present.record.uid == volume.record.uid:
-            with contextlib.suppress(NotFound), _told_of(present):
-                await self._lvm.remove(Place.of(present.pool).group, present.pv)
+        if present is None or present.record.uid != volume.record.uid:
+            return
+        group = Place.of(present.pool).group
+        for snapshot in state.thick_snapshots(group, present.pv):
+            raise InUse(
+                f"volume {present.pv} has a snapshot {snapshot.name}, which would go with it: have the node's "
+                f"administrator remove that first (lvremove {group}/{snapshot.name})"
+            )
+        with contextlib.suppress(NotFound), told_of(present):
+            await self._lvm.remove(group, present.pv)
 
     async def _no_space(self, pv: str, pool_name: str, needed: int, legs: int = 1) -> NoSpace:
         pool = (await self.inspect()).pool(pool_name)
@@ -231,34 +244,6 @@ class LvmBackend:
         if volume is None or volume.record.uid != uid:
             raise NotFound(f"volume {pv} is not on this node (any more)")
         return volume
-
-
-@contextlib.contextmanager
-def _told(subject: str, pool: str) -> Iterator[None]:
-    """What LVM says, in the words of the pod's owner."""
-    try:
-        yield
-    except lvm.InUse as error:
-        raise InUse(f"{subject} is still in use: stop what uses it ({error.words})") from error
-    except lvm.NotFound as error:
-        raise PoolMissing(
-            f"{subject} needs {pool}, which this node does not have ({error.words}): its administrator makes a volume "
-            "group with `elastic-local vg create`, and a thin pool in it with `lvcreate --type thin-pool`"
-        ) from error
-    except (lvm.LvmError, MissingTool) as error:
-        raise BackendFailed(f"{subject}: {error}; the log of this node's daemon has more") from error
-    except ValueError as error:
-        raise BackendFailed(f"{subject} can't be made: {error}") from error
-
-
-@contextlib.contextmanager
-def _told_of(volume: Volume) -> Iterator[None]:
-    """The same about a volume that was there a moment ago."""
-    with _told(f"volume {volume.pv}", volume.pool):
-        try:
-            yield
-        except lvm.NotFound as error:
-            raise NotFound(f"volume {volume.pv} is not on this node (any more): {error.words}") from error
 
 
 def _legs(parameters: VolumeParameters) -> int:

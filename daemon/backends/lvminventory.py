@@ -38,6 +38,7 @@ def inventory(state: lvm.State, groups: Collection[str]) -> Inventory:
     """What LVM's report means to us. `groups` are where ours are kept by default: what is not ours is told of there,
     and in groups that have volumes of ours, but not of the node's own system."""
     volumes: list[Volume] = []
+    snapshots: list[Volume] = []
     damaged: list[Damaged] = []
     strangers: list[LogicalVolume] = []
     usable = {found.name for found in state.groups if not found.exported}
@@ -56,13 +57,14 @@ def inventory(state: lvm.State, groups: Collection[str]) -> Inventory:
         elif record.pv != found.name:
             damaged.append(Damaged(found.name, _pool_of(found), f"its tags say that it is {record.pv}: rename it back"))
         else:
-            volumes.append(Volume(record, found.size, _pool_of(found), _health(state, found)))
+            kind = snapshots if record.snapshot_of else volumes
+            kind.append(Volume(record, found.size, _pool_of(found), _health(state, found)))
     count = Counter(volume.pv for volume in volumes)
     for volume in volumes:
         if count[volume.pv] > 1:
             damaged.append(Damaged(volume.pv, volume.pool, "another group has a volume with the same record"))
     volumes = [volume for volume in volumes if count[volume.pv] == 1]
-    ours = {(Place.of(volume.pool).group, volume.pv) for volume in volumes}
+    ours = {(Place.of(volume.pool).group, volume.pv) for volume in (*volumes, *snapshots)}
     shown = {*groups} | {name for name, _ in ours}
     foreign = [Foreign(found.name, _pool_of(found), found.size) for found in strangers if found.group in shown]
     pools = [
@@ -71,7 +73,7 @@ def inventory(state: lvm.State, groups: Collection[str]) -> Inventory:
         if found.name in usable
         for pool in (_group_pool(state, found, ours), *_thin_pools(state, found, ours))
     ]
-    return Inventory(volumes, pools, foreign, damaged)
+    return Inventory(volumes, pools, foreign, damaged, snapshots)
 
 
 def _pool_of(volume: LogicalVolume) -> str:

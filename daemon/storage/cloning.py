@@ -1,22 +1,32 @@
 """Volumes that begin as a copy of another one.
 
 The copy is in state FORMATTING or COPYING until all of it is done, so what a crash cuts off is never mounted, and made
-anew from the beginning. In a thin pool, where volumes can share blocks, a copy takes a moment and its source may be in
-use. Elsewhere each block is copied while nobody may change the source: it is not mounted, or its filesystem is frozen,
-which is done to small ones only, because the pods that write to it wait. What a killed daemon left frozen, the next one
-thaws when it starts.
+anew from the beginning. What is copied must not change meanwhile. So, in this order:
+
+1. In a thin pool, where volumes can share blocks, a copy takes a moment, and its source may be in use.
+2. Where there are snapshots, and room for one, each block is copied from one. Pods may use the source, which is the
+   copy's turn only for the moment in which the snapshot is made.
+3. Without, each block is copied while nobody may change the source, in its turn: it is not mounted, or its filesystem is
+   frozen, which is done to small ones only, because the pods that write to it wait.
+4. What is large and in use has to wait until its pods are stopped, or room is made.
+
+What a killed daemon left frozen, the next one thaws when it starts; what it left of snapshots, it lets go.
 """
 
 import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 from contract import quantity
 from daemon.backends import Backend
 from daemon.errors import NotCloned
+from daemon.storage.ordering import Turn
 from daemon.storage.record import State, Volume, Wanted
+from daemon.storage.room import Room
+from daemon.storage.snapshots import Share, Snapshots
 from daemon.storage.staging import Staging
 from daemon.storage.stock import Stock
 from host import blockdevice, devicecopy, freezing, identity
@@ -29,21 +39,43 @@ _FROZEN_SECONDS = 20.0
 """No pod waits longer, however slow the disk is."""
 _SLOWEST = 10 << 20
 """Bytes a second. Where it takes longer, the disk does not work."""
+_TOGETHER = 4
+"""Copies block by block on a node. They take long, and others want the disks too; but a small one should not have to
+wait for one large one."""
 
 
 class Cloning:
-    """`related` tells whether the PersistentVolume of the first name may be a copy of the second one. Methods raise
-    VolumeError, host.filesystem.Unsound, CommandError and OSError."""
+    """`related` tells whether the PersistentVolume of the first name may be a copy of the second one, `disks` bounds
+    the operations that load the disks for a moment. Methods raise VolumeError, host.filesystem.Unsound, CommandError
+    and OSError."""
 
-    def __init__(self, backend: Backend, stock: Stock, staging: Staging, related: Callable[[str, str], bool]) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        stock: Stock,
+        staging: Staging,
+        room: Room,
+        snapshots: Snapshots,
+        turn: Turn,
+        related: Callable[[str, str], bool],
+        disks: asyncio.Semaphore,
+    ) -> None:
         self._backend = backend
         self._stock = stock
         self._staging = staging
+        self._room = room
+        self._snapshots = snapshots
+        self._turn = turn
         self._related = related
+        self._disks = disks
+        self._copying = asyncio.Semaphore(_TOGETHER)
+        self._frozen: set[str] = set()
 
     def thaw(self) -> None:
-        """No volume is frozen any more. Blocks. Only copying freezes them, and no copying outlives its daemon."""
+        """No volume is frozen any more that is not being copied now. Blocks. No copying outlives its daemon."""
         for path in self._staging.folders():
+            if path.name in self._frozen:
+                continue
             try:
                 thawed = freezing.thaw(path)
             except OSError as error:
@@ -76,34 +108,94 @@ class Cloning:
         return found
 
     async def copy(self, wanted: Wanted, begun: Volume | None) -> Volume:
-        """A volume, not ready yet, that holds all that its source holds, to be called in the source's turn. `begun`:
-        what an attempt that was cut off has left. If that is data, it is overwritten where it is: given back as it is,
-        its space would show it to others."""
+        """A volume, not ready yet, that holds all that its source holds. It waits for the turn of its source, without a
+        share of the disks, for which the source may be waiting in its turn. No circle of copies can wait for each
+        other: a source is ready, and what is ready waits for nobody.
+
+        `begun`: what an attempt that was cut off has left. If that is data, it is overwritten where it is: given back
+        as it is, its space would show it to others."""
+        source = self.source(wanted)
+        wanted = replace(wanted, size=max(wanted.given or wanted.size, source.size))
+        await asyncio.to_thread(self._staging.release, wanted.pv)  # an attempt that was cut off may have mounted it
+        if begun is None or begun.record.state is not State.COPYING:
+            shared = await self._turn("clone", source.pv, ("share", wanted), lambda: self._shared(wanted, begun))
+            if shared is not None:
+                return shared
+        async with self._copying:
+            volume, snapshot = await self._turn("clone", source.pv, wanted, lambda: self._still(wanted, begun))
+            if snapshot is not None:
+                await self._copied(snapshot, volume)
+        return volume
+
+    async def _shared(self, wanted: Wanted, begun: Volume | None) -> Volume | None:
+        """The volume, if it can share the blocks of its source. As all that begins a copy, in its source's turn."""
+        async with self._disks, self._room.held(wanted, begun.size if begun else 0) as taken:
+            with self._stock.changing(wanted.pv):
+                volume = await self._backend.snapshot(wanted, self.source(wanted))
+                if volume is not None:
+                    self._stock.put(volume, taken)
+        return volume
+
+    async def _still(self, wanted: Wanted, begun: Volume | None) -> tuple[Volume, Volume | None]:
+        """The volume, and the snapshot to be copied to it; without one, it is copied."""
         source = self.source(wanted)
         staged = await asyncio.to_thread(self._staging.mounted, source.pv)
-        copying = begun is not None and begun.record.state is State.COPYING
-        shared = None if copying else await self._backend.snapshot(wanted, source)
-        if shared is not None:
-            return shared
-        if staged and source.size > FROZEN_SIZE:
-            raise NotCloned(
-                f"volume {source.pv} is in use, and with {quantity.humane(source.size)} too large to be held still "
-                f"while it is copied: stop the pods that use it until volume {wanted.pv} is made"
-            )
-        if begun is not None and copying:
-            volume = await self._backend.extend(begun, wanted.size)
-        else:
-            volume = await self._backend.create(wanted)
-            volume = await self._backend.rewrite(volume, wanted.record(State.COPYING))
+        async with self._room.held(wanted, begun.size if begun else 0) as taken:
+            share = await self._snapshots.share(source)
+            if share is not None and share.size:
+                snapshot = await self._snapshots.make(source, share)
+                try:
+                    return await self._target(wanted, begun, taken), snapshot
+                except BaseException:
+                    self._snapshots.leave(snapshot)
+                    raise
+            if staged and source.size > FROZEN_SIZE:
+                raise NotCloned(_too_large(wanted, source, share))
+            volume = await self._target(wanted, begun, taken)
         async with self._backend.device(source) as origin, self._backend.device(volume) as target:
             if staged:
-                async with _frozen(Path(staged.path), source):
+                async with self._held_still(Path(staged.path), source):
                     await devicecopy.copy(origin, target, deadline=_FROZEN_SECONDS)
             elif await asyncio.to_thread(blockdevice.is_claimed, origin):
                 raise NotCloned(f"volume {source.pv} is in use by something that is no pod of this node: stop that")
             else:
-                await devicecopy.copy(origin, target, deadline=60 + source.size / _SLOWEST)
+                await devicecopy.copy(origin, target, deadline=_deadline(source.size))
+        return volume, None
+
+    async def _target(self, wanted: Wanted, begun: Volume | None, taken: int) -> Volume:
+        """The volume in state COPYING, whatever was begun."""
+        async with self._disks:
+            with self._stock.changing(wanted.pv):
+                if begun is not None and begun.record.state is State.COPYING:
+                    volume = await self._backend.extend(begun, wanted.size)
+                else:
+                    volume = await self._backend.create(wanted)
+                    volume = await self._backend.rewrite(volume, wanted.record(State.COPYING))
+                self._stock.put(volume, taken)
         return volume
+
+    async def _copied(self, snapshot: Volume, volume: Volume) -> None:
+        """Raises NotCloned when the snapshot has overflowed. It is asked also when nothing failed: what was being read
+        at that moment may be newer than the snapshot."""
+        failure = None
+        try:
+            async with self._backend.device(snapshot) as origin, self._backend.device(volume) as target:
+                try:
+                    await devicecopy.copy(origin, target, deadline=_deadline(volume.size))
+                except OSError as error:
+                    failure = error
+            if await self._snapshots.readable(snapshot):
+                if failure:
+                    raise failure
+                return
+            raise NotCloned(
+                f"so much was written to volume {snapshot.record.snapshot_of} while it was copied to {volume.pv} that "
+                f"the {quantity.humane(snapshot.size)} of {snapshot.pool} which were left on this node for a snapshot "
+                "of it were not enough: this is tried again; stop the pods that write to it until its copy is made, or "
+                f"ask the node's administrator for more space in {snapshot.pool}"
+            ) from failure
+        finally:
+            self._snapshots.leave(snapshot)
 
     async def identify(self, volume: Volume) -> None:
         """The copy's filesystem is no longer the same as its source's to those who look for its UUID. It is small
@@ -112,17 +204,39 @@ class Cloning:
         async with self._backend.device(volume) as device:
             await identity.renew(volume.record.filesystem, device, folder)
 
+    @contextlib.asynccontextmanager
+    async def _held_still(self, path: Path, source: Volume) -> AsyncIterator[None]:
+        """Raises NotCloned when what is done inside takes too long."""
+        self._frozen.add(path.name)
+        try:
+            await asyncio.to_thread(freezing.freeze, path)
+            try:
+                yield
+            finally:
+                await asyncio.to_thread(freezing.thaw, path)
+        except TimeoutError as error:
+            raise NotCloned(
+                f"volume {source.pv} is in use, and the disk is too slow to hold it still while it is copied "
+                f"({error}): stop the pods that use it until its copy is made"
+            ) from error
+        finally:
+            self._frozen.discard(path.name)
 
-@contextlib.asynccontextmanager
-async def _frozen(path: Path, source: Volume) -> AsyncIterator[None]:
-    """Raises NotCloned when what is done inside takes too long."""
-    await asyncio.to_thread(freezing.freeze, path)
-    try:
-        yield
-    except TimeoutError as error:
-        raise NotCloned(
-            f"volume {source.pv} is in use, and the disk is too slow to hold it still while it is copied ({error}): "
-            "stop the pods that use it until its copy is made"
-        ) from error
-    finally:
-        await asyncio.to_thread(freezing.thaw, path)
+
+def _deadline(size: int) -> float:
+    return 60 + size / _SLOWEST
+
+
+def _too_large(wanted: Wanted, source: Volume, share: Share | None) -> str:
+    words = (
+        f"volume {source.pv} is in use, and with {quantity.humane(source.size)} too large to be held still while it is "
+        "copied"
+    )
+    stop = f"stop the pods that use it until volume {wanted.pv} is made"
+    if share is None:
+        return f"{words}: {stop}"
+    return (
+        f"{words}; for a snapshot of it {share.pool} on this node should have {quantity.humane(share.least)} that "
+        f"nobody was promised, {quantity.humane(share.most)} at best, and has {quantity.humane(share.left)}: delete "
+        f"volumes on this node or ask its administrator for more space, or {stop}"
+    )

@@ -47,6 +47,10 @@ _WORK: Mapping[Method, Callable[[int, range], None]] = {
 }
 
 
+Rewrite = Callable[[Volume, Record], Awaitable[Volume]]
+"""Exchanges the record of a volume whose turn it is."""
+
+
 class Listener(Protocol):
     """Is told how erasures go."""
 
@@ -81,13 +85,13 @@ class _Failure:
 
 
 class Erasures:
-    """`rewrite` exchanges the record of a volume whose turn it is, `turns` gives turns."""
+    """`turns` gives turns."""
 
     def __init__(
         self,
         backend: Backend,
         turns: Turns,
-        rewrite: Callable[[Volume, Record], Awaitable[Volume]],
+        rewrite: Rewrite,
         throttle: Throttle,
         listener: Listener,
         clock: Callable[[], float] = time.monotonic,
@@ -130,6 +134,11 @@ class Erasures:
         task = asyncio.create_task(self._run(volume, chosen), name=f"erase {volume.pv}")
         self._running[volume.pv] = task
         return False
+
+    async def settled(self, pv: str) -> None:
+        """Returns when the volume is not being erased, or not any more."""
+        if task := self._running.get(pv):
+            await asyncio.wait([task])
 
     async def close(self) -> None:
         """Breaks off what runs; the next daemon goes on with it."""

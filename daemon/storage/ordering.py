@@ -7,9 +7,17 @@ for it. Work for one volume is a line, first come first served; different volume
 
 import asyncio
 from collections.abc import Callable, Coroutine, Hashable
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 T = TypeVar("T")
+
+
+class Turn(Protocol):
+    """Turns that are observed, and whose errors are worded for the pod's owner: daemon.storage.volumes."""
+
+    async def __call__(self, kind: str, pv: str, request: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """The result of that kind of work for a volume."""
+        ...
 
 
 class Turns:

@@ -7,8 +7,9 @@ owner mark without a whole record is damaged: it is reported, and nobody but a p
 
 import enum
 import re
+import uuid
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from contract.filesystems import FILESYSTEMS
 from contract.parameters import ERASE, ZERO, VolumeParameters
@@ -18,9 +19,12 @@ _PREFIX = "elastic-local/"
 _OWNER_MARK = "record"
 _VERSION = "1"
 _AUTOEXTEND = "thin-pool-autoextend"
+_SNAPSHOT_OF = "snapshot-of"
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 """Names of PersistentVolumes are DNS subdomains. They become names of logical volumes and of files, so no more."""
+_SNAPSHOT = re.compile(r"cow_[0-9a-f]{12}")
+"""Names of snapshots, by what they are made of: copy on write. No PersistentVolume can have such a name."""
 _UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,127}")
 
 
@@ -29,7 +33,7 @@ class State(enum.Enum):
     """It holds nothing that counts: not made to its end, or about to be removed. May be formatted, never mounted."""
     COPYING = "copying"
     """It may hold a part of another volume's data: never mounted, copied anew from the beginning, and erased like
-    a ready one before its space is free."""
+    a ready one before its space is free. Of a snapshot: it shows, or has just ceased to show, what is copied."""
     READY = "ready"
     """It may hold data: never formatted again, whatever is found on it."""
     ERASING = "erasing"
@@ -69,10 +73,14 @@ class Record:
     """Of one that is being erased: bytes from its beginning that hold nothing any more."""
     thin_pool_autoextend: int = 0
     """By how many percent of its size its thin pool may grow for it, each time it fills up."""
+    snapshot_of: str = ""
+    """Of a snapshot that lives while it is copied: the PersistentVolume whose volume it shows. `pv` is then the
+    snapshot's own name, and `uid` is that PersistentVolume's."""
 
     def __post_init__(self) -> None:
         for key, value, good in (
-            ("pv", self.pv, _NAME.fullmatch(self.pv)),
+            ("pv", self.pv, (_SNAPSHOT if self.snapshot_of else _NAME).fullmatch(self.pv)),
+            (_SNAPSHOT_OF, self.snapshot_of, not self.snapshot_of or _NAME.fullmatch(self.snapshot_of)),
             ("uid", self.uid, _UID.fullmatch(self.uid)),
             ("policy", self.policy, self.policy in (DELETE, RETAIN)),
             ("filesystem", self.filesystem, self.filesystem in FILESYSTEMS),
@@ -97,7 +105,20 @@ class Record:
             "erase": self.erase,
             **({"erased": str(self.erased)} if self.state is State.ERASING else {}),
             **({_AUTOEXTEND: str(self.thin_pool_autoextend)} if self.thin_pool_autoextend else {}),
+            **({_SNAPSHOT_OF: self.snapshot_of} if self.snapshot_of else {}),
         }
+
+    def of_snapshot(self) -> "Record":
+        """That of a new snapshot of this one's volume, under a name of its own. It holds the same data, which goes as
+        its class wants it."""
+        return replace(
+            self,
+            pv=f"cow_{uuid.uuid4().hex[:12]}",
+            policy=DELETE,
+            state=State.COPYING,
+            thin_pool_autoextend=0,
+            snapshot_of=self.pv,
+        )
 
 
 def from_tags(tags: Iterable[str]) -> Record | None:
@@ -139,6 +160,7 @@ def from_fields(fields: Mapping[str, object]) -> Record | None:
         erase=str(fields.get("erase", ZERO)),
         erased=_number(fields, "erased") if state is State.ERASING else 0,
         thin_pool_autoextend=_number(fields, _AUTOEXTEND),
+        snapshot_of=str(fields.get(_SNAPSHOT_OF, "")),
     )
 
 
@@ -259,9 +281,14 @@ class Inventory:
     pools: Collection[Pool] = ()
     foreign: Collection[Foreign] = ()
     damaged: Collection[Damaged] = ()
+    snapshots: Collection[Volume] = ()
+    """Ours, and no volumes of PersistentVolumes: they live while they are copied, and until their data is erased."""
 
     def volume(self, pv: str) -> Volume | None:
         return next((volume for volume in self.volumes if volume.pv == pv), None)
+
+    def snapshot(self, name: str) -> Volume | None:
+        return next((snapshot for snapshot in self.snapshots if snapshot.pv == name), None)
 
     def pool(self, name: str) -> Pool | None:
         return next((pool for pool in self.pools if pool.name == name), None)

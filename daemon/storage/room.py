@@ -56,7 +56,7 @@ class Room:
         self._stock = stock
         self._promises = promises
         self._held: dict[str, tuple[str, int]] = {}
-        """Pool and bytes that are being taken, by PersistentVolume or thin pool."""
+        """Pool and bytes that are being taken, by PersistentVolume, snapshot or thin pool."""
 
     @contextlib.asynccontextmanager
     async def held(self, wanted: Wanted, size: int) -> AsyncIterator[int]:
@@ -76,11 +76,8 @@ class Room:
             )
         if self._lacks(wanted, size, pool_name):
             raise NoSpace(wanted.pv, pool_name, needs, self._available(wanted, pool_name))
-        self._held[wanted.pv] = (pool_name, needs)
-        try:
+        with self.holding(wanted.pv, pool_name, needs):
             yield needs
-        finally:
-            del self._held[wanted.pv]
 
     @contextlib.contextmanager
     def enlarging(self, pool_name: str) -> Iterator[Enlargement]:
@@ -90,12 +87,23 @@ class Room:
             yield Enlargement()
             return
         allowed = share(pool, self._stock.inventory.volumes)
-        more = enlargement(pool, allowed, self._room(pool_name, group, ratio=1.0))
-        self._held[pool_name] = (group.name, more.taken)
-        try:
+        more = enlargement(pool, allowed, self.spare(pool_name, group))
+        with self.holding(pool_name, group.name, more.taken):
             yield more
+
+    def spare(self, name: str, pool: Pool) -> int:
+        """Bytes of the pool that nobody was promised and nobody is taking: what something that no PersistentVolume asks
+        for may take. Can be negative."""
+        return self._room(name, pool, ratio=1.0)
+
+    @contextlib.contextmanager
+    def holding(self, name: str, pool_name: str, size: int) -> Iterator[None]:
+        """Nobody else gets these bytes meanwhile."""
+        self._held[name] = (pool_name, size)
+        try:
+            yield
         finally:
-            del self._held[pool_name]
+            del self._held[name]
 
     def _is_full(self, pool_name: str) -> bool:
         pool = self._stock.inventory.pool(pool_name)

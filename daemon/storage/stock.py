@@ -67,8 +67,7 @@ class Stock:
 
     def put(self, volume: Volume, taken: int = 0) -> None:
         """Notes how a volume is now, and the bytes that it took from its pool for that."""
-        others = [other for other in self._inventory.volumes if other.pv != volume.pv]
-        self._inventory = _moved(replace(self._inventory, volumes=(*others, volume)), volume.pool, taken)
+        self._inventory = _moved(_with(_without(self._inventory, volume), volume), volume.pool, taken)
 
     def enlarge(self, pool_name: str, more: Enlargement) -> None:
         """Notes what a thin pool took from its group."""
@@ -85,8 +84,7 @@ class Stock:
 
     def drop(self, volume: Volume) -> None:
         """Notes that a volume is gone. A mirror took more than its size: the next look finds the rest."""
-        others = tuple(other for other in self._inventory.volumes if other.pv != volume.pv)
-        self._inventory = _moved(replace(self._inventory, volumes=others), volume.pool, -volume.size)
+        self._inventory = _moved(_without(self._inventory, volume), volume.pool, -volume.size)
 
 
 def merged(known: Inventory, found: Inventory, touched: Collection[str]) -> Inventory:
@@ -94,12 +92,24 @@ def merged(known: Inventory, found: Inventory, touched: Collection[str]) -> Inve
     is changes under our feet, and no change of ours says it."""
     if not touched:
         return found
-    volumes = (
-        *(volume for volume in found.volumes if volume.pv not in touched),
-        *(volume for volume in known.volumes if volume.pv in touched),
+    volumes, snapshots = (
+        (*(each for each in seen if each.pv not in touched), *(each for each in noted if each.pv in touched))
+        for seen, noted in ((found.volumes, known.volumes), (found.snapshots, known.snapshots))
     )
     pools = tuple(replace(known.pool(pool.name) or pool, thin=pool.thin) for pool in found.pools)
-    return replace(found, volumes=volumes, pools=pools)
+    return replace(found, volumes=volumes, snapshots=snapshots, pools=pools)
+
+
+def _with(inventory: Inventory, volume: Volume) -> Inventory:
+    if volume.record.snapshot_of:
+        return replace(inventory, snapshots=(*inventory.snapshots, volume))
+    return replace(inventory, volumes=(*inventory.volumes, volume))
+
+
+def _without(inventory: Inventory, volume: Volume) -> Inventory:
+    volumes = tuple(other for other in inventory.volumes if other.pv != volume.pv)
+    snapshots = tuple(other for other in inventory.snapshots if other.pv != volume.pv)
+    return replace(inventory, volumes=volumes, snapshots=snapshots)
 
 
 def _moved(inventory: Inventory, pool_name: str, taken: int) -> Inventory:

@@ -29,6 +29,7 @@ from daemon.storage.filesystems import Filesystems
 from daemon.storage.ordering import Turns
 from daemon.storage.record import DamagedRecord, Inventory, Record, State, Volume, Wanted
 from daemon.storage.room import Promise, Room
+from daemon.storage.snapshots import Snapshots
 from daemon.storage.staging import Staging
 from daemon.storage.stock import Stock
 from daemon.storage.thinpools import Enlargement
@@ -68,12 +69,15 @@ class Volumes:
         self._stock = Stock(backend)
         self._staging = Staging(staging)
         self._filesystems = Filesystems(backend, self._staging)
-        self._cloning = Cloning(backend, self._stock, self._staging, related)
         self._room = Room(backend, self._stock, promises)
         self._disks = asyncio.Semaphore(parallelism)
         self._observe = observe
         self._turns = Turns()
         self._erasures = Erasures(backend, self._turns, self._rewritten, Throttle(erase_rate), erasing)
+        self._snapshots = Snapshots(backend, self._stock, self._room, self._erasures, self._turn, self._rewritten)
+        self._cloning = Cloning(
+            backend, self._stock, self._staging, self._room, self._snapshots, self._turn, related, self._disks
+        )
 
     @property
     def inventory(self) -> Inventory:
@@ -84,11 +88,12 @@ class Volumes:
         """Makes what the backend needs and looks at what is there. A node without a volume group starts as well."""
         await asyncio.to_thread(self._cloning.thaw)
         await self._backend.establish()
-        await self._stock.look()
+        await self.refresh()
 
     async def refresh(self) -> None:
         """Looks again: people and other programs make and remove volumes too."""
         await self._stock.look()
+        self._snapshots.tidy()
 
     async def read_only(self) -> frozenset[str]:
         """Names of the mounted volumes that can't be written any more."""
@@ -96,6 +101,7 @@ class Volumes:
 
     async def close(self) -> None:
         """Waits for what was begun. Nothing is lost when nobody waits: the next daemon goes on with it."""
+        await self._snapshots.close()
         await self._erasures.close()
         await self._turns.drain()
 
@@ -179,7 +185,7 @@ class Volumes:
                     "lies on; if they are gone for good, so is its data: delete the claim and make it anew"
                 )
             if wanted.original is not None:
-                return await self._cloned(wanted, wanted.original.pv, begun=volume)
+                return await self._cloned(wanted, begun=volume)
             async with self._disks:
                 return await self._made(wanted, begun=volume)
         if volume.record.policy != wanted.policy:
@@ -198,21 +204,9 @@ class Volumes:
         await self._filesystems.make(volume, wanted.parameters)
         return await self._rewritten(volume, wanted.record(State.READY))
 
-    async def _cloned(self, wanted: Wanted, source: str, begun: Volume | None) -> Volume:
-        """The same, as a copy. It waits for the turn of its source, without a share of the disks, for which the source
-        may be waiting in its turn. No circle of copies can wait for each other: a source is ready, and what is ready
-        waits for nobody."""
-        wanted = replace(wanted, size=max(wanted.given or wanted.size, self._cloning.source(wanted).size))
-        await asyncio.to_thread(self._staging.release, wanted.pv)  # an attempt that was cut off may have mounted it
-
-        async def copied() -> Volume:
-            async with self._disks:
-                return await self._cloning.copy(wanted, begun)
-
-        async with self._room.held(wanted, begun.size if begun else 0) as taken:
-            with self._stock.changing(wanted.pv):
-                volume = await self._turn("clone", source, wanted, copied)
-                self._stock.put(volume, taken)
+    async def _cloned(self, wanted: Wanted, begun: Volume | None) -> Volume:
+        """The same, as a copy."""
+        volume = await self._cloning.copy(wanted, begun)
         async with self._disks:
             await self._cloning.identify(volume)
         return await self._rewritten(volume, wanted.record(State.READY))
@@ -263,6 +257,8 @@ class Volumes:
         return volume
 
     async def _extended(self, volume: Volume, wanted: Wanted) -> Volume:
+        if volume.size < wanted.size:
+            self._snapshots.refuse(wanted.pv, "extended")
         self._filesystems.changed(wanted.pv)
         async with self._disks, self._room.held(wanted, volume.size) as taken:
             with self._stock.changing(wanted.pv):
@@ -298,6 +294,7 @@ class Volumes:
         if volume.record.uid != uid:
             log.warning("volume %s has uid %s, not %s: it stays", pv, volume.record.uid, uid, extra={"volume": pv})
             return True
+        self._snapshots.refuse(pv, "removed")
         await asyncio.to_thread(self._staging.release, pv)
         if not await self._erasures.done(volume):
             return False

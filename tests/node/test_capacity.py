@@ -78,11 +78,18 @@ def test_growth_takes_nothing_that_another_was_promised(tmp_path: Path, grows: i
         machine.teardown()
 
 
+THICK = {
+    "thick": {"linear": {"erase": "none"}, "striped": {"erase": "none", "stripes": "2"}},
+    "mirrored": {"mirrored": {"erase": "none", "raid": "raid1"}, "plain": {"erase": "none"}},
+}
+
+
 @pytest.mark.device_mapper
-def test_thick(lvm: Lvm, volume_group: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("classes", THICK.values(), ids=THICK)
+def test_thick(lvm: Lvm, volume_group: str, tmp_path: Path, classes: dict[str, dict[str, str]]) -> None:
     whole = asyncio.run(lvm.report()).group(volume_group)
     assert whole
-    here = DeviceClass(DEFAULT_DEVICE_CLASS, LVM, group=volume_group, reserve=whole.free - 40 * MIB)
+    here = DeviceClass(DEFAULT_DEVICE_CLASS, LVM, group=volume_group, reserve=whole.free - 64 * MIB)
 
     class Thick(CapacityMachine):
         @staticmethod
@@ -99,7 +106,6 @@ def test_thick(lvm: Lvm, volume_group: str, tmp_path: Path) -> None:
                 await lvm.remove(volume_group, name)
 
             node = Node(tmp_path, lambda: lvm_backend(lvm, here))
-            classes = {"linear": {"erase": "none"}, "striped": {"erase": "none", "stripes": "2"}}
             return Storage(node, classes, reserve=here.reserve, free=free, come=come, go=go)
 
     play(Thick, examples=2, steps=5)

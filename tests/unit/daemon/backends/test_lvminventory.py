@@ -20,6 +20,7 @@ PLAIN = LogicalVolume(
     path="/dev/vg/pvc-1",
     layout=frozenset({"linear"}),
     pool="",
+    origin="",
     zeroes_new_blocks=False,
     active=True,
     suspended=False,
@@ -28,6 +29,7 @@ PLAIN = LogicalVolume(
     data_percent=None,
     metadata_percent=None,
     metadata_size=0,
+    overflowed=False,
     sync_percent=None,
 )
 

@@ -66,6 +66,9 @@ class Memory:
         assert self.volumes[source.pv] == source
         return await self.create(wanted)
 
+    def snapshots(self, pool: str) -> None:
+        return None
+
     async def rewrite(self, volume: Volume, record: Record) -> Volume:
         await self._called("rewrite")
         self.volumes[volume.pv] = replace(volume, record=record)

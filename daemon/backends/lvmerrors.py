@@ -1,0 +1,37 @@
+"""What LVM says, in the words of the pod's owner."""
+
+import contextlib
+from collections.abc import Iterator
+
+import lvm
+from daemon.errors import BackendFailed, InUse, NotFound, PoolMissing
+from daemon.storage.record import Volume
+from host.command import MissingTool
+
+
+@contextlib.contextmanager
+def told(subject: str, pool: str) -> Iterator[None]:
+    """Around commands about a subject that is, or is to be, in a pool."""
+    try:
+        yield
+    except lvm.InUse as error:
+        raise InUse(f"{subject} is still in use: stop what uses it ({error.words})") from error
+    except lvm.NotFound as error:
+        raise PoolMissing(
+            f"{subject} needs {pool}, which this node does not have ({error.words}): its administrator makes a volume "
+            "group with `elastic-local vg create`, and a thin pool in it with `lvcreate --type thin-pool`"
+        ) from error
+    except (lvm.LvmError, MissingTool) as error:
+        raise BackendFailed(f"{subject}: {error}; the log of this node's daemon has more") from error
+    except ValueError as error:
+        raise BackendFailed(f"{subject} can't be made: {error}") from error
+
+
+@contextlib.contextmanager
+def told_of(volume: Volume) -> Iterator[None]:
+    """The same about a volume that was there a moment ago."""
+    with told(f"volume {volume.pv}", volume.pool):
+        try:
+            yield
+        except lvm.NotFound as error:
+            raise NotFound(f"volume {volume.pv} is not on this node (any more): {error.words}") from error

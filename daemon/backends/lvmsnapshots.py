@@ -1,0 +1,61 @@
+"""Thick snapshots: what a volume held at one moment, for as long as a copy of it takes.
+
+LVM keeps in them what is overwritten in their origin. When one has served, what it kept is still on the disk, where
+the next volume could read it, and can't be reached as long as it is a snapshot. So it is split from its origin and is a
+plain volume from then on, which can be erased like any other before it is removed.
+"""
+
+import lvm
+from daemon.backends.lvmerrors import told_of
+from daemon.backends.lvminventory import Place
+from daemon.errors import InUse, NotFound
+from daemon.storage.record import Record, Volume, from_tags
+from lvm import LogicalVolume, Lvm
+
+
+class LvmSnapshots:
+    """See daemon.backends.SnapshotStorage."""
+
+    def __init__(self, tools: Lvm) -> None:
+        self._lvm = tools
+
+    def pool_for(self, source: Volume) -> str:
+        return Place.of(source.pool).group
+
+    def most(self, source: Volume) -> int:
+        return lvm.largest_snapshot(source.size)
+
+    async def make(self, source: Volume, record: Record, size: int) -> Volume:
+        group = self.pool_for(source)
+        with told_of(source):
+            await self._lvm.create_thick_snapshot(group, source.pv, record.pv, size, record.to_tags())
+            made = (await self._lvm.report()).volume(group, record.pv)
+        if made is None:
+            raise NotFound(f"snapshot {record.pv} of volume {source.pv} is not on this node (any more)")
+        return Volume(record, made.size, group)
+
+    async def readable(self, snapshot: Volume) -> bool:
+        found = await self._found(snapshot)
+        return found is not None and not found.overflowed
+
+    async def split(self, snapshot: Volume) -> None:
+        found = await self._found(snapshot)
+        if found is not None and found.origin:
+            with told_of(snapshot):
+                await self._lvm.split_snapshot(snapshot.pool, snapshot.pv)
+
+    async def remove(self, snapshot: Volume) -> None:
+        found = await self._found(snapshot)
+        if found is None:
+            return
+        if found.origin:
+            raise InUse(f"snapshot {snapshot.pv} still belongs to volume {found.origin}: what it kept can't be erased")
+        with told_of(snapshot):
+            await self._lvm.remove(snapshot.pool, snapshot.pv)
+
+    async def _found(self, snapshot: Volume) -> LogicalVolume | None:
+        """What bears its name now, if it is ours."""
+        with told_of(snapshot):
+            found = (await self._lvm.report()).volume(snapshot.pool, snapshot.pv)
+        record = from_tags(found.tags) if found else None
+        return found if record and record.snapshot_of == snapshot.record.snapshot_of else None

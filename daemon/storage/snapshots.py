@@ -1,0 +1,158 @@
+"""Snapshots that live while they are copied, so that their source may be in use meanwhile.
+
+A snapshot keeps what is overwritten in its source, in room of its own that it takes from what nobody was promised. If
+that room is not enough it overflows, and the copy with it; the source goes on. When it is no longer copied, its source
+is freed of it at once, what it kept is erased as the class of its source wants it, and its room is given back.
+
+It says itself, by its record, what it is. Whatever is found that is not being copied, after a crash or a failure, is
+let go with the next look at the node, so it takes room for no longer than its erasure takes.
+"""
+
+import asyncio
+from dataclasses import dataclass, replace
+
+from daemon.backends import Backend, SnapshotStorage
+from daemon.errors import InUse, VolumeError
+from daemon.storage.erasing import Erasures, Rewrite
+from daemon.storage.ordering import Turn
+from daemon.storage.record import State, Volume
+from daemon.storage.room import Room
+from daemon.storage.stock import Stock
+
+_LEAST_SHARE = 10
+"""One part in so many of its source: with less room none is made. Whoever rewrites a tenth of a volume in the time in
+which all of it is read once, sequentially, writes about as fast as the disk does. With less than that, an attempt that
+loads the disk for hours would too often be in vain."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """The room that a snapshot can have. Bytes, in whole extents."""
+
+    pool: str
+    least: int
+    most: int
+    left: int
+
+    @property
+    def size(self) -> int:
+        """0: there is not enough."""
+        return min(self.most, self.left) if self.left >= self.least else 0
+
+
+def share(pool: str, source: int, most: int, spare: int, granularity: int) -> Share:
+    """For a source of that size, with which a snapshot of `most` bytes can't overflow, and so many bytes to spare."""
+    extents = -(-most // granularity)
+    least = min(extents, -(-source // (_LEAST_SHARE * granularity)))
+    return Share(pool, least * granularity, extents * granularity, max(spare, 0) // granularity * granularity)
+
+
+class Snapshots:
+    """All snapshots of one node's volumes. Methods raise VolumeError, CommandError and OSError."""
+
+    def __init__(
+        self, backend: Backend, stock: Stock, room: Room, erasures: Erasures, turn: Turn, rewrite: Rewrite
+    ) -> None:
+        self._backend = backend
+        self._stock = stock
+        self._room = room
+        self._erasures = erasures
+        self._turn = turn
+        self._rewrite = rewrite
+        self._copied: set[str] = set()
+        self._leaving: dict[str, asyncio.Task[None]] = {}
+
+    def refuse(self, pv: str, what: str) -> None:
+        """Raises InUse while there is a snapshot of this volume, of which `what` can't be done then."""
+        for snapshot in self._stock.inventory.snapshots:
+            if snapshot.record.snapshot_of == pv and snapshot.record.state is State.COPYING:
+                raise InUse(f"volume {pv} can't be {what} while a copy of it is made: that is tried again until it can")
+
+    async def share(self, source: Volume) -> Share | None:
+        """What a snapshot of this volume could have now. None where there are no snapshots."""
+        storage = self._backend.snapshots(source.pool)
+        if storage is None:
+            return None
+        found = self._share(storage, source)
+        if found is None or not found.size:
+            await self._stock.look()
+            found = self._share(storage, source)
+        return found
+
+    def _share(self, storage: SnapshotStorage, source: Volume) -> Share | None:
+        pool = self._stock.inventory.pool(storage.pool_for(source))
+        if pool is None:
+            return None
+        spare = self._room.spare("", pool)
+        return share(pool.name, source.size, storage.most(source), spare, pool.granularity)
+
+    async def make(self, source: Volume, given: Share) -> Volume:
+        """A snapshot, to be copied until it is given to `leave`. To be called in the turn of its source, right after
+        `share`."""
+        record = source.record.of_snapshot()
+        self._copied.add(record.pv)
+        try:
+            with self._room.holding(record.pv, given.pool, given.size), self._stock.changing(record.pv):
+                async with self._backend.device(source):
+                    snapshot = await self._of(source).make(source, record, given.size)
+                self._stock.put(snapshot, snapshot.size)
+        except BaseException:
+            self._copied.discard(record.pv)
+            raise
+        return snapshot
+
+    async def readable(self, snapshot: Volume) -> bool:
+        """Whether it has not overflowed."""
+        return await self._of(snapshot).readable(snapshot)
+
+    def leave(self, snapshot: Volume) -> None:
+        """Nobody copies it any more."""
+        self._copied.discard(snapshot.pv)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Begins to let go of all that nobody copies. What fails is told in the log, and begun anew the next time."""
+        for snapshot in self._stock.inventory.snapshots:
+            if snapshot.pv not in self._copied and snapshot.pv not in self._leaving:
+                task = asyncio.create_task(self._let_go(snapshot), name=f"let go of {snapshot.pv}")
+                self._leaving[snapshot.pv] = task
+
+    async def close(self) -> None:
+        """Breaks off what runs; the next daemon goes on with it."""
+        leaving = list(self._leaving.values())
+        for task in leaving:
+            task.cancel()
+        if leaving:
+            await asyncio.wait(leaving)
+
+    async def _let_go(self, snapshot: Volume) -> None:
+        name = snapshot.pv
+        try:
+            if snapshot.record.state is State.COPYING:
+                await self._turn("split", snapshot.record.snapshot_of, name, lambda: self._split(snapshot))
+            while not await self._turn("reclaim", name, None, lambda: self._removed(name)):
+                await self._erasures.settled(name)
+        except VolumeError:
+            return  # the turn has told of it
+        finally:
+            del self._leaving[name]
+
+    async def _split(self, snapshot: Volume) -> None:
+        await self._of(snapshot).split(snapshot)
+        await self._rewrite(snapshot, replace(snapshot.record, state=State.ERASING))
+
+    async def _removed(self, name: str) -> bool:
+        snapshot = self._stock.inventory.snapshot(name)
+        if snapshot is None:
+            return True
+        if not await self._erasures.done(snapshot):
+            return False
+        with self._stock.changing(name):
+            await self._of(snapshot).remove(snapshot)
+            self._stock.drop(snapshot)
+        return True
+
+    def _of(self, volume: Volume) -> SnapshotStorage:
+        storage = self._backend.snapshots(volume.pool)
+        assert storage
+        return storage

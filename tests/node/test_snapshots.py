@@ -1,0 +1,354 @@
+"""Copies of volumes in use, made from thick snapshots: on real LVM, with pods that write meanwhile."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon.backends.lvmsnapshots import LvmSnapshots
+from daemon.errors import InUse, NotCloned
+from daemon.kubelet.podfolder import PodFolder
+from daemon.storage import cloning
+from daemon.storage.record import Inventory, State, Volume, Wanted
+from daemon.storage.room import Promise
+from daemon.storage.volumes import Volumes
+from host import devicecopy, freezing
+from lvm import Lvm
+from tests.node.conftest import ByHand, MakeDisks
+from tests.node.test_cloning import clone_of, started
+from tests.node.volume_node import MIB, Node, lvm_backend
+
+pytestmark = pytest.mark.device_mapper
+
+SIZE = 64 * MIB
+SECRET = b"what the source held once, again. "[:32] * 128
+
+
+@pytest.fixture
+async def node(lvm: Lvm, make_disks: MakeDisks, by_hand: ByHand, tmp_path: Path) -> AsyncIterator[Node]:
+    """A node with two disks, small enough to be searched."""
+    group = f"snapshots-{os.getpid()}"
+    await lvm.create_group(group, make_disks(2, 260 * MIB))
+    node = Node(tmp_path, lambda: lvm_backend(lvm, group, thin=False))
+    yield node
+    node.unmount_all()
+    by_hand("vgremove", "--force", "--yes", group)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is copied while its filesystem is frozen."""
+    monkeypatch.setattr(cloning, "FROZEN_SIZE", 0)
+
+
+class Gate:
+    """Copying waits here until it is opened."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reached, self.opened = asyncio.Event(), asyncio.Event()
+        copy = devicecopy.copy
+
+        async def gated(*arguments: Any, **keywords: Any) -> None:
+            self.reached.set()
+            await self.opened.wait()
+            await copy(*arguments, **keywords)
+
+        monkeypatch.setattr(devicecopy, "copy", gated)
+
+
+def secrets(node: Node) -> int:
+    """How many blocks of the disks show what the source held once."""
+    count = 0
+    for path in node.root.glob("disk-*"):
+        with path.open("rb") as file:
+            while content := file.read(4 * MIB):
+                count += content.count(SECRET)
+    return count
+
+
+def write(path: Path, content: bytes) -> None:
+    """Over what the file holds, and to the disk."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
+    os.pwrite(descriptor, content, 0)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+async def used(node: Node, volumes: Volumes, wanted: Wanted) -> PodFolder:
+    folder = node.folder(wanted.pv)
+    await volumes.mount(wanted, folder, read_only=False)
+    write(folder.path / "file", SECRET * 4096)
+    return folder
+
+
+async def no_snapshots(volumes: Volumes) -> Inventory:
+    """What the node has when the last of them is gone. It must be what a fresh look finds."""
+    async with asyncio.timeout(60):
+        while volumes.inventory.snapshots:
+            await asyncio.sleep(0.02)
+    noted = volumes.inventory
+    await volumes.refresh()
+    found = volumes.inventory
+    assert not [*found.snapshots, *found.foreign, *found.damaged]
+    assert {(pool.name, pool.free) for pool in noted.pools} == {(pool.name, pool.free) for pool in found.pools}
+    return found
+
+
+def sparing(node: Node, volumes: Volumes, clone: Wanted, spare: int) -> Volumes:
+    """A daemon that has promised all but `spare` bytes of what is left when the clone is made."""
+    left = node.free(volumes) - clone.size - spare
+    return node.volumes([Promise("zzz", node.pool, left)])
+
+
+@pytest.mark.parametrize("layout", [{}, {"stripes": 2}, {"raid": "raid1"}], ids=["linear", "striped", "raid1"])
+async def test_pods_come_go_and_write_while_their_volume_is_copied(
+    node: Node, monkeypatch: pytest.MonkeyPatch, layout: dict[str, object]
+) -> None:
+    volumes = await started(node)
+    source = node.wanted(SIZE, **layout)
+    folder = await used(node, volumes, source)
+    before = node.free(volumes)
+    gate = Gate(monkeypatch)
+    clone = replace(clone_of(source), parameters=node.wanted().parameters)
+    copying = asyncio.create_task(volumes.prepare(clone))
+    await gate.reached.wait()
+
+    (snapshot,) = volumes.inventory.snapshots
+    assert snapshot.record.snapshot_of == source.pv
+    assert node.free(volumes) == before - SIZE - snapshot.size
+    seen = await node.make_backend().inspect()
+    assert [volume.pv for volume in seen.snapshots] == [snapshot.pv]
+    assert {volume.pv for volume in seen.volumes} == {source.pv, clone.pv}
+    assert not [*seen.foreign, *seen.damaged]
+    assert {(pool.name, pool.free) for pool in seen.pools} == {(node.pool, node.free(volumes))}
+
+    write(folder.path / "file", bytes(len(SECRET) * 4096))
+    await volumes.unmount(folder)
+    larger = replace(source, size=2 * SIZE)
+    for refused in (volumes.expand(larger), volumes.reclaim(source.pv, source.uid, node.pool)):
+        with pytest.raises(InUse, match=f"{source.pv} can't be .* while a copy of it is made"):
+            await refused
+    assert isinstance(await volumes.mount(larger, folder, read_only=False), InUse)
+    write(folder.path / "file", bytes(len(SECRET) * 4096))
+    gate.opened.set()
+    assert (await copying).record.state is State.READY
+
+    shown = node.folder(clone.pv)
+    await volumes.mount(clone, shown, read_only=False)
+    assert (shown.path / "file").read_bytes() == SECRET * 4096
+    assert (folder.path / "file").read_bytes() == bytes(len(SECRET) * 4096)
+    found = await no_snapshots(volumes)
+    assert {volume.pv for volume in found.volumes} == {source.pv, clone.pv}
+    assert (await volumes.expand(larger)).size == 2 * SIZE
+    await volumes.unmount(folder)
+    await reclaimed(node, volumes, source)
+
+
+async def reclaimed(node: Node, volumes: Volumes, wanted: Wanted) -> None:
+    async with asyncio.timeout(60):
+        while not await volumes.reclaim(wanted.pv, wanted.uid, node.pool):
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize(("erase", "left"), [("zero", False), ("discard", False), ("none", True)])
+async def test_the_disks_are_searched_for_what_the_snapshot_kept(
+    node: Node, monkeypatch: pytest.MonkeyPatch, erase: str, left: bool
+) -> None:
+    volumes = await started(node)
+    source = node.wanted(SIZE, erase=erase)
+    folder = await used(node, volumes, source)
+    gate = Gate(monkeypatch)
+    clone = clone_of(source)
+    copying = asyncio.create_task(volumes.prepare(clone))
+    await gate.reached.wait()
+    write(folder.path / "file", bytes(len(SECRET) * 4096))
+    assert secrets(node) >= 4096  # only the snapshot has them now
+    gate.opened.set()
+    await copying
+    await no_snapshots(volumes)
+    shown = node.folder(clone.pv)
+    await volumes.mount(replace(clone), shown, read_only=False)
+    write(shown.path / "file", bytes(len(SECRET) * 4096))
+    assert bool(secrets(node)) is left
+
+
+async def test_a_snapshot_that_overflows_fails_the_copy_and_not_the_source(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volumes = await started(node)
+    source = node.wanted(SIZE)
+    folder = await used(node, volumes, source)
+    clone = clone_of(source)
+    volumes = sparing(node, volumes, clone, 8 * MIB)
+    await volumes.start()
+    with monkeypatch.context() as gated:
+        gate = Gate(gated)
+        copying = asyncio.create_task(volumes.prepare(clone))
+        await gate.reached.wait()
+        (snapshot,) = volumes.inventory.snapshots
+        assert snapshot.size == 8 * MIB
+        write(folder.path / "file", bytes(len(SECRET) * 4096))
+        gate.opened.set()
+        with pytest.raises(NotCloned, match="so much was written to .* the 8Mi of .* were not enough: this is tried"):
+            await copying
+    found = (await no_snapshots(volumes)).volume(clone.pv)
+    assert found
+    assert found.record.state is State.COPYING
+    write(folder.path / "file", SECRET * 4096)
+    assert (await volumes.prepare(clone)).record.state is State.READY
+    await volumes.unmount(folder)
+    await no_snapshots(volumes)
+    shown = node.folder(clone.pv)
+    await volumes.mount(clone, shown, read_only=False)
+    assert (shown.path / "file").read_bytes() == SECRET * 4096
+
+
+async def test_what_overflows_with_the_last_bytes_is_no_copy(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing failed, but what was being read in that moment may have been newer than the rest."""
+    volumes = await started(node)
+    source = node.wanted(SIZE)
+    folder = await used(node, volumes, source)
+    clone = clone_of(source)
+    volumes = sparing(node, volumes, clone, 8 * MIB)
+    await volumes.start()
+    copy = devicecopy.copy
+
+    async def late(*arguments: Any, **keywords: Any) -> None:
+        await copy(*arguments, **keywords)
+        write(folder.path / "file", bytes(len(SECRET) * 4096))
+
+    monkeypatch.setattr(devicecopy, "copy", late)
+    with pytest.raises(NotCloned, match="so much was written"):
+        await volumes.prepare(clone)
+    await no_snapshots(volumes)
+
+
+async def test_without_room_for_a_snapshot_small_ones_are_frozen_and_large_ones_wait(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volumes = await started(node)
+    source = node.wanted(SIZE)
+    folder = await used(node, volumes, source)
+    clone = clone_of(source)
+    volumes = sparing(node, volumes, clone, 4 * MIB)
+    await volumes.start()
+    with pytest.raises(
+        NotCloned, match="too large to be held still .* should have 8Mi .*, 68Mi at best, and has 4Mi: delete volumes"
+    ):
+        await volumes.prepare(clone)
+    assert not volumes.inventory.volume(clone.pv)
+    assert not volumes.inventory.snapshots
+    frozen: list[Path] = []
+    freeze = freezing.freeze
+    monkeypatch.setattr(freezing, "freeze", lambda path: (frozen.append(path), freeze(path)))
+    monkeypatch.setattr(cloning, "FROZEN_SIZE", SIZE)
+    await volumes.prepare(clone)
+    assert [path.name for path in frozen] == [source.pv]
+    await volumes.unmount(folder)
+
+
+async def test_a_thin_volume_is_copied_to_a_thick_one_from_a_snapshot(
+    lvm: Lvm, node: Node, by_hand: ByHand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_hand("lvcreate", "--type=thin-pool", "--size=100m", "--name=pool", node.pool)
+    volumes = await started(node)
+    source = node.wanted(SIZE, thin=True, thin_pool="pool")
+    folder = await used(node, volumes, source)
+    gate = Gate(monkeypatch)
+    clone = replace(clone_of(source), parameters=node.wanted().parameters)
+    copying = asyncio.create_task(volumes.prepare(clone))
+    await gate.reached.wait()
+    assert [volume.pool for volume in volumes.inventory.snapshots] == [node.pool]
+    write(folder.path / "file", bytes(len(SECRET) * 4096))
+    gate.opened.set()
+    await copying
+    await no_snapshots(volumes)
+    shown = node.folder(clone.pv)
+    await volumes.mount(clone, shown, read_only=False)
+    assert (shown.path / "file").read_bytes() == SECRET * 4096
+
+
+async def test_a_volume_of_which_somebody_made_a_snapshot_is_not_removed_with_it(node: Node, by_hand: ByHand) -> None:
+    volumes = await started(node)
+    source = node.wanted(SIZE, erase="none")
+    await volumes.prepare(source)
+    by_hand("lvcreate", "--snapshot", "--size=8m", "--name=backup", f"{node.pool}/{source.pv}")
+    with pytest.raises(InUse, match=f"has a snapshot backup, .* lvremove {node.pool}/backup"):
+        await volumes.reclaim(source.pv, source.uid, node.pool)
+    by_hand("lvremove", "--yes", f"{node.pool}/backup")
+    assert await volumes.reclaim(source.pv, source.uid, node.pool)
+
+
+def killed(work: Callable[[], Awaitable[object]], owner: Any, name: str, when: str) -> None:
+    """Runs in a process of its own, which dies by a SIGKILL before or after that step."""
+    step = getattr(owner, name)
+
+    async def armed(*arguments: Any, **keywords: Any) -> Any:
+        if when == "after":
+            await step(*arguments, **keywords)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:
+        try:
+            setattr(owner, name, armed)
+            asyncio.run(work())  # type: ignore[arg-type]
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), "the step was never reached"
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "when"),
+    [
+        (LvmSnapshots, "make", "after"),
+        (Lvm, "create_volume", "after"),
+        (devicecopy, "copy", "before"),
+        (devicecopy, "copy", "after"),
+        (Lvm, "split_snapshot", "before"),
+        (Lvm, "split_snapshot", "after"),
+        (LvmSnapshots, "remove", "before"),
+        (LvmSnapshots, "remove", "after"),
+    ],
+)
+async def test_a_crash_at_any_moment_leaves_nothing(node: Node, owner: Any, name: str, when: str) -> None:
+    volumes = await started(node)
+    source = node.wanted(SIZE)
+    folder = await used(node, volumes, source)
+    clone = clone_of(source)
+
+    async def copied() -> None:
+        begun = await started(node)
+        await begun.prepare(clone)
+        await no_snapshots(begun)
+
+    await asyncio.to_thread(killed, copied, owner, name, when)
+
+    found = await node.make_backend().inspect()
+    assert not [*found.foreign, *found.damaged]
+    original = found.volume(source.pv)
+    assert original
+    assert (original.size, original.health) == (volumes.inventory.volume(source.pv).size, original.health)  # type: ignore[union-attr]
+    taken = sum(each.size for each in (*found.volumes, *found.snapshots))
+    (pool,) = found.pools
+    assert (pool.free, pool.ours) == (pool.size - taken, taken)
+    assert len(found.snapshots) == (0 if (name, when) == ("remove", "after") else 1)
+
+    restarted = await started(node)
+    await no_snapshots(restarted)
+    write(folder.path / "file", bytes(len(SECRET) * 4096))
+    ready = restarted.inventory.volume(clone.pv)
+    late = ready is not None and ready.record.state is State.READY
+    await restarted.prepare(clone)
+    await no_snapshots(restarted)
+    shown = node.folder(clone.pv)
+    await restarted.mount(clone, shown, read_only=False)
+    assert (shown.path / "file").read_bytes() == (SECRET if late else bytes(len(SECRET))) * 4096
+    if not late:
+        assert secrets(node) == 0
