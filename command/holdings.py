@@ -13,6 +13,8 @@ from daemon.storage.record import Health, Inventory, State, Volume
 from kube.records import Node, Pod
 
 READY, FORMATTING, FOREIGN, DAMAGED = "ready", "formatting", "foreign", "damaged"
+SNAPSHOT = "snapshot"
+"""Of a volume that is copied. It goes by itself."""
 ORPHAN = "orphan"
 """Ours, and no PersistentVolume has it: kept under policy Retain, or left behind."""
 PENDING = "pending"
@@ -67,6 +69,10 @@ def of_node(
     ]
     rows += [Row(found.name, "", node, FOREIGN, found.size, pool=found.pool) for found in inventory.foreign]
     rows += [Row(found.name, "", node, DAMAGED, 0, pool=found.pool, remark=found.reason) for found in inventory.damaged]
+    rows += [
+        Row(found.pv, "", node, SNAPSHOT, found.size, pool=found.pool, remark=_snapshot_remark(found))
+        for found in inventory.snapshots
+    ]
     return sorted(rows, key=lambda row: row.volume)
 
 
@@ -75,6 +81,10 @@ def _remark(volume: Volume) -> str:
     if volume.record.state is not State.ERASING:
         return complaint
     return f"{100 * volume.record.erased // max(volume.size, 1)}% of its data is gone {complaint}".rstrip()
+
+
+def _snapshot_remark(snapshot: Volume) -> str:
+    return f"of {snapshot.record.snapshot_of} while that is copied {_remark(snapshot)}".rstrip()
 
 
 def joined(

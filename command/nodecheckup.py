@@ -60,7 +60,12 @@ def device_mapper() -> Finding:
 
 
 def lvm_modules(loaded: set[str], available: set[str]) -> Iterable[Finding]:
-    for module, purpose in (("dm_thin_pool", "thin volumes"), ("dm_raid", "raid1"), ("dm_mirror", "pvmove")):
+    for module, purpose in (
+        ("dm_thin_pool", "thin volumes"),
+        ("dm_raid", "raid1"),
+        ("dm_snapshot", "copies of volumes in use"),
+        ("dm_mirror", "pvmove"),
+    ):
         check = f"kernel: {purpose}"
         if module in loaded | available:
             yield ok(check, f"{module} is there")

@@ -59,6 +59,10 @@ class NotCloned(VolumeError):
     """A copy of another volume can't be made as things are."""
 
 
+class NoSnapshot(VolumeError):
+    """There can be no snapshot of a volume now. The message says why, and continues a sentence."""
+
+
 class InUse(VolumeError):
     """Somebody uses the volume, so it can't be unmounted or removed."""
 

@@ -18,7 +18,7 @@ from daemon.storage.deviceclasses import DeviceClass
 from daemon.storage.record import Health, Inventory, State
 from host.command import Completed
 
-ORPHAN, FOREIGN, DAMAGED = "orphan", "foreign", "damaged"
+ORPHAN, FOREIGN, DAMAGED, SNAPSHOT = "orphan", "foreign", "damaged", "snapshot"
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
@@ -142,16 +142,18 @@ def pool_figures(inventory: Inventory) -> Iterator[Metric]:
 
 def volume_figures(inventory: Inventory, persistent_volumes: Collection[str] | None) -> Iterator[Metric]:
     """Each volume counts in one state. An orphan has no PersistentVolume: kept under policy Retain, or left behind."""
-    count = dict.fromkeys((*(state.value for state in State), ORPHAN, FOREIGN, DAMAGED), 0)
+    count = dict.fromkeys((*(state.value for state in State), ORPHAN, FOREIGN, DAMAGED, SNAPSHOT), 0)
     for volume in inventory.volumes:
         orphan = persistent_volumes is not None and volume.record.uid not in persistent_volumes
         count[ORPHAN if orphan else volume.record.state.value] += 1
     count[FOREIGN] = len(inventory.foreign)
     count[DAMAGED] = len(inventory.damaged)
+    count[SNAPSHOT] = len(inventory.snapshots)
     states = GaugeMetricFamily(
         "elastic_local_volumes",
         "Volumes on this node by state. orphan: without a PersistentVolume. foreign: not ours, never touched. "
-        "damaged: ours by its mark, with a record that can't be relied on.",
+        "damaged: ours by its mark, with a record that can't be relied on. snapshot: ours, while a volume is "
+        "copied and until it is erased.",
         labels=["state"],
     )
     for state, number in count.items():

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from host import blockdevice
+from host.thread import undisturbed
 
 _CHUNK = 4 << 20
 _STEP = 16 * _CHUNK
@@ -31,8 +32,8 @@ async def copy(source: Path, target: Path, *, deadline: float) -> None:
             for begin in range(0, size, _STEP):
                 if time.monotonic() > end:
                     raise TimeoutError(f"only {begin} of {size} bytes were copied in {deadline:g} s")
-                await asyncio.to_thread(_copy, origin, copied, range(begin, min(begin + _STEP, size)))
-            await asyncio.to_thread(os.fsync, copied)
+                await undisturbed(_copy, origin, copied, range(begin, min(begin + _STEP, size)))
+            await undisturbed(os.fsync, copied)
         finally:
             os.close(copied)
     finally:

@@ -40,6 +40,10 @@ class TimedOut(LvmError):
     may have happened or not."""
 
 
+class Unsupported(LvmError):
+    """The kernel lacks what the command needs, and LVM could not load it."""
+
+
 class BadName(LvmError, ValueError):
     """A name or tag that LVM does not take. Seen before any command is started, as a rule."""
 
@@ -81,6 +85,7 @@ _MEANINGS: tuple[tuple[type[LvmError], re.Pattern[str]], ...] = (
             re.IGNORECASE,
         ),
     ),
+    (Unsupported, re.compile(r"required device-mapper target\(s\) not detected in your kernel", re.IGNORECASE)),
     (
         BadName,
         re.compile(

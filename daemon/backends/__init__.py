@@ -99,8 +99,8 @@ class SnapshotStorage(Protocol):
         ...
 
     async def make(self, source: Volume, record: Record, size: int) -> Volume:
-        """A snapshot with `size` bytes, or a little more, for what is overwritten in its source from now on; a mounted
-        filesystem is held still for that moment. While it is there, its source can neither grow nor be removed."""
+        """A snapshot with about `size` bytes for what is overwritten in its source from now on; a mounted filesystem is
+        held still for that moment. While it is there, its source can neither grow nor be removed. Raises NoSnapshot."""
         ...
 
     async def readable(self, snapshot: Volume) -> bool:

@@ -8,7 +8,7 @@ plain volume from then on, which can be erased like any other before it is remov
 import lvm
 from daemon.backends.lvmerrors import told_of
 from daemon.backends.lvminventory import Place
-from daemon.errors import InUse, NotFound
+from daemon.errors import InUse, NoSnapshot, NotFound
 from daemon.storage.record import Record, Volume, from_tags
 from lvm import LogicalVolume, Lvm
 
@@ -28,7 +28,14 @@ class LvmSnapshots:
     async def make(self, source: Volume, record: Record, size: int) -> Volume:
         group = self.pool_for(source)
         with told_of(source):
-            await self._lvm.create_thick_snapshot(group, source.pv, record.pv, size, record.to_tags())
+            try:
+                await self._lvm.create_thick_snapshot(group, source.pv, record.pv, size, record.to_tags())
+            except lvm.Unsupported as error:
+                raise NoSnapshot(
+                    "the kernel of this node has none (its administrator loads the module dm_snapshot)"
+                ) from error
+            except lvm.NoSpace as error:
+                raise NoSnapshot(f"{group} on this node has no room for it ({error.words})") from error
             made = (await self._lvm.report()).volume(group, record.pv)
         if made is None:
             raise NotFound(f"snapshot {record.pv} of volume {source.pv} is not on this node (any more)")

@@ -26,7 +26,7 @@ class ErasureNews:
         self._metrics.erasing(1)
         left = quantity.humane(volume.size - volume.record.erased)
         words = f"the data of volume {volume.pv} is being erased, {left} are left to do"
-        self._events.normal(_reference(volume), ERASING, f"{words}; until then its space is not free")
+        self._tell(volume, ERASING, f"{words}; until then its space is not free")
 
     def progressed(self, size: int) -> None:
         self._metrics.erased(size)
@@ -34,9 +34,11 @@ class ErasureNews:
     def ended(self, volume: Volume, error: VolumeError | None) -> None:
         self._metrics.erasing(-1)
         if error is None:
-            self._events.normal(_reference(volume), ERASED, f"the data of volume {volume.pv} is erased")
+            self._tell(volume, ERASED, f"the data of volume {volume.pv} is erased")
         self._ended(volume.pv)
 
-
-def _reference(volume: Volume) -> ObjectReference:
-    return ObjectReference("PersistentVolume", "v1", "", volume.pv, volume.record.uid)
+    def _tell(self, volume: Volume, reason: str, words: str) -> None:
+        """A snapshot has no PersistentVolume that anybody would look at."""
+        if not volume.record.snapshot_of:
+            reference = ObjectReference("PersistentVolume", "v1", "", volume.pv, volume.record.uid)
+            self._events.normal(reference, reason, words)

@@ -6,8 +6,8 @@ anew from the beginning. What is copied must not change meanwhile. So, in this o
 1. In a thin pool, where volumes can share blocks, a copy takes a moment, and its source may be in use.
 2. Where there are snapshots, and room for one, each block is copied from one. Pods may use the source, which is the
    copy's turn only for the moment in which the snapshot is made.
-3. Without, each block is copied while nobody may change the source, in its turn: it is not mounted, or its filesystem is
-   frozen, which is done to small ones only, because the pods that write to it wait.
+3. Without, each block is copied while nobody may change the source, in its turn: it is not mounted, or its filesystem
+   is frozen, which is done to small ones only, because the pods that write to it wait.
 4. What is large and in use has to wait until its pods are stopped, or room is made.
 
 What a killed daemon left frozen, the next one thaws when it starts; what it left of snapshots, it lets go.
@@ -22,14 +22,15 @@ from pathlib import Path
 
 from contract import quantity
 from daemon.backends import Backend
-from daemon.errors import NotCloned
+from daemon.errors import NoSnapshot, NotCloned
 from daemon.storage.ordering import Turn
 from daemon.storage.record import State, Volume, Wanted
 from daemon.storage.room import Room
-from daemon.storage.snapshots import Share, Snapshots
+from daemon.storage.snapshots import Snapshots
 from daemon.storage.staging import Staging
 from daemon.storage.stock import Stock
 from host import blockdevice, devicecopy, freezing, identity
+from host.mounttable import Mount
 
 log = logging.getLogger(__name__)
 
@@ -69,13 +70,15 @@ class Cloning:
         self._related = related
         self._disks = disks
         self._copying = asyncio.Semaphore(_TOGETHER)
-        self._frozen: set[str] = set()
+        self._thawed = False
 
     def thaw(self) -> None:
-        """No volume is frozen any more that is not being copied now. Blocks. No copying outlives its daemon."""
+        """No volume is frozen any more. Blocks. Only copying freezes them, and no copying outlives its daemon. Does it
+        once: what is found frozen later, this daemon is copying."""
+        if self._thawed:
+            return
+        self._thawed = True
         for path in self._staging.folders():
-            if path.name in self._frozen:
-                continue
             try:
                 thawed = freezing.thaw(path)
             except OSError as error:
@@ -122,9 +125,9 @@ class Cloning:
             if shared is not None:
                 return shared
         async with self._copying:
-            volume, snapshot = await self._turn("clone", source.pv, wanted, lambda: self._still(wanted, begun))
+            volume, snapshot = await self._turn("clone", source.pv, wanted, lambda: self._begun(wanted, begun))
             if snapshot is not None:
-                await self._copied(snapshot, volume)
+                await self._copied_from(snapshot, volume)
         return volume
 
     async def _shared(self, wanted: Wanted, begun: Volume | None) -> Volume | None:
@@ -136,31 +139,44 @@ class Cloning:
                     self._stock.put(volume, taken)
         return volume
 
-    async def _still(self, wanted: Wanted, begun: Volume | None) -> tuple[Volume, Volume | None]:
-        """The volume, and the snapshot to be copied to it; without one, it is copied."""
+    async def _begun(self, wanted: Wanted, begun: Volume | None) -> tuple[Volume, Volume | None]:
+        """The volume, and the snapshot to be copied to it. Without one, it is copied."""
         source = self.source(wanted)
-        staged = await asyncio.to_thread(self._staging.mounted, source.pv)
         async with self._room.held(wanted, begun.size if begun else 0) as taken:
-            share = await self._snapshots.share(source)
-            if share is not None and share.size:
-                snapshot = await self._snapshots.make(source, share)
+            try:
+                snapshot = await self._snapshots.take(source)
+            except NoSnapshot as why:
+                staged = await self._can_be_held_still(wanted, source, why)
+                volume = await self._target(wanted, begun, taken)
+            else:
                 try:
                     return await self._target(wanted, begun, taken), snapshot
                 except BaseException:
                     self._snapshots.leave(snapshot)
                     raise
-            if staged and source.size > FROZEN_SIZE:
-                raise NotCloned(_too_large(wanted, source, share))
-            volume = await self._target(wanted, begun, taken)
+        await self._copied_while_still(source, volume, staged)
+        return volume, None
+
+    async def _can_be_held_still(self, wanted: Wanted, source: Volume, why: NoSnapshot) -> Mount | None:
+        """Where it is mounted."""
+        staged = await asyncio.to_thread(self._staging.mounted, source.pv)
+        if staged and source.size > FROZEN_SIZE:
+            raise NotCloned(
+                f"volume {source.pv} is in use, and with {quantity.humane(source.size)} too large to be held still "
+                f"while it is copied; there can be no snapshot of it, because {why}: stop the pods that use it until "
+                f"volume {wanted.pv} is made"
+            ) from why
+        return staged
+
+    async def _copied_while_still(self, source: Volume, volume: Volume, staged: Mount | None) -> None:
         async with self._backend.device(source) as origin, self._backend.device(volume) as target:
             if staged:
-                async with self._held_still(Path(staged.path), source):
+                async with _frozen(Path(staged.path), source):
                     await devicecopy.copy(origin, target, deadline=_FROZEN_SECONDS)
             elif await asyncio.to_thread(blockdevice.is_claimed, origin):
                 raise NotCloned(f"volume {source.pv} is in use by something that is no pod of this node: stop that")
             else:
                 await devicecopy.copy(origin, target, deadline=_deadline(source.size))
-        return volume, None
 
     async def _target(self, wanted: Wanted, begun: Volume | None, taken: int) -> Volume:
         """The volume in state COPYING, whatever was begun."""
@@ -174,7 +190,7 @@ class Cloning:
                 self._stock.put(volume, taken)
         return volume
 
-    async def _copied(self, snapshot: Volume, volume: Volume) -> None:
+    async def _copied_from(self, snapshot: Volume, volume: Volume) -> None:
         """Raises NotCloned when the snapshot has overflowed. It is asked also when nothing failed: what was being read
         at that moment may be newer than the snapshot."""
         failure = None
@@ -204,39 +220,21 @@ class Cloning:
         async with self._backend.device(volume) as device:
             await identity.renew(volume.record.filesystem, device, folder)
 
-    @contextlib.asynccontextmanager
-    async def _held_still(self, path: Path, source: Volume) -> AsyncIterator[None]:
-        """Raises NotCloned when what is done inside takes too long."""
-        self._frozen.add(path.name)
-        try:
-            await asyncio.to_thread(freezing.freeze, path)
-            try:
-                yield
-            finally:
-                await asyncio.to_thread(freezing.thaw, path)
-        except TimeoutError as error:
-            raise NotCloned(
-                f"volume {source.pv} is in use, and the disk is too slow to hold it still while it is copied "
-                f"({error}): stop the pods that use it until its copy is made"
-            ) from error
-        finally:
-            self._frozen.discard(path.name)
+
+@contextlib.asynccontextmanager
+async def _frozen(path: Path, source: Volume) -> AsyncIterator[None]:
+    """Raises NotCloned when what is done inside takes too long."""
+    await asyncio.to_thread(freezing.freeze, path)
+    try:
+        yield
+    except TimeoutError as error:
+        raise NotCloned(
+            f"volume {source.pv} is in use, and the disk is too slow to hold it still while it is copied "
+            f"({error}): stop the pods that use it until its copy is made"
+        ) from error
+    finally:
+        await asyncio.to_thread(freezing.thaw, path)
 
 
 def _deadline(size: int) -> float:
     return 60 + size / _SLOWEST
-
-
-def _too_large(wanted: Wanted, source: Volume, share: Share | None) -> str:
-    words = (
-        f"volume {source.pv} is in use, and with {quantity.humane(source.size)} too large to be held still while it is "
-        "copied"
-    )
-    stop = f"stop the pods that use it until volume {wanted.pv} is made"
-    if share is None:
-        return f"{words}: {stop}"
-    return (
-        f"{words}; for a snapshot of it {share.pool} on this node should have {quantity.humane(share.least)} that "
-        f"nobody was promised, {quantity.humane(share.most)} at best, and has {quantity.humane(share.left)}: delete "
-        f"volumes on this node or ask its administrator for more space, or {stop}"
-    )

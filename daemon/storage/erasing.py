@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol
 
 from daemon.backends import Backend
 from daemon.errors import BackendFailed, InUse, VolumeError
@@ -28,10 +28,9 @@ from daemon.storage.record import Health, Record, State, Volume
 from daemon.storage.throttle import Throttle
 from host import erasure
 from host.command import CommandError
+from host.thread import undisturbed
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 REMEMBER_SECONDS = 10.0
 """How often the record says how far it is. Each time is one LVM command and a flush of the disk."""
@@ -180,13 +179,13 @@ class Erasures:
                 for extent in steps(chosen, volume.record.erased, volume.size):
                     if chosen is not Method.DISCARD:
                         await self._throttle.admit(len(extent))
-                    await _undisturbed(_WORK[chosen], descriptor, extent)
+                    await undisturbed(_WORK[chosen], descriptor, extent)
                     self._listener.progressed(len(extent))
                     if self._clock() - remembered >= REMEMBER_SECONDS:
-                        await _undisturbed(erasure.flush, descriptor)
+                        await undisturbed(erasure.flush, descriptor)
                         volume = await self._remember(volume, extent.stop)
                         remembered = self._clock()
-                await _undisturbed(erasure.flush, descriptor)
+                await undisturbed(erasure.flush, descriptor)
             await self._remember(volume, volume.size)
 
     async def _remember(self, volume: Volume, erased: int) -> Volume:
@@ -206,14 +205,3 @@ def _opened(pv: str, device: Path) -> Iterator[int]:
                 raise
             raise InUse(f"volume {pv} can't be erased, {device} is in use: stop what uses it on the node") from error
         yield descriptor
-
-
-async def _undisturbed(work: Callable[..., T], *arguments: Any) -> T:
-    """Runs in a thread, and is waited for also by a task that is cancelled: the descriptor may be closed only after
-    that, or the thread might write to whatever file gets its number next."""
-    running = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait([running])
-        raise

@@ -11,8 +11,9 @@ let go with the next look at the node, so it takes room for no longer than its e
 import asyncio
 from dataclasses import dataclass, replace
 
+from contract import quantity
 from daemon.backends import Backend, SnapshotStorage
-from daemon.errors import InUse, VolumeError
+from daemon.errors import InUse, NoSnapshot, VolumeError
 from daemon.storage.erasing import Erasures, Rewrite
 from daemon.storage.ordering import Turn
 from daemon.storage.record import State, Volume
@@ -68,38 +69,39 @@ class Snapshots:
             if snapshot.record.snapshot_of == pv and snapshot.record.state is State.COPYING:
                 raise InUse(f"volume {pv} can't be {what} while a copy of it is made: that is tried again until it can")
 
-    async def share(self, source: Volume) -> Share | None:
-        """What a snapshot of this volume could have now. None where there are no snapshots."""
+    async def take(self, source: Volume) -> Volume:
+        """A snapshot, to be copied until it is given to `leave`. To be called in the turn of its source. Raises
+        NoSnapshot."""
         storage = self._backend.snapshots(source.pool)
         if storage is None:
-            return None
-        found = self._share(storage, source)
-        if found is None or not found.size:
+            raise NoSnapshot("its storage has none")
+        if not self._share(storage, source).size:
             await self._stock.look()
-            found = self._share(storage, source)
-        return found
-
-    def _share(self, storage: SnapshotStorage, source: Volume) -> Share | None:
-        pool = self._stock.inventory.pool(storage.pool_for(source))
-        if pool is None:
-            return None
-        spare = self._room.spare("", pool)
-        return share(pool.name, source.size, storage.most(source), spare, pool.granularity)
-
-    async def make(self, source: Volume, given: Share) -> Volume:
-        """A snapshot, to be copied until it is given to `leave`. To be called in the turn of its source, right after
-        `share`."""
+        given = self._share(storage, source)
+        if not given.size:
+            raise NoSnapshot(
+                f"{given.pool} on this node should have {quantity.humane(given.least)} for it that nobody was promised,"
+                f" better {quantity.humane(given.most)}, and has {quantity.humane(given.left)} (delete volumes there, "
+                "or ask its administrator for more space)"
+            )
         record = source.record.of_snapshot()
         self._copied.add(record.pv)
         try:
             with self._room.holding(record.pv, given.pool, given.size), self._stock.changing(record.pv):
                 async with self._backend.device(source):
-                    snapshot = await self._of(source).make(source, record, given.size)
+                    snapshot = await storage.make(source, record, given.size)
                 self._stock.put(snapshot, snapshot.size)
         except BaseException:
             self._copied.discard(record.pv)
             raise
         return snapshot
+
+    def _share(self, storage: SnapshotStorage, source: Volume) -> Share:
+        name = storage.pool_for(source)
+        pool = self._stock.inventory.pool(name)
+        if pool is None:
+            raise NoSnapshot(f"this node does not show {name} now")
+        return share(name, source.size, storage.most(source), self._room.spare("", pool), pool.granularity)
 
     async def readable(self, snapshot: Volume) -> bool:
         """Whether it has not overflowed."""

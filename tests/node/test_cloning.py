@@ -169,7 +169,7 @@ async def test_a_copy_that_was_cut_off_is_erased_before_its_space_is_free(
     await volumes.close()
 
 
-@on("loop", "lvm-thick")
+@on("loop")
 async def test_what_is_large_is_copied_when_nobody_uses_it(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cloning, "FROZEN_SIZE", 16 * MIB)
     volumes = await started(node)
@@ -229,6 +229,16 @@ async def test_what_a_killed_daemon_left_frozen_is_thawed_by_the_next(node: Node
     await started(node)
     eventually(lambda: writer.poll() is not None)
     assert writer.returncode == 0
+
+
+@on("loop")
+async def test_what_is_frozen_to_be_copied_stays_so_when_storage_is_looked_for_again(node: Node) -> None:
+    """A daemon that lacks one of its device classes starts its storage again and again."""
+    volumes = await started(node)
+    shown = await filled(node, volumes, source_of(node))
+    freezing.freeze(shown.path)
+    await volumes.start()
+    assert freezing.thaw(shown.path)
 
 
 @on("loop")

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 from command import holdings
 from command.holdings import Row
-from daemon.storage.record import Damaged, Foreign, Health, Inventory
+from daemon.storage.record import Damaged, Foreign, Health, Inventory, State, Volume
 from kube.records import Pod, PodVolume
 from tests.unit.command.objects import GIB, NODE, OTHER_NODE, held, persistent_volume
 
@@ -14,15 +14,19 @@ def rows(*volumes: Row) -> dict[str, str]:
 
 
 def test_a_node_tells_of_all_that_it_holds() -> None:
+    half_erased = replace(held().record.of_snapshot(), pv="cow_0123456789ab", state=State.ERASING, erased=GIB // 2)
+    snapshot = Volume(half_erased, GIB, "vg")
     inventory = Inventory(
         [replace(held(), health=Health.RAID_DEGRADED)],
         [],
         [Foreign("root", "vg", GIB)],
         [Damaged("pvc-9", "vg", "it has no uid")],
+        [snapshot],
     )
     found = holdings.of_node(inventory, "node-1", {"pvc-1": 5}, {"pvc-1": ("pod-uid",)})
-    assert rows(*found) == {"pvc-1": "ready", "pvc-9": "damaged", "root": "foreign"}
-    mine = found[0]
+    assert rows(*found) == {"cow_0123456789ab": "snapshot", "pvc-1": "ready", "pvc-9": "damaged", "root": "foreign"}
+    passing, mine = found[:2]
+    assert (passing.size, passing.remark) == (GIB, "of pvc-1 while that is copied 50% of its data is gone")
     assert (mine.used, mine.pods, mine.remark) == (5, ("pod-uid",), "raid-degraded")
 
 
@@ -34,6 +38,13 @@ def test_node_and_cluster_meet_by_uid_and_not_by_name() -> None:
     namesake = persistent_volume(uid="uid-2")
     found = holdings.joined(held_rows, [namesake], [_POD], [NODE], {"node-1"})
     assert sorted((row.state, row.claim) for row in found) == [("orphan", ""), ("pending", "default/data")]
+
+
+def test_a_snapshot_is_not_its_source() -> None:
+    snapshot = Volume(held().record.of_snapshot(), GIB, "vg")
+    held_rows = holdings.of_node(Inventory([held()], snapshots=[snapshot]), "node-1", {}, {})
+    found = holdings.joined(held_rows, [persistent_volume()], [_POD], [NODE], {"node-1"})
+    assert rows(*found) == {"pvc-1": "ready", snapshot.pv: "snapshot"}
 
 
 def test_states_that_only_both_together_show() -> None:

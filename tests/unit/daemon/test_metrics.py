@@ -23,6 +23,7 @@ INVENTORY = Inventory(
     pools=[Pool("vg", 1000, 600, 400, 4), Pool("vg/thin", 500, -100, 600, 4, Thin(25.5, 3.0))],
     foreign=[Foreign("root", "vg", 7)],
     damaged=[Damaged("d", "vg", "why")],
+    snapshots=[Volume(volume("a").record.of_snapshot(), 4, "vg")],
 )
 
 CLASSES = {"default": DeviceClass("default", LVM, group="vg"), "fast": DeviceClass("fast", LVM, group="vg-fast")}
@@ -44,7 +45,7 @@ def test_figures_of_the_node_are_those_of_the_moment() -> None:
     assert found['elastic_local_thin_pool_data_percent{pool="vg/thin"}'] == 25.5
     assert found['elastic_local_thin_pool_metadata_percent{pool="vg/thin"}'] == 3
     assert 'elastic_local_thin_pool_data_percent{pool="vg"}' not in found
-    states = {"ready": 2, "formatting": 1, "orphan": 1, "foreign": 1, "damaged": 1}
+    states = {"ready": 2, "formatting": 1, "orphan": 1, "foreign": 1, "damaged": 1, "copying": 0, "snapshot": 1}
     assert {state: found[f'elastic_local_volumes{{state="{state}"}}'] for state in states} == states
     assert found['elastic_local_unhealthy_volumes{state="raid-degraded"}'] == 1
     assert found['elastic_local_unhealthy_volumes{state="missing-device"}'] == 0

@@ -1,6 +1,6 @@
 import pytest
 
-from lvm import AlreadyExists, BadName, InUse, LvmError, NoSpace, NotFound, errors
+from lvm import AlreadyExists, BadName, InUse, LvmError, NoSpace, NotFound, Unsupported, errors
 
 COMMAND = "lvm lvcreate --name=one vg"
 
@@ -29,6 +29,7 @@ COMMAND = "lvm lvcreate --name=one vg"
         ("Aborted wiping of ext4.", InUse),
         ('Names starting "snapshot" are reserved. Please choose a different LV name.', BadName),
         ('Logical volume name "a b" is invalid.', BadName),
+        ("snapshot: Required device-mapper target(s) not detected in your kernel.", Unsupported),
         ("device-mapper: reload ioctl on  (254:5) failed: Invalid argument", LvmError),
         ("Logical volume vg/already-exists is not a thin pool.", LvmError),
         ("thin_check: execvp failed: not found", LvmError),

@@ -69,6 +69,32 @@ def test_a_mirror_takes_its_space_twice() -> None:
     assert [pool.ours for pool in found.pools] == [2 * 11 * EXTENT]
 
 
+def test_a_snapshot_that_is_copied_is_ours_and_takes_its_space_and_is_no_volume() -> None:
+    of = record("pvc-1").of_snapshot()
+    snapshot = replace(PLAIN, name=of.pv, tags=of.to_tags(), size=4 * EXTENT, origin="pvc-1")
+    split = replace(snapshot, origin="")
+    for kind in (snapshot, split, replace(snapshot, overflowed=True)):
+        found = inventory(report(ours("pvc-1"), kind), ["vg"])
+        assert [volume.pv for volume in found.volumes] == ["pvc-1"]
+        assert [(each.record, each.size, each.pool) for each in found.snapshots] == [(of, 4 * EXTENT, "vg")]
+        assert not [*found.foreign, *found.damaged]
+        assert [pool.ours for pool in found.pools] == [14 * EXTENT]
+    renamed = inventory(report(replace(snapshot, name="cow_other")), ["vg"])
+    assert not renamed.snapshots
+    assert [each.name for each in renamed.damaged] == ["cow_other"]
+
+
+def test_what_lvm_removes_with_its_origin() -> None:
+    found = report(
+        ours("pvc-1"),
+        replace(PLAIN, name="backup", origin="pvc-1"),
+        thin(replace(PLAIN, name="clone", origin="pvc-1")),
+        replace(PLAIN, name="other", origin="pvc-2"),
+        replace(PLAIN, name="elsewhere", group="other", origin="pvc-1"),
+    )
+    assert [volume.name for volume in found.thick_snapshots("vg", "pvc-1")] == ["backup"]
+
+
 def test_a_thin_pool_counts_what_it_promised_to_anybody() -> None:
     found = inventory(report(POOL, thin(ours("pvc-1")), thin(replace(PLAIN, name="theirs", size=15 * EXTENT))), ["vg"])
     assert found.pool("vg/pool") == Pool("vg/pool", 20 * EXTENT, -5 * EXTENT, 10 * EXTENT, EXTENT, thin=Thin(12.5, 1.0))

@@ -32,11 +32,14 @@ async def test_how_it_goes_is_told_on_its_persistent_volume(tmp_path: Path) -> N
         news.ended(volume(SIZE), BackendFailed("the disk"))
         news.begun(volume(SIZE))
         news.ended(volume(SIZE), None)
+        snapshot = Volume(volume(SIZE).record.of_snapshot(), SIZE, "vg")
+        news.begun(snapshot)
+        news.ended(snapshot, None)
         await node.events.flush()
         events = await node.cluster.list(EVENTS)
     assert "elastic_local_erase_running 0.0" in shown()
     assert "elastic_local_erase_bytes_total 5000.0" in shown()
-    assert looked_at == ["pv", "pv"]
+    assert looked_at == ["pv", "pv", snapshot.pv]
     assert sorted((event["reason"], event["involvedObject"]["uid"]) for event in events) == [
         (ERASED, "uid"),
         (ERASING, "uid"),

@@ -13,24 +13,37 @@ from lvm import names
 
 RECORD = Record("pvc-1", "3f7a9c1e-0001", DELETE, "ext4", State.READY)
 
-RECORDS = st.builds(
-    Record,
-    pv=st.from_regex(r"[a-z0-9]([a-z0-9.-]{0,60}[a-z0-9])?", fullmatch=True),
-    uid=st.uuids().map(str),
-    policy=st.sampled_from([DELETE, RETAIN]),
-    filesystem=st.sampled_from(sorted(FILESYSTEMS)),
-    state=st.sampled_from([State.FORMATTING, State.READY]),
-    erase=st.sampled_from(ERASE),
-    thin_pool_autoextend=st.integers(0, 100),
-) | st.builds(
-    Record,
-    pv=st.just("pvc-1"),
-    uid=st.uuids().map(str),
-    policy=st.just(DELETE),
-    filesystem=st.just("ext4"),
-    state=st.just(State.ERASING),
-    erase=st.sampled_from(ERASE),
-    erased=st.integers(0, 1 << 58),
+RECORDS = (
+    st.builds(
+        Record,
+        pv=st.from_regex(r"[a-z0-9]([a-z0-9.-]{0,60}[a-z0-9])?", fullmatch=True),
+        uid=st.uuids().map(str),
+        policy=st.sampled_from([DELETE, RETAIN]),
+        filesystem=st.sampled_from(sorted(FILESYSTEMS)),
+        state=st.sampled_from([State.FORMATTING, State.READY]),
+        erase=st.sampled_from(ERASE),
+        thin_pool_autoextend=st.integers(0, 100),
+    )
+    | st.builds(
+        Record,
+        pv=st.from_regex(r"cow_[0-9a-f]{12}", fullmatch=True),
+        uid=st.uuids().map(str),
+        policy=st.just(DELETE),
+        filesystem=st.just("ext4"),
+        state=st.just(State.COPYING),
+        erase=st.sampled_from(ERASE),
+        snapshot_of=st.from_regex(r"[a-z0-9]([a-z0-9.-]{0,60}[a-z0-9])?", fullmatch=True),
+    )
+    | st.builds(
+        Record,
+        pv=st.just("pvc-1"),
+        uid=st.uuids().map(str),
+        policy=st.just(DELETE),
+        filesystem=st.just("ext4"),
+        state=st.just(State.ERASING),
+        erase=st.sampled_from(ERASE),
+        erased=st.integers(0, 1 << 58),
+    )
 )
 FOREIGN_TAGS = st.text(string.ascii_letters + string.digits + "_+.-/=!:&#", min_size=1).filter(
     lambda tag: not tag.startswith("elastic-local/")
@@ -125,3 +138,13 @@ def test_a_thin_pool_may_be_promised_beyond_its_size() -> None:
     assert pool.allocatable(2.0) == 170  # twice its size, less the 30 that others were promised
     assert pool.available(2.0) == 80
     assert pool.available() == -20
+
+
+def test_a_snapshot_has_a_name_that_no_volume_has() -> None:
+    one, other = RECORD.of_snapshot(), RECORD.of_snapshot()
+    assert one.pv != other.pv
+    names.volume("vg", one.pv)
+    assert (one.snapshot_of, one.uid, one.state, one.erase) == (RECORD.pv, RECORD.uid, State.COPYING, RECORD.erase)
+    for wrong in ({"pv": "pvc-1"}, {"snapshot_of": ""}, {"snapshot_of": "cow_0123456789ab"}):
+        with pytest.raises(DamagedRecord):
+            replace(one, **wrong)  # type: ignore[arg-type]
