@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import lvm
+from contract.capacity import footprint
 from contract.parameters import RAID1, VolumeParameters
 from daemon.backends import no_thin_pools
 from daemon.backends.lvmerrors import told, told_of
@@ -114,7 +115,8 @@ class LvmBackend:
             return await self._found(wanted.pv, wanted.uid)
         # As lvcreate rounds: whole extents, and as many of them on each stripe.
         chunk = extent * wanted.parameters.stripes
-        return Volume(record, -(-wanted.size // chunk) * chunk, str(place))
+        size = -(-wanted.size // chunk) * chunk
+        return Volume(record, size, str(place), overhead=footprint(size, wanted.parameters, extent) - size)
 
     async def snapshot(self, wanted: Wanted, source: Volume) -> Volume | None:
         place = self._place(wanted.parameters)

@@ -16,7 +16,6 @@ _LEG = re.compile(r"_(rmeta|rimage)_\d+")
 go with it."""
 
 _MIRROR = VolumeParameters(raid=RAID1)
-_LINEAR = VolumeParameters()
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def inventory(state: lvm.State, groups: Collection[str]) -> Inventory:
             damaged.append(Damaged(found.name, _pool_of(found), f"its tags say that it is {record.pv}: rename it back"))
         else:
             kind = snapshots if record.snapshot_of else volumes
-            kind.append(Volume(record, found.size, _pool_of(found), _health(state, found)))
+            kind.append(Volume(record, found.size, _pool_of(found), _health(state, found), _overhead(state, found)))
     count = Counter(volume.pv for volume in volumes)
     for volume in volumes:
         if count[volume.pv] > 1:
@@ -71,7 +70,7 @@ def inventory(state: lvm.State, groups: Collection[str]) -> Inventory:
         pool
         for found in state.groups
         if found.name in usable
-        for pool in (_group_pool(state, found, ours), *_thin_pools(state, found, ours))
+        for pool in (_group_pool(found, (*volumes, *snapshots)), *_thin_pools(state, found, ours))
     ]
     return Inventory(volumes, pools, foreign, damaged, snapshots)
 
@@ -102,12 +101,15 @@ def _health(state: lvm.State, volume: LogicalVolume) -> Health:
     return _HEALTH[complaint]
 
 
-def _group_pool(state: lvm.State, group: VolumeGroup, ours: set[tuple[str, str]]) -> Pool:
-    taken = sum(
-        capacity.footprint(volume.size, _MIRROR if "raid1" in volume.layout else _LINEAR, group.extent_size)
-        for volume in state.volumes_of(group.name)
-        if (volume.group, volume.name) in ours and not volume.is_thin
-    )
+def _overhead(state: lvm.State, volume: LogicalVolume) -> int:
+    group = state.group(volume.group)
+    if group is None or "raid1" not in volume.layout:
+        return 0
+    return capacity.footprint(volume.size, _MIRROR, group.extent_size) - volume.size
+
+
+def _group_pool(group: VolumeGroup, ours: Collection[Volume]) -> Pool:
+    taken = sum(volume.size + volume.overhead for volume in ours if volume.pool == group.name)
     return Pool(group.name, group.size, group.free, taken, group.extent_size)
 
 

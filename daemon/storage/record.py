@@ -212,6 +212,9 @@ class Volume:
     any."""
     pool: str
     health: Health = Health.OK
+    overhead: int = 0
+    """Bytes that it takes of its pool beyond its size: the second leg of a mirror, and what mirrors note of
+    themselves."""
 
     @property
     def pv(self) -> str:

@@ -83,8 +83,8 @@ class Stock:
         self._inventory = replace(self._inventory, pools=pools)
 
     def drop(self, volume: Volume) -> None:
-        """Notes that a volume is gone. A mirror took more than its size: the next look finds the rest."""
-        self._inventory = _moved(_without(self._inventory, volume), volume.pool, -volume.size)
+        """Notes that a volume is gone, and gave back all that it took."""
+        self._inventory = _moved(_without(self._inventory, volume), volume.pool, -(volume.size + volume.overhead))
 
 
 def merged(known: Inventory, found: Inventory, touched: Collection[str]) -> Inventory:

@@ -78,37 +78,63 @@ def test_growth_takes_nothing_that_another_was_promised(tmp_path: Path, grows: i
         machine.teardown()
 
 
-THICK = {
-    "thick": {"linear": {"erase": "none"}, "striped": {"erase": "none", "stripes": "2"}},
-    "mirrored": {"mirrored": {"erase": "none", "raid": "raid1"}, "plain": {"erase": "none"}},
-}
-
-
-@pytest.mark.device_mapper
-@pytest.mark.parametrize("classes", THICK.values(), ids=THICK)
-def test_thick(lvm: Lvm, volume_group: str, tmp_path: Path, classes: dict[str, dict[str, str]]) -> None:
-    whole = asyncio.run(lvm.report()).group(volume_group)
+def thick_machine(tools: Lvm, group: str, tmp_path: Path, classes: dict[str, dict[str, str]]) -> type[CapacityMachine]:
+    whole = asyncio.run(tools.report()).group(group)
     assert whole
-    here = DeviceClass(DEFAULT_DEVICE_CLASS, LVM, group=volume_group, reserve=whole.free - 64 * MIB)
+    here = DeviceClass(DEFAULT_DEVICE_CLASS, LVM, group=group, reserve=whole.free - 64 * MIB)
 
     class Thick(CapacityMachine):
         @staticmethod
         def make_storage() -> Storage:
             async def free() -> int:
-                group = (await lvm.report()).group(volume_group)
-                assert group
-                return group.free
+                found = (await tools.report()).group(group)
+                assert found
+                return found.free
 
             async def come(name: str, size: int) -> None:
-                await lvm.create_volume(volume_group, name, size)
+                await tools.create_volume(group, name, size)
 
             async def go(name: str) -> None:
-                await lvm.remove(volume_group, name)
+                await tools.remove(group, name)
 
-            node = Node(tmp_path, lambda: lvm_backend(lvm, here))
+            node = Node(tmp_path, lambda: lvm_backend(tools, here))
             return Storage(node, classes, reserve=here.reserve, free=free, come=come, go=go)
 
-    play(Thick, examples=2, steps=5)
+    return Thick
+
+
+PLAIN = {"erase": "none"}
+STRIPED = {**PLAIN, "stripes": "2"}
+MIRRORED = {**PLAIN, "raid": "raid1"}
+
+
+@pytest.mark.device_mapper
+def test_thick(lvm: Lvm, volume_group: str, tmp_path: Path) -> None:
+    play(thick_machine(lvm, volume_group, tmp_path, {"linear": PLAIN, "striped": STRIPED}), examples=2, steps=5)
+
+
+@pytest.mark.device_mapper
+def test_mirrored(lvm: Lvm, volume_group: str, tmp_path: Path) -> None:
+    """Mirrors count twice, and with what they note of themselves."""
+    play(thick_machine(lvm, volume_group, tmp_path, {"mirrored": MIRRORED, "plain": PLAIN}), examples=2, steps=5)
+
+
+@pytest.mark.device_mapper
+def test_a_mirror_gives_back_all_that_it_took(lvm: Lvm, volume_group: str, tmp_path: Path) -> None:
+    """Made by this daemon or found by it."""
+    machine = thick_machine(lvm, volume_group, tmp_path, {"mirrored": MIRRORED})()
+    try:
+        machine.start(made=5, promised=9)
+        machine.prepare(choice=1)
+        for restarts in (False, True):
+            if restarts:
+                machine.restart()
+            machine.published_is_what_is_free_less_what_is_promised()
+            machine.delete(choice=0)
+            machine.published_is_what_is_free_less_what_is_promised()
+            machine.nothing_is_given_away_twice()
+    finally:
+        machine.teardown()
 
 
 @pytest.mark.device_mapper

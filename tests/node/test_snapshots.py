@@ -19,6 +19,7 @@ from daemon.storage.room import Promise
 from daemon.storage.volumes import Volumes
 from host import devicecopy, freezing
 from lvm import Lvm
+from lvm import errors as lvm_errors
 from tests.node.conftest import ByHand, MakeDisks
 from tests.node.test_cloning import clone_of, started
 from tests.node.volume_node import MIB, Node, lvm_backend
@@ -120,6 +121,7 @@ async def test_pods_come_go_and_write_while_their_volume_is_copied(
 
     (snapshot,) = volumes.inventory.snapshots
     assert snapshot.record.snapshot_of == source.pv
+    assert snapshot.size == SIZE + 4 * MIB  # all that LVM takes: it can't overflow
     assert node.free(volumes) == before - SIZE - snapshot.size
     seen = await node.make_backend().inspect()
     assert [volume.pv for volume in seen.snapshots] == [snapshot.pv]
@@ -255,6 +257,21 @@ async def test_without_room_for_a_snapshot_small_ones_are_frozen_and_large_ones_
     await volumes.prepare(clone)
     assert [path.name for path in frozen] == [source.pv]
     await volumes.unmount(folder)
+
+
+async def test_without_the_kernel_module_it_is_as_without_room(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def lacking(*_: object, **__: object) -> None:
+        words = "snapshot: Required device-mapper target(s) not detected in your kernel."
+        raise lvm_errors.explain("lvcreate", 3, ["modprobe: FATAL: Module dm-snapshot not found", words])
+
+    monkeypatch.setattr(Lvm, "create_thick_snapshot", lacking)
+    volumes = await started(node)
+    source = node.wanted(SIZE)
+    folder = await used(node, volumes, source)
+    with pytest.raises(NotCloned, match=r"loads the module dm_snapshot\): stop the pods"):
+        await volumes.prepare(clone_of(source))
+    await volumes.unmount(folder)
+    await volumes.prepare(clone_of(source))
 
 
 async def test_a_thin_volume_is_copied_to_a_thick_one_from_a_snapshot(

@@ -76,6 +76,31 @@ async def test_a_change_in_progress_is_not_counted_twice(stock: Stock, answers: 
     assert stock.inventory == inventory(volume("new"))
 
 
+async def test_snapshots_are_kept_apart_and_a_look_overtakes_them_no_more_than_volumes(
+    stock: Stock, answers: Answers
+) -> None:
+    made, gone = (Volume(volume("pv").record.of_snapshot(), 10, "pool") for _ in range(2))
+    both = inventory(volume("pv"), gone)
+    await looked(stock, answers, replace(both, volumes=(volume("pv"),), snapshots=(gone,)))
+    look = await begun(stock)
+    with stock.changing(made.pv), stock.changing(gone.pv):
+        stock.put(made, taken=10)
+        stock.drop(gone)
+    answers.looks[-1].set_result(replace(both, volumes=(volume("pv"),), snapshots=(gone,)))
+    await look
+    assert stock.inventory.volumes == (volume("pv"),)
+    assert stock.inventory.snapshots == (made,)
+    assert stock.inventory.pools == both.pools
+
+
+async def test_a_mirror_gives_back_both_of_its_legs(stock: Stock, answers: Answers) -> None:
+    mirror = replace(volume("mirror"), overhead=12)
+    await looked(stock, answers, replace(inventory(mirror), pools=(Pool("pool", 100, 78, 22, granularity=1),)))
+    with stock.changing("mirror"):
+        stock.drop(mirror)
+    assert stock.inventory == inventory()
+
+
 async def test_those_who_ask_during_a_look_share_the_next_one(stock: Stock, answers: Answers) -> None:
     first = await begun(stock)
     waiting = [await begun(stock) for _ in range(5)]
