@@ -1,4 +1,4 @@
-"""The operations, each of them one LVM command.
+"""The operations, each of them one LVM command, but for what LVM itself can't mend.
 
 Nothing is remembered between calls: LVM's own metadata is the only state. Values go to LVM as `--option=value` and
 names are checked first, so that no value can be taken for an option.
@@ -137,6 +137,17 @@ class Lvm:
         shows what the snapshot kept, as it lies on the disk. Its origin goes on."""
         await self._run("lvconvert", "--splitsnapshot", "--yes", names.volume(group, name))
 
+    async def mend_origin(self, group: str, name: str) -> None:
+        """Let a volume go on of which a snapshot was being made or split when that command was killed: it may be
+        suspended, and who writes to it waits. LVM resumes it as its metadata says. Where they say nothing of a
+        snapshot, it would resume it with what was prepared for one, so that is dropped first."""
+        origin = names.volume(group, name)
+        if not any((await self.report()).thick_snapshots(group, name)):
+            device = names.mapped(group, name)
+            for arguments in (("clear", device), ("resume", device), ("remove", f"{device}-real")):
+                await command.run("dmsetup", "--noudevsync", *arguments, deadline=self._deadline, check=False)
+        await self._run("lvchange", "--refresh", origin)
+
     async def extend(self, group: str, name: str, size: int) -> None:
         """Let a volume have at least `size` bytes. One that has them already is left as it is."""
         try:
@@ -162,6 +173,10 @@ class Lvm:
     async def activate(self, group: str, name: str) -> None:
         """Let a volume's device appear. An active one stays so."""
         await self._run("lvchange", "--activate=y", "--yes", names.volume(group, name))
+
+    async def deactivate(self, group: str, name: str) -> None:
+        """Let a volume's device go, with whatever a killed command prepared for it. Raises InUse while it is open."""
+        await self._run("lvchange", "--activate=n", "--yes", names.volume(group, name))
 
     async def remove(self, group: str, name: str) -> None:
         """Remove a volume and what is on it. One that is open or mounted is refused with InUse. A thin pool goes

@@ -30,6 +30,9 @@ class LvmSnapshots:
         with told_of(source):
             try:
                 await self._lvm.create_thick_snapshot(group, source.pv, record.pv, size, record.to_tags())
+            except lvm.TimedOut:
+                await self._lvm.mend_origin(group, source.pv)
+                raise
             except lvm.Unsupported as error:
                 raise NoSnapshot(
                     "the kernel of this node has none (its administrator loads the module dm_snapshot)"
@@ -46,10 +49,25 @@ class LvmSnapshots:
         return found is not None and not found.overflowed
 
     async def split(self, snapshot: Volume) -> None:
+        """It begins with what a command that was killed may have left: a source that is suspended, and a plain volume
+        whose device is not what LVM says."""
+        group, name = snapshot.pool, snapshot.pv
         found = await self._found(snapshot)
-        if found is not None and found.origin:
-            with told_of(snapshot):
-                await self._lvm.split_snapshot(snapshot.pool, snapshot.pv)
+        if found is None:
+            return
+        with told_of(snapshot):
+            await self._mend(snapshot, found)
+            if found.origin:
+                await self._lvm.split_snapshot(group, name)
+            else:
+                await self._lvm.deactivate(group, name)
+                await self._lvm.activate(group, name)
+
+    async def _mend(self, snapshot: Volume, found: LogicalVolume) -> None:
+        group, source = snapshot.pool, snapshot.record.snapshot_of
+        origin = (await self._lvm.report()).volume(group, source)
+        if origin is not None and origin.active and (origin.suspended or not found.origin):
+            await self._lvm.mend_origin(group, source)
 
     async def remove(self, snapshot: Volume) -> None:
         found = await self._found(snapshot)

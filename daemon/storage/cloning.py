@@ -142,11 +142,19 @@ class Cloning:
     async def _begun(self, wanted: Wanted, begun: Volume | None) -> tuple[Volume, Volume | None]:
         """The volume, and the snapshot to be copied to it. Without one, it is copied."""
         source = self.source(wanted)
+        staged = await asyncio.to_thread(self._staging.mounted, source.pv)
+        if staged:
+            await asyncio.to_thread(freezing.flush, Path(staged.path))
         async with self._room.held(wanted, begun.size if begun else 0) as taken:
             try:
                 snapshot = await self._snapshots.take(source)
             except NoSnapshot as why:
-                staged = await self._can_be_held_still(wanted, source, why)
+                if staged and source.size > FROZEN_SIZE:
+                    raise NotCloned(
+                        f"volume {source.pv} is in use, and with {quantity.humane(source.size)} too large to be held "
+                        f"still while it is copied; there can be no snapshot of it, because {why}: stop the pods that "
+                        f"use it until volume {wanted.pv} is made"
+                    ) from why
                 volume = await self._target(wanted, begun, taken)
             else:
                 try:
@@ -156,17 +164,6 @@ class Cloning:
                     raise
         await self._copied_while_still(source, volume, staged)
         return volume, None
-
-    async def _can_be_held_still(self, wanted: Wanted, source: Volume, why: NoSnapshot) -> Mount | None:
-        """Where it is mounted."""
-        staged = await asyncio.to_thread(self._staging.mounted, source.pv)
-        if staged and source.size > FROZEN_SIZE:
-            raise NotCloned(
-                f"volume {source.pv} is in use, and with {quantity.humane(source.size)} too large to be held still "
-                f"while it is copied; there can be no snapshot of it, because {why}: stop the pods that use it until "
-                f"volume {wanted.pv} is made"
-            ) from why
-        return staged
 
     async def _copied_while_still(self, source: Volume, volume: Volume, staged: Mount | None) -> None:
         async with self._backend.device(source) as origin, self._backend.device(volume) as target:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from daemon.storage.record import Inventory, State, Wanted
 from daemon.storage.room import Promise
 from daemon.storage.volumes import Volumes
 from host import devicecopy, freezing
-from lvm import Lvm
+from lvm import Lvm, names
 from lvm import errors as lvm_errors
 from tests.node.conftest import ByHand, MakeDisks
 from tests.node.test_cloning import clone_of, started
@@ -304,6 +305,55 @@ async def test_a_volume_of_which_somebody_made_a_snapshot_is_not_removed_with_it
         await volumes.reclaim(source.pv, source.uid, node.pool)
     by_hand("lvremove", "--yes", f"{node.pool}/backup")
     assert await volumes.reclaim(source.pv, source.uid, node.pool)
+
+
+@pytest.mark.parametrize("when", ["prepared", "suspended", "committed"])
+async def test_an_lvcreate_that_was_killed_stops_nobody_and_leaves_nothing(
+    lvm: Lvm, node: Node, by_hand: ByHand, when: str
+) -> None:
+    """As it dies with its container: before LVM suspends the source, before it commits, and before it resumes."""
+    volumes = await started(node)
+    source = node.wanted(SIZE)
+    folder = await used(node, volumes, source)
+    original = volumes.inventory.volume(source.pv)
+    assert original
+    record = original.record.of_snapshot()
+    origin, store = (names.mapped(node.pool, name) for name in (source.pv, record.pv))
+    if when == "committed":
+        await lvm.create_thick_snapshot(node.pool, source.pv, record.pv, 20 * MIB, record.to_tags())
+    else:
+        await lvm.create_volume(node.pool, record.pv, 20 * MIB, record.to_tags())
+        tables = {name: dmsetup("table", name) for name in (origin, store)}
+        uuids = {name: dmsetup("info", "-c", "--noheadings", "-o", "uuid", name) for name in (origin, store)}
+        by_hand("lvchange", "--activate=n", f"{node.pool}/{record.pv}")
+        dmsetup("create", f"{origin}-real", "--uuid", f"{uuids[origin]}-real", "--notable")
+        dmsetup("load", f"{origin}-real", "--table", tables[origin])
+        dmsetup("create", f"{store}-cow", "--uuid", f"{uuids[store]}-cow", "--table", tables[store])
+        dmsetup("create", store, "--uuid", uuids[store], "--notable")
+        real, cow = (
+            dmsetup("info", "-c", "--noheadings", "-o", "major,minor", "--separator", ":", name)
+            for name in (f"{origin}-real", f"{store}-cow")
+        )
+        dmsetup("load", store, "--table", f"0 {SIZE // 512} snapshot {real} {cow} P 32")
+        dmsetup("load", origin, "--table", f"0 {SIZE // 512} snapshot-origin {real}")
+    if when != "prepared":
+        dmsetup("suspend", origin)
+
+    restarted = await started(node)
+    await no_snapshots(restarted)
+    await asyncio.to_thread(write, folder.path / "file", SECRET * 4096)
+    assert dmsetup("table", origin).split()[2] == "linear"
+    devices = [line.split()[0] for line in dmsetup("ls").splitlines()]
+    assert [name for name in devices if name.startswith(names.mapped(node.pool, ""))] == [origin]
+    assert (await restarted.expand(replace(source, size=2 * SIZE))).size == 2 * SIZE
+    assert dmsetup("table", origin).split()[1] == str(2 * SIZE // 512)
+    clone = clone_of(source, 2 * SIZE)
+    await restarted.prepare(clone)
+    await no_snapshots(restarted)
+
+
+def dmsetup(*arguments: str) -> str:
+    return subprocess.run(["dmsetup", *arguments], check=True, capture_output=True, text=True).stdout.strip()
 
 
 def killed(work: Callable[[], Awaitable[object]], owner: Any, name: str, when: str) -> None:
