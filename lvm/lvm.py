@@ -137,15 +137,20 @@ class Lvm:
         shows what the snapshot kept, as it lies on the disk. Its origin goes on."""
         await self._run("lvconvert", "--splitsnapshot", "--yes", names.volume(group, name))
 
-    async def mend_origin(self, group: str, name: str) -> None:
-        """Let a volume go on of which a snapshot was being made or split when that command was killed: it may be
-        suspended, and who writes to it waits. LVM resumes it as its metadata says. Where they say nothing of a
-        snapshot, it would resume it with what was prepared for one, so that is dropped first."""
+    async def mend_origin(self, group: str, name: str, snapshot: str) -> None:
+        """Let an active volume go on of which a snapshot was being made when that command was killed. It may be
+        suspended, and who writes to it waits.
+
+        LVM resumes it as the metadata say. Where they say nothing of the snapshot, it would resume it with what it had
+        prepared for one. So that is dropped first, and the snapshot, a plain volume then, is not active any more.
+        """
         origin = names.volume(group, name)
         if not any((await self.report()).thick_snapshots(group, name)):
             device = names.mapped(group, name)
-            for arguments in (("clear", device), ("resume", device), ("remove", f"{device}-real")):
-                await command.run("dmsetup", "--noudevsync", *arguments, deadline=self._deadline, check=False)
+            await self._dmsetup("clear", device)
+            await self._dmsetup("resume", device)
+            await self.deactivate(group, snapshot)
+            await self._dmsetup("remove", f"{device}-real")
         await self._run("lvchange", "--refresh", origin)
 
     async def extend(self, group: str, name: str, size: int) -> None:
@@ -182,6 +187,10 @@ class Lvm:
         """Remove a volume and what is on it. One that is open or mounted is refused with InUse. A thin pool goes
         together with its volumes."""
         await self._run("lvremove", "--yes", names.volume(group, name))
+
+    async def _dmsetup(self, *arguments: str) -> None:
+        """Of what is not there, nothing has to be taken back."""
+        await command.run("dmsetup", "--noudevsync", *arguments, deadline=self._deadline, check=False)
 
     async def _run(self, *arguments: str) -> Completed:
         try:

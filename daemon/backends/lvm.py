@@ -67,6 +67,9 @@ class LvmBackend:
         return Place(group, parameters.thin_pool or here.thin_pool)
 
     async def establish(self) -> None:
+        for snapshot in (await self.inspect()).snapshots:
+            if snapshot.record.state is State.COPYING:
+                await self._snapshots.mend(snapshot)
         for found in dict.fromkeys(self._classes.values()):
             if found.thin:
                 with told(f"thin pool {found.thin_pool}", found.group):

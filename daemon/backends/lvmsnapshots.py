@@ -31,7 +31,7 @@ class LvmSnapshots:
             try:
                 await self._lvm.create_thick_snapshot(group, source.pv, record.pv, size, record.to_tags())
             except lvm.TimedOut:
-                await self._lvm.mend_origin(group, source.pv)
+                await self._lvm.mend_origin(group, source.pv, record.pv)
                 raise
             except lvm.Unsupported as error:
                 raise NoSnapshot(
@@ -48,26 +48,25 @@ class LvmSnapshots:
         found = await self._found(snapshot)
         return found is not None and not found.overflowed
 
-    async def split(self, snapshot: Volume) -> None:
-        """It begins with what a command that was killed may have left: a source that is suspended, and a plain volume
-        whose device is not what LVM says."""
-        group, name = snapshot.pool, snapshot.pv
-        found = await self._found(snapshot)
-        if found is None:
-            return
+    async def mend(self, snapshot: Volume) -> None:
+        """Takes back what an LVM command may have left that was killed while it made or split the snapshot: a source
+        that is suspended, so that whoever writes to it waits, and devices that are not what LVM says."""
         with told_of(snapshot):
-            await self._mend(snapshot, found)
-            if found.origin:
-                await self._lvm.split_snapshot(group, name)
-            else:
-                await self._lvm.deactivate(group, name)
-                await self._lvm.activate(group, name)
+            state = await self._lvm.report()
+            found = state.volume(snapshot.pool, snapshot.pv)
+            source = state.volume(snapshot.pool, snapshot.record.snapshot_of)
+            if found and source and source.active and (source.suspended or not found.origin):
+                await self._lvm.mend_origin(snapshot.pool, source.name, snapshot.pv)
 
-    async def _mend(self, snapshot: Volume, found: LogicalVolume) -> None:
-        group, source = snapshot.pool, snapshot.record.snapshot_of
-        origin = (await self._lvm.report()).volume(group, source)
-        if origin is not None and origin.active and (origin.suspended or not found.origin):
-            await self._lvm.mend_origin(group, source)
+    async def split(self, snapshot: Volume) -> None:
+        await self.mend(snapshot)
+        found = await self._found(snapshot)
+        if found is not None:
+            with told_of(snapshot):
+                if found.origin:
+                    await self._lvm.split_snapshot(snapshot.pool, snapshot.pv)
+                else:
+                    await self._lvm.activate(snapshot.pool, snapshot.pv)
 
     async def remove(self, snapshot: Volume) -> None:
         found = await self._found(snapshot)

@@ -86,8 +86,10 @@ class Volumes:
 
     async def start(self) -> None:
         """Makes what the backend needs and looks at what is there. A node without a volume group starts as well."""
-        await asyncio.to_thread(self._cloning.thaw)
-        await self._backend.establish()
+        try:
+            await self._backend.establish()  # before anything that may wait for a volume which a crash left suspended
+        finally:
+            await asyncio.to_thread(self._cloning.thaw)
         await self.refresh()
 
     async def refresh(self) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import subprocess
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +35,7 @@ SECRET = b"what the source held once, again. "[:32] * 128
 @pytest.fixture
 async def node(lvm: Lvm, make_disks: MakeDisks, by_hand: ByHand, tmp_path: Path) -> AsyncIterator[Node]:
     """A node with two disks, small enough to be searched."""
-    group = f"snapshots-{os.getpid()}"
+    group = f"snapshots-{uuid.uuid4().hex[:8]}"
     await lvm.create_group(group, make_disks(2, 260 * MIB))
     node = Node(tmp_path, lambda: lvm_backend(lvm, group, thin=False))
     yield node
