@@ -144,14 +144,13 @@ class Lvm:
         LVM resumes it as the metadata say. Where they say nothing of the snapshot, it would resume it with what it had
         prepared for one. So that is dropped first, and the snapshot, a plain volume then, is not active any more.
         """
-        origin = names.volume(group, name)
         if not any((await self.report()).thick_snapshots(group, name)):
             device = names.mapped(group, name)
             await self._dmsetup("clear", device)
             await self._dmsetup("resume", device)
             await self.deactivate(group, snapshot)
             await self._dmsetup("remove", f"{device}-real")
-        await self._run("lvchange", "--refresh", origin)
+        await self.refresh(group, name)
 
     async def extend(self, group: str, name: str, size: int) -> None:
         """Let a volume have at least `size` bytes. One that has them already is left as it is."""
@@ -178,6 +177,11 @@ class Lvm:
     async def activate(self, group: str, name: str) -> None:
         """Let a volume's device appear. An active one stays so."""
         await self._run("lvchange", "--activate=y", "--yes", names.volume(group, name))
+
+    async def refresh(self, group: str, name: str) -> None:
+        """Let an active volume, or thin pool, be what the metadata say, also one that is suspended because a command
+        was killed. For a volume whose pool is suspended this waits, so pools come first."""
+        await self._run("lvchange", "--refresh", names.volume(group, name))
 
     async def deactivate(self, group: str, name: str) -> None:
         """Let a volume's device go, with whatever a killed command prepared for it. Raises InUse while it is open."""

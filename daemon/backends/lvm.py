@@ -16,7 +16,7 @@ from contract.capacity import footprint
 from contract.parameters import RAID1, VolumeParameters
 from daemon.backends import no_thin_pools
 from daemon.backends.lvmerrors import told, told_of
-from daemon.backends.lvminventory import Place, inventory
+from daemon.backends.lvminventory import Place, inventory, suspended
 from daemon.backends.lvmsnapshots import LvmSnapshots
 from daemon.errors import BackendFailed, Damaged, Foreign, InUse, NoSpace, NotFound, PoolMissing
 from daemon.storage.deviceclasses import DeviceClass
@@ -67,13 +67,23 @@ class LvmBackend:
         return Place(group, parameters.thin_pool or here.thin_pool)
 
     async def establish(self) -> None:
-        for snapshot in (await self.inspect()).snapshots:
-            if snapshot.record.state is State.COPYING:
-                await self._snapshots.mend(snapshot)
+        await self._mend()
         for found in dict.fromkeys(self._classes.values()):
             if found.thin:
                 with told(f"thin pool {found.thin_pool}", found.group):
                     await self._establish_pool(found.group, found.thin_pool)
+
+    async def _mend(self) -> None:
+        """Takes back what LVM commands left that were killed, as they are with their container: what they suspended is
+        still so, and who writes to it waits for ever."""
+        for snapshot in (await self.inspect()).snapshots:
+            if snapshot.record.state is State.COPYING:
+                await self._snapshots.mend(snapshot)
+        state = await self._report()
+        for found in suspended(state, inventory(state, self._groups)):
+            log.warning("%s/%s was left suspended by a command that was killed: it is resumed", found.group, found.name)
+            with told(f"volume {found.name}", found.group):
+                await self._lvm.refresh(found.group, found.name)
 
     async def _establish_pool(self, group_name: str, pool: str) -> None:
         state = await self._report()
@@ -194,6 +204,9 @@ class LvmBackend:
                 await self._lvm.extend(Place.of(volume.pool).group, volume.pv, size)
             except lvm.NoSpace as error:
                 raise await self._no_space(volume.pv, volume.pool, size - volume.size) from error
+            except lvm.TimedOut:
+                await self._mend()
+                raise
         return await self._found(volume.pv, volume.record.uid)
 
     async def reuse(self, volume: Volume) -> Reuse:

@@ -75,6 +75,16 @@ def inventory(state: lvm.State, groups: Collection[str]) -> Inventory:
     return Inventory(volumes, pools, foreign, damaged, snapshots)
 
 
+def suspended(state: lvm.State, found: Inventory) -> list[LogicalVolume]:
+    """Volumes of ours that are suspended, and their thin pools before them: what is suspended below a volume stops
+    whoever does anything with it."""
+    volumes = [(Place.of(volume.pool).group, volume.pv) for volume in found.volumes]
+    pools = [Place.of(pool.name) for pool in found.pools if pool.thin and pool.ours]
+    names = [*((place.group, place.thin_pool) for place in pools), *volumes]
+    known = (state.volume(group, name) for group, name in names)
+    return [volume for volume in known if volume and volume.suspended]
+
+
 def _pool_of(volume: LogicalVolume) -> str:
     return str(Place(volume.group, volume.pool if volume.is_thin else ""))
 

@@ -18,7 +18,7 @@ Json = dict[str, Any]
         (
             {"parameters": {"fstype": "xfs"}},
             "parameter 'fstype' is 'xfs': there is no such parameter, there are device-class erase fsType mkfsOptions "
-            "overprovisionRatio raid stripes thin thinPool volumeGroup",
+            "overprovisionRatio raid stripes thin thinPool thinPoolAutoextend volumeGroup",
         ),
         ({"parameters": {"fsType": "zfs"}}, "parameter 'fsType' is 'zfs': allowed is ext4 xfs btrfs"),
         ({"parameters": {"stripes": "many"}}, "parameter 'stripes' is 'many': allowed is a whole number from 1 to 128"),

@@ -16,7 +16,7 @@ from daemon.errors import Damaged, Foreign, InUse, NoSpace, NotFound, PoolMissin
 from daemon.storage.record import State, Volume, Wanted
 from host import blockdevice, command, filesystem, mounting
 from host.command import Completed
-from lvm import Lvm
+from lvm import Lvm, names
 from tests.node.volume_node import lvm_backend
 
 pytestmark = pytest.mark.device_mapper
@@ -193,6 +193,21 @@ async def test_a_volume_that_is_not_active_becomes_so(lvm: Lvm, backend: LvmBack
         await backend.rewrite(volume, WANTED.record(State.READY))
     with pytest.raises(NotFound):
         await backend.extend(volume, 2 * GIB)
+
+
+@pytest.mark.parametrize("thin", [False, True])
+async def test_what_a_killed_command_left_suspended_goes_on(
+    backend: LvmBackend, thin_backend: LvmBackend, volume_group: str, thin: bool
+) -> None:
+    """As an lvextend leaves a volume, or an lvcreate the thin pool and so all volumes in it: who writes waits."""
+    killed = thin_backend if thin else backend
+    await killed.establish()
+    volume = await killed.create(THIN if thin else WANTED)
+    async with killed.device(volume) as device:
+        below = f"{names.mapped(volume_group, 'pool')}-tpool" if thin else names.mapped(volume_group, volume.pv)
+        subprocess.run(["dmsetup", "suspend", below], check=True)
+        await killed.establish()
+        await asyncio.to_thread(device.write_bytes, b"written")
 
 
 async def test_no_room_is_told_with_the_figures(backend: LvmBackend, volume_group: str) -> None:

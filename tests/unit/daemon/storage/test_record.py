@@ -75,6 +75,9 @@ def test_a_record_with_a_part_missing_or_twice_is_damaged_or_foreign(record: Rec
         assert read in (replace(record, erase=ZERO), replace(record, erased=0))
     elif lost.startswith("elastic-local/thin-pool-autoextend="):
         assert from_tags(rest) == replace(record, thin_pool_autoextend=0)
+    elif lost.startswith("elastic-local/snapshot-of="):
+        with pytest.raises(DamagedRecord, match="pv is 'cow_"):
+            from_tags(rest)
     else:
         with pytest.raises(DamagedRecord, match="has no"):
             from_tags(rest)
