@@ -73,7 +73,8 @@ class Backend(Protocol):
         ...
 
     async def reuse(self, volume: Volume) -> Reuse:
-        """What others would find where the volume's data was, were it removed as it is now."""
+        """What others would find where the volume's data was, were it removed as it is now. Raises InUse when it can't
+        be, and so must not be erased either."""
         ...
 
     async def extend_pool(self, pool: Pool, more: Enlargement) -> None:

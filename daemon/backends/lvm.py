@@ -212,10 +212,12 @@ class LvmBackend:
     async def reuse(self, volume: Volume) -> Reuse:
         """A thin pool is asked each time: whether it zeroes new blocks can be switched (lvchange --zero)."""
         place = Place.of(volume.pool)
-        if not place.thin_pool:
-            return Reuse.RAW
         with told_of(volume):
-            pool = (await self._report()).volume(place.group, place.thin_pool)
+            state = await self._report()
+        if not place.thin_pool:
+            _refuse_snapshots(state, volume)
+            return Reuse.RAW
+        pool = state.volume(place.group, place.thin_pool)
         return Reuse.CLEAN if pool is not None and pool.zeroes_new_blocks else Reuse.THIN_RAW
 
     async def extend_pool(self, pool: Pool, more: Enlargement) -> None:
@@ -242,11 +244,7 @@ class LvmBackend:
         if present is None or present.record.uid != volume.record.uid:
             return
         group = Place.of(present.pool).group
-        for snapshot in state.thick_snapshots(group, present.pv):
-            raise InUse(
-                f"volume {present.pv} has a snapshot {snapshot.name}, which would go with it: have the node's "
-                f"administrator remove that first (lvremove {group}/{snapshot.name})"
-            )
+        _refuse_snapshots(state, present)
         with contextlib.suppress(NotFound), told_of(present):
             await self._lvm.remove(group, present.pv)
 
@@ -276,6 +274,16 @@ def _refuse_damaged(found: Inventory, pv: str) -> None:
                 f"the record of volume {pv} on this node is damaged: {damaged.reason}; "
                 f"ask the node's administrator to look at it in {damaged.pool}"
             )
+
+
+def _refuse_snapshots(state: lvm.State, volume: Volume) -> None:
+    """What an administrator keeps of it would overflow when it is erased, and go when it is removed."""
+    group = Place.of(volume.pool).group
+    for snapshot in state.thick_snapshots(group, volume.pv):
+        raise InUse(
+            f"volume {volume.pv} has a snapshot {snapshot.name}, which would go with it: have the node's "
+            f"administrator remove that first (lvremove {group}/{snapshot.name})"
+        )
 
 
 def _is_there(device: Path) -> bool:

@@ -246,12 +246,16 @@ async def test_a_thin_volume_is_copied_to_a_thick_one_from_a_snapshot(
     assert (shown.path / "file").read_bytes() == SECRET * 4096
 
 
-async def test_a_volume_of_which_somebody_made_a_snapshot_is_not_removed_with_it(node: Node, by_hand: ByHand) -> None:
+@pytest.mark.parametrize("erase", ["none", "zero"])
+async def test_what_somebody_made_a_snapshot_of_is_neither_erased_nor_removed(
+    node: Node, by_hand: ByHand, erase: str
+) -> None:
     volumes = await started(node)
-    source = node.wanted(SIZE, erase="none")
+    source = node.wanted(SIZE, erase=erase)
     await volumes.prepare(source)
     by_hand("lvcreate", "--snapshot", "--size=8m", "--name=backup", f"{node.pool}/{source.pv}")
     with pytest.raises(InUse, match=f"has a snapshot backup, .*lvremove {node.pool}/backup"):
         await volumes.reclaim(source.pv, source.uid, node.pool)
+    assert volumes.inventory.volume(source.pv).record.state is State.READY  # type: ignore[union-attr]
     by_hand("lvremove", "--yes", f"{node.pool}/backup")
-    assert await volumes.reclaim(source.pv, source.uid, node.pool)
+    await node.reclaim(volumes, source.pv)
