@@ -8,6 +8,8 @@ PROFILE ?= minikube
 LOOP_SIZE ?= 10Gi
 DISK_GIB ?= 10
 KUBECTL ?= kubectl
+# What the pods of `make acceptance` run: an image with a shell and the usual tools that the nodes can pull.
+POD_IMAGE ?= busybox
 # Nodes of GKE whose local SSDs are raw block devices.
 GKE_SELECTOR ?= cloud.google.com/gke-local-nvme-ssd=true
 # On them: an empty disk. Several: DISKS="/dev/nvme0n1 /dev/nvme1n1".
@@ -19,6 +21,7 @@ MANIFESTS = $(KUBECTL) kustomize deploy/overlays/$(OVERLAY) | sed -e 's|image: e
 	-e '/name: JOB_CONTAINER_IMAGE$$/ { n; s|value: elastic-local$$|value: $(IMAGE)|; }'
 
 .PHONY: docker-build-push deploy delete redeploy redeploy-samples driver-logs provisioner-logs
+.PHONY: acceptance cluster-named
 .PHONY: minikube-attach-disk minikube-create-vg gke-create-vg
 
 docker-build-push: ## build the image IMAGE and push it, or load it into minikube when its name has no registry
@@ -44,6 +47,14 @@ redeploy: ## start all our pods anew, with the image as it is now
 redeploy-samples: ## delete the samples, their volumes too, and apply them again
 	$(KUBECTL) delete --ignore-not-found --filename deploy/samples
 	$(KUBECTL) apply --filename deploy/samples
+
+acceptance: cluster-named tools ## test the cluster of KUBECONFIG=/path, in which elastic-local is installed, in namespaces of its own
+	@$(RUN) pytest tests/cluster/acceptance --verbose --kubeconfig "$(KUBECONFIG)" --pod-image "$(POD_IMAGE)"
+
+# Not by the environment: it may name a cluster that nobody means just now.
+cluster-named:
+	$(if $(filter command,$(origin KUBECONFIG)),,$(error which cluster? make acceptance KUBECONFIG=/path/of/its/kubeconfig))
+	$(if $(KUBECONFIG),,$(error KUBECONFIG is empty: make acceptance KUBECONFIG=/path/of/its/kubeconfig))
 
 driver-logs: ## follow the logs of the daemons, which serve the driver of each node
 	$(KUBECTL) --namespace elastic-local logs --selector app.kubernetes.io/component=daemon --prefix --follow \

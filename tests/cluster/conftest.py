@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from kube.client import CLASSES
+from kube.client import CLASSES, Cluster
 from tests.cluster import lvmcluster
 from tests.cluster.deaths import revive
 from tests.cluster.lvmcluster import LvmCluster
@@ -88,20 +88,25 @@ async def namespace(sandbox: Sandbox) -> AsyncIterator[Namespace]:
         yield made
 
 
+@pytest.fixture(scope="session")
+def cluster(sandbox: Sandbox) -> Cluster:
+    return sandbox.api
+
+
 @pytest_asyncio.fixture(loop_scope="session")
-async def make_class(sandbox: Sandbox) -> AsyncIterator[MakeClass]:
+async def make_class(cluster: Cluster) -> AsyncIterator[MakeClass]:
     """Call it as workloads.storage_class, without a name: it returns that of the class, which goes with the test."""
     made: list[str] = []
 
     async def make(*arguments: Any, **fields: Any) -> str:
         body = storage_class(f"class-{secrets.token_hex(4)}", *arguments, **fields)
-        created = await sandbox.api.create(CLASSES, body)
+        created = await cluster.create(CLASSES, body)
         made.append(created["metadata"]["name"])
         return made[-1]
 
     yield make
     for name in made:
-        await sandbox.api.delete(CLASSES, name)
+        await cluster.delete(CLASSES, name)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -1,4 +1,4 @@
-"""How a pod may use its volume: read-only, and by group."""
+"""How a pod's volume is mounted that is only read, beside one that writes to it."""
 
 from typing import Any
 
@@ -16,14 +16,6 @@ def read_only(body: Json) -> Json:
     for volume in body["spec"]["volumes"]:
         volume["persistentVolumeClaim"]["readOnly"] = True
     return body
-
-
-async def ended(namespace: Namespace, name: str) -> str:
-    """The phase in which a pod ended."""
-    body = await namespace.until(
-        PODS, name, lambda body: body["status"].get("phase") in ("Succeeded", "Failed"), what="has ended"
-    )
-    return str(body["status"]["phase"])
 
 
 async def test_a_read_only_pod_reads_what_another_writes(sandbox: Sandbox, namespace: Namespace) -> None:
@@ -46,21 +38,3 @@ async def test_a_read_only_pod_reads_what_another_writes(sandbox: Sandbox, names
     staged = onnode.staged(node, volume)
     assert staged is not None
     assert "rw" in staged.options
-
-
-async def test_a_claim_that_is_only_read_is_mounted_read_only(sandbox: Sandbox, namespace: Namespace) -> None:
-    await namespace.create(CLAIMS, claim("data", "16Mi", accessModes=["ReadOnlyMany"]))
-    await namespace.create(PODS, pod("user", {"/data": "data"}, script="touch /data/mine", restartPolicy="Never"))
-    assert await ended(namespace, "user") == "Failed"
-
-
-async def test_a_group_may_write(sandbox: Sandbox, namespace: Namespace) -> None:
-    await namespace.create(CLAIMS, claim("data", "16Mi"))
-    security = {"fsGroup": 4242, "runAsUser": 1000, "runAsGroup": 1000}
-    script = "touch /data/mine; exec sleep infinity"
-    await namespace.create(PODS, pod("user", {"/data": "data"}, script=script, securityContext=security))
-    running = await namespace.until_running("user")
-    volume = (await namespace.until_bound("data"))["metadata"]["name"]
-    file = sandbox.node_of(running).volume_folder(running["metadata"]["uid"], volume) / "mine"
-    await until(file.exists, what="the pod may write")
-    assert (file.stat().st_uid, file.stat().st_gid) == (1000, 4242)

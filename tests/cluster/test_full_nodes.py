@@ -64,10 +64,3 @@ async def test_two_claims_of_a_pod_that_do_not_fit_together(fresh_sandbox: MakeS
         await namespace.delete(CLAIMS, "filling")
         await namespace.until_running("user")
         assert sorted(onnode.sizes(node).values()) == [120 * 1024**2] * 2
-
-
-async def test_a_claim_larger_than_any_node_waits_with_a_reason(namespace: Namespace) -> None:
-    await namespace.create(CLAIMS, claim("huge", "2Gi"))
-    await namespace.create(PODS, pod("user", {"/data": "huge"}))
-    message = await namespace.until_told("user", "FailedScheduling")
-    assert message == "0/3 nodes are available: 3 node(s) did not have enough free storage."

@@ -75,25 +75,6 @@ async def test_more_than_the_node_has_is_refused_until_there_is_room(
     assert onnode.sizes(sandbox.nodes["node-a"])[volume] == 600 * _MIB
 
 
-async def test_a_volume_that_nobody_uses_grows_with_its_next_pod(sandbox: Sandbox, namespace: Namespace) -> None:
-    await namespace.create(CLAIMS, claim("data", "300Mi", "elastic-local-xfs"))
-    await namespace.create(PODS, pod("first", {"/data": "data"}))
-    node = sandbox.node_of(await namespace.until_running("first"))
-    volume = (await namespace.until_bound("data"))["metadata"]["name"]
-    await namespace.delete(PODS, "first")
-    await namespace.until_gone(PODS, "first")
-
-    await ask(namespace, "400Mi")
-    await namespace.until(
-        VOLUMES, volume, lambda body: body["spec"]["capacity"]["storage"] == "400Mi", what="is to have 400Mi"
-    )
-    await namespace.create(PODS, pod("second", {"/data": "data"}))
-    await namespace.until_running("second")
-    await until_grown(namespace, "400Mi")
-    figures = os.statvfs(node.staging / volume)
-    assert figures.f_blocks * figures.f_frsize > 320 * _MIB
-
-
 async def test_an_immediate_volume_that_grew_before_its_first_pod_is_made_in_its_new_size(
     sandbox: Sandbox, namespace: Namespace, make_class: MakeClass
 ) -> None:

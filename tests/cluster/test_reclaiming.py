@@ -100,24 +100,6 @@ async def test_the_policy_that_counts_is_that_of_the_moment(
     assert volume not in onnode.sizes(node)
 
 
-async def test_what_was_retained_can_be_given_to_another_claim(
-    sandbox: Sandbox, namespace: Namespace, make_class: MakeClass
-) -> None:
-    """The way that the Kubernetes documentation describes: take the claimRef off, and name the volume in a claim."""
-    keeping = await make_class(reclaimPolicy="Retain")
-    await namespace.create(CLAIMS, claim("data", "16Mi", keeping))
-    node, volume = await written(namespace)
-    await namespace.delete(CLAIMS, "data")
-    await until_released(sandbox, volume)
-
-    await sandbox.api.patch(VOLUMES, volume, {"spec": {"claimRef": None}})
-    await namespace.create(CLAIMS, claim("heir", "16Mi", keeping, volumeName=volume))
-    script = "grep kept /data/file && exec sleep infinity"
-    await namespace.create(PODS, pod("reader", {"/data": "heir"}, script=script))
-    assert namespace.sandbox.node_of(await namespace.until_running("reader")) is node
-    await sandbox.api.patch(VOLUMES, volume, {"spec": {"persistentVolumeReclaimPolicy": "Delete"}})
-
-
 async def test_a_volume_that_is_deleted_while_it_is_used_stays_until_it_is_not(
     sandbox: Sandbox, namespace: Namespace
 ) -> None:

@@ -1,7 +1,6 @@
-"""One claim and several pods, at a time or one after the other: the same data, on the same node, mounted once."""
+"""One claim and several pods at a time: the same data, on the same node, mounted once."""
 
 import asyncio
-import functools
 from pathlib import Path
 
 from host import loopdevice
@@ -60,50 +59,5 @@ async def test_many_pods_mount_one_claim_at_once(sandbox: Sandbox, namespace: Na
     assert loopdevice.find(onnode.image(node, volume)) is None
 
 
-async def test_a_pod_that_is_made_anew_finds_its_data_where_it_left_it(namespace: Namespace) -> None:
-    await namespace.create(CLAIMS, claim("data", "16Mi"))
-    home, first = await _life_of_a_writer(namespace, lines=1)
-    # Any other node has fewer pods now, and so the scheduler would like it better.
-    await namespace.create(PODS, pod("ballast", nodeName=home))
-    await namespace.until_running("ballast")
-    for lines in (2, 3):
-        node, seen = await _life_of_a_writer(namespace, lines)
-        assert node == home
-        assert seen[: len(first)] == first
-
-
-async def test_one_pod_with_several_claims(sandbox: Sandbox, namespace: Namespace) -> None:
-    names = ["first", "second", "third"]
-    for number, name in enumerate(names):
-        await namespace.create(CLAIMS, claim(name, f"{16 + 4 * number}Mi"))
-    script = "for name in first second third; do echo $name > /$name/name; done; exec sleep infinity"
-    await namespace.create(PODS, pod("user", {f"/{name}": name for name in names}, script=script))
-    running = await namespace.until_running("user")
-    node = sandbox.node_of(running)
-    for name in names:
-        volume = (await namespace.until_bound(name))["metadata"]["name"]
-        file = node.volume_folder(running["metadata"]["uid"], volume) / "name"
-        await until(functools.partial(_says, file, f"{name}\n"), what=f"the pod wrote to its volume {name}")
-
-
 def _names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
-
-
-def _says(file: Path, text: str) -> bool:
-    return file.exists() and file.read_text() == text
-
-
-async def _life_of_a_writer(namespace: Namespace, lines: int) -> tuple[str, list[str]]:
-    """A pod that adds a line to a log in the volume comes and goes: its node, and the log with that many lines."""
-    script = "echo $HOSTNAME $RANDOM >> /data/log; exec sleep infinity"
-    await namespace.create(PODS, pod("writer", {"/data": "data"}, script=script))
-    running = await namespace.until_running("writer")
-    node = namespace.sandbox.node_of(running)
-    volume = (await namespace.until_bound("data"))["metadata"]["name"]
-    log = node.volume_folder(running["metadata"]["uid"], volume) / "log"
-    await until(lambda: log.exists() and len(log.read_text().splitlines()) == lines, what=f"the log has {lines} lines")
-    seen = log.read_text().splitlines()
-    await namespace.delete(PODS, "writer")
-    await namespace.until_gone(PODS, "writer")
-    return node.name, seen

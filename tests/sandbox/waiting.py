@@ -9,8 +9,7 @@ from typing import Any
 _PAUSE = 0.02
 
 PATIENCE_VARIABLE = "SANDBOX_PATIENCE"
-_PATIENCE = float(os.environ.get(PATIENCE_VARIABLE, "1"))
-"""How many times longer everything may take, as on an emulated machine."""
+"""Environment variable: how many times longer everything may take, as on an emulated machine or in a real cluster."""
 
 
 class NeverHappened(AssertionError):
@@ -22,7 +21,8 @@ async def until(condition: Callable[[], Any], *, what: str = "", seconds: float 
 
     Raises NeverHappened, naming `what` was waited for."""
     loop = asyncio.get_running_loop()
-    seconds *= _PATIENCE
+    patience = float(os.environ.get(PATIENCE_VARIABLE, "1"))
+    seconds *= patience
     deadline = loop.time() + seconds
     while True:
         value = condition()
@@ -32,4 +32,5 @@ async def until(condition: Callable[[], Any], *, what: str = "", seconds: float 
             return value
         if loop.time() > deadline:
             raise NeverHappened(f"{what or 'the condition'}: still not so after {seconds:g} s")
-        await asyncio.sleep(_PAUSE)
+        # Where all takes longer, asking as often as here would be a load of its own.
+        await asyncio.sleep(_PAUSE * patience)

@@ -3,16 +3,16 @@
 import contextlib
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from contract import names
-from kube.client import CLAIMS, EVENTS, PODS, VOLUMES, AlreadyExists, NotFound, Resource
+from kube.client import CLAIMS, EVENTS, PODS, VOLUMES, AlreadyExists, Cluster, NotFound, Resource
 from tests.sandbox.sandbox import Sandbox
 from tests.sandbox.waiting import NeverHappened, until
 
 Json = dict[str, Any]
 
-_NAMESPACES = Resource("", "v1", "namespaces", namespaced=False)
+NAMESPACES = Resource("", "v1", "namespaces", namespaced=False)
 _IDLE = ["sleep", "infinity"]
 
 
@@ -69,39 +69,38 @@ def storage_class(name: str, mode: str = "WaitForFirstConsumer", **more: Any) ->
     }
 
 
-class Namespace:
-    """A namespace of a sandbox, and what is done in it. Leaving it deletes all, volumes with policy Delete included."""
+class Workspace:
+    """A namespace of any cluster, and what is done in it. Leaving it deletes all, and volumes with policy Delete."""
 
-    def __init__(self, sandbox: Sandbox, name: str) -> None:
-        self.sandbox = sandbox
+    def __init__(self, api: Cluster, name: str) -> None:
+        self.api = api
         self.name = name
 
-    async def __aenter__(self) -> "Namespace":
+    async def __aenter__(self) -> Self:
         body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.name}}
         with contextlib.suppress(AlreadyExists):
-            await self.sandbox.api.create(_NAMESPACES, body)
+            await self.api.create(NAMESPACES, body)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        api = self.sandbox.api
         for resource in (PODS, CLAIMS):
-            for item in await api.list(resource, self.name):
+            for item in await self.api.list(resource, self.name):
                 await self.delete(resource, item["metadata"]["name"])
-        await api.delete(_NAMESPACES, self.name)
+        await self.api.delete(NAMESPACES, self.name)
         await until(self._is_empty, what=f"namespace {self.name} and its volumes with policy Delete are gone")
 
     async def create(self, resource: Resource, body: Json) -> Json:
-        return await self.sandbox.api.create(resource, body, self.name)
+        return await self.api.create(resource, body, self.name)
 
     async def get(self, resource: Resource, name: str) -> Json:
-        return await self.sandbox.api.get(resource, name, self.name)
+        return await self.api.get(resource, name, self.name)
 
     async def delete(self, resource: Resource, name: str) -> None:
         """Ask for the deletion; what is gone already is fine."""
         try:
-            await self.sandbox.api.delete(resource, name, self.name)
+            await self.api.delete(resource, name, self.name)
         except NotFound:
             return
 
@@ -141,7 +140,7 @@ class Namespace:
         bound = await self.until(
             CLAIMS, name, lambda body: body["status"].get("phase") == "Bound", what="is bound", seconds=seconds
         )
-        return await self.sandbox.api.get(VOLUMES, bound["spec"]["volumeName"])
+        return await self.api.get(VOLUMES, bound["spec"]["volumeName"])
 
     async def until_told(self, name: str, reason: str, words: str = "", *, seconds: float = 30) -> str:
         """The message of an event on the object of that name, with that reason and these words in it."""
@@ -158,23 +157,32 @@ class Namespace:
 
     async def events(self, name: str) -> list[str]:
         """Reason and message of what was told of the objects of that name."""
-        found = await self.sandbox.api.list(EVENTS, self.name, field_selector=f"involvedObject.name={name}")
+        found = await self.api.list(EVENTS, self.name, field_selector=f"involvedObject.name={name}")
         return [f"{event['reason']}: {event['message']}" for event in found]
+
+    async def volumes(self) -> list[Json]:
+        """The PersistentVolumes that are, or were, of claims of this namespace."""
+        found = await self.api.list(VOLUMES)
+        return [volume for volume in found if (volume["spec"].get("claimRef") or {}).get("namespace") == self.name]
 
     async def _messages(self, name: str, reason: str) -> list[str]:
         selector = f"involvedObject.name={name},reason={reason}"
-        found = await self.sandbox.api.list(EVENTS, self.name, field_selector=selector)
+        found = await self.api.list(EVENTS, self.name, field_selector=selector)
         return [event["message"] for event in found]
 
     async def _is_empty(self) -> bool:
-        api = self.sandbox.api
-        if await api.list(PODS, self.name) or await api.list(CLAIMS, self.name):
+        if await self.api.list(PODS, self.name) or await self.api.list(CLAIMS, self.name):
             return False
-        return not any(
-            (volume["spec"].get("claimRef") or {}).get("namespace") == self.name
-            and volume["spec"]["persistentVolumeReclaimPolicy"] == "Delete"
-            for volume in await api.list(VOLUMES)
-        )
+        policies = [volume["spec"]["persistentVolumeReclaimPolicy"] for volume in await self.volumes()]
+        return "Delete" not in policies
+
+
+class Namespace(Workspace):
+    """A namespace of a sandbox, for those who look behind the API: at its nodes and programs."""
+
+    def __init__(self, sandbox: Sandbox, name: str) -> None:
+        super().__init__(sandbox.api, name)
+        self.sandbox = sandbox
 
 
 def is_ready(body: Json) -> bool:

@@ -207,9 +207,27 @@ def test_the_targets_that_follow_and_repeat(make: Make) -> None:
     assert "component=provisioner --prefix --follow" in make("provisioner-logs").calls[-1]
 
 
+@pytest.mark.parametrize("arguments", [(), ("KUBECONFIG=",)])
+def test_acceptance_tests_no_cluster_that_was_not_named(
+    make: Make, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", "/etc/production")
+    made = make("acceptance", *arguments)
+    assert made.code != 0
+    assert "make acceptance KUBECONFIG=/path/of/its/kubeconfig" in made.output
+    assert "pytest" not in made.output
+
+
+def test_acceptance_tests_the_cluster_that_was_named(make: Make) -> None:
+    made = make("--dry-run", "acceptance", "KUBECONFIG=/etc/staging", "POD_IMAGE=registry/busybox")
+    assert made.code == 0, made.output
+    words = 'pytest tests/cluster/acceptance --verbose --kubeconfig "/etc/staging" --pod-image "registry/busybox"'
+    assert words in made.output
+
+
 def test_help_has_a_line_for_each_target(make: Make) -> None:
     lines = {line.split()[0] for line in make("help").output.splitlines() if len(line.split()) > 1}
     assert lines >= {
         *("docker-build-push", "deploy", "delete", "redeploy", "redeploy-samples", "driver-logs", "provisioner-logs"),
-        *("minikube-attach-disk", "minikube-create-vg", "gke-create-vg", "test", "demo"),
+        *("minikube-attach-disk", "minikube-create-vg", "gke-create-vg", "test", "demo", "acceptance"),
     }

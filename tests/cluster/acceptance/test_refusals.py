@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 
-from kube.client import CLAIMS, CLASSES, PODS
+from contract import capacity, names
+from kube.client import CAPACITIES, CLAIMS, CLASSES, PODS, Cluster
+from tests.cluster.acceptance.trial import Trial
 from tests.cluster.conftest import MakeClass
-from tests.sandbox.sandbox import Sandbox
-from tests.sandbox.workloads import Namespace, claim, pod, storage_class
+from tests.sandbox.workloads import claim, pod, storage_class
 
 Json = dict[str, Any]
 
@@ -30,7 +31,7 @@ Json = dict[str, Any]
     ],
 )
 async def test_wrong_parameters_are_named_with_what_is_allowed(
-    namespace: Namespace, make_class: MakeClass, fields: Json, words: str
+    namespace: Trial, make_class: MakeClass, fields: Json, words: str
 ) -> None:
     name = await make_class("Immediate", **fields)
     await namespace.create(CLAIMS, claim("data", "16Mi", name))
@@ -63,50 +64,70 @@ async def test_wrong_parameters_are_named_with_what_is_allowed(
     ],
 )
 async def test_a_claim_that_no_local_volume_can_serve(
-    namespace: Namespace, make_class: MakeClass, spec: Json, words: str
+    namespace: Trial, make_class: MakeClass, spec: Json, words: str
 ) -> None:
     name = await make_class("Immediate")
     await namespace.create(CLAIMS, claim("data", "16Mi", name, **spec))
     await namespace.until_told("data", "ProvisioningFailed", words)
 
 
-async def test_a_claim_that_waits_for_its_pod_is_refused_when_that_comes(namespace: Namespace) -> None:
+async def test_a_claim_that_waits_for_its_pod_is_refused_when_that_comes(namespace: Trial) -> None:
     await namespace.create(CLAIMS, claim("data", "100Mi", "elastic-local-xfs"))
     await namespace.create(PODS, pod("user", {"/data": "data"}))
     await namespace.until_told("data", "ProvisioningFailed", "the claim asks for 100Mi, and xfs needs at least 300Mi")
 
 
 @pytest.mark.parametrize("mode", ["Immediate", "WaitForFirstConsumer"])
-async def test_a_class_may_come_after_its_claim(sandbox: Sandbox, namespace: Namespace, mode: str) -> None:
+async def test_a_class_may_come_after_its_claim(cluster: Cluster, namespace: Trial, mode: str) -> None:
     name = f"late-{namespace.name}"
     await namespace.create(CLAIMS, claim("data", "16Mi", name))
     await namespace.create(PODS, pod("user", {"/data": "data"}))
     await namespace.until_told("user", "FailedScheduling", "unbound immediate PersistentVolumeClaims")
-    await sandbox.api.create(CLASSES, storage_class(name, mode))
+    await cluster.create(CLASSES, storage_class(name, mode))
     try:
         await namespace.until_running("user")
     finally:
-        await sandbox.api.delete(CLASSES, name)
+        await cluster.delete(CLASSES, name)
 
 
-async def test_a_class_that_was_made_anew_serves_the_claims_that_it_refused(
-    sandbox: Sandbox, namespace: Namespace
-) -> None:
+async def test_a_class_that_was_made_anew_serves_the_claims_that_it_refused(cluster: Cluster, namespace: Trial) -> None:
     """What the message of the refusal tells people to do."""
     name = f"anew-{namespace.name}"
-    await sandbox.api.create(CLASSES, storage_class(name, "Immediate", parameters={"fsType": "ext5"}))
+    await cluster.create(CLASSES, storage_class(name, "Immediate", parameters={"fsType": "ext5"}))
     await namespace.create(CLAIMS, claim("data", "16Mi", name))
-    await namespace.until_told("data", "ProvisioningFailed", "Parameters can't be changed: make the class anew")
-    await sandbox.api.delete(CLASSES, name)
+    try:
+        await namespace.until_told("data", "ProvisioningFailed", "Parameters can't be changed: make the class anew")
+    finally:
+        await cluster.delete(CLASSES, name)
     await namespace.until_told("data", "ProvisioningFailed", f"there is no StorageClass '{name}': create it")
-    await sandbox.api.create(CLASSES, storage_class(name, "Immediate", parameters={"fsType": "ext4"}))
+    await cluster.create(CLASSES, storage_class(name, "Immediate", parameters={"fsType": "ext4"}))
     try:
         await namespace.until_bound("data")
     finally:
-        await sandbox.api.delete(CLASSES, name)
+        await cluster.delete(CLASSES, name)
 
 
-async def test_claims_of_others_are_left_alone(namespace: Namespace, make_class: MakeClass) -> None:
+async def test_a_claim_larger_than_any_node_waits_with_a_reason(namespace: Trial) -> None:
+    """The scheduler's own, which looks at the room that nodes publish."""
+    await namespace.create(CLAIMS, claim("huge", "1Pi"))
+    await namespace.create(PODS, pod("user", {"/data": "huge"}))
+    await namespace.until_told("user", "FailedScheduling", "did not have enough free storage")
+    assert (await namespace.get(CLAIMS, "huge"))["status"]["phase"] == "Pending"
+
+
+async def test_a_pod_can_not_mount_by_itself(cluster: Cluster, namespace: Trial) -> None:
+    """It runs on a node that has volumes of ours, and names the driver without any claim."""
+    published = [room for room in map(capacity.read, await cluster.list(CAPACITIES)) if room]
+    selector = {names.HOSTNAME_LABEL: published[0].hostname}
+    volume = {"name": "inline", "flexVolume": {"driver": names.DRIVER}}
+    body = pod("user", nodeSelector=selector, volumes=[volume])
+    body["spec"]["containers"][0]["volumeMounts"] = [{"name": "inline", "mountPath": "/data"}]
+    await namespace.create(PODS, body)
+    message = await namespace.until_told("user", "FailedMount", "inline flexVolume")
+    assert "use a PersistentVolumeClaim" in message
+
+
+async def test_claims_of_others_are_left_alone(namespace: Trial, make_class: MakeClass) -> None:
     foreign = await make_class("Immediate", provisioner="example.com/other")
     await namespace.create(CLAIMS, claim("foreign", "16Mi", foreign))
     await namespace.create(CLAIMS, claim("ours", "16Mi", await make_class("Immediate")))

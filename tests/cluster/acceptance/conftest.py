@@ -1,0 +1,68 @@
+"""The cluster under test: the shared sandbox, or the one of `--kubeconfig`.
+
+Only of that option: the environment's KUBECONFIG may be that of a cluster which nobody wanted tested.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from kube.client import Cluster
+from tests.cluster.acceptance import preflight
+from tests.cluster.acceptance.trial import Trial
+from tests.sandbox.sandbox import Sandbox
+from tests.sandbox.waiting import PATIENCE_VARIABLE
+
+_OPTION = "--kubeconfig"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("acceptance", "acceptance tests of elastic-local")
+    group.addoption(_OPTION, help="test the cluster of this kubeconfig, with elastic-local in it, not a sandbox")
+    group.addoption("--pod-image", default="busybox", help="image of the pods that tests start (busybox)")
+    group.addoption("--patience", type=float, default=10, help="how many times longer than a sandbox it may take (10)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if kubeconfig := config.getoption(_OPTION, None):
+        os.environ[PATIENCE_VARIABLE] = str(config.getoption("--patience"))
+        try:
+            asyncio.run(preflight.check(kubeconfig))
+        except preflight.Unfit as unfit:
+            raise pytest.UsageError(str(unfit)) from None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents and not config.getoption(_OPTION, None):
+            # `cluster` asks for the sandbox only when it runs, which the fixtures' names do not tell.
+            item.add_marker(pytest.mark.xdist_group("sandbox"))
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def handed_over(request: pytest.FixtureRequest) -> AsyncIterator[Cluster]:
+    kubeconfig: str = request.config.getoption(_OPTION)
+    async with await Cluster.connect(kubeconfig, program="acceptance") as connected:
+        yield connected
+
+
+@pytest.fixture(scope="session")
+def cluster(request: pytest.FixtureRequest) -> Cluster:
+    if request.config.getoption(_OPTION, None):
+        handed_over: Cluster = request.getfixturevalue("handed_over")
+        return handed_over
+    sandbox: Sandbox = request.getfixturevalue("sandbox")
+    return sandbox.api
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def namespace(request: pytest.FixtureRequest, cluster: Cluster) -> AsyncIterator[Trial]:
+    """One for each test; nothing of it is left when the next begins."""
+    async with Trial(cluster, request.config.getoption("--pod-image", "busybox")) as made:
+        yield made

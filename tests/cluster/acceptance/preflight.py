@@ -1,0 +1,51 @@
+"""Whether a cluster can be tested at all, asked once and answered with what to do, instead of by every test in turn."""
+
+from contract import capacity, names, quantity
+from kube.client import CAPACITIES, CLASSES, DRIVERS, ApiError, Cluster, ConfigurationError, NotFound
+
+CLASSES_SHIPPED = ("elastic-local", "elastic-local-xfs", "elastic-local-thin")
+_NEEDED = "512Mi"
+"""Free on one node: more than what any test takes at a time."""
+
+
+class Unfit(Exception):
+    """The tests would fail for a reason that is not theirs to find; the text says what to do."""
+
+
+async def check(kubeconfig: str) -> None:
+    """Changes nothing. Raises Unfit."""
+    try:
+        async with await Cluster.connect(kubeconfig, program="acceptance") as cluster:
+            await _is_installed(cluster)
+            await _has_room(cluster)
+    except ConfigurationError as error:
+        raise Unfit(f"{error}: give the path of a kubeconfig file that kubectl can use") from error
+    except ApiError as error:
+        remedy = f"try `kubectl --kubeconfig {kubeconfig} get nodes`, as an administrator of the cluster"
+        raise Unfit(f"the cluster of {kubeconfig} does not answer as it should: {error}: {remedy}") from error
+
+
+async def _is_installed(cluster: Cluster) -> None:
+    try:
+        await cluster.get(DRIVERS, names.PROVISIONER)
+    except NotFound:
+        remedy = "install elastic-local first (`make deploy`, docs/install.md)"
+        raise Unfit(f"there is no CSIDriver {names.PROVISIONER} in this cluster: {remedy}") from None
+    for name in CLASSES_SHIPPED:
+        try:
+            await cluster.get(CLASSES, name)
+        except NotFound:
+            remedy = "`kubectl apply -f deploy/base/storageclasses.yaml`"
+            raise Unfit(f"there is no StorageClass {name}, which the tests use: {remedy}") from None
+
+
+async def _has_room(cluster: Cluster) -> None:
+    """No daemon, no published room: the scheduler places nothing."""
+    published = [room for room in map(capacity.read, await cluster.list(CAPACITIES)) if room]
+    rooms = [room.available for room in published if room.storage_class == CLASSES_SHIPPED[0]]
+    if not rooms:
+        remedy = "`kubectl -n elastic-local get pods` and `elastic-local doctor --cluster` say why"
+        raise Unfit(f"no daemon publishes room for class {CLASSES_SHIPPED[0]}: {remedy}")
+    if max(rooms) < quantity.parse(_NEEDED):
+        found = quantity.render(max(max(rooms), 0))
+        raise Unfit(f"the tests need {_NEEDED} on one node, and the most that any has left is {found}: make room")

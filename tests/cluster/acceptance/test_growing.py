@@ -1,0 +1,47 @@
+"""A claim that asks for more, seen from the pod. With xfs, as tests/cluster/test_growing.py says."""
+
+import pytest
+
+from kube.client import CLAIMS, PODS, VOLUMES, Forbidden
+from tests.cluster.acceptance.trial import Trial
+from tests.cluster.conftest import MakeClass
+from tests.sandbox.workloads import claim, pod
+
+_SEES = "test $(df -Pk /data | awk 'NR == 2 {{ print $2 }}') -gt {kib}"
+"""A filesystem of more than so many KiB."""
+_MORE_THAN_FITS_IN_300_MIB = _SEES.format(kib=320 * 1024)
+
+
+async def until_grown(namespace: Trial, size: str) -> None:
+    await namespace.until(
+        CLAIMS, "data", lambda body: body["status"]["capacity"]["storage"] == size, what=f"has {size}"
+    )
+
+
+async def test_a_pod_sees_its_volume_grow(namespace: Trial) -> None:
+    await namespace.create(CLAIMS, claim("data", "300Mi", "elastic-local-xfs"))
+    script = f"echo kept > /data/file; until {_MORE_THAN_FITS_IN_300_MIB}; do sleep 0.1; done; grep -q kept /data/file"
+    await namespace.create(PODS, pod("user", {"/data": "data"}, script=script))
+    await namespace.until_running("user")
+    await namespace.ask("data", "400Mi")
+    await namespace.until_succeeded("user")
+    await until_grown(namespace, "400Mi")
+
+
+async def test_a_volume_that_nobody_uses_has_grown_for_its_next_pod(namespace: Trial) -> None:
+    await namespace.create(CLAIMS, claim("data", "300Mi", "elastic-local-xfs"))
+    await namespace.run("first", f"echo kept > /data/file; if {_MORE_THAN_FITS_IN_300_MIB}; then exit 1; fi")
+    volume = (await namespace.until_bound("data"))["metadata"]["name"]
+    await namespace.ask("data", "400Mi")
+    await namespace.until(
+        VOLUMES, volume, lambda body: body["spec"]["capacity"]["storage"] == "400Mi", what="is to have 400Mi"
+    )
+    await namespace.run("second", f"grep -q kept /data/file; until {_MORE_THAN_FITS_IN_300_MIB}; do sleep 0.1; done")
+    await until_grown(namespace, "400Mi")
+
+
+async def test_a_class_that_does_not_allow_it_refuses(namespace: Trial, make_class: MakeClass) -> None:
+    await namespace.create(CLAIMS, claim("data", "16Mi", await make_class("Immediate")))
+    await namespace.until_bound("data")
+    with pytest.raises(Forbidden, match="must support resize"):
+        await namespace.ask("data", "32Mi")

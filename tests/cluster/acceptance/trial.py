@@ -1,0 +1,95 @@
+"""A namespace for one acceptance test. What a test wants to know of a volume, a pod finds out from inside, and says so
+by its exit code: that is all that can be seen of a volume in a cluster whose nodes nobody opens.
+
+Scripts are POSIX sh with the tools of busybox.
+"""
+
+import contextlib
+import secrets
+from types import TracebackType
+from typing import Self
+
+from kube.client import CLAIMS, PODS, VOLUMES, AlreadyExists, Cluster, NotFound, Resource
+from tests.sandbox.waiting import until
+from tests.sandbox.workloads import NAMESPACES, Json, Workspace, pod
+
+_ACCOUNTS = Resource("", "v1", "serviceaccounts", namespaced=True)
+
+
+class Trial(Workspace):
+    """Leaving it leaves nothing in the cluster: volumes with policy Retain go, too."""
+
+    def __init__(self, api: Cluster, image: str) -> None:
+        """`image` is that of all containers."""
+        super().__init__(api, f"acceptance-{secrets.token_hex(4)}")
+        self._image = image
+
+    async def __aenter__(self) -> Self:
+        # Clusters may allow less unless a namespace asks for this.
+        labels = {"pod-security.kubernetes.io/enforce": "baseline"}
+        body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.name, "labels": labels}}
+        await self.api.create(NAMESPACES, body)
+        # The cluster makes it by itself, but only a moment later, and refuses pods until then.
+        account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}}
+        with contextlib.suppress(AlreadyExists):
+            await self.api.create(_ACCOUNTS, account, self.name)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for volume in await self.volumes():
+            with contextlib.suppress(NotFound):
+                await self.set_policy(volume["metadata"]["name"], "Delete")
+        await super().__aexit__(kind, error, trace)
+        await until(self._is_gone, what=f"namespace {self.name} and all its volumes are gone")
+
+    async def create(self, resource: Resource, body: Json) -> Json:
+        """Pods run our image, end when their script does, and on failure show the end of their log."""
+        if resource is PODS:
+            spec = {"restartPolicy": "Never", **body["spec"]}
+            ours = {
+                "image": self._image,
+                "imagePullPolicy": "IfNotPresent",
+                "terminationMessagePolicy": "FallbackToLogsOnError",
+            }
+            spec["containers"] = [{**container, **ours} for container in spec["containers"]]
+            body = {**body, "spec": spec}
+        return await super().create(resource, body)
+
+    async def until_succeeded(self, name: str) -> Json:
+        """The pod, once its script has ended well. Fails with the end of the script's output when it has not."""
+        ended = await self.until(
+            PODS, name, lambda body: body["status"].get("phase") in ("Succeeded", "Failed"), what="has ended"
+        )
+        states = [status["state"] for status in ended["status"]["containerStatuses"]]
+        assert ended["status"]["phase"] == "Succeeded", f"the script of pod {name} failed: {states}"
+        return ended
+
+    async def run(self, name: str, script: str, claims: dict[str, str] | None = None) -> str:
+        """A pod runs the script to its good end and is deleted: the name of its node. `claims`: mount path to claim,
+        /data to `data` unless told."""
+        await self.create(PODS, pod(name, {"/data": "data"} if claims is None else claims, script=script))
+        ended = await self.until_succeeded(name)
+        await self.end(name)
+        return str(ended["spec"]["nodeName"])
+
+    async def end(self, name: str) -> None:
+        """Delete the pod and wait until its node has let go of it."""
+        await self.delete(PODS, name)
+        await self.until_gone(PODS, name)
+
+    async def ask(self, name: str, size: str) -> None:
+        """The claim asks for so much from now on."""
+        await self.api.patch(CLAIMS, name, {"spec": {"resources": {"requests": {"storage": size}}}}, self.name)
+
+    async def set_policy(self, volume: str, policy: str) -> None:
+        """The reclaim policy of a PersistentVolume."""
+        await self.api.patch(VOLUMES, volume, {"spec": {"persistentVolumeReclaimPolicy": policy}})
+
+    async def _is_gone(self) -> bool:
+        try:
+            await self.api.get(NAMESPACES, self.name)
+        except NotFound:
+            return not await self.volumes()
+        return False
