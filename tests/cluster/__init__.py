@@ -1,1 +1,1 @@
-"""Tests against a Kubernetes API: the sandbox, or a real cluster when KUBECONFIG names one."""
+"""Tests against a Kubernetes API: the sandbox, and in `acceptance` any cluster in which elastic-local is installed."""

@@ -1,9 +1,10 @@
 """Fixtures of the cluster floor.
 
 `sandbox` is one cluster of three nodes for a whole test process: tests that use it work in a namespace of their own
-(`namespace`) and leave its programs alone. `shaken` is a namespace of another such cluster, whose programs tests kill.
-`fresh_sandbox` makes a cluster for one test that kills what others need. `on_lvm` is a namespace of `lvm_cluster`,
-whose node has real LVM. All tests of this folder run in one event loop, for the client of a shared sandbox lives in it.
+(`namespace`) and leave its programs alone. `cluster` is its API, or in `acceptance` perhaps that of another cluster.
+`shaken` is a namespace of another sandbox, whose programs tests kill. `fresh_sandbox` makes one for a test that kills
+what others need. `on_lvm` is a namespace of `lvm_cluster`, whose node has real LVM. All tests of this folder run in one
+event loop, for the client of a shared sandbox lives in it.
 """
 
 import secrets
