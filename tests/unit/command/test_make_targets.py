@@ -221,8 +221,8 @@ def test_acceptance_tests_no_cluster_that_was_not_named(
 def test_acceptance_tests_the_cluster_that_was_named(make: Make) -> None:
     made = make("--dry-run", "acceptance", "KUBECONFIG=/etc/staging", "POD_IMAGE=registry/busybox")
     assert made.code == 0, made.output
-    words = 'pytest tests/cluster/acceptance --verbose --kubeconfig "/etc/staging" --pod-image "registry/busybox"'
-    assert words in made.output
+    assert "pytest tests/cluster/acceptance " in made.output
+    assert ' --kubeconfig "/etc/staging" --pod-image "registry/busybox"' in made.output
 
 
 def test_help_has_a_line_for_each_target(make: Make) -> None:
