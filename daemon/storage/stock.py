@@ -11,7 +11,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 from daemon.backends import Backend
-from daemon.storage.record import Inventory, Volume
+from daemon.errors import Damaged
+from daemon.storage.record import Inventory, Record, Volume
 from daemon.storage.thinpools import Enlargement
 
 
@@ -64,6 +65,22 @@ class Stock:
             raise
         finally:
             self._changing.discard(pv)
+
+    async def rewrite(self, volume: Volume, record: Record) -> Volume:
+        """The volume with another record, in its own turn. Raises VolumeError."""
+        with self.changing(volume.pv):
+            volume = await self._backend.rewrite(volume, record)
+            self.put(volume)
+        return volume
+
+    def refuse_damaged(self, pv: str) -> None:
+        """Raises Damaged when there is something by this name that nobody but a person may touch."""
+        for damaged in self._inventory.damaged:
+            if damaged.name == pv:
+                raise Damaged(
+                    f"volume {pv} exists on this node, but its record can't be relied on ({damaged.reason}): "
+                    "the node's administrator has to look at it, its data is not touched"
+                )
 
     def put(self, volume: Volume, taken: int = 0) -> None:
         """Notes how a volume is now, and the bytes that it took from its pool for that."""

@@ -14,20 +14,19 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Coroutine, Hashable, Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from contract import names
-from contract.volume import RETAIN
 from daemon.backends import Backend
-from daemon.errors import BackendFailed, BeingErased, Damaged, Foreign, InUse, Lost, Occupied, PoolMissing, VolumeError
+from daemon.errors import BackendFailed, Damaged, InUse, Occupied, VolumeError
 from daemon.kubelet.podfolder import PodFolder
 from daemon.storage.cloning import Cloning
 from daemon.storage.erasing import Erasures, Listener, Silent
 from daemon.storage.filesystems import Filesystems
+from daemon.storage.making import Making
 from daemon.storage.ordering import Turns
-from daemon.storage.record import DamagedRecord, Inventory, Record, State, Volume, Wanted
+from daemon.storage.record import DamagedRecord, Inventory, Volume, Wanted
+from daemon.storage.removing import Removing
 from daemon.storage.room import Promise, Room
 from daemon.storage.snapshots import Snapshots
 from daemon.storage.staging import Staging
@@ -73,10 +72,14 @@ class Volumes:
         self._disks = asyncio.Semaphore(parallelism)
         self._observe = observe
         self._turns = Turns()
-        self._erasures = Erasures(backend, self._turns, self._rewritten, Throttle(erase_rate), erasing)
-        self._snapshots = Snapshots(backend, self._stock, self._room, self._erasures, self._turn, self._rewritten)
+        self._erasures = Erasures(backend, self._turns, self._stock.rewrite, Throttle(erase_rate), erasing)
+        self._snapshots = Snapshots(backend, self._stock, self._room, self._erasures, self._turn, self._stock.rewrite)
         self._cloning = Cloning(
             backend, self._stock, self._staging, self._room, self._snapshots, self._turn, related, self._disks
+        )
+        self._making = Making(backend, self._stock, self._room, self._filesystems, self._cloning, self._disks)
+        self._removing = Removing(
+            backend, self._stock, self._staging, self._filesystems, self._snapshots, self._erasures, self._disks
         )
 
     @property
@@ -109,7 +112,7 @@ class Volumes:
 
     async def prepare(self, wanted: Wanted) -> Volume:
         """The volume, made and formatted."""
-        return await self._turn("prepare", wanted.pv, wanted, lambda: self._prepared(wanted))
+        return await self._turn("prepare", wanted.pv, wanted, lambda: self._making.made(wanted))
 
     async def mount(self, wanted: Wanted, folder: PodFolder, read_only: bool) -> VolumeError | None:
         """The volume, made if need be, mounted in the folder that bears its name: returns only when it is, and after
@@ -140,11 +143,11 @@ class Volumes:
         being erased, ask again when the listener was told that this has ended. Raises InUse while it is mounted in a
         pod, and PoolMissing while `pool` can't be seen: a volume that is not found then may come back with its disk. A
         volume of that name but another uid is not its own, and stays."""
-        return await self._turn("reclaim", pv, uid, lambda: self._reclaim(pv, uid, pool))
+        return await self._turn("reclaim", pv, uid, lambda: self._removing.removed(pv, uid, pool))
 
     async def retain(self, pv: str, uid: str) -> None:
         """The volume, if it exists, says itself that it is to be kept, PersistentVolume or not."""
-        await self._turn("retain", pv, uid, lambda: self._retain(pv, uid))
+        await self._turn("retain", pv, uid, lambda: self._removing.retain(pv, uid))
 
     async def _turn(self, kind: str, pv: str, request: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         async def observed() -> T:
@@ -163,60 +166,10 @@ class Volumes:
 
         return await self._turns.take(pv, (kind, request), observed)
 
-    async def _prepared(self, wanted: Wanted) -> Volume:
-        volume = await self._stock.volume(wanted.pv)
-        if volume is None and wanted.made:
-            await self._stock.look()  # who says "lost" must have seen it
-            volume = self.inventory.volume(wanted.pv)
-        if volume is None:
-            self._refuse_damaged(wanted.pv)
-        elif volume.record.state is State.ERASING:
-            raise BeingErased(
-                f"volume {wanted.pv} is being erased, because its PersistentVolume was deleted: its data is gone, "
-                "make a new claim"
-            )
-        elif volume.record.uid != wanted.uid:
-            raise Foreign(
-                f"this node holds a volume {wanted.pv} of an earlier PersistentVolume (uid {volume.record.uid}) and "
-                "does not show its data to another: use another name, or have the administrator remove the old volume"
-            )
-        if volume is None or volume.record.state in (State.FORMATTING, State.COPYING):
-            if wanted.made:
-                raise Lost(
-                    f"volume {wanted.pv} was made on this node and is not there any more: bring back the disks that it "
-                    "lies on; if they are gone for good, so is its data: delete the claim and make it anew"
-                )
-            if wanted.original is not None:
-                return await self._cloned(wanted, begun=volume)
-            async with self._disks:
-                return await self._made(wanted, begun=volume)
-        if volume.record.policy != wanted.policy:
-            return await self._rewritten(volume, replace(volume.record, policy=wanted.policy))
-        return volume
-
-    async def _made(self, wanted: Wanted, begun: Volume | None) -> Volume:
-        """A new volume, or one whose making was cut off and that nobody has mounted yet."""
-        wanted = replace(wanted, size=wanted.given or wanted.size)
-        async with self._room.held(wanted, begun.size if begun else 0) as taken:
-            with self._stock.changing(wanted.pv):
-                volume = await self._backend.create(wanted)
-                self._stock.put(volume, taken)
-        if volume.record.state is State.READY:
-            return volume
-        await self._filesystems.make(volume, wanted.parameters)
-        return await self._rewritten(volume, wanted.record(State.READY))
-
-    async def _cloned(self, wanted: Wanted, begun: Volume | None) -> Volume:
-        """The same, as a copy."""
-        volume = await self._cloning.copy(wanted, begun)
-        async with self._disks:
-            await self._cloning.identify(volume)
-        return await self._rewritten(volume, wanted.record(State.READY))
-
     async def _mount(self, wanted: Wanted, folder: PodFolder, read_only: bool) -> VolumeError | None:
         shortfall = None
         try:
-            volume = await self._prepared(wanted)
+            volume = await self._making.made(wanted)
             if await asyncio.to_thread(self._staging.mounted, wanted.pv) is None:
                 if volume.size < wanted.size:
                     try:
@@ -254,7 +207,7 @@ class Volumes:
 
     async def _expand(self, wanted: Wanted) -> Volume:
         # Neither step asks whether the one before it had something to do: a crash may have come between them.
-        volume = await self._extended(await self._prepared(wanted), wanted)
+        volume = await self._extended(await self._making.made(wanted), wanted)
         await self._filesystems.grow(volume)
         return volume
 
@@ -279,54 +232,6 @@ class Volumes:
         if more.taken:
             await self._stock.look()
         return more
-
-    async def _reclaim(self, pv: str, uid: str, pool: str) -> bool:
-        volume = await self._stock.volume(pv)
-        if volume is None:
-            await self._stock.look()  # who says "gone" must have seen it
-            volume = self.inventory.volume(pv)
-        if volume is None:
-            self._refuse_damaged(pv)
-            if self.inventory.pool(pool) is None:
-                raise PoolMissing(
-                    f"volume {pv} lies in {pool}, which this node does not show now: bring its disks back, or if they "
-                    f"are gone for good take the finalizer {names.FINALIZER} off this PersistentVolume"
-                )
-            return True
-        if volume.record.uid != uid:
-            log.warning("volume %s has uid %s, not %s: it stays", pv, volume.record.uid, uid, extra={"volume": pv})
-            return True
-        self._snapshots.refuse(pv, "removed")
-        await asyncio.to_thread(self._staging.release, pv)
-        if not await self._erasures.done(volume):
-            return False
-        async with self._disks:
-            with self._stock.changing(pv):
-                await self._backend.remove(volume)
-                self._stock.drop(volume)
-        self._filesystems.changed(pv)
-        return True
-
-    async def _retain(self, pv: str, uid: str) -> None:
-        volume = await self._stock.volume(pv)
-        if volume is None or volume.record.uid != uid or volume.record.state is State.ERASING:
-            return  # of one whose data is going there is nothing to keep
-        if volume.record.policy != RETAIN:
-            await self._rewritten(volume, replace(volume.record, policy=RETAIN))
-
-    async def _rewritten(self, volume: Volume, record: Record) -> Volume:
-        with self._stock.changing(volume.pv):
-            volume = await self._backend.rewrite(volume, record)
-            self._stock.put(volume)
-        return volume
-
-    def _refuse_damaged(self, pv: str) -> None:
-        for damaged in self.inventory.damaged:
-            if damaged.name == pv:
-                raise Damaged(
-                    f"volume {pv} exists on this node, but its record can't be relied on ({damaged.reason}): "
-                    "the node's administrator has to look at it, its data is not touched"
-                )
 
 
 @contextlib.contextmanager

@@ -1,0 +1,88 @@
+"""How a volume comes to be: made, formatted or copied, and told from all that it must not be taken for.
+
+A volume is formatted only while its own record says that it never held anything. Whatever is found on a ready one, it
+is given out as it is or refused. What was ready once and is not there is lost, and no empty one takes its place.
+"""
+
+import asyncio
+from dataclasses import replace
+
+from daemon.backends import Backend
+from daemon.errors import BeingErased, Foreign, Lost
+from daemon.storage.cloning import Cloning
+from daemon.storage.filesystems import Filesystems
+from daemon.storage.record import State, Volume, Wanted
+from daemon.storage.room import Room
+from daemon.storage.stock import Stock
+
+
+class Making:
+    """`disks` bounds the operations that load the disks for a moment. Methods are called in the volume's turn, and
+    raise VolumeError, host.filesystem.Unsound, CommandError and OSError."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        stock: Stock,
+        room: Room,
+        filesystems: Filesystems,
+        cloning: Cloning,
+        disks: asyncio.Semaphore,
+    ) -> None:
+        self._backend = backend
+        self._stock = stock
+        self._room = room
+        self._filesystems = filesystems
+        self._cloning = cloning
+        self._disks = disks
+
+    async def made(self, wanted: Wanted) -> Volume:
+        """The volume, ready to be mounted, with what the PersistentVolume says of it now."""
+        volume = await self._stock.volume(wanted.pv)
+        if volume is None and wanted.made:
+            await self._stock.look()  # who says "lost" must have seen it
+            volume = self._stock.inventory.volume(wanted.pv)
+        if volume is None:
+            self._stock.refuse_damaged(wanted.pv)
+        elif volume.record.state is State.ERASING:
+            raise BeingErased(
+                f"volume {wanted.pv} is being erased, because its PersistentVolume was deleted: its data is gone, "
+                "make a new claim"
+            )
+        elif volume.record.uid != wanted.uid:
+            raise Foreign(
+                f"this node holds a volume {wanted.pv} of an earlier PersistentVolume (uid {volume.record.uid}) and "
+                "does not show its data to another: use another name, or have the administrator remove the old volume"
+            )
+        if volume is None or volume.record.state in (State.FORMATTING, State.COPYING):
+            if wanted.made:
+                raise Lost(
+                    f"volume {wanted.pv} was made on this node and is not there any more: bring back the disks that it "
+                    "lies on; if they are gone for good, so is its data: delete the claim and make it anew"
+                )
+            if wanted.original is not None:
+                return await self._cloned(wanted, begun=volume)
+            async with self._disks:
+                return await self._formatted(wanted, begun=volume)
+        if volume.record.policy != wanted.policy:
+            return await self._stock.rewrite(volume, replace(volume.record, policy=wanted.policy))
+        return volume
+
+    async def _formatted(self, wanted: Wanted, begun: Volume | None) -> Volume:
+        """A new volume, or one whose making was cut off and that nobody has mounted yet."""
+        wanted = replace(wanted, size=wanted.given or wanted.size)
+        async with self._room.held(wanted, begun.size if begun else 0) as taken:
+            with self._stock.changing(wanted.pv):
+                volume = await self._backend.create(wanted)
+                self._stock.put(volume, taken)
+        if volume.record.state is State.READY:
+            return volume
+        await self._filesystems.make(volume, wanted.parameters)
+        return await self._stock.rewrite(volume, wanted.record(State.READY))
+
+    async def _cloned(self, wanted: Wanted, begun: Volume | None) -> Volume:
+        """The same, as a copy."""
+        volume = await self._cloning.copy(wanted, begun)
+        async with self._disks:
+            await self._cloning.identify(volume)
+        return await self._stock.rewrite(volume, wanted.record(State.READY))
