@@ -119,9 +119,10 @@ class Guest:
             f"uml_dir={folder}/",
             *(f"ubd{number}={disk}" for number, disk in enumerate(disks)),
         ]
-        # Unpinned, the guest's one processor wanders: 2.5 times slower, and erratic. Guests of several runs spread.
+        # Unpinned, the guest's one processor wanders: 2.5 times slower, and erratic. Guests of several workers spread.
         processors = sorted(os.sched_getaffinity(0))
-        processor = processors[os.getpid() % len(processors)]
+        worker = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw") or os.getpid()
+        processor = processors[int(worker) % len(processors)]
         with self._console.open("wb") as console:
             self._process = subprocess.Popen(
                 [*_TIED_TO_US, "taskset", "--cpu-list", str(processor), *kernel],

@@ -4,9 +4,9 @@ volume.
     pytestmark = pytest.mark.device_mapper
 
 Where the kernel has device-mapper and we are root, such a test runs like any other. Elsewhere it runs inside User-mode
-Linux (guest.py): the first one boots a guest that runs all of them, and each report comes back as the test's own. A
-guest that panics, hangs or leaves a test out fails that test and shows its console. Under xdist all of them go to one
-worker (`--dist loadgroup`).
+Linux (guest.py): the first one of a floor boots a guest that runs all of that floor, and each report comes back as the
+test's own. A guest that panics, hangs or leaves a test out fails that test and shows its console. Under xdist all that
+one guest runs goes to one worker (`--dist loadgroup`).
 
 In the guest /run, /tmp and /mnt are empty folders in memory at the start; there is a loopback network only, no udev,
 and everything takes 3 to 9 times as long. Tests without the mark run on the host as it is.
@@ -23,7 +23,7 @@ from tests.uml import guest
 from tests.uml.reports import GuestFailure, Tests
 
 _MARK = "device_mapper"
-_GROUP = "uml"
+_TESTS = Path(__file__).parents[1]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -34,7 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     if item.get_closest_marker(_MARK):
-        item.add_marker(pytest.mark.xdist_group(_GROUP))
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -60,12 +60,17 @@ def _has_device_mapper() -> bool:
     return True
 
 
-_tests: pytest.StashKey[Tests] = pytest.StashKey()
+def _group(item: pytest.Item) -> str:
+    """Which guest a test runs in: that of its floor."""
+    return f"uml-{item.path.relative_to(_TESTS).parts[0]}"
+
+
+_tests: pytest.StashKey[dict[str, Tests]] = pytest.StashKey()
 
 
 def _reports(item: pytest.Item) -> Iterator[pytest.TestReport]:
     try:
-        for report in _guest(item.session).reports(item.config, _node_id(item)):
+        for report in _guest(item.session, _group(item)).reports(item.config, _node_id(item)):
             report.nodeid = item.nodeid
             yield report
     except GuestFailure as failure:
@@ -74,20 +79,21 @@ def _reports(item: pytest.Item) -> Iterator[pytest.TestReport]:
         )
 
 
-def _guest(session: pytest.Session) -> Tests:
-    """The guest of this pytest process, booted for all tests that need it."""
-    tests = session.config.stash.get(_tests, None)
-    if tests is None:
+def _guest(session: pytest.Session, group: str) -> Tests:
+    """A guest of this pytest process, booted for all tests of its group."""
+    guests = session.config.stash.setdefault(_tests, {})
+    if group not in guests:
         if absent := guest.missing():
             raise GuestFailure(f"this kernel has no device-mapper, and to boot one that has: {absent}")
         folder = tempfile.TemporaryDirectory(prefix="uml-")
         session.config.add_cleanup(folder.cleanup)
-        wanted = [_node_id(item) for item in session.items if item.get_closest_marker(_MARK)]
-        tests = session.config.stash[_tests] = Tests(Path(folder.name), session.config.rootpath, wanted)
-        session.config.add_cleanup(tests.close)
-    return tests
+        marked = [item for item in session.items if item.get_closest_marker(_MARK)]
+        wanted = [_node_id(item) for item in marked if _group(item) == group]
+        guests[group] = Tests(Path(folder.name), session.config.rootpath, wanted)
+        session.config.add_cleanup(guests[group].close)
+    return guests[group]
 
 
 def _node_id(item: pytest.Item) -> str:
     """xdist adds the group to the name of a test."""
-    return item.nodeid.removesuffix(f"@{_GROUP}")
+    return item.nodeid.removesuffix(f"@{_group(item)}")
