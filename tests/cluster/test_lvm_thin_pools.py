@@ -41,17 +41,17 @@ async def test_a_pool_that_fills_up_takes_no_more_claims_until_there_is_room(
     lvm_cluster: LvmCluster, make_pool: MakePool, on_lvm: Namespace
 ) -> None:
     sandbox, node = lvm_cluster.sandbox, lvm_cluster.node
-    pool = await make_pool(128 * MIB)
+    pool = await make_pool(256 * MIB)
     thin = await lvm_cluster.make_class(thin="true", thinPool=pool, overprovisionRatio="3")
-    on_paper = 3 * 128 * MIB - RESERVE
+    on_paper = 3 * 256 * MIB - RESERVE
 
     async def offered(size: int) -> bool:
         return (await room(sandbox, thin)).get(node.hostname) == size
 
     await until(lambda: offered(on_paper), what="the pool's room is published")
-    await on_lvm.create(CLAIMS, claim("greedy", "160Mi", thin))
+    await on_lvm.create(CLAIMS, claim("greedy", "300Mi", thin))
     script = """
-        head -c 100M /dev/urandom > /data/one; sync
+        head -c 210M /dev/urandom > /data/one; sync; touch /data/done
         until test -s /data/more; do sleep 0.1; done
         head -c $(cat /data/more) /dev/urandom > /data/two; sync
         exec sleep infinity
@@ -65,12 +65,13 @@ async def test_a_pool_that_fills_up_takes_no_more_claims_until_there_is_room(
 
     [filling] = await until(lambda: told("ThinPoolFilling"), what="a first warning")
     assert "extend it (lvextend), or delete volumes" in filling
-    assert await offered(on_paper - 160 * MIB)
+    await until(lambda: offered(on_paper - 300 * MIB), what="what is promised is no longer offered")
 
+    await until((node.staging / volume / "done").exists, what="the pod has written")
     # Just not full: then every write to it would hang for a minute, the pod's end among them.
     used = (await lvm_cluster.volume(pool)).data_percent
     assert used
-    (node.staging / volume / "more").write_text(str(int((97 - used) / 100 * 128 * MIB)))
+    (node.staging / volume / "more").write_text(str(int((96 - used) / 100 * 256 * MIB)))
     [full] = await until(lambda: told("ThinPoolNearlyFull"), what="a last warning")
     assert "so nothing new is made in it" in full
     await until(lambda: offered(0), what="no room is published")
