@@ -11,7 +11,7 @@ from tests.uml.guest import Guest
 from tests.uml.reports import GuestFailure, Tests
 from tests.waiting import eventually
 
-pytestmark = pytest.mark.xdist_group("uml-node")
+pytestmark = pytest.mark.xdist_group("uml-own")
 
 Boot = Callable[..., Tests]
 

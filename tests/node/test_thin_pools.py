@@ -5,6 +5,7 @@ import hashlib
 import os
 import subprocess
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -131,9 +132,9 @@ async def test_a_pool_grows_by_what_nobody_was_promised_and_no_more(node: Node, 
     assert got.metadata == 0
     pool = pool_of(volumes, node)
     assert pool.size == POOL + got.data
-    known = volumes.inventory.pools
+    known = [replace(pool, thin=None) for pool in volumes.inventory.pools]  # how full they are changes by itself
     await volumes.refresh()
-    assert list(volumes.inventory.pools) == list(known)
+    assert [replace(pool, thin=None) for pool in volumes.inventory.pools] == known
     left = volumes.inventory.pool(group)
     assert left
     assert left.free - promised - reserve < pool.granularity * 2

@@ -10,7 +10,7 @@ import pytest
 from tests.uml import guest
 from tests.uml.guest import PROJECT, Guest
 
-pytestmark = pytest.mark.xdist_group("uml-node")
+pytestmark = pytest.mark.xdist_group("uml-own")
 
 _SCRIPT = """
 import json, subprocess
