@@ -70,9 +70,8 @@ def enter_root(folder: str, binds: list[dict[str, Any]]) -> None:
     os.chdir("/")
 
 
-def become(spec: dict[str, Any]) -> None:
-    """Turn into the container's program."""
-    output = os.open(os.path.join(spec["folder"], "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+def become(spec: dict[str, Any], output: int) -> None:
+    """Turn into the container's program, which writes to that descriptor."""
     enter_root(spec["folder"], spec["binds"])
     null = os.open("/dev/null", os.O_RDONLY)
     os.dup2(null, 0)
@@ -101,17 +100,20 @@ def main(folder: str, lifeline: int) -> None:
     # The kubelet's words to the container, which the shim hands on: SIGTERM as it is, SIGINT for SIGKILL.
     words = {signal.SIGTERM: signal.SIGTERM, signal.SIGINT: signal.SIGKILL}
     signal.pthread_sigmask(signal.SIG_BLOCK, words)
+    # Before the container is said to run: whoever then reads its log finds one.
+    output = os.open(os.path.join(spec["folder"], "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
     child = os.fork()
     if child == 0:
         os.setpgid(0, 0)
         os.close(lifeline)
         try:
-            become(spec)
+            become(spec, output)
         except OSError as error:
             os.write(2, f"cannot start container: {error}\n".encode())
             with open(os.path.join(folder, "start-error"), "w") as file:
                 file.write(str(error))
         os._exit(CANNOT_START)
+    os.close(output)
     with contextlib.suppress(PermissionError, ProcessLookupError):
         os.setpgid(child, child)  # whoever of the two comes first
     for word, meaning in words.items():
