@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from kube.client import CAPACITIES, CLAIMS, CLASSES, DRIVERS, NODES, PODS, VOLUMES, Resource
+from kube.client import CAPACITIES, CLAIMS, CLASSES, DRIVERS, NODES, PODS, VOLUMES, Invalid, Resource
+from tests.sandbox.controlplane import growth, resizing
 from tests.sandbox.controlplane.binding import PodClaims, place
+from tests.sandbox.controlplane.caches import version
 from tests.sandbox.controlplane.filters import misfit
 from tests.sandbox.sandbox import Sandbox
 from tests.sandbox.waiting import until
@@ -208,13 +210,109 @@ async def test_a_grown_claim_raises_its_volumes_capacity_before_anybody_asked_th
     asked = await namespace.create(CLAIMS, claim("data", "1Gi", storage.name))
     made = await storage.make_volume("made", "1Gi", asked)
     await namespace.until_bound("data")
-    grown = {"spec": {"resources": {"requests": {"storage": "3Gi"}}}}
-    await namespace.sandbox.api.patch(CLAIMS, "data", grown, namespace.name)
+    await ask(namespace, "3Gi")
     name = made["metadata"]["name"]
     await namespace.until(VOLUMES, name, lambda body: body["spec"]["capacity"]["storage"] == "3Gi", what="is larger")
-    waiting = await namespace.until(CLAIMS, "data", lambda body: body["status"].get("conditions"), what="waits")
-    assert waiting["status"]["conditions"][0]["type"] == "FileSystemResizePending"
+    waiting = await until_the_node_has_to_grow(namespace)
+    assert [(each["type"], each["status"]) for each in waiting["status"]["conditions"]] == [
+        ("Resizing", "True"),
+        ("FileSystemResizePending", "True"),
+    ]
     assert waiting["status"]["capacity"]["storage"] == "1Gi"
+    assert waiting["status"]["allocatedResources"]["storage"] == "3Gi"
+    assert waiting["metadata"]["annotations"]["volume.kubernetes.io/storage-resizer"] == "example.com/nobody"
+    noted = "volume.alpha.kubernetes.io/pre-resize-capacity"
+    await namespace.until(
+        VOLUMES, name, lambda body: body["metadata"]["annotations"].get(noted) == "1Gi", what="notes what it had"
+    )
+
+    # As the kubelet does when the driver has grown it.
+    grown_on_node = {"capacity": {"storage": "3Gi"}, "allocatedResourceStatuses": {"storage": None}, "conditions": []}
+    await namespace.sandbox.api.patch(CLAIMS, "data", {"status": grown_on_node}, namespace.name, "status")
+    await namespace.until(VOLUMES, name, lambda body: noted not in body["metadata"]["annotations"], what="forgets it")
+
+
+async def test_a_claim_that_is_raised_while_its_node_has_to_grow_it_gets_the_first_size_first(
+    namespace: Namespace, storage: Storage
+) -> None:
+    await storage.make_class("Immediate", allowVolumeExpansion=True)
+    asked = await namespace.create(CLAIMS, claim("data", "1Gi", storage.name))
+    name = (await storage.make_volume("made", "1Gi", asked))["metadata"]["name"]
+    await namespace.until_bound("data")
+    await ask(namespace, "3Gi")
+    await until_the_node_has_to_grow(namespace)
+    asked = await ask(namespace, "5Gi")
+    # It takes it up again, at the old size, and hands it over again.
+    waiting = await namespace.until(
+        CLAIMS,
+        "data",
+        lambda body: resizing.step_of(body) == resizing.NODE_PENDING and version(body) > version(asked),
+        what="is handed over again",
+    )
+    assert (await namespace.sandbox.api.get(VOLUMES, name))["spec"]["capacity"]["storage"] == "3Gi"
+    assert waiting["status"]["allocatedResources"]["storage"] == "3Gi"
+    grown_on_node = {"capacity": {"storage": "3Gi"}, "allocatedResourceStatuses": {"storage": None}, "conditions": []}
+    await namespace.sandbox.api.patch(CLAIMS, "data", {"status": grown_on_node}, namespace.name, "status")
+    await namespace.until(VOLUMES, name, lambda body: body["spec"]["capacity"]["storage"] == "5Gi", what="is larger")
+
+
+async def test_a_claim_may_be_lowered_to_more_than_it_has_and_nobody_looks_at_it(
+    namespace: Namespace, storage: Storage
+) -> None:
+    await storage.make_class("Immediate", allowVolumeExpansion=True)
+    asked = await namespace.create(CLAIMS, claim("data", "1Gi", storage.name))
+    name = (await storage.make_volume("made", "1Gi", asked))["metadata"]["name"]
+    await namespace.until_bound("data")
+    await ask(namespace, "50Gi")
+    before = await until_the_node_has_to_grow(namespace)
+    with pytest.raises(Invalid, match=r"field can not be less than status\.capacity"):
+        await ask(namespace, "1Gi")
+    await ask(namespace, "2Gi")
+    # The controller takes its claims in turn: when it has taken up this one, it would have taken up the other.
+    other = await namespace.create(CLAIMS, claim("other", "1Gi", storage.name))
+    await storage.make_volume("another", "1Gi", other)
+    await namespace.until_bound("other")
+    await ask(namespace, "2Gi", "other")
+    await until_the_node_has_to_grow(namespace, "other")
+    lowered = await namespace.get(CLAIMS, "data")
+    assert lowered["spec"]["resources"]["requests"]["storage"] == "2Gi"
+    assert lowered["status"] == before["status"]
+    assert (await namespace.sandbox.api.get(VOLUMES, name))["spec"]["capacity"]["storage"] == "50Gi"
+
+
+async def ask(namespace: Namespace, size: str, name: str = "data") -> Json:
+    more = {"spec": {"resources": {"requests": {"storage": size}}}}
+    return await namespace.sandbox.api.patch(CLAIMS, name, more, namespace.name)
+
+
+async def until_the_node_has_to_grow(namespace: Namespace, name: str = "data") -> Json:
+    return await namespace.until(
+        CLAIMS, name, lambda body: resizing.step_of(body) == resizing.NODE_PENDING, what="waits for its node"
+    )
+
+
+@pytest.mark.parametrize(
+    ("capacity", "request_", "step", "allocated", "decided"),
+    [
+        ("1Gi", "3Gi", "", None, growth.Raise("3Gi")),
+        ("1Gi", "3Gi", "ControllerResizeInProgress", "2Gi", growth.Raise("2Gi")),
+        ("1Gi", "3Gi", "ControllerResizeInfeasible", "2Gi", growth.Raise("3Gi")),
+        ("2Gi", "3Gi", "NodeResizePending", "2Gi", growth.Raise("2Gi")),
+        ("2Gi", "3Gi", "NodeResizeInfeasible", "2Gi", growth.Raise("2Gi")),
+        ("3Gi", "3Gi", "NodeResizePending", "3Gi", None),
+        ("3Gi", "2Gi", "NodeResizeInProgress", "3Gi", None),
+        ("3Gi", "2Gi", "NodeResizeInfeasible", "3Gi", growth.HandToNode()),
+        ("3Gi", "3Gi", "ControllerResizeInProgress", "3Gi", growth.Raise("3Gi")),
+        ("3Gi", "3Gi", "", None, growth.Raise("3Gi")),
+    ],
+)
+async def test_what_the_expand_controller_does(
+    capacity: str, request_: str, step: str, allocated: str | None, decided: object
+) -> None:
+    """The cases of expandAndRecoverFunction."""
+    wanted = claim("data", request_)
+    status = {"allocatedResourceStatuses": {"storage": step}, "allocatedResources": {"storage": allocated}}
+    assert growth.decide(wanted | {"status": status}, {"spec": {"capacity": {"storage": capacity}}}) == decided
 
 
 async def test_a_burst_of_pods_spreads(namespace: Namespace) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from kube.client import CLAIMS, PODS, VOLUMES
+from tests.cluster.conftest import MakeClass
 from tests.cluster.recorder import Recorder
+from tests.sandbox.controlplane import resizing
 from tests.sandbox.nodes import Node
 from tests.sandbox.sandbox import Sandbox
 from tests.sandbox.waiting import until
@@ -16,6 +18,7 @@ from tests.sandbox.workloads import Namespace, claim, pod
 Json = dict[str, Any]
 
 FAILURE = '{"status": "Failure", "message": "no such disk: plug one in"}'
+EXPANDFS_FAILED = "expandfs command failed, status: Failure, reason: no such disk: plug one in"
 
 
 @pytest.fixture
@@ -43,7 +46,7 @@ def folder_of(node: Node, body: Json, driver: Recorder, name: str) -> Path:
     return node.kubelet_root / "pods" / str(body["metadata"]["uid"]) / "volumes" / driver.name.replace("/", "~") / name
 
 
-async def bound_claim(namespace: Namespace, driver: Recorder, size: str, **spec: Any) -> str:
+async def bound_claim(namespace: Namespace, driver: Recorder, size: str, storage_class: str = "", **spec: Any) -> str:
     """A claim bound to a volume of the driver that nobody provisions; the name of the volume."""
     name = f"pv-{namespace.name}"
     volume = {
@@ -54,16 +57,27 @@ async def bound_claim(namespace: Namespace, driver: Recorder, size: str, **spec:
             "capacity": {"storage": size},
             "accessModes": ["ReadWriteOnce"],
             "persistentVolumeReclaimPolicy": "Retain",
-            "storageClassName": "",
+            "storageClassName": storage_class,
             "claimRef": {"namespace": namespace.name, "name": "data"},
             "flexVolume": {"driver": driver.name, "fsType": "ext4", "options": {"size": "16777216"}},
             **spec,
         },
     }
     await namespace.sandbox.api.create(VOLUMES, volume)
-    await namespace.create(CLAIMS, claim("data", size, storage_class="", volumeName=name))
+    await namespace.create(CLAIMS, claim("data", size, storage_class, volumeName=name))
     await namespace.until_bound("data")
     return name
+
+
+async def ask(namespace: Namespace, size: str) -> None:
+    more = {"spec": {"resources": {"requests": {"storage": size}}}}
+    await namespace.sandbox.api.patch(CLAIMS, "data", more, namespace.name)
+
+
+async def until_has(namespace: Namespace, size: str) -> Json:
+    return await namespace.until(
+        CLAIMS, "data", lambda body: body["status"]["capacity"]["storage"] == size, what=f"has {size}"
+    )
 
 
 async def drop(namespace: Namespace, volume: str) -> None:
@@ -107,29 +121,102 @@ async def test_a_volume_of_a_claim_gets_the_documented_calls(
 
 
 async def test_a_grown_claim_gets_expandfs_and_then_its_new_size(
-    namespace: Namespace, node: Node, driver: Recorder
+    namespace: Namespace, node: Node, driver: Recorder, make_class: MakeClass
 ) -> None:
-    volume = await bound_claim(namespace, driver, "16Mi")
+    growing = await make_class("Immediate", provisioner="example.com/nobody", allowVolumeExpansion=True)
+    volume = await bound_claim(namespace, driver, "16Mi", growing)
     created = await namespace.create(PODS, pod("user", {"/data": "data"}, nodeName="node-a"))
     await namespace.until_running("user")
     driver.answer("expandfs", FAILURE)
-    await namespace.sandbox.api.patch(VOLUMES, volume, {"spec": {"capacity": {"storage": "32Mi"}}})
+    await ask(namespace, "32Mi")
 
     message = await namespace.until_told("user", "VolumeResizeFailed")
-    assert message.endswith("expandfs command failed, status: Failure, reason: no such disk: plug one in")
+    assert message == f'NodeExpandVolume.NodeExpandVolume failed for volume "{volume}" : {EXPANDFS_FAILED}'
     stuck = await namespace.get(CLAIMS, "data")
     assert stuck["status"]["capacity"]["storage"] == "16Mi"
-    assert "NodeResizeError" in [condition["type"] for condition in stuck["status"]["conditions"]]
+    assert resizing.step_of(stuck) == "NodeResizeInProgress"
+    conditions = {condition["type"]: condition for condition in stuck["status"]["conditions"]}
+    assert list(conditions) == ["Resizing", "FileSystemResizePending", "NodeResizeError"]
+    assert conditions["NodeResizeError"]["message"] == f"failed to expand pvc with {EXPANDFS_FAILED}"
 
     driver.answer_as_usual("expandfs")
-    grown = await namespace.until(
-        CLAIMS, "data", lambda body: body["status"]["capacity"]["storage"] == "32Mi", what="has grown"
-    )
+    grown = await until_has(namespace, "32Mi")
     assert not grown["status"].get("conditions")
+    assert not grown["status"].get("allocatedResourceStatuses")
+    assert grown["status"]["allocatedResources"]["storage"] == "32Mi"
+    succeeded = f'MountVolume.NodeExpandVolume succeeded for volume "{volume}" node-a'
+    assert await namespace.until_told("user", "FileSystemResizeSuccessful") == succeeded
+    assert await namespace.until_told("data", "FileSystemResizeSuccessful") == succeeded
     folder = folder_of(node, created, driver, volume)
     of_volume = f'"kubernetes.io/pvOrVolumeName":"{volume}","kubernetes.io/readwrite":"rw"'
     options = '{"kubernetes.io/fsType":"ext4",' + of_volume + ',"size":"16777216"}'
     assert driver.of("expandfs")[-1] == ["expandfs", options, "", str(folder), "33554432", "16777216"]
+    await drop(namespace, volume)
+
+
+async def test_a_claim_that_was_lowered_after_a_failure_is_tried_once_more_and_then_served_as_it_is(
+    namespace: Namespace, node: Node, driver: Recorder, make_class: MakeClass
+) -> None:
+    growing = await make_class("Immediate", provisioner="example.com/nobody", allowVolumeExpansion=True)
+    volume = await bound_claim(namespace, driver, "16Mi", growing)
+    await namespace.create(PODS, pod("user", {"/data": "data"}, nodeName="node-a"))
+    await namespace.until_running("user")
+    driver.answer("expandfs", FAILURE)
+    await ask(namespace, "64Mi")
+    await namespace.until_told("user", "VolumeResizeFailed")
+    await ask(namespace, "32Mi")
+    given_up = await namespace.until(
+        CLAIMS, "data", lambda body: resizing.step_of(body) == "NodeResizeInfeasible", what="is given up"
+    )
+    assert given_up["status"]["capacity"]["storage"] == "16Mi"
+    assert given_up["status"]["allocatedResources"]["storage"] == "64Mi"
+    calls = len(driver.of("expandfs"))
+    assert {call[4] for call in driver.of("expandfs")} == {str(64 * 1024**2)}
+
+    await namespace.delete(PODS, "user")
+    await namespace.until_gone(PODS, "user")
+    await namespace.create(PODS, pod("user", {"/data": "data"}, nodeName="node-a"))
+    await namespace.until_running("user")
+    assert len(driver.of("expandfs")) == calls
+
+    # The owner asks for a little more: the node is to try again, and still at the size that was asked for first.
+    driver.answer_as_usual("expandfs")
+    await ask(namespace, "33Mi")
+    await until_has(namespace, "64Mi")
+    await drop(namespace, volume)
+
+
+async def test_a_volume_that_can_not_grow_before_its_pod_starts_keeps_it_waiting(
+    namespace: Namespace, node: Node, driver: Recorder, make_class: MakeClass
+) -> None:
+    growing = await make_class("Immediate", provisioner="example.com/nobody", allowVolumeExpansion=True)
+    volume = await bound_claim(namespace, driver, "16Mi", growing)
+    await ask(namespace, "32Mi")
+    await namespace.until(CLAIMS, "data", resizing.step_of, what="waits for its node")
+    driver.answer("expandfs", FAILURE)
+    await namespace.create(PODS, pod("user", {"/data": "data"}, nodeName="node-a"))
+    message = await namespace.until_told("user", "FailedMount")
+    assert message == f'MountVolume.Setup failed while expanding volume for volume "{volume}" : {EXPANDFS_FAILED}'
+    assert (await namespace.get(PODS, "user"))["status"]["phase"] == "Pending"
+    driver.answer_as_usual("expandfs")
+    await namespace.until_running("user")
+    await until_has(namespace, "32Mi")
+    assert len(driver.of("mount")) == 1
+    await drop(namespace, volume)
+
+
+async def test_a_capacity_that_was_raised_by_hand_grows_without_a_word_in_the_claim(
+    namespace: Namespace, node: Node, driver: Recorder
+) -> None:
+    volume = await bound_claim(namespace, driver, "16Mi")
+    await namespace.create(PODS, pod("user", {"/data": "data"}, nodeName="node-a"))
+    await namespace.until_running("user")
+    driver.answer("expandfs", FAILURE)
+    await namespace.sandbox.api.patch(VOLUMES, volume, {"spec": {"capacity": {"storage": "32Mi"}}})
+    await namespace.until_told("user", "VolumeResizeFailed", EXPANDFS_FAILED)
+    assert not (await namespace.get(CLAIMS, "data"))["status"].get("conditions")
+    driver.answer_as_usual("expandfs")
+    await until_has(namespace, "32Mi")
     await drop(namespace, volume)
 
 

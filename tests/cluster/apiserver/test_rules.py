@@ -120,6 +120,24 @@ def test_a_claim_grows_when_its_class_allows_it(api: Client, namespace: str, uni
     assert api.patch(path, more)["spec"]["resources"]["requests"]["storage"] == "2Gi"
     less = try_patch(api, path, {"spec": {"resources": {"requests": {"storage": "1Gi"}}}})
     assert causes(less) == [("spec.resources.requests.storage", "FieldValueForbidden")]
+    assert "field can not be less than status.capacity" in less.body["message"]
+    # Recovery from a growth that failed: any request above what the claim has.
+    lowered = {"spec": {"resources": {"requests": {"storage": "1025Mi"}}}}
+    assert api.patch(path, lowered)["spec"]["resources"]["requests"]["storage"] == "1025Mi"
+    api.patch(f"{CLASSES}/{unique}", {"allowVolumeExpansion": False})
+    assert api.patch(path, {"metadata": {"labels": {"a": "b"}}})["metadata"]["labels"] == {"a": "b"}
+    assert try_patch(api, path, more).code == 403
+
+
+def test_how_far_a_claim_has_grown_is_one_of_five_words_and_of_storage(api: Client, namespace: str) -> None:
+    api.post(claims(namespace), claim("c"))
+    path = f"{claims(namespace, 'c')}/status"
+    steps = {"status": {"allocatedResourceStatuses": {"storage": "NodeResizePending"}}}
+    assert api.patch(path, steps)["status"]["allocatedResourceStatuses"] == {"storage": "NodeResizePending"}
+    wrong = try_patch(api, path, {"status": {"allocatedResourceStatuses": {"storage": "Soon"}}})
+    assert causes(wrong) == [("status.allocatedResourceStatuses", "FieldValueNotSupported")]
+    other = try_patch(api, path, {"status": {"allocatedResources": {"cpu": "1"}}})
+    assert causes(other) == [("status.allocatedResources", "FieldValueNotSupported")]
 
 
 @pytest.mark.parametrize(

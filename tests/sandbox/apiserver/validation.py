@@ -19,6 +19,8 @@ def check(resource: Resource, body: Json) -> Iterator[FieldError]:
 def check_update(resource: Resource, body: Json, present: Json, subresource: str) -> Iterator[FieldError]:
     yield from names.check_metadata(resource, body["metadata"])
     yield from _new_finalizers(body["metadata"], present["metadata"])
+    if subresource == "status" and (status_rule := _STATUS_UPDATE_RULES.get(resource.kind)):
+        yield from status_rule(body, present)
     if subresource:
         return
     if rule := _RULES.get(resource.kind):
@@ -103,6 +105,8 @@ _RULES: dict[str, Check] = {
     "StatefulSet": _workload,
     "Job": _job,
 }
+
+_STATUS_UPDATE_RULES: dict[str, CheckUpdate] = {"PersistentVolumeClaim": volumes.check_claim_status_update}
 
 _UPDATE_RULES: dict[str, CheckUpdate] = {
     "PersistentVolume": volumes.check_volume_update,

@@ -15,6 +15,14 @@ _ACCESS_MODES = ("ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOnc
 _RECLAIM_POLICIES = ("Delete", "Recycle", "Retain")
 _VOLUME_MODES = ("Block", "Filesystem")
 _BINDING_MODES = ("Immediate", "WaitForFirstConsumer")
+_STATUSES = "allocatedResourceStatuses"
+_RESIZE_STATUSES = (
+    "ControllerResizeInProgress",
+    "ControllerResizeInfeasible",
+    "NodeResizePending",
+    "NodeResizeInProgress",
+    "NodeResizeInfeasible",
+)
 _SOURCES = frozenset(
     {
         "awsElasticBlockStore", "azureDisk", "azureFile", "cephfs", "cinder", "csi", "fc", "flexVolume", "flocker",
@@ -129,17 +137,34 @@ def check_claim_update(body: Json, present: Json) -> Iterator[FieldError]:
     if old.get("storageClassName") is None and new.get("storageClassName"):
         old = old | {"storageClassName": new["storageClassName"]}
     if bound:
-        new["resources"] = {**(new.get("resources") or {}), "requests": (old.get("resources") or {}).get("requests")}
+        new.setdefault("resources", {}).setdefault("requests", {})["storage"] = old["resources"]["requests"]["storage"]
         new["volumeAttributesClassName"] = old.get("volumeAttributesClassName")
     if {k: v for k, v in new.items() if v is not None} != {k: v for k, v in old.items() if v is not None}:
         yield forbidden_value(
             "spec",
             "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims",
         )
-    granted = ((present.get("status") or {}).get("capacity") or {}).get("storage")
-    floor = None if granted is None else quantity.parse(str(granted))
-    if now is not None and before is not None and now < before and (floor is None or now <= floor):
+    granted = quantity.parse(str(((present.get("status") or {}).get("capacity") or {}).get("storage") or "0"))
+    if now is not None and before is not None and now < before and now <= granted:
+        # The words of the real one, which takes a request that is as much as the capacity for less, too.
         yield forbidden_value("spec.resources.requests.storage", "field can not be less than status.capacity")
+
+
+def check_claim_status_update(body: Json, _present: Json) -> Iterator[FieldError]:
+    status = body.get("status") or {}
+    for key, step in (status.get("allocatedResourceStatuses") or {}).items():
+        yield from _claim_resource(f"status.{_STATUSES}", key)
+        if step not in _RESIZE_STATUSES:
+            yield unsupported(f"status.{_STATUSES}", key, _RESIZE_STATUSES)
+    for key in status.get("allocatedResources") or {}:
+        yield from _claim_resource("status.allocatedResources", key)
+
+
+def _claim_resource(field: str, key: str) -> Iterator[FieldError]:
+    """Of Kubernetes' own resources a claim has only one."""
+    yield from names.qualified(field, key)
+    if key != "storage" and ("/" not in key or "kubernetes.io/" in key):
+        yield unsupported(field, key, ["storage"])
 
 
 def _requested(spec: Json) -> int | None:

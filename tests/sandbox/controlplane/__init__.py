@@ -8,6 +8,7 @@ events and their words, and when things are tried again. Left out: everything th
     filters.py     which nodes a pod fits, and why not (pure)
     scheduler.py   the scheduling of pods
     volumes.py     the persistent volume controller: claims and volumes find each other
+    resizing.py    what is written of a growing claim, by the expand controller and by the kubelet (pure)
     growth.py      the expand controller, for a plugin that leaves all to the kubelet
     protection.py  the finalizers that keep what is in use, and pods of nodes that are gone
     caches.py      the shared caches

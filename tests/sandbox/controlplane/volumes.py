@@ -13,7 +13,7 @@ from contract import quantity
 from kube.client import CLAIMS, VOLUMES, Cluster, NotFound
 from kube.events import Recorder
 from kube.workqueue import Backoff, WorkQueue
-from tests.sandbox.controlplane import binding
+from tests.sandbox.controlplane import binding, resizing
 from tests.sandbox.controlplane.caches import (
     BIND_COMPLETED,
     BOUND_BY_CONTROLLER,
@@ -234,7 +234,9 @@ class VolumeController:
 
 
 def _bound_status(volume: Json) -> Json:
-    capacity = quantity.render(binding.capacity_of(volume))
+    # Before a growth that its node has yet to do: a volume that changed its claim meanwhile.
+    before = annotations(volume).get(resizing.PRE_RESIZE_CAPACITY)
+    capacity = before or quantity.render(binding.capacity_of(volume))
     return {"phase": "Bound", "accessModes": volume["spec"].get("accessModes"), "capacity": {"storage": capacity}}
 
 

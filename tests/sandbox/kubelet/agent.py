@@ -63,8 +63,8 @@ class Kubelet:
         self._pods: Informer[Json] = Informer(cluster, PODS, _whole, field_selector=f"spec.nodeName={identity.name}")
         layout = Layout(root)
         layout.pods.mkdir(parents=True, exist_ok=True)
-        expansion = Expansion(cluster, self._claims, self._persistent_volumes)
         self._recorder = Recorder(cluster, "kubelet", identity.name)
+        expansion = Expansion(cluster, self._recorder, identity.name, self._claims, self._persistent_volumes)
         self._volumes = VolumeManager(self._plugins, layout, expansion, self._workers)
         self._host = Host(
             cluster=cluster,

@@ -2,76 +2,117 @@
 
 When a PersistentVolume is larger than its claim's status says, the kubelet has the driver grow the filesystem (and,
 with a driver that attaches nothing, the volume itself), and then writes the new size into the claim's status.
+
+Source: pkg/volume/util/operationexecutor/{operation_generator,node_expander}.go of Kubernetes 1.36.2. The size is the
+claim's `allocatedResources`, not the volume's capacity. A claim that asks for another size by now, because its owner
+lowered it after a failure, gets one more try; when that fails, too, the growth is infeasible: the volume stays as it
+is, pods start with it, and this kubelet calls the driver no more until the controller hands it over again.
 """
 
 import asyncio
+import logging
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from contract import quantity
 from kube.client import CLAIMS, VOLUMES, Cluster
+from kube.events import Recorder
 from kube.informer import Informer
+from tests.sandbox.controlplane import binding, resizing
+from tests.sandbox.controlplane.caches import reference
 from tests.sandbox.kubelet.driver import CallFailed, Driver, NotSupported
 from tests.sandbox.kubelet.sources import Flex, spec_options
 
 Json = dict[str, Any]
 
-_RESIZE_CONDITIONS = ("Resizing", "FileSystemResizePending", "NodeResizeError", "ControllerResizeError")
+_log = logging.getLogger(__name__)
+
+
+class Teller(Protocol):
+    """The pod, as its events go."""
+
+    def tell(self, reason: str, message: str, *, normal: bool = False) -> None: ...
 
 
 class Expansion:
-    def __init__(self, cluster: Cluster, claims: Informer[Json], volumes: Informer[Json]) -> None:
+    def __init__(
+        self, cluster: Cluster, recorder: Recorder, node: str, claims: Informer[Json], volumes: Informer[Json]
+    ) -> None:
         self._cluster = cluster
+        self._recorder = recorder
+        self._node = node
         self._claims = claims
         self._volumes = volumes
+        self._failed: set[str] = set()
+        """Volumes that the driver once failed to grow. As in the real one, a success does not take them out."""
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def grow_if_due(self, driver: Driver, source: Flex, folder: Path) -> bool:
-        """Whether the volume grew. Raises CallFailed, after the claim's status says so too, and ApiError."""
+    async def grow_if_due(self, driver: Driver, source: Flex, folder: Path, pod: Teller, *, mounting: bool) -> None:
+        """Raises CallFailed, after the claim's status says so too, and ApiError."""
         claim, volume = self._claims.get(source.claim), self._volumes.get(source.name)
-        if claim is None or volume is None or _sizes(claim, volume) is None:
-            return False
+        if claim is None or volume is None or not _is_larger(volume, claim):
+            return
         # Two pods of this node may share the claim: one call is enough.
         async with self._locks[source.claim]:
             namespace, _, name = source.claim.partition("/")
             claim = await self._cluster.get(CLAIMS, name, namespace)
             volume = await self._cluster.get(VOLUMES, source.name)
-            sizes = _sizes(claim, volume)
-            if sizes is None:
-                return False
-            try:
-                await driver.expandfs(spec_options(source), folder, *sizes)
-            except NotSupported:
-                # The kubelet then resizes the device by itself, finds none, and calls that a success.
-                pass
-            except CallFailed as error:
-                await self._write(claim, {"conditions": _failed(claim, str(error))})
-                raise
-            capacity = {"storage": volume["spec"]["capacity"]["storage"]}
-            await self._write(claim, {"capacity": capacity, "conditions": _other_conditions(claim)})
-            return True
+            if not _is_larger(volume, claim):
+                return
+            if source.read_only:
+                # One that is mounted already is not even looked at.
+                if mounting:
+                    self._tell(pod, claim, _words(source, "failed", "requested read-only file system"), failed=True)
+                return
+            await self._grow(claim, volume, driver, source, folder, pod)
 
-    async def _write(self, claim: Json, status: Json) -> None:
+    async def _grow(self, claim: Json, volume: Json, driver: Driver, source: Flex, folder: Path, pod: Teller) -> None:
+        step, allocated = resizing.step_of(claim), resizing.allocated(claim)
+        # Without both the controller is an older one, or somebody raised the volume's capacity by hand.
+        recovers = bool(step or allocated)
+        size = str(allocated or "0") if recovers else str(volume["spec"]["capacity"]["storage"])
+        before, after = resizing.granted(claim), quantity.parse(size)
+        infeasible_if_it_fails = False
+        if recovers:
+            if step not in (resizing.NODE_PENDING, resizing.NODE_IN_PROGRESS):
+                _log.info("%s is not to be expanded now: %s", source.name, step or "already done")
+                return
+            infeasible_if_it_fails = binding.requested(claim) != after and source.name in self._failed
+            claim = await self._write(claim, resizing.begun_on_node(claim))
+        try:
+            await driver.expandfs(spec_options(source), folder, after, before)
+        except NotSupported:
+            # The kubelet then resizes the device by itself, finds none, and calls that a success.
+            pass
+        except CallFailed as error:
+            if recovers:
+                self._failed.add(source.name)
+                await self._write(claim, resizing.failed_on_node(claim, str(error), infeasible=infeasible_if_it_fails))
+            raise
+        self._tell(pod, claim, _words(source, "succeeded", self._node), failed=False)
+        await self._write(claim, resizing.finished(claim, size))
+        _log.info("%s grew", folder)
+
+    def _tell(self, pod: Teller, claim: Json, words: str, *, failed: bool) -> None:
+        about = reference("PersistentVolumeClaim", claim)
+        if failed:
+            pod.tell("FileSystemResizeFailed", words)
+            self._recorder.warning(about, "FileSystemResizeFailed", words)
+        else:
+            pod.tell("FileSystemResizeSuccessful", words, normal=True)
+            self._recorder.normal(about, "FileSystemResizeSuccessful", words)
+
+    async def _write(self, claim: Json, patch: Json) -> Json:
         metadata = claim["metadata"]
-        await self._cluster.patch(CLAIMS, metadata["name"], {"status": status}, metadata["namespace"], "status")
+        return await self._cluster.patch(CLAIMS, metadata["name"], patch, metadata["namespace"], "status")
 
 
-def _sizes(claim: Json, volume: Json) -> tuple[int, int] | None:
-    """New and old size in bytes when the claim's volume is to grow."""
-    status = claim.get("status") or {}
-    if status.get("phase") != "Bound" or claim["spec"].get("volumeName") != volume["metadata"]["name"]:
-        return None
-    new = quantity.parse(str(volume["spec"]["capacity"]["storage"]))
-    old = quantity.parse(str((status.get("capacity") or {}).get("storage") or "0"))
-    return (new, old) if new > old > 0 else None
+def _is_larger(volume: Json, claim: Json) -> bool:
+    bound = (claim.get("status") or {}).get("phase") == "Bound"
+    named = claim["spec"].get("volumeName") == volume["metadata"]["name"]
+    return bound and named and binding.capacity_of(volume) > resizing.granted(claim) > 0
 
 
-def _other_conditions(claim: Json) -> list[Json]:
-    conditions = (claim.get("status") or {}).get("conditions") or []
-    return [condition for condition in conditions if condition["type"] not in _RESIZE_CONDITIONS]
-
-
-def _failed(claim: Json, message: str) -> list[Json]:
-    condition = {"type": "NodeResizeError", "status": "True", "message": message}
-    return [*((claim.get("status") or {}).get("conditions") or []), condition]
+def _words(source: Flex, outcome: str, rest: str) -> str:
+    return f'MountVolume.NodeExpandVolume {outcome} for volume "{source.name}" {rest}'

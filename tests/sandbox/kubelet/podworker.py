@@ -81,8 +81,9 @@ class PodWorker:
     def volume_changed(self) -> None:
         self._changed.set()
 
-    def tell(self, reason: str, message: str) -> None:
-        self._host.recorder.warning(self._reference(), reason, message)
+    def tell(self, reason: str, message: str, *, normal: bool = False) -> None:
+        report = self._host.recorder.normal if normal else self._host.recorder.warning
+        report(self._reference(), reason, message)
 
     async def run(self) -> None:
         """Until the pod is gone and nothing of it is left but perhaps a volume that can't be unmounted."""

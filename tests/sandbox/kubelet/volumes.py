@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from kube.backoff import Backoff
 from kube.client import ApiError
 from tests.sandbox.kubelet.driver import CallFailed, NotSupported
-from tests.sandbox.kubelet.expansion import Expansion
+from tests.sandbox.kubelet.expansion import Expansion, Teller
 from tests.sandbox.kubelet.layout import EMPTY_DIR_FOLDER, LOCAL_FOLDER, Layout, VolumeFolder, own_by_group
 from tests.sandbox.kubelet.plugins import NoDriver, Plugins
 from tests.sandbox.kubelet.sources import EmptyDir, Flex, HostPath, Local, Source, fs_group, mount_options, spec_options
@@ -26,13 +26,14 @@ _RETRY = Backoff(first=0.5, factor=2, limit=122, jitter=0)
 _log = logging.getLogger(__name__)
 
 
-class Owner(Protocol):
+class Owner(Teller, Protocol):
     """The pod, as a volume sees it."""
 
     def volume_changed(self) -> None: ...
 
-    def tell(self, reason: str, message: str) -> None:
-        """Make an event on the pod."""
+
+class ExpansionFailed(CallFailed):
+    """The volume is mounted, but it is to grow before its pod may start, and did not."""
 
 
 class PodVolume:
@@ -92,7 +93,7 @@ class PodVolume:
                 elif not self.mounted:
                     await self._mount(source)
                 else:
-                    await self._grow(source)
+                    await self._grow(source, mounting=False)
                 failures = 0
             except (CallFailed, NoDriver, OSError, ApiError) as error:
                 failures += 1
@@ -117,9 +118,12 @@ class PodVolume:
         if source is None or self._owner is None:
             # As the real one: a failing unmount makes no event, the pod only hangs.
             _log.error('UnmountVolume.TearDown failed for volume "%s" (%s): %s', name, self._folder.path, error)
-        elif self.holds_pod:
+        elif self.mounted:
             reason = "VolumeResizeFailed"
             self._owner.tell(reason, f'NodeExpandVolume.NodeExpandVolume failed for volume "{name}" : {error}')
+        elif isinstance(error, ExpansionFailed):
+            prefix = "MountVolume.Setup failed while expanding volume"
+            self._owner.tell("FailedMount", f'{prefix} for volume "{name}" : {error}')
         else:
             self._owner.tell("FailedMount", f'MountVolume.SetUp failed for volume "{name}" : {error}')
 
@@ -136,7 +140,10 @@ class PodVolume:
             case Flex():
                 await self._set_up(source)
                 self._uncertain = True
-                await self._grow(source)
+                try:
+                    await self._grow(source, mounting=True)
+                except (CallFailed, ApiError) as error:
+                    raise ExpansionFailed(str(error)) from error
         self.mounted, self._uncertain = True, False
         self._notify()
 
@@ -182,14 +189,12 @@ class PodVolume:
         if group is not None:
             await asyncio.to_thread(own_by_group, self._folder.path, group)
 
-    async def _grow(self, source: Source) -> None:
-        if not isinstance(source, Flex) or not source.claim:
+    async def _grow(self, source: Source, *, mounting: bool) -> None:
+        if not isinstance(source, Flex) or not source.claim or self._owner is None:
             return
         driver = await self._plugins.find(source.driver)
-        if driver.capabilities["requiresFSResize"] and await self._expansion.grow_if_due(
-            driver, source, self._folder.path
-        ):
-            _log.info("%s grew", self._folder.path)
+        if driver.capabilities["requiresFSResize"]:
+            await self._expansion.grow_if_due(driver, source, self._folder.path, self._owner, mounting=mounting)
 
     async def _unmount(self) -> None:
         path = self._folder.path
