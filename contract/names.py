@@ -25,6 +25,9 @@ SOCKET_VARIABLE = "ELASTIC_LOCAL_SOCKET"
 # On our PersistentVolumes.
 NODE_LABEL = "volumes.k8s.elastic.co/node-affinity"
 FINALIZER = "elastic-local.volumes.k8s.elastic.co/volume"
+STATIC_FINALIZER = "elastic-local.volumes.k8s.elastic.co/static-volume"
+"""On PersistentVolumes of disks that stand ready: what was deleted by hand while it had data stays until it is clean.
+The daemon of its node puts it on and takes it off."""
 PROVISIONED_BY = "pv.kubernetes.io/provisioned-by"
 MADE_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/made"
 """Its volume was made and may hold data: if it is not there, it is lost, and no empty one may take its place."""
