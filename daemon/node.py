@@ -50,7 +50,8 @@ from kube.records import Node, Pod, read_node, read_pod
 from service import endpoints, logs
 from service.endpoints import Health
 from service.environment import SettingsError
-from service.lifetime import until_asked
+from service.lifetime import raise_open_files, until_asked
+from service.supervision import Supervisor
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class NodeChanged(Exception):
 async def run(chosen: Settings) -> None:
     """Until SIGTERM or SIGINT. Raises SettingsError when the API server's address can't be found."""
     logs.configure(chosen.log_format, chosen.log_level)
+    raise_open_files()
     # A system call on a disk that hangs blocks its thread for good: the few that asyncio has by itself are soon gone.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "disk"))
     try:
@@ -115,6 +117,7 @@ class Daemon:
         )
         self._callouts = NodeCallouts(self._volumes, backend.pool_of, chosen.kubelet_root)
         self._driver = Driver(installation.choose(), chosen.plugin_dir)
+        self._supervisor = Supervisor(fatal=(NodeChanged,))
         self._node_problem = "not found yet"
         self._persistent_volumes = Informer[PersistentVolume](
             cluster,
@@ -131,7 +134,7 @@ class Daemon:
         self._static: StaticVolumes | None = None
 
     async def run(self) -> None:
-        """For ever. Raises an ExceptionGroup when a part fails for good."""
+        """For ever. Raises an ExceptionGroup with NodeChanged when all has to start over."""
         chosen = self._settings
         host.command.observers.append(self._metrics.command)
         served = endpoints.application(self._health(), self._metrics.registry)
@@ -143,12 +146,13 @@ class Daemon:
                 endpoints.listening(served, chosen.listen_host, chosen.listen_port),
                 asyncio.TaskGroup() as parts,
             ):
-                parts.create_task(self._driver.run())
-                parts.create_task(self._refresher.run())
-                parts.create_task(self._thin_watch.run())
-                parts.create_task(self._persistent_volumes.run())
-                parts.create_task(self._pods.run())
-                parts.create_task(self._events.run())
+                keep = self._supervisor.keep
+                parts.create_task(keep("driver", self._driver.run))
+                parts.create_task(keep("storage", self._refresher.run))
+                parts.create_task(keep("thin pools", self._thin_watch.run))
+                parts.create_task(keep("persistentvolumes", self._persistent_volumes.run))
+                parts.create_task(keep("pods", self._pods.run))
+                parts.create_task(keep("events", self._events.run))
                 parts.create_task(self._serve_cluster())
         finally:
             host.command.observers.remove(self._metrics.command)
@@ -190,18 +194,19 @@ class Daemon:
         self._callouts.settle(Home(self._cluster, node, authoriser, holdings, reconciler.look_at, self._events))
         log.info("serving node %s (hostname %s)", node.name, node.hostname)
         async with asyncio.TaskGroup() as parts:
-            parts.create_task(publisher.classes.run())
-            parts.create_task(publisher.published.run())
-            parts.create_task(publisher.run())
-            parts.create_task(reconciler.run())
-            parts.create_task(orphans.run())
-            parts.create_task(self._health_watch.run(self._events, node.reference))
-            parts.create_task(self._watch_node(node))
+            keep = self._supervisor.keep
+            parts.create_task(keep("storageclasses", publisher.classes.run))
+            parts.create_task(keep("csistoragecapacities", publisher.published.run))
+            parts.create_task(keep("capacity", publisher.run))
+            parts.create_task(keep("volumes", reconciler.run))
+            parts.create_task(keep("orphans", orphans.run))
+            parts.create_task(keep("health", lambda: self._health_watch.run(self._events, node.reference)))
+            parts.create_task(keep("node", lambda: self._watch_node(node)))
             if chosen := self._settings.static:
                 self._static = static_volumes(
                     self._cluster, node, self._events, self._metrics.registry, chosen, self._settings.own_folders
                 )
-                parts.create_task(self._static.run())
+                parts.create_task(keep("static volumes", self._static.run))
 
     async def _find_node(self) -> Node:
         """Our Node, as soon as the API server tells of it and it can have volumes."""
@@ -215,7 +220,7 @@ class Daemon:
                 self._node_problem = (
                     f"node {node.name} has no label {names.HOSTNAME_LABEL}, so no volume can be tied to it: label it"
                 )
-            except ApiError as error:
+            except (ApiError, OSError) as error:
                 self._node_problem = f"the API server does not tell of node {self._settings.node_name}: {error}"
             failures += 1
             log.warning("%s", self._node_problem)
@@ -276,6 +281,7 @@ class Daemon:
                 "storage": lambda: self._refresher.problem,
                 "node": lambda: self._node_problem,
                 "informers": self._informer_problem,
+                "parts": lambda: self._supervisor.problem,
                 "capacity": lambda: self._publisher.problem if self._publisher else "not yet published",
                 **({"static-volumes": self._static_problem} if self._settings.static else {}),
             }

@@ -23,7 +23,8 @@ from provisioner.view import View
 from service import endpoints, logs
 from service.endpoints import Health
 from service.environment import SettingsError
-from service.lifetime import until_asked
+from service.lifetime import raise_open_files, until_asked
+from service.supervision import Supervisor
 
 COMPONENT = "elastic-local-provisioner"
 
@@ -34,6 +35,7 @@ async def run(settings: Settings) -> None:
     """Until SIGTERM or SIGINT, after which the lease is given back. Raises leadership.LeadershipLost, on which the
     process must end with a failure, and SettingsError when the API server's address can't be found."""
     logs.configure(settings.log_format, settings.log_level)
+    raise_open_files()
     try:
         cluster = await Cluster.connect(settings.kubeconfig, program=COMPONENT)
     except ConfigurationError as error:
@@ -45,6 +47,7 @@ async def run(settings: Settings) -> None:
 async def serve(cluster: Cluster, settings: Settings) -> None:
     """Follows until the lease is free, then leads. For ever."""
     metrics = Metrics()
+    supervisor = Supervisor(fatal=(leadership.LeadershipLost,))
     term: Term | None = None
 
     def unready() -> str:
@@ -54,9 +57,10 @@ async def serve(cluster: Cluster, settings: Settings) -> None:
         nonlocal term
         metrics.leading(True)
         term = Term(leading, settings, metrics)
-        await term.run()
+        await term.run(supervisor)
 
-    served = endpoints.application(Health({"leadership": unready}), metrics.registry)
+    health = Health({"leadership": unready, "parts": lambda: supervisor.problem})
+    served = endpoints.application(health, metrics.registry)
     async with endpoints.listening(served, settings.listen_host, settings.listen_port) as port:
         _log.info("metrics and health are served on port %d; waiting to lead as %s", port, settings.identity)
         await leadership.lead(cluster, settings.lease, settings.namespace, settings.identity, work)
@@ -83,19 +87,25 @@ class Term:
             delay=settings.node_loss_delay,
             classes=settings.node_cleanup_classes,
         )
-        self._queues = (self.claims.queue, reclaim.queue, self.orphans.queue, doubts.bookings, doubts.held)
+        self._queues = {
+            "claims": self.claims.queue,
+            "reclaiming": reclaim.queue,
+            "orphans": self.orphans.queue,
+            "bookings": doubts.bookings,
+            "held charges": doubts.held,
+        }
         metrics.watch("claims", self.claims.queue)
         metrics.watch("volumes", reclaim.queue)
         metrics.watch("orphans", self.orphans.queue)
         metrics.watch("nodes", self._node_cleanup.queue)
 
-    async def run(self) -> None:
+    async def run(self, supervisor: Supervisor) -> None:
         """For ever. Nothing is decided before the whole cluster was seen: the books must hold every volume."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._recorder.run(), name="events")
-            tasks.create_task(self.view.run(), name="caches")
+            tasks.create_task(supervisor.keep("events", self._recorder.run))
+            tasks.create_task(supervisor.keep("caches", self.view.run))
             await self.view.wait_synced()
             _log.info("the state of the cluster is known")
-            for queue in self._queues:
-                tasks.create_task(queue.run())
-            tasks.create_task(self._node_cleanup.run(), name="node cleanup")
+            for name, queue in self._queues.items():
+                tasks.create_task(supervisor.keep(name, queue.run))
+            tasks.create_task(supervisor.keep("node cleanup", self._node_cleanup.run))

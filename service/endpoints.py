@@ -4,8 +4,10 @@
 work, check by check with ?verbose and whenever one fails, in the form that the API server's own endpoint has.
 """
 
+import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
 from aiohttp import web
@@ -15,7 +17,15 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from service import listener
+from service.listener import Limits
+
 log = logging.getLogger(__name__)
+
+LIMITS = Limits(connections=64, silence=10.0)
+"""Prometheus and the kubelet need a handful, and connect anew when theirs was closed."""
+_METRICS_SHARE = 0.1
+"""Of one processor, which scrapes may take. Whoever asks more often gets the last answer once more."""
 
 Check = Callable[[], str]
 """Empty: all is well. Else what is wrong and what to do about it."""
@@ -50,8 +60,27 @@ class _Readiness(Collector):
         yield ready
 
 
+class Exposition:
+    """The text of all metrics, made anew only where that leaves the event loop free for what else there is to do."""
+
+    def __init__(self, registry: CollectorRegistry, clock: Callable[[], float] = time.monotonic) -> None:
+        self._registry = registry
+        self._clock = clock
+        self._text = b""
+        self._due = float("-inf")
+
+    def text(self) -> bytes:
+        begun = self._clock()
+        if begun >= self._due:
+            self._text = generate_latest(self._registry)
+            ended = self._clock()
+            self._due = ended + (ended - begun) * (1 / _METRICS_SHARE - 1)
+        return self._text
+
+
 def application(health: Health, registry: CollectorRegistry) -> web.Application:
     registry.register(_Readiness(health))
+    exposition = Exposition(registry)
 
     async def healthz(_: web.Request) -> web.Response:
         return web.Response(text="ok")
@@ -62,7 +91,7 @@ def application(health: Health, registry: CollectorRegistry) -> web.Application:
         return web.Response(text=text, status=200 if ready else 503)
 
     async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        return web.Response(body=exposition.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     served = web.Application()
     served.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)])
@@ -72,12 +101,12 @@ def application(health: Health, registry: CollectorRegistry) -> web.Application:
 @contextlib.asynccontextmanager
 async def listening(served: web.Application, host: str, port: int) -> AsyncIterator[int]:
     """Serves for as long as the context lasts; yields the port, which port 0 leaves to the kernel."""
-    runner = web.AppRunner(served, access_log=None, shutdown_timeout=1)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, host or None, port).start()
-        bound = int(runner.addresses[0][1])
+    loop = asyncio.get_running_loop()
+
+    async def bind(connection: listener.Factory) -> asyncio.Server:
+        return await loop.create_server(connection, host or None, port, backlog=listener.BACKLOG, reuse_address=True)
+
+    async with listener.listening(served, bind, LIMITS) as server:
+        bound = int(server.sockets[0].getsockname()[1])
         log.info("metrics and health are served on %s:%d", host, bound)
         yield bound
-    finally:
-        await runner.cleanup()

@@ -2,10 +2,22 @@
 
 import asyncio
 import contextlib
+import resource
 import signal
 from collections.abc import Coroutine
 
 _ASKING = (signal.SIGTERM, signal.SIGINT)
+_OPEN_FILES = 65536
+"""More than everything here may take together, and few enough for a tool that closes each of them."""
+
+
+def raise_open_files() -> None:
+    """Lets the program have as many open files as it is allowed: the soft limit of 1024 is for programs that use
+    select(2)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def until_asked(work: Coroutine[None, None, None]) -> None:

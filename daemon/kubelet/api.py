@@ -23,11 +23,17 @@ from contract import callout
 from daemon.errors import VolumeError
 from daemon.kubelet import calls, rootsocket
 from daemon.kubelet.calls import Call, Expand, Init, Malformed, Mount, Unmount
+from service import listener
+from service.listener import Limits
 
 log = logging.getLogger(__name__)
 
 LARGEST_REQUEST = 1 << 20
 """Bytes. The kubelet passes the options as one argument, which the kernel limits to 128 KiB; JSON may escape them."""
+
+LIMITS = Limits(connections=512, silence=10.0)
+"""Each mount that waits has one. Only root can connect, but a kubelet that is stopped and killed may leave some."""
+_BODY_SECONDS = 10.0
 
 
 class Abandoned(VolumeError):
@@ -81,15 +87,17 @@ class Api:
     @contextlib.asynccontextmanager
     async def listening(self, path: Path) -> AsyncIterator[None]:
         """Serves on the socket for as long as the context lasts."""
-        runner = web.AppRunner(self.application(), access_log=None, handler_cancellation=True, shutdown_timeout=1)
-        await runner.setup()
-        with rootsocket.listening(path) as listener:
+        loop = asyncio.get_running_loop()
+        with rootsocket.listening(path) as bound:
+
+            async def bind(connection: listener.Factory) -> asyncio.Server:
+                return await loop.create_unix_server(connection, sock=bound, backlog=listener.BACKLOG)
+
             try:
-                await web.SockSite(runner, listener).start()
-                log.info("callouts are answered on %s", path)
-                yield
+                async with listener.listening(self.application(), bind, LIMITS, handler_cancellation=True):
+                    log.info("callouts are answered on %s", path)
+                    yield
             finally:
-                await runner.cleanup()
                 for work in list(self._running.values()):
                     work.task.cancel()
 
@@ -98,7 +106,7 @@ class Api:
         return sum(work.waiting for work in self._running.values())
 
     async def _callout(self, request: web.Request) -> web.Response:
-        call = calls.read(await request.read())
+        call = calls.read(await _body(request))
         self._heard()
         return await self._answered(call)
 
@@ -106,7 +114,7 @@ class Api:
         return web.Response(text=callout.INIT_ANSWER, content_type="application/json")
 
     async def _named(self, request: web.Request) -> web.Response:
-        return await self._answered(calls.named(request.path.removeprefix("/"), await request.read()))
+        return await self._answered(calls.named(request.path.removeprefix("/"), await _body(request)))
 
     async def _answered(self, call: Call) -> web.Response:
         match call:
@@ -164,6 +172,14 @@ class Api:
         finally:
             del self._running[key]
             self._observe(verb, outcome, clock() - started)
+
+
+async def _body(request: web.Request) -> bytes:
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            return await request.read()
+    except TimeoutError:
+        raise Malformed(f"its body did not come within {_BODY_SECONDS:.0f} s") from None
 
 
 def _noted(task: asyncio.Task[None]) -> None:

@@ -9,6 +9,7 @@ from kube.client import CLAIMS, VOLUMES, ApiError, Json
 from provisioner.controller import Term
 from provisioner.metrics import Metrics
 from provisioner.settings import Settings
+from service.supervision import Supervisor
 from tests.unit.provisioner.memory import MemoryCluster
 
 Act = Callable[[], Awaitable[None]]
@@ -18,7 +19,7 @@ PV = "pvc-uid-of-data"
 @asynccontextmanager
 async def leading(cluster: MemoryCluster, metrics: Metrics | None = None) -> AsyncIterator[Term]:
     term = Term(cluster, Settings(identity="test"), metrics or Metrics())
-    working = asyncio.create_task(term.run())
+    working = asyncio.create_task(term.run(Supervisor()))
     try:
         yield term
     finally:

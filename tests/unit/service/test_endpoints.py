@@ -1,12 +1,14 @@
 """The endpoints that people, Kubernetes and Prometheus ask."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import aiohttp
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
-from service.endpoints import Health, application, listening
+from service.endpoints import Exposition, Health, application, listening
 
 
 @pytest.fixture
@@ -44,3 +46,29 @@ async def test_a_node_that_is_not_ready_says_why_and_is_alive(url: str, problems
     assert 'elastic_local_ready{check="socket"} 1.0' in metrics
     assert 'elastic_local_ready{check="storage"} 0.0' in metrics
     assert await get(f"{url}/healthz") == (200, "ok")
+
+
+class Slow(Collector):
+    """Takes two seconds of the clock, and counts how often it was asked."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.asked = 0
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        self.now += 2
+        self.asked += 1
+        yield GaugeMetricFamily("asked", "For the test.", value=self.asked)
+
+
+def test_scrapes_take_a_tenth_of_the_time_however_many_there_are() -> None:
+    registry, slow = CollectorRegistry(), Slow()
+    registry.register(slow)
+    exposition, slow.asked, slow.now = Exposition(registry, clock=lambda: slow.now), 0, 0.0
+    texts = {exposition.text() for _ in range(1000)}
+    assert slow.asked == 1
+    assert len(texts) == 1
+    slow.now = 19.9
+    assert exposition.text() in texts
+    slow.now = 20.0
+    assert b"asked 2.0" in exposition.text()

@@ -1,0 +1,85 @@
+"""What anybody in the pod network can do to the ports of the programs: pods get their volumes all the same."""
+
+import asyncio
+import contextlib
+import os
+import resource
+import socket
+from collections.abc import Iterator
+from functools import partial
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from contract import names
+from kube.client import CLAIMS, PODS
+from service.lifetime import raise_open_files
+from tests.sandbox.programs import Program
+from tests.sandbox.sandbox import Sandbox
+from tests.sandbox.waiting import until
+from tests.sandbox.workloads import Namespace, claim, pod
+
+_NODE = "node-a"
+_SILENT = 1400
+
+
+def urls(sandbox: Sandbox) -> dict[str, tuple[Program, str]]:
+    provisioner = sandbox.provisioners[0]
+    return {
+        "daemon": (sandbox.nodes[_NODE].daemon, sandbox.nodes[_NODE].url),
+        "provisioner": (provisioner, f"http://{provisioner.environment['LISTEN_ADDRESS']}"),
+    }
+
+
+@contextlib.contextmanager
+def idle_connections(url: str, number: int) -> Iterator[None]:
+    """Opened without waiting for the server to take them."""
+    address = urlsplit(url)
+    with contextlib.ExitStack() as stack:
+        for _ in range(number):
+            connection = stack.enter_context(socket.socket())
+            connection.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                connection.connect((address.hostname, address.port))
+        yield
+
+
+def few_are_open(pid: int) -> bool:
+    return len(os.listdir(f"/proc/{pid}/fd")) < 256  # noqa: PTH208 - of a process
+
+
+async def test_idle_connections_stop_no_mount_and_end_no_program(shaken_sandbox: Sandbox, shaken: Namespace) -> None:
+    raise_open_files()
+    programs = urls(shaken_sandbox)
+    for program, _ in programs.values():
+        # As few as a program has that was not allowed more.
+        resource.prlimit(program.pid, resource.RLIMIT_NOFILE, (1024, 4096))
+    with contextlib.ExitStack() as stack:
+        for _, url in programs.values():
+            stack.enter_context(idle_connections(url, _SILENT))
+        await shaken.create(CLAIMS, claim("data", "16Mi"))
+        selector = {names.HOSTNAME_LABEL: shaken_sandbox.nodes[_NODE].hostname}
+        await shaken.create(PODS, pod("user", {"/data": "data"}, nodeSelector=selector))
+        await shaken.until_running("user")
+        for program, url in programs.values():
+            async with aiohttp.ClientSession() as session, session.get(f"{url}/healthz") as answer:
+                assert answer.status == 200
+            assert program.running
+            assert "Too many open files" not in program.output
+            await until(partial(few_are_open, program.pid), what="most connections were closed")
+
+
+async def test_junk_fills_no_log(shaken_sandbox: Sandbox) -> None:
+    junk = b"GET /\x9d" + b"A" * 8000 + b" HTTP/1.1\r\n\r\n"
+    for program, url in urls(shaken_sandbox).values():
+        address = urlsplit(url)
+        before = program.log.stat().st_size
+        for _ in range(200):
+            reader, writer = await asyncio.open_connection(address.hostname, address.port)
+            writer.write(junk)
+            assert b" 400 " in await reader.read()
+            writer.close()
+        said = program.log.read_bytes()[before:]
+        assert b"no HTTP" in program.log.read_bytes()
+        assert b"Traceback" not in said
+        assert len(said) < 2000
