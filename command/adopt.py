@@ -90,9 +90,10 @@ async def _adopt(named: list[str], heir: Heir | None, yes: bool, kubeconfig: str
             found = await _find(here, connected)
             plans = adoption.chosen(await _plans(found, heir), named)
         if unknown := set(named) - {plan.volume for plan in plans}:
+            hidden = "".join(f"; {each.reason}" for each in found.inventory.unseen)
             raise Stop(
                 f"nothing is to be adopted under the name {', '.join(sorted(unknown))}: `elastic-local volumes` lists "
-                "what this node has"
+                f"what this node has{hidden}"
             )
         if yes:
             async with patience("adopting"):

@@ -25,7 +25,8 @@ DELETING = "deleting"
 LOST = "lost"
 """Tied to a node that the cluster does not have."""
 UNSEEN = "unseen"
-"""Its node was not asked, or did not answer."""
+"""Its node was not asked, or did not answer, or can't see all of its storage now. A row of that state without a uid
+names such storage."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def of_node(
         Row(found.pv, "", node, SNAPSHOT, found.size, pool=found.pool, remark=_snapshot_remark(found))
         for found in inventory.snapshots
     ]
+    rows += [Row("-", "", node, UNSEEN, 0, pool=hidden.pool, remark=hidden.reason) for hidden in inventory.unseen]
     return sorted(rows, key=lambda row: row.volume)
 
 
@@ -100,7 +102,8 @@ def joined(
     users = _users(pods)
     rows = [_known(row, by_uid.get(row.uid), users) for row in held]
     seen = {row.uid for row in rows if row.uid}
-    rows += [_unheld(volume, nodes, answered, users) for volume in volumes if volume.uid not in seen]
+    hidden = {(row.node, row.pool): row.remark for row in rows if row.state == UNSEEN and not row.uid}
+    rows += [_unheld(volume, nodes, answered, users, hidden) for volume in volumes if volume.uid not in seen]
     return sorted(rows, key=lambda row: (row.node, row.volume))
 
 
@@ -126,13 +129,22 @@ def _known(row: Row, volume: PersistentVolume | None, users: Mapping[str, tuple[
 
 
 def _unheld(
-    volume: PersistentVolume, nodes: Sequence[Node], answered: Collection[str], users: Mapping[str, tuple[str, ...]]
+    volume: PersistentVolume,
+    nodes: Sequence[Node],
+    answered: Collection[str],
+    users: Mapping[str, tuple[str, ...]],
+    hidden: Mapping[tuple[str, str], str],
 ) -> Row:
+    """`hidden`: why not all of a pool can be seen, by node and pool."""
     home = next((node for node in nodes if _lives_on(volume, node)), None)
     claim = str(volume.claim or "")
     state, remark = PENDING, "the first mount chooses its node"
     if volume.pinned and home is None:
         state, remark = LOST, "no node of the cluster has its hostname"
+    elif home and (
+        why := hidden.get((home.name, volume.pool)) or hidden.get((home.name, volume.pool.partition("/")[0]))
+    ):
+        state, remark = UNSEEN, why
     elif home and home.name in answered:
         remark = "its node has not made it yet: see the events of the PersistentVolume"
     elif home:

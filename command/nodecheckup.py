@@ -111,11 +111,15 @@ async def storage(here: Settings) -> list[Finding]:
     except (VolumeError, CommandError) as error:
         return [wrong("storage", str(error), "see the log of this node's daemon")]
     absent = lacking(inventory, here.classes)
+    hidden = {each.pool for each in inventory.unseen}
     judged = wrong if len(absent) == len(here.classes) else unknown
     found = []
     for name, each in here.classes.items():
         check = f"storage ({each.kind})" if len(here.classes) == 1 else f"storage ({each.kind}, device class {name})"
         if problem := absent.get(name):
+            if hidden & {each.pool, each.group}:  # it exists: another in its place would stand in its way
+                found.append(wrong(check, problem, "as it says, then elastic-local doctor again"))
+                continue
             remedy = (
                 f"elastic-local vg create {each.group} DEVICE..." if each.kind == LVM else f"mkdir -p {each.folder}"
             )
@@ -123,6 +127,11 @@ async def storage(here: Settings) -> list[Finding]:
         else:
             count = sum(volume.pool == each.pool for volume in inventory.volumes)
             found.append(ok(check, f"{each.pool} with {count} volumes"))
+    found += [
+        wrong(f"storage: all of {each.pool}", each.reason, "as it says, then elastic-local doctor again")
+        for each in inventory.unseen
+        if each.reason not in absent.values()
+    ]
     if inventory.damaged:
         names = ", ".join(each.name for each in inventory.damaged)
         found.append(wrong("records", f"volumes with a damaged record: {names}", "elastic-local volumes"))

@@ -1,8 +1,9 @@
 """What becomes of volumes whose node is gone: decided here, done in provisioner.nodecleanup.
 
 A volume that is on its way out anyway, deleted or released under policy Delete, would wait for its node for ever: it is
-let go. One that somebody still counts on is theirs: the claim's owner is told, and no more happens, unless the
-StorageClass was named by the administrator as one whose claims and volumes go with their node.
+let go. Not one that is to be retained: what its disks have noted may be older than that wish, and they would lose it
+when they come back. One that somebody still counts on is theirs: the claim's owner is told, and no more happens, unless
+the StorageClass was named by the administrator as one whose claims and volumes go with their node.
 """
 
 import enum
@@ -22,14 +23,19 @@ class Step(enum.Enum):
 def next_step(volume: Resident, opted_in: bool) -> Step:
     """What is to be done once the node has been gone for long enough. `opted_in`: the volume's class was named."""
     if volume.deleting:
-        return Step.LET_GO if volume.held else Step.KEEP
+        return Step.LET_GO if volume.held and not retained(volume) else Step.KEEP
     if volume.phase == RELEASED and volume.reclaim_policy == DELETE:
         return Step.DELETE if volume.ours or opted_in else Step.KEEP
     if not opted_in:
         return Step.KEEP
     if volume.phase == BOUND:
         return Step.DELETE_CLAIM
-    return Step.DELETE if volume.phase == AVAILABLE else Step.KEEP
+    return Step.DELETE if volume.phase == AVAILABLE and not retained(volume) else Step.KEEP
+
+
+def retained(volume: Resident) -> bool:
+    """Its node has to note on it that it is to be kept, before its PersistentVolume may go."""
+    return volume.ours and volume.reclaim_policy != DELETE
 
 
 def warning(volume: Resident, step: Step, delay: float | None) -> str:
@@ -41,6 +47,11 @@ def warning(volume: Resident, step: Step, delay: float | None) -> str:
         if step is Step.DELETE_CLAIM and delay is not None:
             return f"{lost}: this claim is deleted {soon}"
         return f"{lost}: bring the node back, or give the data up by deleting this claim and the pods that use it"
+    if step is Step.KEEP and volume.held:
+        return (
+            f"{lost}, and it is to be retained: bring the node back, so that it notes that on the volume; to give the "
+            "data up, set the reclaim policy of this PersistentVolume to Delete"
+        )
     if step is Step.KEEP:
         return ""
     if delay is None:

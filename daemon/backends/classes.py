@@ -3,8 +3,8 @@
 LVM is one backend however many groups there are, so a look at them costs one report. Each folder of files or folders is
 one of its own. A volume is made where its parameters say, and found again by its pool, which no two of them share.
 
-Nodes differ, and disks go. One backend that can't be looked at shows no pool, as if the node did not have it, and the
-others serve on: of volumes in a pool that is not there nobody says that they are gone.
+Nodes differ, and disks go. One backend that can't be looked at shows no pool, and the inventory says which ones were
+not seen and why; the others serve on. Of volumes in a pool that was not seen nobody says that they are gone.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from daemon.backends.lvm import LvmBackend
 from daemon.errors import PoolMissing, VolumeError
 from daemon.storage.deviceclasses import LOOP, LVM, DeviceClass, reserve_of
 from daemon.storage.erase import Reuse
-from daemon.storage.record import Damaged, Inventory, Pool, Record, Volume, Wanted
+from daemon.storage.record import Damaged, Inventory, Pool, Record, Unseen, Volume, Wanted
 from daemon.storage.thinpools import Enlargement
 from lvm import Lvm
 
@@ -72,7 +72,13 @@ class ClassesBackend:
 
     async def inspect(self) -> Inventory:
         found = await self._of_each([member.inspect() for member in self._distinct])
-        merged = self._merged([inventory for inventory in found if inventory is not None])
+        unseen = [
+            Unseen(pool, str(failure))
+            for member, failure in zip(self._distinct, found, strict=True)
+            if isinstance(failure, VolumeError)
+            for pool in self._pools_of(member)
+        ]
+        merged = self._merged([inventory for inventory in found if isinstance(inventory, Inventory)], unseen)
         self._shown = {pool.name for pool in merged.pools}
         return merged
 
@@ -120,17 +126,25 @@ class ClassesBackend:
             return member
         raise PoolMissing(f"{pool} is none of this node's pools (any more): see its DEVICE_CLASSES_FILE")
 
-    async def _of_each(self, work: list[Coroutine[Any, Any, T]]) -> list[T | None]:
-        """What each member answers, None for one that fails. Raises only what no member can do."""
+    def _pools_of(self, member: Backend) -> list[str]:
+        return [pool for pool, each in self._by_pool.items() if each is member]
+
+    async def _of_each(self, work: list[Coroutine[Any, Any, T]]) -> list[T | VolumeError]:
+        """What each member answers, or why it fails. Raises only what no member can do."""
         outcomes = await asyncio.gather(*work, return_exceptions=True)
-        failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        answers: list[T | VolumeError] = []
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException) and not isinstance(outcome, VolumeError):
+                raise outcome
+            answers.append(outcome)
+        failures = [answer for answer in answers if isinstance(answer, VolumeError)]
         for failure in failures:
-            if len(failures) == len(outcomes) or not isinstance(failure, VolumeError):
+            if len(failures) == len(answers):
                 raise failure
             log.warning("a part of this node's storage can't be used: %s", failure)
-        return [None if isinstance(outcome, BaseException) else outcome for outcome in outcomes]
+        return answers
 
-    def _merged(self, found: list[Inventory]) -> Inventory:
+    def _merged(self, found: list[Inventory], unseen: list[Unseen]) -> Inventory:
         volumes = [volume for each in found for volume in each.volumes]
         count = Counter(volume.pv for volume in volumes)
         damaged = [
@@ -144,4 +158,5 @@ class ClassesBackend:
             [foreign for each in found for foreign in each.foreign],
             [*(one for each in found for one in each.damaged), *damaged],
             [snapshot for each in found for snapshot in each.snapshots],
+            [*unseen, *(one for each in found for one in each.unseen)],
         )

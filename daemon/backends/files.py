@@ -120,7 +120,9 @@ class FilesBackend(Backend):
         if not self._folder.is_dir():
             return Inventory()
         remembered, unreadable = self._records.read_all()
-        present = {path.name.removesuffix(self.SUFFIX): path for path in self._folder.glob(f"*{self.SUFFIX}")}
+        # Not by glob, which shows a folder that can't be read as an empty one.
+        found = sorted(path for path in self._folder.iterdir() if path.name.endswith(self.SUFFIX))
+        present = {path.name.removesuffix(self.SUFFIX): path for path in found}
         volumes, damaged = [], [Damaged(pv, self._pool, reason) for pv, reason in unreadable.items()]
         for pv, entry in remembered.items():
             if pv in present:

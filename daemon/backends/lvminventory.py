@@ -8,7 +8,18 @@ from dataclasses import dataclass
 import lvm
 from contract import capacity
 from contract.parameters import RAID1, VolumeParameters
-from daemon.storage.record import Damaged, DamagedRecord, Foreign, Health, Inventory, Pool, Thin, Volume, from_tags
+from daemon.storage.record import (
+    Damaged,
+    DamagedRecord,
+    Foreign,
+    Health,
+    Inventory,
+    Pool,
+    Thin,
+    Unseen,
+    Volume,
+    from_tags,
+)
 from lvm import LogicalVolume, VolumeGroup
 
 _LEG = re.compile(r"_(rmeta|rimage)_\d+")
@@ -40,7 +51,7 @@ def inventory(state: lvm.State, groups: Collection[str]) -> Inventory:
     snapshots: list[Volume] = []
     damaged: list[Damaged] = []
     strangers: list[LogicalVolume] = []
-    usable = {found.name for found in state.groups if not found.exported}
+    usable = {found.name for found in state.groups} - _hidden(state).keys()
     for found in state.volumes:
         if found.is_thin_pool or found.group not in usable:
             continue
@@ -72,7 +83,37 @@ def inventory(state: lvm.State, groups: Collection[str]) -> Inventory:
         if found.name in usable
         for pool in (_group_pool(found, (*volumes, *snapshots)), *_thin_pools(state, found, ours))
     ]
-    return Inventory(volumes, pools, foreign, damaged, snapshots)
+    return Inventory(volumes, pools, foreign, damaged, snapshots, list(_unseen(state)))
+
+
+def _hidden(state: lvm.State) -> dict[str, str]:
+    """Groups of which nothing may be touched, and why. LVM shows the volumes of two groups of one name as if they were
+    of one, and the one that a command would mean may be the other."""
+    count = Counter(found.name for found in state.groups)
+    hidden = {}
+    for found in state.groups:
+        if count[found.name] > 1:
+            hidden[found.name] = (
+                f"this node has {count[found.name]} volume groups {found.name}: take the disks of one away, or rename "
+                "it (`vgrename UUID NEW-NAME`)"
+            )
+        elif found.exported:
+            hidden[found.name] = f"volume group {found.name} is exported: import it with `vgimport {found.name}`"
+    return hidden
+
+
+def _unseen(state: lvm.State) -> Iterator[Unseen]:
+    """Each device has a copy of its group's metadata, and one that was away may come back with volumes that the others
+    know nothing of."""
+    for name, reason in _hidden(state).items():
+        yield Unseen(name, reason)
+    for found in state.groups:
+        if found.missing_devices:
+            yield Unseen(
+                found.name,
+                f"volume group {found.name} misses {found.missing_devices} of its devices: bring them back, or if they "
+                f"are gone for good `vgreduce --removemissing {found.name}`",
+            )
 
 
 def suspended(state: lvm.State, found: Inventory) -> list[LogicalVolume]:

@@ -51,7 +51,9 @@ class RecordFiles:
     def read_all(self) -> tuple[Mapping[str, Remembered], Mapping[str, str]]:
         """What is remembered, and of what the memory is damaged and why; both by name of the PersistentVolume."""
         sound, damaged = {}, {}
-        for path in sorted(self._folder.glob(f"[!.]*{_SUFFIX}")):
+        for path in sorted(self._folder.iterdir()):
+            if path.name.startswith(".") or not path.name.endswith(_SUFFIX):
+                continue
             pv = path.name.removesuffix(_SUFFIX)
             try:
                 if remembered := self._read(pv):

@@ -45,7 +45,7 @@ def diagnose(
         found.setdefault(name, Health.READ_ONLY)
     for pv in persistent_volumes:
         volume = inventory.volume(pv.name)
-        if volume is None and pv.pool and inventory.pool(pv.pool) is None:
+        if volume is None and pv.pool and (pv.made or inventory.pool(pv.pool) is None) and inventory.blind(pv.pool):
             found[pv.name] = Health.MISSING_DEVICE
     return found
 

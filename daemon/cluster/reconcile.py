@@ -117,16 +117,19 @@ class Reconciler:
                 await self._volumes.prepare(wanted(pv))
                 await remember_made(self._cluster, pv)
             case Action.RECLAIM:
-                if not await self._volumes.reclaim(pv.name, pv.uid, pv.pool or self._pool_of(parameters_of(pv))):
+                if not await self._volumes.reclaim(pv.name, pv.uid, self._pool(pv)):
                     return  # when its data is gone, we are asked to look again
                 await release(self._cluster, pv)
                 self.retry_preparations()
             case Action.RETAIN:
-                await self._volumes.retain(pv.name, pv.uid)
+                await self._volumes.retain(pv.name, pv.uid, self._pool(pv), made=pv.made)
                 # The provisioner stops counting the volume when the finalizer goes: its space must be gone from the
                 # published figure before that, or it would be promised a second time.
                 await self._publisher.publish(certain=True)
                 await release(self._cluster, pv)
+
+    def _pool(self, pv: PersistentVolume) -> str:
+        return pv.pool or self._pool_of(parameters_of(pv))
 
     def _report(self, action: Action, pv: PersistentVolume, error: VolumeError) -> None:
         if action is Action.PREPARE:

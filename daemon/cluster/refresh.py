@@ -130,6 +130,9 @@ def missing(inventory: Inventory, device_class: DeviceClass) -> str:
     """What the node lacks to hold volumes of a device class, and what to do about it."""
     if inventory.pool(device_class.pool) is not None:
         return ""
+    hidden = {each.pool: each.reason for each in inventory.unseen}
+    if why := hidden.get(device_class.pool) or hidden.get(device_class.group):
+        return why
     if device_class.kind != LVM:
         return f"this node has no folder {device_class.folder} for volumes: mount the disk that it is on, or make it"
     group, thin_pool = device_class.group, device_class.thin_pool

@@ -8,7 +8,7 @@ import asyncio
 from dataclasses import replace
 
 from daemon.backends import Backend
-from daemon.errors import BeingErased, Foreign, Lost
+from daemon.errors import BeingErased, Foreign, Lost, PoolMissing
 from daemon.storage.cloning import Cloning
 from daemon.storage.filesystems import Filesystems
 from daemon.storage.record import State, Volume, Wanted
@@ -56,6 +56,8 @@ class Making:
             )
         if volume is None or volume.record.state in (State.FORMATTING, State.COPYING):
             if wanted.made:
+                if volume is None and (why := self._stock.inventory.blind(self._backend.pool_of(wanted.parameters))):
+                    raise PoolMissing(f"volume {wanted.pv} was made on this node and can't be seen now: {why}")
                 raise Lost(
                     f"volume {wanted.pv} was made on this node and is not there any more: bring back the disks that it "
                     "lies on; if they are gone for good, so is its data: delete the claim and make it anew"

@@ -277,6 +277,16 @@ class Damaged:
 
 
 @dataclass(frozen=True)
+class Unseen:
+    """A place of which not everything can be seen now: what is not found there may come back."""
+
+    pool: str
+    """As in Pool.name; of a volume group, its thin pools too."""
+    reason: str
+    """Why, and what to do about it. A whole sentence without its full stop."""
+
+
+@dataclass(frozen=True)
 class Inventory:
     """All that one look at the node found."""
 
@@ -286,6 +296,7 @@ class Inventory:
     damaged: Collection[Damaged] = ()
     snapshots: Collection[Volume] = ()
     """Ours, and no volumes of PersistentVolumes: they live while they are copied, and until their data is erased."""
+    unseen: Collection[Unseen] = ()
 
     def volume(self, pv: str) -> Volume | None:
         return next((volume for volume in self.volumes if volume.pv == pv), None)
@@ -295,3 +306,10 @@ class Inventory:
 
     def pool(self, name: str) -> Pool | None:
         return next((pool for pool in self.pools if pool.name == name), None)
+
+    def blind(self, pool: str) -> str:
+        """Why nobody can say of a volume that is not found that it is not in that pool. Empty: all of it was seen."""
+        for each in self.unseen:
+            if each.pool in (pool, pool.partition("/")[0]):
+                return each.reason
+        return "" if self.pool(pool) else f"this node does not show {pool} now: bring its disks back"

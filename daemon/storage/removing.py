@@ -11,7 +11,7 @@ from dataclasses import replace
 from contract import names
 from contract.volume import RETAIN
 from daemon.backends import Backend
-from daemon.errors import PoolMissing
+from daemon.errors import Foreign, PoolMissing
 from daemon.storage.erasing import Erasures
 from daemon.storage.filesystems import Filesystems
 from daemon.storage.record import State
@@ -52,10 +52,10 @@ class Removing:
             volume = self._stock.inventory.volume(pv)
         if volume is None:
             self._stock.refuse_damaged(pv)
-            if self._stock.inventory.pool(pool) is None:
+            if why := self._stock.inventory.blind(pool):
                 raise PoolMissing(
-                    f"volume {pv} lies in {pool}, which this node does not show now: bring its disks back, or if they "
-                    f"are gone for good take the finalizer {names.FINALIZER} off this PersistentVolume"
+                    f"volume {pv} is not to be seen in {pool} now, and so not gone: {why}; if its data is gone for "
+                    f"good, take the finalizer {names.FINALIZER} off this PersistentVolume"
                 )
             return True
         if volume.record.uid != uid:
@@ -72,10 +72,28 @@ class Removing:
         self._filesystems.changed(pv)
         return True
 
-    async def retain(self, pv: str, uid: str) -> None:
-        """Its record says from now on that it is to be kept."""
+    async def retain(self, pv: str, uid: str, pool: str, *, made: bool) -> None:
+        """Its record says from now on that it is to be kept, if there ever was a volume: one that was `made` and is
+        not found is somewhere else, and would come back with a record that says otherwise."""
         volume = await self._stock.volume(pv)
-        if volume is None or volume.record.uid != uid or volume.record.state is State.ERASING:
-            return  # of one whose data is going there is nothing to keep
-        if volume.record.policy != RETAIN:
+        if volume is None:
+            await self._stock.look()
+            volume = self._stock.inventory.volume(pv)
+        if volume is None:
+            self._stock.refuse_damaged(pv)
+            why = self._stock.inventory.blind(pool)
+            if why or made:
+                raise PoolMissing(
+                    f"volume {pv} is to be retained, and is not to be seen in {pool} now, so it can't be noted on it: "
+                    f"{why or 'bring back the disk that it lies on'}; if its data is gone for good, set the reclaim "
+                    f"policy to Delete, or take the finalizer {names.FINALIZER} off this PersistentVolume"
+                )
+        elif volume.record.uid != uid:
+            if made:
+                raise Foreign(
+                    f"volume {pv} is to be retained, and what this node has under its name is noted as that of uid "
+                    f"{volume.record.uid}, not {uid}: if it is the same data, run `elastic-local adopt {pv} --yes` on "
+                    f"the node; if not, take the finalizer {names.FINALIZER} off this PersistentVolume"
+                )
+        elif volume.record.policy != RETAIN and volume.record.state is not State.ERASING:
             await self._stock.rewrite(volume, replace(volume.record, policy=RETAIN))

@@ -145,9 +145,12 @@ class Volumes:
         volume of that name but another uid is not its own, and stays."""
         return await self._turn("reclaim", pv, uid, lambda: self._removing.removed(pv, uid, pool))
 
-    async def retain(self, pv: str, uid: str) -> None:
-        """The volume, if it exists, says itself that it is to be kept, PersistentVolume or not."""
-        await self._turn("retain", pv, uid, lambda: self._removing.retain(pv, uid))
+    async def retain(self, pv: str, uid: str, pool: str, *, made: bool) -> None:
+        """The volume says itself that it is to be kept, PersistentVolume or not. `made`: there is one. Raises
+        PoolMissing when that, or what else `pool` may hold, can't be seen now, and Foreign when its name belongs to
+        another: then nothing is noted."""
+        request = (uid, pool, made)
+        await self._turn("retain", pv, request, lambda: self._removing.retain(pv, uid, pool, made=made))
 
     async def _turn(self, kind: str, pv: str, request: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         async def observed() -> T:

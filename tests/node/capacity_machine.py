@@ -238,7 +238,7 @@ class CapacityMachine(RuleBasedStateMachine):
     @rule(choice=st.integers(0, 99))
     def retain(self, choice: int) -> None:
         pv = self.leaving(self.pick(self.idle(), choice), RETAIN)
-        self.run(self.volumes.retain(pv.name, pv.uid))
+        self.run(self.volumes.retain(pv.name, pv.uid, pv.pool, made=pv.made))
         self.publish()
         self.kept[pv.name] = self.storage.pvs.pop(pv.name)
 

@@ -134,7 +134,7 @@ async def test_while_it_is_erased_others_go_on_and_it_is_nobodys(node: Node) -> 
             await daemon.mount(node.wanted(SIZE), folder, read_only=False)
         with pytest.raises(BeingErased, match="make a new claim"):
             await daemon.prepare(node.wanted(SIZE, uid="next"))
-        await daemon.retain(node.pv, "uid")
+        await daemon.retain(node.pv, "uid", node.pool, made=True)
         volume = daemon.inventory.volume(node.pv)
         assert volume
         assert volume.record.state is State.ERASING

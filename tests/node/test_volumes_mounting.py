@@ -166,8 +166,10 @@ async def test_the_policy_is_kept_with_the_volume(node: Node) -> None:
         await volumes.prepare(node.wanted(policy=policy))
         (volume,) = (await started(node)).inventory.volumes
         assert (volume.record.policy, volume.record.state) == (policy, State.READY)
-    await volumes.retain(node.pv, "another")
-    await volumes.retain(node.pv, "uid")
+    with pytest.raises(Foreign, match="noted as that of uid uid, not another"):
+        await volumes.retain(node.pv, "another", node.pool, made=True)
+    await volumes.retain(node.pv, "another", node.pool, made=False)
+    await volumes.retain(node.pv, "uid", node.pool, made=True)
     (volume,) = (await started(node)).inventory.volumes
     assert volume.record.policy == RETAIN
 

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 from command import holdings
 from command.holdings import Row
-from daemon.storage.record import Damaged, Foreign, Health, Inventory, State, Volume
+from daemon.storage.record import Damaged, Foreign, Health, Inventory, State, Unseen, Volume
 from kube.records import Pod, PodVolume
 from tests.unit.command.objects import GIB, NODE, OTHER_NODE, held, persistent_volume
 
@@ -61,3 +61,11 @@ def test_states_that_only_both_together_show() -> None:
     assert state(pv, set(), NODE, told=[]) == "unseen"
     assert state(pv, {"node-2"}, OTHER_NODE, told=[]) == "lost"
     assert state(persistent_volume(pinned=False), {"node-1"}, NODE, told=[]) == "pending"
+
+
+def test_what_a_node_can_not_see_is_not_said_to_be_missing() -> None:
+    held_rows = holdings.of_node(Inventory(unseen=[Unseen("vg", "vg is exported: import it")]), "node-1", {}, {})
+    assert rows(*held_rows) == {"-": "unseen"}
+    found = holdings.joined(held_rows, [persistent_volume()], [_POD], [NODE], {"node-1"})
+    assert rows(*found) == {"-": "unseen", "pvc-1": "unseen"}
+    assert {row.remark for row in found} == {"vg is exported: import it"}

@@ -286,7 +286,8 @@ async def test_a_deletion_that_fails_is_counted_tried_again_and_holds_up_no_othe
 
 async def test_a_volume_of_ours_is_let_go_and_its_owner_told(cluster: MemoryCluster) -> None:
     body = our_body(finalizers=(names.FINALIZER, "somebody/else"), deletionTimestamp="now")
-    cluster.put(VOLUMES, {**body, "spec": {**body["spec"], "claimRef": CLAIM, "storageClassName": "fast"}})
+    spec = {"claimRef": CLAIM, "storageClassName": "fast", "persistentVolumeReclaimPolicy": "Delete"}
+    cluster.put(VOLUMES, {**body, "spec": {**body["spec"], **spec}})
     async with working(cluster, classes=frozenset()) as stage:
         cluster.remove(NODES, "n1")
         await until(lambda: cluster.messages("NodeDeleted"))

@@ -48,7 +48,7 @@ KEEP, LET_GO, REMOVE, REMOVE_CLAIM = Step.KEEP, Step.LET_GO, Step.DELETE, Step.D
     [
         (PENDING, DELETE, KEEP, KEEP, KEEP),
         (AVAILABLE, DELETE, KEEP, REMOVE, REMOVE),
-        (AVAILABLE, RETAIN, KEEP, REMOVE, REMOVE),
+        (AVAILABLE, RETAIN, KEEP, KEEP, REMOVE),
         (BOUND, DELETE, KEEP, REMOVE_CLAIM, REMOVE_CLAIM),
         (BOUND, RETAIN, KEEP, REMOVE_CLAIM, REMOVE_CLAIM),
         (RELEASED, DELETE, REMOVE, REMOVE, REMOVE),
@@ -73,7 +73,16 @@ def test_what_is_being_deleted_is_let_go_only_when_its_node_alone_holds_it(
 ) -> None:
     going = replace(VOLUME, phase=phase, reclaim_policy=policy, deleting=True)
     assert next_step(going, named) is KEEP
-    assert next_step(replace(going, held=True), named) is LET_GO
+    assert next_step(replace(going, held=True), named) is (LET_GO if policy == DELETE else KEEP)
+
+
+def test_one_that_is_to_be_retained_waits_for_its_node_to_note_that() -> None:
+    """What the node's disks have noted may still say Delete: they would lose it when they come back."""
+    held = replace(VOLUME, phase=RELEASED, reclaim_policy=RETAIN, deleting=True, held=True)
+    assert next_step(held, opted_in=True) is KEEP
+    for delay in (60, None):
+        assert "bring the node back" in warning(held, KEEP, delay)
+        assert "set the reclaim policy of this PersistentVolume to Delete" in warning(held, KEEP, delay)
 
 
 def test_the_owner_of_a_claim_reads_what_happens_to_it() -> None:

@@ -1,5 +1,7 @@
 """Which backend of a node a volume goes to, and that one that fails leaves the others alone."""
 
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -134,3 +136,37 @@ async def test_what_is_being_written_survives_a_look_for_what_is_missing(
     unfinished.touch()
     await backend.establish()
     assert unfinished.exists()
+
+
+async def test_the_inventory_says_which_pools_were_not_seen_and_why(
+    backend: ClassesBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = await backend.create(wanted("a", "fast"))
+
+    async def fail(_: LoopBackend) -> Inventory:
+        raise BackendFailed("the node's disk said: Input/output error")
+
+    assert (await backend.inspect()).blind(volume.pool) == ""
+    with monkeypatch.context() as patched:
+        patched.setattr(LoopBackend, "inspect", fail)
+        found = await backend.inspect()
+    assert {each.pool for each in found.unseen} == {"loop:fast", "loop:slow"}
+    assert "Input/output error" in found.blind(volume.pool)
+    assert found.blind("folder:plain") == ""
+    assert "does not show" in found.blind("of another node")
+
+
+async def test_a_folder_that_can_not_be_read_is_not_an_empty_one(
+    backend: ClassesBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when its disk is dying: pathlib.Path.glob shows an empty folder then."""
+    await backend.create(wanted("a", "plain"))
+    listed = os.listdir
+
+    def failing(path: object) -> list[str]:
+        if str(path).endswith("plain"):
+            raise OSError(errno.EIO, "Input/output error")
+        return listed(path)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(os, "listdir", failing)
+    assert "Input/output error" in (await backend.inspect()).blind("folder:plain")

@@ -185,3 +185,23 @@ def test_each_complaint_of_lvm_has_a_name(
 def test_places_and_names_of_pools() -> None:
     for place in (Place("vg"), Place("vg", "pool")):
         assert Place.of(str(place)) == place
+
+
+@pytest.mark.parametrize(
+    ("groups", "shown", "why"),
+    [
+        ((GROUP,), True, ""),
+        ((), False, "does not show vg"),
+        ((replace(GROUP, exported=True),), False, "vgimport vg"),
+        ((replace(GROUP, missing_devices=1),), True, "misses 1 of its devices"),
+        ((GROUP, replace(GROUP, uuid="another")), False, "2 volume groups vg"),
+    ],
+)
+def test_of_what_is_not_seen_in_a_group_it_says_why(groups: tuple[VolumeGroup, ...], shown: bool, why: str) -> None:
+    found = inventory(report(ours("pvc-1"), POOL, groups=groups), ["vg"])
+    assert (found.pool("vg") is not None) is shown
+    assert (found.volume("pvc-1") is not None) is shown
+    for pool in ("vg", "vg/pool"):
+        assert (why.replace(" vg", f" {pool}") if "does not show" in why else why) in found.blind(pool)
+        assert bool(found.blind(pool)) is bool(why)
+    assert "does not show vg/other" in found.blind("vg/other") or why

@@ -132,6 +132,48 @@ async def test_a_changed_policy_goes_into_the_record(node: NodeParts) -> None:
     await until(lambda: [volume.record.policy for volume in node.volumes.inventory.volumes] == [RETAIN])
 
 
+async def test_what_is_to_be_retained_and_can_not_be_seen_is_not_let_go_before_it_is_noted(node: NodeParts) -> None:
+    """Its disk is away. When it came back without having heard of Retain, it would be an orphan of policy Delete."""
+    await create_pv(node.cluster, "pv")
+    await until(lambda: node.volume_names() == {"pv"})
+    await until(lambda: _says_made(node, "pv"))
+    away = node.data.rename(f"{node.data}.away")
+    await node.volumes.refresh()
+    assert not node.volume_names()
+    await node.cluster.patch(VOLUMES, "pv", {"spec": {"persistentVolumeReclaimPolicy": RETAIN}})
+    await release_from_claim(node.cluster, "pv")
+    await until(lambda: _warned(node, "VolumeFailedDelete", "to be retained, and is not to be seen in folder"))
+    node.data.mkdir()  # as a daemon does that finds no folder of its own
+    node.reconciler.look_at("pv")
+    await until(lambda: _warned(node, "VolumeFailedDelete", "bring back the disk that it lies on"))
+    found = await read_pv(node.cluster, "pv")
+    assert found
+    assert names.FINALIZER in found.finalizers
+
+    node.data.rmdir()
+    away.rename(node.data)
+    node.reconciler.look_at("pv")
+    await until(lambda: not node.holdings.all())
+    await node.volumes.refresh()
+    assert [volume.record.policy for volume in node.volumes.inventory.volumes] == [RETAIN]
+
+
+async def test_what_is_to_be_retained_and_was_never_made_is_let_go(node: NodeParts) -> None:
+    await create_pv(node.cluster, "pv", mi=CAPACITY // MI + 1, policy=RETAIN)
+    await until(lambda: _warned(node, PREPARATION_FAILED, "pv"))
+    await release_from_claim(node.cluster, "pv")
+    await until(lambda: not node.holdings.all())
+
+
+async def _says_made(node: NodeParts, name: str) -> bool:
+    found = await read_pv(node.cluster, name)
+    return found is not None and found.made
+
+
+async def _warned(node: NodeParts, reason: str, words: str) -> bool:
+    return any(reason == told and words in message for _, told, message in await node.warnings())
+
+
 async def test_what_cannot_be_made_is_told_and_made_when_there_is_room(node: NodeParts) -> None:
     await create_pv(node.cluster, "large", mi=80)
     await until(lambda: node.volume_names() == {"large"})

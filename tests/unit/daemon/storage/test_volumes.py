@@ -14,7 +14,7 @@ from contract.volume import DELETE, RETAIN
 from daemon.errors import BackendFailed, Damaged, Foreign, Lost, NoSpace, PoolMissing
 from daemon.storage.erase import Reuse
 from daemon.storage.record import Damaged as DamagedVolume
-from daemon.storage.record import Inventory, Pool, Record, State, Volume, Wanted
+from daemon.storage.record import Inventory, Pool, Record, State, Unseen, Volume, Wanted
 from daemon.storage.room import Promise
 from daemon.storage.thinpools import Enlargement
 from daemon.storage.volumes import Volumes
@@ -31,6 +31,7 @@ class Memory:
         self.size = size
         self.volumes: dict[str, Volume] = {}
         self.damaged: list[DamagedVolume] = []
+        self.unseen: list[Unseen] = []
         self.calls: list[str] = []
         self.running = self.most_running = 0
         self.gate = asyncio.Event()
@@ -54,6 +55,7 @@ class Memory:
             (Pool(POOL, self.size, self.size - ours, ours, granularity=10, reserve=self.reserve),),
             (),
             tuple(self.damaged),
+            unseen=tuple(self.unseen),
         )
 
     async def create(self, wanted: Wanted) -> Volume:
@@ -174,7 +176,9 @@ async def test_a_volume_of_another_uid_is_refused(volumes: Volumes, backend: Mem
         with pytest.raises(Foreign, match="does not show its data"):
             await attempt(wanted(uid="mine", size=200))
     await volumes.reclaim("pv", "mine", POOL)
-    await volumes.retain("pv", "mine")
+    await volumes.retain("pv", "mine", POOL, made=False)
+    with pytest.raises(Foreign, match=r"noted as that of uid theirs.*adopt pv"):
+        await volumes.retain("pv", "mine", POOL, made=True)
     assert backend.volumes["pv"].record == wanted(uid="theirs").record(State.READY)
     assert backend.volumes["pv"].size == 100
 
@@ -184,6 +188,31 @@ async def test_a_volume_that_is_not_found_is_not_gone_while_its_pool_is_not_foun
 ) -> None:
     with pytest.raises(PoolMissing, match="bring its disks back"):
         await volumes.reclaim("pv", "uid", "another pool")
+    with pytest.raises(PoolMissing, match="bring its disks back"):
+        await volumes.retain("pv", "uid", "another pool", made=False)
+
+
+async def test_nor_is_it_gone_while_a_part_of_its_pool_can_not_be_seen(volumes: Volumes, backend: Memory) -> None:
+    backend.unseen = [Unseen(POOL, "a disk is missing: bring it back")]
+    await volumes.refresh()
+    for attempt in (
+        volumes.reclaim("pv", "uid", POOL),
+        volumes.reclaim("pv", "uid", f"{POOL}/thin"),
+        volumes.retain("pv", "uid", POOL, made=False),
+        volumes.prepare(replace(wanted(), made=True)),
+    ):
+        with pytest.raises(PoolMissing, match="a disk is missing: bring it back"):
+            await attempt
+
+
+async def test_retain_is_not_done_before_it_is_noted(volumes: Volumes, backend: Memory) -> None:
+    """One that was made and is not found is somewhere else, whatever its pool shows."""
+    await volumes.retain("pv", "uid", POOL, made=False)
+    with pytest.raises(PoolMissing, match="bring back the disk that it lies on"):
+        await volumes.retain("pv", "uid", POOL, made=True)
+    await volumes.prepare(wanted())
+    await volumes.retain("pv", "uid", POOL, made=True)
+    assert backend.volumes["pv"].record.policy == RETAIN
 
 
 async def test_a_volume_that_was_made_and_is_not_there_is_lost_and_not_made_anew(
@@ -212,7 +241,7 @@ async def test_a_changed_policy_is_remembered_with_the_volume(volumes: Volumes, 
     await volumes.prepare(wanted(policy=RETAIN))
     assert backend.volumes["pv"].record.policy == RETAIN
     await volumes.prepare(wanted(policy=DELETE))
-    await volumes.retain("pv", "uid")
+    await volumes.retain("pv", "uid", POOL, made=True)
     assert backend.volumes["pv"].record.policy == RETAIN
     assert backend.calls.count("rewrite") == 3
 
