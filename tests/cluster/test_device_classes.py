@@ -68,7 +68,7 @@ async def test_nodes_that_differ(fresh_sandbox: MakeSandbox) -> None:
         await namespace.create(CLAIMS, claim("more", "200Mi", "fast"))
         await namespace.create(PODS, pod("more", {"/data": "more"}))
         message = await namespace.until_told("more", "FailedScheduling")
-        assert message == "0/2 nodes are available: 2 node(s) did not have enough free storage."
+        assert message.startswith("0/2 nodes are available: 2 node(s) did not have enough free storage. ")
         await namespace.delete(PODS, "fast")
         await namespace.delete(CLAIMS, "fast")
         await namespace.until_running("more")

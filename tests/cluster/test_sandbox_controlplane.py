@@ -108,7 +108,10 @@ async def test_a_pod_waits_for_room_and_wakes_at_once(namespace: Namespace, stor
     await namespace.create(CLAIMS, claim("data", "2Gi", storage.name))
     await namespace.create(PODS, pod("user", {"/data": "data"}))
     message = await namespace.until_told("user", "FailedScheduling", "free storage")
-    assert message == "0/3 nodes are available: 3 node(s) did not have enough free storage."
+    assert message == (
+        "0/3 nodes are available: 3 node(s) did not have enough free storage. no new claims to deallocate, preemption: "
+        "0/3 nodes are available: 3 Preemption is not helpful for scheduling."
+    )
     pending = await namespace.get(PODS, "user")
     assert ["PodScheduled", "False"] in [[item["type"], item["status"]] for item in pending["status"]["conditions"]]
 
@@ -132,7 +135,10 @@ async def test_a_claim_that_is_sent_back_gets_another_node(namespace: Namespace,
     await storage.offer("node-c", "2Gi")
     patch = {"metadata": {"annotations": {SELECTED_NODE: None}}}
     await namespace.sandbox.api.patch(CLAIMS, "data", patch, namespace.name)
-    await namespace.until_told("user", "FailedScheduling", 'provisioning failed for PVC "data"')
+    message = await namespace.until_told("user", "FailedScheduling", "PreBind")
+    assert message == 'running PreBind plugin "VolumeBinding": binding volumes: provisioning failed for PVC "data"'
+    failed = await namespace.get(PODS, "user")
+    assert "SchedulerError" in [item.get("reason") for item in failed["status"]["conditions"]]
     chosen = await namespace.until(CLAIMS, "data", lambda body: selected(body) == "node-c", what="has node-c")
 
     affinity = {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": ["node-c"]}]}
@@ -147,7 +153,8 @@ async def test_an_immediate_claim_is_asked_for_at_once_and_bound_when_made(
     await storage.make_class("Immediate")
     await namespace.create(CLAIMS, claim("data", "1Gi", storage.name))
     await namespace.create(PODS, pod("user", {"/data": "data"}))
-    await namespace.until_told("user", "FailedScheduling", "pod has unbound immediate PersistentVolumeClaims")
+    message = await namespace.until_told("user", "FailedScheduling")
+    assert message == "0/3 nodes are available: pod has unbound immediate PersistentVolumeClaims. not found"
     asked = await namespace.until(
         CLAIMS, "data", lambda body: ASKED in (body["metadata"].get("annotations") or {}), what="is asked for"
     )
@@ -175,8 +182,81 @@ async def test_released_volumes_are_left_to_their_provisioner_or_fail(namespace:
     def in_phase(phase: str) -> Any:
         return lambda body: body["status"]["phase"] == phase
 
-    await namespace.until(VOLUMES, f"{storage.name}-by-hand", in_phase("Failed"), what="has failed")
+    failed = await namespace.until(VOLUMES, f"{storage.name}-by-hand", in_phase("Failed"), what="has failed")
+    assert failed["status"]["message"] == (
+        f'error getting deleter volume plugin for volume "{storage.name}-by-hand": no volume plugin matched'
+    )
     await namespace.until(VOLUMES, f"{storage.name}-made", in_phase("Released"), what="is released")
+
+
+@pytest.mark.parametrize(
+    ("volume", "claimed", "why"),
+    [
+        ({"capacity": {"storage": "512Mi"}}, {}, "requested PV is too small"),
+        ({"storageClassName": "other"}, {}, "storageClassName does not match"),
+        ({}, {"volumeMode": "Block"}, "incompatible volumeMode"),
+        ({}, {"accessModes": ["ReadOnlyMany"]}, "incompatible accessMode"),
+    ],
+)
+async def test_a_claim_is_told_why_it_can_not_have_the_volume_that_it_names(
+    namespace: Namespace, storage: Storage, volume: Json, claimed: Json, why: str
+) -> None:
+    await storage.make_class("Immediate")
+    name = (await storage.make_volume("named", "1Gi", None, **volume))["metadata"]["name"]
+    await namespace.create(CLAIMS, claim("data", "1Gi", storage.name, volumeName=name, **claimed))
+    message = await namespace.until_told("data", "VolumeMismatch")
+    assert message == f'Cannot bind to requested volume "{name}": {why}'
+
+
+async def test_a_volume_of_another_claim_is_not_to_be_had(namespace: Namespace, storage: Storage) -> None:
+    await storage.make_class("Immediate")
+    first = await namespace.create(CLAIMS, claim("first", "1Gi", storage.name))
+    name = (await storage.make_volume("made", "1Gi", first))["metadata"]["name"]
+    await namespace.until_bound("first")
+    await namespace.create(CLAIMS, claim("second", "1Gi", storage.name, volumeName=name))
+    message = await namespace.until_told("second", "FailedBinding")
+    assert message == f'volume "{name}" already bound to a different claim.'
+
+
+async def test_a_volume_that_was_promised_in_vain_is_free_again(namespace: Namespace, storage: Storage) -> None:
+    await storage.make_class("Immediate")
+    first = await namespace.create(CLAIMS, claim("data", "1Gi", storage.name))
+    await storage.make_volume("made", "1Gi", first)
+    await namespace.until_bound("data")
+    late = await storage.make_volume("late", "1Gi", first, persistentVolumeReclaimPolicy="Retain")
+    free = await namespace.until(
+        VOLUMES, late["metadata"]["name"], lambda body: body["status"].get("phase") == "Available", what="is free"
+    )
+    assert "uid" not in free["spec"]["claimRef"], "it was not the controller that had promised it"
+
+
+async def test_a_claim_that_lost_its_volume_says_so_and_so_does_its_pod(namespace: Namespace, storage: Storage) -> None:
+    await storage.make_class("Immediate")
+    asked = await namespace.create(CLAIMS, claim("data", "1Gi", storage.name))
+    name = (await storage.make_volume("made", "1Gi", asked))["metadata"]["name"]
+    await namespace.until_bound("data")
+    await namespace.sandbox.api.patch(VOLUMES, name, {"metadata": {"finalizers": None}})
+    await namespace.delete(VOLUMES, name)
+    lost = await namespace.until(CLAIMS, "data", lambda body: body["status"]["phase"] == "Lost", what="is Lost")
+    assert "capacity" not in lost["status"]
+    await namespace.until_told("data", "ClaimLost", "Data on the volume is lost!")
+    await namespace.create(PODS, pod("user", {"/data": "data"}))
+    message = await namespace.until_told("user", "FailedScheduling")
+    assert message == (
+        f'0/3 nodes are available: persistentvolumeclaim "data" bound to non-existent persistentvolume "{name}". '
+        "not found"
+    )
+
+
+async def test_a_claim_says_which_pods_it_waits_for(namespace: Namespace, storage: Storage) -> None:
+    await storage.make_class("WaitForFirstConsumer", provisioner="kubernetes.io/no-provisioner")
+    await namespace.create(PODS, pod("user", {"/data": "data"}))
+    message = await namespace.until_told("user", "FailedScheduling")
+    assert message == '0/3 nodes are available: persistentvolumeclaim "data" not found. not found'
+    await namespace.create(CLAIMS, claim("data", "1Gi", storage.name))
+    assert await namespace.until_told("data", "WaitForPodScheduled") == "waiting for pod user to be scheduled"
+    message = await namespace.until_told("user", "FailedScheduling", "didn't find")
+    assert message.startswith("0/3 nodes are available: 3 node(s) didn't find available persistent volumes to bind. ")
 
 
 async def test_of_the_volumes_there_are_the_smallest_that_fits_is_bound(namespace: Namespace, storage: Storage) -> None:
@@ -341,7 +421,7 @@ ZONE_A = {"name": "n", "labels": {"zone": "a", "kubernetes.io/hostname": "h"}}
         ({"nodeSelector": {"zone": "a"}}, {}, None),
         ({"nodeSelector": {"zone": "b"}}, {}, "node(s) didn't match Pod's node affinity/selector"),
         ({}, {"unschedulable": True}, "node(s) were unschedulable"),
-        ({}, {"taints": [{"key": "k", "value": "v", "effect": "NoSchedule"}]}, "node(s) had untolerated taint {k: v}"),
+        ({}, {"taints": [{"key": "k", "value": "v", "effect": "NoSchedule"}]}, "node(s) had untolerated taint(s)"),
         ({}, {"taints": [{"key": "k", "value": "v", "effect": "PreferNoSchedule"}]}, None),
         (
             {"tolerations": [{"key": "k", "operator": "Exists"}]},
@@ -373,7 +453,7 @@ async def test_capacity_counts_only_for_its_class_its_nodes_and_driver(capacity:
     node: Json = {"metadata": ZONE_A, "spec": {}}
     offered = {"storageClassName": "local", "nodeTopology": {"matchLabels": {"zone": "a"}}, **capacity}
     counting = {"p": {"spec": {"storageCapacity": True}}}
-    refusal = "node(s) did not have enough free storage"
+    refusal = ("node(s) did not have enough free storage",)
     assert (place(node, claims, [], classes, counting, [offered]) != refusal) is fits
     assert place(node, claims, [], classes, {"other": counting["p"]}, []) != refusal
 

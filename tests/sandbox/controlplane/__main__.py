@@ -30,14 +30,14 @@ async def main() -> None:
         for informer in caches.all:
             tasks.create_task(informer.run())
         controllers = Recorder(cluster, "persistentvolume-controller")
+        ephemeral = Recorder(cluster, "ephemeral_volume")
         scheduler = Recorder(cluster, "default-scheduler")
-        tasks.create_task(controllers.run())
         expand = Recorder(cluster, "volume_expand")
-        tasks.create_task(expand.run())
-        tasks.create_task(scheduler.run())
+        for recorder in (controllers, ephemeral, expand, scheduler):
+            tasks.create_task(recorder.run())
         await caches.wait_synced()
         tasks.create_task(VolumeController(cluster, caches, controllers).run())
-        tasks.create_task(EphemeralController(cluster, caches, controllers).run())
+        tasks.create_task(EphemeralController(cluster, caches, ephemeral).run())
         tasks.create_task(GrowthController(cluster, caches, expand).run())
         tasks.create_task(ProtectionController(cluster, caches).run())
         tasks.create_task(Scheduler(cluster, caches, scheduler).run())

@@ -1,8 +1,9 @@
 """What a pod's claims mean for where it may run. Pure.
 
-Source: pkg/scheduler/framework/plugins/volumebinding of Kubernetes 1.36.
+Source: pkg/scheduler/framework/plugins/volumebinding and k8s.io/component-helpers/storage/volume of Kubernetes 1.36.2.
 """
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +11,16 @@ from typing import Any
 from contract import quantity
 from tests.sandbox.controlplane.caches import (
     BIND_COMPLETED,
+    BOUND_BY_CONTROLLER,
     NO_PROVISIONER,
     SELECTED_NODE,
     WAIT_FOR_FIRST_CONSUMER,
     annotations,
-    claim_keys,
+    claim_key,
     class_name,
     deleting,
+    made_for,
+    not_made_for,
     phase,
 )
 from tests.sandbox.controlplane.selectors import label_selector_matches, node_selector_matches, topology_matches
@@ -26,6 +30,7 @@ Json = dict[str, Any]
 NODE_AFFINITY_CONFLICT = "node(s) didn't match PersistentVolume's node affinity"
 BIND_CONFLICT = "node(s) didn't find available persistent volumes to bind"
 NOT_ENOUGH_SPACE = "node(s) did not have enough free storage"
+NO_SUCH_VOLUME = "node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)"
 
 
 class Unschedulable(Exception):
@@ -34,8 +39,8 @@ class Unschedulable(Exception):
 
 @dataclass(frozen=True)
 class PodClaims:
-    bound: Sequence[Json]
-    """PersistentVolumes of the claims that have one."""
+    bound: Sequence[Json | None]
+    """PersistentVolumes of the claims that have one; None for one that does not exist."""
     delayed: Sequence[Json]
     """Claims that wait for their first consumer."""
 
@@ -53,31 +58,36 @@ def claims_of(
     pod: Json, claims: Mapping[str, Json], volumes: Mapping[str, Json], classes: Mapping[str, Json]
 ) -> PodClaims:
     """Raises Unschedulable."""
-    bound, delayed, immediate = [], [], False
-    for key in claim_keys(pod):
-        claim = claims.get(key)
-        name = key.partition("/")[2]
-        if claim is None:
-            raise Unschedulable(f'persistentvolumeclaim "{name}" not found')
-        if deleting(claim):
-            raise Unschedulable(f'persistentvolumeclaim "{name}" is being deleted')
+    found = [_claim(pod, volume, claims) for volume in pod["spec"].get("volumes") or [] if claim_key(pod, volume)]
+    bound: list[Json | None] = []
+    delayed = []
+    for claim in found:
         volume_name = claim["spec"].get("volumeName") or ""
-        if phase(claim) == "Lost":
-            raise Unschedulable(
-                f'persistentvolumeclaim "{name}" bound to non-existent persistentvolume "{volume_name}"'
-            )
         if volume_name and BIND_COMPLETED in annotations(claim):
-            volume = volumes.get(volume_name)
-            if volume is None:
-                raise Unschedulable(f'could not find v1.PersistentVolume "{volume_name}"')
-            bound.append(volume)
+            bound.append(volumes.get(volume_name))
         elif not volume_name and waits_for_consumer(classes.get(class_name(claim))):
             delayed.append(claim)
         else:
-            immediate = True
-    if immediate:
-        raise Unschedulable("pod has unbound immediate PersistentVolumeClaims")
+            raise Unschedulable("pod has unbound immediate PersistentVolumeClaims")
     return PodClaims(bound, delayed)
+
+
+def _claim(pod: Json, volume: Json, claims: Mapping[str, Json]) -> Json:
+    """What podHasPVCs asks of a claim. Raises Unschedulable."""
+    key = claim_key(pod, volume)
+    claim, name = claims.get(key), key.partition("/")[2]
+    if claim is None:
+        if "ephemeral" in volume:
+            raise Unschedulable(f'waiting for ephemeral volume controller to create the persistentvolumeclaim "{name}"')
+        raise Unschedulable(f'persistentvolumeclaim "{name}" not found')
+    if phase(claim) == "Lost":
+        lost = claim["spec"].get("volumeName") or ""
+        raise Unschedulable(f'persistentvolumeclaim "{name}" bound to non-existent persistentvolume "{lost}"')
+    if deleting(claim):
+        raise Unschedulable(f'persistentvolumeclaim "{name}" is being deleted')
+    if "ephemeral" in volume and not made_for(pod, claim):
+        raise Unschedulable(not_made_for(pod, claim))
+    return claim
 
 
 def waits_for_consumer(storage_class: Json | None) -> bool:
@@ -91,35 +101,49 @@ def place(
     classes: Mapping[str, Json],
     drivers: Mapping[str, Json],
     capacities: Iterable[Json],
-) -> Placement | str:
-    """What the claims need on this node, or why they can't be had there."""
+) -> Placement | tuple[str, ...]:
+    """What the claims need on this node, or why they can't be had there (FindPodVolumes)."""
     name, labels = node["metadata"]["name"], node["metadata"].get("labels") or {}
-    for volume in claims.bound:
-        affinity = (volume["spec"].get("nodeAffinity") or {}).get("required")
-        if affinity and not node_selector_matches(affinity, labels, name):
-            return NODE_AFFINITY_CONFLICT
+    bound = _bound_reasons(claims.bound, labels, name)
+    selected = {id(claim): annotations(claim).get(SELECTED_NODE) for claim in claims.delayed}
+    if any(node_name and node_name != name for node_name in selected.values()):
+        return _in_order({*bound, BIND_CONFLICT})
     bind: list[tuple[Json, Json]] = []
-    provision: list[Json] = []
+    provision = [claim for claim in claims.delayed if selected[id(claim)]]
     free = list(available)
-    for claim in claims.delayed:
-        selected = annotations(claim).get(SELECTED_NODE)
-        if selected and selected != name:
-            return BIND_CONFLICT
-        existing = None if selected else best_volume(claim, free, labels, name)
-        if existing is not None:
+    # The smallest first, so that none takes what only a larger one needs.
+    for claim in sorted((claim for claim in claims.delayed if not selected[id(claim)]), key=requested):
+        existing = best_volume(claim, free, labels, name)
+        if existing is None:
+            provision.append(claim)
+        else:
             free.remove(existing)
             bind.append((claim, existing))
-            continue
+    for claim in provision:
         storage_class = classes[class_name(claim)]
         if storage_class["provisioner"] == NO_PROVISIONER or not topology_matches(
             storage_class.get("allowedTopologies") or [], labels
         ):
-            return BIND_CONFLICT
+            return _in_order({*bound, BIND_CONFLICT})
         driver = drivers.get(storage_class["provisioner"])
         if driver and not _has_room(driver, claim, labels, capacities):
-            return NOT_ENOUGH_SPACE
-        provision.append(claim)
-    return Placement(tuple(bind), tuple(provision))
+            return _in_order({*bound, NOT_ENOUGH_SPACE})
+    return _in_order(bound) if bound else Placement(tuple(bind), tuple(provision))
+
+
+def _bound_reasons(volumes: Iterable[Json | None], labels: Mapping[str, str], node: str) -> set[str]:
+    """Of the first volume that is not to be had on the node."""
+    for volume in volumes:
+        if volume is None:
+            return {NO_SUCH_VOLUME}
+        if not _reachable(volume, labels, node):
+            return {NODE_AFFINITY_CONFLICT}
+    return set()
+
+
+def _in_order(reasons: set[str]) -> tuple[str, ...]:
+    known = (NODE_AFFINITY_CONFLICT, BIND_CONFLICT, NOT_ENOUGH_SPACE, NO_SUCH_VOLUME)
+    return tuple(reason for reason in known if reason in reasons)
 
 
 def best_volume(
@@ -132,19 +156,80 @@ def best_volume(
     return min(fitting, key=lambda volume: (capacity_of(volume), volume["metadata"]["name"]), default=None)
 
 
+def promised_volume(claim: Json, volumes: Iterable[Json]) -> Json | None:
+    """One that was made or reserved for this claim: its class does not matter, its size does."""
+    return next((volume for volume in volumes if is_for(volume, claim) and _could_serve(volume, claim)), None)
+
+
 def serves(volume: Json, claim: Json) -> bool:
-    spec, wanted = volume["spec"], claim["spec"]
-    selector = wanted.get("selector")
+    """Of FindMatchingVolume, for a volume that nobody was promised."""
+    spec, selector = volume["spec"], claim["spec"].get("selector")
     return (
         phase(volume) == "Available"
         and not spec.get("claimRef")
-        and not deleting(volume)
+        and _could_serve(volume, claim)
         and (spec.get("storageClassName") or "") == class_name(claim)
-        and (spec.get("volumeMode") or "Filesystem") == (wanted.get("volumeMode") or "Filesystem")
-        and set(wanted.get("accessModes") or []) <= set(spec.get("accessModes") or [])
-        and capacity_of(volume) >= requested(claim)
         and (selector is None or label_selector_matches(selector, volume["metadata"].get("labels") or {}))
     )
+
+
+def _could_serve(volume: Json, claim: Json) -> bool:
+    return (
+        not deleting(volume)
+        and mode_of(volume) == mode_of(claim)
+        and _has_access_modes(volume, claim)
+        and capacity_of(volume) >= requested(claim)
+    )
+
+
+def mismatch(volume: Json, claim: Json) -> str:
+    """Why a claim that names this free volume can't have it (checkVolumeSatisfyClaim); "" when it can."""
+    if deleting(volume):
+        return f'the volume is marked for deletion "{volume["metadata"]["name"]}"'
+    if capacity_of(volume) < requested(claim):
+        return "requested PV is too small"
+    if (volume["spec"].get("storageClassName") or "") != class_name(claim):
+        return "storageClassName does not match"
+    if mode_of(volume) != mode_of(claim):
+        return "incompatible volumeMode"
+    return "" if _has_access_modes(volume, claim) else "incompatible accessMode"
+
+
+def is_for(volume: Json, claim: Json) -> bool:
+    """Whether the volume was promised to this claim, by name at least (IsVolumeBoundToClaim)."""
+    promised = volume["spec"].get("claimRef") or {}
+    metadata = claim["metadata"]
+    return (
+        promised.get("name") == metadata["name"]
+        and promised.get("namespace") == metadata["namespace"]
+        and promised.get("uid") in (None, "", metadata["uid"])
+    )
+
+
+def is_bound_to(volume: Json, claim: Json) -> bool:
+    return bool((volume["spec"].get("claimRef") or {}).get("uid") == claim["metadata"]["uid"])
+
+
+def promised(volume: Json, claim: Json) -> Json:
+    """The volume with a promise to the claim, marked as ours unless somebody else had promised it
+    (GetBindVolumeToClaim)."""
+    changed, metadata = copy.deepcopy(volume), claim["metadata"]
+    if not is_for(volume, claim):
+        changed["metadata"].setdefault("annotations", {})[BOUND_BY_CONTROLLER] = "yes"
+    changed["spec"]["claimRef"] = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        **{key: metadata[key] for key in ("namespace", "name", "uid", "resourceVersion")},
+    }
+    return changed
+
+
+def mode_of(volume_or_claim: Json) -> str:
+    return volume_or_claim["spec"].get("volumeMode") or "Filesystem"
+
+
+def _has_access_modes(volume: Json, claim: Json) -> bool:
+    return set(claim["spec"].get("accessModes") or []) <= set(volume["spec"].get("accessModes") or [])
 
 
 def requested(claim: Json) -> int:

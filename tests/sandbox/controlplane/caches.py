@@ -75,22 +75,29 @@ def class_name(claim: Json) -> str:
     return claim["spec"].get("storageClassName") or ""
 
 
-def claim_keys(pod: Json) -> list[str]:
-    """Keys of the claims that a pod uses, those of its generic ephemeral volumes included."""
+def claim_key(pod: Json, volume: Json) -> str:
+    """Key of the claim that one of a pod's volumes uses, as a generic ephemeral one does too; "" if it uses none."""
     namespace, name = pod["metadata"]["namespace"], pod["metadata"]["name"]
-    keys = []
-    for volume in pod["spec"].get("volumes") or []:
-        if "persistentVolumeClaim" in volume:
-            keys.append(f"{namespace}/{volume['persistentVolumeClaim']['claimName']}")
-        elif "ephemeral" in volume:
-            keys.append(f"{namespace}/{name}-{volume['name']}")
-    return keys
+    if "persistentVolumeClaim" in volume:
+        return f"{namespace}/{volume['persistentVolumeClaim']['claimName']}"
+    return f"{namespace}/{name}-{volume['name']}" if "ephemeral" in volume else ""
+
+
+def claim_keys(pod: Json) -> list[str]:
+    """Keys of the claims that a pod uses."""
+    return [key for volume in pod["spec"].get("volumes") or [] if (key := claim_key(pod, volume))]
 
 
 def made_for(pod: Json, claim: Json) -> bool:
-    """Whether the claim is the pod's own, and not one that somebody gave its name."""
+    """Whether the claim is the pod's own, and not one that somebody gave its name (VolumeIsForPod of
+    k8s.io/component-helpers/storage/ephemeral)."""
     owners = claim["metadata"].get("ownerReferences") or []
     return any(owner.get("controller") and owner["uid"] == pod["metadata"]["uid"] for owner in owners)
+
+
+def not_made_for(pod: Json, claim: Json) -> str:
+    """What all who ask made_for say when it is not."""
+    return f"PVC {key_of(claim)} was not created for pod {key_of(pod)} (pod is not owner)"
 
 
 def reference(kind: str, body: Json) -> ObjectReference:

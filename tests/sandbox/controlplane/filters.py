@@ -1,4 +1,8 @@
-"""Whether a pod fits a node, volumes aside, and how the scheduler words it when none fits. Pure."""
+"""Whether a pod fits a node, volumes aside, and how the scheduler words it when none fits. Pure.
+
+Source: pkg/scheduler/framework/types.go, plugins/{nodeunschedulable,tainttoleration,nodeaffinity}, and of PostFilter
+plugins/{dynamicresources,defaultpreemption}, of Kubernetes 1.36.2.
+"""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -19,7 +23,7 @@ def misfit(pod: Json, node: Json) -> str | None:
         return "node(s) were unschedulable"
     for taint in _taints(node):
         if not any(_tolerates(toleration, taint) for toleration in spec.get("tolerations") or []):
-            return f"node(s) had untolerated taint {{{taint['key']}: {taint.get('value') or ''}}}"
+            return "node(s) had untolerated taint(s)"
     exact = spec.get("nodeSelector") or {}
     required = ((spec.get("affinity") or {}).get("nodeAffinity") or {}).get(
         "requiredDuringSchedulingIgnoredDuringExecution"
@@ -31,10 +35,19 @@ def misfit(pod: Json, node: Json) -> str | None:
     return None
 
 
-def words(nodes: int, reasons: Iterable[str]) -> str:
-    """As `kubectl describe` shows it."""
+def nothing_fits(nodes: int, reasons: Iterable[str]) -> str:
+    """As `kubectl describe` shows it (FitError): the nodes' reasons, and what two plugins say that could make room."""
     counted = sorted(f"{count} {reason}" for reason, count in Counter(reasons).items())
-    return f"0/{nodes} nodes are available: {', '.join(counted)}."
+    return (
+        f"0/{nodes} nodes are available: {', '.join(counted)}. no new claims to deallocate, preemption: "
+        f"0/{nodes} nodes are available: {nodes} Preemption is not helpful for scheduling."
+    )
+
+
+def nothing_may_fit(nodes: int, reason: str) -> str:
+    """When no node was even asked. "not found" is the word of the plugin for resource claims, which is asked for room
+    before it has seen the pod."""
+    return f"0/{nodes} nodes are available: {reason}. not found"
 
 
 def _taints(node: Json) -> list[Json]:

@@ -1,19 +1,28 @@
 """The finalizers that keep a claim while a pod uses it and a volume while it is bound; and the pods of nodes that are
-gone (pkg/controller/volume/pvcprotection, pvprotection, podgc)."""
+gone.
+
+Source: pkg/controller/volume/pvcprotection, pkg/controller/volume/pvprotection and gcOrphaned of pkg/controller/podgc,
+of Kubernetes 1.36.2."""
 
 import asyncio
 from typing import Any
 
 from contract.volume import PV_PROTECTION
-from kube.client import CLAIMS, PODS, VOLUMES, Cluster, NotFound, Resource
+from kube.client import CLAIMS, NODES, PODS, STRATEGIC, VOLUMES, Cluster, NotFound, Resource
 from kube.workqueue import Backoff, WorkQueue
-from tests.sandbox.controlplane.caches import Caches, claim_keys, deleting, phase
+from tests.sandbox.controlplane.caches import Caches, claim_key, claim_keys, deleting, key_of, made_for, phase
 
 Json = dict[str, Any]
 
 PVC_PROTECTION = "kubernetes.io/pvc-protection"
 _QUARANTINE_SECONDS = 1.0
 """The real one gives a node 40 s to come back."""
+_NODE_GONE: Json = {
+    "type": "DisruptionTarget",
+    "status": "True",
+    "reason": "DeletionByPodGC",
+    "message": "PodGC: node no longer exists",
+}
 
 
 class ProtectionController:
@@ -55,8 +64,10 @@ class ProtectionController:
         claim = self._caches.claims.get(key)
         if claim is None or not deleting(claim):
             return
-        used = any(key in claim_keys(pod) for pod in self._caches.pods.values() if pod["spec"].get("nodeName"))
-        if not used:
+        if any(_uses(pod, claim) for pod in self._caches.pods.values()):
+            return
+        # The caches may be behind.
+        if not any(_uses(pod, claim) for pod in await self._cluster.list(PODS, claim["metadata"]["namespace"])):
             await self._let_go(CLAIMS, claim, PVC_PROTECTION)
 
     async def _sync_volume(self, key: str) -> None:
@@ -82,8 +93,33 @@ class ProtectionController:
             return
         metadata = pod["metadata"]
         try:
+            await self._cluster.get(NODES, pod["spec"]["nodeName"])
+        except NotFound:
+            pass
+        else:
+            return
+        status = {"conditions": [_NODE_GONE]}
+        body = {"metadata": {"uid": metadata["uid"]}, "status": {"phase": "Failed"} | status}
+        try:
+            if phase(pod) not in ("Succeeded", "Failed"):
+                await self._cluster.patch(
+                    PODS, metadata["name"], body, metadata["namespace"], "status", content_type=STRATEGIC
+                )
             await self._cluster.delete(
                 PODS, metadata["name"], metadata["namespace"], uid=metadata["uid"], grace_seconds=0
             )
         except NotFound:
             return
+
+
+def _uses(pod: Json, claim: Json) -> bool:
+    """Whether the pod keeps the claim: one that has a node, and for an ephemeral volume its own pod until that is shut
+    down."""
+    if not pod["spec"].get("nodeName"):
+        return False
+    key = key_of(claim)
+    shut_down = deleting(pod) and pod["metadata"].get("deletionGracePeriodSeconds") == 0
+    return any(
+        claim_key(pod, volume) == key and ("ephemeral" not in volume or (not shut_down and made_for(pod, claim)))
+        for volume in pod["spec"].get("volumes") or []
+    )

@@ -13,13 +13,12 @@ from collections import Counter
 from typing import Any
 
 from kube.backoff import Backoff
-from kube.client import CLAIMS, PODS, STRATEGIC, VOLUMES, ApiError, Cluster
+from kube.client import CLAIMS, PODS, STRATEGIC, VOLUMES, ApiError, Cluster, Conflict, NotFound
 from kube.events import Recorder
 from tests.sandbox.controlplane import binding, filters
 from tests.sandbox.controlplane.binding import Placement, Unschedulable
 from tests.sandbox.controlplane.caches import (
     BIND_COMPLETED,
-    BOUND_BY_CONTROLLER,
     SELECTED_NODE,
     Caches,
     annotations,
@@ -130,7 +129,7 @@ class Scheduler:
             node, placement = self._decide(pod)
         except Unschedulable as error:
             self._parked.add(key)
-            await self._say_unschedulable(pod, str(error))
+            await self._say_failed(pod, "Unschedulable", str(error))
             return
         name = node["metadata"]["name"]
         self._binding[key] = (pod["metadata"]["uid"], name)
@@ -149,12 +148,12 @@ class Scheduler:
         classes = {key_of(item): item for item in caches.classes.values()}
         volumes = {key_of(item): item for item in caches.volumes.values()}
         drivers = {key_of(item): item for item in caches.drivers.values()}
+        if not nodes:
+            raise Unschedulable("no nodes available to schedule pods")
         try:
             claims = binding.claims_of(pod, self._claims(), volumes, classes)
         except Unschedulable as error:
-            raise Unschedulable(f"0/{len(nodes)} nodes are available: {error}.") from error
-        if not nodes:
-            raise Unschedulable("no nodes available to schedule pods")
+            raise Unschedulable(filters.nothing_may_fit(len(nodes), str(error))) from error
         reasons: list[str] = []
         fitting: list[tuple[Json, Placement]] = []
         for node in nodes:
@@ -163,11 +162,12 @@ class Scheduler:
                 placement = binding.place(node, claims, volumes.values(), classes, drivers, caches.capacities.values())
                 if isinstance(placement, Placement):
                     fitting.append((node, placement))
-                    continue
-                reason = placement
-            reasons.append(reason)
+                else:
+                    reasons.extend(placement)
+            else:
+                reasons.append(reason)
         if not fitting:
-            raise Unschedulable(filters.words(len(nodes), reasons))
+            raise Unschedulable(filters.nothing_fits(len(nodes), reasons))
         load = self._load()
         return min(fitting, key=lambda candidate: load[candidate[0]["metadata"]["name"]])
 
@@ -204,8 +204,8 @@ class Scheduler:
             del self._binding[key]
             text = f'running PreBind plugin "VolumeBinding": {error}'
             _log.info("pod %s: %s", key, text)
-            self._recorder.warning(reference("Pod", pod), "FailedScheduling", text)
             self._later(key)
+            await self._say_failed(pod, "SchedulerError", text)
             return
         message = f"Successfully assigned {key} to {node}"
         self._recorder.normal(reference("Pod", pod), "Scheduled", message)
@@ -234,7 +234,8 @@ class Scheduler:
             if not waiting:
                 return
             if not self._is_binding(pod):
-                raise BindingFailed("binding volumes: pod does not exist any more")
+                name = pod["metadata"]["name"]
+                raise BindingFailed(f'binding volumes: pod does not exist any more: pod "{name}" not found')
             if asyncio.get_running_loop().time() > deadline:
                 raise BindingFailed("binding volumes: context deadline exceeded")
             await self._change_or_a_second()
@@ -251,19 +252,13 @@ class Scheduler:
         claim = self._assumed.get(key) or self._caches.claims.get(key)
         name = key.partition("/")[2]
         if claim is None:
-            raise BindingFailed(f'binding volumes: could not find PVC "{name}"')
-        if deleting(claim):
-            raise BindingFailed(f'binding volumes: persistentvolumeclaim "{name}" is being deleted')
-        selected = annotations(claim).get(SELECTED_NODE)
-        if BIND_COMPLETED not in annotations(claim):
-            if provisioned and not selected:
-                raise BindingFailed(f'binding volumes: provisioning failed for PVC "{name}"')
-            if provisioned and selected != node:
-                raise BindingFailed(
-                    f'binding volumes: selectedNode annotation value "{selected}" not set to scheduled node "{node}"'
-                )
-            return False
-        volume = self._caches.volumes.get(claim["spec"]["volumeName"])
+            where = "failed to check provisioning pvc" if provisioned else "failed to check binding"
+            raise BindingFailed(f'binding volumes: {where}: could not find v1.PersistentVolumeClaim "{key}"')
+        if provisioned and not annotations(claim):
+            raise BindingFailed(f'binding volumes: selectedNode annotation reset for PVC "{name}"')
+        if provisioned and annotations(claim).get(SELECTED_NODE) != node:
+            raise BindingFailed(f'binding volumes: provisioning failed for PVC "{name}"')
+        volume = self._caches.volumes.get(claim["spec"].get("volumeName") or "")
         if volume is None:
             return False
         affinity = (volume["spec"].get("nodeAffinity") or {}).get("required")
@@ -273,39 +268,30 @@ class Scheduler:
                 f'binding volumes: pv "{volume["metadata"]["name"]}" node affinity doesn\'t match node "{node}": '
                 "no matching NodeSelectorTerms"
             )
-        return True
+        return BIND_COMPLETED in annotations(claim)
 
     async def _prebind(self, claim: Json, volume: Json) -> None:
         """Promise an existing volume to the claim; the volume controller does the rest."""
-        promised = copy.deepcopy(volume)
-        metadata = claim["metadata"]
-        promised["spec"]["claimRef"] = {
-            "apiVersion": "v1",
-            "kind": "PersistentVolumeClaim",
-            "namespace": metadata["namespace"],
-            "name": metadata["name"],
-            "uid": metadata["uid"],
-            "resourceVersion": metadata["resourceVersion"],
-        }
-        promised["metadata"].setdefault("annotations", {})[BOUND_BY_CONTROLLER] = "yes"
-        await self._cluster.replace(VOLUMES, volume["metadata"]["name"], promised)
+        await self._cluster.replace(VOLUMES, volume["metadata"]["name"], binding.promised(volume, claim))
 
-    async def _say_unschedulable(self, pod: Json, message: str) -> None:
+    async def _say_failed(self, pod: Json, reason: str, message: str) -> None:
+        """An event each time, the condition when it changes; without the pod neither."""
         key = key_of(pod)
+        if self._caches.pods.get(key) is None:
+            return
         self._recorder.warning(reference("Pod", pod), "FailedScheduling", message)
         if self._said.get(key) == message:
             return
         self._said[key] = message
-        condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+        condition = {"type": "PodScheduled", "status": "False", "reason": reason, "message": message}
         metadata = pod["metadata"]
-        await self._cluster.patch(
-            PODS,
-            metadata["name"],
-            {"status": {"conditions": [condition]}},
-            metadata["namespace"],
-            "status",
-            content_type=STRATEGIC,
-        )
+        body = {"metadata": {"uid": metadata["uid"]}, "status": {"conditions": [condition]}}
+        try:
+            await self._cluster.patch(
+                PODS, metadata["name"], body, metadata["namespace"], "status", content_type=STRATEGIC
+            )
+        except (NotFound, Conflict):
+            _log.info("pod %s is gone", key)
 
 
 _NO_POD: Json = {"metadata": {"namespace": "", "name": ""}, "spec": {}}

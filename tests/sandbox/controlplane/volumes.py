@@ -17,15 +17,14 @@ from tests.sandbox.controlplane import binding, resizing
 from tests.sandbox.controlplane.caches import (
     BIND_COMPLETED,
     BOUND_BY_CONTROLLER,
-    NO_PROVISIONER,
     PROVISIONED_BY,
     SELECTED_NODE,
     STORAGE_PROVISIONER,
     STORAGE_PROVISIONER_BETA,
     Caches,
     annotations,
+    claim_keys,
     class_name,
-    deleting,
     key_of,
     phase,
     reference,
@@ -91,39 +90,67 @@ class VolumeController:
             return
         if BIND_COMPLETED in annotations(claim):
             await self._sync_bound_claim(claim)
-        elif volume_name := claim["spec"].get("volumeName"):
-            volume = self._caches.volumes.get(volume_name)
-            if volume and (_is_for(volume, claim) or not volume["spec"].get("claimRef")):
-                await self._bind(volume, claim)
-            else:
-                await self._pend(claim)
+        elif claim["spec"].get("volumeName"):
+            await self._sync_claim_of_volume(claim)
         else:
             await self._sync_unbound_claim(claim)
+
+    async def _sync_claim_of_volume(self, claim: Json) -> None:
+        """One that names its volume."""
+        name = claim["spec"]["volumeName"]
+        volume = self._caches.volumes.get(name)
+        if volume is None:
+            await self._pend(claim)
+        elif not volume["spec"].get("claimRef"):
+            if why := binding.mismatch(volume, claim):
+                self._warn(claim, "VolumeMismatch", f'Cannot bind to requested volume "{name}": {why}')
+                await self._pend(claim)
+            else:
+                await self._bind(volume, claim)
+        elif binding.is_for(volume, claim):
+            await self._bind(volume, claim)
+        else:
+            self._warn(claim, "FailedBinding", f'volume "{name}" already bound to a different claim.')
+            await self._pend(claim)
 
     async def _sync_unbound_claim(self, claim: Json) -> None:
         storage_class = self._caches.classes.get(class_name(claim))
         delayed = binding.waits_for_consumer(storage_class)
-        volume = next((volume for volume in self._caches.volumes.values() if _is_for(volume, claim)), None)
+        volume = binding.promised_volume(claim, self._caches.volumes.values())
         if volume is None and not delayed:
             volume = binding.best_volume(claim, self._caches.volumes.values())
         if volume is not None:
-            if binding.capacity_of(volume) < binding.requested(claim):
-                self._warn(claim, "VolumeMismatch", "Cannot bind to requested volume: requested PV is too small")
-                await self._pend(claim)
-                return
             await self._bind(volume, claim)
-            return
-        await self._pend(claim)
-        if delayed and SELECTED_NODE not in annotations(claim):
-            self._tell(claim, "WaitForFirstConsumer", "waiting for first consumer to be created before binding")
+        elif delayed and SELECTED_NODE not in annotations(claim):
+            self._say_what_is_waited_for(claim)
+            await self._pend(claim)
         elif not class_name(claim):
             message = "no persistent volumes available for this claim and no storage class is set"
             self._tell(claim, "FailedBinding", message)
+            await self._pend(claim)
         elif storage_class is None:
             message = f'storageclass.storage.k8s.io "{class_name(claim)}" not found'
             self._warn(claim, "ProvisioningFailed", message)
-        elif storage_class["provisioner"] != NO_PROVISIONER:
+        elif storage_class["provisioner"].startswith("kubernetes.io/"):
+            message = f"no volume plugin matched name: {storage_class['provisioner']}"
+            self._warn(claim, "ProvisioningFailed", message)
+        else:
             await self._hand_to_provisioner(claim, storage_class["provisioner"])
+
+    def _say_what_is_waited_for(self, claim: Json) -> None:
+        waiting = [
+            pod["metadata"]["name"]
+            for pod in self._caches.pods.values()
+            if key_of(claim) in claim_keys(pod)
+            and not pod["spec"].get("nodeName")
+            and phase(pod) not in ("Succeeded", "Failed")
+        ]
+        if len(waiting) > 1:
+            self._tell(claim, "WaitForPodScheduled", f"waiting for pods {','.join(waiting)} to be scheduled")
+        elif waiting:
+            self._tell(claim, "WaitForPodScheduled", f"waiting for pod {waiting[0]} to be scheduled")
+        else:
+            self._tell(claim, "WaitForFirstConsumer", "waiting for first consumer to be created before binding")
 
     async def _hand_to_provisioner(self, claim: Json, provisioner: str) -> None:
         if annotations(claim).get(STORAGE_PROVISIONER) != provisioner:
@@ -131,43 +158,43 @@ class VolumeController:
             notes = changed["metadata"].setdefault("annotations", {})
             notes[STORAGE_PROVISIONER] = notes[STORAGE_PROVISIONER_BETA] = provisioner
             metadata = claim["metadata"]
-            await self._cluster.replace(CLAIMS, metadata["name"], changed, metadata["namespace"])
-            self._tell(claim, "ExternalProvisioning", _WAITING_FOR_PROVISIONER.format(provisioner))
+            claim = await self._cluster.replace(CLAIMS, metadata["name"], changed, metadata["namespace"])
+        self._tell(claim, "ExternalProvisioning", _WAITING_FOR_PROVISIONER.format(provisioner))
 
     async def _sync_bound_claim(self, claim: Json) -> None:
         volume = self._caches.volumes.get(claim["spec"].get("volumeName") or "")
         if volume is None:
-            if phase(claim) != "Lost":
-                self._warn(claim, "ClaimLost", "Bound claim has lost its PersistentVolume. Data on the volume is lost!")
-                await self._set_claim_status(claim, {"phase": "Lost"})
-        elif _is_for(volume, claim) and phase(claim) != "Bound":
-            await self._set_claim_status(claim, _bound_status(volume))
+            what = "its PersistentVolume" if claim["spec"].get("volumeName") else "reference to PersistentVolume"
+            message = f"Bound claim has lost {what}. Data on the volume is lost!"
+            await self._lose(claim, "ClaimLost", message)
+        elif not volume["spec"].get("claimRef") or binding.is_bound_to(volume, claim):
+            await self._bind(volume, claim)
+        else:
+            message = "Two claims are bound to the same volume, this one is bound incorrectly"
+            await self._lose(claim, "ClaimMisbound", message)
+
+    async def _lose(self, claim: Json, reason: str, message: str) -> None:
+        if phase(claim) != "Lost":
+            await self._set_claim_status(claim, {"phase": "Lost", "accessModes": None, "capacity": None})
+            self._warn(claim, reason, message)
 
     async def _bind(self, volume: Json, claim: Json) -> None:
-        """In the real one's order: the volume's promise, its phase, the claim's volume, the claim's status."""
+        """In the real one's order: the volume's promise, its phase, the claim's volume, the claim's status. What is so
+        already is not written again."""
         name, metadata = volume["metadata"]["name"], claim["metadata"]
-        if (volume["spec"].get("claimRef") or {}).get("uid") != metadata["uid"]:
-            volume = copy.deepcopy(volume)
-            if not volume["spec"].get("claimRef"):
-                volume["metadata"].setdefault("annotations", {})[BOUND_BY_CONTROLLER] = "yes"
-            volume["spec"]["claimRef"] = {
-                "apiVersion": "v1",
-                "kind": "PersistentVolumeClaim",
-                "namespace": metadata["namespace"],
-                "name": metadata["name"],
-                "uid": metadata["uid"],
-                "resourceVersion": metadata["resourceVersion"],
-            }
-            volume = await self._cluster.replace(VOLUMES, name, volume)
-        await self._set_volume_phase(volume, "Bound")
-        claim = copy.deepcopy(claim)
-        notes = claim["metadata"].setdefault("annotations", {})
-        notes[BIND_COMPLETED] = "yes"
-        if not claim["spec"].get("volumeName"):
-            claim["spec"]["volumeName"] = name
-            notes[BOUND_BY_CONTROLLER] = "yes"
-        claim = await self._cluster.replace(CLAIMS, metadata["name"], claim, metadata["namespace"])
-        await self._set_claim_status(claim, _bound_status(volume))
+        if not binding.is_bound_to(volume, claim):
+            volume = await self._cluster.replace(VOLUMES, name, binding.promised(volume, claim))
+        volume = await self._set_volume_phase(volume, "Bound")
+        if claim["spec"].get("volumeName") != name or BIND_COMPLETED not in annotations(claim):
+            claim = copy.deepcopy(claim)
+            notes = claim["metadata"].setdefault("annotations", {})
+            notes[BIND_COMPLETED] = "yes"
+            if not claim["spec"].get("volumeName"):
+                claim["spec"]["volumeName"] = name
+                notes[BOUND_BY_CONTROLLER] = "yes"
+            claim = await self._cluster.replace(CLAIMS, metadata["name"], claim, metadata["namespace"])
+        if phase(claim) != "Bound":
+            await self._set_claim_status(claim, _bound_status(volume))
 
     async def _sync_volume(self, key: str) -> None:
         volume = self._caches.volumes.get(key)
@@ -185,10 +212,37 @@ class VolumeController:
         elif claim["spec"].get("volumeName") == key:
             await self._set_volume_phase(volume, "Bound")
         elif not claim["spec"].get("volumeName"):
-            self._claims.add(key_of(claim))
+            if binding.mode_of(volume) != binding.mode_of(claim):
+                self._tell_of_modes(volume, claim)
+            else:
+                self._claims.add(key_of(claim))
         elif PROVISIONED_BY in annotations(volume) and _policy(volume) == "Delete":
             # Made for a claim that was bound to another volume meanwhile.
             await self._release(volume)
+        else:
+            await self._unbind(volume)
+
+    def _tell_of_modes(self, volume: Json, claim: Json) -> None:
+        of_claim = (
+            f'Cannot bind PersistentVolume to requested PersistentVolumeClaim "{claim["metadata"]["name"]}" due to '
+            "incompatible volumeMode."
+        )
+        self._recorder.warning(reference("PersistentVolume", volume), "VolumeMismatch", of_claim)
+        of_volume = (
+            f'Cannot bind PersistentVolume "{volume["metadata"]["name"]}" to requested PersistentVolumeClaim due to '
+            "incompatible volumeMode."
+        )
+        self._warn(claim, "VolumeMismatch", of_volume)
+
+    async def _unbind(self, volume: Json) -> None:
+        """Take back a promise to a claim that has another volume."""
+        free = copy.deepcopy(volume)
+        if annotations(free).pop(BOUND_BY_CONTROLLER, None):
+            del free["spec"]["claimRef"]
+        else:
+            del free["spec"]["claimRef"]["uid"]
+        free = await self._cluster.replace(VOLUMES, volume["metadata"]["name"], free)
+        await self._set_volume_phase(free, "Available")
 
     async def _live_claim(self, promised: Json) -> Json | None:
         """The claim as the server has it: a cache that is behind must not cost anybody their data."""
@@ -202,10 +256,12 @@ class VolumeController:
         if phase(volume) == "Failed":
             return
         volume = await self._set_volume_phase(volume, "Released")
-        if _policy(volume) == "Delete" and PROVISIONED_BY not in annotations(volume) and not deleting(volume):
-            message = "error getting deleter volume plugin: no deletable volume plugin matched"
-            self._recorder.warning(reference("PersistentVolume", volume), "VolumeFailedDelete", message)
-            await self._set_volume_phase(volume, "Failed", message)
+        if _policy(volume) != "Delete" or annotations(volume).get(PROVISIONED_BY) or "csi" in volume["spec"]:
+            return
+        name = volume["metadata"]["name"]
+        message = f'error getting deleter volume plugin for volume "{name}": no volume plugin matched'
+        volume = await self._set_volume_phase(volume, "Failed", message)
+        self._recorder.warning(reference("PersistentVolume", volume), "VolumeFailedDelete", message)
 
     async def _set_volume_phase(self, volume: Json, wanted: str, message: str = "") -> Json:
         if phase(volume) == wanted:
@@ -238,16 +294,6 @@ def _bound_status(volume: Json) -> Json:
     before = annotations(volume).get(resizing.PRE_RESIZE_CAPACITY)
     capacity = before or quantity.render(binding.capacity_of(volume))
     return {"phase": "Bound", "accessModes": volume["spec"].get("accessModes"), "capacity": {"storage": capacity}}
-
-
-def _is_for(volume: Json, claim: Json) -> bool:
-    promised = volume["spec"].get("claimRef") or {}
-    metadata = claim["metadata"]
-    return (
-        promised.get("name") == metadata["name"]
-        and promised.get("namespace") == metadata["namespace"]
-        and promised.get("uid") in (None, "", metadata["uid"])
-    )
 
 
 def _policy(volume: Json) -> str:
