@@ -1,6 +1,7 @@
 """The sandbox's kubelet treats a driver as the real one does: the product is only as proven as this is true."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from kube.client import CLAIMS, PODS, VOLUMES
 from tests.cluster.conftest import MakeClass
 from tests.cluster.recorder import Recorder
 from tests.sandbox.controlplane import resizing
-from tests.sandbox.nodes import Node
+from tests.sandbox.nodes import Node, NodeSpec
 from tests.sandbox.sandbox import Sandbox
 from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Namespace, claim, pod
@@ -46,27 +47,29 @@ def folder_of(node: Node, body: Json, driver: Recorder, name: str) -> Path:
     return node.kubelet_root / "pods" / str(body["metadata"]["uid"]) / "volumes" / driver.name.replace("/", "~") / name
 
 
-async def bound_claim(namespace: Namespace, driver: Recorder, size: str, storage_class: str = "", **spec: Any) -> str:
+async def bound_claim(
+    namespace: Namespace, driver: Recorder, size: str, storage_class: str = "", *, name: str = "data", **spec: Any
+) -> str:
     """A claim bound to a volume of the driver that nobody provisions; the name of the volume."""
-    name = f"pv-{namespace.name}"
+    volume_name = f"pv-{namespace.name}"
     volume = {
         "apiVersion": "v1",
         "kind": "PersistentVolume",
-        "metadata": {"name": name},
+        "metadata": {"name": volume_name},
         "spec": {
             "capacity": {"storage": size},
             "accessModes": ["ReadWriteOnce"],
             "persistentVolumeReclaimPolicy": "Retain",
             "storageClassName": storage_class,
-            "claimRef": {"namespace": namespace.name, "name": "data"},
+            "claimRef": {"namespace": namespace.name, "name": name},
             "flexVolume": {"driver": driver.name, "fsType": "ext4", "options": {"size": "16777216"}},
             **spec,
         },
     }
     await namespace.sandbox.api.create(VOLUMES, volume)
-    await namespace.create(CLAIMS, claim("data", size, storage_class, volumeName=name))
-    await namespace.until_bound("data")
-    return name
+    await namespace.create(CLAIMS, claim(name, size, storage_class, volumeName=volume_name))
+    await namespace.until_bound(name)
+    return volume_name
 
 
 async def ask(namespace: Namespace, size: str) -> None:
@@ -80,10 +83,10 @@ async def until_has(namespace: Namespace, size: str) -> Json:
     )
 
 
-async def drop(namespace: Namespace, volume: str) -> None:
+async def drop(namespace: Namespace, volume: str, name: str = "data") -> None:
     await namespace.delete(PODS, "user")
     await namespace.until_gone(PODS, "user")
-    await namespace.delete(CLAIMS, "data")
+    await namespace.delete(CLAIMS, name)
     await namespace.sandbox.api.delete(VOLUMES, volume)
     await namespace.until_gone(VOLUMES, volume)
 
@@ -308,9 +311,100 @@ async def test_mount_options_on_the_volume_are_refused(namespace: Namespace, dri
     volume = await bound_claim(namespace, driver, "16Mi", mountOptions=["noatime"])
     await namespace.create(PODS, pod("user", {"/data": "data"}, nodeName="node-a"))
     message = await namespace.until_told("user", "FailedMount")
-    assert message.endswith("mount options are not supported for this volume type")
+    why = "mount options are not supported for this volume type"
+    assert message == f'MountVolume.MountOptionSupport check failed for volume "{volume}" : {why}'
     assert driver.of("mount") == []
     await drop(namespace, volume)
+
+
+async def test_what_can_not_be_told_of_a_pods_volumes_is_one_event(namespace: Namespace, driver: Recorder) -> None:
+    """Pods that were put on a node by hand: no scheduler waited for their claims."""
+    await namespace.create(CLAIMS, claim("data", "16Mi", storage_class=""))
+    body = inline(driver)
+    volumes = body["spec"]["volumes"]
+    volumes[0]["name"] = "ours"
+    mounts = body["spec"]["containers"][0]["volumeMounts"]
+    mounts[0]["name"] = "ours"
+    volumes.append({"name": "data", "persistentVolumeClaim": {"claimName": "data"}})
+    volumes.append({"name": "gone", "persistentVolumeClaim": {"claimName": "none"}})
+    volumes.append({"name": "foreign", "flexVolume": {"driver": "example.com/absent"}})
+    mounts += [{"name": name, "mountPath": f"/{name}"} for name in ("data", "gone", "foreign")]
+    await namespace.create(PODS, body)
+    message = await namespace.until_told("user", "FailedMount")
+    assert message == (
+        "Unable to attach or mount volumes: unmounted volumes=[data foreign gone ours], unattached volumes=[], failed "
+        "to process volumes=[data foreign gone]: "
+        f"error processing PVC {namespace.name}/data: PVC is not bound; "
+        f"error processing PVC {namespace.name}/none: failed to fetch PVC from API server: "
+        'persistentvolumeclaims "none" not found; '
+        'failed to get Plugin from volumeSpec for volume "foreign" err=no volume plugin matched'
+    )
+    await until(lambda: driver.of("mount"), what="what can be mounted is mounted")
+
+
+async def test_a_claim_that_is_not_the_pods_is_not_mounted_for_it(namespace: Namespace, driver: Recorder) -> None:
+    volume = await bound_claim(namespace, driver, "16Mi", name="user-scratch")
+    body = inline(driver)
+    template = {"spec": claim("", "16Mi", storage_class="")["spec"]}
+    body["spec"]["volumes"] = [{"name": "scratch", "ephemeral": {"volumeClaimTemplate": template}}]
+    await namespace.create(PODS, body)
+    await namespace.until_told("user", "FailedMount", f"PVC {namespace.name}/user-scratch was not created for pod")
+    assert not driver.of("mount")
+    await drop(namespace, volume, "user-scratch")
+
+
+async def test_a_volume_that_no_container_mounts_is_not_mounted(namespace: Namespace, driver: Recorder) -> None:
+    body = inline(driver)
+    body["spec"]["volumes"].append({"name": "unused", "flexVolume": {"driver": driver.name}})
+    await namespace.create(PODS, body)
+    await namespace.until_running("user")
+    assert len(driver.of("mount")) == 1
+
+
+async def test_folders_have_the_modes_that_a_kubelet_gives_them(
+    namespace: Namespace, node: Node, driver: Recorder, tmp_path: Path
+) -> None:
+    body = inline(driver)
+    body["spec"]["volumes"].append({"name": "empty", "emptyDir": {}})
+    body["spec"]["volumes"].append(
+        {"name": "host", "hostPath": {"path": str(tmp_path / "made" / "anew"), "type": "DirectoryOrCreate"}}
+    )
+    body["spec"]["containers"][0]["volumeMounts"] += [
+        {"name": name, "mountPath": f"/{name}"} for name in ("empty", "host")
+    ]
+    created = await namespace.create(PODS, body)
+    await namespace.until_running("user")
+    of_pod = node.kubelet_root / "pods" / created["metadata"]["uid"]
+    modes = {
+        node.kubelet_root: 0o750,
+        of_pod.parent: 0o750,
+        of_pod: 0o750,
+        of_pod / "volumes": 0o750,
+        of_pod / "plugins": 0o750,
+        of_pod / "containers" / "main": 0o750,
+        folder_of(node, created, driver, "scratch").parent: 0o750,
+        of_pod / "volumes" / "kubernetes.io~empty-dir": 0o755,
+        of_pod / "volumes" / "kubernetes.io~empty-dir" / "empty": 0o777,
+        tmp_path / "made": 0o755,
+        tmp_path / "made" / "anew": 0o755,
+        node.plugins: 0o755,
+    }
+    assert {path: path.stat().st_mode & 0o7777 for path in modes} == modes
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in modes} == {(0, 0)}
+
+
+def test_a_daemon_finds_the_folders_that_the_kubelet_made_for_its_pod(tmp_path: Path) -> None:
+    """Whatever the umask of whoever runs this."""
+    before = os.umask(0o077)
+    try:
+        spec = NodeSpec("n", static=True, device_classes={"fast": "1Gi"})
+        node = Node(spec, tmp_path / "node", tmp_path / "a", tmp_path / "b", tmp_path, 0)
+        node.make_folders()
+    finally:
+        os.umask(before)
+    made = (node.plugins, node.staging, node.data, node.disks, node.static_config, node.class_folder("fast"))
+    assert {path.stat().st_mode & 0o7777 for path in made} == {0o755}
+    assert node.kubelet_root.stat().st_mode & 0o7777 == 0o750
 
 
 async def test_fs_group_owns_what_is_in_the_volume(namespace: Namespace, node: Node, driver: Recorder) -> None:

@@ -10,6 +10,7 @@ from typing import Literal
 import yaml
 
 from contract import names
+from tests.sandbox.kubelet.layout import FOLDER_MODE, HOST_PATH_MODE, make_folders
 from tests.sandbox.programs import Program, answers, says
 
 COMMAND = str(Path(sys.executable).with_name("elastic-local"))
@@ -67,14 +68,17 @@ class Node:
         self.daemon = self._daemon(daemon_kubeconfig, logs)
 
     def make_folders(self) -> None:
+        """Those of the manifests' host paths, with the modes that `DirectoryOrCreate` gives them, so that the daemon
+        finds what it finds at a user's; and the kubelet's own."""
         static = (self.disks, self.static_config) if self.spec.static else ()
-        for path in (self.kubelet_root, self.plugins, self.staging, self.data, *static):
-            path.mkdir(parents=True, exist_ok=True)
+        for path in (self.plugins, self.staging, self.data, self.socket.parent, *static):
+            make_folders(path, HOST_PATH_MODE)
+        make_folders(self.kubelet_root, FOLDER_MODE)
         classes = {}
         for name, capacity in self.spec.device_classes.items():
             classes[name] = {"kind": "LOOP", "folder": str(self.class_folder(name)), "capacity": capacity or None}
             if capacity:
-                self.class_folder(name).mkdir()
+                make_folders(self.class_folder(name), HOST_PATH_MODE)
         if classes:
             self.device_classes.write_text(yaml.safe_dump({"classes": classes}))
 

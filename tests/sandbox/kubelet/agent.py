@@ -62,7 +62,7 @@ class Kubelet:
         self._persistent_volumes: Informer[Json] = Informer(cluster, VOLUMES, _whole)
         self._pods: Informer[Json] = Informer(cluster, PODS, _whole, field_selector=f"spec.nodeName={identity.name}")
         layout = Layout(root)
-        layout.pods.mkdir(parents=True, exist_ok=True)
+        layout.make()
         self._recorder = Recorder(cluster, "kubelet", identity.name)
         expansion = Expansion(cluster, self._recorder, identity.name, self._claims, self._persistent_volumes)
         self._volumes = VolumeManager(self._plugins, layout, expansion, self._workers)
@@ -70,6 +70,7 @@ class Kubelet:
             cluster=cluster,
             recorder=self._recorder,
             layout=layout,
+            plugins=self._plugins,
             volumes=self._volumes,
             claims=self._claims,
             persistent_volumes=self._persistent_volumes,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.sandbox.kubelet import shim
+from tests.sandbox.kubelet.layout import FOLDER_MODE, make_folders
 
 _SHIM = Path(shim.__file__)
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -62,7 +63,7 @@ class Container:
 
     async def start(self, spec: dict[str, Any], lifeline: int) -> None:
         """Start it and wait until it runs or has failed to. `lifeline`: file descriptor, see shim.py."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folders(self.folder, FOLDER_MODE)
         for name in ("pid", "exit", "start-error"):
             (self.folder / name).unlink(missing_ok=True)
         (self.folder / "spec.json").write_text(json.dumps(spec))

@@ -1,6 +1,7 @@
 """The kubelet's folder: where a pod's things are, and what a new kubelet finds there.
 
 Everything that must survive a kubelet is in these folders, as on a real node: there is no other database.
+Source: pkg/kubelet/{kubelet,kubelet_pods}.go and pkg/volume/{flexvolume,emptydir,local,hostpath} of Kubernetes 1.36.2.
 """
 
 import os
@@ -13,9 +14,22 @@ from pathlib import Path
 EMPTY_DIR_FOLDER = "kubernetes.io~empty-dir"
 LOCAL_FOLDER = "kubernetes.io~local-volume"
 
-_FOLDER_MODE = 0o750
+FOLDER_MODE = 0o750
+"""Of all that the kubelet makes of a pod (setupDataDirs, makePodDataDirs, and SetUpAt of flexvolume and local)."""
+EMPTY_DIR_PARENT_MODE = 0o755
+"""It asks for 0777, of which the umask of its service leaves this, and then sets the volume's own folder right."""
+HOST_PATH_MODE = 0o755
+"""Of what `DirectoryOrCreate` makes (makeDir of pkg/volume/hostpath); the owner is root."""
 _GROUP_BITS = stat.S_IRGRP | stat.S_IWGRP
 _GROUP_FOLDER_BITS = stat.S_ISGID | stat.S_IXGRP
+
+
+def make_folders(path: Path, mode: int) -> None:
+    """The folder and those above it that are missing, with this mode whatever the umask."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+        folder.chmod(mode)
 
 
 @dataclass(frozen=True)
@@ -37,12 +51,9 @@ class VolumeFolder:
     def name(self) -> str:
         return self.path.name
 
-    def create(self) -> None:
-        """Make the folder, all of it 0750 whatever the umask."""
-        missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
-        for folder in reversed(missing):
-            folder.mkdir(exist_ok=True)
-            folder.chmod(_FOLDER_MODE)
+    def create(self, mode: int = FOLDER_MODE) -> None:
+        """Make the folder, and what is missing above it: os.MkdirAll gives all of them one mode."""
+        make_folders(self.path, mode)
 
     def likely_mounted(self) -> bool:
         """The kubelet's cheap question: another device than the parent's? Misses bind mounts on one filesystem.
@@ -59,6 +70,14 @@ class Layout:
     @property
     def pods(self) -> Path:
         return self.root / "pods"
+
+    def make(self) -> None:
+        """What a kubelet makes when it starts, if it is missing."""
+        make_folders(self.pods, FOLDER_MODE)
+
+    def make_pod(self, uid: str) -> None:
+        for folder in (self.pod(uid) / "volumes", self.pod(uid) / "plugins"):
+            make_folders(folder, FOLDER_MODE)
 
     def pod(self, uid: str) -> Path:
         return self.pods / uid

@@ -7,20 +7,22 @@ containers stop, volumes are unmounted, only then the pod object goes.
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from kube.backoff import Backoff
-from kube.client import PODS, ApiError, Cluster, Conflict, NotFound
+from kube.client import CLAIMS, PODS, VOLUMES, ApiError, Cluster, Conflict, NotFound, Resource
 from kube.events import Recorder
 from kube.informer import Informer
 from kube.records import ObjectReference
-from tests.sandbox.controlplane.caches import claim_keys
+from tests.sandbox.controlplane.caches import claim_key
 from tests.sandbox.kubelet import sources
 from tests.sandbox.kubelet.container import Bind, Container, Ended, specification
 from tests.sandbox.kubelet.layout import Layout
+from tests.sandbox.kubelet.plugins import NoDriver, Plugins
 from tests.sandbox.kubelet.status import FAILED, SUCCEEDED, Seen, phase, pod_status, terminal
 from tests.sandbox.kubelet.volumes import PodVolume, VolumeManager
 
@@ -41,6 +43,7 @@ class Host:
     cluster: Cluster
     recorder: Recorder
     layout: Layout
+    plugins: Plugins
     volumes: VolumeManager
     claims: Informer[Json]
     persistent_volumes: Informer[Json]
@@ -63,6 +66,8 @@ class PodWorker:
         }
         self._restart_at: dict[str, float] = {}
         self._told: set[str] = set()
+        self._processed: set[str] = set()
+        """Volumes that a driver was found for."""
 
     @property
     def uid(self) -> str:
@@ -113,7 +118,8 @@ class PodWorker:
         if terminal(self._pod):
             self._host.volumes.release(self.uid)
             return 0
-        volumes = self._want_volumes()
+        self._host.layout.make_pod(self.uid)
+        volumes = await self._want_volumes()
         if volumes is None:
             await self._report([], [])
             return _RETRY_SECONDS
@@ -122,24 +128,79 @@ class PodWorker:
             return 0
         return await self._run_containers(volumes)
 
-    def _want_volumes(self) -> dict[str, PodVolume] | None:
-        """The pod's volumes by name, or None when one of them can't even be asked for."""
-        wanted: dict[str, sources.Source] = {}
-        claims = {key: claim for key in claim_keys(self._pod) if (claim := self._host.claims.get(key))}
-        names = {claim["spec"].get("volumeName") or "" for claim in claims.values()}
-        volumes = {name: volume for name in names if (volume := self._host.persistent_volumes.get(name))}
+    async def _want_volumes(self) -> dict[str, PodVolume] | None:
+        """The volumes that the pod's containers mount, by name, or None when one of them can't even be asked for."""
+        wanted: dict[str, PodVolume] = {}
+        errors: dict[str, str] = {}
+        refused = False
         for volume in self._pod["spec"].get("volumes") or []:
+            name = volume["name"]
+            if name not in self._mounted_names():
+                continue
             try:
-                source = sources.resolve(self._pod, volume, claims, volumes, self._host.node_labels)
-            except sources.NotYet:
-                return None
+                source = await self._source(volume)
+            except sources.Unprocessed as error:
+                errors[name] = str(error)
             except sources.Unmountable as error:
-                if str(error) not in self._told:
-                    self._told.add(str(error))
-                    self.tell("FailedMount", str(error))
-                return None
-            wanted[volume["name"]] = source
-        return {name: self._host.volumes.want(self._pod, source, self) for name, source in wanted.items()}
+                refused = True
+                self._tell_once(str(error))
+            else:
+                wanted[name] = self._host.volumes.want(self._pod, source, self)
+        if errors:
+            unmounted = self._mounted_names() - {name for name, volume in wanted.items() if volume.mounted}
+            self._tell_once(
+                f"Unable to attach or mount volumes: unmounted volumes=[{' '.join(sorted(unmounted))}], unattached "
+                f"volumes=[], failed to process volumes=[{' '.join(sorted(errors))}]: "
+                f"{'; '.join(sorted(set(errors.values())))}"
+            )
+        return None if errors or refused else wanted
+
+    def _mounted_names(self) -> set[str]:
+        spec = self._pod["spec"]
+        containers = [*(spec.get("initContainers") or []), *spec["containers"]]
+        return {mount["name"] for container in containers for mount in container.get("volumeMounts") or []}
+
+    def _tell_once(self, message: str) -> None:
+        if message not in self._told:
+            self._told.add(message)
+            self.tell("FailedMount", message)
+
+    async def _source(self, volume: Json) -> sources.Source:
+        """What the volume is. The API server has the last word before anything is said. Raises Unprocessed and
+        Unmountable."""
+        key = claim_key(self._pod, volume)
+        claim = self._host.claims.get(key) if key else None
+        try:
+            source = self._resolve(volume, key, claim, self._host.persistent_volumes.get)
+        except sources.Unprocessed:
+            if not key:
+                raise
+            claim = await self._live(CLAIMS, key.partition("/")[2], self._pod["metadata"]["namespace"])
+            name = ((claim or {}).get("spec") or {}).get("volumeName") or ""
+            live = await self._live(VOLUMES, name) if name else None
+            source = self._resolve(volume, key, claim, lambda _name: live)
+        if isinstance(source, sources.Flex) and volume["name"] not in self._processed:
+            try:
+                await self._host.plugins.find(source.driver)
+            except NoDriver:
+                why = f'failed to get Plugin from volumeSpec for volume "{source.name}" err=no volume plugin matched'
+                raise sources.Unprocessed(why) from None
+        self._processed.add(volume["name"])
+        return source
+
+    def _resolve(
+        self, volume: Json, key: str, claim: Json | None, persistent_volume: Callable[[str], Json | None]
+    ) -> sources.Source:
+        name = ((claim or {}).get("spec") or {}).get("volumeName") or ""
+        found = persistent_volume(name) if name else None
+        claims, volumes = {key: claim} if claim else {}, {name: found} if found else {}
+        return sources.resolve(self._pod, volume, claims, volumes, self._host.node_labels)
+
+    async def _live(self, resource: Resource, name: str, namespace: str | None = None) -> Json | None:
+        try:
+            return await self._host.cluster.get(resource, name, namespace)
+        except NotFound:
+            return None
 
     async def _run_containers(self, volumes: dict[str, PodVolume]) -> float:
         init: list[Seen] = []

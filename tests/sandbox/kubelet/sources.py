@@ -1,4 +1,8 @@
-"""What a pod's volume refers to, and the JSON that a driver gets for it. Pure."""
+"""What a pod's volume refers to, and the JSON that a driver gets for it. Pure.
+
+Source: createVolumeSpec of pkg/kubelet/volumemanager/populator, GenerateMountVolumeFunc of
+pkg/volume/util/operationexecutor, and pkg/volume/flexvolume, of Kubernetes 1.36.2.
+"""
 
 import json
 from collections.abc import Mapping
@@ -7,7 +11,8 @@ from typing import Any
 
 from contract import callout
 from tests.sandbox.controlplane import selectors
-from tests.sandbox.controlplane.caches import made_for
+from tests.sandbox.controlplane.caches import claim_key, deleting, key_of, made_for, not_made_for, phase
+from tests.sandbox.controlplane.protection import PVC_PROTECTION
 
 Json = dict[str, Any]
 
@@ -23,8 +28,9 @@ class Unmountable(Exception):
     """The pod's volume can't be mounted; the text is the kubelet's, for an event."""
 
 
-class NotYet(Exception):
-    """The pod's volume can't be mounted yet, and the kubelet says nothing of it."""
+class Unprocessed(Exception):
+    """What the pod's volume is can't be told, or not yet; the text is what the kubelet puts into the event that names
+    all such volumes of the pod."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ Source = Flex | EmptyDir | HostPath | Local
 def resolve(
     pod: Json, volume: Json, claims: Mapping[str, Json], volumes: Mapping[str, Json], node_labels: Mapping[str, str]
 ) -> Source:
-    """The source of one of a pod's volumes. Raises NotYet while its claim is not bound, Unmountable with the reason."""
+    """The source of one of a pod's volumes. Raises Unprocessed, as while its claim is not bound, and Unmountable."""
     name = volume["name"]
     if "emptyDir" in volume:
         return EmptyDir(name)
@@ -79,43 +85,63 @@ def resolve(
         return _flex(name, volume["flexVolume"], bool(volume["flexVolume"].get("readOnly")))
     if "persistentVolumeClaim" in volume:
         reference = volume["persistentVolumeClaim"]
-        key = f"{pod['metadata']['namespace']}/{reference['claimName']}"
-        return _claimed(key, bool(reference.get("readOnly")), claims, volumes, node_labels)
+        claim = _bound_claim(claim_key(pod, volume), claims)
+        return _claimed(name, claim, bool(reference.get("readOnly")), volumes, node_labels)
     if "ephemeral" in volume:
-        key = f"{pod['metadata']['namespace']}/{pod['metadata']['name']}-{name}"
-        claim = claims.get(key)
-        if claim is not None and not made_for(pod, claim):
-            raise Unmountable(f'PVC "{key}" was not created for the pod')
-        return _claimed(key, False, claims, volumes, node_labels)
+        claim = _bound_claim(claim_key(pod, volume), claims)
+        if not made_for(pod, claim):
+            raise Unprocessed(not_made_for(pod, claim))
+        return _claimed(name, claim, False, volumes, node_labels)
     kinds = ", ".join(key for key in volume if key != "name")
     raise Unmountable(f"the sandbox's kubelet has no volumes of kind {kinds}")
 
 
+def _bound_claim(key: str, claims: Mapping[str, Json]) -> Json:
+    """Of getPVCExtractPV."""
+    claim, name = claims.get(key), key.partition("/")[2]
+    if claim is None:
+        why = f'failed to fetch PVC from API server: persistentvolumeclaims "{name}" not found'
+    elif deleting(claim) and PVC_PROTECTION not in (claim["metadata"].get("finalizers") or []):
+        why = "PVC is being deleted"
+    elif phase(claim) != "Bound":
+        why = "PVC is not bound"
+    elif not claim["spec"].get("volumeName"):
+        why = "PVC has empty pvc.Spec.VolumeName"
+    else:
+        return claim
+    raise Unprocessed(f"error processing PVC {key}: {why}")
+
+
 def _claimed(
-    key: str,
-    read_only: bool,
-    claims: Mapping[str, Json],
-    volumes: Mapping[str, Json],
-    node_labels: Mapping[str, str],
+    outer_name: str, claim: Json, read_only: bool, volumes: Mapping[str, Json], node_labels: Mapping[str, str]
 ) -> Source:
-    claim = claims.get(key)
-    if claim is None or (claim.get("status") or {}).get("phase") != "Bound":
-        raise NotYet
-    volume = volumes.get(claim["spec"].get("volumeName") or "")
-    if volume is None or (volume["spec"].get("claimRef") or {}).get("uid") != claim["metadata"]["uid"]:
-        raise NotYet
-    spec, name = volume["spec"], volume["metadata"]["name"]
+    """`outer_name`: of the pod's volume."""
+    key, name, uid = key_of(claim), claim["spec"]["volumeName"], claim["metadata"]["uid"]
+    volume = volumes.get(name)
+    promised = ((volume or {}).get("spec") or {}).get("claimRef")
+    if volume is None:
+        why = f'failed to fetch PV {name} from API server: persistentvolumes "{name}" not found'
+        raise Unprocessed(f"error processing PVC {key}: {why}")
+    if not promised:
+        why = f"found PV object {name} but it has a nil pv.Spec.ClaimRef indicating it is not yet bound to the claim"
+        raise Unprocessed(f"error processing PVC {key}: {why}")
+    if promised.get("uid") != uid:
+        why = (
+            f"found PV object {name} but its pv.Spec.ClaimRef.UID {promised.get('uid') or ''} does not point to "
+            f"claim.UID {uid}"
+        )
+        raise Unprocessed(f"error processing PVC {key}: {why}")
+    spec = volume["spec"]
     if (spec.get("volumeMode") or "Filesystem") != "Filesystem":
-        # The plugin has no block mapper: the real kubelet waits for ever without an event.
-        raise NotYet
+        raise Unprocessed(f"volume {outer_name} has volumeMode Block, but is specified in volumeMounts")
     affinity = (spec.get("nodeAffinity") or {}).get("required")
     if affinity and not selectors.node_selector_matches(affinity, node_labels):
         raise Unmountable(f'MountVolume.NodeAffinity check failed for volume "{name}" : no matching NodeSelectorTerms')
     if "local" in spec:
         return Local(name, spec["local"]["path"], read_only, tuple(spec.get("mountOptions") or ()))
     if spec.get("mountOptions"):
-        raise Unmountable(f'MountVolume.MountDevice failed for volume "{name}" : mount options are not supported for '
-                          "this volume type")  # fmt: skip
+        why = "mount options are not supported for this volume type"
+        raise Unmountable(f'MountVolume.MountOptionSupport check failed for volume "{name}" : {why}')
     if "flexVolume" not in spec:
         raise Unmountable(
             f'the sandbox\'s kubelet mounts only flexVolume and local volumes, and "{name}" is another kind'

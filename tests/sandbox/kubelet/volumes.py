@@ -16,7 +16,16 @@ from kube.backoff import Backoff
 from kube.client import ApiError
 from tests.sandbox.kubelet.driver import CallFailed, NotSupported
 from tests.sandbox.kubelet.expansion import Expansion, Teller
-from tests.sandbox.kubelet.layout import EMPTY_DIR_FOLDER, LOCAL_FOLDER, Layout, VolumeFolder, own_by_group
+from tests.sandbox.kubelet.layout import (
+    EMPTY_DIR_FOLDER,
+    EMPTY_DIR_PARENT_MODE,
+    HOST_PATH_MODE,
+    LOCAL_FOLDER,
+    Layout,
+    VolumeFolder,
+    make_folders,
+    own_by_group,
+)
 from tests.sandbox.kubelet.plugins import NoDriver, Plugins
 from tests.sandbox.kubelet.sources import EmptyDir, Flex, HostPath, Local, Source, fs_group, mount_options, spec_options
 
@@ -132,7 +141,7 @@ class PodVolume:
             case HostPath():
                 _check_host_path(source)
             case EmptyDir():
-                self._folder.create()
+                self._folder.create(EMPTY_DIR_PARENT_MODE)
                 self._folder.path.chmod(0o777)
                 await self._apply_group()
             case Local():
@@ -225,7 +234,7 @@ class PodVolume:
 def _check_host_path(source: HostPath) -> None:
     path = Path(source.path)
     if source.kind == "DirectoryOrCreate":
-        path.mkdir(parents=True, exist_ok=True)
+        make_folders(path, HOST_PATH_MODE)
     elif not path.is_dir():
         raise CallFailed(f"hostPath type check failed: {path} is not a directory")
 
