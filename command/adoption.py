@@ -173,6 +173,7 @@ def anew(volume: Volume, mirrored: bool, pin: Pin, heir: Heir) -> Json:
             "annotations": {
                 **pinning["metadata"]["annotations"],
                 names.PROVISIONED_BY: names.PROVISIONER,
+                names.GRANTED_ANNOTATION: str(volume.size),
                 names.MADE_ANNOTATION: "true",
             },
         },

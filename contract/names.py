@@ -32,6 +32,12 @@ PROVISIONED_BY = "pv.kubernetes.io/provisioned-by"
 MADE_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/made"
 """Its volume was made and may hold data: if it is not there, it is lost, and no empty one may take its place."""
 
+GRANTED_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/granted"
+"""Bytes that the provisioner promised to the volume, from its creation on. What spec.capacity says beyond that is a
+wish: Kubernetes raises it as soon as somebody asks."""
+SIZE_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/size"
+"""Bytes that the volume really has, as its node says."""
+
 # On the CSIStorageCapacity objects that a node's daemon publishes (contract/capacity.py).
 POOL_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/pool"
 ALLOCATABLE_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/allocatable"

@@ -1,5 +1,6 @@
 """A PersistentVolume of ours: the manifest that the provisioner creates and the record that both programs read."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +58,8 @@ class PersistentVolume:
     uid: str
     resource_version: str
     size: int
-    """Bytes, from spec.capacity: what the claim's growth raises."""
+    """Bytes, from spec.capacity. Not what it has, nor what it was promised: Kubernetes raises it to what the claim asks
+    for before anybody was asked whether there is room."""
     options: Mapping[str, str]
     filesystem: str
     reclaim_policy: str
@@ -75,6 +77,26 @@ class PersistentVolume:
     made: bool = False
     """See names.MADE_ANNOTATION."""
     access_modes: tuple[str, ...] = ()
+    granted: int | None = None
+    """See names.GRANTED_ANNOTATION. None: it was made by hand, or by a provisioner that did not say."""
+    actual: int = 0
+    """Bytes that its node says it has. 0: it did not say."""
+
+    @property
+    def given(self) -> int:
+        """Bytes that it was created with. 0: its options don't say."""
+        return min(_bytes(self.options.get(parameters.SIZE_OPTION)), self.size)
+
+    @property
+    def promised(self) -> int:
+        """Bytes that it has a right to, and that its node is to give it."""
+        return max(self.given, self.granted or 0) or self.size
+
+    @property
+    def charged(self) -> int:
+        """Bytes that it counts with in all sums: what it was promised, or has, where that is more. Of one that nobody
+        wrote down a grant for, all that it might have been granted."""
+        return max(self.promised, self.actual, self.size if self.granted is None else 0)
 
     @property
     def pinned(self) -> bool:
@@ -123,7 +145,14 @@ def read(manifest: Json) -> PersistentVolume | None:
         deleting="deletionTimestamp" in metadata,
         made=names.MADE_ANNOTATION in annotations,
         access_modes=tuple(spec.get("accessModes") or ()),
+        granted=_bytes(annotations.get(names.GRANTED_ANNOTATION)) or None,
+        actual=_bytes(annotations.get(names.SIZE_ANNOTATION)),
     )
+
+
+def _bytes(text: object) -> int:
+    """0 for what is no number of bytes: annotations and options may have been written by anybody."""
+    return int(text) if isinstance(text, str) and re.fullmatch(r"\d{1,18}", text, re.ASCII) else 0
 
 
 def read_claim_reference(spec: Json) -> ClaimReference | None:
@@ -173,9 +202,23 @@ def pinning(pin: Pin) -> Json:
     }
 
 
-def making(volume: PersistentVolume) -> Json:
-    """The merge patch that says for good that the volume was made."""
-    return {"metadata": {"uid": volume.uid, "annotations": {names.MADE_ANNOTATION: "true"}}}
+def making(volume: PersistentVolume, size: int) -> Json:
+    """The merge patch that says for good that the volume was made, and how many bytes it has now."""
+    annotations = {names.MADE_ANNOTATION: "true", names.SIZE_ANNOTATION: str(size)}
+    return {"metadata": {"uid": volume.uid, "annotations": annotations}}
+
+
+def granting(volume: PersistentVolume, granted: int, capacity: int) -> Json:
+    """The merge patch that writes down, on this very version of a PersistentVolume, what it was granted, and has
+    spec.capacity say no more than that."""
+    return {
+        "metadata": {
+            "uid": volume.uid,
+            "resourceVersion": volume.resource_version,
+            "annotations": {names.GRANTED_ANNOTATION: str(granted)},
+        },
+        **({"spec": {"capacity": {"storage": quantity.render(capacity)}}} if capacity != volume.size else {}),
+    }
 
 
 def releasing(volume: PersistentVolume) -> Json:

@@ -35,6 +35,10 @@ class NoSpace(VolumeError):
         self.available = available
 
 
+class NotGranted(VolumeError):
+    """A claim wishes more than its volume was promised."""
+
+
 class PoolFull(VolumeError):
     """A thin pool is so full that nothing new is made in it, whatever was promised of it."""
 

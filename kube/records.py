@@ -63,6 +63,10 @@ class Claim:
     attributes_class: str = ""
     """The VolumeAttributesClass, which CSI drivers serve."""
     data_source_name: str = ""
+    allocated: int = 0
+    """Bytes that the kubelet is to let it grow to (status.allocatedResources). 0: it never grew."""
+    resize_status: str = ""
+    """How far its growing is (status.allocatedResourceStatuses)."""
     data_source_namespace: str = ""
     """Where dataSourceRef points to. Empty: the claim's own."""
     controller: str = ""
@@ -71,6 +75,11 @@ class Claim:
     @property
     def key(self) -> str:
         return f"{self.namespace}/{self.name}"
+
+    @property
+    def grows(self) -> bool:
+        """It has a volume, and asks for more than that has."""
+        return bool(self.volume_name) and self.requested > self.capacity > 0 and not self.deleting
 
     @property
     def clones(self) -> bool:
@@ -171,6 +180,8 @@ def read_claim(body: Json) -> Claim:
         selected_node=annotations.get(SELECTED_NODE) or "",
         requested=quantity.parse(str(requests.get("storage") or "0")),
         capacity=quantity.parse(str((status.get("capacity") or {}).get("storage") or "0")),
+        allocated=quantity.parse(str((status.get("allocatedResources") or {}).get("storage") or "0")),
+        resize_status=(status.get("allocatedResourceStatuses") or {}).get("storage") or "",
         access_modes=tuple(spec.get("accessModes") or ()),
         volume_mode=spec.get("volumeMode") or "Filesystem",
         data_source=".".join(filter(None, (source.get("kind"), source.get("apiGroup")))),

@@ -2,10 +2,11 @@
 
 A volume is charged from the moment that its creation is decided until its object, or at least our finalizer on it, is
 gone. The watch of PersistentVolumes alone can't tell: it lags behind our own creations, and says nothing of a request
-whose answer was lost. So each name has two entries, what the watch showed (observed) and what we asked for (booked),
-and counts with the larger one. A booking ends in one of two ways only: the watch shows that very object, by uid, or
-somebody has made sure that there is none (doubts.py). Everything here is synchronous: a decision and its booking have
-no `await` between them, so any number of claims may be worked on at the same time.
+whose answer was lost. So each name has entries for what the watch showed (observed), what we asked for (booked) and
+what it is about to be granted (growing), and counts with the largest one. A booking ends in one of two ways only: the
+watch shows that very object, by uid, or somebody has made sure that there is none (doubts.py). Everything here is
+synchronous: a decision and its booking have no `await` between them, so any number of claims may be worked on at the
+same time.
 """
 
 from dataclasses import dataclass, replace
@@ -50,6 +51,14 @@ class Booking:
 
 
 @dataclass(frozen=True)
+class _Growth:
+    """What a volume is about to be granted, by a write that only this version of its PersistentVolume takes."""
+
+    charge: Charge
+    resource_version: str
+
+
+@dataclass(frozen=True)
 class _Observed:
     uid: str
     claim_uid: str
@@ -72,7 +81,7 @@ def charge_of(volume: PersistentVolume) -> Charge | None:
     except parameters.ParameterError:
         # Somebody wrote this one by hand: the node will refuse to make it, but until it goes it counts plainly.
         layout = VolumeParameters()
-    return Charge(account, volume.size, layout)
+    return Charge(account, volume.charged, layout)
 
 
 class Books:
@@ -81,6 +90,7 @@ class Books:
     def __init__(self) -> None:
         self._observed: dict[str, _Observed] = {}
         self._bookings: dict[str, Booking] = {}
+        self._growths: dict[str, _Growth] = {}
         self._held: dict[str, Charge] = {}
         self._pages: dict[Account, _Page] = {}
 
@@ -126,6 +136,17 @@ class Books:
         """There is no such volume, for certain, and none will come of what we asked."""
         self._enter(name, None)
 
+    def grow(self, volume: PersistentVolume, size: int) -> None:
+        """Promise a volume that exists more room, before that is written to its PersistentVolume. Once the watch shows
+        another version than this one, either it has the grant or no write of ours can bring it any more."""
+        before = charge_of(volume)
+        if before is not None:
+            self._growing(volume.name, _Growth(replace(before, size=size), volume.resource_version))
+
+    def shrink(self, name: str) -> None:
+        """The grant that was booked was refused for certain."""
+        self._growing(name, None)
+
     def observe(self, volume: PersistentVolume) -> bool:
         """What the watch shows of a volume. True when its charge went and is held (see `depart`)."""
         before = self._observed.get(volume.name)
@@ -136,6 +157,9 @@ class Books:
         booking = self._bookings.get(volume.name)
         if booking is not None and booking.uid == volume.uid:
             self._enter(volume.name, None)
+        growth = self._growths.get(volume.name)
+        if growth is not None and growth.resource_version != volume.resource_version:
+            self._growing(volume.name, None)
         return held
 
     def depart(self, name: str) -> bool:
@@ -148,6 +172,7 @@ class Books:
         before = self._observed.get(name)
         held = before is not None and self._hold(before)
         self._show(name, None)
+        self._growing(name, None)
         return held
 
     def let_go(self, uid: str) -> None:
@@ -172,6 +197,14 @@ class Books:
             self._bookings[name] = booking
         self._write(name, before, self._charges(name))
 
+    def _growing(self, name: str, growth: _Growth | None) -> None:
+        before = self._charges(name)
+        if growth is None:
+            self._growths.pop(name, None)
+        else:
+            self._growths[name] = growth
+        self._write(name, before, self._charges(name))
+
     def _show(self, name: str, observed: _Observed | None) -> None:
         before = self._charges(name)
         if observed is None:
@@ -181,8 +214,8 @@ class Books:
         self._write(name, before, self._charges(name))
 
     def _charges(self, name: str) -> tuple[Charge, ...]:
-        booking, observed = self._bookings.get(name), self._observed.get(name)
-        charges = (booking.charge if booking else None, observed.charge if observed else None)
+        booking, observed, growth = self._bookings.get(name), self._observed.get(name), self._growths.get(name)
+        charges = [entry.charge for entry in (booking, observed, growth) if entry is not None]
         return tuple(charge for charge in charges if charge is not None)
 
     def _write(self, key: str, before: tuple[Charge, ...], after: tuple[Charge, ...]) -> None:

@@ -61,9 +61,10 @@ def obstacle(claim: Claim, wanted: VolumeParameters, source: Source) -> str:
             f"claim {name} has {volume.filesystem}, and a copy can't have {wanted.filesystem}: use a class with the "
             "same fsType"
         )
-    if claim.requested < volume.size:
+    size = volume.granted or volume.size
+    if claim.requested < size:
         return (
             f"the claim asks for {quantity.humane(claim.requested)}, and {name}, which it is to be a copy of, has "
-            f"{quantity.humane(volume.size)}: ask for at least that"
+            f"{quantity.humane(size)}: ask for at least that"
         )
     return ""

@@ -14,6 +14,7 @@ from provisioner.books import Books
 from provisioner.claims import Claims
 from provisioner.creation import Creation
 from provisioner.doubts import Doubts
+from provisioner.growth import Growth
 from provisioner.metrics import Metrics
 from provisioner.nodecleanup import NodeCleanup
 from provisioner.orphans import Orphans
@@ -78,6 +79,7 @@ class Term:
         doubts = Doubts(cluster, self.view, settings.namespace, resolved=lambda: self.claims.look_again())
         creation = Creation(cluster, self.books, doubts, self.orphans, self._recorder)
         self.claims = Claims(cluster, self.view, creation, self._recorder, metrics, parallelism=parallelism)
+        growth = Growth(cluster, self.view, self._recorder, parallelism=parallelism)
         reclaim = Reclaim(cluster, self.view.volumes, self._recorder, metrics, parallelism=parallelism)
         self._node_cleanup = NodeCleanup(
             cluster,
@@ -89,12 +91,14 @@ class Term:
         )
         self._queues = {
             "claims": self.claims.queue,
+            "growing": growth.queue,
             "reclaiming": reclaim.queue,
             "orphans": self.orphans.queue,
             "bookings": doubts.bookings,
             "held charges": doubts.held,
         }
         metrics.watch("claims", self.claims.queue)
+        metrics.watch("growth", growth.queue)
         metrics.watch("volumes", reclaim.queue)
         metrics.watch("orphans", self.orphans.queue)
         metrics.watch("nodes", self._node_cleanup.queue)

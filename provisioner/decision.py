@@ -120,7 +120,7 @@ def decide(
             "allowedTopologies with volumeBindingMode Immediate can't be honoured, because the first pod chooses the "
             f"node: use {WAIT_FOR_FIRST_CONSUMER}"
         )
-    return _anywhere(claim, wanted, offers)
+    return anywhere(claim, wanted, offers)
 
 
 def _no_class(claim: Claim) -> str:
@@ -169,8 +169,8 @@ def _on_node(claim: Claim, node: str, wanted: VolumeParameters, offers: Offers, 
             f"node {node} publishes no room for this class (is its elastic-local daemon ready?): another node is "
             "asked for"
         )
-    if _needs(claim, wanted, offer) > offer.free:
-        return SendBack(f"{_asks(claim, wanted, offer)}, node {node} has {_left(offer)}: another node is asked for")
+    if needs(claim, wanted, offer) > offer.free:
+        return SendBack(f"{asks(claim, wanted, offer)}, node {node} has {left(offer)}: another node is asked for")
     return Create(claim.requested, wanted, offer.capacity)
 
 
@@ -185,37 +185,39 @@ def _beside(claim: Claim, wanted: VolumeParameters, offers: Offers, source: Sour
     beside = f"node {node}, where {claim.data_source_name} lives,"
     if offer is None:
         return Refuse(f"{beside} publishes no room for this class: is its elastic-local daemon ready?")
-    if _needs(claim, wanted, offer) > offer.free:
-        return Refuse(f"{_asks(claim, wanted, offer)}, {beside} has {_left(offer)}: free room there")
+    if needs(claim, wanted, offer) > offer.free:
+        return Refuse(f"{asks(claim, wanted, offer)}, {beside} has {left(offer)}: free room there")
     original = Original(source.volume.name, source.volume.uid)
     return Create(claim.requested, wanted, offer.capacity, original)
 
 
-def _anywhere(claim: Claim, wanted: VolumeParameters, offers: Offers) -> Decision:
+def anywhere(claim: Claim, wanted: VolumeParameters, offers: Offers) -> Create | Refuse:
     """The first pod chooses the node, so all that can be asked is that there is one to choose."""
     if not offers.nodes:
         return Refuse("no node publishes room for this class: is the elastic-local daemon ready on any?")
-    best = max(offers.nodes, key=lambda offer: offer.free - _needs(claim, wanted, offer))
-    if _needs(claim, wanted, best) > best.free:
+    best = max(offers.nodes, key=lambda offer: offer.free - needs(claim, wanted, offer))
+    if needs(claim, wanted, best) > best.free:
         return Refuse(
-            f"{_asks(claim, wanted, best)}, and the most that a node has is {_left(best)}, on "
+            f"{asks(claim, wanted, best)}, and the most that a node has is {left(best)}, on "
             f"{best.capacity.node}: ask for less, or free room"
         )
     together = sum(max(offer.free, 0) for offer in offers.nodes)
-    if _needs(claim, wanted, best) + offers.unplaced > together:
+    if needs(claim, wanted, best) + offers.unplaced > together:
         return Refuse(
-            f"{_asks(claim, wanted, best)}, and of the {quantity.humane(together)} that all nodes have left, "
+            f"{asks(claim, wanted, best)}, and of the {quantity.humane(together)} that all nodes have left, "
             f"{quantity.humane(offers.unplaced)} are promised to volumes that wait for their first pod: free room"
         )
     return Create(claim.requested, wanted, None)
 
 
-def _needs(claim: Claim, wanted: VolumeParameters, offer: Offer) -> int:
+def needs(claim: Claim, wanted: VolumeParameters, offer: Offer) -> int:
+    """Bytes of the pool for what the claim asks for."""
     return capacity.footprint(claim.requested, wanted, offer.capacity.granularity)
 
 
-def _asks(claim: Claim, wanted: VolumeParameters, offer: Offer) -> str:
-    needed = _needs(claim, wanted, offer)
+def asks(claim: Claim, wanted: VolumeParameters, offer: Offer) -> str:
+    """The same in words."""
+    needed = needs(claim, wanted, offer)
     asked = f"the claim asks for {quantity.humane(claim.requested)}"
     # A mirror takes twice its size: say so, or the figures seem to contradict each other.
     return (
@@ -223,5 +225,5 @@ def _asks(claim: Claim, wanted: VolumeParameters, offer: Offer) -> str:
     )
 
 
-def _left(offer: Offer) -> str:
+def left(offer: Offer) -> str:
     return f"{quantity.humane(max(offer.free, 0))} left in pool {offer.capacity.pool}"

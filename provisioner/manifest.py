@@ -19,7 +19,10 @@ def persistent_volume(claim: Claim, storage_class: StorageClass, create: Create)
         "kind": "PersistentVolume",
         "metadata": {
             "name": volume_name(claim.uid),
-            "annotations": {names.PROVISIONED_BY: storage_class.provisioner},
+            "annotations": {
+                names.PROVISIONED_BY: storage_class.provisioner,
+                names.GRANTED_ANNOTATION: str(create.size),
+            },
         },
         "spec": {
             "capacity": {"storage": quantity.render(create.size)},

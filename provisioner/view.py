@@ -85,11 +85,30 @@ class View:
             label = source.node if claim.clones else names.node_label_value(claim.selected_node)
             chosen = [nodes[label]] if label in nodes else []
             return Offers([self._offer(published.capacity, besides) for published in chosen])
+        return self._anywhere(name, besides)
+
+    def _anywhere(self, name: str, besides: str) -> Offers:
+        """What all nodes have left for a class."""
+        nodes = self._of_class.get(name, {})
         granularity = max((published.capacity.granularity for published in nodes.values()), default=1)
         return Offers(
             [self._offer(published.capacity, besides) for published in nodes.values()],
             self.books.taken(unplaced(name), granularity, besides=besides),
         )
+
+    def offers_beside(self, volume: PersistentVolume) -> Offers:
+        """What there is for a volume that exists to grow, what it has included: of its own pool, or of all nodes
+        while it has none."""
+        if not volume.node_label:
+            return self._anywhere(volume.storage_class, volume.name)
+        of_pool = [
+            published.capacity
+            for nodes in self._of_class.values()
+            if (published := nodes.get(volume.node_label)) and published.capacity.pool == volume.pool
+        ]
+        # Its own class first: how often a thin pool may be promised is a matter of the class.
+        of_pool.sort(key=lambda offered: offered.storage_class != volume.storage_class)
+        return Offers([self._offer(offered, volume.name) for offered in of_pool[:1]])
 
     def _offer(self, offered: Capacity, besides: str) -> Offer:
         taken = self.books.taken(Account(offered.node, offered.pool), offered.granularity, besides=besides)
@@ -109,9 +128,9 @@ class View:
 
 
 def _waiting_claim(body: Json) -> Claim | None:
-    """Claims that are served already, or by others, are most of a cluster's: they are not kept."""
+    """Claims that have what they ask for, or wait for others, are most of a cluster's: they are not kept."""
     claim = records.read_claim(body)
-    return claim if decision.ours(claim) else None
+    return claim if decision.ours(claim) or claim.grows else None
 
 
 def _published(body: Json) -> Published | None:

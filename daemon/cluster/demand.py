@@ -1,6 +1,6 @@
 """What a PersistentVolume asks of the node that it is tied to, in the node's own terms."""
 
-from contract.parameters import SIZE_OPTION, ParameterError, VolumeParameters
+from contract.parameters import ParameterError, VolumeParameters
 from contract.volume import DELETE, RETAIN, PersistentVolume
 from daemon.errors import VolumeError
 from daemon.storage.record import Wanted
@@ -13,7 +13,7 @@ class WrongOptions(VolumeError):
 def wanted(pv: PersistentVolume) -> Wanted:
     """The volume that it asks for. Raises WrongOptions."""
     try:
-        return Wanted(pv.name, pv.uid, pv.size, policy_of(pv), pv.parameters(), pv.made, given_size(pv), pv.original)
+        return Wanted(pv.name, pv.uid, pv.promised, policy_of(pv), pv.parameters(), pv.made, pv.original)
     except ParameterError as error:
         raise WrongOptions(
             f"the options of PersistentVolume {pv.name} can't be served: {error}. They can't be changed any more: "
@@ -24,12 +24,6 @@ def wanted(pv: PersistentVolume) -> Wanted:
 def policy_of(pv: PersistentVolume) -> str:
     """Anything but Delete keeps the data."""
     return DELETE if pv.reclaim_policy == DELETE else RETAIN
-
-
-def given_size(pv: PersistentVolume) -> int:
-    """Bytes that the provisioner gave it: since then its claim may have grown."""
-    given = pv.options.get(SIZE_OPTION, "")
-    return min(int(given), pv.size) if given.isascii() and given.isdecimal() else pv.size
 
 
 def parameters_of(pv: PersistentVolume) -> VolumeParameters:

@@ -53,11 +53,18 @@ async def pin(cluster: Cluster, volume: PersistentVolume, node: Node, pool: str)
     raise Refused(f"volume {volume.name} keeps changing while it is being tied to node {node.name}: it is tried again")
 
 
-async def remember_made(cluster: Cluster, volume: PersistentVolume) -> None:
-    """Says on the PersistentVolume, once, that its volume is ready. To be done before anybody can write to it."""
-    if not volume.made:
+def is_remembered(volume: PersistentVolume, size: int) -> bool:
+    """Whether the PersistentVolume says that its volume was made and has that many bytes. One that never grew was made
+    with what it was given, whether or not it says so."""
+    return volume.made and size <= (volume.actual or volume.given or volume.size)
+
+
+async def remember_made(cluster: Cluster, volume: PersistentVolume, size: int) -> None:
+    """Says on the PersistentVolume that its volume is ready, and how many bytes it has. To be done before anybody can
+    write to it, and again when it grew."""
+    if not is_remembered(volume, size):
         with contextlib.suppress(NotFound):
-            await cluster.patch(VOLUMES, volume.name, contract_volume.making(volume))
+            await cluster.patch(VOLUMES, volume.name, contract_volume.making(volume, size))
 
 
 async def release(cluster: Cluster, volume: PersistentVolume) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from contract.capacity import footprint
 from contract.parameters import RAID1, VolumeParameters
 from contract.volume import RETAIN, PersistentVolume
-from daemon.cluster.demand import given_size, parameters_of, policy_of
+from daemon.cluster.demand import parameters_of, policy_of
 from daemon.storage.record import Inventory, Pool, Volume
 from daemon.storage.room import Promise
 from daemon.storage.thinpools import Level, level
@@ -34,13 +34,13 @@ class Offer:
 
 
 def promises(persistent_volumes: Iterable[PersistentVolume], inventory: Inventory) -> list[Promise]:
-    """What each PersistentVolume of this node has a right to, in the pool that it was promised. Nobody promised what
-    its claim grew by since."""
+    """What each PersistentVolume of this node has a right to, in the pool that it was promised. What its claim wishes
+    beyond that was promised by nobody."""
     found = []
     for pv in persistent_volumes:
         pool = inventory.pool(pv.pool)
         if pool is not None:
-            found.append(Promise(pv.name, pool.name, footprint(given_size(pv), parameters_of(pv), pool.granularity)))
+            found.append(Promise(pv.name, pool.name, footprint(pv.promised, parameters_of(pv), pool.granularity)))
     return found
 
 
@@ -62,7 +62,8 @@ def offer(
         if volume is not None and volume.size and not kept_without_owner(pv):
             allocatable += footprint(volume.size, parameters_of(pv), pool.granularity)
         if pv.pool == pool.name:
-            promised += footprint(pv.size, parameters_of(pv), pool.granularity)
+            charged = max(pv.charged, volume.size if volume is not None else 0)
+            promised += footprint(charged, parameters_of(pv), pool.granularity)
     available = allocatable - promised
     return Offer(allocatable, available, largest(available, wanted, pool.granularity))
 

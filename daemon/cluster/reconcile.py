@@ -16,7 +16,7 @@ from contract.parameters import VolumeParameters
 from contract.volume import DELETE, FAILED, RELEASED, PersistentVolume
 from daemon.cluster.demand import parameters_of, policy_of, wanted
 from daemon.cluster.holdings import Holdings
-from daemon.cluster.pinning import release, remember_made
+from daemon.cluster.pinning import is_remembered, release, remember_made
 from daemon.cluster.publish import Publisher
 from daemon.errors import VolumeError
 from daemon.storage.record import State, Volume
@@ -31,15 +31,21 @@ log = logging.getLogger(__name__)
 
 PREPARATION_FAILED = "VolumePreparationFailed"
 DELETE_FAILED = "VolumeFailedDelete"
+GROWTH_FAILED = "VolumeResizeFailed"
+"""The kubelet's own reason for a volume that does not grow."""
 
 _PARALLELISM = 16
 """Volumes looked at together. How many of them load the disks is bounded by Volumes."""
 
 
+class _NotGrown(VolumeError):
+    """The volume is there, with what it had."""
+
+
 class Action(enum.Enum):
     LEAVE = "leave"
     PREPARE = "prepare"
-    """Make it, or bring its record up to date, or what the PersistentVolume says of it."""
+    """Make it, let it grow, or bring its record up to date, or what the PersistentVolume says of it."""
     RECLAIM = "reclaim"
     RETAIN = "retain"
 
@@ -53,7 +59,8 @@ def plan(pv: PersistentVolume, volume: Volume | None) -> Action:
     if volume is None:
         return Action.LEAVE if pv.phase in (RELEASED, FAILED) else Action.PREPARE
     ready = volume.record.uid == pv.uid and volume.record.state is State.READY
-    return Action.LEAVE if ready and pv.made and volume.record.policy == policy_of(pv) else Action.PREPARE
+    told = is_remembered(pv, volume.size) and volume.record.policy == policy_of(pv)
+    return Action.LEAVE if ready and told and volume.size >= pv.promised else Action.PREPARE
 
 
 def reference(pv: PersistentVolume) -> ObjectReference:
@@ -114,8 +121,7 @@ class Reconciler:
     async def _perform(self, action: Action, pv: PersistentVolume) -> None:
         match action:
             case Action.PREPARE:
-                await self._volumes.prepare(wanted(pv))
-                await remember_made(self._cluster, pv)
+                await self._prepare(pv)
             case Action.RECLAIM:
                 if not await self._volumes.reclaim(pv.name, pv.uid, self._pool(pv)):
                     return  # when its data is gone, we are asked to look again
@@ -131,10 +137,23 @@ class Reconciler:
     def _pool(self, pv: PersistentVolume) -> str:
         return pv.pool or self._pool_of(parameters_of(pv))
 
+    async def _prepare(self, pv: PersistentVolume) -> None:
+        """Ahead of the kubelet also where it grows: the kubelet starts no pod whose volume fails to grow at its mount,
+        so it hears of the new size only when the volume has it (provisioner/growth.py)."""
+        volume = await self._volumes.prepare(wanted(pv))
+        await remember_made(self._cluster, pv, volume.size)
+        if volume.size < pv.promised:
+            try:
+                volume = await self._volumes.extend(wanted(pv))
+            except VolumeError as error:
+                raise _NotGrown(str(error)) from error
+            await remember_made(self._cluster, pv, volume.size)
+
     def _report(self, action: Action, pv: PersistentVolume, error: VolumeError) -> None:
         if action is Action.PREPARE:
-            self._events.warning(reference(pv), PREPARATION_FAILED, str(error))
+            reason = GROWTH_FAILED if isinstance(error, _NotGrown) else PREPARATION_FAILED
+            self._events.warning(reference(pv), reason, str(error))
             if claim := claim_reference(pv):
-                self._events.warning(claim, PREPARATION_FAILED, str(error))
+                self._events.warning(claim, reason, str(error))
         else:
             self._events.warning(reference(pv), DELETE_FAILED, str(error))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from contract import names
+from contract import names, quantity
 from contract import volume as contract_volume
 from contract.capacity import footprint
 from contract.parameters import VolumeParameters
@@ -19,8 +19,8 @@ from daemon.cluster.demand import wanted
 from daemon.cluster.holdings import Holdings
 from daemon.cluster.pinning import pin, remember_made
 from daemon.cluster.promises import offer
-from daemon.cluster.reconcile import claim_reference, reference
-from daemon.errors import NoSpace, PoolMissing
+from daemon.cluster.reconcile import GROWTH_FAILED, claim_reference, reference
+from daemon.errors import NoSpace, NotGranted, PoolMissing
 from daemon.kubelet.authorise import Authoriser, Grant, Undecided, at_home
 from daemon.kubelet.calls import Expand, Mount, Unmount
 from daemon.kubelet.podfolder import PodFolder
@@ -34,9 +34,6 @@ from kube.records import Node
 from service.logs import about
 
 log = logging.getLogger(__name__)
-
-GROWTH_FAILED = "VolumeResizeFailed"
-"""The kubelet's own reason for a filesystem that does not grow."""
 
 _PATIENCE = 20.0
 """Seconds that a mount waits for the daemon to have found its node: well within the callout's own deadline."""
@@ -98,13 +95,21 @@ class NodeCallouts:
             self._home.result().look_at(folder.name)  # its removal may have waited for this
 
     async def expand(self, request: Expand) -> None:
-        """To the size that the PersistentVolume has: the kubelet's figure comes from there, too."""
+        """To what was granted. For more than that it fails: on a success the kubelet writes the size that it asked for
+        into the claim's status, where everybody reads what the claim has."""
         folder = PodFolder.parse(request.dir, self._kubelet_root)
         with about(volume=folder.name):
             home = await self._at_home()
             grant = await home.authoriser.authorise(folder, request.options)
             with about(claim=str(grant.volume.claim), pod=grant.pod.key):
                 volume = await self._volumes.expand(wanted(await self._pinned(home, grant)))
+                home.look_at(volume.pv)  # the PersistentVolume is to say so
+                if volume.size < request.new_size:
+                    raise NotGranted(
+                        f"volume {volume.pv} has {quantity.humane(volume.size)}, and "
+                        f"{quantity.humane(request.new_size)} were not granted to it (yet): the events of claim "
+                        f"{grant.volume.claim} say why (kubectl describe pvc)"
+                    )
                 log.info("expanded to %d bytes", volume.size)
 
     async def _at_home(self) -> Home:
@@ -120,9 +125,9 @@ class NodeCallouts:
         """It was made, and says so for ever: before the pod can write to it."""
         if volume.made:
             return
-        await self._volumes.prepare(wanted(volume))
+        made = await self._volumes.prepare(wanted(volume))
         try:
-            await remember_made(home.cluster, volume)
+            await remember_made(home.cluster, volume, made.size)
         except ApiError as error:
             raise Undecided(f"volume {volume.name} is ready, and the API server does not take note: {error}") from error
 

@@ -118,7 +118,7 @@ class Cloning:
         `begun`: what an attempt that was cut off has left. If that is data, it is overwritten where it is: given back
         as it is, its space would show it to others."""
         source = self.source(wanted)
-        wanted = replace(wanted, size=max(wanted.given or wanted.size, source.size))
+        wanted = replace(wanted, size=max(wanted.size, source.size))
         await asyncio.to_thread(self._staging.release, wanted.pv)  # an attempt that was cut off may have mounted it
         if begun is None or begun.record.state is not State.COPYING:
             shared = await self._turn("clone", source.pv, ("share", wanted), lambda: self._shared(wanted, begun))

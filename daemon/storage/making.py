@@ -72,7 +72,6 @@ class Making:
 
     async def _formatted(self, wanted: Wanted, begun: Volume | None) -> Volume:
         """A new volume, or one whose making was cut off and that nobody has mounted yet."""
-        wanted = replace(wanted, size=wanted.given or wanted.size)
         async with self._room.held(wanted, begun.size if begun else 0) as taken:
             with self._stock.changing(wanted.pv):
                 volume = await self._backend.create(wanted)

@@ -174,7 +174,8 @@ def _number(fields: Mapping[str, object], key: str) -> int:
 
 @dataclass(frozen=True)
 class Wanted:
-    """A volume that a PersistentVolume asks for. `size` in bytes, the least that it may have."""
+    """A volume that a PersistentVolume has a right to. `size` in bytes: the least that it may have, and no more than it
+    was promised, whatever its claim wishes."""
 
     pv: str
     uid: str
@@ -183,9 +184,6 @@ class Wanted:
     parameters: VolumeParameters
     made: bool = False
     """It was ready once: if it is not there, it is lost and not to be made anew."""
-    given: int = 0
-    """Bytes that it was promised: fewer than `size` when its claim grew since, 0: all of them. It is made with these
-    and then grows like any other, because who grows must not take what others were promised."""
     original: Original | None = None
     """What it begins as a copy of. None: it begins empty."""
 

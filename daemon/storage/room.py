@@ -6,7 +6,7 @@ by the same figures.
 """
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from contract.capacity import footprint
@@ -26,25 +26,25 @@ class Promise:
     footprint: int
 
 
-def room_for(pv: str, pool: Pool, made: Collection[str], promises: Iterable[Promise], *, ratio: float) -> int:
+def room_for(pv: str, pool: Pool, made: Mapping[str, int], promises: Iterable[Promise], *, ratio: float) -> int:
     """Bytes that the volume of `pv` may take from the pool now, on top of what it has. Can be negative.
 
-    `made` are the PersistentVolumes whose volumes exist: their space is no longer free, and what they would like to
-    grow by was promised by nobody. When the promises exceed the pool, because someone took space behind our back, they
-    must not all wait for each other: each yields only to those before it in the order of names that can be made.
+    `made` says what the volumes that exist take already: it is no longer free. What they lack of what they were
+    promised, since they are to grow, is owed to them like to those that are not made yet. When what is owed exceeds the
+    pool, because someone took space behind our back, they must not all wait for each other: each yields only to those
+    before it in the order of names that can have theirs.
     """
-    unmade = sorted(
-        (promise for promise in promises if promise.pool == pool.name and promise.pv not in made),
-        key=lambda promise: promise.pv,
-    )
+    here = [promise for promise in promises if promise.pool == pool.name]
+    lacking = {promise.pv: promise.footprint - made.get(promise.pv, 0) for promise in here}
+    owed = sorted((name, more) for name, more in lacking.items() if more > 0)
     room = pool.available(ratio)
-    if all(promise.pv != pv for promise in unmade):
-        return room - sum(promise.footprint for promise in unmade)
-    for promise in unmade:
-        if promise.pv == pv:
+    if lacking.get(pv, 0) <= 0:
+        return room - sum(more for _, more in owed)
+    for name, more in owed:
+        if name == pv:
             break
-        if promise.footprint <= room:
-            room -= promise.footprint
+        if more <= room:
+            room -= more
     return room
 
 
@@ -128,12 +128,8 @@ class Room:
         return self._room(wanted.pv, pool, ratio=wanted.parameters.overprovision_ratio)
 
     def _room(self, name: str, pool: Pool, *, ratio: float) -> int:
-        made = {volume.pv for volume in self._stock.inventory.volumes if volume.size}
-        room = room_for(
-            name,
-            pool,
-            made | self._held.keys(),  # what is being made is subtracted as held, and not a second time as promised
-            self._promises(),
-            ratio=ratio,
-        )
+        made = {volume.pv: volume.size + volume.overhead for volume in self._stock.inventory.volumes if volume.size}
+        # What is being taken is subtracted as held, and not a second time as promised.
+        promised = [promise for promise in self._promises() if promise.pv not in self._held]
+        room = room_for(name, pool, made, promised, ratio=ratio)
         return room - sum(held for held_in, held in self._held.values() if held_in == pool.name)

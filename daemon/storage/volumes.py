@@ -128,6 +128,11 @@ class Volumes:
         Needs neither record nor volume nor folder."""
         await self._turn("unmount", folder.name, folder, lambda: self._unmount(folder))
 
+    async def extend(self, wanted: Wanted) -> Volume:
+        """The volume with at least the wanted size, and its filesystem as it is. Raises NoSpace, and then nothing has
+        changed."""
+        return await self._turn("extend", wanted.pv, wanted, lambda: self._extend(wanted))
+
     async def expand(self, wanted: Wanted) -> Volume:
         """The volume with at least the wanted size. Its filesystem fills it, at once or, when it is not mounted, with
         the next mount. Raises NoSpace, and then nothing has changed."""
@@ -210,9 +215,12 @@ class Volumes:
 
     async def _expand(self, wanted: Wanted) -> Volume:
         # Neither step asks whether the one before it had something to do: a crash may have come between them.
-        volume = await self._extended(await self._making.made(wanted), wanted)
+        volume = await self._extend(wanted)
         await self._filesystems.grow(volume)
         return volume
+
+    async def _extend(self, wanted: Wanted) -> Volume:
+        return await self._extended(await self._making.made(wanted), wanted)
 
     async def _extended(self, volume: Volume, wanted: Wanted) -> Volume:
         if volume.size < wanted.size:

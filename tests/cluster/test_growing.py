@@ -6,9 +6,11 @@ With xfs, because the kernel grows a mounted ext4 for the fully privileged only,
 import os
 from typing import Any
 
+from contract import names, quantity
 from kube.client import CLAIMS, PODS, VOLUMES
 from tests.cluster import onnode
 from tests.cluster.conftest import MakeClass
+from tests.cluster.deaths import revive
 from tests.cluster.published import has_room
 from tests.sandbox.sandbox import Sandbox
 from tests.sandbox.waiting import until
@@ -29,6 +31,16 @@ async def ask(namespace: Namespace, size: str) -> None:
 async def until_grown(namespace: Namespace, size: str) -> None:
     await namespace.until(
         CLAIMS, "data", lambda body: body["status"]["capacity"]["storage"] == size, what=f"has {size}"
+    )
+
+
+async def until_has_capacity(namespace: Namespace, volume: str, size: int) -> None:
+    """The PersistentVolume says no more than it has."""
+    await namespace.until(
+        VOLUMES,
+        volume,
+        lambda body: quantity.parse(body["spec"]["capacity"]["storage"]) == size,
+        what=f"has a capacity of {size}",
     )
 
 
@@ -64,15 +76,79 @@ async def test_more_than_the_node_has_is_refused_until_there_is_room(
     volume = (await namespace.until_bound("data"))["metadata"]["name"]
 
     await ask(namespace, "600Mi")
-    await namespace.until_told(
-        "user", "VolumeResizeFailed", "needs 300Mi of loop on this node, which has 224Mi left for it: delete volumes"
-    )
+    told = await namespace.until_told("data", "VolumeResizeFailed", "the claim asks for 600Mi")
+    assert "300Mi more than it has, and node node-a has 224Mi left in pool loop" in told
     assert onnode.sizes(sandbox.nodes["node-a"])[volume] == 300 * _MIB
 
     await namespace.delete(PODS, "neighbour")
     await namespace.delete(CLAIMS, "neighbour")
     await until_grown(namespace, "600Mi")
     assert onnode.sizes(sandbox.nodes["node-a"])[volume] == 600 * _MIB
+
+
+async def test_a_wish_takes_nothing_from_anybody_and_keeps_no_pod_from_starting(
+    sandbox: Sandbox, namespace: Namespace
+) -> None:
+    """A typing mistake of one tenant, and how it is taken back."""
+    await namespace.create(CLAIMS, claim("data", "300Mi", "elastic-local-xfs"))
+    user = pod("user", {"/data": "data"}, script="touch /data/file; exec sleep infinity")
+    await namespace.create(PODS, user)
+    node = sandbox.node_of(await namespace.until_running("user"))
+    bound = await namespace.until_bound("data")
+    volume, room = bound["metadata"]["name"], 724 * _MIB
+    await until(lambda: has_room(sandbox, node.hostname, room), what="the volume is charged")
+
+    await ask(namespace, "50Gi")
+    told = await namespace.until_told("data", "VolumeResizeFailed", "the claim asks for 50Gi, 49.7Gi more than it has")
+    assert "has 724Mi left in pool loop: it keeps the 300Mi that it has and grows by itself when there is room" in told
+    assert "or lower the claim again, to anything above 300Mi" in told
+    await until_has_capacity(namespace, volume, 300 * _MIB)
+    await namespace.delete(PODS, "user")
+    await namespace.until_gone(PODS, "user")
+    await namespace.create(PODS, user)
+    await namespace.until_running("user")
+    assert await has_room(sandbox, node.hostname, room)
+    assert (await namespace.get(CLAIMS, "data"))["status"]["capacity"]["storage"] == "300Mi"
+    await namespace.create(CLAIMS, claim("other", "700Mi"))
+    await namespace.create(PODS, pod("other", {"/data": "other"}, nodeSelector={names.HOSTNAME_LABEL: node.hostname}))
+    await namespace.until_running("other")
+    await namespace.delete(PODS, "other")
+    await namespace.delete(CLAIMS, "other")
+
+    await ask(namespace, "400M")
+    grown = await namespace.until(
+        CLAIMS,
+        "data",
+        lambda body: quantity.parse(body["status"]["capacity"]["storage"]) == 400_000_000,
+        what="has 400M",
+    )
+    assert "conditions" not in grown["status"] or not grown["status"]["conditions"]
+    await until_has_capacity(namespace, volume, 400_000_000)
+    assert 400_000_000 <= onnode.sizes(node)[volume] < 401_000_000
+    folder = node.volume_folder((await namespace.get(PODS, "user"))["metadata"]["uid"], volume)
+    assert (folder / "file").exists()
+
+
+async def test_a_wish_outlives_the_programs(shaken_sandbox: Sandbox, shaken: Namespace) -> None:
+    """Nobody remembers it but the claim: a provisioner and a daemon that start anew grant it when there is room."""
+    on_a = {"kubernetes.io/hostname": "node-a"}
+    await shaken.create(CLAIMS, claim("neighbour", "500Mi"))
+    await shaken.create(PODS, pod("neighbour", {"/data": "neighbour"}, nodeSelector=on_a))
+    await shaken.create(CLAIMS, claim("data", "300Mi", "elastic-local-xfs"))
+    await shaken.create(PODS, pod("user", {"/data": "data"}, nodeSelector=on_a))
+    await shaken.until_running("neighbour")
+    await shaken.until_running("user")
+    volume = (await shaken.until_bound("data"))["metadata"]["name"]
+    await ask(shaken, "600Mi")
+    await shaken.until_told("data", "VolumeResizeFailed", "node node-a has 224Mi left")
+    node = shaken_sandbox.nodes["node-a"]
+    for program in (*shaken_sandbox.provisioners, node.daemon):
+        await program.kill()
+        await revive(program)
+    await shaken.delete(PODS, "neighbour")
+    await shaken.delete(CLAIMS, "neighbour")
+    await until_grown(shaken, "600Mi")
+    assert onnode.sizes(node)[volume] == 600 * _MIB
 
 
 async def test_an_immediate_volume_that_grew_before_its_first_pod_is_made_in_its_new_size(

@@ -38,8 +38,8 @@ async def test_a_mounted_filesystem_grows_by_whole_extents_and_never_into_the_re
 
     assert ROOM == (500 + 152 + 52) * MIB
     await ask(on_lvm, "250Mi")
-    needs = f"needs 100Mi of {lvm_cluster.group} on this node, which has 52Mi left for it: delete volumes"
-    await on_lvm.until_told("user", "VolumeResizeFailed", needs)
+    told = await on_lvm.until_told("data", "VolumeResizeFailed", "the claim asks for 250Mi, 100Mi more than it has")
+    assert f"has 52Mi left in pool {lvm_cluster.group}" in told
     assert (await lvm_cluster.volume(name)).size == 38 * EXTENT
 
     await on_lvm.delete(PODS, "neighbour")

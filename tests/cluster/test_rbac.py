@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,7 @@ async def _a_busy_cluster(sandbox: Sandbox) -> None:
         await asyncio.gather(
             _a_class_comes_and_goes(sandbox),
             _a_volume_can_not_be_made(sandbox, stays),
+            _a_claim_is_lowered_again(namespace),
             _a_node_is_full(namespace),
             _the_name_of_a_volume_is_taken(namespace),
             _a_pod_is_not_known(stays),
@@ -164,6 +166,22 @@ async def _a_volume_can_not_be_made(sandbox: Sandbox, node: Node) -> None:
 async def _told_again(sandbox: Sandbox, namespace: str, name: str) -> bool:
     events = await sandbox.api.list(EVENTS, namespace, field_selector=f"involvedObject.name={name}")
     return any(event.get("count", 1) > 1 for event in events)
+
+
+async def _a_claim_is_lowered_again(namespace: Namespace) -> None:
+    """The provisioner corrects what the kubelet is to grow it to."""
+    await namespace.create(CLAIMS, claim("grows", "16Mi"))
+    await namespace.create(PODS, pod("grows", {"/data": "grows"}))
+    await namespace.until_running("grows")
+    for size in ("50Gi", "20Mi"):
+        patch = {"spec": {"resources": {"requests": {"storage": size}}}}
+        await namespace.api.patch(CLAIMS, "grows", patch, namespace.name)
+        await until(partial(_is_to_grow_to, namespace, size), what=f"the claim is to grow to {size}")
+
+
+async def _is_to_grow_to(namespace: Namespace, size: str) -> bool:
+    status = (await namespace.get(CLAIMS, "grows"))["status"]
+    return bool(status.get("allocatedResources") == {"storage": size})
 
 
 async def _a_node_is_full(namespace: Namespace) -> None:

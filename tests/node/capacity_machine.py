@@ -163,7 +163,7 @@ class CapacityMachine(RuleBasedStateMachine):
         name = sorted(self.storage.classes)[choice % len(self.storage.classes)]
         asked = parameters.parse(self.storage.classes[name])
         room = self.published[name]
-        taken = sum(self.weighs(pv, pv.size) for pv in self.storage.pvs.values())
+        taken = sum(self.weighs(pv, pv.charged) for pv in self.storage.pvs.values())
         if footprint(size * MIB + odd, asked, room.granularity) > room.allocatable - taken:
             return
         pv = f"pvc-{next(self.numbers):03}"
@@ -185,14 +185,20 @@ class CapacityMachine(RuleBasedStateMachine):
             phase="Bound",
             finalizers=(names.FINALIZER,),
             deleting=False,
+            granted=size * MIB + odd,
         )
 
     @precondition(lambda self: self.alive())
     @rule(choice=st.integers(0, 99), more=st.integers(1, 16), then=st.sampled_from(("prepare", "mount", "expand", "")))
     def claim_grows(self, choice: int, more: int, then: str) -> None:
-        """Mostly somebody notices at once."""
+        """It is granted if there is room by what was published, however long ago. Mostly somebody notices at once."""
         pv = self.pick(self.alive(), choice)
-        pv = self.storage.pvs[pv.name] = replace(pv, size=max(pv.size, self.granted[pv.name] + more * MIB))
+        wish = max(pv.size, self.granted[pv.name] + more * MIB)
+        room = self.published[pv.storage_class]
+        taken = sum(self.weighs(other, other.charged) for other in self.storage.pvs.values() if other is not pv)
+        if self.weighs(pv, wish) <= room.allocatable - taken:
+            self.granted[pv.name] = wish
+        pv = self.storage.pvs[pv.name] = replace(pv, size=wish, granted=self.granted[pv.name])
         match then:
             case "prepare":
                 self.do(pv, self.preparing(pv))
@@ -308,7 +314,7 @@ class CapacityMachine(RuleBasedStateMachine):
     @invariant()
     def published_is_what_is_free_less_what_is_promised(self) -> None:
         free = self.run(self.storage.free())
-        promised = sum(self.weighs(pv, pv.size) - self.has(pv) for pv in self.storage.pvs.values())
+        promised = sum(max(self.weighs(pv, pv.charged) - self.has(pv), 0) for pv in self.storage.pvs.values())
         for name, room in self.now().items():
             asked = parameters.parse(self.storage.classes[name])
             left = free + self.beyond(asked.overprovision_ratio) - promised - self.storage.reserve
@@ -357,11 +363,11 @@ class CapacityMachine(RuleBasedStateMachine):
         return reclaim
 
     def do(self, pv: PersistentVolume, work: Work) -> None:
-        """What was given is given; for more than that there may be no room."""
+        """What was granted is given."""
         try:
             self.run(work(self.volumes))
         except NoSpace:
-            assert self.foreign or pv.size > self.granted[pv.name]
+            assert self.foreign
 
     def leaving(self, pv: PersistentVolume, policy: str) -> PersistentVolume:
         """Its claim is gone, and Kubernetes lets go of it."""

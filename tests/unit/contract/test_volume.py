@@ -35,6 +35,31 @@ def test_a_volume_without_a_node() -> None:
     assert (record.claim, record.pinned, record.deleting) == (None, False, False)
 
 
+@pytest.mark.parametrize(
+    ("options", "annotations", "promised", "charged"),
+    [
+        ({"size": "100"}, {}, 100, 2**30),
+        ({"size": "100"}, {"granted": "100"}, 100, 100),
+        ({"size": "100"}, {"granted": "200", "size": "150"}, 200, 200),
+        ({"size": "100"}, {"granted": "100", "size": "150"}, 100, 150),
+        ({"size": "100"}, {"granted": "60"}, 100, 100),
+        ({}, {"granted": "60"}, 60, 60),
+        ({}, {}, 2**30, 2**30),
+        ({"size": str(2**31)}, {}, 2**30, 2**30),
+        ({"size": "lots"}, {"granted": "-1", "size": "1e9"}, 2**30, 2**30),
+        ({"size": "9" * 999}, {"granted": "9" * 999, "size": "\u0663"}, 2**30, 2**30),
+    ],
+)
+def test_what_it_was_promised_and_what_it_counts_with(
+    options: dict[str, str], annotations: dict[str, str], promised: int, charged: int
+) -> None:
+    body = manifest(flexVolume={"driver": names.DRIVER, "options": options})
+    keys = {"granted": names.GRANTED_ANNOTATION, "size": names.SIZE_ANNOTATION}
+    body["metadata"]["annotations"] = {keys[key]: value for key, value in annotations.items()}
+    record = read(body)
+    assert (record.promised, record.charged) == (promised, charged)
+
+
 def test_a_volume_in_use() -> None:
     body = manifest(
         claimRef={"namespace": "shop", "name": "data", "uid": "c"},

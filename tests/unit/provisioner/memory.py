@@ -33,6 +33,7 @@ Objects = list[Json]
 
 _PATH = re.compile(
     r"/(?:api|apis/(?P<group>[^/]+))/v1(?:/namespaces/(?P<namespace>[^/]+))?/(?P<plural>[a-z]+)(?:/(?P<name>[^/]+))?"
+    r"(?:/status)?"
 )
 _RESOURCES = {(each.group, each.plural): each for each in vars(resources).values() if isinstance(each, Resource)}
 _VERBS = {"GET": "get", "POST": "create", "PUT": "replace", "PATCH": "patch", "DELETE": "delete"}

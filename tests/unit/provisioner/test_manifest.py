@@ -18,6 +18,7 @@ def test_a_placed_volume_has_the_whole_shape_of_the_protocol() -> None:
             "labels": {"volumes.k8s.elastic.co/node-affinity": "n1"},
             "annotations": {
                 "pv.kubernetes.io/provisioned-by": "volumes.k8s.elastic.co/elastic-local",
+                names.GRANTED_ANNOTATION: str(3 * GIB // 2),
                 names.POOL_ANNOTATION: "vg",
             },
             "finalizers": [names.FINALIZER],

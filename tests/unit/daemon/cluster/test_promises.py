@@ -32,10 +32,18 @@ def test_making_a_promised_volume_changes_neither_figure() -> None:
     assert (before.allocatable, before.available) == (960, 860)
 
 
-def test_what_a_claim_grew_by_was_promised_by_nobody() -> None:
+def test_a_wish_is_promised_by_nobody() -> None:
     inventory = Inventory([], [pool(free=1000)])
-    for options, promised in (({"size": "100"}, 100), ({}, 200), ({"size": "lots"}, 200), ({"size": "900"}, 200)):
-        assert promises([pv("a", 200, options=options)], inventory) == [Promise("a", "vg", promised)]
+    for options, granted, promised in (
+        ({"size": "100"}, None, 100),
+        ({"size": "100"}, 100, 100),
+        ({"size": "100"}, 160, 160),
+        ({}, 160, 160),
+        ({}, None, 200),
+        ({"size": "lots"}, None, 200),
+        ({"size": "900"}, None, 200),
+    ):
+        assert promises([pv("a", 200, options=options, granted=granted)], inventory) == [Promise("a", "vg", promised)]
 
 
 def test_removing_a_volume_gives_its_space_back_when_its_persistent_volume_goes() -> None:
@@ -64,9 +72,22 @@ def test_a_retained_volume_leaves_the_figure_before_its_finalizer_goes() -> None
     assert ready_to_go.available <= gone.available
 
 
-def test_a_claim_that_grew_is_promised_its_new_size_before_it_has_it() -> None:
-    found = offer(pool(free=900), THICK, [volume("a", 100)], [pv("a", 300)])
+def test_a_grant_counts_before_the_volume_has_it_and_a_wish_never() -> None:
+    for granted, available in ((100, 900), (300, 700)):
+        found = offer(pool(free=900), THICK, [volume("a", 100)], [pv("a", 5000, granted=granted)])
+        assert (found.allocatable, found.available) == (1000, available)
+
+
+def test_a_volume_counts_with_what_it_has_where_that_is_more() -> None:
+    """Volumes never shrink, whatever was written on the PersistentVolume since."""
+    found = offer(pool(free=700), THICK, [volume("a", 300)], [pv("a", 100, granted=100)])
     assert (found.allocatable, found.available) == (1000, 700)
+
+
+def test_of_one_without_a_grant_all_that_it_may_have_counts() -> None:
+    """It may have grown under a provisioner that wrote no grants down."""
+    found = offer(pool(free=1000), THICK, [], [pv("a", 300, options={"size": "100"})])
+    assert found.available == 700
 
 
 def test_a_thin_pool_is_offered_as_often_as_the_class_says() -> None:

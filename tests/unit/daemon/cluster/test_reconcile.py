@@ -10,7 +10,7 @@ import pytest
 from contract import names
 from contract.volume import DELETE, PV_PROTECTION, RETAIN, PersistentVolume, Pin
 from daemon.cluster.demand import WrongOptions, wanted
-from daemon.cluster.reconcile import PREPARATION_FAILED, Action, plan
+from daemon.cluster.reconcile import GROWTH_FAILED, PREPARATION_FAILED, Action, plan
 from daemon.errors import Lost
 from daemon.storage.record import Record, State, Volume
 from kube.client import CAPACITIES, VOLUMES
@@ -44,6 +44,10 @@ def recorded(**changes: object) -> Volume:
         (PV, None, Action.PREPARE),
         (replace(PV, phase="Available"), None, Action.PREPARE),
         (replace(PV, made=True), MADE, Action.LEAVE),
+        (replace(PV, made=True, granted=120), MADE, Action.PREPARE),
+        (replace(PV, made=True, size=5000, options={"size": "100"}), MADE, Action.LEAVE),
+        (replace(PV, made=True, options={"size": "100"}, actual=100), replace(MADE, size=120), Action.PREPARE),
+        (replace(PV, made=True, options={"size": "100"}, actual=120), replace(MADE, size=120), Action.LEAVE),
         (PV, MADE, Action.PREPARE),
         (PV, recorded(state=State.FORMATTING), Action.PREPARE),
         (PV, recorded(policy=RETAIN), Action.PREPARE),
@@ -79,6 +83,53 @@ async def node(tmp_path: Path) -> AsyncIterator[NodeParts]:
 async def allocatable(node: NodeParts) -> int:
     (found,) = await node.cluster.list(CAPACITIES, NAMESPACE)
     return int(found["metadata"]["annotations"][names.ALLOCATABLE_ANNOTATION])
+
+
+async def grant(node: NodeParts, name: str, mi: int) -> None:
+    patch = {"metadata": {"annotations": {names.GRANTED_ANNOTATION: str(mi * MI)}}}
+    await node.cluster.patch(VOLUMES, name, patch)
+
+
+async def test_a_volume_grows_to_what_it_is_granted_and_says_so(node: NodeParts) -> None:
+    async def says(mi: int) -> bool:
+        found = await read_pv(node.cluster, "pv")
+        return found is not None and found.actual == mi * MI
+
+    await create_pv(node.cluster, "pv", mi=10, size=str(10 * MI))
+    await until(lambda: says(10))
+    await node.cluster.patch(VOLUMES, "pv", {"spec": {"capacity": {"storage": "5000Mi"}}})
+    await grant(node, "pv", 30)
+    await until(lambda: says(30))
+    await until(lambda: available(node, 70))
+    assert [volume.size for volume in node.volumes.inventory.volumes] == [30 * MI]
+
+
+async def available(node: NodeParts, mi: int) -> bool:
+    (found,) = await node.cluster.list(CAPACITIES, NAMESPACE)
+    return bool(found["capacity"] == f"{mi}Mi")
+
+
+async def test_a_grant_that_the_node_has_no_room_for_is_told_of_and_given_later(node: NodeParts) -> None:
+    """Others may take room that is not theirs."""
+    await create_pv(node.cluster, "other", mi=80)
+    await create_pv(node.cluster, "pv", mi=10)
+    await until(lambda: node.volume_names() == {"pv", "other"})
+    await grant(node, "pv", 30)
+    await until(lambda: told(node))
+    assert {name for name, reason, _ in await node.warnings() if reason == GROWTH_FAILED} == {"pv"}
+    await release_from_claim(node.cluster, "other")
+
+    async def says() -> bool:
+        found = await read_pv(node.cluster, "pv")
+        return found is not None and found.actual == 30 * MI
+
+    await until(says)
+
+
+async def told(node: NodeParts) -> bool:
+    return any(
+        "needs 20Mi of folder on this node, which has 10Mi left" in words for _, _, words in await node.warnings()
+    )
 
 
 async def test_a_volume_is_made_ahead_of_its_mount_and_removed_with_its_space(node: NodeParts) -> None:

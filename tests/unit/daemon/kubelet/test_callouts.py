@@ -4,13 +4,13 @@ what needs no API server."""
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
 from contract import callout, names
-from daemon.errors import NoSpace, NotAPodFolder, PoolMissing, VolumeError
+from daemon.errors import NoSpace, NotAPodFolder, NotGranted, PoolMissing, VolumeError
 from daemon.kubelet import callouts
 from daemon.kubelet.authorise import Authoriser, Refused, Undecided, at_home
 from daemon.kubelet.callouts import Home, NodeCallouts
@@ -21,7 +21,7 @@ from daemon.storage.volumes import Volumes
 from kube.client import CLAIMS, PODS, VOLUMES, Cluster
 from kube.informer import Informer
 from kube.records import Pod, read_pod
-from tests.unit.daemon.nodecluster import CLASS, NODE, PIN, NodeParts, create_pv, kind, node_parts, read_pv, until
+from tests.unit.daemon.nodecluster import CLASS, MI, NODE, PIN, NodeParts, create_pv, kind, node_parts, read_pv, until
 
 KUBELET = Path("/var/lib/kubelet")
 
@@ -175,6 +175,22 @@ async def test_a_volume_mounted_smaller_than_it_should_be_is_told_of(serving: Se
         ("claim-pv", "VolumeResizeFailed"),
     }
     assert "mounted with the size it has: volume pv needs 30 bytes" in warnings[0][2]
+
+
+async def test_a_wish_is_no_success_whatever_the_kubelet_asks_for(serving: Serving) -> None:
+    """It would write the size that it asked for into the claim's status."""
+    await create_pv(serving.cluster, "pv", mi=10, size=str(10 * MI))
+    mounts = await serving.pod_with("pv")
+    await serving.callouts.mount(mounts["pv"])
+    await serving.cluster.patch(VOLUMES, "pv", {"spec": {"capacity": {"storage": "20Mi"}}})
+    wish = Expand(mounts["pv"].dir, mounts["pv"].options, new_size=20 * MI, old_size=10 * MI)
+    with pytest.raises(NotGranted, match="has 10Mi, and 20Mi were not granted to it"):
+        await serving.callouts.expand(wish)
+    await serving.cluster.patch(VOLUMES, "pv", {"metadata": {"annotations": {names.GRANTED_ANNOTATION: str(20 * MI)}}})
+    await serving.callouts.expand(wish)
+    assert serving.parts.volumes.inventory.volume("pv").size == 20 * MI  # type: ignore[union-attr]
+    with pytest.raises(NotGranted, match="21Mi were not granted"):
+        await serving.callouts.expand(replace(wish, new_size=21 * MI))
 
 
 async def test_two_mounts_at_once_are_not_promised_the_same_room(serving: Serving) -> None:

@@ -276,20 +276,17 @@ async def test_neither_creation_nor_growth_takes_from_the_reserve(backend: Memor
     assert (await volumes.expand(wanted(size=800))).size == 800
 
 
-async def test_a_claim_that_grew_before_its_volume_was_made_takes_nothing_that_others_were_promised(
-    backend: Memory, tmp_path: Path
-) -> None:
+async def test_who_grows_takes_nothing_that_others_were_promised(backend: Memory, tmp_path: Path) -> None:
     promises = [Promise("a", POOL, 400), Promise("b", POOL, 600)]
     volumes = Volumes(backend, tmp_path, promises=lambda: promises)
     await volumes.start()
-    grown = replace(wanted("a", 600), given=400)
-    assert (await volumes.prepare(grown)).size == 400
+    await volumes.prepare(wanted("a", 400))
     with pytest.raises(NoSpace, match="needs 200 bytes of pool on this node, which has 0 bytes left"):
-        await volumes.expand(grown)
+        await volumes.extend(wanted("a", 600))
     await volumes.prepare(wanted("b", 600))
     await volumes.reclaim("b", "uid", POOL)
     promises.pop()
-    assert (await volumes.expand(grown)).size == 600
+    assert (await volumes.extend(wanted("a", 600))).size == 600
 
 
 async def test_reclaimed_space_is_there_for_the_next(volumes: Volumes, backend: Memory) -> None:

@@ -1,0 +1,423 @@
+"""A claim that asks for more: what it is granted, what everybody is told, and in which order it is written."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract import names, quantity
+from contract import volume as contract_volume
+from contract.volume import PersistentVolume
+from kube.client import CAPACITIES, CLAIMS, CLASSES, VOLUMES, Forbidden, Json
+from kube.records import IMMEDIATE, Claim
+from provisioner.decision import Offer, Offers
+from provisioner.growth import Plan, plan, refusal
+from tests.unit.provisioner.memory import MemoryCluster, lose_answer
+from tests.unit.provisioner.objects import (
+    CLASS,
+    EXTENT,
+    GIB,
+    MIB,
+    capacity_body,
+    claim,
+    claim_body,
+    class_body,
+    offered,
+)
+from tests.unit.provisioner.stage import PV, does, leading, raises, until, volume
+from tests.unit.provisioner.stage import claim as stored
+
+FULL = "no room"
+
+
+def grown(
+    size: int, *, granted: int | None = 300, actual: int = 300, given: int = 300, **changes: Any
+) -> PersistentVolume:
+    """With `size` for its spec.capacity."""
+    made = PersistentVolume(
+        name=PV,
+        uid="uid",
+        resource_version="1",
+        size=size,
+        options={"size": str(given)} if given else {},
+        filesystem="ext4",
+        reclaim_policy="Delete",
+        storage_class=CLASS,
+        provisioned_by=names.PROVISIONER,
+        claim=None,
+        node_label="n1",
+        hostnames=("host-n1",),
+        pool="vg",
+        phase="Bound",
+        finalizers=(),
+        deleting=False,
+        made=True,
+        granted=granted,
+        actual=actual,
+    )
+    return replace(made, **changes)
+
+
+def asking(size: int, *, has: int = 300, allocated: int = 0, status: str = "") -> Claim:
+    return replace(claim(volumeName=PV), requested=size, capacity=has, allocated=allocated, resize_status=status)
+
+
+@pytest.mark.parametrize(
+    ("volume", "claim", "refused", "grace", "planned"),
+    [
+        pytest.param(grown(300), asking(300), "", True, Plan(300, 300), id="nothing to do"),
+        pytest.param(grown(400), asking(400), "", True, Plan(400, 400, waits=True), id="granted, the node will do it"),
+        pytest.param(
+            grown(400, granted=400), asking(400), "", False, Plan(400, 300, waits=True), id="the node takes its time"
+        ),
+        pytest.param(grown(300, granted=400, actual=400), asking(400), "", True, Plan(400, 400), id="the node did it"),
+        pytest.param(
+            grown(300, granted=400, actual=400),
+            asking(400, allocated=400, status="NodeResizePending"),
+            "",
+            True,
+            Plan(400, 400),
+            id="the kubelet knows how far",
+        ),
+        pytest.param(grown(5000), asking(5000), FULL, True, Plan(300, 300, refused=FULL), id="a wish"),
+        pytest.param(
+            grown(5000), asking(400), "", True, Plan(400, 300, waits=True), id="lowered to what can be granted"
+        ),
+        pytest.param(
+            grown(300, granted=400, actual=400),
+            asking(400, allocated=5000, status="NodeResizeInProgress"),
+            "",
+            True,
+            Plan(400, 400, allocated=400),
+            id="lowered: the kubelet would grow to what was asked for first",
+        ),
+        pytest.param(
+            grown(300, granted=400, actual=400),
+            asking(400, allocated=400, status="NodeResizeInfeasible"),
+            "",
+            True,
+            Plan(400, 400, allocated=400),
+            id="the kubelet gave up",
+        ),
+        pytest.param(
+            grown(300, granted=5000),
+            asking(400),
+            FULL,
+            True,
+            Plan(400, 300, waits=True),
+            id="lowered before it was given",
+        ),
+        pytest.param(
+            grown(300, granted=5000, actual=5000), asking(400), FULL, True, Plan(5000, 400), id="lowered too late"
+        ),
+        pytest.param(
+            grown(300, granted=400), asking(5000), FULL, False, Plan(400, 300, refused=FULL), id="raised beyond a grant"
+        ),
+        pytest.param(
+            grown(300, actual=304), asking(302), FULL, True, Plan(300, 300, refused=FULL), id="rounding is no grant"
+        ),
+        pytest.param(
+            grown(200, granted=None, actual=0, given=100),
+            asking(200, has=200),
+            "",
+            True,
+            Plan(200, 200),
+            id="grown before grants were written down",
+        ),
+        pytest.param(
+            grown(5000, granted=None, actual=0, given=100),
+            asking(5000, has=200),
+            FULL,
+            True,
+            Plan(200, 200, refused=FULL),
+            id="of old, and a wish",
+        ),
+        pytest.param(
+            grown(5000, granted=None, actual=0, given=0),
+            asking(5000, has=200),
+            FULL,
+            True,
+            Plan(200, 200, refused=FULL),
+            id="by hand, and a wish",
+        ),
+        pytest.param(
+            grown(400, actual=0, node_label="", made=False), asking(400), "", True, Plan(400, 400), id="without a node"
+        ),
+        pytest.param(
+            grown(400, actual=0, made=False), asking(400), "", True, Plan(400, 400, waits=True), id="not made yet"
+        ),
+        pytest.param(
+            grown(1000, granted=1000, given=1000),
+            asking(300, has=1000),
+            FULL,
+            True,
+            Plan(1000, 1000),
+            id="bound to a larger",
+        ),
+    ],
+)
+def test_plan(volume: PersistentVolume, claim: Claim, refused: str, grace: bool, planned: Plan) -> None:
+    assert plan(volume, claim, refused, in_grace=grace) == planned
+
+
+@given(
+    asked=st.integers(1, 100),
+    given=st.integers(1, 50),
+    grant=st.integers(0, 50),
+    real=st.integers(0, 60),
+    behind=st.integers(0, 50),
+    raised=st.integers(0, 50),
+    status=st.tuples(st.integers(0, 100), st.sampled_from(("", "NodeResizePending", "NodeResizeInfeasible"))),
+    room=st.booleans(),
+    grace=st.booleans(),
+)
+def test_no_wish_becomes_more_than_it_may(
+    asked: int,
+    given: int,
+    grant: int,
+    real: int,
+    behind: int,
+    raised: int,
+    status: tuple[int, str],
+    room: bool,
+    grace: bool,
+) -> None:
+    granted = given + grant
+    has = max(granted - behind, given)
+    volume = grown(has + raised, granted=granted, actual=real, given=given)
+    claim = asking(asked, has=has, allocated=status[0], status=status[1])
+    refused = "" if room else FULL
+    after = plan(volume, claim, refused, in_grace=grace)
+    assert has <= after.granted <= max(granted, asked if room else 0, has)
+    if asked > granted and not room:
+        assert after.refused
+    if after.capacity > has and not (grace and after.waits):
+        assert asked <= real <= max(after.granted, real), "spec.capacity says what the volume has"
+        assert after.capacity == asked
+    # It is a goal, and no swing: what was written is what is planned then.
+    settled = replace(volume, granted=after.granted, size=after.capacity)
+    rewritten = replace(claim, allocated=after.allocated or claim.allocated)
+    if after.allocated:
+        rewritten = replace(rewritten, resize_status="NodeResizePending")
+    assert plan(settled, rewritten, refused, in_grace=grace) == replace(after, allocated=0)
+
+
+def offers(free: int) -> Offers:
+    return Offers([Offer(offered(room=10 * GIB), free)])
+
+
+def test_a_refusal_says_how_much_is_missing_and_what_to_do() -> None:
+    volume = grown(50 * GIB, granted=300 * MIB, actual=300 * MIB, given=300 * MIB)
+    wish = asking(50 * GIB, has=300 * MIB)
+    assert refusal(volume, wish, offers(50 * GIB)) == ""
+    assert refusal(volume, wish, offers(2 * GIB)) == (
+        "the claim asks for 50Gi, 49.7Gi more than it has, and node n1 has 1.7Gi left in pool vg: it keeps the 300Mi "
+        "that it has and grows by itself when there is room; free room on that node, or lower the claim again, to "
+        "anything above 300Mi"
+    )
+    assert refusal(volume, wish, Offers()).startswith(
+        "node n1 publishes no room of pool vg (is its elastic-local daemon ready?): it keeps the 300Mi"
+    )
+    placeless = replace(volume, node_label="")
+    assert "the most that a node has is 2Gi left in pool vg" in refusal(placeless, wish, offers(2 * GIB))
+
+
+def test_a_mirror_grows_twice() -> None:
+    volume = grown(GIB, granted=300 * MIB, actual=300 * MIB, given=300 * MIB)
+    mirror = replace(volume, options={**volume.options, "raid": "raid1"})
+    wish = asking(GIB, has=300 * MIB)
+    assert refusal(mirror, wish, offers(2 * GIB + 2 * EXTENT)) == ""
+    assert "which takes 2Gi (raid1), 1.4Gi more than it has" in refusal(mirror, wish, offers(2 * GIB))
+
+
+def test_within_what_a_volume_has_anyway_there_is_always_room() -> None:
+    """Whole extents: the last one has more than was asked for. Also on a node that is promised too much."""
+    volume = grown(3 * EXTENT, granted=2 * EXTENT + 1, actual=3 * EXTENT, given=2 * EXTENT + 1)
+    assert refusal(volume, asking(3 * EXTENT, has=2 * EXTENT + 1), offers(-GIB)) == ""
+
+
+# A term of leadership, and the others played: Kubernetes raises spec.capacity, the node does what it is granted.
+
+
+async def bound(cluster: MemoryCluster, *, size: str = "1Gi", made: bool = True) -> None:
+    """The claim of `data` has its volume."""
+    await until(lambda: volume(cluster))
+    body = volume(cluster)
+    assert body
+    body["status"] = {"phase": "Bound"}
+    if made:
+        body["metadata"]["annotations"] |= {
+            names.MADE_ANNOTATION: "true",
+            names.SIZE_ANNOTATION: str(quantity.parse(size)),
+        }
+    cluster.put(VOLUMES, body)
+    asked = stored(cluster)
+    asked["spec"]["volumeName"] = PV
+    asked["status"] = {"phase": "Bound", "capacity": {"storage": size}}
+    cluster.put(CLAIMS, asked)
+
+
+def ask(cluster: MemoryCluster, size: str, *, raises_capacity: bool = True) -> None:
+    body = stored(cluster)
+    body["spec"]["resources"]["requests"]["storage"] = size
+    cluster.put(CLAIMS, body)
+    if raises_capacity:
+        body["status"] |= {
+            "allocatedResources": {"storage": size},
+            "allocatedResourceStatuses": {"storage": "NodeResizePending"},
+        }
+        cluster.put(CLAIMS, body)
+        kept = volume(cluster)
+        assert kept
+        kept["spec"]["capacity"]["storage"] = size
+        cluster.put(VOLUMES, kept)
+
+
+def node_has(cluster: MemoryCluster, size: str) -> None:
+    body = volume(cluster)
+    assert body
+    body["metadata"]["annotations"][names.SIZE_ANNOTATION] = str(quantity.parse(size))
+    cluster.put(VOLUMES, body)
+
+
+def figures(cluster: MemoryCluster) -> tuple[str, str]:
+    """Granted, and spec.capacity."""
+    body = volume(cluster)
+    assert body
+    return (
+        quantity.render(int(body["metadata"]["annotations"][names.GRANTED_ANNOTATION])),
+        str(body["spec"]["capacity"]["storage"]),
+    )
+
+
+def allocated(cluster: MemoryCluster) -> Json:
+    return dict(stored(cluster)["status"]["allocatedResources"])
+
+
+async def test_a_wish_takes_no_room_and_is_granted_when_there_is_some(cluster: MemoryCluster) -> None:
+    cluster.put(CLAIMS, claim_body())
+    async with leading(cluster) as term:
+        await bound(cluster)
+        ask(cluster, "50Gi")
+        await until(lambda: figures(cluster) == ("1Gi", "1Gi"))
+        await until(lambda: cluster.messages("VolumeResizeFailed"))
+        assert term.view.offers_beside(term.view.volumes.values()[0]).nodes[0].free == 10 * GIB
+        cluster.put(CLAIMS, claim_body("other", size="9Gi"))
+        await until(lambda: volume(cluster, "pvc-uid-of-other"))
+
+        cluster.put(CAPACITIES, capacity_body("n1", 60 * GIB))
+        await until(lambda: figures(cluster) == ("50Gi", "1Gi"))
+        node_has(cluster, "50Gi")
+        await until(lambda: figures(cluster) == ("50Gi", "50Gi"))
+    assert allocated(cluster) == {"storage": "50Gi"}
+
+
+async def test_room_that_comes_back_with_a_volume_is_granted(cluster: MemoryCluster) -> None:
+    cluster.put(CLAIMS, claim_body())
+    cluster.put(CLAIMS, claim_body("other", size="6Gi"))
+    async with leading(cluster):
+        await bound(cluster)
+        await until(lambda: volume(cluster, "pvc-uid-of-other"))
+        ask(cluster, "5Gi")
+        await until(lambda: cluster.messages("VolumeResizeFailed"))
+        cluster.remove(CLAIMS, "other", "default")
+        cluster.remove(VOLUMES, "pvc-uid-of-other")
+        await until(lambda: figures(cluster)[0] == "5Gi")
+
+
+async def test_a_claim_that_was_lowered_again_is_what_the_kubelet_grows_to(cluster: MemoryCluster) -> None:
+    """Nobody of Kubernetes looks at a claim that was lowered."""
+    cluster.put(CLAIMS, claim_body())
+    async with leading(cluster):
+        await bound(cluster)
+        ask(cluster, "50Gi")
+        await until(lambda: figures(cluster) == ("1Gi", "1Gi"))
+        ask(cluster, "2Gi", raises_capacity=False)
+        await until(lambda: figures(cluster)[0] == "2Gi")
+        assert figures(cluster)[1] == "1Gi"
+        assert allocated(cluster) == {"storage": "50Gi"}
+        seen: list[Json] = []
+        cluster.before["patch", "persistentvolumes"] = [does(lambda: seen.append(allocated(cluster)))]
+        node_has(cluster, "2Gi")
+        await until(lambda: figures(cluster) == ("2Gi", "2Gi"))
+    assert seen == [{"storage": "2Gi"}], "before spec.capacity is raised"
+    assert stored(cluster)["status"]["allocatedResourceStatuses"] == {"storage": "NodeResizePending"}
+
+
+async def test_a_node_that_takes_its_time_keeps_no_pod_from_starting(
+    cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("provisioner.growth.GRACE", 0.05)
+    cluster.put(CLAIMS, claim_body())
+    async with leading(cluster):
+        await bound(cluster)
+        ask(cluster, "2Gi")
+        await until(lambda: figures(cluster) == ("2Gi", "2Gi"))
+        await until(lambda: figures(cluster) == ("2Gi", "1Gi"))
+        node_has(cluster, "2Gi")
+        await until(lambda: figures(cluster) == ("2Gi", "2Gi"))
+
+
+async def test_two_that_grow_at_once_are_not_promised_the_same_room(cluster: MemoryCluster) -> None:
+    for name in ("data", "more"):
+        cluster.put(CLAIMS, claim_body(name))
+    async with leading(cluster) as term:
+        names_of = {name: f"pvc-uid-of-{name}" for name in ("data", "more")}
+        await until(lambda: all(volume(cluster, pv) for pv in names_of.values()))
+        cluster.watching.clear()
+        for name, pv in names_of.items():
+            body = volume(cluster, pv)
+            assert body
+            body["status"], body["spec"]["capacity"]["storage"] = {"phase": "Bound"}, "6Gi"
+            cluster.put(VOLUMES, body)
+            asked = stored(cluster, name)
+            asked["spec"] |= {"volumeName": pv, "resources": {"requests": {"storage": "6Gi"}}}
+            asked["status"] = {"phase": "Bound", "capacity": {"storage": "1Gi"}}
+            cluster.put(CLAIMS, asked)
+        cluster.watching.set()
+        await until(lambda: cluster.messages("VolumeResizeFailed"))
+        await term._queues["growing"].drain()
+        found = [contract_volume.read(body) for body in cluster.all(VOLUMES)]
+    assert sorted(each.granted or 0 for each in found if each) == [GIB, 6 * GIB]
+
+
+async def test_an_answer_that_was_lost_is_found_out_and_the_room_is_booked_meanwhile(cluster: MemoryCluster) -> None:
+    cluster.put(CLAIMS, claim_body())
+    async with leading(cluster) as term:
+        await bound(cluster)
+        cluster.after["patch", "persistentvolumes"] = [lose_answer]
+        cluster.before["patch", "persistentvolumes"] = [does(cluster.watching.clear)]
+        ask(cluster, "9Gi")
+        await until(lambda: figures(cluster)[0] == "9Gi")
+        assert term.books.taken(term.books._observed[PV].charge.account, EXTENT) == 9 * GIB  # type: ignore[union-attr]
+        cluster.watching.set()
+        node_has(cluster, "9Gi")
+        await until(lambda: figures(cluster) == ("9Gi", "9Gi"))
+        await until(lambda: not term.books._growths)
+        assert term.books.taken(term.books._observed[PV].charge.account, EXTENT) == 9 * GIB  # type: ignore[union-attr]
+
+
+async def test_what_the_api_server_refuses_is_not_booked(cluster: MemoryCluster) -> None:
+    cluster.put(CLAIMS, claim_body())
+    async with leading(cluster) as term:
+        await bound(cluster)
+        cluster.before["patch", "persistentvolumes"] = [raises(Forbidden(403, "Forbidden", "no"))]
+        ask(cluster, "9Gi")
+        await until(lambda: not cluster.before["patch", "persistentvolumes"])
+        await until(lambda: not term.books._growths)
+        await until(lambda: figures(cluster)[0] == "9Gi")
+
+
+async def test_a_volume_without_a_node_is_granted_what_some_node_has(cluster: MemoryCluster) -> None:
+    cluster.put(CLASSES, class_body(volumeBindingMode=IMMEDIATE))
+    cluster.put(CLAIMS, claim_body(node=""))
+    async with leading(cluster):
+        await bound(cluster, made=False)
+        ask(cluster, "11Gi")
+        await until(lambda: cluster.messages("VolumeResizeFailed"))
+        await until(lambda: figures(cluster) == ("1Gi", "1Gi"))
+        assert "the most that a node has is 10Gi left in pool vg, on n1" in cluster.messages("VolumeResizeFailed")[0]
+        ask(cluster, "9Gi")
+        await until(lambda: figures(cluster) == ("9Gi", "9Gi"))
