@@ -2,6 +2,7 @@
 nothing in it, and say what to do when it can't be tested."""
 
 import asyncio
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.cluster.conftest import MakeClass
 from tests.sandbox.apiserver.process import ServerProcess
 from tests.sandbox.programs import REPOSITORY
 from tests.sandbox.sandbox import Sandbox
+from tests.sandbox.waiting import NeverHappened
 from tests.sandbox.workloads import NAMESPACES, Json, claim, storage_class
 
 _FOLDER = "tests/cluster/acceptance"
@@ -96,6 +98,24 @@ async def test_a_test_that_fails_leaves_nothing_either(sandbox: Sandbox, make_cl
     [volume] = await volumes_made(sandbox.api, before)
     for resource, name in ((VOLUMES, volume["metadata"]["name"]), (NAMESPACES, trial.name)):
         assert name not in await all_names(sandbox.api, resource)
+
+
+async def test_what_never_comes_ends_a_test_with_what_was_seen_last(sandbox: Sandbox) -> None:
+    clock = asyncio.get_running_loop().time
+    async with Trial(sandbox.api, "busybox", 3) as trial:
+        began = clock()
+        await trial.create(CLAIMS, claim("data", "16Mi", "no-such-class"))
+        await trial.until_told("data", "ProvisioningFailed")
+        with pytest.raises(NeverHappened) as failure:
+            await trial.until_bound("data")
+        assert clock() - began < 10
+        trial_is_over = "and with that the 3 s of all waiting are over; seen last: {"
+        assert re.search(r"data is bound: still not so after [0-2](\.\d+)? s, " + trial_is_over, str(failure.value))
+        assert '"phase":"Pending"' in str(failure.value)
+        assert "ProvisioningFailed: " in str(failure.value)
+        with pytest.raises(NeverHappened, match=r"Nothing on data with '': still not so after 0 s, and with that"):
+            await trial.until_told("data", "Nothing")
+    assert trial.name not in await all_names(sandbox.api, NAMESPACES), "cleaning has time of its own"
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ import pytest
 
 from kube.client import Cluster
 from tests.cluster.acceptance import test_life
-from tests.cluster.acceptance.trial import Trial
+from tests.cluster.acceptance.trial import LIMIT, Trial
 from tests.cluster.lvmcluster import MIB, LvmCluster
-from tests.sandbox.waiting import until
+from tests.sandbox.waiting import patience, until
 
 pytestmark = pytest.mark.device_mapper
 
@@ -25,7 +25,7 @@ async def test_a_thin_volume_is_made_where_there_is_a_pool(lvm_cluster: LvmClust
     await lvm_cluster.tools.create_pool(lvm_cluster.group, _POOL, 400 * MIB)
     try:
         await until(lambda: is_offered(api), what="the pool's room is published")
-        async with Trial(api, "busybox") as trial:
+        async with Trial(api, "busybox", LIMIT * patience()) as trial:
             await test_life.test_a_claim_becomes_a_filesystem_of_its_size(api, trial, _CLASS)
             [volume] = await trial.volumes()
             assert (await lvm_cluster.volume(volume["metadata"]["name"])).pool == _POOL

@@ -1,6 +1,7 @@
 """What tests and the demo ask of a cluster: claims, pods, and waiting for what becomes of them."""
 
 import contextlib
+import json
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -14,6 +15,7 @@ Json = dict[str, Any]
 
 NAMESPACES = Resource("", "v1", "namespaces", namespaced=False)
 _IDLE = ["sleep", "infinity"]
+_SHOWN_CHARACTERS = 2000
 
 
 def claim(name: str, size: str, storage_class: str = "elastic-local", **spec: Any) -> Json:
@@ -89,7 +91,7 @@ class Workspace:
             for item in await self.api.list(resource, self.name):
                 await self.delete(resource, item["metadata"]["name"])
         await self.api.delete(NAMESPACES, self.name)
-        await until(self._is_empty, what=f"namespace {self.name} and its volumes with policy Delete are gone")
+        await self.wait(self._is_empty, what=f"namespace {self.name} and its volumes with policy Delete are gone")
 
     async def create(self, resource: Resource, body: Json) -> Json:
         return await self.api.create(resource, body, self.name)
@@ -107,30 +109,45 @@ class Workspace:
     async def until(
         self, resource: Resource, name: str, condition: Callable[[Json], Any], *, what: str, seconds: float = 30
     ) -> Json:
-        """The object as it is when the condition holds. Raises NeverHappened with the object's events."""
+        """The object as it is when the condition holds. Raises NeverHappened with how the object was seen last, and its
+        events."""
+        seen = "not there"
 
         async def holds() -> Json | None:
+            nonlocal seen
             try:
                 body = await self.get(resource, name)
             except NotFound:
+                seen = "not there"
                 return None
+            seen = _shown(body)
             return body if condition(body) else None
 
         try:
-            found: Json = await until(holds, what=f"{resource} {name} {what}", seconds=seconds)
+            found: Json = await self.wait(holds, what=f"{resource} {name} {what}", seconds=seconds)
         except NeverHappened as error:
-            raise NeverHappened(f"{error}; events: {await self.events(name)}") from None
+            raise NeverHappened(f"{error}; seen last: {seen}; events: {await self.events(name)}") from None
         return found
 
+    async def wait(self, condition: Callable[[], Any], *, what: str, seconds: float = 30) -> Any:
+        """As waiting.until: all that is waited for here goes through this."""
+        return await until(condition, what=what, seconds=seconds)
+
     async def until_gone(self, resource: Resource, name: str, *, seconds: float = 30) -> None:
+        seen = ""
+
         async def gone() -> bool:
+            nonlocal seen
             try:
-                await self.get(resource, name)
+                seen = _shown(await self.get(resource, name))
             except NotFound:
                 return True
             return False
 
-        await until(gone, what=f"{resource} {name} is gone", seconds=seconds)
+        try:
+            await self.wait(gone, what=f"{resource} {name} is gone", seconds=seconds)
+        except NeverHappened as error:
+            raise NeverHappened(f"{error}; seen last: {seen}; events: {await self.events(name)}") from None
 
     async def until_running(self, name: str, *, seconds: float = 30) -> Json:
         return await self.until(PODS, name, is_ready, what="is ready", seconds=seconds)
@@ -150,7 +167,7 @@ class Workspace:
             return next((message for message in messages if words in message), None)
 
         try:
-            message: str = await until(told, what=f"an event {reason} on {name} with {words!r}", seconds=seconds)
+            message: str = await self.wait(told, what=f"an event {reason} on {name} with {words!r}", seconds=seconds)
         except NeverHappened as error:
             raise NeverHappened(f"{error}; events: {await self.events(name)}") from None
         return message
@@ -175,6 +192,14 @@ class Workspace:
             return False
         policies = [volume["spec"]["persistentVolumeReclaimPolicy"] for volume in await self.volumes()]
         return "Delete" not in policies
+
+
+def _shown(body: Json) -> str:
+    """What says how an object is, short enough for the message of a test."""
+    metadata, spec = body["metadata"], body.get("spec") or {}
+    about = {key: metadata[key] for key in ("deletionTimestamp", "finalizers", "annotations") if key in metadata}
+    chosen = {key: spec[key] for key in ("nodeName", "volumeName", "capacity", "claimRef", "resources") if key in spec}
+    return json.dumps(about | chosen | {"status": body.get("status")}, separators=(",", ":"))[:_SHOWN_CHARACTERS]
 
 
 class Namespace(Workspace):

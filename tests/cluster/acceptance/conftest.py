@@ -13,9 +13,9 @@ import pytest_asyncio
 
 from kube.client import Cluster
 from tests.cluster.acceptance import preflight
-from tests.cluster.acceptance.trial import Trial
+from tests.cluster.acceptance.trial import LIMIT, Trial
 from tests.sandbox.sandbox import Sandbox
-from tests.sandbox.waiting import PATIENCE_VARIABLE
+from tests.sandbox.waiting import PATIENCE_VARIABLE, patience
 
 _OPTION = "--kubeconfig"
 
@@ -24,7 +24,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("acceptance", "acceptance tests of elastic-local")
     group.addoption(_OPTION, help="test the cluster of this kubeconfig, with elastic-local in it, not a sandbox")
     group.addoption("--pod-image", default="busybox", help="image of the pods that tests start (busybox)")
-    group.addoption("--patience", type=float, default=10, help="how many times longer than a sandbox it may take (10)")
+    group.addoption(
+        "--patience", type=float, default=2, help="how many times longer than a sandbox a step may take (2)"
+    )
+    group.addoption("--limit", type=float, default=LIMIT, help=f"seconds that a test may take in all ({LIMIT:g})")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -64,5 +67,9 @@ def cluster(request: pytest.FixtureRequest) -> Cluster:
 @pytest_asyncio.fixture(loop_scope="session")
 async def namespace(request: pytest.FixtureRequest, cluster: Cluster) -> AsyncIterator[Trial]:
     """One for each test; nothing of it is left when the next begins."""
-    async with Trial(cluster, request.config.getoption("--pod-image", "busybox")) as made:
+    limit: float = request.config.getoption("--limit", LIMIT)
+    if not request.config.getoption(_OPTION, None):
+        # A sandbox may be on an emulated machine.
+        limit *= patience()
+    async with Trial(cluster, request.config.getoption("--pod-image", "busybox"), limit) as made:
         yield made

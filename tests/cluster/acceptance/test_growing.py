@@ -12,6 +12,15 @@ _SEES = "test $(df -Pk /data | awk 'NR == 2 {{ print $2 }}') -gt {kib}"
 _MORE_THAN_FITS_IN_300_MIB = _SEES.format(kib=320 * 1024)
 
 
+async def until_asked_of_the_node(namespace: Trial, size: str) -> None:
+    """The claim asks for so much, and the expand controller has left the work to the kubelet."""
+    volume = (await namespace.until_bound("data"))["metadata"]["name"]
+    await namespace.ask("data", size)
+    await namespace.until(
+        VOLUMES, volume, lambda body: body["spec"]["capacity"]["storage"] == size, what=f"is to have {size}"
+    )
+
+
 async def until_grown(namespace: Trial, size: str) -> None:
     await namespace.until(
         CLAIMS, "data", lambda body: body["status"]["capacity"]["storage"] == size, what=f"has {size}"
@@ -23,7 +32,8 @@ async def test_a_pod_sees_its_volume_grow(namespace: Trial) -> None:
     script = f"echo kept > /data/file; until {_MORE_THAN_FITS_IN_300_MIB}; do sleep 0.1; done; grep -q kept /data/file"
     await namespace.create(PODS, pod("user", {"/data": "data"}, script=script))
     await namespace.until_running("user")
-    await namespace.ask("data", "400Mi")
+    await until_asked_of_the_node(namespace, "400Mi")
+    await namespace.nudge("user")
     await namespace.until_succeeded("user")
     await until_grown(namespace, "400Mi")
 
@@ -31,11 +41,7 @@ async def test_a_pod_sees_its_volume_grow(namespace: Trial) -> None:
 async def test_a_volume_that_nobody_uses_has_grown_for_its_next_pod(namespace: Trial) -> None:
     await namespace.create(CLAIMS, claim("data", "300Mi", "elastic-local-xfs"))
     await namespace.run("first", f"echo kept > /data/file; if {_MORE_THAN_FITS_IN_300_MIB}; then exit 1; fi")
-    volume = (await namespace.until_bound("data"))["metadata"]["name"]
-    await namespace.ask("data", "400Mi")
-    await namespace.until(
-        VOLUMES, volume, lambda body: body["spec"]["capacity"]["storage"] == "400Mi", what="is to have 400Mi"
-    )
+    await until_asked_of_the_node(namespace, "400Mi")
     await namespace.run("second", f"grep -q kept /data/file; until {_MORE_THAN_FITS_IN_300_MIB}; do sleep 0.1; done")
     await until_grown(namespace, "400Mi")
 

@@ -7,7 +7,6 @@ from kube.client import CAPACITIES, CLAIMS, PODS, VOLUMES, Cluster
 from tests.cluster.acceptance.preflight import CLASSES_SHIPPED
 from tests.cluster.acceptance.trial import Trial
 from tests.cluster.conftest import MakeClass
-from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Json, claim, pod
 
 _KIB_OF_320_MIB = 320 * 1024
@@ -90,10 +89,10 @@ async def test_with_its_claim_a_volume_goes_and_gives_its_room_back(cluster: Clu
     async def is_back() -> bool:
         return (await rooms(cluster, "elastic-local"))[home] >= before[home] or await is_busy()
 
-    await until(is_taken, what=f"{home} publishes that there is less")
+    await namespace.wait(is_taken, what=f"{home} publishes that there is less")
     await namespace.delete(CLAIMS, "data")
     await namespace.until_gone(VOLUMES, volume)
-    await until(is_back, what=f"{home} publishes {before[home]} bytes again")
+    await namespace.wait(is_back, what=f"{home} publishes {before[home]} bytes again")
 
 
 async def test_what_was_retained_can_be_given_to_another_claim(

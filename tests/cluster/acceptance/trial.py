@@ -4,27 +4,37 @@ by its exit code: that is all that can be seen of a volume in a cluster whose no
 Scripts are POSIX sh with the tools of busybox.
 """
 
+import asyncio
 import contextlib
 import secrets
+from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from kube.client import CLAIMS, PODS, VOLUMES, AlreadyExists, Cluster, NotFound, Resource
-from tests.sandbox.waiting import until
+from tests.sandbox.waiting import NeverHappened, until
 from tests.sandbox.workloads import NAMESPACES, Json, Workspace, pod
 
+LIMIT = 60.0
+"""Seconds that a test may take in all, on any cluster that is not emulated."""
 _ACCOUNTS = Resource("", "v1", "serviceaccounts", namespaced=True)
 
 
 class Trial(Workspace):
-    """Leaving it leaves nothing in the cluster: volumes with policy Retain go, too."""
+    """Leaving it leaves nothing in the cluster: volumes with policy Retain go, too.
 
-    def __init__(self, api: Cluster, image: str) -> None:
-        """`image` is that of all containers."""
+    All that is waited for in it together has a limit: where something never comes, nobody sits there for minutes, and
+    is told what was seen last. Cleaning has a limit of its own."""
+
+    def __init__(self, api: Cluster, image: str, limit: float = LIMIT) -> None:
+        """`image` is that of all containers, `limit` the seconds that the test may take."""
         super().__init__(api, f"acceptance-{secrets.token_hex(4)}")
         self._image = image
+        self._limit = limit
+        self._ends = 0.0
 
     async def __aenter__(self) -> Self:
+        self._ends = asyncio.get_running_loop().time() + self._limit
         # Clusters may allow less unless a namespace asks for this.
         labels = {"pod-security.kubernetes.io/enforce": "baseline"}
         body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.name, "labels": labels}}
@@ -38,11 +48,22 @@ class Trial(Workspace):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._limit = max(self._limit, LIMIT)
+        self._ends = asyncio.get_running_loop().time() + self._limit
         for volume in await self.volumes():
             with contextlib.suppress(NotFound):
                 await self.set_policy(volume["metadata"]["name"], "Delete")
         await super().__aexit__(kind, error, trace)
-        await until(self._is_gone, what=f"namespace {self.name} and all its volumes are gone")
+        await self.wait(self._is_gone, what=f"namespace {self.name} and all its volumes are gone")
+
+    async def wait(self, condition: Callable[[], Any], *, what: str, seconds: float = 30) -> Any:
+        left = max(self._ends - asyncio.get_running_loop().time(), 0)
+        try:
+            return await until(condition, what=what, seconds=seconds, at_most=left)
+        except NeverHappened as error:
+            if asyncio.get_running_loop().time() < self._ends:
+                raise
+            raise NeverHappened(f"{error}, and with that the {self._limit:g} s of all waiting are over") from None
 
     async def create(self, resource: Resource, body: Json) -> Json:
         """Pods run our image, end when their script does, and on failure show the end of their log."""
@@ -82,6 +103,11 @@ class Trial(Workspace):
     async def ask(self, name: str, size: str) -> None:
         """The claim asks for so much from now on."""
         await self.api.patch(CLAIMS, name, {"spec": {"resources": {"requests": {"storage": size}}}}, self.name)
+
+    async def nudge(self, name: str) -> None:
+        """Have the kubelet look at the pod's volumes now. By itself it does so when it syncs the pod, once a minute or
+        so (syncFrequency); a changed annotation is a reason to sync it."""
+        await self.api.patch(PODS, name, {"metadata": {"annotations": {"nudged": secrets.token_hex(4)}}}, self.name)
 
     async def set_policy(self, volume: str, policy: str) -> None:
         """The reclaim policy of a PersistentVolume."""

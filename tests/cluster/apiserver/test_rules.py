@@ -93,7 +93,7 @@ def test_the_node_affinity_of_a_volume_is_set_once(api: Client, unique: str) -> 
     assert try_patch(api, path, {"spec": {"nodeAffinity": affinity("n1")}}).code == 200
     for other in (affinity("n2"), None):
         moved = try_patch(api, path, {"spec": {"nodeAffinity": other}})
-        assert causes(moved) == [("spec.nodeAffinity", "FieldValueInvalid")]
+        assert causes(moved) == [("nodeAffinity", "FieldValueInvalid")]
 
 
 def test_a_claim_takes_one_volume(api: Client, namespace: str) -> None:
@@ -127,6 +127,20 @@ def test_a_claim_grows_when_its_class_allows_it(api: Client, namespace: str, uni
     api.patch(f"{CLASSES}/{unique}", {"allowVolumeExpansion": False})
     assert api.patch(path, {"metadata": {"labels": {"a": "b"}}})["metadata"]["labels"] == {"a": "b"}
     assert try_patch(api, path, more).code == 403
+
+
+def test_both_fields_of_a_claims_source_say_the_same(api: Client, namespace: str) -> None:
+    source = {"kind": "PersistentVolumeClaim", "name": "s"}
+    other = {"apiGroup": "example.com", "kind": "Tape", "name": "t"}
+    for name, field, given in (
+        ("a", "dataSource", source),
+        ("b", "dataSourceRef", source),
+        ("c", "dataSourceRef", other),
+    ):
+        spec = api.post(claims(namespace), claim(name, **{field: given}))["spec"]
+        assert (spec["dataSource"], spec["dataSourceRef"]) == (given, given)
+    ignored = api.post(claims(namespace), claim("d", dataSource=other))["spec"]
+    assert not {"dataSource", "dataSourceRef"} & ignored.keys()
 
 
 def test_how_far_a_claim_has_grown_is_one_of_five_words_and_of_storage(api: Client, namespace: str) -> None:

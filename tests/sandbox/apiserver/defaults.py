@@ -77,10 +77,25 @@ def _volume(body: Json) -> None:
 def _claim(body: Json) -> None:
     spec, status = _spec(body), body.get("status") or {}
     _default(spec, volumeMode="Filesystem")
+    _data_sources(spec)
     for sizes in (spec.get("resources") or {}).values():
         _canonical(sizes)
     _canonical(status.get("capacity"))
     _canonical(status.get("allocatedResources"))
+
+
+def _data_sources(spec: Json) -> None:
+    """Both fields say the same, whichever was given (NormalizeDataSources of pkg/api/persistentvolumeclaim). An old
+    field that names what it never could is as if it were not there."""
+    old, new = spec.get("dataSource"), spec.get("dataSourceRef")
+    if old and not new:
+        kind = (old.get("apiGroup") or "", old.get("kind"))
+        if kind in (("", "PersistentVolumeClaim"), ("snapshot.storage.k8s.io", "VolumeSnapshot")):
+            spec["dataSourceRef"] = dict(old)
+        else:
+            del spec["dataSource"]
+    elif new and not old and not new.get("namespace"):
+        spec["dataSource"] = {key: new[key] for key in ("apiGroup", "kind", "name") if key in new}
 
 
 def _class(body: Json) -> None:

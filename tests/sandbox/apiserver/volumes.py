@@ -101,12 +101,10 @@ def check_volume_update(body: Json, present: Json) -> Iterator[FieldError]:
     if {key: new.get(key) for key in _SOURCES} != {key: old.get(key) for key in _SOURCES}:
         yield forbidden_value("spec.persistentvolumesource", "spec.persistentvolumesource is immutable after creation")
     if new.get("volumeMode") != old.get("volumeMode"):
-        yield invalid_value("spec.volumeMode", new.get("volumeMode"), "field is immutable")
+        yield invalid_value("volumeMode", new.get("volumeMode"), "field is immutable")
     if old.get("nodeAffinity") and new.get("nodeAffinity") != old["nodeAffinity"]:
         yield invalid_value(
-            "spec.nodeAffinity",
-            new.get("nodeAffinity"),
-            "field is immutable, except for updating from beta label to GA",
+            "nodeAffinity", new.get("nodeAffinity"), "field is immutable, except for updating from beta label to GA"
         )
 
 
@@ -148,6 +146,8 @@ def check_claim_update(body: Json, present: Json) -> Iterator[FieldError]:
     if now is not None and before is not None and now < before and now <= granted:
         # The words of the real one, which takes a request that is as much as the capacity for less, too.
         yield forbidden_value("spec.resources.requests.storage", "field can not be less than status.capacity")
+    if body["spec"].get("volumeMode") != present["spec"].get("volumeMode"):
+        yield invalid_value("volumeMode", body["spec"].get("volumeMode"), "field is immutable")
 
 
 def check_claim_status_update(body: Json, _present: Json) -> Iterator[FieldError]:
@@ -212,14 +212,9 @@ def check_class(body: Json) -> Iterator[FieldError]:
 
 
 def check_class_update(body: Json, present: Json) -> Iterator[FieldError]:
-    if (body.get("parameters") or {}) != (present.get("parameters") or {}):
-        yield forbidden_value("parameters", "updates to parameters are forbidden.")
-    if body.get("provisioner") != present.get("provisioner"):
-        yield forbidden_value("provisioner", "updates to provisioner are forbidden.")
-    if body.get("reclaimPolicy") != present.get("reclaimPolicy"):
-        yield invalid_value("reclaimPolicy", body.get("reclaimPolicy"), "field is immutable")
-    if body.get("volumeBindingMode") != present.get("volumeBindingMode"):
-        yield invalid_value("volumeBindingMode", body.get("volumeBindingMode"), "field is immutable")
+    for key in ("parameters", "provisioner", "reclaimPolicy", "volumeBindingMode"):
+        if (body.get(key) or {}) != (present.get(key) or {}):
+            yield invalid_value(key, body.get(key), "field is immutable")
 
 
 def check_capacity(body: Json) -> Iterator[FieldError]:
