@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from tests.cluster.apiserver.samples import config, maps, pod, pods, volume
 from tests.sandbox.apiserver.client import Client
@@ -198,9 +199,9 @@ def test_a_collection_is_deleted_by_selector(api: Client, namespace: str) -> Non
     assert [each["metadata"]["name"] for each in api.get(maps(namespace))["items"]] == ["b"]
 
 
-def owned_by(owner: Json) -> list[Json]:
+def owned_by(owner: Json, **more: Any) -> list[Json]:
     metadata = owner["metadata"]
-    return [{"apiVersion": "v1", "kind": "ConfigMap", "name": metadata["name"], "uid": metadata["uid"]}]
+    return [{"apiVersion": "v1", "kind": "ConfigMap", "name": metadata["name"], "uid": metadata["uid"], **more}]
 
 
 def test_what_an_owner_leaves_behind_is_collected(api: Client, namespace: str) -> None:
@@ -225,6 +226,7 @@ def test_an_object_stays_while_one_of_its_owners_does(api: Client, namespace: st
     api.delete(maps(namespace, "first"))
     until(lambda: api.request("GET", maps(namespace, "canary")).code == 404)
     assert api.request("GET", maps(namespace, "child")).code == 200
+    until(lambda: api.get(maps(namespace, "child"))["metadata"]["ownerReferences"] == owned_by(second))
 
 
 def test_orphans_lose_their_owner_and_stay(api: Client, namespace: str) -> None:
@@ -237,13 +239,19 @@ def test_orphans_lose_their_owner_and_stay(api: Client, namespace: str) -> None:
 
 def test_deletion_in_the_foreground_waits_for_dependents(api: Client, namespace: str) -> None:
     owner = api.post(maps(namespace), config("owner"))
-    held = config("child", ownerReferences=owned_by(owner), finalizers=["example.com/hold"])
-    api.post(maps(namespace), held)
+    other = api.post(maps(namespace), config("other"))
+    blocking = owned_by(owner, blockOwnerDeletion=True)
+    api.post(maps(namespace), config("child", ownerReferences=blocking, finalizers=["example.com/hold"]))
+    api.post(maps(namespace), config("shared", ownerReferences=blocking + owned_by(other)))
+    api.post(maps(namespace), config("unasked", ownerReferences=owned_by(owner)))
     api.delete(maps(namespace, "owner"), {"propagationPolicy": "Foreground"})
     until(lambda: "deletionTimestamp" in api.get(maps(namespace, "child"))["metadata"])
     assert api.get(maps(namespace, "owner"))["metadata"]["finalizers"] == ["foregroundDeletion"]
+    until(lambda: api.get(maps(namespace, "shared"))["metadata"]["ownerReferences"] == owned_by(other))
+    assert api.request("GET", maps(namespace, "unasked")).code == 200
     api.patch(maps(namespace, "child"), {"metadata": {"finalizers": None}})
     until(lambda: api.request("GET", maps(namespace, "owner")).code == 404)
+    until(lambda: api.request("GET", maps(namespace, "unasked")).code == 404)
 
 
 def test_a_namespace_goes_when_it_is_empty(api: Client, namespace: str) -> None:

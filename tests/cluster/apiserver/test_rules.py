@@ -139,8 +139,10 @@ def test_both_fields_of_a_claims_source_say_the_same(api: Client, namespace: str
     ):
         spec = api.post(claims(namespace), claim(name, **{field: given}))["spec"]
         assert (spec["dataSource"], spec["dataSourceRef"]) == (given, given)
-    ignored = api.post(claims(namespace), claim("d", dataSource=other))["spec"]
-    assert not {"dataSource", "dataSourceRef"} & ignored.keys()
+    far = source | {"namespace": "elsewhere"}
+    for name, field, given in (("d", "dataSource", other), ("e", "dataSourceRef", far)):
+        ignored = api.post(claims(namespace), claim(name, **{field: given}))["spec"]
+        assert not {"dataSource", "dataSourceRef"} & ignored.keys()
 
 
 def test_how_far_a_claim_has_grown_is_one_of_five_words_and_of_storage(api: Client, namespace: str) -> None:

@@ -1,8 +1,7 @@
 """What an API does by itself in the background: objects whose owners are gone go too, and namespaces that are being
 deleted are emptied first. Level-triggered: a change marks what to look at, and a look decides from the present state.
 
-Source: the "Garbage collection" part of the Kubernetes documentation, pkg/controller/garbagecollector, pkg/controller/
-namespace.
+Source: pkg/controller/garbagecollector/garbagecollector.go and pkg/controller/namespace of Kubernetes 1.36.2.
 """
 
 import asyncio
@@ -23,7 +22,6 @@ class Collector:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._store = registry.store
-        self._living: set[str] = set()
         self._dependents: dict[str, dict[tuple[str, str], Stored]] = {}
         self._marked: dict[tuple[str, str], Stored] = {}
         self._news = asyncio.Event()
@@ -53,7 +51,6 @@ class Collector:
                 if not dependents:
                     self._dependents.pop(owner["uid"], None)
         if change.type == DELETED:
-            self._living.discard(change.now.uid)
             for dependent in self._dependents.get(change.now.uid, {}).values():
                 self._mark(dependent)
             self._mark_holders(change.now)
@@ -64,7 +61,6 @@ class Collector:
             self._mark(change.now)
 
     def _learn(self, stored: Stored) -> None:
-        self._living.add(stored.uid)
         for owner in _owners(stored.object):
             self._dependents.setdefault(owner["uid"], {})[_identity(stored)] = stored
 
@@ -89,10 +85,8 @@ class Collector:
         if stored is None or stored.uid != marked.uid:
             return
         metadata = stored.object["metadata"]
-        owners = _owners(stored.object)
-        if owners and not any(self._may_live(owner) for owner in owners):
-            self._delete(stored)
         if "deletionTimestamp" not in metadata:
+            self._collect(stored)
             return
         finalizers = metadata.get("finalizers") or []
         if _ORPHAN in finalizers:
@@ -102,32 +96,64 @@ class Collector:
         if stored.resource is NAMESPACES:
             self._empty(stored)
 
-    def _may_live(self, owner: Json) -> bool:
-        """Of an owner of a kind that is not served nothing is known, so its dependents stay."""
-        return owner["uid"] in self._living or (owner["apiVersion"], owner["kind"]) not in BY_KIND
+    def _collect(self, stored: Stored) -> None:
+        """The object goes when none of its owners keeps it, and forgets those that don't while one does
+        (attemptToDeleteItem)."""
+        kinds = {owner["uid"]: self._standing(stored, owner) for owner in _owners(stored.object)}
+        if not kinds:
+            return
+        if "solid" not in kinds.values():
+            waited_for = "waiting" in kinds.values() and self._dependents.get(stored.uid)
+            self._delete(stored, "Foreground" if waited_for else "")
+        elif lost := {uid for uid, standing in kinds.items() if standing != "solid"}:
+            self._let_go(stored, lost)
 
-    def _delete(self, stored: Stored) -> None:
+    def _standing(self, stored: Stored, reference: Json) -> str:
+        """Of an owner: solid, dangling (it is gone), or waiting until its dependents are. Of one of a kind that is not
+        served nothing is known, nor of one in a namespace that the dependent does not have: it counts as solid."""
+        resource = BY_KIND.get((reference["apiVersion"], reference["kind"]))
+        if resource is None or (resource.namespaced and not stored.namespace):
+            return "solid"
+        owner = self._store.get(resource, stored.namespace if resource.namespaced else "", reference["name"])
+        if owner is None or owner.uid != reference["uid"]:
+            return "dangling"
+        going = "deletionTimestamp" in owner.object["metadata"]
+        return "waiting" if going and _FOREGROUND in (owner.object["metadata"].get("finalizers") or []) else "solid"
+
+    def _delete(self, stored: Stored, propagation: str = "") -> None:
         if "deletionTimestamp" not in stored.object["metadata"]:
-            options = DeleteOptions(uid=stored.uid)
+            options = DeleteOptions(uid=stored.uid, propagation=propagation)
             self._registry.delete(stored.resource, stored.namespace, stored.name, options)
+
+    def _let_go(self, dependent: Stored, owners: set[str]) -> None:
+        """The dependent forgets the owners of these uids."""
+
+        def let_go(body: Json) -> Json:
+            references = body["metadata"].get("ownerReferences") or []
+            body["metadata"]["ownerReferences"] = [each for each in references if each["uid"] not in owners]
+            return body
+
+        self._registry.update(dependent.resource, dependent.namespace, dependent.name, let_go)
 
     def _orphan(self, owner: Stored) -> None:
         for dependent in list(self._dependents.get(owner.uid, {}).values()):
-
-            def let_go(body: Json) -> Json:
-                references = body["metadata"].get("ownerReferences") or []
-                body["metadata"]["ownerReferences"] = [each for each in references if each["uid"] != owner.uid]
-                return body
-
-            self._registry.update(dependent.resource, dependent.namespace, dependent.name, let_go)
+            self._let_go(dependent, {owner.uid})
         self._release(owner, _ORPHAN)
 
     def _delete_in_foreground(self, owner: Stored) -> None:
-        blocking = list(self._dependents.get(owner.uid, {}).values())
-        for dependent in blocking:
-            self._delete(dependent)
-        if not self._dependents.get(owner.uid):
+        """Only dependents that block are waited for; the others are collected when it is gone."""
+        for dependent in self._blocking(owner):
+            if "deletionTimestamp" not in dependent.object["metadata"]:
+                self._collect(dependent)
+        if not self._blocking(owner):
             self._release(owner, _FOREGROUND)
+
+    def _blocking(self, owner: Stored) -> list[Stored]:
+        return [
+            dependent
+            for dependent in self._dependents.get(owner.uid, {}).values()
+            if any(each["uid"] == owner.uid and each.get("blockOwnerDeletion") for each in _owners(dependent.object))
+        ]
 
     def _release(self, stored: Stored, finalizer: str) -> None:
         def release(body: Json) -> Json:

@@ -87,6 +87,9 @@ def _claim(body: Json) -> None:
 def _data_sources(spec: Json) -> None:
     """Both fields say the same, whichever was given (NormalizeDataSources of pkg/api/persistentvolumeclaim). An old
     field that names what it never could is as if it were not there."""
+    if (spec.get("dataSourceRef") or {}).get("namespace"):
+        # CrossNamespaceVolumeDataSource is alpha, and off.
+        del spec["dataSourceRef"]
     old, new = spec.get("dataSource"), spec.get("dataSourceRef")
     if old and not new:
         kind = (old.get("apiGroup") or "", old.get("kind"))
@@ -94,7 +97,7 @@ def _data_sources(spec: Json) -> None:
             spec["dataSourceRef"] = dict(old)
         else:
             del spec["dataSource"]
-    elif new and not old and not new.get("namespace"):
+    elif new and not old:
         spec["dataSource"] = {key: new[key] for key in ("apiGroup", "kind", "name") if key in new}
 
 
