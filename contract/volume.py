@@ -230,3 +230,10 @@ def releasing(volume: PersistentVolume) -> Json:
             "finalizers": [finalizer for finalizer in volume.finalizers if finalizer != names.FINALIZER],
         }
     }
+
+
+def releasing_static(body: Json) -> Json:
+    """The same for the PersistentVolume, whole, of a disk that stands ready."""
+    metadata = body["metadata"]
+    kept = [finalizer for finalizer in metadata.get("finalizers") or [] if finalizer != names.STATIC_FINALIZER]
+    return {"metadata": {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"], "finalizers": kept}}

@@ -43,10 +43,19 @@ class Partings:
             return
 
     async def _let_go(self, resident: Resident) -> None:
-        found = self._volumes.get(resident.name)
-        if found is None or found.uid != resident.uid:
-            return
-        await self._cluster.patch(VOLUMES, found.name, volume.releasing(found))
+        if resident.ours:
+            found = self._volumes.get(resident.name)
+            if found is None or found.uid != resident.uid:
+                return
+            await self._cluster.patch(VOLUMES, found.name, volume.releasing(found))
+        else:
+            body = await self._cluster.get(VOLUMES, resident.name)
+            if (body["metadata"]["uid"], body["metadata"]["resourceVersion"]) != (
+                resident.uid,
+                resident.resource_version,
+            ):
+                return  # the cache hears of it in a moment
+            await self._cluster.patch(VOLUMES, resident.name, volume.releasing_static(body))
         words = (
             f"node {called(resident.nodes)} was deleted and did not come back: the volume was let go, and what the "
             "node's disks hold stays there"

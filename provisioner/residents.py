@@ -74,9 +74,19 @@ def of_local(body: Json, classes: Collection[str]) -> Resident | None:
         storage_class=storage_class,
         claim=volume.read_claim_reference(spec),
         deleting="deletionTimestamp" in metadata,
-        held=False,
+        held=_held(body),
         ours=False,
     )
+
+
+def _held(body: Json) -> bool:
+    """Data that was to be kept is the administrator's to give up, so that waits for him and not for its node."""
+    metadata, spec, phase = body["metadata"], body.get("spec") or {}, (body.get("status") or {}).get("phase")
+    if "deletionTimestamp" not in metadata or names.STATIC_FINALIZER not in (metadata.get("finalizers") or ()):
+        return False
+    if phase == volume.RELEASED:
+        return bool(spec.get("persistentVolumeReclaimPolicy") == volume.DELETE)
+    return phase in (volume.AVAILABLE, volume.PENDING) and not (spec.get("claimRef") or {}).get("uid")
 
 
 def affine_nodes(spec: Json) -> Nodes:

@@ -3,7 +3,8 @@
 The original holds every PersistentVolume of the cluster on every node, because the API server can't select by the
 annotation that tells whose one is. Ours carry NODE_LABEL, and the informer asks for that alone. Those that the
 original created have no such label: before the first listing they are looked for once, page by page without keeping
-any, and get it. One that turns up later, out of a backup perhaps, gets it when its name is met as taken.
+any, and get it. One that turns up later, out of a backup perhaps, gets it when its name is met as taken. Together with
+the label comes our finalizer, also to those that we made before there was one.
 """
 
 import logging
@@ -65,8 +66,8 @@ class Cache:
         return self._identity is not None and self._identity.owns(found)
 
     async def settle(self, identity: Identity) -> None:
-        """From now on we are `identity`, and the PersistentVolumes it owns carry our label. Does nothing the second
-        time. Raises ApiError, and then nothing may be offered yet: what is ours is not known."""
+        """From now on we are `identity`, and the PersistentVolumes it owns carry our label and finalizer. Does
+        nothing the second time. Raises ApiError, and then nothing may be offered yet: what is ours is not known."""
         if identity == self._identity:
             return
         adopted = 0
@@ -74,14 +75,14 @@ class Cache:
             for body in page.items:
                 found = volume.read(body)
                 if found and identity.owns(found):
-                    adopted += await self._put_label(found, body["metadata"].get("labels") or {})
+                    adopted += await self._take_over(found, body)
         self._identity = identity
         if adopted:
             log.info("took over %d PersistentVolumes provisioned by %s", adopted, identity.provisioner)
 
     async def adopt(self, name: str) -> bool:
         """Whether the PersistentVolume of that name, which the informer did not tell of, is ours. Then it carries our
-        label from now on. Raises ApiError."""
+        label and finalizer from now on. Raises ApiError."""
         try:
             body = await self._cluster.get(VOLUMES, name)
         except NotFound:
@@ -89,14 +90,16 @@ class Cache:
         found = volume.read(body)
         if found is None or not self._owns(found):
             return False
-        await self._put_label(found, body["metadata"].get("labels") or {})
+        await self._take_over(found, body)
         return True
 
-    async def _put_label(self, found: StaticVolume, labels: dict[str, str]) -> bool:
-        if self._label.items() <= labels.items():
+    async def _take_over(self, found: StaticVolume, body: volume.Json) -> bool:
+        """Raises ApiError, Conflict when it was changed meanwhile."""
+        patch = volume.adopting(body, self._label)
+        if patch is None:
             return False
         try:
-            await self._cluster.patch(VOLUMES, found.name, {"metadata": {"uid": found.uid, "labels": self._label}})
+            await self._cluster.patch(VOLUMES, found.name, patch)
         except NotFound:
             return False
         return True

@@ -26,7 +26,7 @@ def static_volumes(
     """`own`: the folders that the daemon works in, which no class may offer."""
 
     def deletions(cache: Cache, metrics: StaticMetrics, wake: Callable[[], None]) -> Deleter:
-        return Deleter(
+        deleter = Deleter(
             cluster,
             cache.volumes,
             node,
@@ -36,5 +36,7 @@ def static_volumes(
             namespace=chosen.namespace,
             job_image=chosen.job_image,
         )
+        cache.informer.subscribe(deleter.heard)
+        return deleter
 
     return StaticVolumes(cluster, node, events, StaticMetrics(registry), chosen, deletions, own)

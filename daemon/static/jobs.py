@@ -70,6 +70,9 @@ def manifest(
     )
     pod: Json = {
         "restartPolicy": "OnFailure",
+        # The Job is deleted when the volume is not to be cleaned any more. A shell that is the first process of its
+        # container does not hear SIGTERM, and half a minute is a long time to overwrite what must stay.
+        "terminationGracePeriodSeconds": 1,
         # The value of the label: on many clouds it is not the name of the Node.
         "nodeSelector": {names.HOSTNAME_LABEL: hostname},
         "tolerations": list(configuration.job_tolerations),

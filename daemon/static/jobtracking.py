@@ -40,6 +40,8 @@ class JobTracker:
         self._namespace = namespace
         self._image = image
         self._jobs: Mapping[str, CleaningJob] = {}
+        self._called_off: set[str] = set()
+        """Volumes whose Job was told to go before its time: what it says from then on counts for nothing."""
         self.known = False
         """Whether the Jobs from before our start are in the table."""
 
@@ -64,7 +66,12 @@ class JobTracker:
             await self._take(job, releases.get(job.release.volume))
         for cleaning in self._running():
             volume = cleaning.release.volume
-            if volume not in self._jobs:
+            if volume in self._jobs:
+                continue
+            if volume in self._called_off:
+                self._table.call_off(volume)
+                self._called_off.discard(volume)
+            else:
                 self._table.fail(volume, time.monotonic())
                 self._failed(cleaning.release, f"somebody deleted Job {jobs.name(volume)} before it ended")
 
@@ -74,7 +81,7 @@ class JobTracker:
     async def _take(self, job: CleaningJob, wanted: Release | None) -> None:
         volume = job.release.volume
         known = self._table.get(volume)
-        if known and known.running and known.kind != JOB:
+        if known and known.running and (known.kind != JOB or volume in self._called_off):
             return
         told = known is not None and (known.release, known.state) == (job.release, job.state)
         idle = known is None or not known.running
@@ -111,8 +118,13 @@ class JobTracker:
         self._table.start(_cleaning(created))
         return True
 
+    async def call_off(self, volume: str) -> None:
+        """Ends the Job and its pods. It counts as running until they are gone. Raises ApiError."""
+        self._called_off.add(volume)
+        await self.dismiss(volume)
+
     async def dismiss(self, volume: str) -> None:
-        """Deletes the Job that ended, and its pods before it. Raises ApiError."""
+        """Deletes the Job, and its pods before it. Raises ApiError."""
         job = self._jobs.get(volume)
         if job is None or job.deleting:
             return

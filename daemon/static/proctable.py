@@ -92,6 +92,10 @@ class ProcessTable:
     def fail(self, volume: str, now: float) -> None:
         self._end(volume, State.FAILED, now, failures=self._cleanings[volume].failures + 1)
 
+    def call_off(self, volume: str) -> None:
+        """It ended before its time, because the volume is not to be cleaned any more: that is no outcome."""
+        del self._cleanings[volume]
+
     def _end(self, volume: str, state: State, now: float, failures: int) -> None:
         self._cleanings[volume] = replace(self._cleanings[volume], state=state, ended=now, failures=failures)
         self._totals[state] += 1

@@ -38,6 +38,8 @@ class StaticVolume:
     """Hostname label values of its node affinity, and of its own hostname label."""
     claim_uid: str = ""
     """Of the claim that it is, or was last, bound to."""
+    held: bool = False
+    """It carries our finalizer: however it was deleted, it stays until we let it go."""
 
     @property
     def reference(self) -> ObjectReference:
@@ -65,6 +67,7 @@ def read(body: Json) -> StaticVolume | None:
         provisioned_by=annotations.get(names.PROVISIONED_BY, ""),
         hostnames=tuple(dict.fromkeys((*_hostnames(spec, annotations), *((label,) if label else ())))),
         claim_uid=(spec.get("claimRef") or {}).get("uid") or "",
+        held=names.STATIC_FINALIZER in (metadata.get("finalizers") or ()),
     )
 
 
@@ -79,6 +82,21 @@ def _hostnames(spec: Json, annotations: Mapping[str, str]) -> tuple[str, ...]:
         if expression.get("key") == names.HOSTNAME_LABEL and expression.get("operator") == "In"
         for value in expression.get("values") or []
     )
+
+
+def adopting(body: Json, label: Mapping[str, str]) -> Json | None:
+    """The merge patch that gives this very version of a PersistentVolume our label and our finalizer, or None when it
+    has both. The API server takes no finalizer for one that is being deleted."""
+    metadata = body["metadata"]
+    wanted: Json = {}
+    if not label.items() <= (metadata.get("labels") or {}).items():
+        wanted["labels"] = dict(label)
+    finalizers = metadata.get("finalizers") or []
+    if names.STATIC_FINALIZER not in finalizers and "deletionTimestamp" not in metadata:
+        wanted["finalizers"] = [*finalizers, names.STATIC_FINALIZER]
+    if not wanted:
+        return None
+    return {"metadata": {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"], **wanted}}
 
 
 @dataclass(frozen=True)
@@ -101,8 +119,8 @@ def manifest(
     node: Node,
     provisioner: str,
 ) -> Json:
-    """The PersistentVolume of an offer. Apart from NODE_LABEL, by which we ask the API server for ours, it is the one
-    that the original creates."""
+    """The PersistentVolume of an offer. Apart from NODE_LABEL, by which we ask the API server for ours, and
+    STATIC_FINALIZER, it is the one that the original creates."""
     annotations = {names.PROVISIONED_BY: provisioner}
     terms = [
         {"matchExpressions": [{"key": names.HOSTNAME_LABEL, "operator": "In", "values": [node.hostname]}]},
@@ -112,6 +130,7 @@ def manifest(
         "name": offer.name,
         "labels": labels(configuration, settings, node),
         "annotations": annotations,
+        "finalizers": [names.STATIC_FINALIZER],
     }
     spec: Json = {
         "capacity": {"storage": quantity.render(offer.capacity)},

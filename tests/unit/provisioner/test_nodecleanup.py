@@ -302,6 +302,28 @@ async def test_a_volume_of_ours_is_let_go_and_its_owner_told(cluster: MemoryClus
     assert {event["involvedObject"]["kind"] for event in told} == {"PersistentVolume", "PersistentVolumeClaim"}
 
 
+async def test_volumes_that_stood_ready_are_let_go_but_not_what_was_to_be_kept(cluster: MemoryCluster) -> None:
+    finalizers = {"finalizers": [names.STATIC_FINALIZER, "somebody/else"], "deletionTimestamp": "now"}
+    bodies = (
+        local_body("free", "Available", persistentVolumeReclaimPolicy="Retain"),
+        local_body("released", "Released", claimRef=CLAIM),
+        local_body("retained", "Released", persistentVolumeReclaimPolicy="Retain"),
+        local_body("not-named", "Available", storage_class="other"),
+    )
+    for body in bodies:
+        cluster.put(VOLUMES, {**body, "metadata": {**body["metadata"], **finalizers}})
+    cluster.remove(NODES, "n1")
+    async with working(cluster) as stage:
+        await stage.pass_delay()
+    held = {
+        name
+        for (kind, _, name), body in cluster.objects.items()
+        if kind == VOLUMES and names.STATIC_FINALIZER in body["metadata"]["finalizers"]
+    }
+    assert held == {"retained", "not-named"}
+    assert cluster.objects[VOLUMES, "", "free"]["metadata"]["finalizers"] == ["somebody/else"]
+
+
 async def test_a_bound_volume_of_ours_is_kept_unless_its_class_was_named(cluster: MemoryCluster) -> None:
     body = our_body("Bound")
     cluster.put(VOLUMES, {**body, "spec": {**body["spec"], "claimRef": CLAIM, "storageClassName": "fast"}})

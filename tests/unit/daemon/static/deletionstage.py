@@ -9,6 +9,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
+from contract import names
 from daemon.static import volume as static_volume
 from daemon.static.configuration import ClassConfiguration, Configuration
 from daemon.static.deleter import Deleter
@@ -59,7 +60,9 @@ class Stage:
         mode: str = "Filesystem",
         storage_class: str = CLASS,
         claim: str = "claim-1",
+        held: bool = False,
     ) -> Json:
+        """`held`: with our finalizer."""
         body: Json = {
             **kind("PersistentVolume"),
             "metadata": {"name": name},
@@ -86,7 +89,9 @@ class Stage:
         }
         created = await self.cluster.create(VOLUMES, body)
         # As it is when no claim uses it any more.
-        await self.cluster.patch(VOLUMES, name, {"metadata": {"finalizers": None}})
+        await self.cluster.patch(
+            VOLUMES, name, {"metadata": {"finalizers": [names.STATIC_FINALIZER] if held else None}}
+        )
         await self.cluster.patch(VOLUMES, name, {"status": {"phase": phase}}, subresource="status")
         return created
 

@@ -54,6 +54,7 @@ def test_the_whole_manifest() -> None:
                 "metadata": {"labels": labels},
                 "spec": {
                     "restartPolicy": "OnFailure",
+                    "terminationGracePeriodSeconds": 1,
                     "nodeSelector": {"kubernetes.io/hostname": "host-1"},
                     "tolerations": [{"key": "storage", "operator": "Exists"}],
                     "volumes": [

@@ -273,3 +273,33 @@ async def test_without_an_image_for_jobs_nobody_asks_for_any(node: Stage, monkey
     await restarted.pass_over(IN_PROCESS)
     assert JOBS not in asked
     assert not restarted.deleter.cleaning("any")
+
+
+@pytest.mark.parametrize("phase", ["Released", "Bound"])
+async def test_a_job_is_called_off(node: Stage, phase: str) -> None:
+    """Kept, or bound anew."""
+    await begun(node)
+    change = {"persistentVolumeReclaimPolicy": "Retain"} if phase == "Released" else {"claimRef": {"uid": "claim-2"}}
+    await node.cluster.patch(VOLUMES, "pv", {"spec": change})
+    await node.cluster.patch(VOLUMES, "pv", {"status": {"phase": phase}}, subresource="status")
+    for _ in range(2):
+        await node.pass_over(BY_JOB)
+    assert node.deleter.cleaning("pv"), "its pod may write until it is gone"
+    await node.end_job(JOB, SUCCEEDED)
+    await node.pass_over(BY_JOB)
+    assert node.deleter.cleaning("pv"), "what it says now counts for nothing"
+    await pods_are_gone(node)
+    assert ("pv", "VolumeCleaningCalledOff") in [told[:2] for told in await node.told()]
+    await node.pass_over(IN_PROCESS)
+    assert await node.phase("pv") == phase
+    assert (node.deleter.counts().succeeded, node.deleter.counts().failed) == (0, 0)
+
+
+async def test_the_next_daemon_calls_off_the_job_that_runs(node: Stage) -> None:
+    await begun(node)
+    await node.cluster.patch(VOLUMES, "pv", {"spec": {"persistentVolumeReclaimPolicy": "Retain"}})
+    node = node.restarted()
+    await node.pass_over(BY_JOB)
+    await pods_are_gone(node)
+    await node.pass_over(BY_JOB)
+    assert not node.deleter.cleaning("pv")

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from daemon.static.configuration import BLOCK, FILESYSTEM
-from daemon.static.decision import Clean, Leave, Refuse, Remove, decide
+from daemon.static.decision import HELD, CallOff, Clean, Leave, LetGo, Refuse, Remove, decide
 from daemon.static.metrics import PROCESS, ProcessCounts
 from daemon.static.proctable import AlreadyRunning, Cleaning, ProcessTable, Release, State, StillRunning
 from daemon.static.volume import StaticVolume
@@ -83,6 +83,7 @@ SUCCEEDED = replace(RUNNING, state=State.SUCCEEDED, ended=200)
 FAILED = replace(RUNNING, state=State.FAILED, ended=200, failures=2)
 OTHER_CLAIM = Release("local-pv-1", "uid-1", "claim-0")
 OTHER_UID = Release("local-pv-1", "uid-0", "claim-1")
+OF_ANOTHER = replace(RUNNING, release=OTHER_UID)
 
 
 @pytest.mark.parametrize("phase", ["Pending", "Available", "Bound", "Failed"])
@@ -110,7 +111,7 @@ def test_the_words_for_other_policies() -> None:
     [
         (None, 0, Clean()),
         (RUNNING, 1e9, Leave()),
-        (replace(RUNNING, release=OTHER_UID), 1e9, Leave()),
+        (OF_ANOTHER, 1e9, CallOff(OF_ANOTHER, "its PersistentVolume was made anew")),
         (SUCCEEDED, 200, Remove(SUCCEEDED)),
         (replace(SUCCEEDED, release=OTHER_UID), 200, Clean()),
         (replace(SUCCEEDED, release=OTHER_CLAIM, mode=BLOCK), 200, Clean()),
@@ -120,6 +121,53 @@ def test_the_words_for_other_policies() -> None:
     ],
 )
 def test_what_follows_from_the_cleaning(
-    cleaning: Cleaning | None, now: float, expected: Clean | Leave | Remove
+    cleaning: Cleaning | None, now: float, expected: Clean | Leave | Remove | CallOff
 ) -> None:
     assert decide(VOLUME, cleaning, now, RETRY) == expected
+
+
+@pytest.mark.parametrize(
+    ("volume", "why"),
+    [
+        (replace(VOLUME, reclaim_policy="Retain"), "its reclaim policy is Retain"),
+        (replace(VOLUME, reclaim_policy="Recycle"), "its reclaim policy is Recycle"),
+        (replace(VOLUME, phase="Bound"), "it is Bound"),
+        (replace(VOLUME, phase="Available", claim_uid=""), "it is Available"),
+        (replace(VOLUME, claim_uid="claim-2"), "it was given to another claim"),
+        (replace(VOLUME, claim_uid=""), "its claim was taken off it"),
+        (replace(VOLUME, uid="uid-2"), "its PersistentVolume was made anew"),
+    ],
+)
+def test_a_cleaning_that_must_not_go_on_is_called_off(volume: StaticVolume, why: str) -> None:
+    assert decide(volume, RUNNING, 1e9, RETRY) == CallOff(RUNNING, why)
+
+
+def test_one_that_is_deleted_while_it_is_cleaned_is_cleaned_to_the_end() -> None:
+    assert decide(replace(VOLUME, deleting=True), RUNNING, 1e9, RETRY) == Leave()
+
+
+GOING = replace(VOLUME, deleting=True, held=True)
+
+
+@pytest.mark.parametrize(
+    ("volume", "expected"),
+    [
+        (GOING, Clean),
+        (replace(GOING, phase="Available", claim_uid=""), LetGo),
+        (replace(GOING, phase="Pending", claim_uid=""), LetGo),
+        (replace(GOING, phase="Available"), Leave),
+        (replace(GOING, phase="Bound"), Leave),
+        (replace(GOING, reclaim_policy="Retain"), Refuse),
+        (replace(GOING, phase="Failed"), Refuse),
+        (replace(GOING, held=False), Leave),
+        (replace(GOING, held=False, phase="Available", claim_uid=""), Leave),
+    ],
+)
+def test_what_becomes_of_one_that_was_deleted_by_hand(volume: StaticVolume, expected: type) -> None:
+    decided = decide(volume, None, 0, RETRY)
+    assert type(decided) is expected
+    assert not isinstance(decided, Refuse) or decided.reason == HELD
+
+
+def test_one_that_was_deleted_by_hand_goes_when_it_is_clean() -> None:
+    assert decide(GOING, SUCCEEDED, 200, RETRY) == Remove(SUCCEEDED)

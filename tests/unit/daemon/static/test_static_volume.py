@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from contract import names
+from contract.volume import releasing_static
 from daemon.static import volume
 from daemon.static.configuration import BLOCK, ClassConfiguration, Configuration
 from daemon.static.volume import Offer
@@ -27,10 +28,31 @@ def manifest(chosen: ClassConfiguration, offer: Offer = OFFER, **configuration: 
     return volume.manifest(offer, Configuration(**configuration), chosen, FAST, NODE, PROVISIONER)
 
 
-def test_it_is_the_go_provisioners_and_our_label() -> None:
+def test_it_is_the_go_provisioners_and_our_label_and_finalizer() -> None:
     body = manifest(settings(), node_labels=("zone",))
     expected = go_pv("local-pv-1", PROVISIONER, labels={"zone": "a", names.NODE_LABEL: "node-1"})
+    assert body["metadata"].pop("finalizers") == [names.STATIC_FINALIZER]
     assert body == expected
+
+
+LABEL = {names.NODE_LABEL: "node-1"}
+
+
+def test_one_of_the_go_provisioner_gets_both_and_keeps_what_it_has() -> None:
+    body = go_pv("local-pv-1", PROVISIONER, labels={"zone": "a"})
+    body["metadata"] |= {"uid": "u", "resourceVersion": "7", "finalizers": ["kubernetes.io/pv-protection"]}
+    patch = volume.adopting(body, LABEL)
+    finalizers = ["kubernetes.io/pv-protection", names.STATIC_FINALIZER]
+    assert patch == {"metadata": {"uid": "u", "resourceVersion": "7", "labels": LABEL, "finalizers": finalizers}}
+    body["metadata"] |= {"labels": {**LABEL, "zone": "a"}, "finalizers": finalizers}
+    assert volume.adopting(body, LABEL) is None
+    assert releasing_static(body)["metadata"]["finalizers"] == ["kubernetes.io/pv-protection"]
+
+
+def test_one_that_is_being_deleted_can_get_no_finalizer() -> None:
+    body = go_pv("local-pv-1", PROVISIONER)
+    body["metadata"] |= {"uid": "u", "resourceVersion": "7", "deletionTimestamp": "now"}
+    assert volume.adopting(body, LABEL) == {"metadata": {"uid": "u", "resourceVersion": "7", "labels": LABEL}}
 
 
 def test_labels_of_the_node_of_all_classes_and_of_the_class() -> None:
@@ -85,6 +107,7 @@ def test_what_is_read_back() -> None:
         deleting=False,
         provisioned_by=PROVISIONER,
         hostnames=("host-1",),
+        held=True,
     )
 
 

@@ -1,0 +1,207 @@
+"""A cleaning ends as soon as the volume is not to be cleaned any more, and no PersistentVolume is deleted for what it
+was a moment ago."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contract import names
+from daemon.static.configuration import Configuration
+from daemon.static.deleter import CALLED_OFF
+from daemon.static.metrics import ProcessCounts
+from daemon.static.volume import read
+from kube.client import VOLUMES
+from tests.unit.daemon.nodecluster import until
+from tests.unit.daemon.static.deletionstage import GONE, Stage
+from tests.unit.daemon.static.test_static_deleter import ONE, cleanings, counting, disks, node
+
+__all__ = ["disks", "node"]
+
+Json = dict[str, Any]
+
+BOUND_ANEW: Json = {"spec": {"claimRef": {"uid": "claim-2"}}}
+RETAIN: Json = {"spec": {"persistentVolumeReclaimPolicy": "Retain"}}
+
+
+def endless(disks: Path) -> Configuration:
+    """A cleaner whose children would write to the end of time."""
+    return counting(disks, f"echo $$ > {disks}/pid; (while :; do sleep 0.02; echo x >> {disks}/wiped; done) & wait")
+
+
+async def running(node: Stage, disks: Path) -> Configuration:
+    configuration = endless(disks)
+    await node.create("pv", ONE)
+    await node.pass_over(configuration)
+    await until(lambda: (disks / "wiped").exists())
+    return configuration
+
+
+async def change(node: Stage, what: str) -> None:
+    if what == "made anew":
+        await node.cluster.delete(VOLUMES, "pv")
+        await node.create("pv", ONE)
+    elif what == "bound":
+        await node.cluster.patch(VOLUMES, "pv", BOUND_ANEW)
+        await node.cluster.patch(VOLUMES, "pv", {"status": {"phase": "Bound"}}, subresource="status")
+    else:
+        patches: dict[str, Json] = {"retained": RETAIN, "given": BOUND_ANEW, "taken": {"spec": {"claimRef": None}}}
+        await node.cluster.patch(VOLUMES, "pv", patches[what])
+
+
+async def nothing_writes(disks: Path) -> None:
+    leader = Path("/proc", (disks / "pid").read_text().strip())
+    await until(lambda: not leader.exists())
+    size = (disks / "wiped").stat().st_size
+    await asyncio.sleep(0.1)
+    assert (disks / "wiped").stat().st_size == size, "nor what the cleaner started"
+
+
+@pytest.mark.parametrize("what", ["retained", "bound", "given", "taken", "made anew"])
+@pytest.mark.parametrize("by_pass", [True, False])
+async def test_it_is_called_off(node: Stage, disks: Path, what: str, by_pass: bool) -> None:
+    await running(node, disks)
+    await change(node, what)
+    now = read(await node.cluster.get(VOLUMES, "pv"))
+    assert now
+    if by_pass:
+        await node.pass_over(Configuration())
+    else:
+        node.deleter.heard("pv", None, now)
+    await until(lambda: not node.deleter.cleaning("pv"))
+    await nothing_writes(disks)
+    assert node.deleter.counts() == ProcessCounts(0, 0, 0)
+    ((about, reason, words),) = [told for told in await node.told() if told[1] == CALLED_OFF]
+    assert (about, reason) == ("pv", CALLED_OFF)
+    assert words.startswith("cleaning was called off, it")
+    assert await node.phase("pv") != GONE
+    assert node.wakes, "the next pass looks at what it is now"
+
+
+async def test_what_does_not_concern_it_does_not_end_it(node: Stage, disks: Path) -> None:
+    configuration = await running(node, disks)
+    await node.cluster.patch(VOLUMES, "pv", {"metadata": {"annotations": {"example.org/note": "hello"}}})
+    await node.pass_over(configuration)
+    now = read(await node.cluster.get(VOLUMES, "pv"))
+    node.deleter.heard("pv", None, now)
+    node.deleter.heard("other", None, now)
+    node.deleter.heard("pv", now, None)
+    assert not any(task.cancelling() for task in node.deleter._tasks.values())
+    node.deleter._tasks["pv"].cancel()
+    await until(lambda: not node.deleter.cleaning("pv"))
+
+
+async def test_one_that_lost_our_label_is_asked_for(node: Stage, disks: Path) -> None:
+    """The cache does not have it any more, and it may be somebody's by now."""
+    configuration = await running(node, disks)
+    await change(node, "bound")
+    node.cache.clear()
+    await node.deleter.delete_pass(configuration)
+    await until(lambda: not node.deleter.cleaning("pv"))
+    await nothing_writes(disks)
+
+
+async def test_what_was_bound_after_its_cleaning_is_not_deleted_and_cleaned_when_it_is_released(
+    node: Stage, disks: Path
+) -> None:
+    configuration = counting(disks)
+    await node.create("pv", ONE, held=True)
+    await node.clean_all(configuration)
+    # The cache of this pass has not heard of it.
+    await change(node, "bound")
+    await node.deleter.delete_pass(configuration)
+    assert "deletionTimestamp" not in (await node.cluster.get(VOLUMES, "pv"))["metadata"]
+    await node.cluster.patch(VOLUMES, "pv", {"status": {"phase": "Released"}}, subresource="status")
+    await node.clean_all(configuration)
+    assert cleanings(disks) == 2
+
+
+@pytest.mark.parametrize("meanwhile", [RETAIN, BOUND_ANEW])
+async def test_the_version_that_was_judged_is_deleted_and_no_other(
+    node: Stage, disks: Path, meanwhile: Json, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configuration = counting(disks)
+    await node.create("pv", ONE)
+    await node.clean_all(configuration)
+    delete, asked = node.cluster.delete, list[Json]()
+
+    async def change_first(*arguments: Any, **named: Any) -> None:
+        asked.append(named)
+        await node.cluster.patch(VOLUMES, "pv", meanwhile)
+        await delete(*arguments, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(node.cluster, "delete", change_first)
+        await node.pass_over(configuration)
+    assert set(asked[0]) == {"uid", "resource_version"}
+    assert await node.phase("pv") == "Released"
+    assert await node.told() == []
+
+
+async def test_data_that_came_under_retain_is_cleaned_when_the_policy_is_delete_again(node: Stage, disks: Path) -> None:
+    configuration = counting(disks)
+    await node.create("pv", ONE)
+    await node.clean_all(configuration)
+    await node.cluster.patch(VOLUMES, "pv", RETAIN)
+    await node.pass_over(configuration)
+    await node.cluster.patch(VOLUMES, "pv", {"spec": {"persistentVolumeReclaimPolicy": "Delete"}})
+    await node.clean_all(configuration)
+    assert cleanings(disks) == 2
+
+
+async def deleted_by_hand(node: Stage, disks: Path, **how: str) -> None:
+    await node.create("pv", ONE, held=True, **how)
+    await node.cluster.delete(VOLUMES, "pv")
+    await node.pass_over(counting(disks))
+
+
+async def test_one_that_was_available_goes_as_it_does_in_the_original(node: Stage, disks: Path) -> None:
+    await deleted_by_hand(node, disks, phase="Available", claim="")
+    assert await node.phase("pv") == GONE
+    assert cleanings(disks) == 0
+
+
+async def test_one_that_was_bound_goes_when_it_was_released_and_cleaned(node: Stage, disks: Path) -> None:
+    await deleted_by_hand(node, disks, phase="Bound")
+    assert await node.phase("pv") == "Bound"
+    await node.cluster.patch(VOLUMES, "pv", {"status": {"phase": "Released"}}, subresource="status")
+    await node.clean_all(counting(disks))
+    assert (await node.phase("pv"), cleanings(disks)) == ("Released", 1)
+    await node.pass_over(counting(disks))
+    assert await node.phase("pv") == GONE
+
+
+async def test_one_under_retain_stays_until_somebody_says_what_becomes_of_its_data(node: Stage, disks: Path) -> None:
+    await deleted_by_hand(node, disks, policy="Retain")
+    await node.clean_all(counting(disks))
+    assert (await node.phase("pv"), cleanings(disks)) == ("Released", 0)
+    ((about, reason, words),) = await node.told()
+    assert (about, reason) == ("pv", "VolumeDeletedWithData")
+    assert "it is Released under policy Retain" in words
+    assert names.STATIC_FINALIZER in words
+    await node.cluster.patch(VOLUMES, "pv", {"spec": {"persistentVolumeReclaimPolicy": "Delete"}})
+    await node.clean_all(counting(disks))
+    assert cleanings(disks) == 1
+    await node.pass_over(counting(disks))
+    assert await node.phase("pv") == GONE
+
+
+async def test_a_finalizer_that_is_taken_off_is_the_administrators_word(node: Stage, disks: Path) -> None:
+    await deleted_by_hand(node, disks, policy="Retain")
+    await node.cluster.patch(VOLUMES, "pv", {"metadata": {"finalizers": None}})
+    assert await node.phase("pv") == GONE
+    assert cleanings(disks) == 0
+
+
+async def test_finalizers_of_others_stay(node: Stage, disks: Path) -> None:
+    await node.create("pv", ONE)
+    theirs = {"metadata": {"finalizers": ["example.org/hold", names.STATIC_FINALIZER]}}
+    await node.cluster.patch(VOLUMES, "pv", theirs)
+    await node.clean_all(counting(disks))
+    for _ in range(3):
+        await node.clean_all(counting(disks))
+    metadata = (await node.cluster.get(VOLUMES, "pv"))["metadata"]
+    assert metadata["finalizers"] == ["example.org/hold"]
+    assert "deletionTimestamp" in metadata
+    assert cleanings(disks) == 1
