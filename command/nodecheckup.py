@@ -2,6 +2,7 @@
 is opened, the driver is run), because what is configured is not what is."""
 
 import os
+import re
 import shutil
 import socket
 from collections.abc import Callable, Iterable
@@ -12,11 +13,11 @@ import aiohttp
 from command.checkup import Finding, ok, unknown, wrong
 from contract.filesystems import FILESYSTEMS
 from contract.names import DRIVER_FOLDER, DRIVER_NAME
-from daemon.cluster.refresh import lacking
+from daemon.cluster.refresh import lacking, noticed
 from daemon.errors import VolumeError
 from daemon.node import backend_of
 from daemon.settings import Settings
-from daemon.storage.deviceclasses import BINDMOUNT, LOOP, LVM
+from daemon.storage.deviceclasses import BINDMOUNT, LOOP, LVM, DeviceClass
 from host import mounttable
 from host.command import CommandError, MissingTool, run
 from host.mounttable import Mount
@@ -132,10 +133,22 @@ async def storage(here: Settings) -> list[Finding]:
         for each in inventory.unseen
         if each.reason not in absent.values()
     ]
+    found += [wrong("storage", words, commands_in(words)) for words in noticed(inventory, here.classes)]
     if inventory.damaged:
         names = ", ".join(each.name for each in inventory.damaged)
         found.append(wrong("records", f"volumes with a damaged record: {names}", "elastic-local volumes"))
     return found
+
+
+def _remedy(problem: str, lacking_class: DeviceClass) -> str:
+    if lacking_class.kind != LVM:
+        return f"mkdir -p {lacking_class.folder}"
+    return commands_in(problem) or f"elastic-local vg create {lacking_class.group} DEVICE..."
+
+
+def commands_in(words: str) -> str:
+    """The commands that an explanation names."""
+    return "; or ".join(re.findall(r"`([^`]+)`", words))
 
 
 def propagation(mounts: list[Mount], kubelet_root: Path) -> Finding:
@@ -202,7 +215,8 @@ def readiness(report: str) -> list[Finding]:
     found = []
     for line in report.splitlines():
         if line.startswith("[+]"):
-            found.append(ok(f"daemon: {line[3:].removesuffix(' ok')}", "ok"))
+            name, _, words = line[3:].partition(" ok")
+            found.append(ok(f"daemon: {name}", f"ok{words}"))
         elif line.startswith("[-]"):
             name, _, words = line[3:].partition(": ")
             found.append(wrong(f"daemon: {name}", words, "as it says; then see the log of this node's daemon"))

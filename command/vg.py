@@ -16,7 +16,7 @@ from command.options import Form
 from command.running import Stop, need_root, patience, run
 from command.table import Column, share, show, size
 from contract import quantity
-from daemon.backends import groupfile
+from daemon.backends import groupfile, lvmgroups
 from daemon.storage.record import DamagedRecord, from_tags
 from host import loopdevice
 from lvm import Lvm
@@ -160,11 +160,7 @@ def _compare(state: lvm.State, name: str, named: list[Disk]) -> None:
 
 def row(state: lvm.State, group: lvm.VolumeGroup) -> Group:
     volumes = [volume for volume in state.volumes_of(group.name) if not volume.is_thin_pool]
-    problem = ""
-    if group.exported:
-        problem = f"exported: `vgimport {group.name}`"
-    elif group.missing_devices:
-        problem = f"{group.missing_devices} of its devices missing: bring them back, or see docs/operations.md"
+    problem = lvmgroups.unusable(group) or lvmgroups.refusal(state, group)
     return Group(
         name=group.name,
         size=group.size,
@@ -172,7 +168,7 @@ def row(state: lvm.State, group: lvm.VolumeGroup) -> Group:
         devices=tuple(sorted(device.path for device in state.devices if device.group == group.name)),
         volumes=len(volumes),
         ours=sum(1 for volume in volumes if _is_ours(volume)),
-        problem=problem,
+        problem="; ".join(filter(None, (problem, *lvmgroups.notices(state, group)))),
     )
 
 

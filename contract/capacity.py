@@ -8,6 +8,7 @@ stale the object is. A PersistentVolume counts until its finalizer goes, which i
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,27 @@ class Capacity:
     allocatable: int
     available: int
     granularity: int
+    weight: int = 1
+    """How many bytes a byte may cost the class that was promised since: volumes with several legs need free space on
+    several devices, and another volume may take it where it hurts most."""
+    promised: int = 0
+    """What the node knew to be promised of the pool. Read only where `weight` is more than 1."""
+    shared_with: tuple[str, ...] = ()
+    """Files and folders: the node's other pools on the same filesystem."""
+    shared: int = 0
+    """What volumes of these pools and this one together may take."""
+
+    def left(self, taken: Callable[[str], int]) -> int:
+        """Bytes that nobody was promised, by what the provisioner knows to be promised of each of the node's pools. Can
+        be negative."""
+        promised = taken(self.pool)
+        if self.weight == 1:
+            left = self.allocatable - promised
+        else:
+            left = self.allocatable - self.promised - self.weight * max(promised - self.promised, 0)
+        if self.shared_with:
+            left = min(left, self.shared - promised - sum(map(taken, self.shared_with)))
+        return left
 
 
 def footprint(size: int, parameters: VolumeParameters, granularity: int) -> int:
@@ -41,6 +63,11 @@ def footprint(size: int, parameters: VolumeParameters, granularity: int) -> int:
     if parameters.raid == "raid1":
         extents = _MIRROR_LEGS * (extents + 1)
     return extents * granularity
+
+
+def legs_of(parameters: VolumeParameters) -> int:
+    """On how many devices such a volume lies side by side."""
+    return _MIRROR_LEGS if parameters.raid == "raid1" else parameters.stripes
 
 
 def object_name(node: str, storage_class: str) -> str:
@@ -62,6 +89,9 @@ def manifest(capacity: Capacity, namespace: str, owner: Json | None) -> Json:
                 names.POOL_ANNOTATION: capacity.pool,
                 names.ALLOCATABLE_ANNOTATION: str(capacity.allocatable),
                 names.GRANULARITY_ANNOTATION: str(capacity.granularity),
+                # Also where they say nothing: a merge patch leaves what it does not name.
+                names.LAYOUT_ANNOTATION: f"{capacity.weight} {capacity.promised}",
+                names.SHARED_ANNOTATION: " ".join((str(capacity.shared), *capacity.shared_with)),
             },
             **({"ownerReferences": [owner]} if owner else {}),
         },
@@ -73,19 +103,59 @@ def manifest(capacity: Capacity, namespace: str, owner: Json | None) -> Json:
 
 
 def read(body: Json) -> Capacity | None:
-    """The record of a CSIStorageCapacity, or None when no daemon of ours wrote it."""
+    """The record of a CSIStorageCapacity, or None when no daemon of ours can have written it: then it is not believed,
+    and the node has no room."""
     metadata = body["metadata"]
     annotations = metadata.get("annotations") or {}
     node = (metadata.get("labels") or {}).get(names.NODE_LABEL)
-    topology = ((body.get("nodeTopology") or {}).get("matchLabels") or {}).get(names.HOSTNAME_LABEL)
-    if not node or not topology or names.ALLOCATABLE_ANNOTATION not in annotations:
+    topology = (body.get("nodeTopology") or {}).get("matchLabels") or {}
+    hostname = topology.get(names.HOSTNAME_LABEL)
+    storage_class = body["storageClassName"]
+    if not node or not hostname or len(topology) != 1 or names.ALLOCATABLE_ANNOTATION not in annotations:
         return None
-    return Capacity(
-        node=node,
-        hostname=topology,
-        storage_class=body["storageClassName"],
-        pool=annotations.get(names.POOL_ANNOTATION, ""),
-        allocatable=int(annotations[names.ALLOCATABLE_ANNOTATION]),
-        available=quantity.parse(str(body.get("capacity") or "0")),
-        granularity=int(annotations.get(names.GRANULARITY_ANNOTATION) or 1),
+    if metadata["name"] != object_name(node, storage_class):
+        return None  # the second one of its node and class: only one of them can be right
+    try:
+        weight, promised = map(_number, annotations.get(names.LAYOUT_ANNOTATION, "1 0").split())
+        shared, *shared_with = annotations.get(names.SHARED_ANNOTATION, "0").split()
+        found = Capacity(
+            node=node,
+            hostname=hostname,
+            storage_class=storage_class,
+            pool=annotations.get(names.POOL_ANNOTATION, ""),
+            allocatable=_number(annotations[names.ALLOCATABLE_ANNOTATION]),
+            available=quantity.parse(str(body.get("capacity") or "0")),
+            granularity=_number(annotations.get(names.GRANULARITY_ANNOTATION) or "1"),
+            weight=weight,
+            promised=promised,
+            shared_with=tuple(shared_with),
+            shared=_number(shared),
+        )
+    except ValueError:
+        return None
+    believable = (
+        0 <= found.available <= _MOST
+        and 1 <= found.granularity <= _LARGEST_GRANULE
+        and 1 <= found.weight <= _MOST_LEGS
+        and all(len(pool) <= _LONGEST_POOL for pool in (found.pool, *found.shared_with))
+        and len(found.shared_with) <= _MOST_POOLS
     )
+    return found if believable else None
+
+
+_MOST = 1 << 63
+"""Bytes: more has no node."""
+_LARGEST_GRANULE = 1 << 40
+"""Bytes. LVM's largest extents have 16 GiB on a group as it makes them."""
+_MOST_LEGS = 128
+"""As many stripes as a class may ask for."""
+_LONGEST_POOL = 260
+"""Characters: a group and a thin pool, of up to 127 each, and a slash."""
+_MOST_POOLS = 256
+
+
+def _number(text: str) -> int:
+    """Raises ValueError."""
+    if not (text.isascii() and text.isdecimal() and len(text) <= 19) or (number := int(text)) > _MOST:
+        raise ValueError(f"{text[:40]!r} is no number of bytes")
+    return number

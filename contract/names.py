@@ -42,6 +42,10 @@ SIZE_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/size"
 POOL_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/pool"
 ALLOCATABLE_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/allocatable"
 GRANULARITY_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/granularity"
+LAYOUT_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/layout"
+"""How much other volumes weigh for the class, and how many promised bytes the node knew of."""
+SHARED_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/shared"
+"""What the pools of one filesystem may have together, and the other pools there."""
 
 HOSTNAME_LABEL = "kubernetes.io/hostname"
 

@@ -43,6 +43,10 @@ class PoolFull(VolumeError):
     """A thin pool is so full that nothing new is made in it, whatever was promised of it."""
 
 
+class PoolBlocked(VolumeError):
+    """The pool is there, and nothing new can be made in it as things are."""
+
+
 class PoolMissing(VolumeError):
     """The node has no such volume group, thin pool or folder (yet), or can't use it."""
 

@@ -175,6 +175,7 @@ class Daemon:
             self._backend.pool_of,
             lambda: self._volumes.inventory,
             holdings,
+            self._volumes.refresh,
         )
         self._reconciler = reconciler = Reconciler(
             self._cluster, holdings, self._volumes, self._backend.pool_of, publisher, self._events
@@ -284,8 +285,14 @@ class Daemon:
                 "parts": lambda: self._supervisor.problem,
                 "capacity": lambda: self._publisher.problem if self._publisher else "not yet published",
                 **({"static-volumes": self._static_problem} if self._settings.static else {}),
-            }
+            },
+            notes={"storage": self._storage_notes},
         )
+
+    def _storage_notes(self) -> str:
+        """What a node that serves on has to say."""
+        lacking = (f"no room for device class {name}: {words}" for name, words in self._refresher.lacking.items())
+        return "; ".join((*lacking, *self._refresher.notices))
 
     def _static_problem(self) -> str:
         return self._static.problem if self._static else self._node_problem or "not begun yet"

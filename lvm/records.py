@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
+from lvm.allocation import NORMAL, FreeExtents
+
 
 class Health(Enum):
     """State of a volume's data. The values are those of LVM's lv_health_status, lvs(8)."""
@@ -33,6 +35,14 @@ class PhysicalVolume:
     free: int
     missing: bool
     tags: frozenset[str]
+    allocatable: bool = True
+    """Takes new volumes: `pvchange -xn` says that it doesn't, and so does LVM of one that is missing."""
+    areas: tuple[int, ...] = ()
+    """What is free on it, in extents, piece by piece."""
+    duplicates: tuple[str, ...] = ()
+    """Other paths under which LVM finds the same device: it uses none of them, and does not change the group."""
+    last_path: str = ""
+    """Of one that is missing: under which path LVM saw it last."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,20 @@ class VolumeGroup:
     tags: frozenset[str]
     missing_devices: int
     exported: bool
+    writable: bool = True
+    system_id: str = ""
+    """Whose group it is. Our lvm.conf has no identity of its own, so a group that has one is somebody else's."""
+    lock_type: str = ""
+    """Of a group that several hosts share: `sanlock`, `dlm`. It takes lvmlockd to use one. Also `none`."""
+    allocation: str = NORMAL
+    metadata_size: int = 0
+    """Of the area on a device that holds the metadata. LVM writes a new copy beside the old one, so one may take half
+    of it. 0: of no device is it known."""
+    metadata_free: int = 0
+    """How many bytes longer the metadata may become, where the least is left."""
+    most_volumes: int = 0
+    """An administrator's limit (`vgchange --logicalvolume`). 0: none."""
+    volume_count: int = 0
 
 
 @dataclass(frozen=True)
@@ -104,6 +128,14 @@ class State:
 
     def group(self, name: str) -> VolumeGroup | None:
         return next((group for group in self.groups if group.name == name), None)
+
+    def devices_of(self, group: str) -> Iterator[PhysicalVolume]:
+        return (device for device in self.devices if device.group == group)
+
+    def free_extents(self, group: VolumeGroup) -> FreeExtents:
+        """What new volumes of the group may lie on."""
+        usable = (device for device in self.devices_of(group.name) if device.allocatable and not device.missing)
+        return FreeExtents(tuple(device.areas for device in usable), group.allocation)
 
     def volume(self, group: str, name: str) -> LogicalVolume | None:
         return next((volume for volume in self.volumes_of(group) if volume.name == name), None)

@@ -5,6 +5,8 @@ Fields are asked for by name, so that a newer LVM with more of them changes noth
 
 import json
 import re
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from host.command import Completed
@@ -12,8 +14,26 @@ from lvm.records import Health, LogicalVolume, PhysicalVolume, State, VolumeGrou
 
 Row = dict[str, str]
 
-_GROUP_FIELDS = ("vg_name", "vg_uuid", "vg_size", "vg_free", "vg_extent_size", "vg_tags", "vg_missing_pv_count")
-_DEVICE_FIELDS = ("pv_name", "pv_uuid", "pv_size", "pv_free", "pv_missing", "pv_tags")
+_GROUP_FIELDS = (
+    "vg_name",
+    "vg_uuid",
+    "vg_size",
+    "vg_free",
+    "vg_extent_size",
+    "vg_tags",
+    "vg_missing_pv_count",
+    "vg_exported",
+    "vg_permissions",
+    "vg_systemid",
+    "vg_lock_type",
+    "vg_allocation_policy",
+    "vg_mda_size",
+    "vg_mda_free",
+    "max_lv",
+    "lv_count",
+)
+_DEVICE_FIELDS = ("pv_name", "pv_uuid", "pv_size", "pv_free", "pv_missing", "pv_tags", "pv_allocatable")
+_AREA_FIELDS = ("pv_uuid", "pvseg_start", "pvseg_size", "lv_name")
 _VOLUME_FIELDS = (
     "lv_name",
     "lv_uuid",
@@ -37,8 +57,11 @@ _VOLUME_FIELDS = (
 
 FULL_REPORT = (
     "fullreport",
+    # Groups that are another host's, or shared by several: they are told of, and not taken for missing.
+    "--foreign",
+    "--shared",
     "--configreport=vg",
-    f"--options={','.join((*_GROUP_FIELDS, 'vg_exported'))}",
+    f"--options={','.join(_GROUP_FIELDS)}",
     "--configreport=pv",
     f"--options={','.join(_DEVICE_FIELDS)}",
     "--configreport=lv",
@@ -47,7 +70,7 @@ FULL_REPORT = (
     "--configreport=seg",
     "--options=seg_type",
     "--configreport=pvseg",
-    "--options=pvseg_start",
+    f"--options={','.join(_AREA_FIELDS)}",
 )
 """The command that reads the state of the whole node."""
 
@@ -56,6 +79,10 @@ _ZEROING = 7
 
 _OVERFLOWED = "snapshot invalid"
 """What lv_snapshot_invalid says of one. Of what is no snapshot it says "unknown"."""
+
+_DUPLICATE = re.compile(r"Not using device (\S+) for PV ([A-Za-z0-9-]+)")
+_MISSING = re.compile(r"is missing PV ([A-Za-z0-9-]+) \(last written to (\S+)\)")
+"""LVM tells of a device that it finds twice, and of where a missing one was, in warnings only."""
 
 _OBJECT = re.compile(r"^\s*\{\s*$", re.MULTILINE)
 
@@ -66,12 +93,25 @@ def state(completed: Completed) -> State:
     groups: list[VolumeGroup] = []
     volumes: list[LogicalVolume] = []
     devices: list[PhysicalVolume] = []
-    for part in _document(completed).get("report", []):
+    document = _document(completed)
+    warnings = [row["log_message"] for row in document.get("log", [])]
+    duplicates = _duplicates(warnings)
+    last_paths = {match[1]: match[2] for match in map(_MISSING.search, warnings) if match}
+    for part in document.get("report", []):
         rows = part.get("vg", [])
         name = rows[0]["vg_name"] if rows else ""
         groups.extend(_group(row) for row in rows if row["vg_name"])
         volumes.extend(_volume(name, row) for row in part.get("lv", []))
-        devices.extend(_device(name, row) for row in part.get("pv", []))
+        areas = _free_areas(part.get("pvseg", []))
+        devices.extend(
+            replace(
+                _device(name, row),
+                areas=areas.get(row["pv_uuid"], ()),
+                duplicates=duplicates.get(row["pv_uuid"], ()),
+                last_path=last_paths.get(row["pv_uuid"], "") if row["pv_missing"] else "",
+            )
+            for row in part.get("pv", [])
+        )
     return State(tuple(groups), tuple(volumes), tuple(devices))
 
 
@@ -91,6 +131,25 @@ def _document(completed: Completed) -> dict[str, Any]:
     return document
 
 
+def _duplicates(warnings: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Paths that LVM leaves aside, by uuid of the device."""
+    found: dict[str, tuple[str, ...]] = {}
+    for warning in warnings:
+        if match := _DUPLICATE.search(warning):
+            path, uuid = match.groups()
+            found[uuid] = tuple(dict.fromkeys((*found.get(uuid, ()), path)))
+    return found
+
+
+def _free_areas(rows: list[Row]) -> dict[str, tuple[int, ...]]:
+    """Extents of each free area, by uuid of the device. What holds no volume is free."""
+    found: dict[str, list[int]] = {}
+    for row in rows:
+        if not row["lv_name"]:
+            found.setdefault(row["pv_uuid"], []).append(int(row["pvseg_size"]))
+    return {uuid: tuple(areas) for uuid, areas in found.items()}
+
+
 def _group(row: Row) -> VolumeGroup:
     return VolumeGroup(
         name=row["vg_name"],
@@ -101,6 +160,14 @@ def _group(row: Row) -> VolumeGroup:
         tags=_words(row["vg_tags"]),
         missing_devices=int(row["vg_missing_pv_count"]),
         exported=bool(row["vg_exported"]),
+        writable=row["vg_permissions"] == "writeable",
+        system_id=row["vg_systemid"],
+        lock_type=row["vg_lock_type"],
+        allocation=row["vg_allocation_policy"],
+        metadata_size=int(row["vg_mda_size"] or 0),
+        metadata_free=int(row["vg_mda_free"] or 0),
+        most_volumes=int(row["max_lv"] or 0),
+        volume_count=int(row["lv_count"] or 0),
     )
 
 
@@ -113,6 +180,7 @@ def _device(group: str, row: Row) -> PhysicalVolume:
         free=int(row["pv_free"]),
         missing=bool(row["pv_missing"]),
         tags=_words(row["pv_tags"]),
+        allocatable=bool(row["pv_allocatable"]),
     )
 
 

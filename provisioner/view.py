@@ -111,8 +111,10 @@ class View:
         return Offers([self._offer(offered, volume.name) for offered in of_pool[:1]])
 
     def _offer(self, offered: Capacity, besides: str) -> Offer:
-        taken = self.books.taken(Account(offered.node, offered.pool), offered.granularity, besides=besides)
-        return Offer(offered, offered.allocatable - taken)
+        def taken(pool: str) -> int:
+            return self.books.taken(Account(offered.node, pool), offered.granularity, besides=besides)
+
+        return Offer(offered, offered.left(taken))
 
     def _volume_changed(self, name: str, old: PersistentVolume | None, new: PersistentVolume | None) -> None:
         held = self.books.depart(name) if new is None else self.books.observe(new)

@@ -32,8 +32,11 @@ Check = Callable[[], str]
 
 
 class Health:
-    def __init__(self, checks: Mapping[str, Check]) -> None:
+    """`notes` are of checks that pass, and tell what is not as it should be all the same."""
+
+    def __init__(self, checks: Mapping[str, Check], notes: Mapping[str, Check] | None = None) -> None:
         self._checks = dict(checks)
+        self._notes = dict(notes or {})
 
     def problems(self) -> dict[str, str]:
         """What is wrong now, by name of the check; empty: nothing."""
@@ -42,9 +45,13 @@ class Health:
     def report(self) -> tuple[bool, str]:
         """Whether all is well, and a line for each check."""
         found = self.problems()
-        lines = [f"[-]{name}: {wrong}" if wrong else f"[+]{name} ok" for name, wrong in found.items()]
+        lines = [f"[-]{name}: {wrong}" if wrong else f"[+]{name} ok{self._note(name)}" for name, wrong in found.items()]
         ready = not any(found.values())
         return ready, "\n".join([*lines, f"readyz check {'passed' if ready else 'failed'}", ""])
+
+    def _note(self, name: str) -> str:
+        words = self._notes[name]() if name in self._notes else ""
+        return f", but {words}" if words else ""
 
 
 class _Readiness(Collector):

@@ -10,7 +10,7 @@ not seen and why; the others serve on. Of volumes in a pool that was not seen no
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Coroutine, Mapping
+from collections.abc import Collection, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from daemon.backends.lvm import LvmBackend
 from daemon.errors import PoolMissing, VolumeError
 from daemon.storage.deviceclasses import LOOP, LVM, DeviceClass, reserve_of
 from daemon.storage.erase import Reuse
-from daemon.storage.record import Damaged, Inventory, Pool, Record, Unseen, Volume, Wanted
+from daemon.storage.record import Damaged, Filesystem, Inventory, Pool, Record, Unseen, Volume, Wanted
 from daemon.storage.thinpools import Enlargement
 from lvm import Lvm
 
@@ -154,9 +154,39 @@ class ClassesBackend:
         ]
         return Inventory(
             [volume for volume in volumes if count[volume.pv] == 1],
-            [replace(pool, reserve=reserve_of(self._classes, pool.name)) for each in found for pool in each.pools],
+            joined([replace(pool, reserve=reserve_of(self._classes, pool.name)) for e in found for pool in e.pools]),
             [foreign for each in found for foreign in each.foreign],
             [*(one for each in found for one in each.damaged), *damaged],
             [snapshot for each in found for snapshot in each.snapshots],
             [*unseen, *(one for each in found for one in each.unseen)],
         )
+
+
+def joined(pools: Collection[Pool]) -> list[Pool]:
+    """Pools of files and folders know of the others on their filesystem, whose free space is there once.
+
+    What is written in images is their own room. What is written in folders can't be told from what others write, so
+    beside images it counts twice, as written and as promised: rather too little is offered than what is not there."""
+    together: dict[str, list[Pool]] = {}
+    for pool in pools:
+        if pool.filesystem:
+            together.setdefault(pool.filesystem.identity, []).append(pool)
+    return [
+        replace(pool, filesystem=_whole(together[pool.filesystem.identity])) if pool.filesystem else pool
+        for pool in pools
+    ]
+
+
+def _whole(pools: Collection[Pool]) -> Filesystem:
+    parts = [pool.filesystem for pool in pools if pool.filesystem]
+    images = [part for part in parts if part.written is not None]
+    written = sum(part.written or 0 for part in images)
+    unwritten = min((part.allocatable - (part.written or 0) for part in images), default=None)
+    return Filesystem(
+        parts[0].identity,
+        tuple(sorted(pool.name for pool in pools)),
+        allocatable=min(part.allocatable for part in parts) if unwritten is None else unwritten + written,
+        ours=sum(part.ours for part in parts),
+        reserve=sum(pool.reserve for pool in pools),
+        written=written if images else None,
+    )

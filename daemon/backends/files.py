@@ -10,7 +10,7 @@ data is a volume whose making or removal was cut off, and one in another state w
 import asyncio
 import os
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,9 +19,10 @@ from daemon.backends import Backend, no_thin_pools
 from daemon.backends.recordfiles import RecordFiles, Remembered, told
 from daemon.errors import Foreign, NoSpace, NotFound
 from daemon.storage.erase import Reuse
-from daemon.storage.record import Damaged, Inventory, Pool, Record, State, Volume, Wanted
+from daemon.storage.record import Damaged, Filesystem, Inventory, Pool, Record, State, Volume, Wanted
 from daemon.storage.record import Foreign as ForeignVolume
 from daemon.storage.thinpools import Enlargement
+from host import mounttable
 
 
 class FilesBackend(Backend):
@@ -95,9 +96,9 @@ class FilesBackend(Backend):
         """Bytes of data that is there. `promised` is what its record file says, 0 when it says nothing."""
 
     @abstractmethod
-    def _offered(self, present: Iterable[Path]) -> int:
-        """Bytes that the folder's filesystem has for volumes, those that are there included, whose data is
-        `present`."""
+    def _offered(self, present: Collection[Path]) -> tuple[int, int | None]:
+        """Bytes that the folder's filesystem has for volumes, those that are there included, whose data is `present`,
+        and what of that is written: see daemon.storage.record.Filesystem."""
 
     @abstractmethod
     def _make(self, wanted: Wanted, size: int) -> Volume:
@@ -136,10 +137,14 @@ class FilesBackend(Backend):
             for name in sorted(present.keys() - remembered.keys() - unreadable.keys())
         ]
         ours = sum(volume.size for volume in volumes)
-        size = self._capacity
-        if size is None:
-            size = self._offered(path for pv, path in present.items() if pv in remembered)
-        return Inventory(volumes, [Pool(self._pool, size, size - ours, ours, self.BLOCK)], foreign, damaged)
+        filesystem = self._filesystem([path for pv, path in present.items() if pv in remembered], ours)
+        size = filesystem.allocatable if self._capacity is None else self._capacity
+        pool = Pool(self._pool, size, size - ours, ours, self.BLOCK, filesystem=filesystem)
+        return Inventory(volumes, [pool], foreign, damaged)
+
+    def _filesystem(self, present: Collection[Path], ours: int) -> Filesystem:
+        offered, written = self._offered(present)
+        return Filesystem(_identity(self._folder), (self._pool,), offered, ours, written=written)
 
     def _create(self, wanted: Wanted) -> Volume:
         data = self._data(wanted.pv)
@@ -186,3 +191,15 @@ class FilesBackend(Backend):
 
     def _data(self, pv: str) -> Path:
         return self._folder / f"{pv}{self.SUFFIX}"
+
+
+def _identity(folder: Path) -> str:
+    """The same for folders on one filesystem. A subvolume of btrfs has a device number of its own."""
+    real = Path(os.path.realpath(folder))
+    home = max(
+        (mount for mount in mounttable.read() if real.is_relative_to(mount.path)), key=lambda mount: len(mount.path)
+    )
+    if home.filesystem == "btrfs":
+        return home.source
+    number = folder.stat().st_dev
+    return f"{os.major(number)}:{os.minor(number)}"

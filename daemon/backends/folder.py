@@ -11,7 +11,7 @@ yet or half removed, so it is emptied before it is used.
 import contextlib
 import os
 import shutil
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 
 from daemon.backends.files import FilesBackend
@@ -47,12 +47,12 @@ class FolderBackend(FilesBackend):
     def _size(self, data: Path, promised: int) -> int:
         return promised
 
-    def _offered(self, present: Iterable[Path]) -> int:
+    def _offered(self, present: Collection[Path]) -> tuple[int, int | None]:
         """The whole filesystem, whoever else writes to it. What is used of it is not asked: that changes with every
         write, and whose it is could only be found by walking through all of it."""
         figures = os.statvfs(self._folder)
         for_root_alone = figures.f_bfree - figures.f_bavail
-        return (figures.f_blocks - for_root_alone) * figures.f_frsize
+        return (figures.f_blocks - for_root_alone) * figures.f_frsize, None
 
     def _make(self, wanted: Wanted, size: int) -> Volume:
         self._records.write(wanted.record(State.FORMATTING), size)

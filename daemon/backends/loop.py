@@ -6,7 +6,7 @@
 
 import contextlib
 import os
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 
 from daemon.backends.files import FilesBackend
@@ -47,11 +47,11 @@ class LoopBackend(FilesBackend):
     def _size(self, data: Path, promised: int) -> int:
         return data.stat().st_size
 
-    def _offered(self, present: Iterable[Path]) -> int:
+    def _offered(self, present: Collection[Path]) -> tuple[int, int | None]:
         """What is written in images is taken from the filesystem, and is the volumes' own room all the same."""
         figures = os.statvfs(self._folder)
         written = sum(image.stat().st_blocks * 512 for image in present)
-        return figures.f_bavail * figures.f_frsize + written
+        return figures.f_bavail * figures.f_frsize + written, written
 
     def _make(self, wanted: Wanted, size: int) -> Volume:
         record = wanted.record(State.FORMATTING)

@@ -14,7 +14,7 @@ from pathlib import Path
 import lvm
 from contract.capacity import footprint
 from contract.parameters import RAID1, VolumeParameters
-from daemon.backends import no_thin_pools
+from daemon.backends import lvmgroups, no_thin_pools
 from daemon.backends.lvmerrors import told, told_of
 from daemon.backends.lvminventory import Place, inventory, suspended
 from daemon.backends.lvmsnapshots import LvmSnapshots
@@ -91,10 +91,12 @@ class LvmBackend:
         present = state.volume(group_name, pool)
         if group is None or (present and present.is_thin_pool):
             return
+        if lvmgroups.unusable(group) or lvmgroups.refusal(state, group):
+            return  # what is published says why
         if present and _POOL_MARK in present.tags:
             await self._lvm.remove(group_name, pool)
             group, present = (await self._report()).group(group_name) or group, None
-        extents = group.free // group.extent_size * _POOL_SHARE_PERCENT // 100
+        extents = lvmgroups.usable_free(state, group) // group.extent_size * _POOL_SHARE_PERCENT // 100
         if present or not extents:
             # No reason to stop: the node serves the volumes it has, and thick ones.
             why = "another volume has its name" if present else "nothing is free"

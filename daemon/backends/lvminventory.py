@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import lvm
 from contract import capacity
 from contract.parameters import RAID1, VolumeParameters
+from daemon.backends import lvmgroups
 from daemon.storage.record import (
     Damaged,
     DamagedRecord,
@@ -81,7 +82,7 @@ def inventory(state: lvm.State, groups: Collection[str]) -> Inventory:
         pool
         for found in state.groups
         if found.name in usable
-        for pool in (_group_pool(found, (*volumes, *snapshots)), *_thin_pools(state, found, ours))
+        for pool in (_group_pool(state, found, (*volumes, *snapshots)), *_thin_pools(state, found, ours))
     ]
     return Inventory(volumes, pools, foreign, damaged, snapshots, list(_unseen(state)))
 
@@ -97,8 +98,8 @@ def _hidden(state: lvm.State) -> dict[str, str]:
                 f"this node has {count[found.name]} volume groups {found.name}: take the disks of one away, or rename "
                 "it (`vgrename UUID NEW-NAME`)"
             )
-        elif found.exported:
-            hidden[found.name] = f"volume group {found.name} is exported: import it with `vgimport {found.name}`"
+        elif why := lvmgroups.unusable(found):
+            hidden[found.name] = why
     return hidden
 
 
@@ -159,9 +160,18 @@ def _overhead(state: lvm.State, volume: LogicalVolume) -> int:
     return capacity.footprint(volume.size, _MIRROR, group.extent_size) - volume.size
 
 
-def _group_pool(group: VolumeGroup, ours: Collection[Volume]) -> Pool:
-    taken = sum(volume.size + volume.overhead for volume in ours if volume.pool == group.name)
-    return Pool(group.name, group.size, group.free, taken, group.extent_size)
+def _group_pool(state: lvm.State, group: VolumeGroup, ours: Collection[Volume]) -> Pool:
+    return Pool(
+        name=group.name,
+        size=group.size,
+        free=lvmgroups.usable_free(state, group),
+        ours=sum(volume.size + volume.overhead for volume in ours if volume.pool == group.name),
+        granularity=group.extent_size,
+        blocked=lvmgroups.refusal(state, group),
+        notices=tuple(lvmgroups.notices(state, group)),
+        extents=state.free_extents(group),
+        more_volumes=lvmgroups.room_for_volumes(group),
+    )
 
 
 def _thin_pools(state: lvm.State, group: VolumeGroup, ours: set[tuple[str, str]]) -> Iterator[Pool]:
@@ -176,4 +186,6 @@ def _thin_pools(state: lvm.State, group: VolumeGroup, ours: set[tuple[str, str]]
             ours=sum(member.size for member in members if (member.group, member.name) in ours),
             granularity=group.extent_size,
             thin=Thin(pool.data_percent, pool.metadata_percent, pool.metadata_size),
+            blocked=lvmgroups.refusal(state, group),
+            more_volumes=lvmgroups.room_for_volumes(group),
         )

@@ -31,6 +31,10 @@ class Offer:
     available: int
     largest: int
     """The largest volume of the class for which `available` is enough: a mirror takes more than its size."""
+    promised: int = 0
+    """What the PersistentVolumes tied to this node are promised of the pool."""
+    shared: int = 0
+    """Of a pool that shares its filesystem with others: what all of them together may take."""
 
 
 def promises(persistent_volumes: Iterable[PersistentVolume], inventory: Inventory) -> list[Promise]:
@@ -40,7 +44,8 @@ def promises(persistent_volumes: Iterable[PersistentVolume], inventory: Inventor
     for pv in persistent_volumes:
         pool = inventory.pool(pv.pool)
         if pool is not None:
-            found.append(Promise(pv.name, pool.name, footprint(pv.promised, parameters_of(pv), pool.granularity)))
+            layout = parameters_of(pv)
+            found.append(Promise(pv.name, pool.name, footprint(pv.promised, layout, pool.granularity), layout))
     return found
 
 
@@ -52,20 +57,59 @@ def offer(
 ) -> Offer:
     """For a class with these parameters. `persistent_volumes` are all those tied to this node. A thin pool that is
     nearly full offers nothing, whatever its figures say."""
-    if level(pool) is Level.CRITICAL:
+    if pool.blocked or level(pool) is Level.CRITICAL:
         return Offer(0, 0, 0)
-    made = {(volume.pv, volume.record.uid): volume for volume in volumes if volume.pool == pool.name}
-    allocatable = pool.available(wanted.overprovision_ratio)
-    promised = 0
-    for pv in persistent_volumes:
-        volume = made.get((pv.name, pv.uid))
-        if volume is not None and volume.size and not kept_without_owner(pv):
-            allocatable += footprint(volume.size, parameters_of(pv), pool.granularity)
-        if pv.pool == pool.name:
-            charged = max(pv.charged, volume.size if volume is not None else 0)
-            promised += footprint(charged, parameters_of(pv), pool.granularity)
-    available = allocatable - promised
-    return Offer(allocatable, available, largest(available, wanted, pool.granularity))
+    made = {(volume.pv, volume.record.uid): volume for volume in volumes if volume.size}
+    owed = [_owed(pv, pool, made.get((pv.name, pv.uid))) for pv in persistent_volumes]
+    promised = sum(each.promised for each in owed if each.pool == pool.name)
+    allocatable = pool.available(wanted.overprovision_ratio) + sum(e.taken for e in owed if e.taken_from == pool.name)
+    available, shared = allocatable - promised, 0
+    if pool.sharing() and (filesystem := pool.filesystem):
+        shared = filesystem.allocatable - filesystem.ours - filesystem.reserve
+        shared += sum(each.taken for each in owed if each.taken_from in filesystem.pools)
+        available = min(available, shared - sum(each.promised for each in owed if each.pool in filesystem.pools))
+    if (placeable := pool.placeable(wanted)) is not None:
+        ahead = sum(pool.weight(wanted, each.layout) * each.unmade for each in owed if each.pool == pool.name)
+        most = min(available, placeable - ahead)
+        # In whole volumes, so that what the provisioner reads is what the scheduler reads.
+        whole = largest(most, wanted, pool.granularity)
+        available = footprint(whole, wanted, pool.granularity) if whole else min(most, 0)
+        allocatable = available + promised
+    if pool.more_volumes is not None and pool.more_volumes <= sum(each.unmade > 0 for each in owed if each.beside):
+        allocatable, available = promised, 0
+    return Offer(allocatable, available, largest(available, wanted, pool.granularity), promised, max(shared, 0))
+
+
+@dataclass(frozen=True)
+class _Owed:
+    """A PersistentVolume as the books of a node have it. Sizes in bytes."""
+
+    pool: str
+    promised: int
+    taken_from: str
+    """The pool that its volume is in, if that is made and goes when it goes."""
+    taken: int
+    unmade: int
+    """Of what is promised, that which its volume does not have yet."""
+    layout: VolumeParameters
+    beside: bool
+    """It is noted where the pool's volumes are: thick or thin, in one volume group."""
+
+
+def _owed(pv: PersistentVolume, pool: Pool, volume: Volume | None) -> _Owed:
+    layout = parameters_of(pv)
+    promised = footprint(max(pv.charged, volume.size if volume else 0), layout, pool.granularity)
+    taken = footprint(volume.size, layout, pool.granularity) if volume else 0
+    leaves = volume is not None and not kept_without_owner(pv)
+    return _Owed(
+        pool=pv.pool,
+        promised=promised,
+        taken_from=volume.pool if volume and leaves else "",
+        taken=taken if leaves else 0,
+        unmade=max(promised - taken, 0),
+        layout=layout,
+        beside=pv.pool.partition("/")[0] == pool.name.partition("/")[0],
+    )
 
 
 def largest(room: int, wanted: VolumeParameters, granularity: int) -> int:

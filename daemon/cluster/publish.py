@@ -9,8 +9,10 @@ published with no room: without an object the scheduler could not tell "no room"
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Collection, Iterable
+from collections import Counter
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from contract import capacity, names, parameters, quantity
 from contract.capacity import Capacity
@@ -18,6 +20,7 @@ from contract.parameters import ParameterError, VolumeParameters
 from contract.volume import PersistentVolume
 from daemon.cluster.holdings import Holdings
 from daemon.cluster.promises import offer
+from daemon.errors import VolumeError
 from daemon.storage.record import Inventory
 from kube.backoff import Backoff
 from kube.client import CAPACITIES, CLASSES, ApiError, Cluster, Json, NotFound
@@ -62,9 +65,11 @@ def desired(
     node: Node,
 ) -> dict[str, Published]:
     """What should be published, by object name."""
-    found = {}
+    classes, found = list(classes), {}
+    shapes = {(pool_of(wanted), capacity.legs_of(wanted)) for each in classes if (wanted := _parameters(each))}
+    mixed = {pool for pool, count in Counter(pool for pool, _ in shapes).items() if count > 1}
     for storage_class in classes:
-        room = _room(storage_class, pool_of, inventory, persistent_volumes, node)
+        room = _room(storage_class, pool_of, inventory, persistent_volumes, node, mixed)
         name = capacity.object_name(room.node, room.storage_class)
         found[name] = Published(name, room, room.available, (node.uid,))
     return found
@@ -76,17 +81,17 @@ def _room(
     inventory: Inventory,
     persistent_volumes: Collection[PersistentVolume],
     node: Node,
+    mixed: Collection[str],
 ) -> Capacity:
+    """`mixed` are the pools from which classes are served whose volumes have different numbers of legs."""
     label = names.node_label_value(node.name)
     nothing = Capacity(label, node.hostname, storage_class.name, "", allocatable=0, available=0, granularity=1)
-    try:
-        wanted = parameters.parse(storage_class.parameters, storage_class.mount_options)
-    except ParameterError:
-        return nothing
-    pool = inventory.pool(pool_of(wanted))
-    if pool is None:
+    wanted = _parameters(storage_class)
+    pool = inventory.pool(pool_of(wanted)) if wanted else None
+    if wanted is None or pool is None:
         return nothing
     room = offer(pool, wanted, inventory.volumes, persistent_volumes)
+    weight = pool.weight(wanted, None if pool.name in mixed else wanted)
     return Capacity(
         label,
         node.hostname,
@@ -95,7 +100,18 @@ def _room(
         allocatable=max(room.allocatable, 0),
         available=room.largest,
         granularity=pool.granularity,
+        weight=weight,
+        promised=room.promised if weight > 1 else 0,
+        shared_with=pool.sharing(),
+        shared=room.shared,
     )
+
+
+def _parameters(storage_class: StorageClass) -> VolumeParameters | None:
+    try:
+        return parameters.parse(storage_class.parameters, storage_class.mount_options)
+    except ParameterError:
+        return None
 
 
 class Publisher:
@@ -109,13 +125,16 @@ class Publisher:
         pool_of: Callable[[VolumeParameters], str],
         inventory: Callable[[], Inventory],
         holdings: Holdings,
+        look: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
+        """`look` lets the storage be looked at anew."""
         self._cluster = cluster
         self._namespace = namespace
         self._node = node
         self._pool_of = pool_of
         self._inventory = inventory
         self._holdings = holdings
+        self._look = look
         self._changed = asyncio.Event()
         self._writing = asyncio.Lock()
         self.problem = "not yet"
@@ -140,6 +159,7 @@ class Publisher:
         backoff = Backoff(first=0.5, factor=2, limit=30)
         while True:
             try:
+                await self._settle()
                 await self.publish()
                 failures, self.problem = 0, ""
                 await self._changed.wait()
@@ -149,6 +169,20 @@ class Publisher:
                 self.problem = f"the API server does not take the capacity of this node: {error}"
                 log.warning("%s", self.problem)
                 await asyncio.sleep(backoff.delay(failures))
+
+    async def _settle(self) -> None:
+        """From which of a group's devices a volume took its space, only a look tells. Until then, classes whose volumes
+        have several legs are offered what is left in the worst case."""
+        inventory = self._inventory()
+        for storage_class in self.classes.values():
+            wanted = _parameters(storage_class)
+            pool = inventory.pool(self._pool_of(wanted)) if wanted else None
+            if wanted and pool and pool.disturbed and pool.placeable(wanted) is not None:
+                try:
+                    await self._look()
+                except VolumeError as error:
+                    log.warning("%s", error)
+                return
 
     async def publish(self, *, certain: bool = False) -> None:
         """Writes what differs, or with `certain` everything: then the API server has the figures of now when this

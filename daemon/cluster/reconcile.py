@@ -125,6 +125,9 @@ class Reconciler:
             case Action.RECLAIM:
                 if not await self._volumes.reclaim(pv.name, pv.uid, self._pool(pv)):
                     return  # when its data is gone, we are asked to look again
+                there = self._volumes.inventory.pool(pv.pool)
+                if there and there.notices:
+                    await self._publisher.publish(certain=True)  # as below: not all of its space may have come back
                 await release(self._cluster, pv)
                 self.retry_preparations()
             case Action.RETAIN:

@@ -6,7 +6,7 @@ event on the Node, looks more often, and goes on when it is there.
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from daemon.errors import VolumeError
 from daemon.storage.deviceclasses import LVM, DeviceClass
@@ -18,6 +18,10 @@ from kube.events import ObjectReference, Recorder
 log = logging.getLogger(__name__)
 
 STORAGE_MISSING, STORAGE_FOUND = "StorageMissing", "StorageFound"
+STORAGE_BLOCKED = "StorageBlocked"
+"""The storage is there, and nothing new can be made in it."""
+STORAGE_LESSENED, STORAGE_WHOLE = "StorageLessened", "StorageWhole"
+"""It gives less room than it could, or no longer does."""
 
 PERIOD_WHILE_MISSING, PERIOD_WHILE_FILLING = 10.0, 5.0
 """Seconds between two looks at most, while there is more to see than usual."""
@@ -26,7 +30,7 @@ PERIOD_WHILE_MISSING, PERIOD_WHILE_FILLING = 10.0, 5.0
 class Refresher:
     """Looks every `period` seconds. `problem` says what is wrong with the storage, for readiness. Empty: it is there,
     though perhaps not for all device classes: nodes differ, and `lacking` says for each class what this one does not
-    have.
+    have, or why nothing new can be made in it. `notices` say what gives less room than it could, while the rest serves.
 
     `changed` is called when a look found something else than before, with whether some storage has just come to be
     usable.
@@ -49,6 +53,7 @@ class Refresher:
         """Device classes that were there once."""
         self.problem = "not looked at yet"
         self.lacking: Mapping[str, str] = {}
+        self.notices: tuple[str, ...] = ()
 
     async def wait_looked(self) -> None:
         """Returns after the first look, whatever it found."""
@@ -59,6 +64,7 @@ class Refresher:
         self._node = (events, node)
         if self._looked.is_set():
             self._tell_of_storage("", {})
+            self._tell_of_notices(())
 
     async def run(self) -> None:
         """For ever."""
@@ -75,16 +81,19 @@ class Refresher:
     async def look(self) -> None:
         """One look."""
         before, problem_before, lacking_before = self._volumes.inventory, self.problem, self.lacking
+        notices_before = self.notices
         try:
             await (self._volumes.start() if self.problem or self.lacking else self._volumes.refresh())
             self.lacking = lacking(self._volumes.inventory, self._classes)
             all_lack = len(self.lacking) == len(self._classes)
             self.problem = "; ".join(dict.fromkeys(self.lacking.values())) if all_lack else ""
+            self.notices = noticed(self._volumes.inventory, self._classes)
         except VolumeError as error:
             self.problem = str(error)
         first = not self._looked.is_set()
         self._looked.set()
         self._tell_of_storage("" if first else problem_before, {} if first else lacking_before)
+        self._tell_of_notices(notices_before)
         self._seen |= self._classes.keys() - self.lacking.keys()
         found = lacking_before.keys() - self.lacking.keys()
         if (self._volumes.inventory, self.problem, self.lacking) != (before, problem_before, lacking_before):
@@ -94,7 +103,7 @@ class Refresher:
         """What changed since then."""
         if self.problem:
             if self.problem != problem_before:
-                self._say(logging.WARNING, STORAGE_MISSING, self.problem)
+                self._say(logging.WARNING, self._reason(), self.problem)
             return
         if problem_before:
             lacking_before = {}
@@ -107,8 +116,22 @@ class Refresher:
                 self._say(logging.INFO, STORAGE_FOUND, f"this node has device class {name} now")
             else:
                 # Nodes differ, and that is fine. One that had the class has lost a disk.
-                level = logging.WARNING if name in self._seen else logging.INFO
-                self._say(level, STORAGE_MISSING, f"no room for device class {name}: {words}")
+                reason = self._reason(name)
+                level = logging.WARNING if name in self._seen or reason == STORAGE_BLOCKED else logging.INFO
+                self._say(level, reason, f"no room for device class {name}: {words}")
+
+    def _reason(self, *names: str) -> str:
+        """What keeps these classes, or all that have no room, from having some."""
+        found = self._volumes.inventory
+        blocked = all(found.pool(self._classes[name].pool) for name in names or self.lacking)
+        return STORAGE_BLOCKED if blocked and self.lacking else STORAGE_MISSING
+
+    def _tell_of_notices(self, before: Collection[str]) -> None:
+        for words in self.notices:
+            if words not in before:
+                self._say(logging.WARNING, STORAGE_LESSENED, words)
+        if before and not self.notices:
+            self._say(logging.INFO, STORAGE_WHOLE, "this node's storage gives all of its room again")
 
     def _pools_there(self) -> str:
         return ", ".join(dict.fromkeys(each.pool for name, each in self._classes.items() if name not in self.lacking))
@@ -126,10 +149,24 @@ def lacking(inventory: Inventory, classes: Mapping[str, DeviceClass]) -> dict[st
     return {name: words for name, words in found.items() if words}
 
 
+def noticed(inventory: Inventory, classes: Mapping[str, DeviceClass]) -> tuple[str, ...]:
+    """What gives less room than it could of the pools of these classes and of those with volumes of ours. The rest is
+    the node's own system."""
+    own = {each.pool.partition("/")[0] for each in classes.values()}
+    ours = {volume.pool.partition("/")[0] for volume in inventory.volumes}
+    found: list[str] = []
+    for pool in inventory.pools:
+        if pool.name in own | ours:
+            # What blocks a pool of a class is told as the class's.
+            found += [*pool.notices, *([pool.blocked] if pool.blocked and pool.name not in own else ())]
+    return tuple(found)
+
+
 def missing(inventory: Inventory, device_class: DeviceClass) -> str:
-    """What the node lacks to hold volumes of a device class, and what to do about it."""
-    if inventory.pool(device_class.pool) is not None:
-        return ""
+    """What the node lacks to make volumes of a device class, and what to do about it."""
+    found = inventory.pool(device_class.pool)
+    if found is not None:
+        return found.blocked
     hidden = {each.pool: each.reason for each in inventory.unseen}
     if why := hidden.get(device_class.pool) or hidden.get(device_class.group):
         return why

@@ -11,9 +11,11 @@ import uuid
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from contract.capacity import legs_of
 from contract.filesystems import FILESYSTEMS
 from contract.parameters import ERASE, ZERO, VolumeParameters
 from contract.volume import DELETE, RETAIN, Original
+from lvm.allocation import FreeExtents
 
 _PREFIX = "elastic-local/"
 _OWNER_MARK = "record"
@@ -231,6 +233,24 @@ class Thin:
 
 
 @dataclass(frozen=True)
+class Filesystem:
+    """Where the files or folders of a pool are, and of others perhaps. Sizes in bytes."""
+
+    identity: str
+    """The same for pools on the same filesystem."""
+    pools: tuple[str, ...]
+    """Names of the pools that are there."""
+    allocatable: int
+    """What all volumes of these pools together may take."""
+    ours: int
+    """What they take of it, by their sizes."""
+    reserve: int = 0
+    """What these pools keep back together."""
+    written: int | None = None
+    """What is written in the files, where that counts; None where it can't be told from what others write."""
+
+
+@dataclass(frozen=True)
 class Pool:
     """What volumes take their space from. Sizes in bytes."""
 
@@ -245,6 +265,18 @@ class Pool:
     thin: Thin | None = None
     reserve: int = 0
     """Kept back: no volume may take it."""
+    blocked: str = ""
+    """Why nothing new can be made here, whatever is free, and what to do about it."""
+    notices: tuple[str, ...] = ()
+    """What gives less room than it could, and what to do about it."""
+    extents: FreeExtents | None = None
+    """Where its free space is, if it has devices, as of the last look."""
+    disturbed: int = 0
+    """Bytes that we took since that look: from which of the devices, only the next one tells."""
+    more_volumes: int | None = None
+    """How many more it can note. None: any number."""
+    filesystem: Filesystem | None = None
+    """Of files and folders: where they are."""
 
     def allocatable(self, overprovision_ratio: float = 1.0) -> int:
         """What all our volumes together may take: it stays the same whenever one is made or removed."""
@@ -254,6 +286,28 @@ class Pool:
     def available(self, overprovision_ratio: float = 1.0) -> int:
         """What volumes not made yet may take."""
         return self.allocatable(overprovision_ratio) - self.ours
+
+    def placeable(self, parameters: VolumeParameters) -> int | None:
+        """Bytes that the largest new volume with these parameters would take, by where free space is. None: all that is
+        free, wherever it is. What was taken since the last look is taken to have come from where it hurts most."""
+        legs = legs_of(parameters)
+        if self.extents is None or self.extents.is_sum(legs):
+            return None
+        return self.extents.most(legs) * self.granularity - self.weight(parameters) * self.disturbed
+
+    def weight(self, parameters: VolumeParameters, other: VolumeParameters | None = None) -> int:
+        """By how many bytes at most `placeable` falls when a volume with parameters `other`, None for any, takes one.
+        Volumes that all lie on all devices take nothing else from each other. (On devices in many small pieces it may
+        be a little more, where a leg more or less of a piece decides.)"""
+        legs = legs_of(parameters)
+        if self.extents is None or self.extents.is_sum(legs):
+            return 1
+        alike = other is not None and legs_of(other) == legs == len(self.extents.areas)
+        return 1 if alike else legs
+
+    def sharing(self) -> tuple[str, ...]:
+        """Other pools that take their space from the same filesystem."""
+        return tuple(name for name in self.filesystem.pools if name != self.name) if self.filesystem else ()
 
 
 @dataclass(frozen=True)

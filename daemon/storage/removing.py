@@ -70,6 +70,9 @@ class Removing:
                 await self._backend.remove(volume)
                 self._stock.drop(volume)
         self._filesystems.changed(pv)
+        there = self._stock.inventory.pool(volume.pool)
+        if there and there.notices:
+            await self._stock.look()  # its space may have come back where nothing new is made
         return True
 
     async def retain(self, pv: str, uid: str, pool: str, *, made: bool) -> None:

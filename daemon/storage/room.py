@@ -6,15 +6,18 @@ by the same figures.
 """
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from contract.capacity import footprint
+from contract.parameters import VolumeParameters
 from daemon.backends import Backend
-from daemon.errors import NoSpace, PoolFull
+from daemon.errors import NoSpace, PoolBlocked, PoolFull
 from daemon.storage.record import Pool, Wanted
 from daemon.storage.stock import Stock
 from daemon.storage.thinpools import Enlargement, Level, enlargement, level, share
+
+_PLAIN = VolumeParameters()
 
 
 @dataclass(frozen=True)
@@ -24,28 +27,69 @@ class Promise:
     pv: str
     pool: str
     footprint: int
+    parameters: VolumeParameters = _PLAIN
 
 
-def room_for(pv: str, pool: Pool, made: Mapping[str, int], promises: Iterable[Promise], *, ratio: float) -> int:
-    """Bytes that the volume of `pv` may take from the pool now, on top of what it has. Can be negative.
+def room_for(
+    pv: str,
+    pool: Pool,
+    made: Mapping[str, int],
+    promises: Iterable[Promise],
+    *,
+    ratio: float,
+    parameters: VolumeParameters = _PLAIN,
+) -> int:
+    """Bytes that the volume of `pv`, with these parameters, may take from the pool now, on top of what it has. Can be
+    negative.
 
     `made` says what the volumes that exist take already: it is no longer free. What they lack of what they were
     promised, since they are to grow, is owed to them like to those that are not made yet. When what is owed exceeds the
     pool, because someone took space behind our back, they must not all wait for each other: each yields only to those
     before it in the order of names that can have theirs.
+
+    Volumes with several legs need free space on several devices, which any other volume may take from them. So they
+    come first: nothing is taken that one of them, promised and not made, may need. Who waits here waits for seconds.
     """
     here = [promise for promise in promises if promise.pool == pool.name]
     lacking = {promise.pv: promise.footprint - made.get(promise.pv, 0) for promise in here}
     owed = sorted((name, more) for name, more in lacking.items() if more > 0)
     room = pool.available(ratio)
     if lacking.get(pv, 0) <= 0:
-        return room - sum(more for _, more in owed)
-    for name, more in owed:
-        if name == pv:
-            break
-        if more <= room:
-            room -= more
-    return room
+        room -= sum(more for _, more in owed)
+    else:
+        for name, more in owed:
+            if name == pv:
+                break
+            if more <= room:
+                room -= more
+    unmade = sorted(
+        (replace(promise, footprint=more) for promise in here if (more := lacking[promise.pv]) > 0),
+        key=lambda promise: promise.pv,
+    )
+    return min(room, *_beside_legs(pv, pool, unmade, parameters), room)
+
+
+def _beside_legs(pv: str, pool: Pool, unmade: list[Promise], parameters: VolumeParameters) -> Iterator[int]:
+    """What is left for it where volumes of several legs have to find their devices: for itself, if it is one, and so
+    that each of the others still does."""
+    own = pool.placeable(parameters)
+    first: list[Promise] = []
+    for promise in unmade:
+        if promise.pv == pv:
+            if own is not None:
+                break  # of its own kind, those after it wait for it
+            continue
+        possible = pool.placeable(promise.parameters)
+        if possible is None or possible < promise.footprint:
+            continue  # it finds its place anywhere, or nowhere
+        first.append(promise)
+    for promise in first:
+        others = sum(pool.weight(promise.parameters, each.parameters) * each.footprint for each in first)
+        others -= pool.weight(promise.parameters, promise.parameters) * promise.footprint
+        left = (pool.placeable(promise.parameters) or 0) - promise.footprint - others
+        yield left // pool.weight(promise.parameters, parameters)
+    if own is not None:
+        yield own - sum(pool.weight(parameters, each.parameters) * each.footprint for each in first)
 
 
 class Room:
@@ -66,9 +110,11 @@ class Room:
         if self._stock.inventory.pool(pool_name) is None:
             await self._backend.establish()
             await self._stock.look()
-        elif self._lacks(wanted, size, pool_name) or self._is_full(pool_name):
+        elif self._lacks(wanted, size, pool_name) or self._is_full(pool_name) or self._blocked(pool_name):
             await self._stock.look()
         needs = self._needs(wanted, size, pool_name)
+        if needs and (blocked := self._blocked(pool_name)):
+            raise PoolBlocked(f"volume {wanted.pv} gets no room in {pool_name} of this node: {blocked}")
         if needs and self._is_full(pool_name):
             raise PoolFull(
                 f"volume {wanted.pv} gets no room in thin pool {pool_name} of this node, which is nearly full: delete "
@@ -94,7 +140,7 @@ class Room:
     def spare(self, name: str, pool: Pool) -> int:
         """Bytes of the pool that nobody was promised and nobody is taking: what something that no PersistentVolume asks
         for may take. Can be negative."""
-        return self._room(name, pool, ratio=1.0)
+        return self._room(name, pool, _PLAIN)
 
     @contextlib.contextmanager
     def holding(self, name: str, pool_name: str, size: int) -> Iterator[None]:
@@ -104,6 +150,10 @@ class Room:
             yield
         finally:
             del self._held[name]
+
+    def _blocked(self, pool_name: str) -> str:
+        pool = self._stock.inventory.pool(pool_name)
+        return pool.blocked if pool else ""
 
     def _is_full(self, pool_name: str) -> bool:
         pool = self._stock.inventory.pool(pool_name)
@@ -125,11 +175,20 @@ class Room:
         pool = self._stock.inventory.pool(pool_name)
         if pool is None:
             return 0
-        return self._room(wanted.pv, pool, ratio=wanted.parameters.overprovision_ratio)
+        return self._room(wanted.pv, pool, wanted.parameters)
 
-    def _room(self, name: str, pool: Pool, *, ratio: float) -> int:
+    def _room(self, name: str, pool: Pool, parameters: VolumeParameters) -> int:
         made = {volume.pv: volume.size + volume.overhead for volume in self._stock.inventory.volumes if volume.size}
         # What is being taken is subtracted as held, and not a second time as promised.
-        promised = [promise for promise in self._promises() if promise.pv not in self._held]
-        room = room_for(name, pool, made, promised, ratio=ratio)
-        return room - sum(held for held_in, held in self._held.values() if held_in == pool.name)
+        promises = [promise for promise in self._promises() if promise.pv not in self._held]
+        ratio, held = parameters.overprovision_ratio, self._held_in({pool.name})
+        taken = replace(pool, disturbed=pool.disturbed + held)
+        room = room_for(name, taken, made, promises, ratio=ratio, parameters=parameters) - held
+        if pool.sharing() and (shared := pool.filesystem):
+            whole = Pool("", 0, shared.allocatable - shared.ours, shared.ours, 1, reserve=shared.reserve)
+            owed = [replace(promise, pool="") for promise in promises if promise.pool in shared.pools]
+            room = min(room, room_for(name, whole, made, owed, ratio=1.0) - self._held_in(shared.pools))
+        return room
+
+    def _held_in(self, pools: Collection[str]) -> int:
+        return sum(held for held_in, held in self._held.values() if held_in in pools)

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from daemon.backends import Backend
 from daemon.errors import Damaged
-from daemon.storage.record import Inventory, Record, Volume
+from daemon.storage.record import Inventory, Pool, Record, Volume
 from daemon.storage.thinpools import Enlargement
 
 
@@ -92,7 +92,7 @@ class Stock:
         pools = tuple(
             replace(pool, size=pool.size + more.data, free=pool.free + more.data)
             if pool.name == pool_name
-            else replace(pool, free=pool.free - more.taken)
+            else replace(pool, free=pool.free - more.taken, disturbed=pool.disturbed + more.taken)
             if pool.name == group
             else pool
             for pool in self._inventory.pools
@@ -113,8 +113,13 @@ def merged(known: Inventory, found: Inventory, touched: Collection[str]) -> Inve
         (*(each for each in seen if each.pv not in touched), *(each for each in noted if each.pv in touched))
         for seen, noted in ((found.volumes, known.volumes), (found.snapshots, known.snapshots))
     )
-    pools = tuple(replace(known.pool(pool.name) or pool, thin=pool.thin) for pool in found.pools)
+    pools = tuple(_figures_of(known.pool(pool.name) or pool, pool) for pool in found.pools)
     return replace(found, volumes=volumes, snapshots=snapshots, pools=pools)
+
+
+def _figures_of(known: Pool, found: Pool) -> Pool:
+    """What a look found, with the figures that are known: `disturbed` among them, for it may not have seen those."""
+    return replace(found, size=known.size, free=known.free, ours=known.ours, disturbed=known.disturbed)
 
 
 def _with(inventory: Inventory, volume: Volume) -> Inventory:
@@ -130,8 +135,13 @@ def _without(inventory: Inventory, volume: Volume) -> Inventory:
 
 
 def _moved(inventory: Inventory, pool_name: str, taken: int) -> Inventory:
-    pools = tuple(
-        replace(pool, free=pool.free - taken, ours=pool.ours + taken) if pool.name == pool_name else pool
-        for pool in inventory.pools
-    )
-    return replace(inventory, pools=pools)
+    return replace(inventory, pools=tuple(_taken_from(pool, pool_name, taken) for pool in inventory.pools))
+
+
+def _taken_from(pool: Pool, pool_name: str, taken: int) -> Pool:
+    if (shared := pool.filesystem) and pool_name in shared.pools:
+        pool = replace(pool, filesystem=replace(shared, ours=shared.ours + taken))
+    if pool.name != pool_name:
+        return pool
+    disturbed = pool.disturbed + max(taken, 0) if pool.extents else 0
+    return replace(pool, free=pool.free - taken, ours=pool.ours + taken, disturbed=disturbed)

@@ -1,5 +1,6 @@
 """What a volume takes from its pool, and the object in which a node says what it has."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -81,3 +82,78 @@ def test_objects_of_others_are_not_ours(missing: str) -> None:
     body = capacity.manifest(HERE, "elastic-local", None)
     (body if missing in body else body["metadata"]).pop(missing)
     assert capacity.read(body) is None
+
+
+def taken(**pools: int) -> Callable[[str], int]:
+    return lambda pool: pools.get(pool, 0)
+
+
+def test_what_is_left_is_what_nobody_was_promised() -> None:
+    here = replace(HERE, pool="vg", allocatable=100)
+    assert here.left(taken(vg=30, other=50)) == 70
+
+
+def test_a_promise_that_the_node_did_not_know_of_may_hurt_volumes_of_several_legs_more() -> None:
+    here = replace(HERE, pool="vg", allocatable=100, weight=2, promised=30)
+    assert [here.left(taken(vg=known)) for known in (0, 30, 40, 70)] == [70, 70, 50, -10]
+
+
+def test_what_is_promised_of_a_filesystem_counts_for_all_its_pools() -> None:
+    here = replace(HERE, pool="a", allocatable=80, shared_with=("b", "c"), shared=100)
+    assert here.left(taken(a=10)) == 70
+    assert here.left(taken(a=10, b=30, c=5, d=90)) == 55
+
+
+def test_all_that_a_node_says_is_read_back() -> None:
+    for here in (
+        replace(HERE, weight=2, promised=30 * EXTENT),
+        replace(HERE, shared_with=("folder:b", "loop"), shared=200 * EXTENT),
+    ):
+        assert capacity.read(capacity.manifest(here, "elastic-local", None)) == here
+
+
+def test_a_daemon_of_an_earlier_version_is_believed() -> None:
+    body = capacity.manifest(HERE, "elastic-local", None)
+    for name in (names.LAYOUT_ANNOTATION, names.SHARED_ANNOTATION):
+        del body["metadata"]["annotations"][name]
+    assert capacity.read(body) == HERE
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value"),
+    [
+        (names.ALLOCATABLE_ANNOTATION, "-1"),
+        (names.ALLOCATABLE_ANNOTATION, "lots"),
+        (names.ALLOCATABLE_ANNOTATION, "1e9"),
+        (names.ALLOCATABLE_ANNOTATION, "9" * 19),
+        (names.ALLOCATABLE_ANNOTATION, "1" * 5000),
+        (names.ALLOCATABLE_ANNOTATION, "\u0664"),
+        (names.GRANULARITY_ANNOTATION, "0"),
+        (names.GRANULARITY_ANNOTATION, str(1 << 41)),
+        (names.POOL_ANNOTATION, "a" * 261),
+        (names.LAYOUT_ANNOTATION, "0 0"),
+        (names.LAYOUT_ANNOTATION, "129 0"),
+        (names.LAYOUT_ANNOTATION, "2"),
+        (names.LAYOUT_ANNOTATION, "2 -5"),
+        (names.SHARED_ANNOTATION, ""),
+        (names.SHARED_ANNOTATION, "lots a"),
+        (names.SHARED_ANNOTATION, "5 " + "a" * 261),
+        (names.SHARED_ANNOTATION, "5 " + "a " * 300),
+    ],
+)
+def test_what_no_daemon_would_write_is_not_believed(annotation: str, value: str) -> None:
+    body = capacity.manifest(HERE, "elastic-local", None)
+    body["metadata"]["annotations"][annotation] = value
+    assert capacity.read(body) is None
+
+
+@pytest.mark.parametrize("capacity_text", ["-1", "lots", "1e30", "10E"])
+def test_nor_is_room_that_no_node_has(capacity_text: str) -> None:
+    assert capacity.read({**capacity.manifest(HERE, "elastic-local", None), "capacity": capacity_text}) is None
+
+
+def test_nor_is_a_second_object_of_a_node_and_class_or_one_of_many_nodes() -> None:
+    body = capacity.manifest(HERE, "elastic-local", None)
+    twin = {**body, "metadata": {**body["metadata"], "name": "another"}}
+    wide = {**body, "nodeTopology": {"matchLabels": {**body["nodeTopology"]["matchLabels"], "zone": "a"}}}
+    assert (capacity.read(twin), capacity.read(wide)) == (None, None)

@@ -154,7 +154,9 @@ async def node_parts(folder: Path) -> AsyncIterator[NodeParts]:
             cluster, VOLUMES, contract_volume.read, label_selector=f"{names.NODE_LABEL}={NODE}"
         )
         holdings = Holdings(informer, node)
-        publisher = Publisher(cluster, NAMESPACE, node, backend.pool_of, lambda: volumes.inventory, holdings)
+        publisher = Publisher(
+            cluster, NAMESPACE, node, backend.pool_of, lambda: volumes.inventory, holdings, volumes.refresh
+        )
         events = Recorder(cluster, "test", NODE)
         reconciler = Reconciler(cluster, holdings, volumes, backend.pool_of, publisher, events)
         informer.subscribe(lambda key, *_: reconciler.look_at(key))

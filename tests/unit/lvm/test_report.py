@@ -6,6 +6,7 @@ import pytest
 
 from host.command import Completed
 from lvm import Health, report
+from lvm.allocation import FreeExtents
 from lvm.records import State
 
 STATE = """\
@@ -14,12 +15,12 @@ STATE = """\
       "report": [
           {
               "vg": [
-                  {"vg_name":"vg", "vg_uuid":"zn5XAH", "vg_size":"9651093504", "vg_free":"4194304", "vg_extent_size":"4194304", "vg_tags":"rack=7,ssd", "vg_missing_pv_count":"1", "vg_exported":""}
+                  {"vg_name":"vg", "vg_uuid":"zn5XAH", "vg_size":"9651093504", "vg_free":"4194304", "vg_extent_size":"4194304", "vg_tags":"rack=7,ssd", "vg_missing_pv_count":"1", "vg_exported":"", "vg_permissions":"writeable", "vg_systemid":"", "vg_lock_type":"", "vg_allocation_policy":"normal", "vg_mda_size":"1044480", "vg_mda_free":"519680", "max_lv":"0", "lv_count":"4"}
               ]
               ,
               "pv": [
-                  {"pv_name":"/dev/loop0", "pv_uuid":"MvOjnu", "pv_size":"3217031168", "pv_free":"0", "pv_missing":"", "pv_tags":""},
-                  {"pv_name":"[unknown]", "pv_uuid":"zkqNqi", "pv_size":"3217031168", "pv_free":"4194304", "pv_missing":"missing", "pv_tags":"slow"}
+                  {"pv_name":"/dev/loop0", "pv_uuid":"MvOjnu", "pv_size":"3217031168", "pv_free":"0", "pv_missing":"", "pv_tags":"", "pv_allocatable":"allocatable"},
+                  {"pv_name":"[unknown]", "pv_uuid":"zkqNqi", "pv_size":"3217031168", "pv_free":"4194304", "pv_missing":"missing", "pv_tags":"slow", "pv_allocatable":""}
               ]
               ,
               "lv": [
@@ -29,18 +30,28 @@ STATE = """\
                   {"lv_name":"mirror", "lv_uuid":"KbBvLS", "lv_size":"4194304", "lv_tags":"", "lv_path":"/dev/vg/mirror", "lv_layout":"raid,raid1", "lv_attr":"rwi-a-r-p-", "pool_lv":"", "origin":"", "lv_active":"active", "lv_suspended":"", "lv_device_open":"", "lv_health_status":"partial", "data_percent":"", "metadata_percent":"", "lv_metadata_size":"", "copy_percent":"62.50", "lv_snapshot_invalid":"unknown"}
               ]
               ,
-              "pvseg": [ {"pvseg_start":"0"} ] ,
+              "pvseg": [
+                  {"pv_uuid":"MvOjnu", "pvseg_start":"0", "pvseg_size":"766", "lv_name":"one"},
+                  {"pv_uuid":"zkqNqi", "pvseg_start":"0", "pvseg_size":"100", "lv_name":""},
+                  {"pv_uuid":"zkqNqi", "pvseg_start":"100", "pvseg_size":"600", "lv_name":"[mirror_rimage_0]"},
+                  {"pv_uuid":"zkqNqi", "pvseg_start":"700", "pvseg_size":"66", "lv_name":""}
+              ]
+              ,
               "seg": [ {"seg_type":"linear"} ]
           }
           ,
           {
               "pv": [
-                  {"pv_name":"/dev/loop4", "pv_uuid":"tTGelc", "pv_size":"67108864", "pv_free":"67108864", "pv_missing":"", "pv_tags":""}
+                  {"pv_name":"/dev/loop4", "pv_uuid":"tTGelc", "pv_size":"67108864", "pv_free":"67108864", "pv_missing":"", "pv_tags":"", "pv_allocatable":""}
               ]
           }
       ]
       ,
       "log": [
+          {"log_seq_num":"1", "log_type":"warn", "log_message":"WARNING: Not using device /dev/loop7 for PV MvOjnu."},
+          {"log_seq_num":"2", "log_type":"warn", "log_message":"WARNING: PV MvOjnu prefers device /dev/loop0 because device name matches previous."},
+          {"log_seq_num":"3", "log_type":"warn", "log_message":"WARNING: VG vg is missing PV zkqNqi (last written to /dev/sdq)."},
+          {"log_seq_num":"4", "log_type":"status", "log_message":"success"}
       ]
   }
 """  # noqa: E501  the rows are LVM's
@@ -60,11 +71,21 @@ def test_groups_and_devices(state: State) -> None:
     assert (group.name, group.size, group.free, group.extent_size) == ("vg", 9651093504, 4194304, 4194304)
     assert group.tags == {"rack=7", "ssd"}
     assert (group.missing_devices, group.exported) == (1, False)
+    assert (group.writable, group.system_id, group.lock_type, group.allocation) == (True, "", "", "normal")
+    assert (group.metadata_size, group.metadata_free, group.most_volumes, group.volume_count) == (1044480, 519680, 0, 4)
     assert [(device.path, device.group, device.missing) for device in state.devices] == [
         ("/dev/loop0", "vg", False),
         ("[unknown]", "vg", True),
         ("/dev/loop4", "", False),
     ]
+
+
+def test_where_free_space_is_and_which_devices_are_in_doubt(state: State) -> None:
+    twice, away, _ = state.devices
+    assert (twice.allocatable, twice.areas, twice.duplicates, twice.last_path) == (True, (), ("/dev/loop7",), "")
+    assert (away.allocatable, away.areas, away.duplicates, away.last_path) == (False, (100, 66), (), "/dev/sdq")
+    (group,) = state.groups
+    assert state.free_extents(group) == FreeExtents(((),))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from daemon.storage.record import Foreign, Pool, Record, State, Thin
 from daemon.storage.record import Health as Complaint
 from lvm import Health, LogicalVolume, VolumeGroup
 from lvm import State as Report
+from lvm.allocation import FreeExtents
 
 MIB = 1024**2
 EXTENT = 4 * MIB
@@ -61,7 +62,8 @@ def test_ours_by_mark_alone() -> None:
         (record("pvc-1"), 10 * EXTENT, "vg")
     ]
     assert found.foreign == [Foreign("pvc-2", "vg", 10 * EXTENT)]
-    assert found.pool("vg") == Pool("vg", 100 * EXTENT, 40 * EXTENT, 10 * EXTENT, EXTENT)
+    free = FreeExtents(())
+    assert found.pool("vg") == Pool("vg", 100 * EXTENT, 40 * EXTENT, 10 * EXTENT, EXTENT, extents=free)
 
 
 def test_a_mirror_takes_its_space_twice() -> None:

@@ -9,8 +9,9 @@ from contract.capacity import footprint
 from contract.parameters import RAID1, VolumeParameters
 from contract.volume import DELETE, RETAIN
 from daemon.cluster.promises import largest, offer, promises
-from daemon.storage.record import Inventory, Pool, Record, State, Thin, Volume
+from daemon.storage.record import Filesystem, Inventory, Pool, Record, State, Thin, Volume
 from daemon.storage.room import Promise
+from lvm.allocation import FreeExtents
 from tests.unit.daemon.cluster.pv import pv
 
 EXTENT = 4
@@ -117,3 +118,67 @@ def test_the_largest_volume_fits_and_a_byte_more_does_not(
     assert size >= 0
     assert size == 0 or footprint(size, wanted, granularity) <= room
     assert footprint(size + 1, wanted, granularity) > room
+
+
+MIRROR, PAIR = VolumeParameters(raid=RAID1), VolumeParameters(stripes=2)
+
+
+def devices(*free: int) -> Pool:
+    """A group of devices with so many extents free."""
+    extents = FreeExtents(tuple((each,) for each in free))
+    return replace(pool(free=sum(free) * EXTENT), extents=extents)
+
+
+def test_legs_are_offered_what_unlike_disks_have_side_by_side() -> None:
+    uneven = devices(50, 10)
+    assert offer(uneven, THICK, [], []).largest == 60 * EXTENT
+    assert offer(uneven, PAIR, [], []).largest == 20 * EXTENT
+    assert offer(uneven, MIRROR, [], []).largest == 9 * EXTENT
+    assert offer(devices(50), MIRROR, [], []).largest == 0
+
+
+def test_what_the_provisioner_has_left_is_what_the_scheduler_reads() -> None:
+    """A mirror of 9 extents takes 20 with its own notes."""
+    found = offer(devices(50, 10), MIRROR, [], [])
+    assert (found.allocatable, found.available, found.promised) == (20 * EXTENT, 20 * EXTENT, 0)
+
+
+def test_a_promise_may_lie_where_it_hurts_most() -> None:
+    plain = pv("a", 5 * EXTENT)
+    assert offer(devices(50, 10), PAIR, [], [plain]).largest == (20 - 2 * 5) * EXTENT
+    made = offer(devices(45, 10), PAIR, [volume("a", 5 * EXTENT)], [plain])
+    assert (made.largest, made.promised) == (20 * EXTENT, 5 * EXTENT)
+    assert made.allocatable - made.promised == 20 * EXTENT
+    alike = pv("a", 10 * EXTENT, options={"stripes": "2"})
+    assert offer(devices(50, 10), PAIR, [], [alike]).largest == (20 - 10) * EXTENT
+    assert offer(devices(50, 10, 10), PAIR, [], [alike]).largest == (40 - 2 * 10) * EXTENT
+
+
+def test_what_was_taken_since_the_last_look_may_too() -> None:
+    assert offer(replace(devices(50, 10), disturbed=4 * EXTENT), PAIR, [], []).largest == 12 * EXTENT
+
+
+def test_a_group_that_lvm_does_not_change_offers_nothing() -> None:
+    found = offer(replace(pool(free=1000), blocked="a disk is missing"), THICK, [], [pv("a", 100)])
+    assert (found.allocatable, found.available, found.largest) == (0, 0, 0)
+
+
+def test_volumes_that_can_be_noted_are_promised_too() -> None:
+    few = replace(pool(free=1000), more_volumes=2)
+    one, two = pv("a", 100), pv("b", 100)
+    assert offer(few, THICK, [], [one]).largest == 900
+    assert offer(few, THICK, [], [one, two]).largest == 0
+    assert offer(replace(few, free=800), THICK, [volume("a", 100), volume("b", 100)], [one, two]).largest == 800
+    assert offer(few, THICK, [], [one, replace(two, pool="vg/pool")]).largest == 0
+
+
+def test_pools_on_one_filesystem_are_offered_its_room_once() -> None:
+    shared = Filesystem("8:1", ("folder:b", "loop:a"), allocatable=100, ours=0)
+    images = Pool("loop:a", 100, 100, 0, 1, filesystem=shared)
+    folders = Pool("folder:b", 80, 80, 0, 1, filesystem=shared)
+    promised = [replace(pv("a", 30), pool="loop:a"), replace(pv("b", 40), pool="folder:b")]
+    assert [offer(each, THICK, [], promised).largest for each in (images, folders)] == [30, 30]
+    made = [replace(volume("b", 40), pool="folder:b")]
+    after = replace(images, filesystem=replace(shared, ours=40))
+    found = offer(after, THICK, made, promised)
+    assert (found.allocatable, found.largest, found.shared) == (100, 30, 100)

@@ -1,13 +1,14 @@
 """What a node says that has no storage, or not yet."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from daemon.backends.classes import of_classes
 from daemon.backends.folder import FolderBackend
-from daemon.cluster.refresh import Refresher, missing
+from daemon.cluster.refresh import Refresher, missing, noticed
 from daemon.errors import BackendFailed
 from daemon.storage.deviceclasses import BINDMOUNT, LVM, DeviceClass
-from daemon.storage.record import Inventory, Pool
+from daemon.storage.record import Inventory, Pool, Record, State, Unseen, Volume
 from daemon.storage.volumes import Volumes
 from kube.events import ObjectReference
 
@@ -22,6 +23,23 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it() -> None:
     assert "elastic-local vg create vg" in missing(Inventory(), THIN)
     assert "no thin pool pool in volume group vg" in missing(Inventory(pools=[group]), THIN)
     assert missing(Inventory(pools=[group]), THICK) == ""
+
+
+def test_storage_that_is_there_and_blocked_says_why() -> None:
+    blocked = Pool("vg", 10, 10, 0, 1, blocked="a disk is missing: `vgreduce`")
+    assert missing(Inventory(pools=[blocked]), THICK) == "a disk is missing: `vgreduce`"
+    away = Inventory(unseen=[Unseen("vg", "volume group vg is exported: `vgimport vg`")])
+    assert missing(away, THICK) == missing(away, THIN) == "volume group vg is exported: `vgimport vg`"
+
+
+def test_only_what_is_ours_is_told_of() -> None:
+    pools = [
+        Pool("vg", 10, 10, 0, 1, notices=("one disk",)),
+        Pool("debian", 10, 10, 0, 1, notices=("their disk",), blocked="their fault"),
+        Pool("named", 10, 10, 0, 1, blocked="a fault"),
+    ]
+    ours = Volume(Record("a", "uid", "Delete", "ext4", State.READY), 1, "named/pool")
+    assert noticed(Inventory([ours], pools), {"default": THICK}) == ("one disk", "a fault")
 
 
 class Bare(FolderBackend):
@@ -100,3 +118,37 @@ async def test_a_node_that_lacks_some_of_its_classes_is_ready_and_says_which(tmp
     (lost,) = told.events[4:]
     assert lost[:2] == ("Warning", "StorageMissing")  # it was there: that is not how nodes differ
     assert changes == [False, True, True, False]
+
+
+class Group(FolderBackend):
+    """A volume group, as the daemon sees it."""
+
+    pool = Pool("vg", 10, 10, 0, 1)
+
+    async def inspect(self) -> Inventory:
+        return Inventory(pools=[self.pool])
+
+
+async def test_each_condition_of_a_group_is_told_once_and_so_is_its_end(tmp_path: Path) -> None:
+    backend = Group(tmp_path / "data", 100)
+    refresher = Refresher(Volumes(backend, tmp_path / "staging"), {"default": THICK}, lambda usable: None)
+    told = Told()
+    await refresher.look()
+    refresher.tell(told, ObjectReference("Node", "v1", "", "n", "uid"))  # type: ignore[arg-type]
+    backend.pool = replace(Group.pool, notices=("disk /dev/sdb takes no new volumes: `pvchange -xy /dev/sdb`",))
+    for _ in range(2):
+        await refresher.look()
+    assert (refresher.problem, refresher.notices) == ("", backend.pool.notices)
+    backend.pool = replace(Group.pool, blocked="a disk is missing: `vgreduce --removemissing vg`")
+    for _ in range(2):
+        await refresher.look()
+    assert refresher.problem == backend.pool.blocked
+    backend.pool = Group.pool
+    await refresher.look()
+    assert refresher.problem == ""
+    assert told.events == [
+        ("Warning", "StorageLessened", "disk /dev/sdb takes no new volumes: `pvchange -xy /dev/sdb`"),
+        ("Warning", "StorageBlocked", "a disk is missing: `vgreduce --removemissing vg`"),
+        ("Normal", "StorageWhole", "this node's storage gives all of its room again"),
+        ("Normal", "StorageFound", "this node has vg for volumes now"),
+    ]

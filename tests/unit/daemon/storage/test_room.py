@@ -6,8 +6,10 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contract.parameters import RAID1, VolumeParameters
 from daemon.storage.record import Pool, Thin
 from daemon.storage.room import Promise, room_for
+from lvm.allocation import FreeExtents
 
 GIB = 1024**3
 
@@ -72,3 +74,58 @@ def test_nothing_promised_is_taken_and_nobody_waits_for_ever(
     if sum(sizes.values()) <= free:
         assert set(sizes) <= set(made)
     assert not [pv for pv, size in sizes.items() if pv not in made and size <= left]
+
+
+MIRROR = VolumeParameters(raid=RAID1)
+
+
+def beside(pv: str, free: Sequence[int], *promises: Promise, parameters: VolumeParameters = VolumeParameters()) -> int:  # noqa: B008
+    """On devices with so much free."""
+    extents = FreeExtents(tuple((each,) for each in free))
+    pool = Pool("pool", size=1000, free=sum(free), ours=0, granularity=1, extents=extents)
+    return room_for(pv, pool, {}, promises, ratio=1.0, parameters=parameters)
+
+
+def test_a_mirror_has_what_two_devices_have_side_by_side() -> None:
+    assert beside("a", [200, 40], parameters=MIRROR) == 80
+    assert beside("a", [200], parameters=MIRROR) == 0
+
+
+def test_nothing_is_taken_from_the_devices_that_a_promised_mirror_needs() -> None:
+    """With 100 free on each, 60 of them promised to the legs of a mirror, 80 for a plain volume are left in all; but
+    where LVM would put them they leave 20, and the mirror can't be made any more."""
+    mirror = Promise("m", "pool", 120, MIRROR)
+    assert beside("a", [100, 100], mirror, Promise("a", "pool", 80)) == 40
+    assert beside("m", [100, 100], mirror, Promise("a", "pool", 80), parameters=MIRROR) == 120
+    assert beside("a", [40, 40], Promise("a", "pool", 80)) == 80
+
+
+def test_mirrors_that_wait_for_each_other_are_made_in_the_order_of_their_names() -> None:
+    promises = [Promise("a", "pool", 100, MIRROR), Promise("b", "pool", 80, MIRROR)]
+    assert beside("a", [100, 100], *promises, parameters=MIRROR) >= 100
+    assert beside("b", [100, 100], *promises, parameters=MIRROR) == 100
+    assert beside("b", [60, 60], *promises, parameters=MIRROR) == 20
+    assert beside("b", [60, 60], Promise("a", "pool", 200, MIRROR), promises[1], parameters=MIRROR) == 120
+
+
+@given(
+    st.lists(st.integers(0, 50), min_size=2, max_size=4),
+    st.lists(st.tuples(st.integers(1, 60), st.booleans()), max_size=4),
+)
+def test_whoever_was_promised_what_can_be_made_is_not_kept_waiting_for_ever(
+    free: list[int], sizes: list[tuple[int, bool]]
+) -> None:
+    """The first mirror that fits may be made; without one, the first plain volume."""
+    promises = [
+        Promise(f"pvc-{number}", "pool", 2 * size if mirror else size, MIRROR if mirror else VolumeParameters())
+        for number, (size, mirror) in enumerate(sizes)
+    ]
+    mirrors = [each for each in promises if each.parameters == MIRROR]
+    fit = [each for each in mirrors if each.footprint <= beside("", free, parameters=MIRROR)]
+    if fit:
+        first = fit[0]
+        assert beside(
+            first.pv, free, first, *(each for each in promises if each.parameters != MIRROR), parameters=MIRROR
+        )
+    elif not mirrors and promises and promises[0].footprint <= sum(free):
+        assert beside(promises[0].pv, free, *promises) >= promises[0].footprint

@@ -1,0 +1,122 @@
+"""What LVM will do with a volume group, and with which words to a person it will not. Pure.
+
+A group may have room and LVM may still refuse to make a volume in it: what is published must be what would be given.
+Each condition names the disk, and the command that ends it. No figures that change: words that change are told again.
+"""
+
+from collections.abc import Iterator
+
+import lvm
+from contract import quantity
+from lvm import PhysicalVolume, VolumeGroup
+
+_METADATA_OF_VOLUME = 2 << 10
+"""Bytes of LVM's metadata that a volume takes at most as a rule, tags and all: a plain one takes 0.7 KiB, a mirror,
+which is five volumes to LVM, 2. Each piece that it lies in takes 0.1 KiB more."""
+_METADATA_KEPT = 64 << 10
+"""Bytes that are left to the volumes there are: each change of a state or a size is a change of the metadata, and what
+can't be written can't be removed either."""
+_KEPT_SHARE = 16
+"""That much is too much of the small areas of old groups: one part in so many of the area is enough there."""
+_FEW_VOLUMES = 100
+"""When room in the metadata is left for fewer, people are told."""
+
+NOT_SHARED = ("", "none")
+
+
+def unusable(group: VolumeGroup) -> str:
+    """Why nothing in the group can be used here, and what to do. Empty: it can."""
+    name = group.name
+    if group.exported:
+        return f"volume group {name} is exported: `vgimport {name}`, if it is to be used on this node"
+    if group.system_id:
+        return (
+            f"volume group {name} belongs to the host with LVM's system ID {group.system_id}: if that is this node, or "
+            f'is gone, run `vgchange --systemid "" {name}` with that identity (lvmsystemid(7))'
+        )
+    if group.lock_type not in NOT_SHARED:
+        return (
+            f"volume group {name} is shared by several hosts (lock type {group.lock_type}), which is not served: name "
+            f"another group, or `vgchange --lock-type none {name}` when no other host uses it"
+        )
+    return ""
+
+
+def refusal(state: lvm.State, group: VolumeGroup) -> str:
+    """Why LVM makes no new volumes in a group that can be used, and what to do. Empty: it makes them."""
+    name = group.name
+    for device in state.devices_of(name):
+        if device.missing:
+            return f"LVM changes nothing in volume group {name} while a disk is missing: {_missing(name, device)}"
+        if device.duplicates:
+            return (
+                f"LVM changes nothing in volume group {name} while it finds one disk under several names, "
+                f"{device.path} and {' '.join(device.duplicates)}: detach the copy, or have multipathd join the paths "
+                "of one disk (`lsblk`, `multipath -ll`)"
+            )
+    if not group.writable:
+        return (
+            f"volume group {name} is read-only by its metadata: restore a backup of them that is not "
+            f"(`vgcfgrestore --list {name}`)"
+        )
+    if group.most_volumes and group.volume_count >= group.most_volumes:
+        return (
+            f"volume group {name} has the {group.most_volumes} volumes that its administrator allows: "
+            f"`vgchange --logicalvolume 0 {name}`"
+        )
+    if room_for_volumes(group) == 0:
+        return f"LVM's metadata area of volume group {name} is nearly full: {_larger_area(state, group)}"
+    return ""
+
+
+def notices(state: lvm.State, group: VolumeGroup) -> Iterator[str]:
+    """What gives less room than it could, while the rest serves on."""
+    name = group.name
+    for device in state.devices_of(name):
+        if not device.allocatable and not device.missing:
+            yield (
+                f"disk {device.path} of volume group {name} takes no new volumes, the {quantity.humane(device.free)} "
+                f"free on it are not offered: `pvchange -xy {device.path}`"
+            )
+    left = room_for_volumes(group)
+    if left is not None and 0 < left < _FEW_VOLUMES and group.metadata_size:
+        yield (
+            f"LVM's metadata area of volume group {name} has room for fewer than {_FEW_VOLUMES} more volumes: "
+            f"{_larger_area(state, group)}"
+        )
+
+
+def usable_free(state: lvm.State, group: VolumeGroup) -> int:
+    """Bytes that are free on devices which take new volumes."""
+    return group.free - sum(
+        device.free for device in state.devices_of(group.name) if device.missing or not device.allocatable
+    )
+
+
+def room_for_volumes(group: VolumeGroup) -> int | None:
+    """How many more volumes LVM can note. None: nothing limits that."""
+    limits = []
+    if group.metadata_size:
+        kept = min(_METADATA_KEPT, group.metadata_size // _KEPT_SHARE)
+        limits.append(max(group.metadata_free - kept, 0) // _METADATA_OF_VOLUME)
+    if group.most_volumes:
+        limits.append(max(group.most_volumes - group.volume_count, 0))
+    return min(limits, default=None)
+
+
+def _missing(group: str, device: PhysicalVolume) -> str:
+    if device.path.startswith("/dev/"):
+        return f"{device.path} was away and is back: `vgextend --restoremissing {group} {device.path}`"
+    last = f", last seen as {device.last_path}" if device.last_path else ""
+    return (
+        f"the one with uuid {device.uuid}{last}. Bring it back, or if it is lost for good with all that was on it: "
+        f"`vgreduce --removemissing {group}` (docs/operations.md, A disk is replaced)"
+    )
+
+
+def _larger_area(state: lvm.State, group: VolumeGroup) -> str:
+    small = " ".join(sorted(device.path for device in state.devices_of(group.name)))
+    return (
+        "delete volumes, or add a disk with a larger area, NEW, and let LVM leave the small ones aside: "
+        f"`pvcreate --metadatasize 64m NEW && vgextend {group.name} NEW && pvchange --metadataignore y {small}`"
+    )

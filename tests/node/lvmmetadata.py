@@ -1,0 +1,46 @@
+"""LVM without device-mapper: all that it decides and writes down, and no volume that can be used.
+
+With activation switched off, LVM makes groups and plain volumes in their metadata alone, and refuses what it would
+refuse. So what it does with a group can be asked on any kernel, in hundredths of a second.
+"""
+
+import os
+import subprocess
+from pathlib import Path
+
+from host.command import Completed
+from lvm import Lvm, State, configuration
+
+
+class Metadata:
+    """`tools` sees what `run` does: no devices but those that were shown to it, so that other tests may take away
+    theirs at the same time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._seen: set[str] = set()
+        self.tools = Lvm(folder)
+        self.show()
+
+    def show(self, *devices: str) -> None:
+        """These too."""
+        self._seen.update(devices)
+        accepted = "".join(f'"a|^{device}$|", ' for device in sorted(self._seen))
+        more = f'\nglobal {{\n    activation = 0\n}}\ndevices {{\n    global_filter = [{accepted}"r|.*|"]\n}}\n'
+        configuration.write(self._folder, configuration.text(udev=False) + more)
+
+    def run(self, *arguments: str, check: bool = True) -> Completed:
+        environment = {**os.environ, "LVM_SYSTEM_DIR": str(self._folder), "LVM_SUPPRESS_FD_WARNINGS": "1"}
+        done = subprocess.run(["lvm", *arguments], capture_output=True, text=True, env=environment, check=False)
+        if check and done.returncode != 0:
+            raise AssertionError(f"lvm {' '.join(arguments)}: {done.stdout} {done.stderr}")
+        return Completed(("lvm", *arguments), done.returncode, done.stdout, done.stderr, 0.0)
+
+    def makes(self, group: str, name: str, extents: int, *, stripes: int = 1, on: str = "") -> bool:
+        """Whether LVM makes a volume of so many extents; `on` is where, as lvcreate(8) has it."""
+        flags = ("--activate=n", "--zero=n", "--wipesignatures=n", "--yes", f"--name={name}", f"--extents={extents}")
+        layout = ("--type=striped", f"--stripes={stripes}") if stripes > 1 else ("--type=linear",)
+        return self.run("lvcreate", *flags, *layout, group, *filter(None, [on]), check=False).exit_code == 0
+
+    async def state(self) -> State:
+        return await self.tools.report()

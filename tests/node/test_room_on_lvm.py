@@ -1,0 +1,96 @@
+"""What is published of a group is what a volume of the class gets, to the extent."""
+
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from contract.parameters import RAID1, VolumeParameters
+from daemon.cluster.promises import offer
+from daemon.errors import BackendFailed, NoSpace, PoolBlocked
+from daemon.storage.volumes import Volumes
+from lvm import Lvm
+from tests.node.conftest import ByHand, MakeDisks
+from tests.node.volume_node import MIB, Node, lvm_backend
+
+pytestmark = pytest.mark.device_mapper
+
+EXTENT = 4 * MIB
+
+
+@pytest.fixture
+async def uneven(lvm: Lvm, make_disks: MakeDisks, by_hand: ByHand) -> AsyncIterator[str]:
+    """A group on disks of 200, 120 and 40 MiB."""
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    await lvm.create_group(name, [make_disks(1, size * MIB)[0] for size in (200, 120, 40)])
+    yield name
+    by_hand("vgremove", "--force", "--yes", name)
+
+
+def published(volumes: Volumes, group: str, **parameters: object) -> int:
+    pool = volumes.inventory.pool(group)
+    assert pool
+    return offer(pool, VolumeParameters(**parameters), volumes.inventory.volumes, []).largest  # type: ignore[arg-type]
+
+
+async def test_mirrors_and_stripes_on_unlike_disks(lvm: Lvm, uneven: str, tmp_path: Path) -> None:
+    node = Node(tmp_path, lambda: lvm_backend(lvm, uneven, thin=False))
+    volumes = node.volumes()
+    await volumes.start()
+    try:
+        for parameters in ({"raid": RAID1}, {"stripes": 2}, {"stripes": 3}):
+            size = published(volumes, uneven, **parameters)
+            assert size > 0
+            with pytest.raises(NoSpace):
+                await volumes.prepare(node.wanted(size + EXTENT, **parameters))
+            made = await volumes.prepare(node.wanted(size, **parameters))
+            assert made.size == size
+            await volumes.refresh()
+            assert published(volumes, uneven, **parameters) == 0
+            await node.reclaim(volumes)
+    finally:
+        await volumes.close()
+
+
+async def test_a_disk_whose_allocation_is_off_while_the_daemon_runs(
+    lvm: Lvm, uneven: str, by_hand: ByHand, tmp_path: Path
+) -> None:
+    node = Node(tmp_path, lambda: lvm_backend(lvm, uneven, thin=False))
+    volumes = node.volumes()
+    await volumes.start()
+    try:
+        largest = next(device for device in (await lvm.report()).devices_of(uneven) if device.size > 150 * MIB)
+        before = published(volumes, uneven)
+        by_hand("pvchange", "-xn", largest.path)
+        await volumes.refresh()
+        assert published(volumes, uneven) == before - largest.size
+        with pytest.raises(NoSpace):
+            await volumes.prepare(node.wanted(before - largest.size + EXTENT))
+        await volumes.prepare(node.wanted(before - largest.size))
+        by_hand("pvchange", "-xy", largest.path)
+        await volumes.refresh()
+        assert published(volumes, uneven) == largest.size
+    finally:
+        await volumes.close()
+
+
+async def test_a_group_that_lvm_does_not_change_says_so_in_place_of_lvms_words(
+    lvm: Lvm, uneven: str, by_hand: ByHand, tmp_path: Path
+) -> None:
+    node = Node(tmp_path, lambda: lvm_backend(lvm, uneven, thin=False))
+    volumes = node.volumes()
+    await volumes.start()
+    try:
+        by_hand("vgchange", "--logicalvolume=1", uneven)
+        by_hand("lvcreate", "--extents=1", "--name=theirs", uneven)
+        with pytest.raises(BackendFailed):  # the daemon has not looked yet, and LVM says it
+            await volumes.prepare(node.wanted(EXTENT * 8))
+        await volumes.refresh()
+        assert published(volumes, uneven) == 0
+        with pytest.raises(PoolBlocked, match=r"`vgchange --logicalvolume 0 "):
+            await volumes.prepare(node.wanted(EXTENT * 8))
+        by_hand("vgchange", "--logicalvolume=0", uneven)
+        await volumes.prepare(node.wanted(EXTENT * 8))
+    finally:
+        await volumes.close()
