@@ -34,12 +34,21 @@ def published(volumes: Volumes, group: str, **parameters: object) -> int:
     return offer(pool, VolumeParameters(**parameters), volumes.inventory.volumes, []).largest  # type: ignore[arg-type]
 
 
-async def test_mirrors_and_stripes_on_unlike_disks(lvm: Lvm, uneven: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_pieces", [False, True])
+async def test_mirrors_and_stripes_on_unlike_disks(
+    lvm: Lvm, uneven: str, by_hand: ByHand, tmp_path: Path, in_pieces: bool
+) -> None:
+    if in_pieces:
+        large, middle, _ = sorted((await lvm.report()).devices_of(uneven), key=lambda device: -device.size)
+        for name, place in (("a", f"{large.path}:20-24"), ("b", f"{large.path}:41-43"), ("c", f"{middle.path}:5-11")):
+            extents = 1 + int(place.split("-")[-1]) - int(place.split(":")[-1].split("-")[0])
+            by_hand("lvcreate", f"--extents={extents}", f"--name={name}", uneven, place)
     node = Node(tmp_path, lambda: lvm_backend(lvm, uneven, thin=False))
     volumes = node.volumes()
     await volumes.start()
     try:
         for parameters in ({"raid": RAID1}, {"stripes": 2}, {"stripes": 3}):
+            await volumes.refresh()
             size = published(volumes, uneven, **parameters)
             assert size > 0
             with pytest.raises(NoSpace):
