@@ -3,7 +3,8 @@
 A PersistentVolume is an object that others can write. Its path is believed only if it names a direct child of its
 class's folder, and what stands there is judged by what it is, not by what the object says. A folder must have a
 filesystem mounted on it: an unmounted volume leaves an empty folder, which would count as clean at once, and come back
-with the old data when it is mounted again. And nothing is cleaned that another volume shows too.
+with the old data when it is mounted again. And nothing is cleaned that another volume shows too, or that somebody on
+the node still has mounted or open: a container that outlived its pod would write on into the next user's volume.
 """
 
 import errno
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from daemon.static.configuration import BLOCK, FILESYSTEM, ClassConfiguration
 from daemon.static.volume import StaticVolume
-from host import mounttable
+from host import mounttable, usage
 from host.mounttable import Mount
 
 
@@ -126,6 +127,12 @@ def _check_mount(path: Path, neighbours: Mapping[str, Path]) -> None:
         if shown and overlap(mount, shown):
             words = f"shows files of PersistentVolume {name}, at {neighbour}: unmount one of the two"
             raise PlaceError(f"path {path} {words}", FILESYSTEM)
+    try:
+        user = next(usage.folder_users(mount), None)
+    except OSError as error:
+        raise PlaceError(f"path {path} may be in use, and by whom can't be seen: {error}", FILESYSTEM) from None
+    if user:
+        raise PlaceError(f"path {path} is in use, {user}: end that, it is cleaned then", FILESYSTEM)
 
 
 def overlap(one: Mount, other: Mount) -> bool:

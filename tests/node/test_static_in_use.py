@@ -1,0 +1,133 @@
+"""A volume that somebody still has mounted or open is not cleaned, and the event names who that is."""
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from host import loopdevice
+from tests.node.test_static_deletion import Disks, disks, intact, node
+from tests.unit.daemon.static.deletionstage import GONE, HOST_DIR, Stage
+
+__all__ = ["disks", "node"]
+
+READY = "print('ready', flush=True); import sys; sys.stdin.read()"
+
+
+@contextlib.contextmanager
+def process(*argv: str) -> Iterator[subprocess.Popen[str]]:
+    """Lives until the context ends; it said that it has what it is to have."""
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
+        try:
+            assert running.stdout
+            assert running.stdout.readline() == "ready\n"
+            yield running
+        finally:
+            running.kill()
+
+
+def python(script: str) -> tuple[str, ...]:
+    return (sys.executable, "-c", f"{script}; {READY}")
+
+
+async def refused(node: Stage, disks: Disks, *words: str) -> None:
+    await node.create("pv", f"{HOST_DIR}/one")
+    await node.clean_all(disks.configuration)
+    ((about, reason, message),) = await node.told()
+    assert (about, reason) == ("pv", "VolumeFailedDelete")
+    assert "is in use, " in message
+    for word in words:
+        assert word in message
+    assert intact(disks.one)
+
+
+async def cleaned(node: Stage, disks: Disks) -> None:
+    await node.clean_all(disks.configuration)
+    await node.pass_over(disks.configuration)
+    assert await node.phase("pv") == GONE
+    assert list(disks.one.iterdir()) == []
+
+
+@pytest.mark.parametrize("part", ["", "part"])
+async def test_mounted_in_a_pods_folder(node: Stage, disks: Disks, tmp_path: Path, part: str) -> None:
+    (disks.one / "part").mkdir()
+    pod = tmp_path / "kubelet"
+    pod.mkdir()
+    subprocess.run(["mount", "--bind", disks.one / part, pod], check=True)
+    try:
+        await refused(node, disks, f"has it mounted at {pod}")
+    finally:
+        subprocess.run(["umount", pod], check=True)
+    await cleaned(node, disks)
+
+
+async def test_mounted_in_a_container_that_the_kubelet_lost(node: Stage, disks: Disks, tmp_path: Path) -> None:
+    """Nothing of it is in our own mount table."""
+    inside = tmp_path / "container"
+    inside.mkdir()
+    script = f"mount --bind {disks.one} {inside}; umount {disks.one}; echo ready; exec cat"
+    with process("unshare", "--mount", "--propagation", "private", "sh", "-c", script) as container:
+        await refused(node, disks, f"process {container.pid} (cat)", f"has it mounted at {inside}")
+    await cleaned(node, disks)
+
+
+async def test_a_namespace_that_is_only_a_copy_uses_nothing(node: Stage, disks: Disks) -> None:
+    """As many services of systemd have one."""
+    with process("unshare", "--mount", "--propagation", "private", "sh", "-c", "echo ready; exec cat"):
+        await node.create("pv", f"{HOST_DIR}/one")
+        await cleaned(node, disks)
+
+
+async def test_open_in_a_process(node: Stage, disks: Disks) -> None:
+    with process(*python(f"kept = open({str(disks.one / 'data')!r})")) as user:
+        await refused(node, disks, f"process {user.pid} (", f"has {disks.one / 'data'} open")
+    await cleaned(node, disks)
+
+
+async def test_open_and_removed(node: Stage, disks: Disks) -> None:
+    path = str(disks.one / "gone")
+    with process(*python(f"import os; kept = open({path!r}, 'w'); os.unlink({path!r})")):
+        await refused(node, disks, f"has {path} (deleted) open")
+
+
+async def test_a_process_works_in_it(node: Stage, disks: Disks) -> None:
+    with process(*python(f"import os; os.chdir({str(disks.one)!r})")):
+        await refused(node, disks, f"works in {disks.one}")
+
+
+async def test_mapped_into_memory(node: Stage, disks: Disks) -> None:
+    path = str(disks.one / "data")
+    script = f"import mmap; file = open({path!r}, 'r+b'); kept = mmap.mmap(file.fileno(), 0); file.close()"
+    with process(
+        *python(
+            f"{script}; import os; os.close(next(n for n in map(int, os.listdir('/proc/self/fd')) "
+            f"if n > 2 and os.path.exists(f'/proc/self/fd/{{n}}') "
+            f"and os.readlink(f'/proc/self/fd/{{n}}') == {path!r}))"
+        )
+    ):
+        await refused(node, disks, f"works in {path}")
+
+
+async def test_a_loop_device_over_a_file_in_it(node: Stage, disks: Disks) -> None:
+    image = disks.one / "image"
+    image.write_bytes(bytes(1 << 16))
+    with loopdevice.attached(image) as device:
+        await refused(node, disks, f"device {device.name} is attached to {image}")
+
+
+async def test_files_beside_it_on_the_same_filesystem_are_not_in_it(node: Stage, disks: Disks, tmp_path: Path) -> None:
+    """Folders of one disk, each bound onto itself."""
+    for name in ("three", "threefold"):
+        (tmp_path / "disk" / name).mkdir(parents=True)
+        (tmp_path / "disk" / name / "data").write_text("data")
+    (disks.folder / "three").mkdir()
+    subprocess.run(["mount", "--bind", tmp_path / "disk" / "three", disks.folder / "three"], check=True)
+    beside = str(tmp_path / "disk" / "threefold" / "data")
+    with process(*python(f"kept = open({beside!r})")):
+        await node.create("pv", f"{HOST_DIR}/three")
+        await node.clean_all(disks.configuration)
+        await node.pass_over(disks.configuration)
+    assert await node.phase("pv") == GONE
