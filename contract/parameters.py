@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from contract import filesystems
+from contract import filesystems, fsrules
 from contract.filesystems import FILESYSTEMS, OptionRefused
 
 SIZE_OPTION = "size"
@@ -143,6 +143,16 @@ _MKFS_OPTIONS = "mkfsOptions"
 
 def parse(parameters: Mapping[str, str], mount_options: Sequence[str] = ()) -> VolumeParameters:
     """The parameters and mountOptions of a StorageClass. Raises ParameterError for the first that is wrong."""
+    wanted = _parse(parameters, mount_options)
+    try:
+        fsrules.check(wanted.filesystem, wanted.mkfs_options, wanted.mount_options)
+    except fsrules.Contradiction as error:
+        raise ParameterError(error.key, error.option, f"allowed for {wanted.filesystem} is {error.allowed}") from None
+    return wanted
+
+
+def _parse(parameters: Mapping[str, str], mount_options: Sequence[str]) -> VolumeParameters:
+    """Each option for itself."""
     found: dict[str, object] = {}
     for key, text in parameters.items():
         if key == _MKFS_OPTIONS:
@@ -216,7 +226,8 @@ def to_options(parameters: VolumeParameters, size: int) -> dict[str, str]:
 
 
 def from_options(options: Mapping[str, str], filesystem: str) -> VolumeParameters:
-    """The inverse of to_options. Raises ParameterError."""
+    """The inverse of to_options. Raises ParameterError. A volume that exists is mounted with what it has, also where a
+    newer version would not make it any more."""
     mount_options = options.get(MOUNT_OPTIONS_OPTION, "")
     parameters = {key: value for key, value in options.items() if key not in _OF_ONE_VOLUME}
-    return parse({**parameters, "fsType": filesystem}, [mount_options] if mount_options else [])
+    return _parse({**parameters, "fsType": filesystem}, [mount_options] if mount_options else [])

@@ -55,6 +55,10 @@ class Damaged(VolumeError):
     """A volume that held data does not show a sound filesystem. It is never formatted again by us."""
 
 
+class MountRefused(VolumeError):
+    """The kernel does not mount a sound filesystem as its class wants it. The data, if there is any, is not touched."""
+
+
 class Lost(VolumeError):
     """A volume that held data is not there. An empty one in its place would look like all data deleted."""
 

@@ -23,11 +23,12 @@ import errno
 import os
 import re
 import struct
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from host import blockdevice
+from host import blockdevice, kernellog
 from host.command import CommandFailed, Completed, run
 
 
@@ -92,6 +93,14 @@ class Unsound(Exception):
             f"{device} has no sound {kind} filesystem: {what}; its data was not touched, "
             f"on the node run `{' '.join((*FACTS[kind].repair, str(device)))}`"
         )
+        self.what = what
+
+
+class OptionsRefused(Exception):
+    """The kernel does not mount a filesystem with these options. It is sound: without them it is mounted."""
+
+    def __init__(self, kind: str, options: Sequence[str], said: str) -> None:
+        super().__init__(f"the kernel refuses mount options {','.join(options)} for this {kind} filesystem: {said}")
 
 
 async def make(kind: str, device: Path, options: Sequence[str] = (), *, deadline: float = 600) -> None:
@@ -123,17 +132,38 @@ _REFUSED_BY_KERNEL = ("Structure needs cleaning", "can't read superblock", "wron
 
 
 async def mount(kind: str, device: Path, path: Path, options: Sequence[str] = (), *, deadline: float = 100) -> None:
-    """Mounts `device` on the folder `path`, through mount(8) for the sake of its options. Raises Unsound when the
-    kernel refuses the filesystem, CommandError for all else."""
+    """Mounts `device` on the folder `path`, through mount(8) for the sake of its options. Raises OptionsRefused,
+    Unsound when the kernel refuses the filesystem itself, and CommandError for all else."""
     words = ("-o", ",".join(options)) if options else ()
+    heard = await asyncio.to_thread(kernellog.begin)
     try:
         await run("mount", "-t", kind, *words, str(device), str(path), deadline=deadline)
     except CommandFailed as error:
         said = error.completed.words
         if error.completed.exit_code != _MOUNT_FAILED or not any(sign in said for sign in _REFUSED_BY_KERNEL):
             raise
+        said = await asyncio.to_thread(heard.about, device) or f"{said} (dmesg on the node says why)"
+        if options and await _mounts_without_options(kind, device, deadline):
+            raise OptionsRefused(kind, options, said) from error
         asked = f"mount options {','.join(options)}" if options else "no mount options"
-        raise Unsound(kind, device, f"{said} ({asked}; dmesg on the node says why)") from error
+        what = f"{said} ({asked}), so it is damaged, or was made with what this kernel does not know"
+        raise Unsound(kind, device, what) from error
+    finally:
+        heard.close()
+
+
+async def _mounts_without_options(kind: str, device: Path, deadline: float) -> bool:
+    """Whether the fault lies in the options alone. Nothing is written but what the journal has to."""
+    folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="elastic-local-"))
+    try:
+        await run("mount", "-t", kind, "-o", "ro", str(device), str(folder), deadline=deadline)
+        await run("umount", str(folder), deadline=deadline)
+    except CommandFailed:
+        return False
+    else:
+        return True
+    finally:
+        await asyncio.to_thread(folder.rmdir)
 
 
 async def grow(kind: str, device: Path, path: Path, *, deadline: float = 600) -> None:

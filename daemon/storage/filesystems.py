@@ -11,13 +11,20 @@ from pathlib import Path
 
 from contract.parameters import VolumeParameters
 from daemon.backends import Backend
-from daemon.errors import BackendFailed, VolumeError
+from daemon.errors import BackendFailed, MountRefused, VolumeError
 from daemon.storage.record import Volume
 from daemon.storage.staging import Staging
 from host import blockdevice, filesystem, mounting
-from host.command import CommandError
+from host.command import CommandError, CommandFailed
 
 log = logging.getLogger(__name__)
+
+
+_OTHER_CLASS = "Correct mkfsOptions or mountOptions in a new StorageClass, and make a new claim of that"
+
+
+def _reason(error: Exception) -> str:
+    return error.what if isinstance(error, filesystem.Unsound) else str(error)
 
 
 class Filesystems:
@@ -46,11 +53,25 @@ class Filesystems:
             if not self._backend.on_device(volume):
                 await asyncio.to_thread(mounting.bind, source, path)
                 return None
-            if volume.pv in self._fresh:
+            try:
+                if volume.pv not in self._fresh:
+                    return await self._mount_old(volume, source, path, options)
                 await filesystem.mount(volume.record.filesystem, source, path, options)
-                self._fresh.discard(volume.pv)
-                return None
-            return await self._mount_old(volume, source, path, options)
+            except filesystem.OptionsRefused as error:
+                raise MountRefused(
+                    f"volume {volume.pv} can't be mounted as its class wants it, its filesystem is sound: {error}. "
+                    f"{_OTHER_CLASS}"
+                ) from error
+            except (filesystem.Unsound, CommandFailed) as error:
+                if volume.pv not in self._fresh:
+                    raise
+                # It was made a moment ago and holds nothing: what the kernel does not like can only be how it was made.
+                raise MountRefused(
+                    f"volume {volume.pv} is new and empty, and the kernel of this node does not mount a "
+                    f"{volume.record.filesystem} that was made so: {_reason(error)}. {_OTHER_CLASS}"
+                ) from error
+            self._fresh.discard(volume.pv)
+            return None
 
     async def _mount_old(
         self, volume: Volume, device: Path, path: Path, options: tuple[str, ...]

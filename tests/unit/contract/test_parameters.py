@@ -19,7 +19,7 @@ def test_a_class_without_parameters_is_the_default() -> None:
     ("given_parameters", "mount_options"),
     [
         ({"fsType": "xfs", "mkfsOptions": "-d su=64k,sw=2 -K"}, ["noatime", "logbufs=8"]),
-        ({"mkfsOptions": "-m 0 -O ^has_journal,extent -E lazy_itable_init=0"}, ["noatime,data=writeback"]),
+        ({"mkfsOptions": "-m 0 -O ^has_journal,extent -E lazy_itable_init=0"}, ["noatime,nodelalloc"]),
         ({"fsType": "btrfs", "mkfsOptions": "--csum xxhash"}, ["compress=zstd:3", "discard=async", "discard"]),
         ({"thin": "true", "thinPool": "fast", "overprovisionRatio": "2.5", "thinPoolAutoextend": "20%"}, []),
         ({"thin": "false", "volumeGroup": "nvme", "stripes": "3"}, []),
@@ -104,3 +104,70 @@ def test_no_word_reaches_mkfs_that_could_name_a_file(filesystem: str, text: str)
 def test_any_input_is_parsed_or_refused(given_parameters: dict[str, str], mount_options: list[str]) -> None:
     with contextlib.suppress(ParameterError):
         assert isinstance(parameters.parse(given_parameters, mount_options), VolumeParameters)
+
+
+TOGETHER = [
+    ("ext4", "", "prjquota", "mountOptions"),
+    ("ext4", "-O ^has_journal", "data=journal", "mountOptions"),
+    ("ext4", "-O ^has_journal", "data=ordered", "mountOptions"),
+    ("ext4", "-O ^has_journal", "commit=10", "mountOptions"),
+    ("ext4", "-O ^has_journal", "journal_checksum", "mountOptions"),
+    ("ext4", "", "data=journal,delalloc", "mountOptions"),
+    ("ext4", "", "data=journal,dioread_nolock", "mountOptions"),
+    ("ext4", "", "noacl", "mountOptions"),
+    ("ext4", "", "commit=2147484", "mountOptions"),
+    ("ext4", "", "stripe=5000000000", "mountOptions"),
+    ("xfs", "-b size=65536", "", "mkfsOptions"),
+    ("xfs", "-b size=64k", "", "mkfsOptions"),
+    ("xfs", "-m crc=0", "", "mkfsOptions"),
+    ("xfs", "", "allocsize=3", "mountOptions"),
+    ("xfs", "", "allocsize=12k", "mountOptions"),
+    ("xfs", "", "allocsize=2g", "mountOptions"),
+    ("xfs", "", "logbsize=1", "mountOptions"),
+    ("xfs", "", "logbsize=512k", "mountOptions"),
+    ("xfs", "-l su=128k", "logbsize=64k", "mountOptions"),
+    ("xfs", "-d su=64k,sw=2", "logbsize=32k", "mountOptions"),
+    ("xfs", "", "logbufs=1", "mountOptions"),
+    ("xfs", "", "logbufs=9", "mountOptions"),
+    ("xfs", "", "sunit=7,swidth=9", "mountOptions"),
+    ("xfs", "", "sunit=128", "mountOptions"),
+    ("xfs", "", "swidth=128", "mountOptions"),
+    ("xfs", "-d sunit=128,swidth=256", "sunit=128,swidth=512", "mountOptions"),
+    ("btrfs", "-s 64k", "", "mkfsOptions"),
+    ("btrfs", "-O quota", "", "mkfsOptions"),
+    ("btrfs", "", "compress=lzo:3", "mountOptions"),
+    ("btrfs", "", "compress=zlib:12", "mountOptions"),
+    ("btrfs", "", "compress-force=zstd:16", "mountOptions"),
+    ("btrfs", "", "thread_pool=0", "mountOptions"),
+]
+
+
+@pytest.mark.parametrize(("filesystem", "mkfs", "mount", "key"), TOGETHER)
+def test_what_can_not_be_mounted_together_is_refused_at_the_claim_and_served_where_it_exists(
+    filesystem: str, mkfs: str, mount: str, key: str
+) -> None:
+    options = {"mkfsOptions": mkfs, "mountOptions": mount}
+    asked = {name: text for name, text in options.items() if text}
+    with pytest.raises(ParameterError) as refused:
+        parameters.parse({"fsType": filesystem, "mkfsOptions": mkfs}, [mount] if mount else [])
+    assert refused.value.key == key
+    assert f"allowed for {filesystem} is" in str(refused.value)
+    assert parameters.from_options({"size": "5", **asked}, filesystem).filesystem == filesystem
+
+
+@pytest.mark.parametrize(
+    ("filesystem", "mkfs", "mount"),
+    [
+        ("ext4", "-O project,quota", "prjquota"),
+        ("ext4", "-O ^has_journal -O has_journal", "data=journal,commit=10,journal_checksum"),
+        ("ext4", "-O ^has_journal", "noatime,nodelalloc"),
+        ("xfs", "-b size=4k -l su=64k", "allocsize=64k,logbsize=64k,logbufs=8"),
+        ("xfs", "-d su=64k,sw=2", "sunit=128,swidth=256"),
+        ("xfs", "", "prjquota,allocsize=1g"),
+        ("btrfs", "-n 16k -s 4096 -O ^no-holes", "compress=zstd:15,thread_pool=4,commit=30"),
+        ("btrfs", "", "compress=lzo"),
+    ],
+)
+def test_what_can_be_mounted_together_is_not_refused(filesystem: str, mkfs: str, mount: str) -> None:
+    wanted = parameters.parse({"fsType": filesystem, "mkfsOptions": mkfs}, [mount])
+    assert ",".join(wanted.mount_options) == mount
