@@ -205,7 +205,12 @@ class Scheduler:
             text = f'running PreBind plugin "VolumeBinding": {error}'
             _log.info("pod %s: %s", key, text)
             self._later(key)
-            await self._say_failed(pod, "SchedulerError", text)
+            try:
+                await self._say_failed(pod, "SchedulerError", text)
+            except ApiError as silent:
+                # An API server that is away fails the binding and this, too; it must not end the scheduler.
+                _log.warning("pod %s: %s", key, silent)
+                self._said.pop(key, None)
             return
         message = f"Successfully assigned {key} to {node}"
         self._recorder.normal(reference("Pod", pod), "Scheduled", message)
