@@ -13,6 +13,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 _CONTROL = "/dev/loop-control"
@@ -52,6 +53,39 @@ class _Config(ctypes.Structure):
         ("info", _Info),
         ("reserved", ctypes.c_uint64 * 8),
     )
+
+
+@dataclass(frozen=True)
+class Backing:
+    """What a loop device shows."""
+
+    device: int
+    """Of the filesystem that its file is in, and the file there."""
+    inode: int
+    block_device: int
+    """st_rdev where it shows a block device, else 0."""
+    offset: int
+    limit: int
+    """Bytes; 0: to the end."""
+
+    def overlaps(self, other: "Backing") -> bool:
+        if (self.device, self.inode) != (other.device, other.inode):
+            return False
+        first, second = sorted((self, other), key=lambda each: each.offset)
+        return not first.limit or first.offset + first.limit > second.offset
+
+
+def backing(device: Path) -> Backing | None:
+    """None for a loop device that nothing is attached to. Raises OSError."""
+    with _opened(device, os.O_RDONLY) as descriptor:
+        info = _Info()
+        try:
+            fcntl.ioctl(descriptor, _LOOP_GET_STATUS64, info)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return None
+    return Backing(info.lo_device, info.lo_inode, info.lo_rdevice, info.lo_offset, info.lo_sizelimit)
 
 
 @contextlib.contextmanager

@@ -5,20 +5,38 @@ figure for as long as they are there. A class that can't be looked at makes the 
 on.
 """
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from contract import quantity
 from daemon.static import entries, patterns, volume
 from daemon.static.cache import Cache
 from daemon.static.configuration import ClassConfiguration, Configuration
+from daemon.static.entries import Entry, Kind
+from daemon.static.identity import Identity
 from daemon.static.looks import DEADLINE, Hung, Looks
-from daemon.static.metrics import CREATE, StaticMetrics
+from daemon.static.metrics import CREATE, DELETE, StaticMetrics
 from daemon.static.naming import provisioner_name, round_down
 from daemon.static.patterns import PatternError
-from daemon.static.plan import UNRESPONSIVE, Create, Stray, host_path, plan, vanished
-from daemon.static.volume import POLICIES, Offer
+from daemon.static.plan import (
+    DUPLICATE,
+    UNRESPONSIVE,
+    Create,
+    Rivals,
+    Shown,
+    Skip,
+    Stray,
+    duplicate,
+    host_path,
+    is_free,
+    plan,
+    rivals,
+    vanished,
+)
+from daemon.static.volume import POLICIES, Offer, StaticVolume
 from kube.client import VOLUMES, AlreadyExists, ApiError, Cluster
 from kube.events import Recorder
 from kube.informer import Informer
@@ -34,6 +52,16 @@ _TOLD_SECONDS = 30.0
 
 class ClassError(Exception):
     """A class whose volumes can't be looked for: says why and what to do."""
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """A class, and what stands in its folder."""
+
+    settings: ClassConfiguration
+    storage_class: StorageClass
+    wanted: Callable[[str], bool]
+    found: Collection[Entry]
 
 
 class Discoverer:
@@ -64,6 +92,10 @@ class Discoverer:
         self._strays: dict[str, dict[str, str]] = {}
         """By class and entry: the message."""
         self._errors: dict[str, str] = {}
+        self._identities: dict[str, Identity] = {}
+        """By path as the node sees it: what PersistentVolumes were seen to be."""
+        self._rivals: set[tuple[str, str, str]] = set()
+        """What was told of two PersistentVolumes of one disk."""
 
     def strays(self) -> Mapping[str, int]:
         """The number of stray entries by class."""
@@ -71,20 +103,87 @@ class Discoverer:
 
     async def discovery_pass(self, configuration: Configuration) -> list[str]:
         """Offers what is new. The answer is what went wrong with whole classes, a sentence each."""
-        errors = {}
+        errors: dict[str, str] = {}
+        looked: list[_Looked] = []
         for settings in configuration.classes.values():
-            try:
-                await self._discover(configuration, settings)
-            except ClassError as error:
-                errors[settings.name] = str(error)
-                if self._errors.get(settings.name) != str(error):
-                    log.error("class %s: %s", settings.name, error)
-                    self._events.warning(self._node.reference, CLASS_FAILED, f"class {settings.name}: {error}")
+            with self._told_of(settings, errors):
+                looked.append(await self._look(settings))
+        volumes = self._cache.volumes()
+        offered = self._offered(looked, volumes)
+        for pair in rivals(offered):
+            await self._settle_rivals(pair)
+        steps = [
+            (each, plan(each.settings, each.found, self._node.name, volumes, self._cleaning, self._awaited()))
+            for each in looked
+        ]
+        candidates = [
+            Shown(host_path(each.settings, step.entry), step.name, step.entry.identity)
+            for each, decided in steps
+            for step in decided
+            if isinstance(step, Create) and step.entry.identity
+        ]
+        for each, decided in steps:
+            with self._told_of(each.settings, errors):
+                await self._discover(configuration, each, decided, offered, candidates)
         self._errors = errors
         self._strays = {name: self._strays.get(name, {}) for name in configuration.classes}
         return [f"class {name}: {error}" for name, error in errors.items()]
 
-    async def _discover(self, configuration: Configuration, settings: ClassConfiguration) -> None:
+    @contextlib.contextmanager
+    def _told_of(self, settings: ClassConfiguration, errors: dict[str, str]) -> Iterator[None]:
+        """What goes wrong with a class is told once, and the other classes go on."""
+        try:
+            yield
+        except ClassError as error:
+            errors[settings.name] = str(error)
+            if self._errors.get(settings.name) != str(error):
+                log.error("class %s: %s", settings.name, error)
+                self._events.warning(self._node.reference, CLASS_FAILED, f"class {settings.name}: {error}")
+
+    def _offered(self, looked: "list[_Looked]", volumes: Collection[StaticVolume]) -> list[Shown]:
+        """The disks that have a PersistentVolume. Of what gives no answer now, the last that was seen counts."""
+        entries_of = {
+            host_path(each.settings, entry): entry
+            for each in looked
+            for entry in each.found
+            if entry.kind is not Kind.HUNG
+        }
+        listed = {each.settings.host_dir for each in looked}
+        hung = {host_path(each.settings, entry) for each in looked for entry in each.found} - entries_of.keys()
+        identities = {path: entry.identity for path, entry in entries_of.items() if entry.identity}
+        for path, known in self._identities.items():
+            if path in hung or path.rpartition("/")[0] not in listed:
+                identities.setdefault(path, known)
+        shown = [
+            Shown(each.path, each.name, identities[each.path], each) for each in volumes if each.path in identities
+        ]
+        shown += [Shown(path, name, identities[path]) for path, name in self._awaited().items() if path in identities]
+        self._identities = {each.path: each.identity for each in shown}
+        return shown
+
+    async def _settle_rivals(self, pair: Rivals) -> None:
+        """Tells of two PersistentVolumes of one disk, and deletes the one that is nobody's, in the version that was
+        so. Our finalizer comes off it in the next pass."""
+        told = (pair.kept.uid, pair.other.uid, pair.message)
+        if told not in self._rivals:
+            self._rivals.add(told)
+            log.warning("%s", pair.message)
+            for about in (self._node, pair.kept, pair.other):
+                self._events.warning(about.reference, DUPLICATE, pair.message)
+        if not pair.withdrawn:
+            return
+        try:
+            body = await self._cluster.get(VOLUMES, pair.other.name)
+            now = volume.read(body)
+            if now is None or now.uid != pair.other.uid or not is_free(now) or now.deleting:
+                return
+            with self._metrics.request(DELETE):
+                version = body["metadata"]["resourceVersion"]
+                await self._cluster.delete(VOLUMES, now.name, uid=now.uid, resource_version=version)
+        except ApiError as error:
+            log.warning("PersistentVolume %s can't be withdrawn yet: %s", pair.other.name, error)
+
+    async def _look(self, settings: ClassConfiguration) -> "_Looked":
         """Raises ClassError."""
         if settings.refused:
             raise ClassError(settings.refused)
@@ -106,13 +205,33 @@ class Discoverer:
                 f"folder {settings.mount_dir} can't be listed ({error.strerror}): "
                 f"make {settings.host_dir} on the node and mount it there"
             ) from None
-        volumes = self._cache.volumes()
-        strays = {gone.name: gone for gone in vanished(settings, wanted, found, volumes)}
+        return _Looked(settings, storage_class, wanted, found)
+
+    async def _discover(
+        self,
+        configuration: Configuration,
+        looked: "_Looked",
+        steps: Iterable[Create | Skip | Stray],
+        offered: Collection[Shown],
+        candidates: Collection[Shown],
+    ) -> None:
+        """Raises ClassError."""
+        settings = looked.settings
+        strays = {gone.name: gone for gone in vanished(settings, looked.wanted, looked.found, self._cache.volumes())}
         failed = ""
-        for step in plan(settings, found, self._node.name, volumes, self._cleaning, self._awaited()):
+        for step in steps:
             if isinstance(step, Create):
+                path = host_path(settings, step.entry)
+                if path in self._awaited():
+                    continue  # another class has the same folder, and was first
+                if step.entry.identity:
+                    shown = Shown(path, step.name, step.entry.identity)
+                    if stray := duplicate(shown, offered, candidates):
+                        strays[stray.name] = stray
+                        continue
+                    self._identities[path] = shown.identity
                 try:
-                    if stray := await self._create(configuration, settings, storage_class, step):
+                    if stray := await self._create(configuration, settings, looked.storage_class, step):
                         strays[stray.name] = stray
                 except ApiError as error:
                     failed = failed or f"the API server does not take PersistentVolume {step.name}: {error}"
@@ -144,6 +263,9 @@ class Discoverer:
         except UnicodeEncodeError:
             return Stray(step.entry.name, f"the name {step.entry.name!r} is not UTF-8: rename it")
         try:
+            if await entries.is_claimed(step.entry, self._looks):
+                words = "unmount it and end what is built on it or on a part of it (lsblk shows both), or take it out"
+                return Stray(step.entry.name, f'"{step.entry.path}" is in use: {words}')
             size = round_down(await entries.capacity(step.entry, self._looks))
         except OSError as error:
             return Stray(step.entry.name, f'the capacity of "{step.entry.path}" can\'t be read: {error.strerror}')

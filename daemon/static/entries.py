@@ -5,6 +5,7 @@ under /dev/disk/by-id is the usual way to offer one.
 """
 
 import asyncio
+import contextlib
 import os
 import stat
 from collections.abc import Callable
@@ -13,8 +14,10 @@ from enum import Enum
 from functools import partial
 from pathlib import Path
 
+from daemon.static.identity import Identity, of_device, of_mount
 from daemon.static.looks import Hung, Looks
 from host import blockdevice, mounttable
+from host.mounttable import Mount
 
 
 class Kind(Enum):
@@ -32,30 +35,41 @@ class Entry:
     kind: Kind
     mounted: bool = False
     """A filesystem is mounted right here."""
+    identity: Identity | None = None
+    """What stands behind a device or a mounted folder. None: it can't be told."""
 
 
 async def look(folder: Path, wanted: Callable[[str], bool], looks: Looks) -> list[Entry]:
     """The entries whose names are wanted, by name. Raises OSError for a folder that can't be listed, and Hung."""
-    mounted = await looks.at(folder, partial(_list, folder, wanted))
+    mounts = await looks.at(folder, partial(_list, folder, wanted))
     # At once: if all disks of a controller hang, one deadline is waited for.
-    kinds = await asyncio.gather(*(_answer(folder / name, looks) for name in mounted))
-    return [Entry(name, folder / name, kind, mounted[name]) for name, kind in zip(mounted, kinds, strict=True)]
+    return list(await asyncio.gather(*(_answer(folder / name, mounts[name], looks) for name in mounts)))
 
 
-def _list(folder: Path, wanted: Callable[[str], bool]) -> dict[str, bool]:
-    """Names, in their order, and whether something is mounted there."""
+def _list(folder: Path, wanted: Callable[[str], bool]) -> dict[str, Mount | None]:
+    """Names, in their order, and what is mounted there."""
     found = sorted(path.name for path in folder.iterdir() if wanted(path.name))
     # The kernel's table has no links in it, and the folder itself may be reached through one.
     real = folder.resolve()
-    mounts = {mount.path for mount in mounttable.read()}
-    return {name: str(real / name) in mounts for name in found}
+    mounts = {mount.path: mount for mount in mounttable.read()}
+    return {name: mounts.get(str(real / name)) for name in found}
 
 
-async def _answer(path: Path, looks: Looks) -> Kind:
+async def _answer(path: Path, mount: Mount | None, looks: Looks) -> Entry:
     try:
-        return await looks.at(path, partial(_kind, path))
+        return await looks.at(path, partial(_entry, path, mount))
     except Hung:
-        return Kind.HUNG
+        return Entry(path.name, path, Kind.HUNG, mount is not None)
+
+
+def _entry(path: Path, mount: Mount | None) -> Entry:
+    kind, identity = _kind(path), None
+    with contextlib.suppress(OSError):  # it went away a moment ago
+        if kind is Kind.BLOCK:
+            identity = of_device(path.stat().st_rdev)
+        elif kind is Kind.FOLDER and mount:
+            identity = of_mount(mount)
+    return Entry(path.name, path, kind, mount is not None, identity)
 
 
 def _kind(path: Path) -> Kind:
@@ -64,6 +78,12 @@ def _kind(path: Path) -> Kind:
     except OSError:  # a link to nothing, or to what may not be read
         return Kind.OTHER
     return Kind.FOLDER if stat.S_ISDIR(mode) else Kind.BLOCK if stat.S_ISBLK(mode) else Kind.OTHER
+
+
+async def is_claimed(entry: Entry, looks: Looks) -> bool:
+    """Whether somebody has the device for himself: a filesystem, device-mapper, LVM or md on it or on a part of it.
+    Raises OSError and Hung."""
+    return entry.kind is Kind.BLOCK and await looks.at(entry.path, partial(blockdevice.is_claimed, entry.path))
 
 
 async def capacity(entry: Entry, looks: Looks) -> int:

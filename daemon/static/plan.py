@@ -8,13 +8,15 @@ not make the node unready.
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+from contract.volume import AVAILABLE, BOUND, PENDING
 from daemon.static.configuration import BLOCK, FILESYSTEM, ClassConfiguration
 from daemon.static.entries import Entry, Kind
+from daemon.static.identity import Identity
 from daemon.static.looks import Hung
 from daemon.static.naming import volume_name
 from daemon.static.volume import StaticVolume
 
-STRAY = "VolumeDiscoveryStray"
+STRAY, DUPLICATE = "VolumeDiscoveryStray", "VolumeDuplicate"
 NO_DEVICE = "VolumeFailedDelete"
 """The original's, like when it is told: of a block volume in whose place a folder stands."""
 VANISHED, UNMOUNTED, UNRESPONSIVE = "VolumeVanished", "VolumeUnmounted", "VolumeUnresponsive"
@@ -118,6 +120,84 @@ def _decide(
             f'path "{entry.path}" is not a valid mount point: mount a filesystem on it, or take it out of the folder',
         )
     return Create(name, entry, FILESYSTEM)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A disk, under a path and a name that it is or would be offered by."""
+
+    path: str
+    """As the node sees it."""
+    name: str
+    identity: Identity
+    volume: StaticVolume | None = None
+    """None: it is to be created, or was a moment ago."""
+
+
+def duplicate(wanted: Shown, offered: Iterable[Shown], candidates: Iterable[Shown]) -> Stray | None:
+    """What to say of a disk that is offered already, or by another path that comes first. Which of two is offered does
+    not depend on the moment: the one that has its PersistentVolume, else the one whose path comes first."""
+    earlier = (each for each in candidates if each.path < wanted.path)
+    for other in (*offered, *earlier):
+        if other.path != wanted.path and other.identity.same(wanted.identity):
+            return Stray(
+                wanted.path.rpartition("/")[2],
+                f'path "{wanted.path}" shows the same disk as "{other.path}", or a part of it, which is offered as '
+                f"PersistentVolume {other.name}: a disk is offered once, so take one of the two out of its folder",
+                reason=DUPLICATE,
+            )
+    return None
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """Two PersistentVolumes of one disk."""
+
+    kept: StaticVolume
+    other: StaticVolume
+
+    @property
+    def withdrawn(self) -> bool:
+        """Whether the other is to be deleted: nobody has it or had it, so it has no data of its own, and it must not
+        be given to a second user. No disk is touched for that."""
+        return is_free(self.other) and not self.other.deleting
+
+    @property
+    def message(self) -> str:
+        words = (
+            f'path "{self.other.path}" of PersistentVolume {self.other.name} shows the same disk as '
+            f'"{self.kept.path}" of PersistentVolume {self.kept.name}, or a part of it'
+        )
+        if self.withdrawn:
+            return f"{words}: nobody uses {self.other.name}, it is withdrawn; take its path out of the folder"
+        return (
+            f"{words}: see which of the two has the data, end the pods of the other, and delete its claim and its "
+            "PersistentVolume under policy Retain"
+        )
+
+
+def is_free(volume: StaticVolume) -> bool:
+    return volume.phase in (AVAILABLE, PENDING) and not volume.claimed
+
+
+def rivals(offered: Iterable[Shown]) -> list[Rivals]:
+    """Of each disk that has several PersistentVolumes, the one that is kept with each of the others."""
+    found: list[Rivals] = []
+    first: list[tuple[Shown, StaticVolume]] = []
+    known = [(each, each.volume) for each in offered if each.volume]
+    for shown, volume in sorted(known, key=lambda each: _claim_on_disk(each[1])):
+        kept = next((before for other, before in first if other.identity.same(shown.identity)), None)
+        if kept and not (is_free(volume) and volume.deleting):
+            found.append(Rivals(kept, volume))
+        if not kept or not is_free(volume):
+            first.append((shown, volume))
+    return found
+
+
+def _claim_on_disk(volume: StaticVolume) -> tuple[int, bool, str, str]:
+    """The lower, the more it is worth: what somebody uses, what may have data of his, what is free."""
+    rank = 0 if volume.phase == BOUND else 2 if is_free(volume) else 1
+    return rank, volume.deleting, volume.path, volume.name
 
 
 def vanished(

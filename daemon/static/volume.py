@@ -38,6 +38,8 @@ class StaticVolume:
     """Hostname label values of its node affinity, and of its own hostname label."""
     claim_uid: str = ""
     """Of the claim that it is, or was last, bound to."""
+    claimed: bool = False
+    """It is bound to a claim or kept for one."""
     held: bool = False
     """It carries our finalizer: however it was deleted, it stays until we let it go."""
 
@@ -67,6 +69,7 @@ def read(body: Json) -> StaticVolume | None:
         provisioned_by=annotations.get(names.PROVISIONED_BY, ""),
         hostnames=tuple(dict.fromkeys((*_hostnames(spec, annotations), *((label,) if label else ())))),
         claim_uid=(spec.get("claimRef") or {}).get("uid") or "",
+        claimed=bool(spec.get("claimRef")),
         held=names.STATIC_FINALIZER in (metadata.get("finalizers") or ()),
     )
 

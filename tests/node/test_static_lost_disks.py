@@ -12,6 +12,7 @@ from daemon.static.entries import Kind
 from daemon.static.looks import Looks
 from daemon.static.naming import volume_name
 from daemon.static.plan import NO_DEVICE, UNMOUNTED, UNRESPONSIVE, VANISHED
+from host.mounttable import Mount
 from tests.node.conftest import MakeDisks
 from tests.node.staticvolumes import Discovery, configured, discovery, mount, settings, unmount
 from tests.unit.daemon.nodecluster import NODE, until
@@ -146,7 +147,7 @@ async def test_a_folder_that_hangs_is_the_classes_error(
 ) -> None:
     let_go, list_of = threading.Event(), entries._list
 
-    def hanging(folder: Path, wanted: Callable[[str], bool]) -> dict[str, bool]:
+    def hanging(folder: Path, wanted: Callable[[str], bool]) -> dict[str, Mount | None]:
         if folder == fast:
             let_go.wait()
         return list_of(folder, wanted)

@@ -1,0 +1,55 @@
+"""A static PersistentVolume that an administrator deletes with kubectl: free, in use, and to be kept."""
+
+from pathlib import Path
+
+from contract import names
+from kube.client import CLAIMS, CLASSES, VOLUMES
+from tests.cluster.conftest import MakeSandbox
+from tests.cluster.staticnode import CLASS, STATIC, Offered, configure, folder, mount, served
+from tests.sandbox.nodes import NodeSpec
+from tests.sandbox.sandbox import Sandbox
+from tests.sandbox.waiting import until
+from tests.sandbox.workloads import Namespace, claim, storage_class
+
+
+async def test_deleted_by_hand(fresh_sandbox: MakeSandbox) -> None:
+    sandbox = await fresh_sandbox(NodeSpec("one", hostname="host-1", static=True), manifests=STATIC)
+    node = sandbox.nodes["one"]
+    manual = storage_class("kept", provisioner="kubernetes.io/no-provisioner", reclaimPolicy="Retain")
+    await sandbox.api.create(CLASSES, manual)
+    fast, kept = folder(node, "fast"), folder(node, "kept")
+    configure(node, "storageClassMap", {CLASS: served(fast), "kept": served(kept)})
+    used, archive = Offered(sandbox, node, "used"), Offered(sandbox, node, "archive", "kept")
+    mount(fast / "used")
+    mount(kept / "archive")
+
+    free = (await used.until("Available"))["metadata"]
+    assert names.STATIC_FINALIZER in free["finalizers"]
+    await sandbox.api.delete(VOLUMES, used.name)
+    await used.until("Available", not_uid=free["uid"])
+
+    async with Namespace(sandbox, "work") as namespace:
+        await namespace.create(CLAIMS, claim("used", "1Mi", CLASS, volumeName=used.name))
+        await namespace.create(CLAIMS, claim("archive", "1Mi", "kept", volumeName=archive.name))
+        for volume, path in ((used, fast / "used"), (archive, kept / "archive")):
+            await volume.until("Bound")
+            (path / "secret").write_text("of this claim")
+            await sandbox.api.delete(VOLUMES, volume.name)
+        before = (await used.until("Bound"))["metadata"]["uid"]
+        for name in ("used", "archive"):
+            await namespace.delete(CLAIMS, name)
+        await used.until("Available", not_uid=before)
+        assert list((fast / "used").iterdir()) == []
+
+    await archive.until_told("VolumeDeletedWithData", "until you say")
+    await node.daemon.kill()
+    await node.daemon.start()
+    uid = (await archive.until("Released"))["metadata"]["uid"]
+    assert (kept / "archive" / "secret").read_text() == "of this claim"
+    await _the_administrators_word(sandbox, archive, kept / "archive", uid)
+
+
+async def _the_administrators_word(sandbox: Sandbox, archive: Offered, path: Path, uid: str) -> None:
+    await sandbox.api.patch(VOLUMES, archive.name, {"spec": {"persistentVolumeReclaimPolicy": "Delete"}})
+    await archive.until("Available", not_uid=uid)
+    await until(lambda: list(path.iterdir()) == [], what="it was cleaned before it was offered again")
