@@ -236,6 +236,26 @@ def test_depth_is_no_hiding_place(volume: Volume) -> None:
     assert list(volume.path.iterdir()) == []
 
 
+def test_a_disk_that_is_full_to_the_last_block(attach: Attach, tmp_path: Path) -> None:
+    """Then the top folder can't take the names of many folders, until some file is gone."""
+    device, path = attach(8 * MIB), tmp_path / "volume"
+    path.mkdir()
+    subprocess.run(["mkfs.ext4", "-q", "-b", "1024", "-m", "0", "-N", "1024", "-O", "^has_journal", device], check=True)
+    subprocess.run(["mount", device, path], check=True)
+    try:
+        for number in range(200):
+            (path / "folders" / f"{number:0200}").mkdir(parents=True)
+        with (path / "folders" / f"{199:0200}" / "fill").open("wb", buffering=0) as fill:
+            with contextlib.suppress(OSError):
+                while True:
+                    fill.write(bytes(1024))
+            os.fsync(fill.fileno())
+        assert folder.clean(path) == 200 + 3, "the folder of them, the file and lost+found are the three more"
+        assert list(path.iterdir()) == []
+    finally:
+        mounting.unmount(path)
+
+
 def test_a_quota_project_of_a_users_own(attach: Attach, tmp_path: Path) -> None:
     """Who owns the files may give them one, and have the top refuse what is of another."""
     device, path = attach(320 * MIB), tmp_path / "volume"

@@ -96,21 +96,30 @@ def _mount_of(top: int, path: Path) -> Mount:
     raise NotCleaned(f"{path} is not a mount point: mount the volume there, an empty folder has nothing to clean")
 
 
+class _Full(Exception):
+    """The filesystem has no room for one more name in the top folder, until something else is removed."""
+
+
 class _Emptying:
     def __init__(self, path: Path, top: int, mount: int) -> None:
         self._path = path
         self._top = top
         self._mount = mount
         self._removed = 0
+        self._lifted = 0
         token = secrets.token_hex(8)
         self._fresh_names = (f".cleaning-{token}-{number}" for number in count())
 
     def run(self) -> int:
         # What is moved to the top while it is listed may or may not be listed: so again, until nothing is left.
         while names := _names(self._top):
+            before = self._removed, self._lifted
             for name in names:
                 if not self._unlink(name, self._top, self._path):
-                    self._remove_folder(name)
+                    with contextlib.suppress(_Full):  # what was lifted until then is emptied in the next round
+                        self._remove_folder(name)
+            if before == (self._removed, self._lifted):
+                raise NotCleaned(f"{self._path} is full to the last block: remove any file in it by hand")
         # What was removed must not come back after a power cut, when others are using the volume.
         try:
             os.fsync(self._top)
@@ -155,7 +164,10 @@ class _Emptying:
                 self._take_into_project(name, folder)
                 os.rename(name, fresh, src_dir_fd=folder, dst_dir_fd=self._top)
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise _Full from None
             raise _refused(path / name, error) from None
+        self._lifted += 1
 
     def _take_into_project(self, name: str, folder: int) -> None:
         """Gives a folder the quota project of the top (ioctl_fsgetxattr in xfsctl(3), the same for ext4)."""
