@@ -144,6 +144,11 @@ class Pod:
         return f"{self.namespace}/{self.name}"
 
     @property
+    def claims(self) -> tuple[str, ...]:
+        """Keys of the claims that it names."""
+        return tuple(f"{self.namespace}/{volume.claim}" for volume in self.volumes)
+
+    @property
     def reference(self) -> ObjectReference:
         return ObjectReference("Pod", "v1", self.namespace, self.name, self.uid)
 

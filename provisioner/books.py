@@ -3,12 +3,13 @@
 A volume is charged from the moment that its creation is decided until its object, or at least our finalizer on it, is
 gone. The watch of PersistentVolumes alone can't tell: it lags behind our own creations, and says nothing of a request
 whose answer was lost. So each name has entries for what the watch showed (observed), what we asked for (booked) and
-what it is about to be granted (growing), and counts with the largest one. A booking ends in one of two ways only: the
-watch shows that very object, by uid, or somebody has made sure that there is none (doubts.py). Everything here is
-synchronous: a decision and its booking have no `await` between them, so any number of claims may be worked on at the
-same time.
+what it is about to be granted (growing) or asked for (reserved), and counts with the largest one. A booking ends in one
+of two ways only: the watch shows that very object, by uid, or somebody has made sure that there is none (doubts.py).
+Everything here is synchronous: a decision and its booking have no `await` between them, so any number of claims may be
+worked on at the same time.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from contract import capacity, names, parameters
@@ -76,12 +77,16 @@ def charge_of(volume: PersistentVolume) -> Charge | None:
         return None
     else:
         account = unplaced(volume.storage_class)
+    return Charge(account, volume.charged, layout_of(volume))
+
+
+def layout_of(volume: PersistentVolume) -> VolumeParameters:
+    """One whose options can't be read was written by hand: the node will refuse to make it, but until it goes it counts
+    plainly."""
     try:
-        layout = volume.parameters()
+        return volume.parameters()
     except parameters.ParameterError:
-        # Somebody wrote this one by hand: the node will refuse to make it, but until it goes it counts plainly.
-        layout = VolumeParameters()
-    return Charge(account, volume.charged, layout)
+        return VolumeParameters()
 
 
 class Books:
@@ -91,11 +96,12 @@ class Books:
         self._observed: dict[str, _Observed] = {}
         self._bookings: dict[str, Booking] = {}
         self._growths: dict[str, _Growth] = {}
+        self._reservations: dict[str, Charge] = {}
         self._held: dict[str, Charge] = {}
         self._pages: dict[Account, _Page] = {}
 
-    def taken(self, account: Account, granularity: int, *, besides: str = "") -> int:
-        """Bytes promised in an account, in whole extents of `granularity` bytes, leaving out the volume `besides`."""
+    def taken(self, account: Account, granularity: int, *, besides: Collection[str] = ()) -> int:
+        """Bytes promised in an account, in whole extents of `granularity` bytes, leaving out the volumes `besides`."""
         page = self._pages.get(account)
         return page.total(granularity, besides) if page else 0
 
@@ -135,6 +141,17 @@ class Books:
     def release(self, name: str) -> None:
         """There is no such volume, for certain, and none will come of what we asked."""
         self._enter(name, None)
+
+    def reserve(self, name: str, charge: Charge) -> None:
+        """Keep room for a volume that is to be asked for in a moment, beside another one that was decided with it."""
+        before = self._charges(name)
+        self._reservations[name] = charge
+        self._write(name, before, self._charges(name))
+
+    def unreserve(self, name: str) -> None:
+        before = self._charges(name)
+        self._reservations.pop(name, None)
+        self._write(name, before, self._charges(name))
 
     def grow(self, volume: PersistentVolume, size: int) -> None:
         """Promise a volume that exists more room, before that is written to its PersistentVolume. Once the watch shows
@@ -216,7 +233,7 @@ class Books:
     def _charges(self, name: str) -> tuple[Charge, ...]:
         booking, observed, growth = self._bookings.get(name), self._observed.get(name), self._growths.get(name)
         charges = [entry.charge for entry in (booking, observed, growth) if entry is not None]
-        return tuple(charge for charge in charges if charge is not None)
+        return tuple(charge for charge in (*charges, self._reservations.get(name)) if charge is not None)
 
     def _write(self, key: str, before: tuple[Charge, ...], after: tuple[Charge, ...]) -> None:
         for account in {charge.account for charge in (*before, *after)}:
@@ -245,11 +262,11 @@ class _Page:
         else:
             self._charges.pop(name, None)
 
-    def total(self, granularity: int, besides: str) -> int:
+    def total(self, granularity: int, besides: Collection[str]) -> int:
         if granularity != self._granularity:
             self._granularity = granularity
             self._sum = sum(map(self._weight, self._charges.values()))
-        return self._sum - self._weight(self._charges.get(besides, ()))
+        return self._sum - sum(self._weight(self._charges.get(name, ())) for name in set(besides))
 
     def _weight(self, charges: tuple[Charge, ...]) -> int:
         return max(

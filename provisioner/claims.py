@@ -8,18 +8,21 @@ or the scheduler's last choice but one.
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from contract import names
 from contract.volume import ClaimReference, PersistentVolume
 from kube.client import CLAIMS, ApiError, Cluster, Conflict, NotFound
 from kube.events import Recorder
-from kube.records import SELECTED_NODE, Claim, StorageClass
+from kube.records import SELECTED_NODE, Claim, Pod, StorageClass
 from kube.workqueue import WorkQueue
 from provisioner import live, manifest
 from provisioner.cloning import NOTHING, Source
 from provisioner.creation import Creation, NotMade
-from provisioner.decision import Create, Decision, Ignore, Refuse, SendBack, Wait, decide
+from provisioner.decision import Create, Decision, Ignore, Refuse, SendBack, Wait, bound_late, decide, unscheduled
 from provisioner.metrics import Metrics
+from provisioner.placement import Move, PodPlacement
 from provisioner.view import Published, View
 from service import logs
 
@@ -36,6 +39,10 @@ class _Stalled:
     claim: Claim
     since: float | None
     """When the chosen node was first found to publish no room."""
+
+
+_CATCHING_UP = 0.2
+"""Seconds that the watch of pods may lag behind that of claims before the API server is asked."""
 
 
 class Claims:
@@ -58,10 +65,26 @@ class Claims:
         self._metrics = metrics
         self._stalled: dict[str, _Stalled] = {}
         self.queue = WorkQueue(self._handle, parallelism=parallelism, expected=(ApiError, NotMade), of="claim")
-        view.claims.subscribe(lambda key, old, new: self.queue.add(key))
+        self._placement = PodPlacement(cluster, view, self._wake_stalled)
+        self._moving: set[str] = set()
+        """Pods whose claims are being sent to another node, by uid."""
+        view.claims.subscribe(self._claim_changed)
+        view.pods.subscribe(self._pod_changed)
         view.classes.subscribe(self._class_changed)
         view.capacities.subscribe(self._capacity_changed)
         view.volumes.subscribe(self._volume_changed)
+
+    def _claim_changed(self, key: str, old: Claim | None, new: Claim | None) -> None:
+        self.queue.add(key)
+        for pod in self._view.users(key):
+            for other in pod.claims:
+                if other in self._stalled:
+                    self.queue.add(other)
+
+    def _pod_changed(self, key: str, old: Pod | None, new: Pod | None) -> None:
+        for claim in new.claims if new else ():
+            if self._view.claims.get(claim) is not None:
+                self.queue.add(claim)
 
     def look_again(self) -> None:
         """At every claim without a volume: what we took for one may be none."""
@@ -103,6 +126,7 @@ class Claims:
         claim = self._view.claims.get(key)
         if claim is None:
             self._stalled.pop(key, None)
+            self._placement.let_go(key)
             return
         with logs.about(claim=key, volume=manifest.volume_name(claim.uid)):
             await self._serve(claim)
@@ -110,7 +134,9 @@ class Claims:
     async def _serve(self, claim: Claim) -> None:
         started = time.monotonic()
         source = await self._source(claim)
-        decision = self._decide(claim, source)
+        decision: Decision | Move = self._decide(claim, source)
+        if isinstance(decision, Create) and self._may_have_a_pod_soon(claim):
+            decision = Wait(_CATCHING_UP)
         if isinstance(decision, Create):
             fresh = await live.claim(self._cluster, ClaimReference(claim.namespace, claim.name, claim.uid))
             if fresh is None:
@@ -118,6 +144,8 @@ class Claims:
                 return
             claim = fresh
             decision = self._decide(claim, source)
+        if isinstance(decision, Create | SendBack):
+            decision = await self._with_its_pod(claim, decision)
         match decision:
             case Ignore():
                 self._stalled.pop(claim.key, None)
@@ -130,7 +158,9 @@ class Claims:
                 self._failed(claim, why)
                 self.queue.add_after(claim.key, SECOND_LOOK)
             case SendBack(why):
-                await self._send_back(claim, why)
+                await self._choose([(claim, "")], why)
+            case Move():
+                await self._move(decision)
             case Create():
                 await self._create(claim, decision, started)
 
@@ -148,8 +178,50 @@ class Claims:
         if self._exists(claim):
             return Ignore()
         storage_class = self._view.classes.get(claim.storage_class)
+        if storage_class is not None and bound_late(storage_class) and not claim.selected_node:
+            return unscheduled(claim, self._view.users(claim.key))
         offers = self._view.offers(claim, manifest.volume_name(claim.uid), source)
         return decide(claim, storage_class, offers, waited=self._waited(claim), source=source)
+
+    async def _with_its_pod(self, claim: Claim, decision: Create | SendBack) -> Decision | Move:
+        """What becomes of the claim, as one of those that its pod needs together. Raises ApiError."""
+        storage_class = self._view.classes.get(claim.storage_class)
+        if storage_class is None or not bound_late(storage_class):
+            return decision
+        # The scheduler heeds topologies, but anybody may write a node into a claim, and a copy goes to its source.
+        place = decision.place if isinstance(decision, Create) else None
+        if place and await self._placement.refused_by(storage_class, place.hostname):
+            why = f"node {place.node} is none of the allowedTopologies of StorageClass {storage_class.name}"
+            if claim.clones:
+                return Refuse(why)
+            decision = SendBack(f"{why}: another node is asked for")
+        if claim.clones:
+            return decision
+        pods = await self._placement.pods(claim, certain=isinstance(decision, Create))
+        if isinstance(decision, Create):
+            again = self._decide(claim, NOTHING)  # others may have been decided meanwhile
+            if not pods or not isinstance(again, Create):
+                return again
+            return self._placement.decide(claim, again, pods, self._waited(claim))
+        node = names.node_label_value(claim.selected_node)
+        moves = (Move(pod, self._placement.open_claims(pod, claim), node, decision.why) for pod in pods)
+        return next((move for move in moves if len(move.claims) > 1), decision)
+
+    def _may_have_a_pod_soon(self, claim: Claim) -> bool:
+        """The pod that the scheduler knows may not have come to this cache yet. Where a person chose the node there may
+        be none."""
+        return bool(claim.selected_node) and not self._view.users(claim.key) and self._waited(claim) < _CATCHING_UP
+
+    async def _move(self, move: Move) -> None:
+        """All claims of a pod at once, so that none is left behind on a node that can't have the others."""
+        if move.pod.uid in self._moving:
+            return
+        self._moving.add(move.pod.uid)
+        try:
+            choices, words = await self._placement.proposal(move)
+            await self._choose(choices, words)
+        finally:
+            self._moving.discard(move.pod.uid)
 
     def _waited(self, claim: Claim) -> float:
         stalled = self._stalled.get(claim.key)
@@ -164,6 +236,7 @@ class Claims:
         assert storage_class is not None, "decided on a moment ago"
         try:
             name = await self._creation.make(claim, storage_class, create)
+            self._placement.let_go(claim.key)
         except NotMade as error:
             self._failed(claim, str(error))
             raise
@@ -172,19 +245,26 @@ class Claims:
         node = create.place.node if create.place else "the node of its first pod"
         _log.info("volume %s of %d bytes for %s, %.0f ms", name, create.size, node, 1000 * seconds)
 
-    async def _send_back(self, claim: Claim, why: str) -> None:
-        """Ask the scheduler for another node. Only if the claim is still the one that was decided on."""
-        self._stalled.pop(claim.key, None)
-        withdrawn = {"metadata": {"resourceVersion": claim.resource_version, "annotations": {SELECTED_NODE: None}}}
-        try:
-            await self._cluster.patch(CLAIMS, claim.name, withdrawn, claim.namespace)
-        except NotFound:
-            return
-        except Conflict:
-            _log.info("the claim changed meanwhile: looking again")
-            self.queue.add_after(claim.key, 0.1)
-            return
-        self._failed(claim, why)
+    async def _choose(self, choices: Sequence[tuple[Claim, str]], why: str) -> None:
+        """Ask the scheduler for this node, or, if it is empty, for any other, for one claim after the other, and tell
+        their owners. Ends at the first that is not any more what was decided on."""
+        for claim, node in choices:
+            if claim.selected_node == node:
+                continue
+            self._stalled.pop(claim.key, None)
+            self._placement.let_go(claim.key)
+            annotations = {SELECTED_NODE: node or None}
+            body = {"metadata": {"resourceVersion": claim.resource_version, "annotations": annotations}}
+            try:
+                await self._cluster.patch(CLAIMS, claim.name, body, claim.namespace)
+            except NotFound:
+                continue
+            except Conflict:
+                _log.info("claim %s changed meanwhile: looking again", claim.key)
+                for each, _ in choices:
+                    self.queue.add_after(each.key, 0.1)
+                return
+            self._failed(claim, why)
 
     def _failed(self, claim: Claim, why: str) -> None:
         self._metrics.provision_failed(claim.storage_class, claim.data_source)

@@ -5,14 +5,14 @@ scheduler chosen a node, and only then whether it can be served. A claim that ca
 owner. One that could be served elsewhere is sent back to the scheduler, which looks at the nodes' capacity again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from contract import capacity, names, parameters, quantity
 from contract.capacity import Capacity
 from contract.parameters import ParameterError, VolumeParameters
 from contract.volume import Original
-from kube.records import WAIT_FOR_FIRST_CONSUMER, Claim, StorageClass
+from kube.records import WAIT_FOR_FIRST_CONSUMER, Claim, Pod, StorageClass
 from provisioner.cloning import NOTHING, Source, obstacle, source_parameters
 
 READ_WRITE_ONCE, READ_ONLY_MANY = "ReadWriteOnce", "ReadOnlyMany"
@@ -83,6 +83,11 @@ class Create:
 Decision = Ignore | Wait | Refuse | SendBack | Create
 
 
+def bound_late(storage_class: StorageClass) -> bool:
+    """Whether the claims of a class are for volumes of ours on the node that the scheduler chooses for their pod."""
+    return storage_class.provisioner in names.PROVISIONERS and storage_class.binding_mode == WAIT_FOR_FIRST_CONSUMER
+
+
 def ours(claim: Claim) -> bool:
     """Whether a claim waits for a volume of ours."""
     return not claim.volume_name and claim.provisioner in names.PROVISIONERS and not claim.deleting
@@ -99,8 +104,8 @@ def decide(
         return Refuse(_no_class(claim))
     if storage_class.provisioner not in names.PROVISIONERS:
         return Ignore()
-    bound_late = storage_class.binding_mode == WAIT_FOR_FIRST_CONSUMER
-    if bound_late and not claim.selected_node:
+    late = bound_late(storage_class)
+    if late and not claim.selected_node:
         return Ignore()
     try:
         wanted = parameters.parse(
@@ -113,7 +118,7 @@ def decide(
         return Refuse(reason)
     if claim.clones:
         return _beside(claim, wanted, offers, source)
-    if bound_late:
+    if late:
         return _on_node(claim, claim.selected_node, wanted, offers, waited)
     if storage_class.allowed_topologies:
         return Refuse(
@@ -121,6 +126,19 @@ def decide(
             f"node: use {WAIT_FOR_FIRST_CONSUMER}"
         )
     return anywhere(claim, wanted, offers)
+
+
+def unscheduled(claim: Claim, users: Collection[Pod]) -> Ignore | Refuse:
+    """A claim that waits until the scheduler has chosen a node for its pod. It never does for one that names its node
+    itself, and nobody else tells."""
+    by_hand = next((pod for pod in users if pod.node_name and not pod.deleting), None)
+    if by_hand is None or claim.volume_name or claim.deleting:
+        return Ignore()
+    return Refuse(
+        f"pod {by_hand.name} names its node itself (spec.nodeName: {by_hand.node_name}), so the scheduler never "
+        "chooses one for this claim: make the pod anew without nodeName, and with a nodeSelector for "
+        f"{names.HOSTNAME_LABEL} if it is to run there"
+    )
 
 
 def _no_class(claim: Claim) -> str:

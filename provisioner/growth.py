@@ -19,16 +19,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from contract import parameters, quantity
+from contract import quantity
 from contract import volume as contract_volume
 from contract.capacity import footprint
-from contract.parameters import VolumeParameters
 from contract.volume import BOUND, PersistentVolume
 from kube.client import CLAIMS, VOLUMES, ApiError, Cluster, Conflict, NotFound, Unreachable
 from kube.events import Recorder
 from kube.records import Claim
 from kube.workqueue import WorkQueue
 from provisioner import live
+from provisioner.books import layout_of
 from provisioner.decision import Offers, Refuse, anywhere, asks, needs
 from provisioner.view import Published, View
 from service import logs
@@ -61,11 +61,8 @@ class Plan:
 
 
 def refusal(volume: PersistentVolume, claim: Claim, offers: Offers) -> str:
-    """Why what the claim asks for can't be granted, empty when it can."""
-    try:
-        layout = volume.parameters()
-    except parameters.ParameterError:
-        layout = VolumeParameters()
+    """Why what the claim asks for can't be granted, empty when it can. `offers`: those of View.offers_beside."""
+    layout = layout_of(volume)
     if not volume.node_label:
         decision = anywhere(claim, layout, offers)
         return decision.why if isinstance(decision, Refuse) else ""
@@ -81,11 +78,11 @@ def refusal(volume: PersistentVolume, claim: Claim, offers: Offers) -> str:
     (offer,) = offers.nodes
     has = footprint(volume.charged, layout, offer.capacity.granularity)
     more = needs(claim, layout, offer) - has
-    if more <= max(offer.free - has, 0):
+    if more <= max(offer.free, 0):
         return ""
     return (
         f"{asks(claim, layout, offer)}, {quantity.humane(more)} more than it has, and node {volume.node_label} has "
-        f"{quantity.humane(max(offer.free - has, 0))} left in pool {volume.pool}: {remedy}"
+        f"{quantity.humane(max(offer.free, 0))} left in pool {volume.pool}: {remedy}"
     )
 
 

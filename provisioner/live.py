@@ -1,9 +1,10 @@
 """Questions to the API server itself, where a cache that lags would lose data or make a volume for nobody."""
 
-from contract.volume import ClaimReference
+from contract import names
+from contract.volume import PENDING, ClaimReference
 from kube import records
-from kube.client import CLAIMS, Cluster, NotFound
-from kube.records import Claim
+from kube.client import CLAIMS, NODES, PODS, Cluster, NotFound
+from kube.records import Claim, Node, Pod
 
 
 async def claim(cluster: Cluster, reference: ClaimReference) -> Claim | None:
@@ -13,6 +14,18 @@ async def claim(cluster: Cluster, reference: ClaimReference) -> Claim | None:
     except NotFound:
         return None
     return found if found.uid == reference.uid else None
+
+
+async def waiting_pods(cluster: Cluster, claim: Claim) -> list[Pod]:
+    """The pods not running yet that name the claim. Raises ApiError."""
+    found = await cluster.list(PODS, claim.namespace, field_selector=f"status.phase={PENDING}")
+    return [pod for pod in map(records.read_pod, found) if claim.key in pod.claims]
+
+
+async def nodes_of(cluster: Cluster, hostname: str) -> list[Node]:
+    """The nodes with this hostname label. Raises ApiError."""
+    found = await cluster.list(NODES, label_selector=f"{names.HOSTNAME_LABEL}={hostname}")
+    return [records.read_node(body) for body in found]
 
 
 async def source_claim(cluster: Cluster, claim: Claim) -> Claim | None:

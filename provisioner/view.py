@@ -1,4 +1,4 @@
-"""What the leader sees of the cluster: four caches, the books that follow one of them, and what nodes offer.
+"""What the leader sees of the cluster: five caches, the books that follow one of them, and what nodes offer.
 
 The caches start after the lease is won and not before. A list that is taken then holds every volume that the leader
 before us made, and so do the books; a cache kept warm while following could lag behind its last second. Volumes come
@@ -7,18 +7,18 @@ volumes are never older than what the volumes say.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from contract import capacity, names, volume
-from contract.capacity import Capacity
-from contract.volume import PersistentVolume
+from contract.capacity import Capacity, footprint
+from contract.volume import PENDING, PersistentVolume
 from kube import records
-from kube.client import CAPACITIES, CLAIMS, CLASSES, VOLUMES, Cluster, Json
+from kube.client import CAPACITIES, CLAIMS, CLASSES, PODS, VOLUMES, Cluster, Json
 from kube.informer import Informer
-from kube.records import WAIT_FOR_FIRST_CONSUMER, Claim, StorageClass
+from kube.records import Claim, Pod, StorageClass
 from provisioner import decision
-from provisioner.books import Account, Books, unplaced
+from provisioner.books import Account, Books, layout_of, unplaced
 from provisioner.cloning import Source
 from provisioner.decision import Offer, Offers
 
@@ -40,14 +40,25 @@ class View:
         self.classes = Informer[StorageClass](cluster, CLASSES, records.read_storage_class)
         self.volumes = Informer[PersistentVolume](cluster, VOLUMES, volume.read)
         self.capacities = Informer[Published](cluster, CAPACITIES, _published, namespace=namespace)
+        self.pods = Informer[Pod](cluster, PODS, _pending_pod, field_selector=f"status.phase={PENDING}")
+        self._users: dict[str, dict[str, None]] = {}
+        """Keys of the pods that name a claim, by its key."""
+        self._of_claim: dict[str, str] = {}
+        """Name of the volume that a claim has, by its key."""
         self._of_class: dict[str, dict[str, Published]] = {}
         self._on_held: list[Callable[[str], None]] = []
         self.volumes.subscribe(self._volume_changed)
         self.capacities.subscribe(self._capacity_changed)
+        self.pods.subscribe(self._pod_changed)
+
+    @property
+    def _others(self) -> tuple[Informer[Claim] | Informer[StorageClass] | Informer[Published] | Informer[Pod], ...]:
+        """The caches beside that of the volumes."""
+        return self.claims, self.classes, self.capacities, self.pods
 
     @property
     def synced(self) -> bool:
-        return all(cache.synced for cache in (self.volumes, self.claims, self.classes, self.capacities))
+        return self.volumes.synced and all(cache.synced for cache in self._others)
 
     def on_held(self, callback: Callable[[str], None]) -> None:
         """Tells the uid of each retained volume that went and may have left a smaller node behind."""
@@ -58,12 +69,12 @@ class View:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.volumes.run(), name="volumes")
             await self.volumes.wait_synced()
-            for cache in (self.claims, self.classes, self.capacities):
+            for cache in self._others:
                 tasks.create_task(cache.run())
 
     async def wait_synced(self) -> None:
         """Returns once all of the cluster has been seen."""
-        for cache in (self.volumes, self.claims, self.classes, self.capacities):
+        for cache in (self.volumes, *self._others):
             await cache.wait_synced()
 
     def published(self, node: str) -> dict[str, str]:
@@ -80,14 +91,13 @@ class View:
         name = claim.storage_class
         nodes = self._of_class.get(name, {})
         storage_class = self.classes.get(name)
-        bound_late = storage_class is not None and storage_class.binding_mode == WAIT_FOR_FIRST_CONSUMER
-        if claim.clones or bound_late:
+        if claim.clones or (storage_class is not None and decision.bound_late(storage_class)):
             label = source.node if claim.clones else names.node_label_value(claim.selected_node)
             chosen = [nodes[label]] if label in nodes else []
-            return Offers([self._offer(published.capacity, besides) for published in chosen])
-        return self._anywhere(name, besides)
+            return Offers([self._offer(published.capacity, {besides}) for published in chosen])
+        return self._anywhere(name, {besides})
 
-    def _anywhere(self, name: str, besides: str) -> Offers:
+    def _anywhere(self, name: str, besides: Collection[str]) -> Offers:
         """What all nodes have left for a class."""
         nodes = self._of_class.get(name, {})
         granularity = max((published.capacity.granularity for published in nodes.values()), default=1)
@@ -97,10 +107,10 @@ class View:
         )
 
     def offers_beside(self, volume: PersistentVolume) -> Offers:
-        """What there is for a volume that exists to grow, what it has included: of its own pool, or of all nodes
-        while it has none."""
+        """What there is for a volume to grow: of its own pool, beyond what it counts with there; while it has no node,
+        of all nodes for the whole of it."""
         if not volume.node_label:
-            return self._anywhere(volume.storage_class, volume.name)
+            return self._anywhere(volume.storage_class, {volume.name})
         of_pool = [
             published.capacity
             for nodes in self._of_class.values()
@@ -108,19 +118,55 @@ class View:
         ]
         # Its own class first: how often a thin pool may be promised is a matter of the class.
         of_pool.sort(key=lambda offered: offered.storage_class != volume.storage_class)
-        return Offers([self._offer(offered, volume.name) for offered in of_pool[:1]])
+        return Offers([self._offer_beyond(offered, volume) for offered in of_pool[:1]])
 
-    def _offer(self, offered: Capacity, besides: str) -> Offer:
-        def taken(pool: str) -> int:
-            return self.books.taken(Account(offered.node, pool), offered.granularity, besides=besides)
+    def users(self, claim: str) -> list[Pod]:
+        """The pods not running yet that name a claim, by its key."""
+        found = (self.pods.get(key) for key in self._users.get(claim, ()))
+        return [pod for pod in found if pod is not None]
 
-        return Offer(offered, offered.left(taken))
+    def published_for(self, storage_class: str) -> dict[str, Capacity]:
+        """What nodes publish for a class, by the values of their labels."""
+        return {node: published.capacity for node, published in self._of_class.get(storage_class, {}).items()}
+
+    def published_by(self, node: str, storage_class: str) -> Capacity | None:
+        """What a node, by the value of its label, publishes for a class."""
+        published = self._of_class.get(storage_class, {}).get(node)
+        return published.capacity if published else None
+
+    def volume_of(self, claim: str) -> PersistentVolume | None:
+        """The volume of ours that a claim has, by its key."""
+        return self.volumes.get(self._of_claim.get(claim, ""))
+
+    def taken(self, offered: Capacity, besides: Collection[str]) -> Callable[[str], int]:
+        """What is promised of each pool of a node, not counting the volumes `besides`."""
+        return lambda pool: self.books.taken(Account(offered.node, pool), offered.granularity, besides=besides)
+
+    def _offer_beyond(self, offered: Capacity, volume: PersistentVolume) -> Offer:
+        counts = self.taken(offered, {volume.name})
+        has = footprint(volume.charged, layout_of(volume), offered.granularity)
+        return Offer(offered, offered.left(lambda pool: counts(pool) + (has if pool == volume.pool else 0)))
+
+    def _offer(self, offered: Capacity, besides: Collection[str]) -> Offer:
+        return Offer(offered, offered.left(self.taken(offered, besides)))
 
     def _volume_changed(self, name: str, old: PersistentVolume | None, new: PersistentVolume | None) -> None:
+        if old is not None and self._of_claim.get(str(old.claim)) == name:
+            del self._of_claim[str(old.claim)]
+        if new is not None and new.claim is not None:
+            self._of_claim[str(new.claim)] = name
         held = self.books.depart(name) if new is None else self.books.observe(new)
         if held and old is not None:
             for callback in self._on_held:
                 callback(old.uid)
+
+    def _pod_changed(self, key: str, old: Pod | None, new: Pod | None) -> None:
+        for claim in old.claims if old else ():
+            self._users.get(claim, {}).pop(key, None)
+            if not self._users.get(claim):
+                self._users.pop(claim, None)
+        for claim in new.claims if new else ():
+            self._users.setdefault(claim, {})[key] = None
 
     def _capacity_changed(self, key: str, old: Published | None, new: Published | None) -> None:
         if old is not None:
@@ -130,9 +176,17 @@ class View:
 
 
 def _waiting_claim(body: Json) -> Claim | None:
-    """Claims that have what they ask for, or wait for others, are most of a cluster's: they are not kept."""
+    """Claims that have what they ask for, or wait for others, are most of a cluster's: they are not kept. For whom one
+    waits that was not scheduled yet, only its class could tell."""
     claim = records.read_claim(body)
-    return claim if decision.ours(claim) or claim.grows else None
+    waits = not claim.volume_name and claim.provisioner in ("", *names.PROVISIONERS) and not claim.deleting
+    return claim if waits or claim.grows else None
+
+
+def _pending_pod(body: Json) -> Pod | None:
+    """Pods that run have all their volumes, and most that don't have none of ours: they are not kept."""
+    pod = records.read_pod(body)
+    return pod if pod.volumes and pod.phase == PENDING else None
 
 
 def _published(body: Json) -> Published | None:

@@ -160,13 +160,15 @@ class MemoryCluster(Cluster):
             raise NotFound(404, "NotFound", f"{resource} {name!r} not found") from None
 
     def _list(self, resource: Resource, namespace: str | None, query: Mapping[str, str]) -> Json:
-        assert not query["fieldSelector"]
+        field, _, phase = query["fieldSelector"].partition("=")
+        assert field in ("", "status.phase")
         key, _, value = query["labelSelector"].partition("=")
         items = [
             body
             for body in self.all(resource)
             if namespace in (None, body["metadata"].get("namespace"))
             and (not key or (body["metadata"].get("labels") or {}).get(key) == value)
+            and (not field or body["status"]["phase"] == phase)
         ]
         return {"items": items, "metadata": {"resourceVersion": str(self.version())}}
 

@@ -62,7 +62,7 @@ def test_a_sum_follows_the_granularity_it_is_asked_for() -> None:
     books.observe(made("pvc-b", size=1))
     assert books.taken(POOL, EXTENT) == 3 * EXTENT
     assert books.taken(POOL, 1) == EXTENT + 2
-    assert books.taken(POOL, EXTENT, besides="pvc-b") == 2 * EXTENT
+    assert books.taken(POOL, EXTENT, besides={"pvc-b"}) == 2 * EXTENT
 
 
 def test_a_volume_that_was_pinned_moves_from_its_class_to_its_node() -> None:
@@ -145,7 +145,7 @@ class Interleavings(RuleBasedStateMachine):
             return
         charge = Charge(POOL, extents * EXTENT, layout)
         needed = capacity.footprint(charge.size, layout, EXTENT)
-        if needed > self.known_allocatable - self.books.taken(POOL, EXTENT, besides=name):
+        if needed > self.known_allocatable - self.books.taken(POOL, EXTENT, besides={name}):
             return
         before = self.books.booking(name)
         if before is not None and before.charge != charge:
