@@ -6,10 +6,11 @@ from inside a container, the host's mounts can't be seen. What to refuse is a pu
 """
 
 import asyncio
+import itertools
 import json
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,6 +43,12 @@ class Disk:
     """The kernel lets nobody have it alone."""
     blank: bool = True
     """Both of its ends are zero."""
+    number: str = ""
+    """"major:minor": the same under all its names."""
+    lies_on: frozenset[str] = frozenset()
+    """Numbers of the devices that it is a part of or built on."""
+    hardware: str = ""
+    """What names a whole disk in all the world, or the file of a loop device: the same for each path to it."""
 
 
 def objection(disk: Disk) -> str:
@@ -70,6 +77,22 @@ def objection(disk: Disk) -> str:
             "it holds data of an unknown kind: name another disk, or if it may go: "
             f"blkdiscard --zeroout --force {disk.path}"
         )
+    return ""
+
+
+def named_twice(named: Sequence[tuple[str, Disk]]) -> str:
+    """Which two of the names mean one disk, or a part of it, and what to do. Empty: each is a disk of its own."""
+    for (one, first), (other, second) in itertools.combinations(named, 2):
+        if first.number == second.number:
+            return f"{one} and {other} are one disk, {first.path}: name it once"
+        for part, whole, inner, outer in ((one, other, first, second), (other, one, second, first)):
+            if outer.number in inner.lies_on:
+                return f"{part} lies on {whole}: name one of them"
+        if first.hardware and first.hardware == second.hardware:
+            return (
+                f"{one} and {other} are two paths to one disk ({first.hardware}): name one of them, or the device of "
+                "multipathd that joins them (`multipath -ll`)"
+            )
     return ""
 
 
@@ -121,9 +144,53 @@ def _without_signatures(path: Path) -> Disk:
             mounted_on=tuple(mount.path for mount in mounttable.read() if mount.device == number),
             busy=_is_busy(device),
             blank=_is_blank(device, size),
+            number=number,
+            lies_on=_below(facts),
+            hardware=_hardware(facts),
         )
     except OSError as error:
         raise Stop(f"{device} can't be looked at: {error.strerror}. Is it broken, or is this not root?") from None
+
+
+def _below(facts: Path) -> frozenset[str]:
+    """Numbers of the disk of a partition, of what a mapped device is made of, and of what those lie on."""
+    direct = [slave.resolve() for slave in facts.glob("slaves/*")]
+    if (facts / "partition").exists():
+        direct.append(facts.parent)
+    numbers = frozenset((each / "dev").read_text().strip() for each in direct)
+    return numbers.union(*map(_below, direct))
+
+
+_WORLDWIDE = ("naa.", "eui.", "nvme.", "uuid.")
+"""What a wwid begins with that no two disks have. Others are made of models and numbers that some vendors repeat."""
+
+
+def _hardware(facts: Path) -> str:
+    """Empty for what is no whole disk, or does not say."""
+    for name in ("loop/backing_file", "wwid", "device/wwid"):
+        try:
+            said = (facts / name).read_text().strip()
+        except OSError:
+            continue
+        if name.startswith("loop/") or said.startswith(_WORLDWIDE):
+            return said
+    return ""
+
+
+async def make_blank(disk: Disk) -> None:
+    """Zeroes both ends again of a disk whose ends were zero when it was looked at. Raises OSError, also when somebody
+    uses it by now."""
+    await asyncio.to_thread(_zero_ends, Path(disk.path), disk.size)
+
+
+def _zero_ends(device: Path, size: int) -> None:
+    descriptor = os.open(device, os.O_WRONLY | os.O_EXCL | os.O_CLOEXEC)
+    try:
+        for start in (0, max(0, size - _EDGE)):
+            os.pwrite(descriptor, bytes(min(_EDGE, size)), start)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 async def _signatures(device: str) -> tuple[str, ...]:

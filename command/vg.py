@@ -5,7 +5,9 @@ anything is never taken; what speaks against it is said, with the command that w
 """
 
 import asyncio
+import contextlib
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,12 @@ from daemon.backends import groupfile, lvmgroups
 from daemon.storage.record import DamagedRecord, from_tags
 from host import loopdevice
 from lvm import Lvm
+
+_METADATA_MOST = 64 << 20
+_METADATA_SHARE = 512
+"""One part in so many: 8 KiB for each extent of 4 MiB."""
+_METADATA_OF_SMALLEST = 8
+"""Each disk has the whole text: of a small one beside large ones, no more than that part goes."""
 
 _SMALLEST = 16 << 20
 """Bytes: below, LVM's metadata and extents leave nothing to use."""
@@ -83,16 +91,58 @@ async def _create(name: str, devices: list[Path], any_disk: bool, loop_size: str
         if present := state.group(name):
             _compare(state, name, [await disks.look(device) for device in devices])
             return row(state, present)
-        taken = await _disks(name, devices, any_disk, wanted_size, data_dir)
-        await tools.create_group(name, [disk.path for disk in taken])
+        async with contextlib.AsyncExitStack() as undo:
+            taken = await _disks(name, devices, any_disk, wanted_size, data_dir, undo)
+            undo.push_async_callback(_given_back, tools, name, taken)
+            await tools.create_group(name, [disk.path for disk in taken], metadata_size=metadata_size(taken))
+            undo.pop_all()
         state = await tools.report()
     return row(state, next(group for group in state.groups if group.name == name))
 
 
-async def _disks(name: str, devices: list[Path], any_disk: bool, loop_size: int | None, data_dir: Path) -> list[Disk]:
+def metadata_size(taken: Sequence[Disk]) -> int | None:
+    """Bytes on each disk for LVM's metadata: enough for as many volumes as the disks have extents, 10,000 of ours in
+    any case where there is room for so many. A text of up to half of that holds them; LVM's own 1 MiB (None) is full
+    with 700 volumes, and can't be made larger later."""
+    whole, smallest = sum(disk.size for disk in taken), min(disk.size for disk in taken)
+    wanted = min(_METADATA_MOST, whole // _METADATA_SHARE, smallest // _METADATA_OF_SMALLEST)
+    return wanted >> 20 << 20 if wanted >= 2 << 20 else None
+
+
+async def _given_back(tools: Lvm, name: str, taken: Sequence[Disk]) -> None:
+    """What was begun with these disks is undone: each was looked at a moment ago, held nothing and was nobody's, and is
+    so again. What belongs to another group by now is not touched."""
+    ours = {disk.path for disk in taken}
+    state = await tools.report()
+    if state.group(name) and _paths(state.devices_of(name)) <= ours and not any(state.volumes_of(name)):
+        await tools.remove_group(name)
+    for path in sorted(_paths(each for each in (await tools.report()).devices if not each.group) & ours):
+        await tools.remove_device(path)
+    left = _paths((await tools.report()).devices)
+    for disk in taken:
+        if disk.path not in left:
+            with contextlib.suppress(OSError):  # somebody took it meanwhile: then it is theirs
+                await disks.make_blank(disk)
+
+
+def _paths(devices: Iterable[lvm.PhysicalVolume]) -> set[str]:
+    """As disks are named here, where LVM may name one of their links."""
+    return {str(Path(device.path).resolve()) for device in devices}
+
+
+async def _disks(
+    name: str,
+    devices: list[Path],
+    any_disk: bool,
+    loop_size: int | None,
+    data_dir: Path,
+    undo: contextlib.AsyncExitStack,
+) -> list[Disk]:
     """What the new group is to lie on. Raises Stop."""
     if devices:
         named = [await disks.look(device) for device in devices]
+        if twice := disks.named_twice([(str(path), disk) for path, disk in zip(devices, named, strict=True)]):
+            raise Stop(f"nothing was changed, because one disk is named twice: {twice}")
         if any(disks.objection(disk) for disk in named):
             raise Stop(f"nothing was changed, because not every disk is empty:\n{disks.described(named)}")
         return named
@@ -108,10 +158,12 @@ async def _disks(name: str, devices: list[Path], any_disk: bool, loop_size: int 
             f"volume group {name} does not exist: name empty disks to make it from (`lsblk` lists those of this node), "
             "or give --any-disk to take one, or --loop-size 10Gi for a file instead of a disk"
         )
-    return [await _loop_disk(groupfile.place(data_dir, name), loop_size)]
+    return [await _loop_disk(groupfile.place(data_dir, name), loop_size, undo)]
 
 
-async def _loop_disk(file: Path, wanted: int) -> Disk:
+async def _loop_disk(file: Path, wanted: int, undo: contextlib.AsyncExitStack) -> Disk:
+    if not await asyncio.to_thread(file.exists):
+        undo.callback(_forget, file)
     try:
         device = await asyncio.to_thread(_attached, file, wanted)
     except OSError as error:
@@ -120,6 +172,14 @@ async def _loop_disk(file: Path, wanted: int) -> Disk:
     if why := disks.objection(disk):
         raise Stop(f"{file} was there already and can't become a disk: {why}; or move the file away")
     return disk
+
+
+def _forget(file: Path) -> None:
+    """The file that was to become a disk is gone, with its loop device."""
+    if file.exists():
+        if device := loopdevice.find(file):
+            loopdevice.detach(device)
+        file.unlink()
 
 
 def _attached(file: Path, wanted: int) -> Path:
@@ -149,7 +209,7 @@ def _size(text: str) -> int:
 def _compare(state: lvm.State, name: str, named: list[Disk]) -> None:
     """A group of that name is there. Raises Stop when it is not made of the named disks: extending a group is not what
     was asked for."""
-    has = {str(Path(device.path).resolve()) for device in state.devices if device.group == name}
+    has = _paths(state.devices_of(name))
     others = [disk.path for disk in named if disk.path not in has]
     if others:
         raise Stop(

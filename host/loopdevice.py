@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _CONTROL = "/dev/loop-control"
+_LOOP_CLR_FD = 0x4C01
 _LOOP_GET_STATUS64 = 0x4C05
 _LOOP_SET_CAPACITY = 0x4C07
 _LOOP_CONFIGURE = 0x4C0A
@@ -106,6 +107,12 @@ def attach(file: Path) -> Path:
     descriptor, device = _open_attached(file) or _attach(file, _DIRECT_IO)
     os.close(descriptor)
     return device
+
+
+def detach(device: Path) -> None:
+    """Takes the file away from a device that `attach` made, as soon as nobody has it open. Raises OSError."""
+    with _opened(device, os.O_RDONLY) as descriptor:
+        fcntl.ioctl(descriptor, _LOOP_CLR_FD)
 
 
 def find(file: Path) -> Path | None:

@@ -54,10 +54,20 @@ class Lvm:
         """Groups, volumes and devices of the whole node."""
         return report.state(await self._run(*report.FULL_REPORT))
 
-    async def create_group(self, name: str, devices: Sequence[str]) -> None:
+    async def create_group(self, name: str, devices: Sequence[str], *, metadata_size: int | None = None) -> None:
         """Make a volume group of whole devices. A device that holds anything is refused with InUse: whether that may
-        go is for a person to say."""
-        await self._run("vgcreate", names.group(name), *(names.device(device) for device in devices))
+        go is for a person to say. Of each device `metadata_size` bytes are for LVM's metadata, None: 1 MiB. That can't
+        be changed later."""
+        area = [f"--metadatasize={_size(metadata_size)}"] if metadata_size else []
+        await self._run("vgcreate", *area, names.group(name), *(names.device(device) for device in devices))
+
+    async def remove_group(self, name: str) -> None:
+        """Remove a group that has no volumes. Its devices still belong to LVM."""
+        await self._run("vgremove", names.group(name))
+
+    async def remove_device(self, path: str) -> None:
+        """Let a device that is in no group be none of LVM's."""
+        await self._run("pvremove", "--yes", names.device(path))
 
     async def create_volume(
         self,

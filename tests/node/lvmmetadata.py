@@ -27,7 +27,7 @@ class Metadata:
         self._seen.update(devices)
         accepted = "".join(f'"a|^{device}$|", ' for device in sorted(self._seen))
         more = f'\nglobal {{\n    activation = 0\n}}\ndevices {{\n    global_filter = [{accepted}"r|.*|"]\n}}\n'
-        configuration.write(self._folder, configuration.text(udev=False) + more)
+        (self._folder / "lvm.conf").write_text(configuration.text(udev=False) + more)
 
     def run(self, *arguments: str, check: bool = True) -> Completed:
         environment = {**os.environ, "LVM_SYSTEM_DIR": str(self._folder), "LVM_SUPPRESS_FD_WARNINGS": "1"}
