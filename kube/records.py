@@ -3,6 +3,7 @@
 Each `read_` function takes the JSON object and raises KeyError or ValueError for one that no API server would hand out.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -168,6 +169,14 @@ class Node:
         return ObjectReference("Node", "v1", "", self.name, self.uid)
 
 
+_NODE_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+
+
+def _node_name(text: str) -> str:
+    """Who owns a claim can write what he likes there: what is no name of a node (a DNS subdomain) names none."""
+    return text if _NODE_NAME.fullmatch(text) else ""
+
+
 def read_claim(body: Json) -> Claim:
     metadata, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
     annotations = metadata.get("annotations") or {}
@@ -182,7 +191,7 @@ def read_claim(body: Json) -> Claim:
         volume_name=spec.get("volumeName") or "",
         storage_class=annotations.get(_CLASS_BETA) or spec.get("storageClassName") or "",
         provisioner=annotations.get(_PROVISIONER) or annotations.get(_PROVISIONER_BETA) or "",
-        selected_node=annotations.get(SELECTED_NODE) or "",
+        selected_node=_node_name(annotations.get(SELECTED_NODE) or ""),
         requested=quantity.parse(str(requests.get("storage") or "0")),
         capacity=quantity.parse(str((status.get("capacity") or {}).get("storage") or "0")),
         allocated=quantity.parse(str((status.get("allocatedResources") or {}).get("storage") or "0")),

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from urllib.parse import quote
 
+from kube.errors import Invalid
+
 
 @dataclass(frozen=True)
 class Resource:
@@ -14,16 +16,27 @@ class Resource:
     namespaced: bool
 
     def path(self, namespace: str | None = None, name: str | None = None, subresource: str | None = None) -> str:
-        """The URL path of the collection, across all namespaces if None is given, or of one object in it."""
+        """The URL path of the collection, across all namespaces if None is given, or of one object in it. Raises
+        Invalid for names that no object can have."""
         parts = ["apis", self.group, self.version] if self.group else ["api", self.version]
-        if namespace and self.namespaced:
+        if namespace is not None and self.namespaced:
             parts += ["namespaces", namespace]
         parts.append(self.plural)
-        parts += [part for part in (name, subresource) if part]
-        return "/" + "/".join(quote(part, safe="") for part in parts)
+        if name is not None:
+            parts += [name, *([subresource] if subresource else [])]
+        return "/" + "/".join(map(_segment, parts))
 
     def __str__(self) -> str:
         return f"{self.plural}.{self.group}" if self.group else self.plural
+
+
+def _segment(name: str) -> str:
+    """A name as one segment of a path. Encoding alone does not do it: whoever reads the URL may take `..` for the way
+    up, encoded or not, and decode a slash before it splits; and without a name the path is the collection's. Source:
+    IsValidPathSegmentName of k8s.io/apimachinery, which the API server asks of each name."""
+    if name in ("", ".", "..") or any(sign in name for sign in "/%\\") or not name.isprintable():
+        raise Invalid(0, "", f"{name[:60]!r} is no name that an object can have")
+    return quote(name, safe="")
 
 
 PODS = Resource("", "v1", "pods", namespaced=True)

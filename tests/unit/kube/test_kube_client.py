@@ -313,3 +313,23 @@ async def test_what_is_guarded_may_read_and_others_may_write(cluster: Cluster, s
         with pytest.raises(NoLongerLeading):
             await write
     assert len(server.asked) == 2
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../pods/x", "a%2fb", "a\\b", "a\nb", "a\x00b"])
+async def test_no_name_leads_to_another_path(cluster: Cluster, server: ApiServer, name: str) -> None:
+    for request in (
+        cluster.get(VOLUMES, name),
+        cluster.delete(VOLUMES, name),
+        cluster.patch(CLAIMS, name, {}, "ns"),
+        cluster.get(CLAIMS, "claim", name),
+        cluster.replace(LEASES, "lease", {}, name),
+    ):
+        with pytest.raises(Invalid, match="is no name that an object can have"):
+            await request
+    assert server.asked == []
+
+
+def test_a_name_is_one_segment() -> None:
+    assert VOLUMES.path(name="a b?c#d..e") == "/api/v1/persistentvolumes/a%20b%3Fc%23d..e"
+    assert CLAIMS.path("ns", "x.y", "status") == "/api/v1/namespaces/ns/persistentvolumeclaims/x.y/status"
+    assert CLAIMS.path() == "/api/v1/persistentvolumeclaims"

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from kube.records import ObjectReference, PodVolume, read_claim, read_node, read_pod, read_storage_class
+from kube.records import SELECTED_NODE, ObjectReference, PodVolume, read_claim, read_node, read_pod, read_storage_class
 
 Json = dict[str, Any]
 
@@ -109,3 +109,9 @@ def test_a_nodes_hostname_is_its_label_and_nothing_else() -> None:
     metadata = {"name": "ip-10-0-0-1", "uid": "u", "labels": {"kubernetes.io/hostname": "node1.example.com"}}
     assert read_node({"metadata": metadata}).hostname == "node1.example.com"
     assert read_node({"metadata": {"name": "bare", "uid": "u"}}).hostname == ""
+
+
+@pytest.mark.parametrize("text", ["..", "a/b", "a,b=c", "A", "-a", "a" * 254, "a\n", "a b"])
+def test_what_is_no_name_of_a_node_chooses_none(text: str) -> None:
+    assert read_claim(claim({SELECTED_NODE: text})).selected_node == ""
+    assert read_claim(claim({SELECTED_NODE: "node-1.example.com"})).selected_node == "node-1.example.com"
