@@ -79,6 +79,7 @@ def folder_users(volume: Mount) -> Iterator[str]:
             if shown((mount.device, mount.root)) and (point is None or namespace.mount_point(mount) != point):
                 yield f"{_name(namespace.process)} has it mounted at {mount.path}"
     yield from _loops(lambda path: shown(ours.resolve(path)))
+    within: dict[tuple[str, str], bool] = {}
     for process, id_ in processes.items():
         for descriptor, link in _open_files(process):
             with _gone_meanwhile(process):
@@ -91,7 +92,10 @@ def folder_users(volume: Mount) -> Iterator[str]:
                 if used:
                     yield f"{_name(process)} has {link} open"
         for path in _paths(process, volume.device):
-            if shown(namespaces[id_].resolve(path)):
+            # Most processes have mapped the same few libraries.
+            if (id_, path) not in within:
+                within[id_, path] = shown(namespaces[id_].resolve(path))
+            if within[id_, path]:
                 yield f"{_name(process)} works in {path}"
 
 
