@@ -42,6 +42,10 @@ _RETRY = Backoff(first=5, factor=2, limit=300, jitter=0)
 """A cleaner that fails at once must not keep the disk busy."""
 
 
+_LOOK_SECONDS = 4 * DEADLINE
+"""That a look at a released volume may take: all processes of a busy node are asked whether they use it."""
+
+
 class _NotReclaimed(Exception):
     def __init__(self, mode: str, kind: str, words: str) -> None:
         super().__init__(words)
@@ -62,11 +66,11 @@ class Deleter:
         namespace: str,
         job_image: str,
         retry: Backoff = _RETRY,
-        deadline: float = DEADLINE,
+        deadline: float = _LOOK_SECONDS,
     ) -> None:
         """`volumes` are the PersistentVolumes of this node. `wake` is called when a cleaning ended. Jobs are made in
         `namespace` from `job_image`, which may be empty while no Jobs are configured. `deadline`: seconds that
-        a disk may take to answer."""
+        a look at a released volume may take."""
         self._cluster = cluster
         self._volumes = volumes
         self._events = events
