@@ -76,10 +76,10 @@ class Term:
         self.view = View(cluster, settings.namespace, self.books)
         self._recorder = Recorder(cluster, COMPONENT)
         self.orphans = Orphans(cluster, parallelism=parallelism)
-        doubts = Doubts(cluster, self.view, settings.namespace, resolved=lambda: self.claims.look_again())
+        doubts = Doubts(cluster, self.view, settings.namespace, resolved=self._room_again)
         creation = Creation(cluster, self.books, doubts, self.orphans, self._recorder)
         self.claims = Claims(cluster, self.view, creation, self._recorder, metrics, parallelism=parallelism)
-        growth = Growth(cluster, self.view, self._recorder, parallelism=parallelism)
+        self._growth = Growth(cluster, self.view, self._recorder, parallelism=parallelism)
         reclaim = Reclaim(cluster, self.view.volumes, self._recorder, metrics, parallelism=parallelism)
         self._node_cleanup = NodeCleanup(
             cluster,
@@ -91,17 +91,22 @@ class Term:
         )
         self._queues = {
             "claims": self.claims.queue,
-            "growing": growth.queue,
+            "growing": self._growth.queue,
             "reclaiming": reclaim.queue,
             "orphans": self.orphans.queue,
             "bookings": doubts.bookings,
             "held charges": doubts.held,
         }
         metrics.watch("claims", self.claims.queue)
-        metrics.watch("growth", growth.queue)
+        metrics.watch("growth", self._growth.queue)
         metrics.watch("volumes", reclaim.queue)
         metrics.watch("orphans", self.orphans.queue)
         metrics.watch("nodes", self._node_cleanup.queue)
+
+    def _room_again(self) -> None:
+        """What was booked was never made, or is known to be part of what a node published."""
+        self.claims.look_again()
+        self._growth.look_again()
 
     async def run(self, supervisor: Supervisor) -> None:
         """For ever. Nothing is decided before the whole cluster was seen: the books must hold every volume."""

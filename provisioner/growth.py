@@ -144,17 +144,17 @@ class Growth:
 
     def _volume_changed(self, name: str, old: PersistentVolume | None, new: PersistentVolume | None) -> None:
         if new is None or (old is not None and new.charged < old.charged):
-            self._wake()
+            self.look_again()
         if new is not None and (not settled(new) or name in self._waiting):
             self.queue.add(name)
 
     def _capacity_changed(self, key: str, old: Published | None, new: Published | None) -> None:
         # Each new volume moves `available`, on which nothing is decided here.
         if new and (not old or replace(new.capacity, available=0) != replace(old.capacity, available=0)):
-            self._wake()
+            self.look_again()
 
-    def _wake(self) -> None:
-        """There may be room now."""
+    def look_again(self) -> None:
+        """At the wishes that wait: there may be room now."""
         for name in self._refused:
             self.queue.add(name)
 

@@ -46,6 +46,18 @@ async def test_a_volume_that_nobody_uses_has_grown_for_its_next_pod(namespace: T
     await until_grown(namespace, "400Mi")
 
 
+async def test_a_wish_without_room_keeps_no_pod_from_starting_and_can_be_taken_back(namespace: Trial) -> None:
+    await namespace.create(CLAIMS, claim("data", "300Mi", "elastic-local-xfs"))
+    await namespace.run("first", "echo kept > /data/file")
+    await namespace.ask("data", "900Ti")
+    told = await namespace.until_told("data", "VolumeResizeFailed", "the claim asks for 900Ti")
+    assert "it keeps the 300Mi that it has and grows by itself when there is room" in told
+    await namespace.run("second", f"grep -q kept /data/file; if {_MORE_THAN_FITS_IN_300_MIB}; then exit 1; fi")
+    await namespace.ask("data", "400Mi")
+    await namespace.run("third", f"grep -q kept /data/file; until {_MORE_THAN_FITS_IN_300_MIB}; do sleep 0.1; done")
+    await until_grown(namespace, "400Mi")
+
+
 async def test_a_class_that_does_not_allow_it_refuses(namespace: Trial, make_class: MakeClass) -> None:
     await namespace.create(CLAIMS, claim("data", "16Mi", await make_class("Immediate")))
     await namespace.until_bound("data")

@@ -54,6 +54,15 @@ def of_volume(**changes: Any) -> Source:
     return replace(SOURCE, volume=replace(SOURCE_VOLUME, **changes))
 
 
+def test_a_source_whose_claim_wishes_for_more_is_as_large_as_it_was_granted() -> None:
+    """And one that is granted more in this moment will be that large before it is copied."""
+    wishing = of_volume(size=50 * GIB, granted=GIB, actual=GIB)
+    assert placed(decided(wishing, size="1Gi")).size == GIB
+    refused = decided(of_volume(size=GIB, granted=2 * GIB, actual=GIB), size="1Gi")
+    assert isinstance(refused, Refuse)
+    assert "source, which it is to be a copy of, has 2Gi: ask for at least that" in refused.why
+
+
 def placed(decision: Decision) -> Create:
     assert isinstance(decision, Create), decision
     assert decision.place
