@@ -7,7 +7,6 @@ the node's work.
 """
 
 import asyncio
-import time
 
 FIRST, LIMIT, QUIET = 0.1, 0.5, 1.0
 """Seconds: from an event to its pass when all was quiet before, when events keep coming, and what counts as quiet."""
@@ -20,7 +19,7 @@ class Pace:
         self._woken = asyncio.Event()
         self._pause = FIRST
         self._began: float | None = None
-        """When the pass that runs now began."""
+        """When the pass that runs now began, by the clock of the event loop."""
 
     def wake(self) -> None:
         """Something happened that a pass should look at."""
@@ -28,16 +27,17 @@ class Pace:
 
     async def wait(self, period: float) -> None:
         """Returns when the next pass is due, at the latest `period` seconds from now."""
-        begin = time.monotonic()
+        clock = asyncio.get_running_loop().time
+        begin = clock()
         taken = begin - self._began if self._began is not None else 0.0
         try:
             async with asyncio.timeout(period):
                 await self._woken.wait()
-                waited = time.monotonic() - begin
+                waited = clock() - begin
                 self._pause = FIRST if waited >= QUIET else min(self._pause * 2, LIMIT)
                 await asyncio.sleep(max(self._pause, taken * _SHARE - waited))
         except TimeoutError:
             self._pause = FIRST
         # What happens from here on, while the pass looks, is for the next one.
         self._woken.clear()
-        self._began = time.monotonic()
+        self._began = clock()

@@ -15,7 +15,8 @@ from contract import names
 from daemon.static.naming import volume_name
 from kube.client import VOLUMES, Cluster, NotFound
 from tests.node.staticvolumes import METRICS, mount
-from tests.sandbox.nodes import COMMAND, free_port
+from tests.ports import reserved_port
+from tests.sandbox.nodes import COMMAND
 from tests.sandbox.programs import Program, answers
 from tests.unit.daemon.nodecluster import NODE, Json, api, until
 
@@ -65,12 +66,18 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture
-async def daemon(folder: Path) -> AsyncIterator[RunningDaemon]:
+def port() -> Iterator[int]:
+    with reserved_port() as port:
+        yield port
+
+
+@pytest.fixture
+async def daemon(folder: Path, port: int) -> AsyncIterator[RunningDaemon]:
     disks, config = folder / "disks", folder / "config"
     disks.mkdir()
     config.mkdir()
     (config / "storageClassMap").write_text(f"fast: {{hostDir: {disks}, mountDir: {disks}}}")
-    address = f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{port}"
     async with api(folder) as cluster:
         program = Program(
             name="daemon",

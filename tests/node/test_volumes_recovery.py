@@ -6,6 +6,7 @@ Daemons that are killed at each of their steps: test_volumes_killed.py.
 import asyncio
 import os
 import subprocess
+from typing import Any
 
 import pytest
 
@@ -178,12 +179,27 @@ async def test_success_is_told_only_of_what_shows(loop_node: Node, monkeypatch: 
     assert loop_node.mounts() == []
 
 
-async def test_a_caller_that_gives_up_leaves_the_work_to_be_joined(loop_node: Node, commands: list[str]) -> None:
+async def test_a_caller_that_gives_up_leaves_the_work_to_be_joined(
+    loop_node: Node, commands: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_go_on, make = asyncio.Event(), asyncio.Event(), filesystem.make
+
+    async def gated(*arguments: Any) -> None:
+        begun.set()
+        await may_go_on.wait()
+        await make(*arguments)
+
+    monkeypatch.setattr(filesystem, "make", gated)
     volumes = await started(loop_node)
     folder = loop_node.folder()
     gave_up = asyncio.create_task(volumes.mount(loop_node.wanted(), folder, read_only=False))
-    await asyncio.sleep(0.001)
+    async with asyncio.timeout(20):
+        await begun.wait()
     gave_up.cancel()
-    await volumes.mount(loop_node.wanted(), folder, read_only=False)
+    with pytest.raises(asyncio.CancelledError):
+        await gave_up
+    again = asyncio.create_task(volumes.mount(loop_node.wanted(), folder, read_only=False))
+    may_go_on.set()
+    await again
     assert commands == ["mkfs.ext4", "mount"]
     assert len(loop_node.mounts()) == 2

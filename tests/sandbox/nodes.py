@@ -1,6 +1,5 @@
 """A node of the sandbox: its folders, its kubelet and its daemon. Several share this machine."""
 
-import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -47,7 +46,9 @@ class Node:
         daemon_kubeconfig: Path,
         logs: Path,
         lifeline: int,
+        port: int,
     ) -> None:
+        """`port`: of its daemon's metrics and health."""
         self.name = spec.name
         self.hostname = spec.hostname or spec.name
         self.spec = spec
@@ -61,9 +62,8 @@ class Node:
         self.device_classes = folder / "device-classes.yaml"
         self.static_config = folder / "static-config"
         self.driver = self.plugins / names.DRIVER_FOLDER / names.DRIVER_NAME
-        self._address = f"127.0.0.1:{free_port()}"
+        self._address = f"127.0.0.1:{port}"
         self.url = f"http://{self._address}"
-        """Of the daemon's metrics and health."""
         self.kubelet = self._kubelet(kubelet_kubeconfig, logs, lifeline)
         self.daemon = self._daemon(daemon_kubeconfig, logs)
 
@@ -141,11 +141,3 @@ class Node:
                 **self.spec.settings,
             },
         )
-
-
-def free_port() -> int:
-    """A port of the loopback address that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

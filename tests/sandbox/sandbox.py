@@ -8,6 +8,7 @@ programs start at once; each copes with the others' absence, as they do in a clu
 """
 
 import asyncio
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -19,9 +20,10 @@ import yaml
 
 from contract import names
 from kube.client import Cluster
+from tests.ports import reserved_port
 from tests.sandbox import mountspace
 from tests.sandbox.apiserver import guard, kubeconfig, users
-from tests.sandbox.nodes import COMMAND, Node, NodeSpec, free_port
+from tests.sandbox.nodes import COMMAND, Node, NodeSpec
 from tests.sandbox.programs import REPOSITORY, Program, answers, says, start_all
 from tests.sandbox.waiting import NeverHappened, until
 
@@ -49,7 +51,9 @@ class Sandbox:
         self.folder = folder.resolve()
         self._manifests = manifests
         self.kubeconfig = self.folder / "kubeconfig"
-        self.address = f"http://127.0.0.1:{free_port()}"
+        # Programs are killed and started again under the same address.
+        self._ports = contextlib.ExitStack()
+        self.address = f"http://127.0.0.1:{self._port()}"
         self.audit_log = self.folder / "audit.log"
         self.refusals_expected = False
         """Whether a test takes rights away. Else it is an error at the end that a program of ours was refused."""
@@ -65,6 +69,7 @@ class Sandbox:
                 self.kubeconfig_of(DAEMON_ACCOUNT),
                 self.logs,
                 self._lifeline,
+                self._port(),
             )
             for spec in nodes
         }
@@ -156,6 +161,9 @@ class Sandbox:
         """The node that a pod is bound to."""
         return self.nodes[pod["spec"]["nodeName"]]
 
+    def _port(self) -> int:
+        return self._ports.enter_context(reserved_port())
+
     def _apiserver(self) -> Program:
         return Program(
             name="API server",
@@ -171,7 +179,7 @@ class Sandbox:
         )
 
     def _provisioner(self, number: int) -> Program:
-        address = f"127.0.0.1:{free_port()}"
+        address = f"127.0.0.1:{self._port()}"
         return Program(
             name=f"provisioner {number}",
             argv=[COMMAND, "provisioner"],
@@ -191,6 +199,7 @@ class Sandbox:
         await asyncio.gather(*(program.stop(_STOP_SECONDS) for program in self.programs))
         os.close(self._our_end)
         os.close(self._lifeline)
+        self._ports.close()
         try:
             await until(
                 lambda: _freed(lambda: mountspace.unmount_all(self._state)),

@@ -9,6 +9,7 @@ import pytest
 from kube.backoff import Backoff
 from kube.client import VOLUMES, Cluster
 from kube.informer import Informer
+from tests.ports import reserved_port
 from tests.unit.kube.apiserver import (
     ApiServer,
     Json,
@@ -154,18 +155,19 @@ async def test_the_server_restarts(server: ApiServer, tmp_path: Path, failures: 
     server.next("GET", page(["a"], "5"), stream(keep_open=True))
     later = ApiServer()
     later.next("GET", stream(("ADDED", volume("b", "6"))), stream(keep_open=True))
-    async with serving(server) as url:
-        cluster = await Cluster.connect(write_kubeconfig(tmp_path / "kubeconfig", url))
-        it = Following(cluster)
-        task = asyncio.create_task(it.informer.run())
-        await until(lambda: len(server.asked) == 2)
-    await until(lambda: len(failures) >= 3)
-    assert it.informer.get("a") == "small"
-    async with serving(later, port=int(url.rpartition(":")[2])):
-        await until(lambda: it.informer.get("b") == "small")
-        assert later.asked[0].query["resourceVersion"] == "5"
-        task.cancel()
-        await cluster.close()
+    with reserved_port() as port:
+        async with serving(server, port) as url:
+            cluster = await Cluster.connect(write_kubeconfig(tmp_path / "kubeconfig", url))
+            it = Following(cluster)
+            task = asyncio.create_task(it.informer.run())
+            await until(lambda: len(server.asked) == 2)
+        await until(lambda: len(failures) >= 3)
+        assert it.informer.get("a") == "small"
+        async with serving(later, port):
+            await until(lambda: it.informer.get("b") == "small")
+            assert later.asked[0].query["resourceVersion"] == "5"
+            task.cancel()
+            await cluster.close()
 
 
 async def test_one_bad_object_spoils_nothing(

@@ -28,6 +28,7 @@ from kube.client import (
     Unreachable,
 )
 from kube.errors import NoLongerLeading
+from tests.ports import reserved_port
 from tests.unit.kube.apiserver import (
     ApiServer,
     connected,
@@ -103,11 +104,11 @@ async def test_a_request_has_an_end(server: ApiServer, tmp_path: Path) -> None:
 
 
 async def test_nobody_listens(tmp_path: Path) -> None:
-    async with serving(ApiServer()) as url:
-        kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", url)
-    async with await Cluster.connect(kubeconfig) as cluster:
-        with pytest.raises(Unreachable):
-            await cluster.list(VOLUMES)
+    with reserved_port() as port:
+        kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", f"http://127.0.0.1:{port}")
+        async with await Cluster.connect(kubeconfig) as cluster:
+            with pytest.raises(Unreachable):
+                await cluster.list(VOLUMES)
 
 
 async def test_lists_are_read_in_pages(cluster: Cluster, server: ApiServer) -> None:

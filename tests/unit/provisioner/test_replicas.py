@@ -1,7 +1,6 @@
 """Two replicas: one leads, the other answers probes and takes over."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -11,17 +10,16 @@ from kube.client import CLAIMS, LEASES, VOLUMES
 from kube.leadership import LeadershipLost
 from provisioner.controller import serve
 from provisioner.settings import Settings
+from tests.ports import reserved_port
 from tests.unit.provisioner.memory import MemoryCluster
 from tests.unit.provisioner.objects import claim_body
 from tests.unit.provisioner.stage import until
 
 
 class Replica:
-    def __init__(self, cluster: MemoryCluster, identity: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        settings = Settings(identity=identity, listen_host="127.0.0.1", listen_port=self.port)
+    def __init__(self, cluster: MemoryCluster, identity: str, port: int) -> None:
+        self.port = port
+        settings = Settings(identity=identity, listen_host="127.0.0.1", listen_port=port)
         self.task = asyncio.create_task(serve(cluster, settings))
 
     async def ask(self, path: str) -> tuple[int, str]:
@@ -38,12 +36,13 @@ class Replica:
 
 @asynccontextmanager
 async def replica(cluster: MemoryCluster, identity: str) -> AsyncIterator[Replica]:
-    made = Replica(cluster, identity)
-    try:
-        yield made
-    finally:
-        made.task.cancel()
-        await asyncio.wait([made.task])
+    with reserved_port() as port:
+        made = Replica(cluster, identity, port)
+        try:
+            yield made
+        finally:
+            made.task.cancel()
+            await asyncio.wait([made.task])
 
 
 def holder(cluster: MemoryCluster) -> str:

@@ -3,9 +3,11 @@ mounts is on the node floor."""
 
 import asyncio
 import contextlib
+import inspect
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,8 @@ from daemon.storage.record import Inventory, Pool, Record, State, Unseen, Volume
 from daemon.storage.room import Promise
 from daemon.storage.thinpools import Enlargement
 from daemon.storage.volumes import Volumes
+
+pytestmark = pytest.mark.virtual_time
 
 POOL = "pool"
 
@@ -113,6 +117,18 @@ def wanted(pv: str = "pv", size: int = 100, uid: str = "uid", policy: str = DELE
     return Wanted(pv, uid, size, policy, VolumeParameters())
 
 
+async def until_nothing_moves() -> None:
+    """All wait for a gate: time passes only when nobody has anything to do."""
+    await asyncio.sleep(1)
+
+
+def begun(task: asyncio.Task[Any]) -> bool:
+    """Whether it ran at all; a task that is cancelled before it did has tried nothing."""
+    coroutine = task.get_coro()
+    assert inspect.iscoroutine(coroutine)
+    return inspect.getcoroutinestate(coroutine) != inspect.CORO_CREATED
+
+
 @pytest.fixture
 def backend() -> Memory:
     return Memory()
@@ -128,9 +144,12 @@ async def volumes(backend: Memory, tmp_path: Path) -> Volumes:
 async def test_those_who_want_the_same_volume_join_one_run(volumes: Volumes, backend: Memory) -> None:
     backend.gate.clear()
     callers = [asyncio.create_task(volumes.prepare(wanted())) for _ in range(20)]
-    await asyncio.sleep(0.01)
+    await until_nothing_moves()
+    assert all(begun(caller) for caller in callers)
     for caller in callers[:10]:
         caller.cancel()
+    await asyncio.wait(callers[:10])
+    assert backend.running == 1, "those who gave up did not break it off"
     backend.gate.set()
     assert {volume.size for volume in await asyncio.gather(*callers[10:])} == {100}
     assert (await volumes.prepare(wanted())).size == 100
@@ -323,10 +342,13 @@ async def test_operations_are_observed(backend: Memory, tmp_path: Path) -> None:
 async def test_close_waits_for_what_nobody_waits_for(volumes: Volumes, backend: Memory) -> None:
     backend.gate.clear()
     caller = asyncio.create_task(volumes.prepare(wanted()))
-    await asyncio.sleep(0.01)
+    await until_nothing_moves()
+    assert backend.calls[-1] == "create"
     caller.cancel()
     closed = asyncio.create_task(volumes.close())
-    await asyncio.sleep(0.01)
+    await until_nothing_moves()
+    assert caller.cancelled()
+    assert begun(closed)
     assert not closed.done()
     backend.gate.set()
     await closed

@@ -1,0 +1,54 @@
+"""An event loop in which seconds pass only when nobody has anything to do, and then at once. What waits for a time is
+tested with that time, to the millisecond and in no time; `asyncio.sleep` returns when all that can happen before has
+happened.
+
+For tests that talk to nobody outside of their process: of threads it is known whether they still work, and then time
+stands still; of sockets and child processes it is not.
+"""
+
+import asyncio
+import selectors
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Any, TypeVar, TypeVarTuple
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+class _Selector(selectors.DefaultSelector):
+    """Instead of waiting for a time it lets the time come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.threads = 0
+        """How many calls threads of the loop's executor are busy with."""
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if not timeout or timeout <= 0:
+            return super().select(timeout)
+        if self.threads:
+            return super().select(None)  # the thread that ends wakes us
+        ready = super().select(0)
+        if not ready:
+            self.now += timeout
+        return ready
+
+
+class VirtualTimeLoop(asyncio.SelectorEventLoop):
+    def __init__(self) -> None:
+        self._clock = _Selector()
+        super().__init__(self._clock)
+
+    def time(self) -> float:
+        return self._clock.now
+
+    def run_in_executor(self, executor: Executor | None, func: Callable[[*Ts], T], *args: *Ts) -> asyncio.Future[T]:
+        self._clock.threads += 1
+        running = super().run_in_executor(executor, func, *args)
+        running.add_done_callback(self._ended)
+        return running
+
+    def _ended(self, _: asyncio.Future[Any]) -> None:
+        self._clock.threads -= 1
