@@ -84,7 +84,7 @@ def manifest(capacity: Capacity, namespace: str, owner: Json | None) -> Json:
         "metadata": {
             "name": object_name(capacity.node, capacity.storage_class),
             "namespace": namespace,
-            "labels": {names.NODE_LABEL: capacity.node},
+            "labels": names.labels_of(capacity.node, capacity.hostname),
             "annotations": {
                 names.POOL_ANNOTATION: capacity.pool,
                 names.ALLOCATABLE_ANNOTATION: str(capacity.allocatable),

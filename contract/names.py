@@ -48,6 +48,9 @@ SHARED_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/shared"
 """What the pools of one filesystem may have together, and the other pools there."""
 
 HOSTNAME_LABEL = "kubernetes.io/hostname"
+OTHER_HOSTNAME_LABEL = "elastic-local.volumes.k8s.elastic.co/hostname"
+"""On what a node offers, where its hostname label is not its name: for the admission policies in deploy/base, which
+know the name from the daemon's token."""
 
 
 def node_label_value(node: str) -> str:
@@ -57,3 +60,8 @@ def node_label_value(node: str) -> str:
     import hashlib
 
     return f"{node[:46].rstrip('.-')}.{hashlib.sha256(node.encode()).hexdigest()[:16]}"
+
+
+def labels_of(node: str, hostname: str) -> dict[str, str]:
+    """Of what a node offers. `hostname` is the value of its hostname label."""
+    return {NODE_LABEL: node_label_value(node)} | ({OTHER_HOSTNAME_LABEL: hostname} if hostname != node else {})

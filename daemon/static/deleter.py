@@ -81,7 +81,13 @@ class Deleter:
         self._looks = Looks(deadline)
         self._table = ProcessTable()
         self._jobs = JobTracker(
-            cluster, self._table, self._job_failed, hostname=node.hostname, namespace=namespace, image=job_image
+            cluster,
+            self._table,
+            self._job_failed,
+            node=node.name,
+            hostname=node.hostname,
+            namespace=namespace,
+            image=job_image,
         )
         self._tasks: dict[str, asyncio.Task[None]] = {}
         """By volume: the cleanings of this process."""

@@ -25,6 +25,11 @@ _CONTAINER = "cleaner"
 _DEVICES = "/dev"
 
 
+NODE_FIELD = "metadata.name"
+"""By which an affinity names a node. A hostname label can be that of another one; the admission policy that holds a
+daemon's Jobs to its own node compares this."""
+
+
 @dataclass(frozen=True)
 class CleaningJob:
     name: str
@@ -54,6 +59,7 @@ def manifest(
     settings: ClassConfiguration,
     configuration: Configuration,
     *,
+    node: str,
     hostname: str,
     namespace: str,
     image: str,
@@ -75,6 +81,15 @@ def manifest(
         "terminationGracePeriodSeconds": 1,
         # The value of the label: on many clouds it is not the name of the Node.
         "nodeSelector": {names.HOSTNAME_LABEL: hostname},
+        "affinity": {
+            "nodeAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": {
+                    "nodeSelectorTerms": [
+                        {"matchFields": [{"key": NODE_FIELD, "operator": "In", "values": [node]}]},
+                    ]
+                }
+            }
+        },
         "tolerations": list(configuration.job_tolerations),
         "volumes": [{"name": volume, "hostPath": {"path": path}} for volume, path in folders.values()],
         "containers": [
@@ -109,14 +124,16 @@ def manifest(
     }
 
 
-def read(body: Json) -> CleaningJob | None:
-    """The record of a Job, or None when it is not one of ours."""
+def read(body: Json, node: str) -> CleaningJob | None:
+    """The record of a Job, or None when it is not one of this node. Its labels prove nothing: another node's daemon
+    could have written them, and what its pod did on that node cleaned nothing here."""
     metadata, status = body["metadata"], body.get("status") or {}
     labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
     volume = labels.get(VOLUME_LABEL, "")
-    if not volume or metadata["name"] != name(volume):
+    pod = ((body.get("spec") or {}).get("template") or {}).get("spec") or {}
+    if not volume or metadata["name"] != name(volume) or _nodes(pod) not in ([node], []):
         return None
-    containers = (((body.get("spec") or {}).get("template") or {}).get("spec") or {}).get("containers") or [{}]
+    containers = pod.get("containers") or [{}]
     failed = next(
         (c for c in status.get("conditions") or [] if c.get("type") == "Failed" and c.get("status") == "True"), None
     )
@@ -131,6 +148,18 @@ def read(body: Json) -> CleaningJob | None:
         words=": ".join(filter(None, (failed.get("reason"), failed.get("message")))) if failed else "",
         deleting="deletionTimestamp" in metadata,
     )
+
+
+def _nodes(pod: Json) -> list[str]:
+    """Those that the pod may run on, by name. Empty: any, as in Jobs of versions before the affinity."""
+    affinity = (pod.get("affinity") or {}).get("nodeAffinity") or {}
+    required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or {}
+    return [
+        value
+        for term in required.get("nodeSelectorTerms") or []
+        for field in term.get("matchFields") or []
+        for value in field.get("values") or []
+    ]
 
 
 def _seconds(text: str) -> float:

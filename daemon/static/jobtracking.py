@@ -28,6 +28,7 @@ class JobTracker:
         table: ProcessTable,
         failed: Callable[[Release, str], None],
         *,
+        node: str,
         hostname: str,
         namespace: str,
         image: str,
@@ -36,6 +37,7 @@ class JobTracker:
         self._cluster = cluster
         self._table = table
         self._failed = failed
+        self._node = node
         self._hostname = hostname
         self._namespace = namespace
         self._image = image
@@ -60,7 +62,8 @@ class JobTracker:
                 raise
             self.known = True
             return
-        self._jobs = {job.release.volume: job for job in map(jobs.read, bodies) if job}
+        found = [jobs.read(body, self._node) for body in bodies]
+        self._jobs = {job.release.volume: job for job in found if job}
         self.known = True
         for job in self._jobs.values():
             await self._take(job, releases.get(job.release.volume))
@@ -103,13 +106,14 @@ class JobTracker:
             place,
             settings,
             how,
+            node=self._node,
             hostname=self._hostname,
             namespace=self._namespace,
             image=self._image,
             now=datetime.now(UTC),
         )
         try:
-            created = jobs.read(await self._cluster.create(JOBS, body))
+            created = jobs.read(await self._cluster.create(JOBS, body), self._node)
         except AlreadyExists:
             log.info("Job %s exists, its cleaning goes first", jobs.name(release.volume))
             return False

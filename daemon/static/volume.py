@@ -122,8 +122,8 @@ def manifest(
     node: Node,
     provisioner: str,
 ) -> Json:
-    """The PersistentVolume of an offer. Apart from NODE_LABEL, by which we ask the API server for ours, and
-    STATIC_FINALIZER, it is the one that the original creates."""
+    """The PersistentVolume of an offer. Apart from NODE_LABEL, by which we ask the API server for ours,
+    OTHER_HOSTNAME_LABEL and STATIC_FINALIZER, it is the one that the original creates."""
     annotations = {names.PROVISIONED_BY: provisioner}
     terms = [
         {"matchExpressions": [{"key": names.HOSTNAME_LABEL, "operator": "In", "values": [node.hostname]}]},
@@ -158,5 +158,4 @@ def manifest(
 def labels(configuration: Configuration, settings: ClassConfiguration, node: Node) -> dict[str, str]:
     """Later ones win: the node's, those of all classes, those of the class."""
     copied = {key: node.labels[key] for key in configuration.node_labels if key in node.labels}
-    own = {names.NODE_LABEL: names.node_label_value(node.name)}
-    return {**copied, **configuration.labels, **settings.labels, **own}
+    return {**copied, **configuration.labels, **settings.labels, **names.labels_of(node.name, node.hostname)}

@@ -55,7 +55,7 @@ class Right:
         """A right everywhere has to be used where one in our own namespace would not do."""
         asked = request.asked
         in_place = asked.namespace == self.namespace if self.namespace else asked.namespace != names.NAMESPACE
-        return request.user == users.token(names.NAMESPACE, self.account) and in_place and self.rule.allows(asked)
+        return request.user == users.username(names.NAMESPACE, self.account) and in_place and self.rule.allows(asked)
 
 
 def given(objects: tuple[Json, ...]) -> Iterator[Right]:
@@ -110,7 +110,7 @@ async def test_every_right_is_used_and_missed_when_it_is_taken_away(
 
 async def _may(sandbox: Sandbox, account: str, asked: Attributes) -> bool:
     """Asked of the API server."""
-    spec = {"user": users.token(names.NAMESPACE, account), "resourceAttributes": asdict(asked)}
+    spec = {"user": users.username(names.NAMESPACE, account), "resourceAttributes": asdict(asked)}
     review = await sandbox.api.create(_REVIEWS, {"metadata": {}, "spec": spec})
     return bool(review["status"]["allowed"])
 

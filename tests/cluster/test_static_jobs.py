@@ -5,6 +5,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from contract import names
 from daemon.static.naming import job_volume_name
 from kube.client import CLAIMS, CLASSES, JOBS, NODES, PODS
@@ -28,7 +30,11 @@ TOLERATION = {"key": "dedicated", "operator": "Exists"}
 
 async def test_a_device_is_cleaned_by_the_pod_of_a_job(short_folders: Callable[[], Path], tmp_path: Path) -> None:
     manifests = short_folders()
-    with_components(manifests, COMPONENTS)
+    image = {"name": "JOB_CONTAINER_IMAGE", "value": IMAGE}
+    containers = [{"name": "daemon", "env": [image]}]
+    pods = {"spec": {"template": {"spec": {"containers": containers}}}}
+    ours = {"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "daemon", "namespace": names.NAMESPACE}}
+    with_components(manifests, COMPONENTS, patches=[{"patch": yaml.safe_dump(ours | pods)}])
     sandbox = Sandbox(short_folders(), [NodeSpec("one", hostname="host-1", static=True)], manifests=manifests)
     node = sandbox.nodes["one"]
     # How a Job ended is seen in the next pass.

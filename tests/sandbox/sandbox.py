@@ -66,7 +66,7 @@ class Sandbox:
                 spec,
                 self._state / spec.name,
                 self.kubeconfig,
-                self.kubeconfig_of(DAEMON_ACCOUNT),
+                self.kubeconfig_of(DAEMON_ACCOUNT, spec.name),
                 self.logs,
                 self._lifeline,
                 self._port(),
@@ -104,8 +104,9 @@ class Sandbox:
         mountspace.mount_memory(self._state)
         for node in self.nodes.values():
             node.make_folders()
-        for account in (DAEMON_ACCOUNT, PROVISIONER_ACCOUNT):
-            kubeconfig.write(self.kubeconfig_of(account), self.address, users.token(names.NAMESPACE, account))
+        for account, home in ((PROVISIONER_ACCOUNT, ""), *((DAEMON_ACCOUNT, name) for name in self.nodes)):
+            token = users.token(names.NAMESPACE, account, home)
+            kubeconfig.write(self.kubeconfig_of(account, home), self.address, token)
         try:
             await self.apiserver.start()
             self._api = await Cluster.connect(str(self.kubeconfig), program="sandbox")
@@ -128,11 +129,11 @@ class Sandbox:
         await self._tear_down()
         if error is None and not self.refusals_expected:
             refused = dict.fromkeys(str(request) for request in self.requests() if not request.allowed)
-            assert not refused, f"deploy/ gives too few rights: {list(refused)}"
+            assert not refused, f"deploy/ gives too few rights, or its policies refuse too much: {list(refused)}"
 
-    def kubeconfig_of(self, account: str) -> Path:
-        """Of a service account of ours: what it may do is what deploy/ gives it."""
-        return self.folder / f"kubeconfig-{account}"
+    def kubeconfig_of(self, account: str, node: str = "") -> Path:
+        """Of a service account of ours, as its pod on that node has it: what it may do is what deploy/ gives it."""
+        return self.folder / f"kubeconfig-{account}{node and '-'}{node}"
 
     def requests(self) -> list[guard.Request]:
         """What our programs asked the API server for."""

@@ -123,7 +123,7 @@ def test_what_accounts_ask_for_is_kept(api: Client, robot: Client, namespace: st
     bind(api, namespace, {"resources": ["nodes"], "verbs": ["list"]}, everywhere=True)
     robot.request("GET", "/api/v1/nodes")
     robot.request("GET", "/api/v1/nodes/one")
-    asked = [each for each in guard.requests(audit_log) if each.user == users.token(namespace, _ACCOUNT)]
+    asked = [each for each in guard.requests(audit_log) if each.user == users.username(namespace, _ACCOUNT)]
     assert [(each.asked.verb, each.asked.name, each.allowed) for each in asked] == [
         ("list", "", True),
         ("get", "one", False),

@@ -7,7 +7,7 @@ fields, so an update by other means never conflicts.
 from typing import Any
 
 from tests.sandbox.apiserver import errors, strategic
-from tests.sandbox.apiserver.registry import Registry, timestamp
+from tests.sandbox.apiserver.registry import Admit, Registry, timestamp
 from tests.sandbox.apiserver.resources import Json
 from tests.sandbox.apiserver.routing import Target
 from tests.sandbox.apiserver.store import Stored
@@ -17,7 +17,7 @@ _LEAF: Json = {}
 
 
 def apply(
-    registry: Registry, aim: Target, wanted: Json, *, manager: str, force: bool, dry_run: bool
+    registry: Registry, aim: Target, wanted: Json, *, manager: str, force: bool, dry_run: bool, admit: Admit
 ) -> tuple[Stored, bool]:
     """Creates the object or merges `wanted` into it. The answer says whether it was created. Raises Conflict."""
     resource = aim.resource
@@ -27,12 +27,14 @@ def apply(
     owned = _fields(wanted, strategic.shape_of(resource.kind))
     if registry.store.get(resource, aim.namespace, aim.name) is None and not aim.subresource:
         metadata["managedFields"] = [_entry(aim, manager, owned)]
-        return registry.create(resource, aim.namespace, wanted, dry_run=dry_run), True
+        return registry.create(resource, aim.namespace, wanted, dry_run=dry_run, admit=admit), True
 
     def change(present: Json) -> Json:
         return _merge(present, wanted, owned, aim, manager, force)
 
-    stored = registry.update(resource, aim.namespace, aim.name, change, subresource=aim.subresource, dry_run=dry_run)
+    stored = registry.update(
+        resource, aim.namespace, aim.name, change, subresource=aim.subresource, dry_run=dry_run, admit=admit
+    )
     return stored, False
 
 

@@ -1,4 +1,4 @@
-"""The door: who asks, whether he may, and a line about it in the audit log.
+"""The door: who asks, whether his rights and the admission policies allow it, and a line about it in the audit log.
 
 The log has the form of audit.k8s.io/v1, level Metadata, and only what service accounts ask for: from it tests learn
 that the rights of our programs suffice, and which of them are used.
@@ -9,9 +9,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.sandbox.apiserver import errors, selectors, users
+from tests.sandbox.apiserver import errors, policies, selectors, users
+from tests.sandbox.apiserver.policies import Denied, Policies
 from tests.sandbox.apiserver.rbac import Attributes, Rights
-from tests.sandbox.apiserver.resources import NAMESPACES
+from tests.sandbox.apiserver.registry import Admit
+from tests.sandbox.apiserver.resources import NAMESPACES, Json
 from tests.sandbox.apiserver.routing import Target
 from tests.sandbox.apiserver.store import Store
 from tests.sandbox.apiserver.users import ADMINISTRATOR, User
@@ -37,6 +39,7 @@ class Guard:
     def __init__(self, store: Store, audit_log: Path | None = None) -> None:
         self._store = store
         self._rights = Rights(store)
+        self._policies = Policies(store)
         self._log = audit_log.open("a", buffering=1) if audit_log else None
 
     def user(self, authorization: str) -> User:
@@ -47,10 +50,26 @@ class Guard:
         """Raises Forbidden."""
         asked = attributes(verb, aim, query)
         allowed = self.allows(user, asked)
-        if self._log and user != ADMINISTRATOR:
-            self._log.write(_line(user, asked, uri, allowed) + "\n")
+        self._write(user, asked, uri, allowed)
         if not allowed:
             raise errors.forbidden(aim.resource, asked.name, f'User "{user.name}" cannot {asked}')
+
+    def _write(self, user: User, asked: Attributes, uri: str, allowed: bool) -> None:
+        if self._log and user != ADMINISTRATOR:
+            self._log.write(_line(user, asked, uri, allowed) + "\n")
+
+    def admitting(self, user: User, verb: str, aim: Target, uri: str) -> Admit:
+        """What a write of this user is checked by."""
+
+        def admit(operation: str, name: str, body: Json | None, old: Json | None) -> None:
+            asked = policies.Request(user, operation, aim.resource, aim.subresource, aim.namespace, name, body, old)
+            try:
+                self._policies.check(asked)
+            except Denied:
+                self._write(user, attributes(verb, aim, {}), uri, False)
+                raise
+
+        return admit
 
     def allows(self, user: User, asked: Attributes) -> bool:
         return self._rights.allow(user, asked)

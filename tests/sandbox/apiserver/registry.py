@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tests.sandbox.apiserver import admission, defaults, errors, validation
+from tests.sandbox.apiserver.policies import CREATE, DELETE, UPDATE
 from tests.sandbox.apiserver.resources import NAMESPACES, PODS, Json, Resource
 from tests.sandbox.apiserver.store import Store, Stored
 
@@ -23,6 +24,14 @@ _SYSTEM_METADATA = ("name", "namespace", "uid", "creationTimestamp", "deletionTi
 
 def timestamp(moment: datetime | None = None) -> str:
     return (moment or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+Admit = Callable[[str, str, Json | None, Json | None], None]
+"""Told of what is about to be written: operation, name of the object, the object, and what it was. Raises ApiError."""
+
+
+def admit_all(*_: object) -> None:
+    """What the server itself does."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,9 @@ class Registry:
             raise errors.not_found(resource, name)
         return stored
 
-    def create(self, resource: Resource, namespace: str, body: Json, *, dry_run: bool = False) -> Stored:
+    def create(
+        self, resource: Resource, namespace: str, body: Json, *, dry_run: bool = False, admit: Admit = admit_all
+    ) -> Stored:
         body = _without_nulls(body)
         metadata = _metadata_of(resource, namespace, body)
         if metadata.get("resourceVersion"):
@@ -68,6 +79,7 @@ class Registry:
         admission.on_create(self.store, resource, body)
         if found := list(validation.check(resource, body)):
             raise errors.invalid(resource, name or metadata.get("generateName") or "", found)
+        admit(CREATE, name, body, None)
         if self.store.get(resource, namespace, name) is not None:
             raise errors.already_exists(resource, name)
         return self._write(resource, body, dry_run)
@@ -93,6 +105,7 @@ class Registry:
         subresource: str = "",
         dry_run: bool = False,
         must_carry_revision: bool = False,
+        admit: Admit = admit_all,
     ) -> Stored:
         """Stores what `change` makes of (a copy of) the present object. The same object again is no new revision."""
         old = self.get(resource, namespace, name)
@@ -122,6 +135,7 @@ class Registry:
         if found := list(validation.check_update(resource, body, present, subresource)):
             raise errors.invalid(resource, name, found)
         _tidy(metadata)
+        admit(UPDATE, name, body, present)
         if metadata | {"resourceVersion": ""} == present["metadata"] | {"resourceVersion": ""} and _same(body, present):
             return old
         if _is_finished(body):
@@ -136,7 +150,14 @@ class Registry:
         return self.store.remove(last)
 
     def delete(
-        self, resource: Resource, namespace: str, name: str, options: DeleteOptions, *, dry_run: bool = False
+        self,
+        resource: Resource,
+        namespace: str,
+        name: str,
+        options: DeleteOptions,
+        *,
+        dry_run: bool = False,
+        admit: Admit = admit_all,
     ) -> tuple[Stored, bool]:
         """Deletes, or marks as being deleted. The answer says whether the object is gone."""
         old = self.get(resource, namespace, name)
@@ -155,6 +176,7 @@ class Registry:
                 f"the ResourceVersion in the precondition ({options.revision}) does not match the ResourceVersion in"
                 f" record ({old.revision}). The object might have been modified",
             )
+        admit(DELETE, name, None, old.object)
         body: Json = json.loads(old.encoded)
         metadata = body["metadata"]
         grace = _grace(resource, old.object, options)

@@ -72,6 +72,11 @@ def _rbac(plural: str, kind: str, namespaced: bool) -> Resource:
     return Resource("rbac.authorization.k8s.io", "v1", plural, kind, namespaced=namespaced)
 
 
+def _admission(plural: str, kind: str, **flags: Any) -> Resource:
+    group = "admissionregistration.k8s.io"
+    return Resource(group, "v1", plural, kind, namespaced=False, unconditional_update=False, **flags)
+
+
 NAMESPACES = _core(
     "namespaces",
     "Namespace",
@@ -125,6 +130,8 @@ RESOURCES: tuple[Resource, ...] = (
     _rbac("rolebindings", "RoleBinding", namespaced=True),
     _rbac("clusterroles", "ClusterRole", namespaced=False),
     _rbac("clusterrolebindings", "ClusterRoleBinding", namespaced=False),
+    _admission("validatingadmissionpolicies", "ValidatingAdmissionPolicy", has_status=True, counts_generations=True),
+    _admission("validatingadmissionpolicybindings", "ValidatingAdmissionPolicyBinding", counts_generations=True),
     Resource(
         "policy",
         "v1",

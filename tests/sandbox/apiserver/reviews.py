@@ -24,7 +24,7 @@ def add_routes(app: web.Application, guard: Guard) -> None:
     async def who(request: web.Request) -> web.Response:
         user = asking(request)
         body = await codec.body_of(request)
-        info = {"username": user.name, "groups": sorted(user.groups)}
+        info = {"username": user.name, "groups": sorted(user.groups)} | ({"extra": user.extra} if user.extra else {})
         return codec.answer(body | {"status": {"userInfo": info}}, 201)
 
     async def may_i(request: web.Request) -> web.Response:

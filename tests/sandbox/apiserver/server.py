@@ -11,7 +11,7 @@ from tests.sandbox.apiserver.apply import apply
 from tests.sandbox.apiserver.binding import bind
 from tests.sandbox.apiserver.guard import Guard
 from tests.sandbox.apiserver.reading import select
-from tests.sandbox.apiserver.registry import Registry
+from tests.sandbox.apiserver.registry import Admit, Registry, admit_all
 from tests.sandbox.apiserver.resources import Json
 from tests.sandbox.apiserver.routing import Target, target, verb
 from tests.sandbox.apiserver.store import encode
@@ -73,6 +73,12 @@ def _require(request: web.Request, wanted: str) -> None:
         guard.check(request[_USER], wanted, request[_TARGET], request.query, request.path_qs)
 
 
+def _admit(request: web.Request) -> Admit:
+    """What the policies say to the user who makes this request."""
+    guard = request.app.get(_GUARD)
+    return guard.admitting(request[_USER], request[_VERB], request[_TARGET], request.path_qs) if guard else admit_all
+
+
 class Api:
     """The resources."""
 
@@ -127,12 +133,13 @@ class Api:
             return codec.answer(codec.success(), 201)
         if aim.subresource == "eviction":
             options = codec.delete_options(body.get("deleteOptions") or {}, request.query)
-            self._registry.delete(aim.resource, aim.namespace, aim.name, options)
+            self._registry.delete(aim.resource, aim.namespace, aim.name, options, admit=_admit(request))
             return codec.answer(codec.success(), 201)
         if aim.name or (aim.resource.namespaced and not aim.namespace):
             raise errors.method_not_allowed()
         codec.check_kind(aim, body)
-        stored = self._registry.create(aim.resource, aim.namespace, body, dry_run=codec.dry_run(request, body))
+        dry_run = codec.dry_run(request, body)
+        stored = self._registry.create(aim.resource, aim.namespace, body, dry_run=dry_run, admit=_admit(request))
         return codec.one(request, stored, 201)
 
     async def _put(self, request: web.Request, aim: Target) -> web.Response:
@@ -140,9 +147,11 @@ class Api:
         codec.check_kind(aim, body)
         dry_run = codec.dry_run(request, body)
         missing = self._registry.store.get(aim.resource, aim.namespace, aim.name) is None
+        admit = _admit(request)
         if missing and aim.resource.create_on_update and not aim.subresource:
             _require(request, "create")
-            return codec.one(request, self._registry.create(aim.resource, aim.namespace, body, dry_run=dry_run), 201)
+            stored = self._registry.create(aim.resource, aim.namespace, body, dry_run=dry_run, admit=admit)
+            return codec.one(request, stored, 201)
         stored = self._registry.update(
             aim.resource,
             aim.namespace,
@@ -151,6 +160,7 @@ class Api:
             subresource=aim.subresource,
             dry_run=dry_run,
             must_carry_revision=True,
+            admit=admit,
         )
         return codec.one(request, stored)
 
@@ -162,7 +172,13 @@ class Api:
             return self._apply(request, aim, patch, dry_run)
         change = _patching(kind, patch, aim)
         stored = self._registry.update(
-            aim.resource, aim.namespace, aim.name, change, subresource=aim.subresource, dry_run=dry_run
+            aim.resource,
+            aim.namespace,
+            aim.name,
+            change,
+            subresource=aim.subresource,
+            dry_run=dry_run,
+            admit=_admit(request),
         )
         return codec.one(request, stored)
 
@@ -176,7 +192,9 @@ class Api:
         if self._registry.store.get(aim.resource, aim.namespace, aim.name) is None:
             _require(request, "create")
         force = codec.flag(request.query, "force")
-        stored, created = apply(self._registry, aim, wanted, manager=manager, force=force, dry_run=dry_run)
+        stored, created = apply(
+            self._registry, aim, wanted, manager=manager, force=force, dry_run=dry_run, admit=_admit(request)
+        )
         return codec.one(request, stored, 201 if created else 200)
 
     async def _delete(self, request: web.Request, aim: Target) -> web.Response:
@@ -187,6 +205,7 @@ class Api:
             aim.name,
             codec.delete_options(body, request.query),
             dry_run=codec.dry_run(request, body),
+            admit=_admit(request),
         )
         if not gone or aim.resource.returns_deleted:
             return codec.one(request, stored)
@@ -199,10 +218,9 @@ class Api:
         body = await codec.body_of(request, optional=True)
         options = codec.delete_options(body, request.query)
         page = select(self._registry.store, aim.resource, aim.namespace, request.query)
+        admit, dry_run = _admit(request), codec.dry_run(request, body)
         for each in page.items:
-            self._registry.delete(
-                aim.resource, each.namespace, each.name, options, dry_run=codec.dry_run(request, body)
-            )
+            self._registry.delete(aim.resource, each.namespace, each.name, options, dry_run=dry_run, admit=admit)
         return codec.encoded(codec.list_bytes(aim, {"resourceVersion": str(self._registry.store.revision)}, page))
 
     async def _watch(self, request: web.Request, aim: Target) -> web.StreamResponse:

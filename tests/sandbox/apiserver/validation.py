@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from tests.sandbox.apiserver import names, pods, volumes
+from tests.sandbox.apiserver import names, pods, policies, volumes
 from tests.sandbox.apiserver.errors import FieldError, forbidden_value, invalid_value, required
 from tests.sandbox.apiserver.resources import Json, Resource
 
@@ -97,6 +97,8 @@ _RULES: dict[str, Check] = {
     "StorageClass": volumes.check_class,
     "CSIStorageCapacity": volumes.check_capacity,
     "Pod": pods.check,
+    "ValidatingAdmissionPolicy": policies.check_policy,
+    "ValidatingAdmissionPolicyBinding": policies.check_binding,
     "Event": _event,
     "Lease": _lease,
     "Deployment": _workload,

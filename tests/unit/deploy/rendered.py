@@ -14,6 +14,9 @@ DEPLOY = Path(__file__).parents[3] / "deploy"
 BASE = DEPLOY / "base"
 OVERLAYS = tuple(sorted(path.parent for path in (DEPLOY / "overlays").glob("*/kustomization.yaml")))
 COMPONENTS = tuple(sorted(path.parent for path in (DEPLOY / "components").glob("*/kustomization.yaml")))
+WITHOUT_POLICIES = DEPLOY / "components" / "without-policies"
+ADDING = tuple(path for path in COMPONENTS if path != WITHOUT_POLICIES)
+"""Those that add something, and take nothing away."""
 
 
 @cache
@@ -24,7 +27,7 @@ def kustomize(folder: Path) -> tuple[Json, ...]:
     return tuple(yaml.safe_load_all(rendered.stdout))
 
 
-def with_components(folder: Path, components: Iterable[Path] = COMPONENTS, **more: Any) -> tuple[Json, ...]:
+def with_components(folder: Path, components: Iterable[Path] = ADDING, **more: Any) -> tuple[Json, ...]:
     """Base with components, and `more` in the kustomization of whoever deploys them. `folder` is a fresh one, on the
     file system of the repository or not."""
     relative = [str(Path(*[".."] * (len(folder.parts) - 1)) / path.relative_to("/")) for path in (BASE, *components)]

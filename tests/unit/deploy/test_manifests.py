@@ -18,10 +18,12 @@ from daemon.static import configuration
 from daemon.storage import deviceclasses
 from service.endpoints import Health, application
 from tests.unit.deploy.rendered import (
+    ADDING,
     BASE,
     COMPONENTS,
     DEPLOY,
     OVERLAYS,
+    WITHOUT_POLICIES,
     container,
     environment,
     kustomize,
@@ -48,7 +50,10 @@ def objects(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Json, ...]:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_objects_are_valid(version: str, tmp_path: Path) -> None:
-    every = [each for path in WAYS.values() for each in kustomize(path)] + list(with_components(tmp_path))
+    if tuple(map(int, version.split(".")[:2])) < (1, 30):
+        every = list(with_components(tmp_path, [*ADDING, WITHOUT_POLICIES]))
+    else:
+        every = [each for path in WAYS.values() for each in kustomize(path)] + list(with_components(tmp_path))
     for text in {json.dumps(each, sort_keys=True) for each in every if each["apiVersion"] != _WITHOUT_SCHEMA}:
         kubernetes_validate.validate(json.loads(text), version, strict=True)
 

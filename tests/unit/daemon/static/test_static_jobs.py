@@ -26,11 +26,23 @@ def made(settings: ClassConfiguration = CLASS, **keys: Any) -> Json:
         PLACE,
         settings,
         Configuration(job_tolerations=TOLERATIONS, cleaning_timeout=7200, **keys),
+        node="node-1",
         hostname="host-1",
         namespace="storage",
         image="example.org/cleaner:1",
         now=datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC),
     )
+
+
+ONLY_NODE_1 = {
+    "nodeAffinity": {
+        "requiredDuringSchedulingIgnoredDuringExecution": {
+            "nodeSelectorTerms": [
+                {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["node-1"]}]},
+            ]
+        }
+    }
+}
 
 
 def test_the_whole_manifest() -> None:
@@ -56,6 +68,7 @@ def test_the_whole_manifest() -> None:
                     "restartPolicy": "OnFailure",
                     "terminationGracePeriodSeconds": 1,
                     "nodeSelector": {"kubernetes.io/hostname": "host-1"},
+                    "affinity": ONLY_NODE_1,
                     "tolerations": [{"key": "storage", "operator": "Exists"}],
                     "volumes": [
                         {"name": "dev", "hostPath": {"path": "/dev"}},
@@ -90,7 +103,7 @@ def test_disks_offered_out_of_dev_itself_are_mounted_once() -> None:
 def read(status: Json, **metadata: Any) -> jobs.CleaningJob:
     body = made()
     body["metadata"] |= {"uid": "job-uid", **metadata}
-    found = jobs.read({**body, "status": status})
+    found = jobs.read({**body, "status": status}, "node-1")
     assert found
     return found
 
@@ -114,6 +127,18 @@ def test_states(status: Json, state: State, words: str) -> None:
     assert (found.state, found.words) == (state, words)
 
 
+def test_the_job_of_another_node_says_nothing_of_ours() -> None:
+    """Whatever its labels say: the daemon there may be in other hands."""
+    forged = made()
+    forged["metadata"]["uid"] = "job-uid"
+    assert jobs.read(forged, "node-1")
+    assert jobs.read(forged, "node-2") is None
+    made_before = made()
+    made_before["metadata"]["uid"] = "job-uid"
+    del made_before["spec"]["template"]["spec"]["affinity"]
+    assert jobs.read(made_before, "node-1")
+
+
 def test_what_is_written_is_read() -> None:
     found = read({})
     assert (found.release, found.command, found.deleting) == (RELEASE, "/scripts/shred.sh", False)
@@ -128,5 +153,5 @@ def test_a_start_time_that_is_none_is_now() -> None:
 def test_jobs_of_others_are_none_of_ours() -> None:
     body = made()
     body["metadata"] |= {"uid": "job-uid", "name": "backup"}
-    assert jobs.read(body) is None
-    assert jobs.read({"metadata": {"name": "cleanup-", "uid": "job-uid"}}) is None
+    assert jobs.read(body, "node-1") is None
+    assert jobs.read({"metadata": {"name": "cleanup-", "uid": "job-uid"}}, "node-1") is None

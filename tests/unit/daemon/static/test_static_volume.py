@@ -30,7 +30,11 @@ def manifest(chosen: ClassConfiguration, offer: Offer = OFFER, **configuration: 
 
 def test_it_is_the_go_provisioners_and_our_label_and_finalizer() -> None:
     body = manifest(settings(), node_labels=("zone",))
-    expected = go_pv("local-pv-1", PROVISIONER, labels={"zone": "a", names.NODE_LABEL: "node-1"})
+    expected = go_pv(
+        "local-pv-1",
+        PROVISIONER,
+        labels={"zone": "a", names.NODE_LABEL: "node-1", names.OTHER_HOSTNAME_LABEL: "host-1"},
+    )
     assert body["metadata"].pop("finalizers") == [names.STATIC_FINALIZER]
     assert body == expected
 
@@ -63,6 +67,7 @@ def test_labels_of_the_node_of_all_classes_and_of_the_class() -> None:
         "rack": "mine",
         "tier": "gold",
         names.NODE_LABEL: "node-1",
+        names.OTHER_HOSTNAME_LABEL: "host-1",
     }
 
 
