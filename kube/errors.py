@@ -11,6 +11,8 @@ from typing import Any
 Json = dict[str, Any]
 
 _TOO_MANY_REQUESTS = 429
+_TOO_LARGE = "ResourceVersionTooLarge"
+"""metav1.CauseTypeResourceVersionTooLarge: the client knows of a later state than the server, which was restored."""
 
 
 class ApiError(Exception):
@@ -37,7 +39,7 @@ class AlreadyExists(ApiError):
 
 
 class Gone(ApiError):
-    """The resourceVersion or the continue token is too old: list again."""
+    """The resourceVersion or the continue token is too old, or is one that the server has not reached: list again."""
 
 
 class Unauthorized(ApiError):
@@ -81,8 +83,11 @@ def from_status(body: Json, http_status: int = 0, retry_after: float | None = No
     status = int(body.get("code") or http_status)
     reason = str(body.get("reason") or "")
     message = str(body.get("message") or f"the API server answered {status}")
+    details = body.get("details") or {}
+    if any(cause.get("reason") == _TOO_LARGE for cause in details.get("causes") or []):
+        return Gone(status, reason, message)
     if status == _TOO_MANY_REQUESTS or status >= 500:
-        seconds = (body.get("details") or {}).get("retryAfterSeconds")
+        seconds = details.get("retryAfterSeconds")
         return Unreachable(status, reason, message, float(seconds) if seconds else retry_after)
     if reason == "AlreadyExists":
         return AlreadyExists(status, reason, message)

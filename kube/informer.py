@@ -4,6 +4,11 @@ The cache holds records, made by the caller's `parse`, not the objects: a record
 program looks at. Nobody hears of a change that leaves the record as it was. A lost connection is only a delay: the
 watch goes on from where it was, and a new list is taken only when the server says that this is too long ago. What
 vanished meanwhile is then told as a deletion, like any other.
+
+A server whose data was restored from a backup goes back in time. It does not refuse a watch from a future that it has
+not reached, it is silent until it gets there, and what happens till then is never told. So versions are compared: those
+that a watch tells, and that of the server after a lost connection or a silent watch. When they go backwards, all is
+listed again.
 """
 
 import asyncio
@@ -23,6 +28,9 @@ Subscriber = Callable[[str, T | None, T | None], None]
 _log = logging.getLogger(__name__)
 _WATCH_SECONDS = 180
 _BACKOFF = Backoff(first=0.1, factor=2, limit=10, jitter=0.5)
+_AWAY = 2.0, 3.0
+"""Seconds between two tries at most while nobody answers: between the least and the most, by chance. What comes back is
+found soon, and costs nobody anything until then."""
 _SHORT_WATCH = 1.0
 """Seconds. A watch that says nothing and ends sooner is a failure too, or a server that ends each at once would be
 asked without pause."""
@@ -53,6 +61,10 @@ class Informer(Generic[T]):
         self._subscribers: list[Subscriber[T]] = []
         self._version: str | None = None
         self._synced = asyncio.Event()
+        self._lost = False
+        self._on_return: list[Callable[[], None]] = []
+        self._doubtful = False
+        """Whether the server may have gone back in time since its last word."""
         self.last_contact: float | None = None
         """time.monotonic() of the server's last word. While all is well at most some minutes old."""
 
@@ -69,6 +81,10 @@ class Informer(Generic[T]):
         for key, record in list(self._records.items()):
             self._call(callback, key, None, record)
 
+    def on_return(self, callback: Callable[[], None]) -> None:
+        """Calls it each time that the server answers again after it did not: what failed meanwhile can be tried."""
+        self._on_return.append(callback)
+
     @property
     def synced(self) -> bool:
         """The first whole list is in the cache."""
@@ -80,12 +96,17 @@ class Informer(Generic[T]):
     async def run(self) -> None:
         """For ever. Only cancellation ends it."""
         failures = 0
+        away = False
         while True:
             started = time.monotonic()
             try:
+                if self._version is not None and self._doubtful:
+                    await self._compare()
                 if self._version is None:
                     await self._relist()
+                self._doubtful = False
                 heard = await self._follow()
+                self._doubtful = not heard
                 if heard or time.monotonic() - started > _SHORT_WATCH:
                     failures = 0
                     continue
@@ -95,11 +116,16 @@ class Informer(Generic[T]):
                 self._version = None
                 failures += 1
             except Exception as error:
-                failures = 1 if time.monotonic() - started > _SHORT_WATCH else failures + 1
+                # One that answers "not yet" is coming back: its failures are counted anew.
+                was_away, away = away, isinstance(error, Unreachable) and not error.status
+                anew = time.monotonic() - started > _SHORT_WATCH or away is not was_away
+                failures = 1 if anew else failures + 1
+                self._lost = self._doubtful = True
                 self._report(error, failures)
                 if isinstance(error, Unreachable) and error.retry_after:
                     await asyncio.sleep(error.retry_after)
-            await asyncio.sleep(_BACKOFF.delay(failures))
+            pause = _BACKOFF.delay(failures)
+            await asyncio.sleep(min(pause, random.uniform(*_AWAY)) if away else pause)  # noqa: S311
 
     def _report(self, error: Exception, failures: int) -> None:
         if isinstance(error, Forbidden):
@@ -109,6 +135,33 @@ class Informer(Generic[T]):
         else:
             _log.error("%s: the informer starts over after a fault of its own", self._resource, exc_info=error)
             self._version = None
+
+    def _contact(self) -> None:
+        self.last_contact = time.monotonic()
+        if self._lost:
+            self._lost = False
+            for callback in self._on_return:
+                callback()
+
+    async def _compare(self) -> None:
+        """Lists again next if the server is at an older version than we. One object of the list is enough to know."""
+        pages = self._cluster.pages(
+            self._resource,
+            self._namespace,
+            label_selector=self._label_selector,
+            field_selector=self._field_selector,
+            limit=1,
+        )
+        async with aclosing(pages):
+            async for page in pages:
+                self._contact()
+                if _is_older(page.resource_version, self._version):
+                    _log.warning(
+                        "%s: the API server went back in time, from version %s to %s: listing again",
+                        self._resource, self._version, page.resource_version,
+                    )  # fmt: skip
+                    self._version = None
+                return
 
     async def _relist(self) -> None:
         """Takes the whole list. Nothing is deleted from the cache before all of it was read."""
@@ -122,7 +175,7 @@ class Informer(Generic[T]):
         )
         async with aclosing(pages):
             async for page in pages:
-                self.last_contact = time.monotonic()
+                self._contact()
                 version = page.resource_version
                 for body in page.items:
                     seen.add(_key(body))
@@ -147,14 +200,17 @@ class Informer(Generic[T]):
         async with aclosing(events):
             async for kind, body in events:
                 heard = True
-                self.last_contact = time.monotonic()
+                self._contact()
+                version = body["metadata"]["resourceVersion"]
+                if _is_older(version, self._version):
+                    raise Gone(0, "", f"the API server went back in time, from version {self._version} to {version}")
                 if kind == "DELETED":
                     self._unreadable.discard(_key(body))
                     self._put(_key(body), None)
                 elif kind in ("ADDED", "MODIFIED"):
                     self._take(body)
-                self._version = body["metadata"]["resourceVersion"]
-        self.last_contact = time.monotonic()
+                self._version = version
+        self._contact()
         return heard
 
     def _take(self, body: Json) -> None:
@@ -193,3 +249,8 @@ def _key(body: Json) -> str:
     metadata = body["metadata"]
     namespace = metadata.get("namespace")
     return f"{namespace}/{metadata['name']}" if namespace else str(metadata["name"])
+
+
+def _is_older(version: str, known: str | None) -> bool:
+    """Versions are numbers that grow, for any one kind of objects (KEP-5504). What is none can't be compared."""
+    return bool(version.isdecimal() and known and known.isdecimal() and int(version) < int(known))

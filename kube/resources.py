@@ -42,6 +42,7 @@ def _segment(name: str) -> str:
 PODS = Resource("", "v1", "pods", namespaced=True)
 CLAIMS = Resource("", "v1", "persistentvolumeclaims", namespaced=True)
 VOLUMES = Resource("", "v1", "persistentvolumes", namespaced=False)
+NAMESPACES = Resource("", "v1", "namespaces", namespaced=False)
 NODES = Resource("", "v1", "nodes", namespaced=False)
 EVENTS = Resource("", "v1", "events", namespaced=True)
 CLASSES = Resource("storage.k8s.io", "v1", "storageclasses", namespaced=False)

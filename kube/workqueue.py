@@ -74,6 +74,13 @@ class WorkQueue:
             timer.cancel()
         self._later[key] = loop.call_at(due, self.add, key)
 
+    def hurry(self) -> None:
+        """What failed is tried again now, as if it had not failed before: whatever it was waiting for is there."""
+        failed = self._failures.keys() & self._later.keys()
+        self._failures.clear()
+        for key in sorted(failed):
+            self.add(key)
+
     async def run(self) -> None:
         """Until `stop`, or cancellation, after which the keys that were being handled stand in the queue again."""
         try:

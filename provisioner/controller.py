@@ -102,6 +102,8 @@ class Term:
         metrics.watch("volumes", reclaim.queue)
         metrics.watch("orphans", self.orphans.queue)
         metrics.watch("nodes", self._node_cleanup.queue)
+        for queue in (*self._queues.values(), self._node_cleanup.queue):
+            self.view.volumes.on_return(queue.hurry)
 
     def _room_again(self) -> None:
         """What was booked was never made, or is known to be part of what a node published."""

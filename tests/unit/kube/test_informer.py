@@ -11,6 +11,7 @@ from kube.client import VOLUMES, Cluster
 from kube.informer import Informer
 from tests.ports import reserved_port
 from tests.unit.kube.apiserver import (
+    Answer,
     ApiServer,
     Json,
     connected,
@@ -103,10 +104,55 @@ async def test_list_in_pages_then_watch_from_there(server: ApiServer, tmp_path: 
 
 
 async def test_a_cut_watch_goes_on_from_where_it_was(server: ApiServer, tmp_path: Path) -> None:
-    server.next("GET", page(["a"], "5"), stream(("ADDED", volume("b", "6")), cut=True))
-    async with following(server, tmp_path):
-        await until(lambda: len(server.asked) == 3)
-    assert [asked.query.get("resourceVersion") for asked in server.asked] == [None, "5", "6"]
+    server.next("GET", page(["a"], "5"), stream(("ADDED", volume("b", "6")), cut=True), page(["a"], "7", more="b"))
+    async with following(server, tmp_path) as it:
+        await until(lambda: len(server.asked) == 4)
+        assert it.told == [("a", None, "small"), ("b", None, "small")]
+    assert [asked.query.get("resourceVersion") for asked in server.asked] == [None, "5", None, "6"]
+    assert server.asked[2].query["limit"] == "1"  # only asked how late it is
+
+
+_LOST = stream(cut=True)
+_SILENT = stream()
+_BACK = stream(("MODIFIED", volume("a", "3", size="large")))
+_BOOKMARK = stream(("BOOKMARK", {"metadata": {"resourceVersion": "3"}}))
+_TOO_LARGE = {
+    "code": 504,
+    "reason": "Timeout",
+    "message": "Timeout: Too large resource version: 5, current: 3",
+    "details": {"causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}]},
+}
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [(_LOST, page(["a"], "3")), (_SILENT, page(["a"], "3")), (_BACK,), (_BOOKMARK,), (stream(("ERROR", _TOO_LARGE)),)],
+    ids=["lost", "silent", "event", "bookmark", "refused"],
+)
+async def test_a_server_that_went_back_in_time_is_listed_again(
+    server: ApiServer, tmp_path: Path, answers: tuple[Answer, ...]
+) -> None:
+    """As after etcd was restored from a backup: a watch from a future version would be silent until it is reached."""
+    server.next("GET", page(["a", "gone"], "5"), *answers, page(["a", "again"], "3"))
+    async with following(server, tmp_path) as it:
+        await until(lambda: it.informer.get("again") is not None)
+        assert it.told == [
+            ("a", None, "small"),
+            ("gone", None, "small"),
+            ("again", None, "small"),
+            ("gone", "small", None),
+        ]
+        await until(lambda: len(server.asked) == 4 + len(answers) - 1)
+    assert server.asked[-1].query["resourceVersion"] == "3"
+
+
+async def test_who_waits_is_told_when_the_server_is_there_again(server: ApiServer, tmp_path: Path) -> None:
+    server.next("GET", page(["a"], "5"), _LOST, status(503, "ServiceUnavailable"), page(["a"], "5"))
+    told = []
+    async with following(server, tmp_path) as it:
+        it.informer.on_return(lambda: told.append(len(server.asked)))
+        await until(lambda: len(server.asked) == 5)
+    assert told == [4]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +200,7 @@ async def test_a_half_read_list_deletes_nothing(server: ApiServer, tmp_path: Pat
 async def test_the_server_restarts(server: ApiServer, tmp_path: Path, failures: list[int]) -> None:
     server.next("GET", page(["a"], "5"), stream(keep_open=True))
     later = ApiServer()
-    later.next("GET", stream(("ADDED", volume("b", "6"))), stream(keep_open=True))
+    later.next("GET", page(["a"], "5"), stream(("ADDED", volume("b", "6"))), stream(keep_open=True))
     with reserved_port() as port:
         async with serving(server, port) as url:
             cluster = await Cluster.connect(write_kubeconfig(tmp_path / "kubeconfig", url))
@@ -165,7 +211,7 @@ async def test_the_server_restarts(server: ApiServer, tmp_path: Path, failures: 
         assert it.informer.get("a") == "small"
         async with serving(later, port):
             await until(lambda: it.informer.get("b") == "small")
-            assert later.asked[0].query["resourceVersion"] == "5"
+            assert later.asked[1].query["resourceVersion"] == "5"
             task.cancel()
             await cluster.close()
 
@@ -218,7 +264,7 @@ async def test_a_failing_subscriber_harms_no_other(server: ApiServer, tmp_path: 
 async def test_watches_that_end_at_once_are_not_asked_without_pause(
     server: ApiServer, tmp_path: Path, failures: list[int]
 ) -> None:
-    server.next("GET", page(["a"], "5"), stream(), stream(), stream())
+    server.next("GET", page(["a"], "5"), stream(), page([], "5"), stream(), page([], "5"), stream(), page([], "5"))
     async with following(server, tmp_path):
-        await until(lambda: len(server.asked) == 5)
+        await until(lambda: len(server.asked) == 8)
     assert failures == [1, 2, 3]

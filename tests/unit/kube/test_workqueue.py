@@ -151,3 +151,22 @@ def test_waits_grow_to_their_limit_and_jitter_only_adds() -> None:
     plain = Backoff(first=0.5, factor=2, limit=300, jitter=0)
     assert [plain.delay(n) for n in (1, 2, 3, 10, 11, 10_000)] == [0.5, 1, 2, 256, 300, 300]
     assert all(300 <= Backoff().delay(99) <= 360 for _ in range(20))
+
+
+async def test_what_failed_is_tried_at_once_when_what_it_waited_for_is_there() -> None:
+    asked: list[str] = []
+
+    async def fail(key: str) -> None:
+        asked.append(key)
+        if len(asked) < 4:
+            raise Conflict(409, "Conflict", "because")
+
+    async with working(fail, backoff=Backoff(first=60, factor=2)) as queue:
+        queue.add("failed")
+        queue.add_after("later", 60)
+        for times in (1, 2, 3, 4):
+            await until(lambda times=times: len(asked) == times)  # type: ignore[misc]
+            await queue.drain()
+            queue.hurry()
+        await queue.drain()
+    assert asked == ["failed"] * 4
