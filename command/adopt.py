@@ -1,7 +1,7 @@
 """`adopt`: gives volumes that hold data back to Kubernetes. Shows what it would do, and does it when told so."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import typer
@@ -13,12 +13,13 @@ from command.options import Form
 from command.running import Stop, cluster, need_root, patience, run
 from command.table import Column, show, show_json, size
 from contract import volume as contract_volume
-from contract.volume import PersistentVolume
+from contract.volume import RETAIN, PersistentVolume
 from daemon.backends import Backend
+from daemon.cluster.authority import identity
 from daemon.node import backend_of
 from daemon.settings import Settings
 from daemon.storage.deviceclasses import LVM
-from daemon.storage.record import Inventory
+from daemon.storage.record import Inventory, Volume, differences
 from host import blockdevice
 from kube.client import NODES, VOLUMES, Cluster, Forbidden
 from kube.records import Node, read_node
@@ -42,7 +43,7 @@ def adopt(
     form: Form,
 ) -> None:
     heir = _heir(volumes, claim, storage_class)
-    plans = run(_adopt(volumes, heir, yes, kubeconfig))
+    plans = run(_adopt(volumes, heir, yes, manifest, kubeconfig))
     if manifest:
         _show_manifests([plan.manifest for plan in plans if plan.manifest], form)
     elif form is Form.JSON:
@@ -80,15 +81,17 @@ class _Found:
     inventory: Inventory
     volumes: dict[str, PersistentVolume]
     node: Node
+    cluster: str
+    """Identity of the cluster."""
 
 
-async def _adopt(named: list[str], heir: Heir | None, yes: bool, kubeconfig: str | None) -> list[Plan]:
+async def _adopt(named: list[str], heir: Heir | None, yes: bool, manifest: bool, kubeconfig: str | None) -> list[Plan]:
     need_root("looking into volumes")
     here = thisnode.chosen()
     async with cluster(kubeconfig) as connected:
         async with patience("comparing this node with the API server"):
             found = await _find(here, connected)
-            plans = adoption.chosen(await _plans(found, heir), named)
+            plans = adoption.chosen(await _plans(found, heir, named), named)
         if unknown := set(named) - {plan.volume for plan in plans}:
             hidden = "".join(f"; {each.reason}" for each in found.inventory.unseen)
             raise Stop(
@@ -99,6 +102,9 @@ async def _adopt(named: list[str], heir: Heir | None, yes: bool, kubeconfig: str
             async with patience("adopting"):
                 for plan in plans:
                     await _carry_out(plan, found, connected)
+        elif manifest:
+            for plan in plans:
+                await _keep(plan, found)
     return plans
 
 
@@ -111,13 +117,16 @@ async def _find(here: Settings, connected: Cluster) -> _Found:
         inventory=await backend.inspect(),
         volumes={volume.name: volume for volume in read if volume},
         node=read_node(await connected.get(NODES, here.node_name)),
+        cluster=await identity(connected),
     )
 
 
-async def _plans(found: _Found, heir: Heir | None) -> list[Plan]:
+async def _plans(found: _Found, heir: Heir | None, named: list[str]) -> list[Plan]:
     mirrors = await _mirrors(found.tools) if found.tools else set()
     plans = [
-        adoption.of_recorded(volume, volume.pv in mirrors, found.volumes, found.node, heir)
+        adoption.of_recorded(
+            volume, volume.pv in mirrors, found.volumes, found.node, heir, found.cluster, named=volume.pv in named
+        )
         for volume in found.inventory.volumes
     ]
     for foreign in found.inventory.foreign if found.tools else ():
@@ -128,6 +137,7 @@ async def _plans(found: _Found, heir: Heir | None) -> list[Plan]:
                     Untagged(foreign.name, foreign.pool, foreign.size, await _signature(device)),
                     found.volumes,
                     found.node,
+                    found.cluster,
                 )
             )
     return [plan for plan in plans if plan is not None]
@@ -144,6 +154,22 @@ async def _signature(device: Path) -> str:
     return await blockdevice.signature(device)
 
 
+async def _keep(plan: Plan, found: _Found) -> None:
+    """An orphan for which a PersistentVolume is about to be made must not be removed meanwhile. Others are not ours to
+    change before the PersistentVolume is there."""
+    volume = found.inventory.volume(plan.volume)
+    if plan.manifest and volume and volume.record.cluster in ("", found.cluster):
+        await found.backend.rewrite(await _unchanged(volume, found), replace(volume.record, policy=RETAIN))
+
+
+async def _unchanged(volume: Volume, found: _Found) -> Volume:
+    """As its disk shows it now."""
+    now = await found.backend.reread(volume)
+    if changed := differences(volume.record, now.record):
+        raise Stop(f"volume {volume.pv} changed while it was looked at ({changed}): run the same command again")
+    return now
+
+
 async def _carry_out(plan: Plan, found: _Found, connected: Cluster) -> None:
     """The record first: from then on nobody takes the volume for anything else, and a second run does the rest."""
     record = plan.record
@@ -157,9 +183,9 @@ async def _carry_out(plan: Plan, found: _Found, connected: Cluster) -> None:
                 f"as an administrator, then run `elastic-local adopt {plan.volume} --yes`"
             ) from error
         assert record is not None
-        record = dataclasses.replace(record, uid=created["metadata"]["uid"], policy=contract_volume.RETAIN)
+        record = replace(record, uid=created["metadata"]["uid"])
     if record and (volume := found.inventory.volume(plan.volume)):
-        await found.backend.rewrite(volume, record)
+        await found.backend.rewrite(await _unchanged(volume, found), record)
     elif record and found.tools:
         (foreign,) = [each for each in found.inventory.foreign if each.name == plan.volume]
         await found.tools.retag(foreign.pool.split("/")[0], plan.volume, add=record.to_tags())

@@ -3,7 +3,8 @@
 Two kinds of volumes hold data that no PersistentVolume of ours can reach. Those of elastic/local-volume are logical
 volumes without tags, named like their PersistentVolume: they get a record, and the PersistentVolume what ties it to its
 node. Orphans have our record, but their PersistentVolume was deleted (policy Retain): it is made anew, for one claim
-that a person names, because whoever gets it gets the data.
+that a person names, because whoever gets it gets the data. Volumes of another cluster are taken over in the same ways,
+but only by name: that cluster may be alive, and its pods write to them.
 
 A plan is made from what is found each time, so one that was cut off is taken up by the next.
 """
@@ -66,8 +67,9 @@ class Heir:
     storage_class: str
 
 
-def of_untagged(found: Untagged, volumes: Mapping[str, PersistentVolume], node: Node) -> Plan | None:
-    """None when no PersistentVolume of this driver has its name: then it is none of our business. `volumes` by name."""
+def of_untagged(found: Untagged, volumes: Mapping[str, PersistentVolume], node: Node, cluster: str) -> Plan | None:
+    """None when no PersistentVolume of this driver has its name: then it is none of our business. `volumes` by name,
+    `cluster` is the identity of the one that gets it."""
     pv = volumes.get(found.name)
     if pv is None:
         return None
@@ -81,7 +83,7 @@ def of_untagged(found: Untagged, volumes: Mapping[str, PersistentVolume], node: 
         return refuse("nothing was ever written to it: delete its claim, a new one gets a new volume")
     if found.signature != pv.filesystem or found.signature not in FILESYSTEMS:
         return refuse(f"it holds {found.signature}, and its PersistentVolume says {pv.filesystem}")
-    record = Record(pv.name, pv.uid, policy_of(pv), pv.filesystem, State.READY)
+    record = Record(pv.name, pv.uid, policy_of(pv), pv.filesystem, State.READY, cluster=cluster)
     return Plan(
         found.name,
         found.size,
@@ -93,10 +95,20 @@ def of_untagged(found: Untagged, volumes: Mapping[str, PersistentVolume], node: 
 
 
 def of_recorded(
-    volume: Volume, mirrored: bool, volumes: Mapping[str, PersistentVolume], node: Node, heir: Heir | None
+    volume: Volume,
+    mirrored: bool,
+    volumes: Mapping[str, PersistentVolume],
+    node: Node,
+    heir: Heir | None,
+    cluster: str,
+    *,
+    named: bool,
 ) -> Plan | None:
-    """None when there is nothing to do: its PersistentVolume is there and tied to it."""
+    """None when there is nothing to do: its PersistentVolume is there and tied to it. `named`: a person asks for this
+    very volume."""
     pv = volumes.get(volume.pv)
+    theirs = volume.record.cluster not in ("", cluster)
+    whose = f"of another cluster ({volume.record.cluster})" if theirs else "an orphan"
     pin = Pin(node.name, node.hostname, volume.pool)
 
     def refuse(why: str) -> Plan:
@@ -104,16 +116,20 @@ def of_recorded(
 
     if volume.record.state is not State.READY:
         return None
+    if theirs and pv is not None and not named:
+        why = f"{whose}: if nothing there uses it any more, `elastic-local adopt {volume.pv} --yes` takes it over"
+        return Plan(volume.pv, volume.size, ASK, why)
     if pv is None and heir is None:
-        why = f"an orphan: `elastic-local adopt {volume.pv} --claim NAMESPACE/NAME` says who is to have its data"
+        why = f"{whose}: `elastic-local adopt {volume.pv} --claim NAMESPACE/NAME` says who is to have its data"
         return Plan(volume.pv, volume.size, ASK, why)
     if pv is None:
         assert heir is not None
-        why = f"an orphan, for claim {heir.namespace}/{heir.claim}"
-        return Plan(volume.pv, volume.size, RECREATE, why, volume.record, manifest=anew(volume, mirrored, pin, heir))
+        why = f"{whose}, for claim {heir.namespace}/{heir.claim}"
+        record = replace(volume.record, policy=RETAIN, cluster=cluster)
+        return Plan(volume.pv, volume.size, RECREATE, why, record, manifest=anew(volume, mirrored, pin, heir))
     if why := _not_here(pv, node):
         return refuse(why)
-    if pv.uid == volume.record.uid:
+    if pv.uid == volume.record.uid and not theirs:
         patch = tie(pv, pin)
         return (
             Plan(volume.pv, volume.size, TIE, "its PersistentVolume is not tied to it yet", patch=patch)
@@ -122,8 +138,10 @@ def of_recorded(
         )
     if pv.filesystem != volume.record.filesystem:
         return refuse(f"it holds {volume.record.filesystem}, and the new PersistentVolume says {pv.filesystem}")
-    record = replace(volume.record, uid=pv.uid, policy=policy_of(pv))
+    record = replace(volume.record, uid=pv.uid, policy=policy_of(pv), cluster=cluster)
     why = f"its PersistentVolume was made anew, for claim {pv.claim or 'any of its class'}"
+    if theirs:
+        why = f"{whose}, for claim {pv.claim or 'any of its class'}: be sure that nothing there uses it"
     return Plan(volume.pv, volume.size, RETAG, why, record, tie(pv, pin))
 
 

@@ -43,6 +43,8 @@ class Row:
     policy: str = ""
     pool: str = ""
     claim: str = ""
+    cluster: str = ""
+    """Identity of the one that its record names."""
     pods: tuple[str, ...] = ()
     """Uids as the node knows them, namespace/name where the API server was asked."""
     remark: str = ""
@@ -63,6 +65,7 @@ def of_node(
             filesystem=volume.record.filesystem,
             policy=volume.record.policy,
             pool=volume.pool,
+            cluster=volume.record.cluster,
             pods=mounted_by.get(volume.pv, ()),
             remark=_remark(volume),
         )
@@ -95,12 +98,13 @@ def joined(
     pods: Iterable[Pod],
     nodes: Sequence[Node],
     answered: Collection[str],
+    cluster: str = "",
 ) -> list[Row]:
     """`held` is what the nodes in `answered` said. What they hold gets its claim and pods; a PersistentVolume that none
-    of them holds gets a row of its own."""
+    of them holds gets a row of its own. `cluster` is the identity of this one. Empty: it could not be read."""
     by_uid = {volume.uid: volume for volume in volumes}
     users = _users(pods)
-    rows = [_known(row, by_uid.get(row.uid), users) for row in held]
+    rows = [_known(row, by_uid.get(row.uid), users, cluster) for row in held]
     seen = {row.uid for row in rows if row.uid}
     hidden = {(row.node, row.pool): row.remark for row in rows if row.state == UNSEEN and not row.uid}
     rows += [_unheld(volume, nodes, answered, users, hidden) for volume in volumes if volume.uid not in seen]
@@ -116,7 +120,10 @@ def _users(pods: Iterable[Pod]) -> Mapping[str, tuple[str, ...]]:
     return {claim: tuple(sorted(keys)) for claim, keys in users.items()}
 
 
-def _known(row: Row, volume: PersistentVolume | None, users: Mapping[str, tuple[str, ...]]) -> Row:
+def _known(row: Row, volume: PersistentVolume | None, users: Mapping[str, tuple[str, ...]], cluster: str) -> Row:
+    if cluster and row.cluster not in ("", cluster):
+        theirs = f"of another cluster ({row.cluster}): `elastic-local adopt {row.volume}` takes it over"
+        return replace(row, state=FOREIGN, remark=theirs)
     if volume is None:
         return replace(row, state=ORPHAN) if row.state == READY else row
     state = row.state

@@ -10,6 +10,7 @@ from kube.client import (
     CLASSES,
     EVENTS,
     LEASES,
+    NAMESPACES,
     NODES,
     PODS,
     VOLUMES,
@@ -19,6 +20,9 @@ from kube.client import (
 )
 
 Json = dict[str, Any]
+
+IDENTITY = "kube-system"
+"""The namespace whose uid tells the cluster from others."""
 
 LEASE = "elastic-local-provisioner"
 
@@ -39,6 +43,7 @@ class Right:
 
 DAEMON = (
     Right(NODES, ("get",)),
+    Right(NAMESPACES, ("get",), name=IDENTITY),
     Right(PODS, ("get", "list", "watch")),
     Right(CLAIMS, ("get",)),
     Right(VOLUMES, ("get", "list", "watch", "patch")),

@@ -10,6 +10,7 @@ from command.table import Column, show, size
 from contract import names
 from contract import volume as contract_volume
 from contract.volume import PersistentVolume
+from daemon.cluster.authority import identity
 from kube.client import NODES, PODS, VOLUMES, ApiError, Cluster, ConfigurationError
 from kube.records import Pod, read_node, read_pod
 
@@ -45,12 +46,13 @@ async def _of_node(local: bool, kubeconfig: str | None) -> list[Row]:
         async with patience("asking the API server for their claims"), cluster(kubeconfig, _IMPATIENT) as connected:
             volumes, pods = await _known(connected)
             node = read_node(await connected.get(NODES, chosen.node_name))
+            here = await _identity(connected)
     except (ApiError, ConfigurationError) as error:
         typer.echo(f"without claims, and orphans not told from others: {error}", err=True)
         return rows
-    here = names.node_label_value(chosen.node_name)
-    mine = [volume for volume in volumes if volume.node_label == here or volume.uid in {row.uid for row in rows}]
-    return joined(rows, mine, pods, [node], {chosen.node_name})
+    label = names.node_label_value(chosen.node_name)
+    mine = [volume for volume in volumes if volume.node_label == label or volume.uid in {row.uid for row in rows}]
+    return joined(rows, mine, pods, [node], {chosen.node_name}, here)
 
 
 async def _of_cluster(namespace: str, kubeconfig: str | None) -> list[Row]:
@@ -58,12 +60,22 @@ async def _of_cluster(namespace: str, kubeconfig: str | None) -> list[Row]:
         volumes, pods = await _known(connected)
         nodes = [read_node(body) for body in await connected.list(NODES)]
         answers = await nodesbyexec.ask(connected, namespace, kubeconfig)
+        here = await _identity(connected)
     for node, why in sorted(answers.failures.items()):
         typer.echo(f"node {node} did not answer: {why}", err=True)
     silent = sorted({node.name for node in nodes} - answers.nodes - answers.failures.keys())
     if silent:
         typer.echo(f"no daemon runs on {', '.join(silent)}: `elastic-local doctor --cluster` says more", err=True)
-    return joined(answers.rows, volumes, pods, nodes, answers.nodes)
+    return joined(answers.rows, volumes, pods, nodes, answers.nodes, here)
+
+
+async def _identity(connected: Cluster) -> str:
+    """Empty for who may not read it: then volumes of other clusters are not told from orphans."""
+    try:
+        return await identity(connected)
+    except ApiError as error:
+        typer.echo(f"without volumes of other clusters told from ours: {error}", err=True)
+        return ""
 
 
 async def _known(connected: Cluster) -> tuple[list[PersistentVolume], list[Pod]]:

@@ -93,3 +93,15 @@ class Occupied(VolumeError):
 
 class BackendFailed(VolumeError):
     """A command or system call failed in a way that nobody foresaw: the message carries its words."""
+
+
+class NotAuthorized(VolumeError):
+    """What was asked for must not be done to the volume's data, as things are now."""
+
+
+class ApiUnavailable(VolumeError):
+    """The API server can't be asked what has to be known before data is destroyed."""
+
+
+class ClusterUnknown(VolumeError):
+    """A volume that is made has to say of which cluster it is, and that is not known yet."""

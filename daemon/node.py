@@ -19,6 +19,7 @@ from contract import volume as contract_volume
 from contract.volume import PersistentVolume
 from daemon.backends import Backend, groupfile
 from daemon.backends.classes import of_classes
+from daemon.cluster.authority import LiveAuthority
 from daemon.cluster.erasurenews import ErasureNews
 from daemon.cluster.health import HealthWatch
 from daemon.cluster.holdings import Holdings
@@ -60,6 +61,8 @@ COMPONENT = "elastic-local-daemon"
 _LAST_WORDS_SECONDS = 10.0
 """How long an ending daemon waits for what it began. Kubernetes gives it thirty."""
 _NODE_PERIOD = 60.0
+_IDENTITY_SECONDS = 2.0
+"""How long the daemon waits for its cluster's identity before it tells everybody that it misses it."""
 _THREADS = 64
 
 
@@ -97,9 +100,11 @@ class Daemon:
             lambda: self._volumes.inventory, self._known_uids, lambda: self._health_watch.unhealthy, chosen.classes
         )
         self._events = Recorder(cluster, COMPONENT, chosen.node_name)
+        self._authority = LiveAuthority(cluster, self._cluster_known)
         self._volumes = Volumes(
             backend,
             chosen.staging_dir,
+            self._authority,
             promises=self._promises,
             related=self._related,
             observe=self._observe,
@@ -153,6 +158,7 @@ class Daemon:
                 parts.create_task(keep("persistentvolumes", self._persistent_volumes.run))
                 parts.create_task(keep("pods", self._pods.run))
                 parts.create_task(keep("events", self._events.run))
+                parts.create_task(keep("cluster", self._authority.run))
                 parts.create_task(self._serve_cluster())
         finally:
             host.command.observers.remove(self._metrics.command)
@@ -167,6 +173,8 @@ class Daemon:
         self._thin_watch.tell(self._events, node.reference)
         await self._refresher.wait_looked()
         await self._persistent_volumes.wait_synced()
+        with contextlib.suppress(TimeoutError):  # without it, what there is is served all the same
+            await asyncio.wait_for(self._authority.wait_known(), _IDENTITY_SECONDS)
         self._holdings = holdings = Holdings(self._persistent_volumes, node)
         self._publisher = publisher = Publisher(
             self._cluster,
@@ -181,7 +189,7 @@ class Daemon:
             self._cluster, holdings, self._volumes, self._backend.pool_of, publisher, self._events
         )
         self._orphans = orphans = Orphans(
-            self._cluster,
+            self._authority,
             self._volumes,
             self._persistent_volumes,
             self._events,
@@ -191,6 +199,8 @@ class Daemon:
         )
         self._persistent_volumes.subscribe(lambda key, *_: reconciler.look_at(key))
         self._persistent_volumes.subscribe(lambda *_: publisher.trigger())
+        self._persistent_volumes.on_return(reconciler.hurry)
+        self._persistent_volumes.on_return(orphans.queue.hurry)
         authoriser = Authoriser(self._cluster, self._pods, node)
         self._callouts.settle(Home(self._cluster, node, authoriser, holdings, reconciler.look_at, self._events))
         log.info("serving node %s (hostname %s)", node.name, node.hostname)
@@ -258,6 +268,13 @@ class Daemon:
         if self._orphans:
             self._orphans.look_at(name)
 
+    def _cluster_known(self) -> None:
+        """What is on the node may be another cluster's, and what waited can be made."""
+        self._refresher.trigger()
+        self._room_again()
+        if self._orphans:
+            self._orphans.look()
+
     def _storage_changed(self, came_to_be_usable: bool) -> None:
         self._health_watch.trigger()
         self._thin_watch.trigger()
@@ -281,6 +298,7 @@ class Daemon:
                 "driver": lambda: self._driver.problem,
                 "storage": lambda: self._refresher.problem,
                 "node": lambda: self._node_problem,
+                "cluster": lambda: self._authority.problem,
                 "informers": self._informer_problem,
                 "parts": lambda: self._supervisor.problem,
                 "capacity": lambda: self._publisher.problem if self._publisher else "not yet published",

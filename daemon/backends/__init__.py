@@ -58,6 +58,11 @@ class Backend(Protocol):
         """What makes snapshots, to be copied from, of volumes in that pool. None where there are none."""
         ...
 
+    async def reread(self, volume: Volume) -> Volume:
+        """What bears the name of the volume, or snapshot, in its pool, as its disk shows it now: whoever is about to
+        destroy it compares its record, all of which is of one moment. Raises NotFound, PoolMissing, Damaged."""
+        ...
+
     async def rewrite(self, volume: Volume, record: Record) -> Volume:
         """The same volume with another record, replaced as a whole and on disk when this returns."""
         ...
@@ -83,7 +88,9 @@ class Backend(Protocol):
         ...
 
     async def remove(self, volume: Volume) -> None:
-        """The volume is gone and its space is free. One that is gone already is no error. Raises InUse."""
+        """The volume is gone and its space is free, if its record still has the uid, policy, state and cluster of the
+        one given: asked for as late as the storage allows. One that is gone already is no error. Raises NotAuthorized
+        when its record is another by now, InUse."""
         ...
 
 

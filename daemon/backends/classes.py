@@ -93,6 +93,9 @@ class ClassesBackend:
     def snapshots(self, pool: str) -> SnapshotStorage | None:
         return self._holder(pool).snapshots(pool)
 
+    async def reread(self, volume: Volume) -> Volume:
+        return await self._holder(volume.pool).reread(volume)
+
     async def rewrite(self, volume: Volume, record: Record) -> Volume:
         return await self._holder(volume.pool).rewrite(volume, record)
 

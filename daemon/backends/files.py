@@ -17,9 +17,9 @@ from typing import ClassVar
 from contract.parameters import VolumeParameters
 from daemon.backends import Backend, no_thin_pools
 from daemon.backends.recordfiles import RecordFiles, Remembered, told
-from daemon.errors import Foreign, NoSpace, NotFound
+from daemon.errors import Foreign, NoSpace, NotAuthorized, NotFound
 from daemon.storage.erase import Reuse
-from daemon.storage.record import Damaged, Filesystem, Inventory, Pool, Record, State, Volume, Wanted
+from daemon.storage.record import Damaged, Filesystem, Inventory, Pool, Record, State, Volume, Wanted, differences
 from daemon.storage.record import Foreign as ForeignVolume
 from daemon.storage.thinpools import Enlargement
 from host import mounttable
@@ -68,6 +68,10 @@ class FilesBackend(Backend):
 
     def snapshots(self, pool: str) -> None:
         return None
+
+    async def reread(self, volume: Volume) -> Volume:
+        with told():
+            return await asyncio.to_thread(self._reread, volume)
 
     async def rewrite(self, volume: Volume, record: Record) -> Volume:
         with told():
@@ -154,6 +158,12 @@ class FilesBackend(Backend):
         self._check_room(wanted.pv, size)
         return self._make(wanted, size)
 
+    def _reread(self, volume: Volume) -> Volume:
+        remembered = self._records.present(volume.pv)
+        data = self._data(volume.pv)
+        size = self._size(data, remembered.size) if data.exists() else remembered.size
+        return Volume(remembered.record, size, self._pool)
+
     def _rewrite(self, volume: Volume, record: Record) -> Volume:
         before = self._records.own(volume)
         self._records.write(record, before.size)
@@ -168,10 +178,12 @@ class FilesBackend(Backend):
 
     def _remove(self, volume: Volume) -> None:
         try:
-            before = self._records.own(volume)
+            before = self._records.present(volume.pv)
         except NotFound:
             return
         self._refuse_in_use(volume.pv)
+        if changed := differences(volume.record, before.record):
+            raise NotAuthorized(f"volume {volume.pv} is not removed: its record changed meanwhile ({changed})")
         self._records.void(before)
         self._delete(volume.pv)
         self._records.forget(volume.pv)

@@ -18,10 +18,10 @@ from daemon.backends import lvmgroups, no_thin_pools
 from daemon.backends.lvmerrors import told, told_of
 from daemon.backends.lvminventory import Place, inventory, suspended
 from daemon.backends.lvmsnapshots import LvmSnapshots
-from daemon.errors import BackendFailed, Damaged, Foreign, InUse, NoSpace, NotFound, PoolMissing
+from daemon.errors import BackendFailed, Damaged, Foreign, InUse, NoSpace, NotAuthorized, NotFound, PoolMissing
 from daemon.storage.deviceclasses import DeviceClass
 from daemon.storage.erase import Reuse
-from daemon.storage.record import Inventory, Pool, Record, State, Volume, Wanted
+from daemon.storage.record import Inventory, Pool, Record, State, Volume, Wanted, differences
 from daemon.storage.thinpools import Enlargement
 from lvm import Lvm
 
@@ -176,12 +176,36 @@ class LvmBackend:
                 f"the volume group {place.group} of this node has another volume named {wanted.pv}: "
                 "ask the node's administrator whether it may go"
             )
-        await self._lvm.remove(Place.of(volume.pool).group, volume.pv)
+        group = Place.of(volume.pool).group
+        await self._lvm.remove(group, volume.pv, having=volume.record.deciding_tags())
+
+    async def reread(self, volume: Volume) -> Volume:
+        return self._present(await self._report(), volume)
+
+    def _present(self, state: lvm.State, volume: Volume) -> Volume:
+        """What bears its name in its pool. Raises NotFound, PoolMissing, Damaged."""
+        found = inventory(state, self._groups)
+        _refuse_damaged(found, volume.pv)
+        if found.pool(volume.pool) is None:
+            raise PoolMissing(
+                f"{volume.pool}, where volume {volume.pv} is, can't be seen on this node ({found.blind(volume.pool)}), "
+                "or if it is lost for good, take the finalizer off the PersistentVolume"
+            )
+        present = found.volume(volume.pv) or found.snapshot(volume.pv)
+        if present is None or present.pool != volume.pool:
+            raise NotFound(f"volume {volume.pv} is not on this node (any more)")
+        return present
 
     async def rewrite(self, volume: Volume, record: Record) -> Volume:
         before, after = volume.record.to_tags(), record.to_tags()
         with told_of(volume):
-            await self._lvm.retag(Place.of(volume.pool).group, volume.pv, add=after - before, remove=before - after)
+            await self._lvm.retag(
+                Place.of(volume.pool).group,
+                volume.pv,
+                add=after - before,
+                remove=before - after,
+                having=volume.record.owner_tags(),
+            )
         return replace(volume, record=record)
 
     @contextlib.asynccontextmanager
@@ -235,20 +259,16 @@ class LvmBackend:
     async def remove(self, volume: Volume) -> None:
         # Looked at once more: what is removed must be ours at this moment, whatever was found hours ago.
         state = await self._report()
-        found = inventory(state, self._groups)
-        _refuse_damaged(found, volume.pv)
-        if found.pool(volume.pool) is None:
-            raise PoolMissing(
-                f"{volume.pool}, where volume {volume.pv} is, is not on this node: bring its devices back, "
-                "or if they are lost for good, take the finalizer off the PersistentVolume"
-            )
-        present = found.volume(volume.pv)
-        if present is None or present.record.uid != volume.record.uid:
+        try:
+            present = self._present(state, volume)
+        except NotFound:
             return
+        if changed := differences(volume.record, present.record):
+            raise NotAuthorized(f"volume {volume.pv} is not removed: its record changed meanwhile ({changed})")
         group = Place.of(present.pool).group
         _refuse_snapshots(state, present)
         with contextlib.suppress(NotFound), told_of(present):
-            await self._lvm.remove(group, present.pv)
+            await self._lvm.remove(group, present.pv, having=present.record.deciding_tags())
 
     async def _no_space(self, pv: str, pool_name: str, needed: int, legs: int = 1) -> NoSpace:
         pool = (await self.inspect()).pool(pool_name)

@@ -75,11 +75,11 @@ class LvmSnapshots:
         if found.origin:
             raise InUse(f"snapshot {snapshot.pv} still belongs to volume {found.origin}: what it kept can't be erased")
         with told_of(snapshot):
-            await self._lvm.remove(snapshot.pool, snapshot.pv)
+            await self._lvm.remove(snapshot.pool, snapshot.pv, having=snapshot.record.deciding_tags())
 
     async def _found(self, snapshot: Volume) -> LogicalVolume | None:
         """What bears its name now, if it is ours."""
         with told_of(snapshot):
             found = (await self._lvm.report()).volume(snapshot.pool, snapshot.pv)
         record = from_tags(found.tags) if found else None
-        return found if record and record.snapshot_of == snapshot.record.snapshot_of else None
+        return found if record and record.owner_tags() == snapshot.record.owner_tags() else None

@@ -87,11 +87,18 @@ class RecordFiles:
     def own(self, volume: Volume) -> Remembered:
         """What is remembered of this very volume. Raises NotFound, also when only its namesake is here, Damaged,
         PoolMissing."""
-        self._refuse_absent(volume.pv)
-        before = self.read(volume.pv)
-        if before is None or before.record.uid != volume.record.uid:
+        before = self.present(volume.pv)
+        if before.record.uid != volume.record.uid:
             raise NotFound(f"volume {volume.pv} is not on this node (any more)")
         return before
+
+    def present(self, pv: str) -> Remembered:
+        """What is remembered by that name, whoever's it is. Raises NotFound, Damaged, PoolMissing."""
+        self._refuse_absent(pv)
+        found = self.read(pv)
+        if found is None:
+            raise NotFound(f"volume {pv} is not on this node (any more)")
+        return found
 
     def _refuse_absent(self, pv: str) -> None:
         """Of what lies in a folder that is not there nobody can say that it is gone."""

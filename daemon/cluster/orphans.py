@@ -1,10 +1,11 @@
 """Volumes whose PersistentVolume is gone: somebody tore the finalizer off, or the node came back after it was given up.
 
 Nobody will ever mount such a volume or ask for its removal, and its space stays taken. It is told of at once. It is
-removed only if its own record says Delete, after a grace period, and when the API server has said twice, at the
-period's beginning and at its end, that there is no PersistentVolume of that uid. An API server that can't say has
-said nothing. The grace begins anew with the daemon, which is the safe mistake. What is mounted is not removed, and
-what is to be retained stays for a person to decide.
+removed only if its own record says Delete, and names this cluster, after a grace period, and when the API server has
+said twice, at the period's beginning and at its end, that no PersistentVolume bears its name: one of another uid may
+have been restored from a backup, or made by a person who is about to adopt the volume. An API server that can't say
+has said nothing. The grace begins anew with the daemon, and when such a PersistentVolume goes, which is the safe
+mistake. What is mounted is not removed, and what is to be retained stays for a person to decide.
 """
 
 import logging
@@ -15,10 +16,10 @@ from dataclasses import dataclass
 from contract import quantity
 from contract.volume import DELETE, PersistentVolume
 from daemon.errors import VolumeError
+from daemon.storage.authority import Authority, Deed
 from daemon.storage.record import Record, State, Volume
 from daemon.storage.volumes import Volumes
-from kube.client import VOLUMES, Cluster
-from kube.errors import ApiError, NotFound
+from kube.errors import ApiError
 from kube.events import ObjectReference, Recorder
 from kube.informer import Informer
 from kube.workqueue import WorkQueue
@@ -26,38 +27,53 @@ from service.logs import about
 
 log = logging.getLogger(__name__)
 
+_RECHECK = 60.0
+"""Seconds between two questions whether what keeps an orphan is still so, when no informer tells of it."""
+
 ORPHANED, ORPHAN_REMOVED = "VolumeOrphaned", "OrphanRemoved"
 
 
 @dataclass(frozen=True)
 class Sighting:
-    """The volume of this uid was found to be an orphan at this time, in monotonic seconds."""
+    """The volume of this uid was found to be an orphan at this time, in monotonic seconds, and a PersistentVolume of
+    its name to have the uid `namesake`, if there was one."""
 
     uid: str
+    namesake: str
     since: float
 
 
-def removable_after(record: Record, grace: float | None) -> float | None:
-    """Seconds that an orphan is kept from its first sighting on. None: until a person removes it. Of one that is half
-    erased there is nothing to keep."""
-    if record.state is State.ERASING:
-        return 0.0
-    return grace if record.policy == DELETE else None
+def removable_after(record: Record, grace: float | None, *, namesake: str = "") -> float | None:
+    """Seconds that an orphan is kept from its first sighting on. None: until a person removes it. What an erasure that
+    was begun under Delete left is not worth keeping. `namesake` is the uid of a PersistentVolume of its name."""
+    if record.policy != DELETE or not record.cluster or namesake:
+        return None
+    return 0.0 if record.state is State.ERASING else grace
 
 
-def report(volume: Volume, grace: float | None) -> str:
+def report(volume: Volume, grace: float | None, *, namesake: str = "") -> str:
     """What the node's administrator reads of an orphan."""
-    kept = removable_after(volume.record, grace)
+    kept = removable_after(volume.record, grace, namesake=namesake)
     lost = (
         f"volume {volume.pv} ({quantity.humane(volume.size)} in {volume.pool}) has no PersistentVolume of its uid "
         f"{volume.record.uid} any more"
     )
-    if volume.record.state is State.ERASING:
+    if namesake:
+        return (
+            f"{lost}, and another one of its name (uid {namesake}): it is kept; if that one is to have its data, run "
+            f"`elastic-local adopt {volume.pv} --yes` on the node, if not, remove it by hand"
+        )
+    if kept is not None and volume.record.state is State.ERASING:
         return f"{lost}: its data was being erased, and that goes on"
     if kept is not None:
         return f"{lost}: as its policy is {DELETE}, it is removed in {kept:g} s, unless something still uses it"
-    why = f"its policy is {volume.record.policy}" if volume.record.policy != DELETE else "ORPHAN_GRACE is never"
-    return f"{lost}: it is kept, because {why}; remove it by hand when nobody needs its data"
+    if volume.record.policy != DELETE:
+        why = f"its policy is {volume.record.policy}"
+    elif not volume.record.cluster:
+        why = "it does not say of which cluster it is (a version that did not note that made it)"
+    else:
+        why = "ORPHAN_GRACE is never"
+    return f"{lost}: it is kept, because {why}; adopt it, or remove it by hand when nobody needs its data"
 
 
 class Orphans:
@@ -65,7 +81,7 @@ class Orphans:
 
     def __init__(
         self,
-        cluster: Cluster,
+        authority: Authority,
         volumes: Volumes,
         persistent_volumes: Informer[PersistentVolume],
         events: Recorder,
@@ -75,7 +91,7 @@ class Orphans:
         removed: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._cluster = cluster
+        self._authority = authority
         self._volumes = volumes
         self._persistent_volumes = persistent_volumes
         self._events = events
@@ -112,19 +128,33 @@ class Orphans:
         return found is not None and found.uid == volume.record.uid
 
     async def _examine(self, name: str) -> None:
+        if not self._authority.cluster:
+            self.queue.add_after(name, _RECHECK)  # whose it is can't be told yet
+            return
         volume = self._volumes.inventory.volume(name)
-        if volume is None or self._shown(volume) or await self._exists(volume):
+        if volume is None or self._shown(volume):
             self._seen.pop(name, None)
             return
+        # The API server itself: the informer shows only what bears this node's label.
+        owner = await self._authority.owner(name)
+        if owner is not None and owner.uid == volume.record.uid:
+            self._seen.pop(name, None)
+            return
+        namesake = owner.uid if owner else ""
         with about(volume=name):
-            kept = removable_after(volume.record, self._grace)
-            if self._seen_uid(name) != volume.record.uid:
-                self._seen[name] = Sighting(volume.record.uid, self._clock())
-                self._tell(volume)
+            kept = removable_after(volume.record, self._grace, namesake=namesake)
+            seen = self._seen.get(name)
+            if seen is None or (seen.uid, seen.namesake) != (volume.record.uid, namesake):
+                self._seen[name] = Sighting(volume.record.uid, namesake, self._clock())
+                self._tell(volume, namesake)
                 if kept is not None:
                     self.queue.add_after(name, kept)
+                elif namesake:
+                    self.queue.add_after(name, _RECHECK)
                 return
             if kept is None:
+                if namesake:
+                    self.queue.add_after(name, _RECHECK)
                 return
             rest = self._seen[name].since + kept - self._clock()
             if rest > 0:
@@ -136,23 +166,15 @@ class Orphans:
         seen = self._seen.get(name)
         return seen.uid if seen else ""
 
-    async def _exists(self, volume: Volume) -> bool:
-        """Asks the API server itself: the informer shows only what bears this node's label. Raises ApiError."""
-        try:
-            found = await self._cluster.get(VOLUMES, volume.pv)
-        except NotFound:
-            return False
-        return bool(found["metadata"]["uid"] == volume.record.uid)
-
-    def _tell(self, volume: Volume) -> None:
-        words = report(volume, self._grace)
+    def _tell(self, volume: Volume, namesake: str) -> None:
+        words = report(volume, self._grace, namesake=namesake)
         log.warning("%s", words)
         retained = volume.record.policy != DELETE  # as somebody wished
         (self._events.normal if retained else self._events.warning)(self._node, ORPHANED, words)
 
     async def _remove(self, volume: Volume) -> None:
         """Raises InUse while it is mounted in a pod; the queue tries again."""
-        if not await self._volumes.reclaim(volume.pv, volume.record.uid, volume.pool):
+        if not await self._volumes.reclaim(volume.pv, volume.record.uid, volume.pool, Deed.REMOVE_ORPHAN):
             return  # it is being erased: look_at tells when it is done
         self._seen.pop(volume.pv, None)
         words = f"volume {volume.pv}, whose PersistentVolume was gone, is removed with its data"

@@ -50,8 +50,9 @@ class Action(enum.Enum):
     RETAIN = "retain"
 
 
-def plan(pv: PersistentVolume, volume: Volume | None) -> Action:
-    """What a PersistentVolume of this node wants. `volume` is what the node has under its name."""
+def plan(pv: PersistentVolume, volume: Volume | None, cluster: str) -> Action:
+    """What a PersistentVolume of this node wants. `volume` is what the node has under its name; it has to say that it
+    is of this `cluster`, as soon as that is known."""
     if pv.deleting:
         if not pv.reclaimable:
             return Action.LEAVE
@@ -60,7 +61,8 @@ def plan(pv: PersistentVolume, volume: Volume | None) -> Action:
         return Action.LEAVE if pv.phase in (RELEASED, FAILED) else Action.PREPARE
     ready = volume.record.uid == pv.uid and volume.record.state is State.READY
     told = is_remembered(pv, volume.size) and volume.record.policy == policy_of(pv)
-    return Action.LEAVE if ready and told and volume.size >= pv.promised else Action.PREPARE
+    marked = bool(volume.record.cluster or not cluster)
+    return Action.LEAVE if ready and told and marked and volume.size >= pv.promised else Action.PREPARE
 
 
 def reference(pv: PersistentVolume) -> ObjectReference:
@@ -97,10 +99,14 @@ class Reconciler:
         """Something about the PersistentVolume of that name changed."""
         self._queue.add(name)
 
+    def hurry(self) -> None:
+        """The API server is there again."""
+        self._queue.hurry()
+
     def retry_preparations(self) -> None:
         """Something changed that may let through what failed before: space came back, or a volume group appeared."""
         for pv in self._holdings.all():
-            if plan(pv, self._volumes.inventory.volume(pv.name)) is Action.PREPARE:
+            if self._plan(pv) is Action.PREPARE:
                 self._queue.add(pv.name)
 
     async def run(self) -> None:
@@ -111,12 +117,15 @@ class Reconciler:
         if pv is None:
             return
         with about(volume=pv.name, claim=str(pv.claim or "")):
-            action = plan(pv, self._volumes.inventory.volume(pv.name))
+            action = self._plan(pv)
             try:
                 await self._perform(action, pv)
             except VolumeError as error:
                 self._report(action, pv, error)
                 raise
+
+    def _plan(self, pv: PersistentVolume) -> Action:
+        return plan(pv, self._volumes.inventory.volume(pv.name), self._volumes.cluster)
 
     async def _perform(self, action: Action, pv: PersistentVolume) -> None:
         match action:

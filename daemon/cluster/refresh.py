@@ -5,6 +5,7 @@ event on the Node, looks more often, and goes on when it is there.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Collection, Mapping
 
@@ -48,12 +49,17 @@ class Refresher:
         self._changed = changed
         self._period = period
         self._looked = asyncio.Event()
+        self._wanted = asyncio.Event()
         self._node: tuple[Recorder, ObjectReference] | None = None
         self._seen: set[str] = set()
         """Device classes that were there once."""
         self.problem = "not looked at yet"
         self.lacking: Mapping[str, str] = {}
         self.notices: tuple[str, ...] = ()
+
+    def trigger(self) -> None:
+        """A look is wanted now."""
+        self._wanted.set()
 
     async def wait_looked(self) -> None:
         """Returns after the first look, whatever it found."""
@@ -70,7 +76,10 @@ class Refresher:
         """For ever."""
         while True:
             await self.look()
-            await asyncio.sleep(self._pause())
+            self._wanted.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._pause()):
+                    await self._wanted.wait()
 
     def _pause(self) -> float:
         if self.problem:

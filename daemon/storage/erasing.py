@@ -5,6 +5,10 @@ and, when the erasure has ended, to ask again. The record alone says how far it 
 goes, so a volume with half its data gone is never mounted; it says where to go on every few seconds, so what a crash
 costs is those seconds; and it says that all is gone, so a crash after that costs nothing.
 
+Whether it may go at all is asked anew whenever bytes are about to: when its turn among those of its pool has come, and
+each time when the record is told how far it is. An erasure that meets another owner, or Retain, ends there; so does one
+that can't ask.
+
 Volumes of one pool go one after the other: they lie on the same disks, and two at once would only make heads seek.
 All together keep to one rate.
 """
@@ -21,7 +25,8 @@ from pathlib import Path
 from typing import Protocol
 
 from daemon.backends import Backend
-from daemon.errors import BackendFailed, InUse, VolumeError
+from daemon.errors import ApiUnavailable, BackendFailed, InUse, NotAuthorized, VolumeError
+from daemon.storage.authority import Permit
 from daemon.storage.erase import Method, method, steps
 from daemon.storage.ordering import Turns
 from daemon.storage.record import Health, Record, State, Volume
@@ -33,7 +38,8 @@ from host.thread import undisturbed
 log = logging.getLogger(__name__)
 
 REMEMBER_SECONDS = 10.0
-"""How often the record says how far it is. Each time is one LVM command and a flush of the disk."""
+"""How often the record says how far it is, and is asked whether to go on. Each time is two LVM commands, a request to
+the API server and a flush of the disk."""
 
 RETRY_SECONDS = 30.0
 """How long a failure counts: those who ask meanwhile are told of it, who asks later has it tried again."""
@@ -105,9 +111,10 @@ class Erasures:
         self._failures: dict[str, _Failure] = {}
         self._lines: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def done(self, volume: Volume) -> bool:
+    async def done(self, volume: Volume, permit: Permit) -> bool:
         """Whether nothing is left of the data of a volume that is not mounted, so that it may be removed. Else that is
-        being seen to. To be called when it is the volume's turn. Raises VolumeError: why it failed the last time."""
+        being seen to, for as long as `permit` gives it. To be called when it is the volume's turn, with what `permit`
+        gave a moment ago. Raises VolumeError: why it failed the last time."""
         record = volume.record
         if record.state is State.FORMATTING:  # nobody ever had it mounted
             return True
@@ -130,7 +137,7 @@ class Erasures:
             )
         if record.state is not State.ERASING:
             volume = await self._rewrite(volume, replace(record, state=State.ERASING, erased=0))
-        task = asyncio.create_task(self._run(volume, chosen), name=f"erase {volume.pv}")
+        task = asyncio.create_task(self._run(volume, chosen, permit), name=f"erase {volume.pv}")
         self._running[volume.pv] = task
         return False
 
@@ -147,7 +154,7 @@ class Erasures:
         if running:
             await asyncio.wait(running)
 
-    async def _run(self, volume: Volume, chosen: Method) -> None:
+    async def _run(self, volume: Volume, chosen: Method, permit: Permit) -> None:
         error: VolumeError | None = None
         try:
             async with self._lines[volume.pool]:
@@ -155,7 +162,7 @@ class Erasures:
                     "erasing (%s) from byte %d on", chosen.value, volume.record.erased, extra={"volume": volume.pv}
                 )
                 self._listener.begun(volume)
-                await self._erase(volume, chosen)
+                await self._erase(await permit(volume), chosen, permit)
         except VolumeError as failed:
             error = failed
         except (CommandError, OSError) as failed:
@@ -167,10 +174,11 @@ class Erasures:
             del self._running[volume.pv]
         if error:
             log.warning("%s", error, extra={"volume": volume.pv})
-            self._failures[volume.pv] = _Failure(error, self._clock())
+            if not isinstance(error, NotAuthorized | ApiUnavailable):  # who asks again is told by who is asked
+                self._failures[volume.pv] = _Failure(error, self._clock())
         self._listener.ended(volume, error)
 
-    async def _erase(self, volume: Volume, chosen: Method) -> None:
+    async def _erase(self, volume: Volume, chosen: Method, permit: Permit) -> None:
         async with self._backend.device(volume) as device:
             with _opened(volume.pv, device) as descriptor:
                 if chosen is Method.DISCARD and not erasure.discards(descriptor):
@@ -183,14 +191,15 @@ class Erasures:
                     self._listener.progressed(len(extent))
                     if self._clock() - remembered >= REMEMBER_SECONDS:
                         await undisturbed(erasure.flush, descriptor)
-                        volume = await self._remember(volume, extent.stop)
+                        volume = await self._remember(volume, extent.stop, permit)
                         remembered = self._clock()
                 await undisturbed(erasure.flush, descriptor)
-            await self._remember(volume, volume.size)
+            await self._remember(volume, volume.size, permit)
 
-    async def _remember(self, volume: Volume, erased: int) -> Volume:
+    async def _remember(self, volume: Volume, erased: int, permit: Permit) -> Volume:
         async def rewrite() -> Volume:
-            return await self._rewrite(volume, replace(volume.record, erased=erased))
+            found = await permit(volume)
+            return await self._rewrite(found, replace(found.record, erased=erased))
 
         return await self._turns.take(volume.pv, ("erased", erased), rewrite)
 

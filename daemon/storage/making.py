@@ -8,7 +8,8 @@ import asyncio
 from dataclasses import replace
 
 from daemon.backends import Backend
-from daemon.errors import BeingErased, Foreign, Lost, PoolMissing
+from daemon.errors import BeingErased, ClusterUnknown, Foreign, Lost, PoolMissing
+from daemon.storage.authority import Permission
 from daemon.storage.cloning import Cloning
 from daemon.storage.filesystems import Filesystems
 from daemon.storage.record import State, Volume, Wanted
@@ -27,6 +28,7 @@ class Making:
         room: Room,
         filesystems: Filesystems,
         cloning: Cloning,
+        permission: Permission,
         disks: asyncio.Semaphore,
     ) -> None:
         self._backend = backend
@@ -34,6 +36,7 @@ class Making:
         self._room = room
         self._filesystems = filesystems
         self._cloning = cloning
+        self._permission = permission
         self._disks = disks
 
     async def made(self, wanted: Wanted) -> Volume:
@@ -44,6 +47,7 @@ class Making:
             volume = self._stock.inventory.volume(wanted.pv)
         if volume is None:
             self._stock.refuse_damaged(wanted.pv)
+            self._stock.refuse_foreign(wanted.pv)
         elif volume.record.state is State.ERASING:
             raise BeingErased(
                 f"volume {wanted.pv} is being erased, because its PersistentVolume was deleted: its data is gone, "
@@ -52,7 +56,8 @@ class Making:
         elif volume.record.uid != wanted.uid:
             raise Foreign(
                 f"this node holds a volume {wanted.pv} of an earlier PersistentVolume (uid {volume.record.uid}) and "
-                "does not show its data to another: use another name, or have the administrator remove the old volume"
+                "does not show its data to another: use another name, or have the administrator remove the old volume, "
+                f"or hand it over with `elastic-local adopt {wanted.pv}`"
             )
         if volume is None or volume.record.state in (State.FORMATTING, State.COPYING):
             if wanted.made:
@@ -62,13 +67,18 @@ class Making:
                     f"volume {wanted.pv} was made on this node and is not there any more: bring back the disks that it "
                     "lies on; if they are gone for good, so is its data: delete the claim and make it anew"
                 )
+            if not wanted.cluster:
+                raise ClusterUnknown(
+                    f"volume {wanted.pv} is not made yet: this node's daemon could not read which cluster it belongs "
+                    "to, its /readyz says why; it is made as soon as that is known"
+                )
+            await self._permission.to_format(wanted, begun=volume)
             if wanted.original is not None:
                 return await self._cloned(wanted, begun=volume)
             async with self._disks:
                 return await self._formatted(wanted, begun=volume)
-        if volume.record.policy != wanted.policy:
-            return await self._stock.rewrite(volume, replace(volume.record, policy=wanted.policy))
-        return volume
+        said = replace(volume.record, policy=wanted.policy, cluster=volume.record.cluster or wanted.cluster)
+        return volume if volume.record == said else await self._stock.rewrite(volume, said)
 
     async def _formatted(self, wanted: Wanted, begun: Volume | None) -> Volume:
         """A new volume, or one whose making was cut off and that nobody has mounted yet."""

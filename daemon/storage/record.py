@@ -22,6 +22,7 @@ _OWNER_MARK = "record"
 _VERSION = "1"
 _AUTOEXTEND = "thin-pool-autoextend"
 _SNAPSHOT_OF = "snapshot-of"
+_CLUSTER = "cluster"
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 """Names of PersistentVolumes are DNS subdomains. They become names of logical volumes and of files, so no more."""
@@ -78,12 +79,16 @@ class Record:
     snapshot_of: str = ""
     """Of a snapshot that lives while it is copied: the PersistentVolume whose volume it shows. `pv` is then the
     snapshot's own name, and `uid` is that PersistentVolume's."""
+    cluster: str = ""
+    """Uid of the namespace kube-system of the cluster that it belongs to. Empty: it was made by a daemon that did not
+    ask, and is marked as soon as a PersistentVolume of its uid is seen."""
 
     def __post_init__(self) -> None:
         for key, value, good in (
             ("pv", self.pv, (_SNAPSHOT if self.snapshot_of else _NAME).fullmatch(self.pv)),
             (_SNAPSHOT_OF, self.snapshot_of, not self.snapshot_of or _NAME.fullmatch(self.snapshot_of)),
             ("uid", self.uid, _UID.fullmatch(self.uid)),
+            (_CLUSTER, self.cluster, not self.cluster or _UID.fullmatch(self.cluster)),
             ("policy", self.policy, self.policy in (DELETE, RETAIN)),
             ("filesystem", self.filesystem, self.filesystem in FILESYSTEMS),
             ("erase", self.erase, self.erase in ERASE),
@@ -94,6 +99,17 @@ class Record:
 
     def to_tags(self) -> frozenset[str]:
         return frozenset(f"{_PREFIX}{key}={value}" for key, value in self.to_fields().items())
+
+    def owner_tags(self) -> frozenset[str]:
+        """Those that say whose it is."""
+        return self._tags_of("pv", "uid", _CLUSTER, _SNAPSHOT_OF)
+
+    def deciding_tags(self) -> frozenset[str]:
+        """Those that decide what may become of it: see `differences`."""
+        return self._tags_of("pv", "uid", _CLUSTER, "policy", "state", _SNAPSHOT_OF)
+
+    def _tags_of(self, *keys: str) -> frozenset[str]:
+        return frozenset(f"{_PREFIX}{key}={value}" for key, value in self.to_fields().items() if key in keys)
 
     def to_fields(self) -> dict[str, str]:
         """What is written where there are no tags: daemon.backends.recordfiles."""
@@ -108,6 +124,7 @@ class Record:
             **({"erased": str(self.erased)} if self.state is State.ERASING else {}),
             **({_AUTOEXTEND: str(self.thin_pool_autoextend)} if self.thin_pool_autoextend else {}),
             **({_SNAPSHOT_OF: self.snapshot_of} if self.snapshot_of else {}),
+            **({_CLUSTER: self.cluster} if self.cluster else {}),
         }
 
     def of_snapshot(self) -> "Record":
@@ -121,6 +138,18 @@ class Record:
             thin_pool_autoextend=0,
             snapshot_of=self.pv,
         )
+
+
+def differences(believed: Record, found: Record) -> str:
+    """In what decides whose a volume is and what may become of it. Empty: in nothing."""
+    pairs = (
+        ("uid", believed.uid, found.uid),
+        ("policy", believed.policy, found.policy),
+        ("state", believed.state.value, found.state.value),
+        ("cluster", believed.cluster, found.cluster),
+        ("snapshot-of", believed.snapshot_of, found.snapshot_of),
+    )
+    return ", ".join(f"{key}: {now or 'none'} for {then or 'none'}" for key, then, now in pairs if then != now)
 
 
 def from_tags(tags: Iterable[str]) -> Record | None:
@@ -156,6 +185,9 @@ def from_fields(fields: Mapping[str, object]) -> Record | None:
         state = State(text.pop("state"))
     except ValueError as error:
         raise DamagedRecord(str(error)) from error
+    cluster = fields.get(_CLUSTER, "")
+    if not isinstance(cluster, str):
+        raise DamagedRecord(f"{_CLUSTER} is {cluster!r}")
     return Record(
         **text,
         state=state,
@@ -163,6 +195,7 @@ def from_fields(fields: Mapping[str, object]) -> Record | None:
         erased=_number(fields, "erased") if state is State.ERASING else 0,
         thin_pool_autoextend=_number(fields, _AUTOEXTEND),
         snapshot_of=str(fields.get(_SNAPSHOT_OF, "")),
+        cluster=cluster,
     )
 
 
@@ -188,6 +221,8 @@ class Wanted:
     """It was ready once: if it is not there, it is lost and not to be made anew."""
     original: Original | None = None
     """What it begins as a copy of. None: it begins empty."""
+    cluster: str = ""
+    """The cluster that it is for. See Record."""
 
     def record(self, state: State) -> Record:
         """Raises DamagedRecord when the PersistentVolume holds what no record may."""
@@ -199,6 +234,7 @@ class Wanted:
             state,
             self.parameters.erase,
             thin_pool_autoextend=self.parameters.thin_pool_autoextend,
+            cluster=self.cluster,
         )
 
 
@@ -312,11 +348,14 @@ class Pool:
 
 @dataclass(frozen=True)
 class Foreign:
-    """Something without our mark in a place where ours are kept. Listed, never touched."""
+    """Something without our mark in a place where ours are kept, or with that of another cluster. Listed, never
+    touched."""
 
     name: str
     pool: str
     size: int
+    cluster: str = ""
+    """Whose it is. Empty: it has no mark of ours."""
 
 
 @dataclass(frozen=True)
@@ -365,3 +404,24 @@ class Inventory:
             if each.pool in (pool, pool.partition("/")[0]):
                 return each.reason
         return "" if self.pool(pool) else f"this node does not show {pool} now: bring its disks back"
+
+
+def of_cluster(found: Inventory, cluster: str) -> Inventory:
+    """What a look found, as a daemon of that cluster has to see it: volumes of another one are foreign. As long as it
+    does not know its cluster, all are served."""
+
+    def ours(volume: Volume) -> bool:
+        return not cluster or volume.record.cluster in ("", cluster)
+
+    theirs = [volume for volume in (*found.volumes, *found.snapshots) if not ours(volume)]
+    if not theirs:
+        return found
+    return replace(
+        found,
+        volumes=[volume for volume in found.volumes if ours(volume)],
+        snapshots=[snapshot for snapshot in found.snapshots if ours(snapshot)],
+        foreign=[
+            *found.foreign,
+            *(Foreign(volume.pv, volume.pool, volume.size, volume.record.cluster) for volume in theirs),
+        ],
+    )

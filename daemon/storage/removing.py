@@ -1,7 +1,8 @@
 """How a volume goes: unmounted, erased, removed. Or stays, when its PersistentVolume says so.
 
 Nothing is removed that is mounted anywhere, of which a copy is being made, or that bears only the name of what is to
-go. And nobody says that a volume is gone while its pool can't be seen: it may come back with its disk.
+go; and nothing without asking right before (daemon.storage.authority). And nobody says that a volume is gone while its
+pool can't be seen: it may come back with its disk.
 """
 
 import asyncio
@@ -9,12 +10,13 @@ import logging
 from dataclasses import replace
 
 from contract import names
-from contract.volume import RETAIN
+from contract.volume import DELETE, RETAIN
 from daemon.backends import Backend
-from daemon.errors import Foreign, PoolMissing
+from daemon.errors import Foreign, NotAuthorized, PoolMissing
+from daemon.storage.authority import Deed, Permission
 from daemon.storage.erasing import Erasures
 from daemon.storage.filesystems import Filesystems
-from daemon.storage.record import State
+from daemon.storage.record import State, Volume
 from daemon.storage.snapshots import Snapshots
 from daemon.storage.staging import Staging
 from daemon.storage.stock import Stock
@@ -34,6 +36,7 @@ class Removing:
         filesystems: Filesystems,
         snapshots: Snapshots,
         erasures: Erasures,
+        permission: Permission,
         disks: asyncio.Semaphore,
     ) -> None:
         self._backend = backend
@@ -42,12 +45,13 @@ class Removing:
         self._filesystems = filesystems
         self._snapshots = snapshots
         self._erasures = erasures
+        self._permission = permission
         self._disks = disks
 
-    async def removed(self, pv: str, uid: str, pool: str) -> bool:
+    async def removed(self, pv: str, uid: str, pool: str, deed: Deed) -> bool:
         """Whether it is gone. False: not yet, its data is being erased."""
         volume = await self._stock.volume(pv)
-        if volume is None:
+        if volume is None or volume.record.uid != uid:
             await self._stock.look()  # who says "gone" must have seen it
             volume = self._stock.inventory.volume(pv)
         if volume is None:
@@ -63,21 +67,41 @@ class Removing:
             return True
         self._snapshots.refuse(pv, "removed")
         await asyncio.to_thread(self._staging.release, pv)
-        if not await self._erasures.done(volume):
-            return False
         async with self._disks:
-            with self._stock.changing(pv):
-                await self._backend.remove(volume)
-                self._stock.drop(volume)
-        self._filesystems.changed(pv)
+            try:
+                if not await self._gone(volume, deed):
+                    return False
+            except NotAuthorized:
+                await self._stock.look()  # it is asked again, of what there is then
+                raise
         there = self._stock.inventory.pool(volume.pool)
         if there and there.notices:
             await self._stock.look()  # its space may have come back where nothing new is made
         return True
 
+    async def _gone(self, volume: Volume, deed: Deed) -> bool:
+        permit = self._permission.to(deed)
+        if deed is Deed.RECLAIM and await self._changed_its_mind(volume):
+            volume = await self._stock.rewrite(volume, replace(volume.record, policy=DELETE))
+        volume = await permit(volume)
+        if not await self._erasures.done(volume, permit):
+            return False
+        with self._stock.changing(volume.pv):
+            await self._backend.remove(volume)
+            self._stock.drop(volume)
+        self._filesystems.changed(volume.pv)
+        return True
+
+    async def _changed_its_mind(self, volume: Volume) -> bool:
+        """Its record says Retain, and its PersistentVolume, which was changed since, Delete. An erasure that was called
+        off stays so."""
+        retained = volume.record.policy != DELETE and volume.record.state is not State.ERASING
+        return retained and await self._permission.wants_removal(volume)
+
     async def retain(self, pv: str, uid: str, pool: str, *, made: bool) -> None:
         """Its record says from now on that it is to be kept, if there ever was a volume: one that was `made` and is
-        not found is somewhere else, and would come back with a record that says otherwise."""
+        not found is somewhere else, and would come back with a record that says otherwise. One whose data is being
+        erased keeps what is left of it."""
         volume = await self._stock.volume(pv)
         if volume is None:
             await self._stock.look()
@@ -98,5 +122,5 @@ class Removing:
                     f"{volume.record.uid}, not {uid}: if it is the same data, run `elastic-local adopt {pv} --yes` on "
                     f"the node; if not, take the finalizer {names.FINALIZER} off this PersistentVolume"
                 )
-        elif volume.record.policy != RETAIN and volume.record.state is not State.ERASING:
+        elif volume.record.policy != RETAIN:
             await self._stock.rewrite(volume, replace(volume.record, policy=RETAIN))

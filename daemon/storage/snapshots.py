@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from contract import quantity
 from daemon.backends import Backend, SnapshotStorage
 from daemon.errors import InUse, NoSnapshot, VolumeError
+from daemon.storage.authority import Permission
 from daemon.storage.erasing import Erasures, Rewrite
 from daemon.storage.ordering import Turn
 from daemon.storage.record import State, Volume
@@ -52,12 +53,20 @@ class Snapshots:
     """All snapshots of one node's volumes. Methods raise VolumeError, CommandError and OSError."""
 
     def __init__(
-        self, backend: Backend, stock: Stock, room: Room, erasures: Erasures, turn: Turn, rewrite: Rewrite
+        self,
+        backend: Backend,
+        stock: Stock,
+        room: Room,
+        erasures: Erasures,
+        permission: Permission,
+        turn: Turn,
+        rewrite: Rewrite,
     ) -> None:
         self._backend = backend
         self._stock = stock
         self._room = room
         self._erasures = erasures
+        self._permission = permission
         self._turn = turn
         self._rewrite = rewrite
         self._copied: set[str] = set()
@@ -85,6 +94,7 @@ class Snapshots:
                 "or ask its administrator for more space)"
             )
         record = source.record.of_snapshot()
+        record = replace(record, cluster=record.cluster or self._permission.cluster)
         self._copied.add(record.pv)
         try:
             with self._room.holding(record.pv, given.pool, given.size), self._stock.changing(record.pv):
@@ -115,9 +125,15 @@ class Snapshots:
     def tidy(self) -> None:
         """Begins to let go of all that nobody copies. What fails is told in the log, and begun anew the next time."""
         for snapshot in self._stock.inventory.snapshots:
-            if snapshot.pv not in self._copied and snapshot.pv not in self._leaving:
+            if snapshot.pv not in self._copied and snapshot.pv not in self._leaving and self._is_ours(snapshot):
                 task = asyncio.create_task(self._let_go(snapshot), name=f"let go of {snapshot.pv}")
                 self._leaving[snapshot.pv] = task
+
+    def _is_ours(self, snapshot: Volume) -> bool:
+        """Of this very cluster. One that does not say so is of the cluster of its source."""
+        source = self._stock.inventory.volume(snapshot.record.snapshot_of)
+        of_source = source.record.cluster if source and source.record.uid == snapshot.record.uid else ""
+        return bool(self._permission.cluster) and (snapshot.record.cluster or of_source) == self._permission.cluster
 
     async def close(self) -> None:
         """Breaks off what runs; the next daemon goes on with it."""
@@ -147,7 +163,8 @@ class Snapshots:
         snapshot = self._stock.inventory.snapshot(name)
         if snapshot is None:
             return True
-        if not await self._erasures.done(snapshot):
+        snapshot = await self._permission.to_let_go(snapshot)
+        if not await self._erasures.done(snapshot, self._permission.to_let_go):
             return False
         with self._stock.changing(name):
             await self._of(snapshot).remove(snapshot)

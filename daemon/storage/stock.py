@@ -7,20 +7,21 @@ have seen either side. A change that failed leaves its volume in doubt, and the 
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 
 from daemon.backends import Backend
-from daemon.errors import Damaged
-from daemon.storage.record import Inventory, Pool, Record, Volume
+from daemon.errors import Damaged, Foreign
+from daemon.storage.record import Inventory, Pool, Record, Volume, of_cluster
 from daemon.storage.thinpools import Enlargement
 
 
 class Stock:
-    """The inventory of a backend."""
+    """The inventory of a backend, as a daemon of `cluster` sees it. Empty: it does not know its cluster yet."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, cluster: Callable[[], str] = str) -> None:
         self._backend = backend
+        self._cluster = cluster
         self._inventory = Inventory()
         self._changing: set[str] = set()
         self._touched: set[str] = set()
@@ -42,7 +43,7 @@ class Stock:
                 return
             self._begun = number = self._begun + 1
             self._touched = set(self._changing)
-            found = await self._backend.inspect()
+            found = of_cluster(await self._backend.inspect(), self._cluster())
             self._inventory = merged(self._inventory, found, self._touched)
             self._doubtful &= self._touched
             self._finished = number
@@ -80,6 +81,16 @@ class Stock:
                 raise Damaged(
                     f"volume {pv} exists on this node, but its record can't be relied on ({damaged.reason}): "
                     "the node's administrator has to look at it, its data is not touched"
+                )
+
+    def refuse_foreign(self, pv: str) -> None:
+        """Raises Foreign when another cluster has a volume of this name here."""
+        for foreign in self._inventory.foreign:
+            if foreign.name == pv and foreign.cluster:
+                raise Foreign(
+                    f"this node holds a volume {pv} of another cluster ({foreign.cluster}) and does not show its data: "
+                    f"if that is gone and its data is to be had here, run `elastic-local adopt {pv}` on the node; else "
+                    "use another name"
                 )
 
     def put(self, volume: Volume, taken: int = 0) -> None:

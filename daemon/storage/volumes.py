@@ -14,12 +14,14 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Coroutine, Hashable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from daemon.backends import Backend
 from daemon.errors import BackendFailed, Damaged, InUse, Occupied, VolumeError
 from daemon.kubelet.podfolder import PodFolder
+from daemon.storage.authority import Authority, Deed, Permission
 from daemon.storage.cloning import Cloning
 from daemon.storage.erasing import Erasures, Listener, Silent
 from daemon.storage.filesystems import Filesystems
@@ -45,7 +47,8 @@ Observer = Callable[[str, str, float], None]
 
 
 class Volumes:
-    """All operations on the volumes of a node. They raise VolumeError, worded for the pod's owner.
+    """All operations on the volumes of a node. They raise VolumeError, worded for the pod's owner. `authority` is asked
+    before data is destroyed.
 
     `promises` gives what the PersistentVolumes of this node have a right to, `related` tells whether a PersistentVolume
     may be a copy of another one, `parallelism` bounds the operations that load the disks, `erase_rate` the bytes a
@@ -56,6 +59,7 @@ class Volumes:
         self,
         backend: Backend,
         staging: Path,
+        authority: Authority,
         *,
         promises: Callable[[], Iterable[Promise]] = tuple,
         related: Callable[[str, str], bool] = lambda pv, original: True,
@@ -65,7 +69,9 @@ class Volumes:
         observe: Observer = lambda kind, outcome, seconds: None,
     ) -> None:
         self._backend = backend
-        self._stock = Stock(backend)
+        self._authority = authority
+        self._stock = Stock(backend, lambda: authority.cluster)
+        permission = Permission(backend, authority)
         self._staging = Staging(staging)
         self._filesystems = Filesystems(backend, self._staging)
         self._room = Room(backend, self._stock, promises)
@@ -73,19 +79,35 @@ class Volumes:
         self._observe = observe
         self._turns = Turns()
         self._erasures = Erasures(backend, self._turns, self._stock.rewrite, Throttle(erase_rate), erasing)
-        self._snapshots = Snapshots(backend, self._stock, self._room, self._erasures, self._turn, self._stock.rewrite)
+        self._snapshots = Snapshots(
+            backend, self._stock, self._room, self._erasures, permission, self._turn, self._stock.rewrite
+        )
         self._cloning = Cloning(
             backend, self._stock, self._staging, self._room, self._snapshots, self._turn, related, self._disks
         )
-        self._making = Making(backend, self._stock, self._room, self._filesystems, self._cloning, self._disks)
+        self._making = Making(
+            backend, self._stock, self._room, self._filesystems, self._cloning, permission, self._disks
+        )
         self._removing = Removing(
-            backend, self._stock, self._staging, self._filesystems, self._snapshots, self._erasures, self._disks
+            backend,
+            self._stock,
+            self._staging,
+            self._filesystems,
+            self._snapshots,
+            self._erasures,
+            permission,
+            self._disks,
         )
 
     @property
     def inventory(self) -> Inventory:
         """What the node's pools hold, as of the last look and our own changes since."""
         return self._stock.inventory
+
+    @property
+    def cluster(self) -> str:
+        """The one that this node belongs to. Empty: not known yet."""
+        return self._authority.cluster
 
     async def start(self) -> None:
         """Makes what the backend needs and looks at what is there. A node without a volume group starts as well."""
@@ -112,6 +134,7 @@ class Volumes:
 
     async def prepare(self, wanted: Wanted) -> Volume:
         """The volume, made and formatted."""
+        wanted = self._ours(wanted)
         return await self._turn("prepare", wanted.pv, wanted, lambda: self._making.made(wanted))
 
     async def mount(self, wanted: Wanted, folder: PodFolder, read_only: bool) -> VolumeError | None:
@@ -120,6 +143,7 @@ class Volumes:
 
         One that has not the wanted size is extended. If that can't be, it is mounted as it is and the reason returned:
         data that could be had is not withheld because there should be more room beside it."""
+        wanted = self._ours(wanted)
         request = (wanted, folder, read_only)
         return await self._turn("mount", wanted.pv, request, lambda: self._mount(wanted, folder, read_only))
 
@@ -136,6 +160,7 @@ class Volumes:
     async def expand(self, wanted: Wanted) -> Volume:
         """The volume with at least the wanted size. Its filesystem fills it, at once or, when it is not mounted, with
         the next mount. Raises NoSpace, and then nothing has changed."""
+        wanted = self._ours(wanted)
         return await self._turn("expand", wanted.pv, wanted, lambda: self._expand(wanted))
 
     async def enlarge(self, pool: str) -> Enlargement:
@@ -143,12 +168,14 @@ class Volumes:
         what it got: nothing when nothing is left."""
         return await self._turn("enlarge", pool, None, lambda: self._enlarge(pool))
 
-    async def reclaim(self, pv: str, uid: str, pool: str) -> bool:
+    async def reclaim(self, pv: str, uid: str, pool: str, deed: Deed = Deed.RECLAIM) -> bool:
         """Whether the volume of this very PersistentVolume is gone with its data, its space free. False: its data is
         being erased, ask again when the listener was told that this has ended. Raises InUse while it is mounted in a
-        pod, and PoolMissing while `pool` can't be seen: a volume that is not found then may come back with its disk. A
-        volume of that name but another uid is not its own, and stays."""
-        return await self._turn("reclaim", pv, uid, lambda: self._removing.removed(pv, uid, pool))
+        pod, and PoolMissing while `pool` can't be seen: a volume that is not found then may come back with its disk.
+        Raises NotAuthorized when the API server or its own record do not say, asked right before, that it may go, and
+        ApiUnavailable when that can't be asked. A volume of that name but another uid is not its own, and stays."""
+        request = (uid, pool, deed)
+        return await self._turn("reclaim", pv, request, lambda: self._removing.removed(pv, uid, pool, deed))
 
     async def retain(self, pv: str, uid: str, pool: str, *, made: bool) -> None:
         """The volume says itself that it is to be kept, PersistentVolume or not. `made`: there is one. Raises
@@ -156,6 +183,9 @@ class Volumes:
         another: then nothing is noted."""
         request = (uid, pool, made)
         await self._turn("retain", pv, request, lambda: self._removing.retain(pv, uid, pool, made=made))
+
+    def _ours(self, wanted: Wanted) -> Wanted:
+        return replace(wanted, cluster=self._authority.cluster)
 
     async def _turn(self, kind: str, pv: str, request: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         async def observed() -> T:

@@ -19,6 +19,7 @@ from daemon.backends.loop import LoopBackend
 from daemon.storage.erase import Reuse
 from daemon.storage.record import Volume, Wanted
 from daemon.storage.volumes import Volumes
+from tests.agreeing import Agreeing
 from tests.bench import report
 
 _MIB = 2**20
@@ -74,7 +75,7 @@ def _overwritten(folder: Path) -> float:
 
 
 async def _removed(folder: Path, policy: str, reuse: Reuse) -> float:
-    volumes = Volumes(_Raw(folder / "data", reuse), folder / "staging")
+    volumes = Volumes(_Raw(folder / "data", reuse), folder / "staging", Agreeing())
     await volumes.start()
     pv = f"pvc-{uuid.uuid4()}"
     await volumes.prepare(Wanted(pv, "uid", _SIZE, DELETE, VolumeParameters(erase=policy)))

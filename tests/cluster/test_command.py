@@ -138,7 +138,7 @@ async def test_doctor_names_what_is_broken_and_what_mends_it(fresh_sandbox: Make
     answer = await as_administrator(sandbox, "doctor", "--cluster")
     assert answer.code == 1
     for words in (
-        "WRONG  rights of the daemon: it may not get nodes; get pods",
+        "WRONG  rights of the daemon: it may not get nodes; get namespaces; get pods",
         "-> kubectl apply -k deploy/base",
         "WRONG  CSIDriver elastic-local.volumes.k8s.elastic.co: without it",
         "WRONG  provisioner: none leads now",

@@ -84,7 +84,10 @@ async def test_no_orphan_is_removed_while_the_api_server_is_away(fresh_sandbox: 
         await told_of_node(sandbox, "VolumeOrphaned", volume)
         await sandbox.apiserver.kill()
         # The first question after the grace goes unanswered.
-        await until(lambda: f"{volume}: GET" in node.daemon.output, what="the daemon asked in vain")
+        await until(
+            lambda: f"can't be asked for PersistentVolume {volume}" in node.daemon.output,
+            what="the daemon asked in vain",
+        )
         assert content(node, volume) == "kept\n"
         await sandbox.apiserver.start()
         await until(lambda: volume not in onnode.sizes(node), what="the orphan is removed")

@@ -29,6 +29,7 @@ from daemon.storage.volumes import Volumes
 from host import filesystem, mounting
 from kube.records import Node as KubeNode
 from kube.records import StorageClass
+from tests.agreeing import Agreeing
 from tests.node.volume_node import MIB, Node
 
 T = TypeVar("T")
@@ -59,7 +60,7 @@ class Storage:
         def promised() -> list[Promise]:
             return promises(self.pvs.values(), volumes.inventory)
 
-        volumes = Volumes(self.node.make_backend(), self.node.staging, promises=promised)
+        volumes = Volumes(self.node.make_backend(), self.node.staging, Agreeing(), promises=promised)
         return volumes
 
 

@@ -11,7 +11,7 @@ from contract.parameters import VolumeParameters
 from daemon.backends import Backend
 from daemon.backends.folder import FolderBackend
 from daemon.backends.loop import LoopBackend
-from daemon.errors import BackendFailed, Damaged, Foreign, InUse, NoSpace, NotFound
+from daemon.errors import BackendFailed, Damaged, Foreign, InUse, NoSpace, NotAuthorized, NotFound
 from daemon.storage.record import Foreign as ForeignVolume
 from daemon.storage.record import State, Volume, Wanted
 from host import blockdevice, loopdevice, mounting
@@ -127,7 +127,8 @@ async def test_the_name_is_taken(kind: str, data: Path) -> None:
     namesake = Volume(replace(WANTED, uid="uid-2").record(State.READY), 8 * MIB, kind)
     with pytest.raises(NotFound):
         await backend.rewrite(namesake, namesake.record)
-    await backend.remove(namesake)
+    with pytest.raises(NotAuthorized, match="uid: uid-1 for uid-2"):
+        await backend.remove(namesake)
     assert (await backend.inspect()).volume("pvc-1")
 
 

@@ -13,14 +13,17 @@ from pathlib import Path
 
 import pytest
 
+from contract.volume import DELETE, RETAIN
 from daemon.backends.loop import LoopBackend
-from daemon.errors import BackendFailed, BeingErased, InUse
+from daemon.errors import ApiUnavailable, BackendFailed, BeingErased, InUse, NotAuthorized
 from daemon.storage import erasing
+from daemon.storage.authority import Owner
 from daemon.storage.erase import Method, Reuse
-from daemon.storage.record import Health, Inventory, State, Volume
+from daemon.storage.record import Health, Inventory, Record, State, Volume
 from daemon.storage.volumes import Volumes
 from host import erasure, loopdevice
 from lvm import Lvm
+from tests.agreeing import Agreeing
 from tests.node.conftest import ByHand, MakeDisks
 from tests.node.volume_node import MIB, Node, lvm_backend, started
 
@@ -120,7 +123,7 @@ async def test_a_loop_image_needs_no_erasing(tmp_path: Path) -> None:
 
 
 async def test_while_it_is_erased_others_go_on_and_it_is_nobodys(node: Node) -> None:
-    volumes = Volumes(node.make_backend(), node.staging, erase_rate=MIB)  # a minute for the whole
+    volumes = Volumes(node.make_backend(), node.staging, Agreeing(), erase_rate=MIB)  # a minute for the whole
     await volumes.start()
     await used_by_a_tenant(node, volumes)
     assert not await volumes.reclaim(node.pv, "uid", node.pool)
@@ -134,7 +137,6 @@ async def test_while_it_is_erased_others_go_on_and_it_is_nobodys(node: Node) -> 
             await daemon.mount(node.wanted(SIZE), folder, read_only=False)
         with pytest.raises(BeingErased, match="make a new claim"):
             await daemon.prepare(node.wanted(SIZE, uid="next"))
-        await daemon.retain(node.pv, "uid", node.pool, made=True)
         volume = daemon.inventory.volume(node.pv)
         assert volume
         assert volume.record.state is State.ERASING
@@ -189,8 +191,11 @@ async def test_on_a_missing_disk_nothing_can_be_erased(node: Node) -> None:
             found = await super().inspect()
             return replace(found, volumes=[replace(each, health=Health.MISSING_DEVICE) for each in found.volumes])
 
+        async def reread(self, volume: Volume) -> Volume:
+            return replace(await super().reread(volume), health=Health.MISSING_DEVICE)
+
     await used_by_a_tenant(node, await started(node))
-    volumes = Volumes(OnMissingDisk(node.root / "data", 1024 * MIB), node.staging)
+    volumes = Volumes(OnMissingDisk(node.root / "data", 1024 * MIB), node.staging, Agreeing())
     await volumes.start()
     with pytest.raises(BackendFailed, match="a disk that it lies on is missing: bring it back"):
         await volumes.reclaim(node.pv, "uid", node.pool)
@@ -363,3 +368,92 @@ async def percent(node: Node) -> float:
     assert pool.thin
     assert pool.thin.data_percent is not None
     return pool.thin.data_percent
+
+
+class Asked(Agreeing):
+    """An API server that a test makes change its mind."""
+
+    def __init__(self) -> None:
+        self.policy = DELETE
+        self.away = False
+        self.times = 0
+
+    async def owner(self, pv: str) -> Owner | None:
+        self.times += 1
+        if self.away:
+            raise ApiUnavailable("the API server can't be asked")
+        agreed = await super().owner(pv)
+        assert agreed
+        return replace(agreed, policy=self.policy)
+
+
+async def under_way(node: Node, server: Asked, monkeypatch: pytest.MonkeyPatch) -> Volumes:
+    """The erasure of a volume has begun, and asks before each step whether it may go on."""
+    monkeypatch.setattr(erasing, "REMEMBER_SECONDS", 0)
+    volumes = Volumes(node.make_backend(), node.staging, server, erase_rate=16 * MIB)
+    await volumes.start()
+    await used_by_a_tenant(node, volumes)
+    assert not await volumes.reclaim(node.pv, "uid", node.pool)
+    async with asyncio.timeout(20):
+        while not volumes.inventory.volume(node.pv).record.erased:  # type: ignore[union-attr]
+            await asyncio.sleep(0.01)
+    return volumes
+
+
+async def stands_still(volumes: Volumes, node: Node) -> Record:
+    """What is left is left: the record of the volume."""
+    async with asyncio.timeout(20):
+        while volumes._erasures._running:
+            await asyncio.sleep(0.01)
+    await volumes.refresh()
+    (volume,) = volumes.inventory.volumes
+    assert 0 < volume.record.erased < SIZE
+    assert secrets(image(node)) > 0
+    return volume.record
+
+
+async def test_an_erasure_ends_when_the_volume_is_to_be_retained(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Asked()
+    volumes = await under_way(node, server, monkeypatch)
+    await volumes.retain(node.pv, "uid", node.pool, made=True)
+    record = await stands_still(volumes, node)
+    assert (record.state, record.policy) == (State.ERASING, RETAIN)
+    with pytest.raises(NotAuthorized, match="its record says Retain"):
+        await volumes.reclaim(node.pv, "uid", node.pool)
+
+
+async def test_an_erasure_ends_when_its_persistent_volume_changed(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Asked()
+    volumes = await under_way(node, server, monkeypatch)
+    server.policy = RETAIN
+    await stands_still(volumes, node)
+    with pytest.raises(NotAuthorized, match="reclaim policy Retain"):
+        await volumes.reclaim(node.pv, "uid", node.pool)
+
+
+async def test_an_erasure_ends_when_the_volume_was_given_to_another(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another process, as `adopt` is one."""
+    volumes = await under_way(node, Asked(), monkeypatch)
+    volume = volumes.inventory.volume(node.pv)
+    assert volume
+    backend = node.make_backend()
+    found = await backend.reread(volume)
+    await backend.rewrite(found, replace(found.record, uid="heir"))
+    record = await stands_still(volumes, node)
+    assert record.uid == "heir"
+    assert await volumes.reclaim(node.pv, "uid", node.pool)  # of the old one nothing is left, and the heir's stays
+    assert secrets(image(node)) > 0
+
+
+async def test_an_erasure_waits_for_the_api_server_and_goes_on(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Asked()
+    volumes = await under_way(node, server, monkeypatch)
+    server.away = True
+    await stands_still(volumes, node)
+    with pytest.raises(ApiUnavailable):
+        await volumes.reclaim(node.pv, "uid", node.pool)
+    server.away = False
+    await node.reclaim(volumes)
+    assert not image(node).exists()

@@ -20,6 +20,7 @@ from daemon.storage.room import Promise
 from daemon.storage.thinpools import Enlargement, Level, level
 from daemon.storage.volumes import Volumes
 from lvm import Lvm
+from tests.agreeing import Agreeing
 from tests.node.conftest import ByHand
 from tests.node.volume_node import MIB, Node, lvm_backend
 
@@ -117,7 +118,7 @@ async def test_a_pool_grows_by_what_nobody_was_promised_and_no_more(node: Node, 
     promised, reserve = free // 2, free - free // 2 - spare
     here = DeviceClass("default", LVM, group=group, thin=True, thin_pool="pool", reserve=reserve)
     backend = ClassesBackend({"default": node.make_backend()}, {"default": here})
-    volumes = Volumes(backend, node.staging, promises=lambda: [Promise("pv-thick", group, promised)])
+    volumes = Volumes(backend, node.staging, Agreeing(), promises=lambda: [Promise("pv-thick", group, promised)])
     await volumes.start()
     folder = node.folder()
     # Promised well beyond its size, for the pool keeps the reserve back as well.

@@ -24,6 +24,7 @@ from daemon.storage.volumes import Volumes
 from host import mounting, mounttable
 from host.mounttable import Mount
 from lvm import Lvm
+from tests.agreeing import Agreeing
 
 MIB = 2**20
 
@@ -45,7 +46,7 @@ class Node:
 
     def volumes(self, promises: Iterable[Promise] = ()) -> Volumes:
         """A daemon that starts."""
-        return Volumes(self.make_backend(), self.staging, promises=lambda: promises)
+        return Volumes(self.make_backend(), self.staging, Agreeing(), promises=lambda: promises)
 
     async def reclaim(self, volumes: Volumes, pv: str = "") -> None:
         """Asks for the volume's removal until it is gone."""

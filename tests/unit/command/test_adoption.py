@@ -8,6 +8,7 @@ from command import adoption
 from command.adoption import Heir, Untagged
 from contract import names, volume
 from daemon.storage.record import State
+from tests.agreeing import CLUSTER
 from tests.unit.command.objects import GIB, NODE, held, of_elastic, persistent_volume
 
 _OLD = Untagged("pvc-1", "vg", GIB, "ext4")
@@ -15,7 +16,7 @@ _HEIR = Heir("default", "heir", "elastic-local")
 
 
 def test_a_volume_of_elastic_gets_a_record_and_its_persistentvolume_is_tied() -> None:
-    plan = adoption.of_untagged(_OLD, {"pvc-1": of_elastic()}, NODE)
+    plan = adoption.of_untagged(_OLD, {"pvc-1": of_elastic()}, NODE, CLUSTER)
     assert plan is not None
     assert plan.record is not None
     assert plan.action == adoption.ADOPT
@@ -27,7 +28,7 @@ def test_a_volume_of_elastic_gets_a_record_and_its_persistentvolume_is_tied() ->
 
 
 def test_one_that_has_no_node_yet_gets_its_affinity_too() -> None:
-    plan = adoption.of_untagged(_OLD, {"pvc-1": persistent_volume(pinned=False)}, NODE)
+    plan = adoption.of_untagged(_OLD, {"pvc-1": persistent_volume(pinned=False)}, NODE, CLUSTER)
     assert plan is not None
     assert plan.patch is not None
     assert "nodeAffinity" in plan.patch["spec"]
@@ -45,7 +46,7 @@ def test_one_that_has_no_node_yet_gets_its_affinity_too() -> None:
     ],
 )
 def test_what_is_doubtful_is_left_alone(found: Untagged, pv: volume.PersistentVolume, words: str) -> None:
-    plan = adoption.of_untagged(found, {"pvc-1": pv}, NODE)
+    plan = adoption.of_untagged(found, {"pvc-1": pv}, NODE, CLUSTER)
     assert plan is not None
     assert not plan.doable
     assert (plan.patch, plan.record, plan.manifest) == (None, None, None)
@@ -53,26 +54,26 @@ def test_what_is_doubtful_is_left_alone(found: Untagged, pv: volume.PersistentVo
 
 
 def test_a_logical_volume_without_a_persistentvolume_is_none_of_our_business() -> None:
-    assert adoption.of_untagged(_OLD, {}, NODE) is None
+    assert adoption.of_untagged(_OLD, {}, NODE, CLUSTER) is None
 
 
 def test_an_adoption_that_was_cut_off_is_taken_up_and_a_whole_one_left() -> None:
-    plan = adoption.of_recorded(held(), False, {"pvc-1": of_elastic()}, NODE, None)
+    plan = adoption.of_recorded(held(), False, {"pvc-1": of_elastic()}, NODE, None, CLUSTER, named=False)
     assert plan is not None
     assert (plan.action, plan.record) == (adoption.TIE, None)
-    assert adoption.of_recorded(held(), False, {"pvc-1": persistent_volume()}, NODE, None) is None
+    assert adoption.of_recorded(held(), False, {"pvc-1": persistent_volume()}, NODE, None, CLUSTER, named=False) is None
 
 
 def test_an_orphan_waits_for_a_person_to_name_its_heir() -> None:
-    plan = adoption.of_recorded(held(), False, {}, NODE, None)
+    plan = adoption.of_recorded(held(), False, {}, NODE, None, CLUSTER, named=False)
     assert plan is not None
     assert plan.action == adoption.ASK
     assert not plan.doable
-    assert adoption.of_recorded(held(state=State.FORMATTING), False, {}, NODE, _HEIR) is None
+    assert adoption.of_recorded(held(state=State.FORMATTING), False, {}, NODE, _HEIR, CLUSTER, named=False) is None
 
 
 def test_the_new_persistentvolume_is_for_the_heir_alone_and_counts_as_the_old_one_did() -> None:
-    plan = adoption.of_recorded(held(pool="vg/pool"), False, {}, NODE, _HEIR)
+    plan = adoption.of_recorded(held(pool="vg/pool"), False, {}, NODE, _HEIR, CLUSTER, named=False)
     assert plan is not None
     assert plan.manifest is not None
     body = plan.manifest
@@ -89,7 +90,7 @@ def test_the_new_persistentvolume_is_for_the_heir_alone_and_counts_as_the_old_on
     assert read.parameters().thin
     assert read.parameters().thin_pool == "pool"
 
-    mirrored = adoption.of_recorded(held(), True, {}, NODE, _HEIR)
+    mirrored = adoption.of_recorded(held(), True, {}, NODE, _HEIR, CLUSTER, named=False)
     assert mirrored is not None
     assert mirrored.manifest is not None
     assert mirrored.manifest["spec"]["flexVolume"]["options"]["raid"] == "raid1"
@@ -97,10 +98,48 @@ def test_the_new_persistentvolume_is_for_the_heir_alone_and_counts_as_the_old_on
 
 def test_a_persistentvolume_made_anew_takes_over_what_it_names() -> None:
     again = persistent_volume(uid="uid-2")
-    plan = adoption.of_recorded(held(), False, {"pvc-1": again}, NODE, None)
+    plan = adoption.of_recorded(held(), False, {"pvc-1": again}, NODE, None, CLUSTER, named=False)
     assert plan is not None
     assert plan.record is not None
     assert (plan.action, plan.record.uid, plan.record.policy) == (adoption.RETAG, "uid-2", "Delete")
-    plan = adoption.of_recorded(held(), False, {"pvc-1": replace(again, filesystem="xfs")}, NODE, None)
+    plan = adoption.of_recorded(
+        held(), False, {"pvc-1": replace(again, filesystem="xfs")}, NODE, None, CLUSTER, named=False
+    )
     assert plan is not None
     assert plan.action == adoption.REFUSE
+
+
+def test_what_is_taken_over_says_of_which_cluster_it_is() -> None:
+    untagged = adoption.of_untagged(_OLD, {"pvc-1": of_elastic()}, NODE, CLUSTER)
+    retagged = adoption.of_recorded(held("uid-2"), False, {"pvc-1": of_elastic()}, NODE, None, CLUSTER, named=False)
+    orphan = adoption.of_recorded(held(), False, {}, NODE, _HEIR, CLUSTER, named=False)
+    for plan in (untagged, retagged, orphan):
+        assert plan is not None
+        assert plan.record is not None
+        assert plan.record.cluster == CLUSTER
+
+
+def test_an_orphan_is_to_be_retained_from_the_moment_an_heir_is_named() -> None:
+    orphan = replace(held(), record=replace(held().record, policy="Delete"))
+    plan = adoption.of_recorded(orphan, False, {}, NODE, _HEIR, CLUSTER, named=True)
+    assert plan is not None
+    assert plan.record is not None
+    assert plan.record.policy == "Retain"
+
+
+@pytest.mark.parametrize("uid", ["uid-1", "uid-2"])
+def test_a_volume_of_another_cluster_is_taken_over_only_by_name(uid: str) -> None:
+    """That cluster may be alive, and have a volume of this name by chance."""
+    theirs = replace(held(uid), record=replace(held(uid).record, cluster="another"))
+    by_name = {"pvc-1": of_elastic()}
+    left = adoption.of_recorded(theirs, False, by_name, NODE, None, CLUSTER, named=False)
+    assert left is not None
+    assert not left.doable
+    assert "of another cluster (another)" in left.why
+    taken = adoption.of_recorded(theirs, False, by_name, NODE, None, CLUSTER, named=True)
+    assert taken is not None
+    assert taken.record is not None
+    assert (taken.action, taken.record.uid, taken.record.cluster) == (adoption.RETAG, "uid-1", CLUSTER)
+    ask = adoption.of_recorded(theirs, False, {}, NODE, None, CLUSTER, named=True)
+    assert ask is not None
+    assert (ask.action, ask.record) == (adoption.ASK, None)

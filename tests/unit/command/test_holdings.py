@@ -69,3 +69,13 @@ def test_what_a_node_can_not_see_is_not_said_to_be_missing() -> None:
     found = holdings.joined(held_rows, [persistent_volume()], [_POD], [NODE], {"node-1"})
     assert rows(*found) == {"-": "unseen", "pvc-1": "unseen"}
     assert {row.remark for row in found} == {"vg is exported: import it"}
+
+
+def test_a_volume_of_another_cluster_is_no_orphan() -> None:
+    theirs = replace(held(), record=replace(held().record, cluster="another"))
+    held_rows = holdings.of_node(Inventory([theirs]), "node-1", {}, {})
+    [row] = holdings.joined(held_rows, [], [_POD], [NODE], {"node-1"}, "this one")
+    assert row.state == "foreign"
+    assert row.remark == "of another cluster (another): `elastic-local adopt pvc-1` takes it over"
+    [unknown] = holdings.joined(held_rows, [], [_POD], [NODE], {"node-1"})
+    assert unknown.state == "orphan"

@@ -14,6 +14,7 @@ from contract import names
 from contract import volume as contract_volume
 from contract.volume import PersistentVolume, Pin
 from daemon.backends.folder import FolderBackend
+from daemon.cluster.authority import LiveAuthority
 from daemon.cluster.holdings import Holdings
 from daemon.cluster.publish import Publisher
 from daemon.cluster.reconcile import Reconciler
@@ -38,17 +39,37 @@ MI = 1 << 20
 CAPACITY = 100 * MI
 
 
+class Server:
+    """The API server. What it knows outlives its stops, and it comes back at the same port."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = Store(Journal(folder / "objects"), history=1000)
+        self._registry = Registry(self.store)
+        builtin.provide(self._registry)
+        self.port = 0
+
+    async def start(self) -> None:
+        served = application(self._registry, bookmark_seconds=30)
+        self._runner = web.AppRunner(served, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
+        self.port = self._runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        await self._runner.cleanup()
+
+
 @asynccontextmanager
 async def api(folder: Path) -> AsyncIterator[Cluster]:
-    store = Store(Journal(folder / "objects"), history=1000)
-    registry = Registry(store)
-    builtin.provide(registry)
-    runner = web.AppRunner(
-        application(registry, bookmark_seconds=30), access_log=None, handler_cancellation=True, shutdown_timeout=0.1
-    )
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    kubeconfig = write_kubeconfig(folder / "kubeconfig", f"http://127.0.0.1:{runner.addresses[0][1]}")
+    async with serving(folder) as (cluster, _):
+        yield cluster
+
+
+@asynccontextmanager
+async def serving(folder: Path) -> AsyncIterator[tuple[Cluster, Server]]:
+    server = Server(folder)
+    await server.start()
+    kubeconfig = write_kubeconfig(folder / "kubeconfig", f"http://127.0.0.1:{server.port}")
     try:
         async with await Cluster.connect(kubeconfig) as cluster:
             await cluster.create(
@@ -59,10 +80,10 @@ async def api(folder: Path) -> AsyncIterator[Cluster]:
                 {**kind("StorageClass", "storage.k8s.io/v1"), "metadata": {"name": CLASS}}
                 | {"provisioner": names.PROVISIONER},
             )
-            yield cluster
+            yield cluster, server
     finally:
-        await runner.cleanup()
-        store.close()
+        await server.stop()
+        server.store.close()
 
 
 def kind(name: str, version: str = "v1") -> Json:
@@ -124,11 +145,13 @@ class NodeParts:
     cluster: Cluster
     node: Node
     volumes: Volumes
+    authority: LiveAuthority
     holdings: Holdings
     publisher: Publisher
     reconciler: Reconciler
     events: Recorder
     data: Path
+    server: Server
 
     def volume_names(self) -> set[str]:
         return {volume.pv for volume in self.volumes.inventory.volumes}
@@ -145,10 +168,12 @@ class NodeParts:
 
 @asynccontextmanager
 async def node_parts(folder: Path) -> AsyncIterator[NodeParts]:
-    async with api(folder) as cluster:
+    async with serving(folder) as (cluster, server):
         node = read_node(await cluster.get(NODES, NODE))
         backend = FolderBackend(folder / "data", CAPACITY)
-        volumes = Volumes(backend, folder / "staging")
+        authority = LiveAuthority(cluster)
+        await authority.run()
+        volumes = Volumes(backend, folder / "staging", authority)
         await volumes.start()
         informer = Informer[PersistentVolume](
             cluster, VOLUMES, contract_volume.read, label_selector=f"{names.NODE_LABEL}={NODE}"
@@ -161,11 +186,14 @@ async def node_parts(folder: Path) -> AsyncIterator[NodeParts]:
         reconciler = Reconciler(cluster, holdings, volumes, backend.pool_of, publisher, events)
         informer.subscribe(lambda key, *_: reconciler.look_at(key))
         informer.subscribe(lambda *_: publisher.trigger())
+        informer.on_return(reconciler.hurry)
         runs = (informer, publisher.classes, publisher.published, publisher, reconciler)
         tasks = [asyncio.create_task(part.run()) for part in runs]
         try:
             await until(lambda: not publisher.problem)
-            yield NodeParts(cluster, node, volumes, holdings, publisher, reconciler, events, folder / "data")
+            yield NodeParts(
+                cluster, node, volumes, authority, holdings, publisher, reconciler, events, folder / "data", server
+            )
         finally:
             for task in tasks:
                 task.cancel()

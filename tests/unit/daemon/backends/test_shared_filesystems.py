@@ -13,6 +13,7 @@ from daemon.storage.deviceclasses import BINDMOUNT, LOOP, DeviceClass
 from daemon.storage.record import Filesystem, Pool, Wanted
 from daemon.storage.room import Promise
 from daemon.storage.volumes import Volumes
+from tests.agreeing import Agreeing
 
 MIB = 2**20
 
@@ -69,7 +70,7 @@ async def test_one_filesystem_is_not_promised_twice(backend: ClassesBackend, tmp
     room = os.statvfs(tmp_path)
     all_but_a_little = int(room.f_bavail * room.f_frsize * 0.9)
     promises = [Promise("first", "loop:images", all_but_a_little)]
-    volumes = Volumes(backend, tmp_path / "staging", promises=lambda: promises)
+    volumes = Volumes(backend, tmp_path / "staging", Agreeing(), promises=lambda: promises)
     await volumes.start()
     pools = {each.name: each for each in volumes.inventory.pools}
     assert pools["loop"].sharing() == ("folder:folders", "loop:images")

@@ -1,8 +1,10 @@
 """Volumes whose PersistentVolume is gone: what is told, what is removed, and all that must hold before."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +12,17 @@ import pytest
 
 from contract import names
 from contract.volume import DELETE, RETAIN, PersistentVolume
+from daemon.cluster.authority import LiveAuthority
 from daemon.cluster.orphans import Orphans, removable_after, report
 from daemon.errors import InUse
+from daemon.storage.authority import Deed
 from daemon.storage.record import Record, State, Volume
 from kube.client import EVENTS, VOLUMES, Cluster, Forbidden, Json, Unreachable
 from kube.errors import ApiError
 from kube.informer import Informer
-from tests.unit.daemon.nodecluster import NodeParts, create_pv, node_parts, read_pv, until
+from tests.unit.daemon.nodecluster import NodeParts, create_pv, node_parts, until
 
-RECORD = Record("a", "uid-a", DELETE, "ext4", State.READY)
+RECORD = Record("a", "uid-a", DELETE, "ext4", State.READY, cluster="here")
 GRACE = 100.0
 
 
@@ -30,7 +34,7 @@ GRACE = 100.0
 def test_only_a_record_that_says_delete_lets_a_volume_go(
     policy: str, grace: float | None, kept: float | None, state: State
 ) -> None:
-    record = Record("a", "uid-a", policy, "ext4", state)
+    record = replace(RECORD, policy=policy, state=state)
     assert removable_after(record, grace) == kept
     words = report(Volume(record, 5 << 20, "vg"), grace)
     assert "volume a (5Mi in vg) has no PersistentVolume" in words
@@ -38,11 +42,22 @@ def test_only_a_record_that_says_delete_lets_a_volume_go(
     assert ("remove it by hand" in words) is (kept is None)
 
 
-@pytest.mark.parametrize("policy", [DELETE, RETAIN])
-def test_one_that_is_half_erased_goes_at_once(policy: str) -> None:
-    erasing = Record("a", "uid-a", policy, "ext4", State.ERASING)
+def test_one_that_is_half_erased_goes_at_once_unless_that_was_called_off() -> None:
+    erasing = replace(RECORD, state=State.ERASING)
     assert removable_after(erasing, None) == 0
     assert "erased, and that goes on" in report(Volume(erasing, 5 << 20, "vg"), None)
+    assert removable_after(replace(erasing, policy=RETAIN), GRACE) is None
+    assert "its policy is Retain" in report(Volume(replace(erasing, policy=RETAIN), 5 << 20, "vg"), None)
+
+
+@pytest.mark.parametrize("state", [State.FORMATTING, State.READY, State.ERASING])
+def test_none_goes_that_may_be_somebodys(state: State) -> None:
+    record = replace(RECORD, state=state)
+    unmarked = replace(record, cluster="")
+    assert removable_after(unmarked, GRACE) is None
+    assert "of which cluster it is" in report(Volume(unmarked, 5 << 20, "vg"), GRACE)
+    assert removable_after(record, GRACE, namesake="uid-b") is None
+    assert "elastic-local adopt a --yes" in report(Volume(record, 5 << 20, "vg"), GRACE, namesake="uid-b")
 
 
 class Clock:
@@ -90,7 +105,9 @@ async def watching(node: NodeParts, grace: float | None = GRACE) -> AsyncIterato
     informer = Informer[PersistentVolume](node.cluster, VOLUMES, _read, label_selector=label)
     following = asyncio.create_task(informer.run())
     await informer.wait_synced()
-    orphans = Orphans(cluster, node.volumes, informer, node.events, node.node.reference, grace=grace, clock=clock)
+    authority = LiveAuthority(cluster)
+    authority.cluster = node.authority.cluster
+    orphans = Orphans(authority, node.volumes, informer, node.events, node.node.reference, grace=grace, clock=clock)
     working = asyncio.create_task(orphans.run())
     try:
         yield Stage(node, cluster, clock, orphans)
@@ -210,15 +227,83 @@ async def test_a_persistent_volume_that_only_lost_its_label_keeps_its_volume(nod
         assert await stage.told() == []
 
 
-async def test_a_namesake_does_not_keep_it_and_is_not_harmed(node: NodeParts) -> None:
+async def test_one_stays_while_any_persistent_volume_bears_its_name(node: NodeParts) -> None:
+    """One that was restored from a backup, or made by whoever is about to adopt the volume."""
     await torn_off(node)
     async with watching(node) as stage:
         await stage.examine()
         namesake = await create_pv(node.cluster, "pv", pin=None)
-        stage.clock.now += GRACE
+        for _ in range(3):
+            stage.clock.now += GRACE
+            await stage.examine()
+            assert node.volume_names() == {"pv"}
+        assert sorted(namesake.uid in words for words in await stage.told()) == [False, True]
+        await node.cluster.delete(VOLUMES, "pv")
+        await node.cluster.patch(VOLUMES, "pv", {"metadata": {"finalizers": []}})
+        await stage.examine()  # the grace begins anew
+        stage.clock.now += GRACE - 1
+        await stage.examine()
+        assert node.volume_names() == {"pv"}
+        stage.clock.now += 1
         await stage.examine()
         assert not node.volume_names()
-        assert await read_pv(node.cluster, "pv") == namesake
+
+
+async def test_a_persistent_volume_that_was_restored_with_another_uid_loses_nothing(node: NodeParts) -> None:
+    await made(node)
+    body = await node.cluster.get(VOLUMES, "pv")
+    await node.cluster.delete(VOLUMES, "pv")
+    await node.cluster.patch(VOLUMES, "pv", {"metadata": {"finalizers": []}})
+    await until(lambda: not node.holdings.all())
+    for key in ("uid", "resourceVersion", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"):
+        body["metadata"].pop(key, None)
+    body.pop("status", None)
+    await node.cluster.create(VOLUMES, body)
+    async with watching(node) as stage:
+        for _ in range(3):
+            await stage.examine()
+            stage.clock.now += GRACE
+        assert node.volume_names() == {"pv"}
+        assert "elastic-local adopt pv --yes" in (await stage.told())[0]
+
+
+@pytest.mark.parametrize("cluster", ["", "another"])
+async def test_what_is_not_certainly_of_this_cluster_is_not_removed(node: NodeParts, cluster: str) -> None:
+    await torn_off(node)
+    await node.volumes.refresh()
+    await rewritten(node, cluster=cluster)
+    async with watching(node) as stage:
+        for _ in range(3):
+            await stage.examine()
+            stage.clock.now += GRACE
+        assert (node.data / "pv.folder").is_dir()
+        assert len(await stage.told()) == (0 if cluster else 1)
+    assert [(each.name, each.cluster) for each in node.volumes.inventory.foreign] == (
+        [("pv", "another")] if cluster else []
+    )
+
+
+@pytest.mark.parametrize("change", [{"policy": RETAIN}, {"uid": "of-an-heir"}, {"cluster": "another"}])
+async def test_the_record_is_read_anew_before_it_goes(node: NodeParts, change: dict[str, str]) -> None:
+    """Whoever adopts a volume is another process, of which the daemon has not heard yet."""
+    await torn_off(node)
+    async with watching(node) as stage:
+        await stage.examine()
+        stage.clock.now += GRACE
+        await rewritten(node, refresh=False, **change)
+        await stage.examine()
+        assert (node.data / "pv.folder").is_dir()
+        record = json.loads((node.data / "pv.json").read_text())
+        assert {key: record[key] for key in change} == change
+
+
+async def rewritten(node: NodeParts, *, refresh: bool = True, **change: str) -> None:
+    """Somebody else changes the record."""
+    file = node.data / "pv.json"
+    fields = {**json.loads(file.read_text()), **change}
+    file.write_text(json.dumps({key: value for key, value in fields.items() if value}))
+    if refresh:
+        await node.volumes.refresh()
 
 
 async def test_another_volume_of_that_name_has_a_grace_of_its_own(node: NodeParts) -> None:
@@ -227,7 +312,7 @@ async def test_another_volume_of_that_name_has_a_grace_of_its_own(node: NodePart
         await stage.examine()
         stage.clock.now += GRACE
         [volume] = node.volumes.inventory.volumes
-        await node.volumes.reclaim("pv", volume.record.uid, volume.pool)
+        await node.volumes.reclaim("pv", volume.record.uid, volume.pool, Deed.REMOVE_ORPHAN)
         await torn_off(node)
         await stage.examine()
         assert node.volume_names() == {"pv"}

@@ -11,8 +11,9 @@ from contract import names
 from contract.volume import DELETE, PV_PROTECTION, RETAIN, PersistentVolume, Pin
 from daemon.cluster.demand import WrongOptions, wanted
 from daemon.cluster.reconcile import GROWTH_FAILED, PREPARATION_FAILED, Action, plan
-from daemon.errors import Lost
+from daemon.errors import InUse, Lost
 from daemon.storage.record import Record, State, Volume
+from kube.backoff import Backoff
 from kube.client import CAPACITIES, VOLUMES
 from tests.unit.daemon.cluster.pv import pv
 from tests.unit.daemon.nodecluster import (
@@ -66,7 +67,14 @@ def recorded(**changes: object) -> Volume:
     ],
 )
 def test_plan(persistent_volume: PersistentVolume, volume: Volume | None, action: Action) -> None:
-    assert plan(persistent_volume, volume) is action
+    assert plan(persistent_volume, volume, "") is action
+    marked = volume and replace(volume, record=replace(volume.record, cluster="here"))
+    assert plan(persistent_volume, marked, "here") is action
+
+
+def test_a_volume_that_does_not_say_of_which_cluster_it_is_is_marked() -> None:
+    assert plan(replace(PV, made=True), MADE, "") is Action.LEAVE
+    assert plan(replace(PV, made=True), MADE, "here") is Action.PREPARE
 
 
 def test_options_that_cannot_be_served_say_what_to_do() -> None:
@@ -249,3 +257,58 @@ async def test_the_label_alone_does_not_make_a_volume_ours(node: NodeParts) -> N
     await release_from_claim(node.cluster, "ours")
     await until(lambda: not node.volume_names())
     assert await read_pv(node.cluster, "theirs") is not None
+
+
+async def test_reclaiming_goes_on_soon_after_the_api_server_is_back(
+    node: NodeParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the next try would have been away: what failed was not to blame."""
+    await create_pv(node.cluster, "pv")
+    await until(lambda: _says_made(node, "pv"))
+    monkeypatch.setattr(node.reconciler._queue, "_backoff", Backoff(first=600))
+    used = asyncio.Event()
+
+    def release(pv: str) -> None:
+        used.set()
+        raise InUse(f"volume {pv} is mounted")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(node.volumes._staging, "release", release)
+        await release_from_claim(node.cluster, "pv")
+        await used.wait()
+        await node.reconciler._queue.drain()
+    await node.server.stop()
+    node.reconciler.look_at("pv")  # as after an unmount: it asks in vain
+    await node.reconciler._queue.drain()
+    assert node.volume_names() == {"pv"}
+    await node.server.start()
+    await until(lambda: not node.volume_names(), seconds=5)
+    await until(lambda: not node.holdings.all(), seconds=5)
+
+
+async def test_a_daemon_with_a_stale_cache_believes_the_api_server(
+    node: NodeParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its watch stalls, and meanwhile the policy becomes Retain."""
+    await create_pv(node.cluster, "pv")
+    await until(lambda: _says_made(node, "pv"))
+    used = True
+
+    def release(pv: str) -> None:
+        if used:
+            raise InUse(f"volume {pv} is mounted")
+
+    monkeypatch.setattr(node.volumes._staging, "release", release)
+    await release_from_claim(node.cluster, "pv")
+    await until(lambda: _warned(node, "VolumeFailedDelete", "is mounted"))
+    with monkeypatch.context() as stalled:
+        stalled.setattr(node.holdings._informer, "_take", lambda body: None)
+        await node.cluster.patch(VOLUMES, "pv", {"spec": {"persistentVolumeReclaimPolicy": RETAIN}})
+        used = False
+        node.reconciler.look_at("pv")
+        await until(lambda: _warned(node, "VolumeFailedDelete", "the reclaim policy Retain"))
+        assert node.volume_names() == {"pv"}
+        assert (node.data / "pv.folder").is_dir()
+    await node.cluster.patch(VOLUMES, "pv", {"metadata": {"annotations": {"seen": "again"}}})
+    await until(lambda: not node.holdings.all())
+    assert [volume.record.policy for volume in node.volumes.inventory.volumes] == [RETAIN]

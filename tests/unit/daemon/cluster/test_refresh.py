@@ -11,6 +11,7 @@ from daemon.storage.deviceclasses import BINDMOUNT, LVM, DeviceClass
 from daemon.storage.record import Inventory, Pool, Record, State, Unseen, Volume
 from daemon.storage.volumes import Volumes
 from kube.events import ObjectReference
+from tests.agreeing import Agreeing
 
 THICK = DeviceClass("default", LVM, group="vg")
 THIN = DeviceClass("thin", LVM, group="vg", thin=True, thin_pool="pool")
@@ -55,7 +56,7 @@ class Bare(FolderBackend):
 
 async def test_storage_that_fails_is_a_problem_until_it_is_there(tmp_path: Path) -> None:
     backend = Bare(tmp_path / "data", 100)
-    volumes = Volumes(backend, tmp_path / "staging")
+    volumes = Volumes(backend, tmp_path / "staging", Agreeing())
     changes: list[bool] = []
     refresher = Refresher(volumes, {"default": HERE}, changes.append)
     await refresher.look()
@@ -88,7 +89,7 @@ async def test_a_node_that_lacks_some_of_its_classes_is_ready_and_says_which(tmp
     classes = {"default": slow, "fast": fast, "slow": slow}
     backend = of_classes(classes, tmp_path)
     changes: list[bool] = []
-    refresher = Refresher(Volumes(backend, tmp_path / "staging"), classes, changes.append)
+    refresher = Refresher(Volumes(backend, tmp_path / "staging", Agreeing()), classes, changes.append)
     told, node = Told(), ObjectReference("Node", "v1", "", "n", "uid")
     await refresher.look()
     refresher.tell(told, node)  # type: ignore[arg-type]
@@ -131,7 +132,7 @@ class Group(FolderBackend):
 
 async def test_each_condition_of_a_group_is_told_once_and_so_is_its_end(tmp_path: Path) -> None:
     backend = Group(tmp_path / "data", 100)
-    refresher = Refresher(Volumes(backend, tmp_path / "staging"), {"default": THICK}, lambda usable: None)
+    refresher = Refresher(Volumes(backend, tmp_path / "staging", Agreeing()), {"default": THICK}, lambda usable: None)
     told = Told()
     await refresher.look()
     refresher.tell(told, ObjectReference("Node", "v1", "", "n", "uid"))  # type: ignore[arg-type]

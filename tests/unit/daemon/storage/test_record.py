@@ -23,6 +23,7 @@ RECORDS = (
         state=st.sampled_from([State.FORMATTING, State.READY]),
         erase=st.sampled_from(ERASE),
         thin_pool_autoextend=st.integers(0, 100),
+        cluster=st.just("") | st.uuids().map(str),
     )
     | st.builds(
         Record,
@@ -75,6 +76,8 @@ def test_a_record_with_a_part_missing_or_twice_is_damaged_or_foreign(record: Rec
         assert read in (replace(record, erase=ZERO), replace(record, erased=0))
     elif lost.startswith("elastic-local/thin-pool-autoextend="):
         assert from_tags(rest) == replace(record, thin_pool_autoextend=0)
+    elif lost.startswith("elastic-local/cluster="):
+        assert from_tags(rest) == replace(record, cluster="")
     elif lost.startswith("elastic-local/snapshot-of="):
         with pytest.raises(DamagedRecord, match="pv is 'cow_"):
             from_tags(rest)
@@ -99,6 +102,8 @@ def test_a_record_with_a_part_missing_or_twice_is_damaged_or_foreign(record: Rec
         ("state", 1),
         ("erase", "shred"),
         ("erase", None),
+        ("cluster", "a b"),
+        ("cluster", None),
         ("thin-pool-autoextend", "101"),
         ("thin-pool-autoextend", "20%"),
         ("thin-pool-autoextend", 20),
@@ -107,6 +112,15 @@ def test_a_record_with_a_part_missing_or_twice_is_damaged_or_foreign(record: Rec
 def test_what_we_never_write_is_damage(field: str, value: object) -> None:
     with pytest.raises(DamagedRecord):
         from_fields({**RECORD.to_fields(), field: value})
+
+
+def test_versions_read_each_others_records() -> None:
+    """One that did not note the cluster wrote nothing of it; what a later one adds is left unread, and no damage."""
+    marked = replace(RECORD, cluster="5b1f9e6c-0000-4000-8000-000000000001")
+    assert "cluster" not in RECORD.to_fields()
+    assert from_fields({**marked.to_fields(), "of-a-later-version": "1"}) == marked
+    known_before = {key: value for key, value in marked.to_fields().items() if key != "cluster"}
+    assert from_fields(known_before) == RECORD
 
 
 @pytest.mark.parametrize("value", ["-1", "1.5", "9" * 19, "", 5])

@@ -13,13 +13,14 @@ import pytest
 
 from contract.parameters import VolumeParameters
 from contract.volume import DELETE, RETAIN
-from daemon.errors import BackendFailed, Damaged, Foreign, Lost, NoSpace, PoolMissing
+from daemon.errors import BackendFailed, Damaged, Foreign, Lost, NoSpace, NotFound, PoolMissing
 from daemon.storage.erase import Reuse
 from daemon.storage.record import Damaged as DamagedVolume
 from daemon.storage.record import Inventory, Pool, Record, State, Unseen, Volume, Wanted
 from daemon.storage.room import Promise
 from daemon.storage.thinpools import Enlargement
 from daemon.storage.volumes import Volumes
+from tests.agreeing import CLUSTER, Agreeing
 
 pytestmark = pytest.mark.virtual_time
 
@@ -75,6 +76,11 @@ class Memory:
     def snapshots(self, pool: str) -> None:
         return None
 
+    async def reread(self, volume: Volume) -> Volume:
+        if volume.pv not in self.volumes:
+            raise NotFound(volume.pv)
+        return self.volumes[volume.pv]
+
     async def rewrite(self, volume: Volume, record: Record) -> Volume:
         await self._called("rewrite")
         self.volumes[volume.pv] = replace(volume, record=record)
@@ -114,7 +120,7 @@ class Memory:
 
 
 def wanted(pv: str = "pv", size: int = 100, uid: str = "uid", policy: str = DELETE) -> Wanted:
-    return Wanted(pv, uid, size, policy, VolumeParameters())
+    return Wanted(pv, uid, size, policy, VolumeParameters(), cluster=CLUSTER)
 
 
 async def until_nothing_moves() -> None:
@@ -136,7 +142,7 @@ def backend() -> Memory:
 
 @pytest.fixture
 async def volumes(backend: Memory, tmp_path: Path) -> Volumes:
-    volumes = Volumes(backend, tmp_path)
+    volumes = Volumes(backend, tmp_path, Agreeing())
     await volumes.start()
     return volumes
 
@@ -157,7 +163,7 @@ async def test_those_who_want_the_same_volume_join_one_run(volumes: Volumes, bac
 
 
 async def test_many_volumes_at_once_load_the_disks_in_bounds(backend: Memory, tmp_path: Path) -> None:
-    volumes = Volumes(backend, tmp_path, parallelism=3)
+    volumes = Volumes(backend, tmp_path, Agreeing(), parallelism=3)
     await volumes.start()
     await asyncio.gather(*(volumes.prepare(wanted(f"pv-{number}", 10)) for number in range(50)))
     assert backend.most_running == 3
@@ -168,7 +174,7 @@ async def test_many_volumes_at_once_load_the_disks_in_bounds(backend: Memory, tm
 
 async def test_a_burst_takes_no_more_than_there_is(backend: Memory, tmp_path: Path) -> None:
     promises = [Promise("promised", POOL, 200)]
-    volumes = Volumes(backend, tmp_path, promises=lambda: promises)
+    volumes = Volumes(backend, tmp_path, Agreeing(), promises=lambda: promises)
     backend.reserve = 100
     await volumes.start()
     outcomes = await asyncio.gather(
@@ -285,7 +291,7 @@ async def test_growing(volumes: Volumes, backend: Memory) -> None:
 
 async def test_neither_creation_nor_growth_takes_from_the_reserve(backend: Memory, tmp_path: Path) -> None:
     backend.reserve = 200
-    volumes = Volumes(backend, tmp_path)
+    volumes = Volumes(backend, tmp_path, Agreeing())
     await volumes.start()
     await volumes.prepare(wanted(size=500))
     with pytest.raises(NoSpace, match="needs 310 bytes of pool on this node, which has 300 bytes left"):
@@ -297,7 +303,7 @@ async def test_neither_creation_nor_growth_takes_from_the_reserve(backend: Memor
 
 async def test_who_grows_takes_nothing_that_others_were_promised(backend: Memory, tmp_path: Path) -> None:
     promises = [Promise("a", POOL, 400), Promise("b", POOL, 600)]
-    volumes = Volumes(backend, tmp_path, promises=lambda: promises)
+    volumes = Volumes(backend, tmp_path, Agreeing(), promises=lambda: promises)
     await volumes.start()
     await volumes.prepare(wanted("a", 400))
     with pytest.raises(NoSpace, match="needs 200 bytes of pool on this node, which has 0 bytes left"):
@@ -323,14 +329,16 @@ async def test_who_says_gone_has_looked(volumes: Volumes, backend: Memory) -> No
 
 
 async def test_a_node_that_answered_nothing_at_start_is_asked_again(backend: Memory, tmp_path: Path) -> None:
-    volumes = Volumes(backend, tmp_path)
+    volumes = Volumes(backend, tmp_path, Agreeing())
     assert (await volumes.prepare(wanted())).size == 100
     assert volumes.inventory.volume("pv")
 
 
 async def test_operations_are_observed(backend: Memory, tmp_path: Path) -> None:
     seen = []
-    volumes = Volumes(backend, tmp_path, observe=lambda kind, outcome, seconds: seen.append((kind, outcome)))
+    volumes = Volumes(
+        backend, tmp_path, Agreeing(), observe=lambda kind, outcome, seconds: seen.append((kind, outcome))
+    )
     await volumes.start()
     await volumes.prepare(wanted())
     with pytest.raises(NoSpace):

@@ -1,0 +1,85 @@
+"""Which cluster this node belongs to, and what its API server says of a PersistentVolume right now.
+
+Names and even whole disks move from one cluster to another: a group that two clusters see, a cluster that was built
+anew over old disks. So each volume says of which cluster it is. A cluster has no name of its own that it could not
+share; the uid of the namespace kube-system, which is as old as it is and never made anew, is its identity.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from contract import volume as contract_volume
+from contract.volume import RETAIN
+from daemon.errors import ApiUnavailable
+from daemon.storage.authority import Owner
+from kube.backoff import Backoff
+from kube.client import NAMESPACES, VOLUMES, Cluster, Json
+from kube.errors import ApiError, NotFound
+
+log = logging.getLogger(__name__)
+
+NAMESPACE = "kube-system"
+
+_BACKOFF = Backoff(first=0.5, factor=2, limit=10)
+_PATIENCE = 5.0
+"""Seconds. Whoever asks holds up others who want the disks."""
+
+
+async def identity(cluster: Cluster) -> str:
+    """Raises ApiError."""
+    return str((await cluster.get(NAMESPACES, NAMESPACE))["metadata"]["uid"])
+
+
+class LiveAuthority:
+    """See daemon.storage.authority.Authority. `problem` says why the cluster is not known, for readiness. `known` is
+    called once it is."""
+
+    def __init__(self, api: Cluster, known: Callable[[], None] = lambda: None) -> None:
+        self._api = api
+        self._known = known
+        self.cluster = ""
+        self.problem = "the cluster's identity is not read yet"
+        self._read = asyncio.Event()
+
+    async def run(self) -> None:
+        """Until the cluster is known."""
+        failures = 0
+        while not self.cluster:
+            try:
+                self.cluster = await identity(self._api)
+            except (ApiError, OSError, KeyError) as error:
+                self.problem = (
+                    f"the uid of namespace {NAMESPACE}, which tells this cluster from others, can't be read, so no "
+                    f"volume is made: {error}; apply the ClusterRole of this version (deploy/base/rbac-daemon.yaml)"
+                )
+                failures += 1
+                log.warning("%s", self.problem)
+                await asyncio.sleep(_BACKOFF.delay(failures))
+        self.problem = ""
+        self._read.set()
+        self._known()
+
+    async def wait_known(self) -> None:
+        await self._read.wait()
+
+    async def owner(self, pv: str) -> Owner | None:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                body = await self._api.get(VOLUMES, pv)
+        except NotFound:
+            return None
+        except (ApiError, OSError, TimeoutError) as error:
+            raise ApiUnavailable(
+                f"the API server can't be asked for PersistentVolume {pv}, so nothing is done to its data until it "
+                f"can: {error or 'it does not answer'}"
+            ) from error
+        return read_owner(body)
+
+
+def read_owner(body: Json) -> Owner:
+    """Whatever it is, also of another driver, its name is taken."""
+    found = contract_volume.read(body)
+    if found is None:
+        return Owner(body["metadata"]["uid"], RETAIN, reclaimable=False)
+    return Owner(found.uid, found.reclaim_policy, found.reclaimable)

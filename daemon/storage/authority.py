@@ -1,0 +1,115 @@
+"""Whether a volume's data may go: what the API server and the volume's own record say at this very moment.
+
+Caches lag, policies change, people restore backups, and data does not come back. So whoever is about to destroy any
+asks the API server for the PersistentVolume by its name, and then the volume's disk for its record, all of it in one
+look; `refusal` decides. One that can't be asked has not agreed: nothing is destroyed, and it is tried again.
+"""
+
+import enum
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from contract.volume import DELETE
+from daemon.backends import Backend
+from daemon.errors import NotAuthorized
+from daemon.storage.record import Record, State, Volume, Wanted, differences
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The PersistentVolume that bears a volume's name now."""
+
+    uid: str
+    policy: str
+    reclaimable: bool
+    """Deleted, and nobody can be using it any more."""
+
+
+class Authority(Protocol):
+    """The cluster of this node, asked each time."""
+
+    @property
+    def cluster(self) -> str:
+        """Its identity, the uid of its namespace kube-system. Empty: it could not be read yet."""
+        ...
+
+    async def owner(self, pv: str) -> Owner | None:
+        """None: the API server says that there is none. Raises ApiUnavailable when it can't be asked."""
+        ...
+
+
+class Deed(enum.Enum):
+    RECLAIM = "removed with its PersistentVolume"
+    REMOVE_ORPHAN = "removed without a PersistentVolume"
+
+
+Permit = Callable[[Volume], Awaitable[Volume]]
+"""The volume as its disk shows it now, whose data may go. Raises NotAuthorized, and what asking raises."""
+
+
+def refusal(deed: Deed, believed: Record, found: Record, owner: Owner | None, cluster: str) -> str:
+    """Why the deed must not be done, empty if it may. `believed` is the record for which it was asked, `found` what the
+    disk shows now."""
+    if changed := differences(believed, found):
+        return f"its record changed meanwhile ({changed})"
+    if found.policy != DELETE:
+        return f"its record says {found.policy}"
+    if found.cluster and found.cluster != cluster:
+        return f"it belongs to cluster {found.cluster}, and this one is {cluster or 'not known yet'}"
+    if deed is Deed.REMOVE_ORPHAN:
+        if owner is not None:
+            return f"there is a PersistentVolume of its name (uid {owner.uid})"
+        if not found.cluster:
+            return "its record does not say of which cluster it is"
+        return ""
+    if owner is None or owner.uid != found.uid:
+        return f"the API server has no PersistentVolume of its uid {found.uid} any more"
+    if owner.policy != DELETE:
+        return f"its PersistentVolume has the reclaim policy {owner.policy}"
+    return "" if owner.reclaimable else "its PersistentVolume is not deleted, or may be in use still"
+
+
+class Permission:
+    """Asks for it."""
+
+    def __init__(self, backend: Backend, authority: Authority) -> None:
+        self._backend = backend
+        self._authority = authority
+
+    @property
+    def cluster(self) -> str:
+        return self._authority.cluster
+
+    def to(self, deed: Deed) -> Permit:
+        async def permitted(volume: Volume) -> Volume:
+            owner = await self._authority.owner(volume.pv)
+            found = await self._backend.reread(volume)
+            if why := refusal(deed, volume.record, found.record, owner, self._authority.cluster):
+                raise NotAuthorized(f"volume {volume.pv} is not {deed.value}: {why}")
+            return found
+
+        return permitted
+
+    async def to_let_go(self, snapshot: Volume) -> Volume:
+        """Of a snapshot there is nobody to ask but itself: it holds nothing that its source does not hold."""
+        found = await self._backend.reread(snapshot)
+        if changed := differences(snapshot.record, found.record):
+            raise NotAuthorized(f"snapshot {snapshot.pv} is not removed: its record changed meanwhile ({changed})")
+        return found
+
+    async def to_format(self, wanted: Wanted, begun: Volume | None) -> None:
+        """What an attempt that was cut off has left goes when the volume is made, if its PersistentVolume is still the
+        one that is to have it. The backend compares the record that it finds."""
+        owner = await self._authority.owner(wanted.pv)
+        if owner is None or owner.uid != wanted.uid:
+            raise NotAuthorized(
+                f"volume {wanted.pv} is not made: the API server has no PersistentVolume of its uid {wanted.uid} now"
+            )
+        if begun is not None and begun.record.state not in (State.FORMATTING, State.COPYING):
+            raise NotAuthorized(f"volume {wanted.pv} is not formatted: it is {begun.record.state.value}")
+
+    async def wants_removal(self, volume: Volume) -> bool:
+        """Whether its PersistentVolume says now that it is to be removed."""
+        owner = await self._authority.owner(volume.pv)
+        return bool(owner and owner.uid == volume.record.uid and owner.policy == DELETE and owner.reclaimable)

@@ -1,0 +1,201 @@
+"""When data may go: the table of the decision, and that whoever can't ask destroys nothing."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from contract.parameters import VolumeParameters
+from contract.volume import DELETE, RETAIN
+from daemon.errors import ApiUnavailable, ClusterUnknown, Foreign, NotAuthorized
+from daemon.storage.authority import Deed, Owner, refusal
+from daemon.storage.record import Foreign as ForeignVolume
+from daemon.storage.record import Inventory, Record, State, Volume, Wanted, of_cluster
+from daemon.storage.volumes import Volumes
+from tests.agreeing import CLUSTER
+from tests.unit.daemon.storage.test_volumes import POOL, Memory
+
+HERE, ELSEWHERE = "uid-of-this-cluster", "uid-of-another-cluster"
+RECORD = Record("pv", "uid", DELETE, "ext4", State.READY, cluster=HERE)
+OWNER = Owner("uid", DELETE, reclaimable=True)
+UNMARKED = replace(RECORD, cluster="")
+
+
+@pytest.mark.parametrize(
+    ("deed", "found", "owner", "cluster", "why"),
+    [
+        (Deed.RECLAIM, RECORD, OWNER, HERE, ""),
+        (Deed.RECLAIM, UNMARKED, OWNER, HERE, ""),
+        (Deed.RECLAIM, UNMARKED, OWNER, "", ""),
+        (Deed.RECLAIM, RECORD, OWNER, "", "this one is not known yet"),
+        (Deed.RECLAIM, RECORD, None, HERE, "no PersistentVolume of its uid uid any more"),
+        (Deed.RECLAIM, RECORD, replace(OWNER, uid="heir"), HERE, "no PersistentVolume of its uid uid any more"),
+        (Deed.RECLAIM, RECORD, replace(OWNER, policy=RETAIN), HERE, "has the reclaim policy Retain"),
+        (Deed.RECLAIM, RECORD, replace(OWNER, reclaimable=False), HERE, "is not deleted"),
+        (Deed.REMOVE_ORPHAN, RECORD, None, HERE, ""),
+        (Deed.REMOVE_ORPHAN, UNMARKED, None, HERE, "of which cluster it is"),
+        (Deed.REMOVE_ORPHAN, RECORD, None, "", "this one is not known yet"),
+        (Deed.REMOVE_ORPHAN, RECORD, OWNER, HERE, "there is a PersistentVolume of its name .uid uid."),
+        (Deed.REMOVE_ORPHAN, RECORD, replace(OWNER, uid="heir"), HERE, "there is a PersistentVolume of its name"),
+        *(
+            (deed, replace(RECORD, **changed), owner, HERE, why)
+            for deed, owner in ((Deed.RECLAIM, OWNER), (Deed.REMOVE_ORPHAN, None))
+            for changed, why in (
+                ({"uid": "heir"}, "changed meanwhile .uid: heir for uid"),
+                ({"policy": RETAIN}, "changed meanwhile .policy: Retain for Delete"),
+                ({"state": State.FORMATTING}, "changed meanwhile .state: formatting for ready"),
+                ({"cluster": ELSEWHERE}, f"changed meanwhile .cluster: {ELSEWHERE} for"),
+            )
+        ),
+    ],
+)
+def test_when_data_may_go(deed: Deed, found: Record, owner: Owner | None, cluster: str, why: str) -> None:
+    believed = RECORD if found.cluster else UNMARKED
+    said = refusal(deed, believed, found, owner, cluster)
+    assert bool(said) is bool(why)
+    assert re.search(why, said)
+
+
+@pytest.mark.parametrize("deed", list(Deed))
+@pytest.mark.parametrize(
+    ("record", "why"),
+    [
+        (replace(RECORD, policy=RETAIN), "its record says Retain"),
+        (replace(RECORD, cluster=ELSEWHERE), f"belongs to cluster {ELSEWHERE}"),
+    ],
+)
+def test_what_its_record_forbids_nobody_allows(deed: Deed, record: Record, why: str) -> None:
+    owner = OWNER if deed is Deed.RECLAIM else None
+    assert why in refusal(deed, record, record, owner, HERE)
+
+
+def test_volumes_of_another_cluster_are_foreign() -> None:
+    mine, theirs, unmarked = (Volume(replace(RECORD, cluster=each), 5, "vg") for each in (HERE, ELSEWHERE, ""))
+    theirs = replace(theirs, record=replace(theirs.record, pv="other"))
+    snapshot = Volume(theirs.record.of_snapshot(), 2, "vg")
+    found = Inventory([mine, theirs, unmarked], snapshots=[snapshot])
+    seen = of_cluster(found, HERE)
+    assert (seen.volumes, seen.snapshots) == ([mine, unmarked], [])
+    assert seen.foreign == [
+        ForeignVolume("other", "vg", 5, ELSEWHERE),
+        ForeignVolume(snapshot.pv, "vg", 2, ELSEWHERE),
+    ]
+    assert of_cluster(found, "") == found  # served until it is known
+
+
+class Answering:
+    """An API server of which a test says what it answers."""
+
+    def __init__(self) -> None:
+        self.cluster = CLUSTER
+        self.owners: dict[str, Owner] = {}
+        self.away = False
+
+    async def owner(self, pv: str) -> Owner | None:
+        if self.away:
+            raise ApiUnavailable("the API server can't be asked")
+        return self.owners.get(pv)
+
+
+@pytest.fixture
+def server() -> Answering:
+    return Answering()
+
+
+@pytest.fixture
+def backend() -> Memory:
+    return Memory()
+
+
+@pytest.fixture
+async def volumes(backend: Memory, server: Answering, tmp_path: Path) -> Volumes:
+    volumes = Volumes(backend, tmp_path, server)
+    await volumes.start()
+    return volumes
+
+
+WANTED = Wanted("pv", "uid", 100, DELETE, VolumeParameters())
+
+
+async def test_none_is_made_before_the_cluster_is_known_and_what_is_there_is_served(
+    volumes: Volumes, backend: Memory, server: Answering
+) -> None:
+    server.owners["pv"] = OWNER
+    server.cluster = ""
+    with pytest.raises(ClusterUnknown, match="readyz"):
+        await volumes.prepare(WANTED)
+    assert not backend.volumes
+    backend.volumes["pv"] = Volume(UNMARKED, 100, POOL)
+    await volumes.refresh()
+    assert (await volumes.prepare(WANTED)).record == UNMARKED
+    server.cluster = CLUSTER
+    assert (await volumes.prepare(WANTED)).record == replace(UNMARKED, cluster=CLUSTER)
+    assert backend.volumes["pv"].record.cluster == CLUSTER
+
+
+async def test_a_namesake_in_another_cluster_is_not_touched(
+    volumes: Volumes, backend: Memory, server: Answering
+) -> None:
+    theirs = Volume(replace(RECORD, uid="theirs", cluster=ELSEWHERE), 100, POOL)
+    backend.volumes["pv"] = theirs
+    await volumes.refresh()
+    server.owners["pv"] = OWNER
+    with pytest.raises(Foreign, match=r"another cluster.*elastic-local adopt pv"):
+        await volumes.prepare(WANTED)
+    assert await volumes.reclaim("pv", "uid", POOL)  # of ours there is nothing
+    await volumes.retain("pv", "uid", POOL, made=False)
+    for deed in Deed:
+        assert await volumes.reclaim("pv", "theirs", POOL, deed)
+    assert backend.volumes == {"pv": theirs}
+
+
+async def test_without_an_answer_nothing_goes(volumes: Volumes, backend: Memory, server: Answering) -> None:
+    server.owners["pv"] = OWNER
+    await volumes.prepare(WANTED)
+    server.away = True
+    for deed in Deed:
+        with pytest.raises(ApiUnavailable):
+            await volumes.reclaim("pv", "uid", POOL, deed)
+    with pytest.raises(ApiUnavailable):
+        await volumes.prepare(replace(WANTED, pv="new"))
+    assert list(backend.volumes) == ["pv"]
+    server.away = False
+    assert await volumes.reclaim("pv", "uid", POOL)
+
+
+async def test_what_a_cache_says_does_not_count(volumes: Volumes, backend: Memory, server: Answering) -> None:
+    server.owners["pv"] = replace(OWNER, policy=RETAIN)
+    await volumes.prepare(WANTED)
+    for now in (server.owners["pv"], replace(OWNER, uid="heir"), replace(OWNER, reclaimable=False)):
+        server.owners["pv"] = now
+        with pytest.raises(NotAuthorized):
+            await volumes.reclaim("pv", "uid", POOL)
+    del server.owners["pv"]
+    with pytest.raises(NotAuthorized):
+        await volumes.reclaim("pv", "uid", POOL)
+    with pytest.raises(NotAuthorized, match="is not made"):
+        await volumes.prepare(replace(WANTED, pv="new"))
+    assert list(backend.volumes) == ["pv"]
+
+
+async def test_a_policy_that_became_delete_last_of_all_counts(
+    volumes: Volumes, backend: Memory, server: Answering
+) -> None:
+    server.owners["pv"] = OWNER
+    await volumes.prepare(replace(WANTED, policy=RETAIN))
+    assert await volumes.reclaim("pv", "uid", POOL)
+    assert not backend.volumes
+
+
+@pytest.mark.parametrize("change", [{"uid": "heir"}, {"policy": RETAIN}, {"cluster": ELSEWHERE}])
+async def test_a_record_that_somebody_else_changed_is_believed(
+    volumes: Volumes, backend: Memory, server: Answering, change: dict[str, str]
+) -> None:
+    server.owners["pv"] = OWNER
+    volume = await volumes.prepare(WANTED)
+    changed = replace(volume, record=replace(volume.record, **change))  # type: ignore[arg-type]
+    backend.volumes["pv"] = changed
+    with pytest.raises(NotAuthorized, match="changed meanwhile"):
+        await volumes.reclaim("pv", "uid", POOL)
+    assert backend.volumes == {"pv": changed}
