@@ -12,7 +12,7 @@ import pytest
 from contract.capacity import footprint
 from contract.parameters import VolumeParameters
 from daemon.backends.lvm import LvmBackend
-from daemon.errors import Damaged, Foreign, InUse, NoSpace, NotFound, PoolMissing
+from daemon.errors import Damaged, Foreign, InUse, NoSpace, NotAuthorized, NotFound, PoolMissing
 from daemon.storage.record import State, Volume, Wanted
 from host import blockdevice, command, filesystem, mounting
 from host.command import Completed
@@ -150,7 +150,8 @@ async def test_a_ready_volume_or_one_of_another_is_never_given_out(backend: LvmB
     with pytest.raises(Foreign, match="pvc-1"):
         await backend.create(WANTED)
     namesake = replace(volume, record=replace(volume.record, uid="uid-2"))
-    await backend.remove(namesake)
+    with pytest.raises(NotAuthorized, match="uid: uid-1 for uid-2"):
+        await backend.remove(namesake)
     assert await found(backend) == volume
 
 
@@ -301,7 +302,7 @@ async def test_a_node_without_a_group_starts_and_says_what_it_needs(lvm: Lvm) ->
     for wanted in (WANTED, THIN):
         with pytest.raises(PoolMissing, match="vg create"):
             await backend.create(wanted)
-    with pytest.raises(PoolMissing, match="bring its devices back"):
+    with pytest.raises(PoolMissing, match="bring its disks back"):
         await backend.remove(Volume(WANTED.record(State.READY), GIB, "absent"))
 
 
