@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from command import nodesbyexec
 from command.options import Form
 from command.running import cluster, patience, run
 from command.table import Column, share, show, size
@@ -46,6 +47,7 @@ def capacity(namespace: str, kubeconfig: str | None, form: Form) -> None:
 async def _capacities(namespace: str, kubeconfig: str | None) -> list[Row]:
     """Of the namespace in which daemons publish: their account, too, may list them there."""
     async with patience("asking the API server"), cluster(kubeconfig) as connected:
+        namespace = await nodesbyexec.namespace_of(connected, namespace)
         found = [contract_capacity.read(body) for body in await connected.list(CAPACITIES, namespace)]
     return rows(each for each in found if each is not None)
 

@@ -53,7 +53,7 @@ async def findings(cluster: Cluster, namespace: str, only_node: str = "") -> lis
     if not only_node:
         found.append(await _leader(cluster, namespace))
     published = [each for each in map(_published, await cluster.list(CAPACITIES, namespace)) if each is not None]
-    found += [capacity_of(node, ours, published, datetime.now(UTC)) for node in nodes]
+    found += [capacity_of(node, ours, published, datetime.now(UTC), namespace) for node in nodes]
     if not only_node:
         volumes = [(contract_volume.read(body), body) for body in await cluster.list(VOLUMES)]
         found.append(stuck([(pv, _age(body)) for pv, body in volumes if pv is not None], nodes))
@@ -140,10 +140,16 @@ def leader(spec: Json, now: datetime, namespace: str) -> Finding:
     return ok("provisioner", f"{holder} leads")
 
 
-def capacity_of(node: Node, classes: Iterable[StorageClass], published: Iterable[Published], now: datetime) -> Finding:
+def capacity_of(
+    node: Node,
+    classes: Iterable[StorageClass],
+    published: Iterable[Published],
+    now: datetime,
+    namespace: str = names.NAMESPACE,
+) -> Finding:
     """The scheduler takes a node without an object for one without room."""
     check = f"node {node.name}: published room"
-    logs = f"kubectl -n elastic-local get pods -l app.kubernetes.io/component=daemon -o wide | grep {node.name}"
+    logs = f"kubectl -n {namespace} get pods -l app.kubernetes.io/component=daemon -o wide | grep {node.name}"
     here = [each for each in published if each.capacity.node == names.node_label_value(node.name)]
     if not here:
         return wrong(check, "none: its daemon does not run, or can't reach the API server", logs)

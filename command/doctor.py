@@ -4,7 +4,7 @@ import dataclasses
 
 import typer
 
-from command import clustercheckup, nodecheckup, thisnode
+from command import clustercheckup, nodecheckup, nodesbyexec, thisnode
 from command.checkup import Finding, Verdict, healthy, unknown, wrong
 from command.options import Form
 from command.running import cluster, patience, run
@@ -41,6 +41,7 @@ async def _of_node(namespace: str, kubeconfig: str | None) -> list[Finding]:
         found = await nodecheckup.findings(here)
     try:
         async with patience("asking the API server"), cluster(kubeconfig) as connected:
+            namespace = await nodesbyexec.namespace_of(connected, namespace)
             return found + await clustercheckup.findings(connected, namespace, here.node_name)
     except ConfigurationError as error:
         return [*found, unknown("API server", str(error), "run doctor in the daemon's pod, or set KUBECONFIG")]
@@ -50,4 +51,4 @@ async def _of_node(namespace: str, kubeconfig: str | None) -> list[Finding]:
 
 async def _of_cluster(namespace: str, kubeconfig: str | None) -> list[Finding]:
     async with patience("checking the cluster"), cluster(kubeconfig) as connected:
-        return await clustercheckup.findings(connected, namespace)
+        return await clustercheckup.findings(connected, await nodesbyexec.namespace_of(connected, namespace))

@@ -12,7 +12,7 @@ import aiohttp
 
 from command.checkup import Finding, ok, unknown, wrong
 from contract.filesystems import FILESYSTEMS
-from contract.names import DRIVER_FOLDER, DRIVER_NAME
+from contract.names import DRIVER_FOLDER, DRIVER_NAME, NAMESPACE
 from daemon.cluster.refresh import lacking, noticed
 from daemon.errors import VolumeError
 from daemon.node import backend_of
@@ -43,7 +43,7 @@ async def findings(here: Settings) -> list[Finding]:
     if found[0].remedy:
         return found  # what follows would only repeat that we are not root
     found += [*await storage(here), propagation(mounttable.read(), here.kubelet_root)]
-    return [*found, listening(here.socket), await driver(here.plugin_dir), *await daemon(here)]
+    return [*found, listening(here.socket, here.namespace), await driver(here.plugin_dir), *await daemon(here)]
 
 
 def rights(uid: int) -> Finding:
@@ -164,7 +164,7 @@ def propagation(mounts: list[Mount], kubelet_root: Path) -> Finding:
     )
 
 
-def listening(path: Path) -> Finding:
+def listening(path: Path, namespace: str = NAMESPACE) -> Finding:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.settimeout(_DEADLINE)
@@ -173,7 +173,7 @@ def listening(path: Path) -> Finding:
         return wrong(
             "socket",
             f"nobody answers at {path} ({error.strerror or error})",
-            "kubectl -n elastic-local get pods -l app.kubernetes.io/component=daemon -o wide",
+            f"kubectl -n {namespace} get pods -l app.kubernetes.io/component=daemon -o wide",
         )
     return ok("socket", f"the daemon answers at {path}")
 
@@ -204,7 +204,9 @@ async def daemon(here: Settings) -> list[Finding]:
         why = str(error) or type(error).__name__
         return [
             unknown(
-                "daemon", f"{address}: {why}", "kubectl -n elastic-local exec POD -c daemon -- elastic-local doctor"
+                "daemon",
+                f"{address}: {why}",
+                f"kubectl -n {here.namespace} exec POD -c daemon -- elastic-local doctor",
             )
         ]
     return readiness(report)

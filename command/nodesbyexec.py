@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from command.holdings import Row
+from contract import names
 from host.command import CommandError, run
-from kube.client import PODS, Cluster
+from kube.client import PODS, ApiError, Cluster
 from kube.records import Pod, read_pod
 
 DAEMONS = "app.kubernetes.io/name=elastic-local,app.kubernetes.io/component=daemon"
@@ -28,6 +29,18 @@ class Answers:
     """Those that answered."""
     failures: dict[str, str] = field(default_factory=dict)
     """By node: why it did not."""
+
+
+async def namespace_of(cluster: Cluster, given: str) -> str:
+    """Where daemons run: an overlay may put them elsewhere than people say when they say nothing. What is `given` and
+    is not the default stands; so does the default where daemons are there, are in several places, or can't be seen."""
+    if given != names.NAMESPACE:
+        return given
+    try:
+        found = {read_pod(body).namespace for body in await cluster.list(PODS, label_selector=DAEMONS)}
+    except ApiError:
+        return given
+    return next(iter(found)) if len(found) == 1 else given
 
 
 async def ask(cluster: Cluster, namespace: str, kubeconfig: str | None) -> Answers:

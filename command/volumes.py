@@ -59,6 +59,7 @@ async def _of_cluster(namespace: str, kubeconfig: str | None) -> list[Row]:
     async with patience("asking the cluster and each of its nodes"), cluster(kubeconfig) as connected:
         volumes, pods = await _known(connected)
         nodes = [read_node(body) for body in await connected.list(NODES)]
+        namespace = await nodesbyexec.namespace_of(connected, namespace)
         answers = await nodesbyexec.ask(connected, namespace, kubeconfig)
         here = await _identity(connected)
     for node, why in sorted(answers.failures.items()):

@@ -66,7 +66,7 @@ NOT_IMPLEMENTED = "elastic-local does not implement %.64s"
 """The verb. The kubelet remembers it until the driver's file changes, so no verb of DEADLINES may be answered this."""
 AWAY = (
     "elastic-local: the daemon does not run on this node (nothing listens at %.200s); the %s is tried "
-    "again until it does. Look at the daemon's pod: kubectl -n elastic-local get pods -o wide"
+    "again until it does. Look at its pod: kubectl get pods -A -o wide -l app.kubernetes.io/component=daemon"
 )
 """The socket, the verb."""
 BUSY = (

@@ -1,7 +1,7 @@
 # What is done to a cluster. Included by the Makefile.
 #
 # IMAGE    name of the image. With a registry in it, it is pushed there; without, it is loaded into minikube.
-# OVERLAY  which of deploy/overlays is deployed
+# OVERLAY  which of deploy/overlays is deployed. It says the namespace, for every target here
 IMAGE ?= elastic-local
 OVERLAY ?= minikube
 PROFILE ?= minikube
@@ -20,6 +20,12 @@ OURS := '{range .items[?(@.spec.flexVolume.driver=="volumes.k8s.elastic.co/elast
 MANIFESTS = $(KUBECTL) kustomize deploy/overlays/$(OVERLAY) | sed -e 's|image: elastic-local$$|image: $(IMAGE)|' \
 	-e '/name: JOB_CONTAINER_IMAGE$$/ { n; s|value: elastic-local$$|value: $(IMAGE)|; }'
 
+# Where the overlay has the daemon. NAMESPACE= wins, for a cluster that was deployed by other means. Rendered once, and
+# only for a target that asks.
+NAMESPACE = $(eval NAMESPACE := $(or $(shell $(KUBECTL) kustomize deploy/overlays/$(OVERLAY) 2>/dev/null | \
+	awk '/^kind:/ { kind = $$2 } /^  namespace:/ && kind == "DaemonSet" { print $$2; exit }'),elastic-local))$(NAMESPACE)
+HERE = $(KUBECTL) --namespace $(NAMESPACE)
+
 .PHONY: docker-build-push deploy delete redeploy redeploy-samples driver-logs provisioner-logs
 .PHONY: acceptance cluster-named
 .PHONY: minikube-attach-disk minikube-create-vg gke-create-vg
@@ -30,8 +36,8 @@ docker-build-push: ## build the image IMAGE and push it, or load it into minikub
 
 deploy: ## deploy OVERLAY (minikube, minikube-loop, gke, ha, static) with IMAGE and wait until it works
 	$(MANIFESTS) | $(KUBECTL) apply --filename -
-	$(KUBECTL) --namespace elastic-local rollout status --timeout 180s deployment/provisioner
-	$(KUBECTL) --namespace elastic-local rollout status --timeout 180s daemonset/daemon
+	$(HERE) rollout status --timeout 180s deployment/provisioner
+	$(HERE) rollout status --timeout 180s daemonset/daemon
 
 delete: ## take OVERLAY away; refused while there are volumes, whose space only the daemons can give back
 	@left=$$($(KUBECTL) get persistentvolumes --output jsonpath=$(OURS)) && if [ -n "$$left" ]; then \
@@ -40,9 +46,9 @@ delete: ## take OVERLAY away; refused while there are volumes, whose space only 
 	$(MANIFESTS) | $(KUBECTL) delete --ignore-not-found --filename -
 
 redeploy: ## start all our pods anew, with the image as it is now
-	$(KUBECTL) --namespace elastic-local rollout restart deployment/provisioner daemonset/daemon
-	$(KUBECTL) --namespace elastic-local rollout status --timeout 180s deployment/provisioner
-	$(KUBECTL) --namespace elastic-local rollout status --timeout 180s daemonset/daemon
+	$(HERE) rollout restart deployment/provisioner daemonset/daemon
+	$(HERE) rollout status --timeout 180s deployment/provisioner
+	$(HERE) rollout status --timeout 180s daemonset/daemon
 
 redeploy-samples: ## delete the samples, their volumes too, and apply them again
 	$(KUBECTL) delete --ignore-not-found --filename deploy/samples
@@ -57,17 +63,17 @@ cluster-named:
 	$(if $(KUBECONFIG),,$(error KUBECONFIG is empty: make acceptance KUBECONFIG=/path/of/its/kubeconfig))
 
 driver-logs: ## follow the logs of the daemons, which serve the driver of each node
-	$(KUBECTL) --namespace elastic-local logs --selector app.kubernetes.io/component=daemon --prefix --follow \
+	$(HERE) logs --selector app.kubernetes.io/component=daemon --prefix --follow \
 		--tail 100 --max-log-requests 100
 
 provisioner-logs: ## follow the logs of the provisioner's replicas
-	$(KUBECTL) --namespace elastic-local logs --selector app.kubernetes.io/component=provisioner --prefix --follow --tail 100
+	$(HERE) logs --selector app.kubernetes.io/component=provisioner --prefix --follow --tail 100
 
 minikube-attach-disk: ## give minikube's virtual machine a disk of DISK_GIB
 	@PYTHON=$(PYTHON) deploy/minikube/attach-disk $(PROFILE) $(DISK_GIB)
 
 minikube-create-vg: ## make the volume group in minikube: on an empty disk, else on a file of LOOP_SIZE
-	@PYTHON=$(PYTHON) IMAGE=$(IMAGE) deploy/minikube/create-vg $(PROFILE) $(LOOP_SIZE)
+	@PYTHON=$(PYTHON) IMAGE=$(IMAGE) NAMESPACE=$(NAMESPACE) deploy/minikube/create-vg $(PROFILE) $(LOOP_SIZE)
 
 gke-create-vg: ## make the volume group on the nodes of GKE that GKE_SELECTOR selects, on DISKS
-	@SELECTOR=$(GKE_SELECTOR) IMAGE=$(IMAGE) KUBECTL="$(KUBECTL)" deploy/create-vg elastic-local-vg $(DISKS)
+	@SELECTOR=$(GKE_SELECTOR) IMAGE=$(IMAGE) NAMESPACE=$(NAMESPACE) KUBECTL="$(KUBECTL)" deploy/create-vg elastic-local-vg $(DISKS)

@@ -31,12 +31,15 @@ sys.stdout.write(next((answer for key, answer in answers.items() if key in words
 """
 
 
+_RENDERED = "kubectl kustomize deploy/overlays/minikube"
+
+
 @dataclass
 class Made:
     code: int
     output: str
     calls: list[str]
-    """Command lines, in order."""
+    """Command lines, in order, but for the rendering of the default overlay: it says the namespace."""
     given: list[dict[str, object]]
     """What was applied or deleted from stdin."""
 
@@ -65,7 +68,7 @@ def make(tmp_path: Path) -> Make:
         return Made(
             done.returncode,
             done.stdout + done.stderr,
-            [" ".join(json.loads(line)) for line in calls],
+            [call for call in (" ".join(json.loads(line)) for line in calls) if call != _RENDERED],
             [document for document in given if document],
         )
 
@@ -96,7 +99,7 @@ def test_minikube_create_vg_runs_our_command_on_each_node(make: Make, driver: st
     made = make("minikube-create-vg", "IMAGE=registry/elastic-local:1", answers=minikube_of(driver))
     assert made.code == 0, made.output
     assert made.output.count("GROUP elastic-local-vg") == 2
-    pods = [pod["spec"] for pod in made.given]
+    pods = [document["spec"] for document in made.given if document["kind"] == "Pod"]
     assert [pod["nodeName"] for pod in pods] == ["minikube", "minikube-m02"]  # type: ignore[index]
     for pod in pods:
         [container] = pod["containers"]  # type: ignore[index]
@@ -231,3 +234,54 @@ def test_help_has_a_line_for_each_target(make: Make) -> None:
         *("docker-build-push", "deploy", "delete", "redeploy", "redeploy-samples", "driver-logs", "provisioner-logs"),
         *("minikube-attach-disk", "minikube-create-vg", "gke-create-vg", "test", "demo", "acceptance"),
     }
+
+
+RENAMED = """\
+apiVersion: v1
+kind: ServiceAccount
+metadata:
+  name: elastic-local-daemon
+  namespace: another
+---
+apiVersion: apps/v1
+kind: DaemonSet
+metadata:
+  name: daemon
+  namespace: storage-system
+"""
+
+
+@pytest.mark.parametrize("target", ["deploy", "redeploy", "driver-logs", "provisioner-logs", "gke-create-vg"])
+def test_every_target_follows_the_namespace_of_the_overlay(make: Make, target: str) -> None:
+    answers = {**minikube_of("kvm2"), "kustomize deploy/overlays/mine": RENAMED}
+    made = make(target, "OVERLAY=mine", "IMAGE=registry/elastic-local:1", answers=answers)
+    assert made.code == 0, made.output
+    named = [call for call in made.calls if "--namespace" in call]
+    assert named
+    assert all("--namespace storage-system " in call for call in named)
+    for document in made.given:
+        if document["kind"] in ("Pod", "Namespace"):
+            metadata = document["metadata"]
+            assert isinstance(metadata, dict)
+            assert metadata.get("namespace", metadata["name"]) == "storage-system"
+
+
+def test_the_overlays_here_are_all_in_the_namespace_of_the_base(make: Make) -> None:
+    made = make("driver-logs")
+    assert any("--namespace elastic-local " in call for call in made.calls)
+
+
+@pytest.mark.parametrize(("running", "expected"), [("storage-system\n", "storage-system"), ("", "elastic-local")])
+def test_create_vg_by_itself_goes_where_the_daemons_are(
+    make: Make, running: str, expected: str, tmp_path: Path
+) -> None:
+    make("help", answers={**minikube_of("kvm2"), "get daemonsets --all-namespaces": running})
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PATIENCE": "1"}
+    environment.pop("NAMESPACE", None)
+    done = subprocess.run(
+        [_ROOT / "deploy/create-vg", "vg"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    calls = [" ".join(json.loads(line)) for line in (tmp_path / "calls").read_text().splitlines()]
+    assert {word for call in calls for word in call.split("--namespace ")[1:]}
+    assert all(f"--namespace {expected} " in call for call in calls if "--namespace" in call)

@@ -46,3 +46,29 @@ async def test_nodes_that_do_not_answer_are_told_and_nothing_is_guessed_of_them(
     assert answers.nodes == {"well"}
     assert answers.failures.keys() == {"dead", "odd"}
     assert "container is not running" in answers.failures["dead"]
+
+
+class Elsewhere:
+    """Pods of daemons, by namespace."""
+
+    def __init__(self, *namespaces: str) -> None:
+        self.namespaces = namespaces
+
+    async def list(self, *_: Any, **__: str) -> list[dict[str, Any]]:
+        return [{**pod(each), "metadata": {"namespace": each, "name": "d", "uid": each}} for each in self.namespaces]
+
+
+@pytest.mark.parametrize(
+    ("given", "daemons", "expected"),
+    [
+        ("elastic-local", ("storage-system", "storage-system"), "storage-system"),
+        ("elastic-local", ("elastic-local",), "elastic-local"),
+        ("elastic-local", ("one", "two"), "elastic-local"),
+        ("elastic-local", (), "elastic-local"),
+        ("named", ("storage-system",), "named"),
+    ],
+)
+async def test_where_the_daemons_are_is_where_commands_look(
+    given: str, daemons: tuple[str, ...], expected: str
+) -> None:
+    assert await nodesbyexec.namespace_of(cast(Cluster, Elsewhere(*daemons)), given) == expected

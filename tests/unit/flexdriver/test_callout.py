@@ -138,7 +138,7 @@ def test_a_call_without_a_verb_fails_with_words(call: Call) -> None:
 @pytest.mark.parametrize("verb", ["mount", "unmount", "expandfs"])
 def test_without_a_socket_the_message_says_what_to_look_at(call: Call, tmp_path: Path, verb: str) -> None:
     message = callout.AWAY % (tmp_path / "socket", verb)
-    assert "kubectl -n elastic-local get pods" in message
+    assert "kubectl get pods -A -o wide" in message
     assert call(verb, FOLDER, "{}") == {"status": "Failure", "message": message}
 
 
