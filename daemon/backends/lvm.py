@@ -94,7 +94,7 @@ class LvmBackend:
         if lvmgroups.unusable(group) or lvmgroups.refusal(state, group):
             return  # what is published says why
         if present and _POOL_MARK in present.tags:
-            await self._lvm.remove(group_name, pool)
+            await self._lvm.remove(group_name, pool, having={_POOL_MARK})
             group, present = (await self._report()).group(group_name) or group, None
         extents = lvmgroups.usable_free(state, group) // group.extent_size * _POOL_SHARE_PERCENT // 100
         if present or not extents:

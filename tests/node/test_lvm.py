@@ -366,3 +366,18 @@ async def test_a_lost_device_shows(lvm: Lvm, make_disks: MakeDisks, by_hand: ByH
     finally:
         by_hand("vgremove", "--force", "--yes", group)
         subprocess.run(["dmsetup", "remove", disk], check=True)
+
+
+async def test_only_a_volume_with_the_tags_that_were_named_is_changed_or_removed(lvm: Lvm, volume_group: str) -> None:
+    """Others change tags too: LVM compares them under the lock of the group."""
+    await lvm.create_volume(volume_group, "one", MIB, {"owner=a", "policy=Delete"})
+    await lvm.retag(volume_group, "one", add={"more=b"}, remove={"owner=a"}, having={"owner=b"})
+    await lvm.remove(volume_group, "one", having={"owner=a", "policy=Retain"})
+    kept = (await lvm.report()).volume(volume_group, "one")
+    assert kept
+    assert kept.tags == {"owner=a", "policy=Delete"}
+    await lvm.retag(volume_group, "one", add={"owner=b"}, remove={"owner=a"}, having={"owner=a"})
+    await lvm.remove(volume_group, "one", having={"owner=b", "policy=Delete"})
+    assert (await lvm.report()).volume(volume_group, "one") is None
+    with pytest.raises(NotFound):
+        await lvm.remove(volume_group, "one", having={"owner=b"})

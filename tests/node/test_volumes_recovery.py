@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 
-from daemon.errors import BackendFailed, Damaged, InUse
+from daemon.errors import BackendFailed, Damaged, Foreign, InUse
 from daemon.kubelet.podfolder import PodFolder
 from daemon.storage import staging
+from daemon.storage.authority import Deed, Owner
 from daemon.storage.record import State
+from daemon.storage.volumes import Volumes
 from host import filesystem, mounting
+from tests.agreeing import Agreeing
 from tests.node.volume_node import MIB, Node, image, on, started
 
 
@@ -203,3 +206,34 @@ async def test_a_caller_that_gives_up_leaves_the_work_to_be_joined(
     await again
     assert commands == ["mkfs.ext4", "mount"]
     assert len(loop_node.mounts()) == 2
+
+
+class Another(Agreeing):
+    """Another cluster, which has no PersistentVolume of any of these names."""
+
+    cluster = "99999999-2222-3333-4444-555555555555"
+
+    async def owner(self, pv: str) -> Owner | None:
+        return None
+
+
+@on("loop", "folder", "lvm-thick", "lvm-thin")
+async def test_two_clusters_on_one_storage_lose_nothing(node: Node) -> None:
+    ours = await started(node)
+    folder = node.folder()
+    await ours.mount(node.wanted(), folder, read_only=False)
+    (folder.path / "precious").write_text("data")
+    await ours.unmount(folder)
+    theirs = Volumes(node.make_backend(), node.staging, Another())
+    await theirs.start()
+    assert [(each.name, each.cluster) for each in theirs.inventory.foreign] == [(node.pv, Agreeing.cluster)]
+    with pytest.raises(Foreign, match="of another cluster"):
+        await theirs.mount(node.wanted(uid="theirs"), node.folder(), read_only=False)
+    for uid in ("uid", "theirs"):
+        for deed in Deed:
+            assert await theirs.reclaim(node.pv, uid, node.pool, deed)
+    await ours.refresh()
+    await ours.mount(node.wanted(), folder, read_only=False)
+    assert (folder.path / "precious").read_text() == "data"
+    await ours.unmount(folder)
+    await node.reclaim(ours)

@@ -43,10 +43,15 @@ class Server:
     """The API server. What it knows outlives its stops, and it comes back at the same port."""
 
     def __init__(self, folder: Path) -> None:
-        self.store = Store(Journal(folder / "objects"), history=1000)
+        self.folder = folder / "objects"
+        self.port = 0
+        self.load()
+
+    def load(self) -> None:
+        """What lies in its folder, which somebody may have restored from a backup meanwhile."""
+        self.store = Store(Journal(self.folder), history=1000)
         self._registry = Registry(self.store)
         builtin.provide(self._registry)
-        self.port = 0
 
     async def start(self) -> None:
         served = application(self._registry, bookmark_seconds=30)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -20,7 +21,7 @@ from daemon.storage.record import Record, State, Volume
 from kube.client import EVENTS, VOLUMES, Cluster, Forbidden, Json, Unreachable
 from kube.errors import ApiError
 from kube.informer import Informer
-from tests.unit.daemon.nodecluster import NodeParts, create_pv, node_parts, until
+from tests.unit.daemon.nodecluster import NodeParts, create_pv, node_parts, release_from_claim, until
 
 RECORD = Record("a", "uid-a", DELETE, "ext4", State.READY, cluster="here")
 GRACE = 100.0
@@ -335,3 +336,34 @@ async def test_what_is_in_use_stays_until_it_is_not(node: NodeParts, monkeypatch
         used = False
         await stage.examine()
         assert not node.volume_names()
+
+
+async def test_a_cluster_that_was_built_anew_over_old_disks_loses_nothing(tmp_path: Path) -> None:
+    async with node_parts(tmp_path) as old:
+        await made(old)
+        (old.data / "pv.folder" / "precious").write_text("data")
+        before = old.authority.cluster
+    shutil.rmtree(tmp_path / "objects")
+    async with node_parts(tmp_path) as new, watching(new) as stage:
+        assert new.authority.cluster != before
+        for _ in range(3):
+            await stage.examine()
+            stage.clock.now += GRACE
+        assert [(each.name, each.cluster) for each in new.volumes.inventory.foreign] == [("pv", before)]
+        # By chance, or because people apply what they had applied: the same name.
+        namesake = await create_pv(new.cluster, "pv")
+        await until(lambda: _warned(new, f"of another cluster ({before})"))
+        await release_from_claim(new.cluster, "pv")
+        await until(lambda: not new.holdings.all())
+        assert (new.data / "pv.folder" / "precious").read_text() == "data"
+
+        heir = await create_pv(new.cluster, "pv")
+        assert heir.uid != namesake.uid
+        await rewritten(new, uid=heir.uid, cluster=new.authority.cluster)  # as `adopt` does
+        new.reconciler.look_at("pv")
+        await until(lambda: new.volume_names() == {"pv"})
+        assert (new.data / "pv.folder" / "precious").read_text() == "data"
+
+
+async def _warned(node: NodeParts, words: str) -> bool:
+    return any(words in message for _, _, message in await node.warnings())

@@ -1,6 +1,7 @@
 """What is planned for a PersistentVolume, and the order in which it is given back."""
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -312,3 +313,23 @@ async def test_a_daemon_with_a_stale_cache_believes_the_api_server(
     await node.cluster.patch(VOLUMES, "pv", {"metadata": {"annotations": {"seen": "again"}}})
     await until(lambda: not node.holdings.all())
     assert [volume.record.policy for volume in node.volumes.inventory.volumes] == [RETAIN]
+
+
+async def test_an_api_server_that_was_restored_from_a_backup_is_followed(node: NodeParts, tmp_path: Path) -> None:
+    """It goes on from an earlier version, and tells nothing of what is not there any more."""
+    await create_pv(node.cluster, "old")
+    await until(lambda: _says_made(node, "old"))
+    shutil.copytree(node.server.folder, tmp_path / "backup")
+    for name in ("young", "younger"):
+        await create_pv(node.cluster, name)
+        await until(lambda name=name: _says_made(node, name))  # type: ignore[misc]
+    await node.server.stop()
+    node.server.store.close()
+    shutil.rmtree(node.server.folder)
+    (tmp_path / "backup").rename(node.server.folder)
+    node.server.load()
+    await node.server.start()
+    await until(lambda: [pv.name for pv in node.holdings.all()] == ["old"])
+    assert node.volume_names() == {"old", "young", "younger"}
+    await create_pv(node.cluster, "new")
+    await until(lambda: _says_made(node, "new"))
