@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from contract import names
+from contract.capacity import Capacity
 from contract.volume import ClaimReference, PersistentVolume
 from kube.client import CLAIMS, ApiError, Cluster, Conflict, NotFound
 from kube.events import Recorder
@@ -190,6 +191,8 @@ class Claims:
             return decision
         # The scheduler heeds topologies, but anybody may write a node into a claim, and a copy goes to its source.
         place = decision.place if isinstance(decision, Create) else None
+        if place and not claim.clones and (why := await self._unbelievable(claim, place)):
+            return SendBack(f"{why}: another node is asked for")
         if place and await self._placement.refused_by(storage_class, place.hostname):
             why = f"node {place.node} is none of the allowedTopologies of StorageClass {storage_class.name}"
             if claim.clones:
@@ -206,6 +209,16 @@ class Claims:
         node = names.node_label_value(claim.selected_node)
         moves = (Move(pod, self._placement.open_claims(pod, claim), node, decision.why) for pod in pods)
         return next((move for move in moves if len(move.claims) > 1), decision)
+
+    async def _unbelievable(self, claim: Claim, place: Capacity) -> str:
+        """What a node publishes ends up in the affinity of a volume: it may speak for itself only. Raises ApiError."""
+        node = await live.node(self._cluster, claim.selected_node)
+        if node is None or node.hostname == place.hostname:
+            return ""
+        return (
+            f"node {node.name} publishes room for hostname {place.hostname}, and its label says {node.hostname}, so it "
+            "is not believed"
+        )
 
     def _may_have_a_pod_soon(self, claim: Claim) -> bool:
         """The pod that the scheduler knows may not have come to this cache yet. Where a person chose the node there may

@@ -28,6 +28,14 @@ async def nodes_of(cluster: Cluster, hostname: str) -> list[Node]:
     return [records.read_node(body) for body in found]
 
 
+async def node(cluster: Cluster, name: str) -> Node | None:
+    """Raises ApiError."""
+    try:
+        return records.read_node(await cluster.get(NODES, name))
+    except NotFound:
+        return None
+
+
 async def source_claim(cluster: Cluster, claim: Claim) -> Claim | None:
     """The claim that this one is to be a copy of, None when there is none. Raises ApiError."""
     try:

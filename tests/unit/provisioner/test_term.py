@@ -3,12 +3,12 @@
 import pytest
 
 from contract import names
-from kube.client import CAPACITIES, CLAIMS, CLASSES, VOLUMES, Forbidden, Unreachable
+from kube.client import CAPACITIES, CLAIMS, CLASSES, NODES, VOLUMES, Forbidden, Unreachable
 from kube.records import IMMEDIATE, SELECTED_NODE
 from provisioner import doubts, orphans
 from provisioner.metrics import Metrics
 from tests.unit.provisioner.memory import MemoryCluster, lose_answer
-from tests.unit.provisioner.objects import GIB, capacity_body, claim_body, class_body
+from tests.unit.provisioner.objects import GIB, capacity_body, claim_body, class_body, node_body
 from tests.unit.provisioner.stage import PV, bind, claim, does, figures, leading, raises, until, volume
 
 
@@ -290,3 +290,17 @@ async def test_a_claim_that_takes_its_time_to_go_leaves_nothing_either(
         await until(lambda: cluster.requests.count(("get", "persistentvolumeclaims", "data")) == 2)
         cluster.remove(CLAIMS, "data", "default")
         await until(lambda: "deletionTimestamp" in (volume(cluster) or {})["metadata"])
+
+
+async def test_a_node_that_publishes_room_under_anothers_hostname_is_not_believed(cluster: MemoryCluster) -> None:
+    """The volume would be tied to the other one."""
+    cluster.put(NODES, node_body("n1", "host-of-somebody-else"))
+    cluster.put(NODES, node_body("n2"))
+    cluster.put(CLAIMS, claim_body())
+    cluster.put(CLAIMS, claim_body("other", node="n2"))
+    async with leading(cluster):
+        await until(lambda: volume(cluster, "pvc-uid-of-other"))
+        await until(lambda: SELECTED_NODE not in claim(cluster)["metadata"]["annotations"])
+        told = "publishes room for hostname host-n1, and its label says host-of-somebody-else, so it is not believed"
+        await until(lambda: any(told in each for each in cluster.messages("ProvisioningFailed")))
+    assert volume(cluster) is None
