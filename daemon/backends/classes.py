@@ -174,9 +174,9 @@ def joined(pools: Collection[Pool]) -> list[Pool]:
     for pool in pools:
         if pool.filesystem:
             together.setdefault(pool.filesystem.identity, []).append(pool)
+    shared = {identity: _whole(there) for identity, there in together.items() if len(there) > 1}
     return [
-        replace(pool, filesystem=_whole(together[pool.filesystem.identity])) if pool.filesystem else pool
-        for pool in pools
+        replace(pool, filesystem=shared.get(pool.filesystem.identity)) if pool.filesystem else pool for pool in pools
     ]
 
 

@@ -312,7 +312,7 @@ class Pool:
     more_volumes: int | None = None
     """How many more it can note. None: any number."""
     filesystem: Filesystem | None = None
-    """Of files and folders: where they are."""
+    """Of files and folders: where they are, if other pools of this node are there too."""
 
     def allocatable(self, overprovision_ratio: float = 1.0) -> int:
         """What all our volumes together may take: it stays the same whenever one is made or removed."""
