@@ -3,18 +3,25 @@
 A key stands in the queue once however often it is added, and is handled by one task at a time, so the handler needs
 no locks. A key added while it is being handled is handled again afterwards: the handler may have read the old state.
 A key whose handler failed comes back after a time that grows, for as long as it fails: nothing is ever dropped.
+
+While the API server can't be reached, all keys fail, and when it is back none should still wait for minutes: so one of
+them asks for all every few seconds, and when it is answered the others are tried too.
 """
 
 import asyncio
 import logging
+import random
 from collections.abc import Awaitable, Callable
 
 from kube.backoff import Backoff
-from kube.errors import ApiError
+from kube.errors import ApiError, Unreachable
 
 __all__ = ["Backoff", "WorkQueue"]
 
 _log = logging.getLogger(__name__)
+
+_PROBE = 2.0, 3.0
+"""Seconds between two tries of the key that asks for all: between the least and the most, by chance."""
 
 
 class WorkQueue:
@@ -41,6 +48,9 @@ class WorkQueue:
         self._again: set[str] = set()
         self._later: dict[str, asyncio.TimerHandle] = {}
         self._failures: dict[str, int] = {}
+        self._cut_off: set[str] = set()
+        """Keys that failed last because the API server did not answer."""
+        self._probe = ""
         self._stopping = False
         self._changed = asyncio.Event()
         self._idle = asyncio.Event()
@@ -78,6 +88,7 @@ class WorkQueue:
         """What failed is tried again now, as if it had not failed before: whatever it was waiting for is there."""
         failed = self._failures.keys() & self._later.keys()
         self._failures.clear()
+        self._cut_off.clear()
         for key in sorted(failed):
             self.add(key)
 
@@ -121,6 +132,7 @@ class WorkQueue:
             self._failed(key, error)
         else:
             self._failures.pop(key, None)
+            self._answered(key)
         self._done(key)
 
     def _done(self, key: str) -> None:
@@ -132,10 +144,28 @@ class WorkQueue:
             self._idle.set()
         self._changed.set()
 
+    def _answered(self, key: str) -> None:
+        """The API server can be reached, if it could not be before."""
+        if key not in self._cut_off:
+            return
+        self._cut_off.discard(key)
+        others, self._cut_off = self._cut_off, set()
+        for other in sorted(others & self._later.keys()):
+            self._failures.pop(other, None)
+            self.add(other)
+
     def _failed(self, key: str, error: BaseException) -> None:
         failures = self._failures.get(key, 0) + 1
         self._failures[key] = failures
         seconds = self._backoff.delay(failures)
+        if _is_cut_off(error):
+            self._cut_off.add(key)
+            asks = self._probe in self._later or self._probe in self._running or self._probe in self._waiting
+            if self._probe == key or not asks:
+                self._probe = key
+                seconds = min(seconds, random.uniform(*_PROBE))  # noqa: S311
+        else:
+            self._answered(key)
         _log.warning(
             "%s: %s; next try in %.1f s",
             key,
@@ -146,3 +176,13 @@ class WorkQueue:
         )
         if key not in self._again:
             self.add_after(key, seconds)
+
+
+def _is_cut_off(error: BaseException) -> bool:
+    """Whether it says that the API server did not answer, in whatever words of the caller."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, Unreachable):
+            return True
+        cause = cause.__cause__
+    return False

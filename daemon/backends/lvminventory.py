@@ -115,6 +115,8 @@ def _unseen(state: lvm.State) -> Iterator[Unseen]:
                 f"volume group {found.name} misses {found.missing_devices} of its devices: bring them back, or if they "
                 f"are gone for good `vgreduce --removemissing {found.name}`",
             )
+        elif any(device.duplicates for device in state.devices_of(found.name)):
+            yield Unseen(found.name, lvmgroups.refusal(state, found))  # LVM read one copy, the other may be newer
 
 
 def suspended(state: lvm.State, found: Inventory) -> list[LogicalVolume]:

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from kube.backoff import Backoff
-from kube.errors import Conflict
+from kube.errors import Conflict, Unreachable
 from kube.workqueue import WorkQueue
 from tests.unit.kube.apiserver import until
 
@@ -170,3 +170,30 @@ async def test_what_failed_is_tried_at_once_when_what_it_waited_for_is_there() -
             queue.hurry()
         await queue.drain()
     assert asked == ["failed"] * 4
+
+
+async def test_one_key_asks_for_all_whether_the_api_server_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others wait as long as they would, and go on when it is answered: nobody asks a server that is away a
+    thousand times."""
+    monkeypatch.setattr("kube.workqueue._PROBE", (0.01, 0.01))
+    away = True
+    asked: list[str] = []
+    done: set[str] = set()
+
+    async def ask(key: str) -> None:
+        asked.append(key)
+        if away:
+            try:
+                raise Unreachable(0, "", "nobody answers")
+            except Unreachable as error:
+                raise OSError("in the caller's words") from error
+        done.add(key)
+
+    keys = {f"key-{number}" for number in range(5)}
+    async with working(ask, backoff=Backoff(first=600)) as queue:
+        for key in sorted(keys):
+            queue.add(key)
+        await until(lambda: len(asked) >= 15)
+        assert sum(asked.count(key) > 1 for key in keys) == 1
+        away = False
+        await until(lambda: done == keys)

@@ -5,7 +5,7 @@ import pytest
 from daemon.backends.lvminventory import Place, inventory
 from daemon.storage.record import Foreign, Pool, Record, State, Thin
 from daemon.storage.record import Health as Complaint
-from lvm import Health, LogicalVolume, VolumeGroup
+from lvm import Health, LogicalVolume, PhysicalVolume, VolumeGroup
 from lvm import State as Report
 from lvm.allocation import FreeExtents
 
@@ -207,3 +207,11 @@ def test_of_what_is_not_seen_in_a_group_it_says_why(groups: tuple[VolumeGroup, .
         assert (why.replace(" vg", f" {pool}") if "does not show" in why else why) in found.blind(pool)
         assert bool(found.blind(pool)) is bool(why)
     assert "does not show vg/other" in found.blind("vg/other") or why
+
+
+def test_a_group_of_which_a_disk_is_found_twice_is_not_seen_whole() -> None:
+    """LVM reads one of the two, and the other one may know of more volumes."""
+    device = PhysicalVolume("/dev/a", "u", "vg", 100 * EXTENT, 40 * EXTENT, False, frozenset(), duplicates=("/dev/b",))
+    found = inventory(replace(report(ours("pvc-1")), devices=(device,)), ["vg"])
+    assert found.volume("pvc-1") is not None
+    assert "/dev/a and /dev/b" in found.blind("vg")
