@@ -62,7 +62,8 @@ async def test_a_node_that_was_registered_anew_keeps_its_volumes_by_name(fresh_s
     node = sandbox.nodes["again"]
     fast, entry = folder(node, "fast"), Offered(sandbox, node, "mount1")
     path = mount(fast / "mount1")
-    yesterday = go_pv(entry.name, "local-volume-provisioner-again-0000", path=str(path), storage_class=CLASS)
+    provisioner = "local-volume-provisioner-again-00000000-1111-2222-3333-444444444444"
+    yesterday = go_pv(entry.name, provisioner, path=str(path), storage_class=CLASS)
     await sandbox.api.create(VOLUMES, yesterday)
     configure(node, "storageClassMap", {CLASS: served(fast)})
 
