@@ -84,6 +84,11 @@ Objects = list[Json]
 
 _SILENCE_GRACE = 15.0
 _PAGE = 500
+_PAGE_BYTES = 8 << 20
+"""What a page may have in JSON: whoever may create objects chooses how large they are, and all of it is in memory
+several times while it is read."""
+_EVENT_BYTES = 16 << 20
+"""More than any object has in JSON: etcd takes 1.5 MiB, which escapes make up to six times as long."""
 
 
 @dataclass(frozen=True)
@@ -152,16 +157,25 @@ class Cluster:
         field_selector: str = "",
         limit: int = _PAGE,
     ) -> AsyncGenerator[Page, None]:
-        """The collection in pieces, so that a large one is never in memory at once. Raises Gone when the list became
-        too old on the way: begin again."""
-        query = {"limit": str(limit), "labelSelector": label_selector, "fieldSelector": field_selector}
+        """The collection in pieces of at most `limit` objects, and fewer where they are large, so that a large one is
+        never in memory at once. Raises Gone when the list became too old on the way: begin again."""
+        query = {"labelSelector": label_selector, "fieldSelector": field_selector}
+        number = limit
         while True:
-            body = await self._request("GET", resource.path(namespace), query=query)
-            metadata = body.get("metadata") or {}
-            yield Page(body.get("items") or [], str(metadata.get("resourceVersion") or ""))
+            query["limit"] = str(number)
+            try:
+                body, size = await self._answer(
+                    "GET", resource.path(namespace), query=query, most=_PAGE_BYTES if number > 1 else None
+                )
+            except _TooLarge:
+                number = max(number // 4, 1)
+                continue
+            metadata, items = body.get("metadata") or {}, body.get("items") or []
+            yield Page(items, str(metadata.get("resourceVersion") or ""))
             if not metadata.get("continue"):
                 return
             query["continue"] = metadata["continue"]
+            number = min(limit, max(len(items), 1) * max(_PAGE_BYTES // (2 * size), 1))
 
     async def create(
         self, resource: Resource, body: Json, namespace: str | None = None, subresource: str | None = None
@@ -252,7 +266,7 @@ class Cluster:
                     "GET", resource.path(namespace), query=query, silence=timeout_seconds + _SILENCE_GRACE
                 )
             try:
-                async for line in response.content:
+                while line := await response.content.readline(max_line_length=_EVENT_BYTES):
                     if not line.strip():
                         continue
                     event = json.loads(line)
@@ -270,19 +284,41 @@ class Cluster:
         path: str,
         body: Body | None = None,
         *,
-        query: dict[str, str] | None = None,
         content_type: str = "application/json",
     ) -> Json:
+        return (await self._answer(method, path, body, content_type=content_type))[0]
+
+    async def _answer(
+        self,
+        method: str,
+        path: str,
+        body: Body | None = None,
+        *,
+        query: dict[str, str] | None = None,
+        content_type: str = "application/json",
+        most: int | None = None,
+    ) -> tuple[Json, int]:
+        """The answer, and its size in bytes. Raises _TooLarge, having read no more than `most` bytes of it."""
         try:
             async with asyncio.timeout(self._deadline):
                 response = await self._transport.open(
                     method, path, body, query=query, content_type=content_type, before_bytes=self._before_write
                 )
                 async with response:
-                    answer: Json = json.loads(await response.read())
-                    return answer
+                    text = bytearray()
+                    async for part in response.content.iter_any():
+                        text += part
+                        if most is not None and len(text) > most:
+                            response.close()
+                            raise _TooLarge
+                    answer: Json = json.loads(text)
+                    return answer, len(text)
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             raise _unreachable(f"{method} {path}", error) from error
+
+
+class _TooLarge(Exception):
+    """The answer has more bytes than it may have."""
 
 
 def _unreachable(what: str, error: Exception) -> Unreachable:

@@ -15,9 +15,21 @@ Json = dict[str, Any]
 IMMEDIATE, WAIT_FOR_FIRST_CONSUMER = "Immediate", "WaitForFirstConsumer"
 SELECTED_NODE = "volume.kubernetes.io/selected-node"
 
+_LONGEST_NAME = 253
+"""Characters: DNS subdomains, which all names here are."""
+CLAIM_KIND = "PersistentVolumeClaim"
+SNAPSHOT_KIND = "VolumeSnapshot.snapshot.storage.k8s.io"
+
 _PROVISIONER = "volume.kubernetes.io/storage-provisioner"
 _PROVISIONER_BETA = "volume.beta.kubernetes.io/storage-provisioner"
 _CLASS_BETA = "volume.beta.kubernetes.io/storage-class"
+
+
+def bounded(text: str) -> str:
+    """The text as it is if it can be a name, else its beginning with a mark that no name has. The API server checks
+    few of the fields and annotations that users write, and each may have a million characters: what is kept, logged and
+    told is not more than this."""
+    return text if len(text) <= _LONGEST_NAME else f"{text[:64]}... ({len(text)} characters)"
 
 
 @dataclass(frozen=True)
@@ -85,7 +97,7 @@ class Claim:
     @property
     def clones(self) -> bool:
         """Its volume is to begin as a copy of another claim's."""
-        return self.data_source == "PersistentVolumeClaim"
+        return self.data_source == CLAIM_KIND
 
     @property
     def reference(self) -> ObjectReference:
@@ -188,9 +200,9 @@ def read_claim(body: Json) -> Claim:
         uid=metadata["uid"],
         resource_version=metadata["resourceVersion"],
         phase=status.get("phase") or "Pending",
-        volume_name=spec.get("volumeName") or "",
-        storage_class=annotations.get(_CLASS_BETA) or spec.get("storageClassName") or "",
-        provisioner=annotations.get(_PROVISIONER) or annotations.get(_PROVISIONER_BETA) or "",
+        volume_name=bounded(spec.get("volumeName") or ""),
+        storage_class=bounded(annotations.get(_CLASS_BETA) or spec.get("storageClassName") or ""),
+        provisioner=bounded(annotations.get(_PROVISIONER) or annotations.get(_PROVISIONER_BETA) or ""),
         selected_node=_node_name(annotations.get(SELECTED_NODE) or ""),
         requested=quantity.parse(str(requests.get("storage") or "0")),
         capacity=quantity.parse(str((status.get("capacity") or {}).get("storage") or "0")),
@@ -198,13 +210,13 @@ def read_claim(body: Json) -> Claim:
         resize_status=(status.get("allocatedResourceStatuses") or {}).get("storage") or "",
         access_modes=tuple(spec.get("accessModes") or ()),
         volume_mode=spec.get("volumeMode") or "Filesystem",
-        data_source=".".join(filter(None, (source.get("kind"), source.get("apiGroup")))),
-        data_source_name=source.get("name") or "",
-        data_source_namespace=source.get("namespace") or "",
+        data_source=bounded(".".join(filter(None, (source.get("kind"), source.get("apiGroup"))))),
+        data_source_name=bounded(source.get("name") or ""),
+        data_source_namespace=bounded(source.get("namespace") or ""),
         deleting="deletionTimestamp" in metadata,
         has_selector=bool(spec.get("selector")),
-        attributes_class=spec.get("volumeAttributesClassName") or "",
-        controller=next((o["uid"] for o in metadata.get("ownerReferences") or [] if o.get("controller")), ""),
+        attributes_class=bounded(spec.get("volumeAttributesClassName") or ""),
+        controller=bounded(next((o["uid"] for o in metadata.get("ownerReferences") or [] if o.get("controller")), "")),
     )
 
 
@@ -251,7 +263,7 @@ def read_pod(body: Json) -> Pod:
 
 def _pod_volume(pod: str, volume: Json) -> PodVolume | None:
     if source := volume.get("persistentVolumeClaim"):
-        return PodVolume(volume["name"], source["claimName"], bool(source.get("readOnly")), ephemeral=False)
+        return PodVolume(volume["name"], bounded(source["claimName"]), bool(source.get("readOnly")), ephemeral=False)
     if "ephemeral" in volume:
         return PodVolume(volume["name"], f"{pod}-{volume['name']}", read_only=False, ephemeral=True)
     return None

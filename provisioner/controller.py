@@ -74,6 +74,7 @@ class Term:
         parallelism = settings.parallelism
         self.books = Books()
         self.view = View(cluster, settings.namespace, self.books)
+        self.view.classes.subscribe(metrics.class_changed)
         self._recorder = Recorder(cluster, COMPONENT)
         self.orphans = Orphans(cluster, parallelism=parallelism)
         doubts = Doubts(cluster, self.view, settings.namespace, resolved=self._room_again)

@@ -1,11 +1,22 @@
 """Figures for Prometheus. The `controller_` ones have the names, labels and buckets that every provisioner for
-Kubernetes has, so that dashboards and alerts which exist work with this one."""
+Kubernetes has, so that dashboards and alerts which exist work with this one.
+
+The values of labels come from closed sets, whatever users write into their claims: a class that there is, a kind of
+source that there is. The series of a class go with it.
+"""
+
+from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics import MetricWrapperBase
 
+from kube.records import CLAIM_KIND, SNAPSHOT_KIND, StorageClass
 from kube.workqueue import WorkQueue
 
 _LABELS = ("class", "source")
+_SOURCES = ("", CLAIM_KIND, SNAPSHOT_KIND)
+_OTHER = "other"
+"""Stands for a class that does not exist, or not any more, and for a source of any other kind."""
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 """The default of Prometheus itself; that of its Python client is another one."""
 
@@ -15,6 +26,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._classes: set[str] = set()
         self._provisioned = self._counter(
             "controller_persistentvolumeclaim_provision", "Volumes that were provisioned."
         )
@@ -71,22 +83,43 @@ class Metrics:
     def _histogram(self, name: str, meaning: str) -> Histogram:
         return Histogram(name, meaning, _LABELS, buckets=_BUCKETS, registry=self.registry)
 
+    def class_changed(self, name: str, old: StorageClass | None, new: StorageClass | None) -> None:
+        """A subscriber of the classes that there are."""
+        if new is not None:
+            self._classes.add(name)
+            return
+        self._classes.discard(name)
+        for metric in self._by_class():
+            metric.remove_by_labels({"class": name})
+
+    def _by_class(self) -> Iterator[MetricWrapperBase]:
+        yield from (self._provisioned, self._provision_failed, self._provision_seconds)
+        yield from (self._deleted, self._delete_failed, self._delete_seconds, self._let_go)
+
+    def _class(self, name: str) -> str:
+        return name if name in self._classes else _OTHER
+
+    def _labels(self, storage_class: str, source: str) -> tuple[str, str]:
+        return self._class(storage_class), source if source in _SOURCES else _OTHER
+
     def provisioned(self, storage_class: str, source: str, seconds: float) -> None:
-        self._provisioned.labels(storage_class, source).inc()
-        self._provision_seconds.labels(storage_class, source).observe(seconds)
+        labels = self._labels(storage_class, source)
+        self._provisioned.labels(*labels).inc()
+        self._provision_seconds.labels(*labels).observe(seconds)
 
     def provision_failed(self, storage_class: str, source: str) -> None:
-        self._provision_failed.labels(storage_class, source).inc()
+        self._provision_failed.labels(*self._labels(storage_class, source)).inc()
 
     def deleted(self, storage_class: str, seconds: float) -> None:
-        self._deleted.labels(storage_class, "").inc()
-        self._delete_seconds.labels(storage_class, "").observe(seconds)
+        labels = self._labels(storage_class, "")
+        self._deleted.labels(*labels).inc()
+        self._delete_seconds.labels(*labels).observe(seconds)
 
     def delete_failed(self, storage_class: str) -> None:
-        self._delete_failed.labels(storage_class, "").inc()
+        self._delete_failed.labels(*self._labels(storage_class, "")).inc()
 
     def let_go(self, storage_class: str) -> None:
-        self._let_go.labels(storage_class).inc()
+        self._let_go.labels(self._class(storage_class)).inc()
 
     def lost_volume_deleted(self, phase: str) -> None:
         self._lost_deleted.labels(phase).inc()

@@ -23,6 +23,10 @@ from typing import Any
 TEXT, JSON = "text", "json"
 SUBJECTS = ("volume", "claim", "pod", "node")
 
+_LONGEST = 4096
+"""Characters of a message or a traceback. Users write names and annotations, and other programs errors, of any
+length."""
+
 _subject: ContextVar[Mapping[str, str]] = ContextVar("subject", default=MappingProxyType({}))
 
 
@@ -43,6 +47,17 @@ def configure(form: str, level: str) -> None:
     logging.basicConfig(handlers=[handler], level=level, force=True)
 
 
+def _cut(text: str) -> str:
+    rest = len(text) - _LONGEST
+    return text if rest <= 0 else f"{text[:_LONGEST]}... ({rest} more characters)"
+
+
+def _cut_trace(text: str) -> str:
+    """The end of a traceback says what happened, its beginning where."""
+    rest = len(text) - 2 * _LONGEST
+    return text if rest <= 0 else f"{text[:_LONGEST]}\n... ({rest} more characters) ...\n{text[-_LONGEST:]}"
+
+
 def _names(record: logging.LogRecord) -> dict[str, str]:
     own = {key: str(vars(record)[key]) for key in SUBJECTS if key in vars(record)}
     return {**_subject.get(), **own}
@@ -54,10 +69,10 @@ class _Text(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  logging's own name
         names = "".join(f" {key}={name}" for key, name in _names(record).items())
-        return _CONTROL.sub(_harmless, super().formatMessage(record) + names)
+        return _CONTROL.sub(_harmless, _cut(super().formatMessage(record)) + names)
 
     def formatException(self, *arguments: Any) -> str:  # noqa: N802
-        return _CONTROL.sub(_harmless, super().formatException(*arguments))
+        return _CONTROL.sub(_harmless, _cut_trace(super().formatException(*arguments)))
 
 
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
@@ -77,9 +92,9 @@ class _Json(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _cut(record.getMessage()),
             **_names(record),
         }
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            line["exception"] = _cut_trace(self.formatException(record.exc_info))
         return json.dumps(line, ensure_ascii=False)

@@ -334,3 +334,30 @@ def test_a_name_is_one_segment() -> None:
     assert VOLUMES.path(name="a b?c#d..e") == "/api/v1/persistentvolumes/a%20b%3Fc%23d..e"
     assert CLAIMS.path("ns", "x.y", "status") == "/api/v1/namespaces/ns/persistentvolumeclaims/x.y/status"
     assert CLAIMS.path() == "/api/v1/persistentvolumeclaims"
+
+
+async def test_a_page_that_is_too_large_is_asked_for_in_smaller_ones(cluster: Cluster, server: ApiServer) -> None:
+    """Somebody made objects of a megabyte: no more than a few are in memory at the same time."""
+    bodies = [volume(f"pv-{number:02}", "7", spec={"comment": "<" * 900_000}) for number in range(40)]
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        begin, limit = int(request.query.get("continue", "0")), int(request.query["limit"])
+        end = begin + limit
+        metadata = {"resourceVersion": "7"} | ({"continue": str(end)} if end < len(bodies) else {})
+        return web.json_response({"metadata": metadata, "items": bodies[begin:end]})
+
+    server.next(f"GET {VOLUMES.path()}", *[answer] * 100)
+    sizes, names = [], []
+    async for page in cluster.pages(VOLUMES):
+        sizes.append(len(page.items))
+        names += [body["metadata"]["name"] for body in page.items]
+    assert names == [f"pv-{number:02}" for number in range(40)]
+    assert max(sizes) <= 8
+
+
+async def test_an_event_of_the_largest_object_there_can_be_is_read(cluster: Cluster, server: ApiServer) -> None:
+    """1.5 MB of what JSON escapes: a watch that broke at it would break for ever."""
+    huge = volume("pv", "8", comment="\u001f" * 1_500_000)
+    server.next(f"GET {VOLUMES.path()}", stream(("ADDED", huge), ("ADDED", volume("next", "9"))))
+    seen = [body["metadata"]["name"] async for _, body in cluster.watch(VOLUMES, resource_version="1")]
+    assert seen == ["pv", "next"]

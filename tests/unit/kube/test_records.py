@@ -2,7 +2,16 @@ from typing import Any
 
 import pytest
 
-from kube.records import SELECTED_NODE, ObjectReference, PodVolume, read_claim, read_node, read_pod, read_storage_class
+from kube.records import (
+    SELECTED_NODE,
+    ObjectReference,
+    PodVolume,
+    bounded,
+    read_claim,
+    read_node,
+    read_pod,
+    read_storage_class,
+)
 
 Json = dict[str, Any]
 
@@ -115,3 +124,25 @@ def test_a_nodes_hostname_is_its_label_and_nothing_else() -> None:
 def test_what_is_no_name_of_a_node_chooses_none(text: str) -> None:
     assert read_claim(claim({SELECTED_NODE: text})).selected_node == ""
     assert read_claim(claim({SELECTED_NODE: "node-1.example.com"})).selected_node == "node-1.example.com"
+
+
+def test_what_users_write_is_kept_in_its_first_letters_only() -> None:
+    """The API server lets all of these through: it checks none of them."""
+    long = "x" * 900_000
+    annotations = {
+        "volume.beta.kubernetes.io/storage-class": long,
+        "volume.kubernetes.io/storage-provisioner": long,
+        "volume.kubernetes.io/selected-node": long,
+    }
+    source = {"kind": long, "apiGroup": long, "name": long, "namespace": long}
+    body = claim(annotations, volumeName=long, volumeAttributesClassName=long, dataSourceRef=source)
+    body["metadata"]["ownerReferences"] = [{"uid": long, "controller": True}]
+    assert len(repr(read_claim(body))) < 2000
+    pod = {"metadata": {"namespace": "n", "name": "p", "uid": "u"}}
+    pod["spec"] = {"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": long}}]}
+    assert len(repr(read_pod(pod))) < 2000
+
+
+def test_a_name_that_was_cut_is_no_other_name() -> None:
+    assert bounded("x" * 253) == "x" * 253
+    assert bounded("x" * 254) == f"{'x' * 64}... (254 characters)"

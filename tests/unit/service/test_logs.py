@@ -69,3 +69,13 @@ async def test_tasks_inherit_the_subject_and_keep_it_to_themselves(capsys: pytes
         await asyncio.gather(work("a"), work("b"))
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert [(line["volume"], line["pod"]) for line in lines] == [("pvc-1", "a"), ("pvc-1", "b")]
+
+
+@pytest.mark.parametrize("form", [logs.TEXT, logs.JSON])
+def test_a_line_has_an_end_however_long_what_users_write_is(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(form, "INFO")
+    log.info("class %s", "x" * 1_000_000, exc_info=ValueError("y" * 1_000_000 + " at last"))
+    written = capsys.readouterr().err
+    assert len(written) < 20_000
+    assert "more characters)" in written
+    assert "at last" in written
