@@ -20,7 +20,7 @@ from command.table import Column, share, show, size
 from contract import quantity
 from daemon.backends import groupfile, lvmgroups
 from daemon.storage.record import DamagedRecord, from_tags
-from host import loopdevice
+from host import loopdevice, ownfolder
 from lvm import Lvm
 
 _METADATA_MOST = 64 << 20
@@ -184,7 +184,7 @@ def _forget(file: Path) -> None:
 
 def _attached(file: Path, wanted: int) -> Path:
     if not file.exists():
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        ownfolder.establish(file.parent)
         room = os.statvfs(file.parent)
         free = room.f_bavail * room.f_frsize
         if wanted > free:

@@ -132,12 +132,13 @@ _REFUSED_BY_KERNEL = ("Structure needs cleaning", "can't read superblock", "wron
 
 
 async def mount(kind: str, device: Path, path: Path, options: Sequence[str] = (), *, deadline: float = 100) -> None:
-    """Mounts `device` on the folder `path`, through mount(8) for the sake of its options. Raises OptionsRefused,
+    """Mounts `device` on the folder `path`, through mount(8) for the sake of its options, and always nosuid and nodev:
+    whoever shows it to others says there what they may (host.mounting.bind). Raises OptionsRefused,
     Unsound when the kernel refuses the filesystem itself, and CommandError for all else."""
-    words = ("-o", ",".join(options)) if options else ()
     heard = await asyncio.to_thread(kernellog.begin)
     try:
-        await run("mount", "-t", kind, *words, str(device), str(path), deadline=deadline)
+        words = ",".join(("nosuid", "nodev", *options))
+        await run("mount", "-t", kind, "-o", words, str(device), str(path), deadline=deadline)
     except CommandFailed as error:
         said = error.completed.words
         if error.completed.exit_code != _MOUNT_FAILED or not any(sign in said for sign in _REFUSED_BY_KERNEL):

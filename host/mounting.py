@@ -10,6 +10,7 @@ worded for people.
 """
 
 import ctypes
+import enum
 import errno
 import os
 from pathlib import Path
@@ -23,10 +24,17 @@ _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_FROM_EMPTY_PATH, _MOVE_MOUNT_TO_EMPTY_PATH = 0x04, 0x40
 _AT_FDCWD = -100
 _AT_EMPTY_PATH = 0x1000
-_MOUNT_ATTR_RDONLY = 0x01
 
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
+
+
+class Attribute(enum.IntFlag):
+    """Of one mount, whatever others show of the same filesystem. Source: MOUNT_ATTR_* in include/uapi/linux/mount.h."""
+
+    READ_ONLY = 0x01
+    NOSUID = 0x02
+    NODEV = 0x04
 
 
 class _MountAttributes(ctypes.Structure):
@@ -38,15 +46,21 @@ class _MountAttributes(ctypes.Structure):
     )
 
 
-def bind(source: Path | int, target: Path | int, *, read_only: bool = False) -> None:
-    """Shows `source`, a path or an open directory, on `target`, the same. What is mounted below `source` is not shown.
-    Raises OSError."""
+def bind(
+    source: Path | int,
+    target: Path | int,
+    *,
+    add: Attribute = Attribute(0),  # noqa: B008 - a number
+    drop: Attribute = Attribute(0),  # noqa: B008
+) -> None:
+    """Shows `source`, a path or an open directory, on `target`, the same, with the attributes that `source` is mounted
+    with, those of `add` and not those of `drop`. What is mounted below `source` is not shown. Raises OSError."""
     tree = _open_tree(source)
     try:
-        if read_only:
-            attributes = _MountAttributes(attr_set=_MOUNT_ATTR_RDONLY)
+        if add or drop:
+            attributes = _MountAttributes(attr_set=add, attr_clr=drop)
             _call(
-                "make the mount read-only",
+                "set the attributes of the mount",
                 source,
                 _MOUNT_SETATTR,
                 tree,

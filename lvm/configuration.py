@@ -8,6 +8,8 @@ finds it on a node.
 import tempfile
 from pathlib import Path
 
+from host import ownfolder
+
 _UDEV_SOCKET = Path("/run/udev/control")
 
 _SETTINGS = """\
@@ -85,7 +87,7 @@ def text(*, udev: bool) -> str:
 def write(folder: Path, content: str) -> None:
     """Put lvm.conf into its folder, so that a command that starts at this moment reads the old or the new one. Several
     programs of ours may do so at once, from different containers."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    ownfolder.establish(folder)
     target = folder / "lvm.conf"
     if target.is_file() and target.read_text() == content:
         return

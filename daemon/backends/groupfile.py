@@ -11,7 +11,7 @@ import logging
 import os
 from pathlib import Path
 
-from host import loopdevice
+from host import loopdevice, ownfolder
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ def place(data_dir: Path, group: str) -> Path:
 def make(file: Path, size: int) -> None:
     """A new file of `size` bytes that has them all: a sparse one would fail its volumes when the disk under it is
     full. It is there whole or not at all. Raises OSError."""
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    ownfolder.establish(file.parent)
     unfinished = file.with_suffix(_UNFINISHED)
     descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from daemon.errors import BackendFailed, Damaged, Foreign, NotFound, PoolMissing
 from daemon.storage.record import DamagedRecord, Record, State, Volume, Wanted, from_fields
+from host import ownfolder
 
 _SUFFIX = ".json"
 _UNFINISHED = ".new"
@@ -44,7 +45,7 @@ class RecordFiles:
         self._folder = folder
 
     def establish(self) -> None:
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        ownfolder.establish(self._folder)
         for unfinished in self._folder.glob(f".*{_UNFINISHED}"):
             unfinished.unlink()
 

@@ -16,6 +16,7 @@ from daemon.storage.record import Volume
 from daemon.storage.staging import Staging
 from host import blockdevice, filesystem, mounting
 from host.command import CommandError, CommandFailed
+from host.mounting import Attribute
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class Filesystems:
         path = await asyncio.to_thread(self._staging.make_folder, volume.pv)
         async with self._backend.device(volume) as source:
             if not self._backend.on_device(volume):
-                await asyncio.to_thread(mounting.bind, source, path)
+                await asyncio.to_thread(mounting.bind, source, path, add=Attribute.NOSUID | Attribute.NODEV)
                 return None
             try:
                 if volume.pv not in self._fresh:

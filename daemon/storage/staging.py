@@ -9,13 +9,14 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from contract import names
 from daemon.errors import BackendFailed, FolderMissing, InUse, Occupied
 from daemon.kubelet.podfolder import PodFolder
-from host import mounting, mounttable
+from host import mounting, mounttable, ownfolder
+from host.mounting import Attribute
 from host.mounttable import Mount
 
 log = logging.getLogger(__name__)
@@ -23,6 +24,9 @@ log = logging.getLogger(__name__)
 _UNUSABLE = 0o000
 """Mode of a staging folder under its mount: whoever writes there when nothing is mounted fills the node's own disk."""
 
+
+_OF_STAGING = {Attribute.NOSUID: "nosuid", Attribute.NODEV: "nodev"}
+"""What the staging mount has and a pod's has only if its class says so, in the words of mount(8)."""
 
 _UNWRITABLE = frozenset({"ro", "emergency_ro"})
 """Options of a filesystem. ext4 shows the second one since Linux 6.15 when it stopped itself."""
@@ -39,7 +43,7 @@ class Staging:
 
     def make_folder(self, pv: str) -> Path:
         """The empty folder to mount the volume on."""
-        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)  # nobody but pods looks into volumes
+        ownfolder.establish(self._root)
         with contextlib.suppress(FileExistsError):
             self.path(pv).mkdir(mode=_UNUSABLE)
         return self.path(pv)
@@ -83,8 +87,12 @@ class Staging:
         except OSError as error:
             log.warning("can't remove the staging folder %s: %s", path, error.strerror, extra={"volume": pv})
 
-    def bind(self, pv: str, folder: PodFolder, *, read_only: bool) -> None:
+    def bind(self, pv: str, folder: PodFolder, *, read_only: bool, options: Collection[str] = ()) -> None:
         """Shows the staged volume in the pod's folder, and returns only when the mount table says so.
+
+        Nobody on the node may run what a pod made setuid, or open the devices that it made, so the staging mount is
+        nosuid and nodev. In the pod, which its runtime confines, both work as in every volume of Kubernetes, unless
+        `options`, the mount options of the class, say otherwise.
 
         Raises Occupied when the folder shows something else, which stays there. After any other error there may be a
         mount on it, for the caller to take away.
@@ -104,7 +112,12 @@ class Staging:
                 return
             self.unbind(folder)
         with self._opened(pv, staged) as source, folder.open() as target:
-            mounting.bind(source, target, read_only=read_only)
+            mounting.bind(
+                source,
+                target,
+                add=Attribute.READ_ONLY if read_only else Attribute(0),
+                drop=sum((each for each, word in _OF_STAGING.items() if word not in options), Attribute(0)),
+            )
         _verify(pv, folder, staged, read_only)
 
     def unbind(self, folder: PodFolder) -> None:

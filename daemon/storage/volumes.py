@@ -218,7 +218,9 @@ class Volumes:
                 async with self._disks:
                     unfilled = await self._filesystems.mount(volume, wanted.parameters.mount_options)
                 shortfall = shortfall or unfilled
-            await asyncio.to_thread(self._staging.bind, wanted.pv, folder, read_only=read_only)
+            await asyncio.to_thread(
+                self._staging.bind, wanted.pv, folder, read_only=read_only, options=wanted.parameters.mount_options
+            )
             return shortfall
         except Occupied:
             await self._release_if_idle(wanted.pv)

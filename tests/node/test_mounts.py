@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from host import mounting, mounttable
+from host.mounting import Attribute
 from tests.sandbox import mountspace
 
 
@@ -44,11 +45,22 @@ def test_bound_and_unbound(source: Path, target: Path) -> None:
 
 
 def test_read_only_for_this_mount_alone(source: Path, target: Path) -> None:
-    mounting.bind(source, target, read_only=True)
+    mounting.bind(source, target, add=Attribute.READ_ONLY)
     assert on(target)[0].read_only
     with pytest.raises(OSError, match="Read-only file system"):
         (target / "another").touch()
     (source / "another").touch()
+
+
+def test_what_one_mount_has_another_gives_back(source: Path, target: Path, tmp_path: Path) -> None:
+    mounting.bind(source, target, add=Attribute.NOSUID | Attribute.NODEV)
+    assert {"nosuid", "nodev"} <= on(target)[0].options
+    pod = tmp_path / "pod"
+    pod.mkdir()
+    mounting.bind(target, pod, drop=Attribute.NODEV)
+    assert "nosuid" in on(pod)[0].options
+    assert "nodev" not in on(pod)[0].options
+    assert {"nosuid", "nodev"} <= on(target)[0].options
 
 
 def test_an_open_folder_is_met_wherever_it_was_moved(source: Path, target: Path, tmp_path: Path) -> None:
@@ -103,7 +115,7 @@ def test_errors_say_what_and_where(source: Path, target: Path) -> None:
     with pytest.raises(FileNotFoundError, match="missing"):
         mounting.bind(source, target / "missing")
     with pytest.raises(FileNotFoundError, match="absent"):
-        mounting.bind(source / "absent", target, read_only=True)
+        mounting.bind(source / "absent", target, add=Attribute.READ_ONLY)
     assert on(target) == []
 
 
@@ -116,7 +128,7 @@ from host import mounting
 staged, folder = map(Path, sys.argv[1:])
 subprocess.run(["mount", "-t", "tmpfs", "none", str(staged)], check=True)
 target = os.open(folder, os.O_PATH | os.O_DIRECTORY)
-mounting.bind(os.open(staged, os.O_PATH | os.O_DIRECTORY), target, read_only=True)
+mounting.bind(os.open(staged, os.O_PATH | os.O_DIRECTORY), target, add=mounting.Attribute.READ_ONLY)
 """
 _ITS_SUCCESSOR = """
 import os, sys

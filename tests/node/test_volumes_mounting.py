@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,19 @@ async def test_a_folder_mounted_the_other_way_is_corrected(node: Node) -> None:
         await volumes.mount(node.wanted(), folder, read_only=read_only)
         (shown,) = node.mounted_on(folder)
         assert shown.read_only == read_only
+
+
+@pytest.mark.parametrize("chosen", [(), ("nosuid",), ("nodev", "nosuid")], ids=["neither", "nosuid", "both"])
+async def test_setuid_and_devices_work_in_the_pod_alone(node: Node, chosen: tuple[str, ...]) -> None:
+    """Unless the class says that they don't work there either."""
+    node.staging.mkdir(mode=0o755, parents=True)  # as the kubelet does
+    volumes = await started(node)
+    folder = node.folder()
+    await volumes.mount(node.wanted(mount_options=chosen), folder, read_only=False)
+    (staged, shown) = node.mounts()
+    assert {"nosuid", "nodev"} <= staged.options
+    assert shown.options & {"nosuid", "nodev"} == set(chosen)
+    assert stat.S_IMODE(node.staging.stat().st_mode) == 0o700
 
 
 async def test_a_part_of_the_volume_mounted_elsewhere_keeps_it(node: Node, tmp_path: Path) -> None:
