@@ -164,18 +164,18 @@ class Cluster:
         while True:
             query["limit"] = str(number)
             try:
-                body, size = await self._answer(
+                body = await self._request(
                     "GET", resource.path(namespace), query=query, most=_PAGE_BYTES if number > 1 else None
                 )
             except _TooLarge:
                 number = max(number // 4, 1)
                 continue
-            metadata, items = body.get("metadata") or {}, body.get("items") or []
-            yield Page(items, str(metadata.get("resourceVersion") or ""))
+            metadata = body.get("metadata") or {}
+            yield Page(body.get("items") or [], str(metadata.get("resourceVersion") or ""))
             if not metadata.get("continue"):
                 return
             query["continue"] = metadata["continue"]
-            number = min(limit, max(len(items), 1) * max(_PAGE_BYTES // (2 * size), 1))
+            number = min(2 * number, limit)
 
     async def create(
         self, resource: Resource, body: Json, namespace: str | None = None, subresource: str | None = None
@@ -284,21 +284,11 @@ class Cluster:
         path: str,
         body: Body | None = None,
         *,
-        content_type: str = "application/json",
-    ) -> Json:
-        return (await self._answer(method, path, body, content_type=content_type))[0]
-
-    async def _answer(
-        self,
-        method: str,
-        path: str,
-        body: Body | None = None,
-        *,
         query: dict[str, str] | None = None,
         content_type: str = "application/json",
         most: int | None = None,
-    ) -> tuple[Json, int]:
-        """The answer, and its size in bytes. Raises _TooLarge, having read no more than `most` bytes of it."""
+    ) -> Json:
+        """Raises _TooLarge for an answer of more than `most` bytes, having read no more of it."""
         try:
             async with asyncio.timeout(self._deadline):
                 response = await self._transport.open(
@@ -312,7 +302,7 @@ class Cluster:
                             response.close()
                             raise _TooLarge
                     answer: Json = json.loads(text)
-                    return answer, len(text)
+                    return answer
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             raise _unreachable(f"{method} {path}", error) from error
 

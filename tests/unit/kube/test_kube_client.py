@@ -348,9 +348,9 @@ async def test_a_page_that_is_too_large_is_asked_for_in_smaller_ones(cluster: Cl
 
     server.next(f"GET {VOLUMES.path()}", *[answer] * 100)
     sizes, names = [], []
-    async for page in cluster.pages(VOLUMES):
-        sizes.append(len(page.items))
-        names += [body["metadata"]["name"] for body in page.items]
+    async for part in cluster.pages(VOLUMES):
+        sizes.append(len(part.items))
+        names += [body["metadata"]["name"] for body in part.items]
     assert names == [f"pv-{number:02}" for number in range(40)]
     assert max(sizes) <= 8
 

@@ -138,7 +138,7 @@ def test_what_users_write_is_kept_in_its_first_letters_only() -> None:
     body = claim(annotations, volumeName=long, volumeAttributesClassName=long, dataSourceRef=source)
     body["metadata"]["ownerReferences"] = [{"uid": long, "controller": True}]
     assert len(repr(read_claim(body))) < 2000
-    pod = {"metadata": {"namespace": "n", "name": "p", "uid": "u"}}
+    pod: Json = {"metadata": {"namespace": "n", "name": "p", "uid": "u"}}
     pod["spec"] = {"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": long}}]}
     assert len(repr(read_pod(pod))) < 2000
 

@@ -127,6 +127,7 @@ class MemoryCluster(Cluster):
         *,
         query: dict[str, str] | None = None,
         content_type: str = "application/json",
+        most: int | None = None,
     ) -> Json:
         where = _PATH.fullmatch(path)
         assert where, path

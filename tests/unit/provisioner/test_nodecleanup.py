@@ -10,6 +10,7 @@ import pytest
 from contract import names
 from kube.client import CLAIMS, EVENTS, NODES, VOLUMES, Forbidden, Json, Unreachable
 from kube.events import Recorder
+from kube.records import read_storage_class
 from provisioner.books import Books
 from provisioner.metrics import Metrics
 from provisioner.nodecleanup import NodeCleanup
@@ -38,6 +39,7 @@ class Stage:
         self.cluster = cluster
         self.clock = Clock()
         self.metrics = Metrics()
+        self.metrics.class_changed("fast", None, read_storage_class({"metadata": {"name": "fast"}, "provisioner": "p"}))
         self.recorder = Recorder(cluster, "test")
         self.view = View(cluster, names.NAMESPACE, Books())
         self.cleanup = NodeCleanup(
