@@ -182,8 +182,17 @@ async def test_an_orphan_gets_its_data_to_the_claim_that_is_named(namespace: Nam
     assert "nothing was changed" in dry.errors
     assert await state() == "orphan"
 
-    # As in a daemon's pod, whose account may tie a PersistentVolume but not make one.
+    # Of another cluster it is nobody's here, and only taken over by name.
+    record = node.data / "loop" / f"{name}.json"
+    ours = record.read_text()
+    record.write_text(json.dumps({**json.loads(ours), "cluster": "another"}))
+    assert await state() == "foreign"
+    assert "of another cluster (another)" in (await on_node(node, "adopt", **administrator)).output
+    record.write_text(json.dumps({**json.loads(ours), "policy": "Delete"}))
+
+    # As in a daemon's pod, whose account may tie a PersistentVolume but not make one. From here on it waits for that.
     manifest = (await on_node(node, *heir, "--manifest")).output
+    assert json.loads(record.read_text())["policy"] == "Retain"
     await sandbox.kubectl("create", "-f", "-", stdin=manifest)
     done = await on_node(node, "adopt", name, "--yes")
     assert done.code == 0, done.errors
