@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from daemon.errors import InUse, NotCloned
+from daemon.kubelet.podfolder import PodFolder
 from daemon.storage import cloning
 from daemon.storage.record import State, Wanted
 from daemon.storage.room import Promise
@@ -51,10 +52,17 @@ class Gate:
         monkeypatch.setattr(devicecopy, "copy", gated)
 
 
-def sparing(node: Node, volumes: Volumes, clone: Wanted, spare: int) -> Volumes:
-    """A daemon that has promised all but `spare` bytes of what is left when the clone is made."""
+async def short_of_room(node: Node, spare: int) -> tuple[Volumes, Wanted, PodFolder, Wanted]:
+    """A daemon that has promised all but `spare` bytes of what is left when the clone is made; with it the source, the
+    folder where that is in use, and the clone."""
+    volumes = await started(node)
+    source = node.wanted(SIZE)
+    folder = await used(node, volumes, source)
+    clone = clone_of(source)
     left = node.free(volumes) - clone.size - spare
-    return node.volumes([Promise("zzz", node.pool, left)])
+    volumes = node.volumes([Promise("zzz", node.pool, left)])
+    await volumes.start()
+    return volumes, source, folder, clone
 
 
 @pytest.mark.parametrize("layout", [{}, {"stripes": 2}, {"raid": "raid1"}], ids=["linear", "striped", "raid1"])
@@ -125,7 +133,7 @@ async def test_the_disks_are_searched_for_what_the_snapshot_kept(
     await copying
     await no_snapshots(volumes)
     shown = node.folder(clone.pv)
-    await volumes.mount(replace(clone), shown, read_only=False)
+    await volumes.mount(clone, shown, read_only=False)
     write(shown.path / "file", bytes(len(SECRET) * 4096))
     assert bool(secrets(node)) is left
 
@@ -133,12 +141,7 @@ async def test_the_disks_are_searched_for_what_the_snapshot_kept(
 async def test_a_snapshot_that_overflows_fails_the_copy_and_not_the_source(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    volumes = await started(node)
-    source = node.wanted(SIZE)
-    folder = await used(node, volumes, source)
-    clone = clone_of(source)
-    volumes = sparing(node, volumes, clone, 8 * MIB)
-    await volumes.start()
+    volumes, _, folder, clone = await short_of_room(node, 8 * MIB)
     with monkeypatch.context() as gated:
         gate = Gate(gated)
         copying = asyncio.create_task(volumes.prepare(clone))
@@ -163,12 +166,7 @@ async def test_a_snapshot_that_overflows_fails_the_copy_and_not_the_source(
 
 async def test_what_overflows_with_the_last_bytes_is_no_copy(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing failed, but what was being read in that moment may have been newer than the rest."""
-    volumes = await started(node)
-    source = node.wanted(SIZE)
-    folder = await used(node, volumes, source)
-    clone = clone_of(source)
-    volumes = sparing(node, volumes, clone, 8 * MIB)
-    await volumes.start()
+    volumes, _, folder, clone = await short_of_room(node, 8 * MIB)
     copy = devicecopy.copy
 
     async def late(*arguments: Any, **keywords: Any) -> None:
@@ -184,12 +182,7 @@ async def test_what_overflows_with_the_last_bytes_is_no_copy(node: Node, monkeyp
 async def test_without_room_for_a_snapshot_small_ones_are_frozen_and_large_ones_wait(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    volumes = await started(node)
-    source = node.wanted(SIZE)
-    folder = await used(node, volumes, source)
-    clone = clone_of(source)
-    volumes = sparing(node, volumes, clone, 4 * MIB)
-    await volumes.start()
+    volumes, source, folder, clone = await short_of_room(node, 4 * MIB)
     with pytest.raises(
         NotCloned, match=r"too large .* should have 8Mi for it .*, better 68Mi, and has 4Mi \(delete .*: stop the pods"
     ):
