@@ -7,18 +7,14 @@ from pathlib import Path
 import pytest
 
 from tests.uml import guest, reports
-from tests.uml.guest import Guest
+from tests.uml.guest import Guest, NoGuest
 from tests.uml.reports import GuestFailure, Tests
 from tests.waiting import eventually
 
-pytestmark = pytest.mark.xdist_group("uml-own")
+pytestmark = [pytest.mark.xdist_group("uml-own"), pytest.mark.usefixtures("user_mode_linux")]
 
 Boot = Callable[..., Tests]
-
-
-@pytest.fixture(autouse=True)
-def _installed() -> None:
-    assert not guest.missing()
+UML = Path(guest.__file__).parent
 
 
 @pytest.fixture
@@ -113,6 +109,39 @@ def test_a_disk_outlives_a_power_cut(tmp_path: Path) -> None:
     assert (tmp_path / "second" / "read").read_bytes().startswith(b"precious\n")
 
 
-def test_what_is_missing_is_said_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guest, "_PROGRAMS", ("sh", "no-such-program"))
-    assert guest.missing().startswith("no-such-program not found: apt-get install user-mode-linux ")
+def run_registers(folder: Path) -> Guest:
+    """Boot a guest in which two processes at the same time look whether their registers stay."""
+    program = guest.compiled(UML / "xstate_registers.c", folder / "xstate_registers")
+    script = '"$0" run 1 300 >one & "$0" run 2 300 >two && wait $!'
+    return Guest(folder, ["sh", "-c", script, str(program)], cwd=folder)
+
+
+def test_a_processor_with_more_state_than_the_guest_keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processor is an imitation, so that this is tried on all that exist: see xstate_larger.c."""
+    monkeypatch.setenv("LD_PRELOAD", str(guest.preloaded(UML / "xstate_larger.c", tmp_path / "xstate_larger.so")))
+    booted = run_registers(tmp_path)
+    try:
+        assert booted.wait(120) == 0, booted.console()
+    finally:
+        booted.kill()
+    assert [int((tmp_path / name).read_text()) > 0 for name in ("one", "two")] == [True, True], "they took turns"
+
+
+def test_without_what_is_preloaded_a_guest_panics_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or else the imitation shows nothing."""
+    monkeypatch.setattr(guest, "_XSTATE", UML / "xstate_larger.c")
+    booted = run_registers(tmp_path)
+    try:
+        assert booted.wait(120) is None
+    finally:
+        booted.kill()
+    console = (tmp_path / "console").read_text(errors="replace")
+    assert "userspace - ptrace set fp regs failed, errno = 14" in console
+    assert "Kernel panic" in console
+    assert not (tmp_path / "one").exists()
+
+
+def test_a_library_that_does_not_compile_is_said(tmp_path: Path) -> None:
+    (tmp_path / "wrong.c").write_text("int broken(")
+    with pytest.raises(NoGuest, match=r"(?s)^wrong.c can't be compiled \(apt-get install .* gcc libc6-dev\):.*error"):
+        guest.preloaded(tmp_path / "wrong.c", tmp_path / "wrong.so")

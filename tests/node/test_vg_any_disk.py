@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.uml import guest
 from tests.uml.guest import PROJECT, Guest
 
-pytestmark = pytest.mark.xdist_group("uml-own")
+pytestmark = [pytest.mark.xdist_group("uml-own"), pytest.mark.usefixtures("user_mode_linux")]
 
 _SCRIPT = """
 import json, subprocess
@@ -36,7 +35,6 @@ _SIZES = {"small": 64 << 20, "large": 256 << 20, "largest-but-used": 320 << 20}
 
 @pytest.fixture
 def disks(tmp_path: Path) -> list[Path]:
-    assert not guest.missing()
     paths = []
     for name, size in _SIZES.items():
         path = tmp_path / name

@@ -4,7 +4,11 @@ Its root is the host's own tree through hostfs, so the project, its virtual envi
 image has to be built. /run, /tmp and /mnt are the guest's own, in its memory: nothing that a test writes there reaches
 the host. What the host and the guest say to each other are files in one shared folder.
 
-Needs linux.uml and its modules (Debian: user-mode-linux), no KVM.
+Needs linux.uml and its modules (Debian: user-mode-linux) and a C compiler, no KVM. It is for x86-64 only.
+
+linux.uml 6.1 panics at its first process where the processor has more extended state than AVX-512 and PKRU (AMX has):
+"ptrace set fp regs failed, errno = 14". xstate.c, which is compiled here and preloaded into every guest, completes what
+it hands to the kernel; where nothing is missing it changes nothing.
 
     guest = Guest(folder, ["python", "-m", "pytest", "..."], cwd=root)
     ...
@@ -15,6 +19,7 @@ what was written by then.
 """
 
 import os
+import platform
 import shlex
 import shutil
 import signal
@@ -25,10 +30,11 @@ from pathlib import Path
 
 INSTALL = (
     "apt-get install user-mode-linux lvm2 thin-provisioning-tools kmod iproute2 util-linux e2fsprogs xfsprogs "
-    "btrfs-progs procps"
+    "btrfs-progs procps gcc libc6-dev"
 )
 _PROGRAMS = (
     "linux.uml",
+    "gcc",
     "lvm",
     "thin_check",
     "modprobe",
@@ -46,6 +52,9 @@ _WANTED_MODULES = ("dm-thin-pool", "dm-snapshot", "dm-flakey", "raid1", "dm-raid
 """raid1 by name: the kernel asks for it through /lib/modules, where the modules of User-mode Linux are not."""
 
 PROJECT = Path(__file__).parents[2]
+
+_XSTATE = Path(__file__).with_name("xstate.c")
+_COMPILER = ("gcc", "-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror")
 
 _OWN = ("/run", "/tmp", "/mnt")
 _MEMORY = 2 << 30
@@ -80,8 +89,22 @@ halt --force --poweroff
 """
 
 
+class NoGuest(Exception):
+    """No guest can be booted on this machine: says why, and what to do."""
+
+
+def other_machine() -> bool:
+    """Whether this is a machine that User-mode Linux was not made for."""
+    return platform.machine() != "x86_64"
+
+
 def missing() -> str:
-    """What has to be installed before a guest can be booted, as an order to the reader; empty = nothing."""
+    """Why no guest can be booted here, and what to do, as the end of a sentence; empty = one can."""
+    if other_machine():
+        return (
+            f"User-mode Linux is for x86-64 only, and this is {platform.machine()}; "
+            "as root, on a machine whose kernel has device-mapper: modprobe dm_mod && make test"
+        )
     path = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))
     absent = [program for program in _PROGRAMS if shutil.which(program, path=path) is None]
     if not absent and not _MODULES.is_dir():
@@ -89,8 +112,22 @@ def missing() -> str:
     return f"{', '.join(absent)} not found: {INSTALL}" if absent else ""
 
 
+def compiled(source: Path, target: Path, *options: str) -> Path:
+    """Compile a C program for this machine. Raises NoGuest with what the compiler says."""
+    done = subprocess.run([*_COMPILER, *options, "-o", target, source], capture_output=True, text=True)
+    if done.returncode:
+        raise NoGuest(f"{source.name} can't be compiled ({INSTALL}):\n{done.stderr}")
+    return target
+
+
+def preloaded(source: Path, target: Path) -> Path:
+    """Compile a library to preload. Raises NoGuest."""
+    return compiled(source, target, "-shared", "-fPIC")
+
+
 class Guest:
-    """One boot. `folder` is shared with it under the same path; it gets the console and the command's exit code."""
+    """One boot. `folder` is shared with it under the same path; it gets the console and the command's exit code.
+    Raises NoGuest."""
 
     def __init__(
         self,
@@ -101,12 +138,16 @@ class Guest:
         environment: Mapping[str, str] | None = None,
         disks: Sequence[Path] = (),
     ) -> None:
+        if absent := missing():
+            raise NoGuest(absent)
         self.folder = folder
         self._console = folder / "console"
+        libraries = [preloaded(_XSTATE, folder / "xstate.so"), *_preloaded_already()]
         init = folder / "init"
         init.write_text(_init(folder, command, cwd, environment or {}))
         init.chmod(0o755)
         kernel = [
+            *("env", f"LD_PRELOAD={os.pathsep.join(map(str, libraries))}"),
             "linux.uml",
             f"mem={_MEMORY >> 20}M",
             "rootfstype=hostfs",
@@ -157,6 +198,11 @@ class Guest:
         if self.running:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+
+
+def _preloaded_already() -> list[str]:
+    """What this process was told to preload (LD_PRELOAD, ld.so(8): spaces or colons)."""
+    return os.environ.get("LD_PRELOAD", "").replace(":", " ").split()
 
 
 def _init(folder: Path, command: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> str:
