@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pyroute2.netlink.uevent import MONITOR_GROUP_KERNEL, AsyncUeventSocket
 
-from daemon.static.looks import DEADLINE, Hung, Looks
+from daemon.static.looks import Hung, Looks
 from kube.backoff import Backoff
 
 log = logging.getLogger(__name__)
@@ -82,10 +82,9 @@ def mount_table(wake: Wake) -> Iterator[None]:
 class Folders:
     """Wakes whenever an entry of a watched folder comes, goes or is renamed."""
 
-    def __init__(self, wake: Wake, *, deadline: float = DEADLINE) -> None:
-        """`deadline`: seconds that the disk of a folder may take to answer."""
+    def __init__(self, wake: Wake) -> None:
         self._wake = wake
-        self._looks = Looks(deadline)
+        self._looks = Looks()
         self._watches: dict[Path, int] = {}
         self._refused: dict[Path, str] = {}
         self._descriptor = -1

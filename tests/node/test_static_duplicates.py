@@ -9,7 +9,6 @@ import pytest
 
 from daemon.static import entries
 from daemon.static.configuration import BLOCK
-from daemon.static.looks import Looks
 from daemon.static.naming import volume_name
 from daemon.static.plan import DUPLICATE, STRAY
 from host.mounttable import Mount
@@ -18,6 +17,7 @@ from tests.node.conftest import MakeDisks
 from tests.node.staticvolumes import Discovery, configured, discovery, mount, settings, unmount
 from tests.unit.daemon.nodecluster import NODE, until
 from tests.unit.daemon.static.gopv import go_pv
+from tests.unit.daemon.static.impatience import Impatient
 
 MIB = 1 << 20
 
@@ -197,7 +197,7 @@ async def test_a_disk_that_gives_no_answer_is_still_offered(
         return list_of(folder, wanted)
 
     monkeypatch.setattr(entries, "_list", hanging)
-    node.discoverer._looks = Looks(deadline=0.1)
+    node.discoverer._looks = Impatient(lambda place: place == fast)
     try:
         assert len(await node.look(chosen)) == 1
         assert set(await node.volumes()) == {"/host/fast/one"}

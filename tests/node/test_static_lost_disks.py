@@ -9,13 +9,13 @@ import pytest
 from daemon.static import entries
 from daemon.static.configuration import BLOCK
 from daemon.static.entries import Kind
-from daemon.static.looks import Looks
 from daemon.static.naming import volume_name
 from daemon.static.plan import NO_DEVICE, UNMOUNTED, UNRESPONSIVE, VANISHED
 from host.mounttable import Mount
 from tests.node.conftest import MakeDisks
 from tests.node.staticvolumes import Discovery, configured, discovery, mount, settings, unmount
 from tests.unit.daemon.nodecluster import NODE, until
+from tests.unit.daemon.static.impatience import Impatient
 
 MIB = 1 << 20
 
@@ -98,7 +98,7 @@ async def test_a_disk_that_hangs_is_stray_and_hinders_nobody(
         return kind_of(path)
 
     monkeypatch.setattr(entries, "_kind", slow)
-    node.discoverer._looks = Looks(deadline=0.1)
+    node.discoverer._looks = Impatient(lambda place: place.name in ("new", "was offered") and not let_go.is_set())
     mount(fast / "new")
     mount(fast / "alive")
     try:
@@ -130,7 +130,7 @@ async def test_a_disk_whose_size_can_not_be_had_hinders_nobody(
         return size_of(entry)
 
     monkeypatch.setattr(entries, "_capacity", slow)
-    node.discoverer._looks = Looks(deadline=0.1)
+    node.discoverer._looks = Impatient(lambda place: place.name == "dead")
     mount(fast / "dead")
     mount(fast / "later in the list")
     try:
@@ -153,7 +153,7 @@ async def test_a_folder_that_hangs_is_the_classes_error(
         return list_of(folder, wanted)
 
     monkeypatch.setattr(entries, "_list", hanging)
-    node.discoverer._looks = Looks(deadline=0.1)
+    node.discoverer._looks = Impatient(lambda place: place == fast)
     mount(slow / "one")
     try:
         [error] = await node.look(configured(settings(fast), settings(slow, "slow")))

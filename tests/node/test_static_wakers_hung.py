@@ -10,8 +10,8 @@ import pytest
 from daemon.static import wakers
 from daemon.static.wakers import Folders
 from tests.unit.daemon.nodecluster import until
+from tests.unit.daemon.static.impatience import Impatient
 
-DEADLINE = 0.2
 STUCK = 5.0
 """Seconds after which even the test that found an error goes on."""
 
@@ -24,6 +24,9 @@ class Disk:
         self.asked = 0
         self.answers = threading.Event()
         self._add = wakers._add_watch
+
+    def hangs(self, place: Path) -> bool:
+        return place == self.folder and not self.answers.is_set()
 
     def add_watch(self, descriptor: int, folder: Path) -> int:
         if folder == self.folder:
@@ -48,7 +51,8 @@ async def test_a_hung_disk_holds_one_thread_and_nothing_else(
     fine = tmp_path / "fine"
     fine.mkdir()
     woken = asyncio.Event()
-    with Folders(woken.set, deadline=DEADLINE) as folders:
+    with Folders(woken.set) as folders:
+        folders._looks = Impatient(disk.hangs)
         watching = asyncio.create_task(folders.watch([disk.folder, fine]))
         await until(lambda: disk.asked)
         assert not watching.done(), "the event loop went on meanwhile"
@@ -78,7 +82,8 @@ async def test_a_hung_disk_holds_one_thread_and_nothing_else(
 async def test_a_watch_outlives_a_disk_that_hangs_for_a_while(disk: Disk) -> None:
     woken = asyncio.Event()
     disk.answers.set()
-    with Folders(woken.set, deadline=DEADLINE) as folders:
+    with Folders(woken.set) as folders:
+        folders._looks = Impatient(disk.hangs)
         await folders.watch([disk.folder])
         disk.answers.clear()
         await folders.watch([disk.folder])

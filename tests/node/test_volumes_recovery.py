@@ -185,9 +185,10 @@ async def test_success_is_told_only_of_what_shows(loop_node: Node, monkeypatch: 
 async def test_a_caller_that_gives_up_leaves_the_work_to_be_joined(
     loop_node: Node, commands: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, may_go_on, make = asyncio.Event(), asyncio.Event(), filesystem.make
+    begun, may_go_on, made, make = asyncio.Event(), asyncio.Event(), list[Any](), filesystem.make
 
     async def gated(*arguments: Any) -> None:
+        made.append(arguments)
         begun.set()
         await may_go_on.wait()
         await make(*arguments)
@@ -204,6 +205,7 @@ async def test_a_caller_that_gives_up_leaves_the_work_to_be_joined(
     again = asyncio.create_task(volumes.mount(loop_node.wanted(), folder, read_only=False))
     may_go_on.set()
     await again
+    assert len(made) == 1, "it went on, and was not begun anew"
     assert commands == ["mkfs.ext4", "mount"]
     assert len(loop_node.mounts()) == 2
 

@@ -15,6 +15,9 @@ from typing import Any, TypeVar, TypeVarTuple
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
+_PATIENCE = 30.0
+"""Real seconds that a thread may take."""
+
 
 class _Selector(selectors.DefaultSelector):
     """Instead of waiting for a time it lets the time come."""
@@ -26,10 +29,12 @@ class _Selector(selectors.DefaultSelector):
         """How many calls threads of the loop's executor are busy with."""
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        if not timeout or timeout <= 0:
+        if timeout is not None and timeout <= 0:
             return super().select(timeout)
-        if self.threads:
-            return super().select(None)  # the thread that ends wakes us
+        if timeout is None or self.threads:
+            woken = super().select(_PATIENCE)  # the thread that ends wakes us
+            assert woken, "nothing can happen any more: the test waits for what never comes"
+            return woken
         ready = super().select(0)
         if not ready:
             self.now += timeout

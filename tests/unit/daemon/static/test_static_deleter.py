@@ -10,7 +10,6 @@ import pytest
 
 from daemon.static import place
 from daemon.static.configuration import BLOCK, FILESYSTEM, ClassConfiguration, Configuration
-from daemon.static.looks import Looks
 from daemon.static.metrics import ProcessCounts
 from daemon.static.place import Place, PlaceError, container_path
 from daemon.static.volume import StaticVolume
@@ -18,6 +17,7 @@ from kube.backoff import Backoff
 from kube.client import VOLUMES, Unreachable
 from tests.unit.daemon.nodecluster import until
 from tests.unit.daemon.static.deletionstage import CLASS, GONE, HOST_DIR, Stage, configured, stage
+from tests.unit.daemon.static.impatience import Impatient
 
 ONE, TWO = f"{HOST_DIR}/one", f"{HOST_DIR}/two"
 
@@ -277,7 +277,7 @@ async def test_a_disk_that_hangs_does_not_hold_up_the_others(
         return locate(volume, *more)
 
     monkeypatch.setattr(place, "locate", slow)
-    node.deleter._looks = Looks(deadline=0.1)
+    node.deleter._looks = Impatient(lambda place: place.name == "dead")
     for name in ("dead", "alive"):
         await node.create(name, f"{HOST_DIR}/{name}")
     try:

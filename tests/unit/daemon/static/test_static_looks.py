@@ -9,6 +9,7 @@ import pytest
 
 from daemon.static.looks import Hung, Looks
 from tests.unit.daemon.nodecluster import until
+from tests.unit.daemon.static.impatience import Impatient
 
 DISK = Path("/mnt/disks/dead")
 
@@ -24,6 +25,9 @@ class Disk:
         self.looked += 1
         self.let_go.wait()
         return "there"
+
+    def hangs(self, place: Path) -> bool:
+        return place == DISK and not self.let_go.is_set()
 
 
 @pytest.fixture
@@ -41,7 +45,7 @@ async def test_an_answer_or_an_error_is_passed_on() -> None:
 
 
 async def test_a_disk_that_hangs_holds_one_thread_and_no_other_disk(disk: Disk) -> None:
-    looks = Looks(deadline=0.05)
+    looks = Impatient(disk.hangs)
     threads = threading.active_count()
     for _ in range(20):
         with pytest.raises(Hung, match=r'path "/mnt/disks/dead" gives no answer, its disk hangs: see the kernel'):
@@ -52,7 +56,7 @@ async def test_a_disk_that_hangs_holds_one_thread_and_no_other_disk(disk: Disk) 
 
 
 async def test_a_disk_that_comes_back_is_looked_at_again(disk: Disk) -> None:
-    looks = Looks(deadline=0.05)
+    looks = Impatient(disk.hangs)
     with pytest.raises(Hung):
         await looks.at(DISK, disk.look)
     disk.let_go.set()
@@ -72,7 +76,7 @@ async def test_a_late_error_is_nobodys(disk: Disk) -> None:
         disk.look()
         raise OSError("I/O error")
 
-    looks = Looks(deadline=0.05)
+    looks = Impatient(disk.hangs)
     with pytest.raises(Hung):
         await looks.at(DISK, failing)
     disk.let_go.set()
@@ -90,7 +94,7 @@ async def test_a_late_error_is_nobodys(disk: Disk) -> None:
 def test_a_daemon_ends_though_a_disk_hangs(disk: Disk) -> None:
     async def daemon() -> None:
         with pytest.raises(Hung):
-            await Looks(deadline=0.05).at(DISK, disk.look)
+            await Impatient(disk.hangs).at(DISK, disk.look)
 
     asyncio.run(daemon())
     (hanging,) = (thread for thread in threading.enumerate() if thread.name == f"look at {DISK}")

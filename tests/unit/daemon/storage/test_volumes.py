@@ -147,7 +147,10 @@ async def volumes(backend: Memory, tmp_path: Path) -> Volumes:
     return volumes
 
 
-async def test_those_who_want_the_same_volume_join_one_run(volumes: Volumes, backend: Memory) -> None:
+async def test_those_who_want_the_same_volume_join_one_run(backend: Memory, tmp_path: Path) -> None:
+    runs: list[str] = []
+    volumes = Volumes(backend, tmp_path, Agreeing(), observe=lambda kind, outcome, seconds: runs.append(outcome))
+    await volumes.start()
     backend.gate.clear()
     callers = [asyncio.create_task(volumes.prepare(wanted())) for _ in range(20)]
     await until_nothing_moves()
@@ -158,6 +161,7 @@ async def test_those_who_want_the_same_volume_join_one_run(volumes: Volumes, bac
     assert backend.running == 1, "those who gave up did not break it off"
     backend.gate.set()
     assert {volume.size for volume in await asyncio.gather(*callers[10:])} == {100}
+    assert runs == ["success"]
     assert (await volumes.prepare(wanted())).size == 100
     assert backend.calls == ["inspect", "create"]
 
