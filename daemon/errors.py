@@ -12,6 +12,22 @@ class VolumeError(Exception):
     """Base of the family. The message is for the pod's owner."""
 
 
+_TEXT = 400
+"""Characters of an error that nobody foresaw. The whole of it is in the log."""
+
+
+def words(error: BaseException) -> str:
+    """An error of any kind, as a sentence for people."""
+    if isinstance(error, VolumeError):
+        return str(error)
+    text = " ".join(str(error).split()) or "it says no more"
+    short = text if len(text) <= _TEXT else f"{text[:_TEXT]}..."
+    return (
+        f"something failed that nobody foresaw, {type(error).__name__}: {short}; it is tried again, and the daemon's "
+        "log on the node has more"
+    )
+
+
 class NotAPodFolder(VolumeError):
     """The path is not one that the kubelet makes for a volume of ours, or a link stands on the way to it."""
 

@@ -10,7 +10,6 @@ yet or half removed, so it is emptied before it is used.
 
 import contextlib
 import os
-import shutil
 from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from daemon.backends.files import FilesBackend
 from daemon.backends.recordfiles import Remembered
 from daemon.errors import InUse, NotCloned, NotFound
 from daemon.storage.record import State, Volume, Wanted
-from host import mounttable
+from host import foldertree, mounttable
 
 
 class FolderBackend(FilesBackend):
@@ -78,5 +77,5 @@ class FolderBackend(FilesBackend):
 
     def _delete(self, pv: str) -> None:
         if os.path.lexists(self._data(pv)):
-            shutil.rmtree(self._data(pv))
+            foldertree.remove(self._data(pv))
             self._records.flush()

@@ -2,10 +2,17 @@
 
 A file is replaced as a whole: written under another name, flushed, renamed, and the folder flushed. So it always has
 the old or the new content, also after a power cut, and what a crash leaves is a file whose name starts with a dot.
+
+On a full disk a record can still be replaced, or what fills the disk could not be removed. A folder with records has a
+file in reserve: the new record is written over it where it lies, which takes no room, and it takes the old one's name;
+what was the old record is the reserve from then on. So each record has a whole block, with blanks at its end.
 """
 
 import contextlib
+import errno
+import fcntl
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -14,10 +21,17 @@ from pathlib import Path
 from daemon.errors import BackendFailed, Damaged, Foreign, NotFound, PoolMissing
 from daemon.storage.record import DamagedRecord, Record, State, Volume, Wanted, from_fields
 from host import ownfolder
+from host.foldertree import NotEmptied
 
+log = logging.getLogger(__name__)
+
+RESERVE = ".reserve"
 _SUFFIX = ".json"
 _UNFINISHED = ".new"
 _SIZE = "size"
+_BLOCK = 4096
+"""Bytes that a record has, blanks at its end included."""
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @contextlib.contextmanager
@@ -25,7 +39,7 @@ def told() -> Iterator[None]:
     """What goes wrong inside is told to the pod's owner."""
     try:
         yield
-    except OSError as error:
+    except (OSError, NotEmptied) as error:
         raise BackendFailed(f"the node's disk said: {error}; ask its administrator to look at it") from error
     except DamagedRecord as error:
         raise BackendFailed(f"the PersistentVolume can't be served: {error}") from error
@@ -43,11 +57,15 @@ class RecordFiles:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._reserve = folder / RESERVE
+        self._making_reserve = folder / f"{RESERVE}-{_UNFINISHED}"  # the name of no PersistentVolume
 
     def establish(self) -> None:
         ownfolder.establish(self._folder)
         for unfinished in self._folder.glob(f".*{_UNFINISHED}"):
             unfinished.unlink()
+        if not self._drop_idle_reserve():
+            self._keep_reserve()
 
     def read_all(self) -> tuple[Mapping[str, Remembered], Mapping[str, str]]:
         """What is remembered, and of what the memory is damaged and why; both by name of the PersistentVolume."""
@@ -111,7 +129,7 @@ class RecordFiles:
 
     def _read(self, pv: str) -> Remembered | None:
         try:
-            text = self._path(pv).read_text(errors="replace")
+            text = _content(self._path(pv))
         except FileNotFoundError:
             return None
         try:
@@ -131,13 +149,81 @@ class RecordFiles:
     def write(self, record: Record, size: int = 0) -> None:
         """On disk when this returns."""
         fields = {**record.to_fields(), **({_SIZE: size} if size else {})}
-        unfinished = self._folder / f".{record.pv}{_UNFINISHED}"
-        with unfinished.open("w") as file:
-            file.write(json.dumps(fields, indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(self._path(record.pv))
+        text = (json.dumps(fields, indent=1).ljust(_BLOCK - 1) + "\n").encode()
+        path = self._path(record.pv)
+        self._keep_reserve()
+        try:
+            self._write(path, self._folder / f".{record.pv}{_UNFINISHED}", text)
+        except OSError as full:
+            if full.errno not in _FULL or not path.exists():
+                raise
+            self._write_on_full_disk(path, text, full)
         self.flush()
+
+    @staticmethod
+    def _write(path: Path, unfinished: Path, text: bytes) -> None:
+        try:
+            with unfinished.open("wb") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                unfinished.unlink()
+            raise
+
+    def _write_on_full_disk(self, path: Path, text: bytes, full: OSError) -> None:
+        """Raises `full` when there is no reserve."""
+        old = self._making_reserve
+        with self._alone():
+            try:
+                with self._reserve.open("r+b") as file:
+                    file.write(text)
+                    file.truncate()
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError:
+                raise full from None
+            with contextlib.suppress(OSError):
+                old.unlink(missing_ok=True)
+                old.hardlink_to(path)
+            self._reserve.replace(path)
+            # Nobody else has the old record's file by now, so the next one may write over it.
+            with contextlib.suppress(OSError):
+                old.replace(self._reserve)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Nobody else touches the reserve, in no thread and no program."""
+        descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _drop_idle_reserve(self) -> bool:
+        """Without any record there is nothing to replace."""
+        with self._alone(), os.scandir(self._folder) as entries:
+            if any(entry.name.endswith(_SUFFIX) for entry in entries):
+                return False
+            self._reserve.unlink(missing_ok=True)
+            return True
+
+    def _keep_reserve(self) -> None:
+        """There is one, if there is room for it."""
+        if self._reserve.exists():
+            return
+        with self._alone():
+            try:
+                self._write(self._reserve, self._making_reserve, b" " * (_BLOCK - 1) + b"\n")
+            except OSError as error:
+                log.warning(
+                    "%s can't be made (%s): remove any file from that disk, or no volume on it can be removed",
+                    self._reserve,
+                    error.strerror,
+                )
 
     def void(self, remembered: Remembered) -> None:
         """The first step of a removal: from now on what is left of the data counts for nothing."""
@@ -148,6 +234,7 @@ class RecordFiles:
         """The last step of a removal: without its record, data is foreign."""
         with contextlib.suppress(FileNotFoundError):
             self._path(pv).unlink()
+        self._drop_idle_reserve()
         self.flush()
 
     def flush(self) -> None:
@@ -160,3 +247,13 @@ class RecordFiles:
 
     def _path(self, pv: str) -> Path:
         return self._folder / f"{pv}{_SUFFIX}"
+
+
+def _content(path: Path) -> str:
+    """Of one moment. Raises FileNotFoundError."""
+    while True:
+        with path.open(errors="replace") as file:
+            text = file.read()
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return text
+        # It was replaced meanwhile, and the file that was read may be the reserve, and written over, by now.

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from contract import quantity
 from contract.volume import DELETE, PersistentVolume
-from daemon.errors import VolumeError
+from daemon.errors import VolumeError, words
 from daemon.storage.authority import Authority, Deed
 from daemon.storage.record import Record, State, Volume
 from daemon.storage.volumes import Volumes
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 _RECHECK = 60.0
 """Seconds between two questions whether what keeps an orphan is still so, when no informer tells of it."""
 
-ORPHANED, ORPHAN_REMOVED = "VolumeOrphaned", "OrphanRemoved"
+ORPHANED, ORPHAN_REMOVED, ORPHAN_FAILED = "VolumeOrphaned", "OrphanRemoved", "OrphanFailedDelete"
 
 
 @dataclass(frozen=True)
@@ -167,17 +167,22 @@ class Orphans:
         return seen.uid if seen else ""
 
     def _tell(self, volume: Volume, namesake: str) -> None:
-        words = report(volume, self._grace, namesake=namesake)
-        log.warning("%s", words)
+        told = report(volume, self._grace, namesake=namesake)
+        log.warning("%s", told)
         retained = volume.record.policy != DELETE  # as somebody wished
-        (self._events.normal if retained else self._events.warning)(self._node, ORPHANED, words)
+        (self._events.normal if retained else self._events.warning)(self._node, ORPHANED, told)
 
     async def _remove(self, volume: Volume) -> None:
         """Raises InUse while it is mounted in a pod; the queue tries again."""
-        if not await self._volumes.reclaim(volume.pv, volume.record.uid, volume.pool, Deed.REMOVE_ORPHAN):
-            return  # it is being erased: look_at tells when it is done
+        try:
+            if not await self._volumes.reclaim(volume.pv, volume.record.uid, volume.pool, Deed.REMOVE_ORPHAN):
+                return  # it is being erased: look_at tells when it is done
+        except Exception as error:
+            told = f"volume {volume.pv}, whose PersistentVolume is gone, is not removed: {words(error)}"
+            self._events.warning(self._node, ORPHAN_FAILED, told)
+            raise
         self._seen.pop(volume.pv, None)
-        words = f"volume {volume.pv}, whose PersistentVolume was gone, is removed with its data"
-        log.warning("%s", words)
-        self._events.normal(self._node, ORPHAN_REMOVED, words)
+        done = f"volume {volume.pv}, whose PersistentVolume was gone, is removed with its data"
+        log.warning("%s", done)
+        self._events.normal(self._node, ORPHAN_REMOVED, done)
         self._removed()

@@ -18,11 +18,11 @@ from daemon.cluster.demand import parameters_of, policy_of, wanted
 from daemon.cluster.holdings import Holdings
 from daemon.cluster.pinning import is_remembered, release, remember_made
 from daemon.cluster.publish import Publisher
-from daemon.errors import VolumeError
+from daemon.errors import VolumeError, words
 from daemon.storage.record import State, Volume
 from daemon.storage.volumes import Volumes
 from kube.client import Cluster
-from kube.errors import ApiError
+from kube.errors import ApiError, Conflict, NotFound, Unreachable
 from kube.events import ObjectReference, Recorder
 from kube.workqueue import WorkQueue
 from service.logs import about
@@ -120,7 +120,9 @@ class Reconciler:
             action = self._plan(pv)
             try:
                 await self._perform(action, pv)
-            except VolumeError as error:
+            except (Conflict, NotFound, Unreachable):
+                raise  # it passes by itself
+            except Exception as error:
                 self._report(action, pv, error)
                 raise
 
@@ -161,11 +163,12 @@ class Reconciler:
                 raise _NotGrown(str(error)) from error
             await remember_made(self._cluster, pv, volume.size)
 
-    def _report(self, action: Action, pv: PersistentVolume, error: VolumeError) -> None:
+    def _report(self, action: Action, pv: PersistentVolume, error: Exception) -> None:
+        message = words(error)
         if action is Action.PREPARE:
             reason = GROWTH_FAILED if isinstance(error, _NotGrown) else PREPARATION_FAILED
-            self._events.warning(reference(pv), reason, str(error))
+            self._events.warning(reference(pv), reason, message)
             if claim := claim_reference(pv):
-                self._events.warning(claim, reason, str(error))
+                self._events.warning(claim, reason, message)
         else:
-            self._events.warning(reference(pv), DELETE_FAILED, str(error))
+            self._events.warning(reference(pv), DELETE_FAILED, message)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Protocol
 
 from daemon.backends import Backend
-from daemon.errors import ApiUnavailable, BackendFailed, InUse, NotAuthorized, VolumeError
+from daemon.errors import ApiUnavailable, BackendFailed, InUse, NotAuthorized, VolumeError, words
 from daemon.storage.authority import Permit
 from daemon.storage.erase import Method, method, steps
 from daemon.storage.ordering import Turns
@@ -165,10 +165,13 @@ class Erasures:
                 await self._erase(await permit(volume), chosen, permit)
         except VolumeError as failed:
             error = failed
-        except (CommandError, OSError) as failed:
+        except Exception as failed:
+            foreseen = isinstance(failed, CommandError | OSError)
+            if not foreseen:
+                log.exception("erasing failed", extra={"volume": volume.pv})
             error = BackendFailed(
-                f"the data of volume {volume.pv} can't be erased: {failed}; it stays, with its space, until its disk "
-                "works again, and is tried again until then"
+                f"the data of volume {volume.pv} can't be erased: {failed if foreseen else words(failed)}; it stays, "
+                "with its space, until its disk works again, and is tried again until then"
             )
         finally:
             del self._running[volume.pv]

@@ -1,7 +1,11 @@
 """The loop and folder backends: what they have in common, crashes at every step included, and what they don't."""
 
+import contextlib
+import itertools
 import os
-from collections.abc import Callable
+import resource
+import subprocess
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +15,11 @@ from contract.parameters import VolumeParameters
 from daemon.backends import Backend
 from daemon.backends.folder import FolderBackend
 from daemon.backends.loop import LoopBackend
+from daemon.backends.recordfiles import RESERVE
 from daemon.errors import BackendFailed, Damaged, Foreign, InUse, NoSpace, NotAuthorized, NotFound
 from daemon.storage.record import Foreign as ForeignVolume
 from daemon.storage.record import State, Volume, Wanted
-from host import blockdevice, loopdevice, mounting
+from host import blockdevice, foldertree, loopdevice, mounting
 from tests.crashing import crash_before_change
 from tests.waiting import eventually
 
@@ -174,7 +179,7 @@ async def test_a_broken_record_is_told_and_left_alone(kind: str, data: Path, tex
         await backend.create(WANTED)
     with pytest.raises(Damaged, match="restore"):
         await backend.remove(volume)
-    assert len(files(data)) == 2
+    assert len(files(data)) == 3, "data, record and reserve"
     assert (data / "pvc-1.json").read_text() == text
 
 
@@ -306,7 +311,7 @@ async def test_an_image_that_vanished_does_not_grow_into_an_empty_one(data: Path
     (data / "pvc-1.img").unlink()
     with pytest.raises(BackendFailed, match="administrator"):
         await backend.extend(volume, 9 * MIB)
-    assert files(data) == ["pvc-1.json"]
+    assert files(data) == [RESERVE, "pvc-1.json"]
 
 
 async def test_images_are_sparse_and_for_root_alone(data: Path) -> None:
@@ -343,3 +348,142 @@ async def test_a_folder_with_a_mount_inside_stays(data: Path, tmp_path: Path) ->
     assert (await backend.inspect()).volume("pvc-1") == volume
     mounting.unmount(inside)
     await backend.remove(volume)
+
+
+FILESYSTEMS = {"tmpfs": [], "ext4": ["-q"], "xfs": ["-q"]}
+
+
+@pytest.fixture
+def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A filesystem of its own, of some hundred MiB at most."""
+    kind, path, disk = request.param, tmp_path / "disk", tmp_path / "disk.img"
+    path.mkdir()
+    if kind == "tmpfs":
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "none", path], check=True)
+    else:
+        with disk.open("wb") as file:
+            file.truncate(400 * MIB)
+        subprocess.run([f"mkfs.{kind}", *FILESYSTEMS[kind], disk], check=True)
+        subprocess.run(["mount", "-o", "loop", disk, path], check=True)
+    try:
+        yield path
+    finally:
+        mounting.unmount(path)
+
+
+def fill(folder: Path) -> None:
+    """Neither a byte nor a name more goes into the folder's filesystem."""
+    with contextlib.suppress(OSError), (folder / "fill").open("wb", buffering=0) as file:
+        for size in (MIB, 4096, 512):
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(size))
+        os.fsync(file.fileno())
+    with contextlib.suppress(OSError):
+        for number in itertools.count():
+            (folder / f"{number:0200}").write_text("x" * 600)
+    with pytest.raises(OSError, match="No space left"):
+        (folder / "more").write_bytes(bytes(4096))
+    (folder / "more").unlink(missing_ok=True)
+
+
+@both
+@pytest.mark.parametrize("small_disk", FILESYSTEMS, indirect=True)
+async def test_a_full_disk_keeps_nobody_from_being_noted_or_removed(kind: str, small_disk: Path) -> None:
+    data = small_disk / "data"
+    backend = await started(kind, data, None)
+    names = ("pvc-1", "pvc-2", "pvc-3")
+    volumes = [await formatted(backend, replace(WANTED, pv=name)) for name in names]
+    fill(small_disk)
+    volumes = [await backend.rewrite(volume, replace(volume.record, policy="Retain")) for volume in volumes]
+    backend = await started(kind, data, None)
+    found = await backend.inspect()
+    assert not [*found.foreign, *found.damaged]
+    assert sorted(volume.record.pv for volume in found.volumes if volume.record.policy == "Retain") == [*names]
+    for volume in volumes:
+        await removed(backend, volume)
+    assert files(data) == []
+
+
+async def filling(backend: Backend, volume: Volume) -> None:
+    async with backend.device(volume) as place:
+        fill(place)
+
+
+@pytest.mark.parametrize("small_disk", FILESYSTEMS, indirect=True)
+async def test_a_pod_that_fills_the_disk_from_its_folder(small_disk: Path) -> None:
+    backend = await started("folder", small_disk / "data", None)
+    volume = await formatted(backend)
+    await filling(backend, volume)
+    await backend.remove(volume)
+    assert files(small_disk / "data") == []
+
+
+@both
+@every_crash
+@pytest.mark.parametrize("small_disk", ["tmpfs"], indirect=True)
+async def test_killed_while_removing_from_a_full_disk(kind: str, small_disk: Path, changes: int) -> None:
+    data = small_disk / "data"
+    backend = await started(kind, data, None)
+    volume = await formatted(backend)
+    other = await formatted(backend, replace(WANTED, pv="pvc-2"))
+    fill(small_disk)
+    with crash_before_change(changes, data) as death:
+        await removed(backend, volume)
+    assert not (death.came and changes == MOST_CHANGES), "try more of them"
+    backend = await started(kind, data, None)
+    found = await backend.inspect()
+    assert not [*found.foreign, *found.damaged]
+    assert found.volume("pvc-2") == other
+    if left := found.volume("pvc-1"):
+        await removed(backend, left)
+    await removed(backend, other)
+    assert files(data) == []
+
+
+def deep_tree(top: Path, depth: int) -> None:
+    at = os.open(top, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=at)
+        below = os.open("d", os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = below
+    os.close(at)
+
+
+async def test_a_tree_of_any_depth_goes(data: Path) -> None:
+    """Deeper than descriptors are many, and than Python calls itself."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    backend = await started("folder", data)
+    volume = await formatted(backend)
+    async with backend.device(volume) as place:
+        deep_tree(place, 5000)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        await backend.remove(volume)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert files(data) == []
+
+
+def test_a_tree_of_folders_alone_on_a_full_disk(tmp_path: Path) -> None:
+    """The top folder has no room for a single name more, and no file is there that could go first."""
+    disk, path = tmp_path / "disk.img", tmp_path / "disk"
+    path.mkdir()
+    with disk.open("wb") as file:
+        file.truncate(8 * MIB)
+    subprocess.run(["mkfs.ext4", "-q", "-b", "1024", "-m", "0", "-O", "^has_journal", disk], check=True)
+    subprocess.run(["mount", "-o", "loop", disk, path], check=True)
+    try:
+        top = path / "top"
+        names = ["a" * 200, "b" * 200, "c" * 200, "d" * 200, "e" * 130]
+        for name in names:
+            (top / name / "x" / "y").mkdir(parents=True)
+        deep_tree(top / names[0] / "x", 40)
+        fill(path)
+        with pytest.raises(OSError, match="No space left"):
+            (top / ("f" * 20)).mkdir()
+        foldertree.remove(top)
+        assert not top.exists()
+    finally:
+        mounting.unmount(path)

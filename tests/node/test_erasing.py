@@ -169,16 +169,22 @@ async def test_what_somebody_uses_is_not_erased_but_told_and_tried_again(
     await node.reclaim(volumes)
 
 
-async def test_a_disk_that_fails_keeps_the_volume_and_its_space(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [(OSError(5, "Input/output error"), "Input/output error"), (KeyError("x" * 900), "KeyError: 'x{399}[.]{3}; .*log")],
+)
+async def test_a_disk_that_fails_keeps_the_volume_and_its_space(
+    node: Node, failure: Exception, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     volumes = await started(node)
     await used_by_a_tenant(node, volumes)
 
     def fail(descriptor: int) -> None:
-        raise OSError(5, "Input/output error")
+        raise failure
 
     with monkeypatch.context() as patched:
         patched.setattr(erasure, "flush", fail)
-        with pytest.raises(BackendFailed, match=r"can't be erased: .*Input/output error.*stays, with its space"):
+        with pytest.raises(BackendFailed, match=f"can't be erased: .*{words}.*stays, with its space"):
             await node.reclaim(volumes)
     assert image(node).exists()
     monkeypatch.setattr(erasing, "RETRY_SECONDS", 0)

@@ -15,7 +15,7 @@ import pytest
 from daemon.static import cleaners
 from daemon.static.cleaners import folder
 from daemon.static.cleaners.folder import NotCleaned
-from host import loopdevice, mounting
+from host import foldertree, loopdevice, mounting
 
 MIB = 1 << 20
 PATTERN = b"what a user wrote into the volume"
@@ -275,7 +275,7 @@ def test_a_quota_project_of_a_users_own(attach: Attach, tmp_path: Path) -> None:
 
 
 def test_a_long_folder_is_emptied_in_pieces(volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder, "_AT_ONCE", 7)
+    monkeypatch.setattr(foldertree, "_AT_ONCE", 7)
     (volume.path / "below").mkdir()
     for number in range(50):
         (volume.path / f"file-{number}").touch()
@@ -299,13 +299,13 @@ def test_a_nested_mount_is_an_error_before_anything_goes(volume: Volume) -> None
 def test_what_is_mounted_meanwhile_survives(volume: Volume, nested: str, monkeypatch: pytest.MonkeyPatch) -> None:
     target = volume.path / nested
     target.mkdir(parents=True)
-    run = folder._Emptying.run
+    run = foldertree.Emptying.run
 
-    def mount_then_run(emptying: folder._Emptying) -> int:
+    def mount_then_run(emptying: foldertree.Emptying) -> int:
         mounting.bind(volume.neighbour, target)
         return run(emptying)
 
-    monkeypatch.setattr(folder._Emptying, "run", mount_then_run)
+    monkeypatch.setattr(foldertree.Emptying, "run", mount_then_run)
     try:
         with pytest.raises(NotCleaned, match="another filesystem is mounted"):
             folder.clean(volume.path)
@@ -321,7 +321,7 @@ def swap_for_link(path: Path, target: Path) -> None:
 
 def test_a_folder_swapped_for_a_link_after_it_was_listed(volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
     (volume.path / "victim").mkdir()
-    names = folder._names
+    names = foldertree._names
     swaps = iter([lambda: swap_for_link(volume.path / "victim", volume.neighbour)])
 
     def list_then_swap(descriptor: int) -> list[str]:
@@ -330,7 +330,7 @@ def test_a_folder_swapped_for_a_link_after_it_was_listed(volume: Volume, monkeyp
             next(swaps, lambda: None)()
         return found
 
-    monkeypatch.setattr(folder, "_names", list_then_swap)
+    monkeypatch.setattr(foldertree, "_names", list_then_swap)
     folder.clean(volume.path)
     assert list(volume.path.iterdir()) == []
     assert volume.survived()
@@ -338,17 +338,17 @@ def test_a_folder_swapped_for_a_link_after_it_was_listed(volume: Volume, monkeyp
 
 def test_a_folder_swapped_for_a_link_before_it_is_opened(volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
     (volume.path / "victim").mkdir()
-    remove = folder._Emptying._remove_folder
+    remove = foldertree.Emptying._remove_folder
     swapped = False
 
-    def swap_then_remove(emptying: folder._Emptying, name: str) -> None:
+    def swap_then_remove(emptying: foldertree.Emptying, name: str) -> None:
         nonlocal swapped
         if name == "victim" and not swapped:
             swapped = True
             swap_for_link(volume.path / name, volume.neighbour)
         remove(emptying, name)
 
-    monkeypatch.setattr(folder._Emptying, "_remove_folder", swap_then_remove)
+    monkeypatch.setattr(foldertree.Emptying, "_remove_folder", swap_then_remove)
     folder.clean(volume.path)
     assert swapped
     assert list(volume.path.iterdir()) == []

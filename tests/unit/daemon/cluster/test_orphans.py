@@ -14,7 +14,7 @@ import pytest
 from contract import names
 from contract.volume import DELETE, RETAIN, PersistentVolume
 from daemon.cluster.authority import LiveAuthority
-from daemon.cluster.orphans import Orphans, removable_after, report
+from daemon.cluster.orphans import ORPHAN_FAILED, Orphans, removable_after, report
 from daemon.errors import InUse
 from daemon.storage.authority import Deed
 from daemon.storage.record import Record, State, Volume
@@ -333,6 +333,8 @@ async def test_what_is_in_use_stays_until_it_is_not(node: NodeParts, monkeypatch
         stage.clock.now += GRACE
         await stage.examine()
         assert node.volume_names() == {"pv"}
+        warnings = [message for _, reason, message in await node.warnings() if reason == ORPHAN_FAILED]
+        assert warnings == ["volume pv, whose PersistentVolume is gone, is not removed: volume pv is mounted"]
         used = False
         await stage.examine()
         assert not node.volume_names()

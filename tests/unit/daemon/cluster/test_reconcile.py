@@ -11,7 +11,7 @@ import pytest
 from contract import names
 from contract.volume import DELETE, PV_PROTECTION, RETAIN, PersistentVolume, Pin
 from daemon.cluster.demand import WrongOptions, wanted
-from daemon.cluster.reconcile import GROWTH_FAILED, PREPARATION_FAILED, Action, plan
+from daemon.cluster.reconcile import DELETE_FAILED, GROWTH_FAILED, PREPARATION_FAILED, Action, plan
 from daemon.errors import InUse, Lost
 from daemon.storage.record import Record, State, Volume
 from kube.backoff import Backoff
@@ -248,6 +248,33 @@ async def test_what_cannot_be_made_is_told_and_made_when_there_is_room(node: Nod
     await until(told)
     await release_from_claim(node.cluster, "large")
     await until(lambda: node.volume_names() == {"second"})
+
+
+@pytest.mark.parametrize(
+    "failure", [RecursionError("maximum recursion depth exceeded"), KeyError("x" * 5000), OSError(28, "No space left")]
+)
+async def test_a_failure_that_nobody_foresaw_is_told_too(
+    node: NodeParts, failure: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await create_pv(node.cluster, "pv")
+    await until(lambda: node.volume_names() == {"pv"})
+
+    async def fails(volume: Volume) -> None:
+        raise failure
+
+    with monkeypatch.context() as broken:
+        broken.setattr(node.volumes._backend, "remove", fails)
+        await release_from_claim(node.cluster, "pv")
+
+        async def told() -> bool:
+            kind = type(failure).__name__ if not isinstance(failure, OSError) else "No space left"
+            return any(
+                (name, reason) == ("pv", DELETE_FAILED) and kind in message and "log" in message
+                for name, reason, message in await node.warnings()
+            )
+
+        await until(told)
+    await until(lambda: not node.volume_names())
 
 
 async def test_the_label_alone_does_not_make_a_volume_ours(node: NodeParts) -> None:
