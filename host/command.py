@@ -5,6 +5,9 @@ deadline. A program starts in a session of its own, and at the deadline, or when
 process group is killed and reaped: `lvcreate` starts `thin_check`, `fsck` starts `fsck.ext4`, and the child is the
 one that hangs.
 
+A process in an uninterruptible system call does not die. It is remembered with its group until it is gone, and no
+command of its kind is started meanwhile: it would only hang beside it, one more for each try.
+
 Output goes to anonymous memory files and not to pipes: nothing has to be read while the program runs, what it
 said before it was killed is still there, and a daemon that it leaves behind can't keep us waiting at an open pipe.
 
@@ -19,14 +22,16 @@ import shlex
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 log = logging.getLogger(__name__)
 
 _REAP_SECONDS = 5.0
 """How long a killed program may take to go. One that sits in an uninterruptible system call does not go at all,
 and must not hold up its caller for ever."""
+_LOOK_SECONDS = 0.02
 
 _KEPT_COMMANDS = 50
 _KEPT_OUTPUT = 4096
@@ -96,6 +101,18 @@ class CommandTimedOut(CommandFailed):
         self.args = (f"{completed.command_line} {what}: {completed.words}",)
 
 
+class CommandHung(CommandError):
+    """It was not started: one of its kind was killed and is still there."""
+
+    def __init__(self, survivor: "Survivor") -> None:
+        super().__init__(
+            f"{survivor.command_line} (process {survivor.group}) was killed {time.monotonic() - survivor.killed:.0f} s "
+            "ago and still waits for a disk that gives no answer, so nothing like it is started: see the kernel's log "
+            "on the node for the disk, bring it back or remove it, or restart the node"
+        )
+        self.survivor = survivor
+
+
 class MissingTool(CommandError):
     """The program is not installed."""
 
@@ -151,6 +168,46 @@ def _cut(text: str) -> str:
     return text if len(text) <= _KEPT_OUTPUT else f"{text[:_KEPT_OUTPUT]}... ({len(text)} characters)"
 
 
+@dataclass(frozen=True)
+class Survivor:
+    """A process group that did not die when it was killed, in monotonic seconds. Its number is given to no other while
+    one process of it is left."""
+
+    group: int
+    command_line: str
+    killed: float
+
+    @property
+    def alive(self) -> bool:
+        return any(_in_group(process, self.group) for process in Path("/proc").iterdir() if process.name.isdigit())
+
+
+def _in_group(process: Path, group: int) -> bool:
+    """Also one that was reaped by nobody is dead. Source of the format: proc_pid_stat(5)."""
+    try:
+        state, _, its_group, *_ = (process / "stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return False
+    return int(its_group) == group and state not in "ZX"
+
+
+class Survivors:
+    """By the kind of their command. At most one of each, as no second is started."""
+
+    def __init__(self) -> None:
+        self._by_kind: dict[Hashable, Survivor] = {}
+
+    def add(self, kind: Hashable, survivor: Survivor) -> None:
+        self._by_kind[kind] = survivor
+
+    def refuse(self, kind: Hashable) -> None:
+        """Raises CommandHung while there is one of that kind."""
+        self._by_kind = {each: found for each, found in self._by_kind.items() if found.alive}
+        if found := self._by_kind.get(kind):
+            raise CommandHung(found)
+
+
+survivors = Survivors()
 recorder = FlightRecorder()
 observers: list[Callable[[Completed], None]] = []
 """Called with every command that ended, successful or not: a program hangs its metrics here."""
@@ -163,13 +220,17 @@ async def run(
     check: bool = True,
     input: bytes | None = None,  # noqa: A002  named like subprocess.run's
     pass_fds: Collection[int] = (),
+    kind: Hashable = None,
 ) -> Completed:
     """Run a program to its end, at most `deadline` seconds.
 
     `env` is added to our own environment; the locale is always C, so that messages are what we know. `pass_fds` are
-    our open files that the program holds open as well, for as long as it lives, even after us. Raises
-    MissingTool, CommandTimedOut, and with `check` CommandFailed for an exit code other than zero.
+    our open files that the program holds open as well, for as long as it lives, even after us. `kind` is what it has
+    in common with those that would wait for the same disk, None: its command line. Raises MissingTool, CommandHung,
+    CommandTimedOut, and with `check` CommandFailed for an exit code other than zero.
     """
+    kind = kind or argv
+    survivors.refuse(kind)
     environment = {**os.environ, **(env or {}), "LC_ALL": "C"}
     started = time.time()
     begin = time.monotonic()
@@ -193,7 +254,7 @@ async def run(
             timed_out = True
         finally:
             if process.returncode is None:
-                await _kill(process)
+                await _kill(process, kind, shlex.join(argv))
         completed = Completed(
             argv=argv,
             exit_code=-signal.SIGKILL if process.returncode is None else process.returncode,
@@ -212,12 +273,19 @@ async def run(
     return completed
 
 
-async def _kill(process: asyncio.subprocess.Process) -> None:
+async def _kill(process: asyncio.subprocess.Process, kind: Hashable, command_line: str) -> None:
     """Kill the process group and reap its leader. Until the leader is reaped, the group's number is its own."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(process.wait(), _REAP_SECONDS)
+    survivor = Survivor(process.pid, command_line, time.monotonic())
+    try:
+        async with asyncio.timeout(_REAP_SECONDS):
+            await process.wait()
+            while survivor.alive:  # noqa: ASYNC110 - only the kernel knows when
+                await asyncio.sleep(_LOOK_SECONDS)
+    except TimeoutError:
+        log.error("%s (process %d) was killed and does not end: its disk gives no answer", command_line, process.pid)
+        survivors.add(kind, survivor)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@
 Every operation is one LVM command: nearly all of a command's time is its start and the scan of devices.
 """
 
-from lvm.errors import AlreadyExists, BadName, InUse, LvmError, NoSpace, NotFound, TimedOut, Unsupported
+from lvm.errors import AlreadyExists, BadName, Hung, InUse, LvmError, NoSpace, NotFound, TimedOut, Unsupported
 from lvm.lvm import Lvm, largest_snapshot
 from lvm.records import Health, LogicalVolume, PhysicalVolume, State, VolumeGroup
 
@@ -15,6 +15,7 @@ __all__ = [
     "AlreadyExists",
     "BadName",
     "Health",
+    "Hung",
     "InUse",
     "LogicalVolume",
     "Lvm",

@@ -40,6 +40,10 @@ class TimedOut(LvmError):
     may have happened or not."""
 
 
+class Hung(LvmError):
+    """The command was not started: one like it was killed and does not end, because a device does not answer."""
+
+
 class Unsupported(LvmError):
     """The kernel lacks what the command needs, and LVM could not load it."""
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from host import command
-from host.command import CommandFailed, CommandTimedOut, Completed
+from host.command import CommandFailed, CommandHung, CommandTimedOut, Completed
 from lvm import configuration, errors, names, report
 from lvm.records import State
 
@@ -216,8 +216,12 @@ class Lvm:
         await command.run("dmsetup", "--noudevsync", *arguments, deadline=self._deadline, check=False)
 
     async def _run(self, *arguments: str) -> Completed:
+        # What one group's disks keep waiting is no reason not to change another group.
+        kind = ("lvm", arguments[0], arguments[-1].partition("/")[0])
         try:
-            return await command.run("lvm", *arguments, deadline=self._deadline, env=self._environment)
+            return await command.run("lvm", *arguments, deadline=self._deadline, env=self._environment, kind=kind)
+        except CommandHung as hung:
+            raise errors.Hung(hung.survivor.command_line, None, str(hung)) from hung
         except CommandTimedOut as late:
             words = f"LVM did not answer within {self._deadline:g} s: {late.completed.words or 'it said nothing'}"
             raise errors.TimedOut(late.completed.command_line, late.completed.exit_code, words) from late

@@ -1,13 +1,14 @@
 import asyncio
 import logging
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from host import command
-from host.command import CommandFailed, CommandTimedOut, Completed, MissingTool, run
+from host.command import CommandFailed, CommandHung, CommandTimedOut, Completed, MissingTool, run
 
 FAMILY = 'sleep 60 & echo $$ $! >"$0"; echo so far so good; wait'
 """A shell that starts a child and writes both process numbers to the file it is given."""
@@ -127,3 +128,24 @@ async def test_a_program_holds_open_what_it_is_passed_and_nothing_else(tmp_path:
         completed = await run("sh", "-c", "readlink /proc/self/fd/*", deadline=5, check=False, pass_fds=[ours.fileno()])
     assert str(passed) in completed.stdout
     assert str(kept) not in completed.stdout
+
+
+async def test_what_can_not_be_killed_is_not_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill that does nothing stands for a process in an uninterruptible system call."""
+    file, kill = tmp_path / "pids", os.killpg
+    monkeypatch.setattr(command, "_REAP_SECONDS", 0.1)
+    with monkeypatch.context() as deaf:
+        deaf.setattr(os, "killpg", lambda group, number: None)
+        with pytest.raises(CommandTimedOut):
+            await run("sh", "-c", FAMILY, str(file), deadline=1, kind="of that disk")
+    shell, child = await family(file)
+    with pytest.raises(CommandHung, match=rf"process {shell}\) was killed 0 s ago .* restart the node"):
+        await run("true", deadline=10, kind="of that disk")
+    assert (await run("true", deadline=10)).exit_code == 0, "others go on"
+    os.kill(shell, signal.SIGKILL)  # its child still waits
+    await until(lambda: not alive(shell))
+    with pytest.raises(CommandHung):
+        await run("true", deadline=10, kind="of that disk")
+    kill(shell, signal.SIGKILL)
+    await until(lambda: not alive(child))
+    assert (await run("true", deadline=10, kind="of that disk")).exit_code == 0
