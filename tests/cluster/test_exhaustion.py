@@ -7,12 +7,13 @@ import resource
 import socket
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import aiohttp
 
 from contract import names
-from kube.client import CLAIMS, PODS
+from kube.client import CLAIMS, EVENTS, PODS
 from service.lifetime import raise_open_files
 from tests.sandbox.programs import Program
 from tests.sandbox.sandbox import Sandbox
@@ -21,6 +22,7 @@ from tests.sandbox.workloads import Namespace, claim, pod
 
 _NODE = "node-a"
 _SILENT = 1400
+_LARGE = 250
 
 
 def urls(sandbox: Sandbox) -> dict[str, tuple[Program, str]]:
@@ -83,3 +85,41 @@ async def test_junk_fills_no_log(shaken_sandbox: Sandbox) -> None:
         assert b"no HTTP" in program.log.read_bytes()
         assert b"Traceback" not in said
         assert len(said) < 2000
+
+
+async def test_large_claims_take_no_memory(shaken_sandbox: Sandbox, shaken: Namespace) -> None:
+    """Followed as they come, and listed all at once by a provisioner that starts."""
+    provisioner = shaken_sandbox.provisioners[0]
+    turns = asyncio.Semaphore(8)
+
+    async def create(number: int) -> None:
+        body = claim(f"large-{number}", "1Mi")
+        body["spec"]["dataSourceRef"] = {"kind": f"{number}{'K' * 900_000}", "apiGroup": "x.io", "name": "n"}
+        body["metadata"]["annotations"] = {
+            "volume.kubernetes.io/storage-provisioner": names.PROVISIONER,
+            "volume.kubernetes.io/selected-node": _NODE,
+        }
+        async with turns:
+            await shaken.create(CLAIMS, body)
+
+    await asyncio.gather(*(create(number) for number in range(_LARGE)))
+    await until(partial(refused, shaken, _LARGE), what="the last one was refused", seconds=60)
+    assert largest_memory(provisioner.pid) < 200 << 20
+    await provisioner.restart()
+    await until(lambda: "the state of the cluster is known" in provisioner.output, what="it leads", seconds=60)
+    assert largest_memory(provisioner.pid) < 200 << 20
+
+
+async def refused(namespace: Namespace, number: int) -> bool:
+    told = {
+        event["involvedObject"]["name"]
+        for event in await namespace.sandbox.api.list(EVENTS, namespace.name)
+        if event["reason"] == "ProvisioningFailed"
+    }
+    return len(told) >= number
+
+
+def largest_memory(pid: int) -> int:
+    """Bytes, since the program started."""
+    (line,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) << 10
