@@ -7,33 +7,57 @@ Zeroes are written only over what is not zero, so that a sparse file or a thin v
 import asyncio
 import mmap
 import os
+import threading
 import time
+from collections.abc import Hashable
+from functools import partial
 from pathlib import Path
 
 from host import blockdevice
-from host.thread import undisturbed
+from host.diskthreads import DiskThreads
 
 _CHUNK = 4 << 20
-_STEP = 16 * _CHUNK
-"""Bytes copied in one stay in a thread: there are few threads, and all of the process needs them."""
+_STEP = 4 * _CHUNK
+"""Bytes after which is asked whether to go on."""
 _ZEROES = bytes(_CHUNK)
+_LAST_STEP = 5.0
+"""Seconds that one step may take after the deadline before its disk counts as hung."""
+
+threads = DiskThreads()
+"""Copies are made in these: one that hangs keeps its devices open, and no other is made there until it came back."""
 
 
-async def copy(source: Path, target: Path, *, deadline: float) -> None:
+async def copy(source: Path, target: Path, *, deadline: float, place: str | None = None, disk: Hashable = None) -> None:
     """`target`, as large at least, begins with all of `source`, which nobody writes to meanwhile; on disk when this
-    returns. Raises OSError, and TimeoutError after `deadline` seconds."""
+    returns. `place` and `disk`: see host.diskthreads. Raises OSError, TimeoutError after `deadline` seconds, and Hung
+    when a disk does not even answer then: the target may still be written to."""
+    stop = threading.Event()
+    work = partial(_copied, source, target, deadline, stop)
+    limit = max(deadline, 0) + _LAST_STEP
+    copying = asyncio.ensure_future(threads.at(place or target, work, disk=disk, deadline=limit))
+    try:
+        await asyncio.shield(copying)
+    except asyncio.CancelledError:
+        stop.set()
+        await asyncio.wait([copying])
+        raise
+    finally:
+        stop.set()
+
+
+def _copied(source: Path, target: Path, deadline: float, stop: threading.Event) -> None:
     end = time.monotonic() + deadline
     flags = os.O_DIRECT | os.O_CLOEXEC
-    size = await asyncio.to_thread(blockdevice.size, source)
+    size = blockdevice.size(source)
     origin = os.open(source, os.O_RDONLY | flags)
     try:
         copied = os.open(target, os.O_RDWR | flags)
         try:
             for begin in range(0, size, _STEP):
-                if time.monotonic() > end:
+                if stop.is_set() or time.monotonic() > end:
                     raise TimeoutError(f"only {begin} of {size} bytes were copied in {deadline:g} s")
-                await undisturbed(_copy, origin, copied, range(begin, min(begin + _STEP, size)))
-            await undisturbed(os.fsync, copied)
+                _copy(origin, copied, range(begin, min(begin + _STEP, size)))
+            os.fsync(copied)
         finally:
             os.close(copied)
     finally:

@@ -23,11 +23,11 @@ from daemon.static.cleaning import CleaningFailed
 from daemon.static.configuration import BLOCK, ClassConfiguration, Configuration
 from daemon.static.decision import CallOff, Clean, LetGo, Refuse, Remove, decide, spared
 from daemon.static.jobtracking import JobTracker
-from daemon.static.looks import DEADLINE, Hung, Looks
 from daemon.static.metrics import DELETE, JOB, PROCESS, UNKNOWN, ProcessCounts, StaticMetrics
 from daemon.static.place import Place, PlaceError
 from daemon.static.proctable import Cleaning, ProcessTable, Release
 from daemon.static.volume import StaticVolume
+from host.diskthreads import DEADLINE, DiskThreads, Hung
 from kube.backoff import Backoff
 from kube.client import VOLUMES, ApiError, Cluster, Conflict, NotFound
 from kube.events import Recorder
@@ -78,7 +78,7 @@ class Deleter:
         self._wake = wake
         self._job_image = job_image
         self._retry = retry
-        self._looks = Looks(deadline)
+        self._looks = DiskThreads(deadline)
         self._table = ProcessTable()
         self._jobs = JobTracker(
             cluster,

@@ -17,7 +17,6 @@ from daemon.static.cache import Cache
 from daemon.static.configuration import ClassConfiguration, Configuration
 from daemon.static.entries import Entry, Kind
 from daemon.static.identity import Identity
-from daemon.static.looks import DEADLINE, Hung, Looks
 from daemon.static.metrics import CREATE, DELETE, StaticMetrics
 from daemon.static.naming import provisioner_name, round_down
 from daemon.static.patterns import PatternError
@@ -37,6 +36,7 @@ from daemon.static.plan import (
     vanished,
 )
 from daemon.static.volume import POLICIES, Offer, StaticVolume
+from host.diskthreads import DEADLINE, DiskThreads, Hung
 from kube.client import VOLUMES, AlreadyExists, ApiError, Cluster
 from kube.events import Recorder
 from kube.informer import Informer
@@ -85,7 +85,7 @@ class Discoverer:
         self._events = events
         self._metrics = metrics
         self._cleaning = cleaning
-        self._looks = Looks(deadline)
+        self._looks = DiskThreads(deadline)
         self._created: dict[str, tuple[str, float]] = {}
         """PersistentVolumes that we created, by path: their names, and until when we count on hearing of them."""
         cache.informer.subscribe(lambda name, *_: self._heard_of(name))

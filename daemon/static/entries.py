@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 
 from daemon.static.identity import Identity, of_device, of_mount
-from daemon.static.looks import Hung, Looks
 from host import blockdevice, mounttable
+from host.diskthreads import DiskThreads, Hung
 from host.mounttable import Mount
 
 
@@ -39,7 +39,7 @@ class Entry:
     """What stands behind a device or a mounted folder. None: it can't be told."""
 
 
-async def look(folder: Path, wanted: Callable[[str], bool], looks: Looks) -> list[Entry]:
+async def look(folder: Path, wanted: Callable[[str], bool], looks: DiskThreads) -> list[Entry]:
     """The entries whose names are wanted, by name. Raises OSError for a folder that can't be listed, and Hung."""
     mounts = await looks.at(folder, partial(_list, folder, wanted))
     # At once: if all disks of a controller hang, one deadline is waited for.
@@ -55,7 +55,7 @@ def _list(folder: Path, wanted: Callable[[str], bool]) -> dict[str, Mount | None
     return {name: mounts.get(str(real / name)) for name in found}
 
 
-async def _answer(path: Path, mount: Mount | None, looks: Looks) -> Entry:
+async def _answer(path: Path, mount: Mount | None, looks: DiskThreads) -> Entry:
     try:
         return await looks.at(path, partial(_entry, path, mount))
     except Hung:
@@ -80,13 +80,13 @@ def _kind(path: Path) -> Kind:
     return Kind.FOLDER if stat.S_ISDIR(mode) else Kind.BLOCK if stat.S_ISBLK(mode) else Kind.OTHER
 
 
-async def is_claimed(entry: Entry, looks: Looks) -> bool:
+async def is_claimed(entry: Entry, looks: DiskThreads) -> bool:
     """Whether somebody has the device for himself: a filesystem, device-mapper, LVM or md on it or on a part of it.
     Raises OSError and Hung."""
     return entry.kind is Kind.BLOCK and await looks.at(entry.path, partial(blockdevice.is_claimed, entry.path))
 
 
-async def capacity(entry: Entry, looks: Looks) -> int:
+async def capacity(entry: Entry, looks: DiskThreads) -> int:
     """Bytes: of the device, or of the filesystem with what it keeps for itself. Raises OSError and Hung."""
     return await looks.at(entry.path, partial(_capacity, entry))
 

@@ -12,9 +12,9 @@ from contract.volume import AVAILABLE, BOUND, PENDING
 from daemon.static.configuration import BLOCK, FILESYSTEM, ClassConfiguration
 from daemon.static.entries import Entry, Kind
 from daemon.static.identity import Identity
-from daemon.static.looks import Hung
 from daemon.static.naming import volume_name
 from daemon.static.volume import StaticVolume
+from host.diskthreads import Hung
 
 STRAY, DUPLICATE = "VolumeDiscoveryStray", "VolumeDuplicate"
 NO_DEVICE = "VolumeFailedDelete"

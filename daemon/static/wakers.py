@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pyroute2.netlink.uevent import MONITOR_GROUP_KERNEL, AsyncUeventSocket
 
-from daemon.static.looks import Hung, Looks
+from host.diskthreads import DiskThreads, Hung
 from kube.backoff import Backoff
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class Folders:
 
     def __init__(self, wake: Wake) -> None:
         self._wake = wake
-        self._looks = Looks()
+        self._looks = DiskThreads()
         self._watches: dict[Path, int] = {}
         self._refused: dict[Path, str] = {}
         self._descriptor = -1

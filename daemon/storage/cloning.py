@@ -16,6 +16,7 @@ What a killed daemon left frozen, the next one thaws when it starts; what it lef
 import asyncio
 import contextlib
 import logging
+import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from daemon.storage.snapshots import Snapshots
 from daemon.storage.staging import Staging
 from daemon.storage.stock import Stock
 from host import blockdevice, devicecopy, freezing, identity
+from host.diskthreads import Hung
 from host.mounttable import Mount
 
 log = logging.getLogger(__name__)
@@ -37,7 +39,7 @@ log = logging.getLogger(__name__)
 FROZEN_SIZE = 1 << 30
 """Bytes of the largest volume that is copied while pods use it: some seconds on any disk."""
 _FROZEN_SECONDS = 20.0
-"""No pod waits longer, however slow the disk is."""
+"""No pod waits longer, however slow the disks are."""
 _SLOWEST = 10 << 20
 """Bytes a second. Where it takes longer, the disk does not work."""
 _TOGETHER = 4
@@ -117,6 +119,7 @@ class Cloning:
 
         `begun`: what an attempt that was cut off has left. If that is data, it is overwritten where it is: given back
         as it is, its space would show it to others."""
+        devicecopy.threads.refuse(_place(wanted.pv))  # before anything is frozen, or a snapshot made
         source = self.source(wanted)
         wanted = replace(wanted, size=max(wanted.size, source.size))
         await asyncio.to_thread(self._staging.release, wanted.pv)  # an attempt that was cut off may have mounted it
@@ -168,12 +171,12 @@ class Cloning:
     async def _copied_while_still(self, source: Volume, volume: Volume, staged: Mount | None) -> None:
         async with self._backend.device(source) as origin, self._backend.device(volume) as target:
             if staged:
-                async with _frozen(Path(staged.path), source):
-                    await devicecopy.copy(origin, target, deadline=_FROZEN_SECONDS)
+                async with _frozen(Path(staged.path), source, _FROZEN_SECONDS):
+                    await _copied(origin, target, volume, _FROZEN_SECONDS)
             elif await asyncio.to_thread(blockdevice.is_claimed, origin):
                 raise NotCloned(f"volume {source.pv} is in use by something that is no pod of this node: stop that")
             else:
-                await devicecopy.copy(origin, target, deadline=_deadline(source.size))
+                await _copied(origin, target, volume, _deadline(source.size))
 
     async def _target(self, wanted: Wanted, begun: Volume | None, taken: int) -> Volume:
         """The volume in state COPYING, whatever was begun."""
@@ -194,7 +197,7 @@ class Cloning:
         try:
             async with self._backend.device(snapshot) as origin, self._backend.device(volume) as target:
                 try:
-                    await devicecopy.copy(origin, target, deadline=_deadline(volume.size))
+                    await _copied(origin, target, volume, _deadline(volume.size))
                 except OSError as error:
                     failure = error
             if await self._snapshots.readable(snapshot):
@@ -218,19 +221,48 @@ class Cloning:
             await identity.renew(volume.record.filesystem, device, folder)
 
 
+def _place(pv: str) -> str:
+    """In which a copy hangs."""
+    return f"volume {pv}"
+
+
+async def _copied(source: Path, target: Path, volume: Volume, deadline: float) -> None:
+    await devicecopy.copy(source, target, deadline=deadline, place=_place(volume.pv), disk=volume.pool)
+
+
 @contextlib.asynccontextmanager
-async def _frozen(path: Path, source: Volume) -> AsyncIterator[None]:
-    """Raises NotCloned when what is done inside takes too long."""
-    await asyncio.to_thread(freezing.freeze, path)
+async def _frozen(path: Path, source: Volume, limit: float) -> AsyncIterator[None]:
+    """For `limit` seconds at most, whatever is done inside and however long its disk hangs: a thread thaws it that does
+    nothing else. Raises NotCloned when that took too long."""
+    expired = threading.Event()
+
+    def thaw() -> None:
+        expired.set()
+        with contextlib.suppress(OSError):
+            freezing.thaw(path)
+
+    timer = threading.Timer(limit, thaw)
+    timer.daemon = True
+    timer.start()
+    try:
+        await asyncio.to_thread(freezing.freeze, path)
+    except OSError:
+        timer.cancel()  # what somebody else froze is not ours to thaw
+        raise
+    late: Exception | None = None
     try:
         yield
-    except TimeoutError as error:
+    except (TimeoutError, Hung) as error:
+        late = error
+    finally:
+        timer.cancel()
+        # Also when it was thawed in time: that may have come before it was frozen.
+        await asyncio.to_thread(freezing.thaw, path)
+    if late or expired.is_set():
         raise NotCloned(
             f"volume {source.pv} is in use, and the disk is too slow to hold it still while it is copied "
-            f"({error}): stop the pods that use it until its copy is made"
-        ) from error
-    finally:
-        await asyncio.to_thread(freezing.thaw, path)
+            f"({late or f'it took longer than {limit:g} s'}): stop the pods that use it until its copy is made"
+        ) from late
 
 
 def _deadline(size: int) -> float:

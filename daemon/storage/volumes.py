@@ -37,6 +37,7 @@ from daemon.storage.thinpools import Enlargement
 from daemon.storage.throttle import Throttle
 from host import filesystem
 from host.command import CommandError
+from host.diskthreads import Hung
 
 log = logging.getLogger(__name__)
 
@@ -286,5 +287,7 @@ def _worded(pv: str) -> Iterator[None]:
         raise Damaged(f"volume {pv} can't be mounted: {error}") from error
     except DamagedRecord as error:
         raise BackendFailed(f"PersistentVolume {pv} can't be remembered: {error}") from error
+    except Hung as error:
+        raise BackendFailed(str(error)) from error
     except (CommandError, OSError) as error:
         raise BackendFailed(f"volume {pv}: {error}; the daemon's log on the node has more") from error

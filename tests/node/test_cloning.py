@@ -3,6 +3,7 @@
 import asyncio
 import os
 import subprocess
+import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,7 +15,7 @@ from contract.volume import Original
 from daemon.backends import Backend
 from daemon.backends.folder import FolderBackend
 from daemon.backends.loop import LoopBackend
-from daemon.errors import NotCloned, VolumeError
+from daemon.errors import BackendFailed, NotCloned, VolumeError
 from daemon.kubelet.podfolder import PodFolder
 from daemon.storage import cloning
 from daemon.storage.record import State, Wanted
@@ -218,6 +219,49 @@ async def test_a_disk_too_slow_to_wait_for_holds_nobody_up(node: Node, monkeypat
         await volumes.prepare(clone_of(source))
     (shown.path / "word").write_text("second")
     assert not freezing.thaw(shown.path)
+
+
+@on("loop")
+async def test_a_source_is_thawed_in_time_though_the_disk_of_its_copy_hangs(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cloning, "_FROZEN_SECONDS", 1.0)
+    monkeypatch.setattr(devicecopy, "_LAST_STEP", 3.0)
+    let_go, tries = threading.Event(), 0
+    volumes = await started(node)
+    source = source_of(node)
+    shown = await filled(node, volumes, source)
+
+    def hangs(*_: object) -> None:
+        nonlocal tries
+        tries += 1
+        let_go.wait(60)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(devicecopy, "_copy", hangs)
+        clone = clone_of(source)
+        copying = asyncio.create_task(volumes.prepare(clone))
+        async with asyncio.timeout(20):
+            while not tries:
+                await asyncio.sleep(0.01)
+        await asyncio.to_thread((shown.path / "word").write_text, "second")
+        assert not copying.done(), "the source was written to before the copy was given up"
+        with pytest.raises(NotCloned, match="too slow to hold it still"):
+            await copying
+        for _ in range(3):
+            with pytest.raises(BackendFailed, match="gives no answer, its disk hangs"):
+                await volumes.prepare(clone)
+        assert tries == 1
+        assert not freezing.thaw(shown.path)
+        let_go.set()
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                await volumes.prepare(clone)
+            except VolumeError:
+                await asyncio.sleep(0.1)
+            else:
+                break
 
 
 @on("loop")

@@ -10,8 +10,8 @@ import pytest
 from daemon.static import entries
 from daemon.static.configuration import BLOCK
 from daemon.static.entries import Kind
-from daemon.static.looks import Looks
 from daemon.static.plan import STRAY
+from host.diskthreads import DiskThreads
 from lvm import Lvm
 from tests.node.conftest import MakeDisks
 from tests.node.staticvolumes import Discovery, configured, discovery, mount, settings
@@ -127,6 +127,6 @@ async def test_a_device_without_a_medium_is_stray(node: Discovery, fast: Path, m
 async def test_logical_volumes(lvm: Lvm, volume_group: str, fast: Path) -> None:
     await lvm.create_volume(volume_group, "data", 64 * MIB, ())
     (fast / "by path").symlink_to(f"/dev/{volume_group}/data")
-    (entry,) = await entries.look(fast, lambda name: True, Looks())
+    (entry,) = await entries.look(fast, lambda name: True, DiskThreads())
     assert entry.kind is Kind.BLOCK
-    assert await entries.capacity(entry, Looks()) == 64 * MIB
+    assert await entries.capacity(entry, DiskThreads()) == 64 * MIB

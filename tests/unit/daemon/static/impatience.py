@@ -1,14 +1,14 @@
 """Looks at disks of which a test knows which ones hang."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 
-from daemon.static.looks import Looks, Seen
+from host.diskthreads import DiskThreads, Seen
 
 _SOON, _NEVER = 0.1, 60.0
 
 
-class Impatient(Looks):
+class Impatient(DiskThreads):
     """Gives up soon on the places that hang. On a machine that is busy one that is well may take as long, and is waited
     for."""
 
@@ -16,7 +16,8 @@ class Impatient(Looks):
         super().__init__()
         self._hangs = hangs
 
-    async def at(self, place: Path, look: Callable[[], Seen]) -> Seen:
-        # No other look comes between this and the wait that reads it.
-        self._deadline = _SOON if self._hangs(place) else _NEVER
-        return await super().at(place, look)
+    async def at(
+        self, place: Path | str, look: Callable[[], Seen], *, disk: Hashable = None, deadline: float | None = None
+    ) -> Seen:
+        hangs = isinstance(place, Path) and self._hangs(place)
+        return await super().at(place, look, disk=disk, deadline=_SOON if hangs else _NEVER)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.static.looks import Hung, Looks
+from host.diskthreads import DiskThreads, Hung
 from tests.unit.daemon.nodecluster import until
 from tests.unit.daemon.static.impatience import Impatient
 
@@ -38,7 +38,7 @@ def disk() -> Iterator[Disk]:
 
 
 async def test_an_answer_or_an_error_is_passed_on() -> None:
-    looks = Looks()
+    looks = DiskThreads()
     assert await looks.at(DISK, lambda: "there") == "there"
     with pytest.raises(FileNotFoundError):
         await looks.at(DISK, Path("/nowhere").stat)
@@ -102,3 +102,15 @@ def test_a_daemon_ends_though_a_disk_hangs(disk: Disk) -> None:
     disk.let_go.set()
     hanging.join(5)
     assert not hanging.is_alive()
+
+
+async def test_a_disk_with_many_places_holds_few_threads_and_no_other_disk(disk: Disk) -> None:
+    threads = DiskThreads(deadline=0.1, most=3)
+    for number in range(10):
+        with pytest.raises(Hung, match=f"volume {number} gives no answer"):
+            await threads.at(f"volume {number}", disk.look, disk="dead")
+        assert await threads.at(f"volume on another {number}", lambda: "there", disk="alive", deadline=30) == "there"
+    assert disk.looked == 3
+    waiting = asyncio.create_task(threads.at("volume 9", lambda: "there", disk="dead", deadline=30))
+    disk.let_go.set()
+    assert await waiting == "there"
