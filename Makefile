@@ -5,9 +5,10 @@ VENV := .venv
 PYTHON ?= python3
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 ENVIRONMENT := $(VENV)/.complete
+LIMITS = $(if $(SEED),--seed $(SEED)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(MINUTES),--minutes $(MINUTES))
 CALLOUT = $(MAKE) --silent --directory flexdriver/native PYTHON=$(CURDIR)/$(VENV)/bin/python
 
-.PHONY: help demo test bench callout callout-here image lint format lock docs tools clean
+.PHONY: help demo test torture bench callout callout-here image lint format lock docs tools clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-21s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,6 +18,10 @@ demo: tools callout-here ## the main job on this machine, no cluster needed: a c
 
 test: tools callout-here ## all tests: unit, node (real LVM, in User-mode Linux where the kernel has no device-mapper), cluster
 	@$(RUN) pytest --numprocesses 2 --dist loadgroup
+
+torture: tools ## kill daemons and LVM, and cut the power, at random; SEED, ROUNDS, MINUTES: see docs/reliability.md
+	@for backend in loop folder lvm; do $(RUN) python -m tests.torture kills --backend $$backend $(LIMITS) || exit; done
+	@$(RUN) python -m tests.torture powercuts $(LIMITS)
 
 bench: tools callout-here ## measure: start of the callout, time from claim to mount
 	@$(RUN) python -m tests.bench

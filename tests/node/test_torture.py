@@ -1,0 +1,37 @@
+"""The campaigns of `make torture`, in short: some rounds from a seed of their own, which a failure names."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.torture import kills
+from tests.torture.figures import Figures
+from tests.torture.powercuts import PowerCuts
+
+
+def rounds(figures: Figures, number: int) -> Callable[[], bool]:
+    return lambda: figures.counts["rounds"] >= number
+
+
+@pytest.fixture
+def seed() -> int:
+    return random.SystemRandom().randrange(10**9)
+
+
+@pytest.mark.parametrize("backend", kills.BACKENDS)
+def test_kills_lose_and_leak_nothing(tmp_path: Path, backend: str, seed: int) -> None:
+    figures = Figures()
+    kills.on_files(backend, tmp_path, seed, figures, rounds(figures, 12))
+    assert not figures.complaints, f"kills --backend {backend} --seed {seed}\n{figures}"
+    assert figures.counts["kills at a step"] + figures.counts["kills at a moment"] > 0
+    assert figures.counts["checks"] > 0
+
+
+@pytest.mark.xdist_group("uml-own")
+def test_a_power_cut_loses_nothing(tmp_path: Path, seed: int) -> None:
+    figures = Figures()
+    PowerCuts(tmp_path, seed, figures).run(rounds(figures, 1))
+    assert not figures.complaints, f"powercuts --seed {seed}\n{figures}"
+    assert (figures.counts["power cuts"], figures.counts["last boots"]) == (1, 1)

@@ -1,0 +1,300 @@
+"""The process that is killed: a daemon's volumes, started, told what to do, and telling what it is about to do and what
+is done. With all that it starts it is a process namespace of its own, as in its container: they die together."""
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from contract.volume import DELETE, Original
+from daemon.errors import VolumeError
+from daemon.storage.authority import Owner
+from daemon.storage.record import Wanted
+from daemon.storage.volumes import Volumes
+from host import command, mounting
+from host.command import Completed
+from tests.agreeing import CLUSTER
+from tests.node.volume_node import Node
+from tests.sandbox import mountspace
+from tests.torture.model import Chain, Operation, Seen, content, uid_of
+
+_CLONE_NEWPID = 0x20000000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+Tell = Callable[[dict[str, Any]], None]
+"""Writes one event, at once: what was told stays told when the process is killed."""
+
+_STEPS = frozenset({"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "fcntl.ioctl", "subprocess.Popen"})
+
+
+@dataclass(frozen=True)
+class Arms:
+    """When it dies. 0: not by this."""
+
+    step: int = 0
+    """Before this change of disk, mounts or devices, or start or end of a command."""
+    kill_command: int = 0
+    """The command of this number is killed, and the daemon lives."""
+    command_seconds: float = 0
+
+
+class Cluster:
+    """The API server as the model has it: see daemon.storage.authority.Authority."""
+
+    cluster = CLUSTER
+
+    def __init__(self, chains: list[Chain]) -> None:
+        self._removed: set[str] = set()
+        self.remove(chains)
+
+    def remove(self, chains: list[Chain]) -> None:
+        """From now on the PersistentVolumes are deleted of which the chains remove the volumes."""
+        self._removed |= {each.pv for chain in chains for each in chain if each.kind == "reclaim"}
+
+    async def owner(self, pv: str) -> Owner | None:
+        return Owner(uid_of(pv), DELETE, reclaimable=pv in self._removed)
+
+
+def spawn(work: Callable[[Tell], None]) -> tuple[int, int, int]:
+    """Runs the work in a process that is the first of a process namespace. Returns its pid, that of the process to wait
+    for, and a descriptor with its events, one JSON object a line."""
+    reading, writing = os.pipe()
+    pid_reading, pid_writing = os.pipe()
+    outer = os.fork()
+    if outer == 0:
+        try:
+            if _libc.unshare(_CLONE_NEWPID):
+                raise OSError(ctypes.get_errno(), "no process namespace")
+            inner = os.fork()
+            if inner == 0:
+                _run(work, writing)
+            os.write(pid_writing, b"%d\n" % inner)
+            os.close(writing)
+            os.waitpid(inner, 0)
+        finally:
+            os._exit(0)
+    os.close(writing)
+    os.close(pid_writing)
+    with os.fdopen(pid_reading) as told:
+        inner = int(told.readline())
+    return inner, outer, reading
+
+
+def _run(work: Callable[[Tell], None], writing: int) -> None:
+    def tell(event: dict[str, Any]) -> None:
+        os.write(writing, json.dumps(event).encode() + b"\n")
+
+    code = 1
+    try:
+        work(tell)
+        code = 0
+    except BaseException:
+        tell({"event": "crashed", "why": traceback.format_exc()[-3000:]})
+    finally:
+        os._exit(code)
+
+
+def perform(node: Node, chains: list[Chain], arms: Arms, tell: Tell) -> None:
+    """All of a daemon's life: its start, and the chains side by side."""
+    _arm(arms, tell)
+
+    async def live() -> None:
+        volumes = _volumes(node, chains)
+        try:
+            await volumes.start()
+        except VolumeError as error:
+            # As when its command was killed: a daemon logs that and looks again.
+            tell({"event": "not started", "why": str(error)[-500:]})
+            return
+        tell({"event": "started"})
+        await asyncio.gather(*(follow(volumes, node, chain, tell) for chain in chains))
+        await volumes.close()
+
+    asyncio.run(live())
+    tell({"event": "ended"})
+
+
+def _volumes(node: Node, chains: list[Chain]) -> Volumes:
+    return Volumes(node.make_backend(), node.staging, Cluster(chains))
+
+
+async def follow(volumes: Volumes, node: Node, chain: Chain, tell: Tell) -> None:
+    """One operation after the other, until one fails."""
+    for operation in chain:
+        tell({"event": "begin", "operation": operation.to_fields()})
+        try:
+            size = await _do(volumes, node, operation)
+        except (VolumeError, OSError) as error:
+            words = f"{type(error).__name__}: {error}"
+            tell({"event": "failed", "operation": operation.to_fields(), "why": words[-500:]})
+            return
+        tell({"event": "done", "operation": operation.to_fields(), "size": size})
+
+
+async def _do(volumes: Volumes, node: Node, operation: Operation) -> int:
+    """The size that the volume was said to have, 0 when nothing was said."""
+    pv = operation.pv
+    if operation.kind == "reclaim":
+        async with asyncio.timeout(120):
+            while not await volumes.reclaim(pv, uid_of(pv), node.pool):
+                await asyncio.sleep(0.01)
+        return 0
+    if operation.kind == "unmount":
+        folder = node.folder(pv, operation.pod)
+        await volumes.unmount(folder)
+        folder.path.rmdir()
+        return 0
+    if operation.kind == "write":
+        await asyncio.to_thread(_write, node.folder(pv, operation.pod).path, operation.file)
+        return 0
+    wanted = wanted_of(node, operation)
+    if operation.kind == "prepare":
+        return (await volumes.prepare(wanted)).size
+    if operation.kind == "expand":
+        return (await volumes.expand(wanted)).size
+    await volumes.mount(wanted, node.folder(pv, operation.pod), read_only=False)
+    return 0
+
+
+def wanted_of(node: Node, operation: Operation) -> Wanted:
+    original = Original(operation.original, uid_of(operation.original)) if operation.original else None
+    wanted = node.wanted(operation.size, pv=operation.pv, uid=uid_of(operation.pv))
+    return replace(wanted, made=operation.made, original=original)
+
+
+def _write(folder: Path, file: str) -> None:
+    with (folder / file).open("wb") as opened:
+        opened.write(content(file))
+        opened.flush()
+        os.fsync(opened.fileno())
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def _arm(arms: Arms, tell: Tell) -> None:
+    left = arms.step
+
+    def step(name: str) -> None:
+        nonlocal left
+        if left:
+            left -= 1
+            if not left:
+                tell({"event": "step", "name": name})
+                time.sleep(3600)  # until the SIGKILL comes, which the first process of a namespace can't give itself
+
+    if arms.step:
+
+        def hook(event: str, arguments: tuple[Any, ...]) -> None:
+            if event in _STEPS or (event == "open" and _writes(arguments)):
+                step(event)
+
+        def ended(completed: Completed) -> None:
+            step(f"end of {completed.argv[0]}")
+
+        command.observers.append(ended)
+        for name in ("bind", "unmount"):
+            _wrap(mounting, name, step)
+        sys.addaudithook(hook)
+    if arms.kill_command:
+        _kill_command(arms, tell)
+
+
+def _writes(arguments: tuple[Any, ...]) -> bool:
+    return isinstance(arguments[2], int) and bool(arguments[2] & (os.O_WRONLY | os.O_RDWR))
+
+
+def _wrap(owner: Any, name: str, step: Callable[[str], None]) -> None:
+    inner = getattr(owner, name)
+
+    def wrapped(*arguments: Any, **keywords: Any) -> Any:
+        step(f"before {name}")
+        result = inner(*arguments, **keywords)
+        step(f"after {name}")
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+def _kill_command(arms: Arms, tell: Tell) -> None:
+    """As the kernel does that is short of memory: the command dies with what it started, the daemon does not."""
+    start = asyncio.create_subprocess_exec
+    left = arms.kill_command
+
+    async def started(*arguments: Any, **keywords: Any) -> Any:
+        nonlocal left
+        process = await start(*arguments, **keywords)
+        left -= 1
+
+        def kill() -> None:
+            if process.returncode is None:
+                tell({"event": "command killed", "command": " ".join(map(str, arguments[:3]))})
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+
+        if left == 0:
+            asyncio.get_running_loop().call_later(arms.command_seconds, kill)
+        return process
+
+    asyncio.create_subprocess_exec = started
+
+
+async def look(node: Node, *, start: bool) -> Seen:
+    """What the node shows. `start`: a daemon is started for it, which mends what an LVM command left that was killed,
+    so that LVM can be asked at all, and ends what is left over."""
+    if start:
+        volumes = _volumes(node, [])
+        await volumes.start()
+        async with asyncio.timeout(120):
+            while volumes.inventory.snapshots:
+                await asyncio.sleep(0.02)
+        await volumes.close()
+    found = await node.make_backend().inspect()
+    mounts = node.mounts()
+    pods = [Path(each.path) for each in mounts if not Path(each.path).is_relative_to(node.staging)]
+    files: dict[str, dict[str, str]] = {}
+    unreadable: dict[str, str] = {}
+    for path in pods:
+        if path.name not in files:
+            try:
+                files[path.name] = dict(_digests(path))
+            except OSError as error:
+                unreadable[path.name] = str(error)
+    return Seen(
+        inventory=found,
+        mounts=frozenset((path.parents[2].name, path.name) for path in pods),
+        staged=frozenset(Path(each.path).name for each in mounts if Path(each.path).parent == node.staging),
+        files=files,
+        unreadable=unreadable,
+        paths=_names(node.root / "data"),
+        loop_devices=_loop_devices(node),
+        staging_folders=_names(node.staging),
+    )
+
+
+def _names(folder: Path) -> frozenset[str]:
+    return frozenset(each.name for each in folder.iterdir()) if folder.is_dir() else frozenset()
+
+
+def _digests(folder: Path) -> Iterator[tuple[str, str]]:
+    for path in folder.iterdir():
+        if path.is_file():
+            yield path.name, sha256(path.read_bytes()).hexdigest()
+
+
+def _loop_devices(node: Node) -> int:
+    """Of files with volumes. -1: the node has its volumes elsewhere."""
+    data = node.root / "data"
+    if not list(data.glob("*.img")) and node.pool != "loop":
+        return -1
+    return len(list(mountspace.loop_devices(data)))

@@ -1,0 +1,122 @@
+"""The model of the campaigns says what is lost and what is leaked: one that can't is no proof."""
+
+import random
+from dataclasses import replace
+from hashlib import sha256
+
+import pytest
+
+from daemon.storage.record import Damaged, Foreign, Inventory, Pool, Record, State, Volume
+from tests.node.volume_node import MIB
+from tests.torture.model import Model, Operation, Seen, content, plan, settlement, uid_of
+
+PV, POD, FILE = "pvc-1", "pod", "pvc-1-0"
+MOUNT = Operation("mount", PV, 16 * MIB, POD)
+WRITE = Operation("write", PV, pod=POD, file=FILE)
+GOOD = {FILE: sha256(content(FILE)).hexdigest()}
+
+
+def done(model: Model, operation: Operation) -> Model:
+    return model.begin(operation).acknowledge(operation, operation.size)
+
+
+def seen(state: State = State.READY, **changes: object) -> Seen:
+    volume = Volume(Record(PV, uid_of(PV), "Delete", "ext4", state), 16 * MIB, "loop")
+    pool = Pool("loop", 64 * MIB, 48 * MIB, 16 * MIB, 4096)
+    whole = Seen(
+        Inventory([volume], [pool]),
+        frozenset({(POD, PV)}),
+        frozenset({PV}),
+        {PV: GOOD},
+        frozenset({f"{PV}.img", f"{PV}.json"}),
+        1,
+        frozenset({PV}),
+    )
+    return replace(whole, **changes)  # type: ignore[arg-type]
+
+
+EMPTY = Inventory([], [Pool("loop", 64 * MIB, 64 * MIB, 0, 4096)])
+WRITTEN = done(done(Model(), MOUNT), WRITE)
+
+
+def test_what_was_acknowledged_and_is_there_is_no_complaint() -> None:
+    assert WRITTEN.complaints(seen(), settled=True) == []
+
+
+@pytest.mark.parametrize(
+    ("shown", "words"),
+    [
+        (seen(inventory=EMPTY), "acknowledged as ready and is LOST"),
+        (seen(State.FORMATTING), "acknowledged as ready and is formatting"),
+        (seen(State.ERASING), "half made given out"),
+        (seen(mounts=frozenset()), "mounts were acknowledged and are gone"),
+        (seen(mounts=frozenset({(POD, PV), ("other", PV)})), "folders that it was unmounted from"),
+        (seen(files={PV: {}}), f"file {FILE} was acknowledged and is LOST"),
+        (seen(files={PV: {FILE: "0"}}), f"file {FILE} was acknowledged and has OTHER CONTENT"),
+        (seen(files={PV: {**GOOD, "pvc-2-0": "0"}}), "files of others"),
+        (seen(unreadable={PV: "Input/output error"}), "can't be read"),
+        (seen(inventory=replace(seen().inventory, foreign=[Foreign("x", "loop", 1)])), "x is foreign"),
+        (seen(inventory=replace(seen().inventory, damaged=[Damaged("x", "loop", "y")])), "x is damaged"),
+        (seen(inventory=replace(seen().inventory, pools=EMPTY.pools)), "volumes take"),
+        (seen(paths=frozenset({f".{PV}.new"})), "is left"),
+        (seen(staging_folders=frozenset({PV, "pvc-9"})), "the staging folder of pvc-9 is left"),
+        (seen(loop_devices=2), "2 loop devices"),
+    ],
+)
+def test_each_loss_and_leak_is_a_complaint(shown: Seen, words: str) -> None:
+    assert any(words in each for each in WRITTEN.complaints(shown, settled=True))
+
+
+def test_what_was_acknowledged_as_removed_must_be_gone() -> None:
+    model = done(done(WRITTEN, Operation("unmount", PV, pod=POD)), Operation("reclaim", PV))
+    assert model.complaints(seen(inventory=EMPTY, mounts=frozenset(), files={})) == []
+    complaints = model.complaints(seen())
+    assert f"{PV} is not known" in complaints
+    assert f"{POD}/{PV} is mounted still" in complaints
+
+
+@pytest.mark.parametrize("state", [State.FORMATTING, State.READY])
+def test_what_was_only_begun_may_have_happened_or_not(state: State) -> None:
+    model = Model().begin(replace(MOUNT, kind="prepare", pod=""))
+    assert model.complaints(seen(inventory=EMPTY, mounts=frozenset(), staged=frozenset(), files={})) == []
+    assert model.complaints(seen(state, mounts=frozenset(), staged=frozenset(), files={})) == []
+
+
+def test_a_write_that_was_only_begun_may_be_there_in_part() -> None:
+    model = done(Model(), MOUNT).begin(WRITE)
+    for files in ({}, {FILE: "half"}, GOOD):
+        assert model.complaints(seen(files={PV: files})) == []
+
+
+def test_a_copy_shows_what_its_source_held_when_it_was_begun() -> None:
+    model = done(WRITTEN, Operation("prepare", "pvc-2", 16 * MIB, original=PV))
+    assert model.volumes["pvc-2"].files == {FILE}
+    later = done(model, replace(WRITE, file="pvc-1-1"))
+    assert later.volumes["pvc-2"].files == {FILE}
+    assert "pvc-1-1" not in later.volumes["pvc-2"].begun
+
+
+def test_nothing_is_mounted_after_a_power_cut_and_data_is_still_expected() -> None:
+    off = WRITTEN.powered_off()
+    assert not off.volumes[PV].pods
+    assert off.complaints(seen(mounts=frozenset(), files={PV: {}})) == [
+        f"{PV}: file {FILE} was acknowledged and is LOST"
+    ]
+
+
+def test_a_plan_follows_from_its_seed_and_does_all_kinds_of_things() -> None:
+    def played(seed: int) -> list[str]:
+        chance, model, kinds = random.Random(seed), Model(), []
+        for _ in range(200):
+            chains, model = plan(model, chance)
+            for operation in (each for chain in chains for each in chain):
+                model = done(model, operation)
+                kinds.append(f"{operation.kind} {operation.pv}")
+        for chain in settlement(model):
+            for operation in chain:
+                model = done(model, operation)
+        assert not any(volume.pending or volume.removing for volume in model.volumes.values())
+        return kinds
+
+    assert played(1) == played(1) != played(2)
+    assert {each.split()[0] for each in played(1)} == {"prepare", "mount", "write", "unmount", "expand", "reclaim"}
