@@ -192,7 +192,7 @@ def grows_mounted(kind: str) -> bool:
 
 async def grow_unmounted(kind: str, device: Path, *, deadline: float = 3600) -> None:
     """Lets a filesystem that is sound and not mounted fill its device. For kinds that may not grow mounted. Killed half
-    way, it leaves what `check` repairs. Raises Unsound and CommandError."""
+    way, it may leave what `check` does not repair (docs/reliability.md). Raises Unsound and CommandError."""
     facts = FACTS[kind]
     if await asyncio.to_thread(_ext4_lacks, device):
         await _checked(kind, facts.check_all, device, deadline)

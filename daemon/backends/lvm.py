@@ -79,7 +79,8 @@ class LvmBackend:
         for snapshot in (await self.inspect()).snapshots:
             if snapshot.record.state is State.COPYING:
                 await self._snapshots.mend(snapshot)
-        state = await self._report()
+        with told("the node", " ".join(sorted(self._groups))):
+            state = await self._report()
         for found in suspended(state, inventory(state, self._groups)):
             log.warning("%s/%s was left suspended by a command that was killed: it is resumed", found.group, found.name)
             with told(f"volume {found.name}", found.group):

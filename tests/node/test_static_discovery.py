@@ -35,7 +35,7 @@ async def test_mounts_of_two_classes_become_volumes(node: Discovery, fast: Path,
     body = found["/host/slow/one"]
     metadata = body["metadata"]
     assert metadata["name"] == volume_name("one", NODE, "slow")
-    assert metadata["labels"] == {"zone": "a", names.NODE_LABEL: NODE}
+    assert metadata["labels"] == {"zone": "a", names.NODE_LABEL: NODE, names.OTHER_HOSTNAME_LABEL: "host-1"}
     assert metadata["annotations"][names.PROVISIONED_BY] == f"local-volume-provisioner-{NODE}-{node.node.uid}"
     assert metadata["ownerReferences"] == [{"apiVersion": "v1", "kind": "Node", "name": NODE, "uid": node.node.uid}]
     hostname = {"key": "kubernetes.io/hostname", "operator": "In", "values": [HOSTNAME]}

@@ -1,6 +1,5 @@
-"""The campaigns of `make torture`, in short: some rounds from a seed of their own, which a failure names."""
+"""The campaigns of `make torture`, in short: some rounds from a seed that is always the same."""
 
-import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +16,7 @@ def rounds(figures: Figures, number: int) -> Callable[[], bool]:
 
 @pytest.fixture
 def seed() -> int:
-    return random.SystemRandom().randrange(10**9)
+    return 7
 
 
 @pytest.mark.parametrize("backend", kills.BACKENDS)

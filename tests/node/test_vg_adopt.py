@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from command import adopt
 from command.main import app
 from contract import names
-from kube.client import NODES, Resource
+from kube.client import NAMESPACES, NODES, Resource
 from lvm import Lvm
 
 pytestmark = pytest.mark.device_mapper
@@ -47,6 +47,8 @@ class MemoryCluster:
         return copy.deepcopy(list(self.volumes.values()))
 
     async def get(self, resource: Resource, name: str) -> Json:
+        if resource == NAMESPACES:
+            return {"metadata": {"name": name, "uid": "uid-of-the-cluster"}}
         assert (resource, name) == (NODES, "node-1")
         return {"metadata": {"name": "node-1", "uid": "u", "labels": {names.HOSTNAME_LABEL: "host-1"}}}
 

@@ -103,8 +103,12 @@ async def test_what_grew_while_nobody_used_it_grows_with_its_next_mount(
 
 
 def figures(volumes: Volumes) -> set[Pool]:
-    """What is taken and free; how full a thin pool and a filesystem are changes with what is written."""
-    return {replace(pool, thin=None, filesystem=None) for pool in volumes.inventory.pools}
+    """What is taken and free. How full a thin pool and a filesystem are changes with what is written, and where free
+    extents lie is known again only after a look."""
+    return {
+        replace(pool, thin=None, filesystem=None, extents=None, disturbed=0, more_volumes=None)
+        for pool in volumes.inventory.pools
+    }
 
 
 @on("loop", "lvm-thick", "lvm-thin")
