@@ -176,7 +176,7 @@ async def test_a_mount_that_fails_late_is_undone(node: Node, others: bool, monke
 
 
 async def test_success_is_told_only_of_what_shows(loop_node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mounting, "bind", lambda source, target, *, read_only: None)
+    monkeypatch.setattr(mounting, "bind", lambda source, target, *, add, drop: None)
     with pytest.raises(BackendFailed, match="does not show there"):
         await (await started(loop_node)).mount(loop_node.wanted(), loop_node.folder(), read_only=False)
     assert loop_node.mounts() == []
