@@ -145,13 +145,14 @@ async def test_a_node_that_is_registered_again_at_once_loses_nothing(fresh_sandb
     sandbox = await fresh_sandbox(NodeSpec("back"))
     node = sandbox.nodes["back"]
     await sandbox.kubectl("apply", "-f", str(_RIGHT_TO_DELETE_CLAIMS))
-    await told_to(sandbox.provisioners[0], {"NODE_LOSS_DELAY": "3s", "NODE_CLEANUP_CLASSES": "elastic-local"})
+    # Longer than a kubelet takes to start on any machine.
+    await told_to(sandbox.provisioners[0], {"NODE_LOSS_DELAY": "15s", "NODE_CLEANUP_CLASSES": "elastic-local"})
     async with Namespace(sandbox, "work") as namespace:
         await namespace.create(CLAIMS, claim("data", "16Mi"))
         _, volume = await written(namespace)
         before = await sandbox.api.get(VOLUMES, volume)
         await lose(sandbox, node)
-        await until_warned(namespace, "data", "deleted in 3 s")
+        await until_warned(namespace, "data", "deleted in 15 s")
         await node.kubelet.start()
         await until(lambda: "node back is back" in sandbox.provisioners[0].output, what="the provisioner has seen it")
         # A second node is deleted later and cleaned up: so the first one's time is over, and nothing came of it.
