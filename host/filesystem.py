@@ -122,6 +122,8 @@ async def check(kind: str, device: Path, *, deadline: float = 3600) -> None:
 
 async def _checked(kind: str, words: Sequence[str], device: Path, deadline: float) -> None:
     checked = await _run_on(device, *words, deadline=deadline, check=False)
+    if checked.exit_code < 0:
+        raise CommandFailed(checked)  # somebody killed it, which says nothing of the filesystem
     if checked.exit_code not in FACTS[kind].sound:
         raise Unsound(kind, device, f"{checked.command_line} ended with {checked.exit_code}: {checked.words}")
 

@@ -204,5 +204,20 @@ async def test_a_failure_that_says_nothing_of_the_filesystem(device: Path, folde
 
 
 @pytest.mark.device_mapper  # for its guest: growing a mounted ext4 takes CAP_SYS_RESOURCE, which not every root has
+async def test_a_check_that_is_killed_says_nothing_of_the_filesystem(
+    device: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await filesystem.make("ext4", device)
+    killed = tmp_path / "bin" / "e2fsck"
+    killed.parent.mkdir()
+    killed.write_text("#!/bin/sh\nkill -KILL $$\n")
+    killed.chmod(0o755)
+    with monkeypatch.context() as patched:
+        patched.setenv("PATH", f"{killed.parent}:{os.environ['PATH']}")
+        with pytest.raises(CommandFailed, match="-9"):
+            await filesystem.check("ext4", device)
+    await filesystem.check("ext4", device)
+
+
 async def test_growth_of_ext4_is_seen_while_mounted(device: Path, image: Path, folder: Path) -> None:
     await grown_while_mounted("ext4", device, image, folder)
