@@ -12,7 +12,7 @@ from tests.cluster.conftest import MakeSandbox
 from tests.cluster.test_reclaiming import content, written
 from tests.sandbox.nodes import Node, NodeSpec
 from tests.sandbox.programs import REPOSITORY, Program
-from tests.sandbox.sandbox import Sandbox
+from tests.sandbox.sandbox import DAEMON_ACCOUNT, Sandbox
 from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Json, Namespace, claim, pod, storage_class
 
@@ -100,7 +100,8 @@ async def test_a_node_that_comes_back_under_another_name_has_its_data(fresh_sand
         await lose(sandbox, node)
         await until_warned(namespace, "data", volume)
         node.kubelet.argv = ["new-name" if word == "old-name" else word for word in node.kubelet.argv]
-        node.daemon.environment = {**node.daemon.environment, "NODE_NAME": "new-name"}
+        token = {"KUBECONFIG": str(sandbox.issue_token(DAEMON_ACCOUNT, "new-name"))}
+        node.daemon.environment = {**node.daemon.environment, "NODE_NAME": "new-name", **token}
         node.kubelet.launch()
         await node.daemon.start()
 

@@ -105,8 +105,7 @@ class Sandbox:
         for node in self.nodes.values():
             node.make_folders()
         for account, home in ((PROVISIONER_ACCOUNT, ""), *((DAEMON_ACCOUNT, name) for name in self.nodes)):
-            token = users.token(names.NAMESPACE, account, home)
-            kubeconfig.write(self.kubeconfig_of(account, home), self.address, token)
+            self.issue_token(account, home)
         try:
             await self.apiserver.start()
             self._api = await Cluster.connect(str(self.kubeconfig), program="sandbox")
@@ -130,6 +129,12 @@ class Sandbox:
         if error is None and not self.refusals_expected:
             refused = dict.fromkeys(str(request) for request in self.requests() if not request.allowed)
             assert not refused, f"deploy/ gives too few rights, or its policies refuse too much: {list(refused)}"
+
+    def issue_token(self, account: str, node: str = "") -> Path:
+        """The kubeconfig of a service account of ours, with a token bound to a pod on that node."""
+        path = self.kubeconfig_of(account, node)
+        kubeconfig.write(path, self.address, users.token(names.NAMESPACE, account, node))
+        return path
 
     def kubeconfig_of(self, account: str, node: str = "") -> Path:
         """Of a service account of ours, as its pod on that node has it: what it may do is what deploy/ gives it."""
