@@ -203,7 +203,6 @@ async def test_a_failure_that_says_nothing_of_the_filesystem(device: Path, folde
         await filesystem.mount("ext4", device, folder / "missing")
 
 
-@pytest.mark.device_mapper  # for its guest: growing a mounted ext4 takes CAP_SYS_RESOURCE, which not every root has
 async def test_a_check_that_is_killed_says_nothing_of_the_filesystem(
     device: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,5 +218,6 @@ async def test_a_check_that_is_killed_says_nothing_of_the_filesystem(
     await filesystem.check("ext4", device)
 
 
+@pytest.mark.device_mapper  # for its guest: growing a mounted ext4 takes CAP_SYS_RESOURCE, which not every root has
 async def test_growth_of_ext4_is_seen_while_mounted(device: Path, image: Path, folder: Path) -> None:
     await grown_while_mounted("ext4", device, image, folder)
