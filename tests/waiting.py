@@ -1,12 +1,62 @@
-"""Waiting for what has to become true by itself."""
+"""Waiting for what has to become true by itself: `until` lets the event loop go on, `eventually` does not."""
 
+import asyncio
+import inspect
+import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.02
+"""Seconds."""
+
+PATIENCE_VARIABLE = "SANDBOX_PATIENCE"
+"""Environment variable: how many times longer everything may take, as on an emulated machine or in a real cluster."""
 
 
-def eventually(condition: Callable[[], bool], *, seconds: float = 20) -> None:
-    """Returns as soon as the condition holds, fails when it does not in time."""
+class NeverHappened(AssertionError):
+    """What was waited for did not come true in time."""
+
+
+def patience() -> float:
+    """How many times longer than usual everything may take."""
+    return float(os.environ.get(PATIENCE_VARIABLE, "1"))
+
+
+async def until(condition: Callable[[], Any], *, what: str = "", seconds: float = 30, at_most: float = math.inf) -> Any:
+    """The first value of `condition`, or of what it has to be awaited for, that is true. `seconds` is for a machine of
+    usual speed, `at_most` for any.
+
+    Raises NeverHappened, naming `what` was waited for."""
+    for pause in _pauses(what, min(seconds * patience(), at_most)):
+        value = condition()
+        if inspect.isawaitable(value):
+            value = await value
+        if value:
+            return value
+        await asyncio.sleep(pause)
+    raise AssertionError("the pauses end with NeverHappened")
+
+
+def eventually(condition: Callable[[], Any], *, what: str = "", seconds: float = 30) -> Any:
+    """`until` for a test that has no event loop."""
+    for pause in _pauses(what, seconds * patience()):
+        if value := condition():
+            return value
+        time.sleep(pause)
+    raise AssertionError("the pauses end with NeverHappened")
+
+
+def _pauses(what: str, seconds: float) -> Iterator[float]:
+    """A pause after each look. Where all takes longer, looking as often as here would be a load of its own. The last
+    look begins after `seconds`."""
     deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"still not so after {seconds} s"
-        time.sleep(0.01)
+    pause = _FIRST_PAUSE
+    last = False
+    while True:
+        yield pause * patience()
+        if last:
+            raise NeverHappened(f"{what or 'the condition'}: still not so after {seconds:g} s")
+        last = time.monotonic() > deadline
+        pause = min(1.5 * pause, _LONGEST_PAUSE)

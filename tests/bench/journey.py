@@ -15,8 +15,8 @@ from tests.bench import report
 from tests.sandbox import mountspace
 from tests.sandbox.nodes import NodeSpec
 from tests.sandbox.sandbox import Sandbox
-from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Namespace, claim, pod
+from tests.waiting import until
 
 _RUNS = 10
 _BURST = 100

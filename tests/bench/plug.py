@@ -24,7 +24,8 @@ from kube.records import read_node
 from tests.bench import report
 from tests.node.staticvolumes import Idle, configured, discovery, settings
 from tests.sandbox import mountspace
-from tests.unit.daemon.nodecluster import NODE, api, until
+from tests.unit.daemon.nodecluster import NODE, api
+from tests.waiting import until
 
 _PERIOD = 10.0
 _DISKS = 8

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tests.cluster import fatal
 from tests.sandbox.programs import Program
-from tests.sandbox.waiting import until
+from tests.waiting import until
 
 _FOLDER = str(Path(fatal.__file__).parent)
 _VARIABLES = ("PYTHONPATH", "DEATH")

@@ -14,8 +14,8 @@ from kube.client import EVENTS, VOLUMES, NotFound
 from tests.sandbox.apiserver.guard import Request
 from tests.sandbox.nodes import Node
 from tests.sandbox.sandbox import DAEMON_ACCOUNT, Sandbox
-from tests.sandbox.waiting import until
 from tests.unit.deploy.rendered import DEPLOY
+from tests.waiting import until
 
 Json = dict[str, Any]
 

@@ -18,8 +18,8 @@ from tests.cluster.conftest import MakeClass
 from tests.sandbox.apiserver.process import ServerProcess
 from tests.sandbox.programs import REPOSITORY
 from tests.sandbox.sandbox import Sandbox
-from tests.sandbox.waiting import NeverHappened
 from tests.sandbox.workloads import NAMESPACES, Json, claim, storage_class
+from tests.waiting import NeverHappened
 
 _FOLDER = "tests/cluster/acceptance"
 _QUICK = f"{_FOLDER}/test_access.py::test_two_pods_share_one_claim"

@@ -7,7 +7,7 @@ from kube.client import Cluster
 from tests.cluster.acceptance import test_life
 from tests.cluster.acceptance.trial import LIMIT, Trial
 from tests.cluster.lvmcluster import MIB, LvmCluster
-from tests.sandbox.waiting import patience, until
+from tests.waiting import patience, until
 
 pytestmark = pytest.mark.device_mapper
 

@@ -5,8 +5,8 @@ from typing import Any
 from kube.client import CLAIMS, PODS
 from tests.cluster import onnode
 from tests.sandbox.sandbox import Sandbox
-from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Namespace, claim, pod
+from tests.waiting import until
 
 Json = dict[str, Any]
 

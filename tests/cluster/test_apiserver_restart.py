@@ -13,8 +13,8 @@ from tests.cluster.callouts import driver_of, options_for
 from tests.sandbox import mountspace
 from tests.sandbox.kubelet.driver import CallFailed
 from tests.sandbox.sandbox import Sandbox
-from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Namespace, claim, is_ready, pod
+from tests.waiting import until
 
 _NEW, _OLD = 10, 4
 

@@ -18,8 +18,8 @@ from tests.sandbox import mountspace
 from tests.sandbox.kubelet.driver import CallFailed
 from tests.sandbox.nodes import Node
 from tests.sandbox.sandbox import Sandbox
-from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Json, Namespace, claim, pod
+from tests.waiting import until
 
 _NODE = "node-a"
 _SCRIPT = 'echo "the secret of $HOSTNAME" > /data/secret; exec sleep infinity'

@@ -13,8 +13,8 @@ from tests.cluster import onnode
 from tests.cluster.conftest import MakeSandbox
 from tests.sandbox.nodes import NodeSpec
 from tests.sandbox.sandbox import Sandbox
-from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Namespace, claim, is_ready, pod
+from tests.waiting import until
 
 Json = dict[str, Any]
 

@@ -8,8 +8,8 @@ from kube.client import CLAIMS, PODS, VOLUMES
 from tests.cluster import onnode
 from tests.cluster.conftest import MakeClass
 from tests.sandbox.sandbox import Sandbox
-from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Namespace, claim, pod
+from tests.waiting import until
 
 Json = dict[str, Any]
 

@@ -11,8 +11,8 @@ from kube.client import CLAIMS, NODES, PODS, VOLUMES
 from tests.cluster.conftest import MakeSandbox
 from tests.sandbox.nodes import COMMAND, Node, NodeSpec
 from tests.sandbox.sandbox import Sandbox
-from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Namespace, claim, pod
+from tests.waiting import until
 
 _MIB = 1024**2
 

@@ -6,8 +6,8 @@ from tests.cluster import onnode
 from tests.cluster.conftest import MakeSandbox
 from tests.cluster.published import room
 from tests.sandbox.nodes import NodeSpec
-from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Namespace, claim, pod, storage_class
+from tests.waiting import until
 
 MIB = 2**20
 

@@ -17,8 +17,8 @@ from kube.client import CLAIMS, EVENTS, PODS
 from service.lifetime import raise_open_files
 from tests.sandbox.programs import Program
 from tests.sandbox.sandbox import Sandbox
-from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Namespace, claim, pod
+from tests.waiting import until
 
 _NODE = "node-a"
 _SILENT = 1400

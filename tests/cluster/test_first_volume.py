@@ -6,8 +6,8 @@ from contract import quantity
 from kube.client import CLAIMS, PODS, VOLUMES
 from tests.cluster.published import has_room, is_all_free
 from tests.sandbox import mountspace
-from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Namespace, claim, pod
+from tests.waiting import until
 
 _SIZE = 64 * 1024**2
 

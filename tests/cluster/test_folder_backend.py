@@ -6,8 +6,8 @@ from tests.cluster.conftest import MakeSandbox
 from tests.cluster.published import is_all_free
 from tests.sandbox import mountspace
 from tests.sandbox.nodes import NodeSpec
-from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Namespace, claim, pod
+from tests.waiting import until
 
 
 async def test_a_claim_lives_in_a_folder(fresh_sandbox: MakeSandbox) -> None:

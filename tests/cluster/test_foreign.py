@@ -9,8 +9,8 @@ from contract import names
 from daemon.backends.recordfiles import RESERVE
 from kube.client import CLAIMS, PODS, VOLUMES
 from tests.sandbox.nodes import Node
-from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Namespace, claim, pod
+from tests.waiting import until
 
 _DAMAGED = '{"record": "1", "pv": "pvc-of-old", "uid": "'
 

@@ -6,8 +6,8 @@ from tests.cluster.conftest import MakeClass, MakeSandbox
 from tests.cluster.published import is_all_free, room
 from tests.sandbox.nodes import NodeSpec
 from tests.sandbox.sandbox import Sandbox
-from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Namespace, claim, pod
+from tests.waiting import until
 
 _MIB = 1024**2
 SELECTED_NODE = "volume.kubernetes.io/selected-node"

@@ -13,8 +13,8 @@ from tests.cluster.conftest import MakeClass
 from tests.cluster.deaths import revive
 from tests.cluster.published import has_room
 from tests.sandbox.sandbox import Sandbox
-from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Namespace, claim, pod
+from tests.waiting import until
 
 Json = dict[str, Any]
 

@@ -9,8 +9,8 @@ from kube.client import CAPACITIES, CLAIMS, PODS, VOLUMES
 from tests.cluster.deaths import launch_dying, revive, until_dead
 from tests.sandbox import mountspace
 from tests.sandbox.nodes import Node
-from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Namespace, claim, pod
+from tests.waiting import until
 
 _SIZE = 32 * 1024**2
 

@@ -6,8 +6,8 @@ import pytest
 from kube.client import CLAIMS, PODS, VOLUMES
 from tests.sandbox import mountspace
 from tests.sandbox.nodes import Node
-from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Namespace, claim, pod
+from tests.waiting import until
 
 _WRITER = (
     "i=0; while :; do i=$((i + 1)); echo $i > /data/count; sync /data/count; read -t 0.02 _ < /data/pipe || :; done"

@@ -14,8 +14,8 @@ from tests.cluster.conftest import MakeSandbox
 from tests.sandbox.nodes import NodeSpec
 from tests.sandbox.programs import Program
 from tests.sandbox.sandbox import Sandbox
-from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Json, Namespace, claim, is_ready, pod
+from tests.waiting import until
 
 _LEASE = "elastic-local-provisioner"
 _CLAIMS = 24

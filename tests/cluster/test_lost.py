@@ -6,8 +6,8 @@ from tests.cluster import onnode
 from tests.cluster.conftest import MakeSandbox
 from tests.cluster.test_reclaiming import written
 from tests.sandbox.nodes import Node, NodeSpec
-from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Namespace, claim, pod
+from tests.waiting import until
 
 
 async def lose(node: Node, volume: str) -> None:

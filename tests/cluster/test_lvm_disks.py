@@ -5,8 +5,8 @@ import pytest
 from kube.client import CLAIMS, EVENTS, PODS
 from tests.cluster.lvmcluster import LvmCluster
 from tests.cluster.test_observability import scrape
-from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Namespace, claim, pod
+from tests.waiting import until
 
 pytestmark = pytest.mark.device_mapper
 

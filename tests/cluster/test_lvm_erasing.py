@@ -8,8 +8,8 @@ from tests.cluster.lvmcluster import MIB, ROOM, LvmCluster
 from tests.cluster.published import has_room, room
 from tests.cluster.test_command import on_node
 from tests.cluster.test_observability import scrape
-from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Namespace, claim, pod
+from tests.waiting import until
 
 pytestmark = pytest.mark.device_mapper
 

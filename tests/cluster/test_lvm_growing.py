@@ -7,8 +7,8 @@ import pytest
 from kube.client import CLAIMS, PODS
 from tests.cluster.lvmcluster import CHECK, EXTENT, MIB, ROOM, WRITE, LvmCluster
 from tests.cluster.test_growing import ask, until_grown
-from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Namespace, claim, pod
+from tests.waiting import until
 
 pytestmark = pytest.mark.device_mapper
 

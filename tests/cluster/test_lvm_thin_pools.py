@@ -10,8 +10,8 @@ from kube.client import CLAIMS, PODS
 from tests.cluster.lvmcluster import CHECK, MIB, RESERVE, WRITE, LvmCluster
 from tests.cluster.published import room
 from tests.cluster.test_observability import scrape
-from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Namespace, claim, pod
+from tests.waiting import until
 
 pytestmark = pytest.mark.device_mapper
 

@@ -42,9 +42,9 @@ from tests.sandbox.apiserver import kubeconfig, users
 from tests.sandbox.apiserver.patches import APPLY_PATCH
 from tests.sandbox.nodes import Node, NodeSpec
 from tests.sandbox.sandbox import DAEMON_ACCOUNT, Sandbox
-from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Namespace, claim, pod, storage_class
 from tests.unit.deploy.rendered import with_components
+from tests.waiting import until
 
 Json = dict[str, Any]
 

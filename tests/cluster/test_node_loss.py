@@ -13,8 +13,8 @@ from tests.cluster.test_reclaiming import content, written
 from tests.sandbox.nodes import Node, NodeSpec
 from tests.sandbox.programs import REPOSITORY, Program
 from tests.sandbox.sandbox import DAEMON_ACCOUNT, Sandbox
-from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Json, Namespace, claim, pod, storage_class
+from tests.waiting import until
 
 _RIGHT_TO_DELETE_CLAIMS = REPOSITORY / "deploy" / "components" / "node-cleanup" / "rbac.yaml"
 _READ = "grep -qx kept /data/file; exec sleep infinity"

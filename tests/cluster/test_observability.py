@@ -10,8 +10,8 @@ from contract import names
 from kube.client import CLAIMS, LEASES, PODS, VOLUMES
 from tests.cluster.conftest import MakeSandbox
 from tests.sandbox.nodes import NodeSpec
-from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Namespace, claim, pod, storage_class
+from tests.waiting import until
 
 _MIB = 1024**2
 

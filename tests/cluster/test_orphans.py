@@ -10,8 +10,8 @@ from tests.cluster.conftest import MakeSandbox
 from tests.cluster.test_reclaiming import content, written
 from tests.sandbox.nodes import Node, NodeSpec
 from tests.sandbox.sandbox import Sandbox
-from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Namespace, claim, pod, storage_class
+from tests.waiting import until
 
 
 async def tear_out(sandbox: Sandbox, volume: str) -> None:

@@ -2,8 +2,8 @@
 
 from contract import names
 from kube.client import CLAIMS, PODS, VOLUMES
-from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Namespace, claim, pod
+from tests.waiting import until
 
 
 async def test_a_volume_deleted_under_a_running_pod_keeps_its_data_until_the_claim_goes(namespace: Namespace) -> None:

@@ -24,9 +24,9 @@ from tests.sandbox.apiserver.guard import Request
 from tests.sandbox.apiserver.rbac import Attributes, Rule
 from tests.sandbox.nodes import Node, NodeSpec
 from tests.sandbox.sandbox import Sandbox
-from tests.sandbox.waiting import NeverHappened, until
 from tests.sandbox.workloads import Namespace, claim, pod, storage_class
 from tests.unit.deploy.rendered import BASE, kustomize, of_kind, one, with_components
+from tests.waiting import NeverHappened, until
 
 Json = dict[str, Any]
 

@@ -9,8 +9,8 @@ from tests.cluster.conftest import MakeClass, MakeSandbox
 from tests.cluster.published import has_room
 from tests.sandbox.nodes import Node, NodeSpec
 from tests.sandbox.sandbox import Sandbox
-from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Namespace, claim, pod, storage_class
+from tests.waiting import until
 
 Json = dict[str, Any]
 

@@ -12,8 +12,8 @@ from tests.sandbox.controlplane.binding import PodClaims, place
 from tests.sandbox.controlplane.caches import version
 from tests.sandbox.controlplane.filters import misfit
 from tests.sandbox.sandbox import Sandbox
-from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Namespace, claim, pod
+from tests.waiting import until
 
 Json = dict[str, Any]
 

@@ -13,8 +13,8 @@ from tests.cluster.recorder import Recorder
 from tests.sandbox.controlplane import resizing
 from tests.sandbox.nodes import Node, NodeSpec
 from tests.sandbox.sandbox import Sandbox
-from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Namespace, claim, pod
+from tests.waiting import until
 
 Json = dict[str, Any]
 

@@ -12,8 +12,8 @@ from tests.cluster.conftest import MakeSandbox
 from tests.sandbox import mountspace
 from tests.sandbox.nodes import NodeSpec
 from tests.sandbox.programs import REPOSITORY
-from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Namespace, claim, pod
+from tests.waiting import until
 
 _CALLER = """
 import asyncio, json, sys

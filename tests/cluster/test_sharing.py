@@ -8,8 +8,8 @@ from kube.client import CLAIMS, PODS
 from tests.cluster import onnode
 from tests.sandbox import mountspace
 from tests.sandbox.sandbox import Sandbox
-from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Namespace, claim, pod
+from tests.waiting import until
 
 
 async def test_two_pods_share_what_is_mounted_once(sandbox: Sandbox, namespace: Namespace) -> None:

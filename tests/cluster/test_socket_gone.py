@@ -8,8 +8,8 @@ from contract import names, quantity
 from kube.client import CAPACITIES, CLAIMS, EVENTS, PODS
 from tests.sandbox.nodes import Node
 from tests.sandbox.sandbox import Sandbox
-from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Namespace, claim, pod
+from tests.waiting import until
 
 
 async def test_a_pod_without_a_daemon_is_told_and_starts_when_there_is_one(shaken: Namespace) -> None:

@@ -7,7 +7,7 @@ from tests.cluster.conftest import MakeSandbox
 from tests.cluster.staticnode import CLASS, STATIC, Offered, configure, folder, mount, served, until_told
 from tests.cluster.test_observability import fetch, scrape
 from tests.sandbox.nodes import Node, NodeSpec
-from tests.sandbox.waiting import until
+from tests.waiting import until
 
 EVENTS = 1000
 

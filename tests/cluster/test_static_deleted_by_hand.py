@@ -8,8 +8,8 @@ from tests.cluster.conftest import MakeSandbox
 from tests.cluster.staticnode import CLASS, STATIC, Offered, configure, folder, mount, served
 from tests.sandbox.nodes import NodeSpec
 from tests.sandbox.sandbox import Sandbox
-from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Namespace, claim, storage_class
+from tests.waiting import until
 
 
 async def test_deleted_by_hand(fresh_sandbox: MakeSandbox) -> None:

@@ -14,9 +14,9 @@ from tests.cluster.staticnode import MIB, Offered, configure, disk, folder, serv
 from tests.sandbox.apiserver.guard import Request
 from tests.sandbox.nodes import NodeSpec
 from tests.sandbox.sandbox import DAEMON_ACCOUNT, Sandbox
-from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Namespace, claim, storage_class
 from tests.unit.deploy.rendered import DEPLOY, with_components
+from tests.waiting import until
 
 Json = dict[str, Any]
 

@@ -28,9 +28,9 @@ from tests.cluster.staticnode import (
 from tests.cluster.test_observability import fetch
 from tests.sandbox.nodes import Node, NodeSpec
 from tests.sandbox.sandbox import Sandbox
-from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Namespace, claim, pod, storage_class
 from tests.unit.daemon.static.gopv import go_pv
+from tests.waiting import until
 
 Json = dict[str, Any]
 

@@ -7,9 +7,9 @@ from kube.client import CLAIMS, CLASSES, NODES, VOLUMES
 from tests.cluster.conftest import MakeSandbox
 from tests.cluster.staticnode import CLASS, STATIC, Offered, asked_of_volumes, configure, folder, mount, served
 from tests.sandbox.nodes import NodeSpec
-from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Namespace, claim, storage_class
 from tests.unit.daemon.static.gopv import go_pv
+from tests.waiting import until
 
 Json = dict[str, Any]
 

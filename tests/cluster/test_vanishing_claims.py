@@ -12,8 +12,8 @@ from tests.cluster.conftest import MakeClass
 from tests.cluster.published import is_all_free
 from tests.sandbox.nodes import Node
 from tests.sandbox.sandbox import Sandbox
-from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Namespace, claim, pod
+from tests.waiting import until
 
 Moment = Callable[[Sandbox, Namespace, str], Awaitable[None]]
 

@@ -20,7 +20,8 @@ from kube.client import CLASSES, EVENTS, NODES, VOLUMES, Cluster
 from kube.events import Recorder
 from kube.informer import Informer
 from kube.records import Node, StorageClass, read_node, read_storage_class
-from tests.unit.daemon.nodecluster import NODE, api, kind, until
+from tests.unit.daemon.nodecluster import NODE, api, kind
+from tests.waiting import until
 
 Json = dict[str, Any]
 

@@ -22,8 +22,9 @@ from kube.client import CLASSES, NODES, VOLUMES, Cluster, Unreachable
 from kube.events import Recorder
 from kube.records import read_node
 from tests.node.staticvolumes import Idle, create_class, mount
-from tests.unit.daemon.nodecluster import HOSTNAME, NODE, api, until
+from tests.unit.daemon.nodecluster import HOSTNAME, NODE, api
 from tests.unit.daemon.static.gopv import go_pv
+from tests.waiting import until
 
 HOUR = 3600.0
 KEY = "storage/not-ready"

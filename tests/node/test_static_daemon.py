@@ -18,7 +18,8 @@ from tests.node.staticvolumes import METRICS, mount
 from tests.ports import reserved_port
 from tests.sandbox.nodes import COMMAND
 from tests.sandbox.programs import Program, answers
-from tests.unit.daemon.nodecluster import NODE, Json, api, until
+from tests.unit.daemon.nodecluster import NODE, Json, api
+from tests.waiting import until
 
 PV = volume_name("one", NODE, "fast")
 

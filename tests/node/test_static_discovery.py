@@ -12,8 +12,9 @@ from daemon.static.discovery import CLASS_FAILED
 from daemon.static.naming import volume_name
 from kube.client import VOLUMES, Unreachable
 from tests.node.staticvolumes import Discovery, configured, discovery, mount, settings
-from tests.unit.daemon.nodecluster import HOSTNAME, NODE, until
+from tests.unit.daemon.nodecluster import HOSTNAME, NODE
 from tests.unit.daemon.static.gopv import go_pv
+from tests.waiting import until
 
 MIB = 1 << 20
 

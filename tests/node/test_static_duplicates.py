@@ -15,9 +15,10 @@ from host.mounttable import Mount
 from kube.client import VOLUMES
 from tests.node.conftest import MakeDisks
 from tests.node.staticvolumes import Discovery, configured, discovery, mount, settings, unmount
-from tests.unit.daemon.nodecluster import NODE, until
+from tests.unit.daemon.nodecluster import NODE
 from tests.unit.daemon.static.gopv import go_pv
 from tests.unit.daemon.static.impatience import Impatient
+from tests.waiting import until
 
 MIB = 1 << 20
 

@@ -14,8 +14,9 @@ from daemon.static.plan import NO_DEVICE, UNMOUNTED, UNRESPONSIVE, VANISHED
 from host.mounttable import Mount
 from tests.node.conftest import MakeDisks
 from tests.node.staticvolumes import Discovery, configured, discovery, mount, settings, unmount
-from tests.unit.daemon.nodecluster import NODE, until
+from tests.unit.daemon.nodecluster import NODE
 from tests.unit.daemon.static.impatience import Impatient
+from tests.waiting import until
 
 MIB = 1 << 20
 

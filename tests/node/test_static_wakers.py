@@ -12,7 +12,7 @@ from daemon.static import wakers
 from daemon.static.wakers import Folders
 from host import loopdevice
 from tests.node.staticvolumes import mount, unmount
-from tests.unit.daemon.nodecluster import until
+from tests.waiting import until
 
 
 class Wakes:

@@ -9,8 +9,8 @@ import pytest
 
 from daemon.static import wakers
 from daemon.static.wakers import Folders
-from tests.unit.daemon.nodecluster import until
 from tests.unit.daemon.static.impatience import Impatient
+from tests.waiting import until
 
 STUCK = 5.0
 """Seconds after which even the test that found an error goes on."""

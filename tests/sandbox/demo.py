@@ -23,8 +23,8 @@ from tests.sandbox import mountspace
 from tests.sandbox.nodes import Node, NodeSpec
 from tests.sandbox.programs import REPOSITORY
 from tests.sandbox.sandbox import Sandbox
-from tests.sandbox.waiting import until
 from tests.sandbox.workloads import Namespace
+from tests.waiting import until
 
 NODES = (NodeSpec("node-a", capacity="1Gi"), NodeSpec("node-b", capacity="2Gi"))
 SAMPLES = Path("deploy/samples")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import aiohttp
 
-from tests.sandbox.waiting import NeverHappened, until
+from tests.waiting import NeverHappened, until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

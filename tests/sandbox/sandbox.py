@@ -25,7 +25,7 @@ from tests.sandbox import mountspace
 from tests.sandbox.apiserver import guard, kubeconfig, users
 from tests.sandbox.nodes import COMMAND, Node, NodeSpec
 from tests.sandbox.programs import REPOSITORY, Program, answers, says, start_all
-from tests.sandbox.waiting import NeverHappened, until
+from tests.waiting import NeverHappened, until
 
 Json = dict[str, Any]
 

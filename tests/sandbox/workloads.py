@@ -9,7 +9,7 @@ from typing import Any, Self
 from contract import names
 from kube.client import CLAIMS, EVENTS, PODS, VOLUMES, AlreadyExists, Cluster, NotFound, Resource
 from tests.sandbox.sandbox import Sandbox
-from tests.sandbox.waiting import NeverHappened, until
+from tests.waiting import NeverHappened, until
 
 Json = dict[str, Any]
 

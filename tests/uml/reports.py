@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.sandbox.waiting import PATIENCE_VARIABLE
 from tests.uml.guest import PROJECT, Guest
+from tests.waiting import PATIENCE_VARIABLE
 
 _REPORTS = "REPORTS_OF_GUEST"
 """In the guest: the file for the reports."""

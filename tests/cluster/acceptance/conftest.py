@@ -15,7 +15,7 @@ from kube.client import Cluster
 from tests.cluster.acceptance import preflight
 from tests.cluster.acceptance.trial import LIMIT, Trial
 from tests.sandbox.sandbox import Sandbox
-from tests.sandbox.waiting import PATIENCE_VARIABLE, patience
+from tests.waiting import PATIENCE_VARIABLE, patience
 
 _OPTION = "--kubeconfig"
 

@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from kube.client import CLAIMS, PODS, VOLUMES, AlreadyExists, Cluster, NotFound, Resource
-from tests.sandbox.waiting import NeverHappened, until
 from tests.sandbox.workloads import NAMESPACES, Json, Workspace, pod
+from tests.waiting import NeverHappened, until
 
 LIMIT = 60.0
 """Seconds that a test may take in all, on any cluster that is not emulated."""

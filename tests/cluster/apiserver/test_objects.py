@@ -1,20 +1,12 @@
 """Creating, changing and deleting: revisions, preconditions, finalizers, graceful deletion, owners, namespaces."""
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 from tests.cluster.apiserver.samples import config, maps, pod, pods, volume
 from tests.sandbox.apiserver.client import Client
 from tests.sandbox.apiserver.patches import JSON_PATCH
 from tests.sandbox.apiserver.resources import Json
-
-
-def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.01)
+from tests.waiting import eventually
 
 
 def test_a_new_object_gets_its_identity_and_every_change_a_higher_revision(api: Client, namespace: str) -> None:
@@ -209,13 +201,13 @@ def test_what_an_owner_leaves_behind_is_collected(api: Client, namespace: str) -
     child = api.post(maps(namespace), config("child", ownerReferences=owned_by(owner)))
     api.post(maps(namespace), config("grandchild", ownerReferences=owned_by(child)))
     api.delete(maps(namespace, "owner"))
-    until(lambda: api.get(maps(namespace))["items"] == [])
+    eventually(lambda: api.get(maps(namespace))["items"] == [])
 
 
 def test_an_object_with_an_owner_of_the_past_is_collected(api: Client, namespace: str) -> None:
     ghost: Json = {"metadata": {"name": "ghost", "uid": "11111111-1111-1111-1111-111111111111"}}
     api.post(maps(namespace), config("child", ownerReferences=owned_by(ghost)))
-    until(lambda: api.request("GET", maps(namespace, "child")).code == 404)
+    eventually(lambda: api.request("GET", maps(namespace, "child")).code == 404)
 
 
 def test_an_object_stays_while_one_of_its_owners_does(api: Client, namespace: str) -> None:
@@ -224,16 +216,16 @@ def test_an_object_stays_while_one_of_its_owners_does(api: Client, namespace: st
     canary = config("canary", ownerReferences=owned_by(first))
     api.post(maps(namespace), canary)
     api.delete(maps(namespace, "first"))
-    until(lambda: api.request("GET", maps(namespace, "canary")).code == 404)
+    eventually(lambda: api.request("GET", maps(namespace, "canary")).code == 404)
     assert api.request("GET", maps(namespace, "child")).code == 200
-    until(lambda: api.get(maps(namespace, "child"))["metadata"]["ownerReferences"] == owned_by(second))
+    eventually(lambda: api.get(maps(namespace, "child"))["metadata"]["ownerReferences"] == owned_by(second))
 
 
 def test_orphans_lose_their_owner_and_stay(api: Client, namespace: str) -> None:
     owner = api.post(maps(namespace), config("owner"))
     api.post(maps(namespace), config("child", ownerReferences=owned_by(owner)))
     api.delete(maps(namespace, "owner"), {"propagationPolicy": "Orphan"})
-    until(lambda: api.request("GET", maps(namespace, "owner")).code == 404)
+    eventually(lambda: api.request("GET", maps(namespace, "owner")).code == 404)
     assert "ownerReferences" not in api.get(maps(namespace, "child"))["metadata"]
 
 
@@ -245,13 +237,13 @@ def test_deletion_in_the_foreground_waits_for_dependents(api: Client, namespace:
     api.post(maps(namespace), config("shared", ownerReferences=blocking + owned_by(other)))
     api.post(maps(namespace), config("unasked", ownerReferences=owned_by(owner)))
     api.delete(maps(namespace, "owner"), {"propagationPolicy": "Foreground"})
-    until(lambda: "deletionTimestamp" in api.get(maps(namespace, "child"))["metadata"])
+    eventually(lambda: "deletionTimestamp" in api.get(maps(namespace, "child"))["metadata"])
     assert api.get(maps(namespace, "owner"))["metadata"]["finalizers"] == ["foregroundDeletion"]
-    until(lambda: api.get(maps(namespace, "shared"))["metadata"]["ownerReferences"] == owned_by(other))
+    eventually(lambda: api.get(maps(namespace, "shared"))["metadata"]["ownerReferences"] == owned_by(other))
     assert api.request("GET", maps(namespace, "unasked")).code == 200
     api.patch(maps(namespace, "child"), {"metadata": {"finalizers": None}})
-    until(lambda: api.request("GET", maps(namespace, "owner")).code == 404)
-    until(lambda: api.request("GET", maps(namespace, "unasked")).code == 404)
+    eventually(lambda: api.request("GET", maps(namespace, "owner")).code == 404)
+    eventually(lambda: api.request("GET", maps(namespace, "unasked")).code == 404)
 
 
 def test_a_namespace_goes_when_it_is_empty(api: Client, namespace: str) -> None:
@@ -260,10 +252,10 @@ def test_a_namespace_goes_when_it_is_empty(api: Client, namespace: str) -> None:
     api.post(maps(namespace), config("free"))
     api.post(maps(namespace), config("held", finalizers=["example.com/hold"]))
     assert api.delete(path)["status"]["phase"] == "Terminating"
-    until(lambda: len(api.get(maps(namespace))["items"]) == 1)
+    eventually(lambda: len(api.get(maps(namespace))["items"]) == 1)
     refused = api.request("POST", maps(namespace), config("late"))
     assert refused.code == 403
     assert refused.body["details"]["causes"][0]["reason"] == "NamespaceTerminating"
     api.patch(maps(namespace, "held"), {"metadata": {"finalizers": None}})
-    until(lambda: api.request("GET", path).code == 404)
+    eventually(lambda: api.request("GET", path).code == 404)
     assert api.request("DELETE", "/api/v1/namespaces/default").code == 403

@@ -2,7 +2,7 @@
 are plain folders, and everything in daemon/ between the two."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from tests.sandbox.apiserver.registry import Registry
 from tests.sandbox.apiserver.server import application
 from tests.sandbox.apiserver.store import Store
 from tests.unit.kube.apiserver import write_kubeconfig
+from tests.waiting import until
 
 Json = dict[str, Any]
 
@@ -131,16 +132,6 @@ async def release_from_claim(cluster: Cluster, name: str) -> None:
         f for f in (await cluster.get(VOLUMES, name))["metadata"]["finalizers"] if f != contract_volume.PV_PROTECTION
     ]
     await cluster.patch(VOLUMES, name, {"metadata": {"finalizers": kept}})
-
-
-async def until(condition: Callable[[], Any], seconds: float = 10) -> None:
-    """Returns as soon as the condition, awaited if need be, holds."""
-    async with asyncio.timeout(seconds):
-        while True:
-            held = condition()
-            if await held if asyncio.iscoroutine(held) else held:
-                return
-            await asyncio.sleep(0.01)
 
 
 @dataclass

@@ -2,13 +2,13 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from host import command
 from host.command import CommandFailed, CommandHung, CommandTimedOut, Completed, MissingTool, run
+from tests.waiting import until
 
 FAMILY = 'sleep 60 & echo $$ $! >"$0"; echo so far so good; wait'
 """A shell that starts a child and writes both process numbers to the file it is given."""
@@ -21,12 +21,6 @@ def alive(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return status.rpartition(")")[2].split()[0] != "Z"
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def family(file: Path) -> list[int]:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from host.diskthreads import DiskThreads, Hung
-from tests.unit.daemon.nodecluster import until
 from tests.unit.daemon.static.impatience import Impatient
+from tests.waiting import until
 
 DISK = Path("/mnt/disks/dead")
 

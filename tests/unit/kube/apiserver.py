@@ -158,10 +158,3 @@ async def connected(server: ApiServer, folder: Path, deadline: float = 5) -> Asy
         kubeconfig = write_kubeconfig(folder / "kubeconfig", url)
         async with await Cluster.connect(kubeconfig, deadline=deadline) as cluster:
             yield cluster
-
-
-async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    """Returns as soon as the condition holds, fails when it does not in time."""
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.002)

@@ -9,7 +9,8 @@ import pytest
 from kube.backoff import Backoff
 from kube.client import Cluster
 from kube.events import MESSAGE_BYTES, ObjectReference, Recorder
-from tests.unit.kube.apiserver import ApiServer, connected, hang, status, until
+from tests.unit.kube.apiserver import ApiServer, connected, hang, status
+from tests.waiting import until
 
 CLAIM = ObjectReference("PersistentVolumeClaim", "v1", "shop", "data", "uid-1", "17")
 NODE = ObjectReference("Node", "v1", "", "node-1", "uid-2")

@@ -19,10 +19,10 @@ from tests.unit.kube.apiserver import (
     serving,
     status,
     stream,
-    until,
     volume,
     write_kubeconfig,
 )
+from tests.waiting import until
 
 
 def parse(body: Json) -> str | None:

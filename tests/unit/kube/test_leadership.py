@@ -10,7 +10,8 @@ from kube.client import LEASES, Cluster
 from kube.clock import Clock
 from kube.errors import NoLongerLeading
 from kube.leadership import LeadershipLost, lead
-from tests.unit.kube.apiserver import ApiServer, Json, connected, hang, status, until
+from tests.unit.kube.apiserver import ApiServer, Json, connected, hang, status
+from tests.waiting import until
 
 PATH = "/apis/coordination.k8s.io/v1/namespaces/ns/leases/it"
 CLOCK = Clock(speed=25)

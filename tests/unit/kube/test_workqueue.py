@@ -8,7 +8,7 @@ import pytest
 from kube.backoff import Backoff
 from kube.errors import Conflict, Unreachable
 from kube.workqueue import WorkQueue
-from tests.unit.kube.apiserver import until
+from tests.waiting import until
 
 QUICK = Backoff(first=0.001, factor=1, jitter=0)
 

@@ -28,12 +28,6 @@ async def leading(cluster: MemoryCluster, metrics: Metrics | None = None) -> Asy
         assert working.cancelled(), working.exception()
 
 
-async def until(condition: Callable[[], object], seconds: float = 10) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.002)
-
-
 def volume(cluster: MemoryCluster, name: str = PV) -> Json | None:
     return cluster.objects.get((VOLUMES, "", name))
 

@@ -26,8 +26,9 @@ from tests.unit.provisioner.objects import (
     class_body,
     offered,
 )
-from tests.unit.provisioner.stage import PV, does, leading, raises, until, volume
+from tests.unit.provisioner.stage import PV, does, leading, raises, volume
 from tests.unit.provisioner.stage import claim as stored
+from tests.waiting import until
 
 FULL = "no room"
 

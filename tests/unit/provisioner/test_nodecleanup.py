@@ -17,8 +17,9 @@ from provisioner.nodecleanup import NodeCleanup
 from provisioner.view import View
 from tests.unit.provisioner.memory import MemoryCluster
 from tests.unit.provisioner.objects import claim_body, node_body
-from tests.unit.provisioner.stage import does, raises, until
+from tests.unit.provisioner.stage import does, raises
 from tests.unit.provisioner.test_nodeloss import local_body, our_body
+from tests.waiting import until
 
 CLASS = "disks"
 DELAY = 60.0

@@ -29,7 +29,8 @@ from tests.unit.provisioner.objects import (
     offered,
 )
 from tests.unit.provisioner.stage import claim as stored
-from tests.unit.provisioner.stage import does, leading, until, volume
+from tests.unit.provisioner.stage import does, leading, volume
+from tests.waiting import until
 
 PLAIN = VolumeParameters()
 MIRROR = VolumeParameters(raid="raid1")

@@ -7,7 +7,8 @@ from kube.client import CLAIMS, VOLUMES
 from provisioner.metrics import Metrics
 from tests.unit.provisioner.memory import MemoryCluster
 from tests.unit.provisioner.objects import claim_body
-from tests.unit.provisioner.stage import PV, bind, does, figures, leading, release, until, volume
+from tests.unit.provisioner.stage import PV, bind, does, figures, leading, release, volume
+from tests.waiting import until
 
 
 async def released(cluster: MemoryCluster, metrics: Metrics | None = None) -> None:

@@ -13,7 +13,7 @@ from provisioner.settings import Settings
 from tests.ports import reserved_port
 from tests.unit.provisioner.memory import MemoryCluster
 from tests.unit.provisioner.objects import claim_body
-from tests.unit.provisioner.stage import until
+from tests.waiting import until
 
 
 class Replica:

@@ -9,7 +9,8 @@ from provisioner import doubts, orphans
 from provisioner.metrics import Metrics
 from tests.unit.provisioner.memory import MemoryCluster, lose_answer
 from tests.unit.provisioner.objects import GIB, capacity_body, claim_body, class_body, node_body
-from tests.unit.provisioner.stage import PV, bind, claim, does, figures, leading, raises, until, volume
+from tests.unit.provisioner.stage import PV, bind, claim, does, figures, leading, raises, volume
+from tests.waiting import until
 
 
 async def test_a_claim_becomes_a_volume_and_its_owner_is_told(cluster: MemoryCluster) -> None:

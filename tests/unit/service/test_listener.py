@@ -11,7 +11,7 @@ from aiohttp import web
 
 from service import listener
 from service.listener import Limits, OncePer
-from tests.sandbox.waiting import until
+from tests.waiting import until
 
 REQUEST = b"GET /small HTTP/1.0\r\n\r\n"
 

@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from service.supervision import Supervisor
-from tests.sandbox.waiting import until
+from tests.waiting import until
 
 
 class Asked(Exception):

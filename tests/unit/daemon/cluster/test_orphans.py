@@ -21,7 +21,8 @@ from daemon.storage.record import Record, State, Volume
 from kube.client import EVENTS, VOLUMES, Cluster, Forbidden, Json, Unreachable
 from kube.errors import ApiError
 from kube.informer import Informer
-from tests.unit.daemon.nodecluster import NodeParts, create_pv, node_parts, release_from_claim, until
+from tests.unit.daemon.nodecluster import NodeParts, create_pv, node_parts, release_from_claim
+from tests.waiting import until
 
 RECORD = Record("a", "uid-a", DELETE, "ext4", State.READY, cluster="here")
 GRACE = 100.0

@@ -23,8 +23,8 @@ from tests.unit.daemon.nodecluster import (
     kind,
     node_parts,
     read_pv,
-    until,
 )
+from tests.waiting import until
 
 OBJECT = capacity.object_name(NODE, CLASS)
 HERE = Node(NODE, "node-uid", "host-1", {}, deleting=False)

@@ -28,8 +28,8 @@ from tests.unit.daemon.nodecluster import (
     node_parts,
     read_pv,
     release_from_claim,
-    until,
 )
+from tests.waiting import until
 
 PV = pv("a", 100)
 GONE = replace(PV, deleting=True, phase="Released")

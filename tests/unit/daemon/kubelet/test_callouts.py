@@ -21,7 +21,8 @@ from daemon.storage.volumes import Volumes
 from kube.client import CLAIMS, PODS, VOLUMES, Cluster
 from kube.informer import Informer
 from kube.records import Pod, read_pod
-from tests.unit.daemon.nodecluster import CLASS, MI, NODE, PIN, NodeParts, create_pv, kind, node_parts, read_pv, until
+from tests.unit.daemon.nodecluster import CLASS, MI, NODE, PIN, NodeParts, create_pv, kind, node_parts, read_pv
+from tests.waiting import until
 
 KUBELET = Path("/var/lib/kubelet")
 

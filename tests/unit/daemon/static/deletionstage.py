@@ -19,7 +19,8 @@ from kube.backoff import Backoff
 from kube.client import EVENTS, JOBS, NODES, VOLUMES, Cluster, NotFound
 from kube.events import Recorder
 from kube.records import read_node
-from tests.unit.daemon.nodecluster import HOSTNAME, NAMESPACE, NODE, api, kind, until
+from tests.unit.daemon.nodecluster import HOSTNAME, NAMESPACE, NODE, api, kind
+from tests.waiting import until
 
 Json = dict[str, Any]
 

@@ -14,8 +14,9 @@ from daemon.static.cache import Cache, Identity
 from daemon.static.configuration import Configuration
 from kube.client import NODES, VOLUMES, Cluster
 from kube.records import Node, read_node
-from tests.unit.daemon.nodecluster import HOSTNAME, NODE, api, until
+from tests.unit.daemon.nodecluster import HOSTNAME, NODE, api
 from tests.unit.daemon.static.gopv import go_pv
+from tests.waiting import until
 
 NAME_ONLY = f"local-volume-provisioner-{NODE}"
 

@@ -15,9 +15,9 @@ from daemon.static.place import Place, PlaceError, container_path
 from daemon.static.volume import StaticVolume
 from kube.backoff import Backoff
 from kube.client import VOLUMES, Unreachable
-from tests.unit.daemon.nodecluster import until
 from tests.unit.daemon.static.deletionstage import CLASS, GONE, HOST_DIR, Stage, configured, stage
 from tests.unit.daemon.static.impatience import Impatient
+from tests.waiting import until
 
 ONE, TWO = f"{HOST_DIR}/one", f"{HOST_DIR}/two"
 

@@ -13,9 +13,9 @@ from daemon.static.deleter import CALLED_OFF
 from daemon.static.metrics import ProcessCounts
 from daemon.static.volume import read
 from kube.client import VOLUMES
-from tests.unit.daemon.nodecluster import until
 from tests.unit.daemon.static.deletionstage import GONE, Stage
 from tests.unit.daemon.static.test_static_deleter import ONE, cleanings, counting, disks, node
+from tests.waiting import until
 
 __all__ = ["disks", "node"]
 
