@@ -14,12 +14,13 @@ from command.running import Stop, cluster, need_root, patience, run
 from command.table import Column, show, show_json, size
 from contract import volume as contract_volume
 from contract.volume import RETAIN, PersistentVolume
-from daemon.backends import Backend
 from daemon.cluster.authority import identity
 from daemon.node import backend_of
 from daemon.settings import Settings
+from daemon.storage.backend import Backend
 from daemon.storage.deviceclasses import LVM
-from daemon.storage.record import Inventory, Volume, differences
+from daemon.storage.inventory import Inventory, Volume
+from daemon.storage.record import differences
 from host import blockdevice
 from kube.client import NODES, VOLUMES, Cluster, Forbidden
 from kube.records import Node, read_node

@@ -19,7 +19,8 @@ from contract.filesystems import FILESYSTEMS
 from contract.parameters import RAID1, ParameterError, VolumeParameters
 from contract.volume import RELEASED, RETAIN, PersistentVolume, Pin
 from daemon.cluster.demand import policy_of
-from daemon.storage.record import Record, State, Volume
+from daemon.storage.inventory import Volume
+from daemon.storage.record import Record, State
 from kube.records import Node
 
 Json = dict[str, Any]

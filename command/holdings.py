@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 from contract import names
 from contract.volume import RELEASED, PersistentVolume
-from daemon.storage.record import Health, Inventory, State, Volume
+from daemon.storage.inventory import Health, Inventory, Volume
+from daemon.storage.record import State
 from kube.records import Node, Pod
 
 READY, FORMATTING, FOREIGN, DAMAGED = "ready", "formatting", "foreign", "damaged"

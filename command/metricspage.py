@@ -8,7 +8,7 @@ from prometheus_client.metrics import MetricWrapperBase
 import daemon.metrics
 import provisioner.metrics
 from daemon.static.metrics import StaticMetrics
-from daemon.storage.record import Inventory
+from daemon.storage.inventory import Inventory
 from service.endpoints import Health, application
 
 _HEAD = """\

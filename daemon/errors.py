@@ -28,6 +28,14 @@ def words(error: BaseException) -> str:
     )
 
 
+class Refused(VolumeError):
+    """The pod may not mount this. The message says why, and names nothing of another tenant."""
+
+
+class Undecided(VolumeError):
+    """The API server did not say whether the pod may mount this. The kubelet asks again."""
+
+
 class NotAPodFolder(VolumeError):
     """The path is not one that the kubelet makes for a volume of ours, or a link stands on the way to it."""
 

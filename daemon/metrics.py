@@ -15,7 +15,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from daemon.storage.deviceclasses import DeviceClass
-from daemon.storage.record import Health, Inventory, State
+from daemon.storage.inventory import Health, Inventory
+from daemon.storage.record import State
 from host.command import Completed
 
 ORPHAN, FOREIGN, DAMAGED, SNAPSHOT = "orphan", "foreign", "damaged", "snapshot"

@@ -17,7 +17,7 @@ import host.command
 from contract import names
 from contract import volume as contract_volume
 from contract.volume import PersistentVolume
-from daemon.backends import Backend, groupfile
+from daemon.backends import groupfile
 from daemon.backends.classes import of_classes
 from daemon.cluster.authority import LiveAuthority
 from daemon.cluster.erasurenews import ErasureNews
@@ -38,6 +38,7 @@ from daemon.settings import Settings
 from daemon.static import readiness
 from daemon.static.composition import static_volumes
 from daemon.static.controller import StaticVolumes
+from daemon.storage.backend import Backend
 from daemon.storage.deviceclasses import LVM
 from daemon.storage.room import Promise
 from daemon.storage.volumes import Volumes

@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from contract.parameters import VolumeParameters
-from daemon.backends import Backend, SnapshotStorage
 from daemon.backends.folder import FolderBackend
 from daemon.backends.loop import LoopBackend
 from daemon.backends.lvm import LvmBackend
 from daemon.errors import PoolMissing, VolumeError
+from daemon.storage.backend import Backend, SnapshotStorage
 from daemon.storage.deviceclasses import LOOP, LVM, DeviceClass, reserve_of
 from daemon.storage.erase import Reuse
-from daemon.storage.record import Damaged, Filesystem, Inventory, Pool, Record, Unseen, Volume, Wanted
+from daemon.storage.inventory import Damaged, Filesystem, Inventory, Pool, Unseen, Volume
+from daemon.storage.record import Record, Wanted
 from daemon.storage.thinpools import Enlargement
 from lvm import Lvm
 
@@ -48,7 +49,7 @@ def _files(found: DeviceClass) -> Backend:
 
 
 class ClassesBackend:
-    """See daemon.backends.Backend. `members` has the backend of each of `classes`."""
+    """See daemon.storage.backend.Backend. `members` has the backend of each of `classes`."""
 
     def __init__(self, members: Mapping[str, Backend], classes: Mapping[str, DeviceClass]) -> None:
         self._members = members

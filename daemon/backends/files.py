@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import ClassVar
 
 from contract.parameters import VolumeParameters
-from daemon.backends import Backend, no_thin_pools
 from daemon.backends.recordfiles import RecordFiles, Remembered, told
 from daemon.errors import Foreign, NoSpace, NotAuthorized, NotFound
+from daemon.storage.backend import Backend, no_thin_pools
 from daemon.storage.erase import Reuse
-from daemon.storage.record import Damaged, Filesystem, Inventory, Pool, Record, State, Volume, Wanted, differences
-from daemon.storage.record import Foreign as ForeignVolume
+from daemon.storage.inventory import Damaged, Filesystem, Inventory, Pool, Volume
+from daemon.storage.inventory import Foreign as ForeignVolume
+from daemon.storage.record import Record, State, Wanted, differences
 from daemon.storage.thinpools import Enlargement
 from host import mounttable
 
@@ -102,7 +103,7 @@ class FilesBackend(Backend):
     @abstractmethod
     def _offered(self, present: Collection[Path]) -> tuple[int, int | None]:
         """Bytes that the folder's filesystem has for volumes, those that are there included, whose data is `present`,
-        and what of that is written: see daemon.storage.record.Filesystem."""
+        and what of that is written: see daemon.storage.inventory.Filesystem."""
 
     @abstractmethod
     def _make(self, wanted: Wanted, size: int) -> Volume:

@@ -16,14 +16,16 @@ from pathlib import Path
 from daemon.backends.files import FilesBackend
 from daemon.backends.recordfiles import Remembered
 from daemon.errors import InUse, NotCloned, NotFound
-from daemon.storage.record import State, Volume, Wanted
+from daemon.storage.deviceclasses import BINDMOUNT, FILE_POOLS
+from daemon.storage.inventory import Volume
+from daemon.storage.record import State, Wanted
 from host import foldertree, mounttable
 
 
 class FolderBackend(FilesBackend):
     """See daemon.backends.files."""
 
-    POOL = "folder"
+    POOL = FILE_POOLS[BINDMOUNT]
     SUFFIX = ".folder"
 
     def on_device(self, volume: Volume) -> bool:

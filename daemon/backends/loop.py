@@ -12,14 +12,16 @@ from pathlib import Path
 from daemon.backends.files import FilesBackend
 from daemon.backends.recordfiles import Remembered
 from daemon.errors import BackendFailed, InUse, NotFound
-from daemon.storage.record import State, Volume, Wanted
+from daemon.storage.deviceclasses import FILE_POOLS, LOOP
+from daemon.storage.inventory import Volume
+from daemon.storage.record import State, Wanted
 from host import loopdevice
 
 
 class LoopBackend(FilesBackend):
     """See daemon.backends.files."""
 
-    POOL = "loop"
+    POOL = FILE_POOLS[LOOP]
     SUFFIX = ".img"
     BLOCK = 4096
     """So that filesystems with any block size use all of an image."""

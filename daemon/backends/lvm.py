@@ -14,14 +14,16 @@ from pathlib import Path
 import lvm
 from contract.capacity import footprint
 from contract.parameters import RAID1, VolumeParameters
-from daemon.backends import lvmgroups, no_thin_pools
+from daemon.backends import lvmgroups
 from daemon.backends.lvmerrors import told, told_of
-from daemon.backends.lvminventory import Place, inventory, suspended
+from daemon.backends.lvminventory import inventory, suspended
 from daemon.backends.lvmsnapshots import LvmSnapshots
 from daemon.errors import BackendFailed, Damaged, Foreign, InUse, NoSpace, NotAuthorized, NotFound, PoolMissing
+from daemon.storage.backend import no_thin_pools
 from daemon.storage.deviceclasses import DeviceClass
 from daemon.storage.erase import Reuse
-from daemon.storage.record import Inventory, Pool, Record, State, Volume, Wanted, differences
+from daemon.storage.inventory import Inventory, Pool, PoolName, Volume
+from daemon.storage.record import Record, State, Wanted, differences
 from daemon.storage.thinpools import Enlargement
 from lvm import Lvm
 
@@ -38,9 +40,9 @@ MiB of metadata that it may leave under a name of LVM's choice are listed as for
 
 
 class LvmBackend:
-    """See daemon.backends.Backend. `classes` are the device classes that are kept in volume groups: what they say holds
-    for StorageClasses that say nothing else. The thin pool of a thin one is made if it is missing, with nearly all that
-    is free in its group."""
+    """See daemon.storage.backend.Backend. `classes` are the device classes that are kept in volume groups: what they
+    say holds for StorageClasses that say nothing else. The thin pool of a thin one is made if it is missing, with
+    nearly all that is free in its group."""
 
     def __init__(self, tools: Lvm, classes: Mapping[str, DeviceClass]) -> None:
         self._lvm = tools
@@ -56,15 +58,15 @@ class LvmBackend:
     def pool_of(self, parameters: VolumeParameters) -> str:
         return str(self._place(parameters))
 
-    def _place(self, parameters: VolumeParameters) -> Place:
+    def _place(self, parameters: VolumeParameters) -> PoolName:
         here = self._classes[parameters.device_class]
         group = parameters.volume_group or here.group
         thin = parameters.thin
         if thin is None:
             thin = here.thin or bool(parameters.thin_pool)
         if not thin or parameters.needs_thick:
-            return Place(group)
-        return Place(group, parameters.thin_pool or here.thin_pool)
+            return PoolName(group)
+        return PoolName(group, parameters.thin_pool or here.thin_pool)
 
     async def establish(self) -> None:
         await self._mend()
@@ -152,7 +154,7 @@ class LvmBackend:
     def snapshots(self, pool: str) -> LvmSnapshots:
         return self._snapshots
 
-    async def _create(self, place: Place, wanted: Wanted, record: Record) -> None:
+    async def _create(self, place: PoolName, wanted: Wanted, record: Record) -> None:
         tags = record.to_tags()
         if place.thin_pool:
             await self._lvm.create_thin_volume(place.group, place.thin_pool, wanted.pv, wanted.size, tags)
@@ -166,7 +168,7 @@ class LvmBackend:
                 raid=wanted.parameters.raid,
             )
 
-    async def _clear_away(self, place: Place, wanted: Wanted) -> None:
+    async def _clear_away(self, place: PoolName, wanted: Wanted) -> None:
         """Removes a volume whose making was cut off: an lvcreate that was killed may leave one that can't be used, a
         thin volume that its pool does not know or a mirror of which one leg is missing. Raises Foreign, Damaged."""
         found = await self.inspect()
@@ -177,7 +179,7 @@ class LvmBackend:
                 f"the volume group {place.group} of this node has another volume named {wanted.pv}: "
                 "ask the node's administrator whether it may go"
             )
-        group = Place.of(volume.pool).group
+        group = PoolName.of(volume.pool).group
         await self._lvm.remove(group, volume.pv, having=volume.record.deciding_tags())
 
     async def reread(self, volume: Volume) -> Volume:
@@ -201,7 +203,7 @@ class LvmBackend:
         before, after = volume.record.to_tags(), record.to_tags()
         with told_of(volume):
             await self._lvm.retag(
-                Place.of(volume.pool).group,
+                PoolName.of(volume.pool).group,
                 volume.pv,
                 add=after - before,
                 remove=before - after,
@@ -211,7 +213,7 @@ class LvmBackend:
 
     @contextlib.asynccontextmanager
     async def device(self, volume: Volume) -> AsyncIterator[Path]:
-        group = Place.of(volume.pool).group
+        group = PoolName.of(volume.pool).group
         path = Path("/dev", group, volume.pv)
         if not _is_there(path):  # after a reboot, unless the node activates its groups itself
             with told_of(volume):
@@ -228,7 +230,7 @@ class LvmBackend:
             return volume
         with told_of(volume):
             try:
-                await self._lvm.extend(Place.of(volume.pool).group, volume.pv, size)
+                await self._lvm.extend(PoolName.of(volume.pool).group, volume.pv, size)
             except lvm.NoSpace as error:
                 raise await self._no_space(volume.pv, volume.pool, size - volume.size) from error
             except lvm.TimedOut:
@@ -238,7 +240,7 @@ class LvmBackend:
 
     async def reuse(self, volume: Volume) -> Reuse:
         """A thin pool is asked each time: whether it zeroes new blocks can be switched (lvchange --zero)."""
-        place = Place.of(volume.pool)
+        place = PoolName.of(volume.pool)
         with told_of(volume):
             state = await self._report()
         if not place.thin_pool:
@@ -248,7 +250,7 @@ class LvmBackend:
         return Reuse.CLEAN if pool is not None and pool.zeroes_new_blocks else Reuse.THIN_RAW
 
     async def extend_pool(self, pool: Pool, more: Enlargement) -> None:
-        place = Place.of(pool.name)
+        place = PoolName.of(pool.name)
         if not place.thin_pool:
             raise no_thin_pools(pool)
         with told(f"thin pool {pool.name}", place.group):
@@ -266,7 +268,7 @@ class LvmBackend:
             return
         if changed := differences(volume.record, present.record):
             raise NotAuthorized(f"volume {volume.pv} is not removed: its record changed meanwhile ({changed})")
-        group = Place.of(present.pool).group
+        group = PoolName.of(present.pool).group
         _refuse_snapshots(state, present)
         with contextlib.suppress(NotFound), told_of(present):
             await self._lvm.remove(group, present.pv, having=present.record.deciding_tags())
@@ -301,7 +303,7 @@ def _refuse_damaged(found: Inventory, pv: str) -> None:
 
 def _refuse_snapshots(state: lvm.State, volume: Volume) -> None:
     """What an administrator keeps of it would overflow when it is erased, and go when it is removed."""
-    group = Place.of(volume.pool).group
+    group = PoolName.of(volume.pool).group
     for snapshot in state.thick_snapshots(group, volume.pv):
         raise InUse(
             f"volume {volume.pv} has a snapshot {snapshot.name}, which would go with it: have the node's "

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import lvm
 from daemon.errors import BackendFailed, InUse, NotFound, PoolMissing
-from daemon.storage.record import Volume
+from daemon.storage.inventory import Volume
 from host.command import MissingTool
 
 

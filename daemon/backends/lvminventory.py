@@ -3,24 +3,13 @@
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 
 import lvm
 from contract import capacity
 from contract.parameters import RAID1, VolumeParameters
 from daemon.backends import lvmgroups
-from daemon.storage.record import (
-    Damaged,
-    DamagedRecord,
-    Foreign,
-    Health,
-    Inventory,
-    Pool,
-    Thin,
-    Unseen,
-    Volume,
-    from_tags,
-)
+from daemon.storage.inventory import Damaged, Foreign, Health, Inventory, Pool, PoolName, Thin, Unseen, Volume
+from daemon.storage.record import DamagedRecord, from_tags
 from lvm import LogicalVolume, VolumeGroup
 
 _LEG = re.compile(r"_(rmeta|rimage)_\d+")
@@ -28,21 +17,6 @@ _LEG = re.compile(r"_(rmeta|rimage)_\d+")
 go with it."""
 
 _MIRROR = VolumeParameters(raid=RAID1)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a volume lives. Without a thin pool it is thick."""
-
-    group: str
-    thin_pool: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.group}/{self.thin_pool}" if self.thin_pool else self.group
-
-    @classmethod
-    def of(cls, pool: str) -> "Place":
-        return cls(*pool.split("/", 1))
 
 
 def inventory(state: lvm.State, groups: Collection[str]) -> Inventory:
@@ -75,7 +49,7 @@ def inventory(state: lvm.State, groups: Collection[str]) -> Inventory:
         if count[volume.pv] > 1:
             damaged.append(Damaged(volume.pv, volume.pool, "another group has a volume with the same record"))
     volumes = [volume for volume in volumes if count[volume.pv] == 1]
-    ours = {(Place.of(volume.pool).group, volume.pv) for volume in (*volumes, *snapshots)}
+    ours = {(PoolName.of(volume.pool).group, volume.pv) for volume in (*volumes, *snapshots)}
     shown = {*groups} | {name for name, _ in ours}
     foreign = [Foreign(found.name, _pool_of(found), found.size) for found in strangers if found.group in shown]
     pools = [
@@ -122,15 +96,15 @@ def _unseen(state: lvm.State) -> Iterator[Unseen]:
 def suspended(state: lvm.State, found: Inventory) -> list[LogicalVolume]:
     """Volumes of ours that are suspended, and their thin pools before them: what is suspended below a volume stops
     whoever does anything with it."""
-    volumes = [(Place.of(volume.pool).group, volume.pv) for volume in found.volumes]
-    pools = [Place.of(pool.name) for pool in found.pools if pool.thin and pool.ours]
+    volumes = [(PoolName.of(volume.pool).group, volume.pv) for volume in found.volumes]
+    pools = [PoolName.of(pool.name) for pool in found.pools if pool.thin and pool.ours]
     names = [*((place.group, place.thin_pool) for place in pools), *volumes]
     known = (state.volume(group, name) for group, name in names)
     return [volume for volume in known if volume and volume.suspended]
 
 
 def _pool_of(volume: LogicalVolume) -> str:
-    return str(Place(volume.group, volume.pool if volume.is_thin else ""))
+    return str(PoolName(volume.group, volume.pool if volume.is_thin else ""))
 
 
 _HEALTH = {
@@ -182,7 +156,7 @@ def _thin_pools(state: lvm.State, group: VolumeGroup, ours: set[tuple[str, str]]
             continue
         members = list(state.thin_volumes(group.name, pool.name))
         yield Pool(
-            name=str(Place(group.name, pool.name)),
+            name=str(PoolName(group.name, pool.name)),
             size=pool.size,
             free=pool.size - sum(member.size for member in members),
             ours=sum(member.size for member in members if (member.group, member.name) in ours),

@@ -7,20 +7,20 @@ plain volume from then on, which can be erased like any other before it is remov
 
 import lvm
 from daemon.backends.lvmerrors import told_of
-from daemon.backends.lvminventory import Place
 from daemon.errors import InUse, NoSnapshot, NotFound
-from daemon.storage.record import Record, Volume, from_tags
+from daemon.storage.inventory import PoolName, Volume
+from daemon.storage.record import Record, from_tags
 from lvm import LogicalVolume, Lvm
 
 
 class LvmSnapshots:
-    """See daemon.backends.SnapshotStorage."""
+    """See daemon.storage.backend.SnapshotStorage."""
 
     def __init__(self, tools: Lvm) -> None:
         self._lvm = tools
 
     def pool_for(self, source: Volume) -> str:
-        return Place.of(source.pool).group
+        return PoolName.of(source.pool).group
 
     def most(self, source: Volume) -> int:
         return lvm.largest_snapshot(source.size)

@@ -19,7 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from daemon.errors import BackendFailed, Damaged, Foreign, NotFound, PoolMissing
-from daemon.storage.record import DamagedRecord, Record, State, Volume, Wanted, from_fields
+from daemon.storage.inventory import Volume
+from daemon.storage.record import DamagedRecord, Record, State, Wanted, from_fields
 from host import ownfolder
 from host.foldertree import NotEmptied
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contract import quantity
 from daemon.errors import VolumeError
 from daemon.metrics import Metrics
-from daemon.storage.record import Volume
+from daemon.storage.inventory import Volume
 from kube.events import ObjectReference, Recorder
 
 ERASING, ERASED = "VolumeErasing", "VolumeErased"

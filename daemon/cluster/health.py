@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 
 from contract.volume import PersistentVolume
 from daemon.cluster.reconcile import reference
-from daemon.storage.record import Health, Inventory
+from daemon.storage.inventory import Health, Inventory
 from daemon.storage.volumes import Volumes
 from kube.events import ObjectReference, Recorder
 from service.logs import about

@@ -6,7 +6,7 @@ moment ago counts at once; until the informer shows it too, two mounts could oth
 """
 
 from contract.volume import PersistentVolume
-from daemon.kubelet.authorise import at_home
+from daemon.cluster.nodeassignment import is_assigned
 from kube.informer import Informer
 from kube.records import Node
 
@@ -21,10 +21,10 @@ class Holdings:
     def get(self, name: str) -> PersistentVolume | None:
         """As the informer shows it: what is to be done is decided on nothing else."""
         found = self._informer.get(name)
-        return found if found and at_home(found, self._node) else None
+        return found if found and is_assigned(found, self._node) else None
 
     def all(self) -> list[PersistentVolume]:
-        return [*(pv for pv in self._informer.values() if at_home(pv, self._node)), *self._pinned.values()]
+        return [*(pv for pv in self._informer.values() if is_assigned(pv, self._node)), *self._pinned.values()]
 
     def related(self, one: str, other: str) -> bool:
         """Whether two PersistentVolumes of this node are for claims of one namespace: whoever may create a

@@ -17,7 +17,8 @@ from contract import quantity
 from contract.volume import DELETE, PersistentVolume
 from daemon.errors import VolumeError, words
 from daemon.storage.authority import Authority, Deed
-from daemon.storage.record import Record, State, Volume
+from daemon.storage.inventory import Volume
+from daemon.storage.record import Record, State
 from daemon.storage.volumes import Volumes
 from kube.errors import ApiError
 from kube.events import ObjectReference, Recorder

@@ -18,7 +18,7 @@ from contract.capacity import footprint
 from contract.parameters import RAID1, VolumeParameters
 from contract.volume import RETAIN, PersistentVolume
 from daemon.cluster.demand import parameters_of, policy_of
-from daemon.storage.record import Inventory, Pool, Volume
+from daemon.storage.inventory import Inventory, Pool, Volume
 from daemon.storage.room import Promise
 from daemon.storage.thinpools import Level, level
 

@@ -21,7 +21,7 @@ from contract.volume import PersistentVolume
 from daemon.cluster.holdings import Holdings
 from daemon.cluster.promises import offer
 from daemon.errors import VolumeError
-from daemon.storage.record import Inventory
+from daemon.storage.inventory import Inventory
 from kube.backoff import Backoff
 from kube.client import CAPACITIES, CLASSES, ApiError, Cluster, Json, NotFound
 from kube.informer import Informer

@@ -16,10 +16,11 @@ from contract.parameters import VolumeParameters
 from contract.volume import DELETE, FAILED, RELEASED, PersistentVolume
 from daemon.cluster.demand import parameters_of, policy_of, wanted
 from daemon.cluster.holdings import Holdings
-from daemon.cluster.pinning import is_remembered, release, remember_made
+from daemon.cluster.nodeassignment import is_remembered, release, remember_made
 from daemon.cluster.publish import Publisher
 from daemon.errors import VolumeError, words
-from daemon.storage.record import State, Volume
+from daemon.storage.inventory import Volume
+from daemon.storage.record import State
 from daemon.storage.volumes import Volumes
 from kube.client import Cluster
 from kube.errors import ApiError, Conflict, NotFound, Unreachable

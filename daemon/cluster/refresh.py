@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 
 from daemon.errors import VolumeError
 from daemon.storage.deviceclasses import LVM, DeviceClass
-from daemon.storage.record import Inventory
+from daemon.storage.inventory import Inventory
 from daemon.storage.thinpools import Level, level
 from daemon.storage.volumes import Volumes
 from kube.events import ObjectReference, Recorder

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 
 from contract import quantity
 from daemon.errors import VolumeError
-from daemon.storage.record import Pool
+from daemon.storage.inventory import Pool
 from daemon.storage.thinpools import Enlargement, Level, described, fullness, level, share, watched
 from daemon.storage.volumes import Volumes
 from kube.events import ObjectReference, Recorder

@@ -19,10 +19,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from contract import callout, names
+from contract import callout
 from contract import volume as contract_volume
 from contract.volume import PersistentVolume
-from daemon.errors import VolumeError
+from daemon.cluster.nodeassignment import other_node
+from daemon.errors import Refused, Undecided
 from daemon.kubelet.podfolder import PodFolder
 from kube.client import CLAIMS, PODS, VOLUMES, Cluster
 from kube.errors import ApiError, NotFound
@@ -37,14 +38,6 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 """What the API server lets an object be called: nothing else of an untrusted hint becomes part of a request."""
 
 
-class Refused(VolumeError):
-    """The pod may not mount this. The message says why, and names nothing of another tenant."""
-
-
-class Undecided(VolumeError):
-    """The API server did not say whether the pod may mount this. The kubelet asks again."""
-
-
 @dataclass(frozen=True)
 class Grant:
     """The pod may mount the volume. `volume` is as the API server has it: the only source of size and options."""
@@ -52,23 +45,6 @@ class Grant:
     volume: PersistentVolume
     pod: Pod
     read_only: bool
-
-
-def at_home(volume: PersistentVolume, node: Node) -> bool:
-    """It is tied to this node in every way: label, affinity and finalizer came together, so less than all of them is
-    the work of somebody else."""
-    return (
-        volume.node_label == names.node_label_value(node.name)
-        and volume.hostnames == (node.hostname,)
-        and names.FINALIZER in volume.finalizers
-    )
-
-
-def elsewhere(volume: PersistentVolume, node: Node) -> str:
-    """The node that a volume lives on when it isn't this one, else empty."""
-    if volume.hostnames and volume.hostnames != (node.hostname,):
-        return ", ".join(volume.hostnames)
-    return volume.node_label if volume.node_label not in ("", names.node_label_value(node.name)) else ""
 
 
 def decide(
@@ -97,8 +73,8 @@ def decide(
             f"claim {reference} was not made for pod {pod.name}: delete it, and Kubernetes makes the pod's own, "
             "or name it under persistentVolumeClaim"
         )
-    if home := elsewhere(volume, node):
-        raise Refused(f"volume {volume.name} lives on node {home} and can't be mounted on {node.name}")
+    if other := other_node(volume, node):
+        raise Refused(f"volume {volume.name} lives on node {other} and can't be mounted on {node.name}")
     only_reads = bool(volume.access_modes) and set(volume.access_modes) == {READ_ONLY_MANY}
     return Grant(volume, pod, read_only or only_reads or all(mention.read_only for mention in mentions))
 

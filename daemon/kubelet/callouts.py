@@ -17,11 +17,11 @@ from contract.parameters import VolumeParameters
 from contract.volume import PersistentVolume
 from daemon.cluster.demand import wanted
 from daemon.cluster.holdings import Holdings
-from daemon.cluster.pinning import pin, remember_made
+from daemon.cluster.nodeassignment import is_assigned, pin, remember_made
 from daemon.cluster.promises import offer
 from daemon.cluster.reconcile import GROWTH_FAILED, claim_reference, reference
-from daemon.errors import NoSpace, NotGranted, PoolMissing
-from daemon.kubelet.authorise import Authoriser, Grant, Undecided, at_home
+from daemon.errors import NoSpace, NotGranted, PoolMissing, Undecided
+from daemon.kubelet.authorise import Authoriser, Grant
 from daemon.kubelet.calls import Expand, Mount, Unmount
 from daemon.kubelet.podfolder import PodFolder
 from daemon.storage.staging import top
@@ -134,7 +134,7 @@ class NodeCallouts:
     async def _pinned(self, home: Home, grant: Grant) -> PersistentVolume:
         """The PersistentVolume, tied to this node. One that no node was chosen for comes to live here, if it fits."""
         volume = grant.volume
-        if at_home(volume, home.node):
+        if is_assigned(volume, home.node):
             return volume
         async with self._pinning:
             try:
@@ -170,4 +170,4 @@ async def _tied_to(home: Home) -> list[PersistentVolume]:
     placed here a moment ago, and an affinity that was set once can't be taken back."""
     selector = f"{names.NODE_LABEL}={names.node_label_value(home.node.name)}"
     found = map(contract_volume.read, await home.cluster.list(VOLUMES, label_selector=selector))
-    return [volume for volume in found if volume is not None and at_home(volume, home.node)]
+    return [volume for volume in found if volume is not None and is_assigned(volume, home.node)]

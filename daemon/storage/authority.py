@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from contract.volume import DELETE
-from daemon.backends import Backend
 from daemon.errors import NotAuthorized
-from daemon.storage.record import Record, State, Volume, Wanted, differences
+from daemon.storage.backend import Backend
+from daemon.storage.inventory import Volume
+from daemon.storage.record import Record, State, Wanted, differences
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from contract import quantity
-from daemon.backends import Backend
 from daemon.errors import NoSnapshot, NotCloned
+from daemon.storage.backend import Backend
+from daemon.storage.inventory import Volume
 from daemon.storage.ordering import Turn
-from daemon.storage.record import State, Volume, Wanted
+from daemon.storage.record import State, Wanted
 from daemon.storage.room import Room
 from daemon.storage.snapshots import Snapshots
 from daemon.storage.staging import Staging

@@ -20,17 +20,16 @@ from typing import Any
 
 from contract import parameters, quantity
 from contract.parameters import DEFAULT_DEVICE_CLASS
-from daemon.backends.folder import FolderBackend
-from daemon.backends.loop import LoopBackend
-from daemon.backends.lvminventory import Place
 from daemon.static import document
 from daemon.static.document import DocumentError, Fields
+from daemon.storage.inventory import PoolName
 
 LVM, LOOP, BINDMOUNT = "LVM", "LOOP", "BINDMOUNT"
 DRIVER_KINDS = (LVM, LOOP, BINDMOUNT)
 THIN_POOL = "elastic-local-thinpool"
 
-_FILE_POOLS = {LOOP: LoopBackend.POOL, BINDMOUNT: FolderBackend.POOL}
+FILE_POOLS = {LOOP: "loop", BINDMOUNT: "folder"}
+"""Names of the pools of a node's default class, where it keeps volumes as files or folders."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +55,13 @@ class DeviceClass:
         """The pool of its volumes. A colon is in no name of LVM, so no two kinds can mean the same."""
         if self.kind == LVM:
             return self.own_thin_pool if self.thin else self.group
-        kind = _FILE_POOLS[self.kind]
+        kind = FILE_POOLS[self.kind]
         return kind if self.name == DEFAULT_DEVICE_CLASS else f"{kind}:{self.name}"
 
     @property
     def own_thin_pool(self) -> str:
         """LVM: the pool that its thin volumes come from, unless their StorageClass names another."""
-        return str(Place(self.group, self.thin_pool))
+        return str(PoolName(self.group, self.thin_pool))
 
 
 def reserve_of(classes: Mapping[str, DeviceClass], pool: str) -> int:
@@ -71,7 +70,7 @@ def reserve_of(classes: Mapping[str, DeviceClass], pool: str) -> int:
     for found in classes.values():
         if found.pool == pool:
             return found.reserve
-    group = Place.of(pool).group
+    group = PoolName.of(pool).group
     of_group = (found for found in classes.values() if found.kind == LVM and found.group == group)
     return next(of_group, classes[DEFAULT_DEVICE_CLASS]).reserve
 

@@ -24,12 +24,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from daemon.backends import Backend
 from daemon.errors import ApiUnavailable, BackendFailed, InUse, NotAuthorized, VolumeError, words
 from daemon.storage.authority import Permit
+from daemon.storage.backend import Backend
 from daemon.storage.erase import Method, method, steps
+from daemon.storage.inventory import Health, Volume
 from daemon.storage.ordering import Turns
-from daemon.storage.record import Health, Record, State, Volume
+from daemon.storage.record import Record, State
 from daemon.storage.throttle import Throttle
 from host import erasure
 from host.command import CommandError

@@ -10,9 +10,9 @@ import logging
 from pathlib import Path
 
 from contract.parameters import VolumeParameters
-from daemon.backends import Backend
 from daemon.errors import BackendFailed, MountRefused, VolumeError
-from daemon.storage.record import Volume
+from daemon.storage.backend import Backend
+from daemon.storage.inventory import Volume
 from daemon.storage.staging import Staging
 from host import blockdevice, filesystem, mounting
 from host.command import CommandError, CommandFailed

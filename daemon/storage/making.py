@@ -7,12 +7,13 @@ is given out as it is or refused. What was ready once and is not there is lost, 
 import asyncio
 from dataclasses import replace
 
-from daemon.backends import Backend
 from daemon.errors import BeingErased, ClusterUnknown, Foreign, Lost, PoolMissing
 from daemon.storage.authority import Permission
+from daemon.storage.backend import Backend
 from daemon.storage.cloning import Cloning
 from daemon.storage.filesystems import Filesystems
-from daemon.storage.record import State, Volume, Wanted
+from daemon.storage.inventory import Volume
+from daemon.storage.record import State, Wanted
 from daemon.storage.room import Room
 from daemon.storage.stock import Stock
 

@@ -11,12 +11,13 @@ from dataclasses import replace
 
 from contract import names
 from contract.volume import DELETE, RETAIN
-from daemon.backends import Backend
 from daemon.errors import Foreign, NotAuthorized, PoolMissing
 from daemon.storage.authority import Deed, Permission
+from daemon.storage.backend import Backend
 from daemon.storage.erasing import Erasures
 from daemon.storage.filesystems import Filesystems
-from daemon.storage.record import State, Volume
+from daemon.storage.inventory import Volume
+from daemon.storage.record import State
 from daemon.storage.snapshots import Snapshots
 from daemon.storage.staging import Staging
 from daemon.storage.stock import Stock

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 
 from contract.capacity import footprint
 from contract.parameters import VolumeParameters
-from daemon.backends import Backend
 from daemon.errors import NoSpace, PoolBlocked, PoolFull
-from daemon.storage.record import Pool, Wanted
+from daemon.storage.backend import Backend
+from daemon.storage.inventory import Pool
+from daemon.storage.record import Wanted
 from daemon.storage.stock import Stock
 from daemon.storage.thinpools import Enlargement, Level, enlargement, level, share
 

@@ -12,12 +12,13 @@ import asyncio
 from dataclasses import dataclass, replace
 
 from contract import quantity
-from daemon.backends import Backend, SnapshotStorage
 from daemon.errors import InUse, NoSnapshot, VolumeError
 from daemon.storage.authority import Permission
+from daemon.storage.backend import Backend, SnapshotStorage
 from daemon.storage.erasing import Erasures, Rewrite
+from daemon.storage.inventory import Volume
 from daemon.storage.ordering import Turn
-from daemon.storage.record import State, Volume
+from daemon.storage.record import State
 from daemon.storage.room import Room
 from daemon.storage.stock import Stock
 

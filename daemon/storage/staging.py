@@ -9,12 +9,13 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Protocol
 
 from contract import names
 from daemon.errors import BackendFailed, FolderMissing, InUse, Occupied
-from daemon.kubelet.podfolder import PodFolder
 from host import mounting, mounttable, ownfolder
 from host.mounting import Attribute
 from host.mounttable import Mount
@@ -30,6 +31,28 @@ _OF_STAGING = {Attribute.NOSUID: "nosuid", Attribute.NODEV: "nodev"}
 
 _UNWRITABLE = frozenset({"ro", "emergency_ro"})
 """Options of a filesystem. ext4 shows the second one since Linux 6.15 when it stopped itself."""
+
+
+class TargetPath(Hashable, Protocol):
+    """Where a pod finds a volume, as CSI calls it: a folder outside of the staging folder that is mounted on."""
+
+    @property
+    def name(self) -> str:
+        """That of the volume."""
+        ...
+
+    @property
+    def path(self) -> Path:
+        """As the mount table shows it. System calls use what is open."""
+        ...
+
+    def open(self) -> AbstractContextManager[int]:
+        """The folder, or what is mounted on it, as a file descriptor. Raises FolderMissing."""
+        ...
+
+    def open_parent(self) -> AbstractContextManager[int]:
+        """The folder that it is in. Raises FolderMissing."""
+        ...
 
 
 class Staging:
@@ -87,7 +110,7 @@ class Staging:
         except OSError as error:
             log.warning("can't remove the staging folder %s: %s", path, error.strerror, extra={"volume": pv})
 
-    def bind(self, pv: str, folder: PodFolder, *, read_only: bool, options: Collection[str] = ()) -> None:
+    def bind(self, pv: str, target: TargetPath, *, read_only: bool, options: Collection[str] = ()) -> None:
         """Shows the staged volume in the pod's folder, and returns only when the mount table says so.
 
         Nobody on the node may run what a pod made setuid, or open the devices that it made, so the staging mount is
@@ -102,28 +125,28 @@ class Staging:
             raise BackendFailed(
                 f"volume {pv} vanished from {self.path(pv)}: somebody unmounted it, the next try mounts it"
             )
-        shown = top(mounttable.read(), folder.path)
+        shown = top(mounttable.read(), target.path)
         if shown is not None:
             if not is_same(shown, staged):
                 raise Occupied(
-                    f"{folder.path} already shows {shown.source}, which is not volume {pv}: unmount it on the node"
+                    f"{target.path} already shows {shown.source}, which is not volume {pv}: unmount it on the node"
                 )
             if shown.read_only == read_only:
                 return
-            self.unbind(folder)
-        with self._opened(pv, staged) as source, folder.open() as target:
+            self.unbind(target)
+        with self._opened(pv, staged) as source, target.open() as onto:
             mounting.bind(
                 source,
-                target,
+                onto,
                 add=Attribute.READ_ONLY if read_only else Attribute(0),
                 drop=sum((each for each, word in _OF_STAGING.items() if word not in options), Attribute(0)),
             )
-        _verify(pv, folder, staged, read_only)
+        _verify(pv, target, staged, read_only)
 
-    def unbind(self, folder: PodFolder) -> None:
+    def unbind(self, target: TargetPath) -> None:
         """Unmounts all that lies on the pod's folder. A folder that does not exist is no error. Raises InUse."""
-        with contextlib.suppress(FolderMissing), folder.open_parent() as parent:
-            _unmount_all(Path(f"/proc/self/fd/{parent}", folder.name), folder.path, folder.name)
+        with contextlib.suppress(FolderMissing), target.open_parent() as parent:
+            _unmount_all(Path(f"/proc/self/fd/{parent}", target.name), target.path, target.name)
 
     @contextlib.contextmanager
     def _opened(self, pv: str, staged: Mount) -> Iterator[int]:
@@ -152,10 +175,10 @@ def is_part(mount: Mount, whole: Mount) -> bool:
     return mount.device == whole.device and f"{mount.root}/".startswith(f"{whole.root.rstrip('/')}/")
 
 
-def _verify(pv: str, folder: PodFolder, staged: Mount, read_only: bool) -> None:
-    shown = top(mounttable.read(), folder.path)
+def _verify(pv: str, target: TargetPath, staged: Mount, read_only: bool) -> None:
+    shown = top(mounttable.read(), target.path)
     if shown is None or not is_same(shown, staged) or shown.read_only != read_only:
-        raise BackendFailed(f"volume {pv} was mounted at {folder.path} but does not show there: something unmounts it")
+        raise BackendFailed(f"volume {pv} was mounted at {target.path} but does not show there: something unmounts it")
 
 
 def _unmount_all(handle: Path, path: Path, pv: str) -> None:

@@ -10,9 +10,10 @@ import contextlib
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 
-from daemon.backends import Backend
 from daemon.errors import Damaged, Foreign
-from daemon.storage.record import Inventory, Pool, Record, Volume, of_cluster
+from daemon.storage.backend import Backend
+from daemon.storage.inventory import Inventory, Pool, Volume, of_cluster
+from daemon.storage.record import Record
 from daemon.storage.thinpools import Enlargement
 
 

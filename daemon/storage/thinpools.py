@@ -10,7 +10,7 @@ import enum
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from daemon.storage.record import Inventory, Pool, Volume
+from daemon.storage.inventory import Inventory, Pool, Volume
 
 
 class Level(enum.IntEnum):

@@ -18,20 +18,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from daemon.backends import Backend
 from daemon.errors import BackendFailed, Damaged, InUse, Occupied, VolumeError
-from daemon.kubelet.podfolder import PodFolder
 from daemon.storage.authority import Authority, Deed, Permission
+from daemon.storage.backend import Backend
 from daemon.storage.cloning import Cloning
 from daemon.storage.erasing import Erasures, Listener, Silent
 from daemon.storage.filesystems import Filesystems
+from daemon.storage.inventory import Inventory, Volume
 from daemon.storage.making import Making
 from daemon.storage.ordering import Turns
-from daemon.storage.record import DamagedRecord, Inventory, Volume, Wanted
+from daemon.storage.record import DamagedRecord, Wanted
 from daemon.storage.removing import Removing
 from daemon.storage.room import Promise, Room
 from daemon.storage.snapshots import Snapshots
-from daemon.storage.staging import Staging
+from daemon.storage.staging import Staging, TargetPath
 from daemon.storage.stock import Stock
 from daemon.storage.thinpools import Enlargement
 from daemon.storage.throttle import Throttle
@@ -138,20 +138,20 @@ class Volumes:
         wanted = self._ours(wanted)
         return await self._turn("prepare", wanted.pv, wanted, lambda: self._making.made(wanted))
 
-    async def mount(self, wanted: Wanted, folder: PodFolder, read_only: bool) -> VolumeError | None:
+    async def mount(self, wanted: Wanted, target: TargetPath, read_only: bool) -> VolumeError | None:
         """The volume, made if need be, mounted in the folder that bears its name: returns only when it is, and after
         an error nothing of it is left there. A folder that shows it already is a success.
 
         One that has not the wanted size is extended. If that can't be, it is mounted as it is and the reason returned:
         data that could be had is not withheld because there should be more room beside it."""
         wanted = self._ours(wanted)
-        request = (wanted, folder, read_only)
-        return await self._turn("mount", wanted.pv, request, lambda: self._mount(wanted, folder, read_only))
+        request = (wanted, target, read_only)
+        return await self._turn("mount", wanted.pv, request, lambda: self._mount(wanted, target, read_only))
 
-    async def unmount(self, folder: PodFolder) -> None:
-        """Nothing is mounted on the folder, whatever lay there; after its last user the volume itself is unmounted.
+    async def unmount(self, target: TargetPath) -> None:
+        """Nothing is mounted on the target, whatever lay there; after its last user the volume itself is unmounted.
         Needs neither record nor volume nor folder."""
-        await self._turn("unmount", folder.name, folder, lambda: self._unmount(folder))
+        await self._turn("unmount", target.name, target, lambda: self._unmount(target))
 
     async def extend(self, wanted: Wanted) -> Volume:
         """The volume with at least the wanted size, and its filesystem as it is. Raises NoSpace, and then nothing has
@@ -205,7 +205,7 @@ class Volumes:
 
         return await self._turns.take(pv, (kind, request), observed)
 
-    async def _mount(self, wanted: Wanted, folder: PodFolder, read_only: bool) -> VolumeError | None:
+    async def _mount(self, wanted: Wanted, target: TargetPath, read_only: bool) -> VolumeError | None:
         shortfall = None
         try:
             volume = await self._making.made(wanted)
@@ -220,7 +220,7 @@ class Volumes:
                     unfilled = await self._filesystems.mount(volume, wanted.parameters.mount_options)
                 shortfall = shortfall or unfilled
             await asyncio.to_thread(
-                self._staging.bind, wanted.pv, folder, read_only=read_only, options=wanted.parameters.mount_options
+                self._staging.bind, wanted.pv, target, read_only=read_only, options=wanted.parameters.mount_options
             )
             return shortfall
         except Occupied:
@@ -229,14 +229,14 @@ class Volumes:
         except BaseException:
             # The kubelet takes a folder that shows anything for a success, and would not ask again.
             try:
-                await self._unmount(folder)
+                await self._unmount(target)
             except (VolumeError, OSError) as error:
-                log.warning("%s is left mounted: %s", folder.path, error, extra={"volume": wanted.pv})
+                log.warning("%s is left mounted: %s", target.path, error, extra={"volume": wanted.pv})
             raise
 
-    async def _unmount(self, folder: PodFolder) -> None:
-        await asyncio.to_thread(self._staging.unbind, folder)
-        await self._release_if_idle(folder.name)
+    async def _unmount(self, target: TargetPath) -> None:
+        await asyncio.to_thread(self._staging.unbind, target)
+        await self._release_if_idle(target.name)
 
     async def _release_if_idle(self, pv: str) -> None:
         try:

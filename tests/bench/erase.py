@@ -17,7 +17,8 @@ from contract.parameters import DISCARD, NO_ERASE, ZERO, VolumeParameters
 from contract.volume import DELETE
 from daemon.backends.loop import LoopBackend
 from daemon.storage.erase import Reuse
-from daemon.storage.record import Volume, Wanted
+from daemon.storage.inventory import Volume
+from daemon.storage.record import Wanted
 from daemon.storage.volumes import Volumes
 from tests.agreeing import Agreeing
 from tests.bench import report

@@ -20,7 +20,7 @@ import pytest_asyncio
 from contract import capacity, names
 from contract import volume as contract_volume
 from contract.volume import PersistentVolume, Pin
-from daemon.cluster.pinning import pinning_patch
+from daemon.cluster.nodeassignment import pinning_patch
 from kube.client import (
     CAPACITIES,
     CLAIMS,

@@ -26,9 +26,9 @@ from pathlib import Path
 
 import pytest
 
-from daemon.backends import Backend
 from daemon.backends.folder import FolderBackend
 from daemon.backends.loop import LoopBackend
+from daemon.storage.backend import Backend
 from host import command, loopdevice
 from host.command import Completed
 from lvm import Lvm

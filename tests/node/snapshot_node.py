@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from daemon.kubelet.podfolder import PodFolder
-from daemon.storage.record import Inventory, Wanted
+from daemon.storage.inventory import Inventory
+from daemon.storage.record import Wanted
 from daemon.storage.volumes import Volumes
 from lvm import Lvm
 from tests.node.conftest import ByHand, MakeDisks

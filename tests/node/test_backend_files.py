@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from contract.parameters import VolumeParameters
-from daemon.backends import Backend
 from daemon.backends.folder import FolderBackend
 from daemon.backends.loop import LoopBackend
 from daemon.backends.recordfiles import RESERVE
 from daemon.errors import BackendFailed, Damaged, Foreign, InUse, NoSpace, NotAuthorized, NotFound
-from daemon.storage.record import Foreign as ForeignVolume
-from daemon.storage.record import State, Volume, Wanted
+from daemon.storage.backend import Backend
+from daemon.storage.inventory import Foreign as ForeignVolume
+from daemon.storage.inventory import Volume
+from daemon.storage.record import State, Wanted
 from host import blockdevice, foldertree, loopdevice, mounting
 from tests.crashing import crash_before_change
 from tests.waiting import eventually

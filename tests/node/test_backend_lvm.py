@@ -13,7 +13,8 @@ from contract.capacity import footprint
 from contract.parameters import VolumeParameters
 from daemon.backends.lvm import LvmBackend
 from daemon.errors import Damaged, Foreign, InUse, NoSpace, NotAuthorized, NotFound, PoolMissing
-from daemon.storage.record import State, Volume, Wanted
+from daemon.storage.inventory import Volume
+from daemon.storage.record import State, Wanted
 from host import blockdevice, command, filesystem, mounting
 from host.command import Completed
 from lvm import Lvm, names

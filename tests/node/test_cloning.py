@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from contract.volume import Original
-from daemon.backends import Backend
 from daemon.backends.folder import FolderBackend
 from daemon.backends.loop import LoopBackend
 from daemon.errors import BackendFailed, NotCloned, VolumeError
 from daemon.kubelet.podfolder import PodFolder
 from daemon.storage import cloning
+from daemon.storage.backend import Backend
 from daemon.storage.record import State, Wanted
 from daemon.storage.volumes import Volumes
 from host import devicecopy, freezing, identity

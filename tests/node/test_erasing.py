@@ -19,7 +19,8 @@ from daemon.errors import ApiUnavailable, BackendFailed, BeingErased, InUse, Not
 from daemon.storage import erasing
 from daemon.storage.authority import Owner
 from daemon.storage.erase import Method, Reuse
-from daemon.storage.record import Health, Inventory, Record, State, Volume
+from daemon.storage.inventory import Health, Inventory, Volume
+from daemon.storage.record import Record, State
 from daemon.storage.volumes import Volumes
 from host import erasure, loopdevice
 from lvm import Lvm

@@ -15,7 +15,7 @@ import pytest
 from contract.parameters import RAID1, VolumeParameters
 from daemon.backends.lvminventory import inventory
 from daemon.cluster.promises import offer
-from daemon.storage.record import Inventory, Pool
+from daemon.storage.inventory import Inventory, Pool
 from tests.node.lvmmetadata import Metadata
 
 MIB = 2**20

@@ -15,7 +15,7 @@ from daemon.cluster.promises import Offer, offer
 from daemon.cluster.thinwatch import ThinWatch
 from daemon.errors import NoSpace, PoolFull
 from daemon.storage.deviceclasses import LVM, DeviceClass
-from daemon.storage.record import Pool
+from daemon.storage.inventory import Pool
 from daemon.storage.room import Promise
 from daemon.storage.thinpools import Enlargement, Level, level
 from daemon.storage.volumes import Volumes

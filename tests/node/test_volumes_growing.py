@@ -9,7 +9,7 @@ import pytest
 
 from contract.capacity import footprint
 from daemon.errors import BackendFailed, NoSpace
-from daemon.storage.record import Pool
+from daemon.storage.inventory import Pool
 from daemon.storage.volumes import Volumes
 from host import filesystem
 from tests.node.volume_node import MIB, Node, on, started

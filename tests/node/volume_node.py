@@ -14,9 +14,9 @@ import pytest
 from contract import names
 from contract.parameters import DEFAULT_DEVICE_CLASS, VolumeParameters
 from contract.volume import DELETE
-from daemon.backends import Backend
 from daemon.backends.lvm import LvmBackend
 from daemon.kubelet.podfolder import PodFolder
+from daemon.storage.backend import Backend
 from daemon.storage.deviceclasses import LVM, DeviceClass
 from daemon.storage.record import Wanted
 from daemon.storage.room import Promise

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from contract import quantity
-from daemon.backends import Backend
 from daemon.backends.folder import FolderBackend
 from daemon.backends.loop import LoopBackend
+from daemon.storage.backend import Backend
 from host import filesystem, loopdevice
 from tests.node.volume_node import MIB, Node
 from tests.torture import victim

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any
 
-from daemon.storage.record import Inventory, State
+from daemon.storage.inventory import Inventory
+from daemon.storage.record import State
 from tests.node.volume_node import MIB
 
 _SIZE = 16 * MIB

@@ -4,7 +4,8 @@ from typing import Any
 
 from contract import names, volume
 from contract.volume import PersistentVolume, Pin
-from daemon.storage.record import Record, State, Volume
+from daemon.storage.inventory import Volume
+from daemon.storage.record import Record, State
 from kube.records import Node
 
 GIB = 1 << 30

@@ -2,7 +2,8 @@ from dataclasses import replace
 
 from command import holdings
 from command.holdings import Row
-from daemon.storage.record import Damaged, Foreign, Health, Inventory, State, Unseen, Volume
+from daemon.storage.inventory import Damaged, Foreign, Health, Inventory, Unseen, Volume
+from daemon.storage.record import State
 from kube.records import Pod, PodVolume
 from tests.unit.command.objects import GIB, NODE, OTHER_NODE, held, persistent_volume
 

@@ -5,7 +5,8 @@ from prometheus_client.exposition import generate_latest
 from contract.volume import DELETE
 from daemon.metrics import Metrics, command_name
 from daemon.storage.deviceclasses import LVM, DeviceClass
-from daemon.storage.record import Damaged, Foreign, Health, Inventory, Pool, Record, State, Thin, Volume
+from daemon.storage.inventory import Damaged, Foreign, Health, Inventory, Pool, Thin, Volume
+from daemon.storage.record import Record, State
 from host.command import Completed
 
 

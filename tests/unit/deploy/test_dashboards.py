@@ -12,8 +12,8 @@ import yaml
 from daemon.metrics import Metrics as DaemonMetrics
 from daemon.settings import Settings
 from daemon.static.metrics import ProcessCounts, StaticMetrics
-from daemon.storage.record import Health as VolumeHealth
-from daemon.storage.record import Inventory, Pool, Thin
+from daemon.storage.inventory import Health as VolumeHealth
+from daemon.storage.inventory import Inventory, Pool, Thin
 from host.command import Completed
 from kube.workqueue import WorkQueue
 from provisioner.metrics import Metrics as ProvisionerMetrics

@@ -16,7 +16,7 @@ from command.adoption import tie
 from contract import capacity, names, volume
 from contract.capacity import Capacity
 from contract.volume import Pin
-from daemon.cluster.pinning import pinning_patch
+from daemon.cluster.nodeassignment import pinning_patch
 from daemon.static import jobs, taint
 from daemon.static import volume as static_volume
 from daemon.static.configuration import BLOCK, ClassConfiguration, Configuration

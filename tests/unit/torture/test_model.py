@@ -6,7 +6,8 @@ from hashlib import sha256
 
 import pytest
 
-from daemon.storage.record import Damaged, Foreign, Inventory, Pool, Record, State, Volume
+from daemon.storage.inventory import Damaged, Foreign, Inventory, Pool, Volume
+from daemon.storage.record import Record, State
 from tests.node.volume_node import MIB
 from tests.torture.model import Model, Operation, Seen, content, plan, settlement, uid_of
 

@@ -14,7 +14,8 @@ from daemon.backends.folder import FolderBackend
 from daemon.backends.loop import LoopBackend
 from daemon.errors import BackendFailed, NoSpace, NotCloned, PoolMissing
 from daemon.storage.deviceclasses import BINDMOUNT, LOOP, DeviceClass
-from daemon.storage.record import Inventory, Wanted
+from daemon.storage.inventory import Inventory
+from daemon.storage.record import Wanted
 
 MIB = 2**20
 

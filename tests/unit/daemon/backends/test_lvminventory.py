@@ -2,9 +2,10 @@ from dataclasses import replace
 
 import pytest
 
-from daemon.backends.lvminventory import Place, inventory
-from daemon.storage.record import Foreign, Pool, Record, State, Thin
-from daemon.storage.record import Health as Complaint
+from daemon.backends.lvminventory import inventory
+from daemon.storage.inventory import Foreign, Pool, PoolName, Thin
+from daemon.storage.inventory import Health as Complaint
+from daemon.storage.record import Record, State
 from lvm import Health, LogicalVolume, PhysicalVolume, VolumeGroup
 from lvm import State as Report
 from lvm.allocation import FreeExtents
@@ -185,8 +186,8 @@ def test_each_complaint_of_lvm_has_a_name(
 
 
 def test_places_and_names_of_pools() -> None:
-    for place in (Place("vg"), Place("vg", "pool")):
-        assert Place.of(str(place)) == place
+    for place in (PoolName("vg"), PoolName("vg", "pool")):
+        assert PoolName.of(str(place)) == place
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from contract.volume import DELETE
 from daemon.backends.classes import ClassesBackend, joined, of_classes
 from daemon.errors import NoSpace
 from daemon.storage.deviceclasses import BINDMOUNT, LOOP, DeviceClass
-from daemon.storage.record import Filesystem, Pool, Wanted
+from daemon.storage.inventory import Filesystem, Pool
+from daemon.storage.record import Wanted
 from daemon.storage.room import Promise
 from daemon.storage.volumes import Volumes
 from tests.agreeing import Agreeing

@@ -6,7 +6,8 @@ from contract.volume import DELETE
 from daemon.cluster.erasurenews import ERASED, ERASING, ErasureNews
 from daemon.errors import BackendFailed
 from daemon.metrics import Metrics
-from daemon.storage.record import Inventory, Record, State, Volume
+from daemon.storage.inventory import Inventory, Volume
+from daemon.storage.record import Record, State
 from kube.client import EVENTS
 from tests.unit.daemon.nodecluster import node_parts
 

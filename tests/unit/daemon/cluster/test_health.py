@@ -7,7 +7,8 @@ import pytest
 
 from contract.volume import DELETE, PersistentVolume
 from daemon.cluster.health import _REMEDIES, HealthWatch, changes, diagnose
-from daemon.storage.record import Health, Inventory, Pool, Record, State, Volume
+from daemon.storage.inventory import Health, Inventory, Pool, Volume
+from daemon.storage.record import Record, State
 from daemon.storage.volumes import Volumes
 from kube.events import ObjectReference, Recorder
 from tests.unit.daemon.cluster.pv import pv

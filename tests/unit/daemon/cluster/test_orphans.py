@@ -17,7 +17,8 @@ from daemon.cluster.authority import LiveAuthority
 from daemon.cluster.orphans import ORPHAN_FAILED, Orphans, removable_after, report
 from daemon.errors import InUse
 from daemon.storage.authority import Deed
-from daemon.storage.record import Record, State, Volume
+from daemon.storage.inventory import Volume
+from daemon.storage.record import Record, State
 from kube.client import EVENTS, VOLUMES, Cluster, Forbidden, Json, Unreachable
 from kube.errors import ApiError
 from kube.informer import Informer

@@ -9,7 +9,8 @@ from contract.capacity import footprint
 from contract.parameters import RAID1, VolumeParameters
 from contract.volume import DELETE, RETAIN
 from daemon.cluster.promises import largest, offer, promises
-from daemon.storage.record import Filesystem, Inventory, Pool, Record, State, Thin, Volume
+from daemon.storage.inventory import Filesystem, Inventory, Pool, Thin, Volume
+from daemon.storage.record import Record, State
 from daemon.storage.room import Promise
 from lvm.allocation import FreeExtents
 from tests.unit.daemon.cluster.pv import pv

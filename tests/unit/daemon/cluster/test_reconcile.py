@@ -13,7 +13,8 @@ from contract.volume import DELETE, PV_PROTECTION, RETAIN, PersistentVolume, Pin
 from daemon.cluster.demand import WrongOptions, wanted
 from daemon.cluster.reconcile import DELETE_FAILED, GROWTH_FAILED, PREPARATION_FAILED, Action, plan
 from daemon.errors import InUse, Lost
-from daemon.storage.record import Record, State, Volume
+from daemon.storage.inventory import Volume
+from daemon.storage.record import Record, State
 from kube.backoff import Backoff
 from kube.client import CAPACITIES, VOLUMES
 from tests.unit.daemon.cluster.pv import pv

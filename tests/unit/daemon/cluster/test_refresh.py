@@ -8,7 +8,8 @@ from daemon.backends.folder import FolderBackend
 from daemon.cluster.refresh import Refresher, missing, noticed
 from daemon.errors import BackendFailed
 from daemon.storage.deviceclasses import BINDMOUNT, LVM, DeviceClass
-from daemon.storage.record import Inventory, Pool, Record, State, Unseen, Volume
+from daemon.storage.inventory import Inventory, Pool, Unseen, Volume
+from daemon.storage.record import Record, State
 from daemon.storage.volumes import Volumes
 from kube.events import ObjectReference
 from tests.agreeing import Agreeing

@@ -8,7 +8,9 @@ import pytest
 from contract import names
 from contract import volume as contract_volume
 from contract.volume import PersistentVolume
-from daemon.kubelet.authorise import Grant, Refused, at_home, decide, elsewhere, read_only
+from daemon.cluster.nodeassignment import is_assigned, other_node
+from daemon.errors import Refused
+from daemon.kubelet.authorise import Grant, decide, read_only
 from daemon.kubelet.podfolder import PodFolder
 from kube.records import Claim, Node, Pod, PodVolume
 
@@ -163,7 +165,7 @@ def test_an_ephemeral_claim_must_have_been_made_for_the_pod() -> None:
 def test_a_volume_of_another_node_is_refused_with_its_name(volume: PersistentVolume) -> None:
     with pytest.raises(Refused, match=r"lives on node .*-2"):
         decided(volume=volume)
-    assert not at_home(volume, NODE)
+    assert not is_assigned(volume, NODE)
 
 
 @pytest.mark.parametrize(
@@ -176,8 +178,8 @@ def test_a_volume_of_another_node_is_refused_with_its_name(volume: PersistentVol
     ],
 )
 def test_a_volume_is_at_home_only_with_label_affinity_and_finalizer(volume: PersistentVolume, home: bool) -> None:
-    assert at_home(volume, NODE) is home
-    assert elsewhere(volume, NODE) == ""
+    assert is_assigned(volume, NODE) is home
+    assert other_node(volume, NODE) == ""
 
 
 @pytest.mark.parametrize(

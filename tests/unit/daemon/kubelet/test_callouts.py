@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from contract import callout, names
-from daemon.errors import NoSpace, NotAPodFolder, NotGranted, PoolMissing, VolumeError
+from daemon.cluster.nodeassignment import is_assigned
+from daemon.errors import NoSpace, NotAPodFolder, NotGranted, PoolMissing, Refused, Undecided, VolumeError
 from daemon.kubelet import callouts
-from daemon.kubelet.authorise import Authoriser, Refused, Undecided, at_home
+from daemon.kubelet.authorise import Authoriser
 from daemon.kubelet.callouts import Home, NodeCallouts
 from daemon.kubelet.calls import Expand, Mount, Unmount
 from daemon.kubelet.podfolder import PodFolder
@@ -137,7 +138,7 @@ async def test_a_mount_by_the_hint_alone_ties_the_volume_to_this_node(serving: S
     assert await serving.callouts.mount(mounts["pv"])
     volume = await read_pv(serving.cluster, "pv")
     assert volume
-    assert at_home(volume, serving.parts.node)
+    assert is_assigned(volume, serving.parts.node)
     assert serving.volumes.mounts == [("pv", False)]
 
 

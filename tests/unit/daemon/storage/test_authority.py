@@ -10,8 +10,9 @@ from contract.parameters import VolumeParameters
 from contract.volume import DELETE, RETAIN
 from daemon.errors import ApiUnavailable, ClusterUnknown, Foreign, NotAuthorized
 from daemon.storage.authority import Deed, Owner, refusal
-from daemon.storage.record import Foreign as ForeignVolume
-from daemon.storage.record import Inventory, Record, State, Volume, Wanted, of_cluster
+from daemon.storage.inventory import Foreign as ForeignVolume
+from daemon.storage.inventory import Inventory, Volume, of_cluster
+from daemon.storage.record import Record, State, Wanted
 from daemon.storage.volumes import Volumes
 from tests.agreeing import CLUSTER
 from tests.unit.daemon.storage.test_volumes import POOL, Memory

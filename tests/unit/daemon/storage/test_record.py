@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from contract.filesystems import FILESYSTEMS
 from contract.parameters import DISCARD, ERASE, NO_ERASE, ZERO, VolumeParameters
 from contract.volume import DELETE, RETAIN
-from daemon.storage.record import DamagedRecord, Pool, Record, State, Thin, Wanted, from_fields, from_tags
+from daemon.storage.inventory import Pool, Thin
+from daemon.storage.record import DamagedRecord, Record, State, Wanted, from_fields, from_tags
 from lvm import names
 
 RECORD = Record("pvc-1", "3f7a9c1e-0001", DELETE, "ext4", State.READY)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.parameters import RAID1, VolumeParameters
-from daemon.storage.record import Pool, Thin
+from daemon.storage.inventory import Pool, Thin
 from daemon.storage.room import Promise, room_for
 from lvm.allocation import FreeExtents
 

@@ -7,9 +7,10 @@ from typing import cast
 import pytest
 
 from contract.volume import DELETE
-from daemon.backends import Backend
 from daemon.errors import BackendFailed
-from daemon.storage.record import Inventory, Pool, Record, State, Volume
+from daemon.storage.backend import Backend
+from daemon.storage.inventory import Inventory, Pool, Volume
+from daemon.storage.record import Record, State
 from daemon.storage.stock import Stock
 
 

@@ -10,7 +10,8 @@ from contract.parameters import VolumeParameters
 from daemon.cluster.promises import Offer, offer
 from daemon.cluster.thinwatch import ThinWatch
 from daemon.errors import BackendFailed
-from daemon.storage.record import Inventory, Pool, Record, State, Thin, Volume
+from daemon.storage.inventory import Inventory, Pool, Thin, Volume
+from daemon.storage.record import Record, State
 from daemon.storage.thinpools import Enlargement, Level, enlargement, level, share, watched
 from daemon.storage.volumes import Volumes
 from kube.events import ObjectReference, Recorder

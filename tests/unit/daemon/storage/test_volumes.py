@@ -15,8 +15,9 @@ from contract.parameters import VolumeParameters
 from contract.volume import DELETE, RETAIN
 from daemon.errors import BackendFailed, Damaged, Foreign, Lost, NoSpace, NotFound, PoolMissing
 from daemon.storage.erase import Reuse
-from daemon.storage.record import Damaged as DamagedVolume
-from daemon.storage.record import Inventory, Pool, Record, State, Unseen, Volume, Wanted
+from daemon.storage.inventory import Damaged as DamagedVolume
+from daemon.storage.inventory import Inventory, Pool, Unseen, Volume
+from daemon.storage.record import Record, State, Wanted
 from daemon.storage.room import Promise
 from daemon.storage.thinpools import Enlargement
 from daemon.storage.volumes import Volumes

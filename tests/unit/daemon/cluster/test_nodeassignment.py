@@ -9,8 +9,8 @@ import pytest
 
 from contract import names
 from contract.volume import PV_PROTECTION, Pin
-from daemon.cluster.pinning import pin, release
-from daemon.kubelet.authorise import Refused, at_home
+from daemon.cluster.nodeassignment import is_assigned, pin, release
+from daemon.errors import Refused
 from kube.client import VOLUMES, Cluster, Conflict
 from kube.records import Node
 from tests.unit.daemon.nodecluster import HOSTNAME, NODE, PIN, api, create_pv, read_pv
@@ -30,7 +30,7 @@ async def test_pinning_ties_in_every_way_and_keeps_other_finalizers(cluster: Clu
     await cluster.patch(VOLUMES, "pv", {"metadata": {"finalizers": [*volume.finalizers, "example.com/other"]}})
     pinned = await pin(cluster, volume, HERE, "pool")
     assert pinned == await read_pv(cluster, "pv")
-    assert at_home(pinned, HERE)
+    assert is_assigned(pinned, HERE)
     assert pinned.pool == "pool"
     assert set(pinned.finalizers) == {PV_PROTECTION, "example.com/other", names.FINALIZER}
 
@@ -44,8 +44,8 @@ async def test_of_two_nodes_one_wins_and_the_other_says_where_the_volume_lives(c
     assert isinstance(lost, Refused)
     won = await read_pv(cluster, "pv")
     assert won
-    winner, loser = (HERE, THERE) if at_home(won, HERE) else (THERE, HERE)
-    assert at_home(won, winner)
+    winner, loser = (HERE, THERE) if is_assigned(won, HERE) else (THERE, HERE)
+    assert is_assigned(won, winner)
     assert str(lost) == f"volume pv lives on node {winner.hostname} and can't be mounted on {loser.name}"
 
 

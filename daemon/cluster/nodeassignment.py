@@ -11,12 +11,29 @@ import contextlib
 from contract import names
 from contract import volume as contract_volume
 from contract.volume import PersistentVolume, Pin
-from daemon.kubelet.authorise import Refused, at_home, elsewhere
+from daemon.errors import Refused
 from kube.client import VOLUMES, Cluster, Conflict, Invalid, Json, NotFound
 from kube.records import Node
 
 _TRIES = 5
 """Others write to a young PersistentVolume too (the binder, above all); each try reads it again."""
+
+
+def is_assigned(volume: PersistentVolume, node: Node) -> bool:
+    """To this node, in every way: label, affinity and finalizer came together, so less than all of them is the work of
+    somebody else."""
+    return (
+        volume.node_label == names.node_label_value(node.name)
+        and volume.hostnames == (node.hostname,)
+        and names.FINALIZER in volume.finalizers
+    )
+
+
+def other_node(volume: PersistentVolume, node: Node) -> str:
+    """The node that a volume lives on when it isn't this one, else empty."""
+    if volume.hostnames and volume.hostnames != (node.hostname,):
+        return ", ".join(volume.hostnames)
+    return volume.node_label if volume.node_label not in ("", names.node_label_value(node.name)) else ""
 
 
 def pinning_patch(volume: PersistentVolume, pin: Pin) -> Json:
@@ -33,11 +50,11 @@ async def pin(cluster: Cluster, volume: PersistentVolume, node: Node, pool: str)
     """The PersistentVolume, tied to this node. Raises Refused when it lives, or just came to live, elsewhere."""
     current: PersistentVolume | None = volume
     for _ in range(_TRIES):
-        if current is None or current.uid != volume.uid or (current.deleting and not at_home(current, node)):
+        if current is None or current.uid != volume.uid or (current.deleting and not is_assigned(current, node)):
             raise Refused(f"volume {volume.name} is being deleted")
-        if home := elsewhere(current, node):
-            raise Refused(f"volume {volume.name} lives on node {home} and can't be mounted on {node.name}")
-        if at_home(current, node):
+        if other := other_node(current, node):
+            raise Refused(f"volume {volume.name} lives on node {other} and can't be mounted on {node.name}")
+        if is_assigned(current, node):
             return current
         try:
             patch = pinning_patch(current, Pin(node.name, node.hostname, pool))
