@@ -81,8 +81,7 @@ class LvmBackend:
         for snapshot in (await self.inspect()).snapshots:
             if snapshot.record.state is State.COPYING:
                 await self._snapshots.mend(snapshot)
-        with told("the node", " ".join(sorted(self._groups))):
-            state = await self._report()
+        state = await self._report()
         for found in suspended(state, inventory(state, self._groups)):
             log.warning("%s/%s was left suspended by a command that was killed: it is resumed", found.group, found.name)
             with told(f"volume {found.name}", found.group):
@@ -108,11 +107,11 @@ class LvmBackend:
         await self._lvm.create_pool(group_name, pool, extents * group.extent_size, {_POOL_MARK})
 
     async def inspect(self) -> Inventory:
-        with told("the node", " ".join(sorted(self._groups))):
-            return inventory(await self._report(), self._groups)
+        return inventory(await self._report(), self._groups)
 
     async def _report(self) -> lvm.State:
-        state = await self._lvm.report()
+        with told("the node", " ".join(sorted(self._groups))):
+            state = await self._lvm.report()
         self._extent_sizes = {group.name: group.extent_size for group in state.groups}
         return state
 
@@ -241,8 +240,7 @@ class LvmBackend:
     async def reuse(self, volume: Volume) -> Reuse:
         """A thin pool is asked each time: whether it zeroes new blocks can be switched (lvchange --zero)."""
         place = PoolName.of(volume.pool)
-        with told_of(volume):
-            state = await self._report()
+        state = await self._report()
         if not place.thin_pool:
             _refuse_snapshots(state, volume)
             return Reuse.RAW
