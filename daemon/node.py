@@ -202,6 +202,7 @@ class Daemon:
         self._persistent_volumes.subscribe(lambda *_: publisher.trigger())
         self._persistent_volumes.on_return(reconciler.hurry)
         self._persistent_volumes.on_return(orphans.queue.hurry)
+        self._persistent_volumes.on_return(self._events.hurry)
         authoriser = Authoriser(self._cluster, self._pods, node)
         self._callouts.settle(Home(self._cluster, node, authoriser, holdings, reconciler.look_at, self._events))
         log.info("serving node %s (hostname %s)", node.name, node.hostname)
@@ -222,7 +223,7 @@ class Daemon:
 
     async def _find_node(self) -> Node:
         """Our Node, as soon as the API server tells of it and it can have volumes."""
-        backoff, failures = Backoff(first=0.5, factor=2, limit=5), 0
+        backoff, failures = Backoff(first=0.5, factor=2, limit=3), 0
         while True:
             try:
                 node = read_node(await self._cluster.get(NODES, self._settings.node_name))

@@ -171,7 +171,11 @@ class Cluster:
                 number = max(number // 4, 1)
                 continue
             metadata = body.get("metadata") or {}
-            yield Page(body.get("items") or [], str(metadata.get("resourceVersion") or ""))
+            version = str(metadata.get("resourceVersion") or "")
+            if not version:
+                # All lists have one. An empty object of some proxy must not look like a cluster without any objects.
+                raise _unreachable(f"list of {resource}", ValueError("this is no list"))
+            yield Page(body.get("items") or [], version)
             if not metadata.get("continue"):
                 return
             query["continue"] = metadata["continue"]

@@ -3,6 +3,10 @@
 Made from the Status object that the server answers: the HTTP status alone can't tell AlreadyExists from Conflict,
 and the two want opposite reactions. Everything that may pass by itself (network, timeout, overload, a failing server)
 is one type, Unreachable, because the reaction is one: the same again, later.
+
+A proxy or a load balancer on the way has answers of its own, and an API server that is just starting has a bare
+"404 page not found" for what it does not serve yet. None of them knows whether an object is there, and what a program
+does about one that is gone can't be undone: so only a Status that names the object says that it is gone.
 """
 
 from collections.abc import Mapping
@@ -10,7 +14,9 @@ from typing import Any
 
 Json = dict[str, Any]
 
-_TOO_MANY_REQUESTS = 429
+TOO_MANY_REQUESTS = 429
+_LONGEST_WISH = 30.0
+"""Seconds. Whoever answers in the server's place may name any time; the server itself names a few seconds."""
 _TOO_LARGE = "ResourceVersionTooLarge"
 """metav1.CauseTypeResourceVersionTooLarge: the client knows of a later state than the server, which was restored."""
 
@@ -27,7 +33,7 @@ class ApiError(Exception):
 
 
 class NotFound(ApiError):
-    """There is no such object."""
+    """There is no such object, says the API server itself."""
 
 
 class Conflict(ApiError):
@@ -59,8 +65,9 @@ class NoLongerLeading(ApiError):
 
 
 class Unreachable(ApiError):
-    """No answer, or one that says "not now": network error, timeout, 429, 5xx. The request may have been carried out
-    all the same. `retry_after` is the server's wish in seconds, when it has one."""
+    """No answer, or one that says "not now": network error, timeout, 429, 5xx, or an answer that is not the API
+    server's. The request may have been carried out all the same. `retry_after` is the server's wish in seconds, when it
+    has one, up to a bound."""
 
     def __init__(self, status: int, reason: str, message: str, retry_after: float | None = None) -> None:
         super().__init__(status, reason, message)
@@ -83,12 +90,22 @@ def from_status(body: Json, http_status: int = 0, retry_after: float | None = No
     status = int(body.get("code") or http_status)
     reason = str(body.get("reason") or "")
     message = str(body.get("message") or f"the API server answered {status}")
-    details = body.get("details") or {}
+    details = body.get("details")
+    details = details if isinstance(details, dict) else {}
+    seconds = float(details.get("retryAfterSeconds") or retry_after or 0)
+    wish = min(seconds, _LONGEST_WISH) or None
     if any(cause.get("reason") == _TOO_LARGE for cause in details.get("causes") or []):
         return Gone(status, reason, message)
-    if status == _TOO_MANY_REQUESTS or status >= 500:
-        seconds = details.get("retryAfterSeconds")
-        return Unreachable(status, reason, message, float(seconds) if seconds else retry_after)
+    if status == TOO_MANY_REQUESTS or status >= 500 or not _is_answer(body, status, reason, details):
+        return Unreachable(status, reason, message, wish)
     if reason == "AlreadyExists":
         return AlreadyExists(status, reason, message)
     return _BY_STATUS.get(status, ApiError)(status, reason, message)
+
+
+def _is_answer(body: Json, status: int, reason: str, details: Json) -> bool:
+    """Whether the API server has judged the request. It names the object that it does not find, of whatever kind
+    (apierrors.NewNotFound). Who is not let in hears so in many ways, and is not let in all the same."""
+    if status == 404:
+        return reason == "NotFound" and bool(details.get("name"))
+    return status in (401, 403) or bool(reason) or body.get("kind") == "Status"

@@ -96,6 +96,7 @@ class Recorder:
         self._written: OrderedDict[_Subject, _Written] = OrderedDict()
         self._budgets: OrderedDict[ObjectReference, _Budget] = OrderedDict()
         self._wake = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._writing = asyncio.Lock()
 
     def normal(self, reference: ObjectReference, reason: str, message: str) -> None:
@@ -103,6 +104,10 @@ class Recorder:
 
     def warning(self, reference: ObjectReference, reason: str, message: str) -> None:
         self._report(reference, WARNING, reason, message)
+
+    def hurry(self) -> None:
+        """The API server is there again: what waits is written now."""
+        self._hurry.set()
 
     async def run(self) -> None:
         """Writes what is reported, for ever. Only cancellation ends it."""
@@ -114,7 +119,9 @@ class Recorder:
             except Unreachable as error:
                 failures += 1
                 _log.info("%d events wait for the API server: %s", len(self._pending), error)
-                await asyncio.sleep(max(_BACKOFF.delay(failures), error.retry_after or 0))
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._hurry.wait(), max(_BACKOFF.delay(failures), error.retry_after or 0))
+                self._hurry.clear()
                 continue
             self._wake.clear()
             if not self._pending:

@@ -21,6 +21,7 @@ from typing import Generic, TypeVar
 
 from kube.backoff import Backoff
 from kube.client import ApiError, Cluster, Forbidden, Gone, Json, Resource, Unreachable
+from kube.errors import TOO_MANY_REQUESTS
 
 T = TypeVar("T")
 Subscriber = Callable[[str, T | None, T | None], None]
@@ -29,8 +30,9 @@ _log = logging.getLogger(__name__)
 _WATCH_SECONDS = 180
 _BACKOFF = Backoff(first=0.1, factor=2, limit=10, jitter=0.5)
 _AWAY = 2.0, 3.0
-"""Seconds between two tries at most while nobody answers: between the least and the most, by chance. What comes back is
-found soon, and costs nobody anything until then."""
+"""Seconds between two tries at most while nobody answers, or a proxy answers in the server's place: between the least
+and the most, by chance. What comes back is found soon, and costs nobody anything until then. A server that has too much
+to do (429) is another matter."""
 _SHORT_WATCH = 1.0
 """Seconds. A watch that says nothing and ends sooner is a failure too, or a server that ends each at once would be
 asked without pause."""
@@ -96,7 +98,7 @@ class Informer(Generic[T]):
     async def run(self) -> None:
         """For ever. Only cancellation ends it."""
         failures = 0
-        away = False
+        away = soon = False
         while True:
             started = time.monotonic()
             try:
@@ -107,6 +109,7 @@ class Informer(Generic[T]):
                 self._doubtful = False
                 heard = await self._follow()
                 self._doubtful = not heard
+                away = soon = False
                 if heard or time.monotonic() - started > _SHORT_WATCH:
                     failures = 0
                     continue
@@ -114,7 +117,8 @@ class Informer(Generic[T]):
             except Gone as error:
                 _log.info("%s: listing again: %s", self._resource, error)
                 self._version = None
-                failures += 1
+                # Its first word after an outage often is that it forgot this version: it is there, and can be listed.
+                failures, away, soon = (1 if soon else failures + 1), False, False
             except Exception as error:
                 # One that answers "not yet" is coming back: its failures are counted anew.
                 was_away, away = away, isinstance(error, Unreachable) and not error.status
@@ -124,8 +128,9 @@ class Informer(Generic[T]):
                 self._report(error, failures)
                 if isinstance(error, Unreachable) and error.retry_after:
                     await asyncio.sleep(error.retry_after)
+                soon = isinstance(error, Unreachable) and error.status != TOO_MANY_REQUESTS
             pause = _BACKOFF.delay(failures)
-            await asyncio.sleep(min(pause, random.uniform(*_AWAY)) if away else pause)  # noqa: S311
+            await asyncio.sleep(min(pause, random.uniform(*_AWAY)) if soon else pause)  # noqa: S311
 
     def _report(self, error: Exception, failures: int) -> None:
         if isinstance(error, Forbidden):

@@ -105,6 +105,7 @@ class Term:
         metrics.watch("nodes", self._node_cleanup.queue)
         for queue in (*self._queues.values(), self._node_cleanup.queue):
             self.view.volumes.on_return(queue.hurry)
+        self.view.volumes.on_return(self._recorder.hurry)
 
     def _room_again(self) -> None:
         """What was booked was never made, or is known to be part of what a node published."""

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 NAMESPACE = "kube-system"
 
-_BACKOFF = Backoff(first=0.5, factor=2, limit=10)
+_BACKOFF = Backoff(first=0.5, factor=2, limit=3)
 _PATIENCE = 5.0
 """Seconds. Whoever asks holds up others who want the disks."""
 

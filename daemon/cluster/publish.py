@@ -156,7 +156,7 @@ class Publisher:
     async def run(self) -> None:
         """For ever. The informers must run too."""
         failures = 0
-        backoff = Backoff(first=0.5, factor=2, limit=5)
+        backoff = Backoff(first=0.5, factor=2, limit=3)
         while True:
             try:
                 await self._settle()

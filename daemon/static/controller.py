@@ -74,6 +74,7 @@ class StaticVolumes:
         self._cache = Cache(cluster, node)
         self._classes = Informer[StorageClass](cluster, CLASSES, read_storage_class)
         self._cache.informer.subscribe(lambda *_: self._pace.wake())
+        self._cache.informer.on_return(self._pace.wake)
         self._classes.subscribe(lambda *_: self._pace.wake())
         self._reloader = Reloader(chosen.config_dir, node.reference, events, metrics, self._pace.wake, own)
         self._deletions = make_deletions(self._cache, metrics, self._pace.wake)
@@ -123,7 +124,7 @@ class StaticVolumes:
         return self._reloader.current
 
     async def _settle(self, configuration: Configuration) -> None:
-        backoff, failures = Backoff(first=0.5, factor=2, limit=15), 0
+        backoff, failures = Backoff(first=0.5, factor=2, limit=3), 0
         while True:
             try:
                 return await self._cache.settle(Identity.of(self._node, configuration))

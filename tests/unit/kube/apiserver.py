@@ -28,9 +28,12 @@ class Asked:
 
 
 def status(code: int, reason: str, message: str = "because", **headers: str) -> Answer:
-    async def answer(_: web.Request) -> web.StreamResponse:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        name = request.path.rpartition("/")[2]
         return web.json_response(
-            {"kind": "Status", "code": code, "reason": reason, "message": message}, status=code, headers=headers
+            {"kind": "Status", "code": code, "reason": reason, "message": message, "details": {"name": name}},
+            status=code,
+            headers=headers,
         )
 
     return answer

@@ -98,6 +98,19 @@ async def test_a_lost_answer_makes_no_second_event(server: ApiServer, recorder: 
     assert len(server.objects) == 1
 
 
+async def test_what_waits_is_written_when_the_server_is_there_again(server: ApiServer, recorder: Recorder) -> None:
+    later = status(503, "ServiceUnavailable", **{"Retry-After": "30"})
+    server.next("POST", later)
+    running = asyncio.create_task(recorder.run())
+    recorder.normal(CLAIM, "Waiting", "for a node")
+    await until(lambda: bool(server.asked_for("POST")))
+    await asyncio.sleep(0.05)
+    assert not server.objects
+    recorder.hurry()
+    await until(lambda: bool(server.objects))
+    running.cancel()
+
+
 async def test_messages_fit(server: ApiServer, recorder: Recorder) -> None:
     recorder.normal(CLAIM, "Long", "é" * 1000)
     recorder.normal(CLAIM, "Fits", "x" * MESSAGE_BYTES)

@@ -155,6 +155,28 @@ async def test_who_waits_is_told_when_the_server_is_there_again(server: ApiServe
     assert told == [4]
 
 
+async def test_a_server_that_is_back_and_forgot_our_version_is_listed_at_once(
+    server: ApiServer, tmp_path: Path, failures: list[int]
+) -> None:
+    away = [status(503, "ServiceUnavailable")] * 3
+    back = [page(["a"], "7"), status(410, "Expired"), page(["a", "b"], "7")]
+    server.next("GET", page(["a"], "5"), _LOST, *away, *back)
+    async with following(server, tmp_path) as it:
+        await until(lambda: it.informer.get("b") is not None)
+    assert failures == [1, 1, 2, 3, 1]
+
+
+@pytest.mark.parametrize("answer", [(503, ""), (404, ""), (502, "")])
+async def test_what_stands_in_the_place_of_a_server_is_asked_again_soon(
+    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: tuple[int, str]
+) -> None:
+    monkeypatch.setattr("kube.informer._BACKOFF", Backoff(first=3600))
+    monkeypatch.setattr("kube.informer._AWAY", (0.001, 0.002))
+    server.next("GET", *[status(*answer)] * 3, page(["a"], "5"))
+    async with following(server, tmp_path) as it:
+        await until(lambda: it.informer.synced)
+
+
 @pytest.mark.parametrize(
     "expired",
     [

@@ -80,6 +80,48 @@ async def test_statuses_become_types(
     assert (caught.value.status, caught.value.reason) == (code, reason)
 
 
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (404, "404 page not found\n"),  # an API server that does not serve this yet, says so in plain text
+        (404, '{"kind": "Status", "code": 404, "reason": "NotFound", "details": {}}'),
+        (404, '{"error": "no such route"}'),
+        (404, '{"details": "no such route"}'),
+        (410, "gone"),
+        (409, ""),
+        (400, "<html>bad request</html>"),
+    ],
+)
+async def test_only_the_api_server_itself_says_that_an_object_is_gone(
+    cluster: Cluster, server: ApiServer, code: int, text: str
+) -> None:
+    """What a proxy on the way answers says nothing of the object."""
+
+    async def proxy(_: web.Request) -> web.StreamResponse:
+        return web.Response(text=text, status=code)
+
+    server.next("GET", proxy)
+    with pytest.raises(Unreachable) as caught:
+        await cluster.get(VOLUMES, "pv")
+    assert caught.value.status == code
+
+
+async def test_what_is_no_list_is_not_an_empty_one(cluster: Cluster, server: ApiServer) -> None:
+    async def proxy(_: web.Request) -> web.StreamResponse:
+        return web.json_response({"status": "ok"})
+
+    server.next("GET", proxy)
+    with pytest.raises(Unreachable, match="this is no list"):
+        await cluster.list(VOLUMES)
+
+
+async def test_nobody_names_a_time_of_hours(cluster: Cluster, server: ApiServer) -> None:
+    server.next("GET", status(503, "ServiceUnavailable", **{"Retry-After": "86400"}))
+    with pytest.raises(Unreachable) as caught:
+        await cluster.get(VOLUMES, "pv")
+    assert caught.value.retry_after == 30
+
+
 async def test_the_server_says_when_to_come_back(cluster: Cluster, server: ApiServer) -> None:
     server.next("GET", status(429, "TooManyRequests", **{"Retry-After": "7"}))
     with pytest.raises(Unreachable) as caught:
