@@ -16,13 +16,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import aiohttp
 import yaml
 
 from contract import names
 from kube.client import Cluster
 from tests.ports import reserved_port
 from tests.sandbox import mountspace
-from tests.sandbox.apiserver import guard, kubeconfig, users
+from tests.sandbox.apiserver import faults, guard, kubeconfig, users
 from tests.sandbox.nodes import COMMAND, Node, NodeSpec
 from tests.sandbox.programs import REPOSITORY, Program, answers, says, start_all
 from tests.waiting import NeverHappened, until
@@ -143,6 +144,16 @@ class Sandbox:
     def requests(self) -> list[guard.Request]:
         """What our programs asked the API server for."""
         return list(guard.requests(self.audit_log))
+
+    async def begin_faults(self, plan: faults.Plan) -> dict[str, int]:
+        """What our programs ask the API server for is disturbed, until another plan comes or it starts anew. How often
+        that was done since it started."""
+        async with (
+            aiohttp.ClientSession() as session,
+            session.put(self.address + faults.PATH, json=plan.to_fields(), raise_for_status=True) as response,
+        ):
+            counts: dict[str, int] = await response.json()
+            return counts
 
     async def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
         """What kubectl prints. Raises KubectlFailed."""

@@ -11,5 +11,6 @@ objects that are never changed once stored, so that a request is atomic without 
     patches, strategic, apply: the four kinds of patch;  selectors: labels and fields
     routing, server, codec, reading, watching: the same over HTTP;  tables, columns: as kubectl prints it
     discovery, openapi, documents: what the API says of itself
+    faults: bad answers and none, for tests that ask for them
     builtin, collector: what is there from the start, and what goes by itself
 """

@@ -9,6 +9,7 @@ from aiohttp import web
 from tests.sandbox.apiserver import codec, documents, errors, patches, reviews, selectors, strategic, tables
 from tests.sandbox.apiserver.apply import apply
 from tests.sandbox.apiserver.binding import bind
+from tests.sandbox.apiserver.faults import Faults
 from tests.sandbox.apiserver.guard import Guard
 from tests.sandbox.apiserver.reading import select
 from tests.sandbox.apiserver.registry import Admit, Registry, admit_all
@@ -32,7 +33,7 @@ _LONG_WATCH = 3600.0
 
 def application(registry: Registry, bookmark_seconds: float, guard: Guard | None = None) -> web.Application:
     """Without a guard everybody may do everything."""
-    app = web.Application(middlewares=[_errors, _authorise], client_max_size=_BODY_LIMIT)
+    app = web.Application(middlewares=[Faults().middleware, _errors, _authorise], client_max_size=_BODY_LIMIT)
     if guard:
         app[_GUARD] = guard
         reviews.add_routes(app, guard)
