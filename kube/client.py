@@ -43,7 +43,7 @@ from kube.resources import (
     VOLUMES,
     Resource,
 )
-from kube.transport import Body, Transport
+from kube.transport import Transport
 
 __all__ = [
     "CAPACITIES",
@@ -52,7 +52,6 @@ __all__ = [
     "DRIVERS",
     "EVENTS",
     "JOBS",
-    "JSON_PATCH",
     "LEASES",
     "MERGE",
     "NAMESPACES",
@@ -78,7 +77,6 @@ __all__ = [
 
 MERGE = "application/merge-patch+json"
 STRATEGIC = "application/strategic-merge-patch+json"
-JSON_PATCH = "application/json-patch+json"
 
 Objects = list[Json]
 
@@ -207,13 +205,12 @@ class Cluster:
         self,
         resource: Resource,
         name: str,
-        body: Body,
+        body: Json,
         namespace: str | None = None,
         subresource: str | None = None,
         content_type: str = MERGE,
     ) -> Json:
-        """`body` is an object for MERGE and STRATEGIC, a list of operations for JSON_PATCH. A resourceVersion in the
-        body of the first two is a precondition."""
+        """A resourceVersion in the body is a precondition."""
         return await self._request(
             "PATCH", resource.path(namespace, name, subresource), body, content_type=content_type
         )
@@ -286,7 +283,7 @@ class Cluster:
         self,
         method: str,
         path: str,
-        body: Body | None = None,
+        body: Json | None = None,
         *,
         query: dict[str, str] | None = None,
         content_type: str = "application/json",

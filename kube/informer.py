@@ -5,6 +5,9 @@ program looks at. Nobody hears of a change that leaves the record as it was. A l
 watch goes on from where it was, and a new list is taken only when the server says that this is too long ago. What
 vanished meanwhile is then told as a deletion, like any other.
 
+The library's informer (kubernetes.informer) is not used: it needs a thread for each kind of object, keeps the whole
+objects, and does not notice a server that went back in time.
+
 A server whose data was restored from a backup goes back in time. It does not refuse a watch from a future that it has
 not reached, it is silent until it gets there, and what happens till then is never told. So versions are compared: those
 that a watch tells, and that of the server after a lost connection or a silent watch. When they go backwards, all is
@@ -67,8 +70,6 @@ class Informer(Generic[T]):
         self._on_return: list[Callable[[], None]] = []
         self._doubtful = False
         """Whether the server may have gone back in time since its last word."""
-        self.last_contact: float | None = None
-        """time.monotonic() of the server's last word. While all is well at most some minutes old."""
 
     def get(self, key: str) -> T | None:
         return self._records.get(key)
@@ -142,7 +143,6 @@ class Informer(Generic[T]):
             self._version = None
 
     def _contact(self) -> None:
-        self.last_contact = time.monotonic()
         if self._lost:
             self._lost = False
             for callback in self._on_return:

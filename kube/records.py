@@ -116,7 +116,6 @@ class StorageClass:
     reclaim_policy: str
     mount_options: tuple[str, ...]
     binding_mode: str
-    allow_expansion: bool
     allowed_topologies: tuple[Mapping[str, tuple[str, ...]], ...]
     """Alternatives, each from label key to the values it may have. Empty: every node."""
 
@@ -228,7 +227,6 @@ def read_storage_class(body: Json) -> StorageClass:
         reclaim_policy=body.get("reclaimPolicy") or "Delete",
         mount_options=tuple(body.get("mountOptions") or ()),
         binding_mode=body.get("volumeBindingMode") or IMMEDIATE,
-        allow_expansion=bool(body.get("allowVolumeExpansion")),
         allowed_topologies=tuple(
             {
                 expression["key"]: tuple(expression.get("values") or ())

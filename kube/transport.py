@@ -28,8 +28,6 @@ from kube import connection
 from kube.connection import ConfigurationError
 from kube.errors import ApiError, Json, Unauthorized, from_status
 
-Body = Json | list[Json]
-
 _log = logging.getLogger(__name__)
 _CONNECTIONS = 256
 _CONNECT_SECONDS = 10.0
@@ -67,7 +65,7 @@ class Transport:
         self,
         method: str,
         path: str,
-        body: Body | None = None,
+        body: Json | None = None,
         *,
         query: Mapping[str, str] | None = None,
         content_type: str = "application/json",

@@ -4,6 +4,8 @@ A key stands in the queue once however often it is added, and is handled by one 
 no locks. A key added while it is being handled is handled again afterwards: the handler may have read the old state.
 A key whose handler failed comes back after a time that grows, for as long as it fails: nothing is ever dropped.
 
+It is written here because the library has no work queue.
+
 While the API server can't be reached, all keys fail, and when it is back none should still wait for minutes: so one of
 them asks for all every few seconds, and when it is answered the others are tried too.
 """
@@ -51,10 +53,7 @@ class WorkQueue:
         self._cut_off: set[str] = set()
         """Keys that failed last because the API server did not answer."""
         self._probe = ""
-        self._stopping = False
         self._changed = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
 
     @property
     def depth(self) -> int:
@@ -69,7 +68,6 @@ class WorkQueue:
             self._again.add(key)
         else:
             self._waiting[key] = None
-            self._idle.clear()
             self._changed.set()
 
     def add_after(self, key: str, seconds: float) -> None:
@@ -93,10 +91,10 @@ class WorkQueue:
             self.add(key)
 
     async def run(self) -> None:
-        """Until `stop`, or cancellation, after which the keys that were being handled stand in the queue again."""
+        """For ever. After cancellation the keys that were being handled stand in the queue again."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                while not self._stopping:
+                while True:
                     while self._waiting and len(self._running) < self._parallelism:
                         key = next(iter(self._waiting))
                         del self._waiting[key]
@@ -109,15 +107,6 @@ class WorkQueue:
             for key in list(self._running):
                 self._again.add(key)
                 self._done(key)
-
-    async def drain(self) -> None:
-        """Waits until no key is waiting or being handled. Those that are to come later do not count."""
-        await self._idle.wait()
-
-    def stop(self) -> None:
-        """Begin nothing more. `run` returns when what was begun is finished."""
-        self._stopping = True
-        self._changed.set()
 
     async def _work(self, key: str) -> None:
         try:
@@ -140,8 +129,6 @@ class WorkQueue:
         if key in self._again:
             self._again.discard(key)
             self.add(key)
-        if not self._waiting and not self._running:
-            self._idle.set()
         self._changed.set()
 
     def _answered(self, key: str) -> None:

@@ -106,8 +106,6 @@ class LogicalVolume:
     """Of a pool: room for metadata, which is not in `size`."""
     overflowed: bool
     """Of a thick snapshot: it had no room for what was written to its origin, and can't be read any more."""
-    sync_percent: float | None
-    """Of a mirror: how much of it is on all legs."""
 
     @property
     def is_thin_pool(self) -> bool:

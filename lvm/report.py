@@ -51,7 +51,6 @@ _VOLUME_FIELDS = (
     "data_percent",
     "metadata_percent",
     "lv_metadata_size",
-    "copy_percent",
     "lv_snapshot_invalid",
 )
 
@@ -204,7 +203,6 @@ def _volume(group: str, row: Row) -> LogicalVolume:
         metadata_percent=_percent(row["metadata_percent"]),
         metadata_size=int(row["lv_metadata_size"] or 0),
         overflowed=row["lv_snapshot_invalid"] == _OVERFLOWED,
-        sync_percent=_percent(row["copy_percent"]),
     )
 
 

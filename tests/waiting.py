@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from kube.workqueue import WorkQueue
+
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.02
 """Seconds."""
 
@@ -46,6 +48,11 @@ def eventually(condition: Callable[[], Any], *, what: str = "", seconds: float =
             return value
         time.sleep(pause)
     raise AssertionError("the pauses end with NeverHappened")
+
+
+async def drained(queue: WorkQueue) -> None:
+    """Until no key is waiting or being handled. Those that are to come later do not count."""
+    await until(lambda: not queue._waiting and not queue._running, what="an empty queue")
 
 
 def _pauses(what: str, seconds: float) -> Iterator[float]:

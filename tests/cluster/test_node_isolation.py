@@ -27,7 +27,6 @@ from kube.client import (
     CLASSES,
     EVENTS,
     JOBS,
-    JSON_PATCH,
     LEASES,
     NODES,
     PODS,
@@ -39,7 +38,7 @@ from kube.client import (
 )
 from tests.cluster.staticnode import Offered, configure, folder, mount, served, unmount
 from tests.sandbox.apiserver import kubeconfig, users
-from tests.sandbox.apiserver.patches import APPLY_PATCH
+from tests.sandbox.apiserver.patches import APPLY_PATCH, JSON_PATCH
 from tests.sandbox.nodes import Node, NodeSpec
 from tests.sandbox.sandbox import DAEMON_ACCOUNT, Sandbox
 from tests.sandbox.workloads import Namespace, claim, pod, storage_class
@@ -163,16 +162,16 @@ async def test_no_field_of_a_volume_of_another_node_is_changed(stage: Stage, who
         for field, value in fields.items()
         if value is not None or field in (await stage.body(name))[part]
     ]
-    await _refused(stage.token.patch(VOLUMES, name, steps, content_type=JSON_PATCH))
+    path = f"{stage.sandbox.address}{VOLUMES.path(None, name)}"
+    assert POLICY in await _sent(stage, "PATCH", path, steps, JSON_PATCH)
     applied = {"apiVersion": "v1", "kind": "PersistentVolume", **body}
-    path = f"{stage.sandbox.address}{VOLUMES.path(None, name)}?fieldManager=thief&force=true"
-    assert POLICY in await _sent(stage, "PATCH", path, applied)
+    assert POLICY in await _sent(stage, "PATCH", f"{path}?fieldManager=thief&force=true", applied)
 
 
-async def _sent(stage: Stage, method: str, path: str, body: Json) -> str:
+async def _sent(stage: Stage, method: str, path: str, body: Json | list[Json], content_type: str = APPLY_PATCH) -> str:
     """The message that answers a request which our client does not make."""
     token = users.token(names.NAMESPACE, DAEMON_ACCOUNT, "node-b")
-    headers = {"Authorization": f"Bearer {token}", "Content-Type": APPLY_PATCH}
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": content_type}
     async with (
         aiohttp.ClientSession(headers=headers) as session,
         session.request(method, path, data=json.dumps(body)) as answer,

@@ -149,7 +149,7 @@ class CapacityMachine(RuleBasedStateMachine):
     def now(self) -> dict[str, capacity.Capacity]:
         """What the daemon would publish at this moment, by class."""
         classes = [
-            StorageClass(name, names.PROVISIONER, given, DELETE, (), "WaitForFirstConsumer", True, ())
+            StorageClass(name, names.PROVISIONER, given, DELETE, (), "WaitForFirstConsumer", ())
             for name, given in self.storage.classes.items()
         ]
         pool_of = self.storage.node.make_backend().pool_of

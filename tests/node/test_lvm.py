@@ -121,7 +121,6 @@ async def test_raid1(lvm: Lvm, volume_group: str) -> None:
     made = await volume(lvm, volume_group, "data")
     assert made.layout == {"raid", "raid1"}
     assert (made.size, made.tags) == (64 * MIB, frozenset({"owner=me"}))
-    assert made.sync_percent is not None
     assert before - await free(lvm, volume_group) == 2 * (64 * MIB + EXTENT)
     assert [each.name for each in (await lvm.report()).volumes_of(volume_group)] == ["data"]
     await lvm.extend(volume_group, "data", 65 * MIB)

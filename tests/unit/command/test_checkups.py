@@ -18,7 +18,7 @@ from tests.unit.command.objects import NODE, persistent_volume
 _NOW = datetime(2026, 1, 1, tzinfo=UTC)
 _CAPACITY = Capacity("node-1", "host-1", "elastic-local", "vg", 10, 5, 1)
 _PUBLISHED = Published(_CAPACITY, "node-uid", _NOW - timedelta(hours=3))
-_CLASS = StorageClass("elastic-local", names.PROVISIONER, {}, "Delete", (), "WaitForFirstConsumer", True, ())
+_CLASS = StorageClass("elastic-local", names.PROVISIONER, {}, "Delete", (), "WaitForFirstConsumer", ())
 
 
 def wrong(finding: Finding, words: str) -> None:

@@ -65,7 +65,7 @@ def test_old_annotations(annotations: dict[str, str], storage_class: str, provis
 
 def test_a_class_with_the_defaults_of_the_api() -> None:
     record = read_storage_class({"metadata": {"name": "c"}, "provisioner": "p"})
-    assert (record.reclaim_policy, record.binding_mode, record.allow_expansion) == ("Delete", "Immediate", False)
+    assert (record.reclaim_policy, record.binding_mode) == ("Delete", "Immediate")
     assert (record.parameters, record.mount_options) == ({}, ())
     assert record.admits({})
 

@@ -8,7 +8,7 @@ import pytest
 from kube.backoff import Backoff
 from kube.errors import Conflict, Unreachable
 from kube.workqueue import WorkQueue
-from tests.waiting import until
+from tests.waiting import drained, until
 
 QUICK = Backoff(first=0.001, factor=1, jitter=0)
 
@@ -45,7 +45,7 @@ async def test_first_in_first_out_and_each_key_once() -> None:
         for key in "cabcacb":
             queue.add(key)
         assert queue.depth == 3
-        await queue.drain()
+        await drained(queue)
     assert gate.begun == ["c", "a", "b"]
 
 
@@ -59,7 +59,7 @@ async def test_parallel_but_never_one_key_twice() -> None:
         queue.add("a")
         assert queue.depth == 1
         gate.open.set()
-        await queue.drain()
+        await drained(queue)
     assert gate.begun == ["a", "b", "c", "a"]
 
 
@@ -90,7 +90,7 @@ async def test_a_failing_key_is_tried_until_it_works(caplog: pytest.LogCaptureFi
         async with working(handle, backoff=Noting()) as queue:
             queue.add("a")
             await until(lambda: tries == 4)
-            await queue.drain()
+            await drained(queue)
             queue.add("a")
             await until(lambda: tries == 6)
     assert waits == [1, 2, 3, 1]
@@ -109,7 +109,7 @@ async def test_later_means_the_earliest_time_asked_for() -> None:
         queue.add("now")
         await until(lambda: gate.begun == ["now", "soon"])
         queue.add("last")
-        await queue.drain()
+        await drained(queue)
     assert gate.begun == ["now", "soon", "last"]
 
 
@@ -127,24 +127,11 @@ async def test_cancelled_work_stands_in_the_queue_again() -> None:
     assert queue.depth == 3
     gate.open.set()
     task = asyncio.create_task(queue.run())
-    await queue.drain()
+    await drained(queue)
     assert sorted(gate.begun) == ["a", "a", "b", "b", "c"]
-    queue.stop()
-    await task
-
-
-async def test_stop_finishes_what_was_begun_and_begins_nothing() -> None:
-    gate = Gate()
-    queue = WorkQueue(gate, parallelism=1)
-    task = asyncio.create_task(queue.run())
-    queue.add("a")
-    queue.add("b")
-    await until(lambda: gate.begun == ["a"])
-    queue.stop()
-    gate.open.set()
-    await task
-    assert gate.begun == ["a"]
-    assert queue.depth == 1
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 def test_waits_grow_to_their_limit_and_jitter_only_adds() -> None:
@@ -166,9 +153,9 @@ async def test_what_failed_is_tried_at_once_when_what_it_waited_for_is_there() -
         queue.add_after("later", 60)
         for times in (1, 2, 3, 4):
             await until(lambda times=times: len(asked) == times)  # type: ignore[misc]
-            await queue.drain()
+            await drained(queue)
             queue.hurry()
-        await queue.drain()
+        await drained(queue)
     assert asked == ["failed"] * 4
 
 

@@ -24,7 +24,6 @@ from kube.client import (
     Resource,
     Unreachable,
 )
-from kube.transport import Body
 
 Key = tuple[Resource, str, str]
 Disturbance = Callable[[], Awaitable[None]]
@@ -123,7 +122,7 @@ class MemoryCluster(Cluster):
         self,
         method: str,
         path: str,
-        body: Body | None = None,
+        body: Json | None = None,
         *,
         query: dict[str, str] | None = None,
         content_type: str = "application/json",

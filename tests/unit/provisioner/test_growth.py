@@ -28,7 +28,7 @@ from tests.unit.provisioner.objects import (
 )
 from tests.unit.provisioner.stage import PV, does, leading, raises, volume
 from tests.unit.provisioner.stage import claim as stored
-from tests.waiting import until
+from tests.waiting import drained, until
 
 FULL = "no room"
 
@@ -390,7 +390,7 @@ async def test_two_that_grow_at_once_are_not_promised_the_same_room(cluster: Mem
             cluster.put(CLAIMS, asked)
         cluster.watching.set()
         await until(lambda: cluster.messages("VolumeResizeFailed"))
-        await term._queues["growing"].drain()
+        await drained(term._queues["growing"])
         found = [contract_volume.read(body) for body in cluster.all(VOLUMES)]
     assert sorted(each.granted or 0 for each in found if each) == [GIB, 6 * GIB]
 

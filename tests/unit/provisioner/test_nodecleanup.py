@@ -19,7 +19,7 @@ from tests.unit.provisioner.memory import MemoryCluster
 from tests.unit.provisioner.objects import claim_body, node_body
 from tests.unit.provisioner.stage import does, raises
 from tests.unit.provisioner.test_nodeloss import local_body, our_body
-from tests.waiting import until
+from tests.waiting import drained, until
 
 CLASS = "disks"
 DELAY = 60.0
@@ -62,9 +62,9 @@ class Stage:
         await settled(self.cluster)
         for key in list(self.cleanup.places):
             self.cleanup.queue.add(key)
-        await self.cleanup.queue.drain()
+        await drained(self.cleanup.queue)
         await settled(self.cluster)
-        await self.cleanup.queue.drain()
+        await drained(self.cleanup.queue)
 
     def count(self, name: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
@@ -174,7 +174,7 @@ async def test_a_server_that_cannot_say_has_not_said_that_the_node_is_gone(
         local.before[verb, "nodes"] = [raises(error)]
         for key in list(stage.cleanup.places):
             stage.cleanup.queue.add(key)
-        await stage.cleanup.queue.drain()
+        await drained(stage.cleanup.queue)
         assert not local.before[verb, "nodes"]
         assert not writes(local)
         await stage.look()

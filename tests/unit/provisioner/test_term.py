@@ -10,7 +10,7 @@ from provisioner.metrics import Metrics
 from tests.unit.provisioner.memory import MemoryCluster, lose_answer
 from tests.unit.provisioner.objects import GIB, capacity_body, claim_body, class_body, node_body
 from tests.unit.provisioner.stage import PV, bind, claim, does, figures, leading, raises, volume
-from tests.waiting import until
+from tests.waiting import drained, until
 
 
 async def test_a_claim_becomes_a_volume_and_its_owner_is_told(cluster: MemoryCluster) -> None:
@@ -33,7 +33,7 @@ async def test_a_volume_that_exists_is_not_made_again_while_its_claim_waits_to_b
     async with leading(cluster) as term:
         await until(lambda: volume(cluster))
         cluster.put(CLAIMS, {**claim(cluster), "status": {"phase": "Pending"}})
-        await term.claims.queue.drain()
+        await drained(term.claims.queue)
         cluster.put(CLAIMS, claim_body("other"))
         await until(lambda: volume(cluster, "pvc-uid-of-other"))
     assert cluster.requests.count(("create", "persistentvolumes", PV)) == 1
@@ -83,7 +83,7 @@ async def test_a_claim_that_the_cache_still_shows_is_not_provisioned(cluster: Me
     cluster.before["get", "persistentvolumeclaims"] = [does(lambda: cluster.remove(CLAIMS, "data", "default"))]
     async with leading(cluster) as term:
         await until(lambda: ("get", "persistentvolumeclaims", "data") in cluster.requests)
-        await term.claims.queue.drain()
+        await drained(term.claims.queue)
     assert ("create", "persistentvolumes", PV) not in cluster.requests
 
 
@@ -192,7 +192,7 @@ async def test_a_daemon_that_publishes_a_moment_later_keeps_the_claim(cluster: M
     cluster.put(CLAIMS, claim_body(node="n3"))
     async with leading(cluster) as term:
         await until(lambda: term.view.synced)
-        await term.claims.queue.drain()
+        await drained(term.claims.queue)
         cluster.put(CAPACITIES, capacity_body("n3"))
         await until(lambda: volume(cluster))
     assert not cluster.messages("ProvisioningFailed")
@@ -271,7 +271,7 @@ async def test_a_retained_volume_that_may_have_been_used_is_left_to_its_policy(
     cluster.after["create", "persistentvolumes"] = [does(lambda: cluster.remove(CLAIMS, "data", "default"))]
     async with leading(cluster) as term:
         await until(lambda: cluster.requests.count(("get", "persistentvolumeclaims", "data")) == 2)
-        await term.orphans.queue.drain()
+        await drained(term.orphans.queue)
     assert "deletionTimestamp" not in (volume(cluster) or {})["metadata"]
 
 

@@ -32,7 +32,6 @@ PLAIN = LogicalVolume(
     metadata_percent=None,
     metadata_size=0,
     overflowed=False,
-    sync_percent=None,
 )
 
 

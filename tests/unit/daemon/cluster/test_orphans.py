@@ -23,7 +23,7 @@ from kube.client import EVENTS, VOLUMES, Cluster, Forbidden, Json, Unreachable
 from kube.errors import ApiError
 from kube.informer import Informer
 from tests.unit.daemon.nodecluster import NodeParts, create_pv, node_parts, release_from_claim
-from tests.waiting import until
+from tests.waiting import drained, until
 
 RECORD = Record("a", "uid-a", DELETE, "ext4", State.READY, cluster="here")
 GRACE = 100.0
@@ -93,7 +93,7 @@ class Stage:
 
     async def examine(self, name: str = "pv") -> None:
         self.orphans.queue.add(name)
-        await self.orphans.queue.drain()
+        await drained(self.orphans.queue)
 
     async def told(self) -> list[str]:
         await self.node.events.flush()
@@ -148,7 +148,7 @@ async def test_it_is_told_at_once_and_removed_after_the_grace(node: NodeParts) -
     async with watching(node) as stage:
         await torn_off(node)
         await until(lambda: stage.cluster.answered)
-        await stage.orphans.queue.drain()
+        await drained(stage.orphans.queue)
         assert len(await stage.told()) == 1
         stage.clock.now += GRACE - 1
         await stage.examine()
@@ -164,7 +164,7 @@ async def test_one_that_is_there_when_the_daemon_starts_is_found(node: NodeParts
     await torn_off(node)
     async with watching(node) as stage:
         await until(lambda: stage.cluster.answered)
-        await stage.orphans.queue.drain()
+        await drained(stage.orphans.queue)
         assert len(await stage.told()) == 1
 
 
@@ -188,7 +188,7 @@ async def test_what_is_to_be_kept_is_kept_for_ever(node: NodeParts, policy: str,
         assert len(await stage.told()) == 1
         answered = stage.cluster.answered
         stage.orphans.look()
-        await stage.orphans.queue.drain()
+        await drained(stage.orphans.queue)
         assert stage.cluster.answered == answered
 
 

@@ -35,7 +35,6 @@ FAST = StorageClass(
     reclaim_policy="Delete",
     mount_options=(),
     binding_mode="WaitForFirstConsumer",
-    allow_expansion=True,
     allowed_topologies=(),
 )
 VG = Pool("vg", size=1000, free=600, ours=400, granularity=10, reserve=100)

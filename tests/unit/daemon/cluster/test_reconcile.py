@@ -30,7 +30,7 @@ from tests.unit.daemon.nodecluster import (
     read_pv,
     release_from_claim,
 )
-from tests.waiting import until
+from tests.waiting import drained, until
 
 PV = pv("a", 100)
 GONE = replace(PV, deleting=True, phase="Released")
@@ -305,10 +305,10 @@ async def test_reclaiming_goes_on_soon_after_the_api_server_is_back(
         patched.setattr(node.volumes._staging, "release", release)
         await release_from_claim(node.cluster, "pv")
         await used.wait()
-        await node.reconciler._queue.drain()
+        await drained(node.reconciler._queue)
     await node.server.stop()
     node.reconciler.look_at("pv")  # as after an unmount: it asks in vain
-    await node.reconciler._queue.drain()
+    await drained(node.reconciler._queue)
     assert node.volume_names() == {"pv"}
     await node.server.start()
     await until(lambda: not node.volume_names(), seconds=5)

@@ -15,7 +15,7 @@ from tests.unit.daemon.static.gopv import go_pv
 Json = dict[str, Any]
 
 NODE = Node("node-1", "node-uid", "host-1", {"zone": "a", "rack": "7", "secret": "x"}, deleting=False)
-FAST = StorageClass("fast", "none", {}, "Delete", (), "WaitForFirstConsumer", False, ())
+FAST = StorageClass("fast", "none", {}, "Delete", (), "WaitForFirstConsumer", ())
 OFFER = Offer("local-pv-1", "/mnt/disks/disk1", "Filesystem", 10 << 30)
 PROVISIONER = "local-volume-provisioner-node-1-node-uid"
 
