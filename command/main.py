@@ -175,9 +175,9 @@ def provisioner() -> None:
 
     Settings come from the environment; the README has the table. Run two: one leads, the other takes over.
     """
-    from provisioner import controller, settings
+    from provisioner import main, settings
 
-    _run(lambda: controller.run(settings.read(os.environ)))
+    _run(lambda: main.run(settings.read(os.environ)))
 
 
 def _run(program: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -1,5 +1,5 @@
-"""Cluster-wide, one leader: turns claims into PersistentVolumes, keeps the books of what nodes can hold, reclaims.
+"""Cluster-wide, one leader: provisions PersistentVolumes for claims, accounts for the capacity of nodes, reclaims volumes.
 
-The middle is pure: `decision` says what is to be done for a claim, `books` what is promised, `manifest` how the
-volume looks. `creation`, `claims`, `doubts` and `reclaim` do it, `controller` puts them together.
+`decision`, `podcapacity`, `capacityledger` and `nodeloss` are pure. `claims`, `expansion`, `reclaim` and `nodecleanup` are
+the controllers, `main` puts them together.
 """

@@ -18,13 +18,23 @@ from kube.client import CLAIMS, ApiError, Cluster, Conflict, NotFound
 from kube.events import Recorder
 from kube.records import SELECTED_NODE, Claim, Pod, StorageClass
 from kube.workqueue import WorkQueue
-from provisioner import live, manifest
-from provisioner.cloning import NOTHING, Source
-from provisioner.creation import Creation, NotMade
-from provisioner.decision import Create, Decision, Ignore, Refuse, SendBack, Wait, bound_late, decide, unscheduled
+from provisioner.clusterstate import Published, View, live_claim, live_node, live_source_claim
+from provisioner.decision import (
+    NOTHING,
+    Create,
+    Decision,
+    Ignore,
+    Refuse,
+    SendBack,
+    Source,
+    Wait,
+    bound_late,
+    decide,
+    unscheduled,
+)
 from provisioner.metrics import Metrics
 from provisioner.placement import Move, PodPlacement
-from provisioner.view import Published, View
+from provisioner.volumecreation import Creation, NotMade, volume_name
 from service import logs
 
 _log = logging.getLogger(__name__)
@@ -129,7 +139,7 @@ class Claims:
             self._stalled.pop(key, None)
             self._placement.let_go(key)
             return
-        with logs.about(claim=key, volume=manifest.volume_name(claim.uid)):
+        with logs.about(claim=key, volume=volume_name(claim.uid)):
             await self._serve(claim)
 
     async def _serve(self, claim: Claim) -> None:
@@ -139,7 +149,7 @@ class Claims:
         if isinstance(decision, Create) and self._may_have_a_pod_soon(claim):
             decision = Wait(_CATCHING_UP)
         if isinstance(decision, Create):
-            fresh = await live.claim(self._cluster, ClaimReference(claim.namespace, claim.name, claim.uid))
+            fresh = await live_claim(self._cluster, ClaimReference(claim.namespace, claim.name, claim.uid))
             if fresh is None:
                 _log.info("the claim is gone, the cache will know in a moment")
                 return
@@ -169,11 +179,11 @@ class Claims:
         """Asked of the API server: claims that have their volume are not in the cache. Raises ApiError."""
         if not claim.clones or self._exists(claim):
             return NOTHING
-        found = await live.source_claim(self._cluster, claim)
+        found = await live_source_claim(self._cluster, claim)
         return Source(found, self._view.volumes.get(found.volume_name) if found else None)
 
     def _exists(self, claim: Claim) -> bool:
-        return self._view.books.exists(manifest.volume_name(claim.uid), claim.uid)
+        return self._view.books.exists(volume_name(claim.uid), claim.uid)
 
     def _decide(self, claim: Claim, source: Source) -> Decision:
         if self._exists(claim):
@@ -181,7 +191,7 @@ class Claims:
         storage_class = self._view.classes.get(claim.storage_class)
         if storage_class is not None and bound_late(storage_class) and not claim.selected_node:
             return unscheduled(claim, self._view.users(claim.key))
-        offers = self._view.offers(claim, manifest.volume_name(claim.uid), source)
+        offers = self._view.offers(claim, volume_name(claim.uid), source)
         return decide(claim, storage_class, offers, waited=self._waited(claim), source=source)
 
     async def _with_its_pod(self, claim: Claim, decision: Create | SendBack) -> Decision | Move:
@@ -212,7 +222,7 @@ class Claims:
 
     async def _unbelievable(self, claim: Claim, place: Capacity) -> str:
         """What a node publishes ends up in the affinity of a volume: it may speak for itself only. Raises ApiError."""
-        node = await live.node(self._cluster, claim.selected_node)
+        node = await live_node(self._cluster, claim.selected_node)
         if node is None or node.hostname == place.hostname:
             return ""
         return (

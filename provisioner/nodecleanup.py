@@ -4,6 +4,9 @@ Work is queued by place, that is by the set of names that some volumes call thei
 volumes along is asked for once and not a thousand times. Nothing is done that can't be proven twice: a place counts as
 lost from the moment that cache and API server agree on it, and they must agree again when the delay is over. When it
 began is remembered in this process only, so a new leader begins to wait anew, which is the safe mistake.
+
+Whatever is done to a volume or claim holds for the version of the object that was judged, and for no other that has its
+name.
 """
 
 import asyncio
@@ -12,20 +15,114 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
+from contract import volume
 from contract.volume import BOUND, PersistentVolume
-from kube.client import VOLUMES, ApiError, Cluster, Json
-from kube.events import Recorder
+from kube.client import CLAIMS, VOLUMES, ApiError, Cluster, Conflict, Json, NotFound
+from kube.events import ObjectReference, Recorder
 from kube.informer import Informer
 from kube.workqueue import Backoff, WorkQueue
-from provisioner import nodeloss, renaming, residents
+from provisioner.clusterstate import live_claim
 from provisioner.metrics import Metrics
-from provisioner.nodeloss import Step, next_step
-from provisioner.partings import VOLUME_REASON, Partings, claim_reference, volume_reference
-from provisioner.residents import Nodes, Resident
-from provisioner.standing import Standing
+from provisioner.nodeloss import Nodes, Resident, Step, called, next_step, of_local, of_ours, warning
+from provisioner.nodetracker import Standing, follow_renamed_nodes
 from service import logs
 
 _log = logging.getLogger(__name__)
+
+VOLUME_REASON = "NodeDeleted"
+
+
+class Partings:
+    """`volumes` has the whole records of ours."""
+
+    def __init__(
+        self, cluster: Cluster, volumes: Informer[PersistentVolume], recorder: Recorder, metrics: Metrics
+    ) -> None:
+        self._cluster = cluster
+        self._volumes = volumes
+        self._recorder = recorder
+        self._metrics = metrics
+
+    async def perform(self, step: Step, resident: Resident) -> None:
+        """Raises ApiError. What is gone already is no error."""
+        try:
+            match step:
+                case Step.LET_GO:
+                    await self._let_go(resident)
+                case Step.DELETE:
+                    await self._delete(resident)
+                case Step.DELETE_CLAIM:
+                    await self._delete_claim(resident)
+        except NotFound:
+            return
+
+    async def _let_go(self, resident: Resident) -> None:
+        if resident.ours:
+            found = self._volumes.get(resident.name)
+            if found is None or found.uid != resident.uid:
+                return
+            await self._cluster.patch(VOLUMES, found.name, volume.releasing(found))
+        else:
+            body = await self._cluster.get(VOLUMES, resident.name)
+            if (body["metadata"]["uid"], body["metadata"]["resourceVersion"]) != (
+                resident.uid,
+                resident.resource_version,
+            ):
+                return  # the cache hears of it in a moment
+            await self._cluster.patch(VOLUMES, resident.name, volume.releasing_static(body))
+        words = (
+            f"node {called(resident.nodes)} was deleted and did not come back: the volume was let go, and what the "
+            "node's disks hold stays there"
+        )
+        self._recorder.warning(volume_reference(resident), VOLUME_REASON, words)
+        if claim := claim_reference(resident):
+            self._recorder.warning(claim, VOLUME_REASON, f"volume {resident.name}: {words}")
+        self._metrics.let_go(resident.storage_class)
+        _log.warning("let go: %s", words)
+
+    async def _delete(self, resident: Resident) -> None:
+        if resident.claim is not None and await live_claim(self._cluster, resident.claim) is not None:
+            return  # whatever the volume's phase says, somebody counts on it
+        try:
+            await self._cluster.delete(
+                VOLUMES, resident.name, uid=resident.uid, resource_version=resident.resource_version
+            )
+        except (NotFound, Conflict):
+            raise
+        except ApiError:
+            self._metrics.lost_volume_delete_failed(resident.phase)
+            raise
+        self._metrics.lost_volume_deleted(resident.phase)
+        _log.warning("deleted, because node %s is gone", called(resident.nodes))
+
+    async def _delete_claim(self, resident: Resident) -> None:
+        """Only while it is the very claim that the volume is for, and still points at it."""
+        claim = await live_claim(self._cluster, resident.claim) if resident.claim else None
+        if claim is None or claim.deleting or claim.volume_name != resident.name:
+            return
+        try:
+            await self._cluster.delete(
+                CLAIMS, claim.name, claim.namespace, uid=claim.uid, resource_version=claim.resource_version
+            )
+        except (NotFound, Conflict):
+            raise
+        except ApiError:
+            self._metrics.lost_claim_delete_failed()
+            raise
+        self._metrics.lost_claim_deleted()
+        _log.warning("claim deleted, because node %s is gone", called(resident.nodes))
+
+
+def volume_reference(resident: Resident) -> ObjectReference:
+    return ObjectReference("PersistentVolume", "v1", "", resident.name, resident.uid)
+
+
+def claim_reference(resident: Resident) -> ObjectReference | None:
+    claim = resident.claim
+    if claim is None or not claim.uid:
+        return None
+    return ObjectReference("PersistentVolumeClaim", "v1", claim.namespace, claim.name, claim.uid)
+
 
 CLAIM_REASON = "ReferencedNodeDeleted"
 
@@ -86,10 +183,10 @@ class NodeCleanup:
             tasks.create_task(self.queue.run(), name="node cleanup")
 
     def _local(self, body: Json) -> Resident | None:
-        return residents.of_local(body, self._classes)
+        return of_local(body, self._classes)
 
     def _ours_changed(self, name: str, old: PersistentVolume | None, new: PersistentVolume | None) -> None:
-        self._changed(name, residents.of_ours(old) if old else None, residents.of_ours(new) if new else None)
+        self._changed(name, of_ours(old) if old else None, of_ours(new) if new else None)
 
     def _changed(self, name: str, old: Resident | None, new: Resident | None) -> None:
         if old is not None and (new is None or new.nodes != old.nodes):
@@ -122,7 +219,7 @@ class NodeCleanup:
 
     def _found(self, place: _Place) -> None:
         if place.lost_since is not None:
-            _log.info("node %s is back", nodeloss.called(place.nodes))
+            _log.info("node %s is back", called(place.nodes))
         place.lost_since = None
         place.told.clear()
 
@@ -132,12 +229,12 @@ class NodeCleanup:
             return
         if not await self._standing.gone(place.nodes):
             self._found(place)
-            await renaming.follow(self._cluster, self._standing, place.residents.values())
+            await follow_renamed_nodes(self._cluster, self._standing, place.residents.values())
             return
         now = self._clock()
         first = place.lost_since is None
         if place.lost_since is None:
-            _log.warning("node %s is gone, and %d volumes with it", nodeloss.called(place.nodes), len(place.residents))
+            _log.warning("node %s is gone, and %d volumes with it", called(place.nodes), len(place.residents))
             place.lost_since = now
         self._tell(place)
         if self._delay is None:
@@ -155,7 +252,7 @@ class NodeCleanup:
         for resident in place.residents.values():
             step = self._step(resident)
             said = (resident.uid, step, resident.phase == BOUND)
-            words = nodeloss.warning(resident, step, self._delay)
+            words = warning(resident, step, self._delay)
             if not words or said in place.told:
                 continue
             place.told.add(said)

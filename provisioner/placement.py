@@ -1,5 +1,5 @@
 """Where the volumes of a pod go, all of them: whether the node that the scheduler chose has room for every claim of the
-pod, and which other node to propose if not (podclaims.py says how, and decides)."""
+pod, and which other node to propose if not (podcapacity.py says how, and decides)."""
 
 import asyncio
 import contextlib
@@ -13,12 +13,11 @@ from contract.parameters import ParameterError
 from contract.volume import FAILED, RELEASED
 from kube.client import Cluster
 from kube.records import Claim, Pod, StorageClass
-from provisioner import live, manifest
-from provisioner.books import Account, Charge
-from provisioner.cloning import Source, source_parameters
-from provisioner.decision import Create, SendBack, Wait, bound_late
-from provisioner.podclaims import HALF_CHOSEN, Demand, Need, agreed, contradicts, demands, shortage, spare
-from provisioner.view import View
+from provisioner.capacityledger import Account, Charge
+from provisioner.clusterstate import View, live_nodes, live_pending_pods
+from provisioner.decision import Create, SendBack, Source, Wait, bound_late, source_parameters
+from provisioner.podcapacity import HALF_CHOSEN, Demand, Need, agreed, contradicts, demands, shortage, spare
+from provisioner.volumecreation import volume_name
 
 _RESERVED = 60.0
 """Seconds that room is kept for the other claims of a pod. They are decided in the same moment, mostly."""
@@ -61,14 +60,14 @@ class PodPlacement:
         the watch of pods may lag behind that of claims. Raises ApiError."""
         found = self._view.users(claim.key)
         if certain and not found:
-            found = await live.waiting_pods(self._cluster, claim)
+            found = await live_pending_pods(self._cluster, claim)
         return [pod for pod in found if not pod.node_name and not pod.deleting and _belongs(claim, pod)]
 
     async def refused_by(self, storage_class: StorageClass, hostname: str) -> bool:
         """Whether the class can't have volumes on the node of a hostname label. Raises ApiError."""
         if not storage_class.allowed_topologies:
             return False
-        nodes = await live.nodes_of(self._cluster, hostname)
+        nodes = await live_nodes(self._cluster, hostname)
         return not any(storage_class.admits(node.labels) for node in nodes)
 
     def decide(
@@ -121,7 +120,7 @@ class PodPlacement:
             storage_class = self._view.classes.get(claim.storage_class)
             if storage_class is None or not bound_late(storage_class):
                 continue
-            if not self._view.books.exists(manifest.volume_name(claim.uid), claim.uid):
+            if not self._view.books.exists(volume_name(claim.uid), claim.uid):
                 found.setdefault(claim.uid, claim)
         return tuple(found.values())
 
@@ -161,7 +160,7 @@ class PodPlacement:
         """The name of the first node that all classes of the claims may have volumes on. Empty: none."""
         classes = [found for each in claims if (found := self._view.classes.get(each.storage_class)) is not None]
         for candidate in candidates[:_PROPOSALS]:
-            for node in await live.nodes_of(self._cluster, candidate.hostname):
+            for node in await live_nodes(self._cluster, candidate.hostname):
                 if all(each.admits(node.labels) for each in classes):
                     return node.name
         return ""
@@ -195,7 +194,7 @@ class PodPlacement:
                 layout = parameters.parse(
                     {**source_parameters(source), **storage_class.parameters}, storage_class.mount_options
                 )
-                name = manifest.volume_name(claim.uid)
+                name = volume_name(claim.uid)
                 found[name] = Need(claim.name, name, claim.requested, layout, claim.storage_class)
         for mention in pod.volumes:
             volume = self._view.volume_of(f"{pod.namespace}/{mention.claim}")

@@ -12,7 +12,7 @@ from kube.client import VOLUMES, ApiError, Cluster, Conflict, NotFound
 from kube.events import ObjectReference, Recorder
 from kube.informer import Informer
 from kube.workqueue import WorkQueue
-from provisioner import live
+from provisioner.clusterstate import live_claim
 from provisioner.metrics import Metrics
 from service import logs
 
@@ -86,7 +86,7 @@ class Reclaim:
                 f"the volume has a node and not our finalizer, so its data would stay there unseen: add the finalizer "
                 f"{names.FINALIZER} to have node {volume.hostnames[0]} remove it, or delete the object yourself"
             )
-        if volume.claim is not None and await live.claim(self._cluster, volume.claim) is not None:
+        if volume.claim is not None and await live_claim(self._cluster, volume.claim) is not None:
             raise NotDeleted(
                 f"the volume is Released, yet its claim {volume.claim} exists with the same uid: delete the claim, or "
                 "set the policy to Retain and repair the volume"

@@ -45,7 +45,7 @@ def test_help_and_completion_load_nothing_of_what_the_words_do() -> None:
 
 
 def test_the_provisioner_does_not_carry_the_daemon() -> None:
-    loaded = imported("import command.main, provisioner.controller")
+    loaded = imported("import command.main, provisioner.main")
     assert not loaded & {"daemon", "lvm", "host", "pyroute2", "rich"}
 
 

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 from contract.volume import RELEASED
 from kube.client import CLAIMS, VOLUMES, ApiError, Json
-from provisioner.controller import Term
+from provisioner.main import Term
 from provisioner.metrics import Metrics
 from provisioner.settings import Settings
 from service.supervision import Supervisor

@@ -9,9 +9,8 @@ from contract import names
 from contract import volume as contract_volume
 from contract.volume import ClaimReference, Original, PersistentVolume
 from kube.records import IMMEDIATE
-from provisioner.cloning import Source
-from provisioner.decision import Create, Decision, Ignore, Offer, Offers, Refuse, decide
-from provisioner.manifest import persistent_volume
+from provisioner.decision import Create, Decision, Ignore, Offer, Offers, Refuse, Source, decide
+from provisioner.volumecreation import persistent_volume
 from tests.unit.provisioner.objects import GIB, claim, offered, storage_class
 
 OF_SOURCE = {"dataSource": {"kind": "PersistentVolumeClaim", "name": "source"}}

@@ -11,10 +11,10 @@ from contract import names
 from kube.client import CLAIMS, EVENTS, NODES, VOLUMES, Forbidden, Json, Unreachable
 from kube.events import Recorder
 from kube.records import read_storage_class
-from provisioner.books import Books
+from provisioner.capacityledger import Books
+from provisioner.clusterstate import View
 from provisioner.metrics import Metrics
 from provisioner.nodecleanup import NodeCleanup
-from provisioner.view import View
 from tests.unit.provisioner.memory import MemoryCluster
 from tests.unit.provisioner.objects import claim_body, node_body
 from tests.unit.provisioner.stage import does, raises

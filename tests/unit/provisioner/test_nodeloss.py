@@ -20,10 +20,8 @@ from contract.volume import (
     Pin,
 )
 from kube.client import Json
-from provisioner import residents
-from provisioner.nodeloss import Step, next_step, warning
-from provisioner.residents import Resident, affine_nodes
-from provisioner.standing import answers_to
+from provisioner.nodeloss import Resident, Step, affine_nodes, next_step, of_local, of_ours, warning
+from provisioner.nodetracker import answers_to
 from tests.unit.provisioner.objects import node_body
 
 VOLUME = Resident(
@@ -151,14 +149,14 @@ def local_body(name: str = "local-pv-1", phase: str = BOUND, storage_class: str 
 
 
 def test_a_local_volume_counts_if_its_class_was_named_and_its_node_is_known() -> None:
-    found = residents.of_local(local_body(), {"disks"})
+    found = of_local(local_body(), {"disks"})
     assert found is not None
     assert (found.nodes, found.ours, found.held) == (frozenset({"host-n1"}), False, False)
-    assert residents.of_local(local_body(), {"other"}) is None
-    assert residents.of_local(local_body(nodeAffinity={}), {"disks"}) is None
+    assert of_local(local_body(), {"other"}) is None
+    assert of_local(local_body(nodeAffinity={}), {"disks"}) is None
     not_local = local_body()
     del not_local["spec"]["local"]
-    assert residents.of_local(not_local, {"disks"}) is None
+    assert of_local(not_local, {"disks"}) is None
 
 
 def our_body(phase: str = RELEASED, finalizers: tuple[str, ...] = (names.FINALIZER,), **metadata: Any) -> Json:
@@ -191,7 +189,7 @@ def our_body(phase: str = RELEASED, finalizers: tuple[str, ...] = (names.FINALIZ
 def test_a_volume_of_ours_is_held_by_its_node_or_not(body: Json, held: bool) -> None:
     read = contract_volume.read(body)
     assert read is not None
-    found = residents.of_ours(read)
+    found = of_ours(read)
     assert found is not None
     assert found.held is held
     assert found.nodes == {"n1", "host-n1"}
@@ -202,7 +200,7 @@ def test_a_volume_without_a_node_lives_nowhere() -> None:
     del body["spec"]["nodeAffinity"]
     read = contract_volume.read(body)
     assert read is not None
-    assert residents.of_ours(read) is None
+    assert of_ours(read) is None
 
 
 def test_a_node_answers_to_its_name_its_label_value_and_its_hostname() -> None:

@@ -14,7 +14,7 @@ from kube import records
 from kube.client import CAPACITIES, CLAIMS, CLASSES, NODES, PODS, VOLUMES, Json
 from kube.records import IMMEDIATE, SELECTED_NODE, Pod
 from provisioner import placement
-from provisioner.podclaims import Demand, Need, agreed, contradicts, demands, shortage, spare
+from provisioner.podcapacity import Demand, Need, agreed, contradicts, demands, shortage, spare
 from tests.unit.provisioner.memory import MemoryCluster
 from tests.unit.provisioner.objects import (
     CLASS,

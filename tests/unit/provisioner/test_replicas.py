@@ -8,7 +8,7 @@ import aiohttp
 
 from kube.client import CLAIMS, LEASES, VOLUMES
 from kube.leadership import LeadershipLost
-from provisioner.controller import serve
+from provisioner.main import serve
 from provisioner.settings import Settings
 from tests.ports import reserved_port
 from tests.unit.provisioner.memory import MemoryCluster

@@ -5,7 +5,7 @@ import pytest
 from contract import names
 from kube.client import CAPACITIES, CLAIMS, CLASSES, NODES, VOLUMES, Forbidden, Unreachable
 from kube.records import IMMEDIATE, SELECTED_NODE
-from provisioner import doubts, orphans
+from provisioner import reservations, volumecreation
 from provisioner.metrics import Metrics
 from tests.unit.provisioner.memory import MemoryCluster, lose_answer
 from tests.unit.provisioner.objects import GIB, capacity_body, claim_body, class_body, node_body
@@ -119,7 +119,7 @@ async def test_a_choice_that_changed_since_the_cache_saw_it_is_followed(cluster:
 async def test_a_claim_deleted_while_its_volume_is_made_leaves_nothing(
     cluster: MemoryCluster, policy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(orphans, "_UNUSED", 60.0)
+    monkeypatch.setattr(volumecreation, "_UNUSED", 60.0)
     cluster.put(CLASSES, class_body(reclaimPolicy=policy))
     cluster.put(CLAIMS, claim_body())
     cluster.after["create", "persistentvolumes"] = [does(lambda: cluster.remove(CLAIMS, "data", "default"))]
@@ -142,7 +142,7 @@ async def test_an_answer_that_was_lost_is_found_out_by_the_next_try(cluster: Mem
 async def test_a_request_without_an_answer_keeps_its_room_until_it_can_not_arrive_any_more(
     cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doubts, "REQUEST_LIFETIME", 2.0)
+    monkeypatch.setattr(reservations, "REQUEST_LIFETIME", 2.0)
     cluster.put(CLAIMS, claim_body(size="5Gi", node="n2"))
 
     async def vanish() -> None:
@@ -265,7 +265,7 @@ async def test_a_retained_volume_that_may_have_been_used_is_left_to_its_policy(
     cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its claim is gone as well, but we learn it too late to know that nobody wrote on it."""
-    monkeypatch.setattr(orphans, "_UNUSED", 0.0)
+    monkeypatch.setattr(volumecreation, "_UNUSED", 0.0)
     cluster.put(CLASSES, class_body(reclaimPolicy="Retain"))
     cluster.put(CLAIMS, claim_body())
     cluster.after["create", "persistentvolumes"] = [does(lambda: cluster.remove(CLAIMS, "data", "default"))]
@@ -278,7 +278,7 @@ async def test_a_retained_volume_that_may_have_been_used_is_left_to_its_policy(
 async def test_a_claim_that_takes_its_time_to_go_leaves_nothing_either(
     cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(orphans, "_UNUSED", 60.0)
+    monkeypatch.setattr(volumecreation, "_UNUSED", 60.0)
     cluster.put(CLASSES, class_body(reclaimPolicy="Retain"))
     cluster.put(CLAIMS, claim_body())
 

@@ -1,17 +1,23 @@
-"""Which nodes there are, and the only way to be sure that one is gone.
+"""Which nodes there are, which of them were renamed, and the only way to be sure that one is gone.
 
 A cache that shows no node proves nothing: it may lag, or not be filled yet. Neither does an answer that is no answer.
 A node is gone when the cache has none, and the API server, asked there and then by name and by hostname label, says
 that there is none. Everything else counts as a node.
+
+A node that was registered again under another name, with the hostname label it had, still has its volumes. Their node
+affinity still fits, so pods come to the node, but our label on them has the old name, by which no daemon looks for them
+any more. Names of Nodes can't be changed, so this is a Node that went and another that came: the label follows once the
+old one is gone for certain, and exactly one Node has the hostname.
 """
 
+import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from contract import names
-from kube.client import NODES, Cluster, Json, NotFound
+from kube.client import NODES, VOLUMES, Cluster, Json, NotFound
 from kube.informer import Informer
-from provisioner.residents import Nodes
+from provisioner.nodeloss import Nodes, Resident
 
 
 def answers_to(body: Json) -> Nodes:
@@ -75,3 +81,25 @@ class Standing:
                 del self._answering[name]
         for callback in self._on_change:
             callback((old or frozenset()) | (new or frozenset()))
+
+
+_log = logging.getLogger(__name__)
+
+
+async def follow_renamed_nodes(cluster: Cluster, standing: Standing, residents: Iterable[Resident]) -> None:
+    """Corrects the label of those volumes of ours whose node has another name now. Raises ApiError."""
+    for resident in list(residents):
+        hostnames = resident.nodes - {resident.label}
+        if not resident.label or len(hostnames) != 1 or standing.known(frozenset({resident.label})):
+            continue
+        found = await standing.with_hostname(*hostnames)
+        if len(found) != 1 or not await standing.gone(frozenset({resident.label})):
+            continue
+        label = names.node_label_value(found[0])
+        metadata = {"uid": resident.uid, "resourceVersion": resident.resource_version}
+        try:
+            await cluster.patch(VOLUMES, resident.name, {"metadata": {**metadata, "labels": {names.NODE_LABEL: label}}})
+        except NotFound:
+            continue
+        named = {"volume": resident.name, "claim": str(resident.claim or "")}
+        _log.warning("its node %s is called %s now", resident.label, found[0], extra=named)

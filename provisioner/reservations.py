@@ -12,8 +12,8 @@ from collections.abc import Callable
 from contract import capacity, names, volume
 from kube.client import CAPACITIES, VOLUMES, Cluster, NotFound
 from kube.workqueue import Backoff, WorkQueue
-from provisioner.books import charge_of
-from provisioner.view import View
+from provisioner.capacityledger import charge_of
+from provisioner.clusterstate import View
 
 _log = logging.getLogger(__name__)
 

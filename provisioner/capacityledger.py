@@ -4,9 +4,9 @@ A volume is charged from the moment that its creation is decided until its objec
 gone. The watch of PersistentVolumes alone can't tell: it lags behind our own creations, and says nothing of a request
 whose answer was lost. So each name has entries for what the watch showed (observed), what we asked for (booked) and
 what it is about to be granted (growing) or asked for (reserved), and counts with the largest one. A booking ends in one
-of two ways only: the watch shows that very object, by uid, or somebody has made sure that there is none (doubts.py).
-Everything here is synchronous: a decision and its booking have no `await` between them, so any number of claims may be
-worked on at the same time.
+of two ways only: the watch shows that very object, by uid, or somebody has made sure that there is none
+(reservations.py). Everything here is synchronous: a decision and its booking have no `await` between them, so any
+number of claims may be worked on at the same time.
 """
 
 from collections.abc import Collection

@@ -13,7 +13,7 @@ from contract.volume import PersistentVolume
 from kube.client import CAPACITIES, CLAIMS, CLASSES, VOLUMES, Forbidden, Json
 from kube.records import IMMEDIATE, Claim
 from provisioner.decision import Offer, Offers
-from provisioner.growth import Plan, plan, refusal
+from provisioner.expansion import Plan, plan, refusal
 from tests.unit.provisioner.memory import MemoryCluster, lose_answer
 from tests.unit.provisioner.objects import (
     CLASS,
@@ -361,7 +361,7 @@ async def test_a_claim_that_was_lowered_again_is_what_the_kubelet_grows_to(clust
 async def test_a_node_that_takes_its_time_keeps_no_pod_from_starting(
     cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("provisioner.growth.GRACE", 0.05)
+    monkeypatch.setattr("provisioner.expansion.GRACE", 0.05)
     cluster.put(CLAIMS, claim_body())
     async with leading(cluster):
         await bound(cluster)

@@ -1,7 +1,8 @@
-"""What the leader sees of the cluster: five caches, the books that follow one of them, and what nodes offer.
+"""What the leader sees of the cluster: caches, the capacity ledger that follows one of them, what nodes publish; and
+reads of the API server itself (`live_...`), where a cache that lags would lose data or make a volume for nobody.
 
 The caches start after the lease is won and not before. A list that is taken then holds every volume that the leader
-before us made, and so do the books; a cache kept warm while following could lag behind its last second. Volumes come
+before us made, and so does the ledger; a cache kept warm while following could lag behind its last second. Volumes come
 first: a node publishes a smaller figure before it lets a retained volume go, so figures that are read after the
 volumes are never older than what the volumes say.
 """
@@ -12,15 +13,14 @@ from dataclasses import dataclass
 
 from contract import capacity, names, volume
 from contract.capacity import Capacity, footprint
-from contract.volume import PENDING, PersistentVolume
+from contract.volume import PENDING, ClaimReference, PersistentVolume
 from kube import records
-from kube.client import CAPACITIES, CLAIMS, CLASSES, PODS, VOLUMES, Cluster, Json
+from kube.client import CAPACITIES, CLAIMS, CLASSES, NODES, PODS, VOLUMES, Cluster, Json, NotFound
 from kube.informer import Informer
-from kube.records import Claim, Pod, StorageClass
+from kube.records import Claim, Node, Pod, StorageClass
 from provisioner import decision
-from provisioner.books import Account, Books, layout_of, unplaced
-from provisioner.cloning import Source
-from provisioner.decision import Offer, Offers
+from provisioner.capacityledger import Account, Books, layout_of, unplaced
+from provisioner.decision import Offer, Offers, Source
 
 
 @dataclass(frozen=True)
@@ -192,3 +192,40 @@ def _pending_pod(body: Json) -> Pod | None:
 def _published(body: Json) -> Published | None:
     offered = capacity.read(body)
     return Published(offered, body["metadata"]["resourceVersion"]) if offered else None
+
+
+async def live_claim(cluster: Cluster, reference: ClaimReference) -> Claim | None:
+    """The claim as it is now, None when it, and not only its name, is gone. Raises ApiError: no answer is not a no."""
+    try:
+        found = records.read_claim(await cluster.get(CLAIMS, reference.name, reference.namespace))
+    except NotFound:
+        return None
+    return found if found.uid == reference.uid else None
+
+
+async def live_pending_pods(cluster: Cluster, claim: Claim) -> list[Pod]:
+    """The pods not running yet that name the claim. Raises ApiError."""
+    found = await cluster.list(PODS, claim.namespace, field_selector=f"status.phase={PENDING}")
+    return [pod for pod in map(records.read_pod, found) if claim.key in pod.claims]
+
+
+async def live_nodes(cluster: Cluster, hostname: str) -> list[Node]:
+    """The nodes with this hostname label. Raises ApiError."""
+    found = await cluster.list(NODES, label_selector=f"{names.HOSTNAME_LABEL}={hostname}")
+    return [records.read_node(body) for body in found]
+
+
+async def live_node(cluster: Cluster, name: str) -> Node | None:
+    """Raises ApiError."""
+    try:
+        return records.read_node(await cluster.get(NODES, name))
+    except NotFound:
+        return None
+
+
+async def live_source_claim(cluster: Cluster, claim: Claim) -> Claim | None:
+    """The claim that this one is to be a copy of, None when there is none. Raises ApiError."""
+    try:
+        return records.read_claim(await cluster.get(CLAIMS, claim.data_source_name, claim.namespace))
+    except NotFound:
+        return None

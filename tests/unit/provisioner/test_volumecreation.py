@@ -1,7 +1,7 @@
 from contract import names, parameters, volume
 from contract.parameters import VolumeParameters
 from provisioner.decision import Create
-from provisioner.manifest import persistent_volume
+from provisioner.volumecreation import persistent_volume
 from tests.unit.provisioner.objects import GIB, claim, offered, storage_class
 
 XFS = VolumeParameters(filesystem="xfs", mount_options=("noatime", "discard"), stripes=2)

@@ -27,10 +27,9 @@ from kube.client import CLAIMS, VOLUMES, ApiError, Cluster, Conflict, NotFound, 
 from kube.events import Recorder
 from kube.records import Claim
 from kube.workqueue import WorkQueue
-from provisioner import live
-from provisioner.books import layout_of
+from provisioner.capacityledger import layout_of
+from provisioner.clusterstate import Published, View, live_claim
 from provisioner.decision import Offers, Refuse, anywhere, asks, needs
-from provisioner.view import Published, View
 from service import logs
 
 _log = logging.getLogger(__name__)
@@ -174,7 +173,7 @@ class Growth:
             self._forget(volume.name)
             return
         if claim is None or claim.uid != volume.claim.uid or _differs(volume, self._plan(volume, claim)):
-            claim = await live.claim(self._cluster, volume.claim)
+            claim = await live_claim(self._cluster, volume.claim)
             if claim is None or claim.volume_name != volume.name or not claim.capacity:
                 self._forget(volume.name)
                 return

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from contract import capacity, names
 from contract.parameters import VolumeParameters
 from contract.volume import BOUND, DELETE, RELEASED, RETAIN, ClaimReference, PersistentVolume
-from provisioner.books import Account, Books, Charge, charge_of, unplaced
+from provisioner.capacityledger import Account, Books, Charge, charge_of, unplaced
 from tests.unit.provisioner.objects import CLASS, EXTENT
 
 PLAIN = VolumeParameters()

@@ -10,17 +10,16 @@ import logging
 from kube import leadership
 from kube.client import Cluster, ConfigurationError
 from kube.events import Recorder
-from provisioner.books import Books
+from provisioner.capacityledger import Books
 from provisioner.claims import Claims
-from provisioner.creation import Creation
-from provisioner.doubts import Doubts
-from provisioner.growth import Growth
+from provisioner.clusterstate import View
+from provisioner.expansion import Growth
 from provisioner.metrics import Metrics
 from provisioner.nodecleanup import NodeCleanup
-from provisioner.orphans import Orphans
 from provisioner.reclaim import Reclaim
+from provisioner.reservations import Doubts
 from provisioner.settings import Settings
-from provisioner.view import View
+from provisioner.volumecreation import Creation, Orphans
 from service import endpoints, logs
 from service.endpoints import Health
 from service.environment import SettingsError

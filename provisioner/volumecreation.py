@@ -1,0 +1,220 @@
+"""Makes the PersistentVolume of a claim: reserves its capacity, requests it, reports it to the claim's owner, and finds
+out what came of it.
+
+Three outcomes. Created: the reservation is confirmed, and the claim is read once more. Refused by the API server: no
+volume, the reservation is released. No answer: there may be a volume or not, or there may be one in a second; the
+reservation stays, and the next try finds out, because the name follows from the claim.
+
+A claim may be deleted while its volume is made: then nobody would ever delete the volume, so we do. With policy Delete
+the volume would be found Released and reclaimed. With Retain it would stay for ever, empty. So each claim is read once
+more right after its volume exists. Later it is too late: a volume whose claim is gone by then may have been bound,
+written and released, nothing on it tells, and so its policy decides.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from contract import names, parameters, quantity, volume
+from contract.volume import ClaimReference, Pin
+from kube.client import VOLUMES, AlreadyExists, ApiError, Cluster, Conflict, Json, NotFound, Unreachable
+from kube.events import Recorder
+from kube.records import Claim, StorageClass
+from kube.workqueue import Backoff, WorkQueue
+from provisioner.capacityledger import Account, Books, Charge, unplaced
+from provisioner.clusterstate import live_claim
+from provisioner.decision import FILESYSTEM, Create
+from provisioner.reservations import Doubts
+
+_log = logging.getLogger(__name__)
+_UNUSED = 1.0
+"""Seconds after which a volume may have been bound, mounted, written and left by a pod that ended."""
+_GOING = 0.5
+"""Seconds between two looks at a claim that is being deleted. No new pod may use it, so it stays as unused as it is."""
+
+
+def volume_name(claim_uid: str) -> str:
+    """The name follows from the claim, so that two who provision the same claim collide instead of making two."""
+    return f"pvc-{claim_uid}"
+
+
+def persistent_volume(claim: Claim, storage_class: StorageClass, create: Create) -> Json:
+    """The manifest. Mount options travel in the driver's options: the kubelet refuses a FlexVolume with
+    spec.mountOptions. A volume with a place is tied to it here, others by their first mount."""
+    body: Json = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {
+            "name": volume_name(claim.uid),
+            "annotations": {
+                names.PROVISIONED_BY: storage_class.provisioner,
+                names.GRANTED_ANNOTATION: str(create.size),
+            },
+        },
+        "spec": {
+            "capacity": {"storage": quantity.render(create.size)},
+            "accessModes": list(claim.access_modes),
+            "volumeMode": FILESYSTEM,
+            "persistentVolumeReclaimPolicy": storage_class.reclaim_policy,
+            "storageClassName": storage_class.name,
+            "claimRef": {
+                "kind": "PersistentVolumeClaim",
+                "apiVersion": "v1",
+                "namespace": claim.namespace,
+                "name": claim.name,
+                "uid": claim.uid,
+                "resourceVersion": claim.resource_version,
+            },
+            "flexVolume": {
+                "driver": names.DRIVER,
+                "fsType": create.parameters.filesystem,
+                "options": {
+                    **parameters.to_options(create.parameters, create.size),
+                    **(create.original.to_options() if create.original else {}),
+                },
+            },
+        },
+    }
+    if create.place is not None:
+        place = create.place
+        pinning = volume.pinning(Pin(place.node, place.hostname, place.pool))
+        body["metadata"]["annotations"] |= pinning["metadata"].pop("annotations")
+        body["metadata"] |= pinning["metadata"]
+        body["spec"] |= pinning["spec"]
+    return body
+
+
+@dataclass(frozen=True)
+class _Made:
+    claim: ClaimReference
+    uid: str
+    unused: float
+    """Monotonic seconds at which nobody had used it for certain."""
+    gone: bool = False
+    """The claim went in time: all that is left is to delete the volume."""
+
+
+class Orphans:
+    """Checks of volumes that were just made, each repeated until the API server answered."""
+
+    def __init__(self, cluster: Cluster, *, parallelism: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._cluster = cluster
+        self._clock = clock
+        self._made: dict[str, _Made] = {}
+        backoff = Backoff(first=0.2, factor=2, limit=30)
+        self.queue = WorkQueue(self._check, parallelism=parallelism, backoff=backoff, of="volume")
+
+    def check(self, name: str, uid: str, claim: ClaimReference, since: float) -> None:
+        """To be called once the volume is known to exist. `since`: monotonic seconds at which the
+        claim was still unbound."""
+        self._made[name] = _Made(claim, uid, since)
+        self.queue.add(name)
+
+    async def _check(self, name: str) -> None:
+        made = self._made.get(name)
+        if made is None:
+            return
+        if not made.gone:
+            claim = await live_claim(self._cluster, made.claim)
+            if self._made.get(name) is not made:
+                return  # made anew meanwhile, and queued again
+            if claim is not None and claim.deleting and not claim.volume_name:
+                self._made[name] = replace(made, unused=self._clock())
+                self.queue.add_after(name, _GOING)
+                return
+            if claim is not None or self._clock() - made.unused > _UNUSED:
+                del self._made[name]
+                return
+            self._made[name] = made = replace(made, gone=True)
+            named = {"volume": name, "claim": str(made.claim)}
+            _log.info("the claim went while its volume was made: deleting the volume", extra=named)
+        try:
+            await self._cluster.delete(VOLUMES, name, uid=made.uid)
+        except (NotFound, Conflict):
+            _log.info("somebody else deleted it", extra={"volume": name})
+        if self._made.get(name) is made:
+            del self._made[name]
+
+
+class NotMade(Exception):
+    """The volume could not be made, in words for the claim's owner. It is tried again."""
+
+
+class Creation:
+    """One attempt per call of `make`; the attempts of one claim never overlap."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        books: Books,
+        doubts: Doubts,
+        orphans: Orphans,
+        recorder: Recorder,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._cluster = cluster
+        self._books = books
+        self._doubts = doubts
+        self._orphans = orphans
+        self._recorder = recorder
+        self._clock = clock
+
+    async def make(self, claim: Claim, storage_class: StorageClass, create: Create) -> str:
+        """The name of the volume, which exists. Raises NotMade. Up to the first request nothing awaits, so that the
+        room that the decision saw is the room that is booked."""
+        name = volume_name(claim.uid)
+        charge = Charge(_account(storage_class, create), create.size, create.parameters)
+        before = self._books.booking(name)
+        if before is not None and before.charge.account != charge.account:
+            self._doubts.bookings.add(name)
+            raise NotMade("it was asked for elsewhere already, and the answer was lost: waiting until that is clear")
+        now = self._clock()
+        self._books.book(name, charge, now)
+        self._doubts.booked(name)
+        self._recorder.normal(
+            claim.reference,
+            "Provisioning",
+            f'External provisioner is provisioning volume for claim "{claim.key}"',
+        )
+        try:
+            uid = await self._create(name, persistent_volume(claim, storage_class, create), claim)
+        except Unreachable as error:
+            raise NotMade(f"no answer from the API server: {error}") from error
+        except (ApiError, NotMade) as error:
+            # This try made nothing. One before it, whose answer was lost, still may.
+            if before is None:
+                self._books.release(name)
+            if isinstance(error, NotMade):
+                raise
+            raise NotMade(f"the API server refuses the volume: {error}") from error
+        self._books.settle(name, uid)
+        self._orphans.check(name, uid, ClaimReference(claim.namespace, claim.name, claim.uid), now)
+        self._recorder.normal(claim.reference, "ProvisioningSucceeded", f"Successfully provisioned volume {name}")
+        return name
+
+    async def _create(self, name: str, body: Json, claim: Claim) -> str:
+        try:
+            made = await self._cluster.create(VOLUMES, body)
+        except AlreadyExists:
+            return await self._existing(name, claim)
+        uid: str = made["metadata"]["uid"]
+        return uid
+
+    async def _existing(self, name: str, claim: Claim) -> str:
+        """A volume of this name is ours from a try whose answer was lost, or not ours at all."""
+        found = await self._cluster.get(VOLUMES, name)
+        metadata, reference = found["metadata"], found["spec"].get("claimRef") or {}
+        if reference.get("uid") != claim.uid or volume.read(found) is None:
+            raise NotMade(f"there is a PersistentVolume {name} already, and not for this claim: delete or rename it")
+        if "deletionTimestamp" in metadata:
+            raise NotMade(f"the claim's PersistentVolume {name} is being deleted: waiting until it is gone")
+        _log.info("volume %s exists already, from a try whose answer was lost", name)
+        uid: str = metadata["uid"]
+        return uid
+
+
+def _account(storage_class: StorageClass, create: Create) -> Account:
+    if create.place is None:
+        return unplaced(storage_class.name)
+    return Account(create.place.node, create.place.pool)
