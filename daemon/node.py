@@ -36,8 +36,7 @@ from daemon.kubelet.driver import Driver
 from daemon.metrics import Metrics
 from daemon.settings import Settings
 from daemon.static import readiness
-from daemon.static.composition import static_volumes
-from daemon.static.controller import StaticVolumes
+from daemon.static.controller import StaticVolumes, static_volumes
 from daemon.storage.backend import Backend
 from daemon.storage.deviceclasses import LVM
 from daemon.storage.room import Promise

@@ -12,10 +12,8 @@ from pathlib import Path
 
 from contract import names, quantity
 from contract.parameters import DEFAULT_DEVICE_CLASS
-from daemon.static import settings as static_settings
-from daemon.static.document import DocumentError
-from daemon.static.ownfolders import OwnFolders
-from daemon.static.settings import StaticSettings
+from daemon.static import configuration as static_configuration
+from daemon.static.configuration import OwnFolders, StaticSettings
 from daemon.storage import deviceclasses
 from daemon.storage.deviceclasses import BINDMOUNT, DRIVER_KINDS, LOOP, LVM, THIN_POOL, DeviceClass
 from flexdriver import installation
@@ -30,6 +28,7 @@ from service.environment import (
     span,
     truth,
 )
+from service.yamldecoder import DecodeError
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,7 @@ def read(environment: Mapping[str, str]) -> Settings:
         kubeconfig=value("KUBECONFIG", str, default.kubeconfig),
         log_format=value("LOG_FORMAT", one_of(LOG_FORMATS), default.log_format),
         log_level=value("LOG_LEVEL", one_of(LOG_LEVELS), default.log_level),
-        static=static_settings.read(set_to, namespace),
+        static=static_configuration.read_settings(set_to, namespace),
     )
     file = value("DEVICE_CLASSES_FILE", _path, None)
     return replace(chosen, device_classes=_device_classes(file, chosen.own_class)) if file else chosen
@@ -160,7 +159,7 @@ def _device_classes(file: Path, own: DeviceClass) -> Mapping[str, DeviceClass]:
         raise SettingsError(
             f"DEVICE_CLASSES_FILE is {str(file)!r}: it can't be read ({error.strerror}): mount the ConfigMap there"
         ) from None
-    except DocumentError as error:
+    except DecodeError as error:
         raise SettingsError(f"DEVICE_CLASSES_FILE {file}: {error}") from None
 
 

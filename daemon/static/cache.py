@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from contract import names
 from daemon.static import volume
 from daemon.static.configuration import Configuration
-from daemon.static.naming import provisioner_name
-from daemon.static.volume import StaticVolume
+from daemon.static.volume import StaticVolume, provisioner_name
 from kube.client import VOLUMES, Cluster, NotFound
 from kube.informer import Informer
 from kube.records import Node

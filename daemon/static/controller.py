@@ -12,16 +12,16 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
-from daemon.static import taint, wakers
+from prometheus_client import CollectorRegistry
+
+from daemon.static import eventsources, readiness
 from daemon.static.cache import Cache, Identity
-from daemon.static.configuration import Configuration
+from daemon.static.configuration import Configuration, OwnFolders, StaticSettings
+from daemon.static.configwatcher import Reloader
+from daemon.static.deleter import Deleter
 from daemon.static.discovery import Discoverer
+from daemon.static.eventsources import Folders, Pace
 from daemon.static.metrics import ProcessCounts, StaticMetrics
-from daemon.static.ownfolders import OwnFolders
-from daemon.static.pace import Pace
-from daemon.static.reload import Reloader
-from daemon.static.settings import StaticSettings
-from daemon.static.wakers import Folders
 from kube.backoff import Backoff
 from kube.client import CLASSES, ApiError, Cluster
 from kube.events import Recorder
@@ -93,13 +93,13 @@ class StaticVolumes:
         """For ever. The recorder of events must run too."""
         with contextlib.ExitStack() as sources:
             folders = Folders(self._pace.wake)
-            for source in (wakers.mount_table(self._pace.wake), folders):
+            for source in (eventsources.mount_table(self._pace.wake), folders):
                 try:
                     sources.enter_context(source)
                 except OSError as error:
                     log.warning("changes of mounts or folders wait for the next period: %s", error)
             async with asyncio.TaskGroup() as parts:
-                parts.create_task(wakers.uevents(self._pace.wake))
+                parts.create_task(eventsources.uevents(self._pace.wake))
                 parts.create_task(self._reloader.run(self._chosen.config_sync_period))
                 parts.create_task(self._classes.run())
                 parts.create_task(self._deletions.run())
@@ -146,4 +146,31 @@ class StaticVolumes:
             return
         self._fault = "; ".join(errors)
         if configuration.remove_taint and not errors and not self._untainted:
-            self._untainted = await taint.remove(self._cluster, self._node.name, configuration.taint_key)
+            self._untainted = await readiness.remove_taint(self._cluster, self._node.name, configuration.taint_key)
+
+
+def static_volumes(
+    cluster: Cluster,
+    node: Node,
+    events: Recorder,
+    registry: CollectorRegistry,
+    chosen: StaticSettings,
+    own: OwnFolders,
+) -> StaticVolumes:
+    """`own`: the folders that the daemon works in, which no class may offer."""
+
+    def deletions(cache: Cache, metrics: StaticMetrics, wake: Callable[[], None]) -> Deleter:
+        deleter = Deleter(
+            cluster,
+            cache.volumes,
+            node,
+            events,
+            metrics,
+            wake,
+            namespace=chosen.namespace,
+            job_image=chosen.job_image,
+        )
+        cache.informer.subscribe(deleter.heard)
+        return deleter
+
+    return StaticVolumes(cluster, node, events, StaticMetrics(registry), chosen, deletions, own)

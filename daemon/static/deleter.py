@@ -16,16 +16,13 @@ from functools import partial
 from pathlib import Path
 
 from contract.volume import releasing_static
-from daemon.static import cleaning as process
-from daemon.static import place as places
+from daemon.static import cleanup
 from daemon.static import volume as static_volume
-from daemon.static.cleaning import CleaningFailed
+from daemon.static.cleanup import CleaningFailed, Place, PlaceError
+from daemon.static.cleanupjob import JobTracker
 from daemon.static.configuration import BLOCK, ClassConfiguration, Configuration
-from daemon.static.decision import CallOff, Clean, LetGo, Refuse, Remove, decide, spared
-from daemon.static.jobtracking import JobTracker
 from daemon.static.metrics import DELETE, JOB, PROCESS, UNKNOWN, ProcessCounts, StaticMetrics
-from daemon.static.place import Place, PlaceError
-from daemon.static.proctable import Cleaning, ProcessTable, Release
+from daemon.static.reclaim import CallOff, Clean, Cleaning, LetGo, ProcessTable, Refuse, Release, Remove, decide, spared
 from daemon.static.volume import StaticVolume
 from host.diskthreads import DEADLINE, DiskThreads, Hung
 from kube.backoff import Backoff
@@ -203,8 +200,8 @@ class Deleter:
             return
         neighbours = _paths((other for other in volumes.values() if other.name != volume.name), configuration.classes)
         try:
-            path = places.container_path(settings, volume.path)
-            place = await self._looks.at(path, partial(places.locate, volume, settings, neighbours))
+            path = cleanup.container_path(settings, volume.path)
+            place = await self._looks.at(path, partial(cleanup.locate, volume, settings, neighbours))
         except Hung as error:
             raise _NotReclaimed(UNKNOWN, PROCESS, f"{error} (or that of a volume beside it)") from None
         except PlaceError as error:
@@ -281,7 +278,7 @@ class Deleter:
 
     async def _process(self, volume: StaticVolume, place: Place, settings: ClassConfiguration, deadline: float) -> None:
         try:
-            await process.clean(volume.name, place, settings, deadline)
+            await cleanup.clean(volume.name, place, settings, deadline)
         except CleaningFailed as error:
             self._process_failed(volume, place, str(error))
         except Exception as error:
@@ -358,5 +355,5 @@ def _paths(volumes: Iterable[StaticVolume], classes: Mapping[str, ClassConfigura
     for volume in volumes:
         if settings := classes.get(volume.storage_class):
             with suppress(PlaceError):
-                paths[volume.name] = places.container_path(settings, volume.path)
+                paths[volume.name] = cleanup.container_path(settings, volume.path)
     return paths

@@ -12,14 +12,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from contract import quantity
-from daemon.static import entries, patterns, volume
+from daemon.static import entries, volume
 from daemon.static.cache import Cache
 from daemon.static.configuration import ClassConfiguration, Configuration
-from daemon.static.entries import Entry, Kind
-from daemon.static.identity import Identity
+from daemon.static.diskidentity import Identity
+from daemon.static.entries import Entry, Kind, PatternError
 from daemon.static.metrics import CREATE, DELETE, StaticMetrics
-from daemon.static.naming import provisioner_name, round_down
-from daemon.static.patterns import PatternError
 from daemon.static.plan import (
     DUPLICATE,
     UNRESPONSIVE,
@@ -35,7 +33,7 @@ from daemon.static.plan import (
     rivals,
     vanished,
 )
-from daemon.static.volume import POLICIES, Offer, StaticVolume
+from daemon.static.volume import POLICIES, Offer, StaticVolume, provisioner_name, round_down
 from host.diskthreads import DEADLINE, DiskThreads, Hung
 from kube.client import VOLUMES, AlreadyExists, ApiError, Cluster
 from kube.events import Recorder
@@ -196,7 +194,7 @@ class Discoverer:
                 f"allowed is {' or '.join(POLICIES)}"
             )
         try:
-            wanted = patterns.matcher(settings.name_pattern)
+            wanted = entries.matcher(settings.name_pattern)
             found = await entries.look(settings.mount_dir, wanted, self._looks)
         except (PatternError, Hung) as error:
             raise ClassError(str(error)) from None

@@ -1,12 +1,13 @@
-"""What stands in a discovery folder.
+"""The entries of a discovery folder whose names match the class's namePattern.
 
-Looked at with stat alone: opening a FIFO would wait for its writer. Links are followed, because a link to a device
-under /dev/disk/by-id is the usual way to offer one.
+An entry is examined with stat alone: opening a FIFO would wait for its writer. Links are followed, because a link to a
+device under /dev/disk/by-id is the usual way to offer one.
 """
 
 import asyncio
 import contextlib
 import os
+import re
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,10 +15,74 @@ from enum import Enum
 from functools import partial
 from pathlib import Path
 
-from daemon.static.identity import Identity, of_device, of_mount
+from daemon.static.diskidentity import Identity, of_device, of_mount
 from host import blockdevice, mounttable
 from host.diskthreads import DiskThreads, Hung
 from host.mounttable import Mount
+
+
+class PatternError(ValueError):
+    """A pattern that can't be read."""
+
+    def __init__(self, pattern: str, what: str) -> None:
+        super().__init__(f"malformed name pattern {pattern!r}: {what}")
+
+
+def matcher(patterns: str) -> Callable[[str], bool]:
+    """Whether a name matches one of the patterns. Raises PatternError."""
+    compiled = [re.compile(_expression(pattern), re.DOTALL) for pattern in patterns.split(",")]
+    return lambda name: any(expression.fullmatch(name) for expression in compiled)
+
+
+def _expression(pattern: str) -> str:
+    expression, position = "", 0
+    while position < len(pattern):
+        character = pattern[position]
+        position += 1
+        if character == "*":
+            expression += "[^/]*"
+        elif character == "?":
+            expression += "[^/]"
+        elif character == "[":
+            ranges, position = _class(pattern, position)
+            expression += ranges
+        elif character == "\\":
+            if position == len(pattern):
+                raise PatternError(pattern, "a backslash needs a character after it")
+            expression += re.escape(pattern[position])
+            position += 1
+        else:
+            expression += re.escape(character)
+    return expression
+
+
+def _class(pattern: str, position: int) -> tuple[str, int]:
+    """The expression of a character class and where it ends. `position` is that after the opening bracket."""
+    negated = pattern[position : position + 1] == "^"
+    position += negated
+    ranges: list[str] = []
+    while pattern[position : position + 1] != "]" or not ranges:
+        low, position = _member(pattern, position)
+        high = low
+        if pattern[position : position + 1] == "-":
+            high, position = _member(pattern, position + 1)
+        ranges.append(f"{re.escape(low)}-{re.escape(high)}" if low <= high else "")
+    members = "".join(ranges)
+    if negated:
+        return (f"[^{members}]" if members else "."), position + 1
+    return (f"[{members}]" if members else "(?!)"), position + 1
+
+
+def _member(pattern: str, position: int) -> tuple[str, int]:
+    character = pattern[position : position + 1]
+    if character == "\\":
+        position += 1
+        character = pattern[position : position + 1]
+    elif character in ("-", "]"):
+        raise PatternError(pattern, f"{character!r} in a character class needs a backslash before it")
+    if not character or position + 1 == len(pattern):
+        raise PatternError(pattern, "a character class needs a closing bracket")
+    return character, position + 1
 
 
 class Kind(Enum):

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 
 from contract.volume import AVAILABLE, BOUND, PENDING
 from daemon.static.configuration import BLOCK, FILESYSTEM, ClassConfiguration
+from daemon.static.diskidentity import Identity
 from daemon.static.entries import Entry, Kind
-from daemon.static.identity import Identity
-from daemon.static.naming import volume_name
-from daemon.static.volume import StaticVolume
+from daemon.static.volume import StaticVolume, volume_name
 from host.diskthreads import Hung
 
 STRAY, DUPLICATE = "VolumeDiscoveryStray", "VolumeDuplicate"

@@ -20,9 +20,9 @@ from typing import Any
 
 from contract import parameters, quantity
 from contract.parameters import DEFAULT_DEVICE_CLASS
-from daemon.static import document
-from daemon.static.document import DocumentError, Fields
 from daemon.storage.inventory import PoolName
+from service import yamldecoder
+from service.yamldecoder import DecodeError, Fields
 
 LVM, LOOP, BINDMOUNT = "LVM", "LOOP", "BINDMOUNT"
 DRIVER_KINDS = (LVM, LOOP, BINDMOUNT)
@@ -77,26 +77,26 @@ def reserve_of(classes: Mapping[str, DeviceClass], pool: str) -> int:
 
 def read(text: str, own: DeviceClass) -> Mapping[str, DeviceClass]:
     """The classes of a file, and the one that stands for StorageClasses that name none: `own`, which the other settings
-    describe, or the one that the file says. Raises DocumentError."""
-    fields = Fields.of("the file", document.load_strict(text))
+    describe, or the one that the file says. Raises DecodeError."""
+    fields = Fields.of("the file", yamldecoder.load_strict(text))
     fields = Fields("", fields.values, fields.spelling)
     classes = {name: _class(name, where, body) for name, where, body in fields.take("classes", _named, ())}
-    default = fields.take("default", document.text, "")
+    default = fields.take("default", yamldecoder.string, "")
     for key in fields.unknown():
-        raise DocumentError(f"{key}: there is no such key, there are classes, default")
+        raise DecodeError(f"{key}: there is no such key, there are classes, default")
     if not classes:
-        raise DocumentError("classes is empty: name at least one, such as `nvme: {kind: LVM, group: vg-nvme}`")
+        raise DecodeError("classes is empty: name at least one, such as `nvme: {kind: LVM, group: vg-nvme}`")
     if default and default not in classes:
-        raise DocumentError(f"default is {default!r}: allowed is one of the classes, {' '.join(sorted(classes))}")
+        raise DecodeError(f"default is {default!r}: allowed is one of the classes, {' '.join(sorted(classes))}")
     _check_apart([*classes.values(), *(() if default else (own,))])
     return {DEFAULT_DEVICE_CLASS: classes[default] if default else own, **classes}
 
 
 def _named(where: str, value: object) -> list[tuple[str, str, Any]]:
-    found = [(name, f"{where}.{name}", body) for name, body in document.mapping(where, value).items()]
+    found = [(name, f"{where}.{name}", body) for name, body in yamldecoder.mapping(where, value).items()]
     for name, place, _ in found:
         if not parameters.DEVICE_CLASS_NAME.fullmatch(name) or name == DEFAULT_DEVICE_CLASS:
-            raise DocumentError(
+            raise DecodeError(
                 f"{place}: allowed as a name are up to 63 small letters, digits and -, but not "
                 f"`{DEFAULT_DEVICE_CLASS}`: say `default: CLASS` at the top instead"
             )
@@ -112,7 +112,7 @@ def _class(name: str, where: str, body: object) -> DeviceClass:
             name,
             kind,
             group=fields.take("group", _lvm_name, "") or _required(where, "group", "the name of an LVM volume group"),
-            thin=fields.take("thin", document.truth, False),
+            thin=fields.take("thin", yamldecoder.boolean, False),
             thin_pool=fields.take("thinPool", _lvm_name, THIN_POOL),
             reserve=reserve,
         )
@@ -126,7 +126,7 @@ def _class(name: str, where: str, body: object) -> DeviceClass:
         )
     for key in fields.unknown():
         allowed = ("group", "reserve", "thin", "thinPool") if kind == LVM else ("capacity", "folder", "reserve")
-        raise DocumentError(f"{key}: there is no such key of kind {kind}, there are {', '.join(allowed)}")
+        raise DecodeError(f"{key}: there is no such key of kind {kind}, there are {', '.join(allowed)}")
     return found
 
 
@@ -139,21 +139,21 @@ def _check_apart(classes: list[DeviceClass]) -> None:
         if place in seen:
             other = seen[place].name
             way_out = f", or say `default: {other}`" if found.name == DEFAULT_DEVICE_CLASS else ""
-            raise DocumentError(f"classes {other} and {found.name} are both in {place}: keep one of them{way_out}")
+            raise DecodeError(f"classes {other} and {found.name} are both in {place}: keep one of them{way_out}")
         seen[place] = found
 
 
 def _required(where: str, key: str, allowed: str) -> Any:
-    raise DocumentError(f"{where}.{key} is missing: allowed is {allowed}")
+    raise DecodeError(f"{where}.{key} is missing: allowed is {allowed}")
 
 
 def _checked(read: Callable[[str], Any], allowed: str) -> Callable[[str, object], Any]:
     def checked(where: str, value: object) -> Any:
-        text = document.text(where, value)
+        text = yamldecoder.string(where, value)
         try:
             return read(text)
         except (ValueError, KeyError):
-            raise DocumentError(f"{where} is {text!r}: allowed is {allowed}") from None
+            raise DecodeError(f"{where} is {text!r}: allowed is {allowed}") from None
 
     return checked
 

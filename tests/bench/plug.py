@@ -14,9 +14,9 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from daemon.static.configuration import StaticSettings
 from daemon.static.controller import StaticVolumes
 from daemon.static.metrics import StaticMetrics
-from daemon.static.settings import StaticSettings
 from host import loopdevice, mounting
 from kube.client import NODES, VOLUMES, Cluster
 from kube.events import Recorder

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from daemon.static.naming import volume_name
+from daemon.static.volume import volume_name
 from host import loopdevice
 from kube.client import EVENTS, VOLUMES, NotFound
 from tests.sandbox.apiserver.guard import Request

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from contract import names
-from daemon.static.naming import job_volume_name
+from daemon.static.volume import job_volume_name
 from kube.client import CLAIMS, CLASSES, JOBS, NODES, PODS
 from tests.cluster.staticnode import MIB, Offered, configure, disk, folder, served
 from tests.sandbox.apiserver.guard import Request

@@ -9,7 +9,7 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from contract import names
-from daemon.static.naming import volume_name
+from daemon.static.volume import volume_name
 from kube.client import CLAIMS, CLASSES, NODES, PODS, VOLUMES
 from tests.cluster.conftest import MakeSandbox
 from tests.cluster.staticnode import (

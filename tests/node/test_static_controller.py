@@ -13,11 +13,11 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from contract import names
+from daemon.static.configuration import StaticSettings
 from daemon.static.controller import StaticVolumes
+from daemon.static.eventsources import LIMIT
 from daemon.static.metrics import StaticMetrics
-from daemon.static.naming import volume_name
-from daemon.static.pace import LIMIT
-from daemon.static.settings import StaticSettings
+from daemon.static.volume import volume_name
 from kube.client import CLASSES, NODES, VOLUMES, Cluster, Unreachable
 from kube.events import Recorder
 from kube.records import read_node
@@ -258,7 +258,7 @@ async def test_a_source_of_events_that_is_refused_is_told_and_done_without(
         raise PermissionError("not for you")
         yield
 
-    monkeypatch.setattr("daemon.static.wakers.mount_table", refused)
+    monkeypatch.setattr("daemon.static.eventsources.mount_table", refused)
     node.configure()
     await node.start()
     await node.ready()

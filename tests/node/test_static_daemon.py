@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from contract import names
-from daemon.static.naming import volume_name
+from daemon.static.volume import volume_name
 from kube.client import VOLUMES, Cluster, NotFound
 from tests.node.staticvolumes import METRICS, mount
 from tests.ports import reserved_port

@@ -9,7 +9,7 @@ import pytest
 
 from contract import names
 from daemon.static.discovery import CLASS_FAILED
-from daemon.static.naming import volume_name
+from daemon.static.volume import volume_name
 from kube.client import VOLUMES, Unreachable
 from tests.node.staticvolumes import Discovery, configured, discovery, mount, settings
 from tests.unit.daemon.nodecluster import HOSTNAME, NODE

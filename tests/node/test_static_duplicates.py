@@ -9,8 +9,8 @@ import pytest
 
 from daemon.static import entries
 from daemon.static.configuration import BLOCK
-from daemon.static.naming import volume_name
 from daemon.static.plan import DUPLICATE, STRAY
+from daemon.static.volume import volume_name
 from host.mounttable import Mount
 from kube.client import VOLUMES
 from tests.node.conftest import MakeDisks

@@ -9,8 +9,8 @@ import pytest
 from daemon.static import entries
 from daemon.static.configuration import BLOCK
 from daemon.static.entries import Kind
-from daemon.static.naming import volume_name
 from daemon.static.plan import NO_DEVICE, UNMOUNTED, UNRESPONSIVE, VANISHED
+from daemon.static.volume import volume_name
 from host.mounttable import Mount
 from tests.node.conftest import MakeDisks
 from tests.node.staticvolumes import Discovery, configured, discovery, mount, settings, unmount

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from daemon.static.configuration import keep_apart
 from daemon.static.discovery import CLASS_FAILED
-from daemon.static.ownfolders import keep_apart
 from tests.node.staticvolumes import configured, discovery, mount, settings
 from tests.unit.daemon.nodecluster import NODE
 

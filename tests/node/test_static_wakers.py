@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from daemon.static import wakers
-from daemon.static.wakers import Folders
+from daemon.static import eventsources
+from daemon.static.eventsources import Folders
 from host import loopdevice
 from tests.node.staticvolumes import mount, unmount
 from tests.waiting import until
@@ -45,7 +45,7 @@ def wakes() -> Wakes:
 async def test_a_device_that_comes_and_goes(wakes: Wakes, tmp_path: Path) -> None:
     image = tmp_path / "image"
     image.write_bytes(bytes(1 << 20))
-    listening = asyncio.create_task(wakers.uevents(wakes))
+    listening = asyncio.create_task(eventsources.uevents(wakes))
     try:
         async with asyncio.timeout(10):
             # The socket may not be open yet at the first ones.
@@ -65,7 +65,7 @@ async def test_a_device_that_comes_and_goes(wakes: Wakes, tmp_path: Path) -> Non
 
 
 async def test_a_mount_and_its_end(wakes: Wakes, tmp_path: Path) -> None:
-    with wakers.mount_table(wakes):
+    with eventsources.mount_table(wakes):
         await asyncio.sleep(0)
         for _ in range(3):
             async with wakes.more():

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from daemon.static import wakers
-from daemon.static.wakers import Folders
+from daemon.static import eventsources
+from daemon.static.eventsources import Folders
 from tests.unit.daemon.static.impatience import Impatient
 from tests.waiting import until
 
@@ -23,7 +23,7 @@ class Disk:
         self.folder = folder
         self.asked = 0
         self.answers = threading.Event()
-        self._add = wakers._add_watch
+        self._add = eventsources._add_watch
 
     def hangs(self, place: Path) -> bool:
         return place == self.folder and not self.answers.is_set()
@@ -40,7 +40,7 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
     folder = tmp_path / "hung"
     folder.mkdir()
     disk = Disk(folder)
-    monkeypatch.setattr(wakers, "_add_watch", disk.add_watch)
+    monkeypatch.setattr(eventsources, "_add_watch", disk.add_watch)
     yield disk
     disk.answers.set()
 

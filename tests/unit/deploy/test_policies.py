@@ -17,13 +17,12 @@ from contract import capacity, names, volume
 from contract.capacity import Capacity
 from contract.volume import Pin
 from daemon.cluster.nodeassignment import pinning_patch
-from daemon.static import jobs, taint
+from daemon.static import cleanupjob, readiness
 from daemon.static import volume as static_volume
+from daemon.static.cleanup import Place
 from daemon.static.configuration import BLOCK, ClassConfiguration, Configuration
-from daemon.static.naming import provisioner_name
-from daemon.static.place import Place
-from daemon.static.proctable import Release
-from daemon.static.volume import Offer
+from daemon.static.reclaim import Release
+from daemon.static.volume import Offer, provisioner_name
 from kube.records import Node, read_storage_class
 from tests.sandbox.apiserver import patches, users
 from tests.sandbox.apiserver.expressions import Expression
@@ -183,7 +182,7 @@ def room(node: Node) -> Json:
 
 
 def job(node: Node) -> Json:
-    return jobs.manifest(
+    return cleanupjob.job_manifest(
         Release("local-pv-1234abcd", "uid-1", "claim-1"),
         Place(Path("/mnt/disks/one"), Path("/dev/sdb"), BLOCK),
         ClassConfiguration("disks", "/mnt/disks", Path("/mnt/disks"), block_cleaner=("/scripts/shred.sh", "2")),
@@ -259,7 +258,7 @@ def test_a_daemon_may_do_what_it_does_on_its_own_node(policies: Policies, node: 
     assert asker.delete(job(node)) == ""
     assert asker.create(event(node)) == ""
     assert asker.patch(event(node), {"count": 2}) == ""
-    assert asker.patch(tainted(node), taint.without(tainted(node), "not-ready") or {}) == ""
+    assert asker.patch(tainted(node), readiness.without_taint(tainted(node), "not-ready") or {}) == ""
 
 
 OTHERS = "labelled for node"

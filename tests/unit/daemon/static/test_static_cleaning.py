@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from daemon.static import cleaners, cleaning
-from daemon.static.cleaning import CleaningFailed, clean
+from daemon.static import cleaners, cleanup
+from daemon.static.cleanup import CleaningFailed, Place, clean
 from daemon.static.configuration import BLOCK, FILESYSTEM, ClassConfiguration
-from daemon.static.place import Place
 
 
 @pytest.mark.parametrize("name", ["quick_reset.sh", "dd_zero.sh", "shred.sh", "blkdiscard.sh"])
@@ -48,7 +47,7 @@ async def test_the_program_is_told_what_to_clean(tmp_path: Path, mode: str, vari
 
 
 def test_what_cleans_a_folder_when_nothing_is_configured(tmp_path: Path) -> None:
-    assert cleaning.command(FILESYSTEM, settings(tmp_path, mode=FILESYSTEM)) == ("/scripts/fsclean.sh",)
+    assert cleanup.command(FILESYSTEM, settings(tmp_path, mode=FILESYSTEM)) == ("/scripts/fsclean.sh",)
 
 
 async def test_what_it_said_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

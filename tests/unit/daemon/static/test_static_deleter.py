@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from daemon.static import place
+from daemon.static import cleanup
+from daemon.static.cleanup import Place, PlaceError, container_path
 from daemon.static.configuration import BLOCK, FILESYSTEM, ClassConfiguration, Configuration
 from daemon.static.metrics import ProcessCounts
-from daemon.static.place import Place, PlaceError, container_path
 from daemon.static.volume import StaticVolume
 from kube.backoff import Backoff
 from kube.client import VOLUMES, Unreachable
@@ -29,7 +29,7 @@ async def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
         path.touch()
         return Place(path, path, volume.mode)
 
-    monkeypatch.setattr(place, "locate", locate)
+    monkeypatch.setattr(cleanup, "locate", locate)
     (tmp_path / "disks").mkdir()
     async with stage(tmp_path) as node:
         yield node
@@ -268,15 +268,15 @@ async def test_one_that_fails_does_not_hold_up_the_others(node: Stage, disks: Pa
 async def test_a_disk_that_hangs_does_not_hold_up_the_others(
     node: Stage, disks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    let_go, looked, locate = threading.Event(), list[str](), place.locate
+    let_go, looked, locate = threading.Event(), list[str](), cleanup.locate
 
-    def slow(volume: StaticVolume, *more: Any) -> place.Place:
+    def slow(volume: StaticVolume, *more: Any) -> cleanup.Place:
         if volume.name == "dead":
             looked.append(volume.name)
             let_go.wait()
         return locate(volume, *more)
 
-    monkeypatch.setattr(place, "locate", slow)
+    monkeypatch.setattr(cleanup, "locate", slow)
     node.deleter._looks = Impatient(lambda place: place.name == "dead")
     for name in ("dead", "alive"):
         await node.create(name, f"{HOST_DIR}/{name}")

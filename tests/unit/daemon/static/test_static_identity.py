@@ -5,7 +5,7 @@ from itertools import permutations
 
 import pytest
 
-from daemon.static.identity import Identity
+from daemon.static.diskidentity import Identity
 from daemon.static.plan import DUPLICATE, Shown, duplicate, rivals
 from daemon.static.volume import StaticVolume
 from host.loopdevice import Backing

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from daemon.static import jobs
+from daemon.static import cleanupjob
+from daemon.static.cleanup import Place
 from daemon.static.configuration import BLOCK, ClassConfiguration, Configuration
-from daemon.static.place import Place
-from daemon.static.proctable import Release, State
+from daemon.static.reclaim import Release, State
 
 Json = dict[str, Any]
 
@@ -21,7 +21,7 @@ TOLERATIONS = ({"key": "storage", "operator": "Exists"},)
 
 
 def made(settings: ClassConfiguration = CLASS, **keys: Any) -> Json:
-    return jobs.manifest(
+    return cleanupjob.job_manifest(
         RELEASE,
         PLACE,
         settings,
@@ -100,10 +100,10 @@ def test_disks_offered_out_of_dev_itself_are_mounted_once() -> None:
     assert [volume["name"] for volume in pod["volumes"]] == [pod["containers"][0]["volumeMounts"][0]["name"]]
 
 
-def read(status: Json, **metadata: Any) -> jobs.CleaningJob:
+def read(status: Json, **metadata: Any) -> cleanupjob.CleaningJob:
     body = made()
     body["metadata"] |= {"uid": "job-uid", **metadata}
-    found = jobs.read({**body, "status": status}, "node-1")
+    found = cleanupjob.read_job({**body, "status": status}, "node-1")
     assert found
     return found
 
@@ -131,12 +131,12 @@ def test_the_job_of_another_node_says_nothing_of_ours() -> None:
     """Whatever its labels say: the daemon there may be in other hands."""
     forged = made()
     forged["metadata"]["uid"] = "job-uid"
-    assert jobs.read(forged, "node-1")
-    assert jobs.read(forged, "node-2") is None
+    assert cleanupjob.read_job(forged, "node-1")
+    assert cleanupjob.read_job(forged, "node-2") is None
     made_before = made()
     made_before["metadata"]["uid"] = "job-uid"
     del made_before["spec"]["template"]["spec"]["affinity"]
-    assert jobs.read(made_before, "node-1")
+    assert cleanupjob.read_job(made_before, "node-1")
 
 
 def test_what_is_written_is_read() -> None:
@@ -153,5 +153,5 @@ def test_a_start_time_that_is_none_is_now() -> None:
 def test_jobs_of_others_are_none_of_ours() -> None:
     body = made()
     body["metadata"] |= {"uid": "job-uid", "name": "backup"}
-    assert jobs.read(body, "node-1") is None
-    assert jobs.read({"metadata": {"name": "cleanup-", "uid": "job-uid"}}, "node-1") is None
+    assert cleanupjob.read_job(body, "node-1") is None
+    assert cleanupjob.read_job({"metadata": {"name": "cleanup-", "uid": "job-uid"}}, "node-1") is None

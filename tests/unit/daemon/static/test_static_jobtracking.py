@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from daemon.static import place
+from daemon.static import cleanup
+from daemon.static.cleanup import Place, container_path
 from daemon.static.configuration import BLOCK, FILESYSTEM, ClassConfiguration
 from daemon.static.metrics import ProcessCounts
-from daemon.static.place import Place, container_path
 from daemon.static.volume import StaticVolume
 from kube.backoff import Backoff
 from kube.client import JOBS, VOLUMES, Forbidden, Unreachable
@@ -28,7 +28,7 @@ async def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
         path = container_path(settings, volume.path)
         return Place(path, path, volume.mode)
 
-    monkeypatch.setattr(place, "locate", locate)
+    monkeypatch.setattr(cleanup, "locate", locate)
     async with stage(tmp_path) as node:
         yield node
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from daemon.static import naming
+from daemon.static import volume
 
 KIB, MIB, GIB, TIB = (1 << power for power in (10, 20, 30, 40))
 
@@ -23,20 +23,20 @@ KIB, MIB, GIB, TIB = (1 << power for power in (10, 20, 30, 40))
     ],
 )
 def test_names_of_volumes(entry: str, storage_class: str, node: str, digest: str) -> None:
-    assert naming.volume_name(entry, node, storage_class) == f"local-pv-{digest}"
+    assert volume.volume_name(entry, node, storage_class) == f"local-pv-{digest}"
 
 
 def test_name_of_the_volume_in_a_job() -> None:
-    assert naming.job_volume_name("/mnt/disks", "/mnt/disks") == "mount-ec4cf155"
+    assert volume.job_volume_name("/mnt/disks", "/mnt/disks") == "mount-ec4cf155"
 
 
 def test_an_entry_that_is_not_utf8_has_a_name_of_its_own() -> None:
-    assert naming.volume_name("disk\udcff", "n", "c") != naming.volume_name("disk\udcfe", "n", "c")
+    assert volume.volume_name("disk\udcff", "n", "c") != volume.volume_name("disk\udcfe", "n", "c")
 
 
 def test_names_of_the_provisioner() -> None:
-    assert naming.provisioner_name("node-1", "4711", node_name_only=False) == "local-volume-provisioner-node-1-4711"
-    assert naming.provisioner_name("node-1", "4711", node_name_only=True) == "local-volume-provisioner-node-1"
+    assert volume.provisioner_name("node-1", "4711", node_name_only=False) == "local-volume-provisioner-node-1-4711"
+    assert volume.provisioner_name("node-1", "4711", node_name_only=True) == "local-volume-provisioner-node-1"
 
 
 @pytest.mark.parametrize(
@@ -53,4 +53,4 @@ def test_names_of_the_provisioner() -> None:
     ],
 )
 def test_capacity_is_rounded_down(size: int, offered: int) -> None:
-    assert naming.round_down(size) == offered
+    assert volume.round_down(size) == offered

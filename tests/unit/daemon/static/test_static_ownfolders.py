@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from daemon.settings import Settings
-from daemon.static.configuration import ClassConfiguration, Configuration
-from daemon.static.ownfolders import keep_apart
+from daemon.static.configuration import ClassConfiguration, Configuration, keep_apart
 from daemon.storage.deviceclasses import LOOP, LVM, DeviceClass
 from tests.unit.daemon.static.deletionstage import CLASS, configured, stage
 

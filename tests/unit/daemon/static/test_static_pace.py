@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from daemon.static.pace import FIRST, LIMIT, QUIET, Pace
+from daemon.static.eventsources import FIRST, LIMIT, QUIET, Pace
 
 pytestmark = pytest.mark.virtual_time
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.static.patterns import PatternError, matcher
+from daemon.static.entries import PatternError, matcher
 
 MATCHES = [
     # Cases of Go's path/filepath/match_test.go, as facts about its semantics.

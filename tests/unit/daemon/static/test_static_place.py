@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.static.place import overlap, same_disk
+from daemon.static.diskidentity import overlap, same_disk
 from host.mounttable import Mount
 
 DISK = Path("/sys/devices/pci0/nvme/nvme0n1")

@@ -7,9 +7,8 @@ import pytest
 
 from daemon.static.configuration import BLOCK, FILESYSTEM, ClassConfiguration
 from daemon.static.entries import Entry, Kind
-from daemon.static.naming import volume_name
 from daemon.static.plan import UNRESPONSIVE, Create, Skip, Stray, plan, vanished
-from daemon.static.volume import StaticVolume
+from daemon.static.volume import StaticVolume, volume_name
 
 NODE = "node-1"
 HOST, SEEN = "/mnt/disks", Path("/container/disks")

@@ -5,9 +5,23 @@ from dataclasses import replace
 import pytest
 
 from daemon.static.configuration import BLOCK, FILESYSTEM
-from daemon.static.decision import HELD, CallOff, Clean, Leave, LetGo, Refuse, Remove, decide
 from daemon.static.metrics import PROCESS, ProcessCounts
-from daemon.static.proctable import AlreadyRunning, Cleaning, ProcessTable, Release, State, StillRunning
+from daemon.static.reclaim import (
+    HELD,
+    AlreadyRunning,
+    CallOff,
+    Clean,
+    Cleaning,
+    Leave,
+    LetGo,
+    ProcessTable,
+    Refuse,
+    Release,
+    Remove,
+    State,
+    StillRunning,
+    decide,
+)
 from daemon.static.volume import StaticVolume
 from kube.backoff import Backoff
 

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
+from daemon.static.configwatcher import INVALID, RELOADED, Reloader
 from daemon.static.metrics import StaticMetrics
-from daemon.static.reload import INVALID, RELOADED, Reloader
 from kube.client import EVENTS, Cluster
 from kube.events import Recorder
 from kube.records import ObjectReference

@@ -3,13 +3,13 @@ from pathlib import Path
 import pytest
 
 from daemon import settings as daemon_settings
-from daemon.static import settings
-from daemon.static.settings import StaticSettings
+from daemon.static import configuration
+from daemon.static.configuration import StaticSettings
 from service.environment import Environment, SettingsError
 
 
 def read(**variables: str) -> StaticSettings | None:
-    return settings.read(Environment(variables), "elastic-local")
+    return configuration.read_settings(Environment(variables), "elastic-local")
 
 
 def test_without_a_folder_the_static_part_is_off() -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from daemon.static import taint
+from daemon.static import readiness
 from kube.client import Cluster
 from tests.unit.kube.apiserver import ApiServer, connected, status
 
@@ -32,28 +32,28 @@ def has(server: ApiServer, *taints: dict[str, Any]) -> None:
 
 async def test_taken_off_with_a_patch_that_holds_for_this_version_only(server: ApiServer, cluster: Cluster) -> None:
     has(server, OTHER, TAINT, {**TAINT, "effect": "NoExecute"})
-    assert await taint.remove(cluster, "node-1", KEY)
+    assert await readiness.remove_taint(cluster, "node-1", KEY)
     (patch,) = server.asked_for("PATCH")
     assert patch.body == {"metadata": {"resourceVersion": "7"}, "spec": {"taints": [OTHER]}}
 
 
 async def test_a_node_without_it_is_left_alone(server: ApiServer, cluster: Cluster) -> None:
     has(server, OTHER)
-    assert await taint.remove(cluster, "node-1", KEY)
+    assert await readiness.remove_taint(cluster, "node-1", KEY)
     assert not server.asked_for("PATCH")
 
 
 async def test_a_node_that_changed_meanwhile_is_read_again(server: ApiServer, cluster: Cluster) -> None:
     has(server, TAINT)
     server.next(f"PATCH {PATH}", status(409, "Conflict"), status(409, "Conflict"))
-    assert await taint.remove(cluster, "node-1", KEY)
+    assert await readiness.remove_taint(cluster, "node-1", KEY)
     assert len(server.asked_for("PATCH")) == len(server.asked_for("GET")) == 3
 
 
 async def test_it_gives_up_after_three_conflicts(server: ApiServer, cluster: Cluster) -> None:
     has(server, TAINT)
     server.next(f"PATCH {PATH}", *[status(409, "Conflict")] * 4)
-    assert not await taint.remove(cluster, "node-1", KEY)
+    assert not await readiness.remove_taint(cluster, "node-1", KEY)
     assert len(server.asked_for("PATCH")) == 3
 
 
@@ -62,5 +62,5 @@ async def test_without_the_right_to_patch_nodes_it_says_so(
 ) -> None:
     has(server, TAINT)
     server.next(f"PATCH {PATH}", status(403, "Forbidden", "no right to patch nodes"))
-    assert not await taint.remove(cluster, "node-1", KEY)
+    assert not await readiness.remove_taint(cluster, "node-1", KEY)
     assert "no right to patch nodes" in caplog.text

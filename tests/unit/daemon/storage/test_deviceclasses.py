@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from daemon.settings import read as read_settings
-from daemon.static.document import DocumentError
 from daemon.storage.deviceclasses import LOOP, LVM, DeviceClass, read, reserve_of
 from service.environment import SettingsError
+from service.yamldecoder import DecodeError
 
 GIB = 2**30
 OWN = DeviceClass("default", LVM, group="elastic-local-vg", reserve=7)
@@ -111,7 +111,7 @@ def test_each_class_keeps_its_own_reserve_back() -> None:
     ],
 )
 def test_a_mistake_is_named_with_what_is_allowed(text: str, message: str) -> None:
-    with pytest.raises(DocumentError) as refused:
+    with pytest.raises(DecodeError) as refused:
         read(text, OWN)
     assert str(refused.value).startswith(message)
 

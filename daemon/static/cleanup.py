@@ -1,23 +1,32 @@
-"""Where a released volume really is: the last look before something is destroyed.
+"""Cleanup of one released volume in this process: the last check before anything is destroyed, then the cleaner.
 
-A PersistentVolume is an object that others can write. Its path is believed only if it names a direct child of its
-class's folder, and what stands there is judged by what it is, not by what the object says. A folder must have a
-filesystem mounted on it: an unmounted volume leaves an empty folder, which would count as clean at once, and come back
-with the old data when it is mounted again. And nothing is cleaned that another volume shows too, or that somebody on
-the node still has mounted or open: a container that outlived its pod would write on into the next user's volume.
+A PersistentVolume is an object that others can write. Its path is accepted only if it names a direct child of its
+class's folder, and what is there is judged by what it is, not by what the object says. A folder must have a filesystem
+mounted on it: an unmounted volume leaves an empty folder, which would count as clean at once, and the old data would
+come back with the next mount. Nothing is cleaned that another volume shows too, or that somebody on the node still has
+mounted or open: a container that outlived its pod would write into the next user's volume.
+
+Folders too are cleaned by a program (cleaners/folder.py), for the same reason as devices: a program that hangs on a
+broken disk can be killed, and takes nothing of the daemon with it.
 """
 
+import asyncio
 import errno
+import logging
 import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from daemon.static import cleaners
 from daemon.static.configuration import BLOCK, FILESYSTEM, ClassConfiguration
+from daemon.static.diskidentity import overlap, same_disk
 from daemon.static.volume import StaticVolume
 from host import mounttable, usage
-from host.mounttable import Mount
+from host.command import CommandError, CommandFailed, CommandTimedOut, run
+
+log = logging.getLogger(__name__)
 
 
 class PlaceError(Exception):
@@ -110,12 +119,6 @@ def _sysfs(number: int) -> Path:
     return Path(os.path.realpath(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}"))
 
 
-def same_disk(one: Path, other: Path) -> bool:
-    """Whether two devices, by their folders in sysfs, are the same, or one is a partition of the other: where the disks
-    in /dev are offered, a careless name pattern takes both."""
-    return one == other or one in other.parents or other in one.parents
-
-
 def _check_mount(path: Path, neighbours: Mapping[str, Path]) -> None:
     # The kernel's table has no links in it, and mountDir may be reached through one.
     table = {mount.path: mount for mount in mounttable.read()}
@@ -135,9 +138,39 @@ def _check_mount(path: Path, neighbours: Mapping[str, Path]) -> None:
         raise PlaceError(f"path {path} is in use, {user}: end that, it is cleaned then", FILESYSTEM)
 
 
-def overlap(one: Mount, other: Mount) -> bool:
-    """Whether two mounts show folders of one filesystem of which one is the other, or is in it."""
-    if one.device != other.device:
-        return False
-    shorter, longer = sorted((one.root, other.root), key=len)
-    return longer == shorter or longer.startswith(shorter.rstrip("/") + "/")
+class CleaningFailed(Exception):
+    """The volume is not clean: says why."""
+
+
+def command(mode: str, settings: ClassConfiguration) -> tuple[str, ...]:
+    """As configured, or what cleans when nothing is."""
+    return settings.block_cleaner if mode == BLOCK else settings.filesystem_cleaner or cleaners.FOLDER_CLEAN
+
+
+async def clean(volume: str, place: Place, settings: ClassConfiguration, deadline: float) -> None:
+    """At most `deadline` seconds. Raises CleaningFailed."""
+    argv = cleaners.bundled(command(place.mode, settings))
+    variable = cleaners.BLOCK_DEVICE if place.mode == BLOCK else cleaners.FOLDER
+    try:
+        if place.mode == BLOCK:
+            # Held open, so that the kernel can't give the name of a disk that goes to one that comes.
+            held = await asyncio.to_thread(os.open, place.target, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                await _run(volume, argv, {variable: str(place.target)}, deadline)
+            finally:
+                os.close(held)
+        else:
+            await _run(volume, argv, {variable: str(place.target)}, deadline)
+    except CommandTimedOut as error:
+        raise CleaningFailed(f"{error}: raise cleaningTimeout if it needs longer") from None
+    except CommandFailed as error:
+        done = error.completed
+        raise CleaningFailed(f"{done.command_line} failed with exit code {done.exit_code}: {done.words}") from None
+    except (CommandError, OSError) as error:
+        raise CleaningFailed(f"{argv[0]} can't be run: {error}") from None
+
+
+async def _run(volume: str, argv: tuple[str, ...], environment: Mapping[str, str], deadline: float) -> None:
+    completed = await run(*argv, deadline=deadline, env=environment)
+    for line in (completed.stdout + completed.stderr).splitlines():
+        log.info("cleaning %s: %s", volume, line)

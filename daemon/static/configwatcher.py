@@ -11,9 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from daemon.static import configuration
-from daemon.static.configuration import Configuration, ConfigurationError
+from daemon.static.configuration import Configuration, ConfigurationError, OwnFolders, keep_apart
 from daemon.static.metrics import StaticMetrics
-from daemon.static.ownfolders import OwnFolders, keep_apart
 from kube.events import Recorder
 from kube.records import ObjectReference
 

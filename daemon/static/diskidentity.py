@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from daemon.static.place import overlap
 from host import loopdevice
 from host.loopdevice import Backing
 from host.mounttable import Mount
@@ -42,6 +41,20 @@ class Identity:
         if self.backing and other.backing and self.backing.overlaps(other.backing):
             return True
         return bool(self.own & other.stack or other.own & self.stack)
+
+
+def same_disk(one: Path, other: Path) -> bool:
+    """Whether two devices, by their folders in sysfs, are the same, or one is a partition of the other: where the disks
+    in /dev are offered, a careless name pattern takes both."""
+    return one == other or one in other.parents or other in one.parents
+
+
+def overlap(one: Mount, other: Mount) -> bool:
+    """Whether two mounts show folders of one filesystem of which one is the other, or is in it."""
+    if one.device != other.device:
+        return False
+    shorter, longer = sorted((one.root, other.root), key=len)
+    return longer == shorter or longer.startswith(shorter.rstrip("/") + "/")
 
 
 def of_device(number: int) -> Identity:

@@ -1,9 +1,14 @@
-"""What tells that a disk came, went or was mounted, so that nobody waits for the next period.
+"""What triggers a discovery pass before its period is over: events of block devices, folders and mounts, debounced.
 
-Three sources, because none tells everything: the kernel's uevents of block devices, inotify on the discovery folders
-(a link or a folder was made there), and the mount table, which says by POLLPRI that it changed (proc_pid_mounts(5)).
-They only wake: what happened is then looked up, so an event that is lost, or that means nothing, does no harm. A source
-that the node does not let us have is told once and done without.
+There are three sources, because none reports everything: the kernel's uevents of block devices, inotify on the
+discovery folders (a link or a folder was created there), and the mount table, which signals changes with POLLPRI
+(proc_pid_mounts(5)). They only trigger a pass, which looks for itself, so a lost or meaningless event does no harm. A
+source that the node refuses is reported once and done without.
+
+One disk that is plugged in makes a dozen events, a booting node makes thousands, and one on which pods come and go
+never falls silent. So the delay from event to pass grows while events keep coming, but not beyond what people who have
+just mounted a disk would wait for. Where a pass is slow the delay is longer, so that discovery stays a small part of
+the node's work.
 """
 
 import asyncio
@@ -22,6 +27,42 @@ from host.diskthreads import DiskThreads, Hung
 from kube.backoff import Backoff
 
 log = logging.getLogger(__name__)
+
+
+FIRST, LIMIT, QUIET = 0.1, 0.5, 1.0
+"""Seconds: from an event to its pass when all was quiet before, when events keep coming, and what counts as quiet."""
+_SHARE = 5
+"""A pause is at least so many times as long as the pass before it."""
+
+
+class Pace:
+    def __init__(self) -> None:
+        self._woken = asyncio.Event()
+        self._pause = FIRST
+        self._began: float | None = None
+        """When the pass that runs now began, by the clock of the event loop."""
+
+    def wake(self) -> None:
+        """Something happened that a pass should look at."""
+        self._woken.set()
+
+    async def wait(self, period: float) -> None:
+        """Returns when the next pass is due, at the latest `period` seconds from now."""
+        clock = asyncio.get_running_loop().time
+        begin = clock()
+        taken = begin - self._began if self._began is not None else 0.0
+        try:
+            async with asyncio.timeout(period):
+                await self._woken.wait()
+                waited = clock() - begin
+                self._pause = FIRST if waited >= QUIET else min(self._pause * 2, LIMIT)
+                await asyncio.sleep(max(self._pause, taken * _SHARE - waited))
+        except TimeoutError:
+            self._pause = FIRST
+        # What happens from here on, while the pass looks, is for the next one.
+        self._woken.clear()
+        self._began = clock()
+
 
 Wake = Callable[[], None]
 
