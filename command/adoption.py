@@ -18,7 +18,7 @@ from contract import volume as contract_volume
 from contract.filesystems import FILESYSTEMS
 from contract.parameters import RAID1, ParameterError, VolumeParameters
 from contract.volume import RELEASED, RETAIN, PersistentVolume, Pin
-from daemon.cluster.demand import policy_of
+from daemon.cluster.nodevolumes import reclaim_policy
 from daemon.storage.inventory import Volume
 from daemon.storage.record import Record, State
 from kube.records import Node
@@ -84,7 +84,7 @@ def of_untagged(found: Untagged, volumes: Mapping[str, PersistentVolume], node: 
         return refuse("nothing was ever written to it: delete its claim, a new one gets a new volume")
     if found.signature != pv.filesystem or found.signature not in FILESYSTEMS:
         return refuse(f"it holds {found.signature}, and its PersistentVolume says {pv.filesystem}")
-    record = Record(pv.name, pv.uid, policy_of(pv), pv.filesystem, State.READY, cluster=cluster)
+    record = Record(pv.name, pv.uid, reclaim_policy(pv), pv.filesystem, State.READY, cluster=cluster)
     return Plan(
         found.name,
         found.size,
@@ -139,7 +139,7 @@ def of_recorded(
         )
     if pv.filesystem != volume.record.filesystem:
         return refuse(f"it holds {volume.record.filesystem}, and the new PersistentVolume says {pv.filesystem}")
-    record = replace(volume.record, uid=pv.uid, policy=policy_of(pv), cluster=cluster)
+    record = replace(volume.record, uid=pv.uid, policy=reclaim_policy(pv), cluster=cluster)
     why = f"its PersistentVolume was made anew, for claim {pv.claim or 'any of its class'}"
     if theirs:
         why = f"{whose}, for claim {pv.claim or 'any of its class'}: be sure that nothing there uses it"

@@ -13,7 +13,7 @@ import aiohttp
 from command.checkup import Finding, ok, unknown, wrong
 from contract.filesystems import FILESYSTEMS
 from contract.names import DRIVER_FOLDER, DRIVER_NAME, NAMESPACE
-from daemon.cluster.refresh import lacking, noticed
+from daemon.cluster.storagemonitor import lacking, noticed
 from daemon.errors import VolumeError
 from daemon.node import backend_of
 from daemon.settings import Settings

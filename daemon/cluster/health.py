@@ -1,27 +1,27 @@
-"""What ails the volumes of this node, by name, so that people and alerts can tell a dead disk from a full pool.
+"""The health of the volumes of this node, by name, so that people and alerts can tell a dead disk from a full pool.
 
 LVM tells of its devices and pools (daemon.backends.lvminventory). Two things it does not tell: a filesystem that the
 kernel made read-only after an error, which the mount table shows; and a volume that is not there at all, because the
-disks of its pool are not. A change is told once, on the PersistentVolume and on the Node.
+disks of its pool are not. A change is reported once, on the PersistentVolume and on the Node.
 """
 
-import asyncio
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 
 from contract.volume import PersistentVolume
-from daemon.cluster.reconcile import reference
+from daemon.cluster.events import NodeEvents, reference
 from daemon.storage.inventory import Health, Inventory
 from daemon.storage.volumes import Volumes
-from kube.events import ObjectReference, Recorder
+from kube.events import Recorder
 from service.logs import about
+from service.periodic import PeriodicLoop
 
 log = logging.getLogger(__name__)
 
 UNHEALTHY, HEALTHY = "VolumeUnhealthy", "VolumeHealthy"
 
 PERIOD = 10.0
-"""Seconds between two looks at the mount table at most. A change of the storage is looked at when it is noticed."""
+"""Seconds between two checks of the mount table at most. A change of the storage is checked when it is noticed."""
 
 _REMEDIES: Mapping[Health, str] = {
     Health.MISSING_DEVICE: "a disk under it is missing: bring the disk back, or restore the data elsewhere",
@@ -51,68 +51,58 @@ def diagnose(
 
 
 def changes(before: Mapping[str, Health], now: Mapping[str, Health]) -> Iterator[tuple[str, Health]]:
-    """The volumes that are in another state than before, and in which."""
+    """The volumes whose health is another than before, and which."""
     for name in sorted({*before, *now}):
-        state = now.get(name, Health.OK)
-        if before.get(name, Health.OK) is not state:
-            yield name, state
+        health = now.get(name, Health.OK)
+        if before.get(name, Health.OK) is not health:
+            yield name, health
 
 
-class HealthWatch:
-    """`unhealthy` has the volumes that are not well, as of the last look."""
+class VolumeHealthMonitor:
+    """`unhealthy` has the volumes that are not well, as of the last check."""
 
     def __init__(
         self,
         volumes: Volumes,
         persistent_volumes: Callable[[], Collection[PersistentVolume]],
+        events: Recorder,
+        node_events: NodeEvents,
         period: float = PERIOD,
     ) -> None:
         self._volumes = volumes
         self._persistent_volumes = persistent_volumes
-        self._period = min(period, PERIOD)
-        self._changed = asyncio.Event()
+        self._events = events
+        self._node_events = node_events
+        self._loop = PeriodicLoop(self.check, lambda: min(period, PERIOD))
         self.unhealthy: Mapping[str, Health] = {}
 
     def trigger(self) -> None:
         """The storage changed."""
-        self._changed.set()
+        self._loop.trigger()
 
-    async def run(self, events: Recorder, node: ObjectReference) -> None:
+    async def run(self) -> None:
         """For ever."""
-        while True:
-            self._changed.clear()
-            await self.look(events, node)
-            try:
-                async with asyncio.timeout(self._period):
-                    await self._changed.wait()
-            except TimeoutError:
-                continue
+        await self._loop.run()
 
-    async def look(self, events: Recorder, node: ObjectReference) -> None:
-        """One look, and a word on what changed."""
+    async def check(self) -> None:
+        """Finds the volumes that are not well, and reports what changed."""
         read_only = await self._volumes.read_only()
         persistent_volumes = self._persistent_volumes()
         now = diagnose(self._volumes.inventory, persistent_volumes, read_only)
         known = {pv.name: pv for pv in persistent_volumes}
-        for name, state in changes(self.unhealthy, now):
+        for name, health in changes(self.unhealthy, now):
             pv = known.get(name)
             with about(volume=name, claim=str(pv.claim or "") if pv else ""):
-                if state is not Health.OK:
-                    words = f"volume {name} is {state.value}: {_REMEDIES[state]}"
-                    self._tell(events.warning, UNHEALTHY, node, pv, words)
+                if health is not Health.OK:
+                    message = f"volume {name} is {health.value}: {_REMEDIES[health]}"
+                    log.warning("%s", message)
+                    self._node_events.warning(UNHEALTHY, message)
+                    if pv is not None:
+                        self._events.warning(reference(pv), UNHEALTHY, message)
                 elif pv or self._volumes.inventory.volume(name):
-                    self._tell(events.normal, HEALTHY, node, pv, f"volume {name} is well again")
+                    message = f"volume {name} is well again"
+                    log.warning("%s", message)
+                    self._node_events.normal(HEALTHY, message)
+                    if pv is not None:
+                        self._events.normal(reference(pv), HEALTHY, message)
         self.unhealthy = now
-
-    @staticmethod
-    def _tell(
-        tell: Callable[[ObjectReference, str, str], None],
-        reason: str,
-        node: ObjectReference,
-        pv: PersistentVolume | None,
-        words: str,
-    ) -> None:
-        log.warning("%s", words)
-        tell(node, reason, words)
-        if pv is not None:
-            tell(reference(pv), reason, words)

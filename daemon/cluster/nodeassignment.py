@@ -1,4 +1,4 @@
-"""What ties a PersistentVolume to this node: taken at the first mount if nobody chose a node, let go of at the end.
+"""Assigns PersistentVolumes to this node, at the first mount if nobody chose a node, and lets go of them at the end.
 
 Label, pool, finalizer and affinity are set in one patch, so there is no half of it, and the patch names the version
 that it was decided for: of two nodes that mount at the same time the API server lets one win, because an affinity can
@@ -6,37 +6,92 @@ be set once only. The finalizer is what keeps the object until this node has giv
 finalizers are kept in both directions.
 """
 
+import asyncio
 import contextlib
+import logging
+from collections.abc import Callable, Collection
 
 from contract import names
 from contract import volume as contract_volume
+from contract.capacity import footprint
+from contract.parameters import VolumeParameters
 from contract.volume import PersistentVolume, Pin
-from daemon.errors import Refused
+from daemon.cluster.nodevolumes import NodeVolumes, checked_parameters, is_assigned, other_node
+from daemon.cluster.promises import offer
+from daemon.errors import NoSpace, PoolMissing, Refused, Undecided
+from daemon.storage.inventory import Inventory
 from kube.client import VOLUMES, Cluster, Conflict, Invalid, Json, NotFound
+from kube.errors import ApiError
 from kube.records import Node
+
+log = logging.getLogger(__name__)
 
 _TRIES = 5
 """Others write to a young PersistentVolume too (the binder, above all); each try reads it again."""
 
 
-def is_assigned(volume: PersistentVolume, node: Node) -> bool:
-    """To this node, in every way: label, affinity and finalizer came together, so less than all of them is the work of
-    somebody else."""
-    return (
-        volume.node_label == names.node_label_value(node.name)
-        and volume.hostnames == (node.hostname,)
-        and names.FINALIZER in volume.finalizers
-    )
+class NodeAssigner:
+    """Assigns PersistentVolumes that have no node yet to this one, if they fit. `pool_of` is that of its backend."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        node: Node,
+        node_volumes: NodeVolumes,
+        inventory: Callable[[], Inventory],
+        pool_of: Callable[[VolumeParameters], str],
+    ) -> None:
+        self._cluster = cluster
+        self._node = node
+        self._node_volumes = node_volumes
+        self._inventory = inventory
+        self._pool_of = pool_of
+        self._assigning = asyncio.Lock()
+        """Two must not both be assigned the space of one."""
+
+    async def assign(self, volume: PersistentVolume) -> PersistentVolume:
+        """The PersistentVolume, assigned to this node. Raises Refused, PoolMissing, NoSpace, and Undecided when the API
+        server can't be asked."""
+        if is_assigned(volume, self._node):
+            return volume
+        async with self._assigning:
+            try:
+                pool = self._pool_with_space(volume, await self._assigned())
+                volume = await assign(self._cluster, volume, self._node, pool)
+            except ApiError as error:
+                raise Undecided(
+                    f"volume {volume.name} can't be assigned to node {self._node.name} now: {error}"
+                ) from error
+            self._node_volumes.assigned(volume)
+        log.info("assigned to node %s", self._node.name)
+        return volume
+
+    async def _assigned(self) -> list[PersistentVolume]:
+        """All PersistentVolumes of this node as the API server has them now: the cache may lag behind what the
+        provisioner placed here a moment ago, and an affinity that was set once can't be taken back."""
+        selector = f"{names.NODE_LABEL}={names.node_label_value(self._node.name)}"
+        found = map(contract_volume.read, await self._cluster.list(VOLUMES, label_selector=selector))
+        return [volume for volume in found if volume is not None and is_assigned(volume, self._node)]
+
+    def _pool_with_space(self, volume: PersistentVolume, others: Collection[PersistentVolume]) -> str:
+        """The pool that the volume would take its space from, besides `others`. Raises PoolMissing and NoSpace."""
+        parameters = checked_parameters(volume)
+        inventory = self._inventory()
+        name = self._pool_of(parameters)
+        pool = inventory.pool(name)
+        if pool is None:
+            raise PoolMissing(
+                f"volume {volume.name} can't live on node {self._node.name}, which has no {name}: run the pod "
+                "elsewhere or have the node's administrator make it (`elastic-local vg create`)"
+            )
+        needed = footprint(volume.promised, parameters, pool.granularity)
+        room = offer(pool, parameters, inventory.volumes, others)
+        if inventory.volume(volume.name) is None and needed > room.available:
+            raise NoSpace(volume.name, name, needed, room.available)
+        return name
 
 
-def other_node(volume: PersistentVolume, node: Node) -> str:
-    """The node that a volume lives on when it isn't this one, else empty."""
-    if volume.hostnames and volume.hostnames != (node.hostname,):
-        return ", ".join(volume.hostnames)
-    return volume.node_label if volume.node_label not in ("", names.node_label_value(node.name)) else ""
-
-
-def pinning_patch(volume: PersistentVolume, pin: Pin) -> Json:
+def assignment_patch(volume: PersistentVolume, pin: Pin) -> Json:
     body = contract_volume.pinning(pin)
     body["metadata"] |= {
         "uid": volume.uid,
@@ -46,8 +101,8 @@ def pinning_patch(volume: PersistentVolume, pin: Pin) -> Json:
     return body
 
 
-async def pin(cluster: Cluster, volume: PersistentVolume, node: Node, pool: str) -> PersistentVolume:
-    """The PersistentVolume, tied to this node. Raises Refused when it lives, or just came to live, elsewhere."""
+async def assign(cluster: Cluster, volume: PersistentVolume, node: Node, pool: str) -> PersistentVolume:
+    """The PersistentVolume, assigned to this node. Raises Refused when it lives, or just came to live, elsewhere."""
     current: PersistentVolume | None = volume
     for _ in range(_TRIES):
         if current is None or current.uid != volume.uid or (current.deleting and not is_assigned(current, node)):
@@ -57,34 +112,36 @@ async def pin(cluster: Cluster, volume: PersistentVolume, node: Node, pool: str)
         if is_assigned(current, node):
             return current
         try:
-            patch = pinning_patch(current, Pin(node.name, node.hostname, pool))
+            patch = assignment_patch(current, Pin(node.name, node.hostname, pool))
             current = contract_volume.read(await cluster.patch(VOLUMES, volume.name, patch))
         except Conflict:
             current = await _read(cluster, volume.name)
         except Invalid as error:
             raise Refused(
-                f"volume {volume.name} can't be tied to node {node.name}, its node affinity is set already: {error}"
+                f"volume {volume.name} can't be assigned to node {node.name}, its node affinity is set already: {error}"
             ) from error
         except NotFound:
             current = None
-    raise Refused(f"volume {volume.name} keeps changing while it is being tied to node {node.name}: it is tried again")
+    raise Refused(
+        f"volume {volume.name} keeps changing while it is being assigned to node {node.name}: it is tried again"
+    )
 
 
-def is_remembered(volume: PersistentVolume, size: int) -> bool:
+def is_recorded(volume: PersistentVolume, size: int) -> bool:
     """Whether the PersistentVolume says that its volume was made and has that many bytes. One that never grew was made
     with what it was given, whether or not it says so."""
     return volume.made and size <= (volume.actual or volume.given or volume.size)
 
 
-async def remember_made(cluster: Cluster, volume: PersistentVolume, size: int) -> None:
+async def record_made(cluster: Cluster, volume: PersistentVolume, size: int) -> None:
     """Says on the PersistentVolume that its volume is ready, and how many bytes it has. To be done before anybody can
     write to it, and again when it grew."""
-    if not is_remembered(volume, size):
+    if not is_recorded(volume, size):
         with contextlib.suppress(NotFound):
             await cluster.patch(VOLUMES, volume.name, contract_volume.making(volume, size))
 
 
-async def release(cluster: Cluster, volume: PersistentVolume) -> None:
+async def remove_finalizer(cluster: Cluster, volume: PersistentVolume) -> None:
     """Takes our finalizer off. An object that is gone already is no error. Raises Conflict when it changed since it was
     read: what is to be done may have changed too (its policy, for one), so the caller decides anew."""
     with contextlib.suppress(NotFound):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from contract.capacity import footprint
 from contract.parameters import RAID1, VolumeParameters
 from contract.volume import RETAIN, PersistentVolume
-from daemon.cluster.demand import parameters_of, policy_of
+from daemon.cluster.nodevolumes import parameters_of, reclaim_policy
 from daemon.storage.inventory import Inventory, Pool, Volume
 from daemon.storage.room import Promise
 from daemon.storage.thinpools import Level, level
@@ -123,4 +123,4 @@ def largest(room: int, wanted: VolumeParameters, granularity: int) -> int:
 
 def kept_without_owner(pv: PersistentVolume) -> bool:
     """Its volume stays on the node when the finalizer goes."""
-    return pv.reclaimable and policy_of(pv) == RETAIN
+    return pv.reclaimable and reclaim_policy(pv) == RETAIN

@@ -18,7 +18,7 @@ from contract import capacity, names, parameters, quantity
 from contract.capacity import Capacity
 from contract.parameters import ParameterError, VolumeParameters
 from contract.volume import PersistentVolume
-from daemon.cluster.holdings import Holdings
+from daemon.cluster.nodevolumes import NodeVolumes
 from daemon.cluster.promises import offer
 from daemon.errors import VolumeError
 from daemon.storage.inventory import Inventory
@@ -124,7 +124,7 @@ class Publisher:
         node: Node,
         pool_of: Callable[[VolumeParameters], str],
         inventory: Callable[[], Inventory],
-        holdings: Holdings,
+        node_volumes: NodeVolumes,
         look: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
         """`look` lets the storage be looked at anew."""
@@ -133,7 +133,7 @@ class Publisher:
         self._node = node
         self._pool_of = pool_of
         self._inventory = inventory
-        self._holdings = holdings
+        self._node_volumes = node_volumes
         self._look = look
         self._changed = asyncio.Event()
         self._writing = asyncio.Lock()
@@ -195,7 +195,7 @@ class Publisher:
                 self.classes.values(),
                 self._pool_of,
                 self._inventory(),
-                self._holdings.all(),
+                self._node_volumes.all(),
                 self._node,
             )
             known = {found.name: found for found in self.published.values()}

@@ -14,9 +14,9 @@ from collections.abc import Callable
 
 from contract.parameters import VolumeParameters
 from contract.volume import DELETE, FAILED, RELEASED, PersistentVolume
-from daemon.cluster.demand import parameters_of, policy_of, wanted
-from daemon.cluster.holdings import Holdings
-from daemon.cluster.nodeassignment import is_remembered, release, remember_made
+from daemon.cluster.events import claim_reference, reference
+from daemon.cluster.nodeassignment import is_recorded, record_made, remove_finalizer
+from daemon.cluster.nodevolumes import NodeVolumes, parameters_of, reclaim_policy, volume_spec
 from daemon.cluster.publish import Publisher
 from daemon.errors import VolumeError, words
 from daemon.storage.inventory import Volume
@@ -24,7 +24,7 @@ from daemon.storage.record import State
 from daemon.storage.volumes import Volumes
 from kube.client import Cluster
 from kube.errors import ApiError, Conflict, NotFound, Unreachable
-from kube.events import ObjectReference, Recorder
+from kube.events import Recorder
 from kube.workqueue import WorkQueue
 from service.logs import about
 
@@ -61,33 +61,23 @@ def plan(pv: PersistentVolume, volume: Volume | None, cluster: str) -> Action:
     if volume is None:
         return Action.LEAVE if pv.phase in (RELEASED, FAILED) else Action.PREPARE
     ready = volume.record.uid == pv.uid and volume.record.state is State.READY
-    told = is_remembered(pv, volume.size) and volume.record.policy == policy_of(pv)
+    told = is_recorded(pv, volume.size) and volume.record.policy == reclaim_policy(pv)
     marked = bool(volume.record.cluster or not cluster)
     return Action.LEAVE if ready and told and marked and volume.size >= pv.promised else Action.PREPARE
-
-
-def reference(pv: PersistentVolume) -> ObjectReference:
-    return ObjectReference("PersistentVolume", "v1", "", pv.name, pv.uid)
-
-
-def claim_reference(pv: PersistentVolume) -> ObjectReference | None:
-    if pv.claim is None or not pv.claim.uid:
-        return None
-    return ObjectReference("PersistentVolumeClaim", "v1", pv.claim.namespace, pv.claim.name, pv.claim.uid)
 
 
 class Reconciler:
     def __init__(
         self,
         cluster: Cluster,
-        holdings: Holdings,
+        node_volumes: NodeVolumes,
         volumes: Volumes,
         pool_of: Callable[[VolumeParameters], str],
         publisher: Publisher,
         events: Recorder,
     ) -> None:
         self._cluster = cluster
-        self._holdings = holdings
+        self._node_volumes = node_volumes
         self._volumes = volumes
         self._pool_of = pool_of
         self._publisher = publisher
@@ -106,7 +96,7 @@ class Reconciler:
 
     def retry_preparations(self) -> None:
         """Something changed that may let through what failed before: space came back, or a volume group appeared."""
-        for pv in self._holdings.all():
+        for pv in self._node_volumes.all():
             if self._plan(pv) is Action.PREPARE:
                 self._queue.add(pv.name)
 
@@ -114,7 +104,7 @@ class Reconciler:
         await self._queue.run()
 
     async def _reconcile(self, name: str) -> None:
-        pv = self._holdings.get(name)
+        pv = self._node_volumes.get(name)
         if pv is None:
             return
         with about(volume=pv.name, claim=str(pv.claim or "")):
@@ -140,14 +130,14 @@ class Reconciler:
                 there = self._volumes.inventory.pool(pv.pool)
                 if there and there.notices:
                     await self._publisher.publish(certain=True)  # as below: not all of its space may have come back
-                await release(self._cluster, pv)
+                await remove_finalizer(self._cluster, pv)
                 self.retry_preparations()
             case Action.RETAIN:
                 await self._volumes.retain(pv.name, pv.uid, self._pool(pv), made=pv.made)
                 # The provisioner stops counting the volume when the finalizer goes: its space must be gone from the
                 # published figure before that, or it would be promised a second time.
                 await self._publisher.publish(certain=True)
-                await release(self._cluster, pv)
+                await remove_finalizer(self._cluster, pv)
 
     def _pool(self, pv: PersistentVolume) -> str:
         return pv.pool or self._pool_of(parameters_of(pv))
@@ -155,14 +145,15 @@ class Reconciler:
     async def _prepare(self, pv: PersistentVolume) -> None:
         """Ahead of the kubelet also where it grows: the kubelet starts no pod whose volume fails to grow at its mount,
         so it hears of the new size only when the volume has it (provisioner/growth.py)."""
-        volume = await self._volumes.prepare(wanted(pv))
-        await remember_made(self._cluster, pv, volume.size)
+        spec = volume_spec(pv)
+        volume = await self._volumes.prepare(spec)
+        await record_made(self._cluster, pv, volume.size)
         if volume.size < pv.promised:
             try:
-                volume = await self._volumes.extend(wanted(pv))
+                volume = await self._volumes.extend(spec)
             except VolumeError as error:
                 raise _NotGrown(str(error)) from error
-            await remember_made(self._cluster, pv, volume.size)
+            await record_made(self._cluster, pv, volume.size)
 
     def _report(self, action: Action, pv: PersistentVolume, error: Exception) -> None:
         message = words(error)

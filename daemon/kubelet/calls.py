@@ -1,7 +1,7 @@
 """What the kubelet's words mean: the arguments of a callout, judged before anything is done for them.
 
 The callout hands them over as they are. The kubelet, being root, is believed in what it asks, but not in what a pod's
-owner may have put into the options (daemon/kubelet/authorise.py).
+owner may have put into the options (daemon/kubelet/authorization.py).
 """
 
 import json

@@ -7,11 +7,11 @@ pods that wait for ever.
 
 import asyncio
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
+from daemon.cluster.events import NodeEvents
 from flexdriver import installation
-from kube.events import ObjectReference, Recorder
+from service.periodic import PeriodicLoop
 
 log = logging.getLogger(__name__)
 
@@ -19,79 +19,79 @@ DRIVER_MISSING, DRIVER_FOUND = "DriverMissing", "DriverFound"
 _NOT_YET = "not installed yet"
 
 PERIOD = 30.0
-"""Seconds between two looks at the installed file."""
+"""Seconds between two checks of the installed file."""
 PATIENCE = 300.0
 """Seconds that the kubelet has to call. It takes notice of a new driver when it next deals with any volume, and with
 the volumes of every pod it deals about once a minute."""
 
 
-class Driver:
+class DriverInstaller:
     """`problem` says what is wrong with the driver, for readiness. Empty: all is well as far as is known."""
 
-    def __init__(self, chosen: installation.Driver, plugin_directory: Path, patience: float = PATIENCE) -> None:
+    def __init__(
+        self, chosen: installation.Driver, plugin_directory: Path, events: NodeEvents, patience: float = PATIENCE
+    ) -> None:
         """`patience` in seconds."""
         self._chosen = chosen
         self._plugin_directory = plugin_directory
+        self._events = events
         self._patience = patience
-        self._put_at: float | None = None
-        self._heard = False
-        """Since it was put there."""
-        self._unheard = (
+        self._installed_at: float | None = None
+        self._was_called = False
+        """Since it was installed."""
+        self._never_called = (
             f"the kubelet does not call the driver that was put into {plugin_directory}: set PLUGIN_DIR to its "
             "--volume-plugin-dir, and mount that folder of the host there into this pod"
         )
-        self._tell: Callable[[], None] = lambda: None
+        self._loop = PeriodicLoop(self.check, lambda: PERIOD)
         self.problem = _NOT_YET
+        events.on_known(self._report_problem)
 
-    def tell(self, events: Recorder, node: ObjectReference) -> None:
-        """From now on, what is wrong is told on the Node, and that all is well again. What is wrong now, at once."""
-
-        def tell() -> None:
-            if self.problem:
-                events.warning(node, DRIVER_MISSING, self.problem)
-            else:
-                events.normal(node, DRIVER_FOUND, "the driver is in its place now")
-
-        self._tell = tell
-        if self.problem not in ("", _NOT_YET):
-            tell()
-
-    def heard(self) -> None:
+    def called(self) -> None:
         """The kubelet called."""
-        self._heard = True
-        if self.problem == self._unheard:
-            self._found("")
+        self._was_called = True
+        if self.problem == self._never_called:
+            self._set_problem("")
 
     async def run(self) -> None:
         """For ever."""
-        while True:
-            await self.look()
-            await asyncio.sleep(PERIOD)
+        await self._loop.run()
 
-    async def look(self) -> None:
-        """One look: puts the driver there if it is not, is another, or was not put there by this daemon yet."""
+    async def check(self) -> None:
+        """Puts the driver there if it is not, is another, or was not put there by this daemon yet."""
         now = asyncio.get_running_loop().time()
         try:
-            if self._put_at is None or not await asyncio.to_thread(self._stands):
-                self._heard = False
+            if self._installed_at is None or not await asyncio.to_thread(self._is_installed):
+                self._was_called = False
                 target = await asyncio.to_thread(installation.install, self._chosen, self._plugin_directory)
-                self._put_at = now
+                self._installed_at = now
                 log.info("installed the driver (%s): %s", self._chosen.words, target)
         except OSError as error:
-            self._found(
+            self._set_problem(
                 f"the driver can't be installed in {self._plugin_directory} ({error.strerror}): set PLUGIN_DIR to the "
                 "kubelet's --volume-plugin-dir, and mount that folder of the host into this pod, writable"
             )
             return
-        late = not self._heard and now - self._put_at >= self._patience
-        self._found(self._unheard if late else "")
+        late = not self._was_called and now - self._installed_at >= self._patience
+        self._set_problem(self._never_called if late else "")
 
-    def _stands(self) -> bool:
+    def _is_installed(self) -> bool:
         return installation.installed(self._chosen, self._plugin_directory)
 
-    def _found(self, problem: str) -> None:
+    def _set_problem(self, problem: str) -> None:
         before, self.problem = self.problem, problem
         if problem == before or (before == _NOT_YET and not problem):
             return
         log.log(logging.WARNING if problem else logging.INFO, "driver: %s", problem or "it is in its place now")
-        self._tell()
+        self._report()
+
+    def _report(self) -> None:
+        if self.problem:
+            self._events.warning(DRIVER_MISSING, self.problem)
+        else:
+            self._events.normal(DRIVER_FOUND, "the driver is in its place now")
+
+    def _report_problem(self) -> None:
+        """What is wrong when the Node becomes known."""
+        if self.problem not in ("", _NOT_YET):
+            self._report()

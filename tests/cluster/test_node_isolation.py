@@ -20,7 +20,7 @@ import pytest_asyncio
 from contract import capacity, names
 from contract import volume as contract_volume
 from contract.volume import PersistentVolume, Pin
-from daemon.cluster.nodeassignment import pinning_patch
+from daemon.cluster.nodeassignment import assignment_patch
 from kube.client import (
     CAPACITIES,
     CLAIMS,
@@ -329,8 +329,8 @@ async def test_a_volume_that_waits_for_its_first_pod_can_be_taken_but_not_brough
     await _refused(stage.token.patch(VOLUMES, name, stolen))
     pin = Pin("node-b", stage.home.hostname, "loop")
     forged = dataclasses.replace(pin, node="node-a")
-    await _refused(stage.token.patch(VOLUMES, name, pinning_patch(await _read(stage, name), forged)))
-    await stage.token.patch(VOLUMES, name, pinning_patch(await _read(stage, name), pin))
+    await _refused(stage.token.patch(VOLUMES, name, assignment_patch(await _read(stage, name), forged)))
+    await stage.token.patch(VOLUMES, name, assignment_patch(await _read(stage, name), pin))
     await stage.victim.create(PODS, pod("early", {"/data": "early"}, nodeName="node-a"))
     await stage.victim.until_told("early", "FailedMount", "lives on node")
     assert not list(stage.home.data.rglob(f"{name}*"))

@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from contract import capacity, names, parameters
 from contract.capacity import footprint
 from contract.volume import DELETE, RETAIN, PersistentVolume
-from daemon.cluster.demand import wanted
+from daemon.cluster.nodevolumes import volume_spec
 from daemon.cluster.promises import largest, promises
 from daemon.cluster.publish import desired
 from daemon.errors import NoSpace
@@ -347,14 +347,14 @@ class CapacityMachine(RuleBasedStateMachine):
         self.loop.close()
 
     def preparing(self, pv: PersistentVolume) -> Work:
-        return lambda volumes: volumes.prepare(wanted(pv))
+        return lambda volumes: volumes.prepare(volume_spec(pv))
 
     def mounting(self, pv: PersistentVolume) -> Work:
         folder = self.folders.setdefault(pv.name, self.storage.node.folder(pv.name))
-        return lambda volumes: volumes.mount(wanted(pv), folder, read_only=False)
+        return lambda volumes: volumes.mount(volume_spec(pv), folder, read_only=False)
 
     def expanding(self, pv: PersistentVolume) -> Work:
-        return lambda volumes: volumes.expand(wanted(pv))
+        return lambda volumes: volumes.expand(volume_spec(pv))
 
     def reclaiming(self, pv: PersistentVolume) -> Work:
         async def reclaim(volumes: Volumes) -> None:

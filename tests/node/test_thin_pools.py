@@ -7,18 +7,21 @@ import subprocess
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from daemon.backends.classes import ClassesBackend
+from daemon.cluster.events import NodeEvents
 from daemon.cluster.promises import Offer, offer
-from daemon.cluster.thinwatch import ThinWatch
+from daemon.cluster.thinpoolmonitor import ThinPoolMonitor
 from daemon.errors import NoSpace, PoolFull
 from daemon.storage.deviceclasses import LVM, DeviceClass
 from daemon.storage.inventory import Pool
 from daemon.storage.room import Promise
 from daemon.storage.thinpools import Enlargement, Level, level
 from daemon.storage.volumes import Volumes
+from kube.events import Recorder
 from lvm import Lvm
 from tests.agreeing import Agreeing
 from tests.node.conftest import ByHand
@@ -88,8 +91,8 @@ async def test_a_pool_that_is_really_full_hurts_nobody_who_was_not_writing(node:
     assert (calm.path / "data").read_bytes() == data
 
     recovered: list[str] = []
-    watch = ThinWatch(volumes, {node.pool}, lambda: recovered.append("yes"))
-    await watch.look()
+    monitor = ThinPoolMonitor(volumes, {node.pool}, NodeEvents(cast(Recorder, None)), lambda: recovered.append("yes"))
+    await monitor.check()
     assert pool_of(volumes, node).size == 2 * POOL
     assert level(pool_of(volumes, node)) is Level.FINE
     await volumes.prepare(late)

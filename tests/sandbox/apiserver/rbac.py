@@ -62,7 +62,7 @@ class Rule:
         )
 
 
-Grant = tuple[str, Rule]
+Authorization = tuple[str, Rule]
 """The namespace in which a rule holds, empty for everywhere; and the rule."""
 
 
@@ -71,7 +71,7 @@ class Rights:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._known: dict[User, list[Grant]] = {}
+        self._known: dict[User, list[Authorization]] = {}
         for resource in (ROLES, CLUSTER_ROLES, BINDINGS, CLUSTER_BINDINGS):
             store.follow(resource, self._changed)
 
@@ -85,7 +85,7 @@ class Rights:
     def _changed(self, _: Change) -> None:
         self._known.clear()
 
-    def _grants(self, user: User) -> Iterator[Grant]:
+    def _grants(self, user: User) -> Iterator[Authorization]:
         for resource in (BINDINGS, CLUSTER_BINDINGS):
             for binding in self._store.all(resource):
                 if any(_means(subject, user, binding.namespace) for subject in binding.object.get("subjects") or ()):

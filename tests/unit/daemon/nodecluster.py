@@ -15,7 +15,7 @@ from contract import volume as contract_volume
 from contract.volume import PersistentVolume, Pin
 from daemon.backends.folder import FolderBackend
 from daemon.cluster.authority import LiveAuthority
-from daemon.cluster.holdings import Holdings
+from daemon.cluster.nodevolumes import NodeVolumes
 from daemon.cluster.publish import Publisher
 from daemon.cluster.reconcile import Reconciler
 from daemon.storage.volumes import Volumes
@@ -142,7 +142,7 @@ class NodeParts:
     node: Node
     volumes: Volumes
     authority: LiveAuthority
-    holdings: Holdings
+    node_volumes: NodeVolumes
     publisher: Publisher
     reconciler: Reconciler
     events: Recorder
@@ -174,12 +174,12 @@ async def node_parts(folder: Path) -> AsyncIterator[NodeParts]:
         informer = Informer[PersistentVolume](
             cluster, VOLUMES, contract_volume.read, label_selector=f"{names.NODE_LABEL}={NODE}"
         )
-        holdings = Holdings(informer, node)
+        node_volumes = NodeVolumes(informer, node)
         publisher = Publisher(
-            cluster, NAMESPACE, node, backend.pool_of, lambda: volumes.inventory, holdings, volumes.refresh
+            cluster, NAMESPACE, node, backend.pool_of, lambda: volumes.inventory, node_volumes, volumes.refresh
         )
         events = Recorder(cluster, "test", NODE)
-        reconciler = Reconciler(cluster, holdings, volumes, backend.pool_of, publisher, events)
+        reconciler = Reconciler(cluster, node_volumes, volumes, backend.pool_of, publisher, events)
         informer.subscribe(lambda key, *_: reconciler.look_at(key))
         informer.subscribe(lambda *_: publisher.trigger())
         informer.on_return(reconciler.hurry)
@@ -188,7 +188,7 @@ async def node_parts(folder: Path) -> AsyncIterator[NodeParts]:
         try:
             await until(lambda: not publisher.problem)
             yield NodeParts(
-                cluster, node, volumes, authority, holdings, publisher, reconciler, events, folder / "data", server
+                cluster, node, volumes, authority, node_volumes, publisher, reconciler, events, folder / "data", server
             )
         finally:
             for task in tasks:

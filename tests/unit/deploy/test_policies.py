@@ -16,7 +16,7 @@ from command.adoption import tie
 from contract import capacity, names, volume
 from contract.capacity import Capacity
 from contract.volume import Pin
-from daemon.cluster.nodeassignment import pinning_patch
+from daemon.cluster.nodeassignment import assignment_patch
 from daemon.static import cleanupjob, readiness
 from daemon.static import volume as static_volume
 from daemon.static.cleanup import Place
@@ -222,12 +222,12 @@ def test_a_daemon_may_do_what_it_does_on_its_own_node(policies: Policies, node: 
     read = volume.read(nowhere)
     assert read
     pin = Pin(node.name, node.hostname, "pool")
-    assert asker.patch(nowhere, pinning_patch(read, pin)) == ""
+    assert asker.patch(nowhere, assignment_patch(read, pin)) == ""
     assert asker.patch(nowhere, tie(read, pin) or {}) == ""
     by_hand = dynamic(node, labels={}, finalizers=["kubernetes.io/pv-protection"])
     read = volume.read(by_hand)
     assert read
-    assert asker.patch(by_hand, pinning_patch(read, pin)) == ""
+    assert asker.patch(by_hand, assignment_patch(read, pin)) == ""
     for annotation in (names.MADE_ANNOTATION, names.SIZE_ANNOTATION, names.POOL_ANNOTATION):
         assert asker.patch(ours, {"metadata": {"annotations": {annotation: "true"}}}) == ""
     deleted = dynamic(node, deletionTimestamp="now", finalizers=["example.org/other", names.FINALIZER])

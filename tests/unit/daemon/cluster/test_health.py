@@ -6,7 +6,8 @@ from typing import cast
 import pytest
 
 from contract.volume import DELETE, PersistentVolume
-from daemon.cluster.health import _REMEDIES, HealthWatch, changes, diagnose
+from daemon.cluster.events import NodeEvents
+from daemon.cluster.health import _REMEDIES, VolumeHealthMonitor, changes, diagnose
 from daemon.storage.inventory import Health, Inventory, Pool, Volume
 from daemon.storage.record import Record, State
 from daemon.storage.volumes import Volumes
@@ -81,39 +82,45 @@ class Told:
     warning = normal
 
 
+def monitor_of(node: Node, told: Told, persistent_volumes: list[PersistentVolume]) -> VolumeHealthMonitor:
+    recorder = cast(Recorder, told)
+    node_events = NodeEvents(recorder)
+    node_events.set_node(NODE)
+    return VolumeHealthMonitor(cast(Volumes, node), lambda: persistent_volumes, recorder, node_events)
+
+
 async def test_a_change_is_told_once_on_the_volume_and_on_the_node() -> None:
     node, told = Node(), Told()
-    watch = HealthWatch(cast(Volumes, node), lambda: [PV])
-    events = cast(Recorder, told)
-    await watch.look(events, NODE)
+    monitor = monitor_of(node, told, [PV])
+    await monitor.check()
     assert told.words == []
 
     node.unwritable = frozenset({"a"})
     for _ in range(2):
-        await watch.look(events, NODE)
+        await monitor.check()
     assert [(kind, reason) for kind, reason, _ in told.words] == [
         ("Node", "VolumeUnhealthy"),
         ("PersistentVolume", "VolumeUnhealthy"),
     ]
     assert "volume a is read-only: it can only be read" in told.words[0][2]
-    assert watch.unhealthy == {"a": Health.READ_ONLY}
+    assert monitor.unhealthy == {"a": Health.READ_ONLY}
 
     node.unwritable = frozenset()
     told.words.clear()
     for _ in range(2):
-        await watch.look(events, NODE)
+        await monitor.check()
     assert [(kind, reason) for kind, reason, _ in told.words] == [
         ("Node", "VolumeHealthy"),
         ("PersistentVolume", "VolumeHealthy"),
     ]
-    assert watch.unhealthy == {}
+    assert monitor.unhealthy == {}
 
 
 async def test_nobody_calls_a_volume_well_that_was_removed() -> None:
     node, told = Node(Inventory([of(Health.RAID_DEGRADED)], [POOL])), Told()
-    watch = HealthWatch(cast(Volumes, node), list)
-    await watch.look(cast(Recorder, told), NODE)
+    monitor = monitor_of(node, told, [])
+    await monitor.check()
     told.words.clear()
     node.inventory = Inventory([], [POOL])
-    await watch.look(cast(Recorder, told), NODE)
+    await monitor.check()
     assert told.words == []

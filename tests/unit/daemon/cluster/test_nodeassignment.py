@@ -9,7 +9,8 @@ import pytest
 
 from contract import names
 from contract.volume import PV_PROTECTION, Pin
-from daemon.cluster.nodeassignment import is_assigned, pin, release
+from daemon.cluster.nodeassignment import assign, remove_finalizer
+from daemon.cluster.nodevolumes import is_assigned
 from daemon.errors import Refused
 from kube.client import VOLUMES, Cluster, Conflict
 from kube.records import Node
@@ -28,17 +29,17 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
 async def test_pinning_ties_in_every_way_and_keeps_other_finalizers(cluster: Cluster) -> None:
     volume = await create_pv(cluster, "pv", pin=None)
     await cluster.patch(VOLUMES, "pv", {"metadata": {"finalizers": [*volume.finalizers, "example.com/other"]}})
-    pinned = await pin(cluster, volume, HERE, "pool")
-    assert pinned == await read_pv(cluster, "pv")
-    assert is_assigned(pinned, HERE)
-    assert pinned.pool == "pool"
-    assert set(pinned.finalizers) == {PV_PROTECTION, "example.com/other", names.FINALIZER}
+    assigned = await assign(cluster, volume, HERE, "pool")
+    assert assigned == await read_pv(cluster, "pv")
+    assert is_assigned(assigned, HERE)
+    assert assigned.pool == "pool"
+    assert set(assigned.finalizers) == {PV_PROTECTION, "example.com/other", names.FINALIZER}
 
 
 async def test_of_two_nodes_one_wins_and_the_other_says_where_the_volume_lives(cluster: Cluster) -> None:
     volume = await create_pv(cluster, "pv", pin=None)
     outcomes = await asyncio.gather(
-        pin(cluster, volume, HERE, "pool"), pin(cluster, volume, THERE, "pool"), return_exceptions=True
+        assign(cluster, volume, HERE, "pool"), assign(cluster, volume, THERE, "pool"), return_exceptions=True
     )
     (lost,) = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
     assert isinstance(lost, Refused)
@@ -51,17 +52,17 @@ async def test_of_two_nodes_one_wins_and_the_other_says_where_the_volume_lives(c
 
 async def test_pinning_again_changes_nothing(cluster: Cluster) -> None:
     volume = await create_pv(cluster, "pv", pin=PIN)
-    assert await pin(cluster, volume, HERE, "pool") == volume
+    assert await assign(cluster, volume, HERE, "pool") == volume
 
 
 async def test_a_volume_that_is_being_deleted_is_not_pinned(cluster: Cluster) -> None:
     volume = await create_pv(cluster, "pv", pin=None)
     await cluster.delete(VOLUMES, "pv")
     with pytest.raises(Refused, match="being deleted"):
-        await pin(cluster, volume, HERE, "pool")
+        await assign(cluster, volume, HERE, "pool")
     await create_pv(cluster, "other", pin=None)
     with pytest.raises(Refused, match="being deleted"):
-        await pin(cluster, replace(volume, name="other", resource_version="1"), HERE, "pool")
+        await assign(cluster, replace(volume, name="other", resource_version="1"), HERE, "pool")
 
 
 async def test_an_affinity_to_something_else_is_not_overwritten(cluster: Cluster) -> None:
@@ -70,12 +71,12 @@ async def test_an_affinity_to_something_else_is_not_overwritten(cluster: Cluster
     affinity = {"required": {"nodeSelectorTerms": [{"matchExpressions": [zone]}]}}
     await cluster.patch(VOLUMES, "pv", {"spec": {"nodeAffinity": affinity}})
     with pytest.raises(Refused, match="node affinity is set already"):
-        await pin(cluster, volume, HERE, "pool")
+        await assign(cluster, volume, HERE, "pool")
 
 
 async def test_release_takes_our_finalizer_and_no_other(cluster: Cluster) -> None:
     volume = await create_pv(cluster, "pv", pin=PIN)
-    await release(cluster, volume)
+    await remove_finalizer(cluster, volume)
     after = await read_pv(cluster, "pv")
     assert after
     assert after.finalizers == tuple(f for f in volume.finalizers if f != names.FINALIZER)
@@ -85,7 +86,7 @@ async def test_release_decides_anew_when_the_volume_changed(cluster: Cluster) ->
     volume = await create_pv(cluster, "pv", pin=Pin(NODE, HOSTNAME, "pool"))
     await cluster.patch(VOLUMES, "pv", {"spec": {"persistentVolumeReclaimPolicy": "Retain"}})
     with pytest.raises(Conflict):
-        await release(cluster, volume)
+        await remove_finalizer(cluster, volume)
     with pytest.raises(Conflict):
-        await release(cluster, replace(volume, uid="another"))
-    await release(cluster, replace(volume, name="gone"))
+        await remove_finalizer(cluster, replace(volume, uid="another"))
+    await remove_finalizer(cluster, replace(volume, name="gone"))

@@ -257,7 +257,7 @@ async def test_a_persistent_volume_that_was_restored_with_another_uid_loses_noth
     body = await node.cluster.get(VOLUMES, "pv")
     await node.cluster.delete(VOLUMES, "pv")
     await node.cluster.patch(VOLUMES, "pv", {"metadata": {"finalizers": []}})
-    await until(lambda: not node.holdings.all())
+    await until(lambda: not node.node_volumes.all())
     for key in ("uid", "resourceVersion", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"):
         body["metadata"].pop(key, None)
     body.pop("status", None)
@@ -358,7 +358,7 @@ async def test_a_cluster_that_was_built_anew_over_old_disks_loses_nothing(tmp_pa
         namesake = await create_pv(new.cluster, "pv")
         await until(lambda: _warned(new, f"of another cluster ({before})"))
         await release_from_claim(new.cluster, "pv")
-        await until(lambda: not new.holdings.all())
+        await until(lambda: not new.node_volumes.all())
         assert (new.data / "pv.folder" / "precious").read_text() == "data"
 
         heir = await create_pv(new.cluster, "pv")

@@ -10,7 +10,7 @@ import pytest
 
 from contract import names
 from contract.volume import DELETE, PV_PROTECTION, RETAIN, PersistentVolume, Pin
-from daemon.cluster.demand import WrongOptions, wanted
+from daemon.cluster.nodevolumes import WrongOptions, volume_spec
 from daemon.cluster.reconcile import DELETE_FAILED, GROWTH_FAILED, PREPARATION_FAILED, Action, plan
 from daemon.errors import InUse, Lost
 from daemon.storage.inventory import Volume
@@ -81,7 +81,7 @@ def test_a_volume_that_does_not_say_of_which_cluster_it_is_is_marked() -> None:
 
 def test_options_that_cannot_be_served_say_what_to_do() -> None:
     with pytest.raises(WrongOptions, match="correct the StorageClass"):
-        wanted(replace(PV, filesystem="ntfs"))
+        volume_spec(replace(PV, filesystem="ntfs"))
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ async def test_a_volume_is_made_ahead_of_its_mount_and_removed_with_its_space(no
     await until(lambda: node.volume_names() == {"pv"})
     await release_from_claim(node.cluster, "pv")
     await until(lambda: not node.volume_names())
-    await until(lambda: not node.holdings.all())
+    await until(lambda: not node.node_volumes.all())
     assert await read_pv(node.cluster, "pv") is None
     assert not list(node.data.glob("pv.*"))
 
@@ -163,7 +163,7 @@ async def test_what_was_made_once_and_is_lost_is_not_made_anew(node: NodeParts) 
     await until(says_so)
     lost = replace(made, name="lost", made=True)
     with pytest.raises(Lost):
-        await node.volumes.prepare(wanted(lost))
+        await node.volumes.prepare(volume_spec(lost))
     assert node.volume_names() == {"pv"}
 
 
@@ -214,7 +214,7 @@ async def test_what_is_to_be_retained_and_can_not_be_seen_is_not_let_go_before_i
     node.data.rmdir()
     away.rename(node.data)
     node.reconciler.look_at("pv")
-    await until(lambda: not node.holdings.all())
+    await until(lambda: not node.node_volumes.all())
     await node.volumes.refresh()
     assert [volume.record.policy for volume in node.volumes.inventory.volumes] == [RETAIN]
 
@@ -223,7 +223,7 @@ async def test_what_is_to_be_retained_and_was_never_made_is_let_go(node: NodePar
     await create_pv(node.cluster, "pv", mi=CAPACITY // MI + 1, policy=RETAIN)
     await until(lambda: _warned(node, PREPARATION_FAILED, "pv"))
     await release_from_claim(node.cluster, "pv")
-    await until(lambda: not node.holdings.all())
+    await until(lambda: not node.node_volumes.all())
 
 
 async def _says_made(node: NodeParts, name: str) -> bool:
@@ -312,7 +312,7 @@ async def test_reclaiming_goes_on_soon_after_the_api_server_is_back(
     assert node.volume_names() == {"pv"}
     await node.server.start()
     await until(lambda: not node.volume_names(), seconds=5)
-    await until(lambda: not node.holdings.all(), seconds=5)
+    await until(lambda: not node.node_volumes.all(), seconds=5)
 
 
 async def test_a_daemon_with_a_stale_cache_believes_the_api_server(
@@ -331,7 +331,7 @@ async def test_a_daemon_with_a_stale_cache_believes_the_api_server(
     await release_from_claim(node.cluster, "pv")
     await until(lambda: _warned(node, "VolumeFailedDelete", "is mounted"))
     with monkeypatch.context() as stalled:
-        stalled.setattr(node.holdings._informer, "_take", lambda body: None)
+        stalled.setattr(node.node_volumes._informer, "_take", lambda body: None)
         await node.cluster.patch(VOLUMES, "pv", {"spec": {"persistentVolumeReclaimPolicy": RETAIN}})
         used = False
         node.reconciler.look_at("pv")
@@ -339,7 +339,7 @@ async def test_a_daemon_with_a_stale_cache_believes_the_api_server(
         assert node.volume_names() == {"pv"}
         assert (node.data / "pv.folder").is_dir()
     await node.cluster.patch(VOLUMES, "pv", {"metadata": {"annotations": {"seen": "again"}}})
-    await until(lambda: not node.holdings.all())
+    await until(lambda: not node.node_volumes.all())
     assert [volume.record.policy for volume in node.volumes.inventory.volumes] == [RETAIN]
 
 
@@ -357,7 +357,7 @@ async def test_an_api_server_that_was_restored_from_a_backup_is_followed(node: N
     (tmp_path / "backup").rename(node.server.folder)
     node.server.load()
     await node.server.start()
-    await until(lambda: [pv.name for pv in node.holdings.all()] == ["old"])
+    await until(lambda: [pv.name for pv in node.node_volumes.all()] == ["old"])
     assert node.volume_names() == {"old", "young", "younger"}
     await create_pv(node.cluster, "new")
     await until(lambda: _says_made(node, "new"))

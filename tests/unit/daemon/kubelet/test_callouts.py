@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from contract import callout, names
-from daemon.cluster.nodeassignment import is_assigned
+from daemon.cluster.nodeassignment import NodeAssigner
+from daemon.cluster.nodevolumes import is_assigned
 from daemon.errors import NoSpace, NotAPodFolder, NotGranted, PoolMissing, Refused, Undecided, VolumeError
 from daemon.kubelet import callouts
-from daemon.kubelet.authorise import Authoriser
-from daemon.kubelet.callouts import Home, NodeCallouts
+from daemon.kubelet.authorization import Authorizer
+from daemon.kubelet.callouts import NodeCallouts, NodeContext
 from daemon.kubelet.calls import Expand, Mount, Unmount
 from daemon.kubelet.podfolder import PodFolder
 from daemon.storage.record import Wanted
@@ -55,16 +56,21 @@ class Serving:
         self.cluster: Cluster = parts.cluster
         self.volumes = Unmounted(parts.volumes)
         self.looked_at: list[str] = []
-        self.callouts = NodeCallouts(self.volumes, lambda _: PIN.pool, KUBELET)  # type: ignore[arg-type]
-        self.home = Home(
-            parts.cluster,
-            parts.node,
-            Authoriser(parts.cluster, pods, parts.node),
-            parts.holdings,
-            self.looked_at.append,
-            parts.events,
-        )
+        self.callouts = NodeCallouts(self.volumes, KUBELET)  # type: ignore[arg-type]
+        self.authorizer = Authorizer(parts.cluster, pods, parts.node)
+        self.context = self.with_pool(PIN.pool)
         self.pods = pods
+
+    def with_pool(self, pool: str) -> NodeContext:
+        """Where new volumes take their space from that pool."""
+        assigner = NodeAssigner(
+            self.cluster,
+            self.parts.node,
+            self.parts.node_volumes,
+            lambda: self.parts.volumes.inventory,
+            lambda _: pool,
+        )
+        return NodeContext(self.cluster, self.authorizer, assigner, self.looked_at.append, self.parts.events)
 
     async def pod_with(self, *volumes: str, node: str = NODE) -> dict[str, Mount]:
         """A pod with a claim bound to each volume: the callouts that the kubelet makes for it."""
@@ -127,7 +133,7 @@ async def unsettled(tmp_path: Path) -> AsyncIterator[Serving]:
 
 @pytest.fixture
 async def serving(unsettled: Serving) -> Serving:
-    unsettled.callouts.settle(unsettled.home)
+    unsettled.callouts.set_context(unsettled.context)
     return unsettled
 
 
@@ -220,8 +226,8 @@ async def test_a_volume_that_does_not_fit_stays_free_to_go_elsewhere(serving: Se
 async def test_a_node_without_the_pool_says_so_before_it_takes_the_volume(serving: Serving) -> None:
     await create_pv(serving.cluster, "pv", pin=None)
     mounts = await serving.pod_with("pv")
-    bare = NodeCallouts(serving.volumes, lambda _: "absent", KUBELET)  # type: ignore[arg-type]
-    bare.settle(serving.home)
+    bare = NodeCallouts(serving.volumes, KUBELET)  # type: ignore[arg-type]
+    bare.set_context(serving.with_pool("absent"))
     with pytest.raises(PoolMissing, match="has no absent"):
         await bare.mount(mounts["pv"])
 
@@ -230,7 +236,7 @@ async def test_unmounting_needs_neither_api_nor_node(unsettled: Serving) -> None
     folder = folder_of("11111111-2222-3333-4444-555555555555", "pv")
     await unsettled.callouts.unmount(Unmount(folder))
     assert [str(unmounted.path) for unmounted in unsettled.volumes.unmounts] == [folder]
-    unsettled.callouts.settle(unsettled.home)
+    unsettled.callouts.set_context(unsettled.context)
     await unsettled.callouts.unmount(Unmount(folder))
     assert unsettled.looked_at == ["pv"]
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from contract import names
-from daemon.kubelet.driver import DRIVER_FOUND, DRIVER_MISSING, Driver
+from daemon.cluster.events import NodeEvents
+from daemon.kubelet.driver import DRIVER_FOUND, DRIVER_MISSING, DriverInstaller
 from flexdriver import installation
 from kube.events import Recorder
 from kube.records import ObjectReference
@@ -32,64 +33,66 @@ def told() -> Told:
     return Told()
 
 
-def driver(folder: Path, told: Told, patience: float = 300) -> Driver:
-    keeper = Driver(CHOSEN, folder, patience)
-    keeper.tell(told, NODE)
-    return keeper
+def driver(folder: Path, told: Told, patience: float = 300) -> DriverInstaller:
+    events = NodeEvents(told)
+    events.set_node(NODE)
+    return DriverInstaller(CHOSEN, folder, events, patience)
 
 
 async def test_the_first_look_puts_it_there_anew_so_that_the_kubelet_calls(tmp_path: Path, told: Told) -> None:
     before = installation.install(CHOSEN, tmp_path).stat().st_ino
-    keeper = driver(tmp_path, told)
-    assert keeper.problem == "not installed yet"
-    await keeper.look()
+    installer = driver(tmp_path, told)
+    assert installer.problem == "not installed yet"
+    await installer.check()
     target = tmp_path / names.DRIVER_FOLDER / names.DRIVER_NAME
     anew = target.stat().st_ino
     assert anew != before
-    await keeper.look()
+    await installer.check()
     assert target.stat().st_ino == anew
-    assert (keeper.problem, told.events) == ("", [])
+    assert (installer.problem, told.events) == ("", [])
 
 
 @pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_bytes(b"#!/bin/false\n")])
 async def test_one_that_was_removed_or_changed_is_put_there_again(tmp_path: Path, told: Told, harm: object) -> None:
-    keeper = driver(tmp_path, told)
-    await keeper.look()
+    installer = driver(tmp_path, told)
+    await installer.check()
     assert callable(harm)
     harm(tmp_path / names.DRIVER_FOLDER / names.DRIVER_NAME)
-    await keeper.look()
+    await installer.check()
     assert installation.installed(CHOSEN, tmp_path)
 
 
 async def test_a_kubelet_that_does_not_call_is_told_of_until_it_does(tmp_path: Path, told: Told) -> None:
-    keeper = driver(tmp_path, told, patience=0)
-    await keeper.look()
-    await keeper.look()
-    assert str(tmp_path) in keeper.problem
-    assert "--volume-plugin-dir" in keeper.problem
+    installer = driver(tmp_path, told, patience=0)
+    await installer.check()
+    await installer.check()
+    assert str(tmp_path) in installer.problem
+    assert "--volume-plugin-dir" in installer.problem
     assert told.events == [DRIVER_MISSING]
-    keeper.heard()
-    assert (keeper.problem, told.events) == ("", [DRIVER_MISSING, DRIVER_FOUND])
-    await keeper.look()
-    assert keeper.problem == ""
+    installer.called()
+    assert (installer.problem, told.events) == ("", [DRIVER_MISSING, DRIVER_FOUND])
+    await installer.check()
+    assert installer.problem == ""
 
 
 async def test_a_folder_that_can_not_be_is_told_of_even_if_the_kubelet_calls_an_old_driver(
     tmp_path: Path, told: Told
 ) -> None:
     (tmp_path / "file").touch()
-    keeper = driver(tmp_path / "file", told)
-    await keeper.look()
-    keeper.heard()
-    assert "can't be installed" in keeper.problem
+    installer = driver(tmp_path / "file", told)
+    await installer.check()
+    installer.called()
+    assert "can't be installed" in installer.problem
     assert told.events == [DRIVER_MISSING]
     (tmp_path / "file").unlink()
-    await keeper.look()
-    assert (keeper.problem, told.events) == ("", [DRIVER_MISSING, DRIVER_FOUND])
+    await installer.check()
+    assert (installer.problem, told.events) == ("", [DRIVER_MISSING, DRIVER_FOUND])
 
 
 async def test_what_was_wrong_before_the_node_was_known_is_told_then(tmp_path: Path, told: Told) -> None:
-    keeper = Driver(CHOSEN, tmp_path, 0)
-    await keeper.look()
-    keeper.tell(told, NODE)
+    events = NodeEvents(told)
+    installer = DriverInstaller(CHOSEN, tmp_path, events, 0)
+    await installer.check()
+    assert told.events == []
+    events.set_node(NODE)
     assert told.events == [DRIVER_MISSING]

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.parameters import VolumeParameters
+from daemon.cluster.events import NodeEvents
 from daemon.cluster.promises import Offer, offer
-from daemon.cluster.thinwatch import ThinWatch
+from daemon.cluster.thinpoolmonitor import ThinPoolMonitor
 from daemon.errors import BackendFailed
 from daemon.storage.inventory import Inventory, Pool, Thin, Volume
 from daemon.storage.record import Record, State
@@ -132,16 +133,17 @@ class Told:
 
 async def test_each_threshold_is_told_once_and_recovery_too() -> None:
     node, told, recovered = Node(pool(10)), Told(), []
-    watch = ThinWatch(cast(Volumes, node), {"vg/pool"}, lambda: recovered.append(1))
-    watch.tell(cast(Recorder, told), NODE)
+    events = NodeEvents(cast(Recorder, told))
+    events.set_node(NODE)
+    monitor = ThinPoolMonitor(cast(Volumes, node), {"vg/pool"}, events, lambda: recovered.append(1))
     for percent in (10, 79, 80, 79, 81, 94, 95, 99, 94, 95):
         node.found(pool(percent))
-        await watch.look()
+        await monitor.check()
     assert "has used 80 % of its data and 0 % of its metadata: extend it" in told.words[0][1]
     assert told.reasons() == ["ThinPoolFilling", "ThinPoolNearlyFull"]
     assert not recovered
     node.found(pool(50))
-    await watch.look()
+    await monitor.check()
     assert told.reasons() == ["ThinPoolHasRoom"]
     assert recovered == [1]
     assert node.asked == 0
@@ -149,31 +151,34 @@ async def test_each_threshold_is_told_once_and_recovery_too() -> None:
 
 async def test_the_last_volume_that_goes_is_a_recovery_too() -> None:
     node, told, recovered = Node(pool(99, ours=EXTENT)), Told(), []
-    watch = ThinWatch(cast(Volumes, node), (), lambda: recovered.append(1))
-    watch.tell(cast(Recorder, told), NODE)
-    await watch.look()
+    events = NodeEvents(cast(Recorder, told))
+    events.set_node(NODE)
+    monitor = ThinPoolMonitor(cast(Volumes, node), (), events, lambda: recovered.append(1))
+    await monitor.check()
     node.found(pool(0))
-    await watch.look()
-    await watch.look()
+    await monitor.check()
+    await monitor.check()
     assert told.reasons() == ["ThinPoolNearlyFull", "ThinPoolHasRoom"]
     assert recovered == [1]
 
 
 async def test_what_was_found_before_anybody_could_be_told_is_told_then() -> None:
     node, told = Node(pool(85)), Told()
-    watch = ThinWatch(cast(Volumes, node), {"vg/pool"}, lambda: None)
-    await watch.look()
-    watch.tell(cast(Recorder, told), NODE)
-    await watch.look()
+    events = NodeEvents(cast(Recorder, told))
+    monitor = ThinPoolMonitor(cast(Volumes, node), {"vg/pool"}, events, lambda: None)
+    await monitor.check()
+    events.set_node(NODE)
+    await monitor.check()
     assert told.reasons() == ["ThinPoolFilling"]
 
 
 async def test_a_pool_grows_before_anybody_needs_to_be_warned() -> None:
     node, told = Node(pool(85), autoextend=20), Told()
     node.gives = Enlargement(20 * EXTENT, EXTENT)
-    watch = ThinWatch(cast(Volumes, node), {"vg/pool"}, lambda: None)
-    watch.tell(cast(Recorder, told), NODE)
-    await watch.look()
+    events = NodeEvents(cast(Recorder, told))
+    events.set_node(NODE)
+    monitor = ThinPoolMonitor(cast(Volumes, node), {"vg/pool"}, events, lambda: None)
+    await monitor.check()
     assert "it got 80Mi for data and 4Mi for metadata" in told.words[0][1]
     assert told.reasons() == ["ThinPoolExtended"]
 
@@ -182,12 +187,13 @@ async def test_a_pool_grows_before_anybody_needs_to_be_warned() -> None:
 async def test_a_pool_that_can_not_grow_is_told_of_once(gives: Enlargement | Exception) -> None:
     node, told = Node(pool(85), autoextend=20), Told()
     node.gives = gives
-    watch = ThinWatch(cast(Volumes, node), {"vg/pool"}, lambda: None)
-    watch.tell(cast(Recorder, told), NODE)
+    events = NodeEvents(cast(Recorder, told))
+    events.set_node(NODE)
+    monitor = ThinPoolMonitor(cast(Volumes, node), {"vg/pool"}, events, lambda: None)
     for _ in range(3):
-        await watch.look()
+        await monitor.check()
     assert told.reasons() == ["ThinPoolNotExtended", "ThinPoolFilling"]
     assert node.asked == 3
     node.gives = Enlargement(20 * EXTENT)
-    await watch.look()
+    await monitor.check()
     assert told.reasons() == ["ThinPoolExtended", "ThinPoolHasRoom"]

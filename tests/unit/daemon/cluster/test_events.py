@@ -3,7 +3,7 @@ from pathlib import Path
 from prometheus_client import generate_latest
 
 from contract.volume import DELETE
-from daemon.cluster.erasurenews import ERASED, ERASING, ErasureNews
+from daemon.cluster.events import ERASED, ERASING, ErasureEvents
 from daemon.errors import BackendFailed
 from daemon.metrics import Metrics
 from daemon.storage.inventory import Inventory, Volume
@@ -26,7 +26,7 @@ async def test_how_it_goes_is_told_on_its_persistent_volume(tmp_path: Path) -> N
         return generate_latest(metrics.registry).decode()
 
     async with node_parts(tmp_path) as node:
-        news = ErasureNews(metrics, node.events, looked_at.append)
+        news = ErasureEvents(metrics, node.events, looked_at.append)
         news.begun(volume(SIZE))
         assert "elastic_local_erase_running 1.0" in shown()
         news.progressed(5000)

@@ -1,20 +1,20 @@
-"""Looks at the node's storage again and again, because people and other programs change it too.
+"""Inspects the node's storage again and again, because people and other programs change it too.
 
 A node that has no volume group yet is no reason to crash: the daemon says what is missing, in its readiness and in an
 event on the Node, looks more often, and goes on when it is there.
 """
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Collection, Mapping
 
+from daemon.cluster.events import NodeEvents
 from daemon.errors import VolumeError
 from daemon.storage.deviceclasses import LVM, DeviceClass
 from daemon.storage.inventory import Inventory
 from daemon.storage.thinpools import Level, level
 from daemon.storage.volumes import Volumes
-from kube.events import ObjectReference, Recorder
+from service.periodic import PeriodicLoop
 
 log = logging.getLogger(__name__)
 
@@ -25,15 +25,15 @@ STORAGE_LESSENED, STORAGE_WHOLE = "StorageLessened", "StorageWhole"
 """It gives less room than it could, or no longer does."""
 
 PERIOD_WHILE_MISSING, PERIOD_WHILE_FILLING = 10.0, 5.0
-"""Seconds between two looks at most, while there is more to see than usual."""
+"""Seconds between two checks at most, while there is more to see than usual."""
 
 
-class Refresher:
-    """Looks every `period` seconds. `problem` says what is wrong with the storage, for readiness. Empty: it is there,
+class StorageMonitor:
+    """Checks every `period` seconds. `problem` says what is wrong with the storage, for readiness. Empty: it is there,
     though perhaps not for all device classes: nodes differ, and `lacking` says for each class what this one does not
     have, or why nothing new can be made in it. `notices` say what gives less room than it could, while the rest serves.
 
-    `changed` is called when a look found something else than before, with whether some storage has just come to be
+    `changed` is called when a check found something else than before, with whether some storage has just come to be
     usable.
     """
 
@@ -41,45 +41,35 @@ class Refresher:
         self,
         volumes: Volumes,
         classes: Mapping[str, DeviceClass],
+        events: NodeEvents,
         changed: Callable[[bool], None],
         period: float = 30.0,
     ) -> None:
         self._volumes = volumes
         self._classes = classes
+        self._events = events
         self._changed = changed
         self._period = period
-        self._looked = asyncio.Event()
-        self._wanted = asyncio.Event()
-        self._node: tuple[Recorder, ObjectReference] | None = None
+        self._checked = asyncio.Event()
+        self._loop = PeriodicLoop(self.check, self._pause)
         self._seen: set[str] = set()
         """Device classes that were there once."""
         self.problem = "not looked at yet"
         self.lacking: Mapping[str, str] = {}
         self.notices: tuple[str, ...] = ()
+        events.on_known(self._report_all)
 
     def trigger(self) -> None:
-        """A look is wanted now."""
-        self._wanted.set()
+        """A check is wanted now."""
+        self._loop.trigger()
 
-    async def wait_looked(self) -> None:
-        """Returns after the first look, whatever it found."""
-        await self._looked.wait()
-
-    def tell(self, events: Recorder, node: ObjectReference) -> None:
-        """From now on, what is missing and what was found is told on the Node. What is missing now is told at once."""
-        self._node = (events, node)
-        if self._looked.is_set():
-            self._tell_of_storage("", {})
-            self._tell_of_notices(())
+    async def wait_checked(self) -> None:
+        """Returns after the first check, whatever it found."""
+        await self._checked.wait()
 
     async def run(self) -> None:
         """For ever."""
-        while True:
-            await self.look()
-            self._wanted.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._pause()):
-                    await self._wanted.wait()
+        await self._loop.run()
 
     def _pause(self) -> float:
         if self.problem:
@@ -87,8 +77,8 @@ class Refresher:
         filling = any(level(pool) > Level.FINE for pool in self._volumes.inventory.pools)
         return min(self._period, PERIOD_WHILE_FILLING) if filling else self._period
 
-    async def look(self) -> None:
-        """One look."""
+    async def check(self) -> None:
+        """Inspects the storage, and reports what changed."""
         before, problem_before, lacking_before = self._volumes.inventory, self.problem, self.lacking
         notices_before = self.notices
         try:
@@ -99,35 +89,41 @@ class Refresher:
             self.notices = noticed(self._volumes.inventory, self._classes)
         except VolumeError as error:
             self.problem = str(error)
-        first = not self._looked.is_set()
-        self._looked.set()
-        self._tell_of_storage("" if first else problem_before, {} if first else lacking_before)
-        self._tell_of_notices(notices_before)
+        first = not self._checked.is_set()
+        self._checked.set()
+        self._report_storage("" if first else problem_before, {} if first else lacking_before)
+        self._report_notices(notices_before)
         self._seen |= self._classes.keys() - self.lacking.keys()
         found = lacking_before.keys() - self.lacking.keys()
         if (self._volumes.inventory, self.problem, self.lacking) != (before, problem_before, lacking_before):
             self._changed((bool(problem_before) or bool(found)) and not self.problem)
 
-    def _tell_of_storage(self, problem_before: str, lacking_before: Mapping[str, str]) -> None:
+    def _report_all(self) -> None:
+        """What was found before the Node was known."""
+        if self._checked.is_set():
+            self._report_storage("", {})
+            self._report_notices(())
+
+    def _report_storage(self, problem_before: str, lacking_before: Mapping[str, str]) -> None:
         """What changed since then."""
         if self.problem:
             if self.problem != problem_before:
-                self._say(logging.WARNING, self._reason(), self.problem)
+                self._report(logging.WARNING, self._reason(), self.problem)
             return
         if problem_before:
             lacking_before = {}
-            self._say(logging.INFO, STORAGE_FOUND, f"this node has {self._pools_there()} for volumes now")
+            self._report(logging.INFO, STORAGE_FOUND, f"this node has {self._pools_there()} for volumes now")
         for name in sorted({*lacking_before, *self.lacking}):
             words = self.lacking.get(name)
             if words == lacking_before.get(name):
                 continue
             if words is None:
-                self._say(logging.INFO, STORAGE_FOUND, f"this node has device class {name} now")
+                self._report(logging.INFO, STORAGE_FOUND, f"this node has device class {name} now")
             else:
                 # Nodes differ, and that is fine. One that had the class has lost a disk.
                 reason = self._reason(name)
                 level = logging.WARNING if name in self._seen or reason == STORAGE_BLOCKED else logging.INFO
-                self._say(level, reason, f"no room for device class {name}: {words}")
+                self._report(level, reason, f"no room for device class {name}: {words}")
 
     def _reason(self, *names: str) -> str:
         """What keeps these classes, or all that have no room, from having some."""
@@ -135,21 +131,19 @@ class Refresher:
         blocked = all(found.pool(self._classes[name].pool) for name in names or self.lacking)
         return STORAGE_BLOCKED if blocked and self.lacking else STORAGE_MISSING
 
-    def _tell_of_notices(self, before: Collection[str]) -> None:
+    def _report_notices(self, before: Collection[str]) -> None:
         for words in self.notices:
             if words not in before:
-                self._say(logging.WARNING, STORAGE_LESSENED, words)
+                self._report(logging.WARNING, STORAGE_LESSENED, words)
         if before and not self.notices:
-            self._say(logging.INFO, STORAGE_WHOLE, "this node's storage gives all of its room again")
+            self._report(logging.INFO, STORAGE_WHOLE, "this node's storage gives all of its room again")
 
     def _pools_there(self) -> str:
         return ", ".join(dict.fromkeys(each.pool for name, each in self._classes.items() if name not in self.lacking))
 
-    def _say(self, level: int, reason: str, words: str) -> None:
-        log.log(level, "storage: %s", words)
-        if self._node:
-            events, node = self._node
-            (events.warning if level == logging.WARNING else events.normal)(node, reason, words)
+    def _report(self, level: int, reason: str, message: str) -> None:
+        log.log(level, "storage: %s", message)
+        (self._events.warning if level == logging.WARNING else self._events.normal)(reason, message)
 
 
 def lacking(inventory: Inventory, classes: Mapping[str, DeviceClass]) -> dict[str, str]:

@@ -8,9 +8,9 @@ import pytest
 from contract import names
 from contract import volume as contract_volume
 from contract.volume import PersistentVolume
-from daemon.cluster.nodeassignment import is_assigned, other_node
+from daemon.cluster.nodevolumes import is_assigned, other_node
 from daemon.errors import Refused
-from daemon.kubelet.authorise import Grant, decide, read_only
+from daemon.kubelet.authorization import Authorization, decide, read_only
 from daemon.kubelet.podfolder import PodFolder
 from kube.records import Claim, Node, Pod, PodVolume
 
@@ -67,12 +67,12 @@ def decided(
     pod: Pod | None = POD,
     volume: PersistentVolume | None = None,
     claim: Claim | None = CLAIM,
-) -> Grant:
+) -> Authorization:
     return decide(FOLDER, asks_read_only, pod, volume or pv(), claim, NODE)
 
 
 def test_the_owner_mounts_read_write() -> None:
-    assert decided() == Grant(pv(), POD, read_only=False)
+    assert decided() == Authorization(pv(), POD, read_only=False)
 
 
 def test_a_volume_without_a_node_is_granted_too() -> None:

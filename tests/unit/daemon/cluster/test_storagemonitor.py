@@ -2,16 +2,18 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from daemon.backends.classes import of_classes
 from daemon.backends.folder import FolderBackend
-from daemon.cluster.refresh import Refresher, missing, noticed
+from daemon.cluster.events import NodeEvents
+from daemon.cluster.storagemonitor import StorageMonitor, missing, noticed
 from daemon.errors import BackendFailed
 from daemon.storage.deviceclasses import BINDMOUNT, LVM, DeviceClass
 from daemon.storage.inventory import Inventory, Pool, Unseen, Volume
 from daemon.storage.record import Record, State
 from daemon.storage.volumes import Volumes
-from kube.events import ObjectReference
+from kube.events import ObjectReference, Recorder
 from tests.agreeing import Agreeing
 
 THICK = DeviceClass("default", LVM, group="vg")
@@ -44,6 +46,22 @@ def test_only_what_is_ours_is_told_of() -> None:
     assert noticed(Inventory([ours], pools), {"default": THICK}) == ("one disk", "a fault")
 
 
+class Told:
+    """Events as they were reported: type, reason, message."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, str, str]] = []
+
+    def normal(self, reference: ObjectReference, reason: str, message: str) -> None:
+        self.events.append(("Normal", reason, message))
+
+    def warning(self, reference: ObjectReference, reason: str, message: str) -> None:
+        self.events.append(("Warning", reason, message))
+
+
+NODE = ObjectReference("Node", "v1", "", "n", "uid")
+
+
 class Bare(FolderBackend):
     """A node whose storage fails until somebody repairs it."""
 
@@ -59,30 +77,17 @@ async def test_storage_that_fails_is_a_problem_until_it_is_there(tmp_path: Path)
     backend = Bare(tmp_path / "data", 100)
     volumes = Volumes(backend, tmp_path / "staging", Agreeing())
     changes: list[bool] = []
-    refresher = Refresher(volumes, {"default": HERE}, changes.append)
-    await refresher.look()
-    await refresher.wait_looked()
-    assert refresher.problem == "the disk is out"
+    monitor = StorageMonitor(volumes, {"default": HERE}, NodeEvents(cast(Recorder, Told())), changes.append)
+    await monitor.check()
+    await monitor.wait_checked()
+    assert monitor.problem == "the disk is out"
     backend.failure = False
-    await refresher.look()
-    assert refresher.problem == ""
+    await monitor.check()
+    assert monitor.problem == ""
     assert volumes.inventory.pools
     assert changes == [False, True]
-    await refresher.look()
+    await monitor.check()
     assert changes == [False, True]
-
-
-class Told:
-    """Events as they were told: type, reason, message."""
-
-    def __init__(self) -> None:
-        self.events: list[tuple[str, str, str]] = []
-
-    def normal(self, reference: ObjectReference, reason: str, message: str) -> None:
-        self.events.append(("Normal", reason, message))
-
-    def warning(self, reference: ObjectReference, reason: str, message: str) -> None:
-        self.events.append(("Warning", reason, message))
 
 
 async def test_a_node_that_lacks_some_of_its_classes_is_ready_and_says_which(tmp_path: Path) -> None:
@@ -90,17 +95,18 @@ async def test_a_node_that_lacks_some_of_its_classes_is_ready_and_says_which(tmp
     classes = {"default": slow, "fast": fast, "slow": slow}
     backend = of_classes(classes, tmp_path)
     changes: list[bool] = []
-    refresher = Refresher(Volumes(backend, tmp_path / "staging", Agreeing()), classes, changes.append)
-    told, node = Told(), ObjectReference("Node", "v1", "", "n", "uid")
-    await refresher.look()
-    refresher.tell(told, node)  # type: ignore[arg-type]
+    told = Told()
+    events = NodeEvents(cast(Recorder, told))
+    monitor = StorageMonitor(Volumes(backend, tmp_path / "staging", Agreeing()), classes, events, changes.append)
+    await monitor.check()
+    events.set_node(NODE)
     assert [kind for kind, *_ in told.events] == ["Warning"]
-    assert f"no folder {slow.folder}" in refresher.problem
-    assert f"no folder {fast.folder}" in refresher.problem
+    assert f"no folder {slow.folder}" in monitor.problem
+    assert f"no folder {fast.folder}" in monitor.problem
 
     slow.folder.mkdir()
-    await refresher.look()
-    assert refresher.problem == ""
+    await monitor.check()
+    assert monitor.problem == ""
     assert told.events[1:] == [
         ("Normal", "StorageFound", "this node has folder:slow for volumes now"),
         (
@@ -111,12 +117,12 @@ async def test_a_node_that_lacks_some_of_its_classes_is_ready_and_says_which(tmp
         ),
     ]
     fast.folder.mkdir()
-    await refresher.look()
+    await monitor.check()
     assert told.events[3:] == [("Normal", "StorageFound", "this node has device class fast now")]
 
     fast.folder.rmdir()
-    await refresher.look()
-    assert refresher.problem == ""
+    await monitor.check()
+    assert monitor.problem == ""
     (lost,) = told.events[4:]
     assert lost[:2] == ("Warning", "StorageMissing")  # it was there: that is not how nodes differ
     assert changes == [False, True, True, False]
@@ -133,21 +139,23 @@ class Group(FolderBackend):
 
 async def test_each_condition_of_a_group_is_told_once_and_so_is_its_end(tmp_path: Path) -> None:
     backend = Group(tmp_path / "data", 100)
-    refresher = Refresher(Volumes(backend, tmp_path / "staging", Agreeing()), {"default": THICK}, lambda usable: None)
     told = Told()
-    await refresher.look()
-    refresher.tell(told, ObjectReference("Node", "v1", "", "n", "uid"))  # type: ignore[arg-type]
+    events = NodeEvents(cast(Recorder, told))
+    volumes = Volumes(backend, tmp_path / "staging", Agreeing())
+    monitor = StorageMonitor(volumes, {"default": THICK}, events, lambda usable: None)
+    await monitor.check()
+    events.set_node(NODE)
     backend.pool = replace(Group.pool, notices=("disk /dev/sdb takes no new volumes: `pvchange -xy /dev/sdb`",))
     for _ in range(2):
-        await refresher.look()
-    assert (refresher.problem, refresher.notices) == ("", backend.pool.notices)
+        await monitor.check()
+    assert (monitor.problem, monitor.notices) == ("", backend.pool.notices)
     backend.pool = replace(Group.pool, blocked="a disk is missing: `vgreduce --removemissing vg`")
     for _ in range(2):
-        await refresher.look()
-    assert refresher.problem == backend.pool.blocked
+        await monitor.check()
+    assert monitor.problem == backend.pool.blocked
     backend.pool = Group.pool
-    await refresher.look()
-    assert refresher.problem == ""
+    await monitor.check()
+    assert monitor.problem == ""
     assert told.events == [
         ("Warning", "StorageLessened", "disk /dev/sdb takes no new volumes: `pvchange -xy /dev/sdb`"),
         ("Warning", "StorageBlocked", "a disk is missing: `vgreduce --removemissing vg`"),

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from contract import callout
 from contract import volume as contract_volume
 from contract.volume import PersistentVolume
-from daemon.cluster.nodeassignment import other_node
+from daemon.cluster.nodevolumes import other_node
 from daemon.errors import Refused, Undecided
 from daemon.kubelet.podfolder import PodFolder
 from kube.client import CLAIMS, PODS, VOLUMES, Cluster
@@ -39,7 +39,7 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 
 
 @dataclass(frozen=True)
-class Grant:
+class Authorization:
     """The pod may mount the volume. `volume` is as the API server has it: the only source of size and options."""
 
     volume: PersistentVolume
@@ -54,7 +54,7 @@ def decide(
     volume: PersistentVolume | None,
     claim: Claim | None,
     node: Node,
-) -> Grant:
+) -> Authorization:
     """`claim` is the one of the volume's claimRef. Raises Refused."""
     if pod is None or pod.uid != folder.pod_uid:
         raise Refused(f"no pod with uid {folder.pod_uid} is known to the API server: it was probably deleted just now")
@@ -76,7 +76,7 @@ def decide(
     if other := other_node(volume, node):
         raise Refused(f"volume {volume.name} lives on node {other} and can't be mounted on {node.name}")
     only_reads = bool(volume.access_modes) and set(volume.access_modes) == {READ_ONLY_MANY}
-    return Grant(volume, pod, read_only or only_reads or all(mention.read_only for mention in mentions))
+    return Authorization(volume, pod, read_only or only_reads or all(mention.read_only for mention in mentions))
 
 
 def _mentions(pod: Pod, volume: PersistentVolume | None) -> list[PodVolume]:
@@ -98,7 +98,7 @@ def _not_its_claim(folder: PodFolder, pod: Pod) -> str:
     return f"pod {pod.namespace}/{pod.name} has no claim that is bound to a volume {folder.name}"
 
 
-class Authoriser:
+class Authorizer:
     """Finds what the decision needs: the pod by informer, the PersistentVolume and the claim by asking.
 
     Both are asked for live, because a stale PersistentVolume or claim could grant what was just taken away; the
@@ -110,7 +110,7 @@ class Authoriser:
         self._pods = pods
         self._node = node
 
-    async def authorise(self, folder: PodFolder, options: Mapping[str, str]) -> Grant:
+    async def authorize(self, folder: PodFolder, options: Mapping[str, str]) -> Authorization:
         """Raises Refused and Undecided."""
         try:
             pod = await self._pod(folder, options)

@@ -1,0 +1,249 @@
+"""The daemon's second half: what the cluster wants of this node, from the moment when the Node is known.
+
+The first half (daemon.node) goes on meanwhile, and tells this one what happens to the storage. Until the Node is known
+`NodeUnknown` stands here: nothing is reserved for anybody, and what happens is nobody's business yet.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Collection, Mapping
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry
+
+from contract.volume import PersistentVolume
+from daemon.cluster.authority import LiveAuthority
+from daemon.cluster.events import NodeEvents
+from daemon.cluster.health import VolumeHealthMonitor
+from daemon.cluster.nodeassignment import NodeAssigner
+from daemon.cluster.nodevolumes import NodeVolumes
+from daemon.cluster.orphans import Orphans
+from daemon.cluster.publish import Publisher
+from daemon.cluster.reconcile import Reconciler
+from daemon.kubelet.authorization import Authorizer
+from daemon.kubelet.callouts import NodeContext
+from daemon.settings import Settings
+from daemon.static.controller import StaticVolumes, static_volumes
+from daemon.storage.backend import Backend
+from daemon.storage.inventory import Health
+from daemon.storage.volumes import Volumes
+from kube.client import NODES, Cluster
+from kube.errors import ApiError
+from kube.events import Recorder
+from kube.informer import Informer
+from kube.records import Node, Pod, read_node
+from service.periodic import PeriodicLoop
+from service.supervision import Supervisor
+
+log = logging.getLogger(__name__)
+
+_NODE_PERIOD = 60.0
+"""Seconds between two questions whether the Node is still the same."""
+
+
+class NodeChanged(Exception):
+    """The Node is another object, or has another hostname, than the one that everything here was made for."""
+
+
+class Services(Protocol):
+    """What the first half needs of the second."""
+
+    @property
+    def unhealthy(self) -> Mapping[str, Health]:
+        """The volumes that are not well, by name."""
+        ...
+
+    def persistent_volumes(self) -> Collection[PersistentVolume] | None:
+        """Those that are assigned to this node. None: not known yet."""
+        ...
+
+    def may_copy(self, pv: str, source: str) -> bool:
+        """Whether the volume of one PersistentVolume may begin as a copy of another one's."""
+        ...
+
+    def operation_ended(self) -> None:
+        """An operation on a volume: the free space may have changed."""
+        ...
+
+    def erasure_ended(self, name: str) -> None:
+        """Of the volume of that name: who wanted it removed goes on with it."""
+        ...
+
+    def storage_changed(self) -> None:
+        """A look at the storage found something else than the one before."""
+        ...
+
+    def space_freed(self) -> None:
+        """What failed for lack of space, of storage, or of the cluster's identity may succeed now."""
+        ...
+
+    def capacity_problem(self) -> str:
+        """For readiness: why the node's capacity is not published. Empty: it is."""
+        ...
+
+    def static_problem(self) -> str:
+        """For readiness: what is wrong with static volumes. Empty: nothing."""
+        ...
+
+    def informers(self) -> Mapping[str, bool]:
+        """For readiness: whether each of our informers has its first list."""
+        ...
+
+
+class NodeUnknown:
+    """See Services. `reason`: why static volumes, too, wait."""
+
+    unhealthy: Mapping[str, Health] = {}
+
+    def __init__(self) -> None:
+        self.reason = ""
+
+    def persistent_volumes(self) -> None:
+        return None
+
+    def may_copy(self, pv: str, source: str) -> bool:
+        return False
+
+    def operation_ended(self) -> None:
+        pass
+
+    def erasure_ended(self, name: str) -> None:
+        pass
+
+    def storage_changed(self) -> None:
+        pass
+
+    def space_freed(self) -> None:
+        pass
+
+    def capacity_problem(self) -> str:
+        return "not yet published"
+
+    def static_problem(self) -> str:
+        return self.reason or "not begun yet"
+
+    def informers(self) -> Mapping[str, bool]:
+        return {}
+
+
+class NodeServices:
+    """See Services. `pods` and `persistent_volumes` are the informers of the first half, which runs them."""
+
+    def __init__(
+        self,
+        chosen: Settings,
+        cluster: Cluster,
+        node: Node,
+        backend: Backend,
+        volumes: Volumes,
+        authority: LiveAuthority,
+        persistent_volumes: Informer[PersistentVolume],
+        pods: Informer[Pod],
+        events: Recorder,
+        node_events: NodeEvents,
+        registry: CollectorRegistry,
+    ) -> None:
+        self._cluster = cluster
+        self._node = node
+        self._node_volumes = node_volumes = NodeVolumes(persistent_volumes, node)
+        self._publisher = publisher = Publisher(
+            cluster,
+            chosen.namespace,
+            node,
+            backend.pool_of,
+            lambda: volumes.inventory,
+            node_volumes,
+            volumes.refresh,
+        )
+        self._reconciler = reconciler = Reconciler(cluster, node_volumes, volumes, backend.pool_of, publisher, events)
+        self._orphans = orphans = Orphans(
+            authority,
+            volumes,
+            persistent_volumes,
+            events,
+            node.reference,
+            grace=chosen.orphan_grace,
+            removed=reconciler.retry_preparations,
+        )
+        self._health = VolumeHealthMonitor(volumes, node_volumes.all, events, node_events, chosen.refresh_period)
+        self._static: StaticVolumes | None = (
+            static_volumes(cluster, node, events, registry, chosen.static, chosen.own_folders)
+            if chosen.static
+            else None
+        )
+        persistent_volumes.subscribe(lambda key, *_: reconciler.look_at(key))
+        persistent_volumes.subscribe(lambda *_: publisher.trigger())
+        persistent_volumes.on_return(reconciler.hurry)
+        persistent_volumes.on_return(orphans.queue.hurry)
+        persistent_volumes.on_return(events.hurry)
+        self.context = NodeContext(
+            cluster,
+            Authorizer(cluster, pods, node),
+            NodeAssigner(cluster, node, node_volumes, lambda: volumes.inventory, backend.pool_of),
+            reconciler.look_at,
+            events,
+        )
+        """What the kubelet's callouts need of it."""
+
+    async def run(self, supervisor: Supervisor) -> None:
+        """For ever. Raises an ExceptionGroup with NodeChanged when all has to start over."""
+        parts = {
+            "storageclasses": self._publisher.classes.run,
+            "csistoragecapacities": self._publisher.published.run,
+            "capacity": self._publisher.run,
+            "volumes": self._reconciler.run,
+            "orphans": self._orphans.run,
+            "health": self._health.run,
+            "node": PeriodicLoop(self._check_node, lambda: _NODE_PERIOD).run,
+            **({"static volumes": self._static.run} if self._static else {}),
+        }
+        async with asyncio.TaskGroup() as tasks:
+            for name, part in parts.items():
+                tasks.create_task(supervisor.keep(name, part))
+
+    async def _check_node(self) -> None:
+        """A Node that was deleted and registered again is another owner for what we publish, and its label may have
+        changed: starting over is the simplest way to be right, and costs nobody a mount. Raises NodeChanged."""
+        with contextlib.suppress(ApiError):
+            found = read_node(await self._cluster.get(NODES, self._node.name))
+            if (found.uid, found.hostname) != (self._node.uid, self._node.hostname):
+                raise NodeChanged(f"node {self._node.name} was registered anew: starting over")
+
+    @property
+    def unhealthy(self) -> Mapping[str, Health]:
+        return self._health.unhealthy
+
+    def persistent_volumes(self) -> Collection[PersistentVolume]:
+        return self._node_volumes.all()
+
+    def may_copy(self, pv: str, source: str) -> bool:
+        return self._node_volumes.related(pv, source)
+
+    def operation_ended(self) -> None:
+        self._publisher.trigger()
+
+    def erasure_ended(self, name: str) -> None:
+        self._reconciler.look_at(name)
+        self._orphans.look_at(name)
+
+    def storage_changed(self) -> None:
+        self._health.trigger()
+        self._orphans.look()
+        self._publisher.trigger()
+
+    def space_freed(self) -> None:
+        self._publisher.trigger()
+        self._reconciler.retry_preparations()
+
+    def capacity_problem(self) -> str:
+        return self._publisher.problem
+
+    def static_problem(self) -> str:
+        return self._static.problem if self._static else ""
+
+    def informers(self) -> Mapping[str, bool]:
+        return {
+            "storageclasses": self._publisher.classes.synced,
+            "csistoragecapacities": self._publisher.published.synced,
+        }
