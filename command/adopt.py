@@ -14,7 +14,7 @@ from command.running import Stop, cluster, need_root, patience, run
 from command.table import Column, show, show_json, size
 from contract import volume as contract_volume
 from contract.volume import RETAIN, PersistentVolume
-from daemon.cluster.authority import identity
+from daemon.cluster.ownerlookup import read_cluster_uid
 from daemon.node import backend_of
 from daemon.settings import Settings
 from daemon.storage.backend import Backend
@@ -118,7 +118,7 @@ async def _find(here: Settings, connected: Cluster) -> _Found:
         inventory=await backend.inspect(),
         volumes={volume.name: volume for volume in read if volume},
         node=read_node(await connected.get(NODES, here.node_name)),
-        cluster=await identity(connected),
+        cluster=await read_cluster_uid(connected),
     )
 
 

@@ -10,7 +10,7 @@ from command.table import Column, show, size
 from contract import names
 from contract import volume as contract_volume
 from contract.volume import PersistentVolume
-from daemon.cluster.authority import identity
+from daemon.cluster.ownerlookup import read_cluster_uid
 from kube.client import NODES, PODS, VOLUMES, ApiError, Cluster, ConfigurationError
 from kube.records import Pod, read_node, read_pod
 
@@ -73,7 +73,7 @@ async def _of_cluster(namespace: str, kubeconfig: str | None) -> list[Row]:
 async def _identity(connected: Cluster) -> str:
     """Empty for who may not read it: then volumes of other clusters are not told from orphans."""
     try:
-        return await identity(connected)
+        return await read_cluster_uid(connected)
     except ApiError as error:
         typer.echo(f"without volumes of other clusters told from ours: {error}", err=True)
         return ""

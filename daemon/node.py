@@ -19,9 +19,9 @@ from contract import volume as contract_volume
 from contract.volume import PersistentVolume
 from daemon.backends import groupfile
 from daemon.backends.classes import of_classes
-from daemon.cluster.authority import LiveAuthority
+from daemon.cluster.capacity import reservations
 from daemon.cluster.events import ErasureEvents, NodeEvents
-from daemon.cluster.promises import promises
+from daemon.cluster.ownerlookup import ApiOwnerLookup
 from daemon.cluster.storagemonitor import StorageMonitor
 from daemon.cluster.thinpoolmonitor import ThinPoolMonitor
 from daemon.kubelet.api import Api
@@ -33,7 +33,7 @@ from daemon.settings import Settings
 from daemon.static import readiness
 from daemon.storage.backend import Backend
 from daemon.storage.deviceclasses import LVM
-from daemon.storage.room import Promise
+from daemon.storage.room import Reservation
 from daemon.storage.volumes import Volumes
 from flexdriver import installation
 from kube.backoff import Backoff
@@ -92,12 +92,12 @@ class Daemon:
         )
         self._events = Recorder(cluster, COMPONENT, chosen.node_name)
         self._node_events = NodeEvents(self._events)
-        self._authority = LiveAuthority(cluster, self._cluster_known)
+        self._owner_lookup = ApiOwnerLookup(cluster, self._cluster_known)
         self._volumes = Volumes(
             backend,
             chosen.staging_dir,
-            self._authority,
-            promises=self._promises,
+            self._owner_lookup,
+            reservations=self._reservations,
             related=lambda pv, source: self._services.may_copy(pv, source),
             observe=self._operation_ended,
             erase_rate=chosen.erase_rate,
@@ -138,7 +138,7 @@ class Daemon:
             "persistentvolumes": self._persistent_volumes.run,
             "pods": self._pods.run,
             "events": self._events.run,
-            "cluster": self._authority.run,
+            "cluster": self._owner_lookup.run,
         }
         try:
             async with (
@@ -162,14 +162,14 @@ class Daemon:
         await self._storage_monitor.wait_checked()
         await self._persistent_volumes.wait_synced()
         with contextlib.suppress(TimeoutError):  # without it, what there is is served all the same
-            await asyncio.wait_for(self._authority.wait_known(), _IDENTITY_SECONDS)
+            await asyncio.wait_for(self._owner_lookup.wait_known(), _IDENTITY_SECONDS)
         services = NodeServices(
             self._settings,
             self._cluster,
             node,
             self._backend,
             self._volumes,
-            self._authority,
+            self._owner_lookup,
             self._persistent_volumes,
             self._pods,
             self._events,
@@ -203,8 +203,8 @@ class Daemon:
     def _set_node_problem(self, problem: str) -> None:
         self._node_problem = self._node_unknown.reason = problem
 
-    def _promises(self) -> Iterable[Promise]:
-        return promises(self._services.persistent_volumes() or (), self._volumes.inventory)
+    def _reservations(self) -> Iterable[Reservation]:
+        return reservations(self._services.persistent_volumes() or (), self._volumes.inventory)
 
     def _known_uids(self) -> set[str] | None:
         found = self._services.persistent_volumes()
@@ -233,7 +233,7 @@ class Daemon:
                 "driver": lambda: self._driver.problem,
                 "storage": lambda: self._storage_monitor.problem,
                 "node": lambda: self._node_problem,
-                "cluster": lambda: self._authority.problem,
+                "cluster": lambda: self._owner_lookup.problem,
                 "informers": self._informer_problem,
                 "parts": lambda: self._supervisor.problem,
                 "capacity": lambda: self._services.capacity_problem(),

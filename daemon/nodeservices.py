@@ -13,13 +13,13 @@ from typing import Protocol
 from prometheus_client import CollectorRegistry
 
 from contract.volume import PersistentVolume
-from daemon.cluster.authority import LiveAuthority
+from daemon.cluster.capacitypublisher import CapacityPublisher
 from daemon.cluster.events import NodeEvents
 from daemon.cluster.health import VolumeHealthMonitor
 from daemon.cluster.nodeassignment import NodeAssigner
 from daemon.cluster.nodevolumes import NodeVolumes
-from daemon.cluster.orphans import Orphans
-from daemon.cluster.publish import Publisher
+from daemon.cluster.orphancollector import OrphanCollector
+from daemon.cluster.ownerlookup import ApiOwnerLookup
 from daemon.cluster.reconcile import Reconciler
 from daemon.kubelet.authorization import Authorizer
 from daemon.kubelet.callouts import NodeContext
@@ -137,7 +137,7 @@ class NodeServices:
         node: Node,
         backend: Backend,
         volumes: Volumes,
-        authority: LiveAuthority,
+        owner_lookup: ApiOwnerLookup,
         persistent_volumes: Informer[PersistentVolume],
         pods: Informer[Pod],
         events: Recorder,
@@ -147,7 +147,7 @@ class NodeServices:
         self._cluster = cluster
         self._node = node
         self._node_volumes = node_volumes = NodeVolumes(persistent_volumes, node)
-        self._publisher = publisher = Publisher(
+        self._publisher = publisher = CapacityPublisher(
             cluster,
             chosen.namespace,
             node,
@@ -157,8 +157,8 @@ class NodeServices:
             volumes.refresh,
         )
         self._reconciler = reconciler = Reconciler(cluster, node_volumes, volumes, backend.pool_of, publisher, events)
-        self._orphans = orphans = Orphans(
-            authority,
+        self._orphans = orphans = OrphanCollector(
+            owner_lookup,
             volumes,
             persistent_volumes,
             events,
@@ -172,7 +172,7 @@ class NodeServices:
             if chosen.static
             else None
         )
-        persistent_volumes.subscribe(lambda key, *_: reconciler.look_at(key))
+        persistent_volumes.subscribe(lambda key, *_: reconciler.enqueue(key))
         persistent_volumes.subscribe(lambda *_: publisher.trigger())
         persistent_volumes.on_return(reconciler.hurry)
         persistent_volumes.on_return(orphans.queue.hurry)
@@ -181,7 +181,7 @@ class NodeServices:
             cluster,
             Authorizer(cluster, pods, node),
             NodeAssigner(cluster, node, node_volumes, lambda: volumes.inventory, backend.pool_of),
-            reconciler.look_at,
+            reconciler.enqueue,
             events,
         )
         """What the kubelet's callouts need of it."""
@@ -224,12 +224,12 @@ class NodeServices:
         self._publisher.trigger()
 
     def erasure_ended(self, name: str) -> None:
-        self._reconciler.look_at(name)
-        self._orphans.look_at(name)
+        self._reconciler.enqueue(name)
+        self._orphans.enqueue(name)
 
     def storage_changed(self) -> None:
         self._health.trigger()
-        self._orphans.look()
+        self._orphans.enqueue_new()
         self._publisher.trigger()
 
     def space_freed(self) -> None:

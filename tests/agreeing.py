@@ -1,7 +1,7 @@
 """An API server that agrees to all that a node asks it before it destroys anything, for tests of what happens then."""
 
 from contract.volume import DELETE
-from daemon.storage.authority import Owner
+from daemon.storage.deletionguard import Owner
 
 CLUSTER = "11111111-2222-3333-4444-555555555555"
 
@@ -19,7 +19,7 @@ class _AnyUid(str):
 
 
 class Agreeing:
-    """See daemon.storage.authority.Authority."""
+    """See daemon.storage.deletionguard.OwnerLookup."""
 
     cluster = CLUSTER
 

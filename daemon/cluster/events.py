@@ -57,7 +57,7 @@ class ErasureEvents:
     """See daemon.storage.erasing.Listener. `ended` is called with the name of a volume whose erasure has ended.
 
     A failure is reported by those who ask for the removal and are refused: daemon.cluster.reconcile,
-    daemon.cluster.orphans."""
+    daemon.cluster.orphancollector."""
 
     def __init__(self, metrics: Metrics, events: Recorder, ended: Callable[[str], None]) -> None:
         self._metrics = metrics

@@ -16,8 +16,8 @@ from contract import volume as contract_volume
 from contract.capacity import footprint
 from contract.parameters import VolumeParameters
 from contract.volume import PersistentVolume, Pin
+from daemon.cluster.capacity import available_capacity
 from daemon.cluster.nodevolumes import NodeVolumes, checked_parameters, is_assigned, other_node
-from daemon.cluster.promises import offer
 from daemon.errors import NoSpace, PoolMissing, Refused, Undecided
 from daemon.storage.inventory import Inventory
 from kube.client import VOLUMES, Cluster, Conflict, Invalid, Json, NotFound
@@ -85,7 +85,7 @@ class NodeAssigner:
                 "elsewhere or have the node's administrator make it (`elastic-local vg create`)"
             )
         needed = footprint(volume.promised, parameters, pool.granularity)
-        room = offer(pool, parameters, inventory.volumes, others)
+        room = available_capacity(pool, parameters, inventory.volumes, others)
         if inventory.volume(volume.name) is None and needed > room.available:
             raise NoSpace(volume.name, name, needed, room.available)
         return name

@@ -14,10 +14,10 @@ from collections.abc import Callable
 
 from contract.parameters import VolumeParameters
 from contract.volume import DELETE, FAILED, RELEASED, PersistentVolume
+from daemon.cluster.capacitypublisher import CapacityPublisher
 from daemon.cluster.events import claim_reference, reference
 from daemon.cluster.nodeassignment import is_recorded, record_made, remove_finalizer
 from daemon.cluster.nodevolumes import NodeVolumes, parameters_of, reclaim_policy, volume_spec
-from daemon.cluster.publish import Publisher
 from daemon.errors import VolumeError, words
 from daemon.storage.inventory import Volume
 from daemon.storage.record import State
@@ -39,7 +39,7 @@ _PARALLELISM = 16
 """Volumes looked at together. How many of them load the disks is bounded by Volumes."""
 
 
-class _NotGrown(VolumeError):
+class _ResizeFailed(VolumeError):
     """The volume is there, with what it had."""
 
 
@@ -61,9 +61,9 @@ def plan(pv: PersistentVolume, volume: Volume | None, cluster: str) -> Action:
     if volume is None:
         return Action.LEAVE if pv.phase in (RELEASED, FAILED) else Action.PREPARE
     ready = volume.record.uid == pv.uid and volume.record.state is State.READY
-    told = is_recorded(pv, volume.size) and volume.record.policy == reclaim_policy(pv)
-    marked = bool(volume.record.cluster or not cluster)
-    return Action.LEAVE if ready and told and marked and volume.size >= pv.promised else Action.PREPARE
+    recorded = is_recorded(pv, volume.size) and volume.record.policy == reclaim_policy(pv)
+    has_cluster = bool(volume.record.cluster or not cluster)
+    return Action.LEAVE if ready and recorded and has_cluster and volume.size >= pv.promised else Action.PREPARE
 
 
 class Reconciler:
@@ -73,7 +73,7 @@ class Reconciler:
         node_volumes: NodeVolumes,
         volumes: Volumes,
         pool_of: Callable[[VolumeParameters], str],
-        publisher: Publisher,
+        publisher: CapacityPublisher,
         events: Recorder,
     ) -> None:
         self._cluster = cluster
@@ -86,8 +86,8 @@ class Reconciler:
             self._reconcile, parallelism=_PARALLELISM, expected=(ApiError, VolumeError), of="volume"
         )
 
-    def look_at(self, name: str) -> None:
-        """Something about the PersistentVolume of that name changed."""
+    def enqueue(self, name: str) -> None:
+        """Something about the PersistentVolume of that name changed: it is looked at soon."""
         self._queue.add(name)
 
     def hurry(self) -> None:
@@ -152,13 +152,13 @@ class Reconciler:
             try:
                 volume = await self._volumes.extend(spec)
             except VolumeError as error:
-                raise _NotGrown(str(error)) from error
+                raise _ResizeFailed(str(error)) from error
             await record_made(self._cluster, pv, volume.size)
 
     def _report(self, action: Action, pv: PersistentVolume, error: Exception) -> None:
         message = words(error)
         if action is Action.PREPARE:
-            reason = GROWTH_FAILED if isinstance(error, _NotGrown) else PREPARATION_FAILED
+            reason = GROWTH_FAILED if isinstance(error, _ResizeFailed) else PREPARATION_FAILED
             self._events.warning(reference(pv), reason, message)
             if claim := claim_reference(pv):
                 self._events.warning(claim, reason, message)

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Protocol
 
 from daemon.errors import ApiUnavailable, BackendFailed, InUse, NotAuthorized, VolumeError, words
-from daemon.storage.authority import Permit
 from daemon.storage.backend import Backend
+from daemon.storage.deletionguard import Precondition
 from daemon.storage.erase import Method, method, steps
 from daemon.storage.inventory import Health, Volume
 from daemon.storage.ordering import Turns
@@ -112,10 +112,10 @@ class Erasures:
         self._failures: dict[str, _Failure] = {}
         self._lines: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def done(self, volume: Volume, permit: Permit) -> bool:
+    async def done(self, volume: Volume, precondition: Precondition) -> bool:
         """Whether nothing is left of the data of a volume that is not mounted, so that it may be removed. Else that is
-        being seen to, for as long as `permit` gives it. To be called when it is the volume's turn, with what `permit`
-        gave a moment ago. Raises VolumeError: why it failed the last time."""
+        being seen to, for as long as `precondition` gives it. To be called when it is the volume's turn, with what
+        `precondition` gave a moment ago. Raises VolumeError: why it failed the last time."""
         record = volume.record
         if record.state is State.FORMATTING:  # nobody ever had it mounted
             return True
@@ -138,7 +138,7 @@ class Erasures:
             )
         if record.state is not State.ERASING:
             volume = await self._rewrite(volume, replace(record, state=State.ERASING, erased=0))
-        task = asyncio.create_task(self._run(volume, chosen, permit), name=f"erase {volume.pv}")
+        task = asyncio.create_task(self._run(volume, chosen, precondition), name=f"erase {volume.pv}")
         self._running[volume.pv] = task
         return False
 
@@ -155,7 +155,7 @@ class Erasures:
         if running:
             await asyncio.wait(running)
 
-    async def _run(self, volume: Volume, chosen: Method, permit: Permit) -> None:
+    async def _run(self, volume: Volume, chosen: Method, precondition: Precondition) -> None:
         error: VolumeError | None = None
         try:
             async with self._lines[volume.pool]:
@@ -163,7 +163,7 @@ class Erasures:
                     "erasing (%s) from byte %d on", chosen.value, volume.record.erased, extra={"volume": volume.pv}
                 )
                 self._listener.begun(volume)
-                await self._erase(await permit(volume), chosen, permit)
+                await self._erase(await precondition(volume), chosen, precondition)
         except VolumeError as failed:
             error = failed
         except Exception as failed:
@@ -182,7 +182,7 @@ class Erasures:
                 self._failures[volume.pv] = _Failure(error, self._clock())
         self._listener.ended(volume, error)
 
-    async def _erase(self, volume: Volume, chosen: Method, permit: Permit) -> None:
+    async def _erase(self, volume: Volume, chosen: Method, precondition: Precondition) -> None:
         async with self._backend.device(volume) as device:
             with _opened(volume.pv, device) as descriptor:
                 if chosen is Method.DISCARD and not erasure.discards(descriptor):
@@ -195,14 +195,14 @@ class Erasures:
                     self._listener.progressed(len(extent))
                     if self._clock() - remembered >= REMEMBER_SECONDS:
                         await undisturbed(erasure.flush, descriptor)
-                        volume = await self._remember(volume, extent.stop, permit)
+                        volume = await self._remember(volume, extent.stop, precondition)
                         remembered = self._clock()
                 await undisturbed(erasure.flush, descriptor)
-            await self._remember(volume, volume.size, permit)
+            await self._remember(volume, volume.size, precondition)
 
-    async def _remember(self, volume: Volume, erased: int, permit: Permit) -> Volume:
+    async def _remember(self, volume: Volume, erased: int, precondition: Precondition) -> Volume:
         async def rewrite() -> Volume:
-            found = await permit(volume)
+            found = await precondition(volume)
             return await self._rewrite(found, replace(found.record, erased=erased))
 
         return await self._turns.take(volume.pv, ("erased", erased), rewrite)

@@ -8,9 +8,9 @@ import asyncio
 from dataclasses import replace
 
 from daemon.errors import BeingErased, ClusterUnknown, Foreign, Lost, PoolMissing
-from daemon.storage.authority import Permission
 from daemon.storage.backend import Backend
 from daemon.storage.cloning import Cloning
+from daemon.storage.deletionguard import DeletionGuard
 from daemon.storage.filesystems import Filesystems
 from daemon.storage.inventory import Volume
 from daemon.storage.record import State, Wanted
@@ -29,7 +29,7 @@ class Making:
         room: Room,
         filesystems: Filesystems,
         cloning: Cloning,
-        permission: Permission,
+        guard: DeletionGuard,
         disks: asyncio.Semaphore,
     ) -> None:
         self._backend = backend
@@ -37,7 +37,7 @@ class Making:
         self._room = room
         self._filesystems = filesystems
         self._cloning = cloning
-        self._permission = permission
+        self._guard = guard
         self._disks = disks
 
     async def made(self, wanted: Wanted) -> Volume:
@@ -73,7 +73,7 @@ class Making:
                     f"volume {wanted.pv} is not made yet: this node's daemon could not read which cluster it belongs "
                     "to, its /readyz says why; it is made as soon as that is known"
                 )
-            await self._permission.to_format(wanted, begun=volume)
+            await self._guard.check_format(wanted, begun=volume)
             if wanted.original is not None:
                 return await self._cloned(wanted, begun=volume)
             async with self._disks:

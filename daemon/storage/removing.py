@@ -1,8 +1,8 @@
 """How a volume goes: unmounted, erased, removed. Or stays, when its PersistentVolume says so.
 
 Nothing is removed that is mounted anywhere, of which a copy is being made, or that bears only the name of what is to
-go; and nothing without asking right before (daemon.storage.authority). And nobody says that a volume is gone while its
-pool can't be seen: it may come back with its disk.
+go; and nothing without asking right before (daemon.storage.deletionguard). And nobody says that a volume is gone while
+its pool can't be seen: it may come back with its disk.
 """
 
 import asyncio
@@ -12,8 +12,8 @@ from dataclasses import replace
 from contract import names
 from contract.volume import DELETE, RETAIN
 from daemon.errors import Foreign, NotAuthorized, PoolMissing
-from daemon.storage.authority import Deed, Permission
 from daemon.storage.backend import Backend
+from daemon.storage.deletionguard import DeletionGuard, RemovalReason
 from daemon.storage.erasing import Erasures
 from daemon.storage.filesystems import Filesystems
 from daemon.storage.inventory import Volume
@@ -37,7 +37,7 @@ class Removing:
         filesystems: Filesystems,
         snapshots: Snapshots,
         erasures: Erasures,
-        permission: Permission,
+        guard: DeletionGuard,
         disks: asyncio.Semaphore,
     ) -> None:
         self._backend = backend
@@ -46,10 +46,10 @@ class Removing:
         self._filesystems = filesystems
         self._snapshots = snapshots
         self._erasures = erasures
-        self._permission = permission
+        self._guard = guard
         self._disks = disks
 
-    async def removed(self, pv: str, uid: str, pool: str, deed: Deed) -> bool:
+    async def removed(self, pv: str, uid: str, pool: str, removal: RemovalReason) -> bool:
         """Whether it is gone. False: not yet, its data is being erased."""
         volume = await self._stock.volume(pv)
         if volume is None or volume.record.uid != uid:
@@ -70,7 +70,7 @@ class Removing:
         await asyncio.to_thread(self._staging.release, pv)
         async with self._disks:
             try:
-                if not await self._gone(volume, deed):
+                if not await self._gone(volume, removal):
                     return False
             except NotAuthorized:
                 await self._stock.look()  # it is asked again, of what there is then
@@ -80,12 +80,12 @@ class Removing:
             await self._stock.look()  # its space may have come back where nothing new is made
         return True
 
-    async def _gone(self, volume: Volume, deed: Deed) -> bool:
-        permit = self._permission.to(deed)
-        if deed is Deed.RECLAIM and await self._changed_its_mind(volume):
+    async def _gone(self, volume: Volume, removal: RemovalReason) -> bool:
+        precondition = self._guard.before_removal(removal)
+        if removal is RemovalReason.RECLAIM and await self._changed_its_mind(volume):
             volume = await self._stock.rewrite(volume, replace(volume.record, policy=DELETE))
-        volume = await permit(volume)
-        if not await self._erasures.done(volume, permit):
+        volume = await precondition(volume)
+        if not await self._erasures.done(volume, precondition):
             return False
         with self._stock.changing(volume.pv):
             await self._backend.remove(volume)
@@ -97,7 +97,7 @@ class Removing:
         """Its record says Retain, and its PersistentVolume, which was changed since, Delete. An erasure that was called
         off stays so."""
         retained = volume.record.policy != DELETE and volume.record.state is not State.ERASING
-        return retained and await self._permission.wants_removal(volume)
+        return retained and await self._guard.wants_removal(volume)
 
     async def retain(self, pv: str, uid: str, pool: str, *, made: bool) -> None:
         """Its record says from now on that it is to be kept, if there ever was a volume: one that was `made` and is

@@ -22,7 +22,7 @@ _PLAIN = VolumeParameters()
 
 
 @dataclass(frozen=True)
-class Promise:
+class Reservation:
     """Space that a PersistentVolume of this node has a right to, made or not. `footprint` in bytes of the pool."""
 
     pv: str
@@ -35,7 +35,7 @@ def room_for(
     pv: str,
     pool: Pool,
     made: Mapping[str, int],
-    promises: Iterable[Promise],
+    reservations: Iterable[Reservation],
     *,
     ratio: float,
     parameters: VolumeParameters = _PLAIN,
@@ -51,8 +51,8 @@ def room_for(
     Volumes with several legs need free space on several devices, which any other volume may take from them. So they
     come first: nothing is taken that one of them, promised and not made, may need. Who waits here waits for seconds.
     """
-    here = [promise for promise in promises if promise.pool == pool.name]
-    lacking = {promise.pv: promise.footprint - made.get(promise.pv, 0) for promise in here}
+    here = [reservation for reservation in reservations if reservation.pool == pool.name]
+    lacking = {reservation.pv: reservation.footprint - made.get(reservation.pv, 0) for reservation in here}
     owed = sorted((name, more) for name, more in lacking.items() if more > 0)
     room = pool.available(ratio)
     if lacking.get(pv, 0) <= 0:
@@ -64,31 +64,31 @@ def room_for(
             if more <= room:
                 room -= more
     unmade = sorted(
-        (replace(promise, footprint=more) for promise in here if (more := lacking[promise.pv]) > 0),
-        key=lambda promise: promise.pv,
+        (replace(reservation, footprint=more) for reservation in here if (more := lacking[reservation.pv]) > 0),
+        key=lambda reservation: reservation.pv,
     )
     return min(room, *_beside_legs(pv, pool, unmade, parameters), room)
 
 
-def _beside_legs(pv: str, pool: Pool, unmade: list[Promise], parameters: VolumeParameters) -> Iterator[int]:
+def _beside_legs(pv: str, pool: Pool, unmade: list[Reservation], parameters: VolumeParameters) -> Iterator[int]:
     """What is left for it where volumes of several legs have to find their devices: for itself, if it is one, and so
     that each of the others still does."""
     own = pool.placeable(parameters)
-    first: list[Promise] = []
-    for promise in unmade:
-        if promise.pv == pv:
+    first: list[Reservation] = []
+    for reservation in unmade:
+        if reservation.pv == pv:
             if own is not None:
                 break  # of its own kind, those after it wait for it
             continue
-        possible = pool.placeable(promise.parameters)
-        if possible is None or possible < promise.footprint:
+        possible = pool.placeable(reservation.parameters)
+        if possible is None or possible < reservation.footprint:
             continue  # it finds its place anywhere, or nowhere
-        first.append(promise)
-    for promise in first:
-        others = sum(pool.weight(promise.parameters, each.parameters) * each.footprint for each in first)
-        others -= pool.weight(promise.parameters, promise.parameters) * promise.footprint
-        left = (pool.placeable(promise.parameters) or 0) - promise.footprint - others
-        yield left // pool.weight(promise.parameters, parameters)
+        first.append(reservation)
+    for reservation in first:
+        others = sum(pool.weight(reservation.parameters, each.parameters) * each.footprint for each in first)
+        others -= pool.weight(reservation.parameters, reservation.parameters) * reservation.footprint
+        left = (pool.placeable(reservation.parameters) or 0) - reservation.footprint - others
+        yield left // pool.weight(reservation.parameters, parameters)
     if own is not None:
         yield own - sum(pool.weight(parameters, each.parameters) * each.footprint for each in first)
 
@@ -96,10 +96,10 @@ def _beside_legs(pv: str, pool: Pool, unmade: list[Promise], parameters: VolumeP
 class Room:
     """The free space of a node's pools, while volumes take from it."""
 
-    def __init__(self, backend: Backend, stock: Stock, promises: Callable[[], Iterable[Promise]]) -> None:
+    def __init__(self, backend: Backend, stock: Stock, reservations: Callable[[], Iterable[Reservation]]) -> None:
         self._backend = backend
         self._stock = stock
-        self._promises = promises
+        self._reservations = reservations
         self._held: dict[str, tuple[str, int]] = {}
         """Pool and bytes that are being taken, by PersistentVolume, snapshot or thin pool."""
 
@@ -181,13 +181,13 @@ class Room:
     def _room(self, name: str, pool: Pool, parameters: VolumeParameters) -> int:
         made = {volume.pv: volume.size + volume.overhead for volume in self._stock.inventory.volumes if volume.size}
         # What is being taken is subtracted as held, and not a second time as promised.
-        promises = [promise for promise in self._promises() if promise.pv not in self._held]
+        reservations = [reservation for reservation in self._reservations() if reservation.pv not in self._held]
         ratio, held = parameters.overprovision_ratio, self._held_in({pool.name})
         taken = replace(pool, disturbed=pool.disturbed + held)
-        room = room_for(name, taken, made, promises, ratio=ratio, parameters=parameters) - held
+        room = room_for(name, taken, made, reservations, ratio=ratio, parameters=parameters) - held
         if pool.sharing() and (shared := pool.filesystem):
             whole = Pool("", 0, shared.allocatable - shared.ours, shared.ours, 1, reserve=shared.reserve)
-            owed = [replace(promise, pool="") for promise in promises if promise.pool in shared.pools]
+            owed = [replace(reservation, pool="") for reservation in reservations if reservation.pool in shared.pools]
             room = min(room, room_for(name, whole, made, owed, ratio=1.0) - self._held_in(shared.pools))
         return room
 

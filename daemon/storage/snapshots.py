@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 from contract import quantity
 from daemon.errors import InUse, NoSnapshot, VolumeError
-from daemon.storage.authority import Permission
 from daemon.storage.backend import Backend, SnapshotStorage
+from daemon.storage.deletionguard import DeletionGuard
 from daemon.storage.erasing import Erasures, Rewrite
 from daemon.storage.inventory import Volume
 from daemon.storage.ordering import Turn
@@ -59,7 +59,7 @@ class Snapshots:
         stock: Stock,
         room: Room,
         erasures: Erasures,
-        permission: Permission,
+        guard: DeletionGuard,
         turn: Turn,
         rewrite: Rewrite,
     ) -> None:
@@ -67,7 +67,7 @@ class Snapshots:
         self._stock = stock
         self._room = room
         self._erasures = erasures
-        self._permission = permission
+        self._guard = guard
         self._turn = turn
         self._rewrite = rewrite
         self._copied: set[str] = set()
@@ -95,7 +95,7 @@ class Snapshots:
                 "or ask its administrator for more space)"
             )
         record = source.record.of_snapshot()
-        record = replace(record, cluster=record.cluster or self._permission.cluster)
+        record = replace(record, cluster=record.cluster or self._guard.cluster)
         self._copied.add(record.pv)
         try:
             with self._room.holding(record.pv, given.pool, given.size), self._stock.changing(record.pv):
@@ -134,7 +134,7 @@ class Snapshots:
         """Of this very cluster. One that does not say so is of the cluster of its source."""
         source = self._stock.inventory.volume(snapshot.record.snapshot_of)
         of_source = source.record.cluster if source and source.record.uid == snapshot.record.uid else ""
-        return bool(self._permission.cluster) and (snapshot.record.cluster or of_source) == self._permission.cluster
+        return bool(self._guard.cluster) and (snapshot.record.cluster or of_source) == self._guard.cluster
 
     async def close(self) -> None:
         """Breaks off what runs; the next daemon goes on with it."""
@@ -164,8 +164,8 @@ class Snapshots:
         snapshot = self._stock.inventory.snapshot(name)
         if snapshot is None:
             return True
-        snapshot = await self._permission.to_let_go(snapshot)
-        if not await self._erasures.done(snapshot, self._permission.to_let_go):
+        snapshot = await self._guard.before_snapshot_removal(snapshot)
+        if not await self._erasures.done(snapshot, self._guard.before_snapshot_removal):
             return False
         with self._stock.changing(name):
             await self._of(snapshot).remove(snapshot)

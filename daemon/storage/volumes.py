@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from daemon.errors import BackendFailed, Damaged, InUse, Occupied, VolumeError
-from daemon.storage.authority import Authority, Deed, Permission
 from daemon.storage.backend import Backend
 from daemon.storage.cloning import Cloning
+from daemon.storage.deletionguard import DeletionGuard, OwnerLookup, RemovalReason
 from daemon.storage.erasing import Erasures, Listener, Silent
 from daemon.storage.filesystems import Filesystems
 from daemon.storage.inventory import Inventory, Volume
@@ -29,7 +29,7 @@ from daemon.storage.making import Making
 from daemon.storage.ordering import Turns
 from daemon.storage.record import DamagedRecord, Wanted
 from daemon.storage.removing import Removing
-from daemon.storage.room import Promise, Room
+from daemon.storage.room import Reservation, Room
 from daemon.storage.snapshots import Snapshots
 from daemon.storage.staging import Staging, TargetPath
 from daemon.storage.stock import Stock
@@ -48,21 +48,21 @@ Observer = Callable[[str, str, float], None]
 
 
 class Volumes:
-    """All operations on the volumes of a node. They raise VolumeError, worded for the pod's owner. `authority` is asked
-    before data is destroyed.
+    """All operations on the volumes of a node. They raise VolumeError, worded for the pod's owner. `owner_lookup` is
+    asked before data is destroyed.
 
-    `promises` gives what the PersistentVolumes of this node have a right to, `related` tells whether a PersistentVolume
-    may be a copy of another one, `parallelism` bounds the operations that load the disks, `erase_rate` the bytes a
-    second that erasing takes (0: no bound), and `erasing` is told of it.
+    `reservations` gives what the PersistentVolumes of this node have a right to, `related` tells whether a
+    PersistentVolume may be a copy of another one, `parallelism` bounds the operations that load the disks, `erase_rate`
+    the bytes a second that erasing takes (0: no bound), and `erasing` is told of it.
     """
 
     def __init__(
         self,
         backend: Backend,
         staging: Path,
-        authority: Authority,
+        owner_lookup: OwnerLookup,
         *,
-        promises: Callable[[], Iterable[Promise]] = tuple,
+        reservations: Callable[[], Iterable[Reservation]] = tuple,
         related: Callable[[str, str], bool] = lambda pv, original: True,
         parallelism: int = 8,
         erase_rate: int = 0,
@@ -70,25 +70,23 @@ class Volumes:
         observe: Observer = lambda kind, outcome, seconds: None,
     ) -> None:
         self._backend = backend
-        self._authority = authority
-        self._stock = Stock(backend, lambda: authority.cluster)
-        permission = Permission(backend, authority)
+        self._owner_lookup = owner_lookup
+        self._stock = Stock(backend, lambda: owner_lookup.cluster)
+        guard = DeletionGuard(backend, owner_lookup)
         self._staging = Staging(staging)
         self._filesystems = Filesystems(backend, self._staging)
-        self._room = Room(backend, self._stock, promises)
+        self._room = Room(backend, self._stock, reservations)
         self._disks = asyncio.Semaphore(parallelism)
         self._observe = observe
         self._turns = Turns()
         self._erasures = Erasures(backend, self._turns, self._stock.rewrite, Throttle(erase_rate), erasing)
         self._snapshots = Snapshots(
-            backend, self._stock, self._room, self._erasures, permission, self._turn, self._stock.rewrite
+            backend, self._stock, self._room, self._erasures, guard, self._turn, self._stock.rewrite
         )
         self._cloning = Cloning(
             backend, self._stock, self._staging, self._room, self._snapshots, self._turn, related, self._disks
         )
-        self._making = Making(
-            backend, self._stock, self._room, self._filesystems, self._cloning, permission, self._disks
-        )
+        self._making = Making(backend, self._stock, self._room, self._filesystems, self._cloning, guard, self._disks)
         self._removing = Removing(
             backend,
             self._stock,
@@ -96,7 +94,7 @@ class Volumes:
             self._filesystems,
             self._snapshots,
             self._erasures,
-            permission,
+            guard,
             self._disks,
         )
 
@@ -108,7 +106,7 @@ class Volumes:
     @property
     def cluster(self) -> str:
         """The one that this node belongs to. Empty: not known yet."""
-        return self._authority.cluster
+        return self._owner_lookup.cluster
 
     async def start(self) -> None:
         """Makes what the backend needs and looks at what is there. A node without a volume group starts as well."""
@@ -169,14 +167,14 @@ class Volumes:
         what it got: nothing when nothing is left."""
         return await self._turn("enlarge", pool, None, lambda: self._enlarge(pool))
 
-    async def reclaim(self, pv: str, uid: str, pool: str, deed: Deed = Deed.RECLAIM) -> bool:
+    async def reclaim(self, pv: str, uid: str, pool: str, removal: RemovalReason = RemovalReason.RECLAIM) -> bool:
         """Whether the volume of this very PersistentVolume is gone with its data, its space free. False: its data is
         being erased, ask again when the listener was told that this has ended. Raises InUse while it is mounted in a
         pod, and PoolMissing while `pool` can't be seen: a volume that is not found then may come back with its disk.
         Raises NotAuthorized when the API server or its own record do not say, asked right before, that it may go, and
         ApiUnavailable when that can't be asked. A volume of that name but another uid is not its own, and stays."""
-        request = (uid, pool, deed)
-        return await self._turn("reclaim", pv, request, lambda: self._removing.removed(pv, uid, pool, deed))
+        request = (uid, pool, removal)
+        return await self._turn("reclaim", pv, request, lambda: self._removing.removed(pv, uid, pool, removal))
 
     async def retain(self, pv: str, uid: str, pool: str, *, made: bool) -> None:
         """The volume says itself that it is to be kept, PersistentVolume or not. `made`: there is one. Raises
@@ -186,7 +184,7 @@ class Volumes:
         await self._turn("retain", pv, request, lambda: self._removing.retain(pv, uid, pool, made=made))
 
     def _ours(self, wanted: Wanted) -> Wanted:
-        return replace(wanted, cluster=self._authority.cluster)
+        return replace(wanted, cluster=self._owner_lookup.cluster)
 
     async def _turn(self, kind: str, pv: str, request: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         async def observed() -> T:

@@ -19,12 +19,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from contract import capacity, names, parameters
 from contract.capacity import footprint
 from contract.volume import DELETE, RETAIN, PersistentVolume
+from daemon.cluster.capacity import largest_volume, reservations
+from daemon.cluster.capacitypublisher import desired
 from daemon.cluster.nodevolumes import volume_spec
-from daemon.cluster.promises import largest, promises
-from daemon.cluster.publish import desired
 from daemon.errors import NoSpace
 from daemon.kubelet.podfolder import PodFolder
-from daemon.storage.room import Promise
+from daemon.storage.room import Reservation
 from daemon.storage.volumes import Volumes
 from host import filesystem, mounting
 from kube.records import Node as KubeNode
@@ -57,10 +57,10 @@ class Storage:
     def volumes(self) -> Volumes:
         """A daemon that starts."""
 
-        def promised() -> list[Promise]:
-            return promises(self.pvs.values(), volumes.inventory)
+        def promised() -> list[Reservation]:
+            return reservations(self.pvs.values(), volumes.inventory)
 
-        volumes = Volumes(self.node.make_backend(), self.node.staging, Agreeing(), promises=promised)
+        volumes = Volumes(self.node.make_backend(), self.node.staging, Agreeing(), reservations=promised)
         return volumes
 
 
@@ -319,7 +319,7 @@ class CapacityMachine(RuleBasedStateMachine):
         for name, room in self.now().items():
             asked = parameters.parse(self.storage.classes[name])
             left = free + self.beyond(asked.overprovision_ratio) - promised - self.storage.reserve
-            assert room.available == largest(left, asked, room.granularity)
+            assert room.available == largest_volume(left, asked, room.granularity)
 
     @invariant()
     def nothing_is_given_away_twice(self) -> None:

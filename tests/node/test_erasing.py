@@ -17,7 +17,7 @@ from contract.volume import DELETE, RETAIN
 from daemon.backends.loop import LoopBackend
 from daemon.errors import ApiUnavailable, BackendFailed, BeingErased, InUse, NotAuthorized
 from daemon.storage import erasing
-from daemon.storage.authority import Owner
+from daemon.storage.deletionguard import Owner
 from daemon.storage.erase import Method, Reuse
 from daemon.storage.inventory import Health, Inventory, Volume
 from daemon.storage.record import Record, State

@@ -14,7 +14,7 @@ import pytest
 
 from contract.parameters import RAID1, VolumeParameters
 from daemon.backends.lvminventory import inventory
-from daemon.cluster.promises import offer
+from daemon.cluster.capacity import available_capacity
 from daemon.storage.inventory import Inventory, Pool
 from tests.node.lvmmetadata import Metadata
 
@@ -72,7 +72,7 @@ async def pool_of(metadata: Metadata, group: str) -> Pool:
 
 
 def offered(pool: Pool, **parameters: object) -> int:
-    return offer(pool, VolumeParameters(**parameters), [], []).largest  # type: ignore[arg-type]
+    return available_capacity(pool, VolumeParameters(**parameters), [], []).largest_volume  # type: ignore[arg-type]
 
 
 async def test_a_group_as_it_should_be(metadata: Metadata, group: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from contract.parameters import RAID1, VolumeParameters
-from daemon.cluster.promises import offer
+from daemon.cluster.capacity import available_capacity
 from daemon.errors import BackendFailed, NoSpace, PoolBlocked
 from daemon.storage.volumes import Volumes
 from lvm import Lvm
@@ -31,7 +31,7 @@ async def uneven(lvm: Lvm, make_disks: MakeDisks, by_hand: ByHand) -> AsyncItera
 def published(volumes: Volumes, group: str, **parameters: object) -> int:
     pool = volumes.inventory.pool(group)
     assert pool
-    return offer(pool, VolumeParameters(**parameters), volumes.inventory.volumes, []).largest  # type: ignore[arg-type]
+    return available_capacity(pool, VolumeParameters(**parameters), volumes.inventory.volumes, []).largest_volume  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("in_pieces", [False, True])
@@ -69,17 +69,17 @@ async def test_a_disk_whose_allocation_is_off_while_the_daemon_runs(
     volumes = node.volumes()
     await volumes.start()
     try:
-        largest = next(device for device in (await lvm.report()).devices_of(uneven) if device.size > 150 * MIB)
+        largest_volume = next(device for device in (await lvm.report()).devices_of(uneven) if device.size > 150 * MIB)
         before = published(volumes, uneven)
-        by_hand("pvchange", "-xn", largest.path)
+        by_hand("pvchange", "-xn", largest_volume.path)
         await volumes.refresh()
-        assert published(volumes, uneven) == before - largest.size
+        assert published(volumes, uneven) == before - largest_volume.size
         with pytest.raises(NoSpace):
-            await volumes.prepare(node.wanted(before - largest.size + EXTENT))
-        await volumes.prepare(node.wanted(before - largest.size))
-        by_hand("pvchange", "-xy", largest.path)
+            await volumes.prepare(node.wanted(before - largest_volume.size + EXTENT))
+        await volumes.prepare(node.wanted(before - largest_volume.size))
+        by_hand("pvchange", "-xy", largest_volume.path)
         await volumes.refresh()
-        assert published(volumes, uneven) == largest.size
+        assert published(volumes, uneven) == largest_volume.size
     finally:
         await volumes.close()
 

@@ -12,7 +12,7 @@ from daemon.errors import InUse, NotCloned
 from daemon.kubelet.podfolder import PodFolder
 from daemon.storage import cloning
 from daemon.storage.record import State, Wanted
-from daemon.storage.room import Promise
+from daemon.storage.room import Reservation
 from daemon.storage.volumes import Volumes
 from host import devicecopy, freezing
 from lvm import Lvm
@@ -60,7 +60,7 @@ async def short_of_room(node: Node, spare: int) -> tuple[Volumes, Wanted, PodFol
     folder = await used(node, volumes, source)
     clone = clone_of(source)
     left = node.free(volumes) - clone.size - spare
-    volumes = node.volumes([Promise("zzz", node.pool, left)])
+    volumes = node.volumes([Reservation("zzz", node.pool, left)])
     await volumes.start()
     return volumes, source, folder, clone
 

@@ -12,13 +12,13 @@ from typing import cast
 import pytest
 
 from daemon.backends.classes import ClassesBackend
+from daemon.cluster.capacity import AvailableCapacity, available_capacity
 from daemon.cluster.events import NodeEvents
-from daemon.cluster.promises import Offer, offer
 from daemon.cluster.thinpoolmonitor import ThinPoolMonitor
 from daemon.errors import NoSpace, PoolFull
 from daemon.storage.deviceclasses import LVM, DeviceClass
 from daemon.storage.inventory import Pool
-from daemon.storage.room import Promise
+from daemon.storage.room import Reservation
 from daemon.storage.thinpools import Enlargement, Level, level
 from daemon.storage.volumes import Volumes
 from kube.events import Recorder
@@ -79,7 +79,7 @@ async def test_a_pool_that_is_really_full_hurts_nobody_who_was_not_writing(node:
     pool = pool_of(volumes, node)
     assert level(pool) is Level.CRITICAL
     assert pool.available(RATIO) > 200 * MIB  # on paper
-    assert offer(pool, quiet.parameters, volumes.inventory.volumes, ()) == Offer(0, 0, 0)
+    assert available_capacity(pool, quiet.parameters, volumes.inventory.volumes, ()) == AvailableCapacity(0, 0, 0)
     late = node.wanted(32 * MIB, pv=f"{node.pv}-late", overprovision_ratio=RATIO)
     before = {volume.pv for volume in volumes.inventory.volumes}
     with pytest.raises(PoolFull, match=f"thin pool {node.pool} of this node, which is nearly full: delete volumes"):
@@ -121,7 +121,9 @@ async def test_a_pool_grows_by_what_nobody_was_promised_and_no_more(node: Node, 
     promised, reserve = free // 2, free - free // 2 - spare
     here = DeviceClass("default", LVM, group=group, thin=True, thin_pool="pool", reserve=reserve)
     backend = ClassesBackend({"default": node.make_backend()}, {"default": here})
-    volumes = Volumes(backend, node.staging, Agreeing(), promises=lambda: [Promise("pv-thick", group, promised)])
+    volumes = Volumes(
+        backend, node.staging, Agreeing(), reservations=lambda: [Reservation("pv-thick", group, promised)]
+    )
     await volumes.start()
     folder = node.folder()
     # Promised well beyond its size, for the pool keeps the reserve back as well.

@@ -13,7 +13,7 @@ import pytest
 from daemon.errors import BackendFailed, Damaged, Foreign, InUse
 from daemon.kubelet.podfolder import PodFolder
 from daemon.storage import staging
-from daemon.storage.authority import Deed, Owner
+from daemon.storage.deletionguard import Owner, RemovalReason
 from daemon.storage.record import State
 from daemon.storage.volumes import Volumes
 from host import filesystem, mounting
@@ -232,8 +232,8 @@ async def test_two_clusters_on_one_storage_lose_nothing(node: Node) -> None:
     with pytest.raises(Foreign, match="of another cluster"):
         await theirs.mount(node.wanted(uid="theirs"), node.folder(), read_only=False)
     for uid in ("uid", "theirs"):
-        for deed in Deed:
-            assert await theirs.reclaim(node.pv, uid, node.pool, deed)
+        for removal in RemovalReason:
+            assert await theirs.reclaim(node.pv, uid, node.pool, removal)
     await ours.refresh()
     await ours.mount(node.wanted(), folder, read_only=False)
     assert (folder.path / "precious").read_text() == "data"

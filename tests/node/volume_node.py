@@ -19,7 +19,7 @@ from daemon.kubelet.podfolder import PodFolder
 from daemon.storage.backend import Backend
 from daemon.storage.deviceclasses import LVM, DeviceClass
 from daemon.storage.record import Wanted
-from daemon.storage.room import Promise
+from daemon.storage.room import Reservation
 from daemon.storage.volumes import Volumes
 from host import mounting, mounttable
 from host.mounttable import Mount
@@ -44,9 +44,9 @@ class Node:
     pv: str = field(default_factory=lambda: f"pvc-{uuid.uuid4()}")
     """Every node has volumes of other names, so that a test that fails with mounts left behind fails alone."""
 
-    def volumes(self, promises: Iterable[Promise] = ()) -> Volumes:
+    def volumes(self, reservations: Iterable[Reservation] = ()) -> Volumes:
         """A daemon that starts."""
-        return Volumes(self.make_backend(), self.staging, Agreeing(), promises=lambda: promises)
+        return Volumes(self.make_backend(), self.staging, Agreeing(), reservations=lambda: reservations)
 
     async def reclaim(self, volumes: Volumes, pv: str = "") -> None:
         """Asks for the volume's removal until it is gone."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from contract.volume import DELETE, Original
 from daemon.errors import VolumeError
-from daemon.storage.authority import Owner
+from daemon.storage.deletionguard import Owner
 from daemon.storage.record import Wanted
 from daemon.storage.volumes import Volumes
 from host import command, mounting
@@ -49,7 +49,7 @@ class Arms:
 
 
 class Cluster:
-    """The API server as the model has it: see daemon.storage.authority.Authority."""
+    """The API server as the model has it: see daemon.storage.deletionguard.OwnerLookup."""
 
     cluster = CLUSTER
 

@@ -14,9 +14,9 @@ from contract import names
 from contract import volume as contract_volume
 from contract.volume import PersistentVolume, Pin
 from daemon.backends.folder import FolderBackend
-from daemon.cluster.authority import LiveAuthority
+from daemon.cluster.capacitypublisher import CapacityPublisher
 from daemon.cluster.nodevolumes import NodeVolumes
-from daemon.cluster.publish import Publisher
+from daemon.cluster.ownerlookup import ApiOwnerLookup
 from daemon.cluster.reconcile import Reconciler
 from daemon.storage.volumes import Volumes
 from kube.client import CLASSES, EVENTS, NODES, VOLUMES, Cluster, NotFound
@@ -141,9 +141,9 @@ class NodeParts:
     cluster: Cluster
     node: Node
     volumes: Volumes
-    authority: LiveAuthority
+    owner_lookup: ApiOwnerLookup
     node_volumes: NodeVolumes
-    publisher: Publisher
+    publisher: CapacityPublisher
     reconciler: Reconciler
     events: Recorder
     data: Path
@@ -167,20 +167,20 @@ async def node_parts(folder: Path) -> AsyncIterator[NodeParts]:
     async with serving(folder) as (cluster, server):
         node = read_node(await cluster.get(NODES, NODE))
         backend = FolderBackend(folder / "data", CAPACITY)
-        authority = LiveAuthority(cluster)
-        await authority.run()
-        volumes = Volumes(backend, folder / "staging", authority)
+        owner_lookup = ApiOwnerLookup(cluster)
+        await owner_lookup.run()
+        volumes = Volumes(backend, folder / "staging", owner_lookup)
         await volumes.start()
         informer = Informer[PersistentVolume](
             cluster, VOLUMES, contract_volume.read, label_selector=f"{names.NODE_LABEL}={NODE}"
         )
         node_volumes = NodeVolumes(informer, node)
-        publisher = Publisher(
+        publisher = CapacityPublisher(
             cluster, NAMESPACE, node, backend.pool_of, lambda: volumes.inventory, node_volumes, volumes.refresh
         )
         events = Recorder(cluster, "test", NODE)
         reconciler = Reconciler(cluster, node_volumes, volumes, backend.pool_of, publisher, events)
-        informer.subscribe(lambda key, *_: reconciler.look_at(key))
+        informer.subscribe(lambda key, *_: reconciler.enqueue(key))
         informer.subscribe(lambda *_: publisher.trigger())
         informer.on_return(reconciler.hurry)
         runs = (informer, publisher.classes, publisher.published, publisher, reconciler)
@@ -188,7 +188,16 @@ async def node_parts(folder: Path) -> AsyncIterator[NodeParts]:
         try:
             await until(lambda: not publisher.problem)
             yield NodeParts(
-                cluster, node, volumes, authority, node_volumes, publisher, reconciler, events, folder / "data", server
+                cluster,
+                node,
+                volumes,
+                owner_lookup,
+                node_volumes,
+                publisher,
+                reconciler,
+                events,
+                folder / "data",
+                server,
             )
         finally:
             for task in tasks:

@@ -12,7 +12,7 @@ from daemon.errors import NoSpace
 from daemon.storage.deviceclasses import BINDMOUNT, LOOP, DeviceClass
 from daemon.storage.inventory import Filesystem, Pool
 from daemon.storage.record import Wanted
-from daemon.storage.room import Promise
+from daemon.storage.room import Reservation
 from daemon.storage.volumes import Volumes
 from tests.agreeing import Agreeing
 
@@ -70,8 +70,8 @@ def wanted(pv: str, device_class: str, size: int) -> Wanted:
 async def test_one_filesystem_is_not_promised_twice(backend: ClassesBackend, tmp_path: Path) -> None:
     room = os.statvfs(tmp_path)
     all_but_a_little = int(room.f_bavail * room.f_frsize * 0.9)
-    promises = [Promise("first", "loop:images", all_but_a_little)]
-    volumes = Volumes(backend, tmp_path / "staging", Agreeing(), promises=lambda: promises)
+    reservations = [Reservation("first", "loop:images", all_but_a_little)]
+    volumes = Volumes(backend, tmp_path / "staging", Agreeing(), reservations=lambda: reservations)
     await volumes.start()
     pools = {each.name: each for each in volumes.inventory.pools}
     assert pools["loop"].sharing() == ("folder:folders", "loop:images")

@@ -20,13 +20,13 @@ def volume(size: int) -> Volume:
 
 async def test_how_it_goes_is_told_on_its_persistent_volume(tmp_path: Path) -> None:
     metrics = Metrics(Inventory, lambda: None, dict, {})
-    looked_at: list[str] = []
+    enqueued: list[str] = []
 
     def shown() -> str:
         return generate_latest(metrics.registry).decode()
 
     async with node_parts(tmp_path) as node:
-        news = ErasureEvents(metrics, node.events, looked_at.append)
+        news = ErasureEvents(metrics, node.events, enqueued.append)
         news.begun(volume(SIZE))
         assert "elastic_local_erase_running 1.0" in shown()
         news.progressed(5000)
@@ -40,7 +40,7 @@ async def test_how_it_goes_is_told_on_its_persistent_volume(tmp_path: Path) -> N
         events = await node.cluster.list(EVENTS)
     assert "elastic_local_erase_running 0.0" in shown()
     assert "elastic_local_erase_bytes_total 5000.0" in shown()
-    assert looked_at == ["pv", "pv", snapshot.pv]
+    assert enqueued == ["pv", "pv", snapshot.pv]
     assert sorted((event["reason"], event["involvedObject"]["uid"]) for event in events) == [
         (ERASED, "uid"),
         (ERASING, "uid"),

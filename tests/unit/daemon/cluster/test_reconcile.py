@@ -205,7 +205,7 @@ async def test_what_is_to_be_retained_and_can_not_be_seen_is_not_let_go_before_i
     await release_from_claim(node.cluster, "pv")
     await until(lambda: _warned(node, "VolumeFailedDelete", "to be retained, and is not to be seen in folder"))
     node.data.mkdir()  # as a daemon does that finds no folder of its own
-    node.reconciler.look_at("pv")
+    node.reconciler.enqueue("pv")
     await until(lambda: _warned(node, "VolumeFailedDelete", "bring back the disk that it lies on"))
     found = await read_pv(node.cluster, "pv")
     assert found
@@ -213,7 +213,7 @@ async def test_what_is_to_be_retained_and_can_not_be_seen_is_not_let_go_before_i
 
     node.data.rmdir()
     away.rename(node.data)
-    node.reconciler.look_at("pv")
+    node.reconciler.enqueue("pv")
     await until(lambda: not node.node_volumes.all())
     await node.volumes.refresh()
     assert [volume.record.policy for volume in node.volumes.inventory.volumes] == [RETAIN]
@@ -307,7 +307,7 @@ async def test_reclaiming_goes_on_soon_after_the_api_server_is_back(
         await used.wait()
         await drained(node.reconciler._queue)
     await node.server.stop()
-    node.reconciler.look_at("pv")  # as after an unmount: it asks in vain
+    node.reconciler.enqueue("pv")  # as after an unmount: it asks in vain
     await drained(node.reconciler._queue)
     assert node.volume_names() == {"pv"}
     await node.server.start()
@@ -334,7 +334,7 @@ async def test_a_daemon_with_a_stale_cache_believes_the_api_server(
         stalled.setattr(node.node_volumes._informer, "_take", lambda body: None)
         await node.cluster.patch(VOLUMES, "pv", {"spec": {"persistentVolumeReclaimPolicy": RETAIN}})
         used = False
-        node.reconciler.look_at("pv")
+        node.reconciler.enqueue("pv")
         await until(lambda: _warned(node, "VolumeFailedDelete", "the reclaim policy Retain"))
         assert node.volume_names() == {"pv"}
         assert (node.data / "pv.folder").is_dir()

@@ -55,7 +55,7 @@ class Serving:
         self.parts = parts
         self.cluster: Cluster = parts.cluster
         self.volumes = Unmounted(parts.volumes)
-        self.looked_at: list[str] = []
+        self.enqueued: list[str] = []
         self.callouts = NodeCallouts(self.volumes, KUBELET)  # type: ignore[arg-type]
         self.authorizer = Authorizer(parts.cluster, pods, parts.node)
         self.context = self.with_pool(PIN.pool)
@@ -70,7 +70,7 @@ class Serving:
             lambda: self.parts.volumes.inventory,
             lambda _: pool,
         )
-        return NodeContext(self.cluster, self.authorizer, assigner, self.looked_at.append, self.parts.events)
+        return NodeContext(self.cluster, self.authorizer, assigner, self.enqueued.append, self.parts.events)
 
     async def pod_with(self, *volumes: str, node: str = NODE) -> dict[str, Mount]:
         """A pod with a claim bound to each volume: the callouts that the kubelet makes for it."""
@@ -238,7 +238,7 @@ async def test_unmounting_needs_neither_api_nor_node(unsettled: Serving) -> None
     assert [str(unmounted.path) for unmounted in unsettled.volumes.unmounts] == [folder]
     unsettled.callouts.set_context(unsettled.context)
     await unsettled.callouts.unmount(Unmount(folder))
-    assert unsettled.looked_at == ["pv"]
+    assert unsettled.enqueued == ["pv"]
 
 
 async def test_a_mount_before_the_node_is_known_says_what_it_waits_for(

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.parameters import VolumeParameters
+from daemon.cluster.capacity import AvailableCapacity, available_capacity
 from daemon.cluster.events import NodeEvents
-from daemon.cluster.promises import Offer, offer
 from daemon.cluster.thinpoolmonitor import ThinPoolMonitor
 from daemon.errors import BackendFailed
 from daemon.storage.inventory import Inventory, Pool, Thin, Volume
@@ -89,9 +89,11 @@ def test_pools_of_the_nodes_own_system_are_left_alone() -> None:
 
 
 def test_a_pool_that_is_nearly_full_offers_nothing() -> None:
-    fine = offer(pool(94), VolumeParameters(thin=True, overprovision_ratio=10.0), (), ())
+    fine = available_capacity(pool(94), VolumeParameters(thin=True, overprovision_ratio=10.0), (), ())
     assert fine.available > 0
-    assert offer(pool(95), VolumeParameters(thin=True, overprovision_ratio=10.0), (), ()) == Offer(0, 0, 0)
+    assert available_capacity(
+        pool(95), VolumeParameters(thin=True, overprovision_ratio=10.0), (), ()
+    ) == AvailableCapacity(0, 0, 0)
 
 
 class Node:

@@ -18,7 +18,7 @@ from daemon.storage.erase import Reuse
 from daemon.storage.inventory import Damaged as DamagedVolume
 from daemon.storage.inventory import Inventory, Pool, Unseen, Volume
 from daemon.storage.record import Record, State, Wanted
-from daemon.storage.room import Promise
+from daemon.storage.room import Reservation
 from daemon.storage.thinpools import Enlargement
 from daemon.storage.volumes import Volumes
 from tests.agreeing import CLUSTER, Agreeing
@@ -178,8 +178,8 @@ async def test_many_volumes_at_once_load_the_disks_in_bounds(backend: Memory, tm
 
 
 async def test_a_burst_takes_no_more_than_there_is(backend: Memory, tmp_path: Path) -> None:
-    promises = [Promise("promised", POOL, 200)]
-    volumes = Volumes(backend, tmp_path, Agreeing(), promises=lambda: promises)
+    reservations = [Reservation("promised", POOL, 200)]
+    volumes = Volumes(backend, tmp_path, Agreeing(), reservations=lambda: reservations)
     backend.reserve = 100
     await volumes.start()
     outcomes = await asyncio.gather(
@@ -307,15 +307,15 @@ async def test_neither_creation_nor_growth_takes_from_the_reserve(backend: Memor
 
 
 async def test_who_grows_takes_nothing_that_others_were_promised(backend: Memory, tmp_path: Path) -> None:
-    promises = [Promise("a", POOL, 400), Promise("b", POOL, 600)]
-    volumes = Volumes(backend, tmp_path, Agreeing(), promises=lambda: promises)
+    reservations = [Reservation("a", POOL, 400), Reservation("b", POOL, 600)]
+    volumes = Volumes(backend, tmp_path, Agreeing(), reservations=lambda: reservations)
     await volumes.start()
     await volumes.prepare(wanted("a", 400))
     with pytest.raises(NoSpace, match="needs 200 bytes of pool on this node, which has 0 bytes left"):
         await volumes.extend(wanted("a", 600))
     await volumes.prepare(wanted("b", 600))
     await volumes.reclaim("b", "uid", POOL)
-    promises.pop()
+    reservations.pop()
     assert (await volumes.extend(wanted("a", 600))).size == 600
 
 

@@ -13,10 +13,10 @@ import pytest
 
 from contract import names
 from contract.volume import DELETE, RETAIN, PersistentVolume
-from daemon.cluster.authority import LiveAuthority
-from daemon.cluster.orphans import ORPHAN_FAILED, Orphans, removable_after, report
+from daemon.cluster.orphancollector import ORPHAN_FAILED, OrphanCollector, message, removable_after
+from daemon.cluster.ownerlookup import ApiOwnerLookup
 from daemon.errors import InUse
-from daemon.storage.authority import Deed
+from daemon.storage.deletionguard import RemovalReason
 from daemon.storage.inventory import Volume
 from daemon.storage.record import Record, State
 from kube.client import EVENTS, VOLUMES, Cluster, Forbidden, Json, Unreachable
@@ -39,7 +39,7 @@ def test_only_a_record_that_says_delete_lets_a_volume_go(
 ) -> None:
     record = replace(RECORD, policy=policy, state=state)
     assert removable_after(record, grace) == kept
-    words = report(Volume(record, 5 << 20, "vg"), grace)
+    words = message(Volume(record, 5 << 20, "vg"), grace)
     assert "volume a (5Mi in vg) has no PersistentVolume" in words
     assert ("removed in 100 s" in words) is (kept is not None)
     assert ("remove it by hand" in words) is (kept is None)
@@ -48,9 +48,9 @@ def test_only_a_record_that_says_delete_lets_a_volume_go(
 def test_one_that_is_half_erased_goes_at_once_unless_that_was_called_off() -> None:
     erasing = replace(RECORD, state=State.ERASING)
     assert removable_after(erasing, None) == 0
-    assert "erased, and that goes on" in report(Volume(erasing, 5 << 20, "vg"), None)
+    assert "erased, and that goes on" in message(Volume(erasing, 5 << 20, "vg"), None)
     assert removable_after(replace(erasing, policy=RETAIN), GRACE) is None
-    assert "its policy is Retain" in report(Volume(replace(erasing, policy=RETAIN), 5 << 20, "vg"), None)
+    assert "its policy is Retain" in message(Volume(replace(erasing, policy=RETAIN), 5 << 20, "vg"), None)
 
 
 @pytest.mark.parametrize("state", [State.FORMATTING, State.READY, State.ERASING])
@@ -58,9 +58,9 @@ def test_none_goes_that_may_be_somebodys(state: State) -> None:
     record = replace(RECORD, state=state)
     unmarked = replace(record, cluster="")
     assert removable_after(unmarked, GRACE) is None
-    assert "of which cluster it is" in report(Volume(unmarked, 5 << 20, "vg"), GRACE)
+    assert "of which cluster it is" in message(Volume(unmarked, 5 << 20, "vg"), GRACE)
     assert removable_after(record, GRACE, namesake="uid-b") is None
-    assert "elastic-local adopt a --yes" in report(Volume(record, 5 << 20, "vg"), GRACE, namesake="uid-b")
+    assert "elastic-local adopt a --yes" in message(Volume(record, 5 << 20, "vg"), GRACE, namesake="uid-b")
 
 
 class Clock:
@@ -88,7 +88,7 @@ class Asked(Cluster):
 
 
 class Stage:
-    def __init__(self, node: NodeParts, cluster: Asked, clock: Clock, orphans: Orphans) -> None:
+    def __init__(self, node: NodeParts, cluster: Asked, clock: Clock, orphans: OrphanCollector) -> None:
         self.node, self.cluster, self.clock, self.orphans = node, cluster, clock, orphans
 
     async def examine(self, name: str = "pv") -> None:
@@ -108,9 +108,11 @@ async def watching(node: NodeParts, grace: float | None = GRACE) -> AsyncIterato
     informer = Informer[PersistentVolume](node.cluster, VOLUMES, _read, label_selector=label)
     following = asyncio.create_task(informer.run())
     await informer.wait_synced()
-    authority = LiveAuthority(cluster)
-    authority.cluster = node.authority.cluster
-    orphans = Orphans(authority, node.volumes, informer, node.events, node.node.reference, grace=grace, clock=clock)
+    owner_lookup = ApiOwnerLookup(cluster)
+    owner_lookup.cluster = node.owner_lookup.cluster
+    orphans = OrphanCollector(
+        owner_lookup, node.volumes, informer, node.events, node.node.reference, grace=grace, clock=clock
+    )
     working = asyncio.create_task(orphans.run())
     try:
         yield Stage(node, cluster, clock, orphans)
@@ -187,7 +189,7 @@ async def test_what_is_to_be_kept_is_kept_for_ever(node: NodeParts, policy: str,
         assert node.volume_names() == {"pv"}
         assert len(await stage.told()) == 1
         answered = stage.cluster.answered
-        stage.orphans.look()
+        stage.orphans.enqueue_new()
         await drained(stage.orphans.queue)
         assert stage.cluster.answered == answered
 
@@ -315,7 +317,7 @@ async def test_another_volume_of_that_name_has_a_grace_of_its_own(node: NodePart
         await stage.examine()
         stage.clock.now += GRACE
         [volume] = node.volumes.inventory.volumes
-        await node.volumes.reclaim("pv", volume.record.uid, volume.pool, Deed.REMOVE_ORPHAN)
+        await node.volumes.reclaim("pv", volume.record.uid, volume.pool, RemovalReason.ORPHANED)
         await torn_off(node)
         await stage.examine()
         assert node.volume_names() == {"pv"}
@@ -346,10 +348,10 @@ async def test_a_cluster_that_was_built_anew_over_old_disks_loses_nothing(tmp_pa
     async with node_parts(tmp_path) as old:
         await made(old)
         (old.data / "pv.folder" / "precious").write_text("data")
-        before = old.authority.cluster
+        before = old.owner_lookup.cluster
     shutil.rmtree(tmp_path / "objects")
     async with node_parts(tmp_path) as new, watching(new) as stage:
-        assert new.authority.cluster != before
+        assert new.owner_lookup.cluster != before
         for _ in range(3):
             await stage.examine()
             stage.clock.now += GRACE
@@ -363,8 +365,8 @@ async def test_a_cluster_that_was_built_anew_over_old_disks_loses_nothing(tmp_pa
 
         heir = await create_pv(new.cluster, "pv")
         assert heir.uid != namesake.uid
-        await rewritten(new, uid=heir.uid, cluster=new.authority.cluster)  # as `adopt` does
-        new.reconciler.look_at("pv")
+        await rewritten(new, uid=heir.uid, cluster=new.owner_lookup.cluster)  # as `adopt` does
+        new.reconciler.enqueue("pv")
         await until(lambda: new.volume_names() == {"pv"})
         assert (new.data / "pv.folder" / "precious").read_text() == "data"
 

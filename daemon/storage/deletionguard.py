@@ -27,8 +27,8 @@ class Owner:
     """Deleted, and nobody can be using it any more."""
 
 
-class Authority(Protocol):
-    """The cluster of this node, asked each time."""
+class OwnerLookup(Protocol):
+    """The cluster of this node, and who owns a volume there: asked each time, never remembered."""
 
     @property
     def cluster(self) -> str:
@@ -40,17 +40,17 @@ class Authority(Protocol):
         ...
 
 
-class Deed(enum.Enum):
+class RemovalReason(enum.Enum):
     RECLAIM = "removed with its PersistentVolume"
-    REMOVE_ORPHAN = "removed without a PersistentVolume"
+    ORPHANED = "removed without a PersistentVolume"
 
 
-Permit = Callable[[Volume], Awaitable[Volume]]
+Precondition = Callable[[Volume], Awaitable[Volume]]
 """The volume as its disk shows it now, whose data may go. Raises NotAuthorized, and what asking raises."""
 
 
-def refusal(deed: Deed, believed: Record, found: Record, owner: Owner | None, cluster: str) -> str:
-    """Why the deed must not be done, empty if it may. `believed` is the record for which it was asked, `found` what the
+def refusal(removal: RemovalReason, believed: Record, found: Record, owner: Owner | None, cluster: str) -> str:
+    """Why the data must not go, empty if it may. `believed` is the record for which it was asked, `found` what the
     disk shows now."""
     if changed := differences(believed, found):
         return f"its record changed meanwhile ({changed})"
@@ -58,7 +58,7 @@ def refusal(deed: Deed, believed: Record, found: Record, owner: Owner | None, cl
         return f"its record says {found.policy}"
     if found.cluster and found.cluster != cluster:
         return f"it belongs to cluster {found.cluster}, and this one is {cluster or 'not known yet'}"
-    if deed is Deed.REMOVE_ORPHAN:
+    if removal is RemovalReason.ORPHANED:
         if owner is not None:
             return f"there is a PersistentVolume of its name (uid {owner.uid})"
         if not found.cluster:
@@ -71,38 +71,39 @@ def refusal(deed: Deed, believed: Record, found: Record, owner: Owner | None, cl
     return "" if owner.reclaimable else "its PersistentVolume is not deleted, or may be in use still"
 
 
-class Permission:
-    """Asks for it."""
+class DeletionGuard:
+    """What is checked before data goes."""
 
-    def __init__(self, backend: Backend, authority: Authority) -> None:
+    def __init__(self, backend: Backend, owner_lookup: OwnerLookup) -> None:
         self._backend = backend
-        self._authority = authority
+        self._owner_lookup = owner_lookup
 
     @property
     def cluster(self) -> str:
-        return self._authority.cluster
+        return self._owner_lookup.cluster
 
-    def to(self, deed: Deed) -> Permit:
-        async def permitted(volume: Volume) -> Volume:
-            owner = await self._authority.owner(volume.pv)
+    def before_removal(self, removal: RemovalReason) -> Precondition:
+        async def checked(volume: Volume) -> Volume:
+            owner = await self._owner_lookup.owner(volume.pv)
             found = await self._backend.reread(volume)
-            if why := refusal(deed, volume.record, found.record, owner, self._authority.cluster):
-                raise NotAuthorized(f"volume {volume.pv} is not {deed.value}: {why}")
+            if why := refusal(removal, volume.record, found.record, owner, self._owner_lookup.cluster):
+                raise NotAuthorized(f"volume {volume.pv} is not {removal.value}: {why}")
             return found
 
-        return permitted
+        return checked
 
-    async def to_let_go(self, snapshot: Volume) -> Volume:
+    async def before_snapshot_removal(self, snapshot: Volume) -> Volume:
         """Of a snapshot there is nobody to ask but itself: it holds nothing that its source does not hold."""
         found = await self._backend.reread(snapshot)
         if changed := differences(snapshot.record, found.record):
             raise NotAuthorized(f"snapshot {snapshot.pv} is not removed: its record changed meanwhile ({changed})")
         return found
 
-    async def to_format(self, wanted: Wanted, begun: Volume | None) -> None:
-        """What an attempt that was cut off has left goes when the volume is made, if its PersistentVolume is still the
-        one that is to have it. The backend compares the record that it finds."""
-        owner = await self._authority.owner(wanted.pv)
+    async def check_format(self, wanted: Wanted, begun: Volume | None) -> None:
+        """Raises NotAuthorized unless the volume may be formatted. What an attempt that was cut off has left goes when
+        the volume is made, if its PersistentVolume is still the one that is to have it. The backend compares the record
+        that it finds."""
+        owner = await self._owner_lookup.owner(wanted.pv)
         if owner is None or owner.uid != wanted.uid:
             raise NotAuthorized(
                 f"volume {wanted.pv} is not made: the API server has no PersistentVolume of its uid {wanted.uid} now"
@@ -112,5 +113,5 @@ class Permission:
 
     async def wants_removal(self, volume: Volume) -> bool:
         """Whether its PersistentVolume says now that it is to be removed."""
-        owner = await self._authority.owner(volume.pv)
+        owner = await self._owner_lookup.owner(volume.pv)
         return bool(owner and owner.uid == volume.record.uid and owner.policy == DELETE and owner.reclaimable)

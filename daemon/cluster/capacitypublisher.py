@@ -1,4 +1,5 @@
-"""Tells the scheduler and the provisioner how much room this node has: one CSIStorageCapacity for each class of ours.
+"""Publishes to the scheduler and the provisioner how much capacity this node has: one CSIStorageCapacity for each class
+of ours.
 
 What should be published is a pure function of the classes, the inventory and the PersistentVolumes of this node; what
 is published is known from an informer, so an object that somebody edits or deletes is put right like any other
@@ -18,8 +19,8 @@ from contract import capacity, names, parameters, quantity
 from contract.capacity import Capacity
 from contract.parameters import ParameterError, VolumeParameters
 from contract.volume import PersistentVolume
+from daemon.cluster.capacity import available_capacity
 from daemon.cluster.nodevolumes import NodeVolumes
-from daemon.cluster.promises import offer
 from daemon.errors import VolumeError
 from daemon.storage.inventory import Inventory
 from kube.backoff import Backoff
@@ -29,12 +30,12 @@ from kube.records import Node, StorageClass, read_storage_class
 
 log = logging.getLogger(__name__)
 
-_SETTLE_SECONDS = 0.15
+_DEBOUNCE_SECONDS = 0.15
 """How long changes are gathered: a burst of volumes is one update, and nobody waits long for it."""
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedCapacity:
     """What an object of ours says, to be written or read back."""
 
     name: str
@@ -43,12 +44,14 @@ class Published:
     owners: tuple[str, ...]
 
 
-def read_published(body: Json) -> Published | None:
+def read_published(body: Json) -> PublishedCapacity | None:
     found = capacity.read(body)
     owners = tuple(owner["uid"] for owner in body["metadata"].get("ownerReferences") or [])
     if found is None:
         return None
-    return Published(body["metadata"]["name"], found, quantity.parse(str(body.get("maximumVolumeSize") or "0")), owners)
+    return PublishedCapacity(
+        body["metadata"]["name"], found, quantity.parse(str(body.get("maximumVolumeSize") or "0")), owners
+    )
 
 
 def read_class(body: Json) -> StorageClass | None:
@@ -63,19 +66,19 @@ def desired(
     inventory: Inventory,
     persistent_volumes: Collection[PersistentVolume],
     node: Node,
-) -> dict[str, Published]:
+) -> dict[str, PublishedCapacity]:
     """What should be published, by object name."""
     classes, found = list(classes), {}
-    shapes = {(pool_of(wanted), capacity.legs_of(wanted)) for each in classes if (wanted := _parameters(each))}
+    shapes = {(pool_of(requested), capacity.legs_of(requested)) for each in classes if (requested := _parameters(each))}
     mixed = {pool for pool, count in Counter(pool for pool, _ in shapes).items() if count > 1}
     for storage_class in classes:
-        room = _room(storage_class, pool_of, inventory, persistent_volumes, node, mixed)
+        room = _capacity(storage_class, pool_of, inventory, persistent_volumes, node, mixed)
         name = capacity.object_name(room.node, room.storage_class)
-        found[name] = Published(name, room, room.available, (node.uid,))
+        found[name] = PublishedCapacity(name, room, room.available, (node.uid,))
     return found
 
 
-def _room(
+def _capacity(
     storage_class: StorageClass,
     pool_of: Callable[[VolumeParameters], str],
     inventory: Inventory,
@@ -86,19 +89,19 @@ def _room(
     """`mixed` are the pools from which classes are served whose volumes have different numbers of legs."""
     label = names.node_label_value(node.name)
     nothing = Capacity(label, node.hostname, storage_class.name, "", allocatable=0, available=0, granularity=1)
-    wanted = _parameters(storage_class)
-    pool = inventory.pool(pool_of(wanted)) if wanted else None
-    if wanted is None or pool is None:
+    requested = _parameters(storage_class)
+    pool = inventory.pool(pool_of(requested)) if requested else None
+    if requested is None or pool is None:
         return nothing
-    room = offer(pool, wanted, inventory.volumes, persistent_volumes)
-    weight = pool.weight(wanted, None if pool.name in mixed else wanted)
+    room = available_capacity(pool, requested, inventory.volumes, persistent_volumes)
+    weight = pool.weight(requested, None if pool.name in mixed else requested)
     return Capacity(
         label,
         node.hostname,
         storage_class.name,
         pool.name,
         allocatable=max(room.allocatable, 0),
-        available=room.largest,
+        available=room.largest_volume,
         granularity=pool.granularity,
         weight=weight,
         promised=room.promised if weight > 1 else 0,
@@ -114,7 +117,7 @@ def _parameters(storage_class: StorageClass) -> VolumeParameters | None:
         return None
 
 
-class Publisher:
+class CapacityPublisher:
     """`problem` says why the room is not published (yet), for readiness. Empty: it is."""
 
     def __init__(
@@ -125,16 +128,16 @@ class Publisher:
         pool_of: Callable[[VolumeParameters], str],
         inventory: Callable[[], Inventory],
         node_volumes: NodeVolumes,
-        look: Callable[[], Coroutine[Any, Any, None]],
+        refresh: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
-        """`look` lets the storage be looked at anew."""
+        """`refresh` has the storage inspected anew."""
         self._cluster = cluster
         self._namespace = namespace
         self._node = node
         self._pool_of = pool_of
         self._inventory = inventory
         self._node_volumes = node_volumes
-        self._look = look
+        self._refresh = refresh
         self._changed = asyncio.Event()
         self._writing = asyncio.Lock()
         self.problem = "not yet"
@@ -159,27 +162,27 @@ class Publisher:
         backoff = Backoff(first=0.5, factor=2, limit=3)
         while True:
             try:
-                await self._settle()
+                await self._refresh_extents()
                 await self.publish()
                 failures, self.problem = 0, ""
                 await self._changed.wait()
-                await asyncio.sleep(_SETTLE_SECONDS)
+                await asyncio.sleep(_DEBOUNCE_SECONDS)
             except ApiError as error:
                 failures += 1
                 self.problem = f"the API server does not take the capacity of this node: {error}"
                 log.warning("%s", self.problem)
                 await asyncio.sleep(backoff.delay(failures))
 
-    async def _settle(self) -> None:
+    async def _refresh_extents(self) -> None:
         """From which of a group's devices a volume took its space, only a look tells. Until then, classes whose volumes
         have several legs are offered what is left in the worst case."""
         inventory = self._inventory()
         for storage_class in self.classes.values():
-            wanted = _parameters(storage_class)
-            pool = inventory.pool(self._pool_of(wanted)) if wanted else None
-            if wanted and pool and pool.disturbed and pool.placeable(wanted) is not None:
+            requested = _parameters(storage_class)
+            pool = inventory.pool(self._pool_of(requested)) if requested else None
+            if requested and pool and pool.disturbed and pool.placeable(requested) is not None:
                 try:
-                    await self._look()
+                    await self._refresh()
                 except VolumeError as error:
                     log.warning("%s", error)
                 return
@@ -191,7 +194,7 @@ class Publisher:
         await self.published.wait_synced()
         async with self._writing:
             self._changed.clear()
-            wanted = desired(
+            requested = desired(
                 self.classes.values(),
                 self._pool_of,
                 self._inventory(),
@@ -199,13 +202,13 @@ class Publisher:
                 self._node,
             )
             known = {found.name: found for found in self.published.values()}
-            for name, room in wanted.items():
+            for name, room in requested.items():
                 if certain or known.get(name) != room:
                     await self._write(room, known.get(name))
-            for name in known.keys() - wanted.keys():
+            for name in known.keys() - requested.keys():
                 await self._delete(name)
 
-    async def _write(self, room: Published, known: Published | None) -> None:
+    async def _write(self, room: PublishedCapacity, known: PublishedCapacity | None) -> None:
         body = capacity.manifest(room.capacity, self._namespace, self._owner)
         if known and known.capacity.hostname != room.capacity.hostname:
             await self._delete(room.name)  # the topology of an object can't be changed

@@ -1,6 +1,6 @@
 """Volumes whose PersistentVolume is gone: somebody tore the finalizer off, or the node came back after it was given up.
 
-Nobody will ever mount such a volume or ask for its removal, and its space stays taken. It is told of at once. It is
+Nobody will ever mount such a volume or ask for its removal, and its space stays taken. It is reported at once. It is
 removed only if its own record says Delete, and names this cluster, after a grace period, and when the API server has
 said twice, at the period's beginning and at its end, that no PersistentVolume bears its name: one of another uid may
 have been restored from a backup, or made by a person who is about to adopt the volume. An API server that can't say
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from contract import quantity
 from contract.volume import DELETE, PersistentVolume
 from daemon.errors import VolumeError, words
-from daemon.storage.authority import Authority, Deed
+from daemon.storage.deletionguard import OwnerLookup, RemovalReason
 from daemon.storage.inventory import Volume
 from daemon.storage.record import Record, State
 from daemon.storage.volumes import Volumes
@@ -29,13 +29,13 @@ from service.logs import about
 log = logging.getLogger(__name__)
 
 _RECHECK = 60.0
-"""Seconds between two questions whether what keeps an orphan is still so, when no informer tells of it."""
+"""Seconds between two questions whether what keeps an orphan is still so, when no informer shows it."""
 
 ORPHANED, ORPHAN_REMOVED, ORPHAN_FAILED = "VolumeOrphaned", "OrphanRemoved", "OrphanFailedDelete"
 
 
 @dataclass(frozen=True)
-class Sighting:
+class OrphanSighting:
     """The volume of this uid was found to be an orphan at this time, in monotonic seconds, and a PersistentVolume of
     its name to have the uid `namesake`, if there was one."""
 
@@ -52,7 +52,7 @@ def removable_after(record: Record, grace: float | None, *, namesake: str = "") 
     return 0.0 if record.state is State.ERASING else grace
 
 
-def report(volume: Volume, grace: float | None, *, namesake: str = "") -> str:
+def message(volume: Volume, grace: float | None, *, namesake: str = "") -> str:
     """What the node's administrator reads of an orphan."""
     kept = removable_after(volume.record, grace, namesake=namesake)
     lost = (
@@ -77,12 +77,12 @@ def report(volume: Volume, grace: float | None, *, namesake: str = "") -> str:
     return f"{lost}: it is kept, because {why}; adopt it, or remove it by hand when nobody needs its data"
 
 
-class Orphans:
+class OrphanCollector:
     """`grace` in seconds, None: remove none. `removed` is called after space came back. Needs the informer synced."""
 
     def __init__(
         self,
-        authority: Authority,
+        owner_lookup: OwnerLookup,
         volumes: Volumes,
         persistent_volumes: Informer[PersistentVolume],
         events: Recorder,
@@ -92,7 +92,7 @@ class Orphans:
         removed: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._authority = authority
+        self._owner_lookup = owner_lookup
         self._volumes = volumes
         self._persistent_volumes = persistent_volumes
         self._events = events
@@ -100,23 +100,23 @@ class Orphans:
         self._grace = grace
         self._removed = removed
         self._clock = clock
-        self._seen: dict[str, Sighting] = {}
+        self._sightings: dict[str, OrphanSighting] = {}
         self.queue = WorkQueue(self._examine, parallelism=2, expected=(ApiError, VolumeError), of="volume")
         persistent_volumes.subscribe(self._changed)
 
     async def run(self) -> None:
         """For ever."""
-        self.look()
+        self.enqueue_new()
         await self.queue.run()
 
-    def look(self) -> None:
+    def enqueue_new(self) -> None:
         """The node may hold other volumes than before."""
         for volume in self._volumes.inventory.volumes:
-            # What was told of waits for its time: to ask for each retained volume whenever a pool changes is too much.
-            if not self._shown(volume) and self._seen_uid(volume.pv) != volume.record.uid:
+            # What was reported waits for its time: to ask for each retained volume whenever a pool changes is too much.
+            if not self._shown(volume) and self._sighted_uid(volume.pv) != volume.record.uid:
                 self.queue.add(volume.pv)
 
-    def look_at(self, name: str) -> None:
+    def enqueue(self, name: str) -> None:
         """The erasure of a volume, an orphan or not, has ended."""
         self.queue.add(name)
 
@@ -129,25 +129,25 @@ class Orphans:
         return found is not None and found.uid == volume.record.uid
 
     async def _examine(self, name: str) -> None:
-        if not self._authority.cluster:
+        if not self._owner_lookup.cluster:
             self.queue.add_after(name, _RECHECK)  # whose it is can't be told yet
             return
         volume = self._volumes.inventory.volume(name)
         if volume is None or self._shown(volume):
-            self._seen.pop(name, None)
+            self._sightings.pop(name, None)
             return
         # The API server itself: the informer shows only what bears this node's label.
-        owner = await self._authority.owner(name)
+        owner = await self._owner_lookup.owner(name)
         if owner is not None and owner.uid == volume.record.uid:
-            self._seen.pop(name, None)
+            self._sightings.pop(name, None)
             return
         namesake = owner.uid if owner else ""
         with about(volume=name):
             kept = removable_after(volume.record, self._grace, namesake=namesake)
-            seen = self._seen.get(name)
+            seen = self._sightings.get(name)
             if seen is None or (seen.uid, seen.namesake) != (volume.record.uid, namesake):
-                self._seen[name] = Sighting(volume.record.uid, namesake, self._clock())
-                self._tell(volume, namesake)
+                self._sightings[name] = OrphanSighting(volume.record.uid, namesake, self._clock())
+                self._report(volume, namesake)
                 if kept is not None:
                     self.queue.add_after(name, kept)
                 elif namesake:
@@ -157,32 +157,32 @@ class Orphans:
                 if namesake:
                     self.queue.add_after(name, _RECHECK)
                 return
-            rest = self._seen[name].since + kept - self._clock()
+            rest = self._sightings[name].since + kept - self._clock()
             if rest > 0:
                 self.queue.add_after(name, rest)
                 return
             await self._remove(volume)
 
-    def _seen_uid(self, name: str) -> str:
-        seen = self._seen.get(name)
+    def _sighted_uid(self, name: str) -> str:
+        seen = self._sightings.get(name)
         return seen.uid if seen else ""
 
-    def _tell(self, volume: Volume, namesake: str) -> None:
-        told = report(volume, self._grace, namesake=namesake)
-        log.warning("%s", told)
+    def _report(self, volume: Volume, namesake: str) -> None:
+        text = message(volume, self._grace, namesake=namesake)
+        log.warning("%s", text)
         retained = volume.record.policy != DELETE  # as somebody wished
-        (self._events.normal if retained else self._events.warning)(self._node, ORPHANED, told)
+        (self._events.normal if retained else self._events.warning)(self._node, ORPHANED, text)
 
     async def _remove(self, volume: Volume) -> None:
         """Raises InUse while it is mounted in a pod; the queue tries again."""
         try:
-            if not await self._volumes.reclaim(volume.pv, volume.record.uid, volume.pool, Deed.REMOVE_ORPHAN):
+            if not await self._volumes.reclaim(volume.pv, volume.record.uid, volume.pool, RemovalReason.ORPHANED):
                 return  # it is being erased: look_at tells when it is done
         except Exception as error:
-            told = f"volume {volume.pv}, whose PersistentVolume is gone, is not removed: {words(error)}"
-            self._events.warning(self._node, ORPHAN_FAILED, told)
+            text = f"volume {volume.pv}, whose PersistentVolume is gone, is not removed: {words(error)}"
+            self._events.warning(self._node, ORPHAN_FAILED, text)
             raise
-        self._seen.pop(volume.pv, None)
+        self._sightings.pop(volume.pv, None)
         done = f"volume {volume.pv}, whose PersistentVolume was gone, is removed with its data"
         log.warning("%s", done)
         self._events.normal(self._node, ORPHAN_REMOVED, done)

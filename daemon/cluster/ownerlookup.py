@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contract import volume as contract_volume
 from contract.volume import RETAIN
 from daemon.errors import ApiUnavailable
-from daemon.storage.authority import Owner
+from daemon.storage.deletionguard import Owner
 from kube.backoff import Backoff
 from kube.client import NAMESPACES, VOLUMES, Cluster, Json
 from kube.errors import ApiError, NotFound
@@ -26,28 +26,28 @@ _PATIENCE = 5.0
 """Seconds. Whoever asks holds up others who want the disks."""
 
 
-async def identity(cluster: Cluster) -> str:
+async def read_cluster_uid(cluster: Cluster) -> str:
     """Raises ApiError."""
     return str((await cluster.get(NAMESPACES, NAMESPACE))["metadata"]["uid"])
 
 
-class LiveAuthority:
-    """See daemon.storage.authority.Authority. `problem` says why the cluster is not known, for readiness. `known` is
-    called once it is."""
+class ApiOwnerLookup:
+    """Asks the API server: see daemon.storage.deletionguard.OwnerLookup. `problem` says why the cluster is not known,
+    for readiness. `on_known` is called once it is."""
 
-    def __init__(self, api: Cluster, known: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, api: Cluster, on_known: Callable[[], None] = lambda: None) -> None:
         self._api = api
-        self._known = known
+        self._on_known = on_known
         self.cluster = ""
         self.problem = "the cluster's identity is not read yet"
-        self._read = asyncio.Event()
+        self._is_known = asyncio.Event()
 
     async def run(self) -> None:
         """Until the cluster is known."""
         failures = 0
         while not self.cluster:
             try:
-                self.cluster = await identity(self._api)
+                self.cluster = await read_cluster_uid(self._api)
             except (ApiError, OSError, KeyError) as error:
                 self.problem = (
                     f"the uid of namespace {NAMESPACE}, which tells this cluster from others, can't be read, so no "
@@ -57,11 +57,11 @@ class LiveAuthority:
                 log.warning("%s", self.problem)
                 await asyncio.sleep(_BACKOFF.delay(failures))
         self.problem = ""
-        self._read.set()
-        self._known()
+        self._is_known.set()
+        self._on_known()
 
     async def wait_known(self) -> None:
-        await self._read.wait()
+        await self._is_known.wait()
 
     async def owner(self, pv: str) -> Owner | None:
         try:

@@ -9,7 +9,7 @@ import pytest
 from contract.parameters import VolumeParameters
 from contract.volume import DELETE, RETAIN
 from daemon.errors import ApiUnavailable, ClusterUnknown, Foreign, NotAuthorized
-from daemon.storage.authority import Deed, Owner, refusal
+from daemon.storage.deletionguard import Owner, RemovalReason, refusal
 from daemon.storage.inventory import Foreign as ForeignVolume
 from daemon.storage.inventory import Inventory, Volume, of_cluster
 from daemon.storage.record import Record, State, Wanted
@@ -24,24 +24,30 @@ UNMARKED = replace(RECORD, cluster="")
 
 
 @pytest.mark.parametrize(
-    ("deed", "found", "owner", "cluster", "why"),
+    ("removal", "found", "owner", "cluster", "why"),
     [
-        (Deed.RECLAIM, RECORD, OWNER, HERE, ""),
-        (Deed.RECLAIM, UNMARKED, OWNER, HERE, ""),
-        (Deed.RECLAIM, UNMARKED, OWNER, "", ""),
-        (Deed.RECLAIM, RECORD, OWNER, "", "this one is not known yet"),
-        (Deed.RECLAIM, RECORD, None, HERE, "no PersistentVolume of its uid uid any more"),
-        (Deed.RECLAIM, RECORD, replace(OWNER, uid="heir"), HERE, "no PersistentVolume of its uid uid any more"),
-        (Deed.RECLAIM, RECORD, replace(OWNER, policy=RETAIN), HERE, "has the reclaim policy Retain"),
-        (Deed.RECLAIM, RECORD, replace(OWNER, reclaimable=False), HERE, "is not deleted"),
-        (Deed.REMOVE_ORPHAN, RECORD, None, HERE, ""),
-        (Deed.REMOVE_ORPHAN, UNMARKED, None, HERE, "of which cluster it is"),
-        (Deed.REMOVE_ORPHAN, RECORD, None, "", "this one is not known yet"),
-        (Deed.REMOVE_ORPHAN, RECORD, OWNER, HERE, "there is a PersistentVolume of its name .uid uid."),
-        (Deed.REMOVE_ORPHAN, RECORD, replace(OWNER, uid="heir"), HERE, "there is a PersistentVolume of its name"),
+        (RemovalReason.RECLAIM, RECORD, OWNER, HERE, ""),
+        (RemovalReason.RECLAIM, UNMARKED, OWNER, HERE, ""),
+        (RemovalReason.RECLAIM, UNMARKED, OWNER, "", ""),
+        (RemovalReason.RECLAIM, RECORD, OWNER, "", "this one is not known yet"),
+        (RemovalReason.RECLAIM, RECORD, None, HERE, "no PersistentVolume of its uid uid any more"),
+        (
+            RemovalReason.RECLAIM,
+            RECORD,
+            replace(OWNER, uid="heir"),
+            HERE,
+            "no PersistentVolume of its uid uid any more",
+        ),
+        (RemovalReason.RECLAIM, RECORD, replace(OWNER, policy=RETAIN), HERE, "has the reclaim policy Retain"),
+        (RemovalReason.RECLAIM, RECORD, replace(OWNER, reclaimable=False), HERE, "is not deleted"),
+        (RemovalReason.ORPHANED, RECORD, None, HERE, ""),
+        (RemovalReason.ORPHANED, UNMARKED, None, HERE, "of which cluster it is"),
+        (RemovalReason.ORPHANED, RECORD, None, "", "this one is not known yet"),
+        (RemovalReason.ORPHANED, RECORD, OWNER, HERE, "there is a PersistentVolume of its name .uid uid."),
+        (RemovalReason.ORPHANED, RECORD, replace(OWNER, uid="heir"), HERE, "there is a PersistentVolume of its name"),
         *(
-            (deed, replace(RECORD, **changed), owner, HERE, why)
-            for deed, owner in ((Deed.RECLAIM, OWNER), (Deed.REMOVE_ORPHAN, None))
+            (removal, replace(RECORD, **changed), owner, HERE, why)
+            for removal, owner in ((RemovalReason.RECLAIM, OWNER), (RemovalReason.ORPHANED, None))
             for changed, why in (
                 ({"uid": "heir"}, "changed meanwhile .uid: heir for uid"),
                 ({"policy": RETAIN}, "changed meanwhile .policy: Retain for Delete"),
@@ -51,14 +57,14 @@ UNMARKED = replace(RECORD, cluster="")
         ),
     ],
 )
-def test_when_data_may_go(deed: Deed, found: Record, owner: Owner | None, cluster: str, why: str) -> None:
+def test_when_data_may_go(removal: RemovalReason, found: Record, owner: Owner | None, cluster: str, why: str) -> None:
     believed = RECORD if found.cluster else UNMARKED
-    said = refusal(deed, believed, found, owner, cluster)
+    said = refusal(removal, believed, found, owner, cluster)
     assert bool(said) is bool(why)
     assert re.search(why, said)
 
 
-@pytest.mark.parametrize("deed", list(Deed))
+@pytest.mark.parametrize("removal", list(RemovalReason))
 @pytest.mark.parametrize(
     ("record", "why"),
     [
@@ -66,9 +72,9 @@ def test_when_data_may_go(deed: Deed, found: Record, owner: Owner | None, cluste
         (replace(RECORD, cluster=ELSEWHERE), f"belongs to cluster {ELSEWHERE}"),
     ],
 )
-def test_what_its_record_forbids_nobody_allows(deed: Deed, record: Record, why: str) -> None:
-    owner = OWNER if deed is Deed.RECLAIM else None
-    assert why in refusal(deed, record, record, owner, HERE)
+def test_what_its_record_forbids_nobody_allows(removal: RemovalReason, record: Record, why: str) -> None:
+    owner = OWNER if removal is RemovalReason.RECLAIM else None
+    assert why in refusal(removal, record, record, owner, HERE)
 
 
 def test_volumes_of_another_cluster_are_foreign() -> None:
@@ -146,8 +152,8 @@ async def test_a_namesake_in_another_cluster_is_not_touched(
         await volumes.prepare(WANTED)
     assert await volumes.reclaim("pv", "uid", POOL)  # of ours there is nothing
     await volumes.retain("pv", "uid", POOL, made=False)
-    for deed in Deed:
-        assert await volumes.reclaim("pv", "theirs", POOL, deed)
+    for removal in RemovalReason:
+        assert await volumes.reclaim("pv", "theirs", POOL, removal)
     assert backend.volumes == {"pv": theirs}
 
 
@@ -155,9 +161,9 @@ async def test_without_an_answer_nothing_goes(volumes: Volumes, backend: Memory,
     server.owners["pv"] = OWNER
     await volumes.prepare(WANTED)
     server.away = True
-    for deed in Deed:
+    for removal in RemovalReason:
         with pytest.raises(ApiUnavailable):
-            await volumes.reclaim("pv", "uid", POOL, deed)
+            await volumes.reclaim("pv", "uid", POOL, removal)
     with pytest.raises(ApiUnavailable):
         await volumes.prepare(replace(WANTED, pv="new"))
     assert list(backend.volumes) == ["pv"]

@@ -8,7 +8,7 @@ import pytest
 
 from contract import capacity, names
 from contract.parameters import VolumeParameters
-from daemon.cluster.publish import desired, read_class, read_published
+from daemon.cluster.capacitypublisher import desired, read_class, read_published
 from daemon.storage.inventory import Inventory, Pool
 from kube.client import CAPACITIES, CLASSES, Json
 from kube.records import Node, StorageClass
