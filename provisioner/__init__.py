@@ -1,5 +1,4 @@
-"""Cluster-wide, one leader: provisions PersistentVolumes for claims, accounts for the capacity of nodes, reclaims
-volumes.
+"""Cluster-wide, one leader: provisions PersistentVolumes for claims, keeps account of capacity, reclaims volumes.
 
 `decision`, `podcapacity`, `capacityledger` and `nodeloss` are pure. `claims`, `expansion`, `reclaim` and `nodecleanup`
 are the controllers, `main` puts them together.

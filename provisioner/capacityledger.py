@@ -1,12 +1,12 @@
-"""What is promised of each node's pools: the sum that a decision subtracts from what the node published.
+"""The capacity reserved in each pool of each node: the sum that a decision subtracts from what the node published.
 
 A volume is charged from the moment that its creation is decided until its object, or at least our finalizer on it, is
-gone. The watch of PersistentVolumes alone can't tell: it lags behind our own creations, and says nothing of a request
-whose answer was lost. So each name has entries for what the watch showed (observed), what we asked for (booked) and
-what it is about to be granted (growing) or asked for (reserved), and counts with the largest one. A booking ends in one
-of two ways only: the watch shows that very object, by uid, or somebody has made sure that there is none
-(reservations.py). Everything here is synchronous: a decision and its booking have no `await` between them, so any
-number of claims may be worked on at the same time.
+gone. The watch of PersistentVolumes alone can't tell: it lags behind our own creations, and shows nothing of a request
+whose answer was lost. So each name has an entry for what the watch showed, for our own request (a reservation), for an
+expansion that is about to be granted and for a volume of a pod that is decided with another one. The largest counts.
+A reservation ends in one of two ways only: the watch shows that very object, by uid, or it is verified that there is
+none (reservations.py). Everything here is synchronous: a decision and its reservation have no `await` between them, so
+any number of claims may be worked on at the same time.
 """
 
 from collections.abc import Collection
@@ -33,7 +33,7 @@ def unplaced(storage_class: str) -> Account:
 
 @dataclass(frozen=True)
 class Charge:
-    """What a volume weighs: its size in bytes, and the layout that makes it more."""
+    """What a volume takes: its size in bytes, and the layout that makes it more."""
 
     account: Account
     size: int
@@ -41,8 +41,8 @@ class Charge:
 
 
 @dataclass(frozen=True)
-class Booking:
-    """A volume that was asked for and not yet seen."""
+class Reservation:
+    """A volume that was requested and is not yet seen in the watch."""
 
     charge: Charge
     since: float
@@ -52,7 +52,7 @@ class Booking:
 
 
 @dataclass(frozen=True)
-class _Growth:
+class _PendingGrowth:
     """What a volume is about to be granted, by a write that only this version of its PersistentVolume takes."""
 
     charge: Charge
@@ -89,97 +89,97 @@ def layout_of(volume: PersistentVolume) -> VolumeParameters:
         return VolumeParameters()
 
 
-class Books:
+class CapacityLedger:
     """The charges of all volumes, by account. Not thread-safe: it lives on one event loop."""
 
     def __init__(self) -> None:
         self._observed: dict[str, _Observed] = {}
-        self._bookings: dict[str, Booking] = {}
-        self._growths: dict[str, _Growth] = {}
-        self._reservations: dict[str, Charge] = {}
-        self._held: dict[str, Charge] = {}
-        self._pages: dict[Account, _Page] = {}
+        self._reservations: dict[str, Reservation] = {}
+        self._growths: dict[str, _PendingGrowth] = {}
+        self._pod_reservations: dict[str, Charge] = {}
+        self._retained: dict[str, Charge] = {}
+        self._totals: dict[Account, _AccountTotal] = {}
 
-    def taken(self, account: Account, granularity: int, *, besides: Collection[str] = ()) -> int:
-        """Bytes promised in an account, in whole extents of `granularity` bytes, leaving out the volumes `besides`."""
-        page = self._pages.get(account)
-        return page.total(granularity, besides) if page else 0
+    def reserved(self, account: Account, granularity: int, *, excluding: Collection[str] = ()) -> int:
+        """Bytes reserved in an account, in whole extents of `granularity` bytes, without the volumes `excluding`."""
+        total = self._totals.get(account)
+        return total.bytes(granularity, excluding) if total else 0
 
     def exists(self, name: str, claim_uid: str) -> bool:
         """Whether the volume of a claim is known to exist, be it from the watch or from the answer to our request.
         Not while an answer is missing: the next try finds out, and does what comes after."""
-        booking, observed = self._bookings.get(name), self._observed.get(name)
-        if booking is not None:
-            return booking.uid != ""
+        reservation, observed = self._reservations.get(name), self._observed.get(name)
+        if reservation is not None:
+            return reservation.uid != ""
         return observed is not None and observed.claim_uid == claim_uid
 
-    def booking(self, name: str) -> Booking | None:
-        """The booking of a name that is still open."""
-        return self._bookings.get(name)
+    def reservation(self, name: str) -> Reservation | None:
+        """The reservation of a name that is still open."""
+        return self._reservations.get(name)
 
-    def held(self, uid: str) -> Charge | None:
-        """What a retained volume that is gone still weighs (see `depart`)."""
-        return self._held.get(uid)
+    def retained(self, uid: str) -> Charge | None:
+        """What a retained volume that is gone still takes (see `observe_deleted`)."""
+        return self._retained.get(uid)
 
-    def book(self, name: str, charge: Charge, now: float) -> None:
-        """Promise room to a volume that is about to be asked for, or asked for again.
+    def reserve(self, name: str, charge: Charge, now: float) -> None:
+        """Reserve capacity for a volume that is about to be requested, or requested again.
 
         Raises ValueError when a lost request may still make the volume in another account.
         """
-        before = self._bookings.get(name)
+        before = self._reservations.get(name)
         if before is not None and before.charge.account != charge.account:
             raise ValueError(f"{name} may still appear in {before.charge.account}")
-        self._enter(name, Booking(charge, now))
+        self._set_reservation(name, Reservation(charge, now))
 
-    def settle(self, name: str, uid: str) -> None:
-        """The volume exists under this uid: the booking stays until the watch shows it."""
-        booking, seen = self._bookings.get(name), self._observed.get(name)
-        if booking is not None:
+    def confirm(self, name: str, uid: str) -> None:
+        """The volume exists under this uid: the reservation stays until the watch shows it."""
+        reservation, seen = self._reservations.get(name), self._observed.get(name)
+        if reservation is not None:
             shown = seen is not None and seen.uid == uid
-            self._enter(name, None if shown else replace(booking, uid=uid))
+            self._set_reservation(name, None if shown else replace(reservation, uid=uid))
 
     def release(self, name: str) -> None:
         """There is no such volume, for certain, and none will come of what we asked."""
-        self._enter(name, None)
+        self._set_reservation(name, None)
 
-    def reserve(self, name: str, charge: Charge) -> None:
-        """Keep room for a volume that is to be asked for in a moment, beside another one that was decided with it."""
+    def reserve_for_pod(self, name: str, charge: Charge) -> None:
+        """Reserve capacity for a volume that is requested in a moment, because another one of its pod was decided."""
         before = self._charges(name)
-        self._reservations[name] = charge
-        self._write(name, before, self._charges(name))
+        self._pod_reservations[name] = charge
+        self._update(name, before, self._charges(name))
 
-    def unreserve(self, name: str) -> None:
+    def release_for_pod(self, name: str) -> None:
         before = self._charges(name)
-        self._reservations.pop(name, None)
-        self._write(name, before, self._charges(name))
+        self._pod_reservations.pop(name, None)
+        self._update(name, before, self._charges(name))
 
-    def grow(self, volume: PersistentVolume, size: int) -> None:
-        """Promise a volume that exists more room, before that is written to its PersistentVolume. Once the watch shows
+    def reserve_growth(self, volume: PersistentVolume, size: int) -> None:
+        """Reserve more for a volume that exists, before that is written to its PersistentVolume. Once the watch shows
         another version than this one, either it has the grant or no write of ours can bring it any more."""
         before = charge_of(volume)
         if before is not None:
-            self._growing(volume.name, _Growth(replace(before, size=size), volume.resource_version))
+            self._set_growth(volume.name, _PendingGrowth(replace(before, size=size), volume.resource_version))
 
-    def shrink(self, name: str) -> None:
-        """The grant that was booked was refused for certain."""
-        self._growing(name, None)
+    def release_growth(self, name: str) -> None:
+        """The API server certainly refused the grant."""
+        self._set_growth(name, None)
 
     def observe(self, volume: PersistentVolume) -> bool:
-        """What the watch shows of a volume. True when its charge went and is held (see `depart`)."""
+        """What the watch shows of a volume. True when its charge went and is held (see `observe_deleted`)."""
         before = self._observed.get(volume.name)
         charge = charge_of(volume)
-        held = before is not None and (charge is None or before.uid != volume.uid) and self._hold(before)
+        held = before is not None and (charge is None or before.uid != volume.uid) and self._retain(before)
         claim_uid = volume.claim.uid if volume.claim else ""
-        self._show(volume.name, _Observed(volume.uid, claim_uid, volume.reclaim_policy, charge))
-        booking = self._bookings.get(volume.name)
-        if booking is not None and booking.uid == volume.uid:
-            self._enter(volume.name, None)
+        self._set_observed(volume.name, _Observed(volume.uid, claim_uid, volume.reclaim_policy, charge))
+        reservation = self._reservations.get(volume.name)
+        if reservation is not None and reservation.uid == volume.uid:
+            self._set_reservation(volume.name, None)
         growth = self._growths.get(volume.name)
         if growth is not None and growth.resource_version != volume.resource_version:
-            self._growing(volume.name, None)
+            self._set_growth(volume.name, None)
         return held
 
-    def depart(self, name: str) -> bool:
+    def observe_deleted(self, name: str) -> bool:
         """The watch shows that a volume is gone. True when its charge is held under its uid.
 
         With policy Delete the space came back before the object went. With Retain the space stays taken, and the
@@ -187,63 +187,63 @@ class Books:
         the charge is held until somebody has made sure that we know the figure.
         """
         before = self._observed.get(name)
-        held = before is not None and self._hold(before)
-        self._show(name, None)
-        self._growing(name, None)
+        held = before is not None and self._retain(before)
+        self._set_observed(name, None)
+        self._set_growth(name, None)
         return held
 
-    def let_go(self, uid: str) -> None:
+    def release_retained(self, uid: str) -> None:
         """The figure that a retained volume left behind is known: what was held is part of it."""
-        charge = self._held.pop(uid, None)
+        charge = self._retained.pop(uid, None)
         if charge is not None:
-            self._write(uid, (charge,), ())
+            self._update(uid, (charge,), ())
 
-    def _hold(self, before: _Observed) -> bool:
+    def _retain(self, before: _Observed) -> bool:
         charge = before.charge
         if charge is None or not charge.account.node or before.policy == DELETE:
             return False
-        self._held[before.uid] = charge
-        self._write(before.uid, (), (charge,))
+        self._retained[before.uid] = charge
+        self._update(before.uid, (), (charge,))
         return True
 
-    def _enter(self, name: str, booking: Booking | None) -> None:
+    def _set_reservation(self, name: str, reservation: Reservation | None) -> None:
         before = self._charges(name)
-        if booking is None:
-            self._bookings.pop(name, None)
+        if reservation is None:
+            self._reservations.pop(name, None)
         else:
-            self._bookings[name] = booking
-        self._write(name, before, self._charges(name))
+            self._reservations[name] = reservation
+        self._update(name, before, self._charges(name))
 
-    def _growing(self, name: str, growth: _Growth | None) -> None:
+    def _set_growth(self, name: str, growth: _PendingGrowth | None) -> None:
         before = self._charges(name)
         if growth is None:
             self._growths.pop(name, None)
         else:
             self._growths[name] = growth
-        self._write(name, before, self._charges(name))
+        self._update(name, before, self._charges(name))
 
-    def _show(self, name: str, observed: _Observed | None) -> None:
+    def _set_observed(self, name: str, observed: _Observed | None) -> None:
         before = self._charges(name)
         if observed is None:
             self._observed.pop(name, None)
         else:
             self._observed[name] = observed
-        self._write(name, before, self._charges(name))
+        self._update(name, before, self._charges(name))
 
     def _charges(self, name: str) -> tuple[Charge, ...]:
-        booking, observed, growth = self._bookings.get(name), self._observed.get(name), self._growths.get(name)
-        charges = [entry.charge for entry in (booking, observed, growth) if entry is not None]
-        return tuple(charge for charge in (*charges, self._reservations.get(name)) if charge is not None)
+        reservation, observed, growth = self._reservations.get(name), self._observed.get(name), self._growths.get(name)
+        charges = [entry.charge for entry in (reservation, observed, growth) if entry is not None]
+        return tuple(charge for charge in (*charges, self._pod_reservations.get(name)) if charge is not None)
 
-    def _write(self, key: str, before: tuple[Charge, ...], after: tuple[Charge, ...]) -> None:
+    def _update(self, key: str, before: tuple[Charge, ...], after: tuple[Charge, ...]) -> None:
         for account in {charge.account for charge in (*before, *after)}:
-            page = self._pages.setdefault(account, _Page())
-            page.write(key, tuple(charge for charge in after if charge.account == account))
-            if page.blank:
-                del self._pages[account]
+            total = self._totals.setdefault(account, _AccountTotal())
+            total.set(key, tuple(charge for charge in after if charge.account == account))
+            if total.empty:
+                del self._totals[account]
 
 
-class _Page:
+class _AccountTotal:
     """One account. The sum is kept up to date as volumes come and go: a burst asks for it once per claim."""
 
     def __init__(self) -> None:
@@ -252,23 +252,23 @@ class _Page:
         self._sum = 0
 
     @property
-    def blank(self) -> bool:
+    def empty(self) -> bool:
         return not self._charges
 
-    def write(self, name: str, charges: tuple[Charge, ...]) -> None:
-        self._sum += self._weight(charges) - self._weight(self._charges.get(name, ()))
+    def set(self, name: str, charges: tuple[Charge, ...]) -> None:
+        self._sum += self._footprint(charges) - self._footprint(self._charges.get(name, ()))
         if charges:
             self._charges[name] = charges
         else:
             self._charges.pop(name, None)
 
-    def total(self, granularity: int, besides: Collection[str]) -> int:
+    def bytes(self, granularity: int, excluding: Collection[str]) -> int:
         if granularity != self._granularity:
             self._granularity = granularity
-            self._sum = sum(map(self._weight, self._charges.values()))
-        return self._sum - sum(self._weight(self._charges.get(name, ())) for name in set(besides))
+            self._sum = sum(map(self._footprint, self._charges.values()))
+        return self._sum - sum(self._footprint(self._charges.get(name, ())) for name in set(excluding))
 
-    def _weight(self, charges: tuple[Charge, ...]) -> int:
+    def _footprint(self, charges: tuple[Charge, ...]) -> int:
         return max(
             (capacity.footprint(charge.size, charge.parameters, self._granularity) for charge in charges), default=0
         )

@@ -19,8 +19,8 @@ from kube.client import CAPACITIES, CLAIMS, CLASSES, NODES, PODS, VOLUMES, Clust
 from kube.informer import Informer
 from kube.records import Claim, Node, Pod, StorageClass
 from provisioner import decision
-from provisioner.capacityledger import Account, Books, layout_of, unplaced
-from provisioner.decision import Offer, Offers, Source
+from provisioner.capacityledger import Account, CapacityLedger, layout_of, unplaced
+from provisioner.decision import AvailableCapacity, CloneSource, NodeCapacity
 
 
 @dataclass(frozen=True)
@@ -31,22 +31,22 @@ class Published:
     resource_version: str
 
 
-class View:
+class ClusterCache:
     """Only its task changes it, so between two awaits it stands still."""
 
-    def __init__(self, cluster: Cluster, namespace: str, books: Books) -> None:
-        self.books = books
+    def __init__(self, cluster: Cluster, namespace: str, ledger: CapacityLedger) -> None:
+        self.ledger = ledger
         self.claims = Informer[Claim](cluster, CLAIMS, _waiting_claim)
         self.classes = Informer[StorageClass](cluster, CLASSES, records.read_storage_class)
         self.volumes = Informer[PersistentVolume](cluster, VOLUMES, volume.read)
         self.capacities = Informer[Published](cluster, CAPACITIES, _published, namespace=namespace)
         self.pods = Informer[Pod](cluster, PODS, _pending_pod, field_selector=f"status.phase={PENDING}")
-        self._users: dict[str, dict[str, None]] = {}
+        self._pods_of_claim: dict[str, dict[str, None]] = {}
         """Keys of the pods that name a claim, by its key."""
-        self._of_claim: dict[str, str] = {}
+        self._volume_of_claim: dict[str, str] = {}
         """Name of the volume that a claim has, by its key."""
         self._of_class: dict[str, dict[str, Published]] = {}
-        self._on_held: list[Callable[[str], None]] = []
+        self._on_retained: list[Callable[[str], None]] = []
         self.volumes.subscribe(self._volume_changed)
         self.capacities.subscribe(self._capacity_changed)
         self.pods.subscribe(self._pod_changed)
@@ -60,9 +60,9 @@ class View:
     def synced(self) -> bool:
         return self.volumes.synced and all(cache.synced for cache in self._others)
 
-    def on_held(self, callback: Callable[[str], None]) -> None:
-        """Tells the uid of each retained volume that went and may have left a smaller node behind."""
-        self._on_held.append(callback)
+    def on_retained(self, callback: Callable[[str], None]) -> None:
+        """Calls it with the uid of each retained volume that went and may have left its node with less."""
+        self._on_retained.append(callback)
 
     async def run(self) -> None:
         """Follows the cluster, for ever."""
@@ -85,44 +85,44 @@ class View:
             if node in nodes
         }
 
-    def offers(self, claim: Claim, besides: str, source: Source) -> Offers:
-        """What nodes have left for a claim, not counting the volume `besides`, which is the claim's own. Of the one
+    def available(self, claim: Claim, excluding: str, source: CloneSource) -> AvailableCapacity:
+        """What nodes have left for a claim, not counting the volume `excluding`, which is the claim's own. Of the one
         node only that can serve it, when that is known: a cluster may have thousands."""
         name = claim.storage_class
         nodes = self._of_class.get(name, {})
         storage_class = self.classes.get(name)
-        if claim.clones or (storage_class is not None and decision.bound_late(storage_class)):
+        if claim.clones or (storage_class is not None and decision.waits_for_first_consumer(storage_class)):
             label = source.node if claim.clones else names.node_label_value(claim.selected_node)
             chosen = [nodes[label]] if label in nodes else []
-            return Offers([self._offer(published.capacity, {besides}) for published in chosen])
-        return self._anywhere(name, {besides})
+            return AvailableCapacity([self._node_capacity(published.capacity, {excluding}) for published in chosen])
+        return self._on_all_nodes(name, {excluding})
 
-    def _anywhere(self, name: str, besides: Collection[str]) -> Offers:
+    def _on_all_nodes(self, name: str, excluding: Collection[str]) -> AvailableCapacity:
         """What all nodes have left for a class."""
         nodes = self._of_class.get(name, {})
         granularity = max((published.capacity.granularity for published in nodes.values()), default=1)
-        return Offers(
-            [self._offer(published.capacity, besides) for published in nodes.values()],
-            self.books.taken(unplaced(name), granularity, besides=besides),
+        return AvailableCapacity(
+            [self._node_capacity(published.capacity, excluding) for published in nodes.values()],
+            self.ledger.reserved(unplaced(name), granularity, excluding=excluding),
         )
 
-    def offers_beside(self, volume: PersistentVolume) -> Offers:
+    def available_for_growth(self, volume: PersistentVolume) -> AvailableCapacity:
         """What there is for a volume to grow: of its own pool, beyond what it counts with there; while it has no node,
         of all nodes for the whole of it."""
         if not volume.node_label:
-            return self._anywhere(volume.storage_class, {volume.name})
+            return self._on_all_nodes(volume.storage_class, {volume.name})
         of_pool = [
             published.capacity
             for nodes in self._of_class.values()
             if (published := nodes.get(volume.node_label)) and published.capacity.pool == volume.pool
         ]
-        # Its own class first: how often a thin pool may be promised is a matter of the class.
+        # Its own class first: the overprovision ratio of a thin pool is a matter of the class.
         of_pool.sort(key=lambda offered: offered.storage_class != volume.storage_class)
-        return Offers([self._offer_beyond(offered, volume) for offered in of_pool[:1]])
+        return AvailableCapacity([self._node_capacity_beyond(offered, volume) for offered in of_pool[:1]])
 
-    def users(self, claim: str) -> list[Pod]:
+    def pods_of(self, claim: str) -> list[Pod]:
         """The pods not running yet that name a claim, by its key."""
-        found = (self.pods.get(key) for key in self._users.get(claim, ()))
+        found = (self.pods.get(key) for key in self._pods_of_claim.get(claim, ()))
         return [pod for pod in found if pod is not None]
 
     def published_for(self, storage_class: str) -> dict[str, Capacity]:
@@ -136,37 +136,37 @@ class View:
 
     def volume_of(self, claim: str) -> PersistentVolume | None:
         """The volume of ours that a claim has, by its key."""
-        return self.volumes.get(self._of_claim.get(claim, ""))
+        return self.volumes.get(self._volume_of_claim.get(claim, ""))
 
-    def taken(self, offered: Capacity, besides: Collection[str]) -> Callable[[str], int]:
-        """What is promised of each pool of a node, not counting the volumes `besides`."""
-        return lambda pool: self.books.taken(Account(offered.node, pool), offered.granularity, besides=besides)
+    def reserved(self, offered: Capacity, excluding: Collection[str]) -> Callable[[str], int]:
+        """What is reserved in each pool of a node, not counting the volumes `excluding`."""
+        return lambda pool: self.ledger.reserved(Account(offered.node, pool), offered.granularity, excluding=excluding)
 
-    def _offer_beyond(self, offered: Capacity, volume: PersistentVolume) -> Offer:
-        counts = self.taken(offered, {volume.name})
+    def _node_capacity_beyond(self, offered: Capacity, volume: PersistentVolume) -> NodeCapacity:
+        counts = self.reserved(offered, {volume.name})
         has = footprint(volume.charged, layout_of(volume), offered.granularity)
-        return Offer(offered, offered.left(lambda pool: counts(pool) + (has if pool == volume.pool else 0)))
+        return NodeCapacity(offered, offered.left(lambda pool: counts(pool) + (has if pool == volume.pool else 0)))
 
-    def _offer(self, offered: Capacity, besides: Collection[str]) -> Offer:
-        return Offer(offered, offered.left(self.taken(offered, besides)))
+    def _node_capacity(self, offered: Capacity, excluding: Collection[str]) -> NodeCapacity:
+        return NodeCapacity(offered, offered.left(self.reserved(offered, excluding)))
 
     def _volume_changed(self, name: str, old: PersistentVolume | None, new: PersistentVolume | None) -> None:
-        if old is not None and self._of_claim.get(str(old.claim)) == name:
-            del self._of_claim[str(old.claim)]
+        if old is not None and self._volume_of_claim.get(str(old.claim)) == name:
+            del self._volume_of_claim[str(old.claim)]
         if new is not None and new.claim is not None:
-            self._of_claim[str(new.claim)] = name
-        held = self.books.depart(name) if new is None else self.books.observe(new)
+            self._volume_of_claim[str(new.claim)] = name
+        held = self.ledger.observe_deleted(name) if new is None else self.ledger.observe(new)
         if held and old is not None:
-            for callback in self._on_held:
+            for callback in self._on_retained:
                 callback(old.uid)
 
     def _pod_changed(self, key: str, old: Pod | None, new: Pod | None) -> None:
         for claim in old.claims if old else ():
-            self._users.get(claim, {}).pop(key, None)
-            if not self._users.get(claim):
-                self._users.pop(claim, None)
+            self._pods_of_claim.get(claim, {}).pop(key, None)
+            if not self._pods_of_claim.get(claim):
+                self._pods_of_claim.pop(claim, None)
         for claim in new.claims if new else ():
-            self._users.setdefault(claim, {})[key] = None
+            self._pods_of_claim.setdefault(claim, {})[key] = None
 
     def _capacity_changed(self, key: str, old: Published | None, new: Published | None) -> None:
         if old is not None:
@@ -176,8 +176,8 @@ class View:
 
 
 def _waiting_claim(body: Json) -> Claim | None:
-    """Claims that have what they ask for, or wait for others, are most of a cluster's: they are not kept. For whom one
-    waits that was not scheduled yet, only its class could tell."""
+    """Most claims have what they request, or wait for other provisioners: they are not kept. Of one that is not
+    scheduled yet, only its class says which provisioner it waits for."""
     claim = records.read_claim(body)
     waits = not claim.volume_name and claim.provisioner in ("", *names.PROVISIONERS) and not claim.deleting
     return claim if waits or claim.grows else None

@@ -1,8 +1,9 @@
-"""What is to be done for a claim: a pure function of the claim, its class and the room that nodes have left.
+"""What is to be done for a claim: a pure function of the claim, its class and the free capacity of the nodes.
 
 The order of the checks is that of the Kubernetes provisioning protocol: is the claim ours and unbound, has the
-scheduler chosen a node, and only then whether it can be served. A claim that can't be is refused in words for its
-owner. One that could be served elsewhere is sent back to the scheduler, which looks at the nodes' capacity again.
+scheduler chosen a node, and only then whether it can be served. A claim that can't be is refused with a
+message for its owner. One that could be served elsewhere is rescheduled: the scheduler looks at the nodes' capacity
+again.
 
 A claim may ask for a copy of another one. The copy is made by the node that has the source, from disk to disk, so it
 lives there too. All that could make the copy fail for ever is refused here, before there is a PersistentVolume, which
@@ -21,7 +22,7 @@ from kube.records import WAIT_FOR_FIRST_CONSUMER, Claim, Pod, StorageClass
 
 
 @dataclass(frozen=True)
-class Source:
+class CloneSource:
     """What was found of the claim that is to be copied. `volume` is None also for a volume that is not of our
     driver."""
 
@@ -34,15 +35,15 @@ class Source:
         return self.volume.node_label if self.volume else ""
 
 
-NOTHING = Source()
+NO_SOURCE = CloneSource()
 
 
-def source_parameters(source: Source) -> dict[str, str]:
+def source_parameters(source: CloneSource) -> dict[str, str]:
     """What a copy takes from its source where its class says nothing else."""
     return {"fsType": source.volume.filesystem} if source.volume else {}
 
 
-def obstacle(claim: Claim, wanted: VolumeParameters, source: Source) -> str:
+def clone_obstacle(claim: Claim, wanted: VolumeParameters, source: CloneSource) -> str:
     """Why the copy can't be made as things are, empty when it can. Who may read the source may copy it: both are of
     one namespace."""
     name = claim.data_source_name
@@ -81,29 +82,29 @@ READ_WRITE_ONCE, READ_ONLY_MANY = "ReadWriteOnce", "ReadOnlyMany"
 ACCESS_MODES = frozenset({READ_WRITE_ONCE, READ_ONLY_MANY})
 FILESYSTEM = "Filesystem"
 
-PATIENCE = 5.0
-"""Seconds that a chosen node gets to publish its room: its daemon may be about to, for a class made just now. The
+PUBLISH_TIMEOUT = 5.0
+"""Seconds that a chosen node gets to publish its capacity: its daemon may be about to, for a class made just now. The
 scheduler looks once a second, and a pod that waits here could start elsewhere."""
 
 
 @dataclass(frozen=True)
-class Offer:
-    """What a node publishes for the class, and how many bytes of it are not promised yet."""
+class NodeCapacity:
+    """What a node publishes for the class, and how many bytes of it are not reserved."""
 
-    capacity: Capacity
+    published: Capacity
     free: int
 
 
 @dataclass(frozen=True)
-class Offers:
-    """All that nodes offer to one class. `unplaced`: bytes promised to its volumes that have no node yet."""
+class AvailableCapacity:
+    """All that nodes have for one class. `unplaced`: bytes reserved for its volumes that have no node yet."""
 
-    nodes: Sequence[Offer] = ()
+    nodes: Sequence[NodeCapacity] = ()
     unplaced: int = 0
 
-    def of(self, node: str) -> Offer | None:
+    def of(self, node: str) -> NodeCapacity | None:
         label = names.node_label_value(node)
-        return next((offer for offer in self.nodes if offer.capacity.node == label), None)
+        return next((on_node for on_node in self.nodes if on_node.published.node == label), None)
 
 
 @dataclass(frozen=True)
@@ -120,14 +121,14 @@ class Wait:
 
 @dataclass(frozen=True)
 class Refuse:
-    """It can't be served as things are: tell its owner."""
+    """It can't be served as things are: an event says why."""
 
     why: str
 
 
 @dataclass(frozen=True)
-class SendBack:
-    """Not on this node: ask the scheduler for another one, and tell the owner."""
+class Reschedule:
+    """Not on this node: ask the scheduler for another one; an event says why."""
 
     why: str
 
@@ -138,35 +139,40 @@ class Create:
 
     size: int
     parameters: VolumeParameters
-    place: Capacity | None
+    target: Capacity | None
     original: Original | None = None
 
 
-Decision = Ignore | Wait | Refuse | SendBack | Create
+Decision = Ignore | Wait | Refuse | Reschedule | Create
 
 
-def bound_late(storage_class: StorageClass) -> bool:
+def waits_for_first_consumer(storage_class: StorageClass) -> bool:
     """Whether the claims of a class are for volumes of ours on the node that the scheduler chooses for their pod."""
     return storage_class.provisioner in names.PROVISIONERS and storage_class.binding_mode == WAIT_FOR_FIRST_CONSUMER
 
 
-def ours(claim: Claim) -> bool:
+def is_ours(claim: Claim) -> bool:
     """Whether a claim waits for a volume of ours."""
     return not claim.volume_name and claim.provisioner in names.PROVISIONERS and not claim.deleting
 
 
 def decide(
-    claim: Claim, storage_class: StorageClass | None, offers: Offers, *, waited: float, source: Source = NOTHING
+    claim: Claim,
+    storage_class: StorageClass | None,
+    available: AvailableCapacity,
+    *,
+    waited: float,
+    source: CloneSource = NO_SOURCE,
 ) -> Decision:
-    """`waited`: seconds since the chosen node was first found to publish no room for the class. `source`: what was
+    """`waited`: seconds since the chosen node was first found to publish no capacity for the class. `source`: what was
     found of the claim that this one is to be a copy of."""
-    if not ours(claim):
+    if not is_ours(claim):
         return Ignore()
     if storage_class is None:
         return Refuse(_no_class(claim))
     if storage_class.provisioner not in names.PROVISIONERS:
         return Ignore()
-    late = bound_late(storage_class)
+    late = waits_for_first_consumer(storage_class)
     if late and not claim.selected_node:
         return Ignore()
     try:
@@ -175,24 +181,24 @@ def decide(
         )
     except ParameterError as error:
         return Refuse(f"{error}. Parameters can't be changed: make the class anew")
-    reason = _unservable(claim) or _too_small(claim, wanted)
+    reason = _unsupported(claim) or _too_small(claim, wanted)
     if reason:
         return Refuse(reason)
     if claim.clones:
-        return _beside(claim, wanted, offers, source)
+        return _beside_source(claim, wanted, available, source)
     if late:
-        return _on_node(claim, claim.selected_node, wanted, offers, waited)
+        return _on_selected_node(claim, claim.selected_node, wanted, available, waited)
     if storage_class.allowed_topologies:
         return Refuse(
             "allowedTopologies with volumeBindingMode Immediate can't be honoured, because the first pod chooses the "
             f"node: use {WAIT_FOR_FIRST_CONSUMER}"
         )
-    return anywhere(claim, wanted, offers)
+    return on_any_node(claim, wanted, available)
 
 
 def unscheduled(claim: Claim, users: Collection[Pod]) -> Ignore | Refuse:
-    """A claim that waits until the scheduler has chosen a node for its pod. It never does for one that names its node
-    itself, and nobody else tells."""
+    """A claim that waits until the scheduler has chosen a node for its pod. It never does for a pod that names its node
+    itself, and nothing else reports that."""
     by_hand = next((pod for pod in users if pod.node_name and not pod.deleting), None)
     if by_hand is None or claim.volume_name or claim.deleting:
         return Ignore()
@@ -209,7 +215,7 @@ def _no_class(claim: Claim) -> str:
     return f"there is no StorageClass {claim.storage_class!r}: create it, the claim is tried again then"
 
 
-def _unservable(claim: Claim) -> str:
+def _unsupported(claim: Claim) -> str:
     """Why no class of ours could serve such a claim, empty when one could."""
     wrong = [mode for mode in claim.access_modes if mode not in ACCESS_MODES]
     if wrong:
@@ -240,64 +246,71 @@ def _too_small(claim: Claim, wanted: VolumeParameters) -> str:
     )
 
 
-def _on_node(claim: Claim, node: str, wanted: VolumeParameters, offers: Offers, waited: float) -> Decision:
-    offer = offers.of(node)
-    if offer is None:
-        if waited < PATIENCE:
-            return Wait(PATIENCE - waited)
-        return SendBack(
-            f"node {node} publishes no room for this class (is its elastic-local daemon ready?): another node is "
+def _on_selected_node(
+    claim: Claim, node: str, wanted: VolumeParameters, available: AvailableCapacity, waited: float
+) -> Decision:
+    on_node = available.of(node)
+    if on_node is None:
+        if waited < PUBLISH_TIMEOUT:
+            return Wait(PUBLISH_TIMEOUT - waited)
+        return Reschedule(
+            f"node {node} publishes no capacity for this class (is its elastic-local daemon ready?): another node is "
             "asked for"
         )
-    if needs(claim, wanted, offer) > offer.free:
-        return SendBack(f"{asks(claim, wanted, offer)}, node {node} has {left(offer)}: another node is asked for")
-    return Create(claim.requested, wanted, offer.capacity)
+    if required_bytes(claim, wanted, on_node) > on_node.free:
+        return Reschedule(
+            f"{request_text(claim, wanted, on_node)}, node {node} has {free_text(on_node)}: another node is asked for"
+        )
+    return Create(claim.requested, wanted, on_node.published)
 
 
-def _beside(claim: Claim, wanted: VolumeParameters, offers: Offers, source: Source) -> Decision:
+def _beside_source(
+    claim: Claim, wanted: VolumeParameters, available: AvailableCapacity, source: CloneSource
+) -> Decision:
     """A copy can live on its source's node only, and says so from the start: whichever node the scheduler chose, it
     reads the affinity before it binds the pod, and chooses anew."""
-    if reason := obstacle(claim, wanted, source):
+    if reason := clone_obstacle(claim, wanted, source):
         return Refuse(reason)
     assert source.volume, "or there was an obstacle"
     node = source.volume.node_label
-    offer = offers.of(node)
+    on_node = available.of(node)
     beside = f"node {node}, where {claim.data_source_name} lives,"
-    if offer is None:
-        return Refuse(f"{beside} publishes no room for this class: is its elastic-local daemon ready?")
-    if needs(claim, wanted, offer) > offer.free:
-        return Refuse(f"{asks(claim, wanted, offer)}, {beside} has {left(offer)}: free room there")
+    if on_node is None:
+        return Refuse(f"{beside} publishes no capacity for this class: is its elastic-local daemon ready?")
+    if required_bytes(claim, wanted, on_node) > on_node.free:
+        return Refuse(f"{request_text(claim, wanted, on_node)}, {beside} has {free_text(on_node)}: free up space there")
     original = Original(source.volume.name, source.volume.uid)
-    return Create(claim.requested, wanted, offer.capacity, original)
+    return Create(claim.requested, wanted, on_node.published, original)
 
 
-def anywhere(claim: Claim, wanted: VolumeParameters, offers: Offers) -> Create | Refuse:
+def on_any_node(claim: Claim, wanted: VolumeParameters, available: AvailableCapacity) -> Create | Refuse:
     """The first pod chooses the node, so all that can be asked is that there is one to choose."""
-    if not offers.nodes:
-        return Refuse("no node publishes room for this class: is the elastic-local daemon ready on any?")
-    best = max(offers.nodes, key=lambda offer: offer.free - needs(claim, wanted, offer))
-    if needs(claim, wanted, best) > best.free:
+    if not available.nodes:
+        return Refuse("no node publishes capacity for this class: is the elastic-local daemon ready on any?")
+    best = max(available.nodes, key=lambda on_node: on_node.free - required_bytes(claim, wanted, on_node))
+    if required_bytes(claim, wanted, best) > best.free:
         return Refuse(
-            f"{asks(claim, wanted, best)}, and the most that a node has is {left(best)}, on "
-            f"{best.capacity.node}: ask for less, or free room"
+            f"{request_text(claim, wanted, best)}, and the most that a node has is {free_text(best)}, on "
+            f"{best.published.node}: ask for less, or free up space"
         )
-    together = sum(max(offer.free, 0) for offer in offers.nodes)
-    if needs(claim, wanted, best) + offers.unplaced > together:
+    together = sum(max(on_node.free, 0) for on_node in available.nodes)
+    if required_bytes(claim, wanted, best) + available.unplaced > together:
         return Refuse(
-            f"{asks(claim, wanted, best)}, and of the {quantity.humane(together)} that all nodes have left, "
-            f"{quantity.humane(offers.unplaced)} are promised to volumes that wait for their first pod: free room"
+            f"{request_text(claim, wanted, best)}, and of the {quantity.humane(together)} that all nodes have left, "
+            f"{quantity.humane(available.unplaced)} are reserved for volumes that wait for their first pod: "
+            "free up space"
         )
     return Create(claim.requested, wanted, None)
 
 
-def needs(claim: Claim, wanted: VolumeParameters, offer: Offer) -> int:
+def required_bytes(claim: Claim, wanted: VolumeParameters, on_node: NodeCapacity) -> int:
     """Bytes of the pool for what the claim asks for."""
-    return capacity.footprint(claim.requested, wanted, offer.capacity.granularity)
+    return capacity.footprint(claim.requested, wanted, on_node.published.granularity)
 
 
-def asks(claim: Claim, wanted: VolumeParameters, offer: Offer) -> str:
-    """The same in words."""
-    needed = needs(claim, wanted, offer)
+def request_text(claim: Claim, wanted: VolumeParameters, on_node: NodeCapacity) -> str:
+    """The same as text for a message."""
+    needed = required_bytes(claim, wanted, on_node)
     asked = f"the claim asks for {quantity.humane(claim.requested)}"
     # A mirror takes twice its size: say so, or the figures seem to contradict each other.
     return (
@@ -305,5 +318,5 @@ def asks(claim: Claim, wanted: VolumeParameters, offer: Offer) -> str:
     )
 
 
-def left(offer: Offer) -> str:
-    return f"{quantity.humane(max(offer.free, 0))} left in pool {offer.capacity.pool}"
+def free_text(on_node: NodeCapacity) -> str:
+    return f"{quantity.humane(max(on_node.free, 0))} left in pool {on_node.published.pool}"

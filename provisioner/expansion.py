@@ -1,17 +1,17 @@
-"""Growing: what a claim asks for beyond what it has is a wish, and no promise before there is room for it.
+"""Volume expansion: what a claim requests beyond what it has is granted only when its pool has the capacity.
 
 Kubernetes raises spec.capacity as soon as a claim asks for more, because it has no driver of ours to ask first, and
-the kubelet starts no pod whose volume does not become as large as spec.capacity says. So the wish is granted in steps,
-each of which can be seen on the objects, and none of which keeps a pod from starting:
+the kubelet starts no pod whose volume does not become as large as spec.capacity says. So the request is granted in
+steps, each of which can be seen on the objects, and none of which keeps a pod from starting:
 
-1. There is room: it is booked, and written down as granted (names.GRANTED_ANNOTATION). Without room the claim's owner
-   reads so, spec.capacity goes back to what the claim has, and the wish is looked at again when room appears.
-2. The node lets the volume have what was granted, and says so (names.SIZE_ANNOTATION).
-3. spec.capacity says what the claim asks for. The kubelet has the filesystem grow, for which the room is there, and
-   writes the new size into the claim's status.
+1. The pool has the capacity: it is reserved, and recorded as granted (names.GRANTED_ANNOTATION). Otherwise an event on
+   the claim says so, spec.capacity goes back to what the claim has, and it is tried again when capacity is freed.
+2. The node extends the volume to what was granted, and records its size (names.SIZE_ANNOTATION).
+3. spec.capacity is set to what the claim requests. The kubelet has the filesystem grow, for which the volume is large
+   enough by now, and writes the new size into the claim's status.
 
-A claim that is lowered again is a smaller wish. What the kubelet is to grow to stands in the claim's status, and stays
-there when a claim is lowered (the recovery of Kubernetes 1.34), so it is corrected before spec.capacity is raised.
+A claim may be lowered again. What the kubelet is to grow to stands in the claim's status, and stays there when a claim
+is lowered (the recovery of Kubernetes 1.34), so it is corrected before spec.capacity is raised.
 """
 
 import logging
@@ -28,25 +28,25 @@ from kube.events import Recorder
 from kube.records import Claim
 from kube.workqueue import WorkQueue
 from provisioner.capacityledger import layout_of
-from provisioner.clusterstate import Published, View, live_claim
-from provisioner.decision import Offers, Refuse, anywhere, asks, needs
+from provisioner.clusterstate import ClusterCache, Published, live_claim
+from provisioner.decision import AvailableCapacity, Refuse, on_any_node, request_text, required_bytes
 from service import logs
 
 _log = logging.getLogger(__name__)
 
 RESIZE_FAILED = "VolumeResizeFailed"
-GRACE = 5.0
+NODE_GRACE = 5.0
 """Seconds that a node gets to extend a volume before spec.capacity goes back: mostly it takes less than one."""
-SECOND_LOOK = 120.0
-"""Seconds after which a wish is looked at again, though nothing has changed that we know of."""
+RECHECK_SECONDS = 120.0
+"""Seconds after which an expansion is tried again, though nothing has changed that we know of."""
 
-PENDING = "NodeResizePending"
-_UNDER_WAY = ("ControllerResizeInProgress", PENDING, "NodeResizeInProgress")
-"""Of status.allocatedResourceStatuses: the kubelet lets the volume grow, or will soon be told to."""
+NODE_RESIZE_PENDING = "NodeResizePending"
+_UNDER_WAY = ("ControllerResizeInProgress", NODE_RESIZE_PENDING, "NodeResizeInProgress")
+"""Of status.allocatedResourceStatuses: the kubelet lets the volume grow, or will do so soon."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExpansionPlan:
     """How PersistentVolume and claim should be. Sizes in bytes."""
 
     granted: int
@@ -56,54 +56,57 @@ class Plan:
     waits: bool = False
     """It was granted, and its node has not given it yet."""
     refused: str = ""
-    """Why the wish stays one."""
+    """Why it is not granted."""
 
 
-def refusal(volume: PersistentVolume, claim: Claim, offers: Offers) -> str:
-    """Why what the claim asks for can't be granted, empty when it can. `offers`: those of View.offers_beside."""
+def refusal(volume: PersistentVolume, claim: Claim, available: AvailableCapacity) -> str:
+    """Why what the claim asks for can't be granted, empty when it can. `available`: those of
+    ClusterCache.available_for_growth."""
     layout = layout_of(volume)
     if not volume.node_label:
-        decision = anywhere(claim, layout, offers)
+        decision = on_any_node(claim, layout, available)
         return decision.why if isinstance(decision, Refuse) else ""
     remedy = (
-        f"it keeps the {quantity.humane(claim.capacity)} that it has and grows by itself when there is room; free room "
-        f"on that node, or lower the claim again, to anything above {quantity.humane(claim.capacity)}"
+        f"it keeps the {quantity.humane(claim.capacity)} that it has and grows by itself when there is space; free up "
+        f"space on that node, or lower the claim again, to anything above {quantity.humane(claim.capacity)}"
     )
-    if not offers.nodes:
+    if not available.nodes:
         return (
-            f"node {volume.node_label} publishes no room of pool {volume.pool} (is its elastic-local daemon ready?): "
-            f"{remedy}"
+            f"node {volume.node_label} publishes no capacity of pool {volume.pool} (is its elastic-local daemon "
+            f"ready?): {remedy}"
         )
-    (offer,) = offers.nodes
-    has = footprint(volume.charged, layout, offer.capacity.granularity)
-    more = needs(claim, layout, offer) - has
-    if more <= max(offer.free, 0):
+    (on_node,) = available.nodes
+    has = footprint(volume.charged, layout, on_node.published.granularity)
+    more = required_bytes(claim, layout, on_node) - has
+    if more <= max(on_node.free, 0):
         return ""
     return (
-        f"{asks(claim, layout, offer)}, {quantity.humane(more)} more than it has, and node {volume.node_label} has "
-        f"{quantity.humane(max(offer.free, 0))} left in pool {volume.pool}: {remedy}"
+        f"{request_text(claim, layout, on_node)}, {quantity.humane(more)} more than it has, and node "
+        f"{volume.node_label} has {quantity.humane(max(on_node.free, 0))} left in pool {volume.pool}: {remedy}"
     )
 
 
-def plan(volume: PersistentVolume, claim: Claim, refused: str, *, in_grace: bool) -> Plan:
+def plan(volume: PersistentVolume, claim: Claim, refused: str, *, in_grace: bool) -> ExpansionPlan:
     """`refused`: what `refusal` says. `in_grace`: its node may still be about to extend it."""
-    wish = claim.requested
+    requested = claim.requested
     has = max(claim.capacity, volume.given)
     # Where nobody wrote down a grant, what the kubelet saw was granted: the status is nobody's but its own to write.
     granted = max(volume.given, min(has, volume.size)) if volume.granted is None else volume.granted
-    if wish <= granted:
-        granted = max(wish, has, min(volume.actual, granted))
+    if requested <= granted:
+        granted = max(requested, has, min(volume.actual, granted))
         refused = ""
     elif not refused:
-        granted = wish
-    if wish <= has:
-        return Plan(granted, min(volume.size, has))
+        granted = requested
+    if requested <= has:
+        return ExpansionPlan(granted, min(volume.size, has))
     actual = volume.actual or (volume.given if volume.made else 0)
-    if refused or (volume.node_label and actual < wish):
-        keeps = in_grace and not refused and volume.size <= wish
-        return Plan(granted, volume.size if keeps else min(volume.size, has), waits=not refused, refused=refused)
-    grows = not claim.allocated or (claim.allocated == wish and claim.resize_status in _UNDER_WAY)
-    return Plan(granted, wish, 0 if grows else wish)
+    if refused or (volume.node_label and actual < requested):
+        keeps = in_grace and not refused and volume.size <= requested
+        return ExpansionPlan(
+            granted, volume.size if keeps else min(volume.size, has), waits=not refused, refused=refused
+        )
+    grows = not claim.allocated or (claim.allocated == requested and claim.resize_status in _UNDER_WAY)
+    return ExpansionPlan(granted, requested, 0 if grows else requested)
 
 
 def settled(volume: PersistentVolume) -> bool:
@@ -111,30 +114,30 @@ def settled(volume: PersistentVolume) -> bool:
     return volume.size == volume.promised
 
 
-class Growth:
+class ExpansionController:
     """The controller: looks at one volume at a time, by name."""
 
     def __init__(
         self,
         cluster: Cluster,
-        view: View,
+        cache: ClusterCache,
         recorder: Recorder,
         *,
         parallelism: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cluster = cluster
-        self._view = view
+        self._cache = cache
         self._recorder = recorder
         self._clock = clock
         self._refused: set[str] = set()
-        """Volumes whose wish waits for room."""
+        """Volumes whose expansion waits for capacity."""
         self._waiting: dict[str, float] = {}
         """Since when a volume's node has not given it what it was granted."""
         self.queue = WorkQueue(self._handle, parallelism=parallelism, of="volume")
-        view.claims.subscribe(self._claim_changed)
-        view.volumes.subscribe(self._volume_changed)
-        view.capacities.subscribe(self._capacity_changed)
+        cache.claims.subscribe(self._claim_changed)
+        cache.volumes.subscribe(self._volume_changed)
+        cache.capacities.subscribe(self._capacity_changed)
 
     def _claim_changed(self, key: str, old: Claim | None, new: Claim | None) -> None:
         claim = new or old
@@ -143,32 +146,32 @@ class Growth:
 
     def _volume_changed(self, name: str, old: PersistentVolume | None, new: PersistentVolume | None) -> None:
         if new is None or (old is not None and new.charged < old.charged):
-            self.look_again()
+            self.requeue_refused()
         if new is not None and (not settled(new) or name in self._waiting):
             self.queue.add(name)
 
     def _capacity_changed(self, key: str, old: Published | None, new: Published | None) -> None:
         # Each new volume moves `available`, on which nothing is decided here.
         if new and (not old or replace(new.capacity, available=0) != replace(old.capacity, available=0)):
-            self.look_again()
+            self.requeue_refused()
 
-    def look_again(self) -> None:
-        """At the wishes that wait: there may be room now."""
+    def requeue_refused(self) -> None:
+        """Those that wait: there may be capacity now."""
         for name in self._refused:
             self.queue.add(name)
 
     async def _handle(self, name: str) -> None:
-        volume = self._view.volumes.get(name)
+        volume = self._cache.volumes.get(name)
         if volume is None or volume.claim is None or volume.deleting or volume.phase != BOUND:
             self._forget(name)
             return
         with logs.about(volume=name, claim=str(volume.claim)):
-            await self._serve(volume)
+            await self._reconcile(volume)
 
-    async def _serve(self, volume: PersistentVolume) -> None:
-        """Decided first on the cached claim, which costs nothing: many wishes may wait for a long time."""
+    async def _reconcile(self, volume: PersistentVolume) -> None:
+        """Decided first on the cached claim, which costs nothing: many expansions may wait for a long time."""
         assert volume.claim
-        claim = self._view.claims.get(str(volume.claim))
+        claim = self._cache.claims.get(str(volume.claim))
         if claim is None and settled(volume) and volume.name not in self._waiting:
             self._forget(volume.name)
             return
@@ -178,48 +181,51 @@ class Growth:
                 self._forget(volume.name)
                 return
         wanted = self._plan(volume, claim)
-        self._note(volume, claim, wanted)
+        self._track(volume, claim, wanted)
         if not _differs(volume, wanted):
             return
         if wanted.granted > volume.charged:
-            self._view.books.grow(volume, wanted.granted)
+            self._cache.ledger.reserve_growth(volume, wanted.granted)
             _log.info("granted %d bytes", wanted.granted)
         try:
             await self._write(volume, claim, wanted)
         except Conflict:
             self.queue.add_after(volume.name, 0.1)
         except NotFound:
-            self._view.books.shrink(volume.name)
+            self._cache.ledger.release_growth(volume.name)
         except Unreachable:
             raise
         except ApiError:
-            self._view.books.shrink(volume.name)
+            self._cache.ledger.release_growth(volume.name)
             raise
 
-    def _plan(self, volume: PersistentVolume, claim: Claim) -> Plan:
-        in_grace = self._clock() - self._waiting.get(volume.name, self._clock()) < GRACE
-        return plan(volume, claim, refusal(volume, claim, self._view.offers_beside(volume)), in_grace=in_grace)
+    def _plan(self, volume: PersistentVolume, claim: Claim) -> ExpansionPlan:
+        in_grace = self._clock() - self._waiting.get(volume.name, self._clock()) < NODE_GRACE
+        return plan(volume, claim, refusal(volume, claim, self._cache.available_for_growth(volume)), in_grace=in_grace)
 
-    def _note(self, volume: PersistentVolume, claim: Claim, wanted: Plan) -> None:
+    def _track(self, volume: PersistentVolume, claim: Claim, wanted: ExpansionPlan) -> None:
         if wanted.refused:
             if volume.name not in self._refused:
                 _log.info("not granted: %s", wanted.refused)
             self._refused.add(volume.name)
             self._recorder.warning(claim.reference, RESIZE_FAILED, wanted.refused)
-            self.queue.add_after(volume.name, SECOND_LOOK)
+            self.queue.add_after(volume.name, RECHECK_SECONDS)
         else:
             self._refused.discard(volume.name)
         if wanted.waits:
             self._waiting.setdefault(volume.name, self._clock())
-            self.queue.add_after(volume.name, GRACE if wanted.capacity == claim.requested else SECOND_LOOK)
+            self.queue.add_after(volume.name, NODE_GRACE if wanted.capacity == claim.requested else RECHECK_SECONDS)
         else:
             self._waiting.pop(volume.name, None)
 
-    async def _write(self, volume: PersistentVolume, claim: Claim, wanted: Plan) -> None:
+    async def _write(self, volume: PersistentVolume, claim: Claim, wanted: ExpansionPlan) -> None:
         """The claim's status first: what the kubelet finds there is what it writes down as grown."""
         if wanted.allocated:
             size = quantity.render(wanted.allocated)
-            status = {"allocatedResources": {"storage": size}, "allocatedResourceStatuses": {"storage": PENDING}}
+            status = {
+                "allocatedResources": {"storage": size},
+                "allocatedResourceStatuses": {"storage": NODE_RESIZE_PENDING},
+            }
             body = {"metadata": {"uid": claim.uid, "resourceVersion": claim.resource_version}, "status": status}
             await self._cluster.patch(CLAIMS, claim.name, body, claim.namespace, "status")
         if (volume.granted, volume.size) != (wanted.granted, wanted.capacity):
@@ -231,5 +237,5 @@ class Growth:
         self._waiting.pop(name, None)
 
 
-def _differs(volume: PersistentVolume, wanted: Plan) -> bool:
+def _differs(volume: PersistentVolume, wanted: ExpansionPlan) -> bool:
     return bool(wanted.allocated) or (volume.granted, volume.size) != (wanted.granted, wanted.capacity)

@@ -1,6 +1,6 @@
 """Puts the provisioner together and runs it: two replicas, one of which leads and does the work.
 
-What is cached and booked belongs to one term of leadership. So nothing outlives it: whoever loses the lease ends, and
+What is cached and reserved belongs to one term of leadership. So nothing outlives it: whoever loses the lease ends, and
 what starts next sees the cluster as it is.
 """
 
@@ -10,16 +10,16 @@ import logging
 from kube import leadership
 from kube.client import Cluster, ConfigurationError
 from kube.events import Recorder
-from provisioner.capacityledger import Books
-from provisioner.claims import Claims
-from provisioner.clusterstate import View
-from provisioner.expansion import Growth
+from provisioner.capacityledger import CapacityLedger
+from provisioner.claims import ClaimController
+from provisioner.clusterstate import ClusterCache
+from provisioner.expansion import ExpansionController
 from provisioner.metrics import Metrics
-from provisioner.nodecleanup import NodeCleanup
-from provisioner.reclaim import Reclaim
-from provisioner.reservations import Doubts
+from provisioner.nodecleanup import NodeCleanupController
+from provisioner.reclaim import ReclaimController
+from provisioner.reservations import ReservationVerifier
 from provisioner.settings import Settings
-from provisioner.volumecreation import Creation, Orphans
+from provisioner.volumecreation import DeletedClaimCheck, VolumeCreator
 from service import endpoints, logs
 from service.endpoints import Health
 from service.environment import SettingsError
@@ -51,7 +51,7 @@ async def serve(cluster: Cluster, settings: Settings) -> None:
     term: Term | None = None
 
     def unready() -> str:
-        return "" if term is None or term.view.synced else "leading, and still reading the state of the cluster"
+        return "" if term is None or term.cache.synced else "leading, and still reading the state of the cluster"
 
     async def work(leading: Cluster) -> None:
         nonlocal term
@@ -71,19 +71,19 @@ class Term:
 
     def __init__(self, cluster: Cluster, settings: Settings, metrics: Metrics) -> None:
         parallelism = settings.parallelism
-        self.books = Books()
-        self.view = View(cluster, settings.namespace, self.books)
-        self.view.classes.subscribe(metrics.class_changed)
+        self.ledger = CapacityLedger()
+        self.cache = ClusterCache(cluster, settings.namespace, self.ledger)
+        self.cache.classes.subscribe(metrics.class_changed)
         self._recorder = Recorder(cluster, COMPONENT)
-        self.orphans = Orphans(cluster, parallelism=parallelism)
-        doubts = Doubts(cluster, self.view, settings.namespace, resolved=self._room_again)
-        creation = Creation(cluster, self.books, doubts, self.orphans, self._recorder)
-        self.claims = Claims(cluster, self.view, creation, self._recorder, metrics, parallelism=parallelism)
-        self._growth = Growth(cluster, self.view, self._recorder, parallelism=parallelism)
-        reclaim = Reclaim(cluster, self.view.volumes, self._recorder, metrics, parallelism=parallelism)
-        self._node_cleanup = NodeCleanup(
+        self.claim_check = DeletedClaimCheck(cluster, parallelism=parallelism)
+        verifier = ReservationVerifier(cluster, self.cache, settings.namespace, on_freed=self._capacity_freed)
+        creator = VolumeCreator(cluster, self.ledger, verifier, self.claim_check, self._recorder)
+        self.claims = ClaimController(cluster, self.cache, creator, self._recorder, metrics, parallelism=parallelism)
+        self._expansion = ExpansionController(cluster, self.cache, self._recorder, parallelism=parallelism)
+        reclaim = ReclaimController(cluster, self.cache.volumes, self._recorder, metrics, parallelism=parallelism)
+        self._node_cleanup = NodeCleanupController(
             cluster,
-            self.view.volumes,
+            self.cache.volumes,
             self._recorder,
             metrics,
             delay=settings.node_loss_delay,
@@ -91,32 +91,32 @@ class Term:
         )
         self._queues = {
             "claims": self.claims.queue,
-            "growing": self._growth.queue,
+            "growing": self._expansion.queue,
             "reclaiming": reclaim.queue,
-            "orphans": self.orphans.queue,
-            "bookings": doubts.bookings,
-            "held charges": doubts.held,
+            "orphans": self.claim_check.queue,
+            "reservations": verifier.reservations,
+            "retained volumes": verifier.retained,
         }
-        metrics.watch("claims", self.claims.queue)
-        metrics.watch("growth", self._growth.queue)
-        metrics.watch("volumes", reclaim.queue)
-        metrics.watch("orphans", self.orphans.queue)
-        metrics.watch("nodes", self._node_cleanup.queue)
+        metrics.observe_queue("claims", self.claims.queue)
+        metrics.observe_queue("growth", self._expansion.queue)
+        metrics.observe_queue("volumes", reclaim.queue)
+        metrics.observe_queue("orphans", self.claim_check.queue)
+        metrics.observe_queue("nodes", self._node_cleanup.queue)
         for queue in (*self._queues.values(), self._node_cleanup.queue):
-            self.view.volumes.on_return(queue.hurry)
-        self.view.volumes.on_return(self._recorder.hurry)
+            self.cache.volumes.on_return(queue.hurry)
+        self.cache.volumes.on_return(self._recorder.hurry)
 
-    def _room_again(self) -> None:
-        """What was booked was never made, or is known to be part of what a node published."""
-        self.claims.look_again()
-        self._growth.look_again()
+    def _capacity_freed(self) -> None:
+        """A reserved volume was never made, or is known to be part of what a node published."""
+        self.claims.requeue_all()
+        self._expansion.requeue_refused()
 
     async def run(self, supervisor: Supervisor) -> None:
-        """For ever. Nothing is decided before the whole cluster was seen: the books must hold every volume."""
+        """For ever. Nothing is decided before the whole cluster was seen: the ledger must hold every volume."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(supervisor.keep("events", self._recorder.run))
-            tasks.create_task(supervisor.keep("caches", self.view.run))
-            await self.view.wait_synced()
+            tasks.create_task(supervisor.keep("caches", self.cache.run))
+            await self.cache.wait_synced()
             _log.info("the state of the cluster is known")
             for name, queue in self._queues.items():
                 tasks.create_task(supervisor.keep(name, queue.run))

@@ -43,7 +43,7 @@ class Metrics:
         self._delete_seconds = self._histogram(
             "controller_persistentvolume_delete_duration_seconds", "How long deleting a volume took."
         )
-        self._let_go = Counter(
+        self._finalizers_removed = Counter(
             "elastic_local_provisioner_volumes_let_go",
             "Volumes whose finalizer was taken off, because their node was deleted and did not come back.",
             ("class",),
@@ -60,7 +60,9 @@ class Metrics:
             registry=self.registry,
         )
         self._lost_claims_deleted = Counter(
-            f"{cleanup}claim_delete", "Claims of volumes of deleted nodes that were deleted.", registry=self.registry
+            f"{cleanup}claim_delete",
+            "ClaimController of volumes of deleted nodes that were deleted.",
+            registry=self.registry,
         )
         self._lost_claims_delete_failed = Counter(
             f"{cleanup}claim_delete_failed",
@@ -94,7 +96,7 @@ class Metrics:
 
     def _by_class(self) -> Iterator[MetricWrapperBase]:
         yield from (self._provisioned, self._provision_failed, self._provision_seconds)
-        yield from (self._deleted, self._delete_failed, self._delete_seconds, self._let_go)
+        yield from (self._deleted, self._delete_failed, self._delete_seconds, self._finalizers_removed)
 
     def _class(self, name: str) -> str:
         return name if name in self._classes else _OTHER
@@ -118,8 +120,8 @@ class Metrics:
     def delete_failed(self, storage_class: str) -> None:
         self._delete_failed.labels(*self._labels(storage_class, "")).inc()
 
-    def let_go(self, storage_class: str) -> None:
-        self._let_go.labels(self._class(storage_class)).inc()
+    def finalizer_removed(self, storage_class: str) -> None:
+        self._finalizers_removed.labels(self._class(storage_class)).inc()
 
     def lost_volume_deleted(self, phase: str) -> None:
         self._lost_deleted.labels(phase).inc()
@@ -136,6 +138,6 @@ class Metrics:
     def leading(self, yes: bool) -> None:
         self._leading.set(yes)
 
-    def watch(self, name: str, queue: WorkQueue) -> None:
+    def observe_queue(self, name: str, queue: WorkQueue) -> None:
         """Asks the queue for its depth whenever the metrics are read."""
         self._depth.labels(name).set_function(lambda: queue.depth)

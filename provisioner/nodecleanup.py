@@ -1,9 +1,9 @@
-"""Cleans up after nodes that were deleted: tells whom it concerns at once, and acts when a node stays away.
+"""Cleans up after nodes that were deleted: warns the owners at once, and acts when a node stays away.
 
-Work is queued by place, that is by the set of names that some volumes call their node, so a node that takes a thousand
-volumes along is asked for once and not a thousand times. Nothing is done that can't be proven twice: a place counts as
-lost from the moment that cache and API server agree on it, and they must agree again when the delay is over. When it
-began is remembered in this process only, so a new leader begins to wait anew, which is the safe mistake.
+A queue key is the set of names that some volumes know their node by, so the API server is asked once for a node that
+had a thousand volumes. A node must be proven gone twice: the delay begins when cache and API server agree that it is
+gone, and they must agree again when the delay is over. The begin is kept in memory only, so a new leader waits the
+whole delay anew, which is the safe mistake.
 
 Whatever is done to a volume or claim holds for the version of the object that was judged, and for no other that has its
 name.
@@ -15,24 +15,33 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from contract import volume
-from contract.volume import BOUND, PersistentVolume
+from contract.volume import BOUND, PersistentVolume, releasing, releasing_static
 from kube.client import CLAIMS, VOLUMES, ApiError, Cluster, Conflict, Json, NotFound
 from kube.events import ObjectReference, Recorder
 from kube.informer import Informer
 from kube.workqueue import Backoff, WorkQueue
 from provisioner.clusterstate import live_claim
 from provisioner.metrics import Metrics
-from provisioner.nodeloss import Nodes, Resident, Step, called, next_step, of_local, of_ours, warning
-from provisioner.nodetracker import Standing, follow_renamed_nodes
+from provisioner.nodeloss import (
+    NodeLossStep,
+    NodeNames,
+    NodePinnedVolume,
+    from_local,
+    from_ours,
+    next_step,
+    node_text,
+    warning,
+)
+from provisioner.nodetracker import NodeTracker, follow_renamed_nodes
 from service import logs
 
 _log = logging.getLogger(__name__)
 
 VOLUME_REASON = "NodeDeleted"
+CLAIM_REASON = "ReferencedNodeDeleted"
 
 
-class Partings:
+class NodeLossExecutor:
     """`volumes` has the whole records of ours."""
 
     def __init__(
@@ -43,62 +52,60 @@ class Partings:
         self._recorder = recorder
         self._metrics = metrics
 
-    async def perform(self, step: Step, resident: Resident) -> None:
+    async def execute(self, step: NodeLossStep, volume: NodePinnedVolume) -> None:
         """Raises ApiError. What is gone already is no error."""
         try:
             match step:
-                case Step.LET_GO:
-                    await self._let_go(resident)
-                case Step.DELETE:
-                    await self._delete(resident)
-                case Step.DELETE_CLAIM:
-                    await self._delete_claim(resident)
+                case NodeLossStep.REMOVE_FINALIZER:
+                    await self._remove_finalizer(volume)
+                case NodeLossStep.DELETE:
+                    await self._delete(volume)
+                case NodeLossStep.DELETE_CLAIM:
+                    await self._delete_claim(volume)
         except NotFound:
             return
 
-    async def _let_go(self, resident: Resident) -> None:
-        if resident.ours:
-            found = self._volumes.get(resident.name)
-            if found is None or found.uid != resident.uid:
+    async def _remove_finalizer(self, volume: NodePinnedVolume) -> None:
+        if volume.ours:
+            found = self._volumes.get(volume.name)
+            if found is None or found.uid != volume.uid:
                 return
-            await self._cluster.patch(VOLUMES, found.name, volume.releasing(found))
+            await self._cluster.patch(VOLUMES, found.name, releasing(found))
         else:
-            body = await self._cluster.get(VOLUMES, resident.name)
+            body = await self._cluster.get(VOLUMES, volume.name)
             if (body["metadata"]["uid"], body["metadata"]["resourceVersion"]) != (
-                resident.uid,
-                resident.resource_version,
+                volume.uid,
+                volume.resource_version,
             ):
-                return  # the cache hears of it in a moment
-            await self._cluster.patch(VOLUMES, resident.name, volume.releasing_static(body))
-        words = (
-            f"node {called(resident.nodes)} was deleted and did not come back: the volume was let go, and what the "
-            "node's disks hold stays there"
+                return  # the watch shows the change in a moment
+            await self._cluster.patch(VOLUMES, volume.name, releasing_static(body))
+        message = (
+            f"node {node_text(volume.nodes)} was deleted and did not come back: the volume's finalizer was removed, "
+            "and the data on the node's disks stays there"
         )
-        self._recorder.warning(volume_reference(resident), VOLUME_REASON, words)
-        if claim := claim_reference(resident):
-            self._recorder.warning(claim, VOLUME_REASON, f"volume {resident.name}: {words}")
-        self._metrics.let_go(resident.storage_class)
-        _log.warning("let go: %s", words)
+        self._recorder.warning(volume_reference(volume), VOLUME_REASON, message)
+        if claim := claim_reference(volume):
+            self._recorder.warning(claim, VOLUME_REASON, f"volume {volume.name}: {message}")
+        self._metrics.finalizer_removed(volume.storage_class)
+        _log.warning("finalizer removed: %s", message)
 
-    async def _delete(self, resident: Resident) -> None:
-        if resident.claim is not None and await live_claim(self._cluster, resident.claim) is not None:
+    async def _delete(self, volume: NodePinnedVolume) -> None:
+        if volume.claim is not None and await live_claim(self._cluster, volume.claim) is not None:
             return  # whatever the volume's phase says, somebody counts on it
         try:
-            await self._cluster.delete(
-                VOLUMES, resident.name, uid=resident.uid, resource_version=resident.resource_version
-            )
+            await self._cluster.delete(VOLUMES, volume.name, uid=volume.uid, resource_version=volume.resource_version)
         except (NotFound, Conflict):
             raise
         except ApiError:
-            self._metrics.lost_volume_delete_failed(resident.phase)
+            self._metrics.lost_volume_delete_failed(volume.phase)
             raise
-        self._metrics.lost_volume_deleted(resident.phase)
-        _log.warning("deleted, because node %s is gone", called(resident.nodes))
+        self._metrics.lost_volume_deleted(volume.phase)
+        _log.warning("deleted, because node %s is gone", node_text(volume.nodes))
 
-    async def _delete_claim(self, resident: Resident) -> None:
+    async def _delete_claim(self, volume: NodePinnedVolume) -> None:
         """Only while it is the very claim that the volume is for, and still points at it."""
-        claim = await live_claim(self._cluster, resident.claim) if resident.claim else None
-        if claim is None or claim.deleting or claim.volume_name != resident.name:
+        claim = await live_claim(self._cluster, volume.claim) if volume.claim else None
+        if claim is None or claim.deleting or claim.volume_name != volume.name:
             return
         try:
             await self._cluster.delete(
@@ -110,36 +117,33 @@ class Partings:
             self._metrics.lost_claim_delete_failed()
             raise
         self._metrics.lost_claim_deleted()
-        _log.warning("claim deleted, because node %s is gone", called(resident.nodes))
+        _log.warning("claim deleted, because node %s is gone", node_text(volume.nodes))
 
 
-def volume_reference(resident: Resident) -> ObjectReference:
-    return ObjectReference("PersistentVolume", "v1", "", resident.name, resident.uid)
+def volume_reference(volume: NodePinnedVolume) -> ObjectReference:
+    return ObjectReference("PersistentVolume", "v1", "", volume.name, volume.uid)
 
 
-def claim_reference(resident: Resident) -> ObjectReference | None:
-    claim = resident.claim
+def claim_reference(volume: NodePinnedVolume) -> ObjectReference | None:
+    claim = volume.claim
     if claim is None or not claim.uid:
         return None
     return ObjectReference("PersistentVolumeClaim", "v1", claim.namespace, claim.name, claim.uid)
 
 
-CLAIM_REASON = "ReferencedNodeDeleted"
-
-
 @dataclass
-class _Place:
-    """The volumes that call their node by the same names."""
+class _PinnedVolumes:
+    """The volumes that know their node by the same names."""
 
-    nodes: Nodes
-    residents: dict[str, Resident] = field(default_factory=dict)
+    nodes: NodeNames
+    volumes: dict[str, NodePinnedVolume] = field(default_factory=dict)
     lost_since: float | None = None
     """Monotonic seconds."""
-    told: set[tuple[str, Step, bool]] = field(default_factory=set)
-    """What was said since then, by uid of the volume."""
+    reported: set[tuple[str, NodeLossStep, bool]] = field(default_factory=set)
+    """The warnings given since then, by uid of the volume."""
 
 
-class NodeCleanup:
+class NodeCleanupController:
     """The controller. `delay`: seconds that a node may be away, None: for ever. `classes`: names of those whose claims
     and volumes go with their node."""
 
@@ -157,125 +161,125 @@ class NodeCleanup:
         self._cluster = cluster
         self._volumes = volumes
         self._recorder = recorder
-        self._partings = Partings(cluster, volumes, recorder, metrics)
+        self._executor = NodeLossExecutor(cluster, volumes, recorder, metrics)
         self._delay = delay
         self._classes = frozenset(classes)
         self._clock = clock
-        self.places: dict[str, _Place] = {}
+        self.by_nodes: dict[str, _PinnedVolumes] = {}
         self._named: dict[str, set[str]] = {}
-        """Name of a node -> keys of the places that it stands for."""
-        self._standing = Standing(cluster)
-        self._locals = Informer[Resident](cluster, VOLUMES, self._local)
-        self.queue = WorkQueue(self._look, parallelism=4, backoff=Backoff(first=0.5, factor=2, limit=60))
+        """Name of a node -> keys of the entries of `by_nodes` that it is in."""
+        self._tracker = NodeTracker(cluster)
+        self._locals = Informer[NodePinnedVolume](cluster, VOLUMES, self._local)
+        self.queue = WorkQueue(self._reconcile, parallelism=4, backoff=Backoff(first=0.5, factor=2, limit=60))
         volumes.subscribe(self._ours_changed)
         self._locals.subscribe(self._changed)
-        self._standing.on_change(self._nodes_changed)
+        self._tracker.on_change(self._nodes_changed)
 
     async def run(self) -> None:
         """For ever. Begins when all volumes and all nodes are known."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._standing.run(), name="nodes")
-            await self._standing.wait_synced()
+            tasks.create_task(self._tracker.run(), name="nodes")
+            await self._tracker.wait_synced()
             if self._classes:
                 tasks.create_task(self._locals.run(), name="local volumes")
                 await self._locals.wait_synced()
             await self._volumes.wait_synced()
             tasks.create_task(self.queue.run(), name="node cleanup")
 
-    def _local(self, body: Json) -> Resident | None:
-        return of_local(body, self._classes)
+    def _local(self, body: Json) -> NodePinnedVolume | None:
+        return from_local(body, self._classes)
 
     def _ours_changed(self, name: str, old: PersistentVolume | None, new: PersistentVolume | None) -> None:
-        self._changed(name, of_ours(old) if old else None, of_ours(new) if new else None)
+        self._changed(name, from_ours(old) if old else None, from_ours(new) if new else None)
 
-    def _changed(self, name: str, old: Resident | None, new: Resident | None) -> None:
+    def _changed(self, name: str, old: NodePinnedVolume | None, new: NodePinnedVolume | None) -> None:
         if old is not None and (new is None or new.nodes != old.nodes):
             self._leave(name, old)
         if new is not None:
             key = _key(new.nodes)
-            place = self.places.setdefault(key, _Place(new.nodes))
-            place.residents[name] = new
+            pinned = self.by_nodes.setdefault(key, _PinnedVolumes(new.nodes))
+            pinned.volumes[name] = new
             for node in new.nodes:
                 self._named.setdefault(node, set()).add(key)
             self.queue.add(key)
 
-    def _leave(self, name: str, old: Resident) -> None:
+    def _leave(self, name: str, old: NodePinnedVolume) -> None:
         key = _key(old.nodes)
-        place = self.places[key]
-        place.residents.pop(name, None)
-        if not place.residents:
-            del self.places[key]
+        pinned = self.by_nodes[key]
+        pinned.volumes.pop(name, None)
+        if not pinned.volumes:
+            del self.by_nodes[key]
             for node in old.nodes:
                 self._named[node].discard(key)
                 if not self._named[node]:
                     del self._named[node]
 
-    def _nodes_changed(self, nodes: Nodes) -> None:
+    def _nodes_changed(self, nodes: NodeNames) -> None:
         for key in {key for node in nodes for key in self._named.get(node, ())}:
-            if self._standing.known(self.places[key].nodes):
+            if self._tracker.is_known(self.by_nodes[key].nodes):
                 # At once, and not when its turn comes: it may be gone again by then, and the delay begins anew.
-                self._found(self.places[key])
+                self._node_returned(self.by_nodes[key])
             self.queue.add(key)
 
-    def _found(self, place: _Place) -> None:
-        if place.lost_since is not None:
-            _log.info("node %s is back", called(place.nodes))
-        place.lost_since = None
-        place.told.clear()
+    def _node_returned(self, pinned: _PinnedVolumes) -> None:
+        if pinned.lost_since is not None:
+            _log.info("node %s is back", node_text(pinned.nodes))
+        pinned.lost_since = None
+        pinned.reported.clear()
 
-    async def _look(self, key: str) -> None:
-        place = self.places.get(key)
-        if place is None:
+    async def _reconcile(self, key: str) -> None:
+        pinned = self.by_nodes.get(key)
+        if pinned is None:
             return
-        if not await self._standing.gone(place.nodes):
-            self._found(place)
-            await follow_renamed_nodes(self._cluster, self._standing, place.residents.values())
+        if not await self._tracker.is_gone(pinned.nodes):
+            self._node_returned(pinned)
+            await follow_renamed_nodes(self._cluster, self._tracker, pinned.volumes.values())
             return
         now = self._clock()
-        first = place.lost_since is None
-        if place.lost_since is None:
-            _log.warning("node %s is gone, and %d volumes with it", called(place.nodes), len(place.residents))
-            place.lost_since = now
-        self._tell(place)
+        first = pinned.lost_since is None
+        if pinned.lost_since is None:
+            _log.warning("node %s is gone, and %d volumes with it", node_text(pinned.nodes), len(pinned.volumes))
+            pinned.lost_since = now
+        self._report(pinned)
         if self._delay is None:
             return
-        rest = place.lost_since + self._delay - now
+        rest = pinned.lost_since + self._delay - now
         if first or rest > 0:
             self.queue.add_after(key, max(rest, 0))
             return
-        await self._clean(place)
+        await self._clean_up(pinned)
 
-    def _step(self, resident: Resident) -> Step:
-        return next_step(resident, resident.storage_class in self._classes)
+    def _step(self, volume: NodePinnedVolume) -> NodeLossStep:
+        return next_step(volume, volume.storage_class in self._classes)
 
-    def _tell(self, place: _Place) -> None:
-        for resident in place.residents.values():
-            step = self._step(resident)
-            said = (resident.uid, step, resident.phase == BOUND)
-            words = warning(resident, step, self._delay)
-            if not words or said in place.told:
+    def _report(self, pinned: _PinnedVolumes) -> None:
+        for volume in pinned.volumes.values():
+            step = self._step(volume)
+            warned = (volume.uid, step, volume.phase == BOUND)
+            message = warning(volume, step, self._delay)
+            if not message or warned in pinned.reported:
                 continue
-            place.told.add(said)
-            claim = claim_reference(resident)
-            if resident.phase == BOUND and claim is not None:
-                self._recorder.warning(claim, CLAIM_REASON, words)
+            pinned.reported.add(warned)
+            claim = claim_reference(volume)
+            if volume.phase == BOUND and claim is not None:
+                self._recorder.warning(claim, CLAIM_REASON, message)
             else:
-                self._recorder.warning(volume_reference(resident), VOLUME_REASON, words)
+                self._recorder.warning(volume_reference(volume), VOLUME_REASON, message)
 
-    async def _clean(self, place: _Place) -> None:
+    async def _clean_up(self, pinned: _PinnedVolumes) -> None:
         """Raises the last ApiError of those that were met: what failed is tried again, the rest is done."""
         failure: ApiError | None = None
-        for resident in list(place.residents.values()):
-            if place.lost_since is None:
+        for volume in list(pinned.volumes.values()):
+            if pinned.lost_since is None:
                 return  # the node came back meanwhile
-            with logs.about(volume=resident.name, claim=str(resident.claim or "")):
+            with logs.about(volume=volume.name, claim=str(volume.claim or "")):
                 try:
-                    await self._partings.perform(self._step(resident), resident)
+                    await self._executor.execute(self._step(volume), volume)
                 except ApiError as error:
                     failure = error
         if failure is not None:
             raise failure
 
 
-def _key(nodes: Nodes) -> str:
+def _key(nodes: NodeNames) -> str:
     return "\n".join(sorted(nodes))

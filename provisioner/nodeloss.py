@@ -1,9 +1,9 @@
 """What becomes of volumes whose node is gone: decided here, done in provisioner.nodecleanup.
 
-A volume that is on its way out anyway, deleted or released under policy Delete, would wait for its node for ever: it is
-let go. Not one that is to be retained: what its disks have noted may be older than that wish, and they would lose it
-when they come back. One that somebody still counts on is theirs: the claim's owner is told, and no more happens, unless
-the StorageClass was named by the administrator as one whose claims and volumes go with their node.
+A volume that is deleted, or released under policy Delete, would wait for its node for ever: our finalizer is removed.
+Not from one that is to be retained: the record on its disks may be older than that policy, and the data would be lost
+when they come back. A volume that is bound belongs to its claim's owner: a warning on the claim, and no more, unless
+the administrator named its StorageClass as one whose claims and volumes are deleted with their node.
 
 The node affinity of a volume says on which nodes it can be used, by the value of the hostname label; ours also have
 their node's name as a label, which on many clouds differs. Where the affinity leaves other nodes open, or says nothing
@@ -18,36 +18,36 @@ from contract import names, volume
 from contract.volume import AVAILABLE, BOUND, DELETE, RELEASED, ClaimReference, PersistentVolume
 from kube.client import Json
 
-Nodes = frozenset[str]
-"""Names and hostname labels of nodes: the volume has a home as long as a node answers to one of them."""
+NodeNames = frozenset[str]
+"""Names and hostname labels of nodes: the volume has a node as long as one has one of these names."""
 
 
 @dataclass(frozen=True)
-class Resident:
-    """A PersistentVolume that lives on nodes."""
+class NodePinnedVolume:
+    """A PersistentVolume that can be used on certain nodes only."""
 
     name: str
     uid: str
     resource_version: str
-    nodes: Nodes
+    nodes: NodeNames
     phase: str
     reclaim_policy: str
     storage_class: str
     claim: ClaimReference | None
     deleting: bool
-    held: bool
+    awaits_node: bool
     """It is being deleted, nobody can be using it, and it waits for its node to take our finalizer off."""
     ours: bool
-    """Of our driver, not a local volume that somebody prepared."""
-    label: str = ""
-    """Value of NODE_LABEL, which only ours bear."""
+    """Of our driver, not a local volume of another provisioner."""
+    node_label: str = ""
+    """Value of NODE_LABEL, which only ours have."""
 
 
-def of_ours(found: PersistentVolume) -> Resident | None:
+def from_ours(found: PersistentVolume) -> NodePinnedVolume | None:
     """None for a volume that has no node yet."""
     if not found.pinned:
         return None
-    return Resident(
+    return NodePinnedVolume(
         name=found.name,
         uid=found.uid,
         resource_version=found.resource_version,
@@ -57,20 +57,20 @@ def of_ours(found: PersistentVolume) -> Resident | None:
         storage_class=found.storage_class,
         claim=found.claim,
         deleting=found.deleting,
-        held=found.reclaimable and names.FINALIZER in found.finalizers,
+        awaits_node=found.reclaimable and names.FINALIZER in found.finalizers,
         ours=True,
-        label=found.node_label,
+        node_label=found.node_label,
     )
 
 
-def of_local(body: Json, classes: Collection[str]) -> Resident | None:
+def from_local(body: Json, classes: Collection[str]) -> NodePinnedVolume | None:
     """None for all but the local volumes of these classes whose nodes are known."""
     spec, metadata = body.get("spec") or {}, body["metadata"]
     storage_class = spec.get("storageClassName") or ""
     nodes = affine_nodes(spec)
     if "local" not in spec or storage_class not in classes or not nodes:
         return None
-    return Resident(
+    return NodePinnedVolume(
         name=metadata["name"],
         uid=metadata["uid"],
         resource_version=metadata["resourceVersion"],
@@ -80,12 +80,12 @@ def of_local(body: Json, classes: Collection[str]) -> Resident | None:
         storage_class=storage_class,
         claim=volume.read_claim_reference(spec),
         deleting="deletionTimestamp" in metadata,
-        held=_held(body),
+        awaits_node=_awaits_node(body),
         ours=False,
     )
 
 
-def _held(body: Json) -> bool:
+def _awaits_node(body: Json) -> bool:
     """Data that was to be kept is the administrator's to give up, so that waits for him and not for its node."""
     metadata, spec, phase = body["metadata"], body.get("spec") or {}, (body.get("status") or {}).get("phase")
     if "deletionTimestamp" not in metadata or names.STATIC_FINALIZER not in (metadata.get("finalizers") or ()):
@@ -95,10 +95,10 @@ def _held(body: Json) -> bool:
     return phase in (volume.AVAILABLE, volume.PENDING) and not (spec.get("claimRef") or {}).get("uid")
 
 
-def affine_nodes(spec: Json) -> Nodes:
+def affine_nodes(spec: Json) -> NodeNames:
     """The hostnames that a volume's affinity admits: of each term those that all of its expressions name, of the terms
     (they are alternatives) all together. Empty: unknown, as soon as one term names none."""
-    found: Nodes = frozenset()
+    found: NodeNames = frozenset()
     for term in ((spec.get("nodeAffinity") or {}).get("required") or {}).get("nodeSelectorTerms") or []:
         named = [
             frozenset(expression.get("values") or ())
@@ -111,53 +111,55 @@ def affine_nodes(spec: Json) -> Nodes:
     return found
 
 
-class Step(enum.Enum):
+class NodeLossStep(enum.Enum):
     KEEP = "keep"
-    LET_GO = "let go"
-    """Take our finalizer off: nobody else will."""
+    REMOVE_FINALIZER = "remove finalizer"
+    """Nobody else will."""
     DELETE = "delete"
     DELETE_CLAIM = "delete claim"
 
 
-def next_step(volume: Resident, opted_in: bool) -> Step:
+def next_step(volume: NodePinnedVolume, opted_in: bool) -> NodeLossStep:
     """What is to be done once the node has been gone for long enough. `opted_in`: the volume's class was named."""
     if volume.deleting:
-        return Step.LET_GO if volume.held and not retained(volume) else Step.KEEP
+        return (
+            NodeLossStep.REMOVE_FINALIZER if volume.awaits_node and not must_be_retained(volume) else NodeLossStep.KEEP
+        )
     if volume.phase == RELEASED and volume.reclaim_policy == DELETE:
-        return Step.DELETE if volume.ours or opted_in else Step.KEEP
+        return NodeLossStep.DELETE if volume.ours or opted_in else NodeLossStep.KEEP
     if not opted_in:
-        return Step.KEEP
+        return NodeLossStep.KEEP
     if volume.phase == BOUND:
-        return Step.DELETE_CLAIM
-    return Step.DELETE if volume.phase == AVAILABLE and not retained(volume) else Step.KEEP
+        return NodeLossStep.DELETE_CLAIM
+    return NodeLossStep.DELETE if volume.phase == AVAILABLE and not must_be_retained(volume) else NodeLossStep.KEEP
 
 
-def retained(volume: Resident) -> bool:
+def must_be_retained(volume: NodePinnedVolume) -> bool:
     """Its node has to note on it that it is to be kept, before its PersistentVolume may go."""
     return volume.ours and volume.reclaim_policy != DELETE
 
 
-def warning(volume: Resident, step: Step, delay: float | None) -> str:
-    """What is said as soon as the node is gone, on the claim of a bound volume and on any other volume itself. Empty:
-    nothing happens, and nobody asked. `delay` in seconds until the step is done; None: it never is."""
-    lost = f"node {called(volume.nodes)} of volume {volume.name} was deleted"
+def warning(volume: NodePinnedVolume, step: NodeLossStep, delay: float | None) -> str:
+    """The event as soon as the node is gone, on the claim of a bound volume and on any other volume itself. Empty:
+    none, because nothing happens. `delay` in seconds until the step is done; None: it never is."""
+    lost = f"node {node_text(volume.nodes)} of volume {volume.name} was deleted"
     soon = f"in {delay or 0:g} s unless the node comes back"
     if volume.phase == BOUND and not volume.deleting:
-        if step is Step.DELETE_CLAIM and delay is not None:
+        if step is NodeLossStep.DELETE_CLAIM and delay is not None:
             return f"{lost}: this claim is deleted {soon}"
         return f"{lost}: bring the node back, or give the data up by deleting this claim and the pods that use it"
-    if step is Step.KEEP and volume.held:
+    if step is NodeLossStep.KEEP and volume.awaits_node:
         return (
             f"{lost}, and it is to be retained: bring the node back, so that it notes that on the volume; to give the "
             "data up, set the reclaim policy of this PersistentVolume to Delete"
         )
-    if step is Step.KEEP:
+    if step is NodeLossStep.KEEP:
         return ""
     if delay is None:
         return f"{lost}: bring the node back, or take the finalizers off this volume and delete it"
-    return f"{lost}: this volume is let go {soon}, and what the node's disks hold stays there"
+    return f"{lost}: the finalizer of this volume is removed {soon}, and the data on the node's disks stays there"
 
 
-def called(nodes: Nodes) -> str:
+def node_text(nodes: NodeNames) -> str:
     """A node, or the nodes of a volume that has several, for a message."""
     return "/".join(sorted(nodes))

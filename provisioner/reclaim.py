@@ -19,11 +19,11 @@ from service import logs
 _log = logging.getLogger(__name__)
 
 
-class NotDeleted(Exception):
+class DeletionRefused(Exception):
     """The volume must not, or can't, be deleted as things are. It is tried again."""
 
 
-def left_behind(volume: PersistentVolume) -> bool:
+def should_delete(volume: PersistentVolume) -> bool:
     """Whether a volume is ours to delete."""
     return (
         volume.phase == RELEASED
@@ -33,7 +33,7 @@ def left_behind(volume: PersistentVolume) -> bool:
     )
 
 
-class Reclaim:
+class ReclaimController:
     """The controller of released volumes."""
 
     def __init__(
@@ -49,16 +49,16 @@ class Reclaim:
         self._volumes = volumes
         self._recorder = recorder
         self._metrics = metrics
-        self.queue = WorkQueue(self._handle, parallelism=parallelism, expected=(ApiError, NotDeleted), of="volume")
+        self.queue = WorkQueue(self._handle, parallelism=parallelism, expected=(ApiError, DeletionRefused), of="volume")
         volumes.subscribe(self._changed)
 
     def _changed(self, name: str, old: PersistentVolume | None, new: PersistentVolume | None) -> None:
-        if new is not None and left_behind(new):
+        if new is not None and should_delete(new):
             self.queue.add(name)
 
     async def _handle(self, name: str) -> None:
         volume = self._volumes.get(name)
-        if volume is None or not left_behind(volume):
+        if volume is None or not should_delete(volume):
             return
         with logs.about(volume=name, claim=str(volume.claim or "")):
             started = time.monotonic()
@@ -69,7 +69,7 @@ class Reclaim:
             except Conflict:
                 # It changed since the cache saw it, and may be wanted again: the next look decides anew.
                 raise
-            except (ApiError, NotDeleted) as error:
+            except (ApiError, DeletionRefused) as error:
                 self._metrics.delete_failed(volume.storage_class)
                 reference = ObjectReference("PersistentVolume", "v1", "", name, volume.uid)
                 self._recorder.warning(reference, "VolumeFailedDelete", str(error))
@@ -82,12 +82,12 @@ class Reclaim:
         restore from a backup, or by a controller whose own cache lags, a volume may say Released while its claim is
         alive. And the deletion holds for the version that was judged only: its policy may be Retain by now."""
         if volume.pinned and names.FINALIZER not in volume.finalizers:
-            raise NotDeleted(
+            raise DeletionRefused(
                 f"the volume has a node and not our finalizer, so its data would stay there unseen: add the finalizer "
                 f"{names.FINALIZER} to have node {volume.hostnames[0]} remove it, or delete the object yourself"
             )
         if volume.claim is not None and await live_claim(self._cluster, volume.claim) is not None:
-            raise NotDeleted(
+            raise DeletionRefused(
                 f"the volume is Released, yet its claim {volume.claim} exists with the same uid: delete the claim, or "
                 "set the policy to Retain and repair the volume"
             )

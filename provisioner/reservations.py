@@ -1,7 +1,8 @@
-"""Ends what the books keep open: bookings that the watch never confirmed, and room that retained volumes left behind.
+"""Verifies what the ledger keeps open: reservations that the watch never confirmed, and what retained volumes still
+take.
 
-A booking is usually closed by the watch within milliseconds. What is left: a request whose answer was lost, and a
-volume that came and went faster than the watch told. A "not found" says nothing while a lost request may still be on
+A reservation is usually closed by the watch within milliseconds. What is left: a request whose answer was lost, and a
+volume that came and went faster than the watch showed. A "not found" says nothing while a lost request may still be on
 its way, so it counts only after the time that a request can live.
 """
 
@@ -13,7 +14,7 @@ from contract import capacity, names, volume
 from kube.client import CAPACITIES, VOLUMES, Cluster, NotFound
 from kube.workqueue import Backoff, WorkQueue
 from provisioner.capacityledger import charge_of
-from provisioner.clusterstate import View
+from provisioner.clusterstate import ClusterCache
 
 _log = logging.getLogger(__name__)
 
@@ -22,62 +23,62 @@ REQUEST_LIFETIME = 90.0
 _CATCHING_UP = 0.3
 
 
-class Doubts:
-    """Two queues: names of booked volumes, uids of volumes whose charge is held."""
+class ReservationVerifier:
+    """Two queues: names of volumes that are reserved, uids of retained volumes that are gone."""
 
     def __init__(
         self,
         cluster: Cluster,
-        view: View,
+        cache: ClusterCache,
         namespace: str,
         *,
-        resolved: Callable[[], None] = lambda: None,
+        on_freed: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`resolved` is called when a volume turned out not to exist, or its room became free."""
+        """`on_freed` is called when a volume turned out not to exist, or capacity was freed."""
         self._cluster = cluster
-        self._view = view
-        self._books = view.books
+        self._cache = cache
+        self._ledger = cache.ledger
         self._namespace = namespace
-        self._resolved = resolved
+        self._on_freed = on_freed
         self._clock = clock
         backoff = Backoff(first=0.5, factor=2, limit=30)
-        self.bookings = WorkQueue(self._booking, parallelism=8, backoff=backoff, of="volume")
-        self.held = WorkQueue(self._held, parallelism=4, backoff=backoff)
-        view.on_held(self.held.add)
+        self.reservations = WorkQueue(self._verify, parallelism=8, backoff=backoff, of="volume")
+        self.retained = WorkQueue(self._verify_retained, parallelism=4, backoff=backoff)
+        cache.on_retained(self.retained.add)
 
-    def booked(self, name: str) -> None:
-        """Make sure, later, of a booking that was just made."""
-        self.bookings.add_after(name, REQUEST_LIFETIME)
+    def verify_later(self, name: str) -> None:
+        """Verify, later, a reservation that was just made."""
+        self.reservations.add_after(name, REQUEST_LIFETIME)
 
-    async def _booking(self, name: str) -> None:
-        booking = self._books.booking(name)
-        if booking is None:
+    async def _verify(self, name: str) -> None:
+        reservation = self._ledger.reservation(name)
+        if reservation is None:
             return
-        rest = booking.since + REQUEST_LIFETIME - self._clock()
-        if rest > 0 and booking.uid:
-            self.bookings.add_after(name, rest)
+        rest = reservation.since + REQUEST_LIFETIME - self._clock()
+        if rest > 0 and reservation.uid:
+            self.reservations.add_after(name, rest)
             return
         try:
             found = volume.read(await self._cluster.get(VOLUMES, name))
         except NotFound:
             found = None
-        if self._books.booking(name) != booking:
-            self.bookings.add_after(name, REQUEST_LIFETIME)
+        if self._ledger.reservation(name) != reservation:
+            self.reservations.add_after(name, REQUEST_LIFETIME)
         elif found is not None and charge_of(found) is not None:
-            self._books.settle(name, found.uid)
-            self.bookings.add_after(name, REQUEST_LIFETIME)
+            self._ledger.confirm(name, found.uid)
+            self.reservations.add_after(name, REQUEST_LIFETIME)
         elif rest > 0:
-            self.bookings.add_after(name, rest)
+            self.reservations.add_after(name, rest)
         else:
-            _log.info("it was asked for and does not exist: its room is free again", extra={"volume": name})
-            self._books.release(name)
-            self._resolved()
+            _log.info("it was requested and does not exist: its reservation is released", extra={"volume": name})
+            self._ledger.release(name)
+            self._on_freed()
 
-    async def _held(self, uid: str) -> None:
+    async def _verify_retained(self, uid: str) -> None:
         """Let go once the caches have the figures that the node publishes now: they are from after the volume went,
         because it went before we asked."""
-        charge = self._books.held(uid)
+        charge = self._ledger.retained(uid)
         if charge is None:
             return
         node = charge.account.node
@@ -87,8 +88,8 @@ class Doubts:
             for body in objects
             if capacity.read(body) is not None
         }
-        if published == self._view.published(node):
-            self._books.let_go(uid)
-            self._resolved()
+        if published == self._cache.published(node):
+            self._ledger.release_retained(uid)
+            self._on_freed()
         else:
-            self.held.add_after(uid, _CATCHING_UP)
+            self.retained.add_after(uid, _CATCHING_UP)

@@ -1,4 +1,4 @@
-"""What the provisioner is told, read once from the environment and checked before anything is done."""
+"""Settings of the provisioner, read once from the environment and checked before anything is done."""
 
 import os
 import socket
@@ -27,7 +27,8 @@ class Settings:
     parallelism: int = 64
     """Claims worked on at once. Each waits for the API server nearly all of its time."""
     node_loss_delay: float | None = 60.0
-    """Seconds that a deleted Node may take to come back before its volumes are let go. None: for ever."""
+    """Seconds that a deleted Node may take to come back before the finalizers of its volumes are removed. None: for
+    ever."""
     node_cleanup_classes: frozenset[str] = frozenset()
     """StorageClasses whose claims and volumes are deleted with their node."""
     log_format: str = logs.TEXT

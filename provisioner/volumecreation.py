@@ -8,7 +8,7 @@ reservation stays, and the next try finds out, because the name follows from the
 A claim may be deleted while its volume is made: then nobody would ever delete the volume, so we do. With policy Delete
 the volume would be found Released and reclaimed. With Retain it would stay for ever, empty. So each claim is read once
 more right after its volume exists. Later it is too late: a volume whose claim is gone by then may have been bound,
-written and released, nothing on it tells, and so its policy decides.
+written and released without a trace, and so its policy decides.
 """
 
 import logging
@@ -22,10 +22,10 @@ from kube.client import VOLUMES, AlreadyExists, ApiError, Cluster, Conflict, Jso
 from kube.events import Recorder
 from kube.records import Claim, StorageClass
 from kube.workqueue import Backoff, WorkQueue
-from provisioner.capacityledger import Account, Books, Charge, unplaced
+from provisioner.capacityledger import Account, CapacityLedger, Charge, unplaced
 from provisioner.clusterstate import live_claim
 from provisioner.decision import FILESYSTEM, Create
-from provisioner.reservations import Doubts
+from provisioner.reservations import ReservationVerifier
 
 _log = logging.getLogger(__name__)
 _UNUSED = 1.0
@@ -41,7 +41,7 @@ def volume_name(claim_uid: str) -> str:
 
 def persistent_volume(claim: Claim, storage_class: StorageClass, create: Create) -> Json:
     """The manifest. Mount options travel in the driver's options: the kubelet refuses a FlexVolume with
-    spec.mountOptions. A volume with a place is tied to it here, others by their first mount."""
+    spec.mountOptions. A volume with a target gets its node assignment here, others with their first mount."""
     body: Json = {
         "apiVersion": "v1",
         "kind": "PersistentVolume",
@@ -76,9 +76,9 @@ def persistent_volume(claim: Claim, storage_class: StorageClass, create: Create)
             },
         },
     }
-    if create.place is not None:
-        place = create.place
-        pinning = volume.pinning(Pin(place.node, place.hostname, place.pool))
+    if create.target is not None:
+        target = create.target
+        pinning = volume.pinning(Pin(target.node, target.hostname, target.pool))
         body["metadata"]["annotations"] |= pinning["metadata"].pop("annotations")
         body["metadata"] |= pinning["metadata"]
         body["spec"] |= pinning["spec"]
@@ -86,7 +86,7 @@ def persistent_volume(claim: Claim, storage_class: StorageClass, create: Create)
 
 
 @dataclass(frozen=True)
-class _Made:
+class _Created:
     claim: ClaimReference
     uid: str
     unused: float
@@ -95,83 +95,85 @@ class _Made:
     """The claim went in time: all that is left is to delete the volume."""
 
 
-class Orphans:
+class DeletedClaimCheck:
     """Checks of volumes that were just made, each repeated until the API server answered."""
 
     def __init__(self, cluster: Cluster, *, parallelism: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._cluster = cluster
         self._clock = clock
-        self._made: dict[str, _Made] = {}
+        self._created: dict[str, _Created] = {}
         backoff = Backoff(first=0.2, factor=2, limit=30)
         self.queue = WorkQueue(self._check, parallelism=parallelism, backoff=backoff, of="volume")
 
     def check(self, name: str, uid: str, claim: ClaimReference, since: float) -> None:
         """To be called once the volume is known to exist. `since`: monotonic seconds at which the
         claim was still unbound."""
-        self._made[name] = _Made(claim, uid, since)
+        self._created[name] = _Created(claim, uid, since)
         self.queue.add(name)
 
     async def _check(self, name: str) -> None:
-        made = self._made.get(name)
+        made = self._created.get(name)
         if made is None:
             return
         if not made.gone:
             claim = await live_claim(self._cluster, made.claim)
-            if self._made.get(name) is not made:
+            if self._created.get(name) is not made:
                 return  # made anew meanwhile, and queued again
             if claim is not None and claim.deleting and not claim.volume_name:
-                self._made[name] = replace(made, unused=self._clock())
+                self._created[name] = replace(made, unused=self._clock())
                 self.queue.add_after(name, _GOING)
                 return
             if claim is not None or self._clock() - made.unused > _UNUSED:
-                del self._made[name]
+                del self._created[name]
                 return
-            self._made[name] = made = replace(made, gone=True)
+            self._created[name] = made = replace(made, gone=True)
             named = {"volume": name, "claim": str(made.claim)}
             _log.info("the claim went while its volume was made: deleting the volume", extra=named)
         try:
             await self._cluster.delete(VOLUMES, name, uid=made.uid)
         except (NotFound, Conflict):
             _log.info("somebody else deleted it", extra={"volume": name})
-        if self._made.get(name) is made:
-            del self._made[name]
+        if self._created.get(name) is made:
+            del self._created[name]
 
 
-class NotMade(Exception):
-    """The volume could not be made, in words for the claim's owner. It is tried again."""
+class ProvisioningFailed(Exception):
+    """The volume could not be created, with a message for the claim's owner. It is tried again."""
 
 
-class Creation:
+class VolumeCreator:
     """One attempt per call of `make`; the attempts of one claim never overlap."""
 
     def __init__(
         self,
         cluster: Cluster,
-        books: Books,
-        doubts: Doubts,
-        orphans: Orphans,
+        ledger: CapacityLedger,
+        verifier: ReservationVerifier,
+        claim_check: DeletedClaimCheck,
         recorder: Recorder,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cluster = cluster
-        self._books = books
-        self._doubts = doubts
-        self._orphans = orphans
+        self._ledger = ledger
+        self._verifier = verifier
+        self._claim_check = claim_check
         self._recorder = recorder
         self._clock = clock
 
-    async def make(self, claim: Claim, storage_class: StorageClass, create: Create) -> str:
-        """The name of the volume, which exists. Raises NotMade. Up to the first request nothing awaits, so that the
-        room that the decision saw is the room that is booked."""
+    async def create(self, claim: Claim, storage_class: StorageClass, create: Create) -> str:
+        """The name of the volume, which exists. Raises ProvisioningFailed. Up to the first request nothing awaits, so
+        that the capacity that the decision saw is the capacity that is reserved."""
         name = volume_name(claim.uid)
         charge = Charge(_account(storage_class, create), create.size, create.parameters)
-        before = self._books.booking(name)
+        before = self._ledger.reservation(name)
         if before is not None and before.charge.account != charge.account:
-            self._doubts.bookings.add(name)
-            raise NotMade("it was asked for elsewhere already, and the answer was lost: waiting until that is clear")
+            self._verifier.reservations.add(name)
+            raise ProvisioningFailed(
+                "it was requested elsewhere already, and the answer was lost: waiting until that is clear"
+            )
         now = self._clock()
-        self._books.book(name, charge, now)
-        self._doubts.booked(name)
+        self._ledger.reserve(name, charge, now)
+        self._verifier.verify_later(name)
         self._recorder.normal(
             claim.reference,
             "Provisioning",
@@ -180,16 +182,16 @@ class Creation:
         try:
             uid = await self._create(name, persistent_volume(claim, storage_class, create), claim)
         except Unreachable as error:
-            raise NotMade(f"no answer from the API server: {error}") from error
-        except (ApiError, NotMade) as error:
+            raise ProvisioningFailed(f"no answer from the API server: {error}") from error
+        except (ApiError, ProvisioningFailed) as error:
             # This try made nothing. One before it, whose answer was lost, still may.
             if before is None:
-                self._books.release(name)
-            if isinstance(error, NotMade):
+                self._ledger.release(name)
+            if isinstance(error, ProvisioningFailed):
                 raise
-            raise NotMade(f"the API server refuses the volume: {error}") from error
-        self._books.settle(name, uid)
-        self._orphans.check(name, uid, ClaimReference(claim.namespace, claim.name, claim.uid), now)
+            raise ProvisioningFailed(f"the API server refuses the volume: {error}") from error
+        self._ledger.confirm(name, uid)
+        self._claim_check.check(name, uid, ClaimReference(claim.namespace, claim.name, claim.uid), now)
         self._recorder.normal(claim.reference, "ProvisioningSucceeded", f"Successfully provisioned volume {name}")
         return name
 
@@ -206,15 +208,17 @@ class Creation:
         found = await self._cluster.get(VOLUMES, name)
         metadata, reference = found["metadata"], found["spec"].get("claimRef") or {}
         if reference.get("uid") != claim.uid or volume.read(found) is None:
-            raise NotMade(f"there is a PersistentVolume {name} already, and not for this claim: delete or rename it")
+            raise ProvisioningFailed(
+                f"there is a PersistentVolume {name} already, and not for this claim: delete or rename it"
+            )
         if "deletionTimestamp" in metadata:
-            raise NotMade(f"the claim's PersistentVolume {name} is being deleted: waiting until it is gone")
+            raise ProvisioningFailed(f"the claim's PersistentVolume {name} is being deleted: waiting until it is gone")
         _log.info("volume %s exists already, from a try whose answer was lost", name)
         uid: str = metadata["uid"]
         return uid
 
 
 def _account(storage_class: StorageClass, create: Create) -> Account:
-    if create.place is None:
+    if create.target is None:
         return unplaced(storage_class.name)
-    return Account(create.place.node, create.place.pool)
+    return Account(create.target.node, create.target.pool)

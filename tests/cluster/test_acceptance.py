@@ -147,7 +147,9 @@ async def test_what_is_not_installed_is_named_with_the_remedy(empty: ServerProce
             with pytest.raises(Unfit, match=f"there is no StorageClass {name}, which .*: `kubectl apply -f"):
                 await check(path)
             await api.create(CLASSES, storage_class(name))
-        with pytest.raises(Unfit, match="no daemon publishes room for class elastic-local: `kubectl -n elastic-local"):
+        with pytest.raises(
+            Unfit, match="no daemon publishes capacity for class elastic-local: `kubectl -n elastic-local"
+        ):
             await check(path)
         await api.create(NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": names.NAMESPACE}})
         room = Capacity("node-a", "node-a", "elastic-local", "loop", 1 << 30, 100 << 20, 1)

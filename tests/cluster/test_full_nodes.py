@@ -55,7 +55,7 @@ async def test_two_claims_of_a_pod_that_do_not_fit_together(fresh_sandbox: MakeS
             told = await namespace.until_told(name, "ProvisioningFailed")
             assert told.endswith(
                 "the claims first, second of pod user take 240Mi together, node only has 224Mi left in pool loop, and "
-                "no node has room for all of them: ask for less, or free room"
+                "no node has space for all of them: ask for less, or free up space"
             )
         await namespace.until_told("user", "FailedScheduling")
         assert list(onnode.sizes(node).values()) == [32 * _MIB]
@@ -79,7 +79,7 @@ async def test_the_claims_of_a_pod_go_together_to_the_node_that_has_room_for_bot
         assert not onnode.sizes(sandbox.nodes["node-a"])
         for name in ("one", "two"):
             told = await namespace.until_told(name, "ProvisioningFailed")
-            assert told.endswith("node node-b, which has room for them, is asked for instead")
+            assert told.endswith("node node-b, which has space for them, is asked for instead")
 
         # Also where its own claims are made for the pod.
         await namespace.delete(PODS, "p")
@@ -101,7 +101,7 @@ async def test_a_proposed_node_that_is_no_place_for_the_pod_ties_nothing(
         for name in ("one", "two"):
             await namespace.create(CLAIMS, claim(name, "700Mi"))
         await namespace.create(PODS, pod("p", {"/x": "one", "/y": "two"}, nodeSelector=on("node-a")))
-        await namespace.until_told("one", "ProvisioningFailed", "node node-b, which has room for them, is asked for")
+        await namespace.until_told("one", "ProvisioningFailed", "node node-b, which has space for them, is asked for")
         await namespace.until_told(
             "one", "ProvisioningFailed", "node node-b was not chosen for the other claims of pod"
         )

@@ -100,7 +100,7 @@ async def test_a_wish_takes_nothing_from_anybody_and_keeps_no_pod_from_starting(
 
     await ask(namespace, "50Gi")
     told = await namespace.until_told("data", "VolumeResizeFailed", "the claim asks for 50Gi, 49.7Gi more than it has")
-    assert "has 724Mi left in pool loop: it keeps the 300Mi that it has and grows by itself when there is room" in told
+    assert "has 724Mi left in pool loop: it keeps the 300Mi that it has and grows by itself when there is space" in told
     assert "or lower the claim again, to anything above 300Mi" in told
     await until_has_capacity(namespace, volume, 300 * _MIB)
     await namespace.delete(PODS, "user")

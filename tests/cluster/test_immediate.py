@@ -110,10 +110,10 @@ async def test_no_more_is_promised_than_all_nodes_have_together(namespace: Names
         await namespace.create(CLAIMS, claim(name, "900Mi", storage_class))
         await namespace.until_bound(name)
     await namespace.create(CLAIMS, claim("four", "900Mi", storage_class))
-    message = await namespace.until_told("four", "ProvisioningFailed", "free room")
+    message = await namespace.until_told("four", "ProvisioningFailed", "free up space")
     assert message.endswith(
-        "the claim asks for 900Mi, and of the 3Gi that all nodes have left, 2.6Gi are promised to volumes that wait "
-        "for their first pod: free room"
+        "the claim asks for 900Mi, and of the 3Gi that all nodes have left, 2.6Gi are reserved for volumes that wait "
+        "for their first pod: free up space"
     )
     await namespace.delete(CLAIMS, "two")
     await namespace.until_bound("four")

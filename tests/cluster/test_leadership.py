@@ -38,7 +38,7 @@ async def test_a_leader_that_hangs_is_followed_and_ends_when_it_wakes(fresh_sand
     sandbox: Sandbox = await fresh_sandbox(*_FIT_TOGETHER, provisioners=2)
     async with Namespace(sandbox, "burst") as namespace:
         leader, follower = await _leader(sandbox)
-        # Stopped at rest: what it sent before counts as sent. By its books there is still room when it wakes.
+        # Stopped at rest: what it sent before counts as sent. By its ledger there is still room when it wakes.
         await _burst(namespace, range(_CLAIMS // 3))
         await until(lambda: _running(namespace, _CLAIMS // 3), what="the first third runs")
         os.kill(leader.pid, signal.SIGSTOP)

@@ -45,7 +45,7 @@ def exported() -> dict[str, set[str]]:
     provisioner.provision_failed("fast", "")
     provisioner.deleted("fast", 1)
     provisioner.delete_failed("fast")
-    provisioner.watch("claims", WorkQueue(_nothing, parallelism=1))
+    provisioner.observe_queue("claims", WorkQueue(_nothing, parallelism=1))
     for registry in (daemon.registry, provisioner.registry):
         application(Health({"storage": lambda: ""}), registry)
     found: dict[str, set[str]] = {"up": set()}  # Prometheus itself makes this one

@@ -1,4 +1,4 @@
-"""The books never promise more than a node has, however requests, answers and the watch come one after another."""
+"""The ledger never promise more than a node has, however requests, answers and the watch come one after another."""
 
 from dataclasses import dataclass, field, replace
 
@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from contract import capacity, names
 from contract.parameters import VolumeParameters
 from contract.volume import BOUND, DELETE, RELEASED, RETAIN, ClaimReference, PersistentVolume
-from provisioner.capacityledger import Account, Books, Charge, charge_of, unplaced
+from provisioner.capacityledger import Account, CapacityLedger, Charge, charge_of, unplaced
 from tests.unit.provisioner.objects import CLASS, EXTENT
 
 PLAIN = VolumeParameters()
@@ -57,39 +57,39 @@ def test_options_that_nobody_can_read_still_weigh() -> None:
 
 
 def test_a_sum_follows_the_granularity_it_is_asked_for() -> None:
-    books = Books()
-    books.observe(made(size=EXTENT + 1))
-    books.observe(made("pvc-b", size=1))
-    assert books.taken(POOL, EXTENT) == 3 * EXTENT
-    assert books.taken(POOL, 1) == EXTENT + 2
-    assert books.taken(POOL, EXTENT, besides={"pvc-b"}) == 2 * EXTENT
+    ledger = CapacityLedger()
+    ledger.observe(made(size=EXTENT + 1))
+    ledger.observe(made("pvc-b", size=1))
+    assert ledger.reserved(POOL, EXTENT) == 3 * EXTENT
+    assert ledger.reserved(POOL, 1) == EXTENT + 2
+    assert ledger.reserved(POOL, EXTENT, excluding={"pvc-b"}) == 2 * EXTENT
 
 
 def test_a_volume_that_was_pinned_moves_from_its_class_to_its_node() -> None:
-    books = Books()
-    books.observe(replace(made(), node_label="", hostnames=(), pool=""))
-    assert (books.taken(unplaced(CLASS), EXTENT), books.taken(POOL, EXTENT)) == (EXTENT, 0)
-    books.observe(made())
-    assert (books.taken(unplaced(CLASS), EXTENT), books.taken(POOL, EXTENT)) == (0, EXTENT)
+    ledger = CapacityLedger()
+    ledger.observe(replace(made(), node_label="", hostnames=(), pool=""))
+    assert (ledger.reserved(unplaced(CLASS), EXTENT), ledger.reserved(POOL, EXTENT)) == (EXTENT, 0)
+    ledger.observe(made())
+    assert (ledger.reserved(unplaced(CLASS), EXTENT), ledger.reserved(POOL, EXTENT)) == (0, EXTENT)
 
 
 def test_a_late_farewell_to_the_last_volume_of_a_name_does_not_end_the_booking_of_the_next() -> None:
-    books = Books()
-    books.observe(made(uid="old"))
-    books.book("pvc-a", Charge(POOL, EXTENT, PLAIN), 0)
-    books.settle("pvc-a", "new")
-    books.depart("pvc-a")
-    assert books.taken(POOL, EXTENT) == EXTENT
+    ledger = CapacityLedger()
+    ledger.observe(made(uid="old"))
+    ledger.reserve("pvc-a", Charge(POOL, EXTENT, PLAIN), 0)
+    ledger.confirm("pvc-a", "new")
+    ledger.observe_deleted("pvc-a")
+    assert ledger.reserved(POOL, EXTENT) == EXTENT
 
 
 def test_a_retained_volume_that_came_back_under_its_name_weighs_twice_until_the_node_said_otherwise() -> None:
-    books = Books()
-    books.observe(made(uid="old", policy=RETAIN))
-    assert books.depart("pvc-a")
-    books.observe(made(uid="new", policy=RETAIN))
-    assert books.taken(POOL, EXTENT) == 2 * EXTENT
-    books.let_go("old")
-    assert books.taken(POOL, EXTENT) == EXTENT
+    ledger = CapacityLedger()
+    ledger.observe(made(uid="old", policy=RETAIN))
+    assert ledger.observe_deleted("pvc-a")
+    ledger.observe(made(uid="new", policy=RETAIN))
+    assert ledger.reserved(POOL, EXTENT) == 2 * EXTENT
+    ledger.release_retained("old")
+    assert ledger.reserved(POOL, EXTENT) == EXTENT
 
 
 @dataclass
@@ -125,7 +125,7 @@ class Interleavings(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.books = Books()
+        self.ledger = CapacityLedger()
         self.server = _Server(4 * EXTENT)
         self.known_allocatable = self.server.allocatable
         self.now = 0.0
@@ -139,18 +139,18 @@ class Interleavings(RuleBasedStateMachine):
         policy=st.sampled_from([DELETE, RETAIN]),
     )
     def provision(self, name: str, extents: int, layout: VolumeParameters, policy: str) -> None:
-        if self.books.exists(name, name.removeprefix("pvc-")) or any(
+        if self.ledger.exists(name, name.removeprefix("pvc-")) or any(
             request.volume.name == name and not request.answered for request in self.requests
         ):
             return
         charge = Charge(POOL, extents * EXTENT, layout)
         needed = capacity.footprint(charge.size, layout, EXTENT)
-        if needed > self.known_allocatable - self.books.taken(POOL, EXTENT, besides={name}):
+        if needed > self.known_allocatable - self.ledger.reserved(POOL, EXTENT, excluding={name}):
             return
-        before = self.books.booking(name)
+        before = self.ledger.reservation(name)
         if before is not None and before.charge != charge:
             return  # a class does not change: the second try asks for the same
-        self.books.book(name, charge, self.now)
+        self.ledger.reserve(name, charge, self.now)
         self.uids += 1
         options = {"raid": "raid1"} if layout == MIRROR else {}
         volume = replace(made(name, uid=f"u{self.uids}", size=charge.size, policy=policy), options=options)
@@ -172,13 +172,13 @@ class Interleavings(RuleBasedStateMachine):
         name = request.volume.name
         if outcome == "made":
             if self._carry_out(request):
-                self.books.settle(name, request.volume.uid)
+                self.ledger.confirm(name, request.volume.uid)
             else:
-                self.books.settle(name, self.server.volumes[name].uid)
+                self.ledger.confirm(name, self.server.volumes[name].uid)
         elif outcome == "refused":
             request.alive = False
             if request.first:
-                self.books.release(name)
+                self.ledger.release(name)
         elif outcome == "lost":
             request.alive = False
         elif outcome == "lost and made":
@@ -198,7 +198,7 @@ class Interleavings(RuleBasedStateMachine):
         return [
             name
             for name, volume in sorted(self.server.volumes.items())
-            if volume.reclaim_policy == DELETE or self.books.booking(name) is None
+            if volume.reclaim_policy == DELETE or self.ledger.reservation(name) is None
         ]
 
     @precondition(lambda self: self._deletable())
@@ -218,25 +218,25 @@ class Interleavings(RuleBasedStateMachine):
         for _ in range(len(self.server.watch) if everything else 1):
             name, volume = self.server.watch.pop(0)
             if volume is None:
-                self.books.depart(name)
+                self.ledger.observe_deleted(name)
             else:
-                self.books.observe(volume)
+                self.ledger.observe(volume)
 
     @precondition(lambda self: self.server.figures)
     @rule()
     def hear_of_figures(self) -> None:
         self.known_allocatable = self.server.figures.pop(0)
 
-    @precondition(lambda self: not self.server.figures and any(map(self.books.held, self._all_uids())))
+    @precondition(lambda self: not self.server.figures and any(map(self.ledger.retained, self._all_uids())))
     @rule()
     def make_sure_of_what_is_held(self) -> None:
         for uid in self._all_uids():
-            self.books.let_go(uid)
+            self.ledger.release_retained(uid)
 
     def _all_uids(self) -> list[str]:
         return [f"u{number + 1}" for number in range(self.uids)]
 
-    @precondition(lambda self: any(map(self.books.booking, NAMES)))
+    @precondition(lambda self: any(map(self.ledger.reservation, NAMES)))
     @rule(seconds=st.sampled_from([1.0, LIFETIME]))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
@@ -245,17 +245,17 @@ class Interleavings(RuleBasedStateMachine):
                 request.alive = False
         self.requests = [request for request in self.requests if request.alive or not request.answered]
 
-    @precondition(lambda self: any(map(self.books.booking, NAMES)))
+    @precondition(lambda self: any(map(self.ledger.reservation, NAMES)))
     @rule(name=st.sampled_from(NAMES))
     def make_sure_of_a_booking(self, name: str) -> None:
-        booking = self.books.booking(name)
+        reservation = self.ledger.reservation(name)
         pending = any(request.volume.name == name and not request.answered for request in self.requests)
-        if booking is None or pending or self.now - booking.since < LIFETIME:
+        if reservation is None or pending or self.now - reservation.since < LIFETIME:
             return
         if name in self.server.volumes:
-            self.books.settle(name, self.server.volumes[name].uid)
+            self.ledger.confirm(name, self.server.volumes[name].uid)
         else:
-            self.books.release(name)
+            self.ledger.release(name)
 
     def _weight(self, volume: PersistentVolume) -> int:
         return capacity.footprint(volume.size, volume.parameters(), EXTENT)
@@ -265,7 +265,7 @@ class Interleavings(RuleBasedStateMachine):
         assert sum(map(self._weight, self.server.volumes.values())) <= self.server.allocatable
 
     def teardown(self) -> None:
-        """When all is said and done the books hold what exists, to the byte: no room is lost for ever."""
+        """When all is said and done the ledger hold what exists, to the byte: no room is lost for ever."""
         for request in self.requests:
             request.alive, request.answered = False, True
         self.now += LIFETIME
@@ -276,8 +276,8 @@ class Interleavings(RuleBasedStateMachine):
         self.server.figures.clear()
         self.make_sure_of_what_is_held()
         exist = sum(map(self._weight, self.server.volumes.values()))
-        assert self.books.taken(POOL, EXTENT) == exist
-        assert all(self.books.booking(name) is None for name in NAMES)
+        assert self.ledger.reserved(POOL, EXTENT) == exist
+        assert all(self.ledger.reservation(name) is None for name in NAMES)
 
 
 TestInterleavings = Interleavings.TestCase

@@ -9,7 +9,7 @@ from contract import names
 from contract import volume as contract_volume
 from contract.volume import ClaimReference, Original, PersistentVolume
 from kube.records import IMMEDIATE
-from provisioner.decision import Create, Decision, Ignore, Offer, Offers, Refuse, Source, decide
+from provisioner.decision import AvailableCapacity, CloneSource, Create, Decision, Ignore, NodeCapacity, Refuse, decide
 from provisioner.volumecreation import persistent_volume
 from tests.unit.provisioner.objects import GIB, claim, offered, storage_class
 
@@ -34,22 +34,26 @@ SOURCE_VOLUME = PersistentVolume(
     deleting=False,
     made=True,
 )
-SOURCE = Source(SOURCE_CLAIM, SOURCE_VOLUME)
-ROOM = Offers([Offer(offered("n1"), 10 * GIB), Offer(offered("n2"), 5 * GIB)])
+SOURCE = CloneSource(SOURCE_CLAIM, SOURCE_VOLUME)
+ROOM = AvailableCapacity([NodeCapacity(offered("n1"), 10 * GIB), NodeCapacity(offered("n2"), 5 * GIB)])
 
 
 def decided(
-    source: Source = SOURCE, *, fields: dict[str, Any] | None = None, offers: Offers = ROOM, **claimed: Any
+    source: CloneSource = SOURCE,
+    *,
+    fields: dict[str, Any] | None = None,
+    available: AvailableCapacity = ROOM,
+    **claimed: Any,
 ) -> Decision:
     asked = claim(**{**OF_SOURCE, **claimed})
-    return decide(asked, storage_class(**(fields or {})), offers, waited=0, source=source)
+    return decide(asked, storage_class(**(fields or {})), available, waited=0, source=source)
 
 
-def of_claim(**changes: Any) -> Source:
+def of_claim(**changes: Any) -> CloneSource:
     return replace(SOURCE, claim=replace(SOURCE_CLAIM, **changes))
 
 
-def of_volume(**changes: Any) -> Source:
+def of_volume(**changes: Any) -> CloneSource:
     return replace(SOURCE, volume=replace(SOURCE_VOLUME, **changes))
 
 
@@ -64,19 +68,19 @@ def test_a_source_whose_claim_wishes_for_more_is_as_large_as_it_was_granted() ->
 
 def placed(decision: Decision) -> Create:
     assert isinstance(decision, Create), decision
-    assert decision.place
+    assert decision.target
     return decision
 
 
 @pytest.mark.parametrize("node", ["n1", "n2"])
 def test_a_copy_goes_to_its_sources_node_whatever_the_scheduler_chose(node: str) -> None:
     decision = placed(decided(node=node))
-    assert decision.place == offered("n2")
+    assert decision.target == offered("n2")
     assert decision.original == Original("pvc-source", "uid-of-pvc-source")
 
 
 def test_a_copy_of_an_immediate_class_has_a_node_from_the_start() -> None:
-    assert placed(decided(node="", fields={"volumeBindingMode": IMMEDIATE})).place == offered("n2")
+    assert placed(decided(node="", fields={"volumeBindingMode": IMMEDIATE})).target == offered("n2")
 
 
 def test_a_copy_waits_for_its_first_pod_if_its_class_says_so() -> None:
@@ -100,10 +104,10 @@ def test_the_filesystem_is_the_sources_unless_the_class_has_one() -> None:
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        (Source(), "no claim source (any more) to copy: create it"),
+        (CloneSource(), "no claim source (any more) to copy: create it"),
         (of_claim(deleting=True), "no claim source (any more) to copy"),
         (of_claim(volume_name=""), "has no volume yet: start the pod"),
-        (Source(SOURCE_CLAIM), "has no volume of elastic-local"),
+        (CloneSource(SOURCE_CLAIM), "has no volume of elastic-local"),
         (of_claim(uid="of another day"), "has no volume of elastic-local"),
         (of_claim(volume_mode="Block"), "has volumeMode Block"),
         (of_volume(node_label=""), "is not made yet"),
@@ -111,10 +115,10 @@ def test_the_filesystem_is_the_sources_unless_the_class_has_one() -> None:
         (of_volume(deleting=True), "is being deleted"),
         (of_volume(filesystem="btrfs"), "has btrfs, of which the kernel can't have two copies"),
         (of_volume(size=GIB + 1), "asks for 1Gi, and source, which it is to be a copy of, has"),
-        (of_volume(node_label="n9"), "node n9, where source lives, publishes no room for this class"),
+        (of_volume(node_label="n9"), "node n9, where source lives, publishes no capacity for this class"),
     ],
 )
-def test_what_stands_against_a_copy_is_said_before_there_is_a_volume(source: Source, words: str) -> None:
+def test_what_stands_against_a_copy_is_said_before_there_is_a_volume(source: CloneSource, words: str) -> None:
     decision = decided(source, fields={"parameters": {"fsType": "btrfs"}} if "btrfs" in words else None)
     assert isinstance(decision, Refuse), decision
     assert words in decision.why
@@ -131,7 +135,7 @@ def test_a_full_node_refuses_the_copy_with_its_figures() -> None:
     decision = decided(size="6Gi")
     assert isinstance(decision, Refuse)
     assert decision.why == (
-        "the claim asks for 6Gi, node n2, where source lives, has 5Gi left in pool vg: free room there"
+        "the claim asks for 6Gi, node n2, where source lives, has 5Gi left in pool vg: free up space there"
     )
 
 

@@ -6,25 +6,36 @@ import pytest
 from contract import capacity, names, parameters
 from contract.parameters import VolumeParameters
 from kube.records import IMMEDIATE
-from provisioner.decision import PATIENCE, Create, Decision, Ignore, Offer, Offers, Refuse, SendBack, Wait, decide
+from provisioner.decision import (
+    PUBLISH_TIMEOUT,
+    AvailableCapacity,
+    Create,
+    Decision,
+    Ignore,
+    NodeCapacity,
+    Refuse,
+    Reschedule,
+    Wait,
+    decide,
+)
 from tests.unit.provisioner.objects import EXTENT, GIB, MIB, claim, offered, storage_class
 
 
-def offers(*nodes: tuple[str, int], unplaced: int = 0) -> Offers:
-    return Offers([Offer(offered(node), free) for node, free in nodes], unplaced)
+def available(*nodes: tuple[str, int], unplaced: int = 0) -> AvailableCapacity:
+    return AvailableCapacity([NodeCapacity(offered(node), free) for node, free in nodes], unplaced)
 
 
-ROOM = offers(("n1", 10 * GIB), ("n2", 5 * GIB))
+ROOM = available(("n1", 10 * GIB), ("n2", 5 * GIB))
 
 
 def decided(
-    *, fields: dict[str, Any] | None = None, offers: Offers = ROOM, waited: float = 0, **claimed: Any
+    *, fields: dict[str, Any] | None = None, available: AvailableCapacity = ROOM, waited: float = 0, **claimed: Any
 ) -> Decision:
-    return decide(claim(**claimed), storage_class(**(fields or {})), offers, waited=waited)
+    return decide(claim(**claimed), storage_class(**(fields or {})), available, waited=waited)
 
 
 def why(decision: Decision) -> str:
-    assert isinstance(decision, Refuse | SendBack), decision
+    assert isinstance(decision, Refuse | Reschedule), decision
     return decision.why
 
 
@@ -100,14 +111,14 @@ def test_a_wrong_parameter_is_named_with_what_is_allowed() -> None:
 
 def test_a_full_node_sends_the_claim_back_with_the_figures() -> None:
     decision = decided(size="6Gi", node="n2")
-    assert isinstance(decision, SendBack)
+    assert isinstance(decision, Reschedule)
     assert decision.why == "the claim asks for 6Gi, node n2 has 5Gi left in pool vg: another node is asked for"
 
 
 def test_the_last_extent_of_a_node_can_be_had() -> None:
-    full = offers(("n1", EXTENT))
-    assert isinstance(decided(size="4Mi", offers=full), Create)
-    assert isinstance(decided(size=str(EXTENT + 1), offers=full), SendBack)
+    full = available(("n1", EXTENT))
+    assert isinstance(decided(size="4Mi", available=full), Create)
+    assert isinstance(decided(size=str(EXTENT + 1), available=full), Reschedule)
 
 
 def test_a_mirror_needs_twice_the_room_and_the_message_says_so() -> None:
@@ -116,18 +127,18 @@ def test_a_mirror_needs_twice_the_room_and_the_message_says_so() -> None:
 
 
 def test_an_overdrawn_node_is_shown_as_having_nothing() -> None:
-    assert "has 0 bytes left" in why(decided(offers=offers(("n1", -GIB))))
+    assert "has 0 bytes left" in why(decided(available=available(("n1", -GIB))))
 
 
 def test_a_node_that_publishes_nothing_gets_a_moment_and_then_the_claim_goes_back() -> None:
-    assert decided(node="n9") == Wait(PATIENCE)
-    assert decided(node="n9", waited=PATIENCE - 1) == Wait(1)
-    assert "node n9 publishes no room" in why(decided(node="n9", waited=PATIENCE))
+    assert decided(node="n9") == Wait(PUBLISH_TIMEOUT)
+    assert decided(node="n9", waited=PUBLISH_TIMEOUT - 1) == Wait(1)
+    assert "node n9 publishes no capacity" in why(decided(node="n9", waited=PUBLISH_TIMEOUT))
 
 
 def test_a_long_node_name_is_found_by_its_label() -> None:
     name = "n" * 70
-    decision = decided(node=name, offers=offers((names.node_label_value(name), GIB)))
+    decision = decided(node=name, available=available((names.node_label_value(name), GIB)))
     assert isinstance(decision, Create)
 
 
@@ -144,14 +155,14 @@ def test_an_immediate_claim_too_big_for_every_node_is_told_the_largest_room() ->
 
 
 def test_immediate_claims_together_get_no_more_than_all_nodes_have() -> None:
-    together = offers(("n1", 2 * GIB), ("n2", 2 * GIB), unplaced=3 * GIB)
-    assert isinstance(decided(size="1Gi", node="", fields=IMMEDIATELY, offers=together), Create)
-    message = why(decided(size="2Gi", node="", fields=IMMEDIATELY, offers=together))
-    assert "of the 4Gi that all nodes have left, 3Gi are promised" in message
+    together = available(("n1", 2 * GIB), ("n2", 2 * GIB), unplaced=3 * GIB)
+    assert isinstance(decided(size="1Gi", node="", fields=IMMEDIATELY, available=together), Create)
+    message = why(decided(size="2Gi", node="", fields=IMMEDIATELY, available=together))
+    assert "of the 4Gi that all nodes have left, 3Gi are reserved" in message
 
 
 def test_an_immediate_claim_without_any_daemon_is_told_so() -> None:
-    assert "daemon ready on any" in why(decided(node="", fields=IMMEDIATELY, offers=Offers()))
+    assert "daemon ready on any" in why(decided(node="", fields=IMMEDIATELY, available=AvailableCapacity()))
 
 
 def test_topologies_are_the_schedulers_business_and_impossible_without_it() -> None:

@@ -12,8 +12,8 @@ from contract import volume as contract_volume
 from contract.volume import PersistentVolume
 from kube.client import CAPACITIES, CLAIMS, CLASSES, VOLUMES, Forbidden, Json
 from kube.records import IMMEDIATE, Claim
-from provisioner.decision import Offer, Offers
-from provisioner.expansion import Plan, plan, refusal
+from provisioner.decision import AvailableCapacity, NodeCapacity
+from provisioner.expansion import ExpansionPlan, plan, refusal
 from tests.unit.provisioner.memory import MemoryCluster, lose_answer
 from tests.unit.provisioner.objects import (
     CLASS,
@@ -68,30 +68,39 @@ def asking(size: int, *, has: int = 300, allocated: int = 0, status: str = "") -
 @pytest.mark.parametrize(
     ("volume", "claim", "refused", "grace", "planned"),
     [
-        pytest.param(grown(300), asking(300), "", True, Plan(300, 300), id="nothing to do"),
-        pytest.param(grown(400), asking(400), "", True, Plan(400, 400, waits=True), id="granted, the node will do it"),
+        pytest.param(grown(300), asking(300), "", True, ExpansionPlan(300, 300), id="nothing to do"),
         pytest.param(
-            grown(400, granted=400), asking(400), "", False, Plan(400, 300, waits=True), id="the node takes its time"
+            grown(400), asking(400), "", True, ExpansionPlan(400, 400, waits=True), id="granted, the node will do it"
         ),
-        pytest.param(grown(300, granted=400, actual=400), asking(400), "", True, Plan(400, 400), id="the node did it"),
+        pytest.param(
+            grown(400, granted=400),
+            asking(400),
+            "",
+            False,
+            ExpansionPlan(400, 300, waits=True),
+            id="the node takes its time",
+        ),
+        pytest.param(
+            grown(300, granted=400, actual=400), asking(400), "", True, ExpansionPlan(400, 400), id="the node did it"
+        ),
         pytest.param(
             grown(300, granted=400, actual=400),
             asking(400, allocated=400, status="NodeResizePending"),
             "",
             True,
-            Plan(400, 400),
+            ExpansionPlan(400, 400),
             id="the kubelet knows how far",
         ),
-        pytest.param(grown(5000), asking(5000), FULL, True, Plan(300, 300, refused=FULL), id="a wish"),
+        pytest.param(grown(5000), asking(5000), FULL, True, ExpansionPlan(300, 300, refused=FULL), id="a wish"),
         pytest.param(
-            grown(5000), asking(400), "", True, Plan(400, 300, waits=True), id="lowered to what can be granted"
+            grown(5000), asking(400), "", True, ExpansionPlan(400, 300, waits=True), id="lowered to what can be granted"
         ),
         pytest.param(
             grown(300, granted=400, actual=400),
             asking(400, allocated=5000, status="NodeResizeInProgress"),
             "",
             True,
-            Plan(400, 400, allocated=400),
+            ExpansionPlan(400, 400, allocated=400),
             id="lowered: the kubelet would grow to what was asked for first",
         ),
         pytest.param(
@@ -99,7 +108,7 @@ def asking(size: int, *, has: int = 300, allocated: int = 0, status: str = "") -
             asking(400, allocated=400, status="NodeResizeInfeasible"),
             "",
             True,
-            Plan(400, 400, allocated=400),
+            ExpansionPlan(400, 400, allocated=400),
             id="the kubelet gave up",
         ),
         pytest.param(
@@ -107,24 +116,39 @@ def asking(size: int, *, has: int = 300, allocated: int = 0, status: str = "") -
             asking(400),
             FULL,
             True,
-            Plan(400, 300, waits=True),
+            ExpansionPlan(400, 300, waits=True),
             id="lowered before it was given",
         ),
         pytest.param(
-            grown(300, granted=5000, actual=5000), asking(400), FULL, True, Plan(5000, 400), id="lowered too late"
+            grown(300, granted=5000, actual=5000),
+            asking(400),
+            FULL,
+            True,
+            ExpansionPlan(5000, 400),
+            id="lowered too late",
         ),
         pytest.param(
-            grown(300, granted=400), asking(5000), FULL, False, Plan(400, 300, refused=FULL), id="raised beyond a grant"
+            grown(300, granted=400),
+            asking(5000),
+            FULL,
+            False,
+            ExpansionPlan(400, 300, refused=FULL),
+            id="raised beyond a grant",
         ),
         pytest.param(
-            grown(300, actual=304), asking(302), FULL, True, Plan(300, 300, refused=FULL), id="rounding is no grant"
+            grown(300, actual=304),
+            asking(302),
+            FULL,
+            True,
+            ExpansionPlan(300, 300, refused=FULL),
+            id="rounding is no grant",
         ),
         pytest.param(
             grown(200, granted=None, actual=0, given=100),
             asking(200, has=200),
             "",
             True,
-            Plan(200, 200),
+            ExpansionPlan(200, 200),
             id="grown before grants were written down",
         ),
         pytest.param(
@@ -132,7 +156,7 @@ def asking(size: int, *, has: int = 300, allocated: int = 0, status: str = "") -
             asking(5000, has=200),
             FULL,
             True,
-            Plan(200, 200, refused=FULL),
+            ExpansionPlan(200, 200, refused=FULL),
             id="of old, and a wish",
         ),
         pytest.param(
@@ -140,26 +164,36 @@ def asking(size: int, *, has: int = 300, allocated: int = 0, status: str = "") -
             asking(5000, has=200),
             FULL,
             True,
-            Plan(200, 200, refused=FULL),
+            ExpansionPlan(200, 200, refused=FULL),
             id="by hand, and a wish",
         ),
         pytest.param(
-            grown(400, actual=0, node_label="", made=False), asking(400), "", True, Plan(400, 400), id="without a node"
+            grown(400, actual=0, node_label="", made=False),
+            asking(400),
+            "",
+            True,
+            ExpansionPlan(400, 400),
+            id="without a node",
         ),
         pytest.param(
-            grown(400, actual=0, made=False), asking(400), "", True, Plan(400, 400, waits=True), id="not made yet"
+            grown(400, actual=0, made=False),
+            asking(400),
+            "",
+            True,
+            ExpansionPlan(400, 400, waits=True),
+            id="not made yet",
         ),
         pytest.param(
             grown(1000, granted=1000, given=1000),
             asking(300, has=1000),
             FULL,
             True,
-            Plan(1000, 1000),
+            ExpansionPlan(1000, 1000),
             id="bound to a larger",
         ),
     ],
 )
-def test_plan(volume: PersistentVolume, claim: Claim, refused: str, grace: bool, planned: Plan) -> None:
+def test_plan(volume: PersistentVolume, claim: Claim, refused: str, grace: bool, planned: ExpansionPlan) -> None:
     assert plan(volume, claim, refused, in_grace=grace) == planned
 
 
@@ -205,38 +239,38 @@ def test_no_wish_becomes_more_than_it_may(
     assert plan(settled, rewritten, refused, in_grace=grace) == replace(after, allocated=0)
 
 
-def offers(free: int) -> Offers:
-    return Offers([Offer(offered(room=10 * GIB), free)])
+def available(free: int) -> AvailableCapacity:
+    return AvailableCapacity([NodeCapacity(offered(room=10 * GIB), free)])
 
 
 def test_a_refusal_says_how_much_is_missing_and_what_to_do() -> None:
     volume = grown(50 * GIB, granted=300 * MIB, actual=300 * MIB, given=300 * MIB)
     wish = asking(50 * GIB, has=300 * MIB)
-    assert refusal(volume, wish, offers(50 * GIB)) == ""
-    assert refusal(volume, wish, offers(7 * GIB // 4)) == (
+    assert refusal(volume, wish, available(50 * GIB)) == ""
+    assert refusal(volume, wish, available(7 * GIB // 4)) == (
         "the claim asks for 50Gi, 49.7Gi more than it has, and node n1 has 1.7Gi left in pool vg: it keeps the 300Mi "
-        "that it has and grows by itself when there is room; free room on that node, or lower the claim again, to "
+        "that it has and grows by itself when there is space; free up space on that node, or lower the claim again, to "
         "anything above 300Mi"
     )
-    assert refusal(volume, wish, Offers()).startswith(
-        "node n1 publishes no room of pool vg (is its elastic-local daemon ready?): it keeps the 300Mi"
+    assert refusal(volume, wish, AvailableCapacity()).startswith(
+        "node n1 publishes no capacity of pool vg (is its elastic-local daemon ready?): it keeps the 300Mi"
     )
     placeless = replace(volume, node_label="")
-    assert "the most that a node has is 2Gi left in pool vg" in refusal(placeless, wish, offers(2 * GIB))
+    assert "the most that a node has is 2Gi left in pool vg" in refusal(placeless, wish, available(2 * GIB))
 
 
 def test_a_mirror_grows_twice() -> None:
     volume = grown(GIB, granted=300 * MIB, actual=300 * MIB, given=300 * MIB)
     mirror = replace(volume, options={**volume.options, "raid": "raid1"})
     wish = asking(GIB, has=300 * MIB)
-    assert refusal(mirror, wish, offers(2 * (GIB - 300 * MIB))) == ""
-    assert "which takes 2Gi (raid1), 1.4Gi more than it has" in refusal(mirror, wish, offers(GIB))
+    assert refusal(mirror, wish, available(2 * (GIB - 300 * MIB))) == ""
+    assert "which takes 2Gi (raid1), 1.4Gi more than it has" in refusal(mirror, wish, available(GIB))
 
 
 def test_within_what_a_volume_has_anyway_there_is_always_room() -> None:
     """Whole extents: the last one has more than was asked for. Also on a node that is promised too much."""
     volume = grown(3 * EXTENT, granted=2 * EXTENT + 1, actual=3 * EXTENT, given=2 * EXTENT + 1)
-    assert refusal(volume, asking(3 * EXTENT, has=2 * EXTENT + 1), offers(-GIB)) == ""
+    assert refusal(volume, asking(3 * EXTENT, has=2 * EXTENT + 1), available(-GIB)) == ""
 
 
 # A term of leadership, and the others played: Kubernetes raises spec.capacity, the node does what it is granted.
@@ -304,7 +338,7 @@ async def test_a_wish_takes_no_room_and_is_granted_when_there_is_some(cluster: M
         ask(cluster, "50Gi")
         await until(lambda: figures(cluster) == ("1Gi", "1Gi"))
         await until(lambda: cluster.messages("VolumeResizeFailed"))
-        assert term.view.offers_beside(term.view.volumes.values()[0]).nodes[0].free == 9 * GIB
+        assert term.cache.available_for_growth(term.cache.volumes.values()[0]).nodes[0].free == 9 * GIB
         cluster.put(CLAIMS, claim_body("other", size="9Gi"))
         await until(lambda: volume(cluster, "pvc-uid-of-other"))
 
@@ -361,7 +395,7 @@ async def test_a_claim_that_was_lowered_again_is_what_the_kubelet_grows_to(clust
 async def test_a_node_that_takes_its_time_keeps_no_pod_from_starting(
     cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("provisioner.expansion.GRACE", 0.05)
+    monkeypatch.setattr("provisioner.expansion.NODE_GRACE", 0.05)
     cluster.put(CLAIMS, claim_body())
     async with leading(cluster):
         await bound(cluster)
@@ -403,12 +437,12 @@ async def test_an_answer_that_was_lost_is_found_out_and_the_room_is_booked_meanw
         cluster.before["patch", "persistentvolumes"] = [does(cluster.watching.clear)]
         ask(cluster, "9Gi")
         await until(lambda: figures(cluster)[0] == "9Gi")
-        assert term.books.taken(term.books._observed[PV].charge.account, EXTENT) == 9 * GIB  # type: ignore[union-attr]
+        assert term.ledger.reserved(term.ledger._observed[PV].charge.account, EXTENT) == 9 * GIB  # type: ignore[union-attr]
         cluster.watching.set()
         node_has(cluster, "9Gi")
         await until(lambda: figures(cluster) == ("9Gi", "9Gi"))
-        await until(lambda: not term.books._growths)
-        assert term.books.taken(term.books._observed[PV].charge.account, EXTENT) == 9 * GIB  # type: ignore[union-attr]
+        await until(lambda: not term.ledger._growths)
+        assert term.ledger.reserved(term.ledger._observed[PV].charge.account, EXTENT) == 9 * GIB  # type: ignore[union-attr]
 
 
 async def test_what_the_api_server_refuses_is_not_booked(cluster: MemoryCluster) -> None:
@@ -418,7 +452,7 @@ async def test_what_the_api_server_refuses_is_not_booked(cluster: MemoryCluster)
         cluster.before["patch", "persistentvolumes"] = [raises(Forbidden(403, "Forbidden", "no"))]
         ask(cluster, "9Gi")
         await until(lambda: not cluster.before["patch", "persistentvolumes"])
-        await until(lambda: not term.books._growths)
+        await until(lambda: not term.ledger._growths)
         await until(lambda: figures(cluster)[0] == "9Gi")
 
 

@@ -11,10 +11,10 @@ from contract import names
 from kube.client import CLAIMS, EVENTS, NODES, VOLUMES, Forbidden, Json, Unreachable
 from kube.events import Recorder
 from kube.records import read_storage_class
-from provisioner.capacityledger import Books
-from provisioner.clusterstate import View
+from provisioner.capacityledger import CapacityLedger
+from provisioner.clusterstate import ClusterCache
 from provisioner.metrics import Metrics
-from provisioner.nodecleanup import NodeCleanup
+from provisioner.nodecleanup import NodeCleanupController
 from tests.unit.provisioner.memory import MemoryCluster
 from tests.unit.provisioner.objects import claim_body, node_body
 from tests.unit.provisioner.stage import does, raises
@@ -42,10 +42,10 @@ class Stage:
         self.metrics = Metrics()
         self.metrics.class_changed("fast", None, read_storage_class({"metadata": {"name": "fast"}, "provisioner": "p"}))
         self.recorder = Recorder(cluster, "test")
-        self.view = View(cluster, names.NAMESPACE, Books())
-        self.cleanup = NodeCleanup(
+        self.cache = ClusterCache(cluster, names.NAMESPACE, CapacityLedger())
+        self.cleanup = NodeCleanupController(
             cluster,
-            self.view.volumes,
+            self.cache.volumes,
             self.recorder,
             self.metrics,
             delay=delay,
@@ -60,7 +60,7 @@ class Stage:
 
     async def look(self) -> None:
         await settled(self.cluster)
-        for key in list(self.cleanup.places):
+        for key in list(self.cleanup.by_nodes):
             self.cleanup.queue.add(key)
         await drained(self.cleanup.queue)
         await settled(self.cluster)
@@ -81,10 +81,10 @@ async def working(
     cluster: MemoryCluster, delay: float | None = DELAY, classes: frozenset[str] = frozenset({CLASS})
 ) -> AsyncIterator[Stage]:
     stage = Stage(cluster, delay, set(classes))
-    parts = (stage.recorder, stage.view, stage.cleanup)
+    parts = (stage.recorder, stage.cache, stage.cleanup)
     tasks = [asyncio.create_task(part.run()) for part in parts]
     try:
-        await stage.view.wait_synced()
+        await stage.cache.wait_synced()
         await settled(cluster)
         await stage.look()
         yield stage
@@ -172,7 +172,7 @@ async def test_a_server_that_cannot_say_has_not_said_that_the_node_is_gone(
         await stage.look()
         stage.clock.now += DELAY
         local.before[verb, "nodes"] = [raises(error)]
-        for key in list(stage.cleanup.places):
+        for key in list(stage.cleanup.by_nodes):
             stage.cleanup.queue.add(key)
         await drained(stage.cleanup.queue)
         assert not local.before[verb, "nodes"]
@@ -279,7 +279,7 @@ async def test_a_deletion_that_fails_is_counted_tried_again_and_holds_up_no_othe
     async with working(cluster) as stage:
         cluster.before["delete", "persistentvolumes"] = [raises(Unreachable(500, "", "no"))]
         stage.clock.now += DELAY
-        for key in list(stage.cleanup.places):
+        for key in list(stage.cleanup.by_nodes):
             stage.cleanup.queue.add(key)
         await until(lambda: has(cluster, "one") is not has(cluster, "two"))
         failed = stage.count("local_volume_node_cleanup_persistentvolume_delete_failed_total", phase="Available")
@@ -294,14 +294,14 @@ async def test_a_volume_of_ours_is_let_go_and_its_owner_told(cluster: MemoryClus
     async with working(cluster, classes=frozenset()) as stage:
         cluster.remove(NODES, "n1")
         await until(lambda: cluster.messages("NodeDeleted"))
-        assert "let go in 60 s" in cluster.messages("NodeDeleted")[0]
+        assert "is removed in 60 s" in cluster.messages("NodeDeleted")[0]
         await stage.look()
         assert cluster.objects[VOLUMES, "", "pv"]["metadata"]["finalizers"] == [names.FINALIZER, "somebody/else"]
         await stage.pass_delay()
         assert cluster.objects[VOLUMES, "", "pv"]["metadata"]["finalizers"] == ["somebody/else"]
         assert stage.count("elastic_local_provisioner_volumes_let_go_total", **{"class": "fast"}) == 1
         await stage.recorder.flush()
-    told = [event for event in cluster.all(EVENTS) if "was let go" in event["message"]]
+    told = [event for event in cluster.all(EVENTS) if "finalizer was removed" in event["message"]]
     assert {event["involvedObject"]["kind"] for event in told} == {"PersistentVolume", "PersistentVolumeClaim"}
 
 

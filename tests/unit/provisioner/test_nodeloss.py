@@ -20,11 +20,11 @@ from contract.volume import (
     Pin,
 )
 from kube.client import Json
-from provisioner.nodeloss import Resident, Step, affine_nodes, next_step, of_local, of_ours, warning
-from provisioner.nodetracker import answers_to
+from provisioner.nodeloss import NodeLossStep, NodePinnedVolume, affine_nodes, from_local, from_ours, next_step, warning
+from provisioner.nodetracker import node_names
 from tests.unit.provisioner.objects import node_body
 
-VOLUME = Resident(
+VOLUME = NodePinnedVolume(
     name="pv",
     uid="uid",
     resource_version="1",
@@ -34,11 +34,16 @@ VOLUME = Resident(
     storage_class="fast",
     claim=ClaimReference("ns", "data", "uid-of-data"),
     deleting=False,
-    held=False,
+    awaits_node=False,
     ours=True,
-    label="n1",
+    node_label="n1",
 )
-KEEP, LET_GO, REMOVE, REMOVE_CLAIM = Step.KEEP, Step.LET_GO, Step.DELETE, Step.DELETE_CLAIM
+KEEP, REMOVE_FINALIZER, REMOVE, REMOVE_CLAIM = (
+    NodeLossStep.KEEP,
+    NodeLossStep.REMOVE_FINALIZER,
+    NodeLossStep.DELETE,
+    NodeLossStep.DELETE_CLAIM,
+)
 
 
 @pytest.mark.parametrize(
@@ -54,9 +59,11 @@ KEEP, LET_GO, REMOVE, REMOVE_CLAIM = Step.KEEP, Step.LET_GO, Step.DELETE, Step.D
         (FAILED, DELETE, KEEP, KEEP, KEEP),
     ],
 )
-def test_what_is_done(phase: str, policy: str, ours_not_named: Step, ours_named: Step, local_named: Step) -> None:
+def test_what_is_done(
+    phase: str, policy: str, ours_not_named: NodeLossStep, ours_named: NodeLossStep, local_named: NodeLossStep
+) -> None:
     ours = replace(VOLUME, phase=phase, reclaim_policy=policy)
-    local = replace(ours, ours=False, label="")
+    local = replace(ours, ours=False, node_label="")
     assert next_step(ours, opted_in=False) is ours_not_named
     assert next_step(ours, opted_in=True) is ours_named
     assert next_step(local, opted_in=True) is local_named
@@ -71,12 +78,12 @@ def test_what_is_being_deleted_is_let_go_only_when_its_node_alone_holds_it(
 ) -> None:
     going = replace(VOLUME, phase=phase, reclaim_policy=policy, deleting=True)
     assert next_step(going, named) is KEEP
-    assert next_step(replace(going, held=True), named) is (LET_GO if policy == DELETE else KEEP)
+    assert next_step(replace(going, awaits_node=True), named) is (REMOVE_FINALIZER if policy == DELETE else KEEP)
 
 
 def test_one_that_is_to_be_retained_waits_for_its_node_to_note_that() -> None:
     """What the node's disks have noted may still say Delete: they would lose it when they come back."""
-    held = replace(VOLUME, phase=RELEASED, reclaim_policy=RETAIN, deleting=True, held=True)
+    held = replace(VOLUME, phase=RELEASED, reclaim_policy=RETAIN, deleting=True, awaits_node=True)
     assert next_step(held, opted_in=True) is KEEP
     for delay in (60, None):
         assert "bring the node back" in warning(held, KEEP, delay)
@@ -94,8 +101,8 @@ def test_the_owner_of_a_claim_reads_what_happens_to_it() -> None:
 def test_of_a_volume_nobody_uses_only_what_happens_is_said() -> None:
     going = replace(VOLUME, phase=RELEASED)
     assert warning(replace(going, reclaim_policy=RETAIN), KEEP, 60) == ""
-    assert "let go in 60 s unless" in warning(going, REMOVE, 60)
-    assert "take the finalizers off" in warning(going, LET_GO, None)
+    assert "is removed in 60 s unless" in warning(going, REMOVE, 60)
+    assert "take the finalizers off" in warning(going, REMOVE_FINALIZER, None)
 
 
 def term(*hostnames: list[str], **others: str) -> Json:
@@ -149,14 +156,14 @@ def local_body(name: str = "local-pv-1", phase: str = BOUND, storage_class: str 
 
 
 def test_a_local_volume_counts_if_its_class_was_named_and_its_node_is_known() -> None:
-    found = of_local(local_body(), {"disks"})
+    found = from_local(local_body(), {"disks"})
     assert found is not None
-    assert (found.nodes, found.ours, found.held) == (frozenset({"host-n1"}), False, False)
-    assert of_local(local_body(), {"other"}) is None
-    assert of_local(local_body(nodeAffinity={}), {"disks"}) is None
+    assert (found.nodes, found.ours, found.awaits_node) == (frozenset({"host-n1"}), False, False)
+    assert from_local(local_body(), {"other"}) is None
+    assert from_local(local_body(nodeAffinity={}), {"disks"}) is None
     not_local = local_body()
     del not_local["spec"]["local"]
-    assert of_local(not_local, {"disks"}) is None
+    assert from_local(not_local, {"disks"}) is None
 
 
 def our_body(phase: str = RELEASED, finalizers: tuple[str, ...] = (names.FINALIZER,), **metadata: Any) -> Json:
@@ -189,9 +196,9 @@ def our_body(phase: str = RELEASED, finalizers: tuple[str, ...] = (names.FINALIZ
 def test_a_volume_of_ours_is_held_by_its_node_or_not(body: Json, held: bool) -> None:
     read = contract_volume.read(body)
     assert read is not None
-    found = of_ours(read)
+    found = from_ours(read)
     assert found is not None
-    assert found.held is held
+    assert found.awaits_node is held
     assert found.nodes == {"n1", "host-n1"}
 
 
@@ -200,11 +207,11 @@ def test_a_volume_without_a_node_lives_nowhere() -> None:
     del body["spec"]["nodeAffinity"]
     read = contract_volume.read(body)
     assert read is not None
-    assert of_ours(read) is None
+    assert from_ours(read) is None
 
 
 def test_a_node_answers_to_its_name_its_label_value_and_its_hostname() -> None:
-    assert answers_to(node_body("n1", "ip-1")) == {"n1", "ip-1"}
-    assert answers_to({"metadata": {"name": "n1"}}) == {"n1"}
+    assert node_names(node_body("n1", "ip-1")) == {"n1", "ip-1"}
+    assert node_names({"metadata": {"name": "n1"}}) == {"n1"}
     long = "n" * 70
-    assert answers_to(node_body(long, "ip-1")) == {long, names.node_label_value(long), "ip-1"}
+    assert node_names(node_body(long, "ip-1")) == {long, names.node_label_value(long), "ip-1"}

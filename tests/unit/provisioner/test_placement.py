@@ -14,7 +14,15 @@ from kube import records
 from kube.client import CAPACITIES, CLAIMS, CLASSES, NODES, PODS, VOLUMES, Json
 from kube.records import IMMEDIATE, SELECTED_NODE, Pod
 from provisioner import placement
-from provisioner.podcapacity import Demand, Need, agreed, contradicts, demands, shortage, spare
+from provisioner.podcapacity import (
+    VolumeFit,
+    VolumeRequest,
+    all_selected,
+    conflicting_node,
+    fit_volumes,
+    headroom,
+    shortage,
+)
 from tests.unit.provisioner.memory import MemoryCluster
 from tests.unit.provisioner.objects import (
     CLASS,
@@ -50,13 +58,13 @@ def pod_body(name: str = "p", *claims: str, node: str = "", ephemeral: bool = Fa
 POD: Pod = records.read_pod(pod_body("p", "a", "b"))
 
 
-def need(name: str, size: int, storage_class: str = CLASS, *, layout: VolumeParameters = PLAIN) -> Need:
-    return Need(name, f"pvc-{name}", size, layout, storage_class)
+def need(name: str, size: int, storage_class: str = CLASS, *, layout: VolumeParameters = PLAIN) -> VolumeRequest:
+    return VolumeRequest(name, f"pvc-{name}", size, layout, storage_class)
 
 
-def on(free: dict[str, Capacity], *needs: Need, taken: int = 0) -> list[Demand]:
+def on(free: dict[str, Capacity], *requests: VolumeRequest, taken: int = 0) -> list[VolumeFit]:
     """On a node with this capacity for each class, and `taken` in each of its pools."""
-    return demands(needs, free.get, lambda offered: lambda pool: taken)
+    return fit_volumes(requests, free.get, lambda offered: lambda pool: taken)
 
 
 def room(size: int, **fields: Any) -> Capacity:
@@ -68,7 +76,7 @@ TIGHT = "take 1.3Gi together, node n1 has 1Gi left in pool vg"
 
 
 @pytest.mark.parametrize(
-    ("needs", "why"),
+    ("requests", "why"),
     [
         ([], ""),
         ([need("a", 700 * MIB)], ""),
@@ -83,14 +91,14 @@ TIGHT = "take 1.3Gi together, node n1 has 1Gi left in pool vg"
         ),
         (
             [need("a", MIB), need("b", MIB, "unheard-of")],
-            "node n1 publishes no room for the class of claim b, which pod p needs too",
+            "node n1 publishes no capacity for the class of claim b, which pod p needs too",
         ),
     ],
 )
-def test_shortage(needs: list[Need], why: str) -> None:
-    found = on(FREE, *needs)
+def test_shortage(requests: list[VolumeRequest], why: str) -> None:
+    found = on(FREE, *requests)
     assert shortage(POD, "n1", found) == shortage(POD, "n1", found, cautious=False) == why
-    assert (spare(found) >= 0) == (not why)
+    assert (headroom(found) >= 0) == (not why)
 
 
 def test_pools_that_share_a_filesystem_have_it_once() -> None:
@@ -125,20 +133,20 @@ def test_what_fits_together_fits_one_after_the_other(volumes: list[tuple[int, st
     left = {"x": free * EXTENT, "y": free * EXTENT}
     for each in found:
         assert each.capacity
-        left[each.capacity.pool] -= each.takes
+        left[each.capacity.pool] -= each.required
     used = {pool for _, pool, _ in volumes}
-    assert spare(found) == min((left[pool] for pool in used), default=0)
-    assert bool(shortage(POD, "n1", found)) == (spare(found) < 0)
+    assert headroom(found) == min((left[pool] for pool in used), default=0)
+    assert bool(shortage(POD, "n1", found)) == (headroom(found) < 0)
 
 
 def test_the_scheduler_names_one_node_on_all_claims() -> None:
     a, b, c = (claim(name, node=node) for name, node in (("a", "n1"), ("b", "n2"), ("c", "")))
-    assert agreed([a], "n1")
-    assert not agreed([a, c], "n1")
-    assert contradicts([a, b, c], b) == "n1"
-    assert contradicts([a, b, c], a) == ""
-    assert contradicts([a, c], c) == "n1"
-    assert contradicts([replace(a, selected_node=""), b], b) == ""
+    assert all_selected([a], "n1")
+    assert not all_selected([a, c], "n1")
+    assert conflicting_node([a, b, c], b) == "n1"
+    assert conflicting_node([a, b, c], a) == ""
+    assert conflicting_node([a, c], c) == "n1"
+    assert conflicting_node([replace(a, selected_node=""), b], b) == ""
 
 
 # A term of leadership; the scheduler is played.
@@ -191,7 +199,7 @@ async def test_claims_that_fit_one_by_one_only_are_sent_to_the_node_that_has_roo
         choose(small, "n1", "a", "b")
         await until(lambda: chosen(small, "a", "b") == ["n2", ""])
         await until(lambda: len(small.messages("ProvisioningFailed")) == 2)
-        told = "the claims a, b of pod p take 1.3Gi together, node n1 has 1Gi left in pool vg: node n2, which has room"
+        told = "the claims a, b of pod p take 1.3Gi together, node n1 has 1Gi left in pool vg: node n2, which has space"
         assert all(told in message for message in small.messages("ProvisioningFailed"))
         assert not homes(small)
         choose(small, "n2", "b")
@@ -212,7 +220,7 @@ async def test_nothing_is_made_before_the_scheduler_has_chosen_for_all(small: Me
 async def test_a_proposal_that_the_scheduler_does_not_take_is_given_up_and_not_made_again(
     small: MemoryCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(placement, "HALF_CHOSEN", 0.3)
+    monkeypatch.setattr(placement, "SELECTION_TIMEOUT", 0.3)
     small.put(CAPACITIES, capacity_body("n3", 2 * GIB))
     small.put(NODES, node_body("n3"))
     waiting(small, "a", "b")
@@ -240,8 +248,8 @@ async def test_where_no_node_has_room_for_all_each_owner_reads_so(small: MemoryC
         await until(lambda: len(small.messages("ProvisioningFailed")) == 3)
         for message in small.messages("ProvisioningFailed"):
             assert message.endswith(
-                "the claims a, b, c of pod p take 2Gi together, node n2 has 2Gi left in pool vg, and no node has room "
-                "for all of them: ask for less, or free room"
+                "the claims a, b, c of pod p take 2Gi together, node n2 has 2Gi left in pool vg, and no node has space "
+                "for all of them: ask for less, or free up space"
             )
     assert not homes(small)
 
@@ -288,7 +296,7 @@ async def test_room_for_the_other_claims_is_kept(small: MemoryCluster) -> None:
         choose(small, "n1", "stranger")
         await until(lambda: chosen(small, "stranger") == [""])
         await until(lambda: homes(small) == {"a": "n1", "b": "n1"})
-        await until(lambda: not term.books._reservations)
+        await until(lambda: not term.ledger._pod_reservations)
 
 
 async def test_a_claim_of_several_pods_goes_where_one_of_them_can_start(small: MemoryCluster) -> None:
@@ -335,10 +343,10 @@ async def test_what_is_made_for_one_pod_is_not_counted_for_a_namesake(small: Mem
 async def test_a_pod_that_the_cache_does_not_show_yet_is_asked_for(small: MemoryCluster) -> None:
     waiting(small, "a", "b")
     async with leading(small) as term:
-        await term.view.wait_synced()
-        term.view._users = {}
-        term.view._pod_changed = lambda *_: None  # type: ignore[method-assign]
-        term.view.pods._subscribers.clear()
+        await term.cache.wait_synced()
+        term.cache._pods_of_claim = {}
+        term.cache._pod_changed = lambda *_: None  # type: ignore[method-assign]
+        term.cache.pods._subscribers.clear()
         small.put(PODS, pod_body("p", "a", "b"))
         choose(small, "n1", "a", "b")
         await until(lambda: chosen(small, "a", "b") == ["n2", ""])

@@ -24,7 +24,7 @@ def test_no_text_of_a_user_becomes_a_label() -> None:
     for number in range(300):
         metrics.provision_failed(f"nosuch{number}", f"{number}{'K' * 100_000}.x.io")
         metrics.provision_failed("fast", f"kind-{number}")
-        metrics.let_go(f"gone{number}")
+        metrics.finalizer_removed(f"gone{number}")
     assert labels(metrics) == {("fast", "PersistentVolumeClaim"), ("fast", "other"), ("other", "other"), ("other", "")}
     assert len(generate_latest(metrics.registry)) < 20_000
 

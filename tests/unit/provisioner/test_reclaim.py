@@ -55,7 +55,7 @@ async def test_a_policy_that_became_retain_at_the_last_moment_is_obeyed(cluster:
     cluster.before["delete", "persistentvolumes"] = [does(retain)]
     async with leading(cluster) as term:
         await until(lambda: ("delete", "persistentvolumes", PV) in cluster.requests)
-        await until(lambda: (seen := term.view.volumes.get(PV)) and seen.reclaim_policy == "Retain")
+        await until(lambda: (seen := term.cache.volumes.get(PV)) and seen.reclaim_policy == "Retain")
         await asyncio.sleep(0)
     assert "deletionTimestamp" not in (volume(cluster) or {})["metadata"]
     assert not cluster.messages("VolumeFailedDelete")

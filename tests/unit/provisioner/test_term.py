@@ -134,7 +134,7 @@ async def test_an_answer_that_was_lost_is_found_out_by_the_next_try(cluster: Mem
     metrics = Metrics()
     async with leading(cluster, metrics) as term:
         await until(lambda: cluster.messages("ProvisioningSucceeded"))
-        await until(lambda: term.books.booking(PV) is None)
+        await until(lambda: term.ledger.reservation(PV) is None)
     assert len(cluster.all(VOLUMES)) == 1
     assert figures(metrics)["controller_persistentvolumeclaim_provision_failed_total"] == 1
 
@@ -151,11 +151,11 @@ async def test_a_request_without_an_answer_keeps_its_room_until_it_can_not_arriv
 
     cluster.before["create", "persistentvolumes"] = [vanish]
     async with leading(cluster) as term:
-        await until(lambda: term.books.booking(PV))
+        await until(lambda: term.ledger.reservation(PV))
         cluster.put(CLAIMS, claim_body("next", size="1Gi", node="n2"))
         await until(lambda: cluster.messages("ProvisioningFailed"))
         await until(lambda: any("n2 has 0 bytes left" in text for text in cluster.messages("ProvisioningFailed")))
-        await until(lambda: term.books.booking(PV) is None)
+        await until(lambda: term.ledger.reservation(PV) is None)
         cluster.put(CLAIMS, claim_body("next", size="1Gi", node="n2"))
         await until(lambda: volume(cluster, "pvc-uid-of-next"))
 
@@ -166,7 +166,7 @@ async def test_a_volume_of_that_name_that_is_not_ours_is_no_success(cluster: Mem
     async with leading(cluster) as term:
         await until(lambda: cluster.messages("ProvisioningFailed"))
         assert f"there is a PersistentVolume {PV} already" in cluster.messages("ProvisioningFailed")[0]
-        assert term.books.booking(PV) is None
+        assert term.ledger.reservation(PV) is None
     assert not cluster.messages("ProvisioningSucceeded")
 
 
@@ -191,7 +191,7 @@ async def test_a_class_that_comes_later_is_enough(cluster: MemoryCluster) -> Non
 async def test_a_daemon_that_publishes_a_moment_later_keeps_the_claim(cluster: MemoryCluster) -> None:
     cluster.put(CLAIMS, claim_body(node="n3"))
     async with leading(cluster) as term:
-        await until(lambda: term.view.synced)
+        await until(lambda: term.cache.synced)
         await drained(term.claims.queue)
         cluster.put(CAPACITIES, capacity_body("n3"))
         await until(lambda: volume(cluster))
@@ -247,18 +247,18 @@ async def test_what_a_retained_volume_leaves_behind_is_not_given_away_on_old_fig
     async with leading(cluster) as term:
         await until(lambda: volume(cluster))
         bind(cluster)
-        await until(lambda: term.view.volumes.get(PV) is not None)
-        published = term.view.published("n2")
-        term.view.published = lambda node: published  # type: ignore[method-assign]
+        await until(lambda: term.cache.volumes.get(PV) is not None)
+        published = term.cache.published("n2")
+        term.cache.published = lambda node: published  # type: ignore[method-assign]
         cluster.put(CAPACITIES, capacity_body("n2", 0))
         uid = (volume(cluster) or {})["metadata"]["uid"]
         cluster.remove(VOLUMES, PV)
-        await until(lambda: term.books.held(uid))
+        await until(lambda: term.ledger.retained(uid))
         listed = len(cluster.requests)
         await until(lambda: ("list", "csistoragecapacities", "") in cluster.requests[listed:])
-        assert term.books.held(uid)
-        del term.view.published
-        await until(lambda: term.books.held(uid) is None)
+        assert term.ledger.retained(uid)
+        del term.cache.published
+        await until(lambda: term.ledger.retained(uid) is None)
 
 
 async def test_a_retained_volume_that_may_have_been_used_is_left_to_its_policy(
@@ -271,7 +271,7 @@ async def test_a_retained_volume_that_may_have_been_used_is_left_to_its_policy(
     cluster.after["create", "persistentvolumes"] = [does(lambda: cluster.remove(CLAIMS, "data", "default"))]
     async with leading(cluster) as term:
         await until(lambda: cluster.requests.count(("get", "persistentvolumeclaims", "data")) == 2)
-        await drained(term.orphans.queue)
+        await drained(term.claim_check.queue)
     assert "deletionTimestamp" not in (volume(cluster) or {})["metadata"]
 
 
@@ -302,6 +302,8 @@ async def test_a_node_that_publishes_room_under_anothers_hostname_is_not_believe
     async with leading(cluster):
         await until(lambda: volume(cluster, "pvc-uid-of-other"))
         await until(lambda: SELECTED_NODE not in claim(cluster)["metadata"]["annotations"])
-        told = "publishes room for hostname host-n1, and its label says host-of-somebody-else, so it is not believed"
+        told = (
+            "publishes capacity for hostname host-n1, and its label says host-of-somebody-else, so it is not believed"
+        )
         await until(lambda: any(told in each for each in cluster.messages("ProvisioningFailed")))
     assert volume(cluster) is None
