@@ -18,14 +18,16 @@ from daemon.errors import VolumeError
 from daemon.node import backend_of
 from daemon.settings import Settings
 from daemon.storage.deviceclasses import BINDMOUNT, LOOP, LVM, DeviceClass
-from host import mounttable
+from host import filesystem, mounttable
 from host.command import CommandError, MissingTool, run
 from host.mounttable import Mount
 
 _LVM_TOOLS = ("lvm", "thin_check")
 _FILESYSTEM_TOOLS = (
-    *("blkid", "mount", "umount", "mkfs.ext4", "e2fsck", "resize2fs"),
-    *("mkfs.xfs", "xfs_growfs", "mkfs.btrfs", "btrfs"),
+    "blkid",
+    "mount",
+    "umount",
+    *(each for facts in filesystem.FACTS.values() for each in facts.programs),
 )
 _DEADLINE = 10.0
 

@@ -39,6 +39,8 @@ class Filesystem:
     lists: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """mkfs flags whose value is a list of `word` or `word=value`, by comma."""
     mount_options: Mapping[str, str] = field(default_factory=dict)
+    clonable: bool = True
+    """Whether the kernel can have two copies of one on a node, block for block the same but for the UUID."""
 
 
 _EVERY_MOUNT = dict.fromkeys(
@@ -108,6 +110,7 @@ FILESYSTEMS: Mapping[str, Filesystem] = {
     BTRFS: Filesystem(
         # mkfs.btrfs takes 109 MiB, but the kernel refuses to resize to less than 256 MiB (btrfs_ioctl_resize).
         minimum_size=256 * _MIB,
+        clonable=False,  # the kernel takes two devices with one UUID for one filesystem as soon as it sees them
         flags={
             "--csum": _words("crc32c", "xxhash", "sha256", "blake2"),
             "-d": _words("single", "dup"),
@@ -130,6 +133,10 @@ FILESYSTEMS: Mapping[str, Filesystem] = {
         },
     ),
 }  # fmt: skip
+
+
+CLONABLE = tuple(kind for kind, facts in FILESYSTEMS.items() if facts.clonable)
+"""Filesystems of which there may be clones on one node."""
 
 
 class OptionRefused(ValueError):

@@ -39,8 +39,9 @@ class Contradiction(OptionRefused):
 
 def check(filesystem: str, mkfs: Sequence[str], mount: Sequence[str]) -> None:
     """Raises Contradiction for the first that is found. Both are words that contract.filesystems allowed."""
-    for found in _RULES[filesystem](mkfs, dict(map(_pair, mount))):
-        raise found
+    if rules := _RULES.get(filesystem):
+        for found in rules(mkfs, dict(map(_pair, mount))):
+            raise found
 
 
 def _ext4(mkfs: Sequence[str], mount: Words) -> Iterator[Contradiction]:
@@ -101,7 +102,7 @@ def _btrfs(mkfs: Sequence[str], mount: Words) -> Iterator[Contradiction]:
     yield from _bounded(mount, {"thread_pool": (1, _INT), "commit": (0, _INT)})
 
 
-_RULES: Mapping[str, Callable[[Sequence[str], Words], Iterator[Contradiction]]] = {
+_RULES: Mapping[str, Callable[[Sequence[str], Words], Iterator[Contradiction]]] = {  # none: nothing contradicts
     EXT4: _ext4,
     XFS: _xfs,
     BTRFS: _btrfs,

@@ -36,27 +36,19 @@ _LOOK_SECONDS = 0.02
 _KEPT_COMMANDS = 50
 _KEPT_OUTPUT = 4096
 
-_PACKAGES = {
+PACKAGES = {
     "blkdiscard": "util-linux",
     "blkid": "util-linux",
-    "btrfs": "btrfs-progs",
     "dmsetup": "dmsetup",
-    "e2fsck": "e2fsprogs",
     "fsck": "util-linux",
     "lsblk": "util-linux",
     "lvm": "lvm2",
-    "mkfs.btrfs": "btrfs-progs",
-    "mkfs.ext4": "e2fsprogs",
-    "mkfs.xfs": "xfsprogs",
     "mount": "mount",
-    "resize2fs": "e2fsprogs",
     "thin_check": "thin-provisioning-tools",
     "umount": "mount",
     "wipefs": "util-linux",
-    "xfs_admin": "xfsprogs",
-    "xfs_growfs": "xfsprogs",
-    "xfs_repair": "xfsprogs",
 }
+"""Debian's package of each program. host.filesystem adds those of the filesystems."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +109,7 @@ class MissingTool(CommandError):
     """The program is not installed."""
 
     def __init__(self, program: str) -> None:
-        package = _PACKAGES.get(program)
+        package = PACKAGES.get(program)
         remedy = f"apt-get install {package}" if package else "install the package that has it"
         super().__init__(f"{program} is not on this node: {remedy}")
         self.program = program

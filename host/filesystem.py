@@ -1,4 +1,4 @@
-"""Filesystems on a block device: make, check, mount, grow. What differs between them stands in one table.
+"""Filesystems on a block device: make, check, mount, grow, give a new UUID. What differs stands in FACTS, at the end.
 
 Checking before a mount. ext4 wants it: its journal repairs what a crash left, but the error flag that the kernel sets
 when it finds damage is acted on only by e2fsck, and the check of a clean filesystem takes milliseconds. xfs and btrfs
@@ -15,7 +15,7 @@ default, and host.mounting needs 5.12 in any case. A newer image has to think ag
 (Linux 5.19), e2fsprogs 1.47 as upstream ships it orphan_file (5.15).
 
 Sources: e2fsck(8), mke2fs(8), resize2fs(8), mkfs.xfs(8), xfs_repair(8), xfs_growfs(8), mkfs.btrfs(8), btrfs-check(8),
-ext4(5), capabilities(7).
+tune2fs(8), xfs_admin(8), xfs(5), ext4(5), capabilities(7).
 """
 
 import asyncio
@@ -24,11 +24,11 @@ import os
 import re
 import struct
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from host import blockdevice, kernellog
+from host import blockdevice, command, kernellog, mounting
 from host.command import CommandFailed, Completed, run
 
 
@@ -45,6 +45,8 @@ class Facts:
     """Growing takes the mount point; otherwise the device."""
     signatures: frozenset[str]
     """What blkid may call it."""
+    programs: Mapping[str, str]
+    """All that are run for it, and Debian's package of each."""
     check: tuple[str, ...] = ()
     sound: frozenset[int] = frozenset()
     """Exit codes of `check` after which it may be mounted."""
@@ -52,36 +54,10 @@ class Facts:
     """A check of all metadata, which must come before `grow` when it is not mounted."""
     grow_capability: int | None = None
     """Without it the kernel does not let us grow a mounted one: number of a capability."""
-
-
-FACTS: Mapping[str, Facts] = {
-    "ext4": Facts(
-        # A share for root alone (-m) serves a system disk; here it would only take 5 % from the pod.
-        make=("mkfs.ext4", "-q", "-F", "-m", "0"),
-        repair=("e2fsck", "-f"),
-        grow=("resize2fs",),
-        grows_by_path=False,
-        signatures=frozenset({"ext4", "ext3", "ext2"}),  # with enough features turned off it looks like its elders
-        check=("e2fsck", "-p"),
-        sound=frozenset({0, 1, 2}),  # clean; repaired; repaired, and a root filesystem would need a reboot
-        check_all=("e2fsck", "-f", "-p"),
-        grow_capability=24,  # CAP_SYS_RESOURCE
-    ),
-    "xfs": Facts(
-        make=("mkfs.xfs", "-q", "-f"),
-        repair=("xfs_repair",),
-        grow=("xfs_growfs", "-d"),
-        grows_by_path=True,
-        signatures=frozenset({"xfs"}),
-    ),
-    "btrfs": Facts(
-        make=("mkfs.btrfs", "-q", "-f"),
-        repair=("btrfs", "check"),
-        grow=("btrfs", "filesystem", "resize", "max"),
-        grows_by_path=True,
-        signatures=frozenset({"btrfs"}),
-    ),
-}
+    lacks_blocks: Callable[[Path], bool] | None = None
+    """Whether one that is not mounted is smaller than its device. Needed where it may have to grow before a mount."""
+    renew_uuid: Callable[[Path, Path, float], Awaitable[None]] | None = None
+    """How a copy gets a UUID of its own: `renew_uuid` below. None: there can't be copies."""
 
 
 class Unsound(Exception):
@@ -196,9 +172,21 @@ async def grow_unmounted(kind: str, device: Path, *, deadline: float = 3600) -> 
     """Lets a filesystem that is sound and not mounted fill its device. For kinds that may not grow mounted. Killed half
     way, it may leave what `check` does not repair (docs/reliability.md). Raises Unsound and CommandError."""
     facts = FACTS[kind]
-    if await asyncio.to_thread(_ext4_lacks, device):
+    assert facts.lacks_blocks, f"{kind} grows mounted"
+    if await asyncio.to_thread(facts.lacks_blocks, device):
         await _checked(kind, facts.check_all, device, deadline)
         await _run_on(device, *facts.grow, deadline=deadline)
+
+
+async def renew_uuid(kind: str, device: Path, folder: Path, *, deadline: float = 3600) -> None:
+    """Gives the filesystem on `device`, not mounted, a UUID of its own: a copy, block by block, has that of its source,
+    so xfs does not let both be mounted, and tools that look for a UUID find either. `folder` is empty and there to
+    mount it for a moment. A process that is killed meanwhile may leave it mounted there, or of no use. Raises Unsound,
+    CommandError, OSError, and ValueError for a kind of which there can't be copies."""
+    renew = FACTS[kind].renew_uuid
+    if renew is None:
+        raise ValueError(f"two copies of one {kind} can't be used on one node")
+    await renew(device, folder, deadline)
 
 
 async def _run_on(device: Path, *words: str, deadline: float, check: bool = True) -> Completed:
@@ -223,7 +211,7 @@ _SUPERBLOCK = 1024
 _SUPERBLOCK_LENGTH = 1024
 
 
-def _ext4_lacks(device: Path) -> bool:
+def _ext4_lacks_blocks(device: Path) -> bool:
     """Whether an ext4 is smaller than its device, by a block at least. The fields are s_blocks_count_lo and _hi,
     s_log_block_size, and the 64bit bit of s_feature_incompat, without which _hi means nothing."""
     with device.open("rb") as file:
@@ -235,3 +223,56 @@ def _ext4_lacks(device: Path) -> bool:
     (high,) = struct.unpack_from("<I", superblock, 0x150)
     blocks = low | (high << 32 if incompatible & 0x80 else 0)
     return bool(blockdevice.size(device) // (1024 << log_block_size) > blocks)
+
+
+async def _renew_uuid_of_ext4(device: Path, folder: Path, deadline: float) -> None:
+    """tune2fs wants all of it checked, because it writes each checksum anew."""
+    await _checked("ext4", ("e2fsck", "-f", "-p"), device, deadline)
+    await run("tune2fs", "-U", "random", str(device), deadline=deadline)
+
+
+async def _renew_uuid_of_xfs(device: Path, folder: Path, deadline: float) -> None:
+    """Its log has to be replayed before that, which only a mount does."""
+    await mount("xfs", device, folder, ["nouuid"], deadline=deadline)
+    await asyncio.to_thread(mounting.unmount, folder)
+    await run("xfs_admin", "-U", "generate", str(device), deadline=deadline)
+
+
+FACTS: Mapping[str, Facts] = {
+    "ext4": Facts(
+        # A share for root alone (-m) serves a system disk; here it would only take 5 % from the pod.
+        make=("mkfs.ext4", "-q", "-F", "-m", "0"),
+        repair=("e2fsck", "-f"),
+        grow=("resize2fs",),
+        grows_by_path=False,
+        signatures=frozenset({"ext4", "ext3", "ext2"}),  # with enough features turned off it looks like its elders
+        check=("e2fsck", "-p"),
+        sound=frozenset({0, 1, 2}),  # clean; repaired; repaired, and a root filesystem would need a reboot
+        check_all=("e2fsck", "-f", "-p"),
+        grow_capability=24,  # CAP_SYS_RESOURCE
+        lacks_blocks=_ext4_lacks_blocks,
+        renew_uuid=_renew_uuid_of_ext4,
+        programs=dict.fromkeys(("mkfs.ext4", "e2fsck", "resize2fs", "tune2fs"), "e2fsprogs"),
+    ),
+    "xfs": Facts(
+        make=("mkfs.xfs", "-q", "-f"),
+        repair=("xfs_repair",),
+        grow=("xfs_growfs", "-d"),
+        grows_by_path=True,
+        signatures=frozenset({"xfs"}),
+        renew_uuid=_renew_uuid_of_xfs,
+        programs=dict.fromkeys(("mkfs.xfs", "xfs_growfs", "xfs_repair", "xfs_admin"), "xfsprogs"),
+    ),
+    "btrfs": Facts(
+        make=("mkfs.btrfs", "-q", "-f"),
+        repair=("btrfs", "check"),
+        grow=("btrfs", "filesystem", "resize", "max"),
+        grows_by_path=True,
+        signatures=frozenset({"btrfs"}),
+        programs=dict.fromkeys(("mkfs.btrfs", "btrfs"), "btrfs-progs"),
+    ),
+}
+"""What a new filesystem needs here: docs/development.md."""
+
+for _facts in FACTS.values():
+    command.PACKAGES.update(_facts.programs)

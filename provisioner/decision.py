@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from contract import capacity, names, parameters, quantity
 from contract.capacity import Capacity
-from contract.filesystems import BTRFS
+from contract.filesystems import CLONABLE
 from contract.parameters import ParameterError, VolumeParameters
 from contract.volume import Original, PersistentVolume
 from kube.records import WAIT_FOR_FIRST_CONSUMER, Claim, Pod, StorageClass
@@ -62,8 +62,11 @@ def clone_obstacle(claim: Claim, wanted: VolumeParameters, source: CloneSource) 
         return f"the volume of claim {name} is not made yet: the copy follows when it is; start the pod that uses it"
     if volume.deleting:
         return f"the volume of claim {name} is being deleted: choose another source"
-    if volume.filesystem == BTRFS:
-        return f"claim {name} has {BTRFS}, of which the kernel can't have two copies on one node: use ext4 or xfs"
+    if volume.filesystem not in CLONABLE:
+        return (
+            f"claim {name} has {volume.filesystem}, of which the kernel can't have two copies on one node: use "
+            f"{' or '.join(CLONABLE)}"
+        )
     if wanted.filesystem != volume.filesystem:
         return (
             f"claim {name} has {volume.filesystem}, and a copy can't have {wanted.filesystem}: use a class with the "

@@ -22,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from contract import quantity
+from contract.filesystems import CLONABLE
 from daemon.errors import NoSnapshot, NotCloned
 from daemon.storage.backend import Backend
 from daemon.storage.inventory import Volume
@@ -31,7 +32,7 @@ from daemon.storage.room import Room
 from daemon.storage.snapshots import Snapshots
 from daemon.storage.staging import Staging
 from daemon.storage.stock import Stock
-from host import blockdevice, devicecopy, freezing, identity
+from host import blockdevice, devicecopy, filesystem, freezing
 from host.diskthreads import Hung
 from host.mounttable import Mount
 
@@ -105,10 +106,10 @@ class Cloning:
                 f"volume {name}, which {wanted.pv} is to be a copy of, is not on this node (any more): bring it back, "
                 "or delete the claim and make it anew from another source"
             )
-        if found.record.filesystem != wanted.parameters.filesystem or found.record.filesystem not in identity.KINDS:
+        if found.record.filesystem != wanted.parameters.filesystem or found.record.filesystem not in CLONABLE:
             raise NotCloned(
                 f"volume {wanted.pv} with {wanted.parameters.filesystem} can't be a copy of {name} with "
-                f"{found.record.filesystem}: copies are made of {' and '.join(sorted(identity.KINDS))}, and have the "
+                f"{found.record.filesystem}: copies are made of {' and '.join(CLONABLE)}, and have the "
                 "same"
             )
         return found
@@ -219,7 +220,7 @@ class Cloning:
         enough for the volume, and grows with its first mount."""
         folder = await asyncio.to_thread(self._staging.make_folder, volume.pv)
         async with self._backend.device(volume) as device:
-            await identity.renew(volume.record.filesystem, device, folder)
+            await filesystem.renew_uuid(volume.record.filesystem, device, folder)
 
 
 def _place(pv: str) -> str:

@@ -40,7 +40,7 @@ def test_a_wrong_setting_ends_a_program_with_a_line(
     assert "Traceback" not in done.stdout
 
 
-@pytest.mark.parametrize("program", sorted(command._PACKAGES))
+@pytest.mark.parametrize("program", sorted(command.PACKAGES))
 def test_every_program_that_we_call_is_there(run: Run, program: str) -> None:
     assert run("sh", "-c", 'command -v "$0"', program).returncode == 0
 

@@ -20,7 +20,7 @@ from daemon.storage import cloning
 from daemon.storage.backend import Backend
 from daemon.storage.record import State, Wanted
 from daemon.storage.volumes import Volumes
-from host import devicecopy, freezing, identity
+from host import devicecopy, filesystem, freezing
 from tests.agreeing import Agreeing
 from tests.node.volume_node import MIB, Node, lvm_backend, started
 from tests.waiting import eventually
@@ -130,7 +130,7 @@ async def test_a_copy_that_was_cut_off_is_no_copy_and_is_made_anew(node: Node, m
         raise OSError("cut off")
 
     with monkeypatch.context() as cut:
-        cut.setattr(identity, "renew", fails)
+        cut.setattr(filesystem, "renew_uuid", fails)
         with pytest.raises(VolumeError, match="cut off"):
             await volumes.mount(clone, node.folder(clone.pv), read_only=False)
     assert not (node.staging / clone.pv).is_mount()

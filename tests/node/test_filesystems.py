@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from contract.filesystems import FILESYSTEMS
 from host import blockdevice, command, filesystem, loopdevice, mounting
 from host.command import CommandFailed, Completed
 
 MIB = 1024**2
-SIZES = {"ext4": 16 * MIB, "xfs": 320 * MIB, "btrfs": 128 * MIB}
+SIZES = {kind: max(facts.minimum_size // MIB + 20, 16) * MIB for kind, facts in FILESYSTEMS.items()}
 every_kind = pytest.mark.parametrize("kind", SIZES)
 
 

@@ -18,7 +18,7 @@ from daemon.backends.recordfiles import RecordFiles
 from daemon.storage.record import State
 from daemon.storage.staging import Staging
 from daemon.storage.volumes import Volumes
-from host import devicecopy, filesystem, freezing, identity, loopdevice, mounting
+from host import devicecopy, filesystem, freezing, loopdevice, mounting
 from tests.node.volume_node import MIB, Node
 
 Step = tuple[Any, str]
@@ -236,7 +236,7 @@ def test_growing_goes_on(node: Node, step: Step, when: str) -> None:
     (LoopBackend, "create"),
     (freezing, "freeze"),
     (devicecopy, "copy"),
-    (identity, "renew"),
+    (filesystem, "renew_uuid"),
     (mounting, "unmount"),
     (LoopBackend, "rewrite"),
 )
