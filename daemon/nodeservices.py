@@ -24,7 +24,7 @@ from daemon.cluster.reconcile import Reconciler
 from daemon.kubelet.authorization import Authorizer
 from daemon.kubelet.callouts import NodeContext
 from daemon.settings import Settings
-from daemon.static.controller import StaticVolumes, static_volumes
+from daemon.static.controller import StaticVolumeController, static_volume_controller
 from daemon.storage.backend import Backend
 from daemon.storage.inventory import Health
 from daemon.storage.volumes import Volumes
@@ -167,8 +167,8 @@ class NodeServices:
             removed=reconciler.retry_preparations,
         )
         self._health = VolumeHealthMonitor(volumes, node_volumes.all, events, node_events, chosen.refresh_period)
-        self._static: StaticVolumes | None = (
-            static_volumes(cluster, node, events, registry, chosen.static, chosen.own_folders)
+        self._static: StaticVolumeController | None = (
+            static_volume_controller(cluster, node, events, registry, chosen.static, chosen.reserved_folders)
             if chosen.static
             else None
         )

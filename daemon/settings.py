@@ -13,7 +13,7 @@ from pathlib import Path
 from contract import names, quantity
 from contract.parameters import DEFAULT_DEVICE_CLASS
 from daemon.static import configuration as static_configuration
-from daemon.static.configuration import OwnFolders, StaticSettings
+from daemon.static.configuration import ReservedFolders, StaticSettings
 from daemon.storage import deviceclasses
 from daemon.storage.deviceclasses import BINDMOUNT, DRIVER_KINDS, LOOP, LVM, THIN_POOL, DeviceClass
 from flexdriver import installation
@@ -76,7 +76,7 @@ class Settings:
         return self.device_classes or {DEFAULT_DEVICE_CLASS: self.own_class}
 
     @property
-    def own_folders(self) -> OwnFolders:
+    def reserved_folders(self) -> ReservedFolders:
         """Where the daemon's own files and mounts are: nobody else may take what is there for theirs."""
         folders = ((f"device class {found.name}", found.folder) for found in self.classes.values() if found.kind != LVM)
         return (

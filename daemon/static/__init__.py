@@ -1,7 +1,6 @@
-"""Static volumes: what people mounted or linked into a folder of the node is offered as PersistentVolumes, and cleaned
-when it comes back.
+"""Static volumes: disks and filesystems that administrators put into a folder of the node become PersistentVolumes, and
+are cleaned after use.
 
-Works like the local static provisioner of the Kubernetes SIG Storage, so that a cluster can move over and keep its
-PersistentVolumes: the same configuration, the same names, the same metrics. Where it works differently, and why, stands
-in docs/static-volumes.md.
-"""
+Compatible with the local static provisioner of Kubernetes SIG Storage, so that a cluster can move over and keep its
+PersistentVolumes: same configuration, names and metrics. docs/static-volumes.md lists the differences and their
+reasons."""

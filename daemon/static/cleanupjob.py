@@ -16,10 +16,10 @@ from typing import Any
 
 from contract import names
 from daemon.static.cleaners import BLOCK_DEVICE
-from daemon.static.cleanup import Place
+from daemon.static.cleanupprocess import CleanupTarget
 from daemon.static.configuration import BLOCK, ClassConfiguration, Configuration
 from daemon.static.metrics import JOB
-from daemon.static.reclaim import Cleaning, ProcessTable, Release, State
+from daemon.static.reclaim import Cleanup, CleanupState, ProcessTable, ReleasedVolume
 from daemon.static.volume import job_volume_name
 from kube.client import JOBS, AlreadyExists, Cluster, Conflict, Forbidden, NotFound
 
@@ -27,29 +27,27 @@ Json = dict[str, Any]
 
 log = logging.getLogger(__name__)
 
-
 VOLUME_LABEL, UID_LABEL = "pv", "pvuuid"
 DEVICE, START_TIME, CLAIM = "device", "start-time", "elastic-local.volumes.k8s.elastic.co/claim-uid"
 _CONTAINER = "cleaner"
 _DEVICES = "/dev"
 
-
 NODE_FIELD = "metadata.name"
-"""By which an affinity names a node. A hostname label can be that of another one; the admission policy that holds a
-daemon's Jobs to its own node compares this."""
+"""The field by which the affinity selects the node. Two nodes can have the same hostname label; the admission policy
+that restricts a daemon's Jobs to its own node compares this."""
 
 
 @dataclass(frozen=True)
-class CleaningJob:
+class CleanupJob:
     name: str
     uid: str
-    release: Release
+    released: ReleasedVolume
     command: str
-    began: float
+    started: float
     """Seconds since the epoch."""
-    state: State
-    words: str
-    """Why it failed."""
+    state: CleanupState
+    reason: str
+    """Of its failure, or empty."""
     deleting: bool
 
 
@@ -58,14 +56,14 @@ def job_name(volume: str) -> str:
 
 
 def job_selector(hostname: str) -> str:
-    """Of the Jobs of this node. `hostname` is the value of the Node's label."""
+    """The label selector of this node's Jobs. `hostname`: the value of the Node's label."""
     return f"{names.HOSTNAME_LABEL}={hostname},{VOLUME_LABEL},{UID_LABEL}"
 
 
 def job_manifest(
-    release: Release,
-    place: Place,
-    settings: ClassConfiguration,
+    released: ReleasedVolume,
+    target: CleanupTarget,
+    class_config: ClassConfiguration,
     configuration: Configuration,
     *,
     node: str,
@@ -74,21 +72,21 @@ def job_manifest(
     image: str,
     now: datetime,
 ) -> Json:
-    """The Job. The device is named by its path in the class's folder and not by what a link there leads to: the pod may
-    start after the node did, and then /dev/sdb can be another disk."""
-    labels = {names.HOSTNAME_LABEL: hostname, VOLUME_LABEL: release.volume, UID_LABEL: release.uid}
-    # By the path in the container, where each may appear once: some offer the disks in /dev itself.
+    """The device is given by its path in the class's folder and not by the target of a link there: the pod may start
+    after a reboot of the node, when /dev/sdb can be another disk."""
+    labels = {names.HOSTNAME_LABEL: hostname, VOLUME_LABEL: released.volume, UID_LABEL: released.uid}
+    # By mount path, which must be unique in a container: a class may offer the disks in /dev itself.
     folders = {_DEVICES: ("dev", _DEVICES)}
-    folders[str(settings.mount_dir)] = (
-        job_volume_name(settings.host_dir, str(settings.mount_dir)),
-        settings.host_dir,
+    folders[str(class_config.mount_dir)] = (
+        job_volume_name(class_config.host_dir, str(class_config.mount_dir)),
+        class_config.host_dir,
     )
     pod: Json = {
         "restartPolicy": "OnFailure",
-        # The Job is deleted when the volume is not to be cleaned any more. A shell that is the first process of its
-        # container does not hear SIGTERM, and half a minute is a long time to overwrite what must stay.
+        # The Job is deleted when the volume must not be cleaned any more. A shell that is the first process of its
+        # container ignores SIGTERM, and would go on overwriting data for half a minute.
         "terminationGracePeriodSeconds": 1,
-        # The value of the label: on many clouds it is not the name of the Node.
+        # The value of the label: on many clouds it differs from the name of the Node.
         "nodeSelector": {names.HOSTNAME_LABEL: hostname},
         "affinity": {
             "nodeAffinity": {
@@ -105,9 +103,9 @@ def job_manifest(
             {
                 "name": _CONTAINER,
                 "image": image,
-                "command": list(settings.block_cleaner),
-                "env": [{"name": BLOCK_DEVICE, "value": str(place.path)}],
-                # Root, because an image may name another user, as ours does, whom no device is open to.
+                "command": list(class_config.block_cleaner),
+                "env": [{"name": BLOCK_DEVICE, "value": str(target.path)}],
+                # Root, because the image may set another user, as ours does, who can't open devices.
                 "securityContext": {"privileged": True, "runAsUser": 0},
                 "volumeMounts": [{"name": volume, "mountPath": path} for path, (volume, _) in folders.items()],
             }
@@ -117,13 +115,13 @@ def job_manifest(
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": {
-            "name": job_name(release.volume),
+            "name": job_name(released.volume),
             "namespace": namespace,
             "labels": labels,
             "annotations": {
-                DEVICE: str(place.path),
+                DEVICE: str(target.path),
                 START_TIME: now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-                CLAIM: release.claim_uid,
+                CLAIM: released.claim_uid,
             },
         },
         "spec": {
@@ -133,9 +131,9 @@ def job_manifest(
     }
 
 
-def read_job(body: Json, node: str) -> CleaningJob | None:
-    """The record of a Job, or None when it is not one of this node. Its labels prove nothing: another node's daemon
-    could have written them, and what its pod did on that node cleaned nothing here."""
+def read_job(body: Json, node: str) -> CleanupJob | None:
+    """The record of a Job, or None if it is not one of this node. The labels are no proof: another node's daemon could
+    have written them, and a pod on that node cleaned nothing here."""
     metadata, status = body["metadata"], body.get("status") or {}
     labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
     volume = labels.get(VOLUME_LABEL, "")
@@ -146,21 +144,23 @@ def read_job(body: Json, node: str) -> CleaningJob | None:
     failed = next(
         (c for c in status.get("conditions") or [] if c.get("type") == "Failed" and c.get("status") == "True"), None
     )
-    state = State.SUCCEEDED if status.get("succeeded") else State.FAILED if failed else State.RUNNING
-    return CleaningJob(
+    state = CleanupState.FAILED if failed else CleanupState.RUNNING
+    if status.get("succeeded"):
+        state = CleanupState.SUCCEEDED
+    return CleanupJob(
         name=metadata["name"],
         uid=metadata["uid"],
-        release=Release(volume, labels.get(UID_LABEL, ""), annotations.get(CLAIM, "")),
+        released=ReleasedVolume(volume, labels.get(UID_LABEL, ""), annotations.get(CLAIM, "")),
         command=next(iter(containers[0].get("command") or []), ""),
-        began=_seconds(annotations.get(START_TIME) or metadata.get("creationTimestamp") or ""),
+        started=_seconds(annotations.get(START_TIME) or metadata.get("creationTimestamp") or ""),
         state=state,
-        words=": ".join(filter(None, (failed.get("reason"), failed.get("message")))) if failed else "",
+        reason=": ".join(filter(None, (failed.get("reason"), failed.get("message")))) if failed else "",
         deleting="deletionTimestamp" in metadata,
     )
 
 
 def _nodes(pod: Json) -> list[str]:
-    """Those that the pod may run on, by name. Empty: any, as in Jobs of versions before the affinity."""
+    """Names of the nodes that the pod may run on. Empty: any, as in Jobs of versions before the affinity."""
     affinity = (pod.get("affinity") or {}).get("nodeAffinity") or {}
     required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or {}
     return [
@@ -179,90 +179,98 @@ def _seconds(text: str) -> float:
 
 
 class JobTracker:
+    """Keeps the process table up to date with the cleanup Jobs of this node."""
+
     def __init__(
         self,
         cluster: Cluster,
         table: ProcessTable,
-        failed: Callable[[Release, str], None],
+        report_failure: Callable[[ReleasedVolume, str], None],
         *,
         node: str,
         hostname: str,
         namespace: str,
         image: str,
     ) -> None:
-        """`failed` is told of each cleaning that failed, and why."""
+        """`report_failure` is called with each failed cleanup and the reason."""
         self._cluster = cluster
         self._table = table
-        self._failed = failed
+        self._report_failure = report_failure
         self._node = node
         self._hostname = hostname
         self._namespace = namespace
         self._image = image
-        self._jobs: Mapping[str, CleaningJob] = {}
-        self._called_off: set[str] = set()
-        """Volumes whose Job was told to go before its time: what it says from then on counts for nothing."""
-        self.known = False
-        """Whether the Jobs from before our start are in the table."""
+        self._jobs: Mapping[str, CleanupJob] = {}
+        self._aborted: set[str] = set()
+        """Volumes whose Job was aborted: its later status is ignored."""
+        self.synced = False
+        """Whether the Jobs that exist since before the start of the daemon are in the table."""
 
-    async def look(self, wanted: bool, releases: Mapping[str, Release]) -> None:
-        """Brings the table up to date. `releases`: of all PersistentVolumes of this node, by name.
+    async def sync(self, enabled: bool, releases: Mapping[str, ReleasedVolume]) -> None:
+        """Lists the Jobs. `releases`: of all PersistentVolumes of this node, by name.
 
-        The first look is made also when Jobs are not `wanted`, if there is an image for them: one may run since before
-        that was configured. To be forbidden to look means then that there is none of ours. Raises ApiError."""
-        if not wanted and (self.known or not self._image) and not any(self._running()):
-            self.known = True
+        If Jobs are not `enabled` but there is an image for them, they are still listed once: one may be running since
+        before the configuration changed. If listing is forbidden then, there are none of ours. Raises ApiError."""
+        if not enabled and (self.synced or not self._image) and not any(self._running()):
+            self.synced = True
             return
         try:
             bodies = await self._cluster.list(JOBS, self._namespace, label_selector=job_selector(self._hostname))
         except Forbidden:
-            if wanted:
+            if enabled:
                 raise
-            self.known = True
+            self.synced = True
             return
-        found = [read_job(body, self._node) for body in bodies]
-        self._jobs = {job.release.volume: job for job in found if job}
-        self.known = True
+        jobs = [read_job(body, self._node) for body in bodies]
+        self._jobs = {job.released.volume: job for job in jobs if job}
+        self.synced = True
         for job in self._jobs.values():
-            await self._take(job, releases.get(job.release.volume))
-        for cleaning in self._running():
-            volume = cleaning.release.volume
+            await self._update_from(job, releases.get(job.released.volume))
+        for cleanup in self._running():
+            volume = cleanup.released.volume
             if volume in self._jobs:
                 continue
-            if volume in self._called_off:
-                self._table.call_off(volume)
-                self._called_off.discard(volume)
+            if volume in self._aborted:
+                self._table.abort(volume)
+                self._aborted.discard(volume)
             else:
                 self._table.fail(volume, time.monotonic())
-                self._failed(cleaning.release, f"somebody deleted Job {job_name(volume)} before it ended")
+                self._report_failure(cleanup.released, f"Job {job_name(volume)} was deleted before it finished")
 
-    def _running(self) -> list[Cleaning]:
-        return [cleaning for cleaning in self._table if cleaning.running and cleaning.kind == JOB]
+    def _running(self) -> list[Cleanup]:
+        return [cleanup for cleanup in self._table if cleanup.running and cleanup.cleanup_type == JOB]
 
-    async def _take(self, job: CleaningJob, wanted: Release | None) -> None:
-        volume = job.release.volume
+    async def _update_from(self, job: CleanupJob, current: ReleasedVolume | None) -> None:
+        volume = job.released.volume
         known = self._table.get(volume)
-        if known and known.running and (known.kind != JOB or volume in self._called_off):
+        if known and known.running and (known.cleanup_type != JOB or volume in self._aborted):
             return
-        told = known is not None and (known.release, known.state) == (job.release, job.state)
+        recorded = known is not None and (known.released, known.state) == (job.released, job.state)
         idle = known is None or not known.running
-        if idle and (job.state is State.RUNNING or (job.release == wanted and not told)):
-            self._table.start(_cleaning(job))
+        if idle and (job.state is CleanupState.RUNNING or (job.released == current and not recorded)):
+            self._table.start(_cleanup_of(job))
             known = self._table.get(volume)
-        if known and known.running and job.state is State.SUCCEEDED:
+        if known and known.running and job.state is CleanupState.SUCCEEDED:
             self._table.succeed(volume, time.monotonic())
-        elif known and known.running and job.state is State.FAILED:
+        elif known and known.running and job.state is CleanupState.FAILED:
             self._table.fail(volume, time.monotonic())
-            self._failed(job.release, f"Job {job.name} failed: {job.words or 'see its pods for why'}")
-        if job.state is State.FAILED or (job.state is State.SUCCEEDED and job.release != wanted):
-            await self.dismiss(volume)
+            self._report_failure(job.released, f"Job {job.name} failed: {job.reason or 'see its pods for the reason'}")
+        if job.state is CleanupState.FAILED or (job.state is CleanupState.SUCCEEDED and job.released != current):
+            await self.delete(volume)
 
-    async def start(self, release: Release, place: Place, settings: ClassConfiguration, how: Configuration) -> bool:
-        """Creates the Job. False when one of that name exists, which has to go first. Raises ApiError."""
+    async def start(
+        self,
+        released: ReleasedVolume,
+        target: CleanupTarget,
+        class_config: ClassConfiguration,
+        configuration: Configuration,
+    ) -> bool:
+        """Creates the Job. False: one of that name exists, and has to be deleted first. Raises ApiError."""
         body = job_manifest(
-            release,
-            place,
-            settings,
-            how,
+            released,
+            target,
+            class_config,
+            configuration,
             node=self._node,
             hostname=self._hostname,
             namespace=self._namespace,
@@ -272,28 +280,28 @@ class JobTracker:
         try:
             created = read_job(await self._cluster.create(JOBS, body), self._node)
         except AlreadyExists:
-            log.info("Job %s exists, its cleaning goes first", job_name(release.volume))
+            log.info("Job %s exists, the cleanup waits until it is deleted", job_name(released.volume))
             return False
         assert created
-        self._jobs = {**self._jobs, release.volume: created}
-        self._table.start(_cleaning(created))
+        self._jobs = {**self._jobs, released.volume: created}
+        self._table.start(_cleanup_of(created))
         return True
 
-    async def call_off(self, volume: str) -> None:
-        """Ends the Job and its pods. It counts as running until they are gone. Raises ApiError."""
-        self._called_off.add(volume)
-        await self.dismiss(volume)
+    async def abort(self, volume: str) -> None:
+        """Deletes the Job. It counts as running until its pods are gone. Raises ApiError."""
+        self._aborted.add(volume)
+        await self.delete(volume)
 
-    async def dismiss(self, volume: str) -> None:
-        """Deletes the Job, and its pods before it. Raises ApiError."""
+    async def delete(self, volume: str) -> None:
+        """Deletes the Job after its pods (foreground). Raises ApiError."""
         job = self._jobs.get(volume)
         if job is None or job.deleting:
             return
-        # Conflict: another Job has the name by now.
+        # Conflict: the name is that of another Job by now.
         with contextlib.suppress(NotFound, Conflict):
             await self._cluster.delete(JOBS, job.name, self._namespace, uid=job.uid, propagation="Foreground")
 
 
-def _cleaning(job: CleaningJob) -> Cleaning:
-    age = max(0.0, time.time() - job.began)
-    return Cleaning(job.release, BLOCK, JOB, job.command, time.monotonic() - age)
+def _cleanup_of(job: CleanupJob) -> Cleanup:
+    age = max(0.0, time.time() - job.started)
+    return Cleanup(job.released, BLOCK, JOB, job.command, time.monotonic() - age)

@@ -19,37 +19,39 @@ from service.yamldecoder import DecodeError, Fields
 
 Json = dict[str, Any]
 
-
 CONFIG_DIR = "STATIC_CONFIG_DIR"
 
 
 @dataclass(frozen=True)
 class StaticSettings:
+    """From the environment. Variables of the local static provisioner are read too, so that its DaemonSet can be
+    adapted."""
+
     config_dir: Path
     """The mounted ConfigMap."""
     namespace: str
-    """Where cleaning Jobs run."""
+    """Of cleanup Jobs."""
     job_image: str = ""
-    """The image of cleaning Jobs. Empty: none is configured, and useJobForCleaning can't work."""
+    """Of cleanup Jobs. Empty: none is configured, and useJobForCleaning can't work."""
     discovery_period: float = 10.0
-    """Seconds between two passes when nothing happens."""
+    """Seconds between two passes if nothing triggers one."""
     config_sync_period: float = 5.0
-    """Seconds between two looks at the configuration folder."""
+    """Seconds between two reads of the configuration folder."""
 
 
-def read_settings(set_to: Environment, namespace: str) -> StaticSettings | None:
-    """None when no configuration folder is set: then this node offers no static volumes. `namespace` is the
-    daemon's. Raises SettingsError."""
-    config_dir = set_to.value(CONFIG_DIR, _config_dir, None)
+def read_settings(environment: Environment, namespace: str) -> StaticSettings | None:
+    """None if no configuration folder is set: the node offers no static volumes then. `namespace`: of the daemon.
+    Raises SettingsError."""
+    config_dir = environment.value(CONFIG_DIR, _config_dir, None)
     if config_dir is None:
         return None
     default = StaticSettings(config_dir, namespace)
     return StaticSettings(
         config_dir,
-        set_to.text("MY_NAMESPACE") or namespace,
-        set_to.text("JOB_CONTAINER_IMAGE"),
-        set_to.value("DISCOVERY_PERIOD", period, default.discovery_period),
-        set_to.value("CONFIG_SYNC_PERIOD", period, default.config_sync_period),
+        environment.text("MY_NAMESPACE") or namespace,
+        environment.text("JOB_CONTAINER_IMAGE"),
+        environment.value("DISCOVERY_PERIOD", period, default.discovery_period),
+        environment.value("CONFIG_SYNC_PERIOD", period, default.config_sync_period),
     )
 
 
@@ -68,63 +70,63 @@ _EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 
 
 class ConfigurationError(ValueError):
-    """A folder that can't be used: says which file, which key and what is allowed there."""
+    """An invalid folder: names the file, the key and what is allowed there."""
 
 
 @dataclass(frozen=True)
 class ClassConfiguration:
-    """One StorageClass whose volumes stand ready on this node."""
+    """A StorageClass that has static volumes on this node."""
 
     name: str
     host_dir: str
-    """The folder of its volumes, as the node sees it: what PersistentVolumes point into."""
+    """The discovery folder on the node: PersistentVolumes have its path."""
     mount_dir: Path
-    """The same folder as we see it."""
+    """The same folder in this container."""
     block_cleaner: tuple[str, ...] = QUICK_RESET
     """Command that cleans a block device, named in LOCAL_PV_BLKDEVICE."""
     filesystem_cleaner: tuple[str, ...] = ()
-    """Command that cleans a folder (our own key). Empty: its contents are removed in this process."""
+    """Command that cleans a folder (our own key). Empty: the bundled cleaner."""
     volume_mode: str = FILESYSTEM
     access_mode: str = ACCESS_MODES[0]
     fs_type: str = ""
     name_pattern: str = "*"
     selector: tuple[Json, ...] = ()
-    """NodeSelectorTerms, alternatives to the term that names this node."""
+    """NodeSelectorTerms, alternatives to the term with this node."""
     labels: Mapping[str, str] = field(default_factory=dict)
-    """On the PersistentVolumes of this class (our own key labelsForPV in the class). They win over the others."""
-    refused: str = ""
-    """Why nothing of this class is offered or cleaned (ownfolders.py). Empty: it is served."""
+    """On the PersistentVolumes of this class (our own key labelsForPV in the class). They override the others."""
+    refusal: str = ""
+    """Why nothing of this class is offered or cleaned. Empty: it is served."""
 
 
 @dataclass(frozen=True)
 class Configuration:
     classes: Mapping[str, ClassConfiguration] = field(default_factory=dict)
     node_labels: tuple[str, ...] = ()
-    """Keys of the Node's labels that PersistentVolumes get too."""
+    """Keys of the Node's labels that are copied to PersistentVolumes."""
     labels: Mapping[str, str] = field(default_factory=dict)
     use_alpha_api: bool = False
     use_job_for_cleaning: bool = False
     job_tolerations: tuple[Json, ...] = ()
     min_resync_period: float = 300.0
-    """Seconds. Read for the sake of old ConfigMaps and without effect: every pass looks at every volume."""
+    """Seconds. Accepted for compatibility, without effect: every pass examines every volume."""
     use_node_name_only: bool = False
     set_owner: bool = False
     remove_taint: bool = False
     taint_key: str = ""
     parallel_cleanings: int = 4
-    """How many volumes are cleaned at the same time (our own key maxParallelCleanings)."""
+    """Concurrent cleanups (our own key maxParallelCleanings)."""
     cleaning_timeout: float = 86400.0
-    """Seconds that a cleaning may take before it is killed and counts as failed (our own key cleaningTimeout). Long,
-    because overwriting a large disk takes most of a day."""
+    """Seconds before a cleanup is killed and counts as failed (our own key cleaningTimeout). Long, because overwriting
+    a large disk takes most of a day."""
     unknown_keys: tuple[str, ...] = ()
 
 
 def read(folder: Path) -> Configuration:
-    """What the folder says now. Raises ConfigurationError."""
+    """Reads the folder. Raises ConfigurationError."""
     values: Json = {}
     try:
         for file in sorted(folder.iterdir()):
-            # A mounted ConfigMap is links to files in a folder that is swapped: `..data` and what it points to.
+            # A mounted ConfigMap consists of links into a folder that is replaced as a whole: `..data` and its target.
             if file.name.startswith("..") or file.is_dir():
                 continue
             values[file.name] = yamldecoder.load(file.read_text(encoding="utf-8"))
@@ -148,7 +150,7 @@ def parse(values: Json) -> Configuration:
     keys = Fields.of("", values)
     unknown: list[str] = []
     classes = keys.take("storageClassMap", yamldecoder.mapping, {})
-    found = Configuration(
+    configuration = Configuration(
         classes={
             name: _class(f"storageClassMap.{name}", name, {} if value is None else value, unknown)
             for name, value in classes.items()
@@ -164,18 +166,18 @@ def parse(values: Json) -> Configuration:
         remove_taint=keys.take("removeNodeNotReadyTaint", yamldecoder.boolean, False),
         taint_key=keys.take("provisionerNotReadyNodeTaintKey", yamldecoder.string, ""),
         parallel_cleanings=keys.take("maxParallelCleanings", _positive, default.parallel_cleanings),
-        cleaning_timeout=keys.take("cleaningTimeout", _some_time, default.cleaning_timeout),
+        cleaning_timeout=keys.take("cleaningTimeout", _positive_duration, default.cleaning_timeout),
         unknown_keys=(*keys.unknown(), *unknown),
     )
-    if found.remove_taint and not found.taint_key:
+    if configuration.remove_taint and not configuration.taint_key:
         raise DecodeError(
             "provisionerNotReadyNodeTaintKey is empty: allowed with removeNodeNotReadyTaint is the key of the taint"
         )
-    return found
+    return configuration
 
 
 def _class(where: str, name: str, value: object, unknown: list[str]) -> ClassConfiguration:
-    """Checked in the original's order: cleaner, folders, mode."""
+    """Checked in the order of the local static provisioner: cleaner, folders, mode."""
     fields = Fields.of(where, value)
     cleaner = fields.take("blockCleanerCommand", yamldecoder.strings, QUICK_RESET)
     if not cleaner:
@@ -196,7 +198,7 @@ def _class(where: str, name: str, value: object, unknown: list[str]) -> ClassCon
     access = fields.take("accessMode", yamldecoder.string, ACCESS_MODES[0]) or ACCESS_MODES[0]
     if access not in ACCESS_MODES:
         raise DecodeError(f"{where}.accessMode is {access!r}: allowed is {', '.join(ACCESS_MODES)}")
-    found = ClassConfiguration(
+    class_config = ClassConfiguration(
         name=name,
         host_dir=_folder(f"{where}.hostDir", host_dir),
         mount_dir=Path(_folder(f"{where}.mountDir", mount_dir)),
@@ -210,11 +212,11 @@ def _class(where: str, name: str, value: object, unknown: list[str]) -> ClassCon
         labels=fields.take("labelsForPV", yamldecoder.string_map, {}),
     )
     unknown.extend(fields.unknown())
-    return found
+    return class_config
 
 
 def _folder(where: str, path: str) -> str:
-    """Cleaned: it is compared with paths in PersistentVolumes and in the mount table. The root is refused because
+    """Normalized: it is compared with paths in PersistentVolumes and in the mount table. The root is refused because
     everything would be a volume."""
     clean = posixpath.normpath(path).replace("//", "/")
     if not path.startswith("/") or ".." in path.split("/") or clean == "/":
@@ -229,7 +231,7 @@ def _duration(where: str, value: object) -> float:
         raise DecodeError(f"{where}: {error}") from None
 
 
-def _some_time(where: str, value: object) -> float:
+def _positive_duration(where: str, value: object) -> float:
     seconds = _duration(where, value)
     if not seconds:
         raise DecodeError(f"{where} is {value!r}: allowed is a duration above zero, such as 24h")
@@ -244,7 +246,7 @@ def _positive(where: str, value: object) -> int:
 
 
 def _selector(where: str, value: object) -> tuple[Json, ...]:
-    return tuple(_term(place, item) for place, item in yamldecoder.items(where, value))
+    return tuple(_term(path, item) for path, item in yamldecoder.items(where, value))
 
 
 def _term(where: str, value: object) -> Json:
@@ -268,7 +270,7 @@ def _requirement(where: str, value: object) -> Json:
 
 
 def _tolerations(where: str, value: object) -> tuple[Json, ...]:
-    return tuple(_toleration(place, item) for place, item in yamldecoder.items(where, value))
+    return tuple(_toleration(path, item) for path, item in yamldecoder.items(where, value))
 
 
 def _toleration(where: str, value: object) -> Json:
@@ -284,34 +286,42 @@ def _toleration(where: str, value: object) -> Json:
 
 
 def _none_unknown(fields: Fields, allowed: Iterable[str]) -> None:
-    """What goes to the API server as it is must be whole: a misspelt key would make a selector or toleration wider."""
+    """For what is passed on to the API server: a misspelt key would make a selector or toleration wider."""
     if unknown := next(fields.unknown(), None):
         raise DecodeError(f"{unknown} is not known: allowed is {', '.join(allowed)}")
 
 
-OwnFolders = Sequence[tuple[str, Path]]
-"""What says where the folder is, such as STAGING_DIR, and the folder."""
+ReservedFolders = Sequence[tuple[str, Path]]
+"""The setting, such as STAGING_DIR, and its folder.
+
+The daemon mounts volumes of pods there. A class whose folder is the same, above or inside would find these mounts,
+offer them as disks, and in the end clean them."""
 
 
-def keep_apart(found: Configuration, own: OwnFolders) -> Configuration:
-    """The configuration, with the classes refused that would offer one of our own folders."""
-    judged = {name: replace(each, refused=_clash(each, own)) for name, each in found.classes.items()}
-    return replace(found, classes=judged)
+def refuse_reserved_folders(configuration: Configuration, reserved: ReservedFolders) -> Configuration:
+    """Refuses the classes that would offer a reserved folder: nothing of theirs is offered or cleaned, and the other
+    classes are still served."""
+    classes = {
+        name: replace(each, refusal=_reserved_folder_conflict(each, reserved))
+        for name, each in configuration.classes.items()
+    }
+    return replace(configuration, classes=classes)
 
 
-def _clash(settings: ClassConfiguration, own: OwnFolders) -> str:
-    """By the path on the node and by the path in our container: each alone can lead there. Empty: there is none."""
-    for key, folder in (("hostDir", Path(settings.host_dir)), ("mountDir", settings.mount_dir)):
-        for source, ours in own:
-            if place := _place(folder, ours):
+def _reserved_folder_conflict(class_config: ClassConfiguration, reserved: ReservedFolders) -> str:
+    """Checks the path on the node and the path in this container: each alone can lead there. Empty: no conflict."""
+    for key, folder in (("hostDir", Path(class_config.host_dir)), ("mountDir", class_config.mount_dir)):
+        for setting, reserved_folder in reserved:
+            if relation := _relation(folder, reserved_folder):
                 return (
-                    f"{key} {folder} is {place} where the daemon works ({source} is {ours}), and what is there would "
-                    "be offered and cleaned as disks: give the class a folder of its own, such as /mnt/disks"
+                    f"{key} {folder} is {relation} that the daemon uses itself ({setting} is {reserved_folder}), "
+                    "whose contents would be offered and cleaned as disks: give the class its own folder, such as "
+                    "/mnt/disks"
                 )
     return ""
 
 
-def _place(folder: Path, ours: Path) -> str:
-    if ours.is_relative_to(folder):
-        return "above the folder" if ours != folder else "the folder"
-    return "inside the folder" if folder.is_relative_to(ours) else ""
+def _relation(folder: Path, reserved: Path) -> str:
+    if reserved.is_relative_to(folder):
+        return "above the folder" if reserved != folder else "the folder"
+    return "inside the folder" if folder.is_relative_to(reserved) else ""

@@ -1,9 +1,9 @@
-"""The static volumes of one node, put together: a serial loop of a delete pass, a discovery pass and the taint.
+"""The controller of a node's static volumes: a serial loop of delete pass, discovery pass and not-ready taint.
 
-Serial, so that no entry is offered while it is being judged for deletion. The loop runs when something happened
-(wakers), when a PersistentVolume or a class changed, and after the period at the latest. It begins when the whole of
-what the API server knows of this node's volumes is in the cache: a volume must not be offered twice because its
-PersistentVolume was not heard of yet.
+Serial, so that no entry is offered while its volume is being judged for deletion. A pass is made when something
+happened on the node (eventsources.py), when a PersistentVolume or a class changed, and after the period at the latest.
+The loop starts when the cache has all PersistentVolumes of this node: no entry must be offered twice because the
+informer had not listed its PersistentVolume yet.
 """
 
 import asyncio
@@ -15,12 +15,12 @@ from typing import Protocol
 from prometheus_client import CollectorRegistry
 
 from daemon.static import eventsources, readiness
-from daemon.static.cache import Cache, Identity
-from daemon.static.configuration import Configuration, OwnFolders, StaticSettings
-from daemon.static.configwatcher import Reloader
+from daemon.static.cache import Cache, ProvisionerIdentity
+from daemon.static.configuration import Configuration, ReservedFolders, StaticSettings
+from daemon.static.configwatcher import ConfigWatcher
 from daemon.static.deleter import Deleter
 from daemon.static.discovery import Discoverer
-from daemon.static.eventsources import Folders, Pace
+from daemon.static.eventsources import Debouncer, FolderWatch
 from daemon.static.metrics import ProcessCounts, StaticMetrics
 from kube.backoff import Backoff
 from kube.client import CLASSES, ApiError, Cluster
@@ -31,146 +31,141 @@ from kube.records import Node, StorageClass, read_storage_class
 log = logging.getLogger(__name__)
 
 
-class Deletions(Protocol):
-    """The other half: what becomes of released volumes."""
+class VolumeDeleter(Protocol):
+    """What happens to released volumes: deleter.Deleter."""
 
     async def delete_pass(self, configuration: Configuration) -> None:
-        """Looks at every PersistentVolume in the cache: begins cleanings, deletes those whose cleaning succeeded.
-        Drops what it remembers of finished cleanings whose PersistentVolume (by uid) is gone. Does not wait for
-        cleanings; when one ends, it wakes the loop."""
+        """Examines every PersistentVolume in the cache: starts cleanups, and deletes those whose cleanup succeeded.
+        Forgets finished cleanups whose PersistentVolume (by uid) is gone. Does not wait for cleanups; the end of one
+        triggers the next pass."""
 
-    def cleaning(self, name: str) -> bool:
+    def is_cleaning(self, name: str) -> bool:
         """Whether the volume of that name is being cleaned: it must not be offered."""
 
     def counts(self) -> ProcessCounts:
         """The process table, for a scrape."""
 
     async def run(self) -> None:
-        """What must run beside the passes, for ever. When it is cancelled, the cleanings of this process end."""
+        """Runs beside the passes, for ever. Cancellation ends the cleanups of this process."""
 
 
-MakeDeletions = Callable[[Cache, StaticMetrics, Callable[[], None]], Deletions]
-"""From the cache, the metrics, and what wakes the loop."""
+MakeDeleter = Callable[[Cache, StaticMetrics, Callable[[], None]], VolumeDeleter]
+"""From the cache, the metrics, and what triggers the next pass."""
 
 
-class StaticVolumes:
-    """`problem` says what is not as it should be, for readiness. Empty: the last whole pass had no class error."""
-
+class StaticVolumeController:
     def __init__(
         self,
         cluster: Cluster,
         node: Node,
         events: Recorder,
         metrics: StaticMetrics,
-        chosen: StaticSettings,
-        make_deletions: MakeDeletions,
-        own: OwnFolders = (),
+        settings: StaticSettings,
+        make_deleter: MakeDeleter,
+        reserved: ReservedFolders = (),
     ) -> None:
-        """`own`: the folders that the daemon works in, which no class may offer."""
+        """`reserved`: folders that the daemon itself uses, which no class may offer."""
         self._cluster = cluster
         self._node = node
-        self._chosen = chosen
-        self._pace = Pace()
+        self._settings = settings
+        self._debouncer = Debouncer()
+        trigger = self._debouncer.trigger
         self._cache = Cache(cluster, node)
         self._classes = Informer[StorageClass](cluster, CLASSES, read_storage_class)
-        self._cache.informer.subscribe(lambda *_: self._pace.wake())
-        self._cache.informer.on_return(self._pace.wake)
-        self._classes.subscribe(lambda *_: self._pace.wake())
-        self._reloader = Reloader(chosen.config_dir, node.reference, events, metrics, self._pace.wake, own)
-        self._deletions = make_deletions(self._cache, metrics, self._pace.wake)
+        self._cache.informer.subscribe(lambda *_: trigger())
+        self._cache.informer.on_return(trigger)
+        self._classes.subscribe(lambda *_: trigger())
+        self._config_watcher = ConfigWatcher(settings.config_dir, node.reference, events, metrics, trigger, reserved)
+        self._deleter = make_deleter(self._cache, metrics, trigger)
         self._discoverer = Discoverer(
-            cluster, self._cache, self._classes, node, events, metrics, self._deletions.cleaning
+            cluster, self._cache, self._classes, node, events, metrics, self._deleter.is_cleaning
         )
-        metrics.watch(self._cache.volumes, self._deletions.counts, self._discoverer.strays)
-        self._untainted = False
-        self._fault = "no pass was made yet"
+        metrics.collect_from(self._cache.volumes, self._deleter.counts, self._discoverer.invalid_entries)
+        self._taint_removed = False
+        self._discovery_problem = "no pass was made yet"
 
     @property
     def problem(self) -> str:
-        return "; ".join(filter(None, (self._reloader.problem, self._fault)))
+        """For readiness. Empty: the configuration is valid, and the last pass discovered every class."""
+        return "; ".join(filter(None, (self._config_watcher.problem, self._discovery_problem)))
 
     async def run(self) -> None:
         """For ever. The recorder of events must run too."""
+        trigger = self._debouncer.trigger
         with contextlib.ExitStack() as sources:
-            folders = Folders(self._pace.wake)
-            for source in (eventsources.mount_table(self._pace.wake), folders):
+            folders = FolderWatch(trigger)
+            for source in (eventsources.watch_mount_table(trigger), folders):
                 try:
                     sources.enter_context(source)
                 except OSError as error:
-                    log.warning("changes of mounts or folders wait for the next period: %s", error)
-            async with asyncio.TaskGroup() as parts:
-                parts.create_task(eventsources.uevents(self._pace.wake))
-                parts.create_task(self._reloader.run(self._chosen.config_sync_period))
-                parts.create_task(self._classes.run())
-                parts.create_task(self._deletions.run())
-                parts.create_task(self._serve(folders, parts))
+                    log.warning("changes of mounts or folders are only found once per period: %s", error)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(eventsources.watch_uevents(trigger))
+                tasks.create_task(self._config_watcher.run(self._settings.config_sync_period))
+                tasks.create_task(self._classes.run())
+                tasks.create_task(self._deleter.run())
+                tasks.create_task(self._run_passes(folders, tasks))
 
-    async def _serve(self, folders: Folders, parts: asyncio.TaskGroup) -> None:
-        configuration = await self._configured()
-        await self._settle(configuration)
-        # Only now: what settling labelled is in the first list.
-        parts.create_task(self._cache.informer.run())
+    async def _run_passes(self, folders: FolderWatch, tasks: asyncio.TaskGroup) -> None:
+        await self._set_identity(await self._config_watcher.wait_configured())
+        # Not earlier: the first list then has the PersistentVolumes that were labelled just now.
+        tasks.create_task(self._cache.informer.run())
         await self._cache.informer.wait_synced()
         await self._classes.wait_synced()
         while True:
-            configuration = await self._configured()
-            await folders.watch(each.mount_dir for each in configuration.classes.values() if not each.refused)
+            configuration = await self._config_watcher.wait_configured()
+            await folders.watch(each.mount_dir for each in configuration.classes.values() if not each.refusal)
             await self._pass(configuration)
-            await self._pace.wait(self._chosen.discovery_period)
+            await self._debouncer.wait(self._settings.discovery_period)
 
-    async def _configured(self) -> Configuration:
-        while self._reloader.current is None:
-            await self._pace.wait(self._chosen.discovery_period)
-        return self._reloader.current
-
-    async def _settle(self, configuration: Configuration) -> None:
+    async def _set_identity(self, configuration: Configuration) -> None:
         backoff, failures = Backoff(first=0.5, factor=2, limit=3), 0
         while True:
             try:
-                return await self._cache.settle(Identity.of(self._node, configuration))
+                return await self._cache.set_identity(ProvisionerIdentity.of(self._node, configuration))
             except ApiError as error:
                 failures += 1
-                self._fault = f"the API server does not tell which PersistentVolumes are ours: {error}"
-                log.warning("%s", self._fault)
+                self._discovery_problem = f"the PersistentVolumes of this node can't be listed: {error}"
+                log.warning("%s", self._discovery_problem)
                 await asyncio.sleep(backoff.delay(failures))
 
     async def _pass(self, configuration: Configuration) -> None:
-        """One round. A fault of our own in it is told, and the next round is made all the same."""
+        """A bug in one pass is reported, and the next pass is made all the same."""
         try:
-            await self._settle(configuration)
-            await self._deletions.delete_pass(configuration)
+            await self._set_identity(configuration)
+            await self._deleter.delete_pass(configuration)
             errors = await self._discoverer.discovery_pass(configuration)
         except Exception as error:
-            log.exception("a pass over the static volumes failed, the next one begins anew")
-            self._fault = f"the last pass failed, see the log: {error!r}"
+            log.exception("a pass over the static volumes failed, it is tried again")
+            self._discovery_problem = f"the last pass failed, see the log: {error!r}"
             return
-        self._fault = "; ".join(errors)
-        if configuration.remove_taint and not errors and not self._untainted:
-            self._untainted = await readiness.remove_taint(self._cluster, self._node.name, configuration.taint_key)
+        self._discovery_problem = "; ".join(errors)
+        if configuration.remove_taint and not errors and not self._taint_removed:
+            self._taint_removed = await readiness.remove_taint(self._cluster, self._node.name, configuration.taint_key)
 
 
-def static_volumes(
+def static_volume_controller(
     cluster: Cluster,
     node: Node,
     events: Recorder,
     registry: CollectorRegistry,
-    chosen: StaticSettings,
-    own: OwnFolders,
-) -> StaticVolumes:
-    """`own`: the folders that the daemon works in, which no class may offer."""
+    settings: StaticSettings,
+    reserved: ReservedFolders,
+) -> StaticVolumeController:
+    """The controller with its deleter."""
 
-    def deletions(cache: Cache, metrics: StaticMetrics, wake: Callable[[], None]) -> Deleter:
+    def make_deleter(cache: Cache, metrics: StaticMetrics, trigger: Callable[[], None]) -> Deleter:
         deleter = Deleter(
             cluster,
             cache.volumes,
             node,
             events,
             metrics,
-            wake,
-            namespace=chosen.namespace,
-            job_image=chosen.job_image,
+            trigger,
+            namespace=settings.namespace,
+            job_image=settings.job_image,
         )
-        cache.informer.subscribe(deleter.heard)
+        cache.informer.subscribe(deleter.volume_changed)
         return deleter
 
-    return StaticVolumes(cluster, node, events, StaticMetrics(registry), chosen, deletions, own)
+    return StaticVolumeController(cluster, node, events, StaticMetrics(registry), settings, make_deleter, reserved)

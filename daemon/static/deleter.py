@@ -1,10 +1,9 @@
-"""What becomes of released volumes: they are cleaned, then their PersistentVolume is deleted, and discovery offers the
-place anew.
+"""Cleans released volumes, then deletes their PersistentVolumes, so that discovery offers the entries again.
 
-What to do with each volume is a pure function of its PersistentVolume and of its cleaning. Nothing waits in here: a
-cleaning that can't begin now, because of the limit or because of what stands at its path, is looked at again in the
-next pass. The API server is asked right before a cleaning begins and before a PersistentVolume is deleted; what the
-cache hears while a cleaning runs can end it.
+What to do with each volume is a pure function of its PersistentVolume and its cleanup (reclaim.py). Nothing waits here:
+a cleanup that can't start now, because of the limit or because of what is at its path, is tried again in the next pass.
+The API server is asked right before a cleanup starts and before a PersistentVolume is deleted; a change that the cache
+reports while a cleanup runs can abort it.
 """
 
 import asyncio
@@ -13,16 +12,26 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 
 from contract.volume import releasing_static
-from daemon.static import cleanup
+from daemon.static import cleanupprocess
 from daemon.static import volume as static_volume
-from daemon.static.cleanup import CleaningFailed, Place, PlaceError
 from daemon.static.cleanupjob import JobTracker
+from daemon.static.cleanupprocess import CleanupFailed, CleanupRefused, CleanupTarget
 from daemon.static.configuration import BLOCK, ClassConfiguration, Configuration
 from daemon.static.metrics import DELETE, JOB, PROCESS, UNKNOWN, ProcessCounts, StaticMetrics
-from daemon.static.reclaim import CallOff, Clean, Cleaning, LetGo, ProcessTable, Refuse, Release, Remove, decide, spared
+from daemon.static.reclaim import (
+    AbortCleanup,
+    Cleanup,
+    DeleteVolume,
+    ProcessTable,
+    ReleasedVolume,
+    RemoveFinalizer,
+    StartCleanup,
+    Warn,
+    abort_reason,
+    next_step,
+)
 from daemon.static.volume import StaticVolume
 from host.diskthreads import DEADLINE, DiskThreads, Hung
 from kube.backoff import Backoff
@@ -33,21 +42,19 @@ from kube.records import Node, ObjectReference
 log = logging.getLogger(__name__)
 
 FAILED, STARTED = "VolumeFailedDelete", "VolumeDelete"
-CALLED_OFF = "VolumeCleaningCalledOff"
+ABORTED = "VolumeCleaningCalledOff"
 
 _RETRY = Backoff(first=5, factor=2, limit=300, jitter=0)
 """A cleaner that fails at once must not keep the disk busy."""
+_CHECK_SECONDS = 4 * DEADLINE
+"""Deadline of the check before a cleanup: it looks for users of the volume among all processes of a busy node."""
 
 
-_LOOK_SECONDS = 4 * DEADLINE
-"""That a look at a released volume may take: all processes of a busy node are asked whether they use it."""
-
-
-class _NotReclaimed(Exception):
-    def __init__(self, mode: str, kind: str, words: str) -> None:
-        super().__init__(words)
+class _ReclaimFailed(Exception):
+    def __init__(self, mode: str, cleanup_type: str, message: str) -> None:
+        super().__init__(message)
         self.mode = mode
-        self.kind = kind
+        self.cleanup_type = cleanup_type
 
 
 class Deleter:
@@ -58,24 +65,24 @@ class Deleter:
         node: Node,
         events: Recorder,
         metrics: StaticMetrics,
-        wake: Callable[[], None],
+        trigger: Callable[[], None],
         *,
         namespace: str,
         job_image: str,
         retry: Backoff = _RETRY,
-        deadline: float = _LOOK_SECONDS,
+        deadline: float = _CHECK_SECONDS,
     ) -> None:
-        """`volumes` are the PersistentVolumes of this node. `wake` is called when a cleaning ended. Jobs are made in
-        `namespace` from `job_image`, which may be empty while no Jobs are configured. `deadline`: seconds that
-        a look at a released volume may take."""
+        """`volumes`: the PersistentVolumes of this node. `trigger` is called when a cleanup ended. Jobs are created in
+        `namespace` with `job_image`, which may be empty while no Jobs are configured. `deadline`: seconds that the
+        check of a released volume may take."""
         self._cluster = cluster
         self._volumes = volumes
         self._events = events
         self._metrics = metrics
-        self._wake = wake
+        self._trigger = trigger
         self._job_image = job_image
         self._retry = retry
-        self._looks = DiskThreads(deadline)
+        self._disk_threads = DiskThreads(deadline)
         self._table = ProcessTable()
         self._jobs = JobTracker(
             cluster,
@@ -87,30 +94,30 @@ class Deleter:
             image=job_image,
         )
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        """By volume: the cleanings of this process."""
+        """By volume: the cleanups of this process."""
         self._deleted: set[str] = set()
-        """UIDs of PersistentVolumes that we deleted and that are still in the cache."""
-        self._told: dict[str, str] = {}
-        """By volume, the last failure in the log."""
+        """UIDs of PersistentVolumes that were deleted here and are still in the cache."""
+        self._reported: dict[str, str] = {}
+        """By volume: the last failure that was logged."""
 
-    def cleaning(self, name: str) -> bool:
-        """Whether the volume of that name is being cleaned, or may be for all we know: it must not be offered."""
-        return not self._jobs.known or self._table.running(name)
+    def is_cleaning(self, name: str) -> bool:
+        """Whether the volume of that name is or may be being cleaned: it must not be offered."""
+        return not self._jobs.synced or self._table.running(name)
 
     def counts(self) -> ProcessCounts:
         return self._table.counts()
 
-    def heard(self, name: str, _old: StaticVolume | None, now: StaticVolume | None) -> None:
-        """What the cache learned of a PersistentVolume. A cleaning that must not go on is not left to run until the
-        next pass, which other disks may hold up."""
-        cleaning = self._table.get(name)
-        if now and cleaning and cleaning.running and (why := spared(now, cleaning.release)):
-            self._stop(cleaning, now.reference, why)
+    def volume_changed(self, name: str, _old: StaticVolume | None, new: StaticVolume | None) -> None:
+        """A subscriber of the cache. A cleanup that must be aborted does not go on until the next pass, which other
+        disks may delay."""
+        cleanup = self._table.get(name)
+        if new and cleanup and cleanup.running and (reason := abort_reason(new, cleanup.released)):
+            self._abort_process(cleanup, new.reference, reason)
 
     async def run(self) -> None:
-        """For ever. When it is cancelled, the cleanings of this process are ended."""
+        """For ever. On cancellation the cleanups of this process end; Jobs go on."""
         try:
-            await asyncio.get_running_loop().create_future()
+            await asyncio.Event().wait()
         finally:
             tasks = list(self._tasks.values())
             for task in tasks:
@@ -118,213 +125,228 @@ class Deleter:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def delete_pass(self, configuration: Configuration) -> None:
+        """Examines every PersistentVolume once."""
         volumes = {volume.name: volume for volume in self._volumes()}
+        released = {name: ReleasedVolume.of(volume) for name, volume in volumes.items()}
         try:
-            await self._jobs.look(
-                configuration.use_job_for_cleaning, {name: Release.of(volume) for name, volume in volumes.items()}
-            )
+            await self._jobs.sync(configuration.use_job_for_cleaning, released)
         except ApiError as error:
-            log.warning("the API server does not tell of cleaning Jobs: %s", error)
-            if not self._jobs.known:
+            log.warning("cleanup Jobs can't be listed: %s", error)
+            if not self._jobs.synced:
                 return
         self._forget(volumes)
-        await self._look_for_the_unheard(volumes)
+        await self._check_uncached(volumes)
         for volume in volumes.values():
             try:
-                await self._look_at(volume, volumes, configuration)
-            except _NotReclaimed as error:
-                self._failed(volume.reference, error.mode, error.kind, str(error))
+                await self._reconcile(volume, volumes, configuration)
+            except _ReclaimFailed as error:
+                self._report_failure(volume.reference, error.mode, error.cleanup_type, str(error))
 
     def _forget(self, volumes: Mapping[str, StaticVolume]) -> None:
-        for cleaning in self._table:
-            volume = volumes.get(cleaning.release.volume)
-            # What somebody had in hands meanwhile may have new data, also when it is Released again later.
-            if not cleaning.running and (volume is None or spared(volume, cleaning.release)):
-                self._table.forget(cleaning.release.volume)
+        for cleanup in self._table:
+            volume = volumes.get(cleanup.released.volume)
+            # A volume that was in use meanwhile may have new data, even if it is Released again later.
+            if not cleanup.running and (volume is None or abort_reason(volume, cleanup.released)):
+                self._table.forget(cleanup.released.volume)
         self._deleted &= {volume.uid for volume in volumes.values()}
-        self._told = {name: words for name, words in self._told.items() if name in volumes}
+        self._reported = {name: message for name, message in self._reported.items() if name in volumes}
 
-    async def _look_for_the_unheard(self, volumes: Mapping[str, StaticVolume]) -> None:
-        """A volume that is being cleaned and that the cache does not have may have lost our label alone. One that is
-        gone has no claim either: its place is offered when the cleaning ended, and is clean then."""
-        for cleaning in self._table:
-            name = cleaning.release.volume
-            if not cleaning.running or name in volumes:
+    async def _check_uncached(self, volumes: Mapping[str, StaticVolume]) -> None:
+        """A volume that is being cleaned and is not in the cache may only have lost our label. If it is deleted it has
+        no claim either: its entry is offered when the cleanup ended, and is clean then."""
+        for cleanup in self._table:
+            name = cleanup.released.volume
+            if not cleanup.running or name in volumes:
                 continue
             try:
                 now = static_volume.read(await self._cluster.get(VOLUMES, name))
-                if now and (why := spared(now, cleaning.release)):
-                    await self._call_off(cleaning, now, why)
+                if now and (reason := abort_reason(now, cleanup.released)):
+                    await self._abort(cleanup, now, reason)
             except NotFound:
                 continue
             except ApiError as error:
-                log.warning("%s is being cleaned, and the API server does not tell of it: %s", name, error)
+                log.warning("%s is being cleaned, and its PersistentVolume can't be read: %s", name, error)
 
-    async def _look_at(
+    async def _reconcile(
         self, volume: StaticVolume, volumes: Mapping[str, StaticVolume], configuration: Configuration
     ) -> None:
         if volume.uid in self._deleted:
             return
-        match decide(volume, self._table.get(volume.name), time.monotonic(), self._retry):
-            case Refuse(reason, message):
+        match next_step(volume, self._table.get(volume.name), time.monotonic(), self._retry):
+            case Warn(reason, message):
                 self._events.warning(volume.reference, reason, message)
-            case Remove(cleaning):
-                await self._remove(volume, cleaning)
-            case CallOff(cleaning, why):
-                await self._call_off(cleaning, volume, why)
-            case LetGo():
+            case DeleteVolume(cleanup):
+                await self._delete_volume(volume, cleanup)
+            case AbortCleanup(cleanup, reason):
+                await self._abort(cleanup, volume, reason)
+            case RemoveFinalizer():
                 try:
-                    if await self._let_go(volume, lambda now: isinstance(decide(now, None, 0, self._retry), LetGo)):
-                        log.info("%s: deleted by hand, its place is offered again", volume.name)
+                    if await self._remove_finalizer(volume, lambda now: isinstance(self._judge(now), RemoveFinalizer)):
+                        log.info("%s: deleted by hand, its entry is offered again", volume.name)
                 except ApiError as error:
-                    log.warning("%s: deleted by hand, and can't be let go: %s", volume.name, error)
-            case Clean():
-                await self._clean(volume, volumes, configuration)
+                    log.warning("%s: deleted by hand, and its finalizer can't be removed: %s", volume.name, error)
+            case StartCleanup():
+                await self._start_cleanup(volume, volumes, configuration)
 
-    async def _clean(
+    async def _start_cleanup(
         self, volume: StaticVolume, volumes: Mapping[str, StaticVolume], configuration: Configuration
     ) -> None:
-        """Begins it."""
-        settings = configuration.classes.get(volume.storage_class)
-        if settings is None:
-            raise _NotReclaimed(
+        class_config = configuration.classes.get(volume.storage_class)
+        if class_config is None:
+            raise _ReclaimFailed(
                 UNKNOWN,
                 PROCESS,
                 f"Unknown storage class name {volume.storage_class}: put it back into storageClassMap, or delete the "
                 "PersistentVolume by hand",
             )
-        if settings.refused:
-            raise _NotReclaimed(UNKNOWN, PROCESS, f"class {settings.name}: {settings.refused}")
+        if class_config.refusal:
+            raise _ReclaimFailed(UNKNOWN, PROCESS, f"class {class_config.name}: {class_config.refusal}")
         if self._table.counts().running >= configuration.parallel_cleanings:
-            log.debug("%s waits for one of %d cleanings to end", volume.name, configuration.parallel_cleanings)
+            log.debug("%s waits for one of %d cleanups to end", volume.name, configuration.parallel_cleanings)
             return
-        neighbours = _paths((other for other in volumes.values() if other.name != volume.name), configuration.classes)
+        others = (other for other in volumes.values() if other.name != volume.name)
+        other_paths = cleanupprocess.container_paths(others, configuration.classes)
         try:
-            path = cleanup.container_path(settings, volume.path)
-            place = await self._looks.at(path, partial(cleanup.locate, volume, settings, neighbours))
+            path = cleanupprocess.container_path(class_config, volume.path)
+            find_target = partial(cleanupprocess.find_target, volume, class_config, other_paths)
+            target = await self._disk_threads.at(path, find_target)
         except Hung as error:
-            raise _NotReclaimed(UNKNOWN, PROCESS, f"{error} (or that of a volume beside it)") from None
-        except PlaceError as error:
-            kind = JOB if error.mode == BLOCK and configuration.use_job_for_cleaning else PROCESS
-            raise _NotReclaimed(error.mode or UNKNOWN, kind, str(error)) from None
-        as_job = place.mode == BLOCK and configuration.use_job_for_cleaning
+            raise _ReclaimFailed(UNKNOWN, PROCESS, f"{error} (or that of another volume on this node)") from None
+        except CleanupRefused as error:
+            cleanup_type = JOB if error.mode == BLOCK and configuration.use_job_for_cleaning else PROCESS
+            raise _ReclaimFailed(error.mode or UNKNOWN, cleanup_type, str(error)) from None
+        as_job = target.mode == BLOCK and configuration.use_job_for_cleaning
         try:
-            if not await self._confirmed(volume):
+            if not await self._still_released(volume):
                 return
             if as_job:
                 if not self._job_image:
-                    raise _NotReclaimed(BLOCK, JOB, "useJobForCleaning is set and JOB_CONTAINER_IMAGE is not: set both")
-                if not await self._jobs.start(Release.of(volume), place, settings, configuration):
+                    message = "useJobForCleaning is set and JOB_CONTAINER_IMAGE is not: set both"
+                    raise _ReclaimFailed(BLOCK, JOB, message)
+                if not await self._jobs.start(ReleasedVolume.of(volume), target, class_config, configuration):
                     return
         except ApiError as error:
-            raise _NotReclaimed(place.mode, JOB if as_job else PROCESS, str(error)) from None
+            raise _ReclaimFailed(target.mode, JOB if as_job else PROCESS, str(error)) from None
         if not as_job:
-            self._begin(volume, place, settings, configuration.cleaning_timeout)
-        log.info("%s: cleaning of %s began", volume.name, place.path)
-        if place.mode == BLOCK:
+            self._start_process(volume, target, class_config, configuration.cleaning_timeout)
+        log.info("%s: cleanup of %s started", volume.name, target.path)
+        if target.mode == BLOCK:
             message = f'Starting cleanup of Block PV "{volume.name}", this may take a while'
             self._events.normal(volume.reference, STARTED, message)
 
-    async def _confirmed(self, volume: StaticVolume) -> bool:
-        """Whether the API server itself says that the volume is to be cleaned: the cache may be a moment behind, and
-        what is cleaned can't be brought back. Raises ApiError."""
+    async def _still_released(self, volume: StaticVolume) -> bool:
+        """Whether the API server itself says that the volume is to be cleaned: the cache may be behind, and a cleanup
+        can't be undone. Raises ApiError."""
         try:
-            now = static_volume.read(await self._cluster.get(VOLUMES, volume.name))
+            live = static_volume.read(await self._cluster.get(VOLUMES, volume.name))
         except NotFound:
             return False
-        # Its answer travels too, and meanwhile the cache may have heard more.
-        heard = next((known for known in self._volumes() if known.name == volume.name), None)
+        # While the answer was on its way, the cache may have received a newer version.
+        cached = next((known for known in self._volumes() if known.name == volume.name), None)
         return all(
-            known is not None
-            and Release.of(known) == Release.of(volume)
-            and isinstance(decide(known, None, 0, self._retry), Clean)
-            for known in (now, heard)
+            version is not None
+            and ReleasedVolume.of(version) == ReleasedVolume.of(volume)
+            and isinstance(self._judge(version), StartCleanup)
+            for version in (live, cached)
         )
 
-    def _begin(self, volume: StaticVolume, place: Place, settings: ClassConfiguration, deadline: float) -> None:
-        configured = settings.block_cleaner if place.mode == BLOCK else settings.filesystem_cleaner
-        first_word = next(iter(configured), "")
-        self._table.start(Cleaning(Release.of(volume), place.mode, PROCESS, first_word, time.monotonic()))
-        task = asyncio.create_task(self._process(volume, place, settings, deadline), name=f"cleaning {volume.name}")
-        self._tasks[volume.name] = task
-        task.add_done_callback(lambda ended: self._ended(volume.name, ended))
+    def _judge(self, volume: StaticVolume) -> object:
+        """The next step for a volume without a cleanup."""
+        return next_step(volume, None, 0, self._retry)
 
-    def _ended(self, volume: str, task: asyncio.Task[None]) -> None:
+    def _start_process(
+        self, volume: StaticVolume, target: CleanupTarget, class_config: ClassConfiguration, deadline: float
+    ) -> None:
+        configured = class_config.block_cleaner if target.mode == BLOCK else class_config.filesystem_cleaner
+        program = next(iter(configured), "")
+        self._table.start(Cleanup(ReleasedVolume.of(volume), target.mode, PROCESS, program, time.monotonic()))
+        process = self._run_process(volume, target, class_config, deadline)
+        task = asyncio.create_task(process, name=f"cleanup of {volume.name}")
+        self._tasks[volume.name] = task
+        task.add_done_callback(lambda ended: self._process_ended(volume.name, ended))
+
+    def _process_ended(self, volume: str, task: asyncio.Task[None]) -> None:
         if self._tasks.get(volume) is task:
             del self._tasks[volume]
         if task.cancelled():
-            self._table.call_off(volume)
-        self._wake()
+            self._table.abort(volume)
+        self._trigger()
 
-    def _stop(self, cleaning: Cleaning, reference: ObjectReference, why: str) -> None:
-        """Ends a cleaning of this process: its program and all that it started are killed. A Job goes in the pass."""
-        message = f"cleaning was called off, {why}: what was cleaned until then is gone"
-        if self._told.get(reference.name) != message:
-            self._told[reference.name] = message
+    def _abort_process(self, cleanup: Cleanup, reference: ObjectReference, reason: str) -> None:
+        """Kills the program of a cleanup in this process and all that it started. A Job is deleted in the pass."""
+        message = f"cleanup was aborted, {reason}: the data that was erased before is lost"
+        if self._reported.get(reference.name) != message:
+            self._reported[reference.name] = message
             log.warning("%s: %s", reference.name, message)
-            self._events.warning(reference, CALLED_OFF, message)
+            self._events.warning(reference, ABORTED, message)
         task = self._tasks.get(reference.name)
         if task and not task.cancelling():
             task.cancel()
 
-    async def _call_off(self, cleaning: Cleaning, volume: StaticVolume, why: str) -> None:
-        """To be said again until it ended. Raises _NotReclaimed."""
-        self._stop(cleaning, volume.reference, why)
-        if cleaning.kind == JOB:
+    async def _abort(self, cleanup: Cleanup, volume: StaticVolume, reason: str) -> None:
+        """Called again in each pass until the cleanup ended. Raises _ReclaimFailed."""
+        self._abort_process(cleanup, volume.reference, reason)
+        if cleanup.cleanup_type == JOB:
             try:
-                await self._jobs.call_off(volume.name)
+                await self._jobs.abort(volume.name)
             except ApiError as error:
-                raise _NotReclaimed(BLOCK, JOB, f"its Job can't be deleted, and {why}: {error}") from None
+                raise _ReclaimFailed(BLOCK, JOB, f"its Job can't be deleted, and {reason}: {error}") from None
 
-    async def _process(self, volume: StaticVolume, place: Place, settings: ClassConfiguration, deadline: float) -> None:
+    async def _run_process(
+        self, volume: StaticVolume, target: CleanupTarget, class_config: ClassConfiguration, deadline: float
+    ) -> None:
         try:
-            await cleanup.clean(volume.name, place, settings, deadline)
-        except CleaningFailed as error:
-            self._process_failed(volume, place, str(error))
+            await cleanupprocess.clean(volume.name, target, class_config, deadline)
+        except CleanupFailed as error:
+            self._process_failed(volume, target, str(error))
         except Exception as error:
-            log.exception("%s: a fault of our own ended the cleaning", volume.name)
-            self._process_failed(volume, place, repr(error))
+            log.exception("%s: the cleanup failed by a bug in the daemon", volume.name)
+            self._process_failed(volume, target, repr(error))
         else:
             self._table.succeed(volume.name, time.monotonic())
-            log.info("%s: cleaning of %s succeeded", volume.name, place.path)
+            log.info("%s: cleanup of %s succeeded", volume.name, target.path)
 
-    def _process_failed(self, volume: StaticVolume, place: Place, words: str) -> None:
+    def _process_failed(self, volume: StaticVolume, target: CleanupTarget, message: str) -> None:
         self._table.fail(volume.name, time.monotonic())
-        self._failed(volume.reference, place.mode, PROCESS, words)
+        self._report_failure(volume.reference, target.mode, PROCESS, message)
 
-    def _job_failed(self, release: Release, words: str) -> None:
-        self._failed(ObjectReference("PersistentVolume", "v1", "", release.volume, release.uid), BLOCK, JOB, words)
+    def _job_failed(self, released: ReleasedVolume, message: str) -> None:
+        reference = ObjectReference("PersistentVolume", "v1", "", released.volume, released.uid)
+        self._report_failure(reference, BLOCK, JOB, message)
 
-    async def _remove(self, volume: StaticVolume, cleaning: Cleaning) -> None:
-        """Deletes the PersistentVolume, and lets it go. When that fails, the cleaning is still remembered and not made
-        again. The version that was judged is deleted and no other: what is Released may be given to a claim."""
+    async def _delete_volume(self, volume: StaticVolume, cleanup: Cleanup) -> None:
+        """Deletes the PersistentVolume and removes our finalizer. If that fails the cleanup is remembered and not
+        repeated. Only the version that was examined is deleted: a Released one may be given to a claim."""
         try:
-            if cleaning.kind == JOB:
-                await self._jobs.dismiss(volume.name)
+            if cleanup.cleanup_type == JOB:
+                await self._jobs.delete(volume.name)
             with suppress(NotFound):
                 body = await self._cluster.get(VOLUMES, volume.name)
                 now = static_volume.read(body)
-                if now is None or spared(now, cleaning.release):
-                    return  # the cache hears of it in a moment
+                if now is None or abort_reason(now, cleanup.released):
+                    return  # the cache receives that version in a moment
                 if not now.deleting:
                     with self._metrics.request(DELETE), suppress(NotFound):
                         version = body["metadata"]["resourceVersion"]
                         await self._cluster.delete(VOLUMES, volume.name, uid=volume.uid, resource_version=version)
-                if now.held and not await self._let_go(volume, lambda now: not spared(now, cleaning.release)):
+                if now.has_finalizer and not await self._remove_finalizer(
+                    volume, lambda now: not abort_reason(now, cleanup.released)
+                ):
                     return
         except Conflict:
-            log.info("%s: changed at the moment of its deletion, it is looked at again", volume.name)
+            log.info("%s: changed while it was being deleted, it is examined again", volume.name)
             return
         except ApiError as error:
-            raise _NotReclaimed(cleaning.mode, cleaning.kind, f"it is clean and can't be deleted: {error}") from None
+            message = f"it is clean and can't be deleted: {error}"
+            raise _ReclaimFailed(cleanup.mode, cleanup.cleanup_type, message) from None
         self._deleted.add(volume.uid)
-        seconds = time.monotonic() - cleaning.began
-        self._metrics.deleted(cleaning.mode, cleaning.kind, seconds, volume.capacity, cleaning.command)
-        log.info("%s: deleted %.1f s after its cleaning began", volume.name, seconds)
+        seconds = time.monotonic() - cleanup.started
+        self._metrics.deleted(cleanup.mode, cleanup.cleanup_type, seconds, volume.capacity, cleanup.command)
+        log.info("%s: deleted %.1f s after its cleanup started", volume.name, seconds)
 
-    async def _let_go(self, volume: StaticVolume, permitted: Callable[[StaticVolume], bool]) -> bool:
-        """Takes our finalizer off a PersistentVolume that was deleted, if what it is now permits that. False: not now.
-        Raises ApiError."""
+    async def _remove_finalizer(self, volume: StaticVolume, permitted: Callable[[StaticVolume], bool]) -> bool:
+        """Removes our finalizer from a PersistentVolume that was deleted, if its live version permits that. False: not
+        now. Raises ApiError."""
         try:
             body = await self._cluster.get(VOLUMES, volume.name)
             now = static_volume.read(body)
@@ -332,7 +354,7 @@ class Deleter:
                 return True
             if not now.deleting or not permitted(now):
                 return False
-            if now.held:
+            if now.has_finalizer:
                 await self._cluster.patch(VOLUMES, volume.name, releasing_static(body))
         except NotFound:
             return True
@@ -340,20 +362,10 @@ class Deleter:
             return False
         return True
 
-    def _failed(self, reference: ObjectReference, mode: str, kind: str, words: str) -> None:
-        message = f'Error cleaning PV "{reference.name}": {words}'
-        if self._told.get(reference.name) != message:
+    def _report_failure(self, reference: ObjectReference, mode: str, cleanup_type: str, error: str) -> None:
+        message = f'Error cleaning PV "{reference.name}": {error}'
+        if self._reported.get(reference.name) != message:
             log.warning("%s", message)
-        self._told[reference.name] = message
-        self._metrics.delete_failed(mode, kind)
+        self._reported[reference.name] = message
+        self._metrics.delete_failed(mode, cleanup_type)
         self._events.warning(reference, FAILED, message)
-
-
-def _paths(volumes: Iterable[StaticVolume], classes: Mapping[str, ClassConfiguration]) -> dict[str, Path]:
-    """Where volumes are, as we see it, by name. One whose path can't be believed is nowhere."""
-    paths = {}
-    for volume in volumes:
-        if settings := classes.get(volume.storage_class):
-            with suppress(PlaceError):
-                paths[volume.name] = cleanup.container_path(settings, volume.path)
-    return paths

@@ -1,8 +1,7 @@
-"""What stands ready in the folders becomes PersistentVolumes.
+"""Discovery: creates the PersistentVolumes of the entries in the discovery folders.
 
-What to do is decided in plan.py; here it is done. Stray entries are reported once, in the log and as an event, and in a
-figure for as long as they are there. A class that can't be looked at makes the node unready, and the other classes go
-on.
+plan.py decides, this module acts. Invalid entries are reported once, in the log and as an event, and counted in a
+metric while they exist. A class that can't be discovered makes the node unready; the other classes are still served.
 """
 
 import contextlib
@@ -15,25 +14,25 @@ from contract import quantity
 from daemon.static import entries, volume
 from daemon.static.cache import Cache
 from daemon.static.configuration import ClassConfiguration, Configuration
-from daemon.static.diskidentity import Identity
-from daemon.static.entries import Entry, Kind, PatternError
+from daemon.static.diskidentity import DiskIdentity
+from daemon.static.entries import Entry, EntryKind, PatternError
 from daemon.static.metrics import CREATE, DELETE, StaticMetrics
 from daemon.static.plan import (
     DUPLICATE,
     UNRESPONSIVE,
     Create,
-    Rivals,
-    Shown,
+    DiscoveredDisk,
+    DuplicateVolumes,
+    InvalidEntry,
     Skip,
-    Stray,
-    duplicate,
+    duplicate_volumes,
+    find_duplicate,
     host_path,
-    is_free,
+    is_unclaimed,
+    missing_volumes,
     plan,
-    rivals,
-    vanished,
 )
-from daemon.static.volume import POLICIES, Offer, StaticVolume, provisioner_name, round_down
+from daemon.static.volume import POLICIES, DiscoveredVolume, StaticVolume, provisioner_name, round_down
 from host.diskthreads import DEADLINE, DiskThreads, Hung
 from kube.client import VOLUMES, AlreadyExists, ApiError, Cluster
 from kube.events import Recorder
@@ -44,22 +43,23 @@ log = logging.getLogger(__name__)
 
 CLASS_FAILED = "VolumeDiscoveryFailed"
 
-_TOLD_SECONDS = 30.0
-"""How long a PersistentVolume that we created may take to come back through the informer."""
+_CACHE_SECONDS = 30.0
+"""How long a PersistentVolume that was created may take to appear in the cache."""
 
 
 class ClassError(Exception):
-    """A class whose volumes can't be looked for: says why and what to do."""
+    """A class that can't be discovered: says why and what to do."""
 
 
 @dataclass(frozen=True)
-class _Looked:
-    """A class, and what stands in its folder."""
+class _ScannedClass:
+    """A class, and the entries of its folder."""
 
-    settings: ClassConfiguration
+    class_config: ClassConfiguration
     storage_class: StorageClass
-    wanted: Callable[[str], bool]
-    found: Collection[Entry]
+    matches: Callable[[str], bool]
+    """Whether a name matches the class's namePattern."""
+    entries: Collection[Entry]
 
 
 class Discoverer:
@@ -71,7 +71,7 @@ class Discoverer:
         node: Node,
         events: Recorder,
         metrics: StaticMetrics,
-        cleaning: Callable[[str], bool],
+        is_cleaning: Callable[[str], bool],
         *,
         deadline: float = DEADLINE,
     ) -> None:
@@ -82,223 +82,242 @@ class Discoverer:
         self._node = node
         self._events = events
         self._metrics = metrics
-        self._cleaning = cleaning
-        self._looks = DiskThreads(deadline)
+        self._is_cleaning = is_cleaning
+        self._disk_threads = DiskThreads(deadline)
         self._created: dict[str, tuple[str, float]] = {}
-        """PersistentVolumes that we created, by path: their names, and until when we count on hearing of them."""
-        cache.informer.subscribe(lambda name, *_: self._heard_of(name))
-        self._strays: dict[str, dict[str, str]] = {}
+        """PersistentVolumes that were created and are not in the cache yet, by path: name, and when to stop waiting."""
+        cache.informer.subscribe(lambda name, *_: self._forget_created(name))
+        self._invalid_entries: dict[str, dict[str, str]] = {}
         """By class and entry: the message."""
         self._errors: dict[str, str] = {}
-        self._identities: dict[str, Identity] = {}
-        """By path as the node sees it: what PersistentVolumes were seen to be."""
-        self._rivals: set[tuple[str, str, str]] = set()
-        """What was told of two PersistentVolumes of one disk."""
+        self._identities: dict[str, DiskIdentity] = {}
+        """Of the disks with PersistentVolumes when they last responded, by path on the node."""
+        self._reported_duplicates: set[tuple[str, str, str]] = set()
+        """Both UIDs and the message."""
 
-    def strays(self) -> Mapping[str, int]:
-        """The number of stray entries by class."""
-        return {name: len(found) for name, found in self._strays.items()}
+    def invalid_entries(self) -> Mapping[str, int]:
+        """The number of invalid entries by class."""
+        return {name: len(messages) for name, messages in self._invalid_entries.items()}
 
     async def discovery_pass(self, configuration: Configuration) -> list[str]:
-        """Offers what is new. The answer is what went wrong with whole classes, a sentence each."""
+        """Creates missing PersistentVolumes. Returns an error message for each class that could not be discovered."""
         errors: dict[str, str] = {}
-        looked: list[_Looked] = []
-        for settings in configuration.classes.values():
-            with self._told_of(settings, errors):
-                looked.append(await self._look(settings))
+        scanned: list[_ScannedClass] = []
+        for class_config in configuration.classes.values():
+            with self._class_errors(class_config, errors):
+                scanned.append(await self._scan(class_config))
         volumes = self._cache.volumes()
-        offered = self._offered(looked, volumes)
-        for pair in rivals(offered):
-            await self._settle_rivals(pair)
+        existing = self._disks_with_volumes(scanned, volumes)
+        for pair in duplicate_volumes(existing):
+            await self._resolve_duplicate(pair)
         steps = [
-            (each, plan(each.settings, each.found, self._node.name, volumes, self._cleaning, self._awaited()))
-            for each in looked
+            (each, plan(each.class_config, each.entries, self._node.name, volumes, self._is_cleaning, self._uncached()))
+            for each in scanned
         ]
         candidates = [
-            Shown(host_path(each.settings, step.entry), step.name, step.entry.identity)
-            for each, decided in steps
-            for step in decided
+            DiscoveredDisk(host_path(each.class_config, step.entry), step.name, step.entry.identity)
+            for each, planned in steps
+            for step in planned
             if isinstance(step, Create) and step.entry.identity
         ]
-        for each, decided in steps:
-            with self._told_of(each.settings, errors):
-                await self._discover(configuration, each, decided, offered, candidates)
+        for each, planned in steps:
+            with self._class_errors(each.class_config, errors):
+                await self._discover(configuration, each, planned, existing, candidates)
         self._errors = errors
-        self._strays = {name: self._strays.get(name, {}) for name in configuration.classes}
+        self._invalid_entries = {name: self._invalid_entries.get(name, {}) for name in configuration.classes}
         return [f"class {name}: {error}" for name, error in errors.items()]
 
     @contextlib.contextmanager
-    def _told_of(self, settings: ClassConfiguration, errors: dict[str, str]) -> Iterator[None]:
-        """What goes wrong with a class is told once, and the other classes go on."""
+    def _class_errors(self, class_config: ClassConfiguration, errors: dict[str, str]) -> Iterator[None]:
+        """Reports the error of a class once, and lets the other classes go on."""
         try:
             yield
         except ClassError as error:
-            errors[settings.name] = str(error)
-            if self._errors.get(settings.name) != str(error):
-                log.error("class %s: %s", settings.name, error)
-                self._events.warning(self._node.reference, CLASS_FAILED, f"class {settings.name}: {error}")
+            errors[class_config.name] = str(error)
+            if self._errors.get(class_config.name) != str(error):
+                log.error("class %s: %s", class_config.name, error)
+                self._events.warning(self._node.reference, CLASS_FAILED, f"class {class_config.name}: {error}")
 
-    def _offered(self, looked: "list[_Looked]", volumes: Collection[StaticVolume]) -> list[Shown]:
-        """The disks that have a PersistentVolume. Of what gives no answer now, the last that was seen counts."""
+    def _disks_with_volumes(
+        self, scanned: "list[_ScannedClass]", volumes: Collection[StaticVolume]
+    ) -> list[DiscoveredDisk]:
+        """The disks that have a PersistentVolume. For those that don't respond now, the last known identity is used."""
         entries_of = {
-            host_path(each.settings, entry): entry
-            for each in looked
-            for entry in each.found
-            if entry.kind is not Kind.HUNG
+            host_path(each.class_config, entry): entry
+            for each in scanned
+            for entry in each.entries
+            if entry.kind is not EntryKind.UNRESPONSIVE
         }
-        listed = {each.settings.host_dir for each in looked}
-        hung = {host_path(each.settings, entry) for each in looked for entry in each.found} - entries_of.keys()
+        scanned_folders = {each.class_config.host_dir for each in scanned}
+        unresponsive = {
+            host_path(each.class_config, entry) for each in scanned for entry in each.entries
+        } - entries_of.keys()
         identities = {path: entry.identity for path, entry in entries_of.items() if entry.identity}
         for path, known in self._identities.items():
-            if path in hung or path.rpartition("/")[0] not in listed:
+            if path in unresponsive or path.rpartition("/")[0] not in scanned_folders:
                 identities.setdefault(path, known)
-        shown = [
-            Shown(each.path, each.name, identities[each.path], each) for each in volumes if each.path in identities
+        disks = [
+            DiscoveredDisk(each.path, each.name, identities[each.path], each)
+            for each in volumes
+            if each.path in identities
         ]
-        shown += [Shown(path, name, identities[path]) for path, name in self._awaited().items() if path in identities]
-        self._identities = {each.path: each.identity for each in shown}
-        return shown
+        disks += [
+            DiscoveredDisk(path, name, identities[path])
+            for path, name in self._uncached().items()
+            if path in identities
+        ]
+        self._identities = {each.path: each.identity for each in disks}
+        return disks
 
-    async def _settle_rivals(self, pair: Rivals) -> None:
-        """Tells of two PersistentVolumes of one disk, and deletes the one that is nobody's, in the version that was
-        so. Our finalizer comes off it in the next pass."""
-        told = (pair.kept.uid, pair.other.uid, pair.message)
-        if told not in self._rivals:
-            self._rivals.add(told)
+    async def _resolve_duplicate(self, pair: DuplicateVolumes) -> None:
+        """Reports two PersistentVolumes of one disk, and deletes the other if it is unclaimed, in that very version.
+        The next pass removes its finalizer."""
+        report = (pair.kept.uid, pair.other.uid, pair.message)
+        if report not in self._reported_duplicates:
+            self._reported_duplicates.add(report)
             log.warning("%s", pair.message)
             for about in (self._node, pair.kept, pair.other):
                 self._events.warning(about.reference, DUPLICATE, pair.message)
-        if not pair.withdrawn:
+        if not pair.deletable:
             return
         try:
             body = await self._cluster.get(VOLUMES, pair.other.name)
             now = volume.read(body)
-            if now is None or now.uid != pair.other.uid or not is_free(now) or now.deleting:
+            if now is None or now.uid != pair.other.uid or not is_unclaimed(now) or now.deleting:
                 return
             with self._metrics.request(DELETE):
                 version = body["metadata"]["resourceVersion"]
                 await self._cluster.delete(VOLUMES, now.name, uid=now.uid, resource_version=version)
         except ApiError as error:
-            log.warning("PersistentVolume %s can't be withdrawn yet: %s", pair.other.name, error)
+            log.warning("PersistentVolume %s can't be deleted yet: %s", pair.other.name, error)
 
-    async def _look(self, settings: ClassConfiguration) -> "_Looked":
+    async def _scan(self, class_config: ClassConfiguration) -> "_ScannedClass":
         """Raises ClassError."""
-        if settings.refused:
-            raise ClassError(settings.refused)
-        storage_class = self._classes.get(settings.name)
+        if class_config.refusal:
+            raise ClassError(class_config.refusal)
+        storage_class = self._classes.get(class_config.name)
         if storage_class is None:
-            raise ClassError(f"there is no StorageClass {settings.name}: create it, or take it out of storageClassMap")
+            raise ClassError(
+                f"there is no StorageClass {class_config.name}: create it, or remove it from storageClassMap"
+            )
         if storage_class.reclaim_policy not in POLICIES:
             raise ClassError(
-                f"reclaimPolicy of StorageClass {settings.name} is {storage_class.reclaim_policy}: "
+                f"reclaimPolicy of StorageClass {class_config.name} is {storage_class.reclaim_policy}: "
                 f"allowed is {' or '.join(POLICIES)}"
             )
         try:
-            wanted = entries.matcher(settings.name_pattern)
-            found = await entries.look(settings.mount_dir, wanted, self._looks)
+            matches = entries.name_matcher(class_config.name_pattern)
+            found = await entries.scan(class_config.mount_dir, matches, self._disk_threads)
         except (PatternError, Hung) as error:
             raise ClassError(str(error)) from None
         except OSError as error:
             raise ClassError(
-                f"folder {settings.mount_dir} can't be listed ({error.strerror}): "
-                f"make {settings.host_dir} on the node and mount it there"
+                f"folder {class_config.mount_dir} can't be listed ({error.strerror}): "
+                f"create {class_config.host_dir} on the node and mount it there"
             ) from None
-        return _Looked(settings, storage_class, wanted, found)
+        return _ScannedClass(class_config, storage_class, matches, found)
 
     async def _discover(
         self,
         configuration: Configuration,
-        looked: "_Looked",
-        steps: Iterable[Create | Skip | Stray],
-        offered: Collection[Shown],
-        candidates: Collection[Shown],
+        scanned: "_ScannedClass",
+        steps: Iterable[Create | Skip | InvalidEntry],
+        existing: Collection[DiscoveredDisk],
+        candidates: Collection[DiscoveredDisk],
     ) -> None:
         """Raises ClassError."""
-        settings = looked.settings
-        strays = {gone.name: gone for gone in vanished(settings, looked.wanted, looked.found, self._cache.volumes())}
+        class_config = scanned.class_config
+        missing = missing_volumes(class_config, scanned.matches, scanned.entries, self._cache.volumes())
+        invalid_entries = {invalid.name: invalid for invalid in missing}
         failed = ""
         for step in steps:
             if isinstance(step, Create):
-                path = host_path(settings, step.entry)
-                if path in self._awaited():
-                    continue  # another class has the same folder, and was first
+                path = host_path(class_config, step.entry)
+                if path in self._uncached():
+                    continue  # another class with the same folder was first
                 if step.entry.identity:
-                    shown = Shown(path, step.name, step.entry.identity)
-                    if stray := duplicate(shown, offered, candidates):
-                        strays[stray.name] = stray
+                    disk = DiscoveredDisk(path, step.name, step.entry.identity)
+                    if invalid := find_duplicate(disk, existing, candidates):
+                        invalid_entries[invalid.name] = invalid
                         continue
-                    self._identities[path] = shown.identity
+                    self._identities[path] = disk.identity
                 try:
-                    if stray := await self._create(configuration, settings, looked.storage_class, step):
-                        strays[stray.name] = stray
+                    if invalid := await self._create(configuration, class_config, scanned.storage_class, step):
+                        invalid_entries[invalid.name] = invalid
                 except ApiError as error:
-                    failed = failed or f"the API server does not take PersistentVolume {step.name}: {error}"
-            elif isinstance(step, Stray):
-                strays[step.name] = step
+                    failed = failed or f"the API server rejects PersistentVolume {step.name}: {error}"
+            elif isinstance(step, InvalidEntry):
+                invalid_entries[step.name] = step
             else:
-                log.debug("class %s: %s is skipped: %s", settings.name, step.entry.path, step.reason)
-        self._report(settings, strays)
+                log.debug("class %s: %s is skipped: %s", class_config.name, step.entry.path, step.reason)
+        self._report(class_config, invalid_entries)
         if failed:
             raise ClassError(failed)
 
-    def _awaited(self) -> dict[str, str]:
+    def _uncached(self) -> dict[str, str]:
         now = time.monotonic()
         self._created = {path: known for path, known in self._created.items() if known[1] > now}
         return {path: name for path, (name, _) in self._created.items()}
 
-    def _heard_of(self, name: str) -> None:
-        """That it was created, changed or deleted: from now on the cache knows better."""
+    def _forget_created(self, name: str) -> None:
+        """Called when the cache received it."""
         self._created = {path: known for path, known in self._created.items() if known[0] != name}
 
     async def _create(
-        self, configuration: Configuration, settings: ClassConfiguration, storage_class: StorageClass, step: Create
-    ) -> Stray | None:
+        self, configuration: Configuration, class_config: ClassConfiguration, storage_class: StorageClass, step: Create
+    ) -> InvalidEntry | None:
         """Raises ApiError."""
         begin = time.perf_counter()
-        path = host_path(settings, step.entry)
+        path = host_path(class_config, step.entry)
         try:
             path.encode()
         except UnicodeEncodeError:
-            return Stray(step.entry.name, f"the name {step.entry.name!r} is not UTF-8: rename it")
+            return InvalidEntry(step.entry.name, f"the name {step.entry.name!r} is not UTF-8: rename it")
         try:
-            if await entries.is_claimed(step.entry, self._looks):
-                words = "unmount it and end what is built on it or on a part of it (lsblk shows both), or take it out"
-                return Stray(step.entry.name, f'"{step.entry.path}" is in use: {words}')
-            size = round_down(await entries.capacity(step.entry, self._looks))
+            if await entries.is_in_use(step.entry, self._disk_threads):
+                remedy = (
+                    "unmount it and remove what is built on it or on a part of it (lsblk shows both), or take it out"
+                )
+                return InvalidEntry(step.entry.name, f'"{step.entry.path}" is in use: {remedy}')
+            size = round_down(await entries.capacity(step.entry, self._disk_threads))
         except OSError as error:
-            return Stray(step.entry.name, f'the capacity of "{step.entry.path}" can\'t be read: {error.strerror}')
+            return InvalidEntry(
+                step.entry.name, f'the capacity of "{step.entry.path}" can\'t be read: {error.strerror}'
+            )
         except Hung as error:
-            return Stray(step.entry.name, str(error), reason=UNRESPONSIVE)
+            return InvalidEntry(step.entry.name, str(error), reason=UNRESPONSIVE)
         if not size:
-            return Stray(step.entry.name, f'"{step.entry.path}" has no capacity: see whether its device has a medium')
-        offer = Offer(step.name, path, step.mode, size)
+            return InvalidEntry(
+                step.entry.name, f'"{step.entry.path}" has no capacity: check whether its device has a medium'
+            )
+        discovered = DiscoveredVolume(step.name, path, step.mode, size)
         provisioner = provisioner_name(self._node.name, self._node.uid, configuration.use_node_name_only)
-        body = volume.manifest(offer, configuration, settings, storage_class, self._node, provisioner)
-        self._created[path] = (step.name, time.monotonic() + _TOLD_SECONDS)
+        body = volume.manifest(discovered, configuration, class_config, storage_class, self._node, provisioner)
+        self._created[path] = (step.name, time.monotonic() + _CACHE_SECONDS)
         try:
             with self._metrics.request(CREATE):
                 await self._cluster.create(VOLUMES, body)
         except ApiError as error:
-            self._heard_of(step.name)
+            self._forget_created(step.name)
             if not isinstance(error, AlreadyExists):
                 raise
             if await self._cache.adopt(step.name):
                 return None
-            return Stray(
+            return InvalidEntry(
                 step.entry.name,
-                f"PersistentVolume {step.name} of {path} exists and is not of this Node: delete it, or set "
-                "useNodeNameOnly when the Node was registered anew",
+                f"PersistentVolume {step.name} of {path} exists and belongs to another Node: delete it, or set "
+                "useNodeNameOnly if this Node was registered again",
             )
         self._metrics.discovered(step.mode, time.perf_counter() - begin)
-        log.info("created %s: %s, %s of class %s", step.name, path, quantity.humane(size), settings.name)
+        log.info("created %s: %s, %s of class %s", step.name, path, quantity.humane(size), class_config.name)
         return None
 
-    def _report(self, settings: ClassConfiguration, strays: Mapping[str, Stray]) -> None:
-        """Tells of what was not stray in this way before."""
-        known = self._strays.get(settings.name, {})
-        for name, stray in strays.items():
-            if known.get(name) != stray.message:
-                log.warning("class %s: %s", settings.name, stray.message)
-                about = stray.volume.reference if stray.volume else self._node.reference
-                self._events.warning(about, stray.reason, stray.message)
-        self._strays[settings.name] = {name: stray.message for name, stray in strays.items()}
+    def _report(self, class_config: ClassConfiguration, invalid_entries: Mapping[str, InvalidEntry]) -> None:
+        """Reports entries that were not invalid for the same reason before."""
+        known = self._invalid_entries.get(class_config.name, {})
+        for name, invalid in invalid_entries.items():
+            if known.get(name) != invalid.message:
+                log.warning("class %s: %s", class_config.name, invalid.message)
+                about = invalid.volume.reference if invalid.volume else self._node.reference
+                self._events.warning(about, invalid.reason, invalid.message)
+        self._invalid_entries[class_config.name] = {name: invalid.message for name, invalid in invalid_entries.items()}

@@ -1,16 +1,16 @@
-"""What stands behind an entry: the same bytes may be offered under many paths, and two pods must not get one disk.
+"""Which disk an entry is: one disk may have many paths, and must not be given to two pods.
 
-A device is known by its number and not by its path, and together with it by all that it is built on: the disk of a
-partition, the disks under device-mapper and md, the device or file behind a loop device, the disk that several paths
-of a multipath lead to. Two devices show the same bytes when one is among what the other is built on; two partitions, or
-two logical volumes, beside each other do not. A mounted filesystem is known by its mount, and by the device behind it.
+A device is identified by its number and not by its path, together with all devices that it is built on: the disk of a
+partition, the disks under device-mapper and md, the device or file behind a loop device, the multipath device of
+several paths. Two devices overlap when one is among those that the other is built on; two partitions or logical volumes
+of one disk do not. A mounted filesystem is identified by its mount and by its device.
 
 Source: sysfs-block and sysfs-block-dm in the kernel's Documentation/ABI, loop(4).
 """
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from host import loopdevice
@@ -19,83 +19,81 @@ from host.mounttable import Mount
 
 _SYSFS = Path("/sys/dev/block")
 _UNIQUE = ("naa.", "eui.", "uuid.")
-"""Names of disks that no other disk in the world has. What others say of themselves may be the same for a whole
-batch."""
+"""Prefixes of world-wide names (WWIDs) that are unique. Other kinds may be the same for a whole batch of disks."""
 
 
 @dataclass(frozen=True)
-class Identity:
-    own: frozenset[str] = frozenset()
-    """What the device is called: "major:minor", and its name in the world if it has one."""
-    stack: frozenset[str] = frozenset()
-    """These, and those of all that it is built on."""
+class DiskIdentity:
+    device_ids: frozenset[str] = frozenset()
+    """Of the device: "major:minor", and its WWID if it has a unique one."""
+    stack_ids: frozenset[str] = frozenset()
+    """These, and those of all devices that it is built on."""
     backing: Backing | None = None
     """Of a loop device."""
     mount: Mount | None = None
-    """Of a folder. The device is the one behind it then, if there is one."""
+    """Of a folder. The other fields are those of its device then, if it has one."""
 
-    def same(self, other: "Identity") -> bool:
-        """Whether both show the same bytes, or one a part of the other's."""
+    def overlaps(self, other: "DiskIdentity") -> bool:
+        """Whether both are the same disk, or one is a part of the other."""
         if self.mount and other.mount:
-            return overlap(self.mount, other.mount)
+            return mounts_overlap(self.mount, other.mount)
         if self.backing and other.backing and self.backing.overlaps(other.backing):
             return True
-        return bool(self.own & other.stack or other.own & self.stack)
+        return bool(self.device_ids & other.stack_ids or other.device_ids & self.stack_ids)
 
 
 def same_disk(one: Path, other: Path) -> bool:
-    """Whether two devices, by their folders in sysfs, are the same, or one is a partition of the other: where the disks
-    in /dev are offered, a careless name pattern takes both."""
+    """Whether two devices, given by their folders in sysfs, are the same, or one is a partition of the other: a class
+    of the disks in /dev may match both."""
     return one == other or one in other.parents or other in one.parents
 
 
-def overlap(one: Mount, other: Mount) -> bool:
-    """Whether two mounts show folders of one filesystem of which one is the other, or is in it."""
+def mounts_overlap(one: Mount, other: Mount) -> bool:
+    """Whether two mounts have the same folder of one filesystem as their root, or one a folder in that of the other."""
     if one.device != other.device:
         return False
     shorter, longer = sorted((one.root, other.root), key=len)
     return longer == shorter or longer.startswith(shorter.rstrip("/") + "/")
 
 
-def of_device(number: int) -> Identity:
-    """`number`: st_rdev. Blocking, without a look at the disk itself. Raises OSError."""
+def device_identity(number: int) -> DiskIdentity:
+    """`number`: st_rdev. Blocking, but does not read from the disk itself. Raises OSError."""
     return _identity(f"{os.major(number)}:{os.minor(number)}")
 
 
-def of_mount(mount: Mount) -> Identity:
+def mount_identity(mount: Mount) -> DiskIdentity:
     """Blocking. Raises OSError."""
     number = mount.device
     if not (_SYSFS / number).exists() and mount.source.startswith("/"):
-        # btrfs has a number of its own, and names one of its devices.
+        # btrfs has an anonymous device number, and one of its devices as the source.
         try:
-            found = Path(mount.source).stat()
+            status = Path(mount.source).stat()
         except FileNotFoundError:
-            return Identity(mount=mount)
-        number = f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
+            return DiskIdentity(mount=mount)
+        number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
     if not (_SYSFS / number).exists():
-        return Identity(mount=mount)
-    behind = _identity(number)
-    return Identity(behind.own, behind.stack, behind.backing, mount)
+        return DiskIdentity(mount=mount)
+    return replace(_identity(number), mount=mount)
 
 
-def _identity(number: str) -> Identity:
+def _identity(number: str) -> DiskIdentity:
     number = _multipath(number) or number
-    stack, waiting = set[str](), [number]
+    stack_ids, waiting = set[str](), [number]
     seen = set[str]()
     while waiting:
         each = waiting.pop()
         if each not in seen:
             seen.add(each)
-            stack |= _called(each)
-            waiting += _below(each)
-    return Identity(frozenset(_called(number)), frozenset(stack), _backing(number))
+            stack_ids |= _device_ids(each)
+            waiting += _lower_devices(each)
+    return DiskIdentity(frozenset(_device_ids(number)), frozenset(stack_ids), _backing(number))
 
 
 def _folder(number: str) -> Path:
     return Path(os.path.realpath(_SYSFS / number))
 
 
-def _called(number: str) -> set[str]:
+def _device_ids(number: str) -> set[str]:
     folder, part = _folder(number), ""
     if partition := _read(folder / "partition"):
         folder, part = folder.parent, f" part {partition}"
@@ -103,7 +101,7 @@ def _called(number: str) -> set[str]:
     return {number, f"{name}{part}"} if name.startswith(_UNIQUE) else {number}
 
 
-def _below(number: str) -> Iterator[str]:
+def _lower_devices(number: str) -> Iterator[str]:
     folder = _folder(number)
     if (folder / "partition").exists():
         yield _read(folder.parent / "dev")
@@ -116,7 +114,7 @@ def _below(number: str) -> Iterator[str]:
 
 
 def _multipath(number: str) -> str:
-    """The device that all paths to this disk are joined in, or nothing."""
+    """The number of the multipath device over this path, or empty."""
     holders = _folder(number) / "holders"
     for holder in holders.iterdir() if holders.is_dir() else ():
         if _read(holder / "dm/uuid").startswith("mpath-"):

@@ -15,21 +15,23 @@ from enum import Enum
 from functools import partial
 from pathlib import Path
 
-from daemon.static.diskidentity import Identity, of_device, of_mount
+from daemon.static.diskidentity import DiskIdentity, device_identity, mount_identity
 from host import blockdevice, mounttable
 from host.diskthreads import DiskThreads, Hung
 from host.mounttable import Mount
 
 
 class PatternError(ValueError):
-    """A pattern that can't be read."""
+    """A malformed pattern."""
 
     def __init__(self, pattern: str, what: str) -> None:
         super().__init__(f"malformed name pattern {pattern!r}: {what}")
 
 
-def matcher(patterns: str) -> Callable[[str], bool]:
-    """Whether a name matches one of the patterns. Raises PatternError."""
+def name_matcher(patterns: str) -> Callable[[str], bool]:
+    """Whether a name matches one of the patterns, which are separated by commas and those of Go's filepath.Match. Not
+    fnmatch: there `[!x]` negates and a backslash is a literal; here it is `[^x]`, and the backslash escapes. A
+    malformed pattern is an error at once, and not only when a name is matched against it. Raises PatternError."""
     compiled = [re.compile(_expression(pattern), re.DOTALL) for pattern in patterns.split(",")]
     return lambda name: any(expression.fullmatch(name) for expression in compiled)
 
@@ -57,7 +59,7 @@ def _expression(pattern: str) -> str:
 
 
 def _class(pattern: str, position: int) -> tuple[str, int]:
-    """The expression of a character class and where it ends. `position` is that after the opening bracket."""
+    """The expression of a character class and the position after it. `position`: after the opening bracket."""
     negated = pattern[position : position + 1] == "^"
     position += negated
     ranges: list[str] = []
@@ -85,79 +87,80 @@ def _member(pattern: str, position: int) -> tuple[str, int]:
     return character, position + 1
 
 
-class Kind(Enum):
+class EntryKind(Enum):
     FOLDER = "folder"
     BLOCK = "block device"
     OTHER = "neither"
-    HUNG = "no answer"
+    UNRESPONSIVE = "unresponsive"
 
 
 @dataclass(frozen=True)
 class Entry:
     name: str
     path: Path
-    """As we see it."""
-    kind: Kind
+    """In this container."""
+    kind: EntryKind
     mounted: bool = False
-    """A filesystem is mounted right here."""
-    identity: Identity | None = None
-    """What stands behind a device or a mounted folder. None: it can't be told."""
+    """It is a mount point."""
+    identity: DiskIdentity | None = None
+    """Of a device or a mounted folder. None: unknown."""
 
 
-async def look(folder: Path, wanted: Callable[[str], bool], looks: DiskThreads) -> list[Entry]:
-    """The entries whose names are wanted, by name. Raises OSError for a folder that can't be listed, and Hung."""
-    mounts = await looks.at(folder, partial(_list, folder, wanted))
-    # At once: if all disks of a controller hang, one deadline is waited for.
-    return list(await asyncio.gather(*(_answer(folder / name, mounts[name], looks) for name in mounts)))
+async def scan(folder: Path, matches: Callable[[str], bool], disk_threads: DiskThreads) -> list[Entry]:
+    """The entries whose names match, in their order. Raises OSError for a folder that can't be listed, and Hung."""
+    mounts = await disk_threads.at(folder, partial(_list, folder, matches))
+    # In parallel: if all disks of a controller hang, that takes one deadline.
+    return list(await asyncio.gather(*(_examine(folder / name, mounts[name], disk_threads) for name in mounts)))
 
 
-def _list(folder: Path, wanted: Callable[[str], bool]) -> dict[str, Mount | None]:
-    """Names, in their order, and what is mounted there."""
-    found = sorted(path.name for path in folder.iterdir() if wanted(path.name))
-    # The kernel's table has no links in it, and the folder itself may be reached through one.
+def _list(folder: Path, matches: Callable[[str], bool]) -> dict[str, Mount | None]:
+    """Names in their order, with the mount there."""
+    names = sorted(path.name for path in folder.iterdir() if matches(path.name))
+    # The mount table has no symbolic links in its paths, the folder's path may have.
     real = folder.resolve()
     mounts = {mount.path: mount for mount in mounttable.read()}
-    return {name: mounts.get(str(real / name)) for name in found}
+    return {name: mounts.get(str(real / name)) for name in names}
 
 
-async def _answer(path: Path, mount: Mount | None, looks: DiskThreads) -> Entry:
+async def _examine(path: Path, mount: Mount | None, disk_threads: DiskThreads) -> Entry:
     try:
-        return await looks.at(path, partial(_entry, path, mount))
+        return await disk_threads.at(path, partial(_entry, path, mount))
     except Hung:
-        return Entry(path.name, path, Kind.HUNG, mount is not None)
+        return Entry(path.name, path, EntryKind.UNRESPONSIVE, mount is not None)
 
 
 def _entry(path: Path, mount: Mount | None) -> Entry:
     kind, identity = _kind(path), None
-    with contextlib.suppress(OSError):  # it went away a moment ago
-        if kind is Kind.BLOCK:
-            identity = of_device(path.stat().st_rdev)
-        elif kind is Kind.FOLDER and mount:
-            identity = of_mount(mount)
+    with contextlib.suppress(OSError):  # it was removed a moment ago
+        if kind is EntryKind.BLOCK:
+            identity = device_identity(path.stat().st_rdev)
+        elif kind is EntryKind.FOLDER and mount:
+            identity = mount_identity(mount)
     return Entry(path.name, path, kind, mount is not None, identity)
 
 
-def _kind(path: Path) -> Kind:
+def _kind(path: Path) -> EntryKind:
     try:
         mode = path.stat().st_mode
-    except OSError:  # a link to nothing, or to what may not be read
-        return Kind.OTHER
-    return Kind.FOLDER if stat.S_ISDIR(mode) else Kind.BLOCK if stat.S_ISBLK(mode) else Kind.OTHER
+    except OSError:  # a dangling link, or not permitted
+        return EntryKind.OTHER
+    return EntryKind.FOLDER if stat.S_ISDIR(mode) else EntryKind.BLOCK if stat.S_ISBLK(mode) else EntryKind.OTHER
 
 
-async def is_claimed(entry: Entry, looks: DiskThreads) -> bool:
-    """Whether somebody has the device for himself: a filesystem, device-mapper, LVM or md on it or on a part of it.
-    Raises OSError and Hung."""
-    return entry.kind is Kind.BLOCK and await looks.at(entry.path, partial(blockdevice.is_claimed, entry.path))
+async def is_in_use(entry: Entry, disk_threads: DiskThreads) -> bool:
+    """Whether a filesystem, device-mapper, LVM or md holds the device or a part of it. Raises OSError and Hung."""
+    return entry.kind is EntryKind.BLOCK and await disk_threads.at(
+        entry.path, partial(blockdevice.is_claimed, entry.path)
+    )
 
 
-async def capacity(entry: Entry, looks: DiskThreads) -> int:
-    """Bytes: of the device, or of the filesystem with what it keeps for itself. Raises OSError and Hung."""
-    return await looks.at(entry.path, partial(_capacity, entry))
+async def capacity(entry: Entry, disk_threads: DiskThreads) -> int:
+    """Bytes: the size of the device, or of the filesystem including its metadata. Raises OSError and Hung."""
+    return await disk_threads.at(entry.path, partial(_capacity, entry))
 
 
 def _capacity(entry: Entry) -> int:
-    if entry.kind is Kind.BLOCK:
+    if entry.kind is EntryKind.BLOCK:
         return blockdevice.size(entry.path)
-    figures = os.statvfs(entry.path)
-    return figures.f_blocks * figures.f_frsize
+    filesystem = os.statvfs(entry.path)
+    return filesystem.f_blocks * filesystem.f_frsize

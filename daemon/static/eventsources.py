@@ -28,43 +28,43 @@ from kube.backoff import Backoff
 
 log = logging.getLogger(__name__)
 
+Trigger = Callable[[], None]
 
-FIRST, LIMIT, QUIET = 0.1, 0.5, 1.0
-"""Seconds: from an event to its pass when all was quiet before, when events keep coming, and what counts as quiet."""
-_SHARE = 5
-"""A pause is at least so many times as long as the pass before it."""
+MIN_DELAY, MAX_DELAY, QUIET_PERIOD = 0.1, 0.5, 1.0
+"""Seconds: the delay from event to pass after a quiet period and while events keep coming; the length of a quiet
+period."""
+_PASS_FACTOR = 5
+"""The delay is at least this multiple of the duration of the last pass."""
 
 
-class Pace:
+class Debouncer:
     def __init__(self) -> None:
-        self._woken = asyncio.Event()
-        self._pause = FIRST
-        self._began: float | None = None
-        """When the pass that runs now began, by the clock of the event loop."""
+        self._triggered = asyncio.Event()
+        self._delay = MIN_DELAY
+        self._pass_started: float | None = None
+        """By the clock of the event loop."""
 
-    def wake(self) -> None:
-        """Something happened that a pass should look at."""
-        self._woken.set()
+    def trigger(self) -> None:
+        """Requests a pass."""
+        self._triggered.set()
 
     async def wait(self, period: float) -> None:
         """Returns when the next pass is due, at the latest `period` seconds from now."""
         clock = asyncio.get_running_loop().time
         begin = clock()
-        taken = begin - self._began if self._began is not None else 0.0
+        duration = begin - self._pass_started if self._pass_started is not None else 0.0
         try:
             async with asyncio.timeout(period):
-                await self._woken.wait()
+                await self._triggered.wait()
                 waited = clock() - begin
-                self._pause = FIRST if waited >= QUIET else min(self._pause * 2, LIMIT)
-                await asyncio.sleep(max(self._pause, taken * _SHARE - waited))
+                self._delay = MIN_DELAY if waited >= QUIET_PERIOD else min(self._delay * 2, MAX_DELAY)
+                await asyncio.sleep(max(self._delay, duration * _PASS_FACTOR - waited))
         except TimeoutError:
-            self._pause = FIRST
-        # What happens from here on, while the pass looks, is for the next one.
-        self._woken.clear()
-        self._began = clock()
+            self._delay = MIN_DELAY
+        # Events during the pass trigger the next one.
+        self._triggered.clear()
+        self._pass_started = clock()
 
-
-Wake = Callable[[], None]
 
 # include/uapi/linux/inotify.h
 _IN_MOVED_FROM, _IN_MOVED_TO, _IN_CREATE, _IN_DELETE = 0x40, 0x80, 0x100, 0x200
@@ -77,8 +77,8 @@ _READ_BYTES = 65536
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-async def uevents(wake: Wake) -> None:
-    """Wakes at each event of a block device, for ever."""
+async def watch_uevents(trigger: Trigger) -> None:
+    """Triggers at each uevent of a block device, for ever."""
     failures, backoff = 0, Backoff(first=1, factor=4, limit=300)
     while True:
         socket = AsyncUeventSocket()
@@ -88,12 +88,12 @@ async def uevents(wake: Wake) -> None:
                 async for event in socket.get():
                     failures = 0
                     if event.get("SUBSYSTEM") == "block":
-                        wake()
+                        trigger()
         except Exception as error:
             failures += 1
             log.log(
                 logging.WARNING if failures == 1 else logging.DEBUG,
-                "the kernel's events of devices can't be heard, new disks may wait for the next period: %s",
+                "uevents can't be received, new disks may only be found once per period: %s",
                 error,
             )
         finally:
@@ -102,16 +102,16 @@ async def uevents(wake: Wake) -> None:
 
 
 @contextlib.contextmanager
-def mount_table(wake: Wake) -> Iterator[None]:
-    """Wakes whenever something is mounted or unmounted in our namespace."""
+def watch_mount_table(trigger: Trigger) -> Iterator[None]:
+    """Triggers when something is mounted or unmounted in this mount namespace."""
     loop = asyncio.get_running_loop()
-    # An epoll of its own: the loop asks whether a file can be read, and this one always can.
+    # A separate epoll instance, because the event loop waits for EPOLLIN, and the mount table is always readable.
     with Path("/proc/self/mountinfo").open("rb") as table, select.epoll() as changes:
         changes.register(table, select.EPOLLPRI | select.EPOLLERR)
 
         def changed() -> None:
             changes.poll(0)
-            wake()
+            trigger()
 
         loop.add_reader(changes.fileno(), changed)
         try:
@@ -120,17 +120,17 @@ def mount_table(wake: Wake) -> Iterator[None]:
             loop.remove_reader(changes.fileno())
 
 
-class Folders:
-    """Wakes whenever an entry of a watched folder comes, goes or is renamed."""
+class FolderWatch:
+    """Triggers when an entry of a watched folder is created, removed or renamed."""
 
-    def __init__(self, wake: Wake) -> None:
-        self._wake = wake
-        self._looks = DiskThreads()
+    def __init__(self, trigger: Trigger) -> None:
+        self._trigger = trigger
+        self._disk_threads = DiskThreads()
         self._watches: dict[Path, int] = {}
-        self._refused: dict[Path, str] = {}
+        self._errors: dict[Path, str] = {}
         self._descriptor = -1
 
-    def __enter__(self) -> "Folders":
+    def __enter__(self) -> "FolderWatch":
         self._descriptor = _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
         asyncio.get_running_loop().add_reader(self._descriptor, self._changed)
         return self
@@ -141,44 +141,44 @@ class Folders:
         self._descriptor = -1
 
     async def watch(self, folders: Iterable[Path]) -> None:
-        """Watches these folders and no others. To be called again and again, for a path may show another folder by
-        now. What can't be watched is told once."""
+        """Watches these folders and no others. To be called in each pass, because a path may lead to another folder by
+        then. A folder that can't be watched is reported once."""
         if self._descriptor < 0:
             return
-        wanted = list(dict.fromkeys(folders))
-        # At once: if all disks of a controller hang, one deadline is waited for.
-        answers = dict(zip(wanted, await asyncio.gather(*map(self._add, wanted)), strict=True))
-        refused = {folder: str(answer) for folder, answer in answers.items() if not isinstance(answer, int)}
-        for folder, why in refused.items():
-            if self._refused.get(folder) != why:
-                log.warning("new entries of %s wait for the next period: %s", folder, why)
-        watches = {folder: answer for folder, answer in answers.items() if isinstance(answer, int)}
-        hung = {folder for folder, answer in answers.items() if isinstance(answer, Hung)}
+        unique = list(dict.fromkeys(folders))
+        # In parallel: if all disks of a controller hang, that takes one deadline.
+        results = dict(zip(unique, await asyncio.gather(*map(self._add, unique)), strict=True))
+        errors = {folder: str(result) for folder, result in results.items() if not isinstance(result, int)}
+        for folder, error in errors.items():
+            if self._errors.get(folder) != error:
+                log.warning("new entries of %s are only found once per period: %s", folder, error)
+        watches = {folder: result for folder, result in results.items() if isinstance(result, int)}
+        hung = {folder for folder, result in results.items() if isinstance(result, Hung)}
         watches |= {folder: watch for folder, watch in self._watches.items() if folder in hung}
         for watch in {*self._watches.values()} - {*watches.values()}:
-            _libc.inotify_rm_watch(self._descriptor, watch)  # fails for a folder that is gone, and its watch with it
-        self._watches, self._refused = watches, refused
+            _libc.inotify_rm_watch(self._descriptor, watch)  # fails if the folder was deleted, and its watch with it
+        self._watches, self._errors = watches, errors
 
     async def _add(self, folder: Path) -> int | OSError | Hung:
-        """The number of its watch, which stays the same while it is the same folder, or why there is none. The kernel
-        finds the folder by its path, and may have to ask the disk on the way."""
+        """The watch descriptor, which is the same for the same folder, or the error. In a thread, because path lookup
+        may read from the disk."""
         try:
-            return await self._looks.at(folder, partial(_add_watch, self._descriptor, folder))
+            return await self._disk_threads.at(folder, partial(_add_watch, self._descriptor, folder))
         except (OSError, Hung) as error:
             return error
 
     def _changed(self) -> None:
         with contextlib.suppress(BlockingIOError):
             os.read(self._descriptor, _READ_BYTES)
-        self._wake()
+        self._trigger()
 
 
 def _add_watch(descriptor: int, folder: Path) -> int:
     return _checked(_libc.inotify_add_watch(descriptor, os.fsencode(folder), _MASK))
 
 
-def _checked(answer: int) -> int:
-    if answer < 0:
+def _checked(result: int) -> int:
+    if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
-    return answer
+    return result

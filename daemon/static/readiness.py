@@ -17,47 +17,42 @@ Json = dict[str, Any]
 
 log = logging.getLogger(__name__)
 
-
 CHECK = "DiscovererReadyzCheck"
-
-
-def routes(problem: Callable[[], str]) -> list[web.RouteDef]:
-    """/ready with ?verbose and ?exclude=CHECK, and /ready/CHECK. `problem` is empty when all is well."""
-
-    async def ready(request: web.Request) -> web.Response:
-        excluded = request.query.getall("exclude", [])
-        wrong = "" if CHECK in excluded else problem()
-        if CHECK in excluded:
-            line = f"[+]{CHECK} excluded: ok"
-        else:
-            line = f"[-]{CHECK} failed: {wrong}" if wrong else f"[+]{CHECK} ok"
-        report = f"{line}\nready check {'failed' if wrong else 'passed'}\n"
-        if wrong:
-            return web.Response(text=report, status=500)
-        return web.Response(text=report if "verbose" in request.query else "ok")
-
-    async def check(_: web.Request) -> web.Response:
-        wrong = problem()
-        return web.Response(text=f"{wrong}\n", status=500) if wrong else web.Response(text="ok")
-
-    return [web.get("/ready", ready), web.get(f"/ready/{CHECK}", check)]
-
 
 _TRIES = 3
 
 
+def routes(problem: Callable[[], str]) -> list[web.RouteDef]:
+    """/ready with ?verbose and ?exclude=CHECK, and /ready/CHECK. `problem`: empty if all classes were discovered."""
+
+    async def ready(request: web.Request) -> web.Response:
+        excluded = CHECK in request.query.getall("exclude", [])
+        error = "" if excluded else problem()
+        line = f"[-]{CHECK} failed: {error}" if error else f"[+]{CHECK}{' excluded:' if excluded else ''} ok"
+        report = f"{line}\nready check {'failed' if error else 'passed'}\n"
+        if error:
+            return web.Response(text=report, status=500)
+        return web.Response(text=report if "verbose" in request.query else "ok")
+
+    async def check(_: web.Request) -> web.Response:
+        error = problem()
+        return web.Response(text=f"{error}\n", status=500) if error else web.Response(text="ok")
+
+    return [web.get("/ready", ready), web.get(f"/ready/{CHECK}", check)]
+
+
 def without_taint(node: Json, key: str) -> Json | None:
-    """The merge patch that takes the taint off, or None when the Node does not have it. The list of taints is replaced
-    as a whole, so the patch holds for this version of the Node only."""
+    """The merge patch that removes the taint, or None if the Node does not have it. A merge patch replaces the whole
+    list of taints, so it applies to this version of the Node only."""
     taints = (node.get("spec") or {}).get("taints") or []
-    left = [taint for taint in taints if taint.get("key") != key]
-    if len(left) == len(taints):
+    remaining = [taint for taint in taints if taint.get("key") != key]
+    if len(remaining) == len(taints):
         return None
-    return {"metadata": {"resourceVersion": node["metadata"]["resourceVersion"]}, "spec": {"taints": left}}
+    return {"metadata": {"resourceVersion": node["metadata"]["resourceVersion"]}, "spec": {"taints": remaining}}
 
 
 async def remove_taint(cluster: Cluster, node: str, key: str) -> bool:
-    """Whether the Node is without the taint now. Others change Nodes all the time, so a conflict is tried again."""
+    """Whether the Node does not have the taint now. Nodes change often, so a conflict is retried."""
     for _ in range(_TRIES):
         try:
             patch = without_taint(await cluster.get(NODES, node), key)
@@ -67,9 +62,9 @@ async def remove_taint(cluster: Cluster, node: str, key: str) -> bool:
         except Conflict:
             continue
         except ApiError as error:
-            log.warning("the taint %s can't be taken off node %s: %s", key, node, error)
+            log.warning("the taint %s can't be removed from node %s: %s", key, node, error)
             return False
-        log.info("took the taint %s off node %s", key, node)
+        log.info("removed the taint %s from node %s", key, node)
         return True
-    log.warning("the taint %s can't be taken off node %s: it changed at each of %d tries", key, node, _TRIES)
+    log.warning("the taint %s can't be removed from node %s: it changed at each of %d attempts", key, node, _TRIES)
     return False

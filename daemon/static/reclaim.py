@@ -18,193 +18,192 @@ from daemon.static.volume import RECYCLE, StaticVolume
 from kube.backoff import Backoff
 
 
-class State(Enum):
+class CleanupState(Enum):
     RUNNING = "Running"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
 
 
 @dataclass(frozen=True)
-class Release:
-    """What is cleaned: a PersistentVolume as one claim left it."""
+class ReleasedVolume:
+    """One release of a PersistentVolume: what one claim left behind."""
 
     volume: str
     uid: str
     claim_uid: str
 
     @classmethod
-    def of(cls, volume: StaticVolume) -> "Release":
+    def of(cls, volume: StaticVolume) -> "ReleasedVolume":
         return cls(volume.name, volume.uid, volume.claim_uid)
 
 
 @dataclass(frozen=True)
-class Cleaning:
-    release: Release
+class Cleanup:
+    released: ReleasedVolume
     mode: str
-    kind: str
+    cleanup_type: str
     """metrics.PROCESS or metrics.JOB."""
     command: str
     """First word of the cleaner. Empty: no command was configured."""
-    began: float
+    started: float
     """time.monotonic(), like `ended`."""
-    state: State = State.RUNNING
+    state: CleanupState = CleanupState.RUNNING
     ended: float = 0.0
     failures: int = 0
     """In a row, of this release."""
 
     @property
     def running(self) -> bool:
-        return self.state is State.RUNNING
+        return self.state is CleanupState.RUNNING
 
 
 class AlreadyRunning(Exception):
-    """A volume is cleaned once at a time."""
+    """The volume is being cleaned already."""
 
 
 class StillRunning(Exception):
-    """A cleaning that runs can't be forgotten."""
+    """A running cleanup can't be forgotten."""
 
 
 class ProcessTable:
     """One entry per PersistentVolume."""
 
     def __init__(self) -> None:
-        self._cleanings: dict[str, Cleaning] = {}
-        self._totals = {State.SUCCEEDED: 0, State.FAILED: 0}
+        self._cleanups: dict[str, Cleanup] = {}
+        self._totals = {CleanupState.SUCCEEDED: 0, CleanupState.FAILED: 0}
 
-    def __iter__(self) -> Iterator[Cleaning]:
-        return iter(tuple(self._cleanings.values()))
+    def __iter__(self) -> Iterator[Cleanup]:
+        return iter(tuple(self._cleanups.values()))
 
-    def get(self, volume: str) -> Cleaning | None:
-        return self._cleanings.get(volume)
+    def get(self, volume: str) -> Cleanup | None:
+        return self._cleanups.get(volume)
 
     def running(self, volume: str) -> bool:
-        found = self._cleanings.get(volume)
-        return found is not None and found.running
+        cleanup = self._cleanups.get(volume)
+        return cleanup is not None and cleanup.running
 
-    def start(self, cleaning: Cleaning) -> None:
-        """Takes over the number of failures of the same release. Raises AlreadyRunning."""
-        known = self._cleanings.get(cleaning.release.volume)
+    def start(self, cleanup: Cleanup) -> None:
+        """Keeps the number of failures of the same release. Raises AlreadyRunning."""
+        known = self._cleanups.get(cleanup.released.volume)
         if known and known.running:
-            raise AlreadyRunning(f"{cleaning.release.volume} is being cleaned already")
-        failures = known.failures if known and known.release == cleaning.release else 0
-        self._cleanings[cleaning.release.volume] = replace(cleaning, failures=failures)
+            raise AlreadyRunning(f"{cleanup.released.volume} is being cleaned already")
+        failures = known.failures if known and known.released == cleanup.released else 0
+        self._cleanups[cleanup.released.volume] = replace(cleanup, failures=failures)
 
     def succeed(self, volume: str, now: float) -> None:
-        self._end(volume, State.SUCCEEDED, now, failures=0)
+        self._end(volume, CleanupState.SUCCEEDED, now, failures=0)
 
     def fail(self, volume: str, now: float) -> None:
-        self._end(volume, State.FAILED, now, failures=self._cleanings[volume].failures + 1)
+        self._end(volume, CleanupState.FAILED, now, failures=self._cleanups[volume].failures + 1)
 
-    def call_off(self, volume: str) -> None:
-        """It ended before its time, because the volume is not to be cleaned any more: that is no outcome."""
-        del self._cleanings[volume]
+    def abort(self, volume: str) -> None:
+        """It ended early because the volume must not be cleaned any more: neither success nor failure."""
+        del self._cleanups[volume]
 
-    def _end(self, volume: str, state: State, now: float, failures: int) -> None:
-        self._cleanings[volume] = replace(self._cleanings[volume], state=state, ended=now, failures=failures)
+    def _end(self, volume: str, state: CleanupState, now: float, failures: int) -> None:
+        self._cleanups[volume] = replace(self._cleanups[volume], state=state, ended=now, failures=failures)
         self._totals[state] += 1
 
     def forget(self, volume: str) -> None:
         """Raises StillRunning."""
         if self.running(volume):
-            raise StillRunning(f"{volume} is being cleaned: only what ended can be forgotten")
-        self._cleanings.pop(volume, None)
+            raise StillRunning(f"{volume} is being cleaned: only a finished cleanup can be forgotten")
+        self._cleanups.pop(volume, None)
 
     def counts(self) -> ProcessCounts:
-        running = sum(cleaning.running for cleaning in self._cleanings.values())
-        totals: Mapping[State, int] = self._totals
-        return ProcessCounts(running, totals[State.SUCCEEDED], totals[State.FAILED])
+        running = sum(cleanup.running for cleanup in self._cleanups.values())
+        totals: Mapping[CleanupState, int] = self._totals
+        return ProcessCounts(running, totals[CleanupState.SUCCEEDED], totals[CleanupState.FAILED])
 
 
 UNSUPPORTED_POLICY, UNKNOWN_POLICY = "VolumeUnsupportedReclaimPolicy", "VolumeUnknownReclaimPolicy"
-HELD = "VolumeDeletedWithData"
-"""Ours: somebody deleted the PersistentVolume, and nobody said what becomes of its data."""
+DELETED_WITH_DATA = "VolumeDeletedWithData"
+"""Ours: the PersistentVolume was deleted by hand, and its data must not be erased yet."""
 
 
 @dataclass(frozen=True)
-class Leave:
+class DoNothing:
     """Nothing to do now."""
 
 
 @dataclass(frozen=True)
-class Refuse:
-    """The policy is none that we serve."""
+class Warn:
+    """Somebody has to decide first: the policy is not supported, or it was deleted with data on it."""
 
     reason: str
     message: str
 
 
 @dataclass(frozen=True)
-class Clean:
+class StartCleanup:
     """It has to be cleaned (again)."""
 
 
 @dataclass(frozen=True)
-class CallOff:
-    """It is being cleaned and must not be any more."""
+class AbortCleanup:
+    """It is being cleaned, and must not be any more."""
 
-    cleaning: Cleaning
-    why: str
+    cleanup: Cleanup
+    reason: str
 
 
 @dataclass(frozen=True)
-class Remove:
+class DeleteVolume:
     """It is clean: delete the PersistentVolume."""
 
-    cleaning: Cleaning
+    cleanup: Cleanup
 
 
 @dataclass(frozen=True)
-class LetGo:
-    """It was deleted by hand while it was nobody's: our finalizer comes off, and the place is offered again."""
+class RemoveFinalizer:
+    """It was deleted by hand while no claim had it: its entry is offered again."""
 
 
-def spared(volume: StaticVolume, release: Release) -> str:
-    """Why what one release left must not be cleaned, or be gone on with, now that its PersistentVolume is this. Empty:
-    it is to be cleaned."""
-    if volume.uid != release.uid:
-        return "its PersistentVolume was made anew"
+def abort_reason(volume: StaticVolume, released: ReleasedVolume) -> str:
+    """Why the cleanup of that release must not start or go on, given the current PersistentVolume. Empty: it may."""
+    if volume.uid != released.uid:
+        return "its PersistentVolume was recreated"
     if volume.phase != RELEASED:
         return f"it is {volume.phase}"
-    if volume.claim_uid != release.claim_uid:
-        return "it was given to another claim" if volume.claim_uid else "its claim was taken off it"
+    if volume.claim_uid != released.claim_uid:
+        return "it was given to another claim" if volume.claim_uid else "its claim reference was removed"
     return "" if volume.reclaim_policy == DELETE else f"its reclaim policy is {volume.reclaim_policy}"
 
 
-def decide(
-    volume: StaticVolume, cleaning: Cleaning | None, now: float, retry: Backoff
-) -> Leave | Refuse | Clean | CallOff | Remove | LetGo:
-    """`cleaning` is what the process table has under the volume's name, `now` the time by its clock."""
-    if cleaning and cleaning.running:
-        why = spared(volume, cleaning.release)
-        return CallOff(cleaning, why) if why else Leave()
-    if volume.deleting and not volume.held:
-        return Leave()
+def next_step(
+    volume: StaticVolume, cleanup: Cleanup | None, now: float, retry: Backoff
+) -> DoNothing | Warn | StartCleanup | AbortCleanup | DeleteVolume | RemoveFinalizer:
+    """`cleanup`: the process table's entry of the volume. `now`: time.monotonic()."""
+    if cleanup and cleanup.running:
+        reason = abort_reason(volume, cleanup.released)
+        return AbortCleanup(cleanup, reason) if reason else DoNothing()
+    if volume.deleting and not volume.has_finalizer:
+        return DoNothing()
     if volume.deleting and volume.phase in (AVAILABLE, PENDING) and not volume.claim_uid:
-        return LetGo()
+        return RemoveFinalizer()
     if volume.phase != RELEASED or volume.reclaim_policy == RETAIN:
-        # One that a claim is still bound to, or is being bound to, is asked again when that is over.
-        undecided = volume.deleting and volume.phase not in (AVAILABLE, PENDING, BOUND)
-        return Refuse(HELD, _held(volume)) if undecided else Leave()
+        # A volume that is bound to a claim, or about to be, is examined again after that.
+        has_data = volume.deleting and volume.phase not in (AVAILABLE, PENDING, BOUND)
+        return Warn(DELETED_WITH_DATA, _deleted_with_data(volume)) if has_data else DoNothing()
     policy = volume.reclaim_policy
     if policy == RECYCLE:
-        return Refuse(UNSUPPORTED_POLICY, f"Volume has unsupported PersistentVolumeReclaimPolicy: {policy}")
+        return Warn(UNSUPPORTED_POLICY, f"Volume has unsupported PersistentVolumeReclaimPolicy: {policy}")
     if policy != DELETE:
-        return Refuse(UNKNOWN_POLICY, f"Volume has unrecognized PersistentVolumeReclaimPolicy: {policy}")
-    if cleaning is None:
-        return Clean()
-    if cleaning.release != Release.of(volume):
-        return Clean()
-    if cleaning.state is State.SUCCEEDED:
-        return Remove(cleaning)
-    return Clean() if now >= cleaning.ended + retry.delay(cleaning.failures) else Leave()
+        return Warn(UNKNOWN_POLICY, f"Volume has unrecognized PersistentVolumeReclaimPolicy: {policy}")
+    if cleanup is None:
+        return StartCleanup()
+    if cleanup.released != ReleasedVolume.of(volume):
+        return StartCleanup()
+    if cleanup.state is CleanupState.SUCCEEDED:
+        return DeleteVolume(cleanup)
+    return StartCleanup() if now >= cleanup.ended + retry.delay(cleanup.failures) else DoNothing()
 
 
-def _held(volume: StaticVolume) -> str:
+def _deleted_with_data(volume: StaticVolume) -> str:
     state = f"it is {volume.phase} under policy {volume.reclaim_policy}"
     return (
-        f"deleted by hand while it may hold data ({state}): it stays, and {volume.path} is not offered, until you say "
-        f"what becomes of the data. To have it cleaned and offered anew: kubectl patch pv {volume.name} -p "
-        '\'{"spec":{"persistentVolumeReclaimPolicy":"Delete"}}\'. To have it offered with what is on it: take the '
-        f"finalizer {names.STATIC_FINALIZER} off. To keep the data: take the disk out of the folder first"
+        f"deleted by hand while it may hold data ({state}): it stays, and {volume.path} is not offered, until you "
+        f"decide about the data. To erase it and offer the volume again: kubectl patch pv {volume.name} -p "
+        '\'{"spec":{"persistentVolumeReclaimPolicy":"Delete"}}\'. To offer the volume with its data: remove the '
+        f"finalizer {names.STATIC_FINALIZER}. To keep the data: remove the disk from the folder first"
     )

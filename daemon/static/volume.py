@@ -30,43 +30,43 @@ def _fnv1a(*parts: str) -> str:
 
 
 def volume_name(entry: str, node: str, storage_class: str) -> str:
-    """The PersistentVolume of an entry. `node` is the Node's name, not its hostname label."""
+    """The name of an entry's PersistentVolume. `node`: the Node's name, not its hostname label."""
     return f"local-pv-{_fnv1a(entry, node, storage_class)}"
 
 
 def job_volume_name(host_dir: str, mount_dir: str) -> str:
-    """The name inside a cleaning Job of the volume that shows a class's folder."""
+    """The name of a class's folder among the volumes of a cleanup Job's pod."""
     return f"mount-{_fnv1a(host_dir, mount_dir)}"
 
 
 def provisioner_name(node: str, uid: str, node_name_only: bool) -> str:
-    """Who a PersistentVolume says it is provisioned by."""
+    """The value of the annotation pv.kubernetes.io/provisioned-by."""
     name = f"local-volume-provisioner-{node}"
     return name if node_name_only else f"{name}-{uid}"
 
 
 def round_down(size: int) -> int:
-    """Bytes that a PersistentVolume offers of a volume of `size`: whole GiB from 10 GiB, whole MiB from 10 MiB. A disk
-    is a little more than its label says, and a claim for what the label says is a round number."""
+    """The capacity of a PersistentVolume in bytes: whole GiB from 10 GiB, whole MiB from 10 MiB. A disk is slightly
+    larger than its nominal size, and claims ask for round numbers."""
     unit = _GIB if size >= 10 * _GIB else _MIB if size >= 10 * _MIB else 1
     return size // unit * unit
 
 
 RECYCLE = "Recycle"
 POLICIES = (DELETE, RETAIN)
-"""What a StorageClass of static volumes may ask for."""
+"""Reclaim policies that a StorageClass of static volumes may have."""
 ALPHA_AFFINITY = "volume.alpha.kubernetes.io/node-affinity"
 
 
 @dataclass(frozen=True)
 class StaticVolume:
-    """What we read of a PersistentVolume with a local path."""
+    """The fields of a PersistentVolume of type `local` that are used here."""
 
     name: str
     uid: str
     phase: str
     path: str
-    """spec.local.path: as the node sees it."""
+    """spec.local.path: on the node."""
     mode: str
     storage_class: str
     reclaim_policy: str
@@ -75,13 +75,13 @@ class StaticVolume:
     deleting: bool
     provisioned_by: str
     hostnames: tuple[str, ...]
-    """Hostname label values of its node affinity, and of its own hostname label."""
+    """From its node affinity, and from its own hostname label."""
     claim_uid: str = ""
-    """Of the claim that it is, or was last, bound to."""
-    claimed: bool = False
-    """It is bound to a claim or kept for one."""
-    held: bool = False
-    """It carries our finalizer: however it was deleted, it stays until we let it go."""
+    """Of spec.claimRef."""
+    has_claim: bool = False
+    """It has a spec.claimRef: it is bound to a claim or reserved for one."""
+    has_finalizer: bool = False
+    """It has our finalizer: if somebody deletes it, it stays until that is removed."""
 
     @property
     def reference(self) -> ObjectReference:
@@ -89,7 +89,7 @@ class StaticVolume:
 
 
 def read(body: Json) -> StaticVolume | None:
-    """The record of a PersistentVolume, or None when it is no local one."""
+    """The record of a PersistentVolume, or None if it is not of type `local`."""
     spec, metadata = body.get("spec") or {}, body["metadata"]
     path = (spec.get("local") or {}).get("path")
     if not path:
@@ -109,8 +109,8 @@ def read(body: Json) -> StaticVolume | None:
         provisioned_by=annotations.get(names.PROVISIONED_BY, ""),
         hostnames=tuple(dict.fromkeys((*_hostnames(spec, annotations), *((label,) if label else ())))),
         claim_uid=(spec.get("claimRef") or {}).get("uid") or "",
-        claimed=bool(spec.get("claimRef")),
-        held=names.STATIC_FINALIZER in (metadata.get("finalizers") or ()),
+        has_claim=bool(spec.get("claimRef")),
+        has_finalizer=names.STATIC_FINALIZER in (metadata.get("finalizers") or ()),
     )
 
 
@@ -127,61 +127,61 @@ def _hostnames(spec: Json, annotations: Mapping[str, str]) -> tuple[str, ...]:
     )
 
 
-def adopting(body: Json, label: Mapping[str, str]) -> Json | None:
-    """The merge patch that gives this very version of a PersistentVolume our label and our finalizer, or None when it
-    has both. The API server takes no finalizer for one that is being deleted."""
+def adoption_patch(body: Json, label: Mapping[str, str]) -> Json | None:
+    """The merge patch that adds our label and finalizer to this very version of a PersistentVolume, or None if it has
+    both. The API server accepts no new finalizer on an object that is being deleted."""
     metadata = body["metadata"]
-    wanted: Json = {}
+    missing: Json = {}
     if not label.items() <= (metadata.get("labels") or {}).items():
-        wanted["labels"] = dict(label)
+        missing["labels"] = dict(label)
     finalizers = metadata.get("finalizers") or []
     if names.STATIC_FINALIZER not in finalizers and "deletionTimestamp" not in metadata:
-        wanted["finalizers"] = [*finalizers, names.STATIC_FINALIZER]
-    if not wanted:
+        missing["finalizers"] = [*finalizers, names.STATIC_FINALIZER]
+    if not missing:
         return None
-    return {"metadata": {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"], **wanted}}
+    return {"metadata": {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"], **missing}}
 
 
 @dataclass(frozen=True)
-class Offer:
-    """A volume that stands ready and has no PersistentVolume yet."""
+class DiscoveredVolume:
+    """A volume that has no PersistentVolume yet."""
 
     name: str
     path: str
-    """As the node sees it."""
+    """On the node."""
     mode: str
     capacity: int
     """Bytes, rounded."""
 
 
 def manifest(
-    offer: Offer,
+    discovered: DiscoveredVolume,
     configuration: Configuration,
-    settings: ClassConfiguration,
+    class_config: ClassConfiguration,
     storage_class: StorageClass,
     node: Node,
     provisioner: str,
 ) -> Json:
-    """The PersistentVolume of an offer. Apart from NODE_LABEL, by which we ask the API server for ours,
-    OTHER_HOSTNAME_LABEL and STATIC_FINALIZER, it is the one that the original creates."""
+    """Apart from NODE_LABEL, by which the informer selects them, OTHER_HOSTNAME_LABEL and STATIC_FINALIZER, it is the
+    PersistentVolume that the local static provisioner creates."""
     annotations = {names.PROVISIONED_BY: provisioner}
     terms = [
         {"matchExpressions": [{"key": names.HOSTNAME_LABEL, "operator": "In", "values": [node.hostname]}]},
-        *settings.selector,
+        *class_config.selector,
     ]
     metadata: Json = {
-        "name": offer.name,
-        "labels": labels(configuration, settings, node),
+        "name": discovered.name,
+        "labels": labels(configuration, class_config, node),
         "annotations": annotations,
         "finalizers": [names.STATIC_FINALIZER],
     }
     spec: Json = {
-        "capacity": {"storage": quantity.render(offer.capacity)},
-        "local": {"path": offer.path} | ({"fsType": settings.fs_type} if settings.fs_type else {}),
-        "accessModes": [settings.access_mode],
-        "storageClassName": settings.name,
+        "capacity": {"storage": quantity.render(discovered.capacity)},
+        "local": {"path": discovered.path} | ({"fsType": class_config.fs_type} if class_config.fs_type else {}),
+        "accessModes": [class_config.access_mode],
+        "storageClassName": class_config.name,
         "persistentVolumeReclaimPolicy": storage_class.reclaim_policy,
-        "volumeMode": offer.mode,
+        "volumeMode": discovered.mode,
     }
     if storage_class.mount_options:
         spec["mountOptions"] = list(storage_class.mount_options)
@@ -195,7 +195,7 @@ def manifest(
     return {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": metadata, "spec": spec}
 
 
-def labels(configuration: Configuration, settings: ClassConfiguration, node: Node) -> dict[str, str]:
-    """Later ones win: the node's, those of all classes, those of the class."""
+def labels(configuration: Configuration, class_config: ClassConfiguration, node: Node) -> dict[str, str]:
+    """In rising precedence: those of the Node, those for all classes, those for the class."""
     copied = {key: node.labels[key] for key in configuration.node_labels if key in node.labels}
-    return {**copied, **configuration.labels, **settings.labels, **names.labels_of(node.name, node.hostname)}
+    return {**copied, **configuration.labels, **class_config.labels, **names.labels_of(node.name, node.hostname)}

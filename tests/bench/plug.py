@@ -15,14 +15,14 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from daemon.static.configuration import StaticSettings
-from daemon.static.controller import StaticVolumes
+from daemon.static.controller import StaticVolumeController
 from daemon.static.metrics import StaticMetrics
 from host import loopdevice, mounting
 from kube.client import NODES, VOLUMES, Cluster
 from kube.events import Recorder
 from kube.records import read_node
 from tests.bench import report
-from tests.node.staticvolumes import Idle, configured, discovery, settings
+from tests.node.staticvolumes import Idle, class_config, configured, discovery
 from tests.sandbox import mountspace
 from tests.unit.daemon.nodecluster import NODE, api
 from tests.waiting import until
@@ -53,7 +53,7 @@ async def _by_event(folder: Path, mounted: contextlib.ExitStack) -> list[float]:
     config.mkdir()
     (config / "storageClassMap").write_text(f"fast: {{hostDir: {disks}, mountDir: {disks}}}")
     async with api(folder) as cluster:
-        static = StaticVolumes(
+        static = StaticVolumeController(
             cluster,
             read_node(await cluster.get(NODES, NODE)),
             Recorder(cluster, "bench"),
@@ -74,7 +74,7 @@ async def _by_period(folder: Path, mounted: contextlib.ExitStack) -> list[float]
 
         async def look_every_period() -> None:
             while True:
-                await found.look(configured(settings(disks)))
+                await found.look(configured(class_config(disks)))
                 await asyncio.sleep(_PERIOD)
 
         async with _beside(look_every_period()):

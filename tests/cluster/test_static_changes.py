@@ -24,7 +24,7 @@ async def test_the_configuration_changes(fresh_sandbox: MakeSandbox) -> None:
     file = f"{node.static_config}/useJobForCleaning"
     message = await until_told(sandbox, node.name, "StaticConfigurationInvalid", file)
     assert "perhaps" in message
-    assert message.endswith("(the last good configuration stays)")
+    assert message.endswith("(the last valid configuration stays)")
     assert (await scrape(node.url)).sum("local_volume_provisioner_configuration_reload_failed_total") == 1
     status, report = await fetch(f"{node.url}/ready/DiscovererReadyzCheck")
     assert status == 500

@@ -99,7 +99,7 @@ async def test_offered_used_cleaned_and_offered_anew(fresh_sandbox: MakeSandbox,
         assert (kept / "archive" / "file").read_text() == "kept"
 
         (raw / "disk").unlink()
-        words = f'path "{raw}/disk" is gone: bring the disk or link back'
+        words = f'path "{raw}/disk" is gone: restore the disk or link'
         assert words in await device.until_told("VolumeVanished")
         assert len(await sandbox.api.list(VOLUMES)) == 5, "an entry has one PersistentVolume"
         await _scraped(node)

@@ -69,7 +69,7 @@ async def test_a_node_that_was_registered_anew_keeps_its_volumes_by_name(fresh_s
 
     # The original says "already exists" for ever.
     async def told() -> bool:
-        return f"PersistentVolume {entry.name} of {path} exists and is not of this Node" in node.daemon.output
+        return f"PersistentVolume {entry.name} of {path} exists and belongs to another Node" in node.daemon.output
 
     await until(told, what="the daemon says whose it is, and what to do")
     configure(node, "useNodeNameOnly", True)

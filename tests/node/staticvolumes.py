@@ -12,7 +12,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from daemon.static.cache import Cache, Identity
+from daemon.static.cache import Cache, ProvisionerIdentity
 from daemon.static.configuration import ClassConfiguration, Configuration
 from daemon.static.discovery import Discoverer
 from daemon.static.metrics import ProcessCounts, StaticMetrics
@@ -38,7 +38,7 @@ class Idle:
     async def delete_pass(self, configuration: Configuration) -> None:
         self.passes.append(configuration)
 
-    def cleaning(self, name: str) -> bool:
+    def is_cleaning(self, name: str) -> bool:
         return name in self.names
 
     def counts(self) -> ProcessCounts:
@@ -59,7 +59,7 @@ def unmount(folder: Path) -> None:
     subprocess.run(["umount", folder], check=True)
 
 
-def settings(folder: Path, name: str = "fast", **more: Any) -> ClassConfiguration:
+def class_config(folder: Path, name: str = "fast", **more: Any) -> ClassConfiguration:
     """The node sees the folder under another path than we do."""
     return ClassConfiguration(name=name, host_dir=f"/host/{folder.name}", mount_dir=folder, **more)
 
@@ -84,17 +84,17 @@ class Discovery:
         self.events = Recorder(cluster, "test", NODE)
         self.cache = Cache(cluster, node)
         self.classes = Informer[StorageClass](cluster, CLASSES, read_storage_class)
-        self.deletions = Idle()
+        self.deleter = Idle()
         self.discoverer = Discoverer(
-            cluster, self.cache, self.classes, node, self.events, self.metrics, self.deletions.cleaning
+            cluster, self.cache, self.classes, node, self.events, self.metrics, self.deleter.is_cleaning
         )
-        self.metrics.watch(self.cache.volumes, self.deletions.counts, self.discoverer.strays)
+        self.metrics.collect_from(self.cache.volumes, self.deleter.counts, self.discoverer.invalid_entries)
 
     async def look(self, configuration: Configuration) -> list[str]:
         """One pass; returns when the cache has heard of what it created. The answer is what went wrong."""
-        await self.cache.settle(Identity.of(self.node, configuration))
+        await self.cache.set_identity(ProvisionerIdentity.of(self.node, configuration))
         errors = await self.discoverer.discovery_pass(configuration)
-        await until(lambda: not self.discoverer._awaited())
+        await until(lambda: not self.discoverer._uncached())
         return errors
 
     async def volumes(self) -> dict[str, Json]:
@@ -122,7 +122,7 @@ async def discovery(folder: Path) -> AsyncIterator[Discovery]:
         await cluster.patch(NODES, NODE, {"metadata": {"labels": {"zone": "a"}}})
         await create_class(cluster, "slow", reclaimPolicy="Retain", mountOptions=["noatime"])
         found = Discovery(cluster, read_node(await cluster.get(NODES, NODE)))
-        await found.cache.settle(Identity.of(found.node, Configuration()))
+        await found.cache.set_identity(ProvisionerIdentity.of(found.node, Configuration()))
         tasks = [asyncio.create_task(part.run()) for part in (found.cache.informer, found.classes)]
         try:
             await found.cache.informer.wait_synced()

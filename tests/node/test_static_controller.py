@@ -14,8 +14,8 @@ from prometheus_client import CollectorRegistry
 
 from contract import names
 from daemon.static.configuration import StaticSettings
-from daemon.static.controller import StaticVolumes
-from daemon.static.eventsources import LIMIT
+from daemon.static.controller import StaticVolumeController
+from daemon.static.eventsources import MAX_DELAY
 from daemon.static.metrics import StaticMetrics
 from daemon.static.volume import volume_name
 from kube.client import CLASSES, NODES, VOLUMES, Cluster, Unreachable
@@ -38,8 +38,8 @@ class Running:
         self.disks, self.config = folder / "disks", folder / "config"
         self.disks.mkdir()
         self.config.mkdir()
-        self.deletions = Idle()
-        self.static: StaticVolumes | None = None
+        self.deleter = Idle()
+        self.static: StaticVolumeController | None = None
         self.registry = CollectorRegistry()
         self.task: asyncio.Task[None] | None = None
 
@@ -51,13 +51,13 @@ class Running:
 
     async def start(self, config_sync_period: float = 0.05) -> None:
         node = read_node(await self.cluster.get(NODES, NODE))
-        self.static = StaticVolumes(
+        self.static = StaticVolumeController(
             self.cluster,
             node,
             Recorder(self.cluster, "test"),
             StaticMetrics(self.registry),
             StaticSettings(self.config, "default", "", HOUR, config_sync_period),
-            lambda *_: self.deletions,
+            lambda *_: self.deleter,
         )
         self.task = asyncio.create_task(self.static.run())
 
@@ -146,7 +146,7 @@ async def test_a_thousand_events_make_few_passes(node: Running) -> None:
     node.configure()
     await node.start()
     await node.ready()
-    before, begin = len(node.deletions.passes), time.monotonic()
+    before, begin = len(node.deleter.passes), time.monotonic()
     for number in range(500):
         entry = node.disks / f"entry-{number}"
         entry.touch()
@@ -155,7 +155,7 @@ async def test_a_thousand_events_make_few_passes(node: Running) -> None:
             await asyncio.sleep(0.005)
     mount(node.disks / "last")
     await node.offered("last")
-    assert len(node.deletions.passes) - before <= 4 + (time.monotonic() - begin) / LIMIT
+    assert len(node.deleter.passes) - before <= 4 + (time.monotonic() - begin) / MAX_DELAY
 
 
 async def test_unready_before_the_first_pass_and_with_a_class_error_but_not_with_a_stray(node: Running) -> None:
@@ -175,7 +175,7 @@ async def test_a_configuration_that_is_wrong_at_the_start_is_told_and_offers_not
     words = f"{node.config}/useAlphaAPI is 'maybe': allowed is true or false"
     await until(lambda: words in node.problem)
     assert await node.paths() == set()
-    assert not node.deletions.passes
+    assert not node.deleter.passes
     node.configure(useAlphaAPI="false")
     await node.offered("one")
 
@@ -203,7 +203,7 @@ async def test_nothing_is_offered_before_it_is_known_what_is_ours(
     node.configure()
     await node.start()
     await until(lambda: "the API server is down" in node.problem)
-    assert not node.deletions.passes
+    assert not node.deleter.passes
     refused.set()
     await node.ready()
     assert [body["metadata"]["name"] for body in await node.cluster.list(VOLUMES)] == ["of-another-class"]
@@ -239,7 +239,7 @@ async def test_a_fault_in_a_pass_is_told_and_the_next_pass_is_made(
     async def broken(_: object) -> None:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(node.deletions, "delete_pass", broken)
+    monkeypatch.setattr(node.deleter, "delete_pass", broken)
     node.configure()
     with caplog.at_level(logging.CRITICAL, "daemon.static.controller"):
         await node.start()
@@ -258,11 +258,11 @@ async def test_a_source_of_events_that_is_refused_is_told_and_done_without(
         raise PermissionError("not for you")
         yield
 
-    monkeypatch.setattr("daemon.static.eventsources.mount_table", refused)
+    monkeypatch.setattr("daemon.static.eventsources.watch_mount_table", refused)
     node.configure()
     await node.start()
     await node.ready()
-    assert "wait for the next period: not for you" in caplog.text
+    assert "are only found once per period: not for you" in caplog.text
     mount(node.disks / "disk")
     (node.disks / "another").mkdir()  # inotify was granted all the same
     await node.offered("disk")

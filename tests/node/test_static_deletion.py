@@ -12,7 +12,7 @@ import pytest
 
 from daemon.static.configuration import BLOCK, FILESYSTEM, Configuration
 from host import loopdevice, mounting, mounttable
-from tests.unit.daemon.static.deletionstage import GONE, HOST_DIR, Stage, configured, stage
+from tests.unit.daemon.static.deleterstage import GONE, HOST_DIR, Stage, configured, stage
 
 MIB = 1 << 20
 PATTERN = b"what a user wrote into the volume"
@@ -185,7 +185,7 @@ async def test_an_unmounted_volume_waits_until_it_is_mounted(node: Stage, disks:
 
 async def test_a_path_that_is_gone_is_named(node: Stage, disks: Disks) -> None:
     await node.create("pv", f"{HOST_DIR}/three")
-    assert f"path {disks.folder}/three is gone: bring the disk or link back" in await refusal(node, disks.configuration)
+    assert f"path {disks.folder}/three is gone: restore the disk or link" in await refusal(node, disks.configuration)
 
 
 async def test_a_mount_in_the_volume_is_an_error(node: Stage, disks: Disks) -> None:
@@ -208,7 +208,7 @@ async def test_files_that_another_volume_shows_too(node: Stage, disks: Disks, sh
     await node.clean_all(disks.configuration)
     ((name, _, message),) = await node.told()
     assert name == "pv-1"
-    assert f"shows files of PersistentVolume pv-3, at {disks.folder}/three" in message
+    assert f"has the same files as PersistentVolume pv-3, at {disks.folder}/three" in message
     assert intact(disks.one)
 
 
@@ -233,7 +233,7 @@ async def test_a_second_persistent_volume_with_the_same_path(node: Stage, disks:
     await node.clean_all(disks.configuration)
     ((name, _, message),) = await node.told()
     assert name == "pv-1"
-    assert "shows files of PersistentVolume pv-2" in message
+    assert "has the same files as PersistentVolume pv-2" in message
     assert intact(disks.one)
 
 
@@ -269,7 +269,7 @@ async def test_two_links_to_one_device(node: Stage, disks: Disks) -> None:
     await node.clean_all(disks.configuration)
     ((name, _, message),) = await node.told()
     assert name == "pv-1"
-    assert f"device {device} shares its bytes with PersistentVolume pv-2, at {disks.folder}/by-path" in message
+    assert f"device {device} is the same disk as PersistentVolume pv-2, at {disks.folder}/by-path" in message
     assert holds_data(device)
 
 
@@ -299,7 +299,7 @@ async def test_a_device_in_use(node: Stage, disks: Disks) -> None:
 async def test_a_folder_in_the_place_of_a_device(node: Stage, disks: Disks) -> None:
     await node.create("pv", f"{HOST_DIR}/one", mode=BLOCK)
     message = await refusal(node, disks.configuration)
-    assert "is a folder, and the volume is a block device: bring the device back" in message
+    assert "is a folder, and the volume is a block device: restore the device" in message
     assert intact(disks.one)
 
 

@@ -11,7 +11,7 @@ from contract import names
 from daemon.static.discovery import CLASS_FAILED
 from daemon.static.volume import volume_name
 from kube.client import VOLUMES, Unreachable
-from tests.node.staticvolumes import Discovery, configured, discovery, mount, settings
+from tests.node.staticvolumes import Discovery, class_config, configured, discovery, mount
 from tests.unit.daemon.nodecluster import HOSTNAME, NODE
 from tests.unit.daemon.static.gopv import go_pv
 from tests.waiting import until
@@ -29,7 +29,9 @@ async def test_mounts_of_two_classes_become_volumes(node: Discovery, fast: Path,
     for folder in (fast / "one", fast / "two", slow / "one"):
         mount(folder)
     mount(slow / "two", size="10m")
-    chosen = configured(settings(fast), settings(slow, "slow", fs_type="xfs"), set_owner=True, node_labels=("zone",))
+    chosen = configured(
+        class_config(fast), class_config(slow, "slow", fs_type="xfs"), set_owner=True, node_labels=("zone",)
+    )
     assert await node.look(chosen) == []
     found = await node.volumes()
     assert set(found) == {"/host/fast/one", "/host/fast/two", "/host/slow/one", "/host/slow/two"}
@@ -58,7 +60,7 @@ async def test_mounts_of_two_classes_become_volumes(node: Discovery, fast: Path,
 
 async def test_a_second_pass_creates_nothing_and_the_figures_stay(node: Discovery, fast: Path) -> None:
     mount(fast / "one")
-    chosen = configured(settings(fast))
+    chosen = configured(class_config(fast))
     for _ in range(3):
         assert await node.look(chosen) == []
     assert node.value("apiserver_requests_total", method="create") == 1
@@ -68,12 +70,12 @@ async def test_a_second_pass_creates_nothing_and_the_figures_stay(node: Discover
 async def test_passes_that_the_informer_lags_behind_create_nothing_twice(node: Discovery, fast: Path) -> None:
     mount(fast / "one")
     for _ in range(2):
-        assert await node.discoverer.discovery_pass(configured(settings(fast))) == []
+        assert await node.discoverer.discovery_pass(configured(class_config(fast))) == []
     assert node.value("apiserver_requests_total", method="create") == 1
 
 
 async def test_an_empty_folder_is_well(node: Discovery, fast: Path) -> None:
-    assert await node.look(configured(settings(fast))) == []
+    assert await node.look(configured(class_config(fast))) == []
     assert await node.volumes() == {}
 
 
@@ -81,10 +83,10 @@ async def test_a_folder_that_is_missing_is_the_classes_error_and_told_once(
     node: Discovery, fast: Path, slow: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     mount(slow / "one")
-    chosen = configured(settings(fast / "missing"), settings(slow, "slow"))
+    chosen = configured(class_config(fast / "missing"), class_config(slow, "slow"))
     words = (
         f"folder {fast}/missing can't be listed (No such file or directory): "
-        "make /host/missing on the node and mount it there"
+        "create /host/missing on the node and mount it there"
     )
     for _ in range(2):
         assert await node.look(chosen) == [f"class fast: {words}"]
@@ -96,7 +98,7 @@ async def test_a_folder_that_is_missing_is_the_classes_error_and_told_once(
 
 
 async def test_volumes_that_come_later_are_found(node: Discovery, fast: Path) -> None:
-    chosen = configured(settings(fast))
+    chosen = configured(class_config(fast))
     mount(fast / "one")
     await node.look(chosen)
     mount(fast / "two")
@@ -105,7 +107,7 @@ async def test_volumes_that_come_later_are_found(node: Discovery, fast: Path) ->
 
 
 async def test_a_volume_that_was_deleted_is_offered_again(node: Discovery, fast: Path) -> None:
-    chosen = configured(settings(fast))
+    chosen = configured(class_config(fast))
     mount(fast / "one")
     await node.look(chosen)
     name = volume_name("one", NODE, "fast")
@@ -129,7 +131,7 @@ async def test_a_creation_that_fails_is_tried_again(
         return await create(resource, body, *more)
 
     monkeypatch.setattr(node.cluster, "create", failing)
-    chosen = configured(settings(fast))
+    chosen = configured(class_config(fast))
     (error,) = await node.look(chosen)
     assert error.endswith("no answer once")
     assert len(await node.volumes()) == 1, "one failure is no reason to leave the others out"
@@ -140,7 +142,7 @@ async def test_a_creation_that_fails_is_tried_again(
 
 async def test_one_path_under_two_classes_is_one_volume(node: Discovery, fast: Path) -> None:
     mount(fast / "one")
-    chosen = configured(settings(fast), settings(fast, "slow"))
+    chosen = configured(class_config(fast), class_config(fast, "slow"))
     for _ in range(2):
         assert await node.look(chosen) == []
     assert [body["spec"]["storageClassName"] for body in await node.cluster.list(VOLUMES)] == ["fast"]
@@ -148,24 +150,24 @@ async def test_one_path_under_two_classes_is_one_volume(node: Discovery, fast: P
 
 async def test_what_is_being_cleaned_is_not_offered(node: Discovery, fast: Path) -> None:
     mount(fast / "one")
-    node.deletions.names.add(volume_name("one", NODE, "fast"))
-    chosen = configured(settings(fast))
+    node.deleter.names.add(volume_name("one", NODE, "fast"))
+    chosen = configured(class_config(fast))
     assert await node.look(chosen) == []
     assert await node.volumes() == {}
-    node.deletions.names.clear()
+    node.deleter.names.clear()
     await node.look(chosen)
     assert set(await node.volumes()) == {"/host/fast/one"}
 
 
 async def test_a_malformed_pattern_is_the_classes_error(node: Discovery, fast: Path) -> None:
-    (error,) = await node.look(configured(settings(fast, name_pattern="[")))
+    (error,) = await node.look(configured(class_config(fast, name_pattern="[")))
     assert error == "class fast: malformed name pattern '[': a character class needs a closing bracket"
 
 
 async def test_a_class_that_is_missing_in_the_cluster(node: Discovery, fast: Path) -> None:
     mount(fast / "one")
-    (error,) = await node.look(configured(settings(fast, "nobody")))
-    assert error == "class nobody: there is no StorageClass nobody: create it, or take it out of storageClassMap"
+    (error,) = await node.look(configured(class_config(fast, "nobody")))
+    assert error == "class nobody: there is no StorageClass nobody: create it, or remove it from storageClassMap"
 
 
 async def test_a_reclaim_policy_that_means_nothing(
@@ -174,7 +176,7 @@ async def test_a_reclaim_policy_that_means_nothing(
     found = node.classes.get("fast")
     assert found
     monkeypatch.setattr(node.classes, "get", lambda name: replace(found, reclaim_policy="Recycle"))
-    (error,) = await node.look(configured(settings(fast)))
+    (error,) = await node.look(configured(class_config(fast)))
     assert error == "class fast: reclaimPolicy of StorageClass fast is Recycle: allowed is Delete or Retain"
 
 
@@ -186,9 +188,9 @@ async def test_volumes_of_the_go_provisioner_go_on_under_their_names(node: Disco
         body = go_pv(volume_name(name, NODE, "fast"), provisioner, path=f"/host/fast/{name}", hostname=HOSTNAME)
         await node.cluster.create(VOLUMES, body)
     # They came after our start, out of a backup perhaps, so they are met when their names are taken.
-    assert await node.look(configured(settings(fast))) == []
+    assert await node.look(configured(class_config(fast))) == []
     await until(lambda: len(node.cache.volumes()) == 2)
-    assert await node.look(configured(settings(fast))) == []
+    assert await node.look(configured(class_config(fast))) == []
     assert node.value("apiserver_requests_total", method="create") == 2
     assert node.value("persistentvolume_discovery_total", mode="Filesystem") is None
     assert await node.told() == []
@@ -200,11 +202,11 @@ async def test_a_name_that_a_node_of_yesterday_took(node: Discovery, fast: Path)
     await node.cluster.create(
         VOLUMES, go_pv(name, f"local-volume-provisioner-{NODE}-olduid", path="/host/fast/one", hostname=HOSTNAME)
     )
-    assert await node.look(configured(settings(fast))) == []
+    assert await node.look(configured(class_config(fast))) == []
     ((*_, words),) = await node.told()
     assert words == (
-        f"PersistentVolume {name} of /host/fast/one exists and is not of this Node: delete it, or set useNodeNameOnly "
-        "when the Node was registered anew"
+        f"PersistentVolume {name} of /host/fast/one exists and belongs to another Node: delete it, or set "
+        "useNodeNameOnly if this Node was registered again"
     )
-    assert await node.look(configured(settings(fast), use_node_name_only=True)) == []
+    assert await node.look(configured(class_config(fast), use_node_name_only=True)) == []
     await until(lambda: [known.name for known in node.cache.volumes()] == [name])

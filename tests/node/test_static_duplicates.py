@@ -9,15 +9,15 @@ import pytest
 
 from daemon.static import entries
 from daemon.static.configuration import BLOCK
-from daemon.static.plan import DUPLICATE, STRAY
+from daemon.static.plan import DUPLICATE, INVALID_ENTRY
 from daemon.static.volume import volume_name
 from host.mounttable import Mount
 from kube.client import VOLUMES
 from tests.node.conftest import MakeDisks
-from tests.node.staticvolumes import Discovery, configured, discovery, mount, settings, unmount
+from tests.node.staticvolumes import Discovery, class_config, configured, discovery, mount, unmount
 from tests.unit.daemon.nodecluster import NODE
 from tests.unit.daemon.static.gopv import go_pv
-from tests.unit.daemon.static.impatience import Impatient
+from tests.unit.daemon.static.shortdeadline import ShortDeadline
 from tests.waiting import until
 
 MIB = 1 << 20
@@ -41,14 +41,14 @@ async def test_one_device_under_two_of_its_names(node: Discovery, fast: Path, ma
     for name in ("by-path-one", "by-id-one"):
         (fast / name).symlink_to(disk)
     for _ in range(3):
-        assert await node.look(configured(settings(fast, volume_mode=BLOCK))) == []
+        assert await node.look(configured(class_config(fast, volume_mode=BLOCK))) == []
     assert set(await node.volumes()) == {"/host/fast/by-id-one"}
     words = await refused(node)
-    assert words.startswith('path "/host/fast/by-path-one" shows the same disk as "/host/fast/by-id-one"')
+    assert words.startswith('path "/host/fast/by-path-one" is the same disk as "/host/fast/by-id-one"')
     assert node.value("stray_entries", storage_class="fast") == 1
     # What was first stays, whatever comes before it later.
     (fast / "a").symlink_to(disk)
-    await node.look(configured(settings(fast, volume_mode=BLOCK)))
+    await node.look(configured(class_config(fast, volume_mode=BLOCK)))
     assert set(await node.volumes()) == {"/host/fast/by-id-one"}
 
 
@@ -56,7 +56,7 @@ async def test_one_device_in_two_classes(node: Discovery, fast: Path, slow: Path
     (disk,) = make_disks(1, 12 * MIB)
     (fast / "one").symlink_to(disk)
     (slow / "other").symlink_to(disk)
-    for order in ((settings(slow, "slow"), settings(fast)), (settings(fast), settings(slow, "slow"))):
+    for order in ((class_config(slow, "slow"), class_config(fast)), (class_config(fast), class_config(slow, "slow"))):
         assert await node.look(configured(*order)) == []
         assert set(await node.volumes()) == {"/host/fast/one"}
     await refused(node)
@@ -68,7 +68,7 @@ async def test_one_filesystem_mounted_twice(node: Discovery, fast: Path, part: s
     (one / "inside").mkdir()
     (fast / "m2").mkdir()
     subprocess.run(["mount", "--bind", one / part, fast / "m2"], check=True)
-    assert await node.look(configured(settings(fast))) == []
+    assert await node.look(configured(class_config(fast))) == []
     assert set(await node.volumes()) == {"/host/fast/m1"}
     await refused(node)
 
@@ -78,7 +78,7 @@ async def test_folders_beside_each_other_are_two_volumes(node: Discovery, fast: 
         (tmp_path / "plain" / name).mkdir(parents=True)
         (fast / name).mkdir()
         subprocess.run(["mount", "--bind", tmp_path / "plain" / name, fast / name], check=True)
-    assert await node.look(configured(settings(fast))) == []
+    assert await node.look(configured(class_config(fast))) == []
     assert set(await node.volumes()) == {"/host/fast/a", "/host/fast/ab"}
     assert await node.told() == []
 
@@ -90,7 +90,7 @@ async def test_a_device_and_its_filesystem(node: Discovery, fast: Path, make_dis
     subprocess.run(["mount", disk, fast / "mounted"], check=True)
     (fast / "z device").symlink_to(disk)
     try:
-        await node.look(configured(settings(fast)))
+        await node.look(configured(class_config(fast)))
         assert set(await node.volumes()) == {"/host/fast/mounted"}
         await refused(node)
     finally:
@@ -106,12 +106,12 @@ async def test_a_device_that_is_mounted_elsewhere(
     subprocess.run(["mount", disk, tmp_path / "elsewhere"], check=True)
     (fast / "device").symlink_to(disk)
     try:
-        await node.look(configured(settings(fast)))
+        await node.look(configured(class_config(fast)))
         assert await node.volumes() == {}
-        assert "is in use: unmount it" in await refused(node, STRAY)
+        assert "is in use: unmount it" in await refused(node, INVALID_ENTRY)
     finally:
         unmount(tmp_path / "elsewhere")
-    await node.look(configured(settings(fast)))
+    await node.look(configured(class_config(fast)))
     assert set(await node.volumes()) == {"/host/fast/device"}
 
 
@@ -143,7 +143,7 @@ async def test_loop_devices_over_one_file(node: Discovery, fast: Path, halves: l
     (fast / "b").symlink_to(second)
     (fast / "c").symlink_to(whole)
     (fast / "d").symlink_to(on_second)
-    await node.look(configured(settings(fast, volume_mode=BLOCK)))
+    await node.look(configured(class_config(fast, volume_mode=BLOCK)))
     assert set(await node.volumes()) == {"/host/fast/a", "/host/fast/b"}
     assert len(await node.told()) == 2
 
@@ -173,12 +173,12 @@ async def test_two_persistent_volumes_of_one_device_from_before(
         (fast / entry).symlink_to(disk)
         names.add(await given(node, entry, phase))
     for _ in range(3):
-        await node.look(configured(settings(fast, volume_mode=BLOCK)))
+        await node.look(configured(class_config(fast, volume_mode=BLOCK)))
         await until(lambda: {each.path for each in node.cache.volumes()} == {f"/host/fast/{entry}" for entry in kept})
     assert set(await node.volumes()) == {f"/host/fast/{entry}" for entry in kept}
     told = [each for each in await node.told() if each[1] == DUPLICATE]
     assert {about for about, *_ in told} == {NODE, *names}
-    assert "shows the same disk as" in told[0][2]
+    assert "is the same disk as" in told[0][2]
 
 
 async def test_a_disk_that_gives_no_answer_is_still_offered(
@@ -186,7 +186,7 @@ async def test_a_disk_that_gives_no_answer_is_still_offered(
 ) -> None:
     """What can't be seen is not gone: its other path is not offered in its place."""
     one = mount(fast / "one")
-    chosen = configured(settings(fast), settings(slow, "slow"))
+    chosen = configured(class_config(fast), class_config(slow, "slow"))
     await node.look(chosen)
     (slow / "a").mkdir()
     subprocess.run(["mount", "--bind", one, slow / "a"], check=True)
@@ -198,7 +198,7 @@ async def test_a_disk_that_gives_no_answer_is_still_offered(
         return list_of(folder, wanted)
 
     monkeypatch.setattr(entries, "_list", hanging)
-    node.discoverer._looks = Impatient(lambda place: place == fast)
+    node.discoverer._disk_threads = ShortDeadline(lambda place: place == fast)
     try:
         assert len(await node.look(chosen)) == 1
         assert set(await node.volumes()) == {"/host/fast/one"}

@@ -9,12 +9,12 @@ import pytest
 
 from daemon.static import entries
 from daemon.static.configuration import BLOCK
-from daemon.static.entries import Kind
-from daemon.static.plan import STRAY
+from daemon.static.entries import EntryKind
+from daemon.static.plan import INVALID_ENTRY
 from host.diskthreads import DiskThreads
 from lvm import Lvm
 from tests.node.conftest import MakeDisks
-from tests.node.staticvolumes import Discovery, configured, discovery, mount, settings
+from tests.node.staticvolumes import Discovery, class_config, configured, discovery, mount
 from tests.unit.daemon.nodecluster import NODE
 
 MIB = 1 << 20
@@ -40,7 +40,7 @@ async def test_strays_are_told_once_and_hinder_nobody(
         folder = os.open(fast, os.O_PATH)
         listening.bind(f"/proc/self/fd/{folder}/socket")
         os.close(folder)
-    chosen = configured(settings(fast))
+    chosen = configured(class_config(fast))
     for _ in range(3):
         assert await node.look(chosen) == []
     assert set(await node.volumes()) == {"/host/fast/good"}
@@ -48,10 +48,10 @@ async def test_strays_are_told_once_and_hinder_nobody(
         f'Skipping file "{fast}/{name}": not a directory nor block device'
         for name in (".hidden", "dangling", "fifo", "file", "socket")
     ]
-    remedy = "mount a filesystem on it, or take it out of the folder"
+    remedy = "mount a filesystem on it, or remove it from the folder"
     no_mount = [f'path "{fast}/{name}" is not a valid mount point: {remedy}' for name in ("link", "lost+found")]
     told = await node.told()
-    assert {(about, reason) for about, reason, _ in told} == {(NODE, STRAY)}
+    assert {(about, reason) for about, reason, _ in told} == {(NODE, INVALID_ENTRY)}
     assert sorted(words for *_, words in told) == sorted(neither + no_mount)
     assert all(caplog.text.count(words) == 1 for words in neither + no_mount)
     assert node.value("stray_entries", storage_class="fast") == 7
@@ -64,7 +64,7 @@ async def test_names_that_do_not_match_are_not_even_strays(node: Discovery, fast
     for name in ("nvme0", "sda", "other"):
         mount(fast / name)
     (fast / "README").touch()
-    assert await node.look(configured(settings(fast, name_pattern="nvme*,sd[a-f]"))) == []
+    assert await node.look(configured(class_config(fast, name_pattern="nvme*,sd[a-f]"))) == []
     assert set(await node.volumes()) == {"/host/fast/nvme0", "/host/fast/sda"}
     assert node.value("stray_entries", storage_class="fast") == 0
 
@@ -75,20 +75,20 @@ ODD = ["with blank", "tab\there", "line\nbreak", "back\\slash", "hash#tag", "-rf
 async def test_mounts_with_odd_names(node: Discovery, fast: Path) -> None:
     for name in ODD:
         mount(fast / name)
-    assert await node.look(configured(settings(fast))) == []
+    assert await node.look(configured(class_config(fast))) == []
     assert set(await node.volumes()) == {f"/host/fast/{name}" for name in ODD}
 
 
 async def test_a_name_that_is_not_utf8_is_stray(node: Discovery, fast: Path) -> None:
     mount(fast / os.fsdecode(b"disk\xff"))
-    assert await node.look(configured(settings(fast))) == []
-    assert await node.told() == [(NODE, STRAY, "the name 'disk\\udcff' is not UTF-8: rename it")]
+    assert await node.look(configured(class_config(fast))) == []
+    assert await node.told() == [(NODE, INVALID_ENTRY, "the name 'disk\\udcff' is not UTF-8: rename it")]
 
 
 async def test_a_folder_reached_through_a_link(node: Discovery, fast: Path, tmp_path: Path) -> None:
     mount(fast / "one")
     (tmp_path / "linked").symlink_to(fast)
-    assert await node.look(configured(settings(tmp_path / "linked"))) == []
+    assert await node.look(configured(class_config(tmp_path / "linked"))) == []
     assert set(await node.volumes()) == {"/host/linked/one"}
 
 
@@ -99,7 +99,7 @@ async def test_block_devices_linked_or_made_there(
     linked, made = make_disks(2, 12 * MIB + 512)
     (fast / "linked disk").symlink_to(linked)
     os.mknod(fast / "made", 0o660 | 0o060000, Path(made).stat().st_rdev)
-    assert await node.look(configured(settings(fast, volume_mode=mode))) == []
+    assert await node.look(configured(class_config(fast, volume_mode=mode))) == []
     found = await node.volumes()
     assert set(found) == {"/host/fast/linked disk", "/host/fast/made"}
     for body in found.values():
@@ -110,23 +110,23 @@ async def test_block_devices_linked_or_made_there(
 
 async def test_a_folder_in_a_class_of_block_volumes_is_stray(node: Discovery, fast: Path) -> None:
     mount(fast / "one")
-    assert await node.look(configured(settings(fast, volume_mode=BLOCK))) == []
+    assert await node.look(configured(class_config(fast, volume_mode=BLOCK))) == []
     ((about, reason, words),) = await node.told()
-    assert (about, reason) == (NODE, STRAY)
+    assert (about, reason) == (NODE, INVALID_ENTRY)
     assert words.startswith(f'path "{fast}/one" of filesystem mode cannot be used to create block volume')
 
 
 async def test_a_device_without_a_medium_is_stray(node: Discovery, fast: Path, make_disks: MakeDisks) -> None:
     (fast / "empty").symlink_to(make_disks(1, 0)[0])
-    assert await node.look(configured(settings(fast, volume_mode=BLOCK))) == []
+    assert await node.look(configured(class_config(fast, volume_mode=BLOCK))) == []
     ((*_, words),) = await node.told()
-    assert words == f'"{fast}/empty" has no capacity: see whether its device has a medium'
+    assert words == f'"{fast}/empty" has no capacity: check whether its device has a medium'
 
 
 @pytest.mark.device_mapper
 async def test_logical_volumes(lvm: Lvm, volume_group: str, fast: Path) -> None:
     await lvm.create_volume(volume_group, "data", 64 * MIB, ())
     (fast / "by path").symlink_to(f"/dev/{volume_group}/data")
-    (entry,) = await entries.look(fast, lambda name: True, DiskThreads())
-    assert entry.kind is Kind.BLOCK
+    (entry,) = await entries.scan(fast, lambda name: True, DiskThreads())
+    assert entry.kind is EntryKind.BLOCK
     assert await entries.capacity(entry, DiskThreads()) == 64 * MIB

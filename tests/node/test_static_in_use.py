@@ -10,7 +10,7 @@ import pytest
 
 from host import loopdevice
 from tests.node.test_static_deletion import Disks, disks, intact, node
-from tests.unit.daemon.static.deletionstage import GONE, HOST_DIR, Stage
+from tests.unit.daemon.static.deleterstage import GONE, HOST_DIR, Stage
 
 __all__ = ["disks", "node"]
 

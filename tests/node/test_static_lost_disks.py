@@ -8,14 +8,14 @@ import pytest
 
 from daemon.static import entries
 from daemon.static.configuration import BLOCK
-from daemon.static.entries import Kind
-from daemon.static.plan import NO_DEVICE, UNMOUNTED, UNRESPONSIVE, VANISHED
+from daemon.static.entries import EntryKind
+from daemon.static.plan import NOT_A_DEVICE, UNMOUNTED, UNRESPONSIVE, VANISHED
 from daemon.static.volume import volume_name
 from host.mounttable import Mount
 from tests.node.conftest import MakeDisks
-from tests.node.staticvolumes import Discovery, configured, discovery, mount, settings, unmount
+from tests.node.staticvolumes import Discovery, class_config, configured, discovery, mount, unmount
 from tests.unit.daemon.nodecluster import NODE
-from tests.unit.daemon.static.impatience import Impatient
+from tests.unit.daemon.static.shortdeadline import ShortDeadline
 from tests.waiting import until
 
 MIB = 1 << 20
@@ -28,7 +28,7 @@ async def node(tmp_path: Path) -> AsyncIterator[Discovery]:
 
 
 async def test_a_filesystem_that_was_unmounted_is_told_on_its_volume(node: Discovery, fast: Path) -> None:
-    chosen = configured(settings(fast))
+    chosen = configured(class_config(fast))
     mount(fast / "one")
     await node.look(chosen)
     unmount(fast / "one")
@@ -45,7 +45,7 @@ async def test_a_filesystem_that_was_unmounted_is_told_on_its_volume(node: Disco
 async def test_a_device_that_became_a_folder_is_told_on_its_volume(
     node: Discovery, fast: Path, make_disks: MakeDisks
 ) -> None:
-    chosen = configured(settings(fast, volume_mode=BLOCK))
+    chosen = configured(class_config(fast, volume_mode=BLOCK))
     (fast / "disk").symlink_to(make_disks(1, 12 * MIB)[0])
     await node.look(chosen)
     (fast / "disk").unlink()
@@ -53,15 +53,15 @@ async def test_a_device_that_became_a_folder_is_told_on_its_volume(
     assert await node.look(chosen) == []
     name = volume_name("disk", NODE, "fast")
     ((about, reason, words),) = await node.told()
-    assert (about, reason) == (name, NO_DEVICE)
-    assert "bring the device back, or delete the PersistentVolume" in words
+    assert (about, reason) == (name, NOT_A_DEVICE)
+    assert "restore the device, or delete the PersistentVolume" in words
 
 
 @pytest.mark.parametrize("left", ["nothing", "a link that leads nowhere"])
 async def test_a_disk_that_is_gone_is_told_once_on_its_volume(
     node: Discovery, fast: Path, make_disks: MakeDisks, left: str
 ) -> None:
-    chosen = configured(settings(fast, volume_mode=BLOCK))
+    chosen = configured(class_config(fast, volume_mode=BLOCK))
     link = fast / "disk"
     [device] = make_disks(1, 12 * MIB)
     link.symlink_to(device)
@@ -72,7 +72,7 @@ async def test_a_disk_that_is_gone_is_told_once_on_its_volume(
     for _ in range(2):
         assert await node.look(chosen) == []
     words = (
-        f'path "/host/{fast.name}/disk" is gone: bring the disk or link back, or delete the PersistentVolume if it is '
+        f'path "/host/{fast.name}/disk" is gone: restore the disk or link, or delete the PersistentVolume if it is '
         "gone for good"
     )
     assert await node.told() == [(volume_name("disk", NODE, "fast"), VANISHED, words)]
@@ -86,38 +86,40 @@ async def test_a_disk_that_is_gone_is_told_once_on_its_volume(
 async def test_a_disk_that_hangs_is_stray_and_hinders_nobody(
     node: Discovery, fast: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = configured(settings(fast))
+    chosen = configured(class_config(fast))
     mount(fast / "was offered")
     await node.look(chosen)
-    let_go, looked = threading.Event(), list[str]()
+    let_go, scanned = threading.Event(), list[str]()
     kind_of = entries._kind
 
-    def slow(path: Path) -> Kind:
+    def slow(path: Path) -> EntryKind:
         if path.name != "alive":
-            looked.append(path.name)
+            scanned.append(path.name)
             let_go.wait()
         return kind_of(path)
 
     monkeypatch.setattr(entries, "_kind", slow)
-    node.discoverer._looks = Impatient(lambda place: place.name in ("new", "was offered") and not let_go.is_set())
+    node.discoverer._disk_threads = ShortDeadline(
+        lambda place: place.name in ("new", "was offered") and not let_go.is_set()
+    )
     mount(fast / "new")
     mount(fast / "alive")
     try:
         for _ in range(5):
             assert await node.look(chosen) == [], "the node stays ready"
         assert set(await node.volumes()) == {"/host/fast/alive", "/host/fast/was offered"}
-        assert sorted(looked) == ["new", "was offered"], "one look each, and so one thread"
+        assert sorted(scanned) == ["new", "was offered"], "one look each, and so one thread"
         told = {(about, reason) for about, reason, _ in await node.told()}
         assert told == {(NODE, UNRESPONSIVE), (volume_name("was offered", NODE, "fast"), UNRESPONSIVE)}
         assert node.value("stray_entries", storage_class="fast") == 2
     finally:
         let_go.set()
 
-    async def offered() -> bool:
+    async def existing() -> bool:
         await node.look(chosen)
         return len(await node.volumes()) == 3 and node.value("stray_entries", storage_class="fast") == 0
 
-    await until(offered)
+    await until(existing)
 
 
 async def test_a_disk_whose_size_can_not_be_had_hinders_nobody(
@@ -131,12 +133,12 @@ async def test_a_disk_whose_size_can_not_be_had_hinders_nobody(
         return size_of(entry)
 
     monkeypatch.setattr(entries, "_capacity", slow)
-    node.discoverer._looks = Impatient(lambda place: place.name == "dead")
+    node.discoverer._disk_threads = ShortDeadline(lambda place: place.name == "dead")
     mount(fast / "dead")
     mount(fast / "later in the list")
     try:
         for _ in range(2):
-            assert await node.look(configured(settings(fast))) == []
+            assert await node.look(configured(class_config(fast))) == []
         assert set(await node.volumes()) == {"/host/fast/later in the list"}
         assert [(about, reason) for about, reason, _ in await node.told()] == [(NODE, UNRESPONSIVE)]
     finally:
@@ -154,10 +156,10 @@ async def test_a_folder_that_hangs_is_the_classes_error(
         return list_of(folder, wanted)
 
     monkeypatch.setattr(entries, "_list", hanging)
-    node.discoverer._looks = Impatient(lambda place: place == fast)
+    node.discoverer._disk_threads = ShortDeadline(lambda place: place == fast)
     mount(slow / "one")
     try:
-        [error] = await node.look(configured(settings(fast), settings(slow, "slow")))
+        [error] = await node.look(configured(class_config(fast), class_config(slow, "slow")))
         assert f'class fast: path "{fast}" gives no answer' in error
         assert set(await node.volumes()) == {"/host/slow/one"}
     finally:

@@ -11,7 +11,7 @@ import yaml
 
 from daemon.metrics import Metrics as DaemonMetrics
 from daemon.settings import Settings
-from daemon.static.metrics import ProcessCounts, StaticMetrics
+from daemon.static.metrics import StaticMetrics
 from daemon.storage.inventory import Health as VolumeHealth
 from daemon.storage.inventory import Inventory, Pool, Thin
 from host.command import Completed
@@ -34,7 +34,7 @@ def exported() -> dict[str, set[str]]:
     daemon.callout("mount", "success", 1)
     daemon.command(Completed(("mkfs.ext4",), 0, "", "", 1))
     static = StaticMetrics(daemon.registry)
-    static.watch(tuple, lambda: ProcessCounts(0, 0, 0), lambda: {"local-disks": 1})
+    static.collect_from(invalid_entries=lambda: {"local-disks": 1})
     static.delete_failed("Block", "process")
     with static.request("create"):
         pass

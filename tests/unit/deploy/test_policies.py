@@ -19,10 +19,10 @@ from contract.volume import Pin
 from daemon.cluster.nodeassignment import assignment_patch
 from daemon.static import cleanupjob, readiness
 from daemon.static import volume as static_volume
-from daemon.static.cleanup import Place
+from daemon.static.cleanupprocess import CleanupTarget
 from daemon.static.configuration import BLOCK, ClassConfiguration, Configuration
-from daemon.static.reclaim import Release
-from daemon.static.volume import Offer, provisioner_name
+from daemon.static.reclaim import ReleasedVolume
+from daemon.static.volume import DiscoveredVolume, provisioner_name
 from kube.records import Node, read_storage_class
 from tests.sandbox.apiserver import patches, users
 from tests.sandbox.apiserver.expressions import Expression
@@ -160,7 +160,7 @@ def dynamic(node: Node | None, **metadata: Any) -> Json:
 def static(node: Node, node_name_only: bool = False) -> Json:
     """As discovery makes it."""
     return static_volume.manifest(
-        Offer("local-pv-1234abcd", "/mnt/disks/one", BLOCK, 1 << 30),
+        DiscoveredVolume("local-pv-1234abcd", "/mnt/disks/one", BLOCK, 1 << 30),
         Configuration(set_owner=True),
         ClassConfiguration("disks", "/mnt/disks", Path("/mnt/disks")),
         read_storage_class(
@@ -183,8 +183,8 @@ def room(node: Node) -> Json:
 
 def job(node: Node) -> Json:
     return cleanupjob.job_manifest(
-        Release("local-pv-1234abcd", "uid-1", "claim-1"),
-        Place(Path("/mnt/disks/one"), Path("/dev/sdb"), BLOCK),
+        ReleasedVolume("local-pv-1234abcd", "uid-1", "claim-1"),
+        CleanupTarget(Path("/mnt/disks/one"), Path("/dev/sdb"), BLOCK),
         ClassConfiguration("disks", "/mnt/disks", Path("/mnt/disks"), block_cleaner=("/scripts/shred.sh", "2")),
         Configuration(cleaning_timeout=7200),
         node=node.name,
@@ -242,7 +242,7 @@ def test_a_daemon_may_do_what_it_does_on_its_own_node(policies: Policies, node: 
         del of_the_original["metadata"]["labels"], of_the_original["metadata"]["finalizers"]
         of_the_original["metadata"] |= {"uid": UID, "resourceVersion": "1"}
         label = {names.NODE_LABEL: names.node_label_value(node.name)}
-        adopting = static_volume.adopting(of_the_original, label)
+        adopting = static_volume.adoption_patch(of_the_original, label)
         assert adopting
         assert adopting["metadata"]["finalizers"] == [names.STATIC_FINALIZER]
         assert asker.patch(of_the_original, adopting) == ""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from host.diskthreads import DiskThreads, Hung
-from tests.unit.daemon.static.impatience import Impatient
+from tests.unit.daemon.static.shortdeadline import ShortDeadline
 from tests.waiting import until
 
 DISK = Path("/mnt/disks/dead")
@@ -18,11 +18,11 @@ class Disk:
     """Hangs until it is let go. `looked`: how often somebody looked at it."""
 
     def __init__(self) -> None:
-        self.looked = 0
+        self.scanned = 0
         self.let_go = threading.Event()
 
     def look(self) -> str:
-        self.looked += 1
+        self.scanned += 1
         self.let_go.wait()
         return "there"
 
@@ -38,37 +38,37 @@ def disk() -> Iterator[Disk]:
 
 
 async def test_an_answer_or_an_error_is_passed_on() -> None:
-    looks = DiskThreads()
-    assert await looks.at(DISK, lambda: "there") == "there"
+    disk_threads = DiskThreads()
+    assert await disk_threads.at(DISK, lambda: "there") == "there"
     with pytest.raises(FileNotFoundError):
-        await looks.at(DISK, Path("/nowhere").stat)
+        await disk_threads.at(DISK, Path("/nowhere").stat)
 
 
 async def test_a_disk_that_hangs_holds_one_thread_and_no_other_disk(disk: Disk) -> None:
-    looks = Impatient(disk.hangs)
+    disk_threads = ShortDeadline(disk.hangs)
     threads = threading.active_count()
     for _ in range(20):
         with pytest.raises(Hung, match=r'path "/mnt/disks/dead" gives no answer, its disk hangs: see the kernel'):
-            await looks.at(DISK, disk.look)
-        assert await looks.at(DISK.with_name("alive"), lambda: "there") == "there"
-    assert disk.looked == 1
+            await disk_threads.at(DISK, disk.look)
+        assert await disk_threads.at(DISK.with_name("alive"), lambda: "there") == "there"
+    assert disk.scanned == 1
     await until(lambda: threading.active_count() == threads + 1)
 
 
 async def test_a_disk_that_comes_back_is_looked_at_again(disk: Disk) -> None:
-    looks = Impatient(disk.hangs)
+    disk_threads = ShortDeadline(disk.hangs)
     with pytest.raises(Hung):
-        await looks.at(DISK, disk.look)
+        await disk_threads.at(DISK, disk.look)
     disk.let_go.set()
 
     async def back() -> bool:
         try:
-            return await looks.at(DISK, disk.look) == "there"
+            return await disk_threads.at(DISK, disk.look) == "there"
         except Hung:
             return False
 
     await until(back)
-    assert disk.looked == 2
+    assert disk.scanned == 2
 
 
 async def test_a_late_error_is_nobodys(disk: Disk) -> None:
@@ -76,14 +76,14 @@ async def test_a_late_error_is_nobodys(disk: Disk) -> None:
         disk.look()
         raise OSError("I/O error")
 
-    looks = Impatient(disk.hangs)
+    disk_threads = ShortDeadline(disk.hangs)
     with pytest.raises(Hung):
-        await looks.at(DISK, failing)
+        await disk_threads.at(DISK, failing)
     disk.let_go.set()
 
     async def back() -> bool:
         try:
-            await looks.at(DISK, lambda: None)
+            await disk_threads.at(DISK, lambda: None)
         except Hung:
             return False
         return True
@@ -94,7 +94,7 @@ async def test_a_late_error_is_nobodys(disk: Disk) -> None:
 def test_a_daemon_ends_though_a_disk_hangs(disk: Disk) -> None:
     async def daemon() -> None:
         with pytest.raises(Hung):
-            await Impatient(disk.hangs).at(DISK, disk.look)
+            await ShortDeadline(disk.hangs).at(DISK, disk.look)
 
     asyncio.run(daemon())
     (hanging,) = (thread for thread in threading.enumerate() if thread.name == f"look at {DISK}")
@@ -110,7 +110,7 @@ async def test_a_disk_with_many_places_holds_few_threads_and_no_other_disk(disk:
         with pytest.raises(Hung, match=f"volume {number} gives no answer"):
             await threads.at(f"volume {number}", disk.look, disk="dead")
         assert await threads.at(f"volume on another {number}", lambda: "there", disk="alive", deadline=30) == "there"
-    assert disk.looked == 3
+    assert disk.scanned == 3
     waiting = asyncio.create_task(threads.at("volume 9", lambda: "there", disk="dead", deadline=30))
     disk.let_go.set()
     assert await waiting == "there"

@@ -10,7 +10,7 @@ import pytest
 
 from contract import names
 from daemon.static import volume
-from daemon.static.cache import Cache, Identity
+from daemon.static.cache import Cache, ProvisionerIdentity
 from daemon.static.configuration import Configuration
 from kube.client import NODES, VOLUMES, Cluster
 from kube.records import Node, read_node
@@ -40,7 +40,7 @@ def with_uid(node: Node) -> str:
 @contextlib.asynccontextmanager
 async def running(cluster: Cluster, node: Node, configuration: Configuration) -> AsyncIterator[Cache]:
     cache = Cache(cluster, node)
-    await cache.settle(Identity.of(node, configuration))
+    await cache.set_identity(ProvisionerIdentity.of(node, configuration))
     task = asyncio.create_task(cache.informer.run())
     try:
         await cache.informer.wait_synced()
@@ -98,7 +98,7 @@ def test_affinity_in_the_alpha_annotation_tells_the_node_too() -> None:
     found = volume.read(body)
     assert found is not None
     assert found.hostnames == (HOSTNAME,)
-    assert Identity(NAME_ONLY, HOSTNAME, node_name_only=True).owns(found)
+    assert ProvisionerIdentity(NAME_ONLY, HOSTNAME, node_name_only=True).owns(found)
 
 
 def test_the_hostname_label_is_enough_to_know_the_node_by() -> None:
@@ -107,7 +107,7 @@ def test_the_hostname_label_is_enough_to_know_the_node_by() -> None:
     del body["spec"]["nodeAffinity"]
     found = volume.read(body)
     assert found is not None
-    identity = Identity(NAME_ONLY, HOSTNAME, node_name_only=True)
+    identity = ProvisionerIdentity(NAME_ONLY, HOSTNAME, node_name_only=True)
     assert identity.owns(found)
     assert not identity.owns(replace(found, hostnames=("host-2",)))
     assert not replace(identity, node_name_only=False).owns(found)
@@ -118,7 +118,7 @@ async def test_another_identity_is_another_cache_without_a_restart(cluster: Clus
     await cluster.create(VOLUMES, go_pv("local-pv-2", NAME_ONLY))
     async with running(cluster, node, BY_UID) as cache:
         assert known(cache) == {"local-pv-1"}
-        await cache.settle(Identity.of(node, BY_NAME))
+        await cache.set_identity(ProvisionerIdentity.of(node, BY_NAME))
         await until(lambda: known(cache) == {"local-pv-1", "local-pv-2"})
 
 

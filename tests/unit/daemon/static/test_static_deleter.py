@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from daemon.static import cleanup
-from daemon.static.cleanup import Place, PlaceError, container_path
+from daemon.static import cleanupprocess
+from daemon.static.cleanupprocess import CleanupRefused, CleanupTarget, container_path
 from daemon.static.configuration import BLOCK, FILESYSTEM, ClassConfiguration, Configuration
 from daemon.static.metrics import ProcessCounts
 from daemon.static.volume import StaticVolume
 from kube.backoff import Backoff
 from kube.client import VOLUMES, Unreachable
-from tests.unit.daemon.static.deletionstage import CLASS, GONE, HOST_DIR, Stage, configured, stage
-from tests.unit.daemon.static.impatience import Impatient
+from tests.unit.daemon.static.deleterstage import CLASS, GONE, HOST_DIR, Stage, configured, stage
+from tests.unit.daemon.static.shortdeadline import ShortDeadline
 from tests.waiting import until
 
 ONE, TWO = f"{HOST_DIR}/one", f"{HOST_DIR}/two"
@@ -24,12 +24,12 @@ ONE, TWO = f"{HOST_DIR}/one", f"{HOST_DIR}/two"
 
 @pytest.fixture
 async def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stage]:
-    def locate(volume: StaticVolume, settings: ClassConfiguration, _neighbours: object) -> Place:
-        path = container_path(settings, volume.path)
+    def find_target(volume: StaticVolume, class_config: ClassConfiguration, _neighbours: object) -> CleanupTarget:
+        path = container_path(class_config, volume.path)
         path.touch()
-        return Place(path, path, volume.mode)
+        return CleanupTarget(path, path, volume.mode)
 
-    monkeypatch.setattr(cleanup, "locate", locate)
+    monkeypatch.setattr(cleanupprocess, "find_target", find_target)
     (tmp_path / "disks").mkdir()
     async with stage(tmp_path) as node:
         yield node
@@ -169,7 +169,7 @@ async def test_a_cleaner_that_succeeds(node: Stage, disks: Path) -> None:
     await node.create("pv", ONE, mode=BLOCK)
     configuration = configured(disks, cleaner=("sh", "-c", "exit 0"))
     await node.clean_all(configuration)
-    assert len(node.wakes) == 1
+    assert len(node.triggers) == 1
     assert await node.phase("pv") == "Released"
     await node.pass_over(configuration)
     assert await node.phase("pv") == GONE
@@ -209,15 +209,15 @@ async def test_what_is_being_cleaned_is_left_alone(node: Stage, disks: Path) -> 
     for _ in range(3):
         await node.pass_over(configuration)
     await until(lambda: cleanings(disks) == 1)
-    assert node.deleter.cleaning("pv")
-    assert not node.deleter.cleaning("other")
+    assert node.deleter.is_cleaning("pv")
+    assert not node.deleter.is_cleaning("other")
     assert node.deleter.counts().running == node.metric("proctable_running") == 1
     # Somebody deletes it: its place must not be offered before the cleaning ended.
     await node.cluster.delete(VOLUMES, "pv")
     await node.pass_over(configuration)
-    assert node.deleter.cleaning("pv")
+    assert node.deleter.is_cleaning("pv")
     (disks / "end").touch()
-    await until(lambda: not node.deleter.cleaning("pv"))
+    await until(lambda: not node.deleter.is_cleaning("pv"))
     await node.pass_over(configuration)
     assert cleanings(disks) == 1
 
@@ -268,16 +268,16 @@ async def test_one_that_fails_does_not_hold_up_the_others(node: Stage, disks: Pa
 async def test_a_disk_that_hangs_does_not_hold_up_the_others(
     node: Stage, disks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    let_go, looked, locate = threading.Event(), list[str](), cleanup.locate
+    let_go, looked, find_target = threading.Event(), list[str](), cleanupprocess.find_target
 
-    def slow(volume: StaticVolume, *more: Any) -> cleanup.Place:
+    def slow(volume: StaticVolume, *more: Any) -> cleanupprocess.CleanupTarget:
         if volume.name == "dead":
             looked.append(volume.name)
             let_go.wait()
-        return locate(volume, *more)
+        return find_target(volume, *more)
 
-    monkeypatch.setattr(cleanup, "locate", slow)
-    node.deleter._looks = Impatient(lambda place: place.name == "dead")
+    monkeypatch.setattr(cleanupprocess, "find_target", slow)
+    node.deleter._disk_threads = ShortDeadline(lambda target: target.name == "dead")
     for name in ("dead", "alive"):
         await node.create(name, f"{HOST_DIR}/{name}")
     try:
@@ -293,9 +293,9 @@ async def test_a_disk_that_hangs_does_not_hold_up_the_others(
 
 
 def test_a_direct_child_of_the_folder_and_nothing_else() -> None:
-    settings = ClassConfiguration(CLASS, HOST_DIR, Path("/in/container"))
-    assert container_path(settings, ONE) == Path("/in/container/one")
-    assert container_path(settings, f"{HOST_DIR}/with blank") == Path("/in/container/with blank")
+    class_config = ClassConfiguration(CLASS, HOST_DIR, Path("/in/container"))
+    assert container_path(class_config, ONE) == Path("/in/container/one")
+    assert container_path(class_config, f"{HOST_DIR}/with blank") == Path("/in/container/with blank")
 
 
 @pytest.mark.parametrize(
@@ -320,5 +320,5 @@ def test_a_direct_child_of_the_folder_and_nothing_else() -> None:
     ],
 )
 def test_a_path_that_is_not_directly_in_the_folder(path: str) -> None:
-    with pytest.raises(PlaceError, match="nothing was touched"):
+    with pytest.raises(CleanupRefused, match="nothing was touched"):
         container_path(ClassConfiguration(CLASS, HOST_DIR, Path("/in/container")), path)

@@ -115,7 +115,7 @@ def test_buckets(registry: CollectorRegistry, metrics: StaticMetrics) -> None:
 def test_figures_are_read_at_every_scrape(registry: CollectorRegistry, metrics: StaticMetrics) -> None:
     volumes, strays = [volume("Block", 7)], {"fast": 1}
     counts = [ProcessCounts(5, 2, 1)]
-    metrics.watch(lambda: volumes, lambda: counts[-1], lambda: strays)
+    metrics.collect_from(lambda: volumes, lambda: counts[-1], lambda: strays)
     volumes += [volume("Filesystem", 3), volume("Block", 4)]
     strays["fast"] = 2
     text = generate_latest(registry).decode()

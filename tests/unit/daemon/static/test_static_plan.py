@@ -6,19 +6,19 @@ from pathlib import Path
 import pytest
 
 from daemon.static.configuration import BLOCK, FILESYSTEM, ClassConfiguration
-from daemon.static.entries import Entry, Kind
-from daemon.static.plan import UNRESPONSIVE, Create, Skip, Stray, plan, vanished
+from daemon.static.entries import Entry, EntryKind
+from daemon.static.plan import UNRESPONSIVE, Create, InvalidEntry, Skip, missing_volumes, plan
 from daemon.static.volume import StaticVolume, volume_name
 
 NODE = "node-1"
 HOST, SEEN = "/mnt/disks", Path("/container/disks")
 
 
-def settings(mode: str = FILESYSTEM, name: str = "fast") -> ClassConfiguration:
+def class_config(mode: str = FILESYSTEM, name: str = "fast") -> ClassConfiguration:
     return ClassConfiguration(name=name, host_dir=HOST, mount_dir=SEEN, volume_mode=mode)
 
 
-def entry(kind: Kind, *, mounted: bool = False, name: str = "disk1") -> Entry:
+def entry(kind: EntryKind, *, mounted: bool = False, name: str = "disk1") -> Entry:
     return Entry(name, SEEN / name, kind, mounted)
 
 
@@ -41,54 +41,54 @@ def pv(
 
 
 def decide(
-    found: Entry, chosen: ClassConfiguration, *volumes: StaticVolume, cleaning: str = "", created: str = ""
-) -> Create | Skip | Stray:
+    found: Entry, chosen: ClassConfiguration, *volumes: StaticVolume, is_cleaning: str = "", created: str = ""
+) -> Create | Skip | InvalidEntry:
     (step,) = plan(
-        chosen, [found], NODE, volumes, lambda name: name == cleaning, {f"{HOST}/disk1": created} if created else {}
+        chosen, [found], NODE, volumes, lambda name: name == is_cleaning, {f"{HOST}/disk1": created} if created else {}
     )
     return step
 
 
 NAME = volume_name("disk1", NODE, "fast")
-MOUNTED = entry(Kind.FOLDER, mounted=True)
+MOUNTED = entry(EntryKind.FOLDER, mounted=True)
 
 
 @pytest.mark.parametrize(
     ("found", "class_mode", "mode"),
     [
-        (entry(Kind.BLOCK), BLOCK, BLOCK),
-        (entry(Kind.BLOCK), FILESYSTEM, FILESYSTEM),
+        (entry(EntryKind.BLOCK), BLOCK, BLOCK),
+        (entry(EntryKind.BLOCK), FILESYSTEM, FILESYSTEM),
         (MOUNTED, FILESYSTEM, FILESYSTEM),
     ],
 )
 def test_what_becomes_a_volume_and_of_which_mode(found: Entry, class_mode: str, mode: str) -> None:
-    assert decide(found, settings(class_mode)) == Create(NAME, found, mode)
+    assert decide(found, class_config(class_mode)) == Create(NAME, found, mode)
 
 
 @pytest.mark.parametrize(
     ("found", "class_mode", "message"),
     [
         (
-            entry(Kind.FOLDER),
+            entry(EntryKind.FOLDER),
             FILESYSTEM,
-            'path "/container/disks/disk1" is not a valid mount point: mount a filesystem on it, or take it out of the '
+            'path "/container/disks/disk1" is not a valid mount point: mount a filesystem on it, or remove it from the '
             "folder",
         ),
         (
             MOUNTED,
             BLOCK,
             'path "/container/disks/disk1" of filesystem mode cannot be used to create block volume: link a block '
-            "device here, or take it out of the folder of class fast",
+            "device here, or remove it from the folder of class fast",
         ),
         (
-            entry(Kind.OTHER),
+            entry(EntryKind.OTHER),
             FILESYSTEM,
             'Skipping file "/container/disks/disk1": not a directory nor block device',
         ),
     ],
 )
 def test_what_is_stray(found: Entry, class_mode: str, message: str) -> None:
-    assert decide(found, settings(class_mode)) == Stray("disk1", message)
+    assert decide(found, class_config(class_mode)) == InvalidEntry("disk1", message)
 
 
 def test_what_gives_no_answer_is_told_on_its_volume_if_it_has_one() -> None:
@@ -96,14 +96,14 @@ def test_what_gives_no_answer_is_told_on_its_volume_if_it_has_one() -> None:
         'path "/container/disks/disk1" gives no answer, its disk hangs: see the kernel\'s log on the node, and replace '
         "the disk or restart the node"
     )
-    hung = entry(Kind.HUNG)
-    assert decide(hung, settings()) == Stray("disk1", message, None, UNRESPONSIVE)
-    assert decide(hung, settings(), pv()) == Stray("disk1", message, pv(), UNRESPONSIVE)
+    hung = entry(EntryKind.UNRESPONSIVE)
+    assert decide(hung, class_config()) == InvalidEntry("disk1", message, None, UNRESPONSIVE)
+    assert decide(hung, class_config(), pv()) == InvalidEntry("disk1", message, pv(), UNRESPONSIVE)
 
 
 def test_volumes_that_nothing_is_any_more() -> None:
     def gone(*volumes: StaticVolume, found: tuple[Entry, ...] = (), wanted: str = "disk1") -> list[str]:
-        return [stray.name for stray in vanished(settings(), wanted.__eq__, found, volumes)]
+        return [invalid.name for invalid in missing_volumes(class_config(), wanted.__eq__, found, volumes)]
 
     assert gone(pv()) == ["disk1"]
     assert gone(pv(), found=(MOUNTED,)) == []
@@ -114,17 +114,17 @@ def test_volumes_that_nothing_is_any_more() -> None:
 
 
 def test_what_has_its_volume_is_left_alone() -> None:
-    assert decide(MOUNTED, settings(), pv()) == Skip(MOUNTED, f"it is {NAME}")
+    assert decide(MOUNTED, class_config(), pv()) == Skip(MOUNTED, f"it is {NAME}")
 
 
 def test_what_was_created_a_moment_ago_is_left_alone() -> None:
-    assert isinstance(decide(MOUNTED, settings(), created=NAME), Skip)
+    assert isinstance(decide(MOUNTED, class_config(), created=NAME), Skip)
 
 
 def test_the_device_of_a_block_volume_is_gone_and_left_a_folder() -> None:
     known = pv(mode=BLOCK)
-    found = decide(MOUNTED, settings(BLOCK), known)
-    assert isinstance(found, Stray)
+    found = decide(MOUNTED, class_config(BLOCK), known)
+    assert isinstance(found, InvalidEntry)
     assert found.volume == known
     assert "is a folder and its PersistentVolume" in found.message
 
@@ -132,14 +132,18 @@ def test_the_device_of_a_block_volume_is_gone_and_left_a_folder() -> None:
 @pytest.mark.parametrize("where", ["cached", "created"])
 def test_a_path_that_another_class_has_is_not_offered_twice(where: str) -> None:
     other = pv(volume_name("disk1", NODE, "slow"))
-    found = decide(MOUNTED, settings(), other) if where == "cached" else decide(MOUNTED, settings(), created=other.name)
+    found = (
+        decide(MOUNTED, class_config(), other)
+        if where == "cached"
+        else decide(MOUNTED, class_config(), created=other.name)
+    )
     assert found == Skip(MOUNTED, f"its path is that of {other.name}")
 
 
 def test_what_is_being_cleaned_is_not_offered() -> None:
-    assert decide(MOUNTED, settings(), cleaning=NAME) == Skip(MOUNTED, f"{NAME} is being cleaned")
+    assert decide(MOUNTED, class_config(), is_cleaning=NAME) == Skip(MOUNTED, f"{NAME} is being cleaned")
 
 
 def test_a_neighbour_is_no_hindrance() -> None:
     other = pv(volume_name("disk2", NODE, "fast"), path=f"{HOST}/disk2")
-    assert isinstance(decide(MOUNTED, settings(), other, cleaning=other.name), Create)
+    assert isinstance(decide(MOUNTED, class_config(), other, is_cleaning=other.name), Create)

@@ -8,7 +8,7 @@ from contract import names
 from contract.volume import releasing_static
 from daemon.static import volume
 from daemon.static.configuration import BLOCK, ClassConfiguration, Configuration
-from daemon.static.volume import Offer
+from daemon.static.volume import DiscoveredVolume
 from kube.records import Node, StorageClass
 from tests.unit.daemon.static.gopv import go_pv
 
@@ -16,20 +16,20 @@ Json = dict[str, Any]
 
 NODE = Node("node-1", "node-uid", "host-1", {"zone": "a", "rack": "7", "secret": "x"}, deleting=False)
 FAST = StorageClass("fast", "none", {}, "Delete", (), "WaitForFirstConsumer", ())
-OFFER = Offer("local-pv-1", "/mnt/disks/disk1", "Filesystem", 10 << 30)
+OFFER = DiscoveredVolume("local-pv-1", "/mnt/disks/disk1", "Filesystem", 10 << 30)
 PROVISIONER = "local-volume-provisioner-node-1-node-uid"
 
 
-def settings(**more: Any) -> ClassConfiguration:
+def class_config(**more: Any) -> ClassConfiguration:
     return ClassConfiguration(name="fast", host_dir="/mnt/disks", mount_dir=Path("/mnt/disks"), **more)
 
 
-def manifest(chosen: ClassConfiguration, offer: Offer = OFFER, **configuration: Any) -> Json:
-    return volume.manifest(offer, Configuration(**configuration), chosen, FAST, NODE, PROVISIONER)
+def manifest(chosen: ClassConfiguration, discovered: DiscoveredVolume = OFFER, **configuration: Any) -> Json:
+    return volume.manifest(discovered, Configuration(**configuration), chosen, FAST, NODE, PROVISIONER)
 
 
 def test_it_is_the_go_provisioners_and_our_label_and_finalizer() -> None:
-    body = manifest(settings(), node_labels=("zone",))
+    body = manifest(class_config(), node_labels=("zone",))
     expected = go_pv(
         "local-pv-1",
         PROVISIONER,
@@ -45,22 +45,22 @@ LABEL = {names.NODE_LABEL: "node-1"}
 def test_one_of_the_go_provisioner_gets_both_and_keeps_what_it_has() -> None:
     body = go_pv("local-pv-1", PROVISIONER, labels={"zone": "a"})
     body["metadata"] |= {"uid": "u", "resourceVersion": "7", "finalizers": ["kubernetes.io/pv-protection"]}
-    patch = volume.adopting(body, LABEL)
+    patch = volume.adoption_patch(body, LABEL)
     finalizers = ["kubernetes.io/pv-protection", names.STATIC_FINALIZER]
     assert patch == {"metadata": {"uid": "u", "resourceVersion": "7", "labels": LABEL, "finalizers": finalizers}}
     body["metadata"] |= {"labels": {**LABEL, "zone": "a"}, "finalizers": finalizers}
-    assert volume.adopting(body, LABEL) is None
+    assert volume.adoption_patch(body, LABEL) is None
     assert releasing_static(body)["metadata"]["finalizers"] == ["kubernetes.io/pv-protection"]
 
 
 def test_one_that_is_being_deleted_can_get_no_finalizer() -> None:
     body = go_pv("local-pv-1", PROVISIONER)
     body["metadata"] |= {"uid": "u", "resourceVersion": "7", "deletionTimestamp": "now"}
-    assert volume.adopting(body, LABEL) == {"metadata": {"uid": "u", "resourceVersion": "7", "labels": LABEL}}
+    assert volume.adoption_patch(body, LABEL) == {"metadata": {"uid": "u", "resourceVersion": "7", "labels": LABEL}}
 
 
 def test_labels_of_the_node_of_all_classes_and_of_the_class() -> None:
-    chosen = settings(labels={"tier": "gold", "rack": "mine"})
+    chosen = class_config(labels={"tier": "gold", "rack": "mine"})
     body = manifest(chosen, node_labels=("zone", "rack", "absent"), labels={"zone": "b", "tier": "any"})
     assert body["metadata"]["labels"] == {
         "zone": "b",
@@ -72,7 +72,7 @@ def test_labels_of_the_node_of_all_classes_and_of_the_class() -> None:
 
 
 def test_affinity_in_an_annotation_for_api_servers_of_old() -> None:
-    body = manifest(settings(), use_alpha_api=True)
+    body = manifest(class_config(), use_alpha_api=True)
     expected = go_pv("local-pv-1", PROVISIONER, alpha=True)
     assert body["metadata"]["annotations"] == expected["metadata"]["annotations"]
     assert "nodeAffinity" not in body["spec"]
@@ -80,7 +80,7 @@ def test_affinity_in_an_annotation_for_api_servers_of_old() -> None:
 
 def test_a_selector_is_beside_the_node_as_an_alternative() -> None:
     term = {"matchExpressions": [{"key": "rack", "operator": "In", "values": ["7"]}]}
-    body = manifest(settings(selector=(term,)))
+    body = manifest(class_config(selector=(term,)))
     hostname, other = body["spec"]["nodeAffinity"]["required"]["nodeSelectorTerms"]
     assert hostname == {"matchExpressions": [{"key": names.HOSTNAME_LABEL, "operator": "In", "values": ["host-1"]}]}
     assert other == term
@@ -88,7 +88,8 @@ def test_a_selector_is_beside_the_node_as_an_alternative() -> None:
 
 def test_a_block_volume_says_so() -> None:
     body = manifest(
-        settings(volume_mode=BLOCK, access_mode="ReadWriteOncePod"), Offer("pv", "/mnt/disks/a", BLOCK, 12345)
+        class_config(volume_mode=BLOCK, access_mode="ReadWriteOncePod"),
+        DiscoveredVolume("pv", "/mnt/disks/a", BLOCK, 12345),
     )
     assert body["spec"]["volumeMode"] == "Block"
     assert body["spec"]["capacity"] == {"storage": "12345"}
@@ -96,7 +97,7 @@ def test_a_block_volume_says_so() -> None:
 
 
 def test_what_is_read_back() -> None:
-    body = manifest(settings())
+    body = manifest(class_config())
     body["metadata"]["uid"] = "pv-uid"
     body["status"] = {"phase": "Released"}
     found = volume.read(json.loads(json.dumps(body)))
@@ -112,7 +113,7 @@ def test_what_is_read_back() -> None:
         deleting=False,
         provisioned_by=PROVISIONER,
         hostnames=("host-1",),
-        held=True,
+        has_finalizer=True,
     )
 
 

@@ -9,11 +9,11 @@ import pytest
 
 from contract import names
 from daemon.static.configuration import Configuration
-from daemon.static.deleter import CALLED_OFF
+from daemon.static.deleter import ABORTED
 from daemon.static.metrics import ProcessCounts
 from daemon.static.volume import read
 from kube.client import VOLUMES
-from tests.unit.daemon.static.deletionstage import GONE, Stage
+from tests.unit.daemon.static.deleterstage import GONE, Stage
 from tests.unit.daemon.static.test_static_deleter import ONE, cleanings, counting, disks, node
 from tests.waiting import until
 
@@ -68,15 +68,15 @@ async def test_it_is_called_off(node: Stage, disks: Path, what: str, by_pass: bo
     if by_pass:
         await node.pass_over(Configuration())
     else:
-        node.deleter.heard("pv", None, now)
-    await until(lambda: not node.deleter.cleaning("pv"))
+        node.deleter.volume_changed("pv", None, now)
+    await until(lambda: not node.deleter.is_cleaning("pv"))
     await nothing_writes(disks)
     assert node.deleter.counts() == ProcessCounts(0, 0, 0)
-    ((about, reason, words),) = [told for told in await node.told() if told[1] == CALLED_OFF]
-    assert (about, reason) == ("pv", CALLED_OFF)
-    assert words.startswith("cleaning was called off, it")
+    ((about, reason, words),) = [told for told in await node.told() if told[1] == ABORTED]
+    assert (about, reason) == ("pv", ABORTED)
+    assert words.startswith("cleanup was aborted, it")
     assert await node.phase("pv") != GONE
-    assert node.wakes, "the next pass looks at what it is now"
+    assert node.triggers, "the next pass looks at what it is now"
 
 
 async def test_what_does_not_concern_it_does_not_end_it(node: Stage, disks: Path) -> None:
@@ -84,12 +84,12 @@ async def test_what_does_not_concern_it_does_not_end_it(node: Stage, disks: Path
     await node.cluster.patch(VOLUMES, "pv", {"metadata": {"annotations": {"example.org/note": "hello"}}})
     await node.pass_over(configuration)
     now = read(await node.cluster.get(VOLUMES, "pv"))
-    node.deleter.heard("pv", None, now)
-    node.deleter.heard("other", None, now)
-    node.deleter.heard("pv", now, None)
+    node.deleter.volume_changed("pv", None, now)
+    node.deleter.volume_changed("other", None, now)
+    node.deleter.volume_changed("pv", now, None)
     assert not any(task.cancelling() for task in node.deleter._tasks.values())
     node.deleter._tasks["pv"].cancel()
-    await until(lambda: not node.deleter.cleaning("pv"))
+    await until(lambda: not node.deleter.is_cleaning("pv"))
 
 
 async def test_one_that_lost_our_label_is_asked_for(node: Stage, disks: Path) -> None:
@@ -98,7 +98,7 @@ async def test_one_that_lost_our_label_is_asked_for(node: Stage, disks: Path) ->
     await change(node, "bound")
     node.cache.clear()
     await node.deleter.delete_pass(configuration)
-    await until(lambda: not node.deleter.cleaning("pv"))
+    await until(lambda: not node.deleter.is_cleaning("pv"))
     await nothing_writes(disks)
 
 
@@ -106,7 +106,7 @@ async def test_what_was_bound_after_its_cleaning_is_not_deleted_and_cleaned_when
     node: Stage, disks: Path
 ) -> None:
     configuration = counting(disks)
-    await node.create("pv", ONE, held=True)
+    await node.create("pv", ONE, has_finalizer=True)
     await node.clean_all(configuration)
     # The cache of this pass has not heard of it.
     await change(node, "bound")
@@ -151,7 +151,7 @@ async def test_data_that_came_under_retain_is_cleaned_when_the_policy_is_delete_
 
 
 async def deleted_by_hand(node: Stage, disks: Path, **how: str) -> None:
-    await node.create("pv", ONE, held=True, **how)
+    await node.create("pv", ONE, has_finalizer=True, **how)
     await node.cluster.delete(VOLUMES, "pv")
     await node.pass_over(counting(disks))
 

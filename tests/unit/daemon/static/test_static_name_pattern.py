@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.static.entries import PatternError, matcher
+from daemon.static.entries import PatternError, name_matcher
 
 MATCHES = [
     # Cases of Go's path/filepath/match_test.go, as facts about its semantics.
@@ -53,12 +53,12 @@ DIFFERS = [
 
 @pytest.mark.parametrize(("pattern", "name"), MATCHES)
 def test_matches(pattern: str, name: str) -> None:
-    assert matcher(pattern)(name)
+    assert name_matcher(pattern)(name)
 
 
 @pytest.mark.parametrize(("pattern", "name"), DIFFERS)
 def test_does_not_match(pattern: str, name: str) -> None:
-    assert not matcher(pattern)(name)
+    assert not name_matcher(pattern)(name)
 
 
 @pytest.mark.parametrize(
@@ -66,17 +66,17 @@ def test_does_not_match(pattern: str, name: str) -> None:
 )
 def test_a_malformed_pattern_is_told_whatever_names_there_are(pattern: str) -> None:
     with pytest.raises(PatternError, match="malformed name pattern"):
-        matcher(pattern)
+        name_matcher(pattern)
 
 
 @given(st.text().filter(lambda name: "," not in name))
 def test_an_escaped_name_matches_itself_alone(name: str) -> None:
     pattern = "".join(f"\\{character}" for character in name)
-    assert matcher(pattern)(name)
-    assert not matcher(pattern)(name + "x")
+    assert name_matcher(pattern)(name)
+    assert not name_matcher(pattern)(name + "x")
 
 
 @given(st.text())
 def test_any_text_is_a_pattern_or_an_error_of_ours(text: str) -> None:
     with contextlib.suppress(PatternError):
-        matcher(text)("name")
+        name_matcher(text)("name")

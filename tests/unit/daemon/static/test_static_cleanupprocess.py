@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from daemon.static import cleaners, cleanup
-from daemon.static.cleanup import CleaningFailed, Place, clean
+from daemon.static import cleaners, cleanupprocess
+from daemon.static.cleanupprocess import CleanupFailed, CleanupTarget, clean
 from daemon.static.configuration import BLOCK, FILESYSTEM, ClassConfiguration
 
 
@@ -27,46 +27,46 @@ def test_other_programs_are_run_as_they_are(command: tuple[str, ...]) -> None:
     assert cleaners.bundled(command) == command
 
 
-def settings(tmp_path: Path, *command: str, mode: str = BLOCK) -> ClassConfiguration:
+def class_config(tmp_path: Path, *command: str, mode: str = BLOCK) -> ClassConfiguration:
     chosen = {"block_cleaner": command} if mode == BLOCK else {"filesystem_cleaner": command}
     return ClassConfiguration("fast", "/mnt/disks", tmp_path, **chosen)  # type: ignore[arg-type]  # of the two, one
 
 
-def place(tmp_path: Path, mode: str = BLOCK) -> Place:
+def target(tmp_path: Path, mode: str = BLOCK) -> CleanupTarget:
     target = tmp_path / "device"
     target.touch()
-    return Place(tmp_path / "link", target, mode)
+    return CleanupTarget(tmp_path / "link", target, mode)
 
 
 @pytest.mark.parametrize(("mode", "variable"), [(BLOCK, "LOCAL_PV_BLKDEVICE"), (FILESYSTEM, "LOCAL_PV_FILESYSTEM")])
 async def test_the_program_is_told_what_to_clean(tmp_path: Path, mode: str, variable: str) -> None:
-    here = place(tmp_path, mode)
+    here = target(tmp_path, mode)
     script = f'printf "%s" "${variable}" > {tmp_path}/told'
-    await clean("pv", here, settings(tmp_path, "sh", "-c", script, mode=mode), 10)
-    assert (tmp_path / "told").read_text() == str(here.target)
+    await clean("pv", here, class_config(tmp_path, "sh", "-c", script, mode=mode), 10)
+    assert (tmp_path / "told").read_text() == str(here.real_path)
 
 
 def test_what_cleans_a_folder_when_nothing_is_configured(tmp_path: Path) -> None:
-    assert cleanup.command(FILESYSTEM, settings(tmp_path, mode=FILESYSTEM)) == ("/scripts/fsclean.sh",)
+    assert cleanupprocess.command(FILESYSTEM, class_config(tmp_path, mode=FILESYSTEM)) == ("/scripts/fsclean.sh",)
 
 
 async def test_what_it_said_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    await clean("pv", place(tmp_path), settings(tmp_path, "sh", "-c", "echo half; echo done >&2"), 10)
+    await clean("pv", target(tmp_path), class_config(tmp_path, "sh", "-c", "echo half; echo done >&2"), 10)
     assert [record.message for record in caplog.records] == ["cleaning pv: half", "cleaning pv: done"]
 
 
 async def test_an_exit_code_is_a_failure(tmp_path: Path) -> None:
-    with pytest.raises(CleaningFailed, match="failed with exit code 10: disk on fire"):
-        await clean("pv", place(tmp_path), settings(tmp_path, "sh", "-c", "echo disk on fire >&2; exit 10"), 10)
+    with pytest.raises(CleanupFailed, match="failed with exit code 10: disk on fire"):
+        await clean("pv", target(tmp_path), class_config(tmp_path, "sh", "-c", "echo disk on fire >&2; exit 10"), 10)
 
 
 async def test_a_time_limit_ends_it(tmp_path: Path) -> None:
-    with pytest.raises(CleaningFailed, match=r"killed at its deadline .*raise cleaningTimeout"):
-        await clean("pv", place(tmp_path), settings(tmp_path, "sleep", "60"), 0.1)
+    with pytest.raises(CleanupFailed, match=r"killed at its deadline .*raise cleaningTimeout"):
+        await clean("pv", target(tmp_path), class_config(tmp_path, "sleep", "60"), 0.1)
 
 
 @pytest.mark.parametrize("program", ["/no/such/program", "/dev/null"])
 async def test_a_program_that_can_not_be_run(tmp_path: Path, program: str) -> None:
-    with pytest.raises(CleaningFailed, match=f"{program} can't be run"):
-        await clean("pv", place(tmp_path), settings(tmp_path, program), 10)
+    with pytest.raises(CleanupFailed, match=f"{program} can't be run"):
+        await clean("pv", target(tmp_path), class_config(tmp_path, program), 10)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from daemon.static import eventsources
-from daemon.static.eventsources import Folders
-from tests.unit.daemon.static.impatience import Impatient
+from daemon.static.eventsources import FolderWatch
+from tests.unit.daemon.static.shortdeadline import ShortDeadline
 from tests.waiting import until
 
 STUCK = 5.0
@@ -50,9 +50,9 @@ async def test_a_hung_disk_holds_one_thread_and_nothing_else(
 ) -> None:
     fine = tmp_path / "fine"
     fine.mkdir()
-    woken = asyncio.Event()
-    with Folders(woken.set) as folders:
-        folders._looks = Impatient(disk.hangs)
+    triggered = asyncio.Event()
+    with FolderWatch(triggered.set) as folders:
+        folders._disk_threads = ShortDeadline(disk.hangs)
         watching = asyncio.create_task(folders.watch([disk.folder, fine]))
         await until(lambda: disk.asked)
         assert not watching.done(), "the event loop went on meanwhile"
@@ -60,33 +60,33 @@ async def test_a_hung_disk_holds_one_thread_and_nothing_else(
         for _ in range(3):
             await folders.watch([disk.folder, fine])
         assert disk.asked == 1
-        assert caplog.text.count(f"new entries of {disk.folder} wait for the next period") == 1
+        assert caplog.text.count(f"new entries of {disk.folder} are only found once per period") == 1
         assert "its disk hangs" in caplog.text
         (fine / "entry").touch()
         async with asyncio.timeout(STUCK):
-            await woken.wait()
+            await triggered.wait()
 
         disk.answers.set()
 
         async def watched() -> bool:
             await folders.watch([disk.folder, fine])
-            return disk.folder not in folders._refused
+            return disk.folder not in folders._errors
 
         await until(watched)
-        woken.clear()
+        triggered.clear()
         (disk.folder / "entry").touch()
         async with asyncio.timeout(STUCK):
-            await woken.wait()
+            await triggered.wait()
 
 
 async def test_a_watch_outlives_a_disk_that_hangs_for_a_while(disk: Disk) -> None:
-    woken = asyncio.Event()
+    triggered = asyncio.Event()
     disk.answers.set()
-    with Folders(woken.set) as folders:
-        folders._looks = Impatient(disk.hangs)
+    with FolderWatch(triggered.set) as folders:
+        folders._disk_threads = ShortDeadline(disk.hangs)
         await folders.watch([disk.folder])
         disk.answers.clear()
         await folders.watch([disk.folder])
         (disk.folder / "entry").touch()
         async with asyncio.timeout(STUCK):
-            await woken.wait()
+            await triggered.wait()

@@ -7,20 +7,20 @@ import pytest
 from daemon.static.configuration import BLOCK, FILESYSTEM
 from daemon.static.metrics import PROCESS, ProcessCounts
 from daemon.static.reclaim import (
-    HELD,
+    DELETED_WITH_DATA,
+    AbortCleanup,
     AlreadyRunning,
-    CallOff,
-    Clean,
-    Cleaning,
-    Leave,
-    LetGo,
+    Cleanup,
+    CleanupState,
+    DeleteVolume,
+    DoNothing,
     ProcessTable,
-    Refuse,
-    Release,
-    Remove,
-    State,
+    ReleasedVolume,
+    RemoveFinalizer,
+    StartCleanup,
     StillRunning,
-    decide,
+    Warn,
+    next_step,
 )
 from daemon.static.volume import StaticVolume
 from kube.backoff import Backoff
@@ -40,11 +40,11 @@ VOLUME = StaticVolume(
     hostnames=("host",),
     claim_uid="claim-1",
 )
-RUNNING = Cleaning(Release.of(VOLUME), FILESYSTEM, PROCESS, "", began=100)
+RUNNING = Cleanup(ReleasedVolume.of(VOLUME), FILESYSTEM, PROCESS, "", started=100)
 
 
-def cleaning_of(name: str) -> Cleaning:
-    return replace(RUNNING, release=Release(name, f"uid-{name}", ""))
+def cleaning_of(name: str) -> Cleanup:
+    return replace(RUNNING, released=ReleasedVolume(name, f"uid-{name}", ""))
 
 
 def test_running_is_a_live_count_and_the_others_are_totals() -> None:
@@ -64,7 +64,7 @@ def test_a_volume_is_cleaned_once_at_a_time() -> None:
     table = ProcessTable()
     table.start(RUNNING)
     with pytest.raises(AlreadyRunning, match="local-pv-1 is being cleaned already"):
-        table.start(replace(RUNNING, release=Release("local-pv-1", "uid-2", "")))
+        table.start(replace(RUNNING, released=ReleasedVolume("local-pv-1", "uid-2", "")))
     assert table.running("local-pv-1")
 
 
@@ -86,102 +86,102 @@ def test_failures_in_a_row_are_those_of_one_release() -> None:
         found = table.get("local-pv-1")
         assert found
         assert found.failures == expected
-    table.start(replace(RUNNING, release=replace(RUNNING.release, claim_uid="claim-2")))
+    table.start(replace(RUNNING, released=replace(RUNNING.released, claim_uid="claim-2")))
     table.fail("local-pv-1", 300)
     found = table.get("local-pv-1")
     assert found
     assert found.failures == 1
 
 
-SUCCEEDED = replace(RUNNING, state=State.SUCCEEDED, ended=200)
-FAILED = replace(RUNNING, state=State.FAILED, ended=200, failures=2)
-OTHER_CLAIM = Release("local-pv-1", "uid-1", "claim-0")
-OTHER_UID = Release("local-pv-1", "uid-0", "claim-1")
-OF_ANOTHER = replace(RUNNING, release=OTHER_UID)
+SUCCEEDED = replace(RUNNING, state=CleanupState.SUCCEEDED, ended=200)
+FAILED = replace(RUNNING, state=CleanupState.FAILED, ended=200, failures=2)
+OTHER_CLAIM = ReleasedVolume("local-pv-1", "uid-1", "claim-0")
+OTHER_UID = ReleasedVolume("local-pv-1", "uid-0", "claim-1")
+OF_ANOTHER = replace(RUNNING, released=OTHER_UID)
 
 
 @pytest.mark.parametrize("phase", ["Pending", "Available", "Bound", "Failed"])
 def test_only_a_released_volume_is_cleaned(phase: str) -> None:
-    assert decide(replace(VOLUME, phase=phase), None, 0, RETRY) == Leave()
-    assert decide(replace(VOLUME, phase=phase), SUCCEEDED, 0, RETRY) == Leave()
+    assert next_step(replace(VOLUME, phase=phase), None, 0, RETRY) == DoNothing()
+    assert next_step(replace(VOLUME, phase=phase), SUCCEEDED, 0, RETRY) == DoNothing()
 
 
 @pytest.mark.parametrize("volume", [replace(VOLUME, deleting=True), replace(VOLUME, reclaim_policy="Retain")])
 def test_what_goes_or_is_to_stay_is_left(volume: StaticVolume) -> None:
-    assert decide(volume, None, 0, RETRY) == Leave()
+    assert next_step(volume, None, 0, RETRY) == DoNothing()
 
 
 def test_the_words_for_other_policies() -> None:
-    assert decide(replace(VOLUME, reclaim_policy="Recycle"), None, 0, RETRY) == Refuse(
+    assert next_step(replace(VOLUME, reclaim_policy="Recycle"), None, 0, RETRY) == Warn(
         "VolumeUnsupportedReclaimPolicy", "Volume has unsupported PersistentVolumeReclaimPolicy: Recycle"
     )
-    assert decide(replace(VOLUME, reclaim_policy="Shred"), None, 0, RETRY) == Refuse(
+    assert next_step(replace(VOLUME, reclaim_policy="Shred"), None, 0, RETRY) == Warn(
         "VolumeUnknownReclaimPolicy", "Volume has unrecognized PersistentVolumeReclaimPolicy: Shred"
     )
 
 
 @pytest.mark.parametrize(
-    ("cleaning", "now", "expected"),
+    ("cleanup", "now", "expected"),
     [
-        (None, 0, Clean()),
-        (RUNNING, 1e9, Leave()),
-        (OF_ANOTHER, 1e9, CallOff(OF_ANOTHER, "its PersistentVolume was made anew")),
-        (SUCCEEDED, 200, Remove(SUCCEEDED)),
-        (replace(SUCCEEDED, release=OTHER_UID), 200, Clean()),
-        (replace(SUCCEEDED, release=OTHER_CLAIM, mode=BLOCK), 200, Clean()),
-        (FAILED, 209, Leave()),
-        (FAILED, 210, Clean()),
-        (replace(FAILED, release=OTHER_CLAIM), 200, Clean()),
+        (None, 0, StartCleanup()),
+        (RUNNING, 1e9, DoNothing()),
+        (OF_ANOTHER, 1e9, AbortCleanup(OF_ANOTHER, "its PersistentVolume was recreated")),
+        (SUCCEEDED, 200, DeleteVolume(SUCCEEDED)),
+        (replace(SUCCEEDED, released=OTHER_UID), 200, StartCleanup()),
+        (replace(SUCCEEDED, released=OTHER_CLAIM, mode=BLOCK), 200, StartCleanup()),
+        (FAILED, 209, DoNothing()),
+        (FAILED, 210, StartCleanup()),
+        (replace(FAILED, released=OTHER_CLAIM), 200, StartCleanup()),
     ],
 )
 def test_what_follows_from_the_cleaning(
-    cleaning: Cleaning | None, now: float, expected: Clean | Leave | Remove | CallOff
+    cleanup: Cleanup | None, now: float, expected: StartCleanup | DoNothing | DeleteVolume | AbortCleanup
 ) -> None:
-    assert decide(VOLUME, cleaning, now, RETRY) == expected
+    assert next_step(VOLUME, cleanup, now, RETRY) == expected
 
 
 @pytest.mark.parametrize(
-    ("volume", "why"),
+    ("volume", "reason"),
     [
         (replace(VOLUME, reclaim_policy="Retain"), "its reclaim policy is Retain"),
         (replace(VOLUME, reclaim_policy="Recycle"), "its reclaim policy is Recycle"),
         (replace(VOLUME, phase="Bound"), "it is Bound"),
         (replace(VOLUME, phase="Available", claim_uid=""), "it is Available"),
         (replace(VOLUME, claim_uid="claim-2"), "it was given to another claim"),
-        (replace(VOLUME, claim_uid=""), "its claim was taken off it"),
-        (replace(VOLUME, uid="uid-2"), "its PersistentVolume was made anew"),
+        (replace(VOLUME, claim_uid=""), "its claim reference was removed"),
+        (replace(VOLUME, uid="uid-2"), "its PersistentVolume was recreated"),
     ],
 )
-def test_a_cleaning_that_must_not_go_on_is_called_off(volume: StaticVolume, why: str) -> None:
-    assert decide(volume, RUNNING, 1e9, RETRY) == CallOff(RUNNING, why)
+def test_a_cleaning_that_must_not_go_on_is_called_off(volume: StaticVolume, reason: str) -> None:
+    assert next_step(volume, RUNNING, 1e9, RETRY) == AbortCleanup(RUNNING, reason)
 
 
 def test_one_that_is_deleted_while_it_is_cleaned_is_cleaned_to_the_end() -> None:
-    assert decide(replace(VOLUME, deleting=True), RUNNING, 1e9, RETRY) == Leave()
+    assert next_step(replace(VOLUME, deleting=True), RUNNING, 1e9, RETRY) == DoNothing()
 
 
-GOING = replace(VOLUME, deleting=True, held=True)
+GOING = replace(VOLUME, deleting=True, has_finalizer=True)
 
 
 @pytest.mark.parametrize(
     ("volume", "expected"),
     [
-        (GOING, Clean),
-        (replace(GOING, phase="Available", claim_uid=""), LetGo),
-        (replace(GOING, phase="Pending", claim_uid=""), LetGo),
-        (replace(GOING, phase="Available"), Leave),
-        (replace(GOING, phase="Bound"), Leave),
-        (replace(GOING, reclaim_policy="Retain"), Refuse),
-        (replace(GOING, phase="Failed"), Refuse),
-        (replace(GOING, held=False), Leave),
-        (replace(GOING, held=False, phase="Available", claim_uid=""), Leave),
+        (GOING, StartCleanup),
+        (replace(GOING, phase="Available", claim_uid=""), RemoveFinalizer),
+        (replace(GOING, phase="Pending", claim_uid=""), RemoveFinalizer),
+        (replace(GOING, phase="Available"), DoNothing),
+        (replace(GOING, phase="Bound"), DoNothing),
+        (replace(GOING, reclaim_policy="Retain"), Warn),
+        (replace(GOING, phase="Failed"), Warn),
+        (replace(GOING, has_finalizer=False), DoNothing),
+        (replace(GOING, has_finalizer=False, phase="Available", claim_uid=""), DoNothing),
     ],
 )
 def test_what_becomes_of_one_that_was_deleted_by_hand(volume: StaticVolume, expected: type) -> None:
-    decided = decide(volume, None, 0, RETRY)
+    decided = next_step(volume, None, 0, RETRY)
     assert type(decided) is expected
-    assert not isinstance(decided, Refuse) or decided.reason == HELD
+    assert not isinstance(decided, Warn) or decided.reason == DELETED_WITH_DATA
 
 
 def test_one_that_was_deleted_by_hand_goes_when_it_is_clean() -> None:
-    assert decide(GOING, SUCCEEDED, 200, RETRY) == Remove(SUCCEEDED)
+    assert next_step(GOING, SUCCEEDED, 200, RETRY) == DeleteVolume(SUCCEEDED)

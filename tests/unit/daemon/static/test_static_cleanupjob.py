@@ -8,23 +8,23 @@ from typing import Any
 import pytest
 
 from daemon.static import cleanupjob
-from daemon.static.cleanup import Place
+from daemon.static.cleanupprocess import CleanupTarget
 from daemon.static.configuration import BLOCK, ClassConfiguration, Configuration
-from daemon.static.reclaim import Release, State
+from daemon.static.reclaim import CleanupState, ReleasedVolume
 
 Json = dict[str, Any]
 
-RELEASE = Release("local-pv-1", "uid-1", "claim-1")
-PLACE = Place(Path("/mnt/disks/one"), Path("/dev/sdb"), BLOCK)
+RELEASE = ReleasedVolume("local-pv-1", "uid-1", "claim-1")
+PLACE = CleanupTarget(Path("/mnt/disks/one"), Path("/dev/sdb"), BLOCK)
 CLASS = ClassConfiguration("fast", "/mnt/disks", Path("/mnt/disks"), block_cleaner=("/scripts/shred.sh", "2"))
 TOLERATIONS = ({"key": "storage", "operator": "Exists"},)
 
 
-def made(settings: ClassConfiguration = CLASS, **keys: Any) -> Json:
+def made(class_config: ClassConfiguration = CLASS, **keys: Any) -> Json:
     return cleanupjob.job_manifest(
         RELEASE,
         PLACE,
-        settings,
+        class_config,
         Configuration(job_tolerations=TOLERATIONS, cleaning_timeout=7200, **keys),
         node="node-1",
         hostname="host-1",
@@ -94,13 +94,13 @@ def test_the_whole_manifest() -> None:
 
 
 def test_disks_offered_out_of_dev_itself_are_mounted_once() -> None:
-    settings = ClassConfiguration("fast", "/dev", Path("/dev"))
-    pod = made(settings)["spec"]["template"]["spec"]
+    class_config = ClassConfiguration("fast", "/dev", Path("/dev"))
+    pod = made(class_config)["spec"]["template"]["spec"]
     assert [mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]] == ["/dev"]
     assert [volume["name"] for volume in pod["volumes"]] == [pod["containers"][0]["volumeMounts"][0]["name"]]
 
 
-def read(status: Json, **metadata: Any) -> cleanupjob.CleaningJob:
+def read(status: Json, **metadata: Any) -> cleanupjob.CleanupJob:
     body = made()
     body["metadata"] |= {"uid": "job-uid", **metadata}
     found = cleanupjob.read_job({**body, "status": status}, "node-1")
@@ -114,17 +114,17 @@ FAILED = {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", 
 @pytest.mark.parametrize(
     ("status", "state", "words"),
     [
-        ({}, State.RUNNING, ""),
-        ({"succeeded": 0, "active": 1}, State.RUNNING, ""),
-        ({"failed": 3, "active": 1}, State.RUNNING, ""),
-        ({"conditions": [{**FAILED, "status": "False"}]}, State.RUNNING, ""),
-        ({"succeeded": 1}, State.SUCCEEDED, ""),
-        ({"failed": 7, "conditions": [FAILED]}, State.FAILED, "BackoffLimitExceeded: it failed too often"),
+        ({}, CleanupState.RUNNING, ""),
+        ({"succeeded": 0, "active": 1}, CleanupState.RUNNING, ""),
+        ({"failed": 3, "active": 1}, CleanupState.RUNNING, ""),
+        ({"conditions": [{**FAILED, "status": "False"}]}, CleanupState.RUNNING, ""),
+        ({"succeeded": 1}, CleanupState.SUCCEEDED, ""),
+        ({"failed": 7, "conditions": [FAILED]}, CleanupState.FAILED, "BackoffLimitExceeded: it failed too often"),
     ],
 )
-def test_states(status: Json, state: State, words: str) -> None:
+def test_states(status: Json, state: CleanupState, words: str) -> None:
     found = read(status)
-    assert (found.state, found.words) == (state, words)
+    assert (found.state, found.reason) == (state, words)
 
 
 def test_the_job_of_another_node_says_nothing_of_ours() -> None:
@@ -141,13 +141,13 @@ def test_the_job_of_another_node_says_nothing_of_ours() -> None:
 
 def test_what_is_written_is_read() -> None:
     found = read({})
-    assert (found.release, found.command, found.deleting) == (RELEASE, "/scripts/shred.sh", False)
-    assert found.began == datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC).timestamp()
+    assert (found.released, found.command, found.deleting) == (RELEASE, "/scripts/shred.sh", False)
+    assert found.started == datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC).timestamp()
     assert read({}, deletionTimestamp="2026-03-04T06:00:00Z").deleting
 
 
 def test_a_start_time_that_is_none_is_now() -> None:
-    assert abs(read({}, annotations={"start-time": "yesterday"}).began - time.time()) < 60
+    assert abs(read({}, annotations={"start-time": "yesterday"}).started - time.time()) < 60
 
 
 def test_jobs_of_others_are_none_of_ours() -> None:

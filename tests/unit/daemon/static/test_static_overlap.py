@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.static.diskidentity import overlap, same_disk
+from daemon.static.diskidentity import mounts_overlap, same_disk
 from host.mounttable import Mount
 
 DISK = Path("/sys/devices/pci0/nvme/nvme0n1")
@@ -36,8 +36,8 @@ def mount(root: str, device: str = "259:1") -> Mount:
     [("/", "/", True), ("/", "/a", True), ("/a", "/a/b", True), ("/a", "/ab", False), ("/a", "/b", False)],
 )
 def test_folders_of_one_filesystem(one: str, other: str, expected: bool) -> None:
-    assert overlap(mount(one), mount(other)) == overlap(mount(other), mount(one)) == expected
+    assert mounts_overlap(mount(one), mount(other)) == mounts_overlap(mount(other), mount(one)) == expected
 
 
 def test_folders_of_two_filesystems() -> None:
-    assert not overlap(mount("/"), mount("/", "259:2"))
+    assert not mounts_overlap(mount("/"), mount("/", "259:2"))

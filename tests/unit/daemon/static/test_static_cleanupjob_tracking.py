@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from daemon.static import cleanup
-from daemon.static.cleanup import Place, container_path
+from daemon.static import cleanupprocess
+from daemon.static.cleanupprocess import CleanupTarget, container_path
 from daemon.static.configuration import BLOCK, FILESYSTEM, ClassConfiguration
 from daemon.static.metrics import ProcessCounts
 from daemon.static.volume import StaticVolume
 from kube.backoff import Backoff
 from kube.client import JOBS, VOLUMES, Forbidden, Unreachable
 from tests.unit.daemon.nodecluster import HOSTNAME, NAMESPACE, NODE
-from tests.unit.daemon.static.deletionstage import GONE, HOST_DIR, IMAGE, Stage, configured, stage
+from tests.unit.daemon.static.deleterstage import GONE, HOST_DIR, IMAGE, Stage, configured, stage
 
 ONE = f"{HOST_DIR}/one"
 JOB = "cleanup-pv"
@@ -24,11 +24,11 @@ FAILED = {"failed": 7, "conditions": [{"type": "Failed", "status": "True", "reas
 
 @pytest.fixture
 async def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stage]:
-    def locate(volume: StaticVolume, settings: ClassConfiguration, _neighbours: object) -> Place:
-        path = container_path(settings, volume.path)
-        return Place(path, path, volume.mode)
+    def find_target(volume: StaticVolume, class_config: ClassConfiguration, _neighbours: object) -> CleanupTarget:
+        path = container_path(class_config, volume.path)
+        return CleanupTarget(path, path, volume.mode)
 
-    monkeypatch.setattr(cleanup, "locate", locate)
+    monkeypatch.setattr(cleanupprocess, "find_target", find_target)
     async with stage(tmp_path) as node:
         yield node
 
@@ -60,7 +60,7 @@ async def test_a_block_volume_is_cleaned_by_a_job(node: Stage) -> None:
     assert HOSTNAME != NODE
     assert pod["nodeSelector"] == {"kubernetes.io/hostname": HOSTNAME}
     assert pod["containers"][0]["image"] == IMAGE
-    assert node.deleter.cleaning("pv")
+    assert node.deleter.is_cleaning("pv")
     assert node.deleter.counts() == ProcessCounts(running=1, succeeded=0, failed=0)
     await node.pass_over(BY_JOB)
     assert await node.phase("pv") == "Released"
@@ -69,7 +69,7 @@ async def test_a_block_volume_is_cleaned_by_a_job(node: Stage) -> None:
     assert await node.phase("pv") == GONE
     await pods_are_gone(node)
     await node.pass_over(BY_JOB)
-    assert not node.deleter.cleaning("pv")
+    assert not node.deleter.is_cleaning("pv")
     assert node.deleter.counts() == ProcessCounts(running=0, succeeded=1, failed=0)
     assert node.metric("persistentvolume_delete_total", mode=BLOCK, type="job") == 1
     labels = {"mode": BLOCK, "type": "job", "capacity": "500G", "cleanup_command": "/scripts/shred.sh"}
@@ -110,16 +110,16 @@ async def test_a_job_that_somebody_deleted(node: Stage) -> None:
     assert await node.job(JOB) is None
     await node.pass_over(BY_JOB)
     ((_, _, message),) = await node.told()
-    assert "somebody deleted Job cleanup-pv before it ended" in message
+    assert "Job cleanup-pv was deleted before it finished" in message
     assert await node.job(JOB) is None
 
 
 async def test_the_next_daemon_finds_the_job_that_runs(node: Stage) -> None:
     job = await begun(node)
     node = node.restarted()
-    assert node.deleter.cleaning("pv"), "nothing is known yet"
+    assert node.deleter.is_cleaning("pv"), "nothing is known yet"
     await node.pass_over(BY_JOB)
-    assert node.deleter.cleaning("pv")
+    assert node.deleter.is_cleaning("pv")
     now = await node.job(JOB)
     assert now
     assert now["metadata"]["uid"] == job["metadata"]["uid"]
@@ -142,10 +142,10 @@ async def test_jobs_that_run_are_seen_also_after_they_were_switched_off(node: St
     await node.cluster.delete(VOLUMES, "pv")
     node = node.restarted()
     await node.pass_over(IN_PROCESS)
-    assert node.deleter.cleaning("pv")
+    assert node.deleter.is_cleaning("pv")
     await node.end_job(JOB, SUCCEEDED)
     await node.pass_over(IN_PROCESS)
-    assert not node.deleter.cleaning("pv")
+    assert not node.deleter.is_cleaning("pv")
     await pods_are_gone(node)
 
 
@@ -255,7 +255,7 @@ async def test_rights_on_jobs_are_needed_only_with_jobs(
     monkeypatch.setattr(node.cluster, "list", forbid)
     for _ in range(3):
         await node.pass_over(BY_JOB if wanted else IN_PROCESS)
-    assert node.deleter.cleaning("any") == wanted, "what is not known may be running"
+    assert node.deleter.is_cleaning("any") == wanted, "what is not known may be running"
     assert len(asked) == (3 if wanted else 1)
     assert ("no rights on jobs" in caplog.text) == wanted
 
@@ -272,7 +272,7 @@ async def test_without_an_image_for_jobs_nobody_asks_for_any(node: Stage, monkey
     restarted = node.restarted(image="")
     await restarted.pass_over(IN_PROCESS)
     assert JOBS not in asked
-    assert not restarted.deleter.cleaning("any")
+    assert not restarted.deleter.is_cleaning("any")
 
 
 @pytest.mark.parametrize("phase", ["Released", "Bound"])
@@ -284,10 +284,10 @@ async def test_a_job_is_called_off(node: Stage, phase: str) -> None:
     await node.cluster.patch(VOLUMES, "pv", {"status": {"phase": phase}}, subresource="status")
     for _ in range(2):
         await node.pass_over(BY_JOB)
-    assert node.deleter.cleaning("pv"), "its pod may write until it is gone"
+    assert node.deleter.is_cleaning("pv"), "its pod may write until it is gone"
     await node.end_job(JOB, SUCCEEDED)
     await node.pass_over(BY_JOB)
-    assert node.deleter.cleaning("pv"), "what it says now counts for nothing"
+    assert node.deleter.is_cleaning("pv"), "what it says now counts for nothing"
     await pods_are_gone(node)
     assert ("pv", "VolumeCleaningCalledOff") in [told[:2] for told in await node.told()]
     await node.pass_over(IN_PROCESS)
@@ -302,4 +302,4 @@ async def test_the_next_daemon_calls_off_the_job_that_runs(node: Stage) -> None:
     await node.pass_over(BY_JOB)
     await pods_are_gone(node)
     await node.pass_over(BY_JOB)
-    assert not node.deleter.cleaning("pv")
+    assert not node.deleter.is_cleaning("pv")

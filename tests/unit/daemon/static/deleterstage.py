@@ -39,7 +39,7 @@ class Stage:
     deleter: Deleter
     registry: CollectorRegistry
     cache: list[StaticVolume]
-    wakes: list[None] = field(default_factory=list)
+    triggers: list[None] = field(default_factory=list)
 
     async def pass_over(self, configuration: Configuration) -> None:
         bodies = await self.cluster.list(VOLUMES)
@@ -61,7 +61,7 @@ class Stage:
         mode: str = "Filesystem",
         storage_class: str = CLASS,
         claim: str = "claim-1",
-        held: bool = False,
+        has_finalizer: bool = False,
     ) -> Json:
         """`held`: with our finalizer."""
         body: Json = {
@@ -91,7 +91,7 @@ class Stage:
         created = await self.cluster.create(VOLUMES, body)
         # As it is when no claim uses it any more.
         await self.cluster.patch(
-            VOLUMES, name, {"metadata": {"finalizers": [names.STATIC_FINALIZER] if held else None}}
+            VOLUMES, name, {"metadata": {"finalizers": [names.STATIC_FINALIZER] if has_finalizer else None}}
         )
         await self.cluster.patch(VOLUMES, name, {"status": {"phase": phase}}, subresource="status")
         return created
@@ -129,7 +129,7 @@ class Stage:
 
 
 def stage_of(cluster: Cluster, node: Json, events: Recorder, *, retry: Backoff = AT_ONCE, image: str = IMAGE) -> Stage:
-    registry, cache, wakes = CollectorRegistry(), list[StaticVolume](), list[None]()
+    registry, cache, triggers = CollectorRegistry(), list[StaticVolume](), list[None]()
     metrics = StaticMetrics(registry)
     deleter = Deleter(
         cluster,
@@ -137,13 +137,13 @@ def stage_of(cluster: Cluster, node: Json, events: Recorder, *, retry: Backoff =
         read_node(node),
         events,
         metrics,
-        lambda: wakes.append(None),
+        lambda: triggers.append(None),
         namespace=NAMESPACE,
         job_image=image,
         retry=retry,
     )
-    metrics.watch(lambda: cache, deleter.counts, dict)
-    return Stage(cluster, node, events, deleter, registry, cache, wakes)
+    metrics.collect_from(lambda: cache, deleter.counts, dict)
+    return Stage(cluster, node, events, deleter, registry, cache, triggers)
 
 
 @contextlib.asynccontextmanager
@@ -156,5 +156,7 @@ def configured(
     mount_dir: Path, *, cleaner: tuple[str, ...] = ("true",), folder_cleaner: tuple[str, ...] = (), **keys: Any
 ) -> Configuration:
     """One class, whose folder is HOST_DIR on the node and `mount_dir` here."""
-    settings = ClassConfiguration(CLASS, HOST_DIR, mount_dir, block_cleaner=cleaner, filesystem_cleaner=folder_cleaner)
-    return Configuration(classes={CLASS: settings}, **keys)
+    class_config = ClassConfiguration(
+        CLASS, HOST_DIR, mount_dir, block_cleaner=cleaner, filesystem_cleaner=folder_cleaner
+    )
+    return Configuration(classes={CLASS: class_config}, **keys)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from daemon.static.configwatcher import INVALID, RELOADED, Reloader
+from daemon.static.configwatcher import INVALID, RELOADED, ConfigWatcher
 from daemon.static.metrics import StaticMetrics
 from kube.client import EVENTS, Cluster
 from kube.events import Recorder
@@ -22,18 +22,18 @@ class Reloading:
         self.folder = folder
         self.registry = CollectorRegistry()
         self.events = Recorder(cluster, "test")
-        self.wakes = 0
+        self.triggers = 0
         metrics = StaticMetrics(self.registry)
         node = ObjectReference("Node", "v1", "", NODE, "uid")
-        self.reloader = Reloader(folder, node, self.events, metrics, self._wake)
+        self.watcher = ConfigWatcher(folder, node, self.events, metrics, self._trigger)
 
-    def _wake(self) -> None:
-        self.wakes += 1
+    def _trigger(self) -> None:
+        self.triggers += 1
 
     async def look(self, **files: str) -> None:
         for name, content in files.items():
             (self.folder / name).write_text(content)
-        await self.reloader.look()
+        await self.watcher.reload()
 
     async def told(self, reason: str) -> list[str]:
         await self.events.flush()
@@ -54,23 +54,23 @@ async def reloading(tmp_path: Path) -> AsyncIterator[Reloading]:
 
 async def test_a_change_is_taken_whole_and_what_is_gone_is_gone(reloading: Reloading) -> None:
     await reloading.look(storageClassMap="a: {hostDir: /a, mountDir: /a}", labelsForPV="team: db", useAlphaAPI="true")
-    first = reloading.reloader.current
+    first = reloading.watcher.current
     assert first
     assert (set(first.classes), first.labels, first.use_alpha_api) == ({"a"}, {"team": "db"}, True)
     (reloading.folder / "labelsForPV").unlink()
     (reloading.folder / "useAlphaAPI").unlink()
     await reloading.look(storageClassMap="b: {hostDir: /b, mountDir: /b}")
-    second = reloading.reloader.current
+    second = reloading.watcher.current
     assert second
     assert (set(second.classes), second.labels, second.use_alpha_api) == ({"b"}, {}, False)
-    assert reloading.wakes == 2
+    assert reloading.triggers == 2
     assert len(await reloading.told(RELOADED)) == 1
 
 
 async def test_nothing_changed_is_no_news(reloading: Reloading) -> None:
     await reloading.look(useAlphaAPI="true")
     await reloading.look(useAlphaAPI="yes")
-    assert reloading.wakes == 1
+    assert reloading.triggers == 1
     assert await reloading.told(RELOADED) == []
 
 
@@ -78,32 +78,32 @@ async def test_a_wrong_one_keeps_the_last_good_one_and_says_so(
     reloading: Reloading, caplog: pytest.LogCaptureFixture
 ) -> None:
     await reloading.look(useAlphaAPI="true")
-    good = reloading.reloader.current
+    good = reloading.watcher.current
     for _ in range(3):
         await reloading.look(useAlphaAPI="maybe")
-    assert reloading.reloader.current is good
+    assert reloading.watcher.current is good
     words = f"{reloading.folder}/useAlphaAPI is 'maybe': allowed is true or false"
-    assert reloading.reloader.problem == words
-    assert await reloading.told(INVALID) == [f"{words} (the last good configuration stays)"]
+    assert reloading.watcher.problem == words
+    assert await reloading.told(INVALID) == [f"{words} (the last valid configuration stays)"]
     assert caplog.text.count(words) == 1
     assert reloading.failed == 1
-    assert reloading.wakes == 1
+    assert reloading.triggers == 1
     await reloading.look(useAlphaAPI="true")
-    assert reloading.reloader.problem == ""
+    assert reloading.watcher.problem == ""
 
 
 async def test_a_wrong_one_at_the_start_names_file_key_and_what_is_allowed(reloading: Reloading) -> None:
     await reloading.look(storageClassMap="a: {hostDir: /a, mountDir: /a, volumeMode: disk}")
-    assert reloading.reloader.current is None
-    assert reloading.reloader.problem == (
+    assert reloading.watcher.current is None
+    assert reloading.watcher.problem == (
         f"{reloading.folder}/storageClassMap.a.volumeMode: unsupported volume mode disk: allowed is Filesystem or Block"
     )
     await reloading.look(storageClassMap="a: {hostDir: /a, mountDir: /a}")
-    assert reloading.reloader.current
-    assert reloading.wakes == 1
+    assert reloading.watcher.current
+    assert reloading.triggers == 1
 
 
 async def test_unknown_keys_are_told_once(reloading: Reloading, caplog: pytest.LogCaptureFixture) -> None:
     await reloading.look(useAlfaAPI="true")
     await reloading.look()
-    assert caplog.text.count("useAlfaAPI is not a key that has a meaning here") == 1
+    assert caplog.text.count("useAlfaAPI is not a known key") == 1

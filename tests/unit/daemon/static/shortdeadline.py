@@ -8,7 +8,7 @@ from host.diskthreads import DiskThreads, Seen
 _SOON, _NEVER = 0.1, 60.0
 
 
-class Impatient(DiskThreads):
+class ShortDeadline(DiskThreads):
     """Gives up soon on the places that hang. On a machine that is busy one that is well may take as long, and is waited
     for."""
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from daemon.static.configuration import keep_apart
+from daemon.static.configuration import refuse_reserved_folders
 from daemon.static.discovery import CLASS_FAILED
-from tests.node.staticvolumes import configured, discovery, mount, settings
+from tests.node.staticvolumes import class_config, configured, discovery, mount
 from tests.unit.daemon.nodecluster import NODE
 
 
@@ -12,13 +12,13 @@ async def test_our_mounts_are_not_offered_and_other_classes_go_on(tmp_path: Path
     staging, disks = tmp_path / "staging", tmp_path / "disks"
     mount(staging / "pvc-1")
     mount(disks / "one")
-    both = configured(settings(staging, "slow"), settings(disks))
-    refusing = keep_apart(both, [("STAGING_DIR", staging)])
+    both = configured(class_config(staging, "slow"), class_config(disks))
+    refusing = refuse_reserved_folders(both, [("STAGING_DIR", staging)])
     async with discovery(tmp_path / "api") as node:
         for _ in range(2):
             (error,) = await node.look(refusing)
             assert error.startswith(
-                f"class slow: mountDir {staging} is the folder where the daemon works (STAGING_DIR "
+                f"class slow: mountDir {staging} is the folder that the daemon uses itself (STAGING_DIR "
             )
         assert (await node.volumes()).keys() == {"/host/disks/one"}
         assert await node.told() == [(NODE, CLASS_FAILED, error)], "told once"

@@ -1,0 +1,189 @@
+"""Cleanup of one released volume in this process: the last check before anything is destroyed, then the cleaner.
+
+A PersistentVolume is an object that others can write. Its path is accepted only if it names a direct child of its
+class's folder, and what is there is judged by what it is, not by what the object says. A folder must have a filesystem
+mounted on it: an unmounted volume leaves an empty folder, which would count as clean at once, and the old data would
+come back with the next mount. Nothing is cleaned that another volume shows too, or that somebody on the node still has
+mounted or open: a container that outlived its pod would write into the next user's volume.
+
+Folders too are cleaned by a program (cleaners/folder.py), for the same reason as devices: a program that hangs on a
+broken disk can be killed, and takes nothing of the daemon with it.
+"""
+
+import asyncio
+import errno
+import logging
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from daemon.static import cleaners
+from daemon.static.configuration import BLOCK, FILESYSTEM, ClassConfiguration
+from daemon.static.diskidentity import mounts_overlap, same_disk
+from daemon.static.volume import StaticVolume
+from host import mounttable, usage
+from host.command import CommandError, CommandFailed, CommandTimedOut, run
+
+log = logging.getLogger(__name__)
+
+
+class CleanupRefused(Exception):
+    """The volume must not be cleaned now: says why and what to do. `mode` is empty if it is unknown."""
+
+    def __init__(self, message: str, mode: str = "") -> None:
+        super().__init__(message)
+        self.mode = mode
+
+
+class CleanupFailed(Exception):
+    """The volume is not clean: says why."""
+
+
+@dataclass(frozen=True)
+class CleanupTarget:
+    path: Path
+    """In this container: mountDir and the entry."""
+    real_path: Path
+    """What was checked and is to be cleaned: the device itself if the path is a link to it, so that a link that is
+    changed meanwhile has no effect."""
+    mode: str
+    """Of what is there. A PersistentVolume of mode Filesystem may have a raw device, which the kubelet formats."""
+
+
+def container_path(class_config: ClassConfiguration, path: str) -> Path:
+    """The path of a PersistentVolume in this container. Raises CleanupRefused unless it is literally a direct child of
+    the class's folder: a comparison of prefixes would take /mnt/disks2 for /mnt/disks."""
+    folder, _, entry = path.rpartition("/")
+    if folder != class_config.host_dir or entry in ("", ".", "..") or "\0" in entry:
+        raise CleanupRefused(
+            f"path {path} is not directly in {class_config.host_dir}, the folder of class {class_config.name}: "
+            "nothing was touched; see who made this PersistentVolume, and delete it by hand"
+        )
+    return class_config.mount_dir / entry
+
+
+def container_paths(volumes: Iterable[StaticVolume], classes: Mapping[str, ClassConfiguration]) -> dict[str, Path]:
+    """Paths of volumes in this container, by name. Invalid paths are left out."""
+    paths = {}
+    for volume in volumes:
+        if class_config := classes.get(volume.storage_class):
+            with suppress(CleanupRefused):
+                paths[volume.name] = container_path(class_config, volume.path)
+    return paths
+
+
+def find_target(
+    volume: StaticVolume, class_config: ClassConfiguration, other_paths: Mapping[str, Path]
+) -> CleanupTarget:
+    """The target of a volume that may be cleaned now. `other_paths`: paths of the other PersistentVolumes of this node,
+    by name. Blocking. Raises CleanupRefused."""
+    path = container_path(class_config, volume.path)
+    mode = _mode(path, volume)
+    if mode == FILESYSTEM:
+        _check_mount(path, other_paths)
+        return CleanupTarget(path, path, mode)
+    device = Path(os.path.realpath(path))
+    _check_device(device, other_paths)
+    return CleanupTarget(path, device, mode)
+
+
+def _mode(path: Path, volume: StaticVolume) -> str:
+    try:
+        kind = path.stat().st_mode
+    except FileNotFoundError:
+        raise CleanupRefused(
+            f"path {path} is gone: restore the disk or link, or delete the PersistentVolume if it is gone for good"
+        ) from None
+    except OSError as error:
+        raise CleanupRefused(f"path {path} can't be examined: {error.strerror}") from None
+    if stat.S_ISBLK(kind):
+        return BLOCK
+    if not stat.S_ISDIR(kind):
+        raise CleanupRefused(f"path {path} is neither a folder nor a block device: put back what was there")
+    if path.is_symlink():
+        raise CleanupRefused(f"path {path} is a link to a folder, and links are not followed: mount the volume there")
+    if volume.mode == BLOCK:
+        raise CleanupRefused(f"path {path} is a folder, and the volume is a block device: restore the device")
+    return FILESYSTEM
+
+
+def _check_device(device: Path, other_paths: Mapping[str, Path]) -> None:
+    status = device.stat()
+    if not stat.S_ISBLK(status.st_mode):
+        raise CleanupRefused(f"{device} was a block device a moment ago: see who changes the link to it")
+    for name, path in other_paths.items():
+        try:
+            other = path.stat()
+        except OSError:
+            continue  # a missing device shares nothing
+        if stat.S_ISBLK(other.st_mode) and same_disk(_sysfs(other.st_rdev), _sysfs(status.st_rdev)):
+            conflict = f"is the same disk as PersistentVolume {name}, at {path}: remove one of the two entries"
+            raise CleanupRefused(f"device {device} {conflict}", BLOCK)
+    try:
+        # With O_EXCL the kernel refuses a device that a filesystem, device-mapper, LVM or md has claimed.
+        os.close(os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            reason = "is in use: unmount it and remove what is built on it (lsblk shows both), it is cleaned then"
+            raise CleanupRefused(f"device {device} {reason}", BLOCK) from None
+        raise CleanupRefused(f"device {device} can't be opened: {error.strerror}", BLOCK) from None
+
+
+def _sysfs(number: int) -> Path:
+    return Path(os.path.realpath(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}"))
+
+
+def _check_mount(path: Path, other_paths: Mapping[str, Path]) -> None:
+    # The mount table has no symbolic links in its paths, mountDir may have.
+    table = {mount.path: mount for mount in mounttable.read()}
+    mount = table.get(os.path.realpath(path))
+    if mount is None:
+        raise CleanupRefused(f"path {path} is not a mount point: mount the volume, it is cleaned then", FILESYSTEM)
+    for name, other_path in other_paths.items():
+        other = table.get(os.path.realpath(other_path))
+        if other and mounts_overlap(mount, other):
+            conflict = f"has the same files as PersistentVolume {name}, at {other_path}: unmount one of the two"
+            raise CleanupRefused(f"path {path} {conflict}", FILESYSTEM)
+    try:
+        user = next(usage.folder_users(mount), None)
+    except OSError as error:
+        raise CleanupRefused(f"path {path} may be in use, its users can't be determined: {error}", FILESYSTEM) from None
+    if user:
+        raise CleanupRefused(f"path {path} is in use, {user}: end that use, it is cleaned then", FILESYSTEM)
+
+
+def command(mode: str, class_config: ClassConfiguration) -> tuple[str, ...]:
+    """As configured, or the default."""
+    return class_config.block_cleaner if mode == BLOCK else class_config.filesystem_cleaner or cleaners.FOLDER_CLEAN
+
+
+async def clean(volume: str, target: CleanupTarget, class_config: ClassConfiguration, deadline: float) -> None:
+    """At most `deadline` seconds. Raises CleanupFailed."""
+    argv = cleaners.bundled(command(target.mode, class_config))
+    variable = cleaners.BLOCK_DEVICE if target.mode == BLOCK else cleaners.FOLDER
+    try:
+        if target.mode == BLOCK:
+            # Kept open, so that the kernel can't reuse the name of a disk that is unplugged.
+            descriptor = await asyncio.to_thread(os.open, target.real_path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                await _run(volume, argv, {variable: str(target.real_path)}, deadline)
+            finally:
+                os.close(descriptor)
+        else:
+            await _run(volume, argv, {variable: str(target.real_path)}, deadline)
+    except CommandTimedOut as error:
+        raise CleanupFailed(f"{error}: raise cleaningTimeout if it needs longer") from None
+    except CommandFailed as error:
+        failed = error.completed
+        raise CleanupFailed(f"{failed.command_line} failed with exit code {failed.exit_code}: {failed.words}") from None
+    except (CommandError, OSError) as error:
+        raise CleanupFailed(f"{argv[0]} can't be run: {error}") from None
+
+
+async def _run(volume: str, argv: tuple[str, ...], environment: Mapping[str, str], deadline: float) -> None:
+    completed = await run(*argv, deadline=deadline, env=environment)
+    for line in (completed.stdout + completed.stderr).splitlines():
+        log.info("cleaning %s: %s", volume, line)
