@@ -94,7 +94,7 @@ async def _adopt(named: list[str], heir: Heir | None, yes: bool, manifest: bool,
             found = await _find(here, connected)
             plans = adoption.chosen(await _plans(found, heir, named), named)
         if unknown := set(named) - {plan.volume for plan in plans}:
-            hidden = "".join(f"; {each.reason}" for each in found.inventory.unseen)
+            hidden = "".join(f"; {each.reason}" for each in found.inventory.unavailable)
             raise Stop(
                 f"nothing is to be adopted under the name {', '.join(sorted(unknown))}: `elastic-local volumes` lists "
                 f"what this node has{hidden}"

@@ -20,7 +20,7 @@ from contract.parameters import RAID1, ParameterError, VolumeParameters
 from contract.volume import RELEASED, RETAIN, PersistentVolume, Pin
 from daemon.cluster.nodevolumes import reclaim_policy
 from daemon.storage.inventory import Volume
-from daemon.storage.record import Record, State
+from daemon.storage.record import Record, VolumeState
 from kube.records import Node
 
 Json = dict[str, Any]
@@ -84,7 +84,7 @@ def of_untagged(found: Untagged, volumes: Mapping[str, PersistentVolume], node: 
         return refuse("nothing was ever written to it: delete its claim, a new one gets a new volume")
     if found.signature != pv.filesystem or found.signature not in FILESYSTEMS:
         return refuse(f"it holds {found.signature}, and its PersistentVolume says {pv.filesystem}")
-    record = Record(pv.name, pv.uid, reclaim_policy(pv), pv.filesystem, State.READY, cluster=cluster)
+    record = Record(pv.name, pv.uid, reclaim_policy(pv), pv.filesystem, VolumeState.READY, cluster=cluster)
     return Plan(
         found.name,
         found.size,
@@ -115,7 +115,7 @@ def of_recorded(
     def refuse(why: str) -> Plan:
         return Plan(volume.pv, volume.size, REFUSE, why)
 
-    if volume.record.state is not State.READY:
+    if volume.record.state is not VolumeState.READY:
         return None
     if theirs and pv is not None and not named:
         why = f"{whose}: if nothing there uses it any more, `elastic-local adopt {volume.pv} --yes` takes it over"

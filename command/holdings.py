@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 from contract import names
 from contract.volume import RELEASED, PersistentVolume
-from daemon.storage.inventory import Health, Inventory, Volume
-from daemon.storage.record import State
+from daemon.storage.inventory import Inventory, Volume, VolumeHealth
+from daemon.storage.record import VolumeState
 from kube.records import Node, Pod
 
 READY, FORMATTING, FOREIGN, DAMAGED = "ready", "formatting", "foreign", "damaged"
@@ -78,13 +78,13 @@ def of_node(
         Row(found.pv, "", node, SNAPSHOT, found.size, pool=found.pool, remark=_snapshot_remark(found))
         for found in inventory.snapshots
     ]
-    rows += [Row("-", "", node, UNSEEN, 0, pool=hidden.pool, remark=hidden.reason) for hidden in inventory.unseen]
+    rows += [Row("-", "", node, UNSEEN, 0, pool=hidden.pool, remark=hidden.reason) for hidden in inventory.unavailable]
     return sorted(rows, key=lambda row: row.volume)
 
 
 def _remark(volume: Volume) -> str:
-    complaint = "" if volume.health is Health.OK else volume.health.value
-    if volume.record.state is not State.ERASING:
+    complaint = "" if volume.health is VolumeHealth.OK else volume.health.value
+    if volume.record.state is not VolumeState.ERASING:
         return complaint
     return f"{100 * volume.record.erased // max(volume.size, 1)}% of its data is gone {complaint}".rstrip()
 

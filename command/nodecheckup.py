@@ -114,7 +114,7 @@ async def storage(here: Settings) -> list[Finding]:
     except (VolumeError, CommandError) as error:
         return [wrong("storage", str(error), "see the log of this node's daemon")]
     absent = lacking(inventory, here.classes)
-    hidden = {each.pool for each in inventory.unseen}
+    hidden = {each.pool for each in inventory.unavailable}
     judged = wrong if len(absent) == len(here.classes) else unknown
     found = []
     for name, each in here.classes.items():
@@ -132,7 +132,7 @@ async def storage(here: Settings) -> list[Finding]:
             found.append(ok(check, f"{each.pool} with {count} volumes"))
     found += [
         wrong(f"storage: all of {each.pool}", each.reason, "as it says, then elastic-local doctor again")
-        for each in inventory.unseen
+        for each in inventory.unavailable
         if each.reason not in absent.values()
     ]
     found += [wrong("storage", words, commands_in(words)) for words in noticed(inventory, here.classes)]

@@ -15,8 +15,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from daemon.storage.deviceclasses import DeviceClass
-from daemon.storage.inventory import Health, Inventory
-from daemon.storage.record import State
+from daemon.storage.inventory import Inventory, VolumeHealth
+from daemon.storage.record import VolumeState
 from host.command import Completed
 
 ORPHAN, FOREIGN, DAMAGED, SNAPSHOT = "orphan", "foreign", "damaged", "snapshot"
@@ -29,7 +29,7 @@ class Metrics:
         self,
         inventory: Callable[[], Inventory],
         persistent_volumes: Callable[[], Collection[str] | None],
-        unhealthy: Callable[[], Mapping[str, Health]],
+        unhealthy: Callable[[], Mapping[str, VolumeHealth]],
         classes: Mapping[str, DeviceClass],
     ) -> None:
         """`persistent_volumes` are the UIDs of those tied to this node, None while they are not known;
@@ -100,7 +100,7 @@ class _NodeFigures(Collector):
         self,
         inventory: Callable[[], Inventory],
         persistent_volumes: Callable[[], Collection[str] | None],
-        unhealthy: Callable[[], Mapping[str, Health]],
+        unhealthy: Callable[[], Mapping[str, VolumeHealth]],
         classes: Mapping[str, DeviceClass],
     ) -> None:
         self._inventory = inventory
@@ -143,7 +143,7 @@ def pool_figures(inventory: Inventory) -> Iterator[Metric]:
 
 def volume_figures(inventory: Inventory, persistent_volumes: Collection[str] | None) -> Iterator[Metric]:
     """Each volume counts in one state. An orphan has no PersistentVolume: kept under policy Retain, or left behind."""
-    count = dict.fromkeys((*(state.value for state in State), ORPHAN, FOREIGN, DAMAGED, SNAPSHOT), 0)
+    count = dict.fromkeys((*(state.value for state in VolumeState), ORPHAN, FOREIGN, DAMAGED, SNAPSHOT), 0)
     for volume in inventory.volumes:
         orphan = persistent_volumes is not None and volume.record.uid not in persistent_volumes
         count[ORPHAN if orphan else volume.record.state.value] += 1
@@ -162,7 +162,7 @@ def volume_figures(inventory: Inventory, persistent_volumes: Collection[str] | N
     yield states
 
 
-def health_figures(unhealthy: Mapping[str, Health]) -> Metric:
+def health_figures(unhealthy: Mapping[str, VolumeHealth]) -> Metric:
     figures = GaugeMetricFamily(
         "elastic_local_unhealthy_volumes",
         "Volumes on this node whose storage complains, by what ails them, such as raid-degraded for a mirror that lost "
@@ -170,8 +170,8 @@ def health_figures(unhealthy: Mapping[str, Health]) -> Metric:
         labels=["state"],
     )
     count = Counter(unhealthy.values())
-    for state in Health:
-        if state is not Health.OK:
+    for state in VolumeHealth:
+        if state is not VolumeHealth.OK:
             figures.add_metric([state.value], count[state])
     return figures
 

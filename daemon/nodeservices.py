@@ -26,7 +26,7 @@ from daemon.kubelet.callouts import NodeContext
 from daemon.settings import Settings
 from daemon.static.controller import StaticVolumeController, static_volume_controller
 from daemon.storage.backend import Backend
-from daemon.storage.inventory import Health
+from daemon.storage.inventory import VolumeHealth
 from daemon.storage.volumes import Volumes
 from kube.client import NODES, Cluster
 from kube.errors import ApiError
@@ -50,7 +50,7 @@ class Services(Protocol):
     """What the first half needs of the second."""
 
     @property
-    def unhealthy(self) -> Mapping[str, Health]:
+    def unhealthy(self) -> Mapping[str, VolumeHealth]:
         """The volumes that are not well, by name."""
         ...
 
@@ -94,7 +94,7 @@ class Services(Protocol):
 class NodeUnknown:
     """See Services. `reason`: why static volumes, too, wait."""
 
-    unhealthy: Mapping[str, Health] = {}
+    unhealthy: Mapping[str, VolumeHealth] = {}
 
     def __init__(self) -> None:
         self.reason = ""
@@ -211,7 +211,7 @@ class NodeServices:
                 raise NodeChanged(f"node {self._node.name} was registered anew: starting over")
 
     @property
-    def unhealthy(self) -> Mapping[str, Health]:
+    def unhealthy(self) -> Mapping[str, VolumeHealth]:
         return self._health.unhealthy
 
     def persistent_volumes(self) -> Collection[PersistentVolume]:

@@ -24,8 +24,8 @@ from daemon.errors import PoolMissing, VolumeError
 from daemon.storage.backend import Backend, SnapshotStorage
 from daemon.storage.deviceclasses import LOOP, LVM, DeviceClass, reserve_of
 from daemon.storage.erase import Reuse
-from daemon.storage.inventory import Damaged, Filesystem, Inventory, Pool, Unseen, Volume
-from daemon.storage.record import Record, Wanted
+from daemon.storage.inventory import DamagedVolume, Inventory, Pool, SharedFilesystem, UnavailablePool, Volume
+from daemon.storage.record import Record, VolumeSpec
 from daemon.storage.thinpools import Enlargement
 from lvm import Lvm
 
@@ -73,23 +73,23 @@ class ClassesBackend:
 
     async def inspect(self) -> Inventory:
         found = await self._of_each([member.inspect() for member in self._distinct])
-        unseen = [
-            Unseen(pool, str(failure))
+        unavailable = [
+            UnavailablePool(pool, str(failure))
             for member, failure in zip(self._distinct, found, strict=True)
             if isinstance(failure, VolumeError)
             for pool in self._pools_of(member)
         ]
-        merged = self._merged([inventory for inventory in found if isinstance(inventory, Inventory)], unseen)
+        merged = self._merged([inventory for inventory in found if isinstance(inventory, Inventory)], unavailable)
         self._shown = {pool.name for pool in merged.pools}
         return merged
 
-    async def create(self, wanted: Wanted) -> Volume:
-        return await self._maker(wanted).create(wanted)
+    async def create(self, spec: VolumeSpec) -> Volume:
+        return await self._maker(spec).create(spec)
 
-    async def snapshot(self, wanted: Wanted, source: Volume) -> Volume | None:
+    async def snapshot(self, spec: VolumeSpec, source: Volume) -> Volume | None:
         """Folders say themselves that they can't be copied, also when the copy would be on a device."""
-        maker, holder = self._maker(wanted), self._holder(source.pool)
-        return await (maker if holder.on_device(source) else holder).snapshot(wanted, source)
+        maker, holder = self._maker(spec), self._holder(source.pool)
+        return await (maker if holder.on_device(source) else holder).snapshot(spec, source)
 
     def snapshots(self, pool: str) -> SnapshotStorage | None:
         return self._holder(pool).snapshots(pool)
@@ -115,11 +115,11 @@ class ClassesBackend:
     async def remove(self, volume: Volume) -> None:
         await self._holder(volume.pool).remove(volume)
 
-    def _maker(self, wanted: Wanted) -> Backend:
-        if member := self._members.get(wanted.parameters.device_class):
+    def _maker(self, spec: VolumeSpec) -> Backend:
+        if member := self._members.get(spec.parameters.device_class):
             return member
         raise PoolMissing(
-            f"volume {wanted.pv} needs device class {wanted.parameters.device_class}, which is not configured on "
+            f"volume {spec.pv} needs device class {spec.parameters.device_class}, which is not configured on "
             f"this node, where there are {' '.join(sorted(self._classes))}: ask its administrator to add it to "
             "DEVICE_CLASSES_FILE"
         )
@@ -148,11 +148,11 @@ class ClassesBackend:
             log.warning("a part of this node's storage can't be used: %s", failure)
         return answers
 
-    def _merged(self, found: list[Inventory], unseen: list[Unseen]) -> Inventory:
+    def _merged(self, found: list[Inventory], unavailable: list[UnavailablePool]) -> Inventory:
         volumes = [volume for each in found for volume in each.volumes]
         count = Counter(volume.pv for volume in volumes)
         damaged = [
-            Damaged(volume.pv, volume.pool, "another device class has a volume with the same record")
+            DamagedVolume(volume.pv, volume.pool, "another device class has a volume with the same record")
             for volume in volumes
             if count[volume.pv] > 1
         ]
@@ -162,7 +162,7 @@ class ClassesBackend:
             [foreign for each in found for foreign in each.foreign],
             [*(one for each in found for one in each.damaged), *damaged],
             [snapshot for each in found for snapshot in each.snapshots],
-            [*unseen, *(one for each in found for one in each.unseen)],
+            [*unavailable, *(one for each in found for one in each.unavailable)],
         )
 
 
@@ -181,12 +181,12 @@ def joined(pools: Collection[Pool]) -> list[Pool]:
     ]
 
 
-def _whole(pools: Collection[Pool]) -> Filesystem:
+def _whole(pools: Collection[Pool]) -> SharedFilesystem:
     parts = [pool.filesystem for pool in pools if pool.filesystem]
     images = [part for part in parts if part.written is not None]
     written = sum(part.written or 0 for part in images)
     unwritten = min((part.allocatable - (part.written or 0) for part in images), default=None)
-    return Filesystem(
+    return SharedFilesystem(
         parts[0].identity,
         tuple(sorted(pool.name for pool in pools)),
         allocatable=min(part.allocatable for part in parts) if unwritten is None else unwritten + written,

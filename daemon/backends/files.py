@@ -19,9 +19,8 @@ from daemon.backends.recordfiles import RecordFiles, Remembered, told
 from daemon.errors import Foreign, NoSpace, NotAuthorized, NotFound
 from daemon.storage.backend import Backend, no_thin_pools
 from daemon.storage.erase import Reuse
-from daemon.storage.inventory import Damaged, Filesystem, Inventory, Pool, Volume
-from daemon.storage.inventory import Foreign as ForeignVolume
-from daemon.storage.record import Record, State, Wanted, differences
+from daemon.storage.inventory import DamagedVolume, ForeignVolume, Inventory, Pool, SharedFilesystem, Volume
+from daemon.storage.record import Record, VolumeSpec, VolumeState, differences
 from daemon.storage.thinpools import Enlargement
 from host import mounttable
 
@@ -62,10 +61,10 @@ class FilesBackend(Backend):
         with told():
             return await asyncio.to_thread(self._inspect)
 
-    async def create(self, wanted: Wanted) -> Volume:
+    async def create(self, spec: VolumeSpec) -> Volume:
         async with self._allocating:
             with told():
-                return await asyncio.to_thread(self._create, wanted)
+                return await asyncio.to_thread(self._create, spec)
 
     def snapshots(self, pool: str) -> None:
         return None
@@ -106,7 +105,7 @@ class FilesBackend(Backend):
         and what of that is written: see daemon.storage.inventory.Filesystem."""
 
     @abstractmethod
-    def _make(self, wanted: Wanted, size: int) -> Volume:
+    def _make(self, spec: VolumeSpec, size: int) -> Volume:
         """Writes the record, then makes the data, of `size` bytes. Goes on from wherever the same call was cut off."""
 
     @abstractmethod
@@ -129,14 +128,14 @@ class FilesBackend(Backend):
         # Not by glob, which shows a folder that can't be read as an empty one.
         found = sorted(path for path in self._folder.iterdir() if path.name.endswith(self.SUFFIX))
         present = {path.name.removesuffix(self.SUFFIX): path for path in found}
-        volumes, damaged = [], [Damaged(pv, self._pool, reason) for pv, reason in unreadable.items()]
+        volumes, damaged = [], [DamagedVolume(pv, self._pool, reason) for pv, reason in unreadable.items()]
         for pv, entry in remembered.items():
             if pv in present:
                 volumes.append(Volume(entry.record, self._size(present[pv], entry.size), self._pool))
-            elif entry.record.state is State.FORMATTING:
+            elif entry.record.state is VolumeState.FORMATTING:
                 volumes.append(Volume(entry.record, entry.size, self._pool))
             else:
-                damaged.append(Damaged(pv, self._pool, f"its data is gone: there is no {self._data(pv)}"))
+                damaged.append(DamagedVolume(pv, self._pool, f"its data is gone: there is no {self._data(pv)}"))
         foreign = [
             ForeignVolume(present[name].name, self._pool, self._size(present[name], 0))
             for name in sorted(present.keys() - remembered.keys() - unreadable.keys())
@@ -147,17 +146,17 @@ class FilesBackend(Backend):
         pool = Pool(self._pool, size, size - ours, ours, self.BLOCK, filesystem=filesystem)
         return Inventory(volumes, [pool], foreign, damaged)
 
-    def _filesystem(self, present: Collection[Path], ours: int) -> Filesystem:
+    def _filesystem(self, present: Collection[Path], ours: int) -> SharedFilesystem:
         offered, written = self._offered(present)
-        return Filesystem(_identity(self._folder), (self._pool,), offered, ours, written=written)
+        return SharedFilesystem(_identity(self._folder), (self._pool,), offered, ours, written=written)
 
-    def _create(self, wanted: Wanted) -> Volume:
-        data = self._data(wanted.pv)
-        if self._records.claim(wanted) is None and os.path.lexists(data):
+    def _create(self, spec: VolumeSpec) -> Volume:
+        data = self._data(spec.pv)
+        if self._records.claim(spec) is None and os.path.lexists(data):
             raise Foreign(f"{data} exists and is not of elastic-local: ask the node's administrator to move it away")
-        size = self._whole_blocks(wanted.size)
-        self._check_room(wanted.pv, size)
-        return self._make(wanted, size)
+        size = self._whole_blocks(spec.size)
+        self._check_room(spec.pv, size)
+        return self._make(spec, size)
 
     def _reread(self, volume: Volume) -> Volume:
         remembered = self._records.present(volume.pv)

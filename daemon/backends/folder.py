@@ -18,7 +18,7 @@ from daemon.backends.recordfiles import Remembered
 from daemon.errors import InUse, NotCloned, NotFound
 from daemon.storage.deviceclasses import BINDMOUNT, FILE_POOLS
 from daemon.storage.inventory import Volume
-from daemon.storage.record import State, Wanted
+from daemon.storage.record import VolumeSpec, VolumeState
 from host import foldertree, mounttable
 
 
@@ -31,7 +31,7 @@ class FolderBackend(FilesBackend):
     def on_device(self, volume: Volume) -> bool:
         return False
 
-    async def snapshot(self, wanted: Wanted, source: Volume) -> Volume | None:
+    async def snapshot(self, spec: VolumeSpec, source: Volume) -> Volume | None:
         """Files that are written at the same time can't be copied as of one moment."""
         raise NotCloned(
             "this node keeps volumes in plain folders (BINDMOUNT), which can't be copied as of one moment: delete the "
@@ -55,13 +55,13 @@ class FolderBackend(FilesBackend):
         for_root_alone = figures.f_bfree - figures.f_bavail
         return (figures.f_blocks - for_root_alone) * figures.f_frsize, None
 
-    def _make(self, wanted: Wanted, size: int) -> Volume:
-        self._records.write(wanted.record(State.FORMATTING), size)
-        self._refuse_in_use(wanted.pv)
-        self._delete(wanted.pv)
-        self._data(wanted.pv).mkdir(mode=0o755)
+    def _make(self, spec: VolumeSpec, size: int) -> Volume:
+        self._records.write(spec.record(VolumeState.FORMATTING), size)
+        self._refuse_in_use(spec.pv)
+        self._delete(spec.pv)
+        self._data(spec.pv).mkdir(mode=0o755)
         self._records.flush()
-        ready = wanted.record(State.READY)
+        ready = spec.record(VolumeState.READY)
         self._records.write(ready, size)
         return Volume(ready, size, self._pool)
 

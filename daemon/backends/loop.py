@@ -14,7 +14,7 @@ from daemon.backends.recordfiles import Remembered
 from daemon.errors import BackendFailed, InUse, NotFound
 from daemon.storage.deviceclasses import FILE_POOLS, LOOP
 from daemon.storage.inventory import Volume
-from daemon.storage.record import State, Wanted
+from daemon.storage.record import VolumeSpec, VolumeState
 from host import loopdevice
 
 
@@ -29,7 +29,7 @@ class LoopBackend(FilesBackend):
     def on_device(self, volume: Volume) -> bool:
         return True
 
-    async def snapshot(self, wanted: Wanted, source: Volume) -> Volume | None:
+    async def snapshot(self, spec: VolumeSpec, source: Volume) -> Volume | None:
         """Never, also where files can share blocks: xfs writes to such files in whole blocks only, so from then on the
         kernel gives source and copy a loop device with sectors of 4096 bytes, and filesystems made for smaller ones
         can't be mounted any more (seen on Linux 6.18)."""
@@ -55,10 +55,10 @@ class LoopBackend(FilesBackend):
         written = sum(image.stat().st_blocks * 512 for image in present)
         return figures.f_bavail * figures.f_frsize + written, written
 
-    def _make(self, wanted: Wanted, size: int) -> Volume:
-        record = wanted.record(State.FORMATTING)
+    def _make(self, spec: VolumeSpec, size: int) -> Volume:
+        record = spec.record(VolumeState.FORMATTING)
         self._records.write(record)
-        return Volume(record, self._grow_image(wanted.pv, size), self._pool)
+        return Volume(record, self._grow_image(spec.pv, size), self._pool)
 
     def _enlarge(self, remembered: Remembered, size: int) -> int:
         pv = remembered.record.pv

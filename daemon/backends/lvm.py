@@ -23,7 +23,7 @@ from daemon.storage.backend import no_thin_pools
 from daemon.storage.deviceclasses import DeviceClass
 from daemon.storage.erase import Reuse
 from daemon.storage.inventory import Inventory, Pool, PoolName, Volume
-from daemon.storage.record import Record, State, Wanted, differences
+from daemon.storage.record import Record, VolumeSpec, VolumeState, differences
 from daemon.storage.thinpools import Enlargement
 from lvm import Lvm
 
@@ -79,7 +79,7 @@ class LvmBackend:
         """Takes back what LVM commands left that were killed, as they are with their container: what they suspended is
         still so, and who writes to it waits for ever."""
         for snapshot in (await self.inspect()).snapshots:
-            if snapshot.record.state is State.COPYING:
+            if snapshot.record.state is VolumeState.COPYING:
                 await self._snapshots.mend(snapshot)
         state = await self._report()
         for found in suspended(state, inventory(state, self._groups)):
@@ -115,67 +115,67 @@ class LvmBackend:
         self._extent_sizes = {group.name: group.extent_size for group in state.groups}
         return state
 
-    async def create(self, wanted: Wanted) -> Volume:
-        place = self._place(wanted.parameters)
-        with told(f"volume {wanted.pv}", str(place)):
-            record = wanted.record(State.FORMATTING)
+    async def create(self, spec: VolumeSpec) -> Volume:
+        place = self._place(spec.parameters)
+        with told(f"volume {spec.pv}", str(place)):
+            record = spec.record(VolumeState.FORMATTING)
             try:
                 try:
-                    await self._create(place, wanted, record)
+                    await self._create(place, spec, record)
                 except lvm.AlreadyExists:
-                    await self._clear_away(place, wanted)
-                    await self._create(place, wanted, record)
+                    await self._clear_away(place, spec)
+                    await self._create(place, spec, record)
             except lvm.NoSpace as error:
-                raise await self._no_space(wanted.pv, str(place), wanted.size, _legs(wanted.parameters)) from error
+                raise await self._no_space(spec.pv, str(place), spec.size, _legs(spec.parameters)) from error
         extent = self._extent_sizes.get(place.group)
         if extent is None:
-            return await self._found(wanted.pv, wanted.uid)
+            return await self._found(spec.pv, spec.uid)
         # As lvcreate rounds: whole extents, and as many of them on each stripe.
-        chunk = extent * wanted.parameters.stripes
-        size = -(-wanted.size // chunk) * chunk
-        return Volume(record, size, str(place), overhead=footprint(size, wanted.parameters, extent) - size)
+        chunk = extent * spec.parameters.stripes
+        size = -(-spec.size // chunk) * chunk
+        return Volume(record, size, str(place), overhead=footprint(size, spec.parameters, extent) - size)
 
-    async def snapshot(self, wanted: Wanted, source: Volume) -> Volume | None:
-        place = self._place(wanted.parameters)
+    async def snapshot(self, spec: VolumeSpec, source: Volume) -> Volume | None:
+        place = self._place(spec.parameters)
         if not place.thin_pool or source.pool != str(place):
             return None
         if await self.reuse(source) is not Reuse.CLEAN:
             return None
-        tags = wanted.record(State.FORMATTING).to_tags()
-        with told(f"volume {wanted.pv}", str(place)):
+        tags = spec.record(VolumeState.FORMATTING).to_tags()
+        with told(f"volume {spec.pv}", str(place)):
             try:
-                await self._lvm.create_thin_snapshot(place.group, source.pv, wanted.pv, tags)
+                await self._lvm.create_thin_snapshot(place.group, source.pv, spec.pv, tags)
             except lvm.AlreadyExists:
-                await self._clear_away(place, wanted)
-                await self._lvm.create_thin_snapshot(place.group, source.pv, wanted.pv, tags)
-        return await self.extend(await self._found(wanted.pv, wanted.uid), wanted.size)
+                await self._clear_away(place, spec)
+                await self._lvm.create_thin_snapshot(place.group, source.pv, spec.pv, tags)
+        return await self.extend(await self._found(spec.pv, spec.uid), spec.size)
 
     def snapshots(self, pool: str) -> LvmSnapshots:
         return self._snapshots
 
-    async def _create(self, place: PoolName, wanted: Wanted, record: Record) -> None:
+    async def _create(self, place: PoolName, spec: VolumeSpec, record: Record) -> None:
         tags = record.to_tags()
         if place.thin_pool:
-            await self._lvm.create_thin_volume(place.group, place.thin_pool, wanted.pv, wanted.size, tags)
+            await self._lvm.create_thin_volume(place.group, place.thin_pool, spec.pv, spec.size, tags)
         else:
             await self._lvm.create_volume(
                 place.group,
-                wanted.pv,
-                wanted.size,
+                spec.pv,
+                spec.size,
                 tags,
-                stripes=wanted.parameters.stripes,
-                raid=wanted.parameters.raid,
+                stripes=spec.parameters.stripes,
+                raid=spec.parameters.raid,
             )
 
-    async def _clear_away(self, place: PoolName, wanted: Wanted) -> None:
+    async def _clear_away(self, place: PoolName, spec: VolumeSpec) -> None:
         """Removes a volume whose making was cut off: an lvcreate that was killed may leave one that can't be used, a
         thin volume that its pool does not know or a mirror of which one leg is missing. Raises Foreign, Damaged."""
         found = await self.inspect()
-        _refuse_damaged(found, wanted.pv)
-        volume = found.volume(wanted.pv)
-        if volume is None or volume.record.uid != wanted.uid or volume.record.state is not State.FORMATTING:
+        _refuse_damaged(found, spec.pv)
+        volume = found.volume(spec.pv)
+        if volume is None or volume.record.uid != spec.uid or volume.record.state is not VolumeState.FORMATTING:
             raise Foreign(
-                f"the volume group {place.group} of this node has another volume named {wanted.pv}: "
+                f"the volume group {place.group} of this node has another volume named {spec.pv}: "
                 "ask the node's administrator whether it may go"
             )
         group = PoolName.of(volume.pool).group
@@ -190,8 +190,9 @@ class LvmBackend:
         _refuse_damaged(found, volume.pv)
         if found.pool(volume.pool) is None:
             raise PoolMissing(
-                f"{volume.pool}, where volume {volume.pv} is, can't be seen on this node ({found.blind(volume.pool)}), "
-                "or if it is lost for good, take the finalizer off the PersistentVolume"
+                f"{volume.pool}, where volume {volume.pv} is, can't be seen on this node "
+                f"({found.why_unavailable(volume.pool)}), or if it is lost for good, take the finalizer off the "
+                "PersistentVolume"
             )
         present = found.volume(volume.pv) or found.snapshot(volume.pv)
         if present is None or present.pool != volume.pool:

@@ -8,7 +8,17 @@ import lvm
 from contract import capacity
 from contract.parameters import RAID1, VolumeParameters
 from daemon.backends import lvmgroups
-from daemon.storage.inventory import Damaged, Foreign, Health, Inventory, Pool, PoolName, Thin, Unseen, Volume
+from daemon.storage.inventory import (
+    DamagedVolume,
+    ForeignVolume,
+    Inventory,
+    Pool,
+    PoolName,
+    ThinPoolUsage,
+    UnavailablePool,
+    Volume,
+    VolumeHealth,
+)
 from daemon.storage.record import DamagedRecord, from_tags
 from lvm import LogicalVolume, VolumeGroup
 
@@ -24,7 +34,7 @@ def inventory(state: lvm.State, groups: Collection[str]) -> Inventory:
     and in groups that have volumes of ours, but not of the node's own system."""
     volumes: list[Volume] = []
     snapshots: list[Volume] = []
-    damaged: list[Damaged] = []
+    damaged: list[DamagedVolume] = []
     strangers: list[LogicalVolume] = []
     usable = {found.name for found in state.groups} - _hidden(state).keys()
     for found in state.volumes:
@@ -33,32 +43,34 @@ def inventory(state: lvm.State, groups: Collection[str]) -> Inventory:
         try:
             record = from_tags(found.tags)
         except DamagedRecord as error:
-            damaged.append(Damaged(found.name, _pool_of(found), f"its tags say: {error}"))
+            damaged.append(DamagedVolume(found.name, _pool_of(found), f"its tags say: {error}"))
             continue
         if record is None:
             strangers.append(found)
         elif _LEG.fullmatch(found.name.removeprefix(record.pv)):
             continue
         elif record.pv != found.name:
-            damaged.append(Damaged(found.name, _pool_of(found), f"its tags say that it is {record.pv}: rename it back"))
+            damaged.append(
+                DamagedVolume(found.name, _pool_of(found), f"its tags say that it is {record.pv}: rename it back")
+            )
         else:
             kind = snapshots if record.snapshot_of else volumes
             kind.append(Volume(record, found.size, _pool_of(found), _health(state, found), _overhead(state, found)))
     count = Counter(volume.pv for volume in volumes)
     for volume in volumes:
         if count[volume.pv] > 1:
-            damaged.append(Damaged(volume.pv, volume.pool, "another group has a volume with the same record"))
+            damaged.append(DamagedVolume(volume.pv, volume.pool, "another group has a volume with the same record"))
     volumes = [volume for volume in volumes if count[volume.pv] == 1]
     ours = {(PoolName.of(volume.pool).group, volume.pv) for volume in (*volumes, *snapshots)}
     shown = {*groups} | {name for name, _ in ours}
-    foreign = [Foreign(found.name, _pool_of(found), found.size) for found in strangers if found.group in shown]
+    foreign = [ForeignVolume(found.name, _pool_of(found), found.size) for found in strangers if found.group in shown]
     pools = [
         pool
         for found in state.groups
         if found.name in usable
         for pool in (_group_pool(state, found, (*volumes, *snapshots)), *_thin_pools(state, found, ours))
     ]
-    return Inventory(volumes, pools, foreign, damaged, snapshots, list(_unseen(state)))
+    return Inventory(volumes, pools, foreign, damaged, snapshots, list(_unavailable(state)))
 
 
 def _hidden(state: lvm.State) -> dict[str, str]:
@@ -77,20 +89,22 @@ def _hidden(state: lvm.State) -> dict[str, str]:
     return hidden
 
 
-def _unseen(state: lvm.State) -> Iterator[Unseen]:
+def _unavailable(state: lvm.State) -> Iterator[UnavailablePool]:
     """Each device has a copy of its group's metadata, and one that was away may come back with volumes that the others
     know nothing of."""
     for name, reason in _hidden(state).items():
-        yield Unseen(name, reason)
+        yield UnavailablePool(name, reason)
     for found in state.groups:
         if found.missing_devices:
-            yield Unseen(
+            yield UnavailablePool(
                 found.name,
                 f"volume group {found.name} misses {found.missing_devices} of its devices: bring them back, or if they "
                 f"are gone for good `vgreduce --removemissing {found.name}`",
             )
         elif any(device.duplicates for device in state.devices_of(found.name)):
-            yield Unseen(found.name, lvmgroups.refusal(state, found))  # LVM read one copy, the other may be newer
+            yield UnavailablePool(
+                found.name, lvmgroups.refusal(state, found)
+            )  # LVM read one copy, the other may be newer
 
 
 def suspended(state: lvm.State, found: Inventory) -> list[LogicalVolume]:
@@ -108,22 +122,22 @@ def _pool_of(volume: LogicalVolume) -> str:
 
 
 _HEALTH = {
-    lvm.Health.OK: Health.OK,
-    lvm.Health.PARTIAL: Health.MISSING_DEVICE,
-    lvm.Health.REFRESH_NEEDED: Health.RAID_DEGRADED,
-    lvm.Health.MISMATCHES: Health.RAID_MISMATCH,
-    lvm.Health.FAILED: Health.THIN_POOL_FAILED,
-    lvm.Health.OUT_OF_DATA: Health.THIN_POOL_FULL,
-    lvm.Health.METADATA_READ_ONLY: Health.READ_ONLY,
-    lvm.Health.UNKNOWN: Health.UNKNOWN,
+    lvm.Health.OK: VolumeHealth.OK,
+    lvm.Health.PARTIAL: VolumeHealth.MISSING_DEVICE,
+    lvm.Health.REFRESH_NEEDED: VolumeHealth.RAID_DEGRADED,
+    lvm.Health.MISMATCHES: VolumeHealth.RAID_MISMATCH,
+    lvm.Health.FAILED: VolumeHealth.THIN_POOL_FAILED,
+    lvm.Health.OUT_OF_DATA: VolumeHealth.THIN_POOL_FULL,
+    lvm.Health.METADATA_READ_ONLY: VolumeHealth.READ_ONLY,
+    lvm.Health.UNKNOWN: VolumeHealth.UNKNOWN,
 }
 
 
-def _health(state: lvm.State, volume: LogicalVolume) -> Health:
+def _health(state: lvm.State, volume: LogicalVolume) -> VolumeHealth:
     """That of a thin volume is its pool's, unless it has a complaint of its own. A mirror of which a device is missing
     still has its data."""
     if "raid1" in volume.layout and volume.health is lvm.Health.PARTIAL:
-        return Health.RAID_DEGRADED
+        return VolumeHealth.RAID_DEGRADED
     pool = state.volume(volume.group, volume.pool) if volume.is_thin else None
     complaint = volume.health if volume.health is not lvm.Health.OK or pool is None else pool.health
     return _HEALTH[complaint]
@@ -161,7 +175,7 @@ def _thin_pools(state: lvm.State, group: VolumeGroup, ours: set[tuple[str, str]]
             free=pool.size - sum(member.size for member in members),
             ours=sum(member.size for member in members if (member.group, member.name) in ours),
             granularity=group.extent_size,
-            thin=Thin(pool.data_percent, pool.metadata_percent, pool.metadata_size),
+            thin=ThinPoolUsage(pool.data_percent, pool.metadata_percent, pool.metadata_size),
             blocked=lvmgroups.refusal(state, group),
             more_volumes=lvmgroups.room_for_volumes(group),
         )

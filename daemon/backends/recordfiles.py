@@ -20,7 +20,7 @@ from pathlib import Path
 
 from daemon.errors import BackendFailed, Damaged, Foreign, NotFound, PoolMissing
 from daemon.storage.inventory import Volume
-from daemon.storage.record import DamagedRecord, Record, State, Wanted, from_fields
+from daemon.storage.record import DamagedRecord, Record, VolumeSpec, VolumeState, from_fields
 from host import ownfolder
 from host.foldertree import NotEmptied
 
@@ -92,14 +92,14 @@ class RecordFiles:
                 f"{self._path(pv)}, or to remove it together with the data beside it"
             ) from error
 
-    def claim(self, wanted: Wanted) -> Remembered | None:
+    def claim(self, spec: VolumeSpec) -> Remembered | None:
         """What there is to go on from when the volume is made. Raises Foreign when another has its name, Damaged,
         PoolMissing."""
-        self._refuse_absent(wanted.pv)
-        before = self.read(wanted.pv)
-        if before and (before.record.uid != wanted.uid or before.record.state is not State.FORMATTING):
+        self._refuse_absent(spec.pv)
+        before = self.read(spec.pv)
+        if before and (before.record.uid != spec.uid or before.record.state is not VolumeState.FORMATTING):
             raise Foreign(
-                f"this node has another volume named {wanted.pv} (of uid {before.record.uid}, "
+                f"this node has another volume named {spec.pv} (of uid {before.record.uid}, "
                 f"{before.record.state.value}): ask the node's administrator whether it may go"
             )
         return before
@@ -228,8 +228,8 @@ class RecordFiles:
 
     def void(self, remembered: Remembered) -> None:
         """The first step of a removal: from now on what is left of the data counts for nothing."""
-        if remembered.record.state is not State.FORMATTING:
-            self.write(replace(remembered.record, state=State.FORMATTING), remembered.size)
+        if remembered.record.state is not VolumeState.FORMATTING:
+            self.write(replace(remembered.record, state=VolumeState.FORMATTING), remembered.size)
 
     def forget(self, pv: str) -> None:
         """The last step of a removal: without its record, data is foreign."""

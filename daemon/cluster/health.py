@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 
 from contract.volume import PersistentVolume
 from daemon.cluster.events import NodeEvents, reference
-from daemon.storage.inventory import Health, Inventory
+from daemon.storage.inventory import Inventory, VolumeHealth
 from daemon.storage.volumes import Volumes
 from kube.events import Recorder
 from service.logs import about
@@ -23,38 +23,47 @@ UNHEALTHY, HEALTHY = "VolumeUnhealthy", "VolumeHealthy"
 PERIOD = 10.0
 """Seconds between two checks of the mount table at most. A change of the storage is checked when it is noticed."""
 
-_REMEDIES: Mapping[Health, str] = {
-    Health.MISSING_DEVICE: "a disk under it is missing: bring the disk back, or restore the data elsewhere",
-    Health.READ_ONLY: "it can only be read, after an error of its storage: see the node's kernel log, save the data",
-    Health.RAID_DEGRADED: "its mirror lost a leg, the data is there once: replace the disk, then `lvconvert --repair`",
-    Health.RAID_MISMATCH: "the legs of its mirror differ: `lvchange --syncaction repair`",
-    Health.THIN_POOL_FAILED: "its thin pool was switched off by the kernel: `lvconvert --repair` the pool",
-    Health.THIN_POOL_FULL: "its thin pool is full and writes fail: extend the pool, or delete volumes",
-    Health.UNKNOWN: "LVM complains in a way that this version does not know: see `lvs -o +lv_health_status`",
+_REMEDIES: Mapping[VolumeHealth, str] = {
+    VolumeHealth.MISSING_DEVICE: "a disk under it is missing: bring the disk back, or restore the data elsewhere",
+    VolumeHealth.READ_ONLY: (
+        "it can only be read, after an error of its storage: see the node's kernel log, save the data"
+    ),
+    VolumeHealth.RAID_DEGRADED: (
+        "its mirror lost a leg, the data is there once: replace the disk, then `lvconvert --repair`"
+    ),
+    VolumeHealth.RAID_MISMATCH: "the legs of its mirror differ: `lvchange --syncaction repair`",
+    VolumeHealth.THIN_POOL_FAILED: "its thin pool was switched off by the kernel: `lvconvert --repair` the pool",
+    VolumeHealth.THIN_POOL_FULL: "its thin pool is full and writes fail: extend the pool, or delete volumes",
+    VolumeHealth.UNKNOWN: "LVM complains in a way that this version does not know: see `lvs -o +lv_health_status`",
 }
 
 
 def diagnose(
     inventory: Inventory, persistent_volumes: Collection[PersistentVolume], read_only: Collection[str]
-) -> dict[str, Health]:
+) -> dict[str, VolumeHealth]:
     """The volumes that are not well, by name. `read_only` are those whose filesystem the kernel made so."""
-    found: dict[str, Health] = {
-        volume.pv: volume.health for volume in inventory.volumes if volume.health is not Health.OK
+    found: dict[str, VolumeHealth] = {
+        volume.pv: volume.health for volume in inventory.volumes if volume.health is not VolumeHealth.OK
     }
     for name in read_only:
-        found.setdefault(name, Health.READ_ONLY)
+        found.setdefault(name, VolumeHealth.READ_ONLY)
     for pv in persistent_volumes:
         volume = inventory.volume(pv.name)
-        if volume is None and pv.pool and (pv.made or inventory.pool(pv.pool) is None) and inventory.blind(pv.pool):
-            found[pv.name] = Health.MISSING_DEVICE
+        if (
+            volume is None
+            and pv.pool
+            and (pv.made or inventory.pool(pv.pool) is None)
+            and inventory.why_unavailable(pv.pool)
+        ):
+            found[pv.name] = VolumeHealth.MISSING_DEVICE
     return found
 
 
-def changes(before: Mapping[str, Health], now: Mapping[str, Health]) -> Iterator[tuple[str, Health]]:
+def changes(before: Mapping[str, VolumeHealth], now: Mapping[str, VolumeHealth]) -> Iterator[tuple[str, VolumeHealth]]:
     """The volumes whose health is another than before, and which."""
     for name in sorted({*before, *now}):
-        health = now.get(name, Health.OK)
-        if before.get(name, Health.OK) is not health:
+        health = now.get(name, VolumeHealth.OK)
+        if before.get(name, VolumeHealth.OK) is not health:
             yield name, health
 
 
@@ -74,7 +83,7 @@ class VolumeHealthMonitor:
         self._events = events
         self._node_events = node_events
         self._loop = PeriodicLoop(self.check, lambda: min(period, PERIOD))
-        self.unhealthy: Mapping[str, Health] = {}
+        self.unhealthy: Mapping[str, VolumeHealth] = {}
 
     def trigger(self) -> None:
         """The storage changed."""
@@ -93,7 +102,7 @@ class VolumeHealthMonitor:
         for name, health in changes(self.unhealthy, now):
             pv = known.get(name)
             with about(volume=name, claim=str(pv.claim or "") if pv else ""):
-                if health is not Health.OK:
+                if health is not VolumeHealth.OK:
                     message = f"volume {name} is {health.value}: {_REMEDIES[health]}"
                     log.warning("%s", message)
                     self._node_events.warning(UNHEALTHY, message)

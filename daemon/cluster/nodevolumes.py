@@ -10,7 +10,7 @@ from contract import names
 from contract.parameters import ParameterError, VolumeParameters
 from contract.volume import DELETE, RETAIN, PersistentVolume
 from daemon.errors import VolumeError
-from daemon.storage.record import Wanted
+from daemon.storage.record import VolumeSpec
 from kube.informer import Informer
 from kube.records import Node
 
@@ -69,9 +69,9 @@ class WrongOptions(VolumeError):
     """flexVolume options that no daemon serves, whoever wrote them."""
 
 
-def volume_spec(pv: PersistentVolume) -> Wanted:
+def volume_spec(pv: PersistentVolume) -> VolumeSpec:
     """The volume that it asks for. Raises WrongOptions."""
-    return Wanted(pv.name, pv.uid, pv.promised, reclaim_policy(pv), checked_parameters(pv), pv.made, pv.original)
+    return VolumeSpec(pv.name, pv.uid, pv.promised, reclaim_policy(pv), checked_parameters(pv), pv.made, pv.original)
 
 
 def checked_parameters(pv: PersistentVolume) -> VolumeParameters:

@@ -18,7 +18,7 @@ from contract.volume import DELETE, PersistentVolume
 from daemon.errors import VolumeError, words
 from daemon.storage.deletionguard import OwnerLookup, RemovalReason
 from daemon.storage.inventory import Volume
-from daemon.storage.record import Record, State
+from daemon.storage.record import Record, VolumeState
 from daemon.storage.volumes import Volumes
 from kube.errors import ApiError
 from kube.events import ObjectReference, Recorder
@@ -49,7 +49,7 @@ def removable_after(record: Record, grace: float | None, *, namesake: str = "") 
     was begun under Delete left is not worth keeping. `namesake` is the uid of a PersistentVolume of its name."""
     if record.policy != DELETE or not record.cluster or namesake:
         return None
-    return 0.0 if record.state is State.ERASING else grace
+    return 0.0 if record.state is VolumeState.ERASING else grace
 
 
 def message(volume: Volume, grace: float | None, *, namesake: str = "") -> str:
@@ -64,7 +64,7 @@ def message(volume: Volume, grace: float | None, *, namesake: str = "") -> str:
             f"{lost}, and another one of its name (uid {namesake}): it is kept; if that one is to have its data, run "
             f"`elastic-local adopt {volume.pv} --yes` on the node, if not, remove it by hand"
         )
-    if kept is not None and volume.record.state is State.ERASING:
+    if kept is not None and volume.record.state is VolumeState.ERASING:
         return f"{lost}: its data was being erased, and that goes on"
     if kept is not None:
         return f"{lost}: as its policy is {DELETE}, it is removed in {kept:g} s, unless something still uses it"

@@ -20,7 +20,7 @@ from daemon.cluster.nodeassignment import is_recorded, record_made, remove_final
 from daemon.cluster.nodevolumes import NodeVolumes, parameters_of, reclaim_policy, volume_spec
 from daemon.errors import VolumeError, words
 from daemon.storage.inventory import Volume
-from daemon.storage.record import State
+from daemon.storage.record import VolumeState
 from daemon.storage.volumes import Volumes
 from kube.client import Cluster
 from kube.errors import ApiError, Conflict, NotFound, Unreachable
@@ -60,7 +60,7 @@ def plan(pv: PersistentVolume, volume: Volume | None, cluster: str) -> Action:
         return Action.RECLAIM if pv.reclaim_policy == DELETE else Action.RETAIN
     if volume is None:
         return Action.LEAVE if pv.phase in (RELEASED, FAILED) else Action.PREPARE
-    ready = volume.record.uid == pv.uid and volume.record.state is State.READY
+    ready = volume.record.uid == pv.uid and volume.record.state is VolumeState.READY
     recorded = is_recorded(pv, volume.size) and volume.record.policy == reclaim_policy(pv)
     has_cluster = bool(volume.record.cluster or not cluster)
     return Action.LEAVE if ready and recorded and has_cluster and volume.size >= pv.promised else Action.PREPARE

@@ -170,7 +170,7 @@ def missing(inventory: Inventory, device_class: DeviceClass) -> str:
     found = inventory.pool(device_class.pool)
     if found is not None:
         return found.blocked
-    hidden = {each.pool: each.reason for each in inventory.unseen}
+    hidden = {each.pool: each.reason for each in inventory.unavailable}
     if why := hidden.get(device_class.pool) or hidden.get(device_class.group):
         return why
     if device_class.kind != LVM:

@@ -22,7 +22,7 @@ from daemon.errors import NotGranted, Undecided
 from daemon.kubelet.authorization import Authorization, Authorizer
 from daemon.kubelet.calls import Expand, Mount, Unmount
 from daemon.kubelet.podfolder import PodFolder
-from daemon.storage.record import Wanted
+from daemon.storage.record import VolumeSpec
 from daemon.storage.staging import top
 from daemon.storage.volumes import Volumes
 from host import mounttable
@@ -112,7 +112,7 @@ class NodeCallouts:
                 "the kubelet tries again; the daemon's log says what is wrong"
             ) from None
 
-    async def _ensure_made(self, context: NodeContext, pv: PersistentVolume, spec: Wanted) -> None:
+    async def _ensure_made(self, context: NodeContext, pv: PersistentVolume, spec: VolumeSpec) -> None:
         """Its volume was made, and its PersistentVolume says so for ever: before the pod can write to it."""
         if pv.made:
             return

@@ -15,7 +15,7 @@ from contract.parameters import VolumeParameters
 from daemon.errors import BackendFailed
 from daemon.storage.erase import Reuse
 from daemon.storage.inventory import Inventory, Pool, Volume
-from daemon.storage.record import Record, Wanted
+from daemon.storage.record import Record, VolumeSpec
 from daemon.storage.thinpools import Enlargement
 
 
@@ -43,12 +43,12 @@ class Backend(Protocol):
         of its volumes nothing is known."""
         ...
 
-    async def create(self, wanted: Wanted) -> Volume:
+    async def create(self, spec: VolumeSpec) -> Volume:
         """The volume in state FORMATTING (READY where there is nothing to format). Goes on with a volume of the same
         name and uid in state FORMATTING; anything else of that name raises Foreign. Raises NoSpace, PoolMissing."""
         ...
 
-    async def snapshot(self, wanted: Wanted, source: Volume) -> Volume | None:
+    async def snapshot(self, spec: VolumeSpec, source: Volume) -> Volume | None:
         """Like `create`, but the volume holds what the source holds at one moment, which takes no longer for much than
         for little. It is as a power cut would leave it, or better. None where volumes can't share blocks, or where
         others could read its blocks once it is removed: then it is to be created and filled. Raises NotCloned where

@@ -27,7 +27,7 @@ from daemon.errors import NoSnapshot, NotCloned
 from daemon.storage.backend import Backend
 from daemon.storage.inventory import Volume
 from daemon.storage.ordering import Turn
-from daemon.storage.record import State, Wanted
+from daemon.storage.record import VolumeSpec, VolumeState
 from daemon.storage.room import Room
 from daemon.storage.snapshots import Snapshots
 from daemon.storage.staging import Staging
@@ -91,66 +91,66 @@ class Cloning:
             if thawed:
                 log.warning("%s was frozen and is thawed", path, extra={"volume": path.name})
 
-    def source(self, wanted: Wanted) -> Volume:
+    def source(self, spec: VolumeSpec) -> Volume:
         """The volume to be copied. Raises NotCloned."""
-        assert wanted.original
-        name = wanted.original.pv
-        if name == wanted.pv or not self._related(wanted.pv, name):
+        assert spec.original
+        name = spec.original.pv
+        if name == spec.pv or not self._related(spec.pv, name):
             raise NotCloned(
-                f"volume {wanted.pv} is to be a copy of {name}, which is not (any more) on this node for a claim of "
+                f"volume {spec.pv} is to be a copy of {name}, which is not (any more) on this node for a claim of "
                 "the same namespace: delete the claim and make it anew, from a source that is there"
             )
         found = self._stock.inventory.volume(name)
-        if found is None or found.record.uid != wanted.original.uid or found.record.state is not State.READY:
+        if found is None or found.record.uid != spec.original.uid or found.record.state is not VolumeState.READY:
             raise NotCloned(
-                f"volume {name}, which {wanted.pv} is to be a copy of, is not on this node (any more): bring it back, "
+                f"volume {name}, which {spec.pv} is to be a copy of, is not on this node (any more): bring it back, "
                 "or delete the claim and make it anew from another source"
             )
-        if found.record.filesystem != wanted.parameters.filesystem or found.record.filesystem not in CLONABLE:
+        if found.record.filesystem != spec.parameters.filesystem or found.record.filesystem not in CLONABLE:
             raise NotCloned(
-                f"volume {wanted.pv} with {wanted.parameters.filesystem} can't be a copy of {name} with "
+                f"volume {spec.pv} with {spec.parameters.filesystem} can't be a copy of {name} with "
                 f"{found.record.filesystem}: copies are made of {' and '.join(CLONABLE)}, and have the "
                 "same"
             )
         return found
 
-    async def copy(self, wanted: Wanted, begun: Volume | None) -> Volume:
+    async def copy(self, spec: VolumeSpec, begun: Volume | None) -> Volume:
         """A volume, not ready yet, that holds all that its source holds. It waits for the turn of its source, without a
         share of the disks, for which the source may be waiting in its turn. No circle of copies can wait for each
         other: a source is ready, and what is ready waits for nobody.
 
         `begun`: what an attempt that was cut off has left. If that is data, it is overwritten where it is: given back
         as it is, its space would show it to others."""
-        devicecopy.threads.refuse(_place(wanted.pv))  # before anything is frozen, or a snapshot made
-        source = self.source(wanted)
-        wanted = replace(wanted, size=max(wanted.size, source.size))
-        await asyncio.to_thread(self._staging.release, wanted.pv)  # an attempt that was cut off may have mounted it
-        if begun is None or begun.record.state is not State.COPYING:
-            shared = await self._turn("clone", source.pv, ("share", wanted), lambda: self._shared(wanted, begun))
+        devicecopy.threads.refuse(_place(spec.pv))  # before anything is frozen, or a snapshot made
+        source = self.source(spec)
+        spec = replace(spec, size=max(spec.size, source.size))
+        await asyncio.to_thread(self._staging.release, spec.pv)  # an attempt that was cut off may have mounted it
+        if begun is None or begun.record.state is not VolumeState.COPYING:
+            shared = await self._turn("clone", source.pv, ("share", spec), lambda: self._shared(spec, begun))
             if shared is not None:
                 return shared
         async with self._copying:
-            volume, snapshot = await self._turn("clone", source.pv, wanted, lambda: self._begun(wanted, begun))
+            volume, snapshot = await self._turn("clone", source.pv, spec, lambda: self._begun(spec, begun))
             if snapshot is not None:
                 await self._copied_from(snapshot, volume)
         return volume
 
-    async def _shared(self, wanted: Wanted, begun: Volume | None) -> Volume | None:
+    async def _shared(self, spec: VolumeSpec, begun: Volume | None) -> Volume | None:
         """The volume, if it can share the blocks of its source. As all that begins a copy, in its source's turn."""
-        async with self._disks, self._room.held(wanted, begun.size if begun else 0) as taken:
-            with self._stock.changing(wanted.pv):
-                volume = await self._backend.snapshot(wanted, self.source(wanted))
+        async with self._disks, self._room.held(spec, begun.size if begun else 0) as taken:
+            with self._stock.changing(spec.pv):
+                volume = await self._backend.snapshot(spec, self.source(spec))
                 if volume is not None:
                     self._stock.put(volume, taken)
         return volume
 
-    async def _begun(self, wanted: Wanted, begun: Volume | None) -> tuple[Volume, Volume | None]:
+    async def _begun(self, spec: VolumeSpec, begun: Volume | None) -> tuple[Volume, Volume | None]:
         """The volume, and the snapshot to be copied to it. Without one, it is copied."""
-        source = self.source(wanted)
+        source = self.source(spec)
         staged = await asyncio.to_thread(self._staging.mounted, source.pv)
         if staged:
             await asyncio.to_thread(freezing.flush, Path(staged.path))
-        async with self._room.held(wanted, begun.size if begun else 0) as taken:
+        async with self._room.held(spec, begun.size if begun else 0) as taken:
             try:
                 snapshot = await self._snapshots.take(source)
             except NoSnapshot as why:
@@ -158,12 +158,12 @@ class Cloning:
                     raise NotCloned(
                         f"volume {source.pv} is in use, and with {quantity.humane(source.size)} too large to be held "
                         f"still while it is copied; there can be no snapshot of it, because {why}: stop the pods that "
-                        f"use it until volume {wanted.pv} is made"
+                        f"use it until volume {spec.pv} is made"
                     ) from why
-                volume = await self._target(wanted, begun, taken)
+                volume = await self._target(spec, begun, taken)
             else:
                 try:
-                    return await self._target(wanted, begun, taken), snapshot
+                    return await self._target(spec, begun, taken), snapshot
                 except BaseException:
                     self._snapshots.leave(snapshot)
                     raise
@@ -180,15 +180,15 @@ class Cloning:
             else:
                 await _copied(origin, target, volume, _deadline(source.size))
 
-    async def _target(self, wanted: Wanted, begun: Volume | None, taken: int) -> Volume:
+    async def _target(self, spec: VolumeSpec, begun: Volume | None, taken: int) -> Volume:
         """The volume in state COPYING, whatever was begun."""
         async with self._disks:
-            with self._stock.changing(wanted.pv):
-                if begun is not None and begun.record.state is State.COPYING:
-                    volume = await self._backend.extend(begun, wanted.size)
+            with self._stock.changing(spec.pv):
+                if begun is not None and begun.record.state is VolumeState.COPYING:
+                    volume = await self._backend.extend(begun, spec.size)
                 else:
-                    volume = await self._backend.create(wanted)
-                    volume = await self._backend.rewrite(volume, wanted.record(State.COPYING))
+                    volume = await self._backend.create(spec)
+                    volume = await self._backend.rewrite(volume, spec.record(VolumeState.COPYING))
                 self._stock.put(volume, taken)
         return volume
 

@@ -14,7 +14,7 @@ from contract.volume import DELETE
 from daemon.errors import NotAuthorized
 from daemon.storage.backend import Backend
 from daemon.storage.inventory import Volume
-from daemon.storage.record import Record, State, Wanted, differences
+from daemon.storage.record import Record, VolumeSpec, VolumeState, differences
 
 
 @dataclass(frozen=True)
@@ -99,17 +99,17 @@ class DeletionGuard:
             raise NotAuthorized(f"snapshot {snapshot.pv} is not removed: its record changed meanwhile ({changed})")
         return found
 
-    async def check_format(self, wanted: Wanted, begun: Volume | None) -> None:
+    async def check_format(self, spec: VolumeSpec, begun: Volume | None) -> None:
         """Raises NotAuthorized unless the volume may be formatted. What an attempt that was cut off has left goes when
         the volume is made, if its PersistentVolume is still the one that is to have it. The backend compares the record
         that it finds."""
-        owner = await self._owner_lookup.owner(wanted.pv)
-        if owner is None or owner.uid != wanted.uid:
+        owner = await self._owner_lookup.owner(spec.pv)
+        if owner is None or owner.uid != spec.uid:
             raise NotAuthorized(
-                f"volume {wanted.pv} is not made: the API server has no PersistentVolume of its uid {wanted.uid} now"
+                f"volume {spec.pv} is not made: the API server has no PersistentVolume of its uid {spec.uid} now"
             )
-        if begun is not None and begun.record.state not in (State.FORMATTING, State.COPYING):
-            raise NotAuthorized(f"volume {wanted.pv} is not formatted: it is {begun.record.state.value}")
+        if begun is not None and begun.record.state not in (VolumeState.FORMATTING, VolumeState.COPYING):
+            raise NotAuthorized(f"volume {spec.pv} is not formatted: it is {begun.record.state.value}")
 
     async def wants_removal(self, volume: Volume) -> bool:
         """Whether its PersistentVolume says now that it is to be removed."""

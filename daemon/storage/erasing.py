@@ -28,9 +28,9 @@ from daemon.errors import ApiUnavailable, BackendFailed, InUse, NotAuthorized, V
 from daemon.storage.backend import Backend
 from daemon.storage.deletionguard import Precondition
 from daemon.storage.erase import Method, method, steps
-from daemon.storage.inventory import Health, Volume
+from daemon.storage.inventory import Volume, VolumeHealth
 from daemon.storage.ordering import Turns
-from daemon.storage.record import Record, State
+from daemon.storage.record import Record, VolumeState
 from daemon.storage.throttle import Throttle
 from host import erasure
 from host.command import CommandError
@@ -117,11 +117,11 @@ class Erasures:
         being seen to, for as long as `precondition` gives it. To be called when it is the volume's turn, with what
         `precondition` gave a moment ago. Raises VolumeError: why it failed the last time."""
         record = volume.record
-        if record.state is State.FORMATTING:  # nobody ever had it mounted
+        if record.state is VolumeState.FORMATTING:  # nobody ever had it mounted
             return True
         if volume.pv in self._running:
             return False
-        if record.state is State.ERASING and record.erased >= volume.size:
+        if record.state is VolumeState.ERASING and record.erased >= volume.size:
             return True
         if failure := self._failures.get(volume.pv):
             if self._clock() - failure.at < RETRY_SECONDS:
@@ -130,14 +130,14 @@ class Erasures:
         chosen = method(record.erase, await self._backend.reuse(volume))
         if chosen is None:
             return True
-        if volume.health is Health.MISSING_DEVICE:
+        if volume.health is VolumeHealth.MISSING_DEVICE:
             group = volume.pool.partition("/")[0]
             raise BackendFailed(
                 f"the data of volume {volume.pv} can't be erased, a disk that it lies on is missing: bring it back, or "
                 f"if it is gone for good remove the volume by hand on the node (lvremove {group}/{volume.pv})"
             )
-        if record.state is not State.ERASING:
-            volume = await self._rewrite(volume, replace(record, state=State.ERASING, erased=0))
+        if record.state is not VolumeState.ERASING:
+            volume = await self._rewrite(volume, replace(record, state=VolumeState.ERASING, erased=0))
         task = asyncio.create_task(self._run(volume, chosen, precondition), name=f"erase {volume.pv}")
         self._running[volume.pv] = task
         return False

@@ -14,7 +14,7 @@ from daemon.storage.record import Record
 from lvm.allocation import FreeExtents
 
 
-class Health(enum.Enum):
+class VolumeHealth(enum.Enum):
     """What the storage under a volume complains of. The values are what people and metrics read."""
 
     OK = "ok"
@@ -51,7 +51,7 @@ class Volume:
     """Bytes it really has; what it was promised where nothing limits it. 0 when its making stopped before it had
     any."""
     pool: str
-    health: Health = Health.OK
+    health: VolumeHealth = VolumeHealth.OK
     overhead: int = 0
     """Bytes that it takes of its pool beyond its size: the second leg of a mirror, and what mirrors note of
     themselves."""
@@ -62,7 +62,7 @@ class Volume:
 
 
 @dataclass(frozen=True)
-class Thin:
+class ThinPoolUsage:
     """How full a thin pool really is, in percent; None while it is not active. One with full metadata fails like one
     with full data."""
 
@@ -73,7 +73,7 @@ class Thin:
 
 
 @dataclass(frozen=True)
-class Filesystem:
+class SharedFilesystem:
     """Where the files or folders of a pool are, and of others perhaps. Sizes in bytes."""
 
     identity: str
@@ -102,7 +102,7 @@ class Pool:
     ours: int
     """What our volumes take of it: mirrors twice, sparse and thin volumes at their full size."""
     granularity: int
-    thin: Thin | None = None
+    thin: ThinPoolUsage | None = None
     reserve: int = 0
     """Kept back: no volume may take it."""
     blocked: str = ""
@@ -115,7 +115,7 @@ class Pool:
     """Bytes that we took since that look: from which of the devices, only the next one tells."""
     more_volumes: int | None = None
     """How many more it can note. None: any number."""
-    filesystem: Filesystem | None = None
+    filesystem: SharedFilesystem | None = None
     """Of files and folders: where they are, if other pools of this node are there too."""
 
     def allocatable(self, overprovision_ratio: float = 1.0) -> int:
@@ -151,7 +151,7 @@ class Pool:
 
 
 @dataclass(frozen=True)
-class Foreign:
+class ForeignVolume:
     """Something without our mark in a place where ours are kept, or with that of another cluster. Listed, never
     touched."""
 
@@ -163,7 +163,7 @@ class Foreign:
 
 
 @dataclass(frozen=True)
-class Damaged:
+class DamagedVolume:
     """Something with our mark that nobody but a person may touch, and why."""
 
     name: str
@@ -172,7 +172,7 @@ class Damaged:
 
 
 @dataclass(frozen=True)
-class Unseen:
+class UnavailablePool:
     """A place of which not everything can be seen now: what is not found there may come back."""
 
     pool: str
@@ -187,11 +187,11 @@ class Inventory:
 
     volumes: Collection[Volume] = ()
     pools: Collection[Pool] = ()
-    foreign: Collection[Foreign] = ()
-    damaged: Collection[Damaged] = ()
+    foreign: Collection[ForeignVolume] = ()
+    damaged: Collection[DamagedVolume] = ()
     snapshots: Collection[Volume] = ()
     """Ours, and no volumes of PersistentVolumes: they live while they are copied, and until their data is erased."""
-    unseen: Collection[Unseen] = ()
+    unavailable: Collection[UnavailablePool] = ()
 
     def volume(self, pv: str) -> Volume | None:
         return next((volume for volume in self.volumes if volume.pv == pv), None)
@@ -202,9 +202,9 @@ class Inventory:
     def pool(self, name: str) -> Pool | None:
         return next((pool for pool in self.pools if pool.name == name), None)
 
-    def blind(self, pool: str) -> str:
+    def why_unavailable(self, pool: str) -> str:
         """Why nobody can say of a volume that is not found that it is not in that pool. Empty: all of it was seen."""
-        for each in self.unseen:
+        for each in self.unavailable:
             if each.pool in (pool, pool.partition("/")[0]):
                 return each.reason
         return "" if self.pool(pool) else f"this node does not show {pool} now: bring its disks back"
@@ -226,6 +226,6 @@ def of_cluster(found: Inventory, cluster: str) -> Inventory:
         snapshots=[snapshot for snapshot in found.snapshots if ours(snapshot)],
         foreign=[
             *found.foreign,
-            *(Foreign(volume.pv, volume.pool, volume.size, volume.record.cluster) for volume in theirs),
+            *(ForeignVolume(volume.pv, volume.pool, volume.size, volume.record.cluster) for volume in theirs),
         ],
     )

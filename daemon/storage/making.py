@@ -13,7 +13,7 @@ from daemon.storage.cloning import Cloning
 from daemon.storage.deletionguard import DeletionGuard
 from daemon.storage.filesystems import Filesystems
 from daemon.storage.inventory import Volume
-from daemon.storage.record import State, Wanted
+from daemon.storage.record import VolumeSpec, VolumeState
 from daemon.storage.room import Room
 from daemon.storage.stock import Stock
 
@@ -40,61 +40,63 @@ class Making:
         self._guard = guard
         self._disks = disks
 
-    async def made(self, wanted: Wanted) -> Volume:
+    async def made(self, spec: VolumeSpec) -> Volume:
         """The volume, ready to be mounted, with what the PersistentVolume says of it now."""
-        volume = await self._stock.volume(wanted.pv)
-        if volume is None and wanted.made:
+        volume = await self._stock.volume(spec.pv)
+        if volume is None and spec.made:
             await self._stock.look()  # who says "lost" must have seen it
-            volume = self._stock.inventory.volume(wanted.pv)
+            volume = self._stock.inventory.volume(spec.pv)
         if volume is None:
-            self._stock.refuse_damaged(wanted.pv)
-            self._stock.refuse_foreign(wanted.pv)
-        elif volume.record.state is State.ERASING:
+            self._stock.refuse_damaged(spec.pv)
+            self._stock.refuse_foreign(spec.pv)
+        elif volume.record.state is VolumeState.ERASING:
             raise BeingErased(
-                f"volume {wanted.pv} is being erased, because its PersistentVolume was deleted: its data is gone, "
+                f"volume {spec.pv} is being erased, because its PersistentVolume was deleted: its data is gone, "
                 "make a new claim"
             )
-        elif volume.record.uid != wanted.uid:
+        elif volume.record.uid != spec.uid:
             raise Foreign(
-                f"this node holds a volume {wanted.pv} of an earlier PersistentVolume (uid {volume.record.uid}) and "
+                f"this node holds a volume {spec.pv} of an earlier PersistentVolume (uid {volume.record.uid}) and "
                 "does not show its data to another: use another name, or have the administrator remove the old volume, "
-                f"or hand it over with `elastic-local adopt {wanted.pv}`"
+                f"or hand it over with `elastic-local adopt {spec.pv}`"
             )
-        if volume is None or volume.record.state in (State.FORMATTING, State.COPYING):
-            if wanted.made:
-                if volume is None and (why := self._stock.inventory.blind(self._backend.pool_of(wanted.parameters))):
-                    raise PoolMissing(f"volume {wanted.pv} was made on this node and can't be seen now: {why}")
+        if volume is None or volume.record.state in (VolumeState.FORMATTING, VolumeState.COPYING):
+            if spec.made:
+                if volume is None and (
+                    why := self._stock.inventory.why_unavailable(self._backend.pool_of(spec.parameters))
+                ):
+                    raise PoolMissing(f"volume {spec.pv} was made on this node and can't be seen now: {why}")
                 raise Lost(
-                    f"volume {wanted.pv} was made on this node and is not there any more: bring back the disks that it "
+                    f"volume {spec.pv} was made on this node and is not there any more: bring back the disks that it "
                     "lies on; if they are gone for good, so is its data: delete the claim and make it anew"
                 )
-            if not wanted.cluster:
+            if not spec.cluster:
                 raise ClusterUnknown(
-                    f"volume {wanted.pv} is not made yet: this node's daemon could not read which cluster it belongs "
+                    f"volume {spec.pv} is not made yet: this node's daemon could not read which cluster it belongs "
                     "to, its /readyz says why; it is made as soon as that is known"
                 )
-            await self._guard.check_format(wanted, begun=volume)
-            if wanted.original is not None:
-                return await self._cloned(wanted, begun=volume)
+            await self._guard.check_format(spec, begun=volume)
+            if spec.original is not None:
+                return await self._cloned(spec, begun=volume)
             async with self._disks:
-                return await self._formatted(wanted, begun=volume)
-        said = replace(volume.record, policy=wanted.policy, cluster=volume.record.cluster or wanted.cluster)
+                return await self._formatted(spec, begun=volume)
+        said = replace(volume.record, policy=spec.policy, cluster=volume.record.cluster or spec.cluster)
         return volume if volume.record == said else await self._stock.rewrite(volume, said)
 
-    async def _formatted(self, wanted: Wanted, begun: Volume | None) -> Volume:
+    async def _formatted(self, spec: VolumeSpec, begun: Volume | None) -> Volume:
         """A new volume, or one whose making was cut off and that nobody has mounted yet."""
-        async with self._room.held(wanted, begun.size if begun else 0) as taken:
-            with self._stock.changing(wanted.pv):
-                volume = await self._backend.create(wanted)
+        async with self._room.held(spec, begun.size if begun else 0) as taken:
+            with self._stock.changing(spec.pv):
+                volume = await self._backend.create(spec)
                 self._stock.put(volume, taken)
-        if volume.record.state is State.READY:
+        if volume.record.state is VolumeState.READY:
             return volume
-        await self._filesystems.make(volume, wanted.parameters)
-        return await self._stock.rewrite(volume, wanted.record(State.READY))
+        await self._filesystems.make(volume, spec.parameters)
+        return await self._stock.rewrite(volume, spec.record(VolumeState.READY))
 
-    async def _cloned(self, wanted: Wanted, begun: Volume | None) -> Volume:
+    async def _cloned(self, spec: VolumeSpec, begun: Volume | None) -> Volume:
         """The same, as a copy."""
-        volume = await self._cloning.copy(wanted, begun)
+        volume = await self._cloning.copy(spec, begun)
         async with self._disks:
             await self._cloning.identify(volume)
-        return await self._stock.rewrite(volume, wanted.record(State.READY))
+        return await self._stock.rewrite(volume, spec.record(VolumeState.READY))

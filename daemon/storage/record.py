@@ -29,7 +29,7 @@ _SNAPSHOT = re.compile(r"cow_[0-9a-f]{12}")
 _UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,127}")
 
 
-class State(enum.Enum):
+class VolumeState(enum.Enum):
     FORMATTING = "formatting"
     """It holds nothing that counts: not made to its end, or about to be removed. May be formatted, never mounted."""
     COPYING = "copying"
@@ -54,7 +54,7 @@ class Record:
     uid: str
     policy: str
     filesystem: str
-    state: State
+    state: VolumeState
     erase: str = ZERO
     """What the class asks for. Records of daemons that did not erase say nothing: their volumes get the default."""
     erased: int = 0
@@ -106,7 +106,7 @@ class Record:
             "filesystem": self.filesystem,
             "state": self.state.value,
             "erase": self.erase,
-            **({"erased": str(self.erased)} if self.state is State.ERASING else {}),
+            **({"erased": str(self.erased)} if self.state is VolumeState.ERASING else {}),
             **({_AUTOEXTEND: str(self.thin_pool_autoextend)} if self.thin_pool_autoextend else {}),
             **({_SNAPSHOT_OF: self.snapshot_of} if self.snapshot_of else {}),
             **({_CLUSTER: self.cluster} if self.cluster else {}),
@@ -119,7 +119,7 @@ class Record:
             self,
             pv=f"cow_{uuid.uuid4().hex[:12]}",
             policy=DELETE,
-            state=State.COPYING,
+            state=VolumeState.COPYING,
             thin_pool_autoextend=0,
             snapshot_of=self.pv,
         )
@@ -167,7 +167,7 @@ def from_fields(fields: Mapping[str, object]) -> Record | None:
             raise DamagedRecord(f"it has no {key}")
         text[key] = value
     try:
-        state = State(text.pop("state"))
+        state = VolumeState(text.pop("state"))
     except ValueError as error:
         raise DamagedRecord(str(error)) from error
     cluster = fields.get(_CLUSTER, "")
@@ -177,7 +177,7 @@ def from_fields(fields: Mapping[str, object]) -> Record | None:
         **text,
         state=state,
         erase=str(fields.get("erase", ZERO)),
-        erased=_number(fields, "erased") if state is State.ERASING else 0,
+        erased=_number(fields, "erased") if state is VolumeState.ERASING else 0,
         thin_pool_autoextend=_number(fields, _AUTOEXTEND),
         snapshot_of=str(fields.get(_SNAPSHOT_OF, "")),
         cluster=cluster,
@@ -193,7 +193,7 @@ def _number(fields: Mapping[str, object], key: str) -> int:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class VolumeSpec:
     """A volume that a PersistentVolume has a right to. `size` in bytes: the least that it may have, and no more than it
     was promised, whatever its claim wishes."""
 
@@ -209,7 +209,7 @@ class Wanted:
     cluster: str = ""
     """The cluster that it is for. See Record."""
 
-    def record(self, state: State) -> Record:
+    def record(self, state: VolumeState) -> Record:
         """Raises DamagedRecord when the PersistentVolume holds what no record may."""
         return Record(
             self.pv,

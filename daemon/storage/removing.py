@@ -17,7 +17,7 @@ from daemon.storage.deletionguard import DeletionGuard, RemovalReason
 from daemon.storage.erasing import Erasures
 from daemon.storage.filesystems import Filesystems
 from daemon.storage.inventory import Volume
-from daemon.storage.record import State
+from daemon.storage.record import VolumeState
 from daemon.storage.snapshots import Snapshots
 from daemon.storage.staging import Staging
 from daemon.storage.stock import Stock
@@ -57,7 +57,7 @@ class Removing:
             volume = self._stock.inventory.volume(pv)
         if volume is None:
             self._stock.refuse_damaged(pv)
-            if why := self._stock.inventory.blind(pool):
+            if why := self._stock.inventory.why_unavailable(pool):
                 raise PoolMissing(
                     f"volume {pv} is not to be seen in {pool} now, and so not gone: {why}; if its data is gone for "
                     f"good, take the finalizer {names.FINALIZER} off this PersistentVolume"
@@ -96,7 +96,7 @@ class Removing:
     async def _changed_its_mind(self, volume: Volume) -> bool:
         """Its record says Retain, and its PersistentVolume, which was changed since, Delete. An erasure that was called
         off stays so."""
-        retained = volume.record.policy != DELETE and volume.record.state is not State.ERASING
+        retained = volume.record.policy != DELETE and volume.record.state is not VolumeState.ERASING
         return retained and await self._guard.wants_removal(volume)
 
     async def retain(self, pv: str, uid: str, pool: str, *, made: bool) -> None:
@@ -109,7 +109,7 @@ class Removing:
             volume = self._stock.inventory.volume(pv)
         if volume is None:
             self._stock.refuse_damaged(pv)
-            why = self._stock.inventory.blind(pool)
+            why = self._stock.inventory.why_unavailable(pool)
             if why or made:
                 raise PoolMissing(
                     f"volume {pv} is to be retained, and is not to be seen in {pool} now, so it can't be noted on it: "

@@ -14,7 +14,7 @@ from contract.parameters import VolumeParameters
 from daemon.errors import NoSpace, PoolBlocked, PoolFull
 from daemon.storage.backend import Backend
 from daemon.storage.inventory import Pool
-from daemon.storage.record import Wanted
+from daemon.storage.record import VolumeSpec
 from daemon.storage.stock import Stock
 from daemon.storage.thinpools import Enlargement, Level, enlargement, level, share
 
@@ -104,26 +104,26 @@ class Room:
         """Pool and bytes that are being taken, by PersistentVolume, snapshot or thin pool."""
 
     @contextlib.asynccontextmanager
-    async def held(self, wanted: Wanted, size: int) -> AsyncIterator[int]:
+    async def held(self, spec: VolumeSpec, size: int) -> AsyncIterator[int]:
         """The bytes of its pool that a volume takes for growing from `size` (0: not made yet) to what is wanted, held
         for it meanwhile. Raises NoSpace and PoolFull, but not before a fresh look."""
-        pool_name = self._backend.pool_of(wanted.parameters)
+        pool_name = self._backend.pool_of(spec.parameters)
         if self._stock.inventory.pool(pool_name) is None:
             await self._backend.establish()
             await self._stock.look()
-        elif self._lacks(wanted, size, pool_name) or self._is_full(pool_name) or self._blocked(pool_name):
+        elif self._lacks(spec, size, pool_name) or self._is_full(pool_name) or self._blocked(pool_name):
             await self._stock.look()
-        needs = self._needs(wanted, size, pool_name)
+        needs = self._needs(spec, size, pool_name)
         if needs and (blocked := self._blocked(pool_name)):
-            raise PoolBlocked(f"volume {wanted.pv} gets no room in {pool_name} of this node: {blocked}")
+            raise PoolBlocked(f"volume {spec.pv} gets no room in {pool_name} of this node: {blocked}")
         if needs and self._is_full(pool_name):
             raise PoolFull(
-                f"volume {wanted.pv} gets no room in thin pool {pool_name} of this node, which is nearly full: delete "
+                f"volume {spec.pv} gets no room in thin pool {pool_name} of this node, which is nearly full: delete "
                 "volumes on this node, or ask its administrator to extend the pool"
             )
-        if self._lacks(wanted, size, pool_name):
-            raise NoSpace(wanted.pv, pool_name, needs, self._available(wanted, pool_name))
-        with self.holding(wanted.pv, pool_name, needs):
+        if self._lacks(spec, size, pool_name):
+            raise NoSpace(spec.pv, pool_name, needs, self._available(spec, pool_name))
+        with self.holding(spec.pv, pool_name, needs):
             yield needs
 
     @contextlib.contextmanager
@@ -160,23 +160,23 @@ class Room:
         pool = self._stock.inventory.pool(pool_name)
         return pool is not None and level(pool) is Level.CRITICAL
 
-    def _lacks(self, wanted: Wanted, size: int, pool_name: str) -> bool:
+    def _lacks(self, spec: VolumeSpec, size: int, pool_name: str) -> bool:
         """What takes nothing is welcome also where more was promised than there is."""
-        needs = self._needs(wanted, size, pool_name)
-        return needs > 0 and needs > self._available(wanted, pool_name)
+        needs = self._needs(spec, size, pool_name)
+        return needs > 0 and needs > self._available(spec, pool_name)
 
-    def _needs(self, wanted: Wanted, size: int, pool_name: str) -> int:
+    def _needs(self, spec: VolumeSpec, size: int, pool_name: str) -> int:
         pool = self._stock.inventory.pool(pool_name)
         if pool is None:
             return 0  # the backend words what is missing
-        has = footprint(size, wanted.parameters, pool.granularity) if size else 0
-        return max(footprint(wanted.size, wanted.parameters, pool.granularity) - has, 0)
+        has = footprint(size, spec.parameters, pool.granularity) if size else 0
+        return max(footprint(spec.size, spec.parameters, pool.granularity) - has, 0)
 
-    def _available(self, wanted: Wanted, pool_name: str) -> int:
+    def _available(self, spec: VolumeSpec, pool_name: str) -> int:
         pool = self._stock.inventory.pool(pool_name)
         if pool is None:
             return 0
-        return self._room(wanted.pv, pool, wanted.parameters)
+        return self._room(spec.pv, pool, spec.parameters)
 
     def _room(self, name: str, pool: Pool, parameters: VolumeParameters) -> int:
         made = {volume.pv: volume.size + volume.overhead for volume in self._stock.inventory.volumes if volume.size}

@@ -18,7 +18,7 @@ from daemon.storage.deletionguard import DeletionGuard
 from daemon.storage.erasing import Erasures, Rewrite
 from daemon.storage.inventory import Volume
 from daemon.storage.ordering import Turn
-from daemon.storage.record import State
+from daemon.storage.record import VolumeState
 from daemon.storage.room import Room
 from daemon.storage.stock import Stock
 
@@ -76,7 +76,7 @@ class Snapshots:
     def refuse(self, pv: str, what: str) -> None:
         """Raises InUse while there is a snapshot of this volume, of which `what` can't be done then."""
         for snapshot in self._stock.inventory.snapshots:
-            if snapshot.record.snapshot_of == pv and snapshot.record.state is State.COPYING:
+            if snapshot.record.snapshot_of == pv and snapshot.record.state is VolumeState.COPYING:
                 raise InUse(f"volume {pv} can't be {what} while a copy of it is made: that is tried again until it can")
 
     async def take(self, source: Volume) -> Volume:
@@ -147,7 +147,7 @@ class Snapshots:
     async def _let_go(self, snapshot: Volume) -> None:
         name = snapshot.pv
         try:
-            if snapshot.record.state is State.COPYING:
+            if snapshot.record.state is VolumeState.COPYING:
                 await self._turn("split", snapshot.record.snapshot_of, name, lambda: self._split(snapshot))
             while not await self._turn("reclaim", name, None, lambda: self._removed(name)):
                 await self._erasures.settled(name)
@@ -158,7 +158,7 @@ class Snapshots:
 
     async def _split(self, snapshot: Volume) -> None:
         await self._of(snapshot).split(snapshot)
-        await self._rewrite(snapshot, replace(snapshot.record, state=State.ERASING))
+        await self._rewrite(snapshot, replace(snapshot.record, state=VolumeState.ERASING))
 
     async def _removed(self, name: str) -> bool:
         snapshot = self._stock.inventory.snapshot(name)

@@ -27,7 +27,7 @@ from daemon.storage.filesystems import Filesystems
 from daemon.storage.inventory import Inventory, Volume
 from daemon.storage.making import Making
 from daemon.storage.ordering import Turns
-from daemon.storage.record import DamagedRecord, Wanted
+from daemon.storage.record import DamagedRecord, VolumeSpec
 from daemon.storage.removing import Removing
 from daemon.storage.room import Reservation, Room
 from daemon.storage.snapshots import Snapshots
@@ -131,36 +131,36 @@ class Volumes:
         await self._erasures.close()
         await self._turns.drain()
 
-    async def prepare(self, wanted: Wanted) -> Volume:
+    async def prepare(self, spec: VolumeSpec) -> Volume:
         """The volume, made and formatted."""
-        wanted = self._ours(wanted)
-        return await self._turn("prepare", wanted.pv, wanted, lambda: self._making.made(wanted))
+        spec = self._ours(spec)
+        return await self._turn("prepare", spec.pv, spec, lambda: self._making.made(spec))
 
-    async def mount(self, wanted: Wanted, target: TargetPath, read_only: bool) -> VolumeError | None:
+    async def mount(self, spec: VolumeSpec, target: TargetPath, read_only: bool) -> VolumeError | None:
         """The volume, made if need be, mounted in the folder that bears its name: returns only when it is, and after
         an error nothing of it is left there. A folder that shows it already is a success.
 
         One that has not the wanted size is extended. If that can't be, it is mounted as it is and the reason returned:
         data that could be had is not withheld because there should be more room beside it."""
-        wanted = self._ours(wanted)
-        request = (wanted, target, read_only)
-        return await self._turn("mount", wanted.pv, request, lambda: self._mount(wanted, target, read_only))
+        spec = self._ours(spec)
+        request = (spec, target, read_only)
+        return await self._turn("mount", spec.pv, request, lambda: self._mount(spec, target, read_only))
 
     async def unmount(self, target: TargetPath) -> None:
         """Nothing is mounted on the target, whatever lay there; after its last user the volume itself is unmounted.
         Needs neither record nor volume nor folder."""
         await self._turn("unmount", target.name, target, lambda: self._unmount(target))
 
-    async def extend(self, wanted: Wanted) -> Volume:
+    async def extend(self, spec: VolumeSpec) -> Volume:
         """The volume with at least the wanted size, and its filesystem as it is. Raises NoSpace, and then nothing has
         changed."""
-        return await self._turn("extend", wanted.pv, wanted, lambda: self._extend(wanted))
+        return await self._turn("extend", spec.pv, spec, lambda: self._extend(spec))
 
-    async def expand(self, wanted: Wanted) -> Volume:
+    async def expand(self, spec: VolumeSpec) -> Volume:
         """The volume with at least the wanted size. Its filesystem fills it, at once or, when it is not mounted, with
         the next mount. Raises NoSpace, and then nothing has changed."""
-        wanted = self._ours(wanted)
-        return await self._turn("expand", wanted.pv, wanted, lambda: self._expand(wanted))
+        spec = self._ours(spec)
+        return await self._turn("expand", spec.pv, spec, lambda: self._expand(spec))
 
     async def enlarge(self, pool: str) -> Enlargement:
         """Lets a thin pool that fills up grow from what its group has left, by as much as its volumes allow. Returns
@@ -183,8 +183,8 @@ class Volumes:
         request = (uid, pool, made)
         await self._turn("retain", pv, request, lambda: self._removing.retain(pv, uid, pool, made=made))
 
-    def _ours(self, wanted: Wanted) -> Wanted:
-        return replace(wanted, cluster=self._owner_lookup.cluster)
+    def _ours(self, spec: VolumeSpec) -> VolumeSpec:
+        return replace(spec, cluster=self._owner_lookup.cluster)
 
     async def _turn(self, kind: str, pv: str, request: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         async def observed() -> T:
@@ -203,33 +203,33 @@ class Volumes:
 
         return await self._turns.take(pv, (kind, request), observed)
 
-    async def _mount(self, wanted: Wanted, target: TargetPath, read_only: bool) -> VolumeError | None:
+    async def _mount(self, spec: VolumeSpec, target: TargetPath, read_only: bool) -> VolumeError | None:
         shortfall = None
         try:
-            volume = await self._making.made(wanted)
-            if await asyncio.to_thread(self._staging.mounted, wanted.pv) is None:
-                if volume.size < wanted.size:
+            volume = await self._making.made(spec)
+            if await asyncio.to_thread(self._staging.mounted, spec.pv) is None:
+                if volume.size < spec.size:
                     try:
-                        volume = await self._extended(volume, wanted)
+                        volume = await self._extended(volume, spec)
                     except VolumeError as error:
-                        log.warning("%s; it is mounted as it is", error, extra={"volume": wanted.pv})
+                        log.warning("%s; it is mounted as it is", error, extra={"volume": spec.pv})
                         shortfall = error
                 async with self._disks:
-                    unfilled = await self._filesystems.mount(volume, wanted.parameters.mount_options)
+                    unfilled = await self._filesystems.mount(volume, spec.parameters.mount_options)
                 shortfall = shortfall or unfilled
             await asyncio.to_thread(
-                self._staging.bind, wanted.pv, target, read_only=read_only, options=wanted.parameters.mount_options
+                self._staging.bind, spec.pv, target, read_only=read_only, options=spec.parameters.mount_options
             )
             return shortfall
         except Occupied:
-            await self._release_if_idle(wanted.pv)
+            await self._release_if_idle(spec.pv)
             raise
         except BaseException:
             # The kubelet takes a folder that shows anything for a success, and would not ask again.
             try:
                 await self._unmount(target)
             except (VolumeError, OSError) as error:
-                log.warning("%s is left mounted: %s", target.path, error, extra={"volume": wanted.pv})
+                log.warning("%s is left mounted: %s", target.path, error, extra={"volume": spec.pv})
             raise
 
     async def _unmount(self, target: TargetPath) -> None:
@@ -244,22 +244,22 @@ class Volumes:
         except OSError as error:
             log.warning("the staging mount of %s stays: %s", pv, error, extra={"volume": pv})
 
-    async def _expand(self, wanted: Wanted) -> Volume:
+    async def _expand(self, spec: VolumeSpec) -> Volume:
         # Neither step asks whether the one before it had something to do: a crash may have come between them.
-        volume = await self._extend(wanted)
+        volume = await self._extend(spec)
         await self._filesystems.grow(volume)
         return volume
 
-    async def _extend(self, wanted: Wanted) -> Volume:
-        return await self._extended(await self._making.made(wanted), wanted)
+    async def _extend(self, spec: VolumeSpec) -> Volume:
+        return await self._extended(await self._making.made(spec), spec)
 
-    async def _extended(self, volume: Volume, wanted: Wanted) -> Volume:
-        if volume.size < wanted.size:
-            self._snapshots.refuse(wanted.pv, "extended")
-        self._filesystems.changed(wanted.pv)
-        async with self._disks, self._room.held(wanted, volume.size) as taken:
-            with self._stock.changing(wanted.pv):
-                volume = await self._backend.extend(volume, wanted.size)
+    async def _extended(self, volume: Volume, spec: VolumeSpec) -> Volume:
+        if volume.size < spec.size:
+            self._snapshots.refuse(spec.pv, "extended")
+        self._filesystems.changed(spec.pv)
+        async with self._disks, self._room.held(spec, volume.size) as taken:
+            with self._stock.changing(spec.pv):
+                volume = await self._backend.extend(volume, spec.size)
                 self._stock.put(volume, taken)
         return volume
 

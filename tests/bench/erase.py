@@ -18,7 +18,7 @@ from contract.volume import DELETE
 from daemon.backends.loop import LoopBackend
 from daemon.storage.erase import Reuse
 from daemon.storage.inventory import Volume
-from daemon.storage.record import Wanted
+from daemon.storage.record import VolumeSpec
 from daemon.storage.volumes import Volumes
 from tests.agreeing import Agreeing
 from tests.bench import report
@@ -79,7 +79,7 @@ async def _removed(folder: Path, policy: str, reuse: Reuse) -> float:
     volumes = Volumes(_Raw(folder / "data", reuse), folder / "staging", Agreeing())
     await volumes.start()
     pv = f"pvc-{uuid.uuid4()}"
-    await volumes.prepare(Wanted(pv, "uid", _SIZE, DELETE, VolumeParameters(erase=policy)))
+    await volumes.prepare(VolumeSpec(pv, "uid", _SIZE, DELETE, VolumeParameters(erase=policy)))
     _fill(folder / "data" / f"{pv}.img")
     begin = time.perf_counter()
     while not await volumes.reclaim(pv, "uid", _Raw.POOL):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from daemon.storage.record import State, from_tags
+from daemon.storage.record import VolumeState, from_tags
 from kube.client import CLAIMS, EVENTS, PODS, VOLUMES
 from tests.cluster.lvmcluster import MIB, ROOM, LvmCluster
 from tests.cluster.published import has_room, room
@@ -44,7 +44,7 @@ async def test_a_deleted_claim_leaves_nothing_also_when_the_daemon_is_killed_mea
         return record.erased
 
     done = await until(remembered, what="the volume's record says how far it is")
-    assert (await scrape(node.url)).sum("elastic_local_volumes", state=State.ERASING.value) == 1
+    assert (await scrape(node.url)).sum("elastic_local_volumes", state=VolumeState.ERASING.value) == 1
     await node.daemon.kill()
     assert done < SIZE
     [row] = (await on_node(node, "volumes", "--output", "json")).json

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from daemon.kubelet.podfolder import PodFolder
 from daemon.storage.inventory import Inventory
-from daemon.storage.record import Wanted
+from daemon.storage.record import VolumeSpec
 from daemon.storage.volumes import Volumes
 from lvm import Lvm
 from tests.node.conftest import ByHand, MakeDisks
@@ -48,9 +48,9 @@ def write(path: Path, content: bytes) -> None:
     os.close(descriptor)
 
 
-async def used(node: Node, volumes: Volumes, wanted: Wanted) -> PodFolder:
-    folder = node.folder(wanted.pv)
-    await volumes.mount(wanted, folder, read_only=False)
+async def used(node: Node, volumes: Volumes, spec: VolumeSpec) -> PodFolder:
+    folder = node.folder(spec.pv)
+    await volumes.mount(spec, folder, read_only=False)
     write(folder.path / "file", SECRET * 4096)
     return folder
 

@@ -11,7 +11,7 @@ from contract.volume import DELETE
 from daemon.backends.classes import ClassesBackend, of_classes
 from daemon.errors import NoSpace, PoolMissing
 from daemon.storage.deviceclasses import LVM, DeviceClass
-from daemon.storage.record import Wanted
+from daemon.storage.record import VolumeSpec
 from host import command
 from host.command import Completed
 from lvm import Lvm
@@ -43,8 +43,8 @@ async def backend(volume_group: str, slow_group: str, tmp_path: Path) -> Classes
     return backend
 
 
-def wanted(pv: str, device_class: str, size: int = 64 * MIB) -> Wanted:
-    return Wanted(pv, f"uid-{pv}", size, DELETE, VolumeParameters(device_class=device_class))
+def spec(pv: str, device_class: str, size: int = 64 * MIB) -> VolumeSpec:
+    return VolumeSpec(pv, f"uid-{pv}", size, DELETE, VolumeParameters(device_class=device_class))
 
 
 async def test_groups_that_differ_and_one_that_is_missing(
@@ -53,12 +53,12 @@ async def test_groups_that_differ_and_one_that_is_missing(
     before = {pool.name: pool.available() for pool in (await backend.inspect()).pools}
     pools = {"fast": volume_group, "thin": f"{volume_group}/pool", "default": slow_group}
     assert before.keys() == set(pools.values())
-    volumes = [await backend.create(wanted(f"pv-{name}", name)) for name in pools]
+    volumes = [await backend.create(spec(f"pv-{name}", name)) for name in pools]
     assert [volume.pool for volume in volumes] == list(pools.values())
     with pytest.raises(PoolMissing, match="absent"):
-        await backend.create(wanted("pv-absent", "absent"))
+        await backend.create(spec("pv-absent", "absent"))
     with pytest.raises(NoSpace, match=slow_group):
-        await backend.create(wanted("pv-large", "slow", 1024 * MIB))
+        await backend.create(spec("pv-large", "slow", 1024 * MIB))
 
     commands: list[Completed] = []
     monkeypatch.setattr(command, "observers", [*command.observers, commands.append])

@@ -17,15 +17,14 @@ from daemon.backends.loop import LoopBackend
 from daemon.backends.recordfiles import RESERVE
 from daemon.errors import BackendFailed, Damaged, Foreign, InUse, NoSpace, NotAuthorized, NotFound
 from daemon.storage.backend import Backend
-from daemon.storage.inventory import Foreign as ForeignVolume
-from daemon.storage.inventory import Volume
-from daemon.storage.record import State, Wanted
+from daemon.storage.inventory import ForeignVolume, Volume
+from daemon.storage.record import VolumeSpec, VolumeState
 from host import blockdevice, foldertree, loopdevice, mounting
 from tests.crashing import crash_before_change
 from tests.waiting import eventually
 
 MIB = 1024**2
-WANTED = Wanted("pvc-1", "uid-1", 8 * MIB, "Delete", VolumeParameters())
+SPEC = VolumeSpec("pvc-1", "uid-1", 8 * MIB, "Delete", VolumeParameters())
 KINDS: dict[str, Callable[[Path, int | None], Backend]] = {"loop": LoopBackend, "folder": FolderBackend}
 both = pytest.mark.parametrize("kind", KINDS)
 
@@ -42,9 +41,9 @@ async def started(kind: str, data: Path, capacity: int | None = 100 * MIB) -> Ba
     return backend
 
 
-async def formatted(backend: Backend, wanted: Wanted = WANTED) -> Volume:
-    volume = await backend.create(wanted)
-    return await backend.rewrite(volume, wanted.record(State.READY))
+async def formatted(backend: Backend, spec: VolumeSpec = SPEC) -> Volume:
+    volume = await backend.create(spec)
+    return await backend.rewrite(volume, spec.record(VolumeState.READY))
 
 
 def files(data: Path) -> list[str]:
@@ -72,10 +71,10 @@ def holds_data(place: Path) -> bool:
 @both
 async def test_life_of_a_volume(kind: str, data: Path) -> None:
     backend = await started(kind, data)
-    volume = await backend.create(WANTED)
-    assert volume.record == WANTED.record(State.FORMATTING if backend.on_device(volume) else State.READY)
+    volume = await backend.create(SPEC)
+    assert volume.record == SPEC.record(VolumeState.FORMATTING if backend.on_device(volume) else VolumeState.READY)
     assert volume.size == 8 * MIB
-    volume = await backend.rewrite(volume, WANTED.record(State.READY))
+    volume = await backend.rewrite(volume, SPEC.record(VolumeState.READY))
     volume = await backend.rewrite(volume, replace(volume.record, policy="Retain"))
     assert (await backend.inspect()).volume("pvc-1") == volume
     volume = await backend.extend(volume, 12 * MIB)
@@ -98,13 +97,13 @@ async def test_life_of_a_volume(kind: str, data: Path) -> None:
 @both
 async def test_room_is_promised_once(kind: str, data: Path) -> None:
     backend = await started(kind, data, capacity=20 * MIB)
-    pool_name = backend.pool_of(WANTED.parameters)
-    volume = await backend.create(WANTED)
+    pool_name = backend.pool_of(SPEC.parameters)
+    volume = await backend.create(SPEC)
     pool = (await backend.inspect()).pool(pool_name)
     assert pool
     assert (pool.size, pool.ours, pool.free, pool.allocatable()) == (20 * MIB, 8 * MIB, 12 * MIB, 20 * MIB)
     with pytest.raises(NoSpace, match=r"16Mi of .* 12Mi"):
-        await backend.create(replace(WANTED, pv="pvc-2", size=16 * MIB))
+        await backend.create(replace(SPEC, pv="pvc-2", size=16 * MIB))
     with pytest.raises(NoSpace):
         await backend.extend(volume, 21 * MIB)
     assert (await backend.inspect()).volume("pvc-2") is None
@@ -114,12 +113,12 @@ async def test_room_is_promised_once(kind: str, data: Path) -> None:
 @both
 async def test_without_a_limit_the_filesystem_is_the_limit(kind: str, data: Path) -> None:
     backend = await started(kind, data, capacity=None)
-    before = (await backend.inspect()).pool(backend.pool_of(WANTED.parameters))
+    before = (await backend.inspect()).pool(backend.pool_of(SPEC.parameters))
     figures = os.statvfs(data)
     assert before
     assert 0 < before.allocatable() <= figures.f_blocks * figures.f_frsize
     with pytest.raises(NoSpace):
-        await backend.create(replace(WANTED, size=before.available() * 2))
+        await backend.create(replace(SPEC, size=before.available() * 2))
 
 
 @both
@@ -127,10 +126,10 @@ async def test_the_name_is_taken(kind: str, data: Path) -> None:
     backend = await started(kind, data)
     await formatted(backend)
     with pytest.raises(Foreign, match="uid-1, ready"):
-        await backend.create(WANTED)
+        await backend.create(SPEC)
     with pytest.raises(Foreign, match="uid-1"):
-        await backend.create(replace(WANTED, uid="uid-2"))
-    namesake = Volume(replace(WANTED, uid="uid-2").record(State.READY), 8 * MIB, kind)
+        await backend.create(replace(SPEC, uid="uid-2"))
+    namesake = Volume(replace(SPEC, uid="uid-2").record(VolumeState.READY), 8 * MIB, kind)
     with pytest.raises(NotFound):
         await backend.rewrite(namesake, namesake.record)
     with pytest.raises(NotAuthorized, match="uid: uid-1 for uid-2"):
@@ -150,8 +149,8 @@ async def test_what_has_no_record_is_foreign(kind: str, data: Path) -> None:
     inventory = await backend.inspect()
     assert list(inventory.foreign) == [ForeignVolume(foreign.name, kind, 4 if kind == "loop" else 0)]
     with pytest.raises(Foreign, match="move it away"):
-        await backend.create(WANTED)
-    await backend.remove(Volume(WANTED.record(State.READY), 4, kind))
+        await backend.create(SPEC)
+    await backend.remove(Volume(SPEC.record(VolumeState.READY), 4, kind))
     assert holds_data(foreign)
     assert files(data) == [foreign.name]
 
@@ -162,7 +161,7 @@ async def test_a_link_that_leads_nowhere_is_foreign_too(kind: str, data: Path) -
     link = data / ("pvc-1.img" if kind == "loop" else "pvc-1.folder")
     link.symlink_to("nowhere")
     with pytest.raises(Foreign, match="move it away"):
-        await backend.create(WANTED)
+        await backend.create(SPEC)
     assert files(data) == [link.name]
 
 
@@ -177,7 +176,7 @@ async def test_a_broken_record_is_told_and_left_alone(kind: str, data: Path, tex
     (damaged,) = inventory.damaged
     assert damaged.name == "pvc-1"
     with pytest.raises(Damaged, match="restore"):
-        await backend.create(WANTED)
+        await backend.create(SPEC)
     with pytest.raises(Damaged, match="restore"):
         await backend.remove(volume)
     assert len(files(data)) == 3, "data, record and reserve"
@@ -223,7 +222,7 @@ every_crash = pytest.mark.parametrize("changes", range(MOST_CHANGES + 1))
 async def test_killed_while_creating(kind: str, data: Path, changes: int) -> None:
     backend = await started(kind, data)
     with crash_before_change(changes, data) as death:
-        await backend.create(WANTED)
+        await backend.create(SPEC)
     assert not (death.came and changes == MOST_CHANGES), "try more of them"
     backend = await started(kind, data)
     inventory = await backend.inspect()
@@ -231,8 +230,8 @@ async def test_killed_while_creating(kind: str, data: Path, changes: int) -> Non
     found = inventory.volume("pvc-1")
     if found is None:
         assert files(data) == []
-    if found is None or found.record.state is State.FORMATTING:
-        volume = await backend.create(WANTED)
+    if found is None or found.record.state is VolumeState.FORMATTING:
+        volume = await backend.create(SPEC)
         assert volume.size == 8 * MIB
         found = volume
     async with backend.device(found) as place:
@@ -259,12 +258,12 @@ async def test_killed_while_removing(kind: str, data: Path, changes: int) -> Non
     if found is None:
         assert files(data) == []
         return
-    if found.record.state is State.READY:
+    if found.record.state is VolumeState.READY:
         async with backend.device(found) as place:
             assert holds_data(place)
     else:
         # Somebody wants it again before the removal was done: it comes back whole and without the old data.
-        again = await backend.create(WANTED)
+        again = await backend.create(SPEC)
         assert again.size == 8 * MIB
         if kind == "folder":
             async with backend.device(again) as place:
@@ -300,7 +299,7 @@ async def removed(backend: Backend, volume: Volume) -> None:
 async def test_sizes_of_images_are_whole_blocks(data: Path) -> None:
     backend = await started("loop", data)
     for asked, made in ((1, 4096), (4096, 4096), (4097, 8192), (8 * MIB, 8 * MIB)):
-        volume = await backend.create(replace(WANTED, pv=f"pvc-{asked}", size=asked))
+        volume = await backend.create(replace(SPEC, pv=f"pvc-{asked}", size=asked))
         assert volume.size == made
         async with backend.device(volume) as device:
             assert blockdevice.size(device) == made
@@ -316,7 +315,7 @@ async def test_an_image_that_vanished_does_not_grow_into_an_empty_one(data: Path
 
 
 async def test_images_are_sparse_and_for_root_alone(data: Path) -> None:
-    await (await started("loop", data)).create(WANTED)
+    await (await started("loop", data)).create(SPEC)
     status = (data / "pvc-1.img").stat()
     assert status.st_blocks == 0
     assert status.st_mode & 0o077 == 0
@@ -394,7 +393,7 @@ async def test_a_full_disk_keeps_nobody_from_being_noted_or_removed(kind: str, s
     data = small_disk / "data"
     backend = await started(kind, data, None)
     names = ("pvc-1", "pvc-2", "pvc-3")
-    volumes = [await formatted(backend, replace(WANTED, pv=name)) for name in names]
+    volumes = [await formatted(backend, replace(SPEC, pv=name)) for name in names]
     fill(small_disk)
     volumes = [await backend.rewrite(volume, replace(volume.record, policy="Retain")) for volume in volumes]
     backend = await started(kind, data, None)
@@ -427,7 +426,7 @@ async def test_killed_while_removing_from_a_full_disk(kind: str, small_disk: Pat
     data = small_disk / "data"
     backend = await started(kind, data, None)
     volume = await formatted(backend)
-    other = await formatted(backend, replace(WANTED, pv="pvc-2"))
+    other = await formatted(backend, replace(SPEC, pv="pvc-2"))
     fill(small_disk)
     with crash_before_change(changes, data) as death:
         await removed(backend, volume)

@@ -14,7 +14,7 @@ from contract.parameters import VolumeParameters
 from daemon.backends.lvm import LvmBackend
 from daemon.errors import Damaged, Foreign, InUse, NoSpace, NotAuthorized, NotFound, PoolMissing
 from daemon.storage.inventory import Volume
-from daemon.storage.record import State, Wanted
+from daemon.storage.record import VolumeSpec, VolumeState
 from host import blockdevice, command, filesystem, mounting
 from host.command import Completed
 from lvm import Lvm, names
@@ -24,8 +24,8 @@ pytestmark = pytest.mark.device_mapper
 
 MIB, GIB = 2**20, 2**30
 EXTENT = 4 * MIB
-WANTED = Wanted("pvc-1", "uid-1", GIB, "Delete", VolumeParameters())
-THIN = replace(WANTED, parameters=VolumeParameters(thin=True))
+SPEC = VolumeSpec("pvc-1", "uid-1", GIB, "Delete", VolumeParameters())
+THIN = replace(SPEC, parameters=VolumeParameters(thin=True))
 
 
 @pytest.fixture
@@ -56,8 +56,8 @@ async def test_life_of_a_volume_takes_few_commands(
     before = (await backend.inspect()).pool(volume_group)
     assert before
     commands.clear()
-    volume = await backend.create(WANTED)
-    volume = await backend.rewrite(volume, WANTED.record(State.READY))
+    volume = await backend.create(SPEC)
+    volume = await backend.rewrite(volume, SPEC.record(VolumeState.READY))
     async with backend.device(volume) as device:
         assert blockdevice.size(device) == volume.size == GIB
     assert [done.argv[1] for done in commands] == ["lvcreate", "lvchange"]
@@ -90,27 +90,27 @@ async def test_a_new_volume_is_what_lvm_says_it_is(thin_backend: LvmBackend, par
     if parameters.thin:
         await thin_backend.establish()
     before = await thin_backend.inspect()
-    wanted = replace(WANTED, size=100 * MIB + 1, parameters=parameters)
-    volume = await thin_backend.create(wanted)
+    spec = replace(SPEC, size=100 * MIB + 1, parameters=parameters)
+    volume = await thin_backend.create(spec)
     after = await thin_backend.inspect()
     assert after.volume("pvc-1") == volume
     pools = before.pool(volume.pool), after.pool(volume.pool)
     assert pools[0]
     assert pools[1]
-    taken = footprint(wanted.size, parameters, EXTENT)
+    taken = footprint(spec.size, parameters, EXTENT)
     assert pools[0].free - pools[1].free == pools[1].ours == taken
 
 
-@pytest.mark.parametrize("wanted", [WANTED, THIN])
+@pytest.mark.parametrize("spec", [SPEC, THIN])
 async def test_killed_between_creating_and_formatting(
-    lvm: Lvm, thin_backend: LvmBackend, volume_group: str, wanted: Wanted
+    lvm: Lvm, thin_backend: LvmBackend, volume_group: str, spec: VolumeSpec
 ) -> None:
     await thin_backend.establish()
-    await thin_backend.create(wanted)
+    await thin_backend.create(spec)
     restarted = lvm_backend(lvm, volume_group, thin=True)
-    grown = replace(wanted, size=2 * GIB, policy="Retain")
+    grown = replace(spec, size=2 * GIB, policy="Retain")
     volume = await restarted.create(grown)
-    assert volume.record == grown.record(State.FORMATTING)
+    assert volume.record == grown.record(VolumeState.FORMATTING)
     assert volume.size == 2 * GIB
     assert await found(restarted) == volume
 
@@ -128,31 +128,31 @@ async def test_killed_while_lvm_creates(
     if parameters.thin:
         await thin_backend.establish()
     begin = time.monotonic()
-    whole = await thin_backend.create(replace(WANTED, pv="pvc-whole", size=64 * MIB, parameters=parameters))
+    whole = await thin_backend.create(replace(SPEC, pv="pvc-whole", size=64 * MIB, parameters=parameters))
     lasted = time.monotonic() - begin
     for share in (0.35, 0.55, 0.7, 0.9):
-        wanted = replace(WANTED, pv=f"pvc-{share}", size=64 * MIB, parameters=parameters)
-        creating = asyncio.ensure_future(thin_backend.create(wanted))
+        spec = replace(SPEC, pv=f"pvc-{share}", size=64 * MIB, parameters=parameters)
+        creating = asyncio.ensure_future(thin_backend.create(spec))
         await asyncio.wait([creating], timeout=lasted * share)
         creating.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await creating
         inventory = await thin_backend.inspect()
         assert not [*inventory.foreign, *inventory.damaged]
-        volume = await thin_backend.create(wanted)
-        assert volume == replace(whole, record=wanted.record(State.FORMATTING))
+        volume = await thin_backend.create(spec)
+        assert volume == replace(whole, record=spec.record(VolumeState.FORMATTING))
         async with thin_backend.device(volume) as device:
             await filesystem.make("ext4", device)
         await thin_backend.remove(volume)
 
 
 async def test_a_ready_volume_or_one_of_another_is_never_given_out(backend: LvmBackend) -> None:
-    volume = await backend.create(WANTED)
+    volume = await backend.create(SPEC)
     with pytest.raises(Foreign, match="pvc-1"):
-        await backend.create(replace(WANTED, uid="uid-2"))
-    volume = await backend.rewrite(volume, WANTED.record(State.READY))
+        await backend.create(replace(SPEC, uid="uid-2"))
+    volume = await backend.rewrite(volume, SPEC.record(VolumeState.READY))
     with pytest.raises(Foreign, match="pvc-1"):
-        await backend.create(WANTED)
+        await backend.create(SPEC)
     namesake = replace(volume, record=replace(volume.record, uid="uid-2"))
     with pytest.raises(NotAuthorized, match="uid: uid-1 for uid-2"):
         await backend.remove(namesake)
@@ -164,8 +164,8 @@ async def test_foreign_volumes_are_listed_and_untouched(lvm: Lvm, backend: LvmBa
     inventory = await backend.inspect()
     assert [foreign.name for foreign in inventory.foreign] == ["pvc-1"]
     with pytest.raises(Foreign, match="administrator"):
-        await backend.create(WANTED)
-    await backend.remove(Volume(WANTED.record(State.READY), GIB, volume_group))
+        await backend.create(SPEC)
+    await backend.remove(Volume(SPEC.record(VolumeState.READY), GIB, volume_group))
     state = await lvm.report()
     volume = state.volume(volume_group, "pvc-1")
     assert volume
@@ -175,18 +175,18 @@ async def test_foreign_volumes_are_listed_and_untouched(lvm: Lvm, backend: LvmBa
 async def test_a_volume_with_half_a_record_is_damaged_and_untouched(
     lvm: Lvm, backend: LvmBackend, volume_group: str
 ) -> None:
-    volume = await backend.create(WANTED)
+    volume = await backend.create(SPEC)
     await lvm.retag(volume_group, "pvc-1", remove={"elastic-local/uid=uid-1"})
     assert [damaged.reason for damaged in (await backend.inspect()).damaged] == ["its tags say: it has no uid"]
     with pytest.raises(Damaged, match="no uid"):
-        await backend.create(WANTED)
+        await backend.create(SPEC)
     with pytest.raises(Damaged, match="no uid"):
         await backend.remove(volume)
     assert (await lvm.report()).volume(volume_group, "pvc-1")
 
 
 async def test_a_volume_that_is_not_active_becomes_so(lvm: Lvm, backend: LvmBackend, volume_group: str) -> None:
-    volume = await backend.create(WANTED)
+    volume = await backend.create(SPEC)
     await lvm._run("lvchange", "--activate=n", f"{volume_group}/pvc-1")
     async with backend.device(volume) as device:
         assert blockdevice.is_block_device(device)
@@ -195,7 +195,7 @@ async def test_a_volume_that_is_not_active_becomes_so(lvm: Lvm, backend: LvmBack
         async with backend.device(volume):
             pass
     with pytest.raises(NotFound):
-        await backend.rewrite(volume, WANTED.record(State.READY))
+        await backend.rewrite(volume, SPEC.record(VolumeState.READY))
     with pytest.raises(NotFound):
         await backend.extend(volume, 2 * GIB)
 
@@ -207,7 +207,7 @@ async def test_what_a_killed_command_left_suspended_goes_on(
     """As an lvextend leaves a volume, or an lvcreate the thin pool and so all volumes in it: who writes waits."""
     killed = thin_backend if thin else backend
     await killed.establish()
-    volume = await killed.create(THIN if thin else WANTED)
+    volume = await killed.create(THIN if thin else SPEC)
     async with killed.device(volume) as device:
         below = f"{names.mapped(volume_group, 'pool')}-tpool" if thin else names.mapped(volume_group, volume.pv)
         subprocess.run(["dmsetup", "suspend", below], check=True)
@@ -216,11 +216,11 @@ async def test_what_a_killed_command_left_suspended_goes_on(
 
 
 async def test_no_room_is_told_with_the_figures(backend: LvmBackend, volume_group: str) -> None:
-    volume = await backend.create(WANTED)
+    volume = await backend.create(SPEC)
     free = (await backend.inspect()).pool(volume_group)
     assert free
     with pytest.raises(NoSpace) as caught:
-        await backend.create(replace(WANTED, pv="pvc-2", size=9 * GIB))
+        await backend.create(replace(SPEC, pv="pvc-2", size=9 * GIB))
     assert (caught.value.needed, caught.value.available) == (9 * GIB, free.free)
     with pytest.raises(NoSpace) as caught:
         await backend.extend(volume, 10 * GIB)
@@ -228,12 +228,12 @@ async def test_no_room_is_told_with_the_figures(backend: LvmBackend, volume_grou
     assert await found(backend) == volume
 
 
-@pytest.mark.parametrize("wanted", [WANTED, THIN])
+@pytest.mark.parametrize("spec", [SPEC, THIN])
 async def test_in_use_it_stays_and_grows_with_its_filesystem(
-    thin_backend: LvmBackend, tmp_path: Path, wanted: Wanted
+    thin_backend: LvmBackend, tmp_path: Path, spec: VolumeSpec
 ) -> None:
     await thin_backend.establish()
-    volume = await thin_backend.create(replace(wanted, size=64 * MIB))
+    volume = await thin_backend.create(replace(spec, size=64 * MIB))
     folder = tmp_path / "folder"
     folder.mkdir()
     async with thin_backend.device(volume) as device:
@@ -303,11 +303,11 @@ async def test_a_node_without_a_group_starts_and_says_what_it_needs(lvm: Lvm) ->
     await backend.establish()
     inventory = await backend.inspect()
     assert inventory.pool("absent") is None
-    for wanted in (WANTED, THIN):
+    for spec in (SPEC, THIN):
         with pytest.raises(PoolMissing, match="vg create"):
-            await backend.create(wanted)
+            await backend.create(spec)
     with pytest.raises(PoolMissing, match="bring its disks back"):
-        await backend.remove(Volume(WANTED.record(State.READY), GIB, "absent"))
+        await backend.remove(Volume(SPEC.record(VolumeState.READY), GIB, "absent"))
 
 
 async def test_a_missing_thin_pool_of_a_class(backend: LvmBackend) -> None:

@@ -18,7 +18,7 @@ from daemon.errors import BackendFailed, NotCloned, VolumeError
 from daemon.kubelet.podfolder import PodFolder
 from daemon.storage import cloning
 from daemon.storage.backend import Backend
-from daemon.storage.record import State, Wanted
+from daemon.storage.record import VolumeSpec, VolumeState
 from daemon.storage.volumes import Volumes
 from host import devicecopy, filesystem, freezing
 from tests.agreeing import Agreeing
@@ -56,30 +56,30 @@ def on(*kinds: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("make_backend", params, indirect=True)
 
 
-def source_of(node: Node, kind: str = "ext4") -> Wanted:
-    return node.wanted(SIZES[kind], filesystem=kind)
+def source_of(node: Node, kind: str = "ext4") -> VolumeSpec:
+    return node.spec(SIZES[kind], filesystem=kind)
 
 
-def clone_of(source: Wanted, size: int = 0) -> Wanted:
+def clone_of(source: VolumeSpec, size: int = 0) -> VolumeSpec:
     original = Original(source.pv, source.uid)
     return replace(source, pv=f"pvc-{uuid.uuid4()}", uid="clone", size=size or source.size, original=original)
 
 
-async def filled(node: Node, volumes: Volumes, wanted: Wanted) -> PodFolder:
+async def filled(node: Node, volumes: Volumes, spec: VolumeSpec) -> PodFolder:
     """A pod's folder that shows the volume with data in it, not all of which the disk has seen."""
-    folder = node.folder(wanted.pv)
-    await volumes.mount(wanted, folder, read_only=False)
+    folder = node.folder(spec.pv)
+    await volumes.mount(spec, folder, read_only=False)
     (folder.path / "blob").write_bytes(b"precious" * MIB)
     (folder.path / "word").write_text("first")
     return folder
 
 
-async def reclaimed(node: Node, volumes: Volumes, wanted: Wanted) -> None:
+async def reclaimed(node: Node, volumes: Volumes, spec: VolumeSpec) -> None:
     """The volume is erased and gone."""
     async with asyncio.timeout(120):
-        while not await volumes.reclaim(wanted.pv, wanted.uid, node.pool):
+        while not await volumes.reclaim(spec.pv, spec.uid, node.pool):
             await asyncio.sleep(0.05)
-    assert volumes.inventory.volume(wanted.pv) is None
+    assert volumes.inventory.volume(spec.pv) is None
 
 
 def identifier(path: Path) -> str:
@@ -96,7 +96,7 @@ async def test_a_copy_of_what_is_in_use_stands_beside_it(node: Node, kind: str) 
     shown = await filled(node, volumes, source)
     clone = clone_of(source, 2 * source.size)
     folder = node.folder(clone.pv)
-    assert (await volumes.prepare(clone)).record.state is State.READY
+    assert (await volumes.prepare(clone)).record.state is VolumeState.READY
     assert not (node.staging / clone.pv).is_mount()
     assert await volumes.mount(clone, folder, read_only=False) is None
 
@@ -141,7 +141,7 @@ async def test_a_copy_that_was_cut_off_is_no_copy_and_is_made_anew(node: Node, m
     begun = restarted.inventory.volume(clone.pv)
     assert begun
     snapshot = node.pool.endswith("/pool")
-    assert begun.record.state is (State.FORMATTING if snapshot else State.COPYING)
+    assert begun.record.state is (VolumeState.FORMATTING if snapshot else VolumeState.COPYING)
     folder = node.folder(clone.pv)
     await restarted.mount(clone, folder, read_only=False)
     assert (folder.path / "word").read_text() == "second"
@@ -167,7 +167,7 @@ async def test_a_copy_that_was_cut_off_is_erased_before_its_space_is_free(
     assert not await volumes.reclaim(clone.pv, clone.uid, node.pool)
     found = volumes.inventory.volume(clone.pv)
     assert found
-    assert found.record.state is State.ERASING
+    assert found.record.state is VolumeState.ERASING
     await volumes.close()
 
 
@@ -201,7 +201,7 @@ async def test_where_blocks_are_shared_no_size_is_too_large(node: Node, monkeypa
 @on("loop")
 async def test_a_copy_of_a_sparse_volume_is_sparse(node: Node) -> None:
     volumes = await started(node)
-    source = node.wanted(1024 * MIB)
+    source = node.spec(1024 * MIB)
     shown = await filled(node, volumes, source)
     await volumes.unmount(shown)
     clone = clone_of(source)
@@ -294,7 +294,7 @@ async def test_what_can_not_be_copied_is_refused_with_the_reason(node: Node) -> 
     await volumes.prepare(brittle)
     itself = replace(source, pv="itself", original=Original("itself", source.uid))
     gone, other_uid = replace(source, pv="gone"), replace(source, uid="of an earlier one")
-    for wanted, words in (
+    for spec, words in (
         (itself, "not .any more. on this node for a claim of the same namespace"),
         (clone_of(gone), "volume gone, which .* is not on this node .any more."),
         (clone_of(other_uid), "is not on this node .any more."),
@@ -302,8 +302,8 @@ async def test_what_can_not_be_copied_is_refused_with_the_reason(node: Node) -> 
         (clone_of(brittle), "with btrfs can't be .* copies are made of ext4 and xfs"),
     ):
         with pytest.raises(NotCloned, match=words):
-            await volumes.prepare(wanted)
-        assert volumes.inventory.volume(wanted.pv) is None
+            await volumes.prepare(spec)
+        assert volumes.inventory.volume(spec.pv) is None
 
 
 @on("loop")

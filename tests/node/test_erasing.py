@@ -19,8 +19,8 @@ from daemon.errors import ApiUnavailable, BackendFailed, BeingErased, InUse, Not
 from daemon.storage import erasing
 from daemon.storage.deletionguard import Owner
 from daemon.storage.erase import Method, Reuse
-from daemon.storage.inventory import Health, Inventory, Volume
-from daemon.storage.record import Record, State
+from daemon.storage.inventory import Inventory, Volume, VolumeHealth
+from daemon.storage.record import Record, VolumeState
 from daemon.storage.volumes import Volumes
 from host import erasure, loopdevice
 from lvm import Lvm
@@ -57,9 +57,9 @@ def secrets(path: Path) -> int:
 
 async def used_by_a_tenant(node: Node, volumes: Volumes, erase: str = "zero") -> None:
     """A volume that was written to through its filesystem and, near its end, directly."""
-    wanted = node.wanted(SIZE, erase=erase)
+    spec = node.spec(SIZE, erase=erase)
     folder = node.folder()
-    await volumes.mount(wanted, folder, read_only=False)
+    await volumes.mount(spec, folder, read_only=False)
     with (folder.path / "file").open("wb") as file:
         file.write(SECRET * 512)
         os.fsync(file.fileno())
@@ -130,17 +130,17 @@ async def test_while_it_is_erased_others_go_on_and_it_is_nobodys(node: Node) -> 
     assert not await volumes.reclaim(node.pv, "uid", node.pool)
     assert not await volumes.reclaim(node.pv, "uid", node.pool)
     other = node.folder(f"{node.pv}-other")
-    await volumes.mount(node.wanted(pv=other.name), other, read_only=False)
+    await volumes.mount(node.spec(pv=other.name), other, read_only=False)
     await volumes.unmount(other)
     folder = node.folder()
     for daemon in (volumes, await started(node)):
         with pytest.raises(BeingErased, match="make a new claim"):
-            await daemon.mount(node.wanted(SIZE), folder, read_only=False)
+            await daemon.mount(node.spec(SIZE), folder, read_only=False)
         with pytest.raises(BeingErased, match="make a new claim"):
-            await daemon.prepare(node.wanted(SIZE, uid="next"))
+            await daemon.prepare(node.spec(SIZE, uid="next"))
         volume = daemon.inventory.volume(node.pv)
         assert volume
-        assert volume.record.state is State.ERASING
+        assert volume.record.state is VolumeState.ERASING
         (pool,) = daemon.inventory.pools
         assert pool.ours == SIZE + 32 * MIB
     await volumes.close()
@@ -196,10 +196,10 @@ async def test_on_a_missing_disk_nothing_can_be_erased(node: Node) -> None:
     class OnMissingDisk(RawBackend):
         async def inspect(self) -> Inventory:
             found = await super().inspect()
-            return replace(found, volumes=[replace(each, health=Health.MISSING_DEVICE) for each in found.volumes])
+            return replace(found, volumes=[replace(each, health=VolumeHealth.MISSING_DEVICE) for each in found.volumes])
 
         async def reread(self, volume: Volume) -> Volume:
-            return replace(await super().reread(volume), health=Health.MISSING_DEVICE)
+            return replace(await super().reread(volume), health=VolumeHealth.MISSING_DEVICE)
 
     await used_by_a_tenant(node, await started(node))
     volumes = Volumes(OnMissingDisk(node.root / "data", 1024 * MIB), node.staging, Agreeing())
@@ -265,9 +265,9 @@ async def goes_on(node: Node, monkeypatch: pytest.MonkeyPatch, begin: int) -> No
     volumes = await started(node)
     volume = volumes.inventory.volume(node.pv)
     assert volume
-    assert (volume.record.state, volume.record.erased) == (State.ERASING, begin)
+    assert (volume.record.state, volume.record.erased) == (VolumeState.ERASING, begin)
     with pytest.raises(BeingErased):
-        await volumes.mount(node.wanted(SIZE), node.folder(), read_only=False)
+        await volumes.mount(node.spec(SIZE), node.folder(), read_only=False)
     await node.reclaim(volumes)
     assert (seen[0].start, seen[-1].stop) == (begin, SIZE)
     assert sum(map(len, seen)) == SIZE - begin
@@ -359,7 +359,7 @@ async def test_a_new_thin_volume_shows_nothing_of_the_last(
     # It takes every block that the pool has: which of them were the last tenant's nobody can tell.
     pool = volumes.inventory.pool(node.pool)
     assert pool
-    volume = await volumes.prepare(node.wanted(pool.size, uid="next"))
+    volume = await volumes.prepare(node.spec(pool.size, uid="next"))
     async with node.make_backend().device(volume) as device:
         descriptor = os.open(device, os.O_WRONLY)
         for offset in range(0, pool.size, 64 * 1024):
@@ -424,7 +424,7 @@ async def test_an_erasure_ends_when_the_volume_is_to_be_retained(node: Node, mon
     volumes = await under_way(node, server, monkeypatch)
     await volumes.retain(node.pv, "uid", node.pool, made=True)
     record = await stands_still(volumes, node)
-    assert (record.state, record.policy) == (State.ERASING, RETAIN)
+    assert (record.state, record.policy) == (VolumeState.ERASING, RETAIN)
     with pytest.raises(NotAuthorized, match="its record says Retain"):
         await volumes.reclaim(node.pv, "uid", node.pool)
 

@@ -129,7 +129,7 @@ async def test_an_exported_group(metadata: Metadata, group: str) -> None:
     assert not metadata.makes(group, "one", 1)
     found = await look(metadata, group)
     assert found.pool(group) is None
-    assert f"`vgimport {group}`" in found.blind(group)
+    assert f"`vgimport {group}`" in found.why_unavailable(group)
 
 
 async def test_a_group_of_another_host(metadata: Metadata, group: str) -> None:
@@ -138,7 +138,7 @@ async def test_a_group_of_another_host(metadata: Metadata, group: str) -> None:
         assert not metadata.makes(group, "one", 1)
         found = await look(metadata, group)
         assert found.pool(group) is None
-        assert f'`vgchange --systemid "" {group}`' in found.blind(group)
+        assert f'`vgchange --systemid "" {group}`' in found.why_unavailable(group)
     finally:
         identity = 'global { system_id_source = "lvmlocal" } local { system_id = "other" }'
         metadata.run("vgchange", "--yes", "--systemid=", "--config", identity, group)
@@ -167,7 +167,7 @@ async def test_a_group_that_its_metadata_keep_from_being_changed(
         assert not metadata.makes(group, "one", 1)
         found = await look(metadata, group)
         pool = found.pool(group)
-        assert told in (pool.blocked if pool else found.blind(group))
+        assert told in (pool.blocked if pool else found.why_unavailable(group))
         assert pool is None or offered(pool) == 0
     finally:
         backup.write_text(sound)

@@ -78,7 +78,7 @@ def mkfs_words(chance: random.Random, kind: str) -> list[str]:
     return words
 
 
-def wanted(chance: random.Random, kind: str) -> Iterator[VolumeParameters]:
+def spec(chance: random.Random, kind: str) -> Iterator[VolumeParameters]:
     """Options that are not refused at the claim."""
     while True:
         allowed = dict(FILESYSTEMS[kind].mount_options)
@@ -104,7 +104,7 @@ async def mount(kind: str, device: Path, folder: Path, options: tuple[str, ...])
 async def test_what_is_not_refused_at_the_claim_can_be_mounted(kind: str, seed: int, tmp_path: Path) -> None:
     chance, folder, mounted = random.Random(f"{kind} {seed}"), tmp_path / "folder", 0
     folder.mkdir()
-    asked = wanted(chance, kind)
+    asked = spec(chance, kind)
     for number in range(30):
         image, options = tmp_path / f"image-{number}", next(asked)
         image.touch()
@@ -131,7 +131,7 @@ async def test_what_is_not_refused_at_the_claim_can_be_mounted(kind: str, seed: 
 async def test_options_that_the_kernel_refuses_are_named_and_never_called_damage(node: Node) -> None:
     """Those of a class that was written before they were refused at the claim; also by a daemon that did not make the
     volume, and one day by another kernel."""
-    asked = node.wanted(64 * MIB, mkfs_options=("-O", "^has_journal"), mount_options=("noatime", "commit=10"))
+    asked = node.spec(64 * MIB, mkfs_options=("-O", "^has_journal"), mount_options=("noatime", "commit=10"))
     for _ in range(2):
         volumes = await started(node)
         with pytest.raises(MountRefused, match=r"options noatime,commit=10 .*(without|w/o) journal.*new StorageClass"):
@@ -142,7 +142,7 @@ async def test_options_that_the_kernel_refuses_are_named_and_never_called_damage
 
 @on("loop")
 async def test_a_new_filesystem_that_this_kernel_does_not_know_is_told_of_as_that(node: Node) -> None:
-    asked = node.wanted(256 * MIB, filesystem="btrfs", mkfs_options=("-s", "64k"))
+    asked = node.spec(256 * MIB, filesystem="btrfs", mkfs_options=("-s", "64k"))
     volumes = await started(node)
     with pytest.raises(MountRefused, match="is new and empty"):
         await volumes.mount(asked, node.folder(), read_only=False)

@@ -52,8 +52,8 @@ async def test_mirrors_and_stripes_on_unlike_disks(
             size = published(volumes, uneven, **parameters)
             assert size > 0
             with pytest.raises(NoSpace):
-                await volumes.prepare(node.wanted(size + EXTENT, **parameters))
-            made = await volumes.prepare(node.wanted(size, **parameters))
+                await volumes.prepare(node.spec(size + EXTENT, **parameters))
+            made = await volumes.prepare(node.spec(size, **parameters))
             assert made.size == size
             await volumes.refresh()
             assert published(volumes, uneven, **parameters) == 0
@@ -75,8 +75,8 @@ async def test_a_disk_whose_allocation_is_off_while_the_daemon_runs(
         await volumes.refresh()
         assert published(volumes, uneven) == before - largest_volume.size
         with pytest.raises(NoSpace):
-            await volumes.prepare(node.wanted(before - largest_volume.size + EXTENT))
-        await volumes.prepare(node.wanted(before - largest_volume.size))
+            await volumes.prepare(node.spec(before - largest_volume.size + EXTENT))
+        await volumes.prepare(node.spec(before - largest_volume.size))
         by_hand("pvchange", "-xy", largest_volume.path)
         await volumes.refresh()
         assert published(volumes, uneven) == largest_volume.size
@@ -94,12 +94,12 @@ async def test_a_group_that_lvm_does_not_change_says_so_in_place_of_lvms_words(
         by_hand("vgchange", "--logicalvolume=1", uneven)
         by_hand("lvcreate", "--extents=1", "--name=theirs", uneven)
         with pytest.raises(BackendFailed):  # the daemon has not looked yet, and LVM says it
-            await volumes.prepare(node.wanted(EXTENT * 8))
+            await volumes.prepare(node.spec(EXTENT * 8))
         await volumes.refresh()
         assert published(volumes, uneven) == 0
         with pytest.raises(PoolBlocked, match=r"`vgchange --logicalvolume 0 "):
-            await volumes.prepare(node.wanted(EXTENT * 8))
+            await volumes.prepare(node.spec(EXTENT * 8))
         by_hand("vgchange", "--logicalvolume=0", uneven)
-        await volumes.prepare(node.wanted(EXTENT * 8))
+        await volumes.prepare(node.spec(EXTENT * 8))
     finally:
         await volumes.close()

@@ -11,7 +11,7 @@ import pytest
 from daemon.errors import InUse, NotCloned
 from daemon.kubelet.podfolder import PodFolder
 from daemon.storage import cloning
-from daemon.storage.record import State, Wanted
+from daemon.storage.record import VolumeSpec, VolumeState
 from daemon.storage.room import Reservation
 from daemon.storage.volumes import Volumes
 from host import devicecopy, freezing
@@ -52,11 +52,11 @@ class Gate:
         monkeypatch.setattr(devicecopy, "copy", gated)
 
 
-async def short_of_room(node: Node, spare: int) -> tuple[Volumes, Wanted, PodFolder, Wanted]:
+async def short_of_room(node: Node, spare: int) -> tuple[Volumes, VolumeSpec, PodFolder, VolumeSpec]:
     """A daemon that has promised all but `spare` bytes of what is left when the clone is made; with it the source, the
     folder where that is in use, and the clone."""
     volumes = await started(node)
-    source = node.wanted(SIZE)
+    source = node.spec(SIZE)
     folder = await used(node, volumes, source)
     clone = clone_of(source)
     left = node.free(volumes) - clone.size - spare
@@ -70,11 +70,11 @@ async def test_pods_come_go_and_write_while_their_volume_is_copied(
     node: Node, monkeypatch: pytest.MonkeyPatch, layout: dict[str, Any]
 ) -> None:
     volumes = await started(node)
-    source = node.wanted(SIZE, **layout)
+    source = node.spec(SIZE, **layout)
     folder = await used(node, volumes, source)
     before = node.free(volumes)
     gate = Gate(monkeypatch)
-    clone = replace(clone_of(source), parameters=node.wanted().parameters)
+    clone = replace(clone_of(source), parameters=node.spec().parameters)
     copying = asyncio.create_task(volumes.prepare(clone))
     await gate.reached.wait()
 
@@ -97,7 +97,7 @@ async def test_pods_come_go_and_write_while_their_volume_is_copied(
     assert isinstance(await volumes.mount(larger, folder, read_only=False), InUse)
     write(folder.path / "file", bytes(len(SECRET) * 4096))
     gate.opened.set()
-    assert (await copying).record.state is State.READY
+    assert (await copying).record.state is VolumeState.READY
 
     shown = node.folder(clone.pv)
     await volumes.mount(clone, shown, read_only=False)
@@ -110,9 +110,9 @@ async def test_pods_come_go_and_write_while_their_volume_is_copied(
     await reclaimed(node, volumes, source)
 
 
-async def reclaimed(node: Node, volumes: Volumes, wanted: Wanted) -> None:
+async def reclaimed(node: Node, volumes: Volumes, spec: VolumeSpec) -> None:
     async with asyncio.timeout(60):
-        while not await volumes.reclaim(wanted.pv, wanted.uid, node.pool):
+        while not await volumes.reclaim(spec.pv, spec.uid, node.pool):
             await asyncio.sleep(0.02)
 
 
@@ -121,7 +121,7 @@ async def test_the_disks_are_searched_for_what_the_snapshot_kept(
     node: Node, monkeypatch: pytest.MonkeyPatch, erase: str, left: bool
 ) -> None:
     volumes = await started(node)
-    source = node.wanted(SIZE, erase=erase)
+    source = node.spec(SIZE, erase=erase)
     folder = await used(node, volumes, source)
     gate = Gate(monkeypatch)
     clone = clone_of(source)
@@ -154,9 +154,9 @@ async def test_a_snapshot_that_overflows_fails_the_copy_and_not_the_source(
             await copying
     found = (await no_snapshots(volumes)).volume(clone.pv)
     assert found
-    assert found.record.state is State.COPYING
+    assert found.record.state is VolumeState.COPYING
     write(folder.path / "file", SECRET * 4096)
-    assert (await volumes.prepare(clone)).record.state is State.READY
+    assert (await volumes.prepare(clone)).record.state is VolumeState.READY
     await volumes.unmount(folder)
     await no_snapshots(volumes)
     shown = node.folder(clone.pv)
@@ -210,7 +210,7 @@ async def test_without_the_kernel_module_it_is_as_without_room(node: Node, monke
 
     monkeypatch.setattr(Lvm, "create_thick_snapshot", lacking)
     volumes = await started(node)
-    source = node.wanted(SIZE)
+    source = node.spec(SIZE)
     folder = await used(node, volumes, source)
     with pytest.raises(NotCloned, match=r"loads the module dm_snapshot\): stop the pods"):
         await volumes.prepare(clone_of(source))
@@ -223,10 +223,10 @@ async def test_a_thin_volume_is_copied_to_a_thick_one_from_a_snapshot(
 ) -> None:
     by_hand("lvcreate", "--type=thin-pool", "--size=100m", "--name=pool", node.pool)
     volumes = await started(node)
-    source = node.wanted(SIZE, thin=True, thin_pool="pool")
+    source = node.spec(SIZE, thin=True, thin_pool="pool")
     folder = await used(node, volumes, source)
     gate = Gate(monkeypatch)
-    clone = replace(clone_of(source), parameters=node.wanted().parameters)
+    clone = replace(clone_of(source), parameters=node.spec().parameters)
     copying = asyncio.create_task(volumes.prepare(clone))
     await gate.reached.wait()
     assert [volume.pool for volume in volumes.inventory.snapshots] == [node.pool]
@@ -244,11 +244,11 @@ async def test_what_somebody_made_a_snapshot_of_is_neither_erased_nor_removed(
     node: Node, by_hand: ByHand, erase: str
 ) -> None:
     volumes = await started(node)
-    source = node.wanted(SIZE, erase=erase)
+    source = node.spec(SIZE, erase=erase)
     await volumes.prepare(source)
     by_hand("lvcreate", "--snapshot", "--size=8m", "--name=backup", f"{node.pool}/{source.pv}")
     with pytest.raises(InUse, match=f"has a snapshot backup, .*lvremove {node.pool}/backup"):
         await volumes.reclaim(source.pv, source.uid, node.pool)
-    assert volumes.inventory.volume(source.pv).record.state is State.READY  # type: ignore[union-attr]
+    assert volumes.inventory.volume(source.pv).record.state is VolumeState.READY  # type: ignore[union-attr]
     by_hand("lvremove", "--yes", f"{node.pool}/backup")
     await node.reclaim(volumes, source.pv)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from daemon.backends.lvmsnapshots import LvmSnapshots
-from daemon.storage.record import State
+from daemon.storage.record import VolumeState
 from host import devicecopy
 from lvm import Lvm, names
 from tests.node.conftest import ByHand, MakeDisks
@@ -35,7 +35,7 @@ async def test_an_lvcreate_that_was_killed_stops_nobody_and_leaves_nothing(
 ) -> None:
     """As it dies with its container: before LVM suspends the source, before it commits, and before it resumes."""
     volumes = await started(node)
-    source = node.wanted(SIZE)
+    source = node.spec(SIZE)
     folder = await used(node, volumes, source)
     original = volumes.inventory.volume(source.pv)
     assert original
@@ -113,7 +113,7 @@ def killed(work: Callable[[], Awaitable[object]], owner: Any, name: str, when: s
 )
 async def test_a_crash_at_any_moment_leaves_nothing(node: Node, owner: Any, name: str, when: str) -> None:
     volumes = await started(node)
-    source = node.wanted(SIZE)
+    source = node.spec(SIZE)
     folder = await used(node, volumes, source)
     clone = clone_of(source)
 
@@ -138,7 +138,7 @@ async def test_a_crash_at_any_moment_leaves_nothing(node: Node, owner: Any, name
     await no_snapshots(restarted)
     write(folder.path / "file", bytes(len(SECRET) * 4096))
     ready = restarted.inventory.volume(clone.pv)
-    late = ready is not None and ready.record.state is State.READY
+    late = ready is not None and ready.record.state is VolumeState.READY
     await restarted.prepare(clone)
     await no_snapshots(restarted)
     shown = node.folder(clone.pv)

@@ -150,10 +150,10 @@ async def test_a_folder_that_hangs_is_the_classes_error(
 ) -> None:
     let_go, list_of = threading.Event(), entries._list
 
-    def hanging(folder: Path, wanted: Callable[[str], bool]) -> dict[str, Mount | None]:
+    def hanging(folder: Path, spec: Callable[[str], bool]) -> dict[str, Mount | None]:
         if folder == fast:
             let_go.wait()
-        return list_of(folder, wanted)
+        return list_of(folder, spec)
 
     monkeypatch.setattr(entries, "_list", hanging)
     node.discoverer._disk_threads = ShortDeadline(lambda place: place == fast)

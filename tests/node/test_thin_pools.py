@@ -61,8 +61,8 @@ def write_on(path: Path) -> None:
 async def test_a_pool_that_is_really_full_hurts_nobody_who_was_not_writing(node: Node) -> None:
     volumes = node.volumes()
     await volumes.start()
-    quiet = node.wanted(32 * MIB, overprovision_ratio=RATIO)
-    greedy = node.wanted(256 * MIB, pv=f"{node.pv}-greedy", overprovision_ratio=RATIO, thin_pool_autoextend=100)
+    quiet = node.spec(32 * MIB, overprovision_ratio=RATIO)
+    greedy = node.spec(256 * MIB, pv=f"{node.pv}-greedy", overprovision_ratio=RATIO, thin_pool_autoextend=100)
     calm, wild = node.folder(), node.folder(greedy.pv)
     await volumes.mount(quiet, calm, read_only=False)
     await volumes.mount(greedy, wild, read_only=False)
@@ -80,12 +80,12 @@ async def test_a_pool_that_is_really_full_hurts_nobody_who_was_not_writing(node:
     assert level(pool) is Level.CRITICAL
     assert pool.available(RATIO) > 200 * MIB  # on paper
     assert available_capacity(pool, quiet.parameters, volumes.inventory.volumes, ()) == AvailableCapacity(0, 0, 0)
-    late = node.wanted(32 * MIB, pv=f"{node.pv}-late", overprovision_ratio=RATIO)
+    late = node.spec(32 * MIB, pv=f"{node.pv}-late", overprovision_ratio=RATIO)
     before = {volume.pv for volume in volumes.inventory.volumes}
     with pytest.raises(PoolFull, match=f"thin pool {node.pool} of this node, which is nearly full: delete volumes"):
         await volumes.prepare(late)
     with pytest.raises(PoolFull):
-        await volumes.expand(node.wanted(64 * MIB, overprovision_ratio=RATIO))
+        await volumes.expand(node.spec(64 * MIB, overprovision_ratio=RATIO))
     await volumes.refresh()
     assert {volume.pv for volume in volumes.inventory.volumes} == before
     assert (calm.path / "data").read_bytes() == data
@@ -127,8 +127,8 @@ async def test_a_pool_grows_by_what_nobody_was_promised_and_no_more(node: Node, 
     await volumes.start()
     folder = node.folder()
     # Promised well beyond its size, for the pool keeps the reserve back as well.
-    wanted = node.wanted(2 * POOL, overprovision_ratio=100.0, thin_pool_autoextend=100)
-    await volumes.mount(wanted, folder, read_only=False)
+    spec = node.spec(2 * POOL, overprovision_ratio=100.0, thin_pool_autoextend=100)
+    await volumes.mount(spec, folder, read_only=False)
     assert (await volumes.enlarge(node.pool)).taken == 0  # it has room
     (folder.path / "data").write_bytes(os.urandom(104 * MIB))
     os.sync()
@@ -150,7 +150,7 @@ async def test_a_pool_grows_by_what_nobody_was_promised_and_no_more(node: Node, 
         os.fsync(file.fileno())
     assert (await volumes.enlarge(node.pool)).taken == 0
     with pytest.raises(NoSpace):
-        await volumes.prepare(node.wanted(2 * pool.granularity, pv=f"{node.pv}-thick", thin=False))
+        await volumes.prepare(node.spec(2 * pool.granularity, pv=f"{node.pv}-thick", thin=False))
 
 
 async def test_metadata_grows_too(node: Node) -> None:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from command.main import app
 from daemon.backends import lvmgroups
-from daemon.storage.record import Record, State
+from daemon.storage.record import Record, VolumeState
 from host import loopdevice
 from lvm import Lvm, LvmError, configuration
 from tests.node.conftest import MakeDisks
@@ -122,7 +122,7 @@ def volumes(count: int) -> str:
     parts = []
     for number in range(count):
         uid = uuid.uuid4()
-        tags = sorted(Record(f"pvc-{uid}", str(uid), "Delete", "ext4", State.READY).to_tags())
+        tags = sorted(Record(f"pvc-{uid}", str(uid), "Delete", "ext4", VolumeState.READY).to_tags())
         lv_id = f"{number:06d}-{'-'.join(4 * ['aaaa'])}-{'a' * 4}-{'b' * 6}"
         parts.append(f"""
 		pvc-{uid} {{

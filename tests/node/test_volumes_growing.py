@@ -35,7 +35,7 @@ def capacity(path: Path) -> int:
 async def test_growing(node: Node, filesystem: str, size: int, more: int) -> None:
     volumes = await started(node)
     folder = node.folder()
-    small, large, larger = (node.wanted(mib * MIB, filesystem=filesystem) for mib in (size, more, more + size))
+    small, large, larger = (node.spec(mib * MIB, filesystem=filesystem) for mib in (size, more, more + size))
     await volumes.mount(small, folder, read_only=False)
     (shown,) = node.mounted_on(folder)
     assert shown.filesystem == filesystem
@@ -49,7 +49,7 @@ async def test_growing(node: Node, filesystem: str, size: int, more: int) -> Non
     await volumes.mount(larger, folder, read_only=False)
     assert capacity(folder.path) - online > 0.7 * size * MIB
     with pytest.raises(NoSpace, match="delete volumes on this node"):
-        await volumes.expand(node.wanted(2 * 10**12, filesystem=filesystem))
+        await volumes.expand(node.spec(2 * 10**12, filesystem=filesystem))
     assert (await volumes.prepare(larger)).size == (more + size) * MIB
 
 
@@ -83,7 +83,7 @@ async def test_what_grew_while_nobody_used_it_grows_with_its_next_mount(
 ) -> None:
     """The PersistentVolume says the new size; nobody called expand. ext4 grows before the mount where the kernel does
     not let us grow it after, and so both ways are tried, one here and one in the guest."""
-    small, large = (node.wanted(mib * MIB, filesystem=filesystem) for mib in (size, more))
+    small, large = (node.spec(mib * MIB, filesystem=filesystem) for mib in (size, more))
     folder = node.folder()
     volumes = await started(node)
     await volumes.mount(small, folder, read_only=False)
@@ -115,15 +115,15 @@ def figures(volumes: Volumes) -> set[Pool]:
 async def test_without_room_it_is_mounted_as_it_is_and_grows_when_there_is(node: Node) -> None:
     folder = node.folder()
     volumes = await started(node)
-    await volumes.mount(node.wanted(300 * MIB, filesystem="xfs"), folder, read_only=False)
+    await volumes.mount(node.spec(300 * MIB, filesystem="xfs"), folder, read_only=False)
     written = checksummed(folder.path)
     await volumes.unmount(folder)
     free = node.free(volumes)
-    neighbour = node.wanted(free - 8 * MIB, pv=f"{node.pv}-neighbour", mkfs_options=("-E", "nodiscard"))
+    neighbour = node.spec(free - 8 * MIB, pv=f"{node.pv}-neighbour", mkfs_options=("-E", "nodiscard"))
     await volumes.prepare(neighbour)
     before = figures(volumes)
 
-    large = node.wanted(400 * MIB, filesystem="xfs")
+    large = node.spec(400 * MIB, filesystem="xfs")
     shortfall = await volumes.mount(large, folder, read_only=False)
     assert isinstance(shortfall, NoSpace)
     assert (shortfall.needed, shortfall.available) == (100 * MIB, 8 * MIB)
@@ -143,8 +143,8 @@ async def test_a_filesystem_that_can_not_grow_is_mounted_all_the_same(
     loop_node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     volumes = await started(loop_node)
-    await volumes.prepare(loop_node.wanted())
-    await volumes.expand(loop_node.wanted(64 * MIB))
+    await volumes.prepare(loop_node.spec())
+    await volumes.expand(loop_node.spec(64 * MIB))
 
     async def refuse(*_: object) -> None:
         raise PermissionError("not for you")
@@ -152,8 +152,8 @@ async def test_a_filesystem_that_can_not_grow_is_mounted_all_the_same(
     monkeypatch.setattr(filesystem, "grow", refuse)
     monkeypatch.setattr(filesystem, "grow_unmounted", refuse)
     folder = loop_node.folder()
-    shortfall = await volumes.mount(loop_node.wanted(64 * MIB), folder, read_only=False)
+    shortfall = await volumes.mount(loop_node.spec(64 * MIB), folder, read_only=False)
     assert "does not fill it: not for you" in str(shortfall)
     assert len(loop_node.mounted_on(folder)) == 1
     with pytest.raises(BackendFailed, match="not for you"):
-        await volumes.expand(loop_node.wanted(64 * MIB))
+        await volumes.expand(loop_node.spec(64 * MIB))

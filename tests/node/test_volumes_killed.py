@@ -15,7 +15,7 @@ import pytest
 from contract.volume import Original
 from daemon.backends.loop import LoopBackend
 from daemon.backends.recordfiles import RecordFiles
-from daemon.storage.record import State
+from daemon.storage.record import VolumeState
 from daemon.storage.staging import Staging
 from daemon.storage.volumes import Volumes
 from host import devicecopy, filesystem, freezing, loopdevice, mounting
@@ -109,7 +109,7 @@ def test_mounting_goes_on(node: Node, step: Step, when: str) -> None:
     folder = node.folder()
 
     async def mount(volumes: Volumes) -> None:
-        await volumes.mount(node.wanted(), folder, read_only=False)
+        await volumes.mount(node.spec(), folder, read_only=False)
 
     async def go_on(volumes: Volumes) -> None:
         for _ in range(2):
@@ -130,7 +130,7 @@ def test_nothing_is_left_when_the_pod_goes_instead(node: Node, step: Step, when:
     folder = node.folder()
 
     async def mount(volumes: Volumes) -> None:
-        await volumes.mount(node.wanted(), folder, read_only=False)
+        await volumes.mount(node.spec(), folder, read_only=False)
 
     async def give_back(volumes: Volumes) -> None:
         if node.mounted_on(folder):
@@ -149,7 +149,7 @@ def test_unmounting_goes_on(node: Node, step: Step, when: str) -> None:
     folder = node.folder()
 
     async def mount(volumes: Volumes) -> None:
-        await volumes.mount(node.wanted(), folder, read_only=False)
+        await volumes.mount(node.spec(), folder, read_only=False)
 
     async def unmount(volumes: Volumes) -> None:
         await volumes.unmount(folder)
@@ -170,7 +170,7 @@ def test_unmounting_goes_on(node: Node, step: Step, when: str) -> None:
 )
 def test_reclaiming_goes_on(node: Node, step: Step, when: str) -> None:
     async def prepare(volumes: Volumes) -> None:
-        await volumes.prepare(node.wanted())
+        await volumes.prepare(node.spec())
 
     async def reclaim(volumes: Volumes) -> None:
         await volumes.reclaim(node.pv, "uid", node.pool)
@@ -190,12 +190,12 @@ def test_growing_with_the_next_mount_goes_on(node: Node, step: Step, when: str) 
     folder = node.folder()
 
     async def fill(volumes: Volumes) -> None:
-        await volumes.mount(node.wanted(32 * MIB), folder, read_only=False)
+        await volumes.mount(node.spec(32 * MIB), folder, read_only=False)
         (folder.path / "data").write_bytes(b"precious" * MIB)
         await volumes.unmount(folder)
 
     async def mount(volumes: Volumes) -> None:
-        assert await volumes.mount(node.wanted(64 * MIB), folder, read_only=False) is None
+        assert await volumes.mount(node.spec(64 * MIB), folder, read_only=False) is None
 
     async def unmount(volumes: Volumes) -> None:
         await volumes.unmount(folder)
@@ -213,7 +213,7 @@ def test_growing_with_the_next_mount_goes_on(node: Node, step: Step, when: str) 
 @at((LoopBackend, "extend"), (loopdevice, "set_capacity"), (filesystem, "grow"))
 def test_growing_goes_on(node: Node, step: Step, when: str) -> None:
     folder = node.folder()
-    small, large = (node.wanted(mib * MIB, filesystem="xfs") for mib in (300, 400))
+    small, large = (node.spec(mib * MIB, filesystem="xfs") for mib in (300, 400))
 
     def size() -> int:
         figures = os.statvfs(folder.path)
@@ -242,7 +242,7 @@ def test_growing_goes_on(node: Node, step: Step, when: str) -> None:
 )
 def test_copying_goes_on(node: Node, step: Step, when: str) -> None:
     """Nothing of an attempt that was killed is ever seen, and who writes to the source goes on."""
-    source = node.wanted(300 * MIB, filesystem="xfs")
+    source = node.spec(300 * MIB, filesystem="xfs")
     clone = replace(source, pv=f"{node.pv}-copy", original=Original(source.pv, source.uid))
     used, copied = node.folder(), node.folder(clone.pv)
 
@@ -255,7 +255,7 @@ def test_copying_goes_on(node: Node, step: Step, when: str) -> None:
 
     async def write_and_copy(volumes: Volumes) -> None:
         begun = volumes.inventory.volume(clone.pv)
-        late = begun is not None and begun.record.state is State.READY
+        late = begun is not None and begun.record.state is VolumeState.READY
         (used.path / "data").write_text("second")
         await volumes.mount(clone, copied, read_only=False)
         assert (copied.path / "data").read_text() == ("first" if late else "second")

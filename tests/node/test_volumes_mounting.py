@@ -11,7 +11,7 @@ from contract.volume import DELETE, RETAIN
 from daemon.backends.loop import LoopBackend
 from daemon.errors import Foreign, InUse, NotAPodFolder, Occupied
 from daemon.storage import staging
-from daemon.storage.record import State
+from daemon.storage.record import VolumeState
 from daemon.storage.staging import Staging
 from host import loopdevice, mounting
 from tests.node.volume_node import MIB, Node, image, on, started
@@ -20,10 +20,10 @@ from tests.node.volume_node import MIB, Node, image, on, started
 @on("loop", "folder", "lvm-thick", "lvm-thin")
 async def test_the_life_of_a_volume(node: Node) -> None:
     volumes = await started(node)
-    assert (await volumes.prepare(node.wanted())).size == 32 * MIB
+    assert (await volumes.prepare(node.spec())).size == 32 * MIB
     assert node.mounts() == []
     folder = node.folder()
-    await volumes.mount(node.wanted(), folder, read_only=False)
+    await volumes.mount(node.spec(), folder, read_only=False)
     (folder.path / "data").write_text("precious")
     (staged, shown) = node.mounts()
     assert (staged.path, shown.path) == (str(node.staging / node.pv), str(folder.path))
@@ -37,7 +37,7 @@ async def test_the_life_of_a_volume(node: Node) -> None:
     assert list(node.staging.iterdir()) == []
 
     moved = node.folder()
-    await volumes.mount(node.wanted(), moved, read_only=False)
+    await volumes.mount(node.spec(), moved, read_only=False)
     assert (moved.path / "data").read_text() == "precious"
     await volumes.unmount(moved)
 
@@ -46,7 +46,7 @@ async def test_the_life_of_a_volume(node: Node) -> None:
     volumes = await started(node)
     assert not list(volumes.inventory.volumes)
     again = node.folder()
-    await volumes.mount(node.wanted(uid="next"), again, read_only=False)
+    await volumes.mount(node.spec(uid="next"), again, read_only=False)
     assert not (again.path / "data").exists()
 
 
@@ -54,8 +54,8 @@ async def test_pods_of_a_node_share_the_volume(node: Node) -> None:
     volumes = await started(node)
     writer, reader = node.folder(), node.folder()
     await asyncio.gather(
-        volumes.mount(node.wanted(), writer, read_only=False),
-        volumes.mount(node.wanted(), reader, read_only=True),
+        volumes.mount(node.spec(), writer, read_only=False),
+        volumes.mount(node.spec(), reader, read_only=True),
     )
     (writer.path / "data").write_text("shared")
     assert (reader.path / "data").read_text() == "shared"
@@ -71,11 +71,11 @@ async def test_pods_of_a_node_share_the_volume(node: Node) -> None:
 async def test_asked_again(node: Node) -> None:
     volumes = await started(node)
     folder = node.folder()
-    await asyncio.gather(*(volumes.mount(node.wanted(), folder, read_only=False) for _ in range(5)))
+    await asyncio.gather(*(volumes.mount(node.spec(), folder, read_only=False) for _ in range(5)))
     before = node.mounts()
     assert len(before) == 2
-    await volumes.mount(node.wanted(), folder, read_only=False)
-    await (await started(node)).mount(node.wanted(), folder, read_only=False)
+    await volumes.mount(node.spec(), folder, read_only=False)
+    await (await started(node)).mount(node.spec(), folder, read_only=False)
     assert node.mounts() == before
     await asyncio.gather(*(volumes.unmount(folder) for _ in range(5)))
     await volumes.unmount(folder)
@@ -86,7 +86,7 @@ async def test_a_folder_mounted_the_other_way_is_corrected(node: Node) -> None:
     volumes = await started(node)
     folder = node.folder()
     for read_only in (True, False, True):
-        await volumes.mount(node.wanted(), folder, read_only=read_only)
+        await volumes.mount(node.spec(), folder, read_only=read_only)
         (shown,) = node.mounted_on(folder)
         assert shown.read_only == read_only
 
@@ -97,7 +97,7 @@ async def test_setuid_and_devices_work_in_the_pod_alone(node: Node, chosen: tupl
     node.staging.mkdir(mode=0o755, parents=True)  # as the kubelet does
     volumes = await started(node)
     folder = node.folder()
-    await volumes.mount(node.wanted(mount_options=chosen), folder, read_only=False)
+    await volumes.mount(node.spec(mount_options=chosen), folder, read_only=False)
     (staged, shown) = node.mounts()
     assert {"nosuid", "nodev"} <= staged.options
     assert shown.options & {"nosuid", "nodev"} == set(chosen)
@@ -108,7 +108,7 @@ async def test_a_part_of_the_volume_mounted_elsewhere_keeps_it(node: Node, tmp_p
     """As the kubelet does for subPath."""
     volumes = await started(node)
     folder = node.folder()
-    await volumes.mount(node.wanted(), folder, read_only=False)
+    await volumes.mount(node.spec(), folder, read_only=False)
     (folder.path / "part").mkdir()
     subpath = tmp_path / "subpath"
     subpath.mkdir()
@@ -128,9 +128,7 @@ async def test_many_mounts_at_once(node: Node) -> None:
     count = 25 if isinstance(node.make_backend(), LoopBackend) else 5
     pvs = [f"{node.pv}-{number}" for number in range(count)]
     folders = [(pv, node.folder(pv)) for pv in pvs for _ in range(2)]
-    await asyncio.gather(
-        *(volumes.mount(node.wanted(4 * MIB, pv=pv), folder, read_only=False) for pv, folder in folders)
-    )
+    await asyncio.gather(*(volumes.mount(node.spec(4 * MIB, pv=pv), folder, read_only=False) for pv, folder in folders))
     assert len(node.mounts()) == 3 * count
     for pv, folder in folders:
         (shown,) = node.mounted_on(folder)
@@ -143,9 +141,9 @@ async def test_many_mounts_at_once(node: Node) -> None:
 
 
 async def test_options_of_the_class(loop_node: Node) -> None:
-    wanted = loop_node.wanted(mkfs_options=("-b", "1024"), mount_options=("noatime", "nodev", "commit=30"))
+    spec = loop_node.spec(mkfs_options=("-b", "1024"), mount_options=("noatime", "nodev", "commit=30"))
     folder = loop_node.folder()
-    await (await started(loop_node)).mount(wanted, folder, read_only=True)
+    await (await started(loop_node)).mount(spec, folder, read_only=True)
     (shown,) = loop_node.mounted_on(folder)
     assert {"ro", "noatime", "nodev"} <= shown.options
     assert "commit=30" in shown.filesystem_options
@@ -157,7 +155,7 @@ async def test_what_is_not_ours_is_refused_and_left_alone(loop_node: Node) -> No
     image(loop_node).write_bytes(b"a letter to grandmother")
     folder = loop_node.folder()
     with pytest.raises(Foreign, match="not of elastic-local"):
-        await volumes.mount(loop_node.wanted(), folder, read_only=False)
+        await volumes.mount(loop_node.spec(), folder, read_only=False)
     await volumes.reclaim(loop_node.pv, "uid", loop_node.pool)
     assert image(loop_node).read_bytes() == b"a letter to grandmother"
     assert loop_node.mounts() == []
@@ -166,9 +164,9 @@ async def test_what_is_not_ours_is_refused_and_left_alone(loop_node: Node) -> No
 async def test_another_tenants_volume_of_that_name(node: Node) -> None:
     volumes = await started(node)
     theirs, mine = node.folder(), node.folder()
-    await volumes.mount(node.wanted(uid="theirs"), theirs, read_only=False)
+    await volumes.mount(node.spec(uid="theirs"), theirs, read_only=False)
     with pytest.raises(Foreign, match="does not show its data"):
-        await volumes.mount(node.wanted(uid="mine"), mine, read_only=False)
+        await volumes.mount(node.spec(uid="mine"), mine, read_only=False)
     await volumes.reclaim(node.pv, "mine", node.pool)
     assert node.mounted_on(mine) == []
     assert len(node.mounted_on(theirs)) == 1
@@ -177,9 +175,9 @@ async def test_another_tenants_volume_of_that_name(node: Node) -> None:
 async def test_the_policy_is_kept_with_the_volume(node: Node) -> None:
     volumes = await started(node)
     for policy in (DELETE, RETAIN, DELETE):
-        await volumes.prepare(node.wanted(policy=policy))
+        await volumes.prepare(node.spec(policy=policy))
         (volume,) = (await started(node)).inventory.volumes
-        assert (volume.record.policy, volume.record.state) == (policy, State.READY)
+        assert (volume.record.policy, volume.record.state) == (policy, VolumeState.READY)
     with pytest.raises(Foreign, match="noted as that of uid uid, not another"):
         await volumes.retain(node.pv, "another", node.pool, made=True)
     await volumes.retain(node.pv, "another", node.pool, made=False)
@@ -194,7 +192,7 @@ async def test_a_folder_that_shows_something_else(loop_node: Node, tmp_path: Pat
     other.mkdir()
     mounting.bind(other, folder.path)
     with pytest.raises(Occupied, match="unmount it on the node"):
-        await volumes.mount(loop_node.wanted(), folder, read_only=False)
+        await volumes.mount(loop_node.spec(), folder, read_only=False)
     (shown,) = loop_node.mounts()
     assert shown.root.endswith("/other")
     await volumes.unmount(folder)
@@ -204,7 +202,7 @@ async def test_a_folder_that_shows_something_else(loop_node: Node, tmp_path: Pat
 async def test_unmount_takes_away_a_stack(loop_node: Node, tmp_path: Path) -> None:
     volumes = await started(loop_node)
     folder = loop_node.folder()
-    await volumes.mount(loop_node.wanted(), folder, read_only=False)
+    await volumes.mount(loop_node.spec(), folder, read_only=False)
     mounting.bind(tmp_path / "data", folder.path)
     mounting.bind(loop_node.staging / loop_node.pv, folder.path)
     await volumes.unmount(folder)
@@ -214,7 +212,7 @@ async def test_unmount_takes_away_a_stack(loop_node: Node, tmp_path: Path) -> No
 async def test_a_busy_folder_is_told_and_unmounted_later(loop_node: Node) -> None:
     volumes = await started(loop_node)
     folder = loop_node.folder()
-    await volumes.mount(loop_node.wanted(), folder, read_only=False)
+    await volumes.mount(loop_node.spec(), folder, read_only=False)
     with (folder.path / "open").open("w"), pytest.raises(InUse, match="stop the processes"):
         await volumes.unmount(folder)
     await volumes.unmount(folder)
@@ -229,7 +227,7 @@ async def test_links_lead_nowhere(loop_node: Node, tmp_path: Path) -> None:
     folder.path.rmdir()
     folder.path.symlink_to(victim)
     with pytest.raises(NotAPodFolder, match="links are not followed"):
-        await volumes.mount(loop_node.wanted(), folder, read_only=False)
+        await volumes.mount(loop_node.spec(), folder, read_only=False)
     mounting.bind(tmp_path / "data", victim)
     await volumes.unmount(folder)
     assert [mount.path for mount in loop_node.mounts()] == [str(victim)]
@@ -242,7 +240,7 @@ def test_the_staging_folder_is_of_no_use_while_nothing_is_mounted(tmp_path: Path
 async def test_a_loop_device_goes_with_the_last_mount(loop_node: Node) -> None:
     volumes = await started(loop_node)
     folder = loop_node.folder()
-    await volumes.mount(loop_node.wanted(), folder, read_only=False)
+    await volumes.mount(loop_node.spec(), folder, read_only=False)
     assert loopdevice.find(image(loop_node))
     await volumes.unmount(folder)
     assert loopdevice.find(image(loop_node)) is None

@@ -14,7 +14,7 @@ from daemon.errors import BackendFailed, Damaged, Foreign, InUse
 from daemon.kubelet.podfolder import PodFolder
 from daemon.storage import staging
 from daemon.storage.deletionguard import Owner, RemovalReason
-from daemon.storage.record import State
+from daemon.storage.record import VolumeState
 from daemon.storage.volumes import Volumes
 from host import filesystem, mounting
 from tests.agreeing import Agreeing
@@ -25,7 +25,7 @@ from tests.node.volume_node import MIB, Node, image, on, started
 async def test_reclaim_unmounts_what_a_crash_left_staged(node: Node) -> None:
     volumes = await started(node)
     folder = node.folder()
-    await volumes.mount(node.wanted(), folder, read_only=False)
+    await volumes.mount(node.spec(), folder, read_only=False)
     mounting.unmount(folder.path)
     assert len(node.mounts()) == 1
     await node.reclaim(volumes)
@@ -36,12 +36,12 @@ async def test_reclaim_unmounts_what_a_crash_left_staged(node: Node) -> None:
 async def test_a_volume_whose_staging_mount_somebody_took_away(node: Node) -> None:
     volumes = await started(node)
     first, second = node.folder(), node.folder()
-    await volumes.mount(node.wanted(), first, read_only=False)
+    await volumes.mount(node.spec(), first, read_only=False)
     (first.path / "data").touch()
     mounting.unmount(node.staging / node.pv)
     with pytest.raises(InUse, match=f"mounted at {first.path}"):
         await volumes.reclaim(node.pv, "uid", node.pool)
-    await volumes.mount(node.wanted(), second, read_only=False)
+    await volumes.mount(node.spec(), second, read_only=False)
     assert (second.path / "data").exists()
     await volumes.unmount(second)
     await volumes.unmount(first)
@@ -51,15 +51,15 @@ async def test_a_volume_whose_staging_mount_somebody_took_away(node: Node) -> No
 async def test_a_new_volume_is_not_checked_and_an_old_one_is(loop_node: Node, commands: list[str]) -> None:
     volumes = await started(loop_node)
     folder = loop_node.folder()
-    await volumes.mount(loop_node.wanted(), folder, read_only=False)
+    await volumes.mount(loop_node.spec(), folder, read_only=False)
     assert commands == ["mkfs.ext4", "mount"]
-    await volumes.mount(loop_node.wanted(), loop_node.folder(), read_only=False)
+    await volumes.mount(loop_node.spec(), loop_node.folder(), read_only=False)
     assert commands == ["mkfs.ext4", "mount"]
     loop_node.unmount_all()
     subprocess.run(
         ["debugfs", "-w", "-R", "set_super_value state 2", image(loop_node)], check=True, capture_output=True
     )
-    await volumes.mount(loop_node.wanted(), folder, read_only=False)
+    await volumes.mount(loop_node.spec(), folder, read_only=False)
     assert commands[2:5] == ["blkid", "e2fsck", "mount"]
     assert commands[5:] == (["resize2fs"] if filesystem.grows_mounted("ext4") else [])
     (shown,) = loop_node.mounted_on(folder)
@@ -70,7 +70,7 @@ async def test_a_new_volume_is_not_checked_and_an_old_one_is(loop_node: Node, co
 @pytest.mark.parametrize("damage", ["no signature", "something else"])
 async def test_a_ready_volume_is_never_formatted(loop_node: Node, damage: str, commands: list[str]) -> None:
     volumes = await started(loop_node)
-    await volumes.prepare(loop_node.wanted())
+    await volumes.prepare(loop_node.spec())
     commands.clear()
     if damage == "no signature":
         with image(loop_node).open("r+b") as file:
@@ -81,7 +81,7 @@ async def test_a_ready_volume_is_never_formatted(loop_node: Node, damage: str, c
     folder = loop_node.folder()
     for daemon in (await started(loop_node), await started(loop_node)):
         with pytest.raises(Damaged, match="its data was not touched, on the node run `e2fsck"):
-            await daemon.mount(loop_node.wanted(), folder, read_only=False)
+            await daemon.mount(loop_node.spec(), folder, read_only=False)
     assert image(loop_node).read_bytes() == before
     assert loop_node.mounts() == []
     assert not [name for name in commands if name.startswith("mkfs")]
@@ -90,43 +90,43 @@ async def test_a_ready_volume_is_never_formatted(loop_node: Node, damage: str, c
 async def test_one_whose_making_was_cut_off_is_formatted_whatever_is_on_it(loop_node: Node) -> None:
     backend = loop_node.make_backend()
     await backend.establish()
-    volume = await backend.create(loop_node.wanted())
-    assert volume.record.state is State.FORMATTING
+    volume = await backend.create(loop_node.spec())
+    assert volume.record.state is VolumeState.FORMATTING
     subprocess.run(["mkfs.ext4", "-q", "-F", image(loop_node)], check=True)
     with image(loop_node).open("r+b") as file:
         file.seek(MIB)
         file.write(b"\xff" * 4 * MIB)
     folder = loop_node.folder()
-    await (await started(loop_node)).mount(loop_node.wanted(), folder, read_only=False)
+    await (await started(loop_node)).mount(loop_node.spec(), folder, read_only=False)
     assert [path.name for path in folder.path.iterdir()] == ["lost+found"]
 
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
 async def test_a_mkfs_that_outlived_its_daemon_is_waited_for(loop_node: Node, kind: str) -> None:
     """It holds the device for itself, as all of them do: two at once would write over each other."""
-    wanted = loop_node.wanted(320 * MIB, filesystem=kind)
+    spec = loop_node.spec(320 * MIB, filesystem=kind)
     backend = loop_node.make_backend()
     await backend.establish()
     folder = loop_node.folder()
     volumes = await started(loop_node)
-    async with backend.device(await backend.create(wanted)) as device:
+    async with backend.device(await backend.create(spec)) as device:
         orphan = os.open(device, os.O_RDWR | os.O_EXCL)
         try:
             with pytest.raises(BackendFailed, match=r"in use|busy"):
-                await volumes.mount(wanted, folder, read_only=False)
+                await volumes.mount(spec, folder, read_only=False)
         finally:
             os.close(orphan)
     assert loop_node.mounts() == []
-    await volumes.mount(wanted, folder, read_only=False)
+    await volumes.mount(spec, folder, read_only=False)
     assert len(loop_node.mounts()) == 2
 
 
 async def test_one_that_a_container_still_shows_is_mounted_again(loop_node: Node) -> None:
     """Containers have mount namespaces of their own, whose mounts our table does not have. e2fsck refuses a filesystem
     that is mounted there, and that must not be taken for damage."""
-    wanted, folder = loop_node.wanted(), loop_node.folder()
+    spec, folder = loop_node.spec(), loop_node.folder()
     daemon = await started(loop_node)
-    await daemon.mount(wanted, folder, read_only=False)
+    await daemon.mount(spec, folder, read_only=False)
     (folder.path / "file").write_text("kept")
     container = subprocess.Popen(
         ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo ready; exec cat"],
@@ -138,7 +138,7 @@ async def test_one_that_a_container_still_shows_is_mounted_again(loop_node: Node
         assert container.stdout.readline() == b"ready\n"
         await daemon.unmount(folder)
         assert loop_node.mounts() == []
-        await (await started(loop_node)).mount(wanted, folder, read_only=False)
+        await (await started(loop_node)).mount(spec, folder, read_only=False)
         assert (folder.path / "file").read_text() == "kept"
         container.communicate()
 
@@ -146,7 +146,7 @@ async def test_one_that_a_container_still_shows_is_mounted_again(loop_node: Node
 async def test_unmount_needs_neither_volume_nor_record_nor_folder(loop_node: Node) -> None:
     volumes = await started(loop_node)
     folder = loop_node.folder()
-    await volumes.mount(loop_node.wanted(), folder, read_only=False)
+    await volumes.mount(loop_node.spec(), folder, read_only=False)
     for file in (loop_node.root / "data").iterdir():
         file.unlink()
     await (await started(loop_node)).unmount(folder)
@@ -160,7 +160,7 @@ async def test_a_mount_that_fails_late_is_undone(node: Node, others: bool, monke
     volumes = await started(node)
     folder, neighbour = node.folder(), node.folder()
     if others:
-        await volumes.mount(node.wanted(), neighbour, read_only=False)
+        await volumes.mount(node.spec(), neighbour, read_only=False)
 
     def fail(pv: str, folder: PodFolder, *rest: object) -> None:
         assert len(node.mounted_on(folder)) == 1
@@ -169,16 +169,16 @@ async def test_a_mount_that_fails_late_is_undone(node: Node, others: bool, monke
     with monkeypatch.context() as patched:
         patched.setattr(staging, "_verify", fail)
         with pytest.raises(BackendFailed, match="it does not show"):
-            await volumes.mount(node.wanted(), folder, read_only=False)
+            await volumes.mount(node.spec(), folder, read_only=False)
     assert node.mounted_on(folder) == []
     assert len(node.mounts()) == (2 if others else 0)
-    await volumes.mount(node.wanted(), folder, read_only=False)
+    await volumes.mount(node.spec(), folder, read_only=False)
 
 
 async def test_success_is_told_only_of_what_shows(loop_node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mounting, "bind", lambda source, target, *, add, drop: None)
     with pytest.raises(BackendFailed, match="does not show there"):
-        await (await started(loop_node)).mount(loop_node.wanted(), loop_node.folder(), read_only=False)
+        await (await started(loop_node)).mount(loop_node.spec(), loop_node.folder(), read_only=False)
     assert loop_node.mounts() == []
 
 
@@ -196,13 +196,13 @@ async def test_a_caller_that_gives_up_leaves_the_work_to_be_joined(
     monkeypatch.setattr(filesystem, "make", gated)
     volumes = await started(loop_node)
     folder = loop_node.folder()
-    gave_up = asyncio.create_task(volumes.mount(loop_node.wanted(), folder, read_only=False))
+    gave_up = asyncio.create_task(volumes.mount(loop_node.spec(), folder, read_only=False))
     async with asyncio.timeout(20):
         await begun.wait()
     gave_up.cancel()
     with pytest.raises(asyncio.CancelledError):
         await gave_up
-    again = asyncio.create_task(volumes.mount(loop_node.wanted(), folder, read_only=False))
+    again = asyncio.create_task(volumes.mount(loop_node.spec(), folder, read_only=False))
     may_go_on.set()
     await again
     assert len(made) == 1, "it went on, and was not begun anew"
@@ -223,19 +223,19 @@ class Another(Agreeing):
 async def test_two_clusters_on_one_storage_lose_nothing(node: Node) -> None:
     ours = await started(node)
     folder = node.folder()
-    await ours.mount(node.wanted(), folder, read_only=False)
+    await ours.mount(node.spec(), folder, read_only=False)
     (folder.path / "precious").write_text("data")
     await ours.unmount(folder)
     theirs = Volumes(node.make_backend(), node.staging, Another())
     await theirs.start()
     assert [(each.name, each.cluster) for each in theirs.inventory.foreign] == [(node.pv, Agreeing.cluster)]
     with pytest.raises(Foreign, match="of another cluster"):
-        await theirs.mount(node.wanted(uid="theirs"), node.folder(), read_only=False)
+        await theirs.mount(node.spec(uid="theirs"), node.folder(), read_only=False)
     for uid in ("uid", "theirs"):
         for removal in RemovalReason:
             assert await theirs.reclaim(node.pv, uid, node.pool, removal)
     await ours.refresh()
-    await ours.mount(node.wanted(), folder, read_only=False)
+    await ours.mount(node.spec(), folder, read_only=False)
     assert (folder.path / "precious").read_text() == "data"
     await ours.unmount(folder)
     await node.reclaim(ours)

@@ -18,7 +18,7 @@ from daemon.backends.lvm import LvmBackend
 from daemon.kubelet.podfolder import PodFolder
 from daemon.storage.backend import Backend
 from daemon.storage.deviceclasses import LVM, DeviceClass
-from daemon.storage.record import Wanted
+from daemon.storage.record import VolumeSpec
 from daemon.storage.room import Reservation
 from daemon.storage.volumes import Volumes
 from host import mounting, mounttable
@@ -77,10 +77,10 @@ class Node:
         path.mkdir(mode=0o750, parents=True, exist_ok=True)
         return PodFolder.parse(str(path), kubelet)
 
-    def wanted(
+    def spec(
         self, size: int = 32 * MIB, *, pv: str = "", uid: str = "uid", policy: str = DELETE, **parameters: object
-    ) -> Wanted:
-        return Wanted(pv or self.pv, uid, size, policy, VolumeParameters(**parameters))  # type: ignore[arg-type]
+    ) -> VolumeSpec:
+        return VolumeSpec(pv or self.pv, uid, size, policy, VolumeParameters(**parameters))  # type: ignore[arg-type]
 
     def mounts(self) -> list[Mount]:
         """All that is mounted below the node's folder, the staging mounts first."""

@@ -12,7 +12,7 @@ from hashlib import sha256
 from typing import Any
 
 from daemon.storage.inventory import Inventory
-from daemon.storage.record import State
+from daemon.storage.record import VolumeState
 from tests.node.volume_node import MIB
 
 _SIZE = 16 * MIB
@@ -231,7 +231,7 @@ def _complaints(volume: Expected, seen: Seen) -> Iterable[str]:
         if there is None:
             yield "it was acknowledged as ready and is LOST"
             return
-        if there.record.state is not State.READY:
+        if there.record.state is not VolumeState.READY:
             yield f"it was acknowledged as ready and is {there.record.state.value}"
     if there is not None:
         if there.record.uid != uid_of(volume.pv):
@@ -240,7 +240,7 @@ def _complaints(volume: Expected, seen: Seen) -> Iterable[str]:
             yield f"it has {there.size} bytes of {volume.size} acknowledged"
         if there.size > volume.wish:
             yield f"it has {there.size} bytes, and {volume.wish} were asked for"
-    if shown and (there is None or there.record.state is not State.READY):
+    if shown and (there is None or there.record.state is not VolumeState.READY):
         yield f"it is mounted and {there.record.state.value if there else 'not there'}: half made given out"
     if missing := volume.pods - shown:
         yield f"mounts were acknowledged and are gone: {sorted(missing)}"

@@ -19,7 +19,7 @@ from typing import Any
 from contract.volume import DELETE, Original
 from daemon.errors import VolumeError
 from daemon.storage.deletionguard import Owner
-from daemon.storage.record import Wanted
+from daemon.storage.record import VolumeSpec
 from daemon.storage.volumes import Volumes
 from host import command, mounting
 from host.command import Completed
@@ -157,19 +157,19 @@ async def _do(volumes: Volumes, node: Node, operation: Operation) -> int:
     if operation.kind == "write":
         await asyncio.to_thread(_write, node.folder(pv, operation.pod).path, operation.file)
         return 0
-    wanted = wanted_of(node, operation)
+    spec = wanted_of(node, operation)
     if operation.kind == "prepare":
-        return (await volumes.prepare(wanted)).size
+        return (await volumes.prepare(spec)).size
     if operation.kind == "expand":
-        return (await volumes.expand(wanted)).size
-    await volumes.mount(wanted, node.folder(pv, operation.pod), read_only=False)
+        return (await volumes.expand(spec)).size
+    await volumes.mount(spec, node.folder(pv, operation.pod), read_only=False)
     return 0
 
 
-def wanted_of(node: Node, operation: Operation) -> Wanted:
+def wanted_of(node: Node, operation: Operation) -> VolumeSpec:
     original = Original(operation.original, uid_of(operation.original)) if operation.original else None
-    wanted = node.wanted(operation.size, pv=operation.pv, uid=uid_of(operation.pv))
-    return replace(wanted, made=operation.made, original=original)
+    spec = node.spec(operation.size, pv=operation.pv, uid=uid_of(operation.pv))
+    return replace(spec, made=operation.made, original=original)
 
 
 def _write(folder: Path, file: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 from contract import names, volume
 from contract.volume import PersistentVolume, Pin
 from daemon.storage.inventory import Volume
-from daemon.storage.record import Record, State
+from daemon.storage.record import Record, VolumeState
 from kube.records import Node
 
 GIB = 1 << 30
@@ -41,5 +41,5 @@ def of_elastic(hostname: str = "host-1", **spec: Any) -> PersistentVolume:
     return persistent_volume(pinned=False, nodeAffinity=affinity, **spec)
 
 
-def held(uid: str = "uid-1", *, state: State = State.READY, pool: str = "vg") -> Volume:
+def held(uid: str = "uid-1", *, state: VolumeState = VolumeState.READY, pool: str = "vg") -> Volume:
     return Volume(Record("pvc-1", uid, "Retain", "ext4", state), GIB, pool)

@@ -7,7 +7,7 @@ import pytest
 from command import adoption
 from command.adoption import Heir, Untagged
 from contract import names, volume
-from daemon.storage.record import State
+from daemon.storage.record import VolumeState
 from tests.agreeing import CLUSTER
 from tests.unit.command.objects import GIB, NODE, held, of_elastic, persistent_volume
 
@@ -20,7 +20,7 @@ def test_a_volume_of_elastic_gets_a_record_and_its_persistentvolume_is_tied() ->
     assert plan is not None
     assert plan.record is not None
     assert plan.action == adoption.ADOPT
-    assert (plan.record.uid, plan.record.policy, plan.record.state) == ("uid-1", "Delete", State.READY)
+    assert (plan.record.uid, plan.record.policy, plan.record.state) == ("uid-1", "Delete", VolumeState.READY)
     assert plan.patch is not None
     assert "spec" not in plan.patch  # an affinity that is there can't be set again
     assert plan.patch["metadata"]["finalizers"] == [names.FINALIZER]
@@ -69,7 +69,9 @@ def test_an_orphan_waits_for_a_person_to_name_its_heir() -> None:
     assert plan is not None
     assert plan.action == adoption.ASK
     assert not plan.doable
-    assert adoption.of_recorded(held(state=State.FORMATTING), False, {}, NODE, _HEIR, CLUSTER, named=False) is None
+    assert (
+        adoption.of_recorded(held(state=VolumeState.FORMATTING), False, {}, NODE, _HEIR, CLUSTER, named=False) is None
+    )
 
 
 def test_the_new_persistentvolume_is_for_the_heir_alone_and_counts_as_the_old_one_did() -> None:

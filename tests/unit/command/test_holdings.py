@@ -2,8 +2,8 @@ from dataclasses import replace
 
 from command import holdings
 from command.holdings import Row
-from daemon.storage.inventory import Damaged, Foreign, Health, Inventory, Unseen, Volume
-from daemon.storage.record import State
+from daemon.storage.inventory import DamagedVolume, ForeignVolume, Inventory, UnavailablePool, Volume, VolumeHealth
+from daemon.storage.record import VolumeState
 from kube.records import Pod, PodVolume
 from tests.unit.command.objects import GIB, NODE, OTHER_NODE, held, persistent_volume
 
@@ -15,13 +15,15 @@ def rows(*volumes: Row) -> dict[str, str]:
 
 
 def test_a_node_tells_of_all_that_it_holds() -> None:
-    half_erased = replace(held().record.of_snapshot(), pv="cow_0123456789ab", state=State.ERASING, erased=GIB // 2)
+    half_erased = replace(
+        held().record.of_snapshot(), pv="cow_0123456789ab", state=VolumeState.ERASING, erased=GIB // 2
+    )
     snapshot = Volume(half_erased, GIB, "vg")
     inventory = Inventory(
-        [replace(held(), health=Health.RAID_DEGRADED)],
+        [replace(held(), health=VolumeHealth.RAID_DEGRADED)],
         [],
-        [Foreign("root", "vg", GIB)],
-        [Damaged("pvc-9", "vg", "it has no uid")],
+        [ForeignVolume("root", "vg", GIB)],
+        [DamagedVolume("pvc-9", "vg", "it has no uid")],
         [snapshot],
     )
     found = holdings.of_node(inventory, "node-1", {"pvc-1": 5}, {"pvc-1": ("pod-uid",)})
@@ -65,7 +67,9 @@ def test_states_that_only_both_together_show() -> None:
 
 
 def test_what_a_node_can_not_see_is_not_said_to_be_missing() -> None:
-    held_rows = holdings.of_node(Inventory(unseen=[Unseen("vg", "vg is exported: import it")]), "node-1", {}, {})
+    held_rows = holdings.of_node(
+        Inventory(unavailable=[UnavailablePool("vg", "vg is exported: import it")]), "node-1", {}, {}
+    )
     assert rows(*held_rows) == {"-": "unseen"}
     found = holdings.joined(held_rows, [persistent_volume()], [_POD], [NODE], {"node-1"})
     assert rows(*found) == {"-": "unseen", "pvc-1": "unseen"}

@@ -5,25 +5,25 @@ from prometheus_client.exposition import generate_latest
 from contract.volume import DELETE
 from daemon.metrics import Metrics, command_name
 from daemon.storage.deviceclasses import LVM, DeviceClass
-from daemon.storage.inventory import Damaged, Foreign, Health, Inventory, Pool, Thin, Volume
-from daemon.storage.record import Record, State
+from daemon.storage.inventory import DamagedVolume, ForeignVolume, Inventory, Pool, ThinPoolUsage, Volume, VolumeHealth
+from daemon.storage.record import Record, VolumeState
 from host.command import Completed
 
 
-def volume(name: str, state: State = State.READY, health: Health = Health.OK) -> Volume:
+def volume(name: str, state: VolumeState = VolumeState.READY, health: VolumeHealth = VolumeHealth.OK) -> Volume:
     return Volume(Record(name, f"uid-{name}", DELETE, "ext4", state), 10, "vg", health)
 
 
 INVENTORY = Inventory(
     volumes=[
         volume("a"),
-        volume("b", health=Health.RAID_DEGRADED),
-        volume("c", State.FORMATTING),
+        volume("b", health=VolumeHealth.RAID_DEGRADED),
+        volume("c", VolumeState.FORMATTING),
         volume("kept"),
     ],
-    pools=[Pool("vg", 1000, 600, 400, 4), Pool("vg/thin", 500, -100, 600, 4, Thin(25.5, 3.0))],
-    foreign=[Foreign("root", "vg", 7)],
-    damaged=[Damaged("d", "vg", "why")],
+    pools=[Pool("vg", 1000, 600, 400, 4), Pool("vg/thin", 500, -100, 600, 4, ThinPoolUsage(25.5, 3.0))],
+    foreign=[ForeignVolume("root", "vg", 7)],
+    damaged=[DamagedVolume("d", "vg", "why")],
     snapshots=[Volume(volume("a").record.of_snapshot(), 4, "vg")],
 )
 
@@ -38,7 +38,7 @@ def scraped(metrics: Metrics) -> dict[str, float]:
 def test_figures_of_the_node_are_those_of_the_moment() -> None:
     inventories = [Inventory(), INVENTORY]
     metrics = Metrics(
-        lambda: inventories[-1], lambda: {"uid-a", "uid-b", "uid-c"}, lambda: {"b": Health.RAID_DEGRADED}, CLASSES
+        lambda: inventories[-1], lambda: {"uid-a", "uid-b", "uid-c"}, lambda: {"b": VolumeHealth.RAID_DEGRADED}, CLASSES
     )
     found = scraped(metrics)
     assert found['elastic_local_pool_size_bytes{pool="vg"}'] == 1000

@@ -12,8 +12,7 @@ import yaml
 from daemon.metrics import Metrics as DaemonMetrics
 from daemon.settings import Settings
 from daemon.static.metrics import StaticMetrics
-from daemon.storage.inventory import Health as VolumeHealth
-from daemon.storage.inventory import Inventory, Pool, Thin
+from daemon.storage.inventory import Inventory, Pool, ThinPoolUsage, VolumeHealth
 from host.command import Completed
 from kube.workqueue import WorkQueue
 from provisioner.metrics import Metrics as ProvisionerMetrics
@@ -56,7 +55,7 @@ def exported() -> dict[str, set[str]]:
 
 
 def _inventory() -> Inventory:
-    thin = Thin(data_percent=50, metadata_percent=10)
+    thin = ThinPoolUsage(data_percent=50, metadata_percent=10)
     return Inventory(pools=[Pool("group/pool", size=100, free=50, ours=0, granularity=1, thin=thin)])
 
 

@@ -6,8 +6,8 @@ from hashlib import sha256
 
 import pytest
 
-from daemon.storage.inventory import Damaged, Foreign, Inventory, Pool, Volume
-from daemon.storage.record import Record, State
+from daemon.storage.inventory import DamagedVolume, ForeignVolume, Inventory, Pool, Volume
+from daemon.storage.record import Record, VolumeState
 from tests.node.volume_node import MIB
 from tests.torture.model import Model, Operation, Seen, content, plan, settlement, uid_of
 
@@ -21,7 +21,7 @@ def done(model: Model, operation: Operation) -> Model:
     return model.begin(operation).acknowledge(operation, operation.size)
 
 
-def seen(state: State = State.READY, **changes: object) -> Seen:
+def seen(state: VolumeState = VolumeState.READY, **changes: object) -> Seen:
     volume = Volume(Record(PV, uid_of(PV), "Delete", "ext4", state), 16 * MIB, "loop")
     pool = Pool("loop", 64 * MIB, 48 * MIB, 16 * MIB, 4096)
     whole = Seen(
@@ -48,16 +48,16 @@ def test_what_was_acknowledged_and_is_there_is_no_complaint() -> None:
     ("shown", "words"),
     [
         (seen(inventory=EMPTY), "acknowledged as ready and is LOST"),
-        (seen(State.FORMATTING), "acknowledged as ready and is formatting"),
-        (seen(State.ERASING), "half made given out"),
+        (seen(VolumeState.FORMATTING), "acknowledged as ready and is formatting"),
+        (seen(VolumeState.ERASING), "half made given out"),
         (seen(mounts=frozenset()), "mounts were acknowledged and are gone"),
         (seen(mounts=frozenset({(POD, PV), ("other", PV)})), "folders that it was unmounted from"),
         (seen(files={PV: {}}), f"file {FILE} was acknowledged and is LOST"),
         (seen(files={PV: {FILE: "0"}}), f"file {FILE} was acknowledged and has OTHER CONTENT"),
         (seen(files={PV: {**GOOD, "pvc-2-0": "0"}}), "files of others"),
         (seen(unreadable={PV: "Input/output error"}), "can't be read"),
-        (seen(inventory=replace(seen().inventory, foreign=[Foreign("x", "loop", 1)])), "x is foreign"),
-        (seen(inventory=replace(seen().inventory, damaged=[Damaged("x", "loop", "y")])), "x is damaged"),
+        (seen(inventory=replace(seen().inventory, foreign=[ForeignVolume("x", "loop", 1)])), "x is foreign"),
+        (seen(inventory=replace(seen().inventory, damaged=[DamagedVolume("x", "loop", "y")])), "x is damaged"),
         (seen(inventory=replace(seen().inventory, pools=EMPTY.pools)), "volumes take"),
         (seen(paths=frozenset({f".{PV}.new"})), "is left"),
         (seen(staging_folders=frozenset({PV, "pvc-9"})), "the staging folder of pvc-9 is left"),
@@ -76,8 +76,8 @@ def test_what_was_acknowledged_as_removed_must_be_gone() -> None:
     assert f"{POD}/{PV} is mounted still" in complaints
 
 
-@pytest.mark.parametrize("state", [State.FORMATTING, State.READY])
-def test_what_was_only_begun_may_have_happened_or_not(state: State) -> None:
+@pytest.mark.parametrize("state", [VolumeState.FORMATTING, VolumeState.READY])
+def test_what_was_only_begun_may_have_happened_or_not(state: VolumeState) -> None:
     model = Model().begin(replace(MOUNT, kind="prepare", pod=""))
     assert model.complaints(seen(inventory=EMPTY, mounts=frozenset(), staged=frozenset(), files={})) == []
     assert model.complaints(seen(state, mounts=frozenset(), staged=frozenset(), files={})) == []

@@ -15,13 +15,13 @@ from daemon.backends.loop import LoopBackend
 from daemon.errors import BackendFailed, NoSpace, NotCloned, PoolMissing
 from daemon.storage.deviceclasses import BINDMOUNT, LOOP, DeviceClass
 from daemon.storage.inventory import Inventory
-from daemon.storage.record import Wanted
+from daemon.storage.record import VolumeSpec
 
 MIB = 2**20
 
 
-def wanted(pv: str, device_class: str, size: int = 40 * MIB) -> Wanted:
-    return Wanted(pv, f"uid-{pv}", size, DELETE, VolumeParameters(device_class=device_class))
+def spec(pv: str, device_class: str, size: int = 40 * MIB) -> VolumeSpec:
+    return VolumeSpec(pv, f"uid-{pv}", size, DELETE, VolumeParameters(device_class=device_class))
 
 
 @pytest.fixture
@@ -42,13 +42,13 @@ async def backend(classes: dict[str, DeviceClass], tmp_path: Path) -> ClassesBac
 
 
 async def test_each_class_has_its_own_room(backend: ClassesBackend) -> None:
-    fast = await backend.create(wanted("a", "fast"))
-    plain = await backend.create(wanted("b", "plain"))
-    slow = await backend.create(wanted("c", "default"))
+    fast = await backend.create(spec("a", "fast"))
+    plain = await backend.create(spec("b", "plain"))
+    slow = await backend.create(spec("c", "default"))
     assert [fast.pool, plain.pool, slow.pool] == ["loop:fast", "folder:plain", "loop:slow"]
     assert [backend.on_device(volume) for volume in (fast, plain, slow)] == [True, False, True]
     with pytest.raises(NoSpace):
-        await backend.create(wanted("d", "fast", 90 * MIB))
+        await backend.create(spec("d", "fast", 90 * MIB))
 
     found = await backend.inspect()
     assert {volume.pv: volume.pool for volume in found.volumes} == {"a": fast.pool, "b": plain.pool, "c": slow.pool}
@@ -65,17 +65,17 @@ async def test_each_class_has_its_own_room(backend: ClassesBackend) -> None:
 
 
 async def test_a_copy_may_be_of_another_class_unless_one_is_a_folder(backend: ClassesBackend) -> None:
-    fast = await backend.create(wanted("a", "fast"))
-    plain = await backend.create(wanted("b", "plain"))
-    assert await backend.snapshot(wanted("c", "slow"), fast) is None
+    fast = await backend.create(spec("a", "fast"))
+    plain = await backend.create(spec("b", "plain"))
+    assert await backend.snapshot(spec("c", "slow"), fast) is None
     for device_class, source in (("slow", plain), ("plain", fast), ("plain", plain)):
         with pytest.raises(NotCloned, match="plain folders"):
-            await backend.snapshot(wanted("c", device_class), source)
+            await backend.snapshot(spec("c", device_class), source)
     assert (await backend.inspect()).volume("c") is None
 
 
 async def test_a_class_that_the_node_is_not_told_of(backend: ClassesBackend) -> None:
-    asked = wanted("a", "nvme")
+    asked = spec("a", "nvme")
     assert backend.pool_of(asked.parameters) == "device class nvme"
     with pytest.raises(PoolMissing, match="there are default fast plain slow"):
         await backend.create(asked)
@@ -84,14 +84,14 @@ async def test_a_class_that_the_node_is_not_told_of(backend: ClassesBackend) -> 
 async def test_a_disk_that_is_not_mounted_is_no_room_and_nothing_is_gone(
     backend: ClassesBackend, classes: dict[str, DeviceClass]
 ) -> None:
-    volume = await backend.create(wanted("a", "fast"))
+    volume = await backend.create(spec("a", "fast"))
     away = classes["fast"].folder.rename(classes["fast"].folder.with_name("away"))
     await backend.establish()
     found = await backend.inspect()
     assert not classes["fast"].folder.exists()
     assert found.pool("loop:fast") is None
     assert {pool.name for pool in found.pools} == {"loop:slow", "folder:plain"}
-    for failing in (backend.create(wanted("b", "fast")), backend.remove(volume), backend.extend(volume, 50 * MIB)):
+    for failing in (backend.create(spec("b", "fast")), backend.remove(volume), backend.extend(volume, 50 * MIB)):
         with pytest.raises(PoolMissing, match="mounts the disk"):
             await failing
     away.rename(classes["fast"].folder)
@@ -100,7 +100,7 @@ async def test_a_disk_that_is_not_mounted_is_no_room_and_nothing_is_gone(
 
 async def test_a_volume_of_two_classes_is_nobodys(backend: ClassesBackend, classes: dict[str, DeviceClass]) -> None:
     for device_class in ("fast", "slow"):
-        await backend.create(wanted("a", device_class))
+        await backend.create(spec("a", device_class))
     found = await backend.inspect()
     assert found.volume("a") is None
     assert {(each.name, each.pool) for each in found.damaged} == {("a", "loop:fast"), ("a", "loop:slow")}
@@ -142,26 +142,26 @@ async def test_what_is_being_written_survives_a_look_for_what_is_missing(
 async def test_the_inventory_says_which_pools_were_not_seen_and_why(
     backend: ClassesBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    volume = await backend.create(wanted("a", "fast"))
+    volume = await backend.create(spec("a", "fast"))
 
     async def fail(_: LoopBackend) -> Inventory:
         raise BackendFailed("the node's disk said: Input/output error")
 
-    assert (await backend.inspect()).blind(volume.pool) == ""
+    assert (await backend.inspect()).why_unavailable(volume.pool) == ""
     with monkeypatch.context() as patched:
         patched.setattr(LoopBackend, "inspect", fail)
         found = await backend.inspect()
-    assert {each.pool for each in found.unseen} == {"loop:fast", "loop:slow"}
-    assert "Input/output error" in found.blind(volume.pool)
-    assert found.blind("folder:plain") == ""
-    assert "does not show" in found.blind("of another node")
+    assert {each.pool for each in found.unavailable} == {"loop:fast", "loop:slow"}
+    assert "Input/output error" in found.why_unavailable(volume.pool)
+    assert found.why_unavailable("folder:plain") == ""
+    assert "does not show" in found.why_unavailable("of another node")
 
 
 async def test_a_folder_that_can_not_be_read_is_not_an_empty_one(
     backend: ClassesBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when its disk is dying: pathlib.Path.glob shows an empty folder then."""
-    await backend.create(wanted("a", "plain"))
+    await backend.create(spec("a", "plain"))
     listed = os.listdir
 
     def failing(path: object) -> list[str]:
@@ -170,4 +170,4 @@ async def test_a_folder_that_can_not_be_read_is_not_an_empty_one(
         return listed(path)  # type: ignore[call-overload, no-any-return]
 
     monkeypatch.setattr(os, "listdir", failing)
-    assert "Input/output error" in (await backend.inspect()).blind("folder:plain")
+    assert "Input/output error" in (await backend.inspect()).why_unavailable("folder:plain")

@@ -11,12 +11,12 @@ from daemon.backends.lvm import LvmBackend
 from daemon.errors import BackendFailed
 from daemon.storage.deviceclasses import LVM, DeviceClass
 from daemon.storage.inventory import Volume
-from daemon.storage.record import State, Wanted
+from daemon.storage.record import VolumeSpec, VolumeState
 from lvm import Lvm
 
-WANTED = Wanted("pvc-1", "uid-1", 2**30, "Delete", VolumeParameters())
-VOLUME = Volume(WANTED.record(State.READY), 2**30, "group/pool")
-SNAPSHOT = Volume(WANTED.record(State.COPYING), 2**20, "group")
+SPEC = VolumeSpec("pvc-1", "uid-1", 2**30, "Delete", VolumeParameters())
+VOLUME = Volume(SPEC.record(VolumeState.READY), 2**30, "group/pool")
+SNAPSHOT = Volume(SPEC.record(VolumeState.COPYING), 2**20, "group")
 
 
 @pytest.fixture
@@ -38,13 +38,13 @@ Asked = Callable[[LvmBackend], Awaitable[object]]
     [
         pytest.param(lambda backend: backend.establish(), id="establish"),
         pytest.param(lambda backend: backend.inspect(), id="inspect"),
-        pytest.param(lambda backend: backend.create(WANTED), id="create"),
+        pytest.param(lambda backend: backend.create(SPEC), id="create"),
         pytest.param(lambda backend: backend.reread(VOLUME), id="reread"),
-        pytest.param(lambda backend: backend.rewrite(VOLUME, WANTED.record(State.ERASING)), id="rewrite"),
+        pytest.param(lambda backend: backend.rewrite(VOLUME, SPEC.record(VolumeState.ERASING)), id="rewrite"),
         pytest.param(lambda backend: backend.extend(VOLUME, 2**31), id="extend"),
         pytest.param(lambda backend: backend.reuse(VOLUME), id="reuse"),
         pytest.param(lambda backend: backend.remove(VOLUME), id="remove"),
-        pytest.param(lambda backend: backend.snapshot(WANTED, VOLUME), id="snapshot"),
+        pytest.param(lambda backend: backend.snapshot(SPEC, VOLUME), id="snapshot"),
         pytest.param(lambda backend: backend.snapshots("group").make(VOLUME, SNAPSHOT.record, 2**20), id="thick"),
         pytest.param(lambda backend: backend.snapshots("group").readable(SNAPSHOT), id="readable"),
         pytest.param(lambda backend: backend.snapshots("group").split(SNAPSHOT), id="split"),

@@ -3,9 +3,8 @@ from dataclasses import replace
 import pytest
 
 from daemon.backends.lvminventory import inventory
-from daemon.storage.inventory import Foreign, Pool, PoolName, Thin
-from daemon.storage.inventory import Health as Complaint
-from daemon.storage.record import Record, State
+from daemon.storage.inventory import ForeignVolume, Pool, PoolName, ThinPoolUsage, VolumeHealth
+from daemon.storage.record import Record, VolumeState
 from lvm import Health, LogicalVolume, PhysicalVolume, VolumeGroup
 from lvm import State as Report
 from lvm.allocation import FreeExtents
@@ -36,7 +35,7 @@ PLAIN = LogicalVolume(
 
 
 def record(pv: str) -> Record:
-    return Record(pv, "uid", "Delete", "ext4", State.READY)
+    return Record(pv, "uid", "Delete", "ext4", VolumeState.READY)
 
 
 def ours(pv: str, **changes: object) -> LogicalVolume:
@@ -61,7 +60,7 @@ def test_ours_by_mark_alone() -> None:
     assert [(volume.record, volume.size, volume.pool) for volume in found.volumes] == [
         (record("pvc-1"), 10 * EXTENT, "vg")
     ]
-    assert found.foreign == [Foreign("pvc-2", "vg", 10 * EXTENT)]
+    assert found.foreign == [ForeignVolume("pvc-2", "vg", 10 * EXTENT)]
     free = FreeExtents(())
     assert found.pool("vg") == Pool("vg", 100 * EXTENT, 40 * EXTENT, 10 * EXTENT, EXTENT, extents=free)
 
@@ -99,7 +98,9 @@ def test_what_lvm_removes_with_its_origin() -> None:
 
 def test_a_thin_pool_counts_what_it_promised_to_anybody() -> None:
     found = inventory(report(POOL, thin(ours("pvc-1")), thin(replace(PLAIN, name="theirs", size=15 * EXTENT))), ["vg"])
-    assert found.pool("vg/pool") == Pool("vg/pool", 20 * EXTENT, -5 * EXTENT, 10 * EXTENT, EXTENT, thin=Thin(12.5, 1.0))
+    assert found.pool("vg/pool") == Pool(
+        "vg/pool", 20 * EXTENT, -5 * EXTENT, 10 * EXTENT, EXTENT, thin=ThinPoolUsage(12.5, 1.0)
+    )
     thick = found.pool("vg")
     assert thick is not None
     assert thick.ours == 0
@@ -149,24 +150,24 @@ def test_the_system_of_the_node_is_not_told_of() -> None:
 def test_complaints_of_a_pool_are_those_of_its_volumes() -> None:
     full = replace(POOL, health=Health.OUT_OF_DATA)
     found = inventory(report(full, thin(ours("pvc-1")), ours("pvc-2", health=Health.PARTIAL)), ["vg"])
-    assert [volume.health for volume in found.volumes] == [Complaint.THIN_POOL_FULL, Complaint.MISSING_DEVICE]
+    assert [volume.health for volume in found.volumes] == [VolumeHealth.THIN_POOL_FULL, VolumeHealth.MISSING_DEVICE]
 
 
 @pytest.mark.parametrize(
     ("health", "linear", "mirror", "of_the_pool"),
     [
-        (Health.OK, Complaint.OK, Complaint.OK, Complaint.OK),
-        (Health.PARTIAL, Complaint.MISSING_DEVICE, Complaint.RAID_DEGRADED, Complaint.MISSING_DEVICE),
-        (Health.REFRESH_NEEDED, Complaint.RAID_DEGRADED, Complaint.RAID_DEGRADED, Complaint.RAID_DEGRADED),
-        (Health.MISMATCHES, Complaint.RAID_MISMATCH, Complaint.RAID_MISMATCH, Complaint.RAID_MISMATCH),
-        (Health.FAILED, Complaint.THIN_POOL_FAILED, Complaint.THIN_POOL_FAILED, Complaint.THIN_POOL_FAILED),
-        (Health.OUT_OF_DATA, Complaint.THIN_POOL_FULL, Complaint.THIN_POOL_FULL, Complaint.THIN_POOL_FULL),
-        (Health.METADATA_READ_ONLY, Complaint.READ_ONLY, Complaint.READ_ONLY, Complaint.READ_ONLY),
-        (Health.UNKNOWN, Complaint.UNKNOWN, Complaint.UNKNOWN, Complaint.UNKNOWN),
+        (Health.OK, VolumeHealth.OK, VolumeHealth.OK, VolumeHealth.OK),
+        (Health.PARTIAL, VolumeHealth.MISSING_DEVICE, VolumeHealth.RAID_DEGRADED, VolumeHealth.MISSING_DEVICE),
+        (Health.REFRESH_NEEDED, VolumeHealth.RAID_DEGRADED, VolumeHealth.RAID_DEGRADED, VolumeHealth.RAID_DEGRADED),
+        (Health.MISMATCHES, VolumeHealth.RAID_MISMATCH, VolumeHealth.RAID_MISMATCH, VolumeHealth.RAID_MISMATCH),
+        (Health.FAILED, VolumeHealth.THIN_POOL_FAILED, VolumeHealth.THIN_POOL_FAILED, VolumeHealth.THIN_POOL_FAILED),
+        (Health.OUT_OF_DATA, VolumeHealth.THIN_POOL_FULL, VolumeHealth.THIN_POOL_FULL, VolumeHealth.THIN_POOL_FULL),
+        (Health.METADATA_READ_ONLY, VolumeHealth.READ_ONLY, VolumeHealth.READ_ONLY, VolumeHealth.READ_ONLY),
+        (Health.UNKNOWN, VolumeHealth.UNKNOWN, VolumeHealth.UNKNOWN, VolumeHealth.UNKNOWN),
     ],
 )
 def test_each_complaint_of_lvm_has_a_name(
-    health: Health, linear: Complaint, mirror: Complaint, of_the_pool: Complaint
+    health: Health, linear: VolumeHealth, mirror: VolumeHealth, of_the_pool: VolumeHealth
 ) -> None:
     found = inventory(
         report(
@@ -204,9 +205,9 @@ def test_of_what_is_not_seen_in_a_group_it_says_why(groups: tuple[VolumeGroup, .
     assert (found.pool("vg") is not None) is shown
     assert (found.volume("pvc-1") is not None) is shown
     for pool in ("vg", "vg/pool"):
-        assert (why.replace(" vg", f" {pool}") if "does not show" in why else why) in found.blind(pool)
-        assert bool(found.blind(pool)) is bool(why)
-    assert "does not show vg/other" in found.blind("vg/other") or why
+        assert (why.replace(" vg", f" {pool}") if "does not show" in why else why) in found.why_unavailable(pool)
+        assert bool(found.why_unavailable(pool)) is bool(why)
+    assert "does not show vg/other" in found.why_unavailable("vg/other") or why
 
 
 def test_a_group_of_which_a_disk_is_found_twice_is_not_seen_whole() -> None:
@@ -214,4 +215,4 @@ def test_a_group_of_which_a_disk_is_found_twice_is_not_seen_whole() -> None:
     device = PhysicalVolume("/dev/a", "u", "vg", 100 * EXTENT, 40 * EXTENT, False, frozenset(), duplicates=("/dev/b",))
     found = inventory(replace(report(ours("pvc-1")), devices=(device,)), ["vg"])
     assert found.volume("pvc-1") is not None
-    assert "/dev/a and /dev/b" in found.blind("vg")
+    assert "/dev/a and /dev/b" in found.why_unavailable("vg")

@@ -10,8 +10,8 @@ from contract.volume import DELETE
 from daemon.backends.classes import ClassesBackend, joined, of_classes
 from daemon.errors import NoSpace
 from daemon.storage.deviceclasses import BINDMOUNT, LOOP, DeviceClass
-from daemon.storage.inventory import Filesystem, Pool
-from daemon.storage.record import Wanted
+from daemon.storage.inventory import Pool, SharedFilesystem
+from daemon.storage.record import VolumeSpec
 from daemon.storage.room import Reservation
 from daemon.storage.volumes import Volumes
 from tests.agreeing import Agreeing
@@ -20,7 +20,7 @@ MIB = 2**20
 
 
 def pool(name: str, free: int, identity: str = "8:1", written: int | None = None) -> Pool:
-    return Pool(name, free, free, 0, 1, filesystem=Filesystem(identity, (name,), free, 0, written=written))
+    return Pool(name, free, free, 0, 1, filesystem=SharedFilesystem(identity, (name,), free, 0, written=written))
 
 
 def test_pools_of_one_filesystem_know_of_each_other() -> None:
@@ -63,8 +63,8 @@ def backend(classes: dict[str, DeviceClass], tmp_path: Path) -> ClassesBackend:
     return of_classes(classes, tmp_path)
 
 
-def wanted(pv: str, device_class: str, size: int) -> Wanted:
-    return Wanted(pv, f"uid-{pv}", size, DELETE, VolumeParameters(device_class=device_class))
+def spec(pv: str, device_class: str, size: int) -> VolumeSpec:
+    return VolumeSpec(pv, f"uid-{pv}", size, DELETE, VolumeParameters(device_class=device_class))
 
 
 async def test_one_filesystem_is_not_promised_twice(backend: ClassesBackend, tmp_path: Path) -> None:
@@ -76,8 +76,8 @@ async def test_one_filesystem_is_not_promised_twice(backend: ClassesBackend, tmp
     pools = {each.name: each for each in volumes.inventory.pools}
     assert pools["loop"].sharing() == ("folder:folders", "loop:images")
     with pytest.raises(NoSpace):
-        await volumes.prepare(wanted("second", "folders", all_but_a_little))
-    made = await volumes.prepare(wanted("third", "folders", MIB))
+        await volumes.prepare(spec("second", "folders", all_but_a_little))
+    made = await volumes.prepare(spec("third", "folders", MIB))
     assert made.size == MIB
     shared = volumes.inventory.pool("loop")
     assert shared

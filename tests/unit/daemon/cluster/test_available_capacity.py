@@ -9,8 +9,8 @@ from contract.capacity import footprint
 from contract.parameters import RAID1, VolumeParameters
 from contract.volume import DELETE, RETAIN
 from daemon.cluster.capacity import available_capacity, largest_volume, reservations
-from daemon.storage.inventory import Filesystem, Inventory, Pool, Thin, Volume
-from daemon.storage.record import Record, State
+from daemon.storage.inventory import Inventory, Pool, SharedFilesystem, ThinPoolUsage, Volume
+from daemon.storage.record import Record, VolumeState
 from daemon.storage.room import Reservation
 from lvm.allocation import FreeExtents
 from tests.unit.daemon.cluster.pv import pv
@@ -20,10 +20,10 @@ THICK = VolumeParameters()
 
 
 def volume(name: str, size: int) -> Volume:
-    return Volume(Record(name, f"uid-{name}", DELETE, "ext4", State.READY), size, "vg")
+    return Volume(Record(name, f"uid-{name}", DELETE, "ext4", VolumeState.READY), size, "vg")
 
 
-def pool(free: int, size: int = 1000, thin: Thin | None = None) -> Pool:
+def pool(free: int, size: int = 1000, thin: ThinPoolUsage | None = None) -> Pool:
     return Pool("vg", size, free, size - free, EXTENT, thin)
 
 
@@ -95,7 +95,7 @@ def test_of_one_without_a_grant_all_that_it_may_have_counts() -> None:
 
 
 def test_a_thin_pool_is_offered_as_often_as_the_class_says() -> None:
-    thin = pool(free=400, thin=Thin(1.0, 1.0))
+    thin = pool(free=400, thin=ThinPoolUsage(1.0, 1.0))
     found = available_capacity(thin, VolumeParameters(overprovision_ratio=2.5), [volume("a", 600)], [pv("a", 600)])
     assert (found.allocatable, found.available) == (2500, 1900)
 
@@ -183,7 +183,7 @@ def test_volumes_that_can_be_noted_are_promised_too() -> None:
 
 
 def test_pools_on_one_filesystem_are_offered_its_room_once() -> None:
-    shared = Filesystem("8:1", ("folder:b", "loop:a"), allocatable=100, ours=0)
+    shared = SharedFilesystem("8:1", ("folder:b", "loop:a"), allocatable=100, ours=0)
     images = Pool("loop:a", 100, 100, 0, 1, filesystem=shared)
     folders = Pool("folder:b", 80, 80, 0, 1, filesystem=shared)
     promised = [replace(pv("a", 30), pool="loop:a"), replace(pv("b", 40), pool="folder:b")]

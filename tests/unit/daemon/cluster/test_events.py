@@ -7,7 +7,7 @@ from daemon.cluster.events import ERASED, ERASING, ErasureEvents
 from daemon.errors import BackendFailed
 from daemon.metrics import Metrics
 from daemon.storage.inventory import Inventory, Volume
-from daemon.storage.record import Record, State
+from daemon.storage.record import Record, VolumeState
 from kube.client import EVENTS
 from tests.unit.daemon.nodecluster import node_parts
 
@@ -15,7 +15,7 @@ SIZE = 64 * 2**20
 
 
 def volume(size: int) -> Volume:
-    return Volume(Record("pv", "uid", DELETE, "ext4", State.ERASING, erased=size // 4), size, "vg")
+    return Volume(Record("pv", "uid", DELETE, "ext4", VolumeState.ERASING, erased=size // 4), size, "vg")
 
 
 async def test_how_it_goes_is_told_on_its_persistent_volume(tmp_path: Path) -> None:

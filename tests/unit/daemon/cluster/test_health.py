@@ -8,19 +8,19 @@ import pytest
 from contract.volume import DELETE, PersistentVolume
 from daemon.cluster.events import NodeEvents
 from daemon.cluster.health import _REMEDIES, VolumeHealthMonitor, changes, diagnose
-from daemon.storage.inventory import Health, Inventory, Pool, Volume
-from daemon.storage.record import Record, State
+from daemon.storage.inventory import Inventory, Pool, Volume, VolumeHealth
+from daemon.storage.record import Record, VolumeState
 from daemon.storage.volumes import Volumes
 from kube.events import ObjectReference, Recorder
 from tests.unit.daemon.cluster.pv import pv
 
 PV = replace(pv("a", 100), pool="vg")
 POOL = Pool("vg", 1000, 900, 100, 1)
-WELL = Volume(Record("a", PV.uid, DELETE, "ext4", State.READY), 100, "vg")
+WELL = Volume(Record("a", PV.uid, DELETE, "ext4", VolumeState.READY), 100, "vg")
 NODE = ObjectReference("Node", "v1", "", "n1", "uid-n1")
 
 
-def of(health: Health) -> Volume:
+def of(health: VolumeHealth) -> Volume:
     return replace(WELL, health=health)
 
 
@@ -28,37 +28,40 @@ def of(health: Health) -> Volume:
     ("inventory", "persistent_volumes", "read_only", "found"),
     [
         (Inventory([WELL], [POOL]), [PV], [], {}),
-        (Inventory([of(Health.RAID_DEGRADED)], [POOL]), [PV], [], {"a": Health.RAID_DEGRADED}),
-        (Inventory([WELL], [POOL]), [PV], ["a"], {"a": Health.READ_ONLY}),
+        (Inventory([of(VolumeHealth.RAID_DEGRADED)], [POOL]), [PV], [], {"a": VolumeHealth.RAID_DEGRADED}),
+        (Inventory([WELL], [POOL]), [PV], ["a"], {"a": VolumeHealth.READ_ONLY}),
         # The cause, and not what follows from it.
-        (Inventory([of(Health.MISSING_DEVICE)], [POOL]), [PV], ["a"], {"a": Health.MISSING_DEVICE}),
-        (Inventory(), [PV], [], {"a": Health.MISSING_DEVICE}),
-        (Inventory(), [PV], ["a"], {"a": Health.MISSING_DEVICE}),
+        (Inventory([of(VolumeHealth.MISSING_DEVICE)], [POOL]), [PV], ["a"], {"a": VolumeHealth.MISSING_DEVICE}),
+        (Inventory(), [PV], [], {"a": VolumeHealth.MISSING_DEVICE}),
+        (Inventory(), [PV], ["a"], {"a": VolumeHealth.MISSING_DEVICE}),
         # Not made yet.
         (Inventory([], [POOL]), [PV], [], {}),
         (Inventory(), [replace(PV, pool="")], [], {}),
         # An orphan.
-        (Inventory([of(Health.THIN_POOL_FAILED)], [POOL]), [], [], {"a": Health.THIN_POOL_FAILED}),
+        (Inventory([of(VolumeHealth.THIN_POOL_FAILED)], [POOL]), [], [], {"a": VolumeHealth.THIN_POOL_FAILED}),
     ],
 )
 def test_who_is_unwell(
-    inventory: Inventory, persistent_volumes: list[PersistentVolume], read_only: list[str], found: dict[str, Health]
+    inventory: Inventory,
+    persistent_volumes: list[PersistentVolume],
+    read_only: list[str],
+    found: dict[str, VolumeHealth],
 ) -> None:
     assert diagnose(inventory, persistent_volumes, read_only) == found
 
 
 def test_only_what_changed_is_a_change() -> None:
-    before = {"same": Health.READ_ONLY, "worse": Health.RAID_DEGRADED, "well": Health.THIN_POOL_FULL}
-    now = {"same": Health.READ_ONLY, "worse": Health.MISSING_DEVICE, "new": Health.UNKNOWN}
+    before = {"same": VolumeHealth.READ_ONLY, "worse": VolumeHealth.RAID_DEGRADED, "well": VolumeHealth.THIN_POOL_FULL}
+    now = {"same": VolumeHealth.READ_ONLY, "worse": VolumeHealth.MISSING_DEVICE, "new": VolumeHealth.UNKNOWN}
     assert dict(changes(before, now)) == {
-        "worse": Health.MISSING_DEVICE,
-        "well": Health.OK,
-        "new": Health.UNKNOWN,
+        "worse": VolumeHealth.MISSING_DEVICE,
+        "well": VolumeHealth.OK,
+        "new": VolumeHealth.UNKNOWN,
     }
 
 
 def test_each_state_says_what_to_do() -> None:
-    assert set(_REMEDIES) == set(Health) - {Health.OK}
+    assert set(_REMEDIES) == set(VolumeHealth) - {VolumeHealth.OK}
 
 
 @dataclass
@@ -103,7 +106,7 @@ async def test_a_change_is_told_once_on_the_volume_and_on_the_node() -> None:
         ("PersistentVolume", "VolumeUnhealthy"),
     ]
     assert "volume a is read-only: it can only be read" in told.words[0][2]
-    assert monitor.unhealthy == {"a": Health.READ_ONLY}
+    assert monitor.unhealthy == {"a": VolumeHealth.READ_ONLY}
 
     node.unwritable = frozenset()
     told.words.clear()
@@ -117,7 +120,7 @@ async def test_a_change_is_told_once_on_the_volume_and_on_the_node() -> None:
 
 
 async def test_nobody_calls_a_volume_well_that_was_removed() -> None:
-    node, told = Node(Inventory([of(Health.RAID_DEGRADED)], [POOL])), Told()
+    node, told = Node(Inventory([of(VolumeHealth.RAID_DEGRADED)], [POOL])), Told()
     monitor = monitor_of(node, told, [])
     await monitor.check()
     told.words.clear()

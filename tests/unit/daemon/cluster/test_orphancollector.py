@@ -18,24 +18,24 @@ from daemon.cluster.ownerlookup import ApiOwnerLookup
 from daemon.errors import InUse
 from daemon.storage.deletionguard import RemovalReason
 from daemon.storage.inventory import Volume
-from daemon.storage.record import Record, State
+from daemon.storage.record import Record, VolumeState
 from kube.client import EVENTS, VOLUMES, Cluster, Forbidden, Json, Unreachable
 from kube.errors import ApiError
 from kube.informer import Informer
 from tests.unit.daemon.nodecluster import NodeParts, create_pv, node_parts, release_from_claim
 from tests.waiting import drained, until
 
-RECORD = Record("a", "uid-a", DELETE, "ext4", State.READY, cluster="here")
+RECORD = Record("a", "uid-a", DELETE, "ext4", VolumeState.READY, cluster="here")
 GRACE = 100.0
 
 
-@pytest.mark.parametrize("state", [State.FORMATTING, State.READY])
+@pytest.mark.parametrize("state", [VolumeState.FORMATTING, VolumeState.READY])
 @pytest.mark.parametrize(
     ("policy", "grace", "kept"),
     [(DELETE, GRACE, GRACE), (DELETE, None, None), (RETAIN, GRACE, None), (RETAIN, None, None)],
 )
 def test_only_a_record_that_says_delete_lets_a_volume_go(
-    policy: str, grace: float | None, kept: float | None, state: State
+    policy: str, grace: float | None, kept: float | None, state: VolumeState
 ) -> None:
     record = replace(RECORD, policy=policy, state=state)
     assert removable_after(record, grace) == kept
@@ -46,15 +46,15 @@ def test_only_a_record_that_says_delete_lets_a_volume_go(
 
 
 def test_one_that_is_half_erased_goes_at_once_unless_that_was_called_off() -> None:
-    erasing = replace(RECORD, state=State.ERASING)
+    erasing = replace(RECORD, state=VolumeState.ERASING)
     assert removable_after(erasing, None) == 0
     assert "erased, and that goes on" in message(Volume(erasing, 5 << 20, "vg"), None)
     assert removable_after(replace(erasing, policy=RETAIN), GRACE) is None
     assert "its policy is Retain" in message(Volume(replace(erasing, policy=RETAIN), 5 << 20, "vg"), None)
 
 
-@pytest.mark.parametrize("state", [State.FORMATTING, State.READY, State.ERASING])
-def test_none_goes_that_may_be_somebodys(state: State) -> None:
+@pytest.mark.parametrize("state", [VolumeState.FORMATTING, VolumeState.READY, VolumeState.ERASING])
+def test_none_goes_that_may_be_somebodys(state: VolumeState) -> None:
     record = replace(RECORD, state=state)
     unmarked = replace(record, cluster="")
     assert removable_after(unmarked, GRACE) is None
@@ -143,7 +143,9 @@ async def torn_off(node: NodeParts, policy: str = DELETE) -> None:
 
 async def made(node: NodeParts, policy: str = DELETE) -> None:
     await create_pv(node.cluster, "pv", policy=policy)
-    await until(lambda: bool((volume := node.volumes.inventory.volume("pv")) and volume.record.state is State.READY))
+    await until(
+        lambda: bool((volume := node.volumes.inventory.volume("pv")) and volume.record.state is VolumeState.READY)
+    )
 
 
 async def test_it_is_told_at_once_and_removed_after_the_grace(node: NodeParts) -> None:

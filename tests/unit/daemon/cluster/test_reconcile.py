@@ -14,7 +14,7 @@ from daemon.cluster.nodevolumes import WrongOptions, volume_spec
 from daemon.cluster.reconcile import DELETE_FAILED, GROWTH_FAILED, PREPARATION_FAILED, Action, plan
 from daemon.errors import InUse, Lost
 from daemon.storage.inventory import Volume
-from daemon.storage.record import Record, State
+from daemon.storage.record import Record, VolumeState
 from kube.backoff import Backoff
 from kube.client import CAPACITIES, VOLUMES
 from tests.unit.daemon.cluster.pv import pv
@@ -34,7 +34,7 @@ from tests.waiting import drained, until
 
 PV = pv("a", 100)
 GONE = replace(PV, deleting=True, phase="Released")
-MADE = Volume(Record("a", PV.uid, DELETE, "ext4", State.READY), 100, "vg")
+MADE = Volume(Record("a", PV.uid, DELETE, "ext4", VolumeState.READY), 100, "vg")
 
 
 def recorded(**changes: object) -> Volume:
@@ -52,7 +52,7 @@ def recorded(**changes: object) -> Volume:
         (replace(PV, made=True, options={"size": "100"}, actual=100), replace(MADE, size=120), Action.PREPARE),
         (replace(PV, made=True, options={"size": "100"}, actual=120), replace(MADE, size=120), Action.LEAVE),
         (PV, MADE, Action.PREPARE),
-        (PV, recorded(state=State.FORMATTING), Action.PREPARE),
+        (PV, recorded(state=VolumeState.FORMATTING), Action.PREPARE),
         (PV, recorded(policy=RETAIN), Action.PREPARE),
         (PV, recorded(uid="an-earlier-one"), Action.PREPARE),
         (replace(PV, phase="Released"), None, Action.LEAVE),

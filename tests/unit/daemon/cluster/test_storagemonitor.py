@@ -10,8 +10,8 @@ from daemon.cluster.events import NodeEvents
 from daemon.cluster.storagemonitor import StorageMonitor, missing, noticed
 from daemon.errors import BackendFailed
 from daemon.storage.deviceclasses import BINDMOUNT, LVM, DeviceClass
-from daemon.storage.inventory import Inventory, Pool, Unseen, Volume
-from daemon.storage.record import Record, State
+from daemon.storage.inventory import Inventory, Pool, UnavailablePool, Volume
+from daemon.storage.record import Record, VolumeState
 from daemon.storage.volumes import Volumes
 from kube.events import ObjectReference, Recorder
 from tests.agreeing import Agreeing
@@ -32,7 +32,7 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it() -> None:
 def test_storage_that_is_there_and_blocked_says_why() -> None:
     blocked = Pool("vg", 10, 10, 0, 1, blocked="a disk is missing: `vgreduce`")
     assert missing(Inventory(pools=[blocked]), THICK) == "a disk is missing: `vgreduce`"
-    away = Inventory(unseen=[Unseen("vg", "volume group vg is exported: `vgimport vg`")])
+    away = Inventory(unavailable=[UnavailablePool("vg", "volume group vg is exported: `vgimport vg`")])
     assert missing(away, THICK) == missing(away, THIN) == "volume group vg is exported: `vgimport vg`"
 
 
@@ -42,7 +42,7 @@ def test_only_what_is_ours_is_told_of() -> None:
         Pool("debian", 10, 10, 0, 1, notices=("their disk",), blocked="their fault"),
         Pool("named", 10, 10, 0, 1, blocked="a fault"),
     ]
-    ours = Volume(Record("a", "uid", "Delete", "ext4", State.READY), 1, "named/pool")
+    ours = Volume(Record("a", "uid", "Delete", "ext4", VolumeState.READY), 1, "named/pool")
     assert noticed(Inventory([ours], pools), {"default": THICK}) == ("one disk", "a fault")
 
 

@@ -18,7 +18,7 @@ from daemon.kubelet.authorization import Authorizer
 from daemon.kubelet.callouts import NodeCallouts, NodeContext
 from daemon.kubelet.calls import Expand, Mount, Unmount
 from daemon.kubelet.podfolder import PodFolder
-from daemon.storage.record import Wanted
+from daemon.storage.record import VolumeSpec
 from daemon.storage.volumes import Volumes
 from kube.client import CLAIMS, PODS, VOLUMES, Cluster
 from kube.informer import Informer
@@ -41,7 +41,7 @@ class Unmounted:
     def __getattr__(self, name: str) -> object:
         return getattr(self.volumes, name)
 
-    async def mount(self, wanted: Wanted, folder: PodFolder, read_only: bool) -> VolumeError | None:
+    async def mount(self, wanted: VolumeSpec, folder: PodFolder, read_only: bool) -> VolumeError | None:
         await self.volumes.prepare(wanted)
         self.mounts.append((wanted.pv, read_only))
         return self.shortfall

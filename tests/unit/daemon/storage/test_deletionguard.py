@@ -10,15 +10,14 @@ from contract.parameters import VolumeParameters
 from contract.volume import DELETE, RETAIN
 from daemon.errors import ApiUnavailable, ClusterUnknown, Foreign, NotAuthorized
 from daemon.storage.deletionguard import Owner, RemovalReason, refusal
-from daemon.storage.inventory import Foreign as ForeignVolume
-from daemon.storage.inventory import Inventory, Volume, of_cluster
-from daemon.storage.record import Record, State, Wanted
+from daemon.storage.inventory import ForeignVolume, Inventory, Volume, of_cluster
+from daemon.storage.record import Record, VolumeSpec, VolumeState
 from daemon.storage.volumes import Volumes
 from tests.agreeing import CLUSTER
 from tests.unit.daemon.storage.test_volumes import POOL, Memory
 
 HERE, ELSEWHERE = "uid-of-this-cluster", "uid-of-another-cluster"
-RECORD = Record("pv", "uid", DELETE, "ext4", State.READY, cluster=HERE)
+RECORD = Record("pv", "uid", DELETE, "ext4", VolumeState.READY, cluster=HERE)
 OWNER = Owner("uid", DELETE, reclaimable=True)
 UNMARKED = replace(RECORD, cluster="")
 
@@ -51,7 +50,7 @@ UNMARKED = replace(RECORD, cluster="")
             for changed, why in (
                 ({"uid": "heir"}, "changed meanwhile .uid: heir for uid"),
                 ({"policy": RETAIN}, "changed meanwhile .policy: Retain for Delete"),
-                ({"state": State.FORMATTING}, "changed meanwhile .state: formatting for ready"),
+                ({"state": VolumeState.FORMATTING}, "changed meanwhile .state: formatting for ready"),
                 ({"cluster": ELSEWHERE}, f"changed meanwhile .cluster: {ELSEWHERE} for"),
             )
         ),
@@ -122,7 +121,7 @@ async def volumes(backend: Memory, server: Answering, tmp_path: Path) -> Volumes
     return volumes
 
 
-WANTED = Wanted("pv", "uid", 100, DELETE, VolumeParameters())
+SPEC = VolumeSpec("pv", "uid", 100, DELETE, VolumeParameters())
 
 
 async def test_none_is_made_before_the_cluster_is_known_and_what_is_there_is_served(
@@ -131,13 +130,13 @@ async def test_none_is_made_before_the_cluster_is_known_and_what_is_there_is_ser
     server.owners["pv"] = OWNER
     server.cluster = ""
     with pytest.raises(ClusterUnknown, match="readyz"):
-        await volumes.prepare(WANTED)
+        await volumes.prepare(SPEC)
     assert not backend.volumes
     backend.volumes["pv"] = Volume(UNMARKED, 100, POOL)
     await volumes.refresh()
-    assert (await volumes.prepare(WANTED)).record == UNMARKED
+    assert (await volumes.prepare(SPEC)).record == UNMARKED
     server.cluster = CLUSTER
-    assert (await volumes.prepare(WANTED)).record == replace(UNMARKED, cluster=CLUSTER)
+    assert (await volumes.prepare(SPEC)).record == replace(UNMARKED, cluster=CLUSTER)
     assert backend.volumes["pv"].record.cluster == CLUSTER
 
 
@@ -149,7 +148,7 @@ async def test_a_namesake_in_another_cluster_is_not_touched(
     await volumes.refresh()
     server.owners["pv"] = OWNER
     with pytest.raises(Foreign, match=r"another cluster.*elastic-local adopt pv"):
-        await volumes.prepare(WANTED)
+        await volumes.prepare(SPEC)
     assert await volumes.reclaim("pv", "uid", POOL)  # of ours there is nothing
     await volumes.retain("pv", "uid", POOL, made=False)
     for removal in RemovalReason:
@@ -159,13 +158,13 @@ async def test_a_namesake_in_another_cluster_is_not_touched(
 
 async def test_without_an_answer_nothing_goes(volumes: Volumes, backend: Memory, server: Answering) -> None:
     server.owners["pv"] = OWNER
-    await volumes.prepare(WANTED)
+    await volumes.prepare(SPEC)
     server.away = True
     for removal in RemovalReason:
         with pytest.raises(ApiUnavailable):
             await volumes.reclaim("pv", "uid", POOL, removal)
     with pytest.raises(ApiUnavailable):
-        await volumes.prepare(replace(WANTED, pv="new"))
+        await volumes.prepare(replace(SPEC, pv="new"))
     assert list(backend.volumes) == ["pv"]
     server.away = False
     assert await volumes.reclaim("pv", "uid", POOL)
@@ -173,7 +172,7 @@ async def test_without_an_answer_nothing_goes(volumes: Volumes, backend: Memory,
 
 async def test_what_a_cache_says_does_not_count(volumes: Volumes, backend: Memory, server: Answering) -> None:
     server.owners["pv"] = replace(OWNER, policy=RETAIN)
-    await volumes.prepare(WANTED)
+    await volumes.prepare(SPEC)
     for now in (server.owners["pv"], replace(OWNER, uid="heir"), replace(OWNER, reclaimable=False)):
         server.owners["pv"] = now
         with pytest.raises(NotAuthorized):
@@ -182,7 +181,7 @@ async def test_what_a_cache_says_does_not_count(volumes: Volumes, backend: Memor
     with pytest.raises(NotAuthorized):
         await volumes.reclaim("pv", "uid", POOL)
     with pytest.raises(NotAuthorized, match="is not made"):
-        await volumes.prepare(replace(WANTED, pv="new"))
+        await volumes.prepare(replace(SPEC, pv="new"))
     assert list(backend.volumes) == ["pv"]
 
 
@@ -190,7 +189,7 @@ async def test_a_policy_that_became_delete_last_of_all_counts(
     volumes: Volumes, backend: Memory, server: Answering
 ) -> None:
     server.owners["pv"] = OWNER
-    await volumes.prepare(replace(WANTED, policy=RETAIN))
+    await volumes.prepare(replace(SPEC, policy=RETAIN))
     assert await volumes.reclaim("pv", "uid", POOL)
     assert not backend.volumes
 
@@ -200,7 +199,7 @@ async def test_a_record_that_somebody_else_changed_is_believed(
     volumes: Volumes, backend: Memory, server: Answering, change: dict[str, str]
 ) -> None:
     server.owners["pv"] = OWNER
-    volume = await volumes.prepare(WANTED)
+    volume = await volumes.prepare(SPEC)
     changed = replace(volume, record=replace(volume.record, **change))  # type: ignore[arg-type]
     backend.volumes["pv"] = changed
     with pytest.raises(NotAuthorized, match="changed meanwhile"):

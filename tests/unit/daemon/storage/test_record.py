@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from contract.filesystems import FILESYSTEMS
 from contract.parameters import DISCARD, ERASE, NO_ERASE, ZERO, VolumeParameters
 from contract.volume import DELETE, RETAIN
-from daemon.storage.inventory import Pool, Thin
-from daemon.storage.record import DamagedRecord, Record, State, Wanted, from_fields, from_tags
+from daemon.storage.inventory import Pool, ThinPoolUsage
+from daemon.storage.record import DamagedRecord, Record, VolumeSpec, VolumeState, from_fields, from_tags
 from lvm import names
 
-RECORD = Record("pvc-1", "3f7a9c1e-0001", DELETE, "ext4", State.READY)
+RECORD = Record("pvc-1", "3f7a9c1e-0001", DELETE, "ext4", VolumeState.READY)
 
 RECORDS = (
     st.builds(
@@ -21,7 +21,7 @@ RECORDS = (
         uid=st.uuids().map(str),
         policy=st.sampled_from([DELETE, RETAIN]),
         filesystem=st.sampled_from(sorted(FILESYSTEMS)),
-        state=st.sampled_from([State.FORMATTING, State.READY]),
+        state=st.sampled_from([VolumeState.FORMATTING, VolumeState.READY]),
         erase=st.sampled_from(ERASE),
         thin_pool_autoextend=st.integers(0, 100),
         cluster=st.just("") | st.uuids().map(str),
@@ -32,7 +32,7 @@ RECORDS = (
         uid=st.uuids().map(str),
         policy=st.just(DELETE),
         filesystem=st.just("ext4"),
-        state=st.just(State.COPYING),
+        state=st.just(VolumeState.COPYING),
         erase=st.sampled_from(ERASE),
         snapshot_of=st.from_regex(r"[a-z0-9]([a-z0-9.-]{0,60}[a-z0-9])?", fullmatch=True),
     )
@@ -42,7 +42,7 @@ RECORDS = (
         uid=st.uuids().map(str),
         policy=st.just(DELETE),
         filesystem=st.just("ext4"),
-        state=st.just(State.ERASING),
+        state=st.just(VolumeState.ERASING),
         erase=st.sampled_from(ERASE),
         erased=st.integers(0, 1 << 58),
     )
@@ -126,7 +126,7 @@ def test_versions_read_each_others_records() -> None:
 
 @pytest.mark.parametrize("value", ["-1", "1.5", "9" * 19, "", 5])
 def test_progress_that_we_never_write_is_damage(value: object) -> None:
-    erasing = replace(RECORD, state=State.ERASING)
+    erasing = replace(RECORD, state=VolumeState.ERASING)
     with pytest.raises(DamagedRecord, match="erased"):
         from_fields({**erasing.to_fields(), "erased": value})
 
@@ -135,12 +135,12 @@ def test_what_the_class_asks_for_is_remembered() -> None:
     for record in (replace(RECORD, erase=NO_ERASE), replace(RECORD, thin_pool_autoextend=20)):
         assert from_tags(record.to_tags()) == record
     asked = VolumeParameters(thin=True, erase=DISCARD, thin_pool_autoextend=20)
-    record = Wanted("pvc-1", "uid", 1, DELETE, asked).record(State.READY)
+    record = VolumeSpec("pvc-1", "uid", 1, DELETE, asked).record(VolumeState.READY)
     assert (record.erase, record.thin_pool_autoextend) == (DISCARD, 20)
 
 
 def test_a_change_of_state_changes_one_tag() -> None:
-    assert len(RECORD.to_tags() ^ replace(RECORD, state=State.FORMATTING).to_tags()) == 2
+    assert len(RECORD.to_tags() ^ replace(RECORD, state=VolumeState.FORMATTING).to_tags()) == 2
 
 
 def test_allocatable_stays_when_a_volume_is_made() -> None:
@@ -152,7 +152,7 @@ def test_allocatable_stays_when_a_volume_is_made() -> None:
 
 
 def test_a_thin_pool_may_be_promised_beyond_its_size() -> None:
-    pool = Pool("group/pool", size=100, free=-20, ours=90, granularity=1, thin=Thin(12.0, 3.0))
+    pool = Pool("group/pool", size=100, free=-20, ours=90, granularity=1, thin=ThinPoolUsage(12.0, 3.0))
     assert pool.allocatable(2.0) == 170  # twice its size, less the 30 that others were promised
     assert pool.available(2.0) == 80
     assert pool.available() == -20
@@ -162,7 +162,12 @@ def test_a_snapshot_has_a_name_that_no_volume_has() -> None:
     one, other = RECORD.of_snapshot(), RECORD.of_snapshot()
     assert one.pv != other.pv
     names.volume("vg", one.pv)
-    assert (one.snapshot_of, one.uid, one.state, one.erase) == (RECORD.pv, RECORD.uid, State.COPYING, RECORD.erase)
+    assert (one.snapshot_of, one.uid, one.state, one.erase) == (
+        RECORD.pv,
+        RECORD.uid,
+        VolumeState.COPYING,
+        RECORD.erase,
+    )
     for wrong in ({"pv": "pvc-1"}, {"snapshot_of": ""}, {"snapshot_of": "cow_0123456789ab"}):
         with pytest.raises(DamagedRecord):
             replace(one, **wrong)  # type: ignore[arg-type]

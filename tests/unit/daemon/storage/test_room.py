@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.parameters import RAID1, VolumeParameters
-from daemon.storage.inventory import Pool, Thin
+from daemon.storage.inventory import Pool, ThinPoolUsage
 from daemon.storage.room import Reservation, room_for
 from lvm.allocation import FreeExtents
 
@@ -50,7 +50,7 @@ def test_who_asks_for_more_than_there_is_keeps_nobody_else_waiting() -> None:
 
 
 def test_the_ratio_of_a_thin_pool_counts() -> None:
-    pool = Pool("pool", size=100, free=-20, ours=120, granularity=1, thin=Thin(10.0, 1.0))
+    pool = Pool("pool", size=100, free=-20, ours=120, granularity=1, thin=ThinPoolUsage(10.0, 1.0))
     assert room_for("a", pool, {}, (), ratio=1.0) == -20
     assert room_for("a", replace(pool, reserve=10), {}, (), ratio=2.0) == 70
 

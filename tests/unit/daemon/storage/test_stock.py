@@ -10,11 +10,11 @@ from contract.volume import DELETE
 from daemon.errors import BackendFailed
 from daemon.storage.backend import Backend
 from daemon.storage.inventory import Inventory, Pool, Volume
-from daemon.storage.record import Record, State
+from daemon.storage.record import Record, VolumeState
 from daemon.storage.stock import Stock
 
 
-def volume(pv: str, state: State = State.READY, size: int = 10) -> Volume:
+def volume(pv: str, state: VolumeState = VolumeState.READY, size: int = 10) -> Volume:
     return Volume(Record(pv, "uid", DELETE, "ext4", state), size, "pool")
 
 
@@ -72,7 +72,7 @@ async def test_a_look_does_not_undo_a_change_that_it_may_have_missed(stock: Stoc
 async def test_a_change_in_progress_is_not_counted_twice(stock: Stock, answers: Answers) -> None:
     await looked(stock, answers, inventory())
     with stock.changing("new"):
-        await looked(stock, answers, inventory(volume("new", State.FORMATTING)))
+        await looked(stock, answers, inventory(volume("new", VolumeState.FORMATTING)))
         stock.put(volume("new"), taken=10)
     assert stock.inventory == inventory(volume("new"))
 

@@ -11,8 +11,8 @@ from daemon.cluster.capacity import AvailableCapacity, available_capacity
 from daemon.cluster.events import NodeEvents
 from daemon.cluster.thinpoolmonitor import ThinPoolMonitor
 from daemon.errors import BackendFailed
-from daemon.storage.inventory import Inventory, Pool, Thin, Volume
-from daemon.storage.record import Record, State
+from daemon.storage.inventory import Inventory, Pool, ThinPoolUsage, Volume
+from daemon.storage.record import Record, VolumeState
 from daemon.storage.thinpools import Enlargement, Level, enlargement, level, share, watched
 from daemon.storage.volumes import Volumes
 from kube.events import ObjectReference, Recorder
@@ -24,7 +24,7 @@ GROUP = Pool("vg", 1000 * EXTENT, 500 * EXTENT, 0, EXTENT)
 
 
 def pool(data: float | None = 0.0, metadata: float | None = 0.0, name: str = "vg/pool", ours: int = 0) -> Pool:
-    return Pool(name, 100 * EXTENT, 10 * EXTENT, ours, EXTENT, Thin(data, metadata, 2 * EXTENT))
+    return Pool(name, 100 * EXTENT, 10 * EXTENT, ours, EXTENT, ThinPoolUsage(data, metadata, 2 * EXTENT))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_metadata_comes_before_data() -> None:
 
 
 def volume_in(pool: str, autoextend: int) -> Volume:
-    record = Record("pvc-1", "uid", "Delete", "ext4", State.READY, thin_pool_autoextend=autoextend)
+    record = Record("pvc-1", "uid", "Delete", "ext4", VolumeState.READY, thin_pool_autoextend=autoextend)
     return Volume(record, EXTENT, pool)
 
 

@@ -15,9 +15,8 @@ from contract.parameters import VolumeParameters
 from contract.volume import DELETE, RETAIN
 from daemon.errors import BackendFailed, Damaged, Foreign, Lost, NoSpace, NotFound, PoolMissing
 from daemon.storage.erase import Reuse
-from daemon.storage.inventory import Damaged as DamagedVolume
-from daemon.storage.inventory import Inventory, Pool, Unseen, Volume
-from daemon.storage.record import Record, State, Wanted
+from daemon.storage.inventory import DamagedVolume, Inventory, Pool, UnavailablePool, Volume
+from daemon.storage.record import Record, VolumeSpec, VolumeState
 from daemon.storage.room import Reservation
 from daemon.storage.thinpools import Enlargement
 from daemon.storage.volumes import Volumes
@@ -37,7 +36,7 @@ class Memory:
         self.size = size
         self.volumes: dict[str, Volume] = {}
         self.damaged: list[DamagedVolume] = []
-        self.unseen: list[Unseen] = []
+        self.unavailable: list[UnavailablePool] = []
         self.calls: list[str] = []
         self.running = self.most_running = 0
         self.gate = asyncio.Event()
@@ -61,18 +60,18 @@ class Memory:
             (Pool(POOL, self.size, self.size - ours, ours, granularity=10, reserve=self.reserve),),
             (),
             tuple(self.damaged),
-            unseen=tuple(self.unseen),
+            unavailable=tuple(self.unavailable),
         )
 
-    async def create(self, wanted: Wanted) -> Volume:
-        volume = Volume(wanted.record(State.READY), -(-wanted.size // 10) * 10, POOL)
-        self.volumes[wanted.pv] = volume
+    async def create(self, spec: VolumeSpec) -> Volume:
+        volume = Volume(spec.record(VolumeState.READY), -(-spec.size // 10) * 10, POOL)
+        self.volumes[spec.pv] = volume
         await self._called("create")
         return volume
 
-    async def snapshot(self, wanted: Wanted, source: Volume) -> Volume | None:
+    async def snapshot(self, spec: VolumeSpec, source: Volume) -> Volume | None:
         assert self.volumes[source.pv] == source
-        return await self.create(wanted)
+        return await self.create(spec)
 
     def snapshots(self, pool: str) -> None:
         return None
@@ -120,8 +119,8 @@ class Memory:
             self.running -= 1
 
 
-def wanted(pv: str = "pv", size: int = 100, uid: str = "uid", policy: str = DELETE) -> Wanted:
-    return Wanted(pv, uid, size, policy, VolumeParameters(), cluster=CLUSTER)
+def spec(pv: str = "pv", size: int = 100, uid: str = "uid", policy: str = DELETE) -> VolumeSpec:
+    return VolumeSpec(pv, uid, size, policy, VolumeParameters(), cluster=CLUSTER)
 
 
 async def until_nothing_moves() -> None:
@@ -153,7 +152,7 @@ async def test_those_who_want_the_same_volume_join_one_run(backend: Memory, tmp_
     volumes = Volumes(backend, tmp_path, Agreeing(), observe=lambda kind, outcome, seconds: runs.append(outcome))
     await volumes.start()
     backend.gate.clear()
-    callers = [asyncio.create_task(volumes.prepare(wanted())) for _ in range(20)]
+    callers = [asyncio.create_task(volumes.prepare(spec())) for _ in range(20)]
     await until_nothing_moves()
     assert all(begun(caller) for caller in callers)
     for caller in callers[:10]:
@@ -163,14 +162,14 @@ async def test_those_who_want_the_same_volume_join_one_run(backend: Memory, tmp_
     backend.gate.set()
     assert {volume.size for volume in await asyncio.gather(*callers[10:])} == {100}
     assert runs == ["success"]
-    assert (await volumes.prepare(wanted())).size == 100
+    assert (await volumes.prepare(spec())).size == 100
     assert backend.calls == ["inspect", "create"]
 
 
 async def test_many_volumes_at_once_load_the_disks_in_bounds(backend: Memory, tmp_path: Path) -> None:
     volumes = Volumes(backend, tmp_path, Agreeing(), parallelism=3)
     await volumes.start()
-    await asyncio.gather(*(volumes.prepare(wanted(f"pv-{number}", 10)) for number in range(50)))
+    await asyncio.gather(*(volumes.prepare(spec(f"pv-{number}", 10)) for number in range(50)))
     assert backend.most_running == 3
     assert backend.calls == ["inspect", *["create"] * 50]
     (pool,) = volumes.inventory.pools
@@ -183,33 +182,33 @@ async def test_a_burst_takes_no_more_than_there_is(backend: Memory, tmp_path: Pa
     backend.reserve = 100
     await volumes.start()
     outcomes = await asyncio.gather(
-        *(volumes.prepare(wanted(f"pv-{number}", 100)) for number in range(20)), return_exceptions=True
+        *(volumes.prepare(spec(f"pv-{number}", 100)) for number in range(20)), return_exceptions=True
     )
     assert sum(isinstance(outcome, Volume) for outcome in outcomes) == 7
     refused = [outcome for outcome in outcomes if isinstance(outcome, NoSpace)]
     assert len(refused) == 13
     assert "needs 100 bytes of pool on this node, which has 0 bytes left for it" in str(refused[-1])
-    assert (await volumes.prepare(wanted("promised", 200))).size == 200
+    assert (await volumes.prepare(spec("promised", 200))).size == 200
 
 
 async def test_space_that_others_freed_is_seen_before_it_is_refused(volumes: Volumes, backend: Memory) -> None:
-    await volumes.prepare(wanted("first", 1000))
+    await volumes.prepare(spec("first", 1000))
     with pytest.raises(NoSpace):
-        await volumes.prepare(wanted("second"))
+        await volumes.prepare(spec("second"))
     del backend.volumes["first"]
-    await volumes.prepare(wanted("second"))
+    await volumes.prepare(spec("second"))
 
 
 async def test_a_volume_of_another_uid_is_refused(volumes: Volumes, backend: Memory) -> None:
-    await volumes.prepare(wanted(uid="theirs"))
+    await volumes.prepare(spec(uid="theirs"))
     for attempt in (volumes.prepare, volumes.expand):
         with pytest.raises(Foreign, match="does not show its data"):
-            await attempt(wanted(uid="mine", size=200))
+            await attempt(spec(uid="mine", size=200))
     await volumes.reclaim("pv", "mine", POOL)
     await volumes.retain("pv", "mine", POOL, made=False)
     with pytest.raises(Foreign, match=r"noted as that of uid theirs.*adopt pv"):
         await volumes.retain("pv", "mine", POOL, made=True)
-    assert backend.volumes["pv"].record == wanted(uid="theirs").record(State.READY)
+    assert backend.volumes["pv"].record == spec(uid="theirs").record(VolumeState.READY)
     assert backend.volumes["pv"].size == 100
 
 
@@ -223,13 +222,13 @@ async def test_a_volume_that_is_not_found_is_not_gone_while_its_pool_is_not_foun
 
 
 async def test_nor_is_it_gone_while_a_part_of_its_pool_can_not_be_seen(volumes: Volumes, backend: Memory) -> None:
-    backend.unseen = [Unseen(POOL, "a disk is missing: bring it back")]
+    backend.unavailable = [UnavailablePool(POOL, "a disk is missing: bring it back")]
     await volumes.refresh()
     for attempt in (
         volumes.reclaim("pv", "uid", POOL),
         volumes.reclaim("pv", "uid", f"{POOL}/thin"),
         volumes.retain("pv", "uid", POOL, made=False),
-        volumes.prepare(replace(wanted(), made=True)),
+        volumes.prepare(replace(spec(), made=True)),
     ):
         with pytest.raises(PoolMissing, match="a disk is missing: bring it back"):
             await attempt
@@ -240,7 +239,7 @@ async def test_retain_is_not_done_before_it_is_noted(volumes: Volumes, backend: 
     await volumes.retain("pv", "uid", POOL, made=False)
     with pytest.raises(PoolMissing, match="bring back the disk that it lies on"):
         await volumes.retain("pv", "uid", POOL, made=True)
-    await volumes.prepare(wanted())
+    await volumes.prepare(spec())
     await volumes.retain("pv", "uid", POOL, made=True)
     assert backend.volumes["pv"].record.policy == RETAIN
 
@@ -248,29 +247,29 @@ async def test_retain_is_not_done_before_it_is_noted(volumes: Volumes, backend: 
 async def test_a_volume_that_was_made_and_is_not_there_is_lost_and_not_made_anew(
     volumes: Volumes, backend: Memory
 ) -> None:
-    once_made = replace(wanted(), made=True)
+    once_made = replace(spec(), made=True)
     with pytest.raises(Lost, match="bring back the disks"):
         await volumes.prepare(once_made)
     assert backend.volumes == {}
-    await volumes.prepare(wanted())
-    assert (await volumes.prepare(once_made)).record.state is State.READY
+    await volumes.prepare(spec())
+    assert (await volumes.prepare(once_made)).record.state is VolumeState.READY
 
 
 async def test_a_damaged_record_is_left_to_a_person(volumes: Volumes, backend: Memory) -> None:
     backend.damaged = [DamagedVolume("pv", POOL, "it has no uid")]
     await volumes.refresh()
     with pytest.raises(Damaged, match="it has no uid"):
-        await volumes.prepare(wanted())
+        await volumes.prepare(spec())
     with pytest.raises(Damaged, match="it has no uid"):
         await volumes.reclaim("pv", "uid", POOL)
     assert backend.volumes == {}
 
 
 async def test_a_changed_policy_is_remembered_with_the_volume(volumes: Volumes, backend: Memory) -> None:
-    await volumes.prepare(wanted())
-    await volumes.prepare(wanted(policy=RETAIN))
+    await volumes.prepare(spec())
+    await volumes.prepare(spec(policy=RETAIN))
     assert backend.volumes["pv"].record.policy == RETAIN
-    await volumes.prepare(wanted(policy=DELETE))
+    await volumes.prepare(spec(policy=DELETE))
     await volumes.retain("pv", "uid", POOL, made=True)
     assert backend.volumes["pv"].record.policy == RETAIN
     assert backend.calls.count("rewrite") == 3
@@ -279,18 +278,18 @@ async def test_a_changed_policy_is_remembered_with_the_volume(volumes: Volumes, 
 async def test_after_a_failure_the_node_is_asked_and_not_memory(volumes: Volumes, backend: Memory) -> None:
     backend.failure = BackendFailed("no answer in time")
     with pytest.raises(BackendFailed, match="no answer"):
-        await volumes.prepare(wanted())
+        await volumes.prepare(spec())
     backend.failure = None
-    assert (await volumes.prepare(wanted())).size == 100  # it was made all the same
+    assert (await volumes.prepare(spec())).size == 100  # it was made all the same
     assert backend.calls == ["inspect", "create", "inspect"]
 
 
 async def test_growing(volumes: Volumes, backend: Memory) -> None:
-    await volumes.prepare(wanted(size=100))
-    assert (await volumes.expand(wanted(size=255))).size == 260
-    assert (await volumes.expand(wanted(size=120))).size == 260
+    await volumes.prepare(spec(size=100))
+    assert (await volumes.expand(spec(size=255))).size == 260
+    assert (await volumes.expand(spec(size=120))).size == 260
     with pytest.raises(NoSpace, match="needs 750 bytes of pool on this node, which has 740 bytes left"):
-        await volumes.expand(wanted(size=1010))
+        await volumes.expand(spec(size=1010))
     assert backend.volumes["pv"].size == volumes.inventory.volumes[0].size == 260  # type: ignore[index]
 
 
@@ -298,44 +297,44 @@ async def test_neither_creation_nor_growth_takes_from_the_reserve(backend: Memor
     backend.reserve = 200
     volumes = Volumes(backend, tmp_path, Agreeing())
     await volumes.start()
-    await volumes.prepare(wanted(size=500))
+    await volumes.prepare(spec(size=500))
     with pytest.raises(NoSpace, match="needs 310 bytes of pool on this node, which has 300 bytes left"):
-        await volumes.prepare(wanted("other", 310))
+        await volumes.prepare(spec("other", 310))
     with pytest.raises(NoSpace, match="needs 310 bytes of pool on this node, which has 300 bytes left"):
-        await volumes.expand(wanted(size=810))
-    assert (await volumes.expand(wanted(size=800))).size == 800
+        await volumes.expand(spec(size=810))
+    assert (await volumes.expand(spec(size=800))).size == 800
 
 
 async def test_who_grows_takes_nothing_that_others_were_promised(backend: Memory, tmp_path: Path) -> None:
     reservations = [Reservation("a", POOL, 400), Reservation("b", POOL, 600)]
     volumes = Volumes(backend, tmp_path, Agreeing(), reservations=lambda: reservations)
     await volumes.start()
-    await volumes.prepare(wanted("a", 400))
+    await volumes.prepare(spec("a", 400))
     with pytest.raises(NoSpace, match="needs 200 bytes of pool on this node, which has 0 bytes left"):
-        await volumes.extend(wanted("a", 600))
-    await volumes.prepare(wanted("b", 600))
+        await volumes.extend(spec("a", 600))
+    await volumes.prepare(spec("b", 600))
     await volumes.reclaim("b", "uid", POOL)
     reservations.pop()
-    assert (await volumes.extend(wanted("a", 600))).size == 600
+    assert (await volumes.extend(spec("a", 600))).size == 600
 
 
 async def test_reclaimed_space_is_there_for_the_next(volumes: Volumes, backend: Memory) -> None:
-    await volumes.prepare(wanted(size=1000))
+    await volumes.prepare(spec(size=1000))
     await volumes.reclaim("pv", "uid", POOL)
     await volumes.reclaim("pv", "uid", POOL)
-    assert (await volumes.prepare(wanted("next", 1000))).size == 1000
+    assert (await volumes.prepare(spec("next", 1000))).size == 1000
     assert list(backend.volumes) == ["next"]
 
 
 async def test_who_says_gone_has_looked(volumes: Volumes, backend: Memory) -> None:
-    backend.volumes["pv"] = Volume(wanted().record(State.READY), 100, POOL)
+    backend.volumes["pv"] = Volume(spec().record(VolumeState.READY), 100, POOL)
     await volumes.reclaim("pv", "uid", POOL)
     assert backend.volumes == {}
 
 
 async def test_a_node_that_answered_nothing_at_start_is_asked_again(backend: Memory, tmp_path: Path) -> None:
     volumes = Volumes(backend, tmp_path, Agreeing())
-    assert (await volumes.prepare(wanted())).size == 100
+    assert (await volumes.prepare(spec())).size == 100
     assert volumes.inventory.volume("pv")
 
 
@@ -345,16 +344,16 @@ async def test_operations_are_observed(backend: Memory, tmp_path: Path) -> None:
         backend, tmp_path, Agreeing(), observe=lambda kind, outcome, seconds: seen.append((kind, outcome))
     )
     await volumes.start()
-    await volumes.prepare(wanted())
+    await volumes.prepare(spec())
     with pytest.raises(NoSpace):
-        await volumes.expand(wanted(size=9999))
+        await volumes.expand(spec(size=9999))
     await volumes.reclaim("pv", "uid", POOL)
     assert seen == [("prepare", "success"), ("expand", "NoSpace"), ("reclaim", "success")]
 
 
 async def test_close_waits_for_what_nobody_waits_for(volumes: Volumes, backend: Memory) -> None:
     backend.gate.clear()
-    caller = asyncio.create_task(volumes.prepare(wanted()))
+    caller = asyncio.create_task(volumes.prepare(spec()))
     await until_nothing_moves()
     assert backend.calls[-1] == "create"
     caller.cancel()
