@@ -17,7 +17,7 @@ from contract import names, parameters, quantity
 from contract import volume as contract_volume
 from contract.filesystems import FILESYSTEMS
 from contract.parameters import RAID1, ParameterError, VolumeParameters
-from contract.volume import RELEASED, RETAIN, PersistentVolume, Pin
+from contract.volume import RELEASED, RETAIN, NodeAssignment, PersistentVolume
 from daemon.cluster.nodevolumes import reclaim_policy
 from daemon.storage.inventory import Volume
 from daemon.storage.record import Record, VolumeState
@@ -91,7 +91,7 @@ def of_untagged(found: Untagged, volumes: Mapping[str, PersistentVolume], node: 
         ADOPT,
         f"of elastic/local-volume, for claim {pv.claim or 'none'}",
         record,
-        tie(pv, Pin(node.name, node.hostname, found.pool)),
+        tie(pv, NodeAssignment(node.name, node.hostname, found.pool)),
     )
 
 
@@ -110,7 +110,7 @@ def of_recorded(
     pv = volumes.get(volume.pv)
     theirs = volume.record.cluster not in ("", cluster)
     whose = f"of another cluster ({volume.record.cluster})" if theirs else "an orphan"
-    pin = Pin(node.name, node.hostname, volume.pool)
+    assignment = NodeAssignment(node.name, node.hostname, volume.pool)
 
     def refuse(why: str) -> Plan:
         return Plan(volume.pv, volume.size, REFUSE, why)
@@ -127,11 +127,11 @@ def of_recorded(
         assert heir is not None
         why = f"{whose}, for claim {heir.namespace}/{heir.claim}"
         record = replace(volume.record, policy=RETAIN, cluster=cluster)
-        return Plan(volume.pv, volume.size, RECREATE, why, record, manifest=anew(volume, mirrored, pin, heir))
+        return Plan(volume.pv, volume.size, RECREATE, why, record, manifest=anew(volume, mirrored, assignment, heir))
     if why := _not_here(pv, node):
         return refuse(why)
     if pv.uid == volume.record.uid and not theirs:
-        patch = tie(pv, pin)
+        patch = tie(pv, assignment)
         return (
             Plan(volume.pv, volume.size, TIE, "its PersistentVolume is not tied to it yet", patch=patch)
             if patch
@@ -143,7 +143,7 @@ def of_recorded(
     why = f"its PersistentVolume was made anew, for claim {pv.claim or 'any of its class'}"
     if theirs:
         why = f"{whose}, for claim {pv.claim or 'any of its class'}: be sure that nothing there uses it"
-    return Plan(volume.pv, volume.size, RETAG, why, record, tie(pv, pin))
+    return Plan(volume.pv, volume.size, RETAG, why, record, tie(pv, assignment))
 
 
 def _not_here(pv: PersistentVolume, node: Node) -> str:
@@ -162,35 +162,35 @@ def _not_here(pv: PersistentVolume, node: Node) -> str:
     return ""
 
 
-def tie(pv: PersistentVolume, pin: Pin) -> Json | None:
+def tie(pv: PersistentVolume, assignment: NodeAssignment) -> Json | None:
     """The patch that gives a PersistentVolume what those of ours have; None when it has all of it. The affinity can be
     set only once."""
-    wanted = contract_volume.pinning(pin)
-    tied = pv.node_label == names.node_label_value(pin.node) and names.FINALIZER in pv.finalizers
-    if tied and pv.pool == pin.pool and pv.pinned:
+    wanted = contract_volume.node_assignment_patch(assignment)
+    tied = pv.node_label == names.node_label_value(assignment.node) and names.FINALIZER in pv.finalizers
+    if tied and pv.pool == assignment.pool and pv.pinned:
         return None
     wanted["metadata"]["finalizers"] = list(dict.fromkeys((*pv.finalizers, names.FINALIZER)))
     wanted["metadata"]["resourceVersion"] = pv.resource_version
     return {"metadata": wanted["metadata"]} if pv.pinned else wanted
 
 
-def anew(volume: Volume, mirrored: bool, pin: Pin, heir: Heir) -> Json:
+def anew(volume: Volume, mirrored: bool, assignment: NodeAssignment, heir: Heir) -> Json:
     """The PersistentVolume of an orphan. Policy Retain: nobody said that the data may go with the next claim."""
-    group, _, thin_pool = pin.pool.partition("/")
+    group, _, thin_pool = assignment.pool.partition("/")
     layout = VolumeParameters(filesystem=volume.record.filesystem)
     if thin_pool:
         layout = replace(layout, volume_group=group, thin=True, thin_pool=thin_pool)
     elif mirrored:
         layout = replace(layout, volume_group=group, raid=RAID1)
-    pinning = contract_volume.pinning(pin)
+    assigned = contract_volume.node_assignment_patch(assignment)
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolume",
         "metadata": {
             "name": volume.pv,
-            **pinning["metadata"],
+            **assigned["metadata"],
             "annotations": {
-                **pinning["metadata"]["annotations"],
+                **assigned["metadata"]["annotations"],
                 names.PROVISIONED_BY: names.PROVISIONER,
                 names.GRANTED_ANNOTATION: str(volume.size),
                 names.MADE_ANNOTATION: "true",
@@ -212,7 +212,7 @@ def anew(volume: Volume, mirrored: bool, pin: Pin, heir: Heir) -> Json:
                 "fsType": volume.record.filesystem,
                 "options": parameters.to_options(layout, volume.size),
             },
-            **pinning["spec"],
+            **assigned["spec"],
         },
     }
 

@@ -35,24 +35,24 @@ class Capacity:
     weight: int = 1
     """How many bytes a byte may cost the class that was promised since: volumes with several legs need free space on
     several devices, and another volume may take it where it hurts most."""
-    promised: int = 0
-    """What the node knew to be promised of the pool. Read only where `weight` is more than 1."""
+    reserved: int = 0
+    """What the node knew to be reserved in the pool. Read only where `weight` is more than 1."""
     shared_with: tuple[str, ...] = ()
     """Files and folders: the node's other pools on the same filesystem."""
     shared: int = 0
     """What volumes of these pools and this one together may take."""
 
-    def left(self, taken: Callable[[str], int]) -> int:
-        """Bytes that nobody was promised, by what the provisioner knows to be promised of each of the node's pools. Can
-        be negative."""
-        promised = taken(self.pool)
+    def free(self, reserved: Callable[[str], int]) -> int:
+        """Bytes that are not reserved, by what is known to be `reserved` in each of the node's pools. Can be
+        negative."""
+        known = reserved(self.pool)
         if self.weight == 1:
-            left = self.allocatable - promised
+            free = self.allocatable - known
         else:
-            left = self.allocatable - self.promised - self.weight * max(promised - self.promised, 0)
+            free = self.allocatable - self.reserved - self.weight * max(known - self.reserved, 0)
         if self.shared_with:
-            left = min(left, self.shared - promised - sum(map(taken, self.shared_with)))
-        return left
+            free = min(free, self.shared - known - sum(map(reserved, self.shared_with)))
+        return free
 
 
 def footprint(size: int, parameters: VolumeParameters, granularity: int) -> int:
@@ -65,7 +65,7 @@ def footprint(size: int, parameters: VolumeParameters, granularity: int) -> int:
     return extents * granularity
 
 
-def legs_of(parameters: VolumeParameters) -> int:
+def leg_count(parameters: VolumeParameters) -> int:
     """On how many devices such a volume lies side by side."""
     return _MIRROR_LEGS if parameters.raid == "raid1" else parameters.stripes
 
@@ -90,7 +90,7 @@ def manifest(capacity: Capacity, namespace: str, owner: Json | None) -> Json:
                 names.ALLOCATABLE_ANNOTATION: str(capacity.allocatable),
                 names.GRANULARITY_ANNOTATION: str(capacity.granularity),
                 # Also where they say nothing: a merge patch leaves what it does not name.
-                names.LAYOUT_ANNOTATION: f"{capacity.weight} {capacity.promised}",
+                names.LAYOUT_ANNOTATION: f"{capacity.weight} {capacity.reserved}",
                 names.SHARED_ANNOTATION: " ".join((str(capacity.shared), *capacity.shared_with)),
             },
             **({"ownerReferences": [owner]} if owner else {}),
@@ -116,7 +116,7 @@ def read(body: Json) -> Capacity | None:
     if metadata["name"] != object_name(node, storage_class):
         return None  # the second one of its node and class: only one of them can be right
     try:
-        weight, promised = map(_number, annotations.get(names.LAYOUT_ANNOTATION, "1 0").split())
+        weight, reserved = map(_number, annotations.get(names.LAYOUT_ANNOTATION, "1 0").split())
         shared, *shared_with = annotations.get(names.SHARED_ANNOTATION, "0").split()
         found = Capacity(
             node=node,
@@ -127,7 +127,7 @@ def read(body: Json) -> Capacity | None:
             available=quantity.parse(str(body.get("capacity") or "0")),
             granularity=_number(annotations.get(names.GRANULARITY_ANNOTATION) or "1"),
             weight=weight,
-            promised=promised,
+            reserved=reserved,
             shared_with=tuple(shared_with),
             shared=_number(shared),
         )

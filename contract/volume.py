@@ -1,4 +1,4 @@
-"""A PersistentVolume of ours: the manifest that the provisioner creates and the record that both programs read."""
+"""PersistentVolumes: the one record of them that all programs read, and the patches that we make to ours."""
 
 import re
 from collections.abc import Mapping
@@ -13,6 +13,24 @@ Json = dict[str, Any]
 PENDING, AVAILABLE, BOUND, RELEASED, FAILED = "Pending", "Available", "Bound", "Released", "Failed"
 DELETE, RETAIN = "Delete", "Retain"
 PV_PROTECTION = "kubernetes.io/pv-protection"
+CLAIM_KIND = "PersistentVolumeClaim"
+
+
+@dataclass(frozen=True)
+class ObjectReference:
+    """An object that an event is about. Empty strings stand for what is not known or does not exist."""
+
+    kind: str
+    api_version: str
+    namespace: str
+    name: str
+    uid: str
+    resource_version: str = ""
+
+
+def volume_reference(name: str, uid: str) -> ObjectReference:
+    """The PersistentVolume of that name and uid, for events."""
+    return ObjectReference("PersistentVolume", "v1", "", name, uid)
 
 
 @dataclass(frozen=True)
@@ -24,14 +42,21 @@ class ClaimReference:
     uid: str
     resource_version: str = ""
 
+    @property
+    def reference(self) -> ObjectReference | None:
+        """For events. None while its uid is not known: an event would be nobody's."""
+        if not self.uid:
+            return None
+        return ObjectReference(CLAIM_KIND, "v1", self.namespace, self.name, self.uid)
+
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"
 
 
 @dataclass(frozen=True)
-class Pin:
-    """The node that a volume lives on: its name, the value of its hostname label (they differ on many clouds) and
-    the pool there that the volume takes its space from."""
+class NodeAssignment:
+    """The node that a volume is on: its name, the value of its hostname label (they differ on many clouds) and the
+    pool there that the volume takes its space from."""
 
     node: str
     hostname: str
@@ -52,14 +77,14 @@ class Original:
 
 @dataclass(frozen=True)
 class PersistentVolume:
-    """What we read of a PersistentVolume that names our driver."""
+    """What we read of a PersistentVolume. `read` makes the record of ours only, `read_any` that of each."""
 
     name: str
     uid: str
     resource_version: str
     size: int
-    """Bytes, from spec.capacity. Not what it has, nor what it was promised: Kubernetes raises it to what the claim asks
-    for before anybody was asked whether there is room."""
+    """Bytes, from spec.capacity. Not what it has, nor what it was granted: Kubernetes raises it to what the claim
+    requests before anybody has checked that there is capacity."""
     options: Mapping[str, str]
     filesystem: str
     reclaim_policy: str
@@ -69,7 +94,7 @@ class PersistentVolume:
     node_label: str
     """Value of NODE_LABEL: empty while no node is chosen."""
     hostnames: tuple[str, ...]
-    """Hostname label values that the node affinity admits: empty = any node."""
+    """See `admitted_hostnames`."""
     pool: str
     phase: str
     finalizers: tuple[str, ...]
@@ -81,22 +106,37 @@ class PersistentVolume:
     """See names.GRANTED_ANNOTATION. None: it was made by hand, or by a provisioner that did not say."""
     actual: int = 0
     """Bytes that its node says it has. 0: it did not say."""
+    driver: str = names.DRIVER
+    """Of its FlexVolume. Empty: it is no FlexVolume."""
+    local_path: str = ""
+    """spec.local.path, as the node sees it. Empty: it is no local volume."""
+    volume_mode: str = "Filesystem"
 
     @property
-    def given(self) -> int:
+    def reference(self) -> ObjectReference:
+        """For events."""
+        return volume_reference(self.name, self.uid)
+
+    @property
+    def claim_reference(self) -> ObjectReference | None:
+        """For events on its claim."""
+        return self.claim.reference if self.claim else None
+
+    @property
+    def created_size(self) -> int:
         """Bytes that it was created with. 0: its options don't say."""
         return min(_bytes(self.options.get(parameters.SIZE_OPTION)), self.size)
 
     @property
-    def promised(self) -> int:
-        """Bytes that it has a right to, and that its node is to give it."""
-        return max(self.given, self.granted or 0) or self.size
+    def target_size(self) -> int:
+        """Bytes that its node is to make it."""
+        return max(self.created_size, self.granted or 0) or self.size
 
     @property
-    def charged(self) -> int:
-        """Bytes that it counts with in all sums: what it was promised, or has, where that is more. Of one that nobody
-        wrote down a grant for, all that it might have been granted."""
-        return max(self.promised, self.actual, self.size if self.granted is None else 0)
+    def charged_size(self) -> int:
+        """Bytes that it counts with in all sums: its target size, or what it has, where that is more. Without a
+        recorded grant, all that it might have been granted."""
+        return max(self.target_size, self.actual, self.size if self.granted is None else 0)
 
     @property
     def pinned(self) -> bool:
@@ -104,7 +144,7 @@ class PersistentVolume:
 
     @property
     def reclaimable(self) -> bool:
-        """Deleted, and nobody can be using it any more: only then may its node let go of it."""
+        """Deleted, and nobody can be using it any more: only then may our finalizer be removed."""
         return self.deleting and self.phase != BOUND and PV_PROTECTION not in self.finalizers
 
     @property
@@ -120,25 +160,28 @@ class PersistentVolume:
 
 def read(manifest: Json) -> PersistentVolume | None:
     """The record of a PersistentVolume, or None when it is not of our driver."""
-    spec = manifest.get("spec") or {}
+    driver = ((manifest.get("spec") or {}).get("flexVolume") or {}).get("driver")
+    return read_any(manifest) if driver == names.DRIVER else None
+
+
+def read_any(manifest: Json) -> PersistentVolume:
+    """The record of a PersistentVolume, whoever made it."""
+    spec, metadata = manifest.get("spec") or {}, manifest["metadata"]
     source = spec.get("flexVolume") or {}
-    if source.get("driver") != names.DRIVER:
-        return None
-    metadata = manifest["metadata"]
     annotations = metadata.get("annotations") or {}
     return PersistentVolume(
         name=metadata["name"],
         uid=metadata["uid"],
         resource_version=metadata["resourceVersion"],
-        size=quantity.parse(str(spec["capacity"]["storage"])),
+        size=quantity.parse(str((spec.get("capacity") or {}).get("storage") or "0")),
         options=source.get("options") or {},
         filesystem=source.get("fsType") or filesystems.EXT4,
         reclaim_policy=spec.get("persistentVolumeReclaimPolicy") or RETAIN,
         storage_class=spec.get("storageClassName") or "",
         provisioned_by=annotations.get(names.PROVISIONED_BY, ""),
-        claim=read_claim_reference(spec),
+        claim=_claim_reference(spec),
         node_label=(metadata.get("labels") or {}).get(names.NODE_LABEL, ""),
-        hostnames=_hostnames(spec),
+        hostnames=admitted_hostnames((spec.get("nodeAffinity") or {}).get("required")),
         pool=annotations.get(names.POOL_ANNOTATION, ""),
         phase=(manifest.get("status") or {}).get("phase") or PENDING,
         finalizers=tuple(metadata.get("finalizers") or ()),
@@ -147,6 +190,9 @@ def read(manifest: Json) -> PersistentVolume | None:
         access_modes=tuple(spec.get("accessModes") or ()),
         granted=_bytes(annotations.get(names.GRANTED_ANNOTATION)) or None,
         actual=_bytes(annotations.get(names.SIZE_ANNOTATION)),
+        driver=source.get("driver") or "",
+        local_path=(spec.get("local") or {}).get("path") or "",
+        volume_mode=spec.get("volumeMode") or "Filesystem",
     )
 
 
@@ -155,7 +201,7 @@ def _bytes(text: object) -> int:
     return int(text) if isinstance(text, str) and re.fullmatch(r"\d{1,18}", text, re.ASCII) else 0
 
 
-def read_claim_reference(spec: Json) -> ClaimReference | None:
+def _claim_reference(spec: Json) -> ClaimReference | None:
     """Which claim the volume of this spec is for."""
     claim = spec.get("claimRef")
     return claim and ClaimReference(
@@ -166,24 +212,30 @@ def read_claim_reference(spec: Json) -> ClaimReference | None:
     )
 
 
-def _hostnames(spec: Json) -> tuple[str, ...]:
-    terms = ((spec.get("nodeAffinity") or {}).get("required") or {}).get("nodeSelectorTerms") or []
-    return tuple(
-        value
-        for term in terms
-        for expression in term.get("matchExpressions") or []
-        if expression.get("key") == names.HOSTNAME_LABEL and expression.get("operator") == "In"
-        for value in expression.get("values") or []
-    )
+def admitted_hostnames(selector: Json | None) -> tuple[str, ...]:
+    """The values of the hostname label that a node selector (nodeAffinity.required) admits: of each term those that
+    all of its expressions name, of the terms (they are alternatives) all together. Empty: unknown, as soon as one term
+    names none, for then other nodes are open."""
+    found: dict[str, None] = {}
+    for term in (selector or {}).get("nodeSelectorTerms") or []:
+        named = [
+            expression.get("values") or []
+            for expression in term.get("matchExpressions") or []
+            if expression.get("key") == names.HOSTNAME_LABEL and expression.get("operator") == "In"
+        ]
+        if not named:
+            return ()
+        found |= dict.fromkeys(value for value in named[0] if all(value in values for values in named))
+    return tuple(found)
 
 
-def pinning(pin: Pin) -> Json:
-    """The part of a PersistentVolume that ties it to a node, as a merge patch: the API server lets spec.nodeAffinity
+def node_assignment_patch(assignment: NodeAssignment) -> Json:
+    """The part of a PersistentVolume that assigns it to a node, as a merge patch: the API server lets spec.nodeAffinity
     be set once, so label, finalizer and affinity come together or not at all."""
     return {
         "metadata": {
-            "labels": {names.NODE_LABEL: names.node_label_value(pin.node)},
-            "annotations": {names.POOL_ANNOTATION: pin.pool},
+            "labels": {names.NODE_LABEL: names.node_label_value(assignment.node)},
+            "annotations": {names.POOL_ANNOTATION: assignment.pool},
             "finalizers": [names.FINALIZER],
         },
         "spec": {
@@ -192,7 +244,7 @@ def pinning(pin: Pin) -> Json:
                     "nodeSelectorTerms": [
                         {
                             "matchExpressions": [
-                                {"key": names.HOSTNAME_LABEL, "operator": "In", "values": [pin.hostname]}
+                                {"key": names.HOSTNAME_LABEL, "operator": "In", "values": [assignment.hostname]}
                             ]
                         }
                     ]
@@ -202,15 +254,15 @@ def pinning(pin: Pin) -> Json:
     }
 
 
-def making(volume: PersistentVolume, size: int) -> Json:
+def made_patch(volume: PersistentVolume, size: int) -> Json:
     """The merge patch that says for good that the volume was made, and how many bytes it has now."""
     annotations = {names.MADE_ANNOTATION: "true", names.SIZE_ANNOTATION: str(size)}
     return {"metadata": {"uid": volume.uid, "annotations": annotations}}
 
 
-def granting(volume: PersistentVolume, granted: int, capacity: int) -> Json:
-    """The merge patch that writes down, on this very version of a PersistentVolume, what it was granted, and has
-    spec.capacity say no more than that."""
+def grant_patch(volume: PersistentVolume, granted: int, capacity: int) -> Json:
+    """The merge patch that records, on this very version of a PersistentVolume, what it was granted, and sets
+    spec.capacity to no more than that."""
     return {
         "metadata": {
             "uid": volume.uid,
@@ -221,19 +273,12 @@ def granting(volume: PersistentVolume, granted: int, capacity: int) -> Json:
     }
 
 
-def releasing(volume: PersistentVolume) -> Json:
-    """The merge patch that takes our finalizer, and nobody else's, off this very version of a PersistentVolume."""
+def finalizer_removal_patch(volume: PersistentVolume, finalizer: str = names.FINALIZER) -> Json:
+    """The merge patch that takes one finalizer, and no other, off this very version of a PersistentVolume."""
     return {
         "metadata": {
             "uid": volume.uid,
             "resourceVersion": volume.resource_version,
-            "finalizers": [finalizer for finalizer in volume.finalizers if finalizer != names.FINALIZER],
+            "finalizers": [each for each in volume.finalizers if each != finalizer],
         }
     }
-
-
-def releasing_static(body: Json) -> Json:
-    """The same for the PersistentVolume, whole, of a disk that stands ready."""
-    metadata = body["metadata"]
-    kept = [finalizer for finalizer in metadata.get("finalizers") or [] if finalizer != names.STATIC_FINALIZER]
-    return {"metadata": {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"], "finalizers": kept}}

@@ -17,11 +17,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TypeVar
 
+from contract.volume import ObjectReference
 from kube.backoff import Backoff
 from kube.client import EVENTS, STRATEGIC, AlreadyExists, ApiError, Cluster, Json, NotFound, Unreachable
-from kube.records import ObjectReference
-
-__all__ = ["ObjectReference", "Recorder"]
 
 K = TypeVar("K")
 V = TypeVar("V")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from contract import names, quantity
+from contract.volume import CLAIM_KIND, ObjectReference
 
 Json = dict[str, Any]
 
@@ -17,7 +18,6 @@ SELECTED_NODE = "volume.kubernetes.io/selected-node"
 
 _LONGEST_NAME = 253
 """Characters: DNS subdomains, which all names here are."""
-CLAIM_KIND = "PersistentVolumeClaim"
 SNAPSHOT_KIND = "VolumeSnapshot.snapshot.storage.k8s.io"
 
 _PROVISIONER = "volume.kubernetes.io/storage-provisioner"
@@ -30,18 +30,6 @@ def bounded(text: str) -> str:
     few of the fields and annotations that users write, and each may have a million characters: what is kept, logged and
     told is not more than this."""
     return text if len(text) <= _LONGEST_NAME else f"{text[:64]}... ({len(text)} characters)"
-
-
-@dataclass(frozen=True)
-class ObjectReference:
-    """An object that an event is about. Empty strings stand for what is not known or does not exist."""
-
-    kind: str
-    api_version: str
-    namespace: str
-    name: str
-    uid: str
-    resource_version: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,9 +89,7 @@ class Claim:
 
     @property
     def reference(self) -> ObjectReference:
-        return ObjectReference(
-            "PersistentVolumeClaim", "v1", self.namespace, self.name, self.uid, self.resource_version
-        )
+        return ObjectReference(CLAIM_KIND, "v1", self.namespace, self.name, self.uid, self.resource_version)
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def charge_of(volume: PersistentVolume) -> Charge | None:
         return None
     else:
         account = unplaced(volume.storage_class)
-    return Charge(account, volume.charged, layout_of(volume))
+    return Charge(account, volume.charged_size, layout_of(volume))
 
 
 def layout_of(volume: PersistentVolume) -> VolumeParameters:

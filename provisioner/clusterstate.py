@@ -144,11 +144,11 @@ class ClusterCache:
 
     def _node_capacity_beyond(self, offered: Capacity, volume: PersistentVolume) -> NodeCapacity:
         counts = self.reserved(offered, {volume.name})
-        has = footprint(volume.charged, layout_of(volume), offered.granularity)
-        return NodeCapacity(offered, offered.left(lambda pool: counts(pool) + (has if pool == volume.pool else 0)))
+        has = footprint(volume.charged_size, layout_of(volume), offered.granularity)
+        return NodeCapacity(offered, offered.free(lambda pool: counts(pool) + (has if pool == volume.pool else 0)))
 
     def _node_capacity(self, offered: Capacity, excluding: Collection[str]) -> NodeCapacity:
-        return NodeCapacity(offered, offered.left(self.reserved(offered, excluding)))
+        return NodeCapacity(offered, offered.free(self.reserved(offered, excluding)))
 
     def _volume_changed(self, name: str, old: PersistentVolume | None, new: PersistentVolume | None) -> None:
         if old is not None and self._volume_of_claim.get(str(old.claim)) == name:

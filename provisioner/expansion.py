@@ -76,7 +76,7 @@ def refusal(volume: PersistentVolume, claim: Claim, available: AvailableCapacity
             f"ready?): {remedy}"
         )
     (on_node,) = available.nodes
-    has = footprint(volume.charged, layout, on_node.published.granularity)
+    has = footprint(volume.charged_size, layout, on_node.published.granularity)
     more = required_bytes(claim, layout, on_node) - has
     if more <= max(on_node.free, 0):
         return ""
@@ -89,9 +89,9 @@ def refusal(volume: PersistentVolume, claim: Claim, available: AvailableCapacity
 def plan(volume: PersistentVolume, claim: Claim, refused: str, *, in_grace: bool) -> ExpansionPlan:
     """`refused`: what `refusal` says. `in_grace`: its node may still be about to extend it."""
     requested = claim.requested
-    has = max(claim.capacity, volume.given)
+    has = max(claim.capacity, volume.created_size)
     # Where nobody wrote down a grant, what the kubelet saw was granted: the status is nobody's but its own to write.
-    granted = max(volume.given, min(has, volume.size)) if volume.granted is None else volume.granted
+    granted = max(volume.created_size, min(has, volume.size)) if volume.granted is None else volume.granted
     if requested <= granted:
         granted = max(requested, has, min(volume.actual, granted))
         refused = ""
@@ -99,7 +99,7 @@ def plan(volume: PersistentVolume, claim: Claim, refused: str, *, in_grace: bool
         granted = requested
     if requested <= has:
         return ExpansionPlan(granted, min(volume.size, has))
-    actual = volume.actual or (volume.given if volume.made else 0)
+    actual = volume.actual or (volume.created_size if volume.made else 0)
     if refused or (volume.node_label and actual < requested):
         keeps = in_grace and not refused and volume.size <= requested
         return ExpansionPlan(
@@ -111,7 +111,7 @@ def plan(volume: PersistentVolume, claim: Claim, refused: str, *, in_grace: bool
 
 def settled(volume: PersistentVolume) -> bool:
     """Whether it says of itself that it has what it was granted, and nobody raised its spec.capacity."""
-    return volume.size == volume.promised
+    return volume.size == volume.target_size
 
 
 class ExpansionController:
@@ -145,7 +145,7 @@ class ExpansionController:
             self.queue.add(claim.volume_name)
 
     def _volume_changed(self, name: str, old: PersistentVolume | None, new: PersistentVolume | None) -> None:
-        if new is None or (old is not None and new.charged < old.charged):
+        if new is None or (old is not None and new.charged_size < old.charged_size):
             self.requeue_refused()
         if new is not None and (not settled(new) or name in self._waiting):
             self.queue.add(name)
@@ -184,7 +184,7 @@ class ExpansionController:
         self._track(volume, claim, wanted)
         if not _differs(volume, wanted):
             return
-        if wanted.granted > volume.charged:
+        if wanted.granted > volume.charged_size:
             self._cache.ledger.reserve_growth(volume, wanted.granted)
             _log.info("granted %d bytes", wanted.granted)
         try:
@@ -229,7 +229,7 @@ class ExpansionController:
             body = {"metadata": {"uid": claim.uid, "resourceVersion": claim.resource_version}, "status": status}
             await self._cluster.patch(CLAIMS, claim.name, body, claim.namespace, "status")
         if (volume.granted, volume.size) != (wanted.granted, wanted.capacity):
-            body = contract_volume.granting(volume, wanted.granted, wanted.capacity)
+            body = contract_volume.grant_patch(volume, wanted.granted, wanted.capacity)
             await self._cluster.patch(VOLUMES, volume.name, body)
 
     def _forget(self, name: str) -> None:

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics import MetricWrapperBase
 
-from kube.records import CLAIM_KIND, SNAPSHOT_KIND, StorageClass
+from contract.volume import CLAIM_KIND
+from kube.records import SNAPSHOT_KIND, StorageClass
 from kube.workqueue import WorkQueue
 
 _LABELS = ("class", "source")

@@ -15,9 +15,10 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from contract.volume import BOUND, PersistentVolume, releasing, releasing_static
+from contract import names
+from contract.volume import BOUND, PersistentVolume, finalizer_removal_patch, read_any
 from kube.client import CLAIMS, VOLUMES, ApiError, Cluster, Conflict, Json, NotFound
-from kube.events import ObjectReference, Recorder
+from kube.events import Recorder
 from kube.informer import Informer
 from kube.workqueue import Backoff, WorkQueue
 from provisioner.clusterstate import live_claim
@@ -26,10 +27,9 @@ from provisioner.nodeloss import (
     NodeLossStep,
     NodeNames,
     NodePinnedVolume,
-    from_local,
-    from_ours,
     next_step,
     node_text,
+    pinned_volume,
     warning,
 )
 from provisioner.nodetracker import NodeTracker, follow_renamed_nodes
@@ -70,21 +70,19 @@ class NodeLossExecutor:
             found = self._volumes.get(volume.name)
             if found is None or found.uid != volume.uid:
                 return
-            await self._cluster.patch(VOLUMES, found.name, releasing(found))
+            finalizer = names.FINALIZER
         else:
-            body = await self._cluster.get(VOLUMES, volume.name)
-            if (body["metadata"]["uid"], body["metadata"]["resourceVersion"]) != (
-                volume.uid,
-                volume.resource_version,
-            ):
+            found = read_any(await self._cluster.get(VOLUMES, volume.name))
+            if (found.uid, found.resource_version) != (volume.uid, volume.resource_version):
                 return  # the watch shows the change in a moment
-            await self._cluster.patch(VOLUMES, volume.name, releasing_static(body))
+            finalizer = names.STATIC_FINALIZER
+        await self._cluster.patch(VOLUMES, found.name, finalizer_removal_patch(found, finalizer))
         message = (
             f"node {node_text(volume.nodes)} was deleted and did not come back: the volume's finalizer was removed, "
             "and the data on the node's disks stays there"
         )
-        self._recorder.warning(volume_reference(volume), VOLUME_REASON, message)
-        if claim := claim_reference(volume):
+        self._recorder.warning(volume.reference, VOLUME_REASON, message)
+        if claim := volume.claim_reference:
             self._recorder.warning(claim, VOLUME_REASON, f"volume {volume.name}: {message}")
         self._metrics.finalizer_removed(volume.storage_class)
         _log.warning("finalizer removed: %s", message)
@@ -118,17 +116,6 @@ class NodeLossExecutor:
             raise
         self._metrics.lost_claim_deleted()
         _log.warning("claim deleted, because node %s is gone", node_text(volume.nodes))
-
-
-def volume_reference(volume: NodePinnedVolume) -> ObjectReference:
-    return ObjectReference("PersistentVolume", "v1", "", volume.name, volume.uid)
-
-
-def claim_reference(volume: NodePinnedVolume) -> ObjectReference | None:
-    claim = volume.claim
-    if claim is None or not claim.uid:
-        return None
-    return ObjectReference("PersistentVolumeClaim", "v1", claim.namespace, claim.name, claim.uid)
 
 
 @dataclass
@@ -187,10 +174,10 @@ class NodeCleanupController:
             tasks.create_task(self.queue.run(), name="node cleanup")
 
     def _local(self, body: Json) -> NodePinnedVolume | None:
-        return from_local(body, self._classes)
+        return pinned_volume(read_any(body), self._classes)
 
     def _ours_changed(self, name: str, old: PersistentVolume | None, new: PersistentVolume | None) -> None:
-        self._changed(name, from_ours(old) if old else None, from_ours(new) if new else None)
+        self._changed(name, pinned_volume(old, ()) if old else None, pinned_volume(new, ()) if new else None)
 
     def _changed(self, name: str, old: NodePinnedVolume | None, new: NodePinnedVolume | None) -> None:
         if old is not None and (new is None or new.nodes != old.nodes):
@@ -260,11 +247,11 @@ class NodeCleanupController:
             if not message or warned in pinned.reported:
                 continue
             pinned.reported.add(warned)
-            claim = claim_reference(volume)
+            claim = volume.claim_reference
             if volume.phase == BOUND and claim is not None:
                 self._recorder.warning(claim, CLAIM_REASON, message)
             else:
-                self._recorder.warning(volume_reference(volume), VOLUME_REASON, message)
+                self._recorder.warning(volume.reference, VOLUME_REASON, message)
 
     async def _clean_up(self, pinned: _PinnedVolumes) -> None:
         """Raises the last ApiError of those that were met: what failed is tried again, the rest is done."""

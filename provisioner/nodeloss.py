@@ -14,9 +14,18 @@ import enum
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from contract import names, volume
-from contract.volume import AVAILABLE, BOUND, DELETE, RELEASED, ClaimReference, PersistentVolume
-from kube.client import Json
+from contract import names
+from contract.volume import (
+    AVAILABLE,
+    BOUND,
+    DELETE,
+    PENDING,
+    RELEASED,
+    ClaimReference,
+    ObjectReference,
+    PersistentVolume,
+    volume_reference,
+)
 
 NodeNames = frozenset[str]
 """Names and hostname labels of nodes: the volume has a node as long as one has one of these names."""
@@ -40,75 +49,52 @@ class NodePinnedVolume:
     ours: bool
     """Of our driver, not a local volume of another provisioner."""
     node_label: str = ""
-    """Value of NODE_LABEL, which only ours have."""
+    """Value of NODE_LABEL, of ours."""
+
+    @property
+    def reference(self) -> ObjectReference:
+        """For events."""
+        return volume_reference(self.name, self.uid)
+
+    @property
+    def claim_reference(self) -> ObjectReference | None:
+        """For events on its claim."""
+        return self.claim.reference if self.claim else None
 
 
-def from_ours(found: PersistentVolume) -> NodePinnedVolume | None:
-    """None for a volume that has no node yet."""
-    if not found.pinned:
+def pinned_volume(volume: PersistentVolume, classes: Collection[str]) -> NodePinnedVolume | None:
+    """None for a volume whose nodes are not known, and for all but ours and the local ones of these classes."""
+    ours = volume.driver == names.DRIVER
+    if not volume.pinned or not (ours or (volume.local_path and volume.storage_class in classes)):
         return None
+    label = volume.node_label if ours else ""
     return NodePinnedVolume(
-        name=found.name,
-        uid=found.uid,
-        resource_version=found.resource_version,
-        nodes=frozenset({found.node_label, *found.hostnames} - {""}),
-        phase=found.phase,
-        reclaim_policy=found.reclaim_policy,
-        storage_class=found.storage_class,
-        claim=found.claim,
-        deleting=found.deleting,
-        awaits_node=found.reclaimable and names.FINALIZER in found.finalizers,
-        ours=True,
-        node_label=found.node_label,
+        name=volume.name,
+        uid=volume.uid,
+        resource_version=volume.resource_version,
+        nodes=frozenset({label, *volume.hostnames} - {""}),
+        phase=volume.phase,
+        reclaim_policy=volume.reclaim_policy,
+        storage_class=volume.storage_class,
+        claim=volume.claim,
+        deleting=volume.deleting,
+        awaits_node=_awaits_node(volume) if ours else _local_awaits_node(volume),
+        ours=ours,
+        node_label=label,
     )
 
 
-def from_local(body: Json, classes: Collection[str]) -> NodePinnedVolume | None:
-    """None for all but the local volumes of these classes whose nodes are known."""
-    spec, metadata = body.get("spec") or {}, body["metadata"]
-    storage_class = spec.get("storageClassName") or ""
-    nodes = affine_nodes(spec)
-    if "local" not in spec or storage_class not in classes or not nodes:
-        return None
-    return NodePinnedVolume(
-        name=metadata["name"],
-        uid=metadata["uid"],
-        resource_version=metadata["resourceVersion"],
-        nodes=nodes,
-        phase=(body.get("status") or {}).get("phase") or volume.PENDING,
-        reclaim_policy=spec.get("persistentVolumeReclaimPolicy") or volume.RETAIN,
-        storage_class=storage_class,
-        claim=volume.read_claim_reference(spec),
-        deleting="deletionTimestamp" in metadata,
-        awaits_node=_awaits_node(body),
-        ours=False,
-    )
+def _awaits_node(volume: PersistentVolume) -> bool:
+    return volume.reclaimable and names.FINALIZER in volume.finalizers
 
 
-def _awaits_node(body: Json) -> bool:
+def _local_awaits_node(volume: PersistentVolume) -> bool:
     """Data that was to be kept is the administrator's to give up, so that waits for him and not for its node."""
-    metadata, spec, phase = body["metadata"], body.get("spec") or {}, (body.get("status") or {}).get("phase")
-    if "deletionTimestamp" not in metadata or names.STATIC_FINALIZER not in (metadata.get("finalizers") or ()):
+    if not volume.deleting or names.STATIC_FINALIZER not in volume.finalizers:
         return False
-    if phase == volume.RELEASED:
-        return bool(spec.get("persistentVolumeReclaimPolicy") == volume.DELETE)
-    return phase in (volume.AVAILABLE, volume.PENDING) and not (spec.get("claimRef") or {}).get("uid")
-
-
-def affine_nodes(spec: Json) -> NodeNames:
-    """The hostnames that a volume's affinity admits: of each term those that all of its expressions name, of the terms
-    (they are alternatives) all together. Empty: unknown, as soon as one term names none."""
-    found: NodeNames = frozenset()
-    for term in ((spec.get("nodeAffinity") or {}).get("required") or {}).get("nodeSelectorTerms") or []:
-        named = [
-            frozenset(expression.get("values") or ())
-            for expression in term.get("matchExpressions") or []
-            if expression.get("key") == names.HOSTNAME_LABEL and expression.get("operator") == "In"
-        ]
-        if not named:
-            return frozenset()
-        found |= frozenset.intersection(*named)
-    return found
+    if volume.phase == RELEASED:
+        return volume.reclaim_policy == DELETE
+    return volume.phase in (AVAILABLE, PENDING) and not (volume.claim and volume.claim.uid)
 
 
 class NodeLossStep(enum.Enum):

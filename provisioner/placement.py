@@ -213,7 +213,7 @@ class PodPlacement:
             with contextlib.suppress(ParameterError):
                 layout = volume.parameters()
                 found[volume.name] = VolumeRequest(
-                    mention.claim, volume.name, volume.charged, layout, volume.storage_class
+                    mention.claim, volume.name, volume.charged_size, layout, volume.storage_class
                 )
         return list(found.values())
 

@@ -85,8 +85,8 @@ def fit_volumes(
                 request,
                 offered,
                 required,
-                free=offered.left(reserved_elsewhere),
-                free_beside_pod=offered.left(_sum(reserved_elsewhere, more)),
+                free=offered.free(reserved_elsewhere),
+                free_beside_pod=offered.free(_sum(reserved_elsewhere, more)),
                 required_by_pod=more[offered.pool],
             )
         )

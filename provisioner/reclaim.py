@@ -9,7 +9,7 @@ import time
 from contract import names
 from contract.volume import DELETE, RELEASED, PersistentVolume
 from kube.client import VOLUMES, ApiError, Cluster, Conflict, NotFound
-from kube.events import ObjectReference, Recorder
+from kube.events import Recorder
 from kube.informer import Informer
 from kube.workqueue import WorkQueue
 from provisioner.clusterstate import live_claim
@@ -71,8 +71,7 @@ class ReclaimController:
                 raise
             except (ApiError, DeletionRefused) as error:
                 self._metrics.delete_failed(volume.storage_class)
-                reference = ObjectReference("PersistentVolume", "v1", "", name, volume.uid)
-                self._recorder.warning(reference, "VolumeFailedDelete", str(error))
+                self._recorder.warning(volume.reference, "VolumeFailedDelete", str(error))
                 raise
             self._metrics.deleted(volume.storage_class, time.monotonic() - started)
             _log.info("deleted: its node removes the data")
@@ -81,10 +80,11 @@ class ReclaimController:
         """Data does not come back, so nothing here is taken from a cache. The claim is asked for by uid: after a
         restore from a backup, or by a controller whose own cache lags, a volume may say Released while its claim is
         alive. And the deletion holds for the version that was judged only: its policy may be Retain by now."""
-        if volume.pinned and names.FINALIZER not in volume.finalizers:
+        node = volume.hostnames[0] if volume.pinned else volume.node_label
+        if node and names.FINALIZER not in volume.finalizers:
             raise DeletionRefused(
                 f"the volume has a node and not our finalizer, so its data would stay there unseen: add the finalizer "
-                f"{names.FINALIZER} to have node {volume.hostnames[0]} remove it, or delete the object yourself"
+                f"{names.FINALIZER} to have node {node} remove it, or delete the object yourself"
             )
         if volume.claim is not None and await live_claim(self._cluster, volume.claim) is not None:
             raise DeletionRefused(

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from contract import names, parameters, quantity, volume
-from contract.volume import ClaimReference, Pin
+from contract.volume import ClaimReference, NodeAssignment
 from kube.client import VOLUMES, AlreadyExists, ApiError, Cluster, Conflict, Json, NotFound, Unreachable
 from kube.events import Recorder
 from kube.records import Claim, StorageClass
@@ -78,10 +78,10 @@ def persistent_volume(claim: Claim, storage_class: StorageClass, create: Create)
     }
     if create.target is not None:
         target = create.target
-        pinning = volume.pinning(Pin(target.node, target.hostname, target.pool))
-        body["metadata"]["annotations"] |= pinning["metadata"].pop("annotations")
-        body["metadata"] |= pinning["metadata"]
-        body["spec"] |= pinning["spec"]
+        assignment = volume.node_assignment_patch(NodeAssignment(target.node, target.hostname, target.pool))
+        body["metadata"]["annotations"] |= assignment["metadata"].pop("annotations")
+        body["metadata"] |= assignment["metadata"]
+        body["spec"] |= assignment["spec"]
     return body
 
 
@@ -205,17 +205,15 @@ class VolumeCreator:
 
     async def _existing(self, name: str, claim: Claim) -> str:
         """A volume of this name is ours from a try whose answer was lost, or not ours at all."""
-        found = await self._cluster.get(VOLUMES, name)
-        metadata, reference = found["metadata"], found["spec"].get("claimRef") or {}
-        if reference.get("uid") != claim.uid or volume.read(found) is None:
+        found = volume.read(await self._cluster.get(VOLUMES, name))
+        if found is None or found.claim is None or found.claim.uid != claim.uid:
             raise ProvisioningFailed(
                 f"there is a PersistentVolume {name} already, and not for this claim: delete or rename it"
             )
-        if "deletionTimestamp" in metadata:
+        if found.deleting:
             raise ProvisioningFailed(f"the claim's PersistentVolume {name} is being deleted: waiting until it is gone")
         _log.info("volume %s exists already, from a try whose answer was lost", name)
-        uid: str = metadata["uid"]
-        return uid
+        return found.uid
 
 
 def _account(storage_class: StorageClass, create: Create) -> Account:

@@ -46,7 +46,7 @@ def reservations(persistent_volumes: Iterable[PersistentVolume], inventory: Inve
         if pool is not None:
             parameters = parameters_of(pv)
             found.append(
-                Reservation(pv.name, pool.name, footprint(pv.promised, parameters, pool.granularity), parameters)
+                Reservation(pv.name, pool.name, footprint(pv.target_size, parameters, pool.granularity), parameters)
             )
     return found
 
@@ -108,7 +108,7 @@ class _Allocation:
 
 def _allocation(pv: PersistentVolume, pool: Pool, volume: Volume | None) -> _Allocation:
     parameters = parameters_of(pv)
-    promised = footprint(max(pv.charged, volume.size if volume else 0), parameters, pool.granularity)
+    promised = footprint(max(pv.charged_size, volume.size if volume else 0), parameters, pool.granularity)
     used = footprint(volume.size, parameters, pool.granularity) if volume else 0
     leaves = volume is not None and not is_retained(pv)
     return _Allocation(

@@ -69,7 +69,9 @@ def desired(
 ) -> dict[str, PublishedCapacity]:
     """What should be published, by object name."""
     classes, found = list(classes), {}
-    shapes = {(pool_of(requested), capacity.legs_of(requested)) for each in classes if (requested := _parameters(each))}
+    shapes = {
+        (pool_of(requested), capacity.leg_count(requested)) for each in classes if (requested := _parameters(each))
+    }
     mixed = {pool for pool, count in Counter(pool for pool, _ in shapes).items() if count > 1}
     for storage_class in classes:
         room = _capacity(storage_class, pool_of, inventory, persistent_volumes, node, mixed)
@@ -104,7 +106,7 @@ def _capacity(
         available=room.largest_volume,
         granularity=pool.granularity,
         weight=weight,
-        promised=room.promised if weight > 1 else 0,
+        reserved=room.promised if weight > 1 else 0,
         shared_with=pool.sharing(),
         shared=room.shared,
     )

@@ -3,23 +3,13 @@
 from collections.abc import Callable
 
 from contract import quantity
-from contract.volume import PersistentVolume
+from contract.volume import ObjectReference, volume_reference
 from daemon.errors import VolumeError
 from daemon.metrics import Metrics
 from daemon.storage.inventory import Volume
-from kube.events import ObjectReference, Recorder
+from kube.events import Recorder
 
 ERASING, ERASED = "VolumeErasing", "VolumeErased"
-
-
-def reference(pv: PersistentVolume) -> ObjectReference:
-    return ObjectReference("PersistentVolume", "v1", "", pv.name, pv.uid)
-
-
-def claim_reference(pv: PersistentVolume) -> ObjectReference | None:
-    if pv.claim is None or not pv.claim.uid:
-        return None
-    return ObjectReference("PersistentVolumeClaim", "v1", pv.claim.namespace, pv.claim.name, pv.claim.uid)
 
 
 class NodeEvents:
@@ -82,5 +72,4 @@ class ErasureEvents:
     def _report(self, volume: Volume, reason: str, message: str) -> None:
         """A snapshot has no PersistentVolume that anybody would look at."""
         if not volume.record.snapshot_of:
-            pv = ObjectReference("PersistentVolume", "v1", "", volume.pv, volume.record.uid)
-            self._events.normal(pv, reason, message)
+            self._events.normal(volume_reference(volume.pv, volume.record.uid), reason, message)

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 
 from contract.volume import PersistentVolume
-from daemon.cluster.events import NodeEvents, reference
+from daemon.cluster.events import NodeEvents
 from daemon.storage.inventory import Inventory, VolumeHealth
 from daemon.storage.volumes import Volumes
 from kube.events import Recorder
@@ -107,11 +107,11 @@ class VolumeHealthMonitor:
                     log.warning("%s", message)
                     self._node_events.warning(UNHEALTHY, message)
                     if pv is not None:
-                        self._events.warning(reference(pv), UNHEALTHY, message)
+                        self._events.warning(pv.reference, UNHEALTHY, message)
                 elif pv or self._volumes.inventory.volume(name):
                     message = f"volume {name} is well again"
                     log.warning("%s", message)
                     self._node_events.normal(HEALTHY, message)
                     if pv is not None:
-                        self._events.normal(reference(pv), HEALTHY, message)
+                        self._events.normal(pv.reference, HEALTHY, message)
         self.unhealthy = now

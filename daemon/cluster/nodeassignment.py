@@ -15,7 +15,7 @@ from contract import names
 from contract import volume as contract_volume
 from contract.capacity import footprint
 from contract.parameters import VolumeParameters
-from contract.volume import PersistentVolume, Pin
+from contract.volume import NodeAssignment, PersistentVolume
 from daemon.cluster.capacity import available_capacity
 from daemon.cluster.nodevolumes import NodeVolumes, checked_parameters, is_assigned, other_node
 from daemon.errors import NoSpace, PoolMissing, Refused, Undecided
@@ -84,15 +84,15 @@ class NodeAssigner:
                 f"volume {volume.name} can't live on node {self._node.name}, which has no {name}: run the pod "
                 "elsewhere or have the node's administrator make it (`elastic-local vg create`)"
             )
-        needed = footprint(volume.promised, parameters, pool.granularity)
+        needed = footprint(volume.target_size, parameters, pool.granularity)
         room = available_capacity(pool, parameters, inventory.volumes, others)
         if inventory.volume(volume.name) is None and needed > room.available:
             raise NoSpace(volume.name, name, needed, room.available)
         return name
 
 
-def assignment_patch(volume: PersistentVolume, pin: Pin) -> Json:
-    body = contract_volume.pinning(pin)
+def assignment_patch(volume: PersistentVolume, assignment: NodeAssignment) -> Json:
+    body = contract_volume.node_assignment_patch(assignment)
     body["metadata"] |= {
         "uid": volume.uid,
         "resourceVersion": volume.resource_version,
@@ -112,7 +112,7 @@ async def assign(cluster: Cluster, volume: PersistentVolume, node: Node, pool: s
         if is_assigned(current, node):
             return current
         try:
-            patch = assignment_patch(current, Pin(node.name, node.hostname, pool))
+            patch = assignment_patch(current, NodeAssignment(node.name, node.hostname, pool))
             current = contract_volume.read(await cluster.patch(VOLUMES, volume.name, patch))
         except Conflict:
             current = await _read(cluster, volume.name)
@@ -130,7 +130,7 @@ async def assign(cluster: Cluster, volume: PersistentVolume, node: Node, pool: s
 def is_recorded(volume: PersistentVolume, size: int) -> bool:
     """Whether the PersistentVolume says that its volume was made and has that many bytes. One that never grew was made
     with what it was given, whether or not it says so."""
-    return volume.made and size <= (volume.actual or volume.given or volume.size)
+    return volume.made and size <= (volume.actual or volume.created_size or volume.size)
 
 
 async def record_made(cluster: Cluster, volume: PersistentVolume, size: int) -> None:
@@ -138,14 +138,14 @@ async def record_made(cluster: Cluster, volume: PersistentVolume, size: int) -> 
     write to it, and again when it grew."""
     if not is_recorded(volume, size):
         with contextlib.suppress(NotFound):
-            await cluster.patch(VOLUMES, volume.name, contract_volume.making(volume, size))
+            await cluster.patch(VOLUMES, volume.name, contract_volume.made_patch(volume, size))
 
 
 async def remove_finalizer(cluster: Cluster, volume: PersistentVolume) -> None:
     """Takes our finalizer off. An object that is gone already is no error. Raises Conflict when it changed since it was
     read: what is to be done may have changed too (its policy, for one), so the caller decides anew."""
     with contextlib.suppress(NotFound):
-        await cluster.patch(VOLUMES, volume.name, contract_volume.releasing(volume))
+        await cluster.patch(VOLUMES, volume.name, contract_volume.finalizer_removal_patch(volume))
 
 
 async def _read(cluster: Cluster, name: str) -> PersistentVolume | None:

@@ -71,7 +71,7 @@ class WrongOptions(VolumeError):
 
 def volume_spec(pv: PersistentVolume) -> VolumeSpec:
     """The volume that it asks for. Raises WrongOptions."""
-    return VolumeSpec(pv.name, pv.uid, pv.promised, reclaim_policy(pv), checked_parameters(pv), pv.made, pv.original)
+    return VolumeSpec(pv.name, pv.uid, pv.target_size, reclaim_policy(pv), checked_parameters(pv), pv.made, pv.original)
 
 
 def checked_parameters(pv: PersistentVolume) -> VolumeParameters:

@@ -14,14 +14,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from contract import quantity
-from contract.volume import DELETE, PersistentVolume
+from contract.volume import DELETE, ObjectReference, PersistentVolume
 from daemon.errors import VolumeError, words
 from daemon.storage.deletionguard import OwnerLookup, RemovalReason
 from daemon.storage.inventory import Volume
 from daemon.storage.record import Record, VolumeState
 from daemon.storage.volumes import Volumes
 from kube.errors import ApiError
-from kube.events import ObjectReference, Recorder
+from kube.events import Recorder
 from kube.informer import Informer
 from kube.workqueue import WorkQueue
 from service.logs import about

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from contract.parameters import VolumeParameters
 from contract.volume import DELETE, FAILED, RELEASED, PersistentVolume
 from daemon.cluster.capacitypublisher import CapacityPublisher
-from daemon.cluster.events import claim_reference, reference
 from daemon.cluster.nodeassignment import is_recorded, record_made, remove_finalizer
 from daemon.cluster.nodevolumes import NodeVolumes, parameters_of, reclaim_policy, volume_spec
 from daemon.errors import VolumeError, words
@@ -63,7 +62,7 @@ def plan(pv: PersistentVolume, volume: Volume | None, cluster: str) -> Action:
     ready = volume.record.uid == pv.uid and volume.record.state is VolumeState.READY
     recorded = is_recorded(pv, volume.size) and volume.record.policy == reclaim_policy(pv)
     has_cluster = bool(volume.record.cluster or not cluster)
-    return Action.LEAVE if ready and recorded and has_cluster and volume.size >= pv.promised else Action.PREPARE
+    return Action.LEAVE if ready and recorded and has_cluster and volume.size >= pv.target_size else Action.PREPARE
 
 
 class Reconciler:
@@ -148,7 +147,7 @@ class Reconciler:
         spec = volume_spec(pv)
         volume = await self._volumes.prepare(spec)
         await record_made(self._cluster, pv, volume.size)
-        if volume.size < pv.promised:
+        if volume.size < pv.target_size:
             try:
                 volume = await self._volumes.extend(spec)
             except VolumeError as error:
@@ -159,8 +158,8 @@ class Reconciler:
         message = words(error)
         if action is Action.PREPARE:
             reason = GROWTH_FAILED if isinstance(error, _ResizeFailed) else PREPARATION_FAILED
-            self._events.warning(reference(pv), reason, message)
-            if claim := claim_reference(pv):
+            self._events.warning(pv.reference, reason, message)
+            if claim := pv.claim_reference:
                 self._events.warning(claim, reason, message)
         else:
-            self._events.warning(reference(pv), DELETE_FAILED, message)
+            self._events.warning(pv.reference, DELETE_FAILED, message)

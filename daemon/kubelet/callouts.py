@@ -14,7 +14,6 @@ from pathlib import Path
 
 from contract import quantity
 from contract.volume import PersistentVolume
-from daemon.cluster.events import claim_reference, reference
 from daemon.cluster.nodeassignment import NodeAssigner, record_made
 from daemon.cluster.nodevolumes import volume_spec
 from daemon.cluster.reconcile import GROWTH_FAILED
@@ -129,6 +128,6 @@ def _about(authorization: Authorization) -> AbstractContextManager[None]:
 
 def _report_smaller(events: Recorder, pv: PersistentVolume, why: str) -> None:
     """That a volume was mounted though it is smaller than it should be."""
-    for subject in (reference(pv), claim_reference(pv)):
+    for subject in (pv.reference, pv.claim_reference):
         if subject:
             events.warning(subject, GROWTH_FAILED, f"it was mounted with the size it has: {why}")

@@ -10,11 +10,11 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from contract.volume import ObjectReference
 from daemon.static import configuration
 from daemon.static.configuration import Configuration, ConfigurationError, ReservedFolders, refuse_reserved_folders
 from daemon.static.metrics import StaticMetrics
 from kube.events import Recorder
-from kube.records import ObjectReference
 from service.periodic import PeriodicLoop
 
 log = logging.getLogger(__name__)

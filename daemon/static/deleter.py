@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 
-from contract.volume import releasing_static
+from contract import names
+from contract import volume as contract_volume
+from contract.volume import ObjectReference, finalizer_removal_patch, volume_reference
 from daemon.static import cleanupprocess
 from daemon.static import volume as static_volume
 from daemon.static.cleanupjob import JobTracker
@@ -37,7 +39,7 @@ from host.diskthreads import DEADLINE, DiskThreads, Hung
 from kube.backoff import Backoff
 from kube.client import VOLUMES, ApiError, Cluster, Conflict, NotFound
 from kube.events import Recorder
-from kube.records import Node, ObjectReference
+from kube.records import Node
 
 log = logging.getLogger(__name__)
 
@@ -311,8 +313,7 @@ class Deleter:
         self._report_failure(volume.reference, target.mode, PROCESS, message)
 
     def _job_failed(self, released: ReleasedVolume, message: str) -> None:
-        reference = ObjectReference("PersistentVolume", "v1", "", released.volume, released.uid)
-        self._report_failure(reference, BLOCK, JOB, message)
+        self._report_failure(volume_reference(released.volume, released.uid), BLOCK, JOB, message)
 
     async def _delete_volume(self, volume: StaticVolume, cleanup: Cleanup) -> None:
         """Deletes the PersistentVolume and removes our finalizer. If that fails the cleanup is remembered and not
@@ -355,7 +356,8 @@ class Deleter:
             if not now.deleting or not permitted(now):
                 return False
             if now.has_finalizer:
-                await self._cluster.patch(VOLUMES, volume.name, releasing_static(body))
+                patch = finalizer_removal_patch(contract_volume.read_any(body), names.STATIC_FINALIZER)
+                await self._cluster.patch(VOLUMES, volume.name, patch)
         except NotFound:
             return True
         except Conflict:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from contract import names, quantity
-from contract.volume import DELETE, PENDING, RETAIN
-from daemon.static.configuration import FILESYSTEM, ClassConfiguration, Configuration
-from kube.records import Node, ObjectReference, StorageClass
+from contract import volume as contract_volume
+from contract.volume import DELETE, RETAIN, ObjectReference, admitted_hostnames, volume_reference
+from daemon.static.configuration import ClassConfiguration, Configuration
+from kube.records import Node, StorageClass
 
 Json = dict[str, Any]
 
@@ -85,45 +86,41 @@ class StaticVolume:
 
     @property
     def reference(self) -> ObjectReference:
-        return ObjectReference("PersistentVolume", "v1", "", self.name, self.uid)
+        return volume_reference(self.name, self.uid)
 
 
 def read(body: Json) -> StaticVolume | None:
     """The record of a PersistentVolume, or None if it is not of type `local`."""
-    spec, metadata = body.get("spec") or {}, body["metadata"]
-    path = (spec.get("local") or {}).get("path")
-    if not path:
+    pv = contract_volume.read_any(body)
+    if not pv.local_path:
         return None
-    annotations = metadata.get("annotations") or {}
-    label = (metadata.get("labels") or {}).get(names.HOSTNAME_LABEL)
+    label = (body["metadata"].get("labels") or {}).get(names.HOSTNAME_LABEL)
+    hostnames = pv.hostnames or _alpha_hostnames(body)
     return StaticVolume(
-        name=metadata["name"],
-        uid=metadata["uid"],
-        phase=(body.get("status") or {}).get("phase") or PENDING,
-        path=path,
-        mode=spec.get("volumeMode") or FILESYSTEM,
-        storage_class=spec.get("storageClassName") or "",
-        reclaim_policy=spec.get("persistentVolumeReclaimPolicy") or RETAIN,
-        capacity=quantity.parse(str((spec.get("capacity") or {}).get("storage") or "0")),
-        deleting="deletionTimestamp" in metadata,
-        provisioned_by=annotations.get(names.PROVISIONED_BY, ""),
-        hostnames=tuple(dict.fromkeys((*_hostnames(spec, annotations), *((label,) if label else ())))),
-        claim_uid=(spec.get("claimRef") or {}).get("uid") or "",
-        has_claim=bool(spec.get("claimRef")),
-        has_finalizer=names.STATIC_FINALIZER in (metadata.get("finalizers") or ()),
+        name=pv.name,
+        uid=pv.uid,
+        phase=pv.phase,
+        path=pv.local_path,
+        mode=pv.volume_mode,
+        storage_class=pv.storage_class,
+        reclaim_policy=pv.reclaim_policy,
+        capacity=pv.size,
+        deleting=pv.deleting,
+        provisioned_by=pv.provisioned_by,
+        hostnames=tuple(dict.fromkeys((*hostnames, *((label,) if label else ())))),
+        claim_uid=pv.claim.uid if pv.claim else "",
+        has_claim=pv.claim is not None,
+        has_finalizer=names.STATIC_FINALIZER in pv.finalizers,
     )
 
 
-def _hostnames(spec: Json, annotations: Mapping[str, str]) -> tuple[str, ...]:
-    affinity = (spec.get("nodeAffinity") or {}).get("required")
-    if affinity is None and ALPHA_AFFINITY in annotations:
-        affinity = json.loads(annotations[ALPHA_AFFINITY]).get("requiredDuringSchedulingIgnoredDuringExecution")
-    return tuple(
-        value
-        for term in (affinity or {}).get("nodeSelectorTerms") or []
-        for expression in term.get("matchExpressions") or []
-        if expression.get("key") == names.HOSTNAME_LABEL and expression.get("operator") == "In"
-        for value in expression.get("values") or []
+def _alpha_hostnames(body: Json) -> tuple[str, ...]:
+    """Of a PersistentVolume from before Kubernetes 1.10, whose affinity is an annotation."""
+    annotations = body["metadata"].get("annotations") or {}
+    if (body["spec"].get("nodeAffinity") or {}).get("required") or ALPHA_AFFINITY not in annotations:
+        return ()
+    return admitted_hostnames(
+        json.loads(annotations[ALPHA_AFFINITY]).get("requiredDuringSchedulingIgnoredDuringExecution")
     )
 
 

@@ -8,7 +8,7 @@ import enum
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from contract.capacity import legs_of
+from contract.capacity import leg_count
 from contract.parameters import VolumeParameters
 from daemon.storage.record import Record
 from lvm.allocation import FreeExtents
@@ -130,7 +130,7 @@ class Pool:
     def placeable(self, parameters: VolumeParameters) -> int | None:
         """Bytes that the largest new volume with these parameters would take, by where free space is. None: all that is
         free, wherever it is. What was taken since the last look is taken to have come from where it hurts most."""
-        legs = legs_of(parameters)
+        legs = leg_count(parameters)
         if self.extents is None or self.extents.is_sum(legs):
             return None
         return self.extents.most(legs) * self.granularity - self.weight(parameters) * self.disturbed
@@ -139,10 +139,10 @@ class Pool:
         """By how many bytes at most `placeable` falls when a volume with parameters `other`, None for any, takes one.
         Volumes that all lie on all devices take nothing else from each other. (On devices in many small pieces it may
         be a little more, where a leg more or less of a piece decides.)"""
-        legs = legs_of(parameters)
+        legs = leg_count(parameters)
         if self.extents is None or self.extents.is_sum(legs):
             return 1
-        alike = other is not None and legs_of(other) == legs == len(self.extents.areas)
+        alike = other is not None and leg_count(other) == legs == len(self.extents.areas)
         return 1 if alike else legs
 
     def sharing(self) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ import pytest_asyncio
 
 from contract import capacity, names
 from contract import volume as contract_volume
-from contract.volume import PersistentVolume, Pin
+from contract.volume import NodeAssignment, PersistentVolume
 from daemon.cluster.nodeassignment import assignment_patch
 from kube.client import (
     CAPACITIES,
@@ -327,10 +327,10 @@ async def test_a_volume_that_waits_for_its_first_pod_can_be_taken_but_not_brough
     name = (await stage.victim.until_bound("early"))["metadata"]["name"]
     stolen = {"spec": {"persistentVolumeReclaimPolicy": "Retain"}}
     await _refused(stage.token.patch(VOLUMES, name, stolen))
-    pin = Pin("node-b", stage.home.hostname, "loop")
-    forged = dataclasses.replace(pin, node="node-a")
+    assignment = NodeAssignment("node-b", stage.home.hostname, "loop")
+    forged = dataclasses.replace(assignment, node="node-a")
     await _refused(stage.token.patch(VOLUMES, name, assignment_patch(await _read(stage, name), forged)))
-    await stage.token.patch(VOLUMES, name, assignment_patch(await _read(stage, name), pin))
+    await stage.token.patch(VOLUMES, name, assignment_patch(await _read(stage, name), assignment))
     await stage.victim.create(PODS, pod("early", {"/data": "early"}, nodeName="node-a"))
     await stage.victim.until_told("early", "FailedMount", "lives on node")
     assert not list(stage.home.data.rglob(f"{name}*"))
@@ -339,7 +339,7 @@ async def test_a_volume_that_waits_for_its_first_pod_can_be_taken_but_not_brough
     # Nobody's data is there: who took it lets it go again.
     await stage.victim.delete(CLAIMS, "early")
     await until(lambda: _lets_go(stage, name), what="its node alone holds it")
-    await stage.token.patch(VOLUMES, name, contract_volume.releasing(await _read(stage, name)))
+    await stage.token.patch(VOLUMES, name, contract_volume.finalizer_removal_patch(await _read(stage, name)))
     await stage.victim.until_gone(VOLUMES, name)
     await stage.sandbox.api.delete(CLASSES, "immediate")
 

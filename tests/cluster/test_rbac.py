@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 
 from contract import names
-from contract.volume import Pin, pinning
+from contract.volume import NodeAssignment, node_assignment_patch
 from kube.client import CAPACITIES, CLAIMS, CLASSES, EVENTS, JOBS, NODES, PODS, VOLUMES, Resource
 from tests.cluster.conftest import MakeSandbox
 from tests.sandbox.apiserver import users
@@ -144,18 +144,18 @@ async def _a_class_comes_and_goes(sandbox: Sandbox) -> None:
 
 async def _a_volume_can_not_be_made(sandbox: Sandbox, node: Node) -> None:
     """The daemon tells it, again and again: events are created and patched."""
-    pin = pinning(Pin(node.name, node.hostname, "loop"))
+    assignment = node_assignment_patch(NodeAssignment(node.name, node.hostname, "loop"))
     body = {
         "apiVersion": "v1",
         "kind": "PersistentVolume",
-        "metadata": {"name": "broken", **pin["metadata"]},
+        "metadata": {"name": "broken", **assignment["metadata"]},
         "spec": {
             "capacity": {"storage": "16Mi"},
             "accessModes": ["ReadWriteOnce"],
             "persistentVolumeReclaimPolicy": "Retain",
             "storageClassName": "by-hand",
             "flexVolume": {"driver": names.DRIVER, "options": {"size": "16777216", "mkfsOptions": "--nonsense"}},
-            **pin["spec"],
+            **assignment["spec"],
         },
     }
     await sandbox.api.create(VOLUMES, body)

@@ -164,7 +164,7 @@ class CapacityMachine(RuleBasedStateMachine):
         name = sorted(self.storage.classes)[choice % len(self.storage.classes)]
         asked = parameters.parse(self.storage.classes[name])
         room = self.published[name]
-        taken = sum(self.weighs(pv, pv.charged) for pv in self.storage.pvs.values())
+        taken = sum(self.weighs(pv, pv.charged_size) for pv in self.storage.pvs.values())
         if footprint(size * MIB + odd, asked, room.granularity) > room.allocatable - taken:
             return
         pv = f"pvc-{next(self.numbers):03}"
@@ -196,7 +196,7 @@ class CapacityMachine(RuleBasedStateMachine):
         pv = self.pick(self.alive(), choice)
         wish = max(pv.size, self.granted[pv.name] + more * MIB)
         room = self.published[pv.storage_class]
-        taken = sum(self.weighs(other, other.charged) for other in self.storage.pvs.values() if other is not pv)
+        taken = sum(self.weighs(other, other.charged_size) for other in self.storage.pvs.values() if other is not pv)
         if self.weighs(pv, wish) <= room.allocatable - taken:
             self.granted[pv.name] = wish
         pv = self.storage.pvs[pv.name] = replace(pv, size=wish, granted=self.granted[pv.name])
@@ -315,7 +315,7 @@ class CapacityMachine(RuleBasedStateMachine):
     @invariant()
     def published_is_what_is_free_less_what_is_promised(self) -> None:
         free = self.run(self.storage.free())
-        promised = sum(max(self.weighs(pv, pv.charged) - self.has(pv), 0) for pv in self.storage.pvs.values())
+        promised = sum(max(self.weighs(pv, pv.charged_size) - self.has(pv), 0) for pv in self.storage.pvs.values())
         for name, room in self.now().items():
             asked = parameters.parse(self.storage.classes[name])
             left = free + self.beyond(asked.overprovision_ratio) - promised - self.storage.reserve

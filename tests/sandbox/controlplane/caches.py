@@ -3,9 +3,9 @@
 import asyncio
 from typing import Any
 
+from contract.volume import ObjectReference
 from kube.client import CAPACITIES, CLAIMS, CLASSES, DRIVERS, NODES, PODS, VOLUMES, Cluster
 from kube.informer import Informer
-from kube.records import ObjectReference
 
 Json = dict[str, Any]
 

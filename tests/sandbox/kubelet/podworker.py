@@ -13,11 +13,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from contract.volume import ObjectReference
 from kube.backoff import Backoff
 from kube.client import CLAIMS, PODS, VOLUMES, ApiError, Cluster, Conflict, NotFound, Resource
 from kube.events import Recorder
 from kube.informer import Informer
-from kube.records import ObjectReference
 from tests.sandbox.controlplane.caches import claim_key
 from tests.sandbox.kubelet import sources
 from tests.sandbox.kubelet.container import Bind, Container, Ended, specification

@@ -3,7 +3,7 @@
 from typing import Any
 
 from contract import names, volume
-from contract.volume import PersistentVolume, Pin
+from contract.volume import NodeAssignment, PersistentVolume
 from daemon.storage.inventory import Volume
 from daemon.storage.record import Record, VolumeState
 from kube.records import Node
@@ -26,9 +26,9 @@ def persistent_volume(name: str = "pvc-1", uid: str = "uid-1", *, pinned: bool =
         "status": {"phase": "Bound"},
     }
     if pinned:
-        pinning = volume.pinning(Pin(NODE.name, NODE.hostname, "vg"))
-        body["metadata"] |= pinning["metadata"]
-        body["spec"] = {**pinning["spec"], **body["spec"]}
+        assignment = volume.node_assignment_patch(NodeAssignment(NODE.name, NODE.hostname, "vg"))
+        body["metadata"] |= assignment["metadata"]
+        body["spec"] = {**assignment["spec"], **body["spec"]}
     read = volume.read(body)
     assert read is not None
     return read

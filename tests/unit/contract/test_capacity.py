@@ -90,23 +90,23 @@ def taken(**pools: int) -> Callable[[str], int]:
 
 def test_what_is_left_is_what_nobody_was_promised() -> None:
     here = replace(HERE, pool="vg", allocatable=100)
-    assert here.left(taken(vg=30, other=50)) == 70
+    assert here.free(taken(vg=30, other=50)) == 70
 
 
 def test_a_promise_that_the_node_did_not_know_of_may_hurt_volumes_of_several_legs_more() -> None:
-    here = replace(HERE, pool="vg", allocatable=100, weight=2, promised=30)
-    assert [here.left(taken(vg=known)) for known in (0, 30, 40, 70)] == [70, 70, 50, -10]
+    here = replace(HERE, pool="vg", allocatable=100, weight=2, reserved=30)
+    assert [here.free(taken(vg=known)) for known in (0, 30, 40, 70)] == [70, 70, 50, -10]
 
 
 def test_what_is_promised_of_a_filesystem_counts_for_all_its_pools() -> None:
     here = replace(HERE, pool="a", allocatable=80, shared_with=("b", "c"), shared=100)
-    assert here.left(taken(a=10)) == 70
-    assert here.left(taken(a=10, b=30, c=5, d=90)) == 55
+    assert here.free(taken(a=10)) == 70
+    assert here.free(taken(a=10, b=30, c=5, d=90)) == 55
 
 
 def test_all_that_a_node_says_is_read_back() -> None:
     for here in (
-        replace(HERE, weight=2, promised=30 * EXTENT),
+        replace(HERE, weight=2, reserved=30 * EXTENT),
         replace(HERE, shared_with=("folder:b", "loop"), shared=200 * EXTENT),
     ):
         assert capacity.read(capacity.manifest(here, "elastic-local", None)) == here

@@ -6,7 +6,7 @@ import pytest
 
 from contract import names, volume
 from contract.parameters import ParameterError
-from contract.volume import ClaimReference, Pin
+from contract.volume import ClaimReference, NodeAssignment, admitted_hostnames
 
 Json = dict[str, Any]
 
@@ -57,7 +57,7 @@ def test_what_it_was_promised_and_what_it_counts_with(
     keys = {"granted": names.GRANTED_ANNOTATION, "size": names.SIZE_ANNOTATION}
     body["metadata"]["annotations"] = {keys[key]: value for key, value in annotations.items()}
     record = read(body)
-    assert (record.promised, record.charged) == (promised, charged)
+    assert (record.target_size, record.charged_size) == (promised, charged)
 
 
 def test_a_volume_in_use() -> None:
@@ -86,9 +86,9 @@ def test_volumes_of_other_drivers_are_not_ours(spec: Json) -> None:
 
 def test_a_pinned_volume_is_read_back() -> None:
     body = manifest()
-    pinning = volume.pinning(Pin("ip-10-0-0-1", "node1.example.com", "lvm/vg"))
-    body["metadata"] |= pinning["metadata"]
-    body["spec"] |= pinning["spec"]
+    assignment = volume.node_assignment_patch(NodeAssignment("ip-10-0-0-1", "node1.example.com", "lvm/vg"))
+    body["metadata"] |= assignment["metadata"]
+    body["spec"] |= assignment["spec"]
     record = read(body)
     assert record.pinned
     assert record.hostnames == ("node1.example.com",)
@@ -130,3 +130,39 @@ def test_a_long_node_name_fits_a_label_and_stays_unlike_others() -> None:
     assert one != two
     assert max(len(one), len(two)) <= 63
     assert names.node_label_value("n" * 63) == "n" * 63
+
+
+def term(*hostnames: list[str], **others: str) -> Json:
+    expressions: list[Any] = [{"key": names.HOSTNAME_LABEL, "operator": "In", "values": values} for values in hostnames]
+    return {
+        "matchExpressions": [*expressions, *({"key": k, "operator": "In", "values": [v]} for k, v in others.items())]
+    }
+
+
+def affinity(*terms: Json) -> Json:
+    return {"nodeAffinity": {"required": {"nodeSelectorTerms": list(terms)}}}
+
+
+@pytest.mark.parametrize(
+    ("spec", "nodes"),
+    [
+        ({}, set()),
+        ({"nodeAffinity": {}}, set()),
+        (affinity(), set()),
+        (affinity({}), set()),
+        (affinity(term(["a"])), {"a"}),
+        (affinity(term(["a", "b"])), {"a", "b"}),
+        (affinity(term(["a"], ["b"])), set()),
+        (affinity(term(["a", "b"], ["b", "c"])), {"b"}),
+        (affinity(term(["a"]), term(["b"])), {"a", "b"}),
+        (affinity(term(["a", "b"], ["b"]), term(["c"])), {"b", "c"}),
+        (affinity(term(["a"], zone="z")), {"a"}),
+        (affinity(term(zone="z")), set()),
+        (affinity(term(["a"]), term(zone="z")), set()),
+        (affinity(term(zone="z"), term(["a"])), set()),
+        (affinity({"matchExpressions": [{"key": names.HOSTNAME_LABEL, "operator": "NotIn", "values": ["a"]}]}), set()),
+        (affinity({"matchExpressions": [{"key": names.HOSTNAME_LABEL, "operator": "Exists"}]}), set()),
+    ],
+)
+def test_the_nodes_that_an_affinity_names(spec: Json, nodes: set[str]) -> None:
+    assert set(admitted_hostnames((spec.get("nodeAffinity") or {}).get("required"))) == nodes

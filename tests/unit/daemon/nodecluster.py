@@ -12,7 +12,7 @@ from aiohttp import web
 
 from contract import names
 from contract import volume as contract_volume
-from contract.volume import PersistentVolume, Pin
+from contract.volume import NodeAssignment, PersistentVolume
 from daemon.backends.folder import FolderBackend
 from daemon.cluster.capacitypublisher import CapacityPublisher
 from daemon.cluster.nodevolumes import NodeVolumes
@@ -35,7 +35,7 @@ Json = dict[str, Any]
 
 NODE, HOSTNAME, NAMESPACE = "node-1", "host-1", "default"
 CLASS = "fast"
-PIN = Pin(NODE, HOSTNAME, FolderBackend.POOL)
+ASSIGNMENT = NodeAssignment(NODE, HOSTNAME, FolderBackend.POOL)
 MI = 1 << 20
 CAPACITY = 100 * MI
 
@@ -97,9 +97,15 @@ def kind(name: str, version: str = "v1") -> Json:
 
 
 async def create_pv(
-    cluster: Cluster, name: str, *, mi: int = 10, pin: Pin | None = PIN, policy: str = "Delete", **options: str
+    cluster: Cluster,
+    name: str,
+    *,
+    mi: int = 10,
+    assignment: NodeAssignment | None = ASSIGNMENT,
+    policy: str = "Delete",
+    **options: str,
 ) -> PersistentVolume:
-    tied = contract_volume.pinning(pin) if pin else {"metadata": {}, "spec": {}}
+    tied = contract_volume.node_assignment_patch(assignment) if assignment else {"metadata": {}, "spec": {}}
     body = {
         **kind("PersistentVolume"),
         "metadata": {"name": name, **tied["metadata"]},

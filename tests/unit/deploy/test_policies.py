@@ -15,7 +15,7 @@ from kubernetes_validate.utils import schema_contents
 from command.adoption import tie
 from contract import capacity, names, volume
 from contract.capacity import Capacity
-from contract.volume import Pin
+from contract.volume import NodeAssignment
 from daemon.cluster.nodeassignment import assignment_patch
 from daemon.static import cleanupjob, readiness
 from daemon.static import volume as static_volume
@@ -132,7 +132,11 @@ def called(name: str, hostname: str) -> Node:
 
 def dynamic(node: Node | None, **metadata: Any) -> Json:
     """A PersistentVolume as the provisioner makes it, for a node or for any."""
-    pin = volume.pinning(Pin(node.name, node.hostname, "pool")) if node else {"metadata": {}, "spec": {}}
+    assignment = (
+        volume.node_assignment_patch(NodeAssignment(node.name, node.hostname, "pool"))
+        if node
+        else {"metadata": {}, "spec": {}}
+    )
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolume",
@@ -140,8 +144,8 @@ def dynamic(node: Node | None, **metadata: Any) -> Json:
             "name": "pvc-1",
             "uid": "uid-1",
             "resourceVersion": "1",
-            **pin["metadata"],
-            "annotations": {names.PROVISIONED_BY: names.PROVISIONER, **pin["metadata"].get("annotations", {})},
+            **assignment["metadata"],
+            "annotations": {names.PROVISIONED_BY: names.PROVISIONER, **assignment["metadata"].get("annotations", {})},
             **metadata,
         },
         "spec": {
@@ -151,7 +155,7 @@ def dynamic(node: Node | None, **metadata: Any) -> Json:
             "storageClassName": "elastic-local",
             "claimRef": {"namespace": "victim", "name": "data", "uid": "claim-uid"},
             "flexVolume": {"driver": names.DRIVER, "fsType": "ext4", "options": {"size": "16777216"}},
-            **pin["spec"],
+            **assignment["spec"],
         },
         "status": {"phase": "Bound"},
     }
@@ -221,19 +225,19 @@ def test_a_daemon_may_do_what_it_does_on_its_own_node(policies: Policies, node: 
     nowhere, ours = dynamic(None), dynamic(node)
     read = volume.read(nowhere)
     assert read
-    pin = Pin(node.name, node.hostname, "pool")
-    assert asker.patch(nowhere, assignment_patch(read, pin)) == ""
-    assert asker.patch(nowhere, tie(read, pin) or {}) == ""
+    assignment = NodeAssignment(node.name, node.hostname, "pool")
+    assert asker.patch(nowhere, assignment_patch(read, assignment)) == ""
+    assert asker.patch(nowhere, tie(read, assignment) or {}) == ""
     by_hand = dynamic(node, labels={}, finalizers=["kubernetes.io/pv-protection"])
     read = volume.read(by_hand)
     assert read
-    assert asker.patch(by_hand, assignment_patch(read, pin)) == ""
+    assert asker.patch(by_hand, assignment_patch(read, assignment)) == ""
     for annotation in (names.MADE_ANNOTATION, names.SIZE_ANNOTATION, names.POOL_ANNOTATION):
         assert asker.patch(ours, {"metadata": {"annotations": {annotation: "true"}}}) == ""
     deleted = dynamic(node, deletionTimestamp="now", finalizers=["example.org/other", names.FINALIZER])
     read = volume.read(deleted)
     assert read
-    assert asker.patch(deleted, volume.releasing(read)) == ""
+    assert asker.patch(deleted, volume.finalizer_removal_patch(read)) == ""
 
     for offered in (static(node), static(node, node_name_only=True)):
         assert asker.create(offered) == ""
@@ -330,9 +334,9 @@ def test_of_its_own_volumes_a_daemon_changes_what_is_its_own(
 def test_a_volume_without_a_node_gets_the_affinity_to_one_hostname(policies: Policies) -> None:
     asker = Asker(policies, daemon_of("one"))
     one, nowhere = a_node("one"), dynamic(None)
-    right = volume.pinning(Pin("one", "one", "pool"))
+    right = volume.node_assignment_patch(NodeAssignment("one", "one", "pool"))
     assert asker.patch(nowhere, right) == ""
-    assert OTHERS in asker.patch(nowhere, volume.pinning(Pin("three", "three", "pool")))
+    assert OTHERS in asker.patch(nowhere, volume.node_assignment_patch(NodeAssignment("three", "three", "pool")))
     wrong_terms: tuple[list[Json], ...] = (
         [],
         [{"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}]}],
@@ -511,7 +515,7 @@ def test_a_token_without_a_node_writes_nothing(policies: Policies) -> None:
     """One of `kubectl create token`, of a Secret, or of a Kubernetes before 1.30."""
     asker, one = Asker(policies, daemon_of("")), a_node("one")
     for said in (
-        asker.patch(dynamic(None), volume.pinning(Pin("one", "one", "pool"))),
+        asker.patch(dynamic(None), volume.node_assignment_patch(NodeAssignment("one", "one", "pool"))),
         asker.create(static(one)),
         asker.create(room(one)),
         asker.create(job(one)),

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from contract.volume import ObjectReference
 from kube.backoff import Backoff
 from kube.client import Cluster
-from kube.events import MESSAGE_BYTES, ObjectReference, Recorder
+from kube.events import MESSAGE_BYTES, Recorder
 from tests.unit.kube.apiserver import ApiServer, connected, hang, status
 from tests.waiting import until
 

@@ -2,16 +2,8 @@ from typing import Any
 
 import pytest
 
-from kube.records import (
-    SELECTED_NODE,
-    ObjectReference,
-    PodVolume,
-    bounded,
-    read_claim,
-    read_node,
-    read_pod,
-    read_storage_class,
-)
+from contract.volume import ObjectReference
+from kube.records import SELECTED_NODE, PodVolume, bounded, read_claim, read_node, read_pod, read_storage_class
 
 Json = dict[str, Any]
 

@@ -354,7 +354,7 @@ async def test_what_the_node_knows_of_is_not_counted_against_a_volume_that_grows
     cluster.put(CLAIMS, claim_body())
     async with leading(cluster):
         await bound(cluster)
-        knows = replace(offered(room=2 * GIB), weight=2, promised=GIB)
+        knows = replace(offered(room=2 * GIB), weight=2, reserved=GIB)
         cluster.put(CAPACITIES, capacity.manifest(knows, names.NAMESPACE, None))
         ask(cluster, "2Gi")
         await until(lambda: figures(cluster)[0] == "2Gi")

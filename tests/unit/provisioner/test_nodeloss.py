@@ -17,10 +17,11 @@ from contract.volume import (
     RELEASED,
     RETAIN,
     ClaimReference,
-    Pin,
+    NodeAssignment,
+    read_any,
 )
 from kube.client import Json
-from provisioner.nodeloss import NodeLossStep, NodePinnedVolume, affine_nodes, from_local, from_ours, next_step, warning
+from provisioner.nodeloss import NodeLossStep, NodePinnedVolume, next_step, pinned_volume, warning
 from provisioner.nodetracker import node_names
 from tests.unit.provisioner.objects import node_body
 
@@ -116,31 +117,6 @@ def affinity(*terms: Json) -> Json:
     return {"nodeAffinity": {"required": {"nodeSelectorTerms": list(terms)}}}
 
 
-@pytest.mark.parametrize(
-    ("spec", "nodes"),
-    [
-        ({}, set()),
-        ({"nodeAffinity": {}}, set()),
-        (affinity(), set()),
-        (affinity({}), set()),
-        (affinity(term(["a"])), {"a"}),
-        (affinity(term(["a", "b"])), {"a", "b"}),
-        (affinity(term(["a"], ["b"])), set()),
-        (affinity(term(["a", "b"], ["b", "c"])), {"b"}),
-        (affinity(term(["a"]), term(["b"])), {"a", "b"}),
-        (affinity(term(["a", "b"], ["b"]), term(["c"])), {"b", "c"}),
-        (affinity(term(["a"], zone="z")), {"a"}),
-        (affinity(term(zone="z")), set()),
-        (affinity(term(["a"]), term(zone="z")), set()),
-        (affinity(term(zone="z"), term(["a"])), set()),
-        (affinity({"matchExpressions": [{"key": names.HOSTNAME_LABEL, "operator": "NotIn", "values": ["a"]}]}), set()),
-        (affinity({"matchExpressions": [{"key": names.HOSTNAME_LABEL, "operator": "Exists"}]}), set()),
-    ],
-)
-def test_the_nodes_that_an_affinity_names(spec: Json, nodes: set[str]) -> None:
-    assert affine_nodes(spec) == nodes
-
-
 def local_body(name: str = "local-pv-1", phase: str = BOUND, storage_class: str = "disks", **spec: Any) -> Json:
     return {
         "metadata": {"name": name, "uid": f"uid-of-{name}", "resourceVersion": "1"},
@@ -156,18 +132,18 @@ def local_body(name: str = "local-pv-1", phase: str = BOUND, storage_class: str 
 
 
 def test_a_local_volume_counts_if_its_class_was_named_and_its_node_is_known() -> None:
-    found = from_local(local_body(), {"disks"})
+    found = pinned_volume(read_any(local_body()), {"disks"})
     assert found is not None
     assert (found.nodes, found.ours, found.awaits_node) == (frozenset({"host-n1"}), False, False)
-    assert from_local(local_body(), {"other"}) is None
-    assert from_local(local_body(nodeAffinity={}), {"disks"}) is None
+    assert pinned_volume(read_any(local_body()), {"other"}) is None
+    assert pinned_volume(read_any(local_body(nodeAffinity={})), {"disks"}) is None
     not_local = local_body()
     del not_local["spec"]["local"]
-    assert from_local(not_local, {"disks"}) is None
+    assert pinned_volume(read_any(not_local), {"disks"}) is None
 
 
 def our_body(phase: str = RELEASED, finalizers: tuple[str, ...] = (names.FINALIZER,), **metadata: Any) -> Json:
-    tied = contract_volume.pinning(Pin("n1", "host-n1", "vg"))
+    tied = contract_volume.node_assignment_patch(NodeAssignment("n1", "host-n1", "vg"))
     return {
         "metadata": {
             "name": "pv",
@@ -196,7 +172,7 @@ def our_body(phase: str = RELEASED, finalizers: tuple[str, ...] = (names.FINALIZ
 def test_a_volume_of_ours_is_held_by_its_node_or_not(body: Json, held: bool) -> None:
     read = contract_volume.read(body)
     assert read is not None
-    found = from_ours(read)
+    found = pinned_volume(read, ())
     assert found is not None
     assert found.awaits_node is held
     assert found.nodes == {"n1", "host-n1"}
@@ -207,7 +183,7 @@ def test_a_volume_without_a_node_lives_nowhere() -> None:
     del body["spec"]["nodeAffinity"]
     read = contract_volume.read(body)
     assert read is not None
-    assert from_ours(read) is None
+    assert pinned_volume(read, ()) is None
 
 
 def test_a_node_answers_to_its_name_its_label_value_and_its_hostname() -> None:

@@ -5,13 +5,13 @@ from typing import cast
 
 import pytest
 
-from contract.volume import DELETE, PersistentVolume
+from contract.volume import DELETE, ObjectReference, PersistentVolume
 from daemon.cluster.events import NodeEvents
 from daemon.cluster.health import _REMEDIES, VolumeHealthMonitor, changes, diagnose
 from daemon.storage.inventory import Inventory, Pool, Volume, VolumeHealth
 from daemon.storage.record import Record, VolumeState
 from daemon.storage.volumes import Volumes
-from kube.events import ObjectReference, Recorder
+from kube.events import Recorder
 from tests.unit.daemon.cluster.pv import pv
 
 PV = replace(pv("a", 100), pool="vg")

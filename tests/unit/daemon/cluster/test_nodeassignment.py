@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from contract import names
-from contract.volume import PV_PROTECTION, Pin
+from contract.volume import PV_PROTECTION, NodeAssignment
 from daemon.cluster.nodeassignment import assign, remove_finalizer
 from daemon.cluster.nodevolumes import is_assigned
 from daemon.errors import Refused
 from kube.client import VOLUMES, Cluster, Conflict
 from kube.records import Node
-from tests.unit.daemon.nodecluster import HOSTNAME, NODE, PIN, api, create_pv, read_pv
+from tests.unit.daemon.nodecluster import ASSIGNMENT, HOSTNAME, NODE, api, create_pv, read_pv
 
 HERE = Node(NODE, "uid-1", HOSTNAME, {}, deleting=False)
 THERE = Node("node-2", "uid-2", "host-2", {}, deleting=False)
@@ -27,7 +27,7 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
 
 
 async def test_pinning_ties_in_every_way_and_keeps_other_finalizers(cluster: Cluster) -> None:
-    volume = await create_pv(cluster, "pv", pin=None)
+    volume = await create_pv(cluster, "pv", assignment=None)
     await cluster.patch(VOLUMES, "pv", {"metadata": {"finalizers": [*volume.finalizers, "example.com/other"]}})
     assigned = await assign(cluster, volume, HERE, "pool")
     assert assigned == await read_pv(cluster, "pv")
@@ -37,7 +37,7 @@ async def test_pinning_ties_in_every_way_and_keeps_other_finalizers(cluster: Clu
 
 
 async def test_of_two_nodes_one_wins_and_the_other_says_where_the_volume_lives(cluster: Cluster) -> None:
-    volume = await create_pv(cluster, "pv", pin=None)
+    volume = await create_pv(cluster, "pv", assignment=None)
     outcomes = await asyncio.gather(
         assign(cluster, volume, HERE, "pool"), assign(cluster, volume, THERE, "pool"), return_exceptions=True
     )
@@ -51,23 +51,23 @@ async def test_of_two_nodes_one_wins_and_the_other_says_where_the_volume_lives(c
 
 
 async def test_pinning_again_changes_nothing(cluster: Cluster) -> None:
-    volume = await create_pv(cluster, "pv", pin=PIN)
+    volume = await create_pv(cluster, "pv", assignment=ASSIGNMENT)
     assert await assign(cluster, volume, HERE, "pool") == volume
 
 
 async def test_a_volume_that_is_being_deleted_is_not_pinned(cluster: Cluster) -> None:
-    volume = await create_pv(cluster, "pv", pin=None)
+    volume = await create_pv(cluster, "pv", assignment=None)
     await cluster.delete(VOLUMES, "pv")
     with pytest.raises(Refused, match="being deleted"):
         await assign(cluster, volume, HERE, "pool")
-    await create_pv(cluster, "other", pin=None)
+    await create_pv(cluster, "other", assignment=None)
     with pytest.raises(Refused, match="being deleted"):
         await assign(cluster, replace(volume, name="other", resource_version="1"), HERE, "pool")
 
 
 async def test_an_affinity_to_something_else_is_not_overwritten(cluster: Cluster) -> None:
     zone = {"key": "zone", "operator": "In", "values": ["a"]}
-    volume = await create_pv(cluster, "pv", pin=None)
+    volume = await create_pv(cluster, "pv", assignment=None)
     affinity = {"required": {"nodeSelectorTerms": [{"matchExpressions": [zone]}]}}
     await cluster.patch(VOLUMES, "pv", {"spec": {"nodeAffinity": affinity}})
     with pytest.raises(Refused, match="node affinity is set already"):
@@ -75,7 +75,7 @@ async def test_an_affinity_to_something_else_is_not_overwritten(cluster: Cluster
 
 
 async def test_release_takes_our_finalizer_and_no_other(cluster: Cluster) -> None:
-    volume = await create_pv(cluster, "pv", pin=PIN)
+    volume = await create_pv(cluster, "pv", assignment=ASSIGNMENT)
     await remove_finalizer(cluster, volume)
     after = await read_pv(cluster, "pv")
     assert after
@@ -83,7 +83,7 @@ async def test_release_takes_our_finalizer_and_no_other(cluster: Cluster) -> Non
 
 
 async def test_release_decides_anew_when_the_volume_changed(cluster: Cluster) -> None:
-    volume = await create_pv(cluster, "pv", pin=Pin(NODE, HOSTNAME, "pool"))
+    volume = await create_pv(cluster, "pv", assignment=NodeAssignment(NODE, HOSTNAME, "pool"))
     await cluster.patch(VOLUMES, "pv", {"spec": {"persistentVolumeReclaimPolicy": "Retain"}})
     with pytest.raises(Conflict):
         await remove_finalizer(cluster, volume)

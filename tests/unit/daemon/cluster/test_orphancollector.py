@@ -239,7 +239,7 @@ async def test_one_stays_while_any_persistent_volume_bears_its_name(node: NodePa
     await torn_off(node)
     async with watching(node) as stage:
         await stage.examine()
-        namesake = await create_pv(node.cluster, "pv", pin=None)
+        namesake = await create_pv(node.cluster, "pv", assignment=None)
         for _ in range(3):
             stage.clock.now += GRACE
             await stage.examine()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from contract import names
-from contract.volume import DELETE, PV_PROTECTION, RETAIN, PersistentVolume, Pin
+from contract.volume import DELETE, PV_PROTECTION, RETAIN, NodeAssignment, PersistentVolume
 from daemon.cluster.nodevolumes import WrongOptions, volume_spec
 from daemon.cluster.reconcile import DELETE_FAILED, GROWTH_FAILED, PREPARATION_FAILED, Action, plan
 from daemon.errors import InUse, Lost
@@ -19,11 +19,11 @@ from kube.backoff import Backoff
 from kube.client import CAPACITIES, VOLUMES
 from tests.unit.daemon.cluster.pv import pv
 from tests.unit.daemon.nodecluster import (
+    ASSIGNMENT,
     CAPACITY,
     MI,
     NAMESPACE,
     NODE,
-    PIN,
     NodeParts,
     create_pv,
     node_parts,
@@ -279,7 +279,7 @@ async def test_a_failure_that_nobody_foresaw_is_told_too(
 
 
 async def test_the_label_alone_does_not_make_a_volume_ours(node: NodeParts) -> None:
-    await create_pv(node.cluster, "theirs", pin=Pin(NODE, "another-host", PIN.pool))
+    await create_pv(node.cluster, "theirs", assignment=NodeAssignment(NODE, "another-host", ASSIGNMENT.pool))
     await create_pv(node.cluster, "ours")
     await until(lambda: node.volume_names() == {"ours"})
     await release_from_claim(node.cluster, "theirs")

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
+from contract.volume import ObjectReference
 from daemon.backends.classes import of_classes
 from daemon.backends.folder import FolderBackend
 from daemon.cluster.events import NodeEvents
@@ -13,7 +14,7 @@ from daemon.storage.deviceclasses import BINDMOUNT, LVM, DeviceClass
 from daemon.storage.inventory import Inventory, Pool, UnavailablePool, Volume
 from daemon.storage.record import Record, VolumeState
 from daemon.storage.volumes import Volumes
-from kube.events import ObjectReference, Recorder
+from kube.events import Recorder
 from tests.agreeing import Agreeing
 
 THICK = DeviceClass("default", LVM, group="vg")

@@ -53,7 +53,9 @@ def pv(**changes: object) -> PersistentVolume:
                 "accessModes": ["ReadWriteOnce"],
                 "flexVolume": {"driver": names.DRIVER},
                 "claimRef": {"namespace": "tenant", "name": "claim", "uid": "claim-uid"},
-                **contract_volume.pinning(contract_volume.Pin("node-1", "host-1", "pool"))["spec"],
+                **contract_volume.node_assignment_patch(contract_volume.NodeAssignment("node-1", "host-1", "pool"))[
+                    "spec"
+                ],
             },
         }
     )

@@ -23,7 +23,7 @@ from daemon.storage.volumes import Volumes
 from kube.client import CLAIMS, PODS, VOLUMES, Cluster
 from kube.informer import Informer
 from kube.records import Pod, read_pod
-from tests.unit.daemon.nodecluster import CLASS, MI, NODE, PIN, NodeParts, create_pv, kind, node_parts, read_pv
+from tests.unit.daemon.nodecluster import ASSIGNMENT, CLASS, MI, NODE, NodeParts, create_pv, kind, node_parts, read_pv
 from tests.waiting import until
 
 KUBELET = Path("/var/lib/kubelet")
@@ -58,7 +58,7 @@ class Serving:
         self.enqueued: list[str] = []
         self.callouts = NodeCallouts(self.volumes, KUBELET)  # type: ignore[arg-type]
         self.authorizer = Authorizer(parts.cluster, pods, parts.node)
-        self.context = self.with_pool(PIN.pool)
+        self.context = self.with_pool(ASSIGNMENT.pool)
         self.pods = pods
 
     def with_pool(self, pool: str) -> NodeContext:
@@ -139,7 +139,7 @@ async def serving(unsettled: Serving) -> Serving:
 
 async def test_a_mount_by_the_hint_alone_ties_the_volume_to_this_node(serving: Serving) -> None:
     """The pod informer does not run here: the pod is found by the name in the callout, and proven by its UID."""
-    await create_pv(serving.cluster, "pv", pin=None)
+    await create_pv(serving.cluster, "pv", assignment=None)
     mounts = await serving.pod_with("pv")
     assert await serving.callouts.mount(mounts["pv"])
     volume = await read_pv(serving.cluster, "pv")
@@ -203,7 +203,7 @@ async def test_a_wish_is_no_success_whatever_the_kubelet_asks_for(serving: Servi
 
 async def test_two_mounts_at_once_are_not_promised_the_same_room(serving: Serving) -> None:
     for name in ("one", "two"):
-        await create_pv(serving.cluster, name, mi=60, pin=None)
+        await create_pv(serving.cluster, name, mi=60, assignment=None)
     mounts = await serving.pod_with("one", "two")
     outcomes = await asyncio.gather(
         *(serving.callouts.mount(mount) for mount in mounts.values()), return_exceptions=True
@@ -214,7 +214,7 @@ async def test_two_mounts_at_once_are_not_promised_the_same_room(serving: Servin
 
 
 async def test_a_volume_that_does_not_fit_stays_free_to_go_elsewhere(serving: Serving) -> None:
-    await create_pv(serving.cluster, "pv", mi=101, pin=None)
+    await create_pv(serving.cluster, "pv", mi=101, assignment=None)
     mounts = await serving.pod_with("pv")
     with pytest.raises(NoSpace, match="101Mi"):
         await serving.callouts.mount(mounts["pv"])
@@ -224,7 +224,7 @@ async def test_a_volume_that_does_not_fit_stays_free_to_go_elsewhere(serving: Se
 
 
 async def test_a_node_without_the_pool_says_so_before_it_takes_the_volume(serving: Serving) -> None:
-    await create_pv(serving.cluster, "pv", pin=None)
+    await create_pv(serving.cluster, "pv", assignment=None)
     mounts = await serving.pod_with("pv")
     bare = NodeCallouts(serving.volumes, KUBELET)  # type: ignore[arg-type]
     bare.set_context(serving.with_pool("absent"))

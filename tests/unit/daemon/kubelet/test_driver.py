@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from contract import names
+from contract.volume import ObjectReference
 from daemon.cluster.events import NodeEvents
 from daemon.kubelet.driver import DRIVER_FOUND, DRIVER_MISSING, DriverInstaller
 from flexdriver import installation
 from kube.events import Recorder
-from kube.records import ObjectReference
 
 CHOSEN = installation.Driver("a test's", b"#!/bin/true\n")
 NODE = ObjectReference(kind="Node", api_version="v1", namespace="", name="node-1", uid="1")

@@ -94,7 +94,7 @@ async def test_by_the_nodes_name_also_those_of_the_node_of_yesterday(cluster: Cl
 
 def test_affinity_in_the_alpha_annotation_tells_the_node_too() -> None:
     body = go_pv("pv", f"{NAME_ONLY}-olduid", alpha=True)
-    body["metadata"]["uid"] = "1"
+    body["metadata"] |= {"uid": "1", "resourceVersion": "1"}
     found = volume.read(body)
     assert found is not None
     assert found.hostnames == (HOSTNAME,)
@@ -103,7 +103,7 @@ def test_affinity_in_the_alpha_annotation_tells_the_node_too() -> None:
 
 def test_the_hostname_label_is_enough_to_know_the_node_by() -> None:
     body = go_pv("pv", f"{NAME_ONLY}-olduid", labels={names.HOSTNAME_LABEL: HOSTNAME})
-    body["metadata"]["uid"] = "1"
+    body["metadata"] |= {"uid": "1", "resourceVersion": "1"}
     del body["spec"]["nodeAffinity"]
     found = volume.read(body)
     assert found is not None

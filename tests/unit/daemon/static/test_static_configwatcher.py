@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
+from contract.volume import ObjectReference
 from daemon.static.configwatcher import INVALID, RELOADED, ConfigWatcher
 from daemon.static.metrics import StaticMetrics
 from kube.client import EVENTS, Cluster
 from kube.events import Recorder
-from kube.records import ObjectReference
 from tests.unit.daemon.nodecluster import NODE, api
 
 FAILED = "local_volume_provisioner_configuration_reload_failed_total"

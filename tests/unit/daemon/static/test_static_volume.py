@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from contract import names
-from contract.volume import releasing_static
+from contract import volume as contract_volume
+from contract.volume import finalizer_removal_patch
 from daemon.static import volume
 from daemon.static.configuration import BLOCK, ClassConfiguration, Configuration
 from daemon.static.volume import DiscoveredVolume
@@ -50,7 +51,8 @@ def test_one_of_the_go_provisioner_gets_both_and_keeps_what_it_has() -> None:
     assert patch == {"metadata": {"uid": "u", "resourceVersion": "7", "labels": LABEL, "finalizers": finalizers}}
     body["metadata"] |= {"labels": {**LABEL, "zone": "a"}, "finalizers": finalizers}
     assert volume.adoption_patch(body, LABEL) is None
-    assert releasing_static(body)["metadata"]["finalizers"] == ["kubernetes.io/pv-protection"]
+    patch = finalizer_removal_patch(contract_volume.read_any(body), names.STATIC_FINALIZER)
+    assert patch["metadata"]["finalizers"] == ["kubernetes.io/pv-protection"]
 
 
 def test_one_that_is_being_deleted_can_get_no_finalizer() -> None:
@@ -98,7 +100,7 @@ def test_a_block_volume_says_so() -> None:
 
 def test_what_is_read_back() -> None:
     body = manifest(class_config())
-    body["metadata"]["uid"] = "pv-uid"
+    body["metadata"] |= {"uid": "pv-uid", "resourceVersion": "1"}
     body["status"] = {"phase": "Released"}
     found = volume.read(json.loads(json.dumps(body)))
     assert found == volume.StaticVolume(
@@ -120,4 +122,5 @@ def test_what_is_read_back() -> None:
 def test_a_volume_that_is_not_local_is_none_of_ours() -> None:
     body = go_pv("pv", PROVISIONER)
     del body["spec"]["local"]
+    body["metadata"] |= {"uid": "pv-uid", "resourceVersion": "1"}
     assert volume.read(body) is None

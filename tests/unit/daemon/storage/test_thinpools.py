@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.parameters import VolumeParameters
+from contract.volume import ObjectReference
 from daemon.cluster.capacity import AvailableCapacity, available_capacity
 from daemon.cluster.events import NodeEvents
 from daemon.cluster.thinpoolmonitor import ThinPoolMonitor
@@ -15,7 +16,7 @@ from daemon.storage.inventory import Inventory, Pool, ThinPoolUsage, Volume
 from daemon.storage.record import Record, VolumeState
 from daemon.storage.thinpools import Enlargement, Level, enlargement, level, share, watched
 from daemon.storage.volumes import Volumes
-from kube.events import ObjectReference, Recorder
+from kube.events import Recorder
 
 MIB = 2**20
 EXTENT = 4 * MIB
