@@ -19,9 +19,10 @@ demo: tools callout-here ## the main job on this machine, no cluster needed: a c
 test: tools callout-here ## all tests: unit, node (real LVM, in User-mode Linux where the kernel has no device-mapper), cluster
 	@$(RUN) pytest --numprocesses 2 --dist loadgroup
 
-torture: tools ## kill daemons and LVM, and cut the power, at random; SEED, ROUNDS, MINUTES: see docs/reliability.md
+torture: tools callout-here ## kill, cut the power and refuse at random; SEED, ROUNDS, MINUTES: see docs/reliability.md
 	@for backend in loop folder lvm; do $(RUN) python -m tests.torture kills --backend $$backend $(LIMITS) || exit; done
 	@$(RUN) python -m tests.torture powercuts $(LIMITS)
+	@for campaign in clusterkills apifaults; do $(RUN) python -m tests.torture $$campaign $(LIMITS) || exit; done
 
 bench: tools callout-here ## measure: start of the callout, time from claim to mount
 	@$(RUN) python -m tests.bench

@@ -147,7 +147,7 @@ class Sandbox:
 
     async def begin_faults(self, plan: faults.Plan) -> dict[str, int]:
         """What our programs ask the API server for is disturbed, until another plan comes or it starts anew. How often
-        that was done since it started."""
+        each kind was done since the last plan."""
         async with (
             aiohttp.ClientSession() as session,
             session.put(self.address + faults.PATH, json=plan.to_fields(), raise_for_status=True) as response,

@@ -2,6 +2,8 @@
 
     python -m tests.torture kills --backend loop --seed 7 --rounds 1000
     python -m tests.torture powercuts --minutes 60
+    python -m tests.torture apifaults --minutes 60
+    python -m tests.torture clusterkills --rounds 200
 
 The seed is printed first, the figures at the end. Ends with 1 on any loss or leak.
 """
@@ -16,12 +18,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.sandbox import mountspace
-from tests.torture import kills
+from tests.torture import apifaults, clusterkills, kills
 from tests.torture.figures import Figures
 from tests.torture.lvmnode import has_device_mapper
 from tests.torture.powercuts import PowerCuts
 
 _LVM = "lvm"
+_ON_CLUSTERS = {"apifaults": apifaults.run, "clusterkills": clusterkills.run}
 _ROUNDS = 100
 
 
@@ -29,7 +32,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.torture", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("campaign", choices=["kills", "powercuts"])
+    parser.add_argument("campaign", choices=["kills", "powercuts", *_ON_CLUSTERS])
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**9))
     parser.add_argument("--rounds", type=int, default=0, help="how many; 0: as many as there is time for")
     parser.add_argument("--minutes", type=float, default=0, help=f"how long; without both: {_ROUNDS} rounds")
@@ -55,7 +58,9 @@ def _run(chosen: argparse.Namespace, folder: Path) -> int:
     begin = time.monotonic()
     rounds = chosen.rounds or (0 if chosen.minutes else _ROUNDS)
     enough = _limit(figures, rounds, begin + chosen.minutes * 60 if chosen.minutes else 0)
-    if chosen.campaign == "powercuts":
+    if on_cluster := _ON_CLUSTERS.get(chosen.campaign):
+        on_cluster(folder, chosen.seed, figures, enough)
+    elif chosen.campaign == "powercuts":
         PowerCuts(folder, chosen.seed, figures).run(enough)
     elif chosen.backend == _LVM:
         kills.on_lvm(folder, chosen.seed, figures, enough)

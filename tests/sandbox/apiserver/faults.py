@@ -1,8 +1,8 @@
 """Bad days on purpose: what service accounts ask for is refused, carried out unanswered, cut off or left hanging.
 
 `PUT /sandbox/faults` with a Plan begins them, one with share 0 ends them: hanging requests and silent watches are cut
-then, as when the machine behind them is restarted. `GET` tells how often each was done. What administrators ask for is
-answered as ever, so the kubelets and controllers of the sandbox have good days.
+then, as when the machine behind them is restarted. The answer says how often each was done under the plan before. What
+administrators ask for is answered as ever, so the kubelets and controllers of the sandbox have good days.
 """
 
 import asyncio
@@ -94,11 +94,12 @@ class Faults:
         return await handler(request)
 
     async def _told(self, request: web.Request) -> web.StreamResponse:
-        if request.method == "PUT":
-            fields = await request.json()
-            listed = {name: tuple(fields[name]) for name in ("kinds", "methods") if name in fields}
-            self._begin(Plan(**{**fields, **listed}))
-        return web.json_response(self.counts)
+        fields = await request.json()
+        listed = {name: tuple(fields[name]) for name in ("kinds", "methods") if name in fields}
+        told = dict(self.counts)
+        self.counts.clear()
+        self._begin(Plan(**{**fields, **listed}))
+        return web.json_response(told)
 
     def _begin(self, plan: Plan) -> None:
         self._ended.set()

@@ -1,0 +1,108 @@
+"""What a sandbox shows: its API, and behind it the disks and mounts of its nodes."""
+
+import contextlib
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from contract import names, quantity
+from host import mounttable
+from kube.client import CAPACITIES, CLAIMS, PODS, VOLUMES
+from tests.sandbox import mountspace
+from tests.sandbox.nodes import Node
+from tests.sandbox.sandbox import Sandbox
+from tests.sandbox.workloads import is_ready
+from tests.torture.clustermodel import Seen, SeenClaim, SeenData, SeenPod, SeenVolume
+
+FILE = "file"
+_STORED = {"loop": ("loop", ".img"), "folder": ("folders", ".folder")}
+"""By backend: the folder below that of the data, and how the names in it end."""
+
+Json = dict[str, Any]
+
+
+async def look(sandbox: Sandbox, namespace: str, storage_class: str) -> Seen:
+    nodes = sandbox.nodes.values()
+    api = sandbox.api
+    room = {
+        item["nodeTopology"]["matchLabels"][names.HOSTNAME_LABEL]: quantity.parse(item["capacity"])
+        for item in await api.list(CAPACITIES, names.NAMESPACE)
+        if item["storageClassName"] == storage_class
+    }
+    volumes = {body["metadata"]["name"]: _volume(body) for body in await api.list(VOLUMES)}
+    claims = {body["metadata"]["name"]: _claim(body) for body in await api.list(CLAIMS, namespace)}
+    pods = {body["metadata"]["name"]: _pod(body) for body in await api.list(PODS, namespace)}
+    paths = [Path(mount.path) for mount in mounttable.read()]
+    return Seen(
+        claims=claims,
+        pods=pods,
+        volumes=volumes,
+        data={name: data for node in nodes for name, data in volumes_on(node)},
+        mounts=frozenset(
+            (path.parents[2].name, path.name)
+            for node in nodes
+            for path in paths
+            if path.is_relative_to(node.kubelet_root / "pods") and path.parent.name == names.DRIVER_FOLDER
+        ),
+        staged=frozenset(path.name for node in nodes for path in paths if path.parent == node.staging),
+        staging_folders=frozenset(path.name for node in nodes for path in node.staging.iterdir()),
+        loop_devices=sum(len(list(mountspace.loop_devices(node.data))) for node in nodes),
+        room=room,
+        capacity={node.hostname: quantity.parse(node.spec.capacity) for node in nodes},
+        loop_nodes=frozenset(node.name for node in nodes if node.spec.backend == "loop"),
+    )
+
+
+def _volume(body: Json) -> SeenVolume:
+    spec = body["spec"]
+    return SeenVolume(
+        claim=(spec.get("claimRef") or {}).get("name", ""),
+        phase="Deleted" if "deletionTimestamp" in body["metadata"] else (body.get("status") or {}).get("phase", ""),
+        retain=spec["persistentVolumeReclaimPolicy"] == "Retain",
+        capacity=quantity.parse(spec["capacity"]["storage"]),
+        granted=int((body["metadata"].get("annotations") or {}).get(names.GRANTED_ANNOTATION, "0")),
+        node=(body["metadata"].get("labels") or {}).get(names.NODE_LABEL, ""),
+    )
+
+
+def _claim(body: Json) -> SeenClaim:
+    status = body.get("status") or {}
+    has = (status.get("capacity") or {}).get("storage", "0")
+    return SeenClaim(status.get("phase", ""), body["spec"].get("volumeName", ""), quantity.parse(has))
+
+
+def _pod(body: Json) -> SeenPod:
+    ready = is_ready(body) and "deletionTimestamp" not in body["metadata"]
+    return SeenPod(body["metadata"]["uid"], ready, body["spec"].get("nodeName", ""))
+
+
+def volumes_on(node: Node) -> Iterator[tuple[str, SeenData]]:
+    """What lies on a node, with or without a record, and what its file holds."""
+    below, suffix = _STORED[node.spec.backend]
+    folder = node.data / below
+    found = {path.name.removesuffix(suffix) for path in folder.glob(f"*{suffix}")}
+    found |= {path.stem for path in folder.glob("*.json")}
+    for name in sorted(found):
+        with contextlib.suppress(OSError, ValueError):  # it goes, or comes, at this moment
+            yield name, _data(node, folder, name, suffix)
+
+
+def _data(node: Node, folder: Path, name: str, suffix: str) -> SeenData:
+    data = folder / f"{name}{suffix}"
+    record = json.loads((folder / f"{name}.json").read_text())
+    size = data.stat().st_size if node.spec.backend == "loop" and data.exists() else int(record.get("size") or 0)
+    return SeenData(node.name, size, str(record.get("policy")), _file(node, data, name))
+
+
+def _file(node: Node, data: Path, name: str) -> str:
+    with contextlib.suppress(OSError):
+        return (data / FILE).read_text()
+    staged = node.staging / name
+    if any(mount.path == str(staged) for mount in mounttable.read()):
+        with contextlib.suppress(OSError):
+            return (staged / FILE).read_text()
+        return ""
+    shown = subprocess.run(["debugfs", "-R", f"cat /{FILE}", data], capture_output=True, text=True, check=False)
+    return shown.stdout
