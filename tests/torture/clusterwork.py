@@ -104,6 +104,8 @@ class Campaign:
             complaints = self.model.complaints(seen)
         if complaints:
             self._complain([f"still so {SETTLE_SECONDS * patience():.0f} s after the last disturbance:", *complaints])
+            shown = (*self.model.workloads.items(), *seen.volumes.items(), *seen.data.items())
+            self.figures.complaints += [f"    {name}: {each}" for name, each in shown]
             return
         self.model = self.model.settled(seen)
         slowest = self.figures.counts["settled within, s"]
