@@ -8,7 +8,8 @@ of the parameters, so that one table and one parser serve both ways.
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import Field, dataclass, field, fields, replace
+from typing import Any
 
 from contract import filesystems, fsrules
 from contract.filesystems import FILESYSTEMS, OptionRefused
@@ -33,37 +34,6 @@ class ParameterError(ValueError):
     def __init__(self, key: str, value: str, remedy: str) -> None:
         super().__init__(f"parameter {key!r} is {value!r}: {remedy}")
         self.key = key
-
-
-@dataclass(frozen=True)
-class VolumeParameters:
-    """How a volume is to be made. None and empty mean: as the node is configured."""
-
-    filesystem: str = filesystems.EXT4
-    mkfs_options: tuple[str, ...] = ()
-    mount_options: tuple[str, ...] = ()
-    device_class: str = DEFAULT_DEVICE_CLASS
-    volume_group: str = ""
-    thin: bool | None = None
-    thin_pool: str = ""
-    overprovision_ratio: float = 1.0
-    """How many times its size a thin pool may be promised."""
-    thin_pool_autoextend: int = 0
-    """By how many percent of its size the volume's thin pool may grow by itself, each time it fills up. 0: not."""
-    stripes: int = 1
-    raid: str = LINEAR
-    erase: str = ZERO
-    """What becomes of the data when the volume is removed. The default is the one after which nobody can read it."""
-
-    @property
-    def needs_thick(self) -> bool:
-        """Stripes and mirrors are laid out in the volume group itself; a thin pool brings its own layout."""
-        return self.stripes > 1 or self.raid != LINEAR
-
-    @property
-    def minimum_size(self) -> int:
-        """Bytes below which the filesystem can't be made."""
-        return FILESYSTEMS[self.filesystem].minimum_size
 
 
 # LVM's alphabet; the first character keeps a name from being read as an option or a path (lvm(8), VALID NAMES).
@@ -118,27 +88,70 @@ def _one_of(*allowed: str) -> Callable[[str], str]:
 
 @dataclass(frozen=True)
 class _Key:
-    """One parameter: which attribute it sets, what is allowed in the words of an error, and how it is read."""
+    """One parameter: its name, what is allowed in the words of an error, and how it is read."""
 
-    attribute: str
+    name: str
     allowed: str
     read: Callable[[str], object]
+    """Raises ValueError or KeyError."""
+    thin_only: bool = False
 
 
-_KEYS: Mapping[str, _Key] = {
-    "fsType": _Key("filesystem", " ".join(FILESYSTEMS), _one_of(*FILESYSTEMS)),
+def _parameter(key: _Key, default: Any) -> Any:
+    return field(default=default, metadata={"key": key})
+
+
+@dataclass(frozen=True)
+class VolumeParameters:
+    """How a volume is to be made. None and empty mean: as the node is configured. A field is all that a parameter needs
+    here (docs/development.md)."""
+
+    filesystem: str = _parameter(_Key("fsType", " ".join(FILESYSTEMS), _one_of(*FILESYSTEMS)), default=filesystems.EXT4)
+    mkfs_options: tuple[str, ...] = ()
+    mount_options: tuple[str, ...] = ()
     # Not in camel case like the others: so it is spelled where people know it from, topolvm.io/device-class.
-    DEVICE_CLASS: _Key("device_class", "the name of a device class: small letters, digits and -", _device_class),
-    "volumeGroup": _Key("volume_group", "the name of an LVM volume group", lvm_name),
-    "thin": _Key("thin", "true false", _boolean),
-    "thinPool": _Key("thin_pool", "the name of an LVM thin pool", lvm_name),
-    "overprovisionRatio": _Key("overprovision_ratio", "a number from 1 to 100, such as 2.5", _ratio),
-    "thinPoolAutoextend": _Key("thin_pool_autoextend", "a whole number of percent up to 100, such as 20%", _share),
-    "stripes": _Key("stripes", "a whole number from 1 to 128", _stripes),
-    "raid": _Key("raid", f"{LINEAR} {RAID1}", _one_of(LINEAR, RAID1)),
-    "erase": _Key("erase", " ".join(ERASE), _one_of(*ERASE)),
+    device_class: str = _parameter(
+        _Key(DEVICE_CLASS, "the name of a device class: small letters, digits and -", _device_class),
+        default=DEFAULT_DEVICE_CLASS,
+    )
+    volume_group: str = _parameter(_Key("volumeGroup", "the name of an LVM volume group", lvm_name), default="")
+    thin: bool | None = _parameter(_Key("thin", "true false", _boolean), default=None)
+    thin_pool: str = _parameter(_Key("thinPool", "the name of an LVM thin pool", lvm_name, thin_only=True), default="")
+    overprovision_ratio: float = _parameter(
+        _Key("overprovisionRatio", "a number from 1 to 100, such as 2.5", _ratio, thin_only=True), default=1.0
+    )
+    """How many times its size may be reserved in a thin pool."""
+    thin_pool_autoextend: int = _parameter(
+        _Key("thinPoolAutoextend", "a whole number of percent up to 100, such as 20%", _share, thin_only=True),
+        default=0,
+    )
+    """By how many percent of its size the volume's thin pool may grow by itself, each time it fills up. 0: not."""
+    stripes: int = _parameter(_Key("stripes", "a whole number from 1 to 128", _stripes), default=1)
+    raid: str = _parameter(_Key("raid", f"{LINEAR} {RAID1}", _one_of(LINEAR, RAID1)), default=LINEAR)
+    erase: str = _parameter(_Key("erase", " ".join(ERASE), _one_of(*ERASE)), default=ZERO)
+    """What becomes of the data when the volume is removed. The default is the one after which nobody can read it."""
+
+    @property
+    def needs_thick(self) -> bool:
+        """Stripes and mirrors are laid out in the volume group itself; a thin pool brings its own layout."""
+        return self.stripes > 1 or self.raid != LINEAR
+
+    @property
+    def minimum_size(self) -> int:
+        """Bytes below which the filesystem can't be made."""
+        return FILESYSTEMS[self.filesystem].minimum_size
+
+
+_FIELDS: Mapping[str, Field[Any]] = {
+    each.metadata["key"].name: each for each in fields(VolumeParameters) if "key" in each.metadata
 }
+"""The parameters that are read one by one, by their names."""
 _MKFS_OPTIONS = "mkfsOptions"
+
+
+def _key(name: str) -> _Key:
+    found: _Key = _FIELDS[name].metadata["key"]
+    return found
 
 
 def parse(parameters: Mapping[str, str], mount_options: Sequence[str] = ()) -> VolumeParameters:
@@ -157,15 +170,15 @@ def _parse(parameters: Mapping[str, str], mount_options: Sequence[str]) -> Volum
     for key, text in parameters.items():
         if key == _MKFS_OPTIONS:
             continue
-        if key not in _KEYS:
+        if key not in _FIELDS:
             raise ParameterError(
-                key, text, "there is no such parameter, there are " + " ".join(sorted((*_KEYS, _MKFS_OPTIONS)))
+                key, text, "there is no such parameter, there are " + " ".join(sorted((*_FIELDS, _MKFS_OPTIONS)))
             )
         try:
-            found[_KEYS[key].attribute] = _KEYS[key].read(text)
+            found[_FIELDS[key].name] = _key(key).read(text)
         except (ValueError, KeyError):
-            raise ParameterError(key, text, f"allowed is {_KEYS[key].allowed}") from None
-    wanted = VolumeParameters(**found)  # type: ignore[arg-type]  # the table above pairs attributes with their readers
+            raise ParameterError(key, text, f"allowed is {_key(key).allowed}") from None
+    wanted = VolumeParameters(**found)  # type: ignore[arg-type]  # each field has the reader of its type
     _check_layout(wanted, parameters)
     try:
         wanted = replace(
@@ -198,19 +211,18 @@ def _check_layout(wanted: VolumeParameters, parameters: Mapping[str, str]) -> No
         raise ParameterError(
             "stripes", parameters["stripes"], "allowed is 1 with raid1, striped mirrors (raid10) are not served"
         )
-    for key in ("thinPool", "overprovisionRatio", "thinPoolAutoextend"):
-        if key in parameters and (wanted.thin is False or wanted.needs_thick):
+    for key in _FIELDS:
+        if _key(key).thin_only and key in parameters and (wanted.thin is False or wanted.needs_thick):
             raise ParameterError(key, parameters[key], "allowed for thin volumes only")
 
 
 def to_options(parameters: VolumeParameters, size: int) -> dict[str, str]:
     """The flexVolume options of a volume of `size` bytes: strings, and only what differs from the default. The
     filesystem is not among them: a PersistentVolume has a field for it, flexVolume.fsType."""
-    default = VolumeParameters()
     options = {SIZE_OPTION: str(size)}
-    for key, facts in _KEYS.items():
-        value = getattr(parameters, facts.attribute)
-        if facts.attribute != "filesystem" and value != getattr(default, facts.attribute):
+    for key, of_key in _FIELDS.items():
+        value = getattr(parameters, of_key.name)
+        if of_key.name != "filesystem" and value != of_key.default:
             options[key] = (
                 str(value).lower()
                 if isinstance(value, bool)

@@ -5,7 +5,7 @@ The values of labels come from closed sets, whatever users write into their clai
 source that there is. The series of a class go with it.
 """
 
-from collections.abc import Iterator
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics import MetricWrapperBase
@@ -13,6 +13,8 @@ from prometheus_client.metrics import MetricWrapperBase
 from contract.volume import CLAIM_KIND
 from kube.records import SNAPSHOT_KIND, StorageClass
 from kube.workqueue import WorkQueue
+
+M = TypeVar("M", bound=MetricWrapperBase)
 
 _LABELS = ("class", "source")
 _SOURCES = ("", CLAIM_KIND, SNAPSHOT_KIND)
@@ -28,63 +30,64 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._classes: set[str] = set()
+        self._by_class: list[MetricWrapperBase] = []
+        """Metrics with a label `class`: their series go with the class."""
         self._provisioned = self._counter(
-            "controller_persistentvolumeclaim_provision", "Volumes that were provisioned."
+            "controller_persistentvolumeclaim_provision", "Volumes that were provisioned.", _LABELS
         )
         self._provision_failed = self._counter(
-            "controller_persistentvolumeclaim_provision_failed", "Attempts to provision a volume that failed."
+            "controller_persistentvolumeclaim_provision_failed",
+            "Attempts to provision a volume that failed.",
+            _LABELS,
         )
         self._provision_seconds = self._histogram(
-            "controller_persistentvolumeclaim_provision_duration_seconds", "How long provisioning a volume took."
+            "controller_persistentvolumeclaim_provision_duration_seconds",
+            "How long provisioning a volume took.",
+            _LABELS,
         )
-        self._deleted = self._counter("controller_persistentvolume_delete", "Volumes that were deleted.")
+        self._deleted = self._counter("controller_persistentvolume_delete", "Volumes that were deleted.", _LABELS)
         self._delete_failed = self._counter(
-            "controller_persistentvolume_delete_failed", "Attempts to delete a volume that failed."
+            "controller_persistentvolume_delete_failed", "Attempts to delete a volume that failed.", _LABELS
         )
         self._delete_seconds = self._histogram(
-            "controller_persistentvolume_delete_duration_seconds", "How long deleting a volume took."
+            "controller_persistentvolume_delete_duration_seconds", "How long deleting a volume took.", _LABELS
         )
-        self._finalizers_removed = Counter(
+        self._finalizers_removed = self._counter(
             "elastic_local_provisioner_volumes_let_go",
             "Volumes whose finalizer was taken off, because their node was deleted and did not come back.",
             ("class",),
-            registry=self.registry,
         )
         cleanup = "local_volume_node_cleanup_persistentvolume"
-        self._lost_deleted = Counter(
-            f"{cleanup}_delete", "Volumes of deleted nodes that were deleted.", ("phase",), registry=self.registry
+        self._lost_deleted = self._counter(
+            f"{cleanup}_delete", "Volumes of deleted nodes that were deleted.", ("phase",)
         )
-        self._lost_delete_failed = Counter(
-            f"{cleanup}_delete_failed",
-            "Attempts to delete a volume of a deleted node that failed.",
-            ("phase",),
-            registry=self.registry,
+        self._lost_delete_failed = self._counter(
+            f"{cleanup}_delete_failed", "Attempts to delete a volume of a deleted node that failed.", ("phase",)
         )
-        self._lost_claims_deleted = Counter(
-            f"{cleanup}claim_delete",
-            "ClaimController of volumes of deleted nodes that were deleted.",
-            registry=self.registry,
+        self._lost_claims_deleted = self._counter(
+            f"{cleanup}claim_delete", "Claims of volumes of deleted nodes that were deleted."
         )
-        self._lost_claims_delete_failed = Counter(
-            f"{cleanup}claim_delete_failed",
-            "Attempts to delete the claim of a volume of a deleted node that failed.",
-            registry=self.registry,
+        self._lost_claims_delete_failed = self._counter(
+            f"{cleanup}claim_delete_failed", "Attempts to delete the claim of a volume of a deleted node that failed."
         )
-        self._leading = Gauge(
-            "elastic_local_provisioner_leading", "1 while this replica leads.", registry=self.registry
-        )
-        self._depth = Gauge(
-            "elastic_local_provisioner_queue_depth",
-            "Objects that wait for a free worker.",
-            ("queue",),
-            registry=self.registry,
+        self._leading = self._gauge("elastic_local_provisioner_leading", "1 while this replica leads.")
+        self._depth = self._gauge(
+            "elastic_local_provisioner_queue_depth", "Objects that wait for a free worker.", ("queue",)
         )
 
-    def _counter(self, name: str, meaning: str) -> Counter:
-        return Counter(name, meaning, _LABELS, registry=self.registry)
+    def _counter(self, name: str, meaning: str, labels: tuple[str, ...] = ()) -> Counter:
+        return self._added(Counter(name, meaning, labels, registry=self.registry), labels)
 
-    def _histogram(self, name: str, meaning: str) -> Histogram:
-        return Histogram(name, meaning, _LABELS, buckets=_BUCKETS, registry=self.registry)
+    def _gauge(self, name: str, meaning: str, labels: tuple[str, ...] = ()) -> Gauge:
+        return self._added(Gauge(name, meaning, labels, registry=self.registry), labels)
+
+    def _histogram(self, name: str, meaning: str, labels: tuple[str, ...] = ()) -> Histogram:
+        return self._added(Histogram(name, meaning, labels, buckets=_BUCKETS, registry=self.registry), labels)
+
+    def _added(self, metric: M, labels: tuple[str, ...]) -> M:
+        if "class" in labels:
+            self._by_class.append(metric)
+        return metric
 
     def class_changed(self, name: str, old: StorageClass | None, new: StorageClass | None) -> None:
         """A subscriber of the classes that there are."""
@@ -92,12 +95,8 @@ class Metrics:
             self._classes.add(name)
             return
         self._classes.discard(name)
-        for metric in self._by_class():
+        for metric in self._by_class:
             metric.remove_by_labels({"class": name})
-
-    def _by_class(self) -> Iterator[MetricWrapperBase]:
-        yield from (self._provisioned, self._provision_failed, self._provision_seconds)
-        yield from (self._deleted, self._delete_failed, self._delete_seconds, self._finalizers_removed)
 
     def _class(self, name: str) -> str:
         return name if name in self._classes else _OTHER

@@ -86,9 +86,17 @@ def test_values_and_default_of_a_parameter_are_taken(key: str) -> None:
     for value in words(values):
         # A name of one of the tables is not a value but a reference.
         if value not in (VARIABLES.keys() | PARAMETERS.keys()):
-            parameters.parse({key: value})
+            read = parameters.parse({key: value})
+            assert parameters.from_options(parameters.to_options(read, 1 << 30), read.filesystem) == read
     if default.startswith("`"):
         assert parameters.parse({key: words(default)[0]}) == parameters.parse({})
+
+
+@pytest.mark.parametrize("key", sorted(known_parameters()))
+def test_a_value_that_no_parameter_has_is_refused_by_the_name_of_the_parameter(key: str) -> None:
+    with pytest.raises(ParameterError) as error:
+        parameters.parse({key: "-/\n"})
+    assert error.value.key == key
 
 
 @pytest.mark.parametrize(
