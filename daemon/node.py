@@ -33,7 +33,7 @@ from daemon.settings import Settings
 from daemon.static import readiness
 from daemon.storage.backend import Backend
 from daemon.storage.deviceclasses import LVM
-from daemon.storage.room import Reservation
+from daemon.storage.freespace import Reservation
 from daemon.storage.volumes import Volumes
 from flexdriver import installation
 from kube.backoff import Backoff
@@ -98,7 +98,7 @@ class Daemon:
             chosen.staging_dir,
             self._owner_lookup,
             reservations=self._reservations,
-            related=lambda pv, source: self._services.may_copy(pv, source),
+            may_clone=lambda pv, source: self._services.may_clone(pv, source),
             observe=self._operation_ended,
             erase_rate=chosen.erase_rate,
             erasing=ErasureEvents(self._metrics, self._events, lambda name: self._services.erasure_ended(name)),

@@ -58,7 +58,7 @@ class Services(Protocol):
         """Those that are assigned to this node. None: not known yet."""
         ...
 
-    def may_copy(self, pv: str, source: str) -> bool:
+    def may_clone(self, pv: str, source: str) -> bool:
         """Whether the volume of one PersistentVolume may begin as a copy of another one's."""
         ...
 
@@ -102,7 +102,7 @@ class NodeUnknown:
     def persistent_volumes(self) -> None:
         return None
 
-    def may_copy(self, pv: str, source: str) -> bool:
+    def may_clone(self, pv: str, source: str) -> bool:
         return False
 
     def operation_ended(self) -> None:
@@ -217,8 +217,8 @@ class NodeServices:
     def persistent_volumes(self) -> Collection[PersistentVolume]:
         return self._node_volumes.all()
 
-    def may_copy(self, pv: str, source: str) -> bool:
-        return self._node_volumes.related(pv, source)
+    def may_clone(self, pv: str, source: str) -> bool:
+        return self._node_volumes.may_clone(pv, source)
 
     def operation_ended(self) -> None:
         self._publisher.trigger()

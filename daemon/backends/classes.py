@@ -21,12 +21,11 @@ from daemon.backends.folder import FolderBackend
 from daemon.backends.loop import LoopBackend
 from daemon.backends.lvm import LvmBackend
 from daemon.errors import PoolMissing, VolumeError
-from daemon.storage.backend import Backend, SnapshotStorage
+from daemon.storage.backend import Backend, SnapshotStorage, StaleData
 from daemon.storage.deviceclasses import LOOP, LVM, DeviceClass, reserve_of
-from daemon.storage.erase import Reuse
 from daemon.storage.inventory import DamagedVolume, Inventory, Pool, SharedFilesystem, UnavailablePool, Volume
 from daemon.storage.record import Record, VolumeSpec
-from daemon.storage.thinpools import Enlargement
+from daemon.storage.thinpools import PoolExtension
 from lvm import Lvm
 
 log = logging.getLogger(__name__)
@@ -106,10 +105,10 @@ class ClassesBackend:
     async def extend(self, volume: Volume, size: int) -> Volume:
         return await self._holder(volume.pool).extend(volume, size)
 
-    async def reuse(self, volume: Volume) -> Reuse:
-        return await self._holder(volume.pool).reuse(volume)
+    async def stale_data(self, volume: Volume) -> StaleData:
+        return await self._holder(volume.pool).stale_data(volume)
 
-    async def extend_pool(self, pool: Pool, more: Enlargement) -> None:
+    async def extend_pool(self, pool: Pool, more: PoolExtension) -> None:
         await self._holder(pool.name).extend_pool(pool, more)
 
     async def remove(self, volume: Volume) -> None:

@@ -17,11 +17,10 @@ from typing import ClassVar
 from contract.parameters import VolumeParameters
 from daemon.backends.recordfiles import RecordFiles, Remembered, told
 from daemon.errors import Foreign, NoSpace, NotAuthorized, NotFound
-from daemon.storage.backend import Backend, no_thin_pools
-from daemon.storage.erase import Reuse
+from daemon.storage.backend import Backend, StaleData, no_thin_pools
 from daemon.storage.inventory import DamagedVolume, ForeignVolume, Inventory, Pool, SharedFilesystem, Volume
 from daemon.storage.record import Record, VolumeSpec, VolumeState, differences
-from daemon.storage.thinpools import Enlargement
+from daemon.storage.thinpools import PoolExtension
 from host import mounttable
 
 
@@ -82,11 +81,11 @@ class FilesBackend(Backend):
             with told():
                 return await asyncio.to_thread(self._extend, volume, size)
 
-    async def reuse(self, volume: Volume) -> Reuse:
+    async def stale_data(self, volume: Volume) -> StaleData:
         """What is deleted gives its blocks to the filesystem, which shows them to nobody before they are written."""
-        return Reuse.CLEAN
+        return StaleData.CLEAN
 
-    async def extend_pool(self, pool: Pool, more: Enlargement) -> None:
+    async def extend_pool(self, pool: Pool, more: PoolExtension) -> None:
         raise no_thin_pools(pool)
 
     async def remove(self, volume: Volume) -> None:

@@ -19,12 +19,11 @@ from daemon.backends.lvmerrors import told, told_of
 from daemon.backends.lvminventory import inventory, suspended
 from daemon.backends.lvmsnapshots import LvmSnapshots
 from daemon.errors import BackendFailed, Damaged, Foreign, InUse, NoSpace, NotAuthorized, NotFound, PoolMissing
-from daemon.storage.backend import no_thin_pools
+from daemon.storage.backend import StaleData, no_thin_pools
 from daemon.storage.deviceclasses import DeviceClass
-from daemon.storage.erase import Reuse
 from daemon.storage.inventory import Inventory, Pool, PoolName, Volume
 from daemon.storage.record import Record, VolumeSpec, VolumeState, differences
-from daemon.storage.thinpools import Enlargement
+from daemon.storage.thinpools import PoolExtension
 from lvm import Lvm
 
 log = logging.getLogger(__name__)
@@ -139,7 +138,7 @@ class LvmBackend:
         place = self._place(spec.parameters)
         if not place.thin_pool or source.pool != str(place):
             return None
-        if await self.reuse(source) is not Reuse.CLEAN:
+        if await self.stale_data(source) is not StaleData.CLEAN:
             return None
         tags = spec.record(VolumeState.FORMATTING).to_tags()
         with told(f"volume {spec.pv}", str(place)):
@@ -238,17 +237,17 @@ class LvmBackend:
                 raise
         return await self._found(volume.pv, volume.record.uid)
 
-    async def reuse(self, volume: Volume) -> Reuse:
+    async def stale_data(self, volume: Volume) -> StaleData:
         """A thin pool is asked each time: whether it zeroes new blocks can be switched (lvchange --zero)."""
         place = PoolName.of(volume.pool)
         state = await self._report()
         if not place.thin_pool:
             _refuse_snapshots(state, volume)
-            return Reuse.RAW
+            return StaleData.RAW
         pool = state.volume(place.group, place.thin_pool)
-        return Reuse.CLEAN if pool is not None and pool.zeroes_new_blocks else Reuse.THIN_RAW
+        return StaleData.CLEAN if pool is not None and pool.zeroes_new_blocks else StaleData.THIN_RAW
 
-    async def extend_pool(self, pool: Pool, more: Enlargement) -> None:
+    async def extend_pool(self, pool: Pool, more: PoolExtension) -> None:
         place = PoolName.of(pool.name)
         if not place.thin_pool:
             raise no_thin_pools(pool)

@@ -22,7 +22,7 @@ class LvmSnapshots:
     def pool_for(self, source: Volume) -> str:
         return PoolName.of(source.pool).group
 
-    def most(self, source: Volume) -> int:
+    def max_size(self, source: Volume) -> int:
         return lvm.largest_snapshot(source.size)
 
     async def make(self, source: Volume, record: Record, size: int) -> Volume:

@@ -18,8 +18,8 @@ from contract.capacity import footprint
 from contract.parameters import RAID1, VolumeParameters
 from contract.volume import RETAIN, PersistentVolume
 from daemon.cluster.nodevolumes import parameters_of, reclaim_policy
+from daemon.storage.freespace import Reservation
 from daemon.storage.inventory import Inventory, Pool, Volume
-from daemon.storage.room import Reservation
 from daemon.storage.thinpools import Level, level
 
 

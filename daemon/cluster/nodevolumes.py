@@ -47,7 +47,7 @@ class NodeVolumes:
     def all(self) -> list[PersistentVolume]:
         return [*(pv for pv in self._informer.values() if is_assigned(pv, self._node)), *self._just_assigned.values()]
 
-    def related(self, one: str, other: str) -> bool:
+    def may_clone(self, one: str, other: str) -> bool:
         """Whether two PersistentVolumes of this node are for claims of one namespace: whoever may create a
         PersistentVolume can name any other as what it is to be a copy of."""
         first, second = self.get(one), self.get(other)

@@ -74,7 +74,7 @@ class StorageMonitor:
     def _pause(self) -> float:
         if self.problem:
             return min(self._period, PERIOD_WHILE_MISSING)
-        filling = any(level(pool) > Level.FINE for pool in self._volumes.inventory.pools)
+        filling = any(level(pool) > Level.OK for pool in self._volumes.inventory.pools)
         return min(self._period, PERIOD_WHILE_FILLING) if filling else self._period
 
     async def check(self) -> None:

@@ -10,7 +10,15 @@ from contract import quantity
 from daemon.cluster.events import NodeEvents
 from daemon.errors import VolumeError
 from daemon.storage.inventory import Pool
-from daemon.storage.thinpools import Enlargement, Level, described, fullness, level, share, watched
+from daemon.storage.thinpools import (
+    Level,
+    PoolExtension,
+    autoextend_percent,
+    describe_usage,
+    level,
+    monitored,
+    usage_percent,
+)
 from daemon.storage.volumes import Volumes
 from service.periodic import PeriodicLoop
 
@@ -53,12 +61,12 @@ class ThinPoolMonitor:
     async def check(self) -> None:
         """Reads how full they are from the inventory, and extends those that fill up."""
         for pool in self._pools():
-            if share(pool, self._volumes.inventory.volumes) and fullness(pool) >= Level.WARNING:
+            if autoextend_percent(pool, self._volumes.inventory.volumes) and usage_percent(pool) >= Level.WARNING:
                 await self._extend(pool)
         pools = self._pools()
         before, self._levels = self._levels, {}
         for pool in pools:
-            was = before.get(pool.name, Level.FINE)
+            was = before.get(pool.name, Level.OK)
             now = self._levels[pool.name] = level(pool, was)
             if now is not was:
                 self._report_level(pool)
@@ -67,34 +75,34 @@ class ThinPoolMonitor:
 
     def _pools(self) -> list[Pool]:
         """Those that were reported are among them until they have room again, whoever has volumes there then."""
-        reported = {name for name, found in self._levels.items() if found > Level.FINE}
-        return watched(self._volumes.inventory, {*self._own, *reported})
+        reported = {name for name, found in self._levels.items() if found > Level.OK}
+        return monitored(self._volumes.inventory, {*self._own, *reported})
 
     async def _extend(self, pool: Pool) -> None:
         try:
             got = await self._volumes.enlarge(pool.name)
             why = "its volume group has nothing left that was not promised or kept back"
         except VolumeError as error:
-            got, why = Enlargement(), str(error)
+            got, why = PoolExtension(), str(error)
         if got.taken:
             self._stuck.discard(pool.name)
             parts = ((got.data, "data"), (got.metadata, "metadata"))
             grown = " and ".join(f"{quantity.humane(size)} for {part}" for size, part in parts if size)
-            self._report(EXTENDED, f"thin pool {pool.name} had used {described(pool)}: it got {grown}", good=True)
+            self._report(EXTENDED, f"thin pool {pool.name} had used {describe_usage(pool)}: it got {grown}", good=True)
         elif pool.name not in self._stuck:
             self._stuck.add(pool.name)
-            self._report(NOT_EXTENDED, f"thin pool {pool.name} has used {described(pool)} and can't grow: {why}")
+            self._report(NOT_EXTENDED, f"thin pool {pool.name} has used {describe_usage(pool)} and can't grow: {why}")
 
     def _report_filling(self) -> None:
         """What was found before the Node was known."""
         for pool in self._pools():
-            if self._levels.get(pool.name, Level.FINE) > Level.FINE:
+            if self._levels.get(pool.name, Level.OK) > Level.OK:
                 self._report_level(pool)
 
     def _report_level(self, pool: Pool) -> None:
-        used = f"thin pool {pool.name} has used {described(pool)}"
+        used = f"thin pool {pool.name} has used {describe_usage(pool)}"
         match self._levels[pool.name]:
-            case Level.FINE:
+            case Level.OK:
                 self._report(HAS_ROOM, f"{used}: it has room again", good=True)
             case Level.WARNING:
                 self._report(FILLING, f"{used}: {_REMEDY}, before writes of its volumes fail")

@@ -7,16 +7,27 @@ at any point, a state that the next `inspect` reads correctly and that the same 
 The caller sees to it that no two calls for one volume run at the same time.
 """
 
+import enum
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
 
 from contract.parameters import VolumeParameters
 from daemon.errors import BackendFailed
-from daemon.storage.erase import Reuse
 from daemon.storage.inventory import Inventory, Pool, Volume
 from daemon.storage.record import Record, VolumeSpec
-from daemon.storage.thinpools import Enlargement
+from daemon.storage.thinpools import PoolExtension
+
+
+class StaleData(enum.Enum):
+    """What the next volume would read where a removed one was: how storage hands out again what a volume gave back."""
+
+    CLEAN = "clean"
+    """It reads as zeroes: a new sparse file, a new folder, a thin pool that zeroes new blocks."""
+    RAW = "raw"
+    """As it was left."""
+    THIN_RAW = "thin-raw"
+    """As it was left, and only what was written takes space: zeroes written all over would fill the pool."""
 
 
 class Backend(Protocol):
@@ -78,12 +89,12 @@ class Backend(Protocol):
         one that is large enough: volumes never shrink. Raises NoSpace."""
         ...
 
-    async def reuse(self, volume: Volume) -> Reuse:
+    async def stale_data(self, volume: Volume) -> StaleData:
         """What others would find where the volume's data was, were it removed as it is now. Raises InUse when it can't
         be, and so must not be erased either."""
         ...
 
-    async def extend_pool(self, pool: Pool, more: Enlargement) -> None:
+    async def extend_pool(self, pool: Pool, more: PoolExtension) -> None:
         """Lets a thin pool have so much more, from what is free beside it. Raises NoSpace; BackendFailed where there
         are no thin pools."""
         ...
@@ -97,13 +108,13 @@ class Backend(Protocol):
 
 class SnapshotStorage(Protocol):
     """Storage that can show what a volume holds at one moment while the volume is written to. A snapshot is a Volume
-    whose record says of what it is; `Backend.device`, `rewrite` and `reuse` know it too."""
+    whose record says of what it is; `Backend.device`, `rewrite` and `stale_data` know it too."""
 
     def pool_for(self, source: Volume) -> str:
         """The pool from which a snapshot of that volume takes its space."""
         ...
 
-    def most(self, source: Volume) -> int:
+    def max_size(self, source: Volume) -> int:
         """Bytes with which a snapshot of that volume can't overflow."""
         ...
 

@@ -25,13 +25,13 @@ from contract import quantity
 from contract.filesystems import CLONABLE
 from daemon.errors import NoSnapshot, NotCloned
 from daemon.storage.backend import Backend
+from daemon.storage.freespace import FreeSpace
 from daemon.storage.inventory import Volume
-from daemon.storage.ordering import Turn
+from daemon.storage.inventorycache import InventoryCache
+from daemon.storage.keyedqueue import VolumeQueue
 from daemon.storage.record import VolumeSpec, VolumeState
-from daemon.storage.room import Room
 from daemon.storage.snapshots import Snapshots
 from daemon.storage.staging import Staging
-from daemon.storage.stock import Stock
 from host import blockdevice, devicecopy, filesystem, freezing
 from host.diskthreads import Hung
 from host.mounttable import Mount
@@ -49,29 +49,29 @@ _TOGETHER = 4
 wait for one large one."""
 
 
-class Cloning:
-    """`related` tells whether the PersistentVolume of the first name may be a copy of the second one, `disks` bounds
+class VolumeCloner:
+    """`may_clone` tells whether the PersistentVolume of the first name may be a copy of the second one, `disks` bounds
     the operations that load the disks for a moment. Methods raise VolumeError, host.filesystem.Unsound, CommandError
     and OSError."""
 
     def __init__(
         self,
         backend: Backend,
-        stock: Stock,
+        cache: InventoryCache,
         staging: Staging,
-        room: Room,
+        free_space: FreeSpace,
         snapshots: Snapshots,
-        turn: Turn,
-        related: Callable[[str, str], bool],
+        queue: VolumeQueue,
+        may_clone: Callable[[str, str], bool],
         disks: asyncio.Semaphore,
     ) -> None:
         self._backend = backend
-        self._stock = stock
+        self._cache = cache
         self._staging = staging
-        self._room = room
+        self._free_space = free_space
         self._snapshots = snapshots
-        self._turn = turn
-        self._related = related
+        self._queue = queue
+        self._may_clone = may_clone
         self._disks = disks
         self._copying = asyncio.Semaphore(_TOGETHER)
         self._thawed = False
@@ -95,12 +95,12 @@ class Cloning:
         """The volume to be copied. Raises NotCloned."""
         assert spec.original
         name = spec.original.pv
-        if name == spec.pv or not self._related(spec.pv, name):
+        if name == spec.pv or not self._may_clone(spec.pv, name):
             raise NotCloned(
                 f"volume {spec.pv} is to be a copy of {name}, which is not (any more) on this node for a claim of "
                 "the same namespace: delete the claim and make it anew, from a source that is there"
             )
-        found = self._stock.inventory.volume(name)
+        found = self._cache.inventory.volume(name)
         if found is None or found.record.uid != spec.original.uid or found.record.state is not VolumeState.READY:
             raise NotCloned(
                 f"volume {name}, which {spec.pv} is to be a copy of, is not on this node (any more): bring it back, "
@@ -114,45 +114,47 @@ class Cloning:
             )
         return found
 
-    async def copy(self, spec: VolumeSpec, begun: Volume | None) -> Volume:
+    async def clone(self, spec: VolumeSpec, partial: Volume | None) -> Volume:
         """A volume, not ready yet, that holds all that its source holds. It waits for the turn of its source, without a
         share of the disks, for which the source may be waiting in its turn. No circle of copies can wait for each
         other: a source is ready, and what is ready waits for nobody.
 
-        `begun`: what an attempt that was cut off has left. If that is data, it is overwritten where it is: given back
+        `partial`: what an attempt that was cut off has left. If that is data, it is overwritten where it is: given back
         as it is, its space would show it to others."""
         devicecopy.threads.refuse(_place(spec.pv))  # before anything is frozen, or a snapshot made
         source = self.source(spec)
         spec = replace(spec, size=max(spec.size, source.size))
         await asyncio.to_thread(self._staging.release, spec.pv)  # an attempt that was cut off may have mounted it
-        if begun is None or begun.record.state is not VolumeState.COPYING:
-            shared = await self._turn("clone", source.pv, ("share", spec), lambda: self._shared(spec, begun))
+        if partial is None or partial.record.state is not VolumeState.COPYING:
+            shared = await self._queue(
+                "clone", source.pv, ("share", spec), lambda: self._clone_sharing_blocks(spec, partial)
+            )
             if shared is not None:
                 return shared
         async with self._copying:
-            volume, snapshot = await self._turn("clone", source.pv, spec, lambda: self._begun(spec, begun))
+            volume, snapshot = await self._queue("clone", source.pv, spec, lambda: self._start_copy(spec, partial))
             if snapshot is not None:
-                await self._copied_from(snapshot, volume)
+                await self._copy_from_snapshot(snapshot, volume)
         return volume
 
-    async def _shared(self, spec: VolumeSpec, begun: Volume | None) -> Volume | None:
+    async def _clone_sharing_blocks(self, spec: VolumeSpec, partial: Volume | None) -> Volume | None:
         """The volume, if it can share the blocks of its source. As all that begins a copy, in its source's turn."""
-        async with self._disks, self._room.held(spec, begun.size if begun else 0) as taken:
-            with self._stock.changing(spec.pv):
+        async with self._disks, self._free_space.reserve(spec, partial.size if partial else 0) as taken:
+            with self._cache.changing(spec.pv):
                 volume = await self._backend.snapshot(spec, self.source(spec))
                 if volume is not None:
-                    self._stock.put(volume, taken)
+                    self._cache.put(volume, taken)
         return volume
 
-    async def _begun(self, spec: VolumeSpec, begun: Volume | None) -> tuple[Volume, Volume | None]:
+    async def _start_copy(self, spec: VolumeSpec, partial: Volume | None) -> tuple[Volume, Volume | None]:
         """The volume, and the snapshot to be copied to it. Without one, it is copied."""
         source = self.source(spec)
         staged = await asyncio.to_thread(self._staging.mounted, source.pv)
         if staged:
             await asyncio.to_thread(freezing.flush, Path(staged.path))
-        async with self._room.held(spec, begun.size if begun else 0) as taken:
+        async with self._free_space.reserve(spec, partial.size if partial else 0) as taken:
             try:
-                snapshot = await self._snapshots.take(source)
+                snapshot = await self._snapshots.create(source)
             except NoSnapshot as why:
                 if staged and source.size > FROZEN_SIZE:
                     raise NotCloned(
@@ -160,46 +162,46 @@ class Cloning:
                         f"still while it is copied; there can be no snapshot of it, because {why}: stop the pods that "
                         f"use it until volume {spec.pv} is made"
                     ) from why
-                volume = await self._target(spec, begun, taken)
+                volume = await self._target(spec, partial, taken)
             else:
                 try:
-                    return await self._target(spec, begun, taken), snapshot
+                    return await self._target(spec, partial, taken), snapshot
                 except BaseException:
-                    self._snapshots.leave(snapshot)
+                    self._snapshots.release(snapshot)
                     raise
-        await self._copied_while_still(source, volume, staged)
+        await self._copy_frozen(source, volume, staged)
         return volume, None
 
-    async def _copied_while_still(self, source: Volume, volume: Volume, staged: Mount | None) -> None:
+    async def _copy_frozen(self, source: Volume, volume: Volume, staged: Mount | None) -> None:
         async with self._backend.device(source) as origin, self._backend.device(volume) as target:
             if staged:
                 async with _frozen(Path(staged.path), source, _FROZEN_SECONDS):
-                    await _copied(origin, target, volume, _FROZEN_SECONDS)
+                    await _copy(origin, target, volume, _FROZEN_SECONDS)
             elif await asyncio.to_thread(blockdevice.is_claimed, origin):
                 raise NotCloned(f"volume {source.pv} is in use by something that is no pod of this node: stop that")
             else:
-                await _copied(origin, target, volume, _deadline(source.size))
+                await _copy(origin, target, volume, _deadline(source.size))
 
-    async def _target(self, spec: VolumeSpec, begun: Volume | None, taken: int) -> Volume:
+    async def _target(self, spec: VolumeSpec, partial: Volume | None, taken: int) -> Volume:
         """The volume in state COPYING, whatever was begun."""
         async with self._disks:
-            with self._stock.changing(spec.pv):
-                if begun is not None and begun.record.state is VolumeState.COPYING:
-                    volume = await self._backend.extend(begun, spec.size)
+            with self._cache.changing(spec.pv):
+                if partial is not None and partial.record.state is VolumeState.COPYING:
+                    volume = await self._backend.extend(partial, spec.size)
                 else:
                     volume = await self._backend.create(spec)
                     volume = await self._backend.rewrite(volume, spec.record(VolumeState.COPYING))
-                self._stock.put(volume, taken)
+                self._cache.put(volume, taken)
         return volume
 
-    async def _copied_from(self, snapshot: Volume, volume: Volume) -> None:
+    async def _copy_from_snapshot(self, snapshot: Volume, volume: Volume) -> None:
         """Raises NotCloned when the snapshot has overflowed. It is asked also when nothing failed: what was being read
         at that moment may be newer than the snapshot."""
         failure = None
         try:
             async with self._backend.device(snapshot) as origin, self._backend.device(volume) as target:
                 try:
-                    await _copied(origin, target, volume, _deadline(volume.size))
+                    await _copy(origin, target, volume, _deadline(volume.size))
                 except OSError as error:
                     failure = error
             if await self._snapshots.readable(snapshot):
@@ -213,9 +215,9 @@ class Cloning:
                 f"ask the node's administrator for more space in {snapshot.pool}"
             ) from failure
         finally:
-            self._snapshots.leave(snapshot)
+            self._snapshots.release(snapshot)
 
-    async def identify(self, volume: Volume) -> None:
+    async def renew_uuid(self, volume: Volume) -> None:
         """The copy's filesystem is no longer the same as its source's to those who look for its UUID. It is small
         enough for the volume, and grows with its first mount."""
         folder = await asyncio.to_thread(self._staging.make_folder, volume.pv)
@@ -228,7 +230,7 @@ def _place(pv: str) -> str:
     return f"volume {pv}"
 
 
-async def _copied(source: Path, target: Path, volume: Volume, deadline: float) -> None:
+async def _copy(source: Path, target: Path, volume: Volume, deadline: float) -> None:
     await devicecopy.copy(source, target, deadline=deadline, place=_place(volume.pv), disk=volume.pool)
 
 

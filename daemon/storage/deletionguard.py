@@ -99,7 +99,7 @@ class DeletionGuard:
             raise NotAuthorized(f"snapshot {snapshot.pv} is not removed: its record changed meanwhile ({changed})")
         return found
 
-    async def check_format(self, spec: VolumeSpec, begun: Volume | None) -> None:
+    async def check_format(self, spec: VolumeSpec, partial: Volume | None) -> None:
         """Raises NotAuthorized unless the volume may be formatted. What an attempt that was cut off has left goes when
         the volume is made, if its PersistentVolume is still the one that is to have it. The backend compares the record
         that it finds."""
@@ -108,8 +108,8 @@ class DeletionGuard:
             raise NotAuthorized(
                 f"volume {spec.pv} is not made: the API server has no PersistentVolume of its uid {spec.uid} now"
             )
-        if begun is not None and begun.record.state not in (VolumeState.FORMATTING, VolumeState.COPYING):
-            raise NotAuthorized(f"volume {spec.pv} is not formatted: it is {begun.record.state.value}")
+        if partial is not None and partial.record.state not in (VolumeState.FORMATTING, VolumeState.COPYING):
+            raise NotAuthorized(f"volume {spec.pv} is not formatted: it is {partial.record.state.value}")
 
     async def wants_removal(self, volume: Volume) -> bool:
         """Whether its PersistentVolume says now that it is to be removed."""

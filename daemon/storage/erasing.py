@@ -1,9 +1,13 @@
 """Volumes that are on their way out, until nothing is left on them that the next tenant could read.
 
-That takes minutes or hours, so it is nobody's turn and holds up nobody: whoever asks for the removal is told "not yet"
-and, when the erasure has ended, to ask again. The record alone says how far it is. It is marked before the first byte
-goes, so a volume with half its data gone is never mounted; it says where to go on every few seconds, so what a crash
-costs is those seconds; and it says that all is gone, so a crash after that costs nothing.
+A volume that is removed leaves its blocks as they are. The next volume's mkfs writes little of them, so whoever reads
+the device itself, or a filesystem that is tricked into showing what it never wrote, finds the last tenant's bytes. What
+is to be done about that depends on what the class asks for and on how the storage gives out blocks again.
+
+Erasing takes minutes or hours, so it is nobody's turn and holds up nobody: whoever asks for the removal hears "not
+yet" and, when the erasure has ended, asks again. The record alone says how far it is. It is marked before the first
+byte goes, so a volume with half its data gone is never mounted; it says where to go on every few seconds, so what a
+crash costs is those seconds; and it says that all is gone, so a crash after that costs nothing.
 
 Whether it may go at all is asked anew whenever bytes are about to: when its turn among those of its pool has come, and
 each time when the record is told how far it is. An erasure that meets another owner, or Retain, ends there; so does one
@@ -15,6 +19,7 @@ All together keep to one rate.
 
 import asyncio
 import contextlib
+import enum
 import errno
 import logging
 import time
@@ -24,19 +29,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from contract.parameters import DISCARD, NO_ERASE
 from daemon.errors import ApiUnavailable, BackendFailed, InUse, NotAuthorized, VolumeError, words
-from daemon.storage.backend import Backend
+from daemon.storage.backend import Backend, StaleData
 from daemon.storage.deletionguard import Precondition
-from daemon.storage.erase import Method, method, steps
 from daemon.storage.inventory import Volume, VolumeHealth
-from daemon.storage.ordering import Turns
+from daemon.storage.keyedqueue import KeyedQueue
 from daemon.storage.record import Record, VolumeState
-from daemon.storage.throttle import Throttle
 from host import erasure
 from host.command import CommandError
 from host.thread import undisturbed
 
 log = logging.getLogger(__name__)
+
+MIB = 2**20
 
 REMEMBER_SECONDS = 10.0
 """How often the record says how far it is, and is asked whether to go on. Each time is two LVM commands, a request to
@@ -44,6 +50,34 @@ the API server and a flush of the disk."""
 
 RETRY_SECONDS = 30.0
 """How long a failure counts: those who ask meanwhile are told of it, who asks later has it tried again."""
+
+
+class Method(enum.Enum):
+    DISCARD = "discard"
+    """The device is told that nobody needs the blocks. What they read as from then on, it alone knows."""
+    ZERO = "zero"
+    ZERO_WRITTEN = "zero-written"
+    """Reads, and writes zeroes only over what is not zero."""
+
+
+_STEP = {Method.DISCARD: 1024 * MIB, Method.ZERO: 16 * MIB, Method.ZERO_WRITTEN: 16 * MIB}
+"""Bytes in one go. Others wait for the disk that long, which for 16 MiB is a tenth of a second on a slow one."""
+
+
+def method(policy: str, stale: StaleData) -> Method | None:
+    """How the data of a volume goes. None: there is nothing to do."""
+    if policy == NO_ERASE or stale is StaleData.CLEAN:
+        return None
+    if policy == DISCARD:
+        return Method.DISCARD
+    return Method.ZERO if stale is StaleData.RAW else Method.ZERO_WRITTEN
+
+
+def steps(chosen: Method, begin: int, size: int) -> Iterator[range]:
+    """The bytes from `begin` to `size`, in the order in which they go. What is below `begin` is gone already."""
+    step = _STEP[chosen]
+    for offset in range(begin, size, step):
+        yield range(offset, min(offset + step, size))
 
 
 _WORK: Mapping[Method, Callable[[int, range], None]] = {
@@ -84,26 +118,54 @@ class Silent:
         pass
 
 
+class Throttle:
+    """A limit on work that nobody waits for, so that those who do wait for the disk get it. `rate` in bytes a second,
+    0: no limit. Time that passes unused is not saved up for a burst."""
+
+    def __init__(
+        self,
+        rate: int,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._rate = rate
+        self._clock = clock
+        self._sleep = sleep
+        self._next = clock()
+        """When the next may begin."""
+
+    async def admit(self, size: int) -> None:
+        """Returns when work on `size` bytes may begin. Those who wait at the same time come one after the other."""
+        if not self._rate:
+            return
+        now = self._clock()
+        begin = max(now, self._next)
+        self._next = begin + size / self._rate
+        if begin > now:
+            await self._sleep(begin - now)
+
+
 @dataclass(frozen=True)
 class _Failure:
     error: VolumeError
     at: float
 
 
-class Erasures:
-    """`turns` gives turns."""
+class Eraser:
+    """Erases the volumes of one node."""
 
     def __init__(
         self,
         backend: Backend,
-        turns: Turns,
+        queue: KeyedQueue,
         rewrite: Rewrite,
         throttle: Throttle,
         listener: Listener,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._backend = backend
-        self._turns = turns
+        self._queue = queue
         self._rewrite = rewrite
         self._throttle = throttle
         self._listener = listener
@@ -112,7 +174,7 @@ class Erasures:
         self._failures: dict[str, _Failure] = {}
         self._lines: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def done(self, volume: Volume, precondition: Precondition) -> bool:
+    async def ensure_erased(self, volume: Volume, precondition: Precondition) -> bool:
         """Whether nothing is left of the data of a volume that is not mounted, so that it may be removed. Else that is
         being seen to, for as long as `precondition` gives it. To be called when it is the volume's turn, with what
         `precondition` gave a moment ago. Raises VolumeError: why it failed the last time."""
@@ -127,7 +189,7 @@ class Erasures:
             if self._clock() - failure.at < RETRY_SECONDS:
                 raise failure.error.with_traceback(None)
             del self._failures[volume.pv]
-        chosen = method(record.erase, await self._backend.reuse(volume))
+        chosen = method(record.erase, await self._backend.stale_data(volume))
         if chosen is None:
             return True
         if volume.health is VolumeHealth.MISSING_DEVICE:
@@ -142,7 +204,7 @@ class Erasures:
         self._running[volume.pv] = task
         return False
 
-    async def settled(self, pv: str) -> None:
+    async def wait_idle(self, pv: str) -> None:
         """Returns when the volume is not being erased, or not any more."""
         if task := self._running.get(pv):
             await asyncio.wait([task])
@@ -205,7 +267,7 @@ class Erasures:
             found = await precondition(volume)
             return await self._rewrite(found, replace(found.record, erased=erased))
 
-        return await self._turns.take(volume.pv, ("erased", erased), rewrite)
+        return await self._queue.run(volume.pv, ("erased", erased), rewrite)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ very PersistentVolume, uid and all, that is asked for. And nothing is removed th
 
 Each operation may be cut off at any point and asked for again: the record is rewritten only when the step before it
 is done, and what is mounted is read from the mount table. What is asked for runs in a task of its own
-(daemon.storage.ordering), so a caller that gives up breaks nothing off.
+(daemon.storage.keyedqueue), so a caller that gives up breaks nothing off.
 """
 
 import asyncio
@@ -20,21 +20,20 @@ from typing import Any, TypeVar
 
 from daemon.errors import BackendFailed, Damaged, InUse, Occupied, VolumeError
 from daemon.storage.backend import Backend
-from daemon.storage.cloning import Cloning
+from daemon.storage.cloning import VolumeCloner
+from daemon.storage.creation import VolumeCreator
+from daemon.storage.deletion import VolumeDeleter
 from daemon.storage.deletionguard import DeletionGuard, OwnerLookup, RemovalReason
-from daemon.storage.erasing import Erasures, Listener, Silent
+from daemon.storage.erasing import Eraser, Listener, Silent, Throttle
 from daemon.storage.filesystems import Filesystems
+from daemon.storage.freespace import FreeSpace, Reservation
 from daemon.storage.inventory import Inventory, Volume
-from daemon.storage.making import Making
-from daemon.storage.ordering import Turns
+from daemon.storage.inventorycache import InventoryCache
+from daemon.storage.keyedqueue import KeyedQueue
 from daemon.storage.record import DamagedRecord, VolumeSpec
-from daemon.storage.removing import Removing
-from daemon.storage.room import Reservation, Room
 from daemon.storage.snapshots import Snapshots
 from daemon.storage.staging import Staging, TargetPath
-from daemon.storage.stock import Stock
-from daemon.storage.thinpools import Enlargement
-from daemon.storage.throttle import Throttle
+from daemon.storage.thinpools import PoolExtension
 from host import filesystem
 from host.command import CommandError
 from host.diskthreads import Hung
@@ -51,7 +50,7 @@ class Volumes:
     """All operations on the volumes of a node. They raise VolumeError, worded for the pod's owner. `owner_lookup` is
     asked before data is destroyed.
 
-    `reservations` gives what the PersistentVolumes of this node have a right to, `related` tells whether a
+    `reservations` gives what the PersistentVolumes of this node have a right to, `may_clone` tells whether a
     PersistentVolume may be a copy of another one, `parallelism` bounds the operations that load the disks, `erase_rate`
     the bytes a second that erasing takes (0: no bound), and `erasing` is told of it.
     """
@@ -63,7 +62,7 @@ class Volumes:
         owner_lookup: OwnerLookup,
         *,
         reservations: Callable[[], Iterable[Reservation]] = tuple,
-        related: Callable[[str, str], bool] = lambda pv, original: True,
+        may_clone: Callable[[str, str], bool] = lambda pv, original: True,
         parallelism: int = 8,
         erase_rate: int = 0,
         erasing: Listener = Silent(),  # noqa: B008 - it has no state
@@ -71,29 +70,38 @@ class Volumes:
     ) -> None:
         self._backend = backend
         self._owner_lookup = owner_lookup
-        self._stock = Stock(backend, lambda: owner_lookup.cluster)
+        self._cache = InventoryCache(backend, lambda: owner_lookup.cluster)
         guard = DeletionGuard(backend, owner_lookup)
         self._staging = Staging(staging)
         self._filesystems = Filesystems(backend, self._staging)
-        self._room = Room(backend, self._stock, reservations)
+        self._free_space = FreeSpace(backend, self._cache, reservations)
         self._disks = asyncio.Semaphore(parallelism)
         self._observe = observe
-        self._turns = Turns()
-        self._erasures = Erasures(backend, self._turns, self._stock.rewrite, Throttle(erase_rate), erasing)
+        self._queue = KeyedQueue()
+        self._eraser = Eraser(backend, self._queue, self._cache.rewrite, Throttle(erase_rate), erasing)
         self._snapshots = Snapshots(
-            backend, self._stock, self._room, self._erasures, guard, self._turn, self._stock.rewrite
+            backend, self._cache, self._free_space, self._eraser, guard, self._run_queued, self._cache.rewrite
         )
-        self._cloning = Cloning(
-            backend, self._stock, self._staging, self._room, self._snapshots, self._turn, related, self._disks
-        )
-        self._making = Making(backend, self._stock, self._room, self._filesystems, self._cloning, guard, self._disks)
-        self._removing = Removing(
+        self._cloner = VolumeCloner(
             backend,
-            self._stock,
+            self._cache,
+            self._staging,
+            self._free_space,
+            self._snapshots,
+            self._run_queued,
+            may_clone,
+            self._disks,
+        )
+        self._creator = VolumeCreator(
+            backend, self._cache, self._free_space, self._filesystems, self._cloner, guard, self._disks
+        )
+        self._deleter = VolumeDeleter(
+            backend,
+            self._cache,
             self._staging,
             self._filesystems,
             self._snapshots,
-            self._erasures,
+            self._eraser,
             guard,
             self._disks,
         )
@@ -101,7 +109,7 @@ class Volumes:
     @property
     def inventory(self) -> Inventory:
         """What the node's pools hold, as of the last look and our own changes since."""
-        return self._stock.inventory
+        return self._cache.inventory
 
     @property
     def cluster(self) -> str:
@@ -113,13 +121,13 @@ class Volumes:
         try:
             await self._backend.establish()  # before anything that may wait for a volume which a crash left suspended
         finally:
-            await asyncio.to_thread(self._cloning.thaw)
+            await asyncio.to_thread(self._cloner.thaw)
         await self.refresh()
 
     async def refresh(self) -> None:
         """Looks again: people and other programs make and remove volumes too."""
-        await self._stock.look()
-        self._snapshots.tidy()
+        await self._cache.refresh()
+        self._snapshots.collect_garbage()
 
     async def read_only(self) -> frozenset[str]:
         """Names of the mounted volumes that can't be written any more."""
@@ -128,13 +136,13 @@ class Volumes:
     async def close(self) -> None:
         """Waits for what was begun. Nothing is lost when nobody waits: the next daemon goes on with it."""
         await self._snapshots.close()
-        await self._erasures.close()
-        await self._turns.drain()
+        await self._eraser.close()
+        await self._queue.drain()
 
     async def prepare(self, spec: VolumeSpec) -> Volume:
         """The volume, made and formatted."""
         spec = self._ours(spec)
-        return await self._turn("prepare", spec.pv, spec, lambda: self._making.made(spec))
+        return await self._run_queued("prepare", spec.pv, spec, lambda: self._creator.ensure_created(spec))
 
     async def mount(self, spec: VolumeSpec, target: TargetPath, read_only: bool) -> VolumeError | None:
         """The volume, made if need be, mounted in the folder that bears its name: returns only when it is, and after
@@ -144,28 +152,28 @@ class Volumes:
         data that could be had is not withheld because there should be more room beside it."""
         spec = self._ours(spec)
         request = (spec, target, read_only)
-        return await self._turn("mount", spec.pv, request, lambda: self._mount(spec, target, read_only))
+        return await self._run_queued("mount", spec.pv, request, lambda: self._mount(spec, target, read_only))
 
     async def unmount(self, target: TargetPath) -> None:
         """Nothing is mounted on the target, whatever lay there; after its last user the volume itself is unmounted.
         Needs neither record nor volume nor folder."""
-        await self._turn("unmount", target.name, target, lambda: self._unmount(target))
+        await self._run_queued("unmount", target.name, target, lambda: self._unmount(target))
 
     async def extend(self, spec: VolumeSpec) -> Volume:
         """The volume with at least the wanted size, and its filesystem as it is. Raises NoSpace, and then nothing has
         changed."""
-        return await self._turn("extend", spec.pv, spec, lambda: self._extend(spec))
+        return await self._run_queued("extend", spec.pv, spec, lambda: self._extend(spec))
 
     async def expand(self, spec: VolumeSpec) -> Volume:
         """The volume with at least the wanted size. Its filesystem fills it, at once or, when it is not mounted, with
         the next mount. Raises NoSpace, and then nothing has changed."""
         spec = self._ours(spec)
-        return await self._turn("expand", spec.pv, spec, lambda: self._expand(spec))
+        return await self._run_queued("expand", spec.pv, spec, lambda: self._expand(spec))
 
-    async def enlarge(self, pool: str) -> Enlargement:
+    async def enlarge(self, pool: str) -> PoolExtension:
         """Lets a thin pool that fills up grow from what its group has left, by as much as its volumes allow. Returns
         what it got: nothing when nothing is left."""
-        return await self._turn("enlarge", pool, None, lambda: self._enlarge(pool))
+        return await self._run_queued("enlarge", pool, None, lambda: self._enlarge(pool))
 
     async def reclaim(self, pv: str, uid: str, pool: str, removal: RemovalReason = RemovalReason.RECLAIM) -> bool:
         """Whether the volume of this very PersistentVolume is gone with its data, its space free. False: its data is
@@ -174,19 +182,21 @@ class Volumes:
         Raises NotAuthorized when the API server or its own record do not say, asked right before, that it may go, and
         ApiUnavailable when that can't be asked. A volume of that name but another uid is not its own, and stays."""
         request = (uid, pool, removal)
-        return await self._turn("reclaim", pv, request, lambda: self._removing.removed(pv, uid, pool, removal))
+        return await self._run_queued(
+            "reclaim", pv, request, lambda: self._deleter.ensure_deleted(pv, uid, pool, removal)
+        )
 
     async def retain(self, pv: str, uid: str, pool: str, *, made: bool) -> None:
         """The volume says itself that it is to be kept, PersistentVolume or not. `made`: there is one. Raises
         PoolMissing when that, or what else `pool` may hold, can't be seen now, and Foreign when its name belongs to
         another: then nothing is noted."""
         request = (uid, pool, made)
-        await self._turn("retain", pv, request, lambda: self._removing.retain(pv, uid, pool, made=made))
+        await self._run_queued("retain", pv, request, lambda: self._deleter.retain(pv, uid, pool, made=made))
 
     def _ours(self, spec: VolumeSpec) -> VolumeSpec:
         return replace(spec, cluster=self._owner_lookup.cluster)
 
-    async def _turn(self, kind: str, pv: str, request: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    async def _run_queued(self, kind: str, pv: str, request: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         async def observed() -> T:
             begin = time.monotonic()
             outcome = "success"
@@ -201,12 +211,12 @@ class Volumes:
             finally:
                 self._observe(kind, outcome, time.monotonic() - begin)
 
-        return await self._turns.take(pv, (kind, request), observed)
+        return await self._queue.run(pv, (kind, request), observed)
 
     async def _mount(self, spec: VolumeSpec, target: TargetPath, read_only: bool) -> VolumeError | None:
         shortfall = None
         try:
-            volume = await self._making.made(spec)
+            volume = await self._creator.ensure_created(spec)
             if await asyncio.to_thread(self._staging.mounted, spec.pv) is None:
                 if volume.size < spec.size:
                     try:
@@ -251,28 +261,28 @@ class Volumes:
         return volume
 
     async def _extend(self, spec: VolumeSpec) -> Volume:
-        return await self._extended(await self._making.made(spec), spec)
+        return await self._extended(await self._creator.ensure_created(spec), spec)
 
     async def _extended(self, volume: Volume, spec: VolumeSpec) -> Volume:
         if volume.size < spec.size:
-            self._snapshots.refuse(spec.pv, "extended")
+            self._snapshots.raise_if_copied(spec.pv, "extended")
         self._filesystems.changed(spec.pv)
-        async with self._disks, self._room.held(spec, volume.size) as taken:
-            with self._stock.changing(spec.pv):
+        async with self._disks, self._free_space.reserve(spec, volume.size) as taken:
+            with self._cache.changing(spec.pv):
                 volume = await self._backend.extend(volume, spec.size)
-                self._stock.put(volume, taken)
+                self._cache.put(volume, taken)
         return volume
 
-    async def _enlarge(self, name: str) -> Enlargement:
-        await self._stock.look()
+    async def _enlarge(self, name: str) -> PoolExtension:
+        await self._cache.refresh()
         pool = self.inventory.pool(name)
-        with self._room.enlarging(name) as more:
+        with self._free_space.reserve_pool_extension(name) as more:
             if pool and more.taken:
-                with self._stock.changing(name):
+                with self._cache.changing(name):
                     await self._backend.extend_pool(pool, more)
-                    self._stock.enlarge(name, more)
+                    self._cache.extend_pool(name, more)
         if more.taken:
-            await self._stock.look()
+            await self._cache.refresh()
         return more
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from contract.parameters import DISCARD, NO_ERASE, ZERO, VolumeParameters
 from contract.volume import DELETE
 from daemon.backends.loop import LoopBackend
-from daemon.storage.erase import Reuse
+from daemon.storage.backend import StaleData
 from daemon.storage.inventory import Volume
 from daemon.storage.record import VolumeSpec
 from daemon.storage.volumes import Volumes
@@ -28,23 +28,23 @@ _SIZE = 256 * _MIB
 _RUNS = 3
 
 _KINDS = {
-    "none": (NO_ERASE, Reuse.RAW),
-    "discard": (DISCARD, Reuse.RAW),
-    "zero (the default)": (ZERO, Reuse.RAW),
-    "zero on a thin pool that zeroes not": (ZERO, Reuse.THIN_RAW),
-    "zero on a thin pool that zeroes": (ZERO, Reuse.CLEAN),
+    "none": (NO_ERASE, StaleData.RAW),
+    "discard": (DISCARD, StaleData.RAW),
+    "zero (the default)": (ZERO, StaleData.RAW),
+    "zero on a thin pool that zeroes not": (ZERO, StaleData.THIN_RAW),
+    "zero on a thin pool that zeroes": (ZERO, StaleData.CLEAN),
 }
 
 
 class _Raw(LoopBackend):
     """Images whose blocks are taken to come back in a certain way."""
 
-    def __init__(self, folder: Path, reuse: Reuse) -> None:
+    def __init__(self, folder: Path, stale_data: StaleData) -> None:
         super().__init__(folder, 16 * _SIZE)
-        self._reuse = reuse
+        self._stale_data = stale_data
 
-    async def reuse(self, volume: Volume) -> Reuse:
-        return self._reuse
+    async def stale_data(self, volume: Volume) -> StaleData:
+        return self._stale_data
 
 
 async def main() -> None:
@@ -75,8 +75,8 @@ def _overwritten(folder: Path) -> float:
     return time.perf_counter() - begin
 
 
-async def _removed(folder: Path, policy: str, reuse: Reuse) -> float:
-    volumes = Volumes(_Raw(folder / "data", reuse), folder / "staging", Agreeing())
+async def _removed(folder: Path, policy: str, stale_data: StaleData) -> float:
+    volumes = Volumes(_Raw(folder / "data", stale_data), folder / "staging", Agreeing())
     await volumes.start()
     pv = f"pvc-{uuid.uuid4()}"
     await volumes.prepare(VolumeSpec(pv, "uid", _SIZE, DELETE, VolumeParameters(erase=policy)))

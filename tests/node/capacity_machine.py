@@ -24,7 +24,7 @@ from daemon.cluster.capacitypublisher import desired
 from daemon.cluster.nodevolumes import volume_spec
 from daemon.errors import NoSpace
 from daemon.kubelet.podfolder import PodFolder
-from daemon.storage.room import Reservation
+from daemon.storage.freespace import Reservation
 from daemon.storage.volumes import Volumes
 from host import filesystem, mounting
 from kube.records import Node as KubeNode

@@ -308,7 +308,7 @@ async def test_what_can_not_be_copied_is_refused_with_the_reason(node: Node) -> 
 
 @on("loop")
 async def test_a_volume_of_another_namespace_is_not_copied(node: Node) -> None:
-    volumes = Volumes(node.make_backend(), node.staging, Agreeing(), related=lambda pv, original: False)
+    volumes = Volumes(node.make_backend(), node.staging, Agreeing(), may_clone=lambda pv, original: False)
     await volumes.start()
     await volumes.prepare(source_of(node))
     with pytest.raises(NotCloned, match="the same namespace"):

@@ -17,8 +17,9 @@ from contract.volume import DELETE, RETAIN
 from daemon.backends.loop import LoopBackend
 from daemon.errors import ApiUnavailable, BackendFailed, BeingErased, InUse, NotAuthorized
 from daemon.storage import erasing
+from daemon.storage.backend import StaleData
 from daemon.storage.deletionguard import Owner
-from daemon.storage.erase import Method, Reuse
+from daemon.storage.erasing import Method
 from daemon.storage.inventory import Inventory, Volume, VolumeHealth
 from daemon.storage.record import Record, VolumeState
 from daemon.storage.volumes import Volumes
@@ -35,8 +36,8 @@ SIZE = 64 * MIB
 class RawBackend(LoopBackend):
     """A sparse file as if its blocks came back as they were left."""
 
-    async def reuse(self, volume: Volume) -> Reuse:
-        return Reuse.RAW
+    async def stale_data(self, volume: Volume) -> StaleData:
+        return StaleData.RAW
 
 
 @pytest.fixture
@@ -410,7 +411,7 @@ async def under_way(node: Node, server: Asked, monkeypatch: pytest.MonkeyPatch) 
 async def stands_still(volumes: Volumes, node: Node) -> Record:
     """What is left is left: the record of the volume."""
     async with asyncio.timeout(20):
-        while volumes._erasures._running:
+        while volumes._eraser._running:
             await asyncio.sleep(0.01)
     await volumes.refresh()
     (volume,) = volumes.inventory.volumes

@@ -11,8 +11,8 @@ import pytest
 from daemon.errors import InUse, NotCloned
 from daemon.kubelet.podfolder import PodFolder
 from daemon.storage import cloning
+from daemon.storage.freespace import Reservation
 from daemon.storage.record import VolumeSpec, VolumeState
-from daemon.storage.room import Reservation
 from daemon.storage.volumes import Volumes
 from host import devicecopy, freezing
 from lvm import Lvm

@@ -68,11 +68,11 @@ async def test_a_hung_disk_holds_one_thread_and_nothing_else(
 
         disk.answers.set()
 
-        async def watched() -> bool:
+        async def monitored() -> bool:
             await folders.watch([disk.folder, fine])
             return disk.folder not in folders._errors
 
-        await until(watched)
+        await until(monitored)
         triggered.clear()
         (disk.folder / "entry").touch()
         async with asyncio.timeout(STUCK):

@@ -17,9 +17,9 @@ from daemon.cluster.events import NodeEvents
 from daemon.cluster.thinpoolmonitor import ThinPoolMonitor
 from daemon.errors import NoSpace, PoolFull
 from daemon.storage.deviceclasses import LVM, DeviceClass
+from daemon.storage.freespace import Reservation
 from daemon.storage.inventory import Pool
-from daemon.storage.room import Reservation
-from daemon.storage.thinpools import Enlargement, Level, level
+from daemon.storage.thinpools import Level, PoolExtension, level
 from daemon.storage.volumes import Volumes
 from kube.events import Recorder
 from lvm import Lvm
@@ -69,7 +69,7 @@ async def test_a_pool_that_is_really_full_hurts_nobody_who_was_not_writing(node:
     data = os.urandom(4 * MIB)
     (calm.path / "data").write_bytes(data)
     os.sync()
-    assert level(pool_of(volumes, node)) is Level.FINE
+    assert level(pool_of(volumes, node)) is Level.OK
 
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
         write_on(wild.path / "data")
@@ -94,7 +94,7 @@ async def test_a_pool_that_is_really_full_hurts_nobody_who_was_not_writing(node:
     monitor = ThinPoolMonitor(volumes, {node.pool}, NodeEvents(cast(Recorder, None)), lambda: recovered.append("yes"))
     await monitor.check()
     assert pool_of(volumes, node).size == 2 * POOL
-    assert level(pool_of(volumes, node)) is Level.FINE
+    assert level(pool_of(volumes, node)) is Level.OK
     await volumes.prepare(late)
 
     # What failed to be written is gone, and nothing else: both are sound, also to a full check.
@@ -159,7 +159,7 @@ async def test_metadata_grows_too(node: Node) -> None:
     await volumes.start()
     before = pool_of(volumes, node)
     assert before.thin
-    await backend.extend_pool(before, Enlargement(metadata=before.thin.metadata_size))
+    await backend.extend_pool(before, PoolExtension(metadata=before.thin.metadata_size))
     await volumes.refresh()
     after = pool_of(volumes, node)
     assert after.thin

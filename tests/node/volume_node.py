@@ -18,8 +18,8 @@ from daemon.backends.lvm import LvmBackend
 from daemon.kubelet.podfolder import PodFolder
 from daemon.storage.backend import Backend
 from daemon.storage.deviceclasses import LVM, DeviceClass
+from daemon.storage.freespace import Reservation
 from daemon.storage.record import VolumeSpec
-from daemon.storage.room import Reservation
 from daemon.storage.volumes import Volumes
 from host import mounting, mounttable
 from host.mounttable import Mount

@@ -10,9 +10,9 @@ from contract.volume import DELETE
 from daemon.backends.classes import ClassesBackend, joined, of_classes
 from daemon.errors import NoSpace
 from daemon.storage.deviceclasses import BINDMOUNT, LOOP, DeviceClass
+from daemon.storage.freespace import Reservation
 from daemon.storage.inventory import Pool, SharedFilesystem
 from daemon.storage.record import VolumeSpec
-from daemon.storage.room import Reservation
 from daemon.storage.volumes import Volumes
 from tests.agreeing import Agreeing
 

@@ -9,9 +9,9 @@ from contract.capacity import footprint
 from contract.parameters import RAID1, VolumeParameters
 from contract.volume import DELETE, RETAIN
 from daemon.cluster.capacity import available_capacity, largest_volume, reservations
+from daemon.storage.freespace import Reservation
 from daemon.storage.inventory import Inventory, Pool, SharedFilesystem, ThinPoolUsage, Volume
 from daemon.storage.record import Record, VolumeState
-from daemon.storage.room import Reservation
 from lvm.allocation import FreeExtents
 from tests.unit.daemon.cluster.pv import pv
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.storage.snapshots import Share, share
+from daemon.storage.snapshots import SnapshotSize, snapshot_size
 from lvm import largest_snapshot
 
 GIB = 2**30
@@ -22,16 +22,16 @@ EXTENT = 4 * 2**20
     ],
 )
 def test_a_tenth_of_the_source_at_least_and_never_more_than_it_can_fill(spare: int, size: int) -> None:
-    assert share("vg", 100 * GIB, largest_snapshot(100 * GIB), spare, EXTENT).size == size
+    assert snapshot_size("vg", 100 * GIB, largest_snapshot(100 * GIB), spare, EXTENT).size == size
 
 
 @given(source=st.integers(1, 2**44), spare=st.integers(-(2**40), 2**45), extents=st.integers(1, 2**10))
 def test_a_share_is_in_whole_extents_and_within_what_is_there(source: int, spare: int, extents: int) -> None:
     extent = extents * EXTENT
-    found = share("vg", source, largest_snapshot(source), spare, extent)
+    found = snapshot_size("vg", source, largest_snapshot(source), spare, extent)
     assert found.size % extent == 0
     assert found.size <= max(spare, 0)
     assert found.size == 0 or 10 * found.size >= source
-    assert found == Share("vg", found.least, found.most, found.left)
-    assert 0 < found.least <= found.most
-    assert found.most - largest_snapshot(source) < extent
+    assert found == SnapshotSize("vg", found.minimum, found.maximum, found.free)
+    assert 0 < found.minimum <= found.maximum
+    assert found.maximum - largest_snapshot(source) < extent

@@ -14,7 +14,7 @@ from daemon.cluster.thinpoolmonitor import ThinPoolMonitor
 from daemon.errors import BackendFailed
 from daemon.storage.inventory import Inventory, Pool, ThinPoolUsage, Volume
 from daemon.storage.record import Record, VolumeState
-from daemon.storage.thinpools import Enlargement, Level, enlargement, level, share, watched
+from daemon.storage.thinpools import Level, PoolExtension, autoextend_percent, level, monitored, pool_extension
 from daemon.storage.volumes import Volumes
 from kube.events import Recorder
 
@@ -31,19 +31,19 @@ def pool(data: float | None = 0.0, metadata: float | None = 0.0, name: str = "vg
 @pytest.mark.parametrize(
     ("found", "before", "now"),
     [
-        (pool(79.99), Level.FINE, Level.FINE),
-        (pool(80), Level.FINE, Level.WARNING),
-        (pool(3, 80), Level.FINE, Level.WARNING),
-        (pool(95, 3), Level.FINE, Level.CRITICAL),
+        (pool(79.99), Level.OK, Level.OK),
+        (pool(80), Level.OK, Level.WARNING),
+        (pool(3, 80), Level.OK, Level.WARNING),
+        (pool(95, 3), Level.OK, Level.CRITICAL),
         (pool(100), Level.WARNING, Level.CRITICAL),
         (pool(78), Level.WARNING, Level.WARNING),
-        (pool(76.9), Level.WARNING, Level.FINE),
+        (pool(76.9), Level.WARNING, Level.OK),
         (pool(93), Level.CRITICAL, Level.CRITICAL),
         (pool(93), Level.WARNING, Level.WARNING),
         (pool(91), Level.CRITICAL, Level.WARNING),
-        (pool(5), Level.CRITICAL, Level.FINE),
-        (pool(None, None), Level.FINE, Level.FINE),
-        (GROUP, Level.FINE, Level.FINE),
+        (pool(5), Level.CRITICAL, Level.OK),
+        (pool(None, None), Level.OK, Level.OK),
+        (GROUP, Level.OK, Level.OK),
     ],
 )
 def test_levels(found: Pool, before: Level, now: Level) -> None:
@@ -59,7 +59,7 @@ def test_levels(found: Pool, before: Level, now: Level) -> None:
 def test_a_pool_gets_whole_extents_when_it_needs_them_and_never_more_than_is_spare(
     data: float, metadata: float, percent: int, spare: int
 ) -> None:
-    got = enlargement(pool(data, metadata), percent, spare)
+    got = pool_extension(pool(data, metadata), percent, spare)
     assert got.data % EXTENT == got.metadata % EXTENT == 0
     assert got.data == 0 or (data >= 80 and percent)
     assert got.metadata == 0 or (metadata >= 80 and percent)
@@ -69,7 +69,7 @@ def test_a_pool_gets_whole_extents_when_it_needs_them_and_never_more_than_is_spa
 
 
 def test_metadata_comes_before_data() -> None:
-    assert enlargement(pool(90, 90), 50, 5 * EXTENT) == Enlargement(3 * EXTENT, EXTENT)
+    assert pool_extension(pool(90, 90), 50, 5 * EXTENT) == PoolExtension(3 * EXTENT, EXTENT)
 
 
 def volume_in(pool: str, autoextend: int) -> Volume:
@@ -79,14 +79,14 @@ def volume_in(pool: str, autoextend: int) -> Volume:
 
 def test_a_pool_grows_by_the_most_that_the_class_of_one_of_its_volumes_allows() -> None:
     others = [volume_in("vg/other", 50), volume_in("vg", 60)]
-    assert share(pool(), others) == 0
-    assert share(pool(), [*others, volume_in("vg/pool", 0)]) == 0
-    assert share(pool(), [*others, volume_in("vg/pool", 10), volume_in("vg/pool", 20)]) == 20
+    assert autoextend_percent(pool(), others) == 0
+    assert autoextend_percent(pool(), [*others, volume_in("vg/pool", 0)]) == 0
+    assert autoextend_percent(pool(), [*others, volume_in("vg/pool", 10), volume_in("vg/pool", 20)]) == 20
 
 
 def test_pools_of_the_nodes_own_system_are_left_alone() -> None:
     ours, system = pool(name="vg2/data", ours=EXTENT), pool(name="pve/data")
-    assert watched(Inventory((), (GROUP, pool(), ours, system)), {"vg/pool"}) == [pool(), ours]
+    assert monitored(Inventory((), (GROUP, pool(), ours, system)), {"vg/pool"}) == [pool(), ours]
 
 
 def test_a_pool_that_is_nearly_full_offers_nothing() -> None:
@@ -103,13 +103,13 @@ class Node:
     def __init__(self, *pools: Pool, autoextend: int = 0) -> None:
         self._volume = volume_in("vg/pool", autoextend)
         self.found(*pools)
-        self.gives: Enlargement | Exception = Enlargement()
+        self.gives: PoolExtension | Exception = PoolExtension()
         self.asked = 0
 
     def found(self, *pools: Pool) -> None:
         self.inventory = Inventory((self._volume,), pools)
 
-    async def enlarge(self, name: str) -> Enlargement:
+    async def enlarge(self, name: str) -> PoolExtension:
         self.asked += 1
         if isinstance(self.gives, Exception):
             raise self.gives
@@ -177,7 +177,7 @@ async def test_what_was_found_before_anybody_could_be_told_is_told_then() -> Non
 
 async def test_a_pool_grows_before_anybody_needs_to_be_warned() -> None:
     node, told = Node(pool(85), autoextend=20), Told()
-    node.gives = Enlargement(20 * EXTENT, EXTENT)
+    node.gives = PoolExtension(20 * EXTENT, EXTENT)
     events = NodeEvents(cast(Recorder, told))
     events.set_node(NODE)
     monitor = ThinPoolMonitor(cast(Volumes, node), {"vg/pool"}, events, lambda: None)
@@ -186,8 +186,8 @@ async def test_a_pool_grows_before_anybody_needs_to_be_warned() -> None:
     assert told.reasons() == ["ThinPoolExtended"]
 
 
-@pytest.mark.parametrize("gives", [Enlargement(), BackendFailed("LVM says no")])
-async def test_a_pool_that_can_not_grow_is_told_of_once(gives: Enlargement | Exception) -> None:
+@pytest.mark.parametrize("gives", [PoolExtension(), BackendFailed("LVM says no")])
+async def test_a_pool_that_can_not_grow_is_told_of_once(gives: PoolExtension | Exception) -> None:
     node, told = Node(pool(85), autoextend=20), Told()
     node.gives = gives
     events = NodeEvents(cast(Recorder, told))
@@ -197,6 +197,6 @@ async def test_a_pool_that_can_not_grow_is_told_of_once(gives: Enlargement | Exc
         await monitor.check()
     assert told.reasons() == ["ThinPoolNotExtended", "ThinPoolFilling"]
     assert node.asked == 3
-    node.gives = Enlargement(20 * EXTENT)
+    node.gives = PoolExtension(20 * EXTENT)
     await monitor.check()
     assert told.reasons() == ["ThinPoolExtended", "ThinPoolHasRoom"]

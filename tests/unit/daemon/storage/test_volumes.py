@@ -14,11 +14,11 @@ import pytest
 from contract.parameters import VolumeParameters
 from contract.volume import DELETE, RETAIN
 from daemon.errors import BackendFailed, Damaged, Foreign, Lost, NoSpace, NotFound, PoolMissing
-from daemon.storage.erase import Reuse
+from daemon.storage.backend import StaleData
+from daemon.storage.freespace import Reservation
 from daemon.storage.inventory import DamagedVolume, Inventory, Pool, UnavailablePool, Volume
 from daemon.storage.record import Record, VolumeSpec, VolumeState
-from daemon.storage.room import Reservation
-from daemon.storage.thinpools import Enlargement
+from daemon.storage.thinpools import PoolExtension
 from daemon.storage.volumes import Volumes
 from tests.agreeing import CLUSTER, Agreeing
 
@@ -95,10 +95,10 @@ class Memory:
         self.volumes[volume.pv] = replace(volume, size=max(volume.size, -(-size // 10) * 10))
         return self.volumes[volume.pv]
 
-    async def reuse(self, volume: Volume) -> Reuse:
-        return Reuse.CLEAN
+    async def stale_data(self, volume: Volume) -> StaleData:
+        return StaleData.CLEAN
 
-    async def extend_pool(self, pool: Pool, more: Enlargement) -> None:
+    async def extend_pool(self, pool: Pool, more: PoolExtension) -> None:
         await self._called("extend_pool")
 
     async def remove(self, volume: Volume) -> None:

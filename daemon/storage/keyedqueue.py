@@ -2,7 +2,7 @@
 
 The kubelet gives up on a slow callout and asks again, the reconciler prepares what a mount waits for: all of them must
 join what runs already, and none of them may break it off. So work runs in a task of its own, and a caller only waits
-for it. Work for one volume is a line, first come first served; different volumes know nothing of each other.
+for it. Work for one volume is queued, first come first served; different volumes know nothing of each other.
 """
 
 import asyncio
@@ -12,25 +12,25 @@ from typing import Any, Protocol, TypeVar, cast
 T = TypeVar("T")
 
 
-class Turn(Protocol):
-    """Turns that are observed, and whose errors are worded for the pod's owner: daemon.storage.volumes."""
+class VolumeQueue(Protocol):
+    """The queue of a volume. Work is observed, its errors are worded for the pod's owner: daemon.storage.volumes."""
 
     async def __call__(self, kind: str, pv: str, request: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """The result of that kind of work for a volume."""
         ...
 
 
-class Turns:
-    """A line of tasks for each key."""
+class KeyedQueue:
+    """A queue of tasks for each key, run one after the other."""
 
     def __init__(self) -> None:
         self._last: dict[str, tuple[Hashable, asyncio.Task[Any]]] = {}
         self._running: set[asyncio.Task[Any]] = set()
 
-    async def take(self, key: str, request: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    async def run(self, key: str, request: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """The result of `work`, run when everything asked for `key` before has ended, well or badly.
 
-        Joins the last in the line if that is the same request. An equal one further ahead is no good: what stands
+        Joins the last in the queue if that is the same request. An equal one further ahead is no good: what stands
         between them (an unmount between two mounts) would undo it.
         """
         last = self._last.get(key)

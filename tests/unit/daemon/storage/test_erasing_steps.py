@@ -7,23 +7,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.parameters import DISCARD, ERASE, NO_ERASE, ZERO
-from daemon.storage.erase import MIB, Method, Reuse, method, steps
-from daemon.storage.throttle import Throttle
+from daemon.storage.backend import StaleData
+from daemon.storage.erasing import MIB, Method, Throttle, method, steps
 
 
 @pytest.mark.parametrize(
-    ("policy", "reuse", "expected"),
+    ("policy", "stale_data", "expected"),
     [
-        (ZERO, Reuse.RAW, Method.ZERO),
-        (ZERO, Reuse.THIN_RAW, Method.ZERO_WRITTEN),
-        (DISCARD, Reuse.RAW, Method.DISCARD),
-        (DISCARD, Reuse.THIN_RAW, Method.DISCARD),
-        *((policy, Reuse.CLEAN, None) for policy in ERASE),
-        *((NO_ERASE, reuse, None) for reuse in Reuse),
+        (ZERO, StaleData.RAW, Method.ZERO),
+        (ZERO, StaleData.THIN_RAW, Method.ZERO_WRITTEN),
+        (DISCARD, StaleData.RAW, Method.DISCARD),
+        (DISCARD, StaleData.THIN_RAW, Method.DISCARD),
+        *((policy, StaleData.CLEAN, None) for policy in ERASE),
+        *((NO_ERASE, stale_data, None) for stale_data in StaleData),
     ],
 )
-def test_how_data_goes(policy: str, reuse: Reuse, expected: Method | None) -> None:
-    assert method(policy, reuse) is expected
+def test_how_data_goes(policy: str, stale_data: StaleData, expected: Method | None) -> None:
+    assert method(policy, stale_data) is expected
 
 
 @given(chosen=st.sampled_from(Method), begin=st.integers(0, 5 << 30), more=st.integers(0, 5 << 30))

@@ -14,10 +14,10 @@ from daemon.errors import Damaged, Foreign
 from daemon.storage.backend import Backend
 from daemon.storage.inventory import Inventory, Pool, Volume, of_cluster
 from daemon.storage.record import Record
-from daemon.storage.thinpools import Enlargement
+from daemon.storage.thinpools import PoolExtension
 
 
-class Stock:
+class InventoryCache:
     """The inventory of a backend, as a daemon of `cluster` sees it. Empty: it does not know its cluster yet."""
 
     def __init__(self, backend: Backend, cluster: Callable[[], str] = str) -> None:
@@ -26,8 +26,8 @@ class Stock:
         self._inventory = Inventory()
         self._changing: set[str] = set()
         self._touched: set[str] = set()
-        self._doubtful: set[str] = set()
-        self._looking = asyncio.Lock()
+        self._uncertain: set[str] = set()
+        self._refreshing = asyncio.Lock()
         self._begun = 0
         self._finished = 0
         """Number of the last look that succeeded: looks are numbered as they begin."""
@@ -36,23 +36,23 @@ class Stock:
     def inventory(self) -> Inventory:
         return self._inventory
 
-    async def look(self) -> None:
+    async def refresh(self) -> None:
         """Reads the backend. Whoever asks while a look is under way shares the next one. Raises VolumeError."""
         begun_before = self._begun
-        async with self._looking:
+        async with self._refreshing:
             if self._finished > begun_before:
                 return
             self._begun = number = self._begun + 1
             self._touched = set(self._changing)
             found = of_cluster(await self._backend.inspect(), self._cluster())
             self._inventory = merged(self._inventory, found, self._touched)
-            self._doubtful &= self._touched
+            self._uncertain &= self._touched
             self._finished = number
 
     async def volume(self, pv: str) -> Volume | None:
         """The volume of a PersistentVolume, which nobody else may be changing meanwhile."""
-        if pv in self._doubtful or not self._finished:
-            await self.look()
+        if pv in self._uncertain or not self._finished:
+            await self.refresh()
         return self._inventory.volume(pv)
 
     @contextlib.contextmanager
@@ -63,7 +63,7 @@ class Stock:
         try:
             yield
         except BaseException:
-            self._doubtful.add(pv)
+            self._uncertain.add(pv)
             raise
         finally:
             self._changing.discard(pv)
@@ -75,7 +75,7 @@ class Stock:
             self.put(volume)
         return volume
 
-    def refuse_damaged(self, pv: str) -> None:
+    def raise_if_damaged(self, pv: str) -> None:
         """Raises Damaged when there is something by this name that nobody but a person may touch."""
         for damaged in self._inventory.damaged:
             if damaged.name == pv:
@@ -84,7 +84,7 @@ class Stock:
                     "the node's administrator has to look at it, its data is not touched"
                 )
 
-    def refuse_foreign(self, pv: str) -> None:
+    def raise_if_foreign(self, pv: str) -> None:
         """Raises Foreign when another cluster has a volume of this name here."""
         for foreign in self._inventory.foreign:
             if foreign.name == pv and foreign.cluster:
@@ -98,7 +98,7 @@ class Stock:
         """Notes how a volume is now, and the bytes that it took from its pool for that."""
         self._inventory = _moved(_with(_without(self._inventory, volume), volume), volume.pool, taken)
 
-    def enlarge(self, pool_name: str, more: Enlargement) -> None:
+    def extend_pool(self, pool_name: str, more: PoolExtension) -> None:
         """Notes what a thin pool took from its group."""
         group = pool_name.partition("/")[0]
         pools = tuple(
@@ -111,7 +111,7 @@ class Stock:
         )
         self._inventory = replace(self._inventory, pools=pools)
 
-    def drop(self, volume: Volume) -> None:
+    def remove(self, volume: Volume) -> None:
         """Notes that a volume is gone, and gave back all that it took."""
         self._inventory = _moved(_without(self._inventory, volume), volume.pool, -(volume.size + volume.overhead))
 

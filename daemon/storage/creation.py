@@ -9,46 +9,46 @@ from dataclasses import replace
 
 from daemon.errors import BeingErased, ClusterUnknown, Foreign, Lost, PoolMissing
 from daemon.storage.backend import Backend
-from daemon.storage.cloning import Cloning
+from daemon.storage.cloning import VolumeCloner
 from daemon.storage.deletionguard import DeletionGuard
 from daemon.storage.filesystems import Filesystems
+from daemon.storage.freespace import FreeSpace
 from daemon.storage.inventory import Volume
+from daemon.storage.inventorycache import InventoryCache
 from daemon.storage.record import VolumeSpec, VolumeState
-from daemon.storage.room import Room
-from daemon.storage.stock import Stock
 
 
-class Making:
+class VolumeCreator:
     """`disks` bounds the operations that load the disks for a moment. Methods are called in the volume's turn, and
     raise VolumeError, host.filesystem.Unsound, CommandError and OSError."""
 
     def __init__(
         self,
         backend: Backend,
-        stock: Stock,
-        room: Room,
+        cache: InventoryCache,
+        free_space: FreeSpace,
         filesystems: Filesystems,
-        cloning: Cloning,
+        cloning: VolumeCloner,
         guard: DeletionGuard,
         disks: asyncio.Semaphore,
     ) -> None:
         self._backend = backend
-        self._stock = stock
-        self._room = room
+        self._cache = cache
+        self._free_space = free_space
         self._filesystems = filesystems
-        self._cloning = cloning
+        self._cloner = cloning
         self._guard = guard
         self._disks = disks
 
-    async def made(self, spec: VolumeSpec) -> Volume:
+    async def ensure_created(self, spec: VolumeSpec) -> Volume:
         """The volume, ready to be mounted, with what the PersistentVolume says of it now."""
-        volume = await self._stock.volume(spec.pv)
+        volume = await self._cache.volume(spec.pv)
         if volume is None and spec.made:
-            await self._stock.look()  # who says "lost" must have seen it
-            volume = self._stock.inventory.volume(spec.pv)
+            await self._cache.refresh()  # who says "lost" must have seen it
+            volume = self._cache.inventory.volume(spec.pv)
         if volume is None:
-            self._stock.refuse_damaged(spec.pv)
-            self._stock.refuse_foreign(spec.pv)
+            self._cache.raise_if_damaged(spec.pv)
+            self._cache.raise_if_foreign(spec.pv)
         elif volume.record.state is VolumeState.ERASING:
             raise BeingErased(
                 f"volume {spec.pv} is being erased, because its PersistentVolume was deleted: its data is gone, "
@@ -63,7 +63,7 @@ class Making:
         if volume is None or volume.record.state in (VolumeState.FORMATTING, VolumeState.COPYING):
             if spec.made:
                 if volume is None and (
-                    why := self._stock.inventory.why_unavailable(self._backend.pool_of(spec.parameters))
+                    why := self._cache.inventory.why_unavailable(self._backend.pool_of(spec.parameters))
                 ):
                     raise PoolMissing(f"volume {spec.pv} was made on this node and can't be seen now: {why}")
                 raise Lost(
@@ -75,28 +75,28 @@ class Making:
                     f"volume {spec.pv} is not made yet: this node's daemon could not read which cluster it belongs "
                     "to, its /readyz says why; it is made as soon as that is known"
                 )
-            await self._guard.check_format(spec, begun=volume)
+            await self._guard.check_format(spec, partial=volume)
             if spec.original is not None:
-                return await self._cloned(spec, begun=volume)
+                return await self._clone(spec, partial=volume)
             async with self._disks:
-                return await self._formatted(spec, begun=volume)
-        said = replace(volume.record, policy=spec.policy, cluster=volume.record.cluster or spec.cluster)
-        return volume if volume.record == said else await self._stock.rewrite(volume, said)
+                return await self._create_and_format(spec, partial=volume)
+        current = replace(volume.record, policy=spec.policy, cluster=volume.record.cluster or spec.cluster)
+        return volume if volume.record == current else await self._cache.rewrite(volume, current)
 
-    async def _formatted(self, spec: VolumeSpec, begun: Volume | None) -> Volume:
+    async def _create_and_format(self, spec: VolumeSpec, partial: Volume | None) -> Volume:
         """A new volume, or one whose making was cut off and that nobody has mounted yet."""
-        async with self._room.held(spec, begun.size if begun else 0) as taken:
-            with self._stock.changing(spec.pv):
+        async with self._free_space.reserve(spec, partial.size if partial else 0) as taken:
+            with self._cache.changing(spec.pv):
                 volume = await self._backend.create(spec)
-                self._stock.put(volume, taken)
+                self._cache.put(volume, taken)
         if volume.record.state is VolumeState.READY:
             return volume
         await self._filesystems.make(volume, spec.parameters)
-        return await self._stock.rewrite(volume, spec.record(VolumeState.READY))
+        return await self._cache.rewrite(volume, spec.record(VolumeState.READY))
 
-    async def _cloned(self, spec: VolumeSpec, begun: Volume | None) -> Volume:
+    async def _clone(self, spec: VolumeSpec, partial: Volume | None) -> Volume:
         """The same, as a copy."""
-        volume = await self._cloning.copy(spec, begun)
+        volume = await self._cloner.clone(spec, partial)
         async with self._disks:
-            await self._cloning.identify(volume)
-        return await self._stock.rewrite(volume, spec.record(VolumeState.READY))
+            await self._cloner.renew_uuid(volume)
+        return await self._cache.rewrite(volume, spec.record(VolumeState.READY))

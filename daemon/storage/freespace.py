@@ -1,8 +1,8 @@
 """Whether a volume may take space: what is free, less what others have a right to.
 
 A PersistentVolume is promised its space when it is created, long before its volume is made, so what lies free in a pool
-is not all anybody's. `room_for` decides it for the figures of one moment; `Room` sees to it that no two volumes decide
-by the same figures.
+is not all anybody's. `space_for` decides it for the figures of one moment; `FreeSpace` sees to it that no two volumes
+decide by the same figures.
 """
 
 import contextlib
@@ -14,9 +14,9 @@ from contract.parameters import VolumeParameters
 from daemon.errors import NoSpace, PoolBlocked, PoolFull
 from daemon.storage.backend import Backend
 from daemon.storage.inventory import Pool
+from daemon.storage.inventorycache import InventoryCache
 from daemon.storage.record import VolumeSpec
-from daemon.storage.stock import Stock
-from daemon.storage.thinpools import Enlargement, Level, enlargement, level, share
+from daemon.storage.thinpools import Level, PoolExtension, autoextend_percent, level, pool_extension
 
 _PLAIN = VolumeParameters()
 
@@ -31,7 +31,7 @@ class Reservation:
     parameters: VolumeParameters = _PLAIN
 
 
-def room_for(
+def space_for(
     pv: str,
     pool: Pool,
     made: Mapping[str, int],
@@ -93,26 +93,28 @@ def _beside_legs(pv: str, pool: Pool, unmade: list[Reservation], parameters: Vol
         yield own - sum(pool.weight(parameters, each.parameters) * each.footprint for each in first)
 
 
-class Room:
+class FreeSpace:
     """The free space of a node's pools, while volumes take from it."""
 
-    def __init__(self, backend: Backend, stock: Stock, reservations: Callable[[], Iterable[Reservation]]) -> None:
+    def __init__(
+        self, backend: Backend, cache: InventoryCache, reservations: Callable[[], Iterable[Reservation]]
+    ) -> None:
         self._backend = backend
-        self._stock = stock
+        self._cache = cache
         self._reservations = reservations
         self._held: dict[str, tuple[str, int]] = {}
         """Pool and bytes that are being taken, by PersistentVolume, snapshot or thin pool."""
 
     @contextlib.asynccontextmanager
-    async def held(self, spec: VolumeSpec, size: int) -> AsyncIterator[int]:
+    async def reserve(self, spec: VolumeSpec, size: int) -> AsyncIterator[int]:
         """The bytes of its pool that a volume takes for growing from `size` (0: not made yet) to what is wanted, held
         for it meanwhile. Raises NoSpace and PoolFull, but not before a fresh look."""
         pool_name = self._backend.pool_of(spec.parameters)
-        if self._stock.inventory.pool(pool_name) is None:
+        if self._cache.inventory.pool(pool_name) is None:
             await self._backend.establish()
-            await self._stock.look()
+            await self._cache.refresh()
         elif self._lacks(spec, size, pool_name) or self._is_full(pool_name) or self._blocked(pool_name):
-            await self._stock.look()
+            await self._cache.refresh()
         needs = self._needs(spec, size, pool_name)
         if needs and (blocked := self._blocked(pool_name)):
             raise PoolBlocked(f"volume {spec.pv} gets no room in {pool_name} of this node: {blocked}")
@@ -123,28 +125,28 @@ class Room:
             )
         if self._lacks(spec, size, pool_name):
             raise NoSpace(spec.pv, pool_name, needs, self._available(spec, pool_name))
-        with self.holding(spec.pv, pool_name, needs):
+        with self.hold(spec.pv, pool_name, needs):
             yield needs
 
     @contextlib.contextmanager
-    def enlarging(self, pool_name: str) -> Iterator[Enlargement]:
+    def reserve_pool_extension(self, pool_name: str) -> Iterator[PoolExtension]:
         """What the thin pool may get from its group, held for it meanwhile."""
-        pool, group = self._stock.inventory.pool(pool_name), self._stock.inventory.pool(pool_name.partition("/")[0])
+        pool, group = self._cache.inventory.pool(pool_name), self._cache.inventory.pool(pool_name.partition("/")[0])
         if pool is None or group is None:
-            yield Enlargement()
+            yield PoolExtension()
             return
-        allowed = share(pool, self._stock.inventory.volumes)
-        more = enlargement(pool, allowed, self.spare(pool_name, group))
-        with self.holding(pool_name, group.name, more.taken):
+        percent = autoextend_percent(pool, self._cache.inventory.volumes)
+        more = pool_extension(pool, percent, self.unreserved(pool_name, group))
+        with self.hold(pool_name, group.name, more.taken):
             yield more
 
-    def spare(self, name: str, pool: Pool) -> int:
+    def unreserved(self, name: str, pool: Pool) -> int:
         """Bytes of the pool that nobody was promised and nobody is taking: what something that no PersistentVolume asks
         for may take. Can be negative."""
-        return self._room(name, pool, _PLAIN)
+        return self._space(name, pool, _PLAIN)
 
     @contextlib.contextmanager
-    def holding(self, name: str, pool_name: str, size: int) -> Iterator[None]:
+    def hold(self, name: str, pool_name: str, size: int) -> Iterator[None]:
         """Nobody else gets these bytes meanwhile."""
         self._held[name] = (pool_name, size)
         try:
@@ -153,11 +155,11 @@ class Room:
             del self._held[name]
 
     def _blocked(self, pool_name: str) -> str:
-        pool = self._stock.inventory.pool(pool_name)
+        pool = self._cache.inventory.pool(pool_name)
         return pool.blocked if pool else ""
 
     def _is_full(self, pool_name: str) -> bool:
-        pool = self._stock.inventory.pool(pool_name)
+        pool = self._cache.inventory.pool(pool_name)
         return pool is not None and level(pool) is Level.CRITICAL
 
     def _lacks(self, spec: VolumeSpec, size: int, pool_name: str) -> bool:
@@ -166,29 +168,29 @@ class Room:
         return needs > 0 and needs > self._available(spec, pool_name)
 
     def _needs(self, spec: VolumeSpec, size: int, pool_name: str) -> int:
-        pool = self._stock.inventory.pool(pool_name)
+        pool = self._cache.inventory.pool(pool_name)
         if pool is None:
             return 0  # the backend words what is missing
         has = footprint(size, spec.parameters, pool.granularity) if size else 0
         return max(footprint(spec.size, spec.parameters, pool.granularity) - has, 0)
 
     def _available(self, spec: VolumeSpec, pool_name: str) -> int:
-        pool = self._stock.inventory.pool(pool_name)
+        pool = self._cache.inventory.pool(pool_name)
         if pool is None:
             return 0
-        return self._room(spec.pv, pool, spec.parameters)
+        return self._space(spec.pv, pool, spec.parameters)
 
-    def _room(self, name: str, pool: Pool, parameters: VolumeParameters) -> int:
-        made = {volume.pv: volume.size + volume.overhead for volume in self._stock.inventory.volumes if volume.size}
+    def _space(self, name: str, pool: Pool, parameters: VolumeParameters) -> int:
+        made = {volume.pv: volume.size + volume.overhead for volume in self._cache.inventory.volumes if volume.size}
         # What is being taken is subtracted as held, and not a second time as promised.
         reservations = [reservation for reservation in self._reservations() if reservation.pv not in self._held]
         ratio, held = parameters.overprovision_ratio, self._held_in({pool.name})
         taken = replace(pool, disturbed=pool.disturbed + held)
-        room = room_for(name, taken, made, reservations, ratio=ratio, parameters=parameters) - held
+        room = space_for(name, taken, made, reservations, ratio=ratio, parameters=parameters) - held
         if pool.sharing() and (shared := pool.filesystem):
             whole = Pool("", 0, shared.allocatable - shared.ours, shared.ours, 1, reserve=shared.reserve)
             owed = [replace(reservation, pool="") for reservation in reservations if reservation.pool in shared.pools]
-            room = min(room, room_for(name, whole, made, owed, ratio=1.0) - self._held_in(shared.pools))
+            room = min(room, space_for(name, whole, made, owed, ratio=1.0) - self._held_in(shared.pools))
         return room
 
     def _held_in(self, pools: Collection[str]) -> int:

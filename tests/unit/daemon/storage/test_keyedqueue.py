@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from daemon.storage.ordering import Turns
+from daemon.storage.keyedqueue import KeyedQueue
 
 
 class Work:
@@ -32,13 +32,13 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-def asked(turns: Turns, work: Work, key: str, request: str, name: str) -> asyncio.Task[str]:
-    return asyncio.create_task(turns.take(key, request, lambda: work.do(name)))
+def asked(queue: KeyedQueue, work: Work, key: str, request: str, name: str) -> asyncio.Task[str]:
+    return asyncio.create_task(queue.run(key, request, lambda: work.do(name)))
 
 
 async def test_equal_requests_are_done_once() -> None:
-    turns, work = Turns(), Work()
-    first, second = (asked(turns, work, "pv", "prepare", name) for name in ("one", "two"))
+    queue, work = KeyedQueue(), Work()
+    first, second = (asked(queue, work, "pv", "prepare", name) for name in ("one", "two"))
     await settled()
     work.end("one")
     assert [await first, await second] == ["one", "one"]
@@ -46,9 +46,9 @@ async def test_equal_requests_are_done_once() -> None:
 
 
 async def test_first_come_first_served_and_others_do_not_wait() -> None:
-    turns, work = Turns(), Work()
-    line = [asked(turns, work, "pv", name, name) for name in ("mount", "unmount", "expand")]
-    other = asked(turns, work, "other", "mount", "other")
+    queue, work = KeyedQueue(), Work()
+    line = [asked(queue, work, "pv", name, name) for name in ("mount", "unmount", "expand")]
+    other = asked(queue, work, "other", "mount", "other")
     await settled()
     assert work.begun == ["mount", "other"]
     work.end("unmount", "expand", "other")
@@ -60,11 +60,11 @@ async def test_first_come_first_served_and_others_do_not_wait() -> None:
 
 
 async def test_a_request_does_not_join_across_another_one() -> None:
-    turns, work = Turns(), Work()
+    queue, work = KeyedQueue(), Work()
     line = [
-        asked(turns, work, "pv", "mount", "first mount"),
-        asked(turns, work, "pv", "unmount", "unmount"),
-        asked(turns, work, "pv", "mount", "second mount"),
+        asked(queue, work, "pv", "mount", "first mount"),
+        asked(queue, work, "pv", "unmount", "unmount"),
+        asked(queue, work, "pv", "mount", "second mount"),
     ]
     await settled()
     work.end("first mount", "unmount", "second mount")
@@ -72,28 +72,28 @@ async def test_a_request_does_not_join_across_another_one() -> None:
 
 
 async def test_a_caller_that_gives_up_breaks_nothing_off() -> None:
-    turns, work = Turns(), Work()
-    gave_up = asked(turns, work, "pv", "prepare", "work")
+    queue, work = KeyedQueue(), Work()
+    gave_up = asked(queue, work, "pv", "prepare", "work")
     await settled()
     gave_up.cancel()
     with pytest.raises(asyncio.CancelledError):
         await gave_up
-    again = asked(turns, work, "pv", "prepare", "again")
+    again = asked(queue, work, "pv", "prepare", "again")
     await settled()
     work.end("work")
     assert await again == "work"
 
 
 async def test_a_failure_reaches_all_who_joined_and_does_not_hold_up_the_line() -> None:
-    turns, work = Turns(), Work()
+    queue, work = KeyedQueue(), Work()
     gate = asyncio.Event()
 
     async def fail() -> str:
         await gate.wait()
         raise ValueError("broken")
 
-    joined = [asyncio.create_task(turns.take("pv", "prepare", fail)) for _ in range(2)]
-    after = asked(turns, work, "pv", "mount", "after")
+    joined = [asyncio.create_task(queue.run("pv", "prepare", fail)) for _ in range(2)]
+    after = asked(queue, work, "pv", "mount", "after")
     await settled()
     gate.set()
     work.end("after")
@@ -104,11 +104,11 @@ async def test_a_failure_reaches_all_who_joined_and_does_not_hold_up_the_line() 
 
 
 async def test_drain_waits_for_work_that_nobody_waits_for() -> None:
-    turns, work = Turns(), Work()
-    gave_up = asked(turns, work, "pv", "prepare", "work")
+    queue, work = KeyedQueue(), Work()
+    gave_up = asked(queue, work, "pv", "prepare", "work")
     await settled()
     gave_up.cancel()
-    drained = asyncio.create_task(turns.drain())
+    drained = asyncio.create_task(queue.drain())
     await settled()
     assert not drained.done()
     work.end("work")

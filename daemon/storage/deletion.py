@@ -14,50 +14,50 @@ from contract.volume import DELETE, RETAIN
 from daemon.errors import Foreign, NotAuthorized, PoolMissing
 from daemon.storage.backend import Backend
 from daemon.storage.deletionguard import DeletionGuard, RemovalReason
-from daemon.storage.erasing import Erasures
+from daemon.storage.erasing import Eraser
 from daemon.storage.filesystems import Filesystems
 from daemon.storage.inventory import Volume
+from daemon.storage.inventorycache import InventoryCache
 from daemon.storage.record import VolumeState
 from daemon.storage.snapshots import Snapshots
 from daemon.storage.staging import Staging
-from daemon.storage.stock import Stock
 
 log = logging.getLogger(__name__)
 
 
-class Removing:
+class VolumeDeleter:
     """`disks` bounds the operations that load the disks for a moment. Methods are called in the volume's turn, and
     raise VolumeError, CommandError and OSError."""
 
     def __init__(
         self,
         backend: Backend,
-        stock: Stock,
+        cache: InventoryCache,
         staging: Staging,
         filesystems: Filesystems,
         snapshots: Snapshots,
-        erasures: Erasures,
+        eraser: Eraser,
         guard: DeletionGuard,
         disks: asyncio.Semaphore,
     ) -> None:
         self._backend = backend
-        self._stock = stock
+        self._cache = cache
         self._staging = staging
         self._filesystems = filesystems
         self._snapshots = snapshots
-        self._erasures = erasures
+        self._eraser = eraser
         self._guard = guard
         self._disks = disks
 
-    async def removed(self, pv: str, uid: str, pool: str, removal: RemovalReason) -> bool:
+    async def ensure_deleted(self, pv: str, uid: str, pool: str, removal: RemovalReason) -> bool:
         """Whether it is gone. False: not yet, its data is being erased."""
-        volume = await self._stock.volume(pv)
+        volume = await self._cache.volume(pv)
         if volume is None or volume.record.uid != uid:
-            await self._stock.look()  # who says "gone" must have seen it
-            volume = self._stock.inventory.volume(pv)
+            await self._cache.refresh()  # who says "gone" must have seen it
+            volume = self._cache.inventory.volume(pv)
         if volume is None:
-            self._stock.refuse_damaged(pv)
-            if why := self._stock.inventory.why_unavailable(pool):
+            self._cache.raise_if_damaged(pv)
+            if why := self._cache.inventory.why_unavailable(pool):
                 raise PoolMissing(
                     f"volume {pv} is not to be seen in {pool} now, and so not gone: {why}; if its data is gone for "
                     f"good, take the finalizer {names.FINALIZER} off this PersistentVolume"
@@ -66,34 +66,34 @@ class Removing:
         if volume.record.uid != uid:
             log.warning("volume %s has uid %s, not %s: it stays", pv, volume.record.uid, uid, extra={"volume": pv})
             return True
-        self._snapshots.refuse(pv, "removed")
+        self._snapshots.raise_if_copied(pv, "removed")
         await asyncio.to_thread(self._staging.release, pv)
         async with self._disks:
             try:
-                if not await self._gone(volume, removal):
+                if not await self._erase_and_delete(volume, removal):
                     return False
             except NotAuthorized:
-                await self._stock.look()  # it is asked again, of what there is then
+                await self._cache.refresh()  # it is asked again, of what there is then
                 raise
-        there = self._stock.inventory.pool(volume.pool)
+        there = self._cache.inventory.pool(volume.pool)
         if there and there.notices:
-            await self._stock.look()  # its space may have come back where nothing new is made
+            await self._cache.refresh()  # its space may have come back where nothing new is made
         return True
 
-    async def _gone(self, volume: Volume, removal: RemovalReason) -> bool:
+    async def _erase_and_delete(self, volume: Volume, removal: RemovalReason) -> bool:
         precondition = self._guard.before_removal(removal)
-        if removal is RemovalReason.RECLAIM and await self._changed_its_mind(volume):
-            volume = await self._stock.rewrite(volume, replace(volume.record, policy=DELETE))
+        if removal is RemovalReason.RECLAIM and await self._policy_became_delete(volume):
+            volume = await self._cache.rewrite(volume, replace(volume.record, policy=DELETE))
         volume = await precondition(volume)
-        if not await self._erasures.done(volume, precondition):
+        if not await self._eraser.ensure_erased(volume, precondition):
             return False
-        with self._stock.changing(volume.pv):
+        with self._cache.changing(volume.pv):
             await self._backend.remove(volume)
-            self._stock.drop(volume)
+            self._cache.remove(volume)
         self._filesystems.changed(volume.pv)
         return True
 
-    async def _changed_its_mind(self, volume: Volume) -> bool:
+    async def _policy_became_delete(self, volume: Volume) -> bool:
         """Its record says Retain, and its PersistentVolume, which was changed since, Delete. An erasure that was called
         off stays so."""
         retained = volume.record.policy != DELETE and volume.record.state is not VolumeState.ERASING
@@ -103,13 +103,13 @@ class Removing:
         """Its record says from now on that it is to be kept, if there ever was a volume: one that was `made` and is
         not found is somewhere else, and would come back with a record that says otherwise. One whose data is being
         erased keeps what is left of it."""
-        volume = await self._stock.volume(pv)
+        volume = await self._cache.volume(pv)
         if volume is None:
-            await self._stock.look()
-            volume = self._stock.inventory.volume(pv)
+            await self._cache.refresh()
+            volume = self._cache.inventory.volume(pv)
         if volume is None:
-            self._stock.refuse_damaged(pv)
-            why = self._stock.inventory.why_unavailable(pool)
+            self._cache.raise_if_damaged(pv)
+            why = self._cache.inventory.why_unavailable(pool)
             if why or made:
                 raise PoolMissing(
                     f"volume {pv} is to be retained, and is not to be seen in {pool} now, so it can't be noted on it: "
@@ -124,4 +124,4 @@ class Removing:
                     f"the node; if not, take the finalizer {names.FINALIZER} off this PersistentVolume"
                 )
         elif volume.record.policy != RETAIN:
-            await self._stock.rewrite(volume, replace(volume.record, policy=RETAIN))
+            await self._cache.rewrite(volume, replace(volume.record, policy=RETAIN))

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.parameters import RAID1, VolumeParameters
+from daemon.storage.freespace import Reservation, space_for
 from daemon.storage.inventory import Pool, ThinPoolUsage
-from daemon.storage.room import Reservation, room_for
 from lvm.allocation import FreeExtents
 
 GIB = 1024**3
@@ -22,7 +22,7 @@ def room(
     reserve: int = 0,
 ) -> int:
     pool = Pool(name="pool", size=100, free=free, ours=100 - free, granularity=1, reserve=reserve)
-    return room_for(pv, pool, made or {}, reservations, ratio=1.0)
+    return space_for(pv, pool, made or {}, reservations, ratio=1.0)
 
 
 def test_what_is_promised_to_others_and_the_reserve_are_left_alone() -> None:
@@ -51,8 +51,8 @@ def test_who_asks_for_more_than_there_is_keeps_nobody_else_waiting() -> None:
 
 def test_the_ratio_of_a_thin_pool_counts() -> None:
     pool = Pool("pool", size=100, free=-20, ours=120, granularity=1, thin=ThinPoolUsage(10.0, 1.0))
-    assert room_for("a", pool, {}, (), ratio=1.0) == -20
-    assert room_for("a", replace(pool, reserve=10), {}, (), ratio=2.0) == 70
+    assert space_for("a", pool, {}, (), ratio=1.0) == -20
+    assert space_for("a", replace(pool, reserve=10), {}, (), ratio=2.0) == 70
 
 
 PROMISES = st.lists(
@@ -87,7 +87,7 @@ def beside(pv: str, free: Sequence[int], *reservations: Reservation, parameters:
     """On devices with so much free."""
     extents = FreeExtents(tuple((each,) for each in free))
     pool = Pool("pool", size=1000, free=sum(free), ours=0, granularity=1, extents=extents)
-    return room_for(pv, pool, {}, reservations, ratio=1.0, parameters=parameters)
+    return space_for(pv, pool, {}, reservations, ratio=1.0, parameters=parameters)
 
 
 def test_a_mirror_has_what_two_devices_have_side_by_side() -> None:
