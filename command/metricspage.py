@@ -8,7 +8,6 @@ from prometheus_client.metrics import MetricWrapperBase
 import daemon.metrics
 import provisioner.metrics
 from daemon.static.metrics import StaticMetrics
-from daemon.storage.inventory import Inventory
 from service.endpoints import Health, application
 
 _HEAD = """\
@@ -26,7 +25,7 @@ def page() -> str:
     both, static = CollectorRegistry(), CollectorRegistry()
     application(Health({}), both)
     StaticMetrics(static)
-    node = daemon.metrics.Metrics(Inventory, set, dict, {})
+    node = daemon.metrics.Metrics()
     sections = {
         "Both": both,
         "Daemon": node.registry,

@@ -1,11 +1,12 @@
-"""What Prometheus learns of this node.
+"""Metrics of this node.
 
-Figures of pools and volumes are not kept but read from the inventory when somebody asks, so they can't be stale and
-what is gone leaves no series behind. Operations and commands are counted as they end.
+Gauges of pools and volumes are read from their sources at each scrape, so they are never stale, and what was removed
+leaves no series behind. Operations and commands are counted as they end. docs/development.md says how to add a metric.
 """
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import PurePath
 
 from prometheus_client import CollectorRegistry, Gauge, Histogram, ProcessCollector
@@ -24,16 +25,21 @@ ORPHAN, FOREIGN, DAMAGED, SNAPSHOT = "orphan", "foreign", "damaged", "snapshot"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
+@dataclass(frozen=True)
+class Sources:
+    """What the gauges are read from at each scrape. The defaults are those of a node without storage."""
+
+    inventory: Callable[[], Inventory] = Inventory
+    persistent_volumes: Callable[[], Collection[str] | None] = lambda: None
+    """UIDs of the PersistentVolumes assigned to this node. None: not known yet."""
+    unhealthy: Callable[[], Mapping[str, VolumeHealth]] = dict
+    """Volumes that are not healthy, by name."""
+    classes: Mapping[str, DeviceClass] = field(default_factory=dict)
+    """Device classes by name."""
+
+
 class Metrics:
-    def __init__(
-        self,
-        inventory: Callable[[], Inventory],
-        persistent_volumes: Callable[[], Collection[str] | None],
-        unhealthy: Callable[[], Mapping[str, VolumeHealth]],
-        classes: Mapping[str, DeviceClass],
-    ) -> None:
-        """`persistent_volumes` are the UIDs of those tied to this node, None while they are not known;
-        `unhealthy` the volumes that are not well, `classes` the device classes by name."""
+    def __init__(self, sources: Sources | None = None) -> None:
         self.registry = CollectorRegistry()
         self._operations = Histogram(
             "elastic_local_operation_duration_seconds",
@@ -68,7 +74,7 @@ class Metrics:
             registry=self.registry,
         )
         ProcessCollector(registry=self.registry)
-        self.registry.register(_NodeFigures(inventory, persistent_volumes, unhealthy, classes))
+        self.registry.register(_Gauges(sources or Sources()))
 
     def operation(self, kind: str, outcome: str, seconds: float) -> None:
         self._operations.labels(kind, outcome).observe(seconds)
@@ -77,7 +83,7 @@ class Metrics:
         self._callouts.labels(verb, outcome).observe(seconds)
 
     def erasing(self, more: int) -> None:
-        """So many erasures run more than before."""
+        """By how many the number of running erasures changed."""
         self._erasing.inc(more)
 
     def erased(self, size: int) -> None:
@@ -95,28 +101,19 @@ def command_name(argv: tuple[str, ...]) -> str:
     return argv[1] if program == "lvm" and len(argv) > 1 else program
 
 
-class _NodeFigures(Collector):
-    def __init__(
-        self,
-        inventory: Callable[[], Inventory],
-        persistent_volumes: Callable[[], Collection[str] | None],
-        unhealthy: Callable[[], Mapping[str, VolumeHealth]],
-        classes: Mapping[str, DeviceClass],
-    ) -> None:
-        self._inventory = inventory
-        self._persistent_volumes = persistent_volumes
-        self._unhealthy = unhealthy
-        self._classes = classes
+class _Gauges(Collector):
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
 
     def collect(self) -> Iterator[Metric]:
-        inventory = self._inventory()
-        yield from pool_figures(inventory)
-        yield from volume_figures(inventory, self._persistent_volumes())
-        yield health_figures(self._unhealthy())
-        yield class_figures(inventory, self._classes)
+        inventory = self._sources.inventory()
+        yield from pool_gauges(inventory)
+        yield from volume_gauges(inventory, self._sources.persistent_volumes())
+        yield health_gauge(self._sources.unhealthy())
+        yield class_gauge(inventory, self._sources.classes)
 
 
-def pool_figures(inventory: Inventory) -> Iterator[Metric]:
+def pool_gauges(inventory: Inventory) -> Iterator[Metric]:
     size = GaugeMetricFamily("elastic_local_pool_size_bytes", "Size of a volume group or pool.", labels=["pool"])
     free = GaugeMetricFamily(
         "elastic_local_pool_free_bytes",
@@ -141,7 +138,7 @@ def pool_figures(inventory: Inventory) -> Iterator[Metric]:
     yield from (size, free, data, metadata)
 
 
-def volume_figures(inventory: Inventory, persistent_volumes: Collection[str] | None) -> Iterator[Metric]:
+def volume_gauges(inventory: Inventory, persistent_volumes: Collection[str] | None) -> Iterator[Metric]:
     """Each volume counts in one state. An orphan has no PersistentVolume: kept under policy Retain, or left behind."""
     count = dict.fromkeys((*(state.value for state in VolumeState), ORPHAN, FOREIGN, DAMAGED, SNAPSHOT), 0)
     for volume in inventory.volumes:
@@ -162,8 +159,8 @@ def volume_figures(inventory: Inventory, persistent_volumes: Collection[str] | N
     yield states
 
 
-def health_figures(unhealthy: Mapping[str, VolumeHealth]) -> Metric:
-    figures = GaugeMetricFamily(
+def health_gauge(unhealthy: Mapping[str, VolumeHealth]) -> Metric:
+    gauge = GaugeMetricFamily(
         "elastic_local_unhealthy_volumes",
         "Volumes on this node whose storage complains, by what ails them, such as raid-degraded for a mirror that lost "
         "a leg.",
@@ -172,16 +169,16 @@ def health_figures(unhealthy: Mapping[str, VolumeHealth]) -> Metric:
     count = Counter(unhealthy.values())
     for state in VolumeHealth:
         if state is not VolumeHealth.OK:
-            figures.add_metric([state.value], count[state])
-    return figures
+            gauge.add_metric([state.value], count[state])
+    return gauge
 
 
-def class_figures(inventory: Inventory, classes: Mapping[str, DeviceClass]) -> Metric:
-    figures = GaugeMetricFamily(
+def class_gauge(inventory: Inventory, classes: Mapping[str, DeviceClass]) -> Metric:
+    gauge = GaugeMetricFamily(
         "elastic_local_device_class_missing",
         "1 for a device class that this node has no storage for, else 0. Nodes may differ: alert on a change.",
         labels=["device_class", "pool"],
     )
     for name, each in classes.items():
-        figures.add_metric([name, each.pool], inventory.pool(each.pool) is None)
-    return figures
+        gauge.add_metric([name, each.pool], inventory.pool(each.pool) is None)
+    return gauge

@@ -27,7 +27,7 @@ from daemon.cluster.thinpoolmonitor import ThinPoolMonitor
 from daemon.kubelet.api import Api
 from daemon.kubelet.callouts import NodeCallouts
 from daemon.kubelet.driver import DriverInstaller
-from daemon.metrics import Metrics
+from daemon.metrics import Metrics, Sources
 from daemon.nodeservices import NodeChanged, NodeServices, NodeUnknown, Services
 from daemon.settings import Settings
 from daemon.static import readiness
@@ -88,7 +88,12 @@ class Daemon:
         self._node_unknown = NodeUnknown()
         self._services: Services = self._node_unknown
         self._metrics = Metrics(
-            lambda: self._volumes.inventory, self._known_uids, lambda: self._services.unhealthy, chosen.classes
+            Sources(
+                inventory=lambda: self._volumes.inventory,
+                persistent_volumes=self._known_uids,
+                unhealthy=lambda: self._services.unhealthy,
+                classes=chosen.classes,
+            )
         )
         self._events = Recorder(cluster, COMPONENT, chosen.node_name)
         self._node_events = NodeEvents(self._events)

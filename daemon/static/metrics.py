@@ -2,8 +2,7 @@
 and alerts go on working.
 
 Gauges (volumes, process table, invalid entries) are read at each scrape; counters and histograms are updated as things
-happen. To add a metric, define it here and update it where it happens; a gauge also needs
-a source in `collect_from`. `make docs` writes docs/metrics.md.
+happen. docs/development.md says how to add a metric.
 """
 
 import time

@@ -3,7 +3,7 @@
 from prometheus_client.exposition import generate_latest
 
 from contract.volume import DELETE
-from daemon.metrics import Metrics, command_name
+from daemon.metrics import Metrics, Sources, command_name
 from daemon.storage.deviceclasses import LVM, DeviceClass
 from daemon.storage.inventory import DamagedVolume, ForeignVolume, Inventory, Pool, ThinPoolUsage, Volume, VolumeHealth
 from daemon.storage.record import Record, VolumeState
@@ -38,7 +38,12 @@ def scraped(metrics: Metrics) -> dict[str, float]:
 def test_figures_of_the_node_are_those_of_the_moment() -> None:
     inventories = [Inventory(), INVENTORY]
     metrics = Metrics(
-        lambda: inventories[-1], lambda: {"uid-a", "uid-b", "uid-c"}, lambda: {"b": VolumeHealth.RAID_DEGRADED}, CLASSES
+        Sources(
+            inventory=lambda: inventories[-1],
+            persistent_volumes=lambda: {"uid-a", "uid-b", "uid-c"},
+            unhealthy=lambda: {"b": VolumeHealth.RAID_DEGRADED},
+            classes=CLASSES,
+        )
     )
     found = scraped(metrics)
     assert found['elastic_local_pool_size_bytes{pool="vg"}'] == 1000
@@ -57,13 +62,13 @@ def test_figures_of_the_node_are_those_of_the_moment() -> None:
 
 
 def test_nothing_is_an_orphan_while_the_persistent_volumes_are_unknown() -> None:
-    found = scraped(Metrics(lambda: INVENTORY, lambda: None, dict, {}))
+    found = scraped(Metrics(Sources(lambda: INVENTORY)))
     assert found['elastic_local_volumes{state="orphan"}'] == 0
     assert found['elastic_local_volumes{state="ready"}'] == 3
 
 
 def test_operations_callouts_and_commands_are_timed_by_outcome() -> None:
-    metrics = Metrics(Inventory, lambda: None, dict, {})
+    metrics = Metrics()
     metrics.operation("prepare", "NoSpace", 0.5)
     metrics.callout("mount", "success", 0.25)
     metrics.command(Completed(("lvm", "lvcreate", "--size=1b"), 5, "", "", 2.0))
@@ -74,7 +79,7 @@ def test_operations_callouts_and_commands_are_timed_by_outcome() -> None:
 
 
 def test_every_metric_has_help_and_the_prefix() -> None:
-    for metric in Metrics(lambda: INVENTORY, lambda: None, dict, {}).registry.collect():
+    for metric in Metrics(Sources(lambda: INVENTORY)).registry.collect():
         assert metric.documentation
         assert metric.name.startswith(("elastic_local_", "process_"))
 

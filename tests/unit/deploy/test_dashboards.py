@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from daemon.metrics import Metrics as DaemonMetrics
+from daemon.metrics import Sources
 from daemon.settings import Settings
 from daemon.static.metrics import StaticMetrics
 from daemon.storage.inventory import Inventory, Pool, ThinPoolUsage, VolumeHealth
@@ -28,7 +29,9 @@ _OF_THE_SCRAPE = {"node", "pod", "component", "job", "instance"}
 
 def exported() -> dict[str, set[str]]:
     """Every series of every program, with its labels: each metric was touched once."""
-    daemon = DaemonMetrics(_inventory, lambda: None, lambda: {"pvc-1": next(iter(VolumeHealth))}, Settings("n").classes)
+    daemon = DaemonMetrics(
+        Sources(_inventory, unhealthy=lambda: {"pvc-1": next(iter(VolumeHealth))}, classes=Settings("n").classes)
+    )
     daemon.operation("reclaim", "success", 1)
     daemon.callout("mount", "success", 1)
     daemon.command(Completed(("mkfs.ext4",), 0, "", "", 1))

@@ -6,7 +6,7 @@ from contract.volume import DELETE
 from daemon.cluster.events import ERASED, ERASING, ErasureEvents
 from daemon.errors import BackendFailed
 from daemon.metrics import Metrics
-from daemon.storage.inventory import Inventory, Volume
+from daemon.storage.inventory import Volume
 from daemon.storage.record import Record, VolumeState
 from kube.client import EVENTS
 from tests.unit.daemon.nodecluster import node_parts
@@ -19,7 +19,7 @@ def volume(size: int) -> Volume:
 
 
 async def test_how_it_goes_is_told_on_its_persistent_volume(tmp_path: Path) -> None:
-    metrics = Metrics(Inventory, lambda: None, dict, {})
+    metrics = Metrics()
     enqueued: list[str] = []
 
     def shown() -> str:
