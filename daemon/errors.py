@@ -16,7 +16,7 @@ _TEXT = 400
 """Characters of an error that nobody foresaw. The whole of it is in the log."""
 
 
-def words(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
     """An error of any kind, as a sentence for people."""
     if isinstance(error, VolumeError):
         return str(error)
@@ -107,7 +107,7 @@ class BeingErased(VolumeError):
     """The volume is on its way out: it can't be used any more."""
 
 
-class NotFound(VolumeError):
+class VolumeNotFound(VolumeError):
     """There is no such volume on this node."""
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from contract.parameters import VolumeParameters
-from daemon.backends.recordfiles import RecordFiles, Remembered, told
-from daemon.errors import Foreign, NoSpace, NotAuthorized, NotFound
+from daemon.backends.recordfiles import RecordFiles, StoredRecord, volume_errors
+from daemon.errors import Foreign, NoSpace, NotAuthorized, VolumeNotFound
 from daemon.storage.backend import Backend, StaleData, no_thin_pools
 from daemon.storage.inventory import DamagedVolume, ForeignVolume, Inventory, Pool, SharedFilesystem, Volume
 from daemon.storage.record import Record, VolumeSpec, VolumeState, differences
@@ -46,39 +46,39 @@ class FilesBackend(Backend):
         self._own_folder = own_folder
         self._records = RecordFiles(folder)
         self._allocating = asyncio.Lock()
-        """Two must not both be told that there is room for one."""
+        """Two must not both get the space that there is for one."""
 
     def pool_of(self, parameters: VolumeParameters) -> str:
         return self._pool
 
     async def establish(self) -> None:
-        with told():
+        with volume_errors():
             if self._own_folder or self._folder.is_dir():
                 await asyncio.to_thread(self._records.establish)
 
     async def inspect(self) -> Inventory:
-        with told():
+        with volume_errors():
             return await asyncio.to_thread(self._inspect)
 
     async def create(self, spec: VolumeSpec) -> Volume:
         async with self._allocating:
-            with told():
+            with volume_errors():
                 return await asyncio.to_thread(self._create, spec)
 
     def snapshots(self, pool: str) -> None:
         return None
 
     async def reread(self, volume: Volume) -> Volume:
-        with told():
+        with volume_errors():
             return await asyncio.to_thread(self._reread, volume)
 
     async def rewrite(self, volume: Volume, record: Record) -> Volume:
-        with told():
+        with volume_errors():
             return await asyncio.to_thread(self._rewrite, volume, record)
 
     async def extend(self, volume: Volume, size: int) -> Volume:
         async with self._allocating:
-            with told():
+            with volume_errors():
                 return await asyncio.to_thread(self._extend, volume, size)
 
     async def stale_data(self, volume: Volume) -> StaleData:
@@ -89,7 +89,7 @@ class FilesBackend(Backend):
         raise no_thin_pools(pool)
 
     async def remove(self, volume: Volume) -> None:
-        with told():
+        with volume_errors():
             await asyncio.to_thread(self._remove, volume)
 
     # What follows blocks and raises OSError.
@@ -108,7 +108,7 @@ class FilesBackend(Backend):
         """Writes the record, then makes the data, of `size` bytes. Goes on from wherever the same call was cut off."""
 
     @abstractmethod
-    def _enlarge(self, remembered: Remembered, size: int) -> int:
+    def _enlarge(self, stored: StoredRecord, size: int) -> int:
         """The size that the data has then: at least `size` bytes. Called also when it has that already: the last call
         may have been cut off."""
 
@@ -123,12 +123,12 @@ class FilesBackend(Backend):
     def _inspect(self) -> Inventory:
         if not self._folder.is_dir():
             return Inventory()
-        remembered, unreadable = self._records.read_all()
+        stored, unreadable = self._records.read_all()
         # Not by glob, which shows a folder that can't be read as an empty one.
         found = sorted(path for path in self._folder.iterdir() if path.name.endswith(self.SUFFIX))
         present = {path.name.removesuffix(self.SUFFIX): path for path in found}
         volumes, damaged = [], [DamagedVolume(pv, self._pool, reason) for pv, reason in unreadable.items()]
-        for pv, entry in remembered.items():
+        for pv, entry in stored.items():
             if pv in present:
                 volumes.append(Volume(entry.record, self._size(present[pv], entry.size), self._pool))
             elif entry.record.state is VolumeState.FORMATTING:
@@ -137,10 +137,10 @@ class FilesBackend(Backend):
                 damaged.append(DamagedVolume(pv, self._pool, f"its data is gone: there is no {self._data(pv)}"))
         foreign = [
             ForeignVolume(present[name].name, self._pool, self._size(present[name], 0))
-            for name in sorted(present.keys() - remembered.keys() - unreadable.keys())
+            for name in sorted(present.keys() - stored.keys() - unreadable.keys())
         ]
         ours = sum(volume.size for volume in volumes)
-        filesystem = self._filesystem([path for pv, path in present.items() if pv in remembered], ours)
+        filesystem = self._filesystem([path for pv, path in present.items() if pv in stored], ours)
         size = filesystem.allocatable if self._capacity is None else self._capacity
         pool = Pool(self._pool, size, size - ours, ours, self.BLOCK, filesystem=filesystem)
         return Inventory(volumes, [pool], foreign, damaged)
@@ -158,10 +158,10 @@ class FilesBackend(Backend):
         return self._make(spec, size)
 
     def _reread(self, volume: Volume) -> Volume:
-        remembered = self._records.present(volume.pv)
+        stored = self._records.present(volume.pv)
         data = self._data(volume.pv)
-        size = self._size(data, remembered.size) if data.exists() else remembered.size
-        return Volume(remembered.record, size, self._pool)
+        size = self._size(data, stored.size) if data.exists() else stored.size
+        return Volume(stored.record, size, self._pool)
 
     def _rewrite(self, volume: Volume, record: Record) -> Volume:
         before = self._records.own(volume)
@@ -178,7 +178,7 @@ class FilesBackend(Backend):
     def _remove(self, volume: Volume) -> None:
         try:
             before = self._records.present(volume.pv)
-        except NotFound:
+        except VolumeNotFound:
             return
         self._refuse_in_use(volume.pv)
         if changed := differences(volume.record, before.record):

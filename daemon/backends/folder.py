@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 
 from daemon.backends.files import FilesBackend
-from daemon.backends.recordfiles import Remembered
-from daemon.errors import InUse, NotCloned, NotFound
+from daemon.backends.recordfiles import StoredRecord
+from daemon.errors import InUse, NotCloned, VolumeNotFound
 from daemon.storage.deviceclasses import BINDMOUNT, FILE_POOLS
 from daemon.storage.inventory import Volume
 from daemon.storage.record import VolumeSpec, VolumeState
@@ -42,7 +42,7 @@ class FolderBackend(FilesBackend):
     async def device(self, volume: Volume) -> AsyncIterator[Path]:
         data = self._data(volume.pv)
         if not data.is_dir():
-            raise NotFound(f"volume {volume.pv} is not on this node (any more)")
+            raise VolumeNotFound(f"volume {volume.pv} is not on this node (any more)")
         yield data
 
     def _size(self, data: Path, promised: int) -> int:
@@ -65,10 +65,10 @@ class FolderBackend(FilesBackend):
         self._records.write(ready, size)
         return Volume(ready, size, self._pool)
 
-    def _enlarge(self, remembered: Remembered, size: int) -> int:
-        if size > remembered.size:
-            self._records.write(remembered.record, size)
-        return max(size, remembered.size)
+    def _enlarge(self, stored: StoredRecord, size: int) -> int:
+        if size > stored.size:
+            self._records.write(stored.record, size)
+        return max(size, stored.size)
 
     def _refuse_in_use(self, pv: str) -> None:
         """What a pod mounted inside of its volume may show up below the folder too, and is not ours to delete."""

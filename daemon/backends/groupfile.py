@@ -42,7 +42,7 @@ def make(file: Path, size: int) -> None:
 
 
 def attach_all(data_dir: Path) -> list[Path]:
-    """The devices of all files there are. One that can't be attached is told of in the log: the node may have other
+    """The devices of all files there are. One that can't be attached is logged: the node may have other
     groups, and whoever needs this one says that it is missing."""
     devices = []
     for file in sorted((data_dir / "groups").glob(f"*{_SUFFIX}")):

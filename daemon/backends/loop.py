@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 
 from daemon.backends.files import FilesBackend
-from daemon.backends.recordfiles import Remembered
-from daemon.errors import BackendFailed, InUse, NotFound
+from daemon.backends.recordfiles import StoredRecord
+from daemon.errors import BackendFailed, InUse, VolumeNotFound
 from daemon.storage.deviceclasses import FILE_POOLS, LOOP
 from daemon.storage.inventory import Volume
 from daemon.storage.record import VolumeSpec, VolumeState
@@ -42,7 +42,7 @@ class LoopBackend(FilesBackend):
                 device = stack.enter_context(loopdevice.attached(self._data(volume.pv)))
             except OSError as error:
                 if not self._data(volume.pv).exists():
-                    raise NotFound(f"volume {volume.pv} is not on this node (any more)") from error
+                    raise VolumeNotFound(f"volume {volume.pv} is not on this node (any more)") from error
                 raise BackendFailed(f"volume {volume.pv} gets no block device: {error}") from error
             yield device
 
@@ -60,8 +60,8 @@ class LoopBackend(FilesBackend):
         self._records.write(record)
         return Volume(record, self._grow_image(spec.pv, size), self._pool)
 
-    def _enlarge(self, remembered: Remembered, size: int) -> int:
-        pv = remembered.record.pv
+    def _enlarge(self, stored: StoredRecord, size: int) -> int:
+        pv = stored.record.pv
         grown = self._grow_image(pv, size)
         # Also when there was nothing to grow: the process may have ended between the two, the last time.
         device = loopdevice.find(self._data(pv))

@@ -15,10 +15,10 @@ import lvm
 from contract.capacity import footprint
 from contract.parameters import RAID1, VolumeParameters
 from daemon.backends import lvmgroups
-from daemon.backends.lvmerrors import told, told_of
+from daemon.backends.lvmerrors import errors_of, volume_errors
 from daemon.backends.lvminventory import inventory, suspended
 from daemon.backends.lvmsnapshots import LvmSnapshots
-from daemon.errors import BackendFailed, Damaged, Foreign, InUse, NoSpace, NotAuthorized, NotFound, PoolMissing
+from daemon.errors import BackendFailed, Damaged, Foreign, InUse, NoSpace, NotAuthorized, PoolMissing, VolumeNotFound
 from daemon.storage.backend import StaleData, no_thin_pools
 from daemon.storage.deviceclasses import DeviceClass
 from daemon.storage.inventory import Inventory, Pool, PoolName, Volume
@@ -55,9 +55,9 @@ class LvmBackend:
         return True
 
     def pool_of(self, parameters: VolumeParameters) -> str:
-        return str(self._place(parameters))
+        return str(self._pool_name(parameters))
 
-    def _place(self, parameters: VolumeParameters) -> PoolName:
+    def _pool_name(self, parameters: VolumeParameters) -> PoolName:
         here = self._classes[parameters.device_class]
         group = parameters.volume_group or here.group
         thin = parameters.thin
@@ -71,7 +71,7 @@ class LvmBackend:
         await self._mend()
         for found in dict.fromkeys(self._classes.values()):
             if found.thin:
-                with told(f"thin pool {found.thin_pool}", found.group):
+                with volume_errors(f"thin pool {found.thin_pool}", found.group):
                     await self._establish_pool(found.group, found.thin_pool)
 
     async def _mend(self) -> None:
@@ -83,7 +83,7 @@ class LvmBackend:
         state = await self._report()
         for found in suspended(state, inventory(state, self._groups)):
             log.warning("%s/%s was left suspended by a command that was killed: it is resumed", found.group, found.name)
-            with told(f"volume {found.name}", found.group):
+            with volume_errors(f"volume {found.name}", found.group):
                 await self._lvm.refresh(found.group, found.name)
 
     async def _establish_pool(self, group_name: str, pool: str) -> None:
@@ -109,56 +109,56 @@ class LvmBackend:
         return inventory(await self._report(), self._groups)
 
     async def _report(self) -> lvm.State:
-        with told("the node", " ".join(sorted(self._groups))):
+        with volume_errors("the node", " ".join(sorted(self._groups))):
             state = await self._lvm.report()
         self._extent_sizes = {group.name: group.extent_size for group in state.groups}
         return state
 
     async def create(self, spec: VolumeSpec) -> Volume:
-        place = self._place(spec.parameters)
-        with told(f"volume {spec.pv}", str(place)):
+        pool_name = self._pool_name(spec.parameters)
+        with volume_errors(f"volume {spec.pv}", str(pool_name)):
             record = spec.record(VolumeState.FORMATTING)
             try:
                 try:
-                    await self._create(place, spec, record)
+                    await self._create(pool_name, spec, record)
                 except lvm.AlreadyExists:
-                    await self._clear_away(place, spec)
-                    await self._create(place, spec, record)
+                    await self._clear_away(pool_name, spec)
+                    await self._create(pool_name, spec, record)
             except lvm.NoSpace as error:
-                raise await self._no_space(spec.pv, str(place), spec.size, _legs(spec.parameters)) from error
-        extent = self._extent_sizes.get(place.group)
+                raise await self._no_space(spec.pv, str(pool_name), spec.size, _legs(spec.parameters)) from error
+        extent = self._extent_sizes.get(pool_name.group)
         if extent is None:
             return await self._found(spec.pv, spec.uid)
         # As lvcreate rounds: whole extents, and as many of them on each stripe.
         chunk = extent * spec.parameters.stripes
         size = -(-spec.size // chunk) * chunk
-        return Volume(record, size, str(place), overhead=footprint(size, spec.parameters, extent) - size)
+        return Volume(record, size, str(pool_name), overhead=footprint(size, spec.parameters, extent) - size)
 
     async def snapshot(self, spec: VolumeSpec, source: Volume) -> Volume | None:
-        place = self._place(spec.parameters)
-        if not place.thin_pool or source.pool != str(place):
+        pool_name = self._pool_name(spec.parameters)
+        if not pool_name.thin_pool or source.pool != str(pool_name):
             return None
         if await self.stale_data(source) is not StaleData.CLEAN:
             return None
         tags = spec.record(VolumeState.FORMATTING).to_tags()
-        with told(f"volume {spec.pv}", str(place)):
+        with volume_errors(f"volume {spec.pv}", str(pool_name)):
             try:
-                await self._lvm.create_thin_snapshot(place.group, source.pv, spec.pv, tags)
+                await self._lvm.create_thin_snapshot(pool_name.group, source.pv, spec.pv, tags)
             except lvm.AlreadyExists:
-                await self._clear_away(place, spec)
-                await self._lvm.create_thin_snapshot(place.group, source.pv, spec.pv, tags)
+                await self._clear_away(pool_name, spec)
+                await self._lvm.create_thin_snapshot(pool_name.group, source.pv, spec.pv, tags)
         return await self.extend(await self._found(spec.pv, spec.uid), spec.size)
 
     def snapshots(self, pool: str) -> LvmSnapshots:
         return self._snapshots
 
-    async def _create(self, place: PoolName, spec: VolumeSpec, record: Record) -> None:
+    async def _create(self, pool_name: PoolName, spec: VolumeSpec, record: Record) -> None:
         tags = record.to_tags()
-        if place.thin_pool:
-            await self._lvm.create_thin_volume(place.group, place.thin_pool, spec.pv, spec.size, tags)
+        if pool_name.thin_pool:
+            await self._lvm.create_thin_volume(pool_name.group, pool_name.thin_pool, spec.pv, spec.size, tags)
         else:
             await self._lvm.create_volume(
-                place.group,
+                pool_name.group,
                 spec.pv,
                 spec.size,
                 tags,
@@ -166,7 +166,7 @@ class LvmBackend:
                 raid=spec.parameters.raid,
             )
 
-    async def _clear_away(self, place: PoolName, spec: VolumeSpec) -> None:
+    async def _clear_away(self, pool_name: PoolName, spec: VolumeSpec) -> None:
         """Removes a volume whose making was cut off: an lvcreate that was killed may leave one that can't be used, a
         thin volume that its pool does not know or a mirror of which one leg is missing. Raises Foreign, Damaged."""
         found = await self.inspect()
@@ -174,7 +174,7 @@ class LvmBackend:
         volume = found.volume(spec.pv)
         if volume is None or volume.record.uid != spec.uid or volume.record.state is not VolumeState.FORMATTING:
             raise Foreign(
-                f"the volume group {place.group} of this node has another volume named {spec.pv}: "
+                f"the volume group {pool_name.group} of this node has another volume named {spec.pv}: "
                 "ask the node's administrator whether it may go"
             )
         group = PoolName.of(volume.pool).group
@@ -184,7 +184,7 @@ class LvmBackend:
         return self._present(await self._report(), volume)
 
     def _present(self, state: lvm.State, volume: Volume) -> Volume:
-        """What bears its name in its pool. Raises NotFound, PoolMissing, Damaged."""
+        """What bears its name in its pool. Raises VolumeNotFound, PoolMissing, Damaged."""
         found = inventory(state, self._groups)
         _refuse_damaged(found, volume.pv)
         if found.pool(volume.pool) is None:
@@ -195,12 +195,12 @@ class LvmBackend:
             )
         present = found.volume(volume.pv) or found.snapshot(volume.pv)
         if present is None or present.pool != volume.pool:
-            raise NotFound(f"volume {volume.pv} is not on this node (any more)")
+            raise VolumeNotFound(f"volume {volume.pv} is not on this node (any more)")
         return present
 
     async def rewrite(self, volume: Volume, record: Record) -> Volume:
         before, after = volume.record.to_tags(), record.to_tags()
-        with told_of(volume):
+        with errors_of(volume):
             await self._lvm.retag(
                 PoolName.of(volume.pool).group,
                 volume.pv,
@@ -215,7 +215,7 @@ class LvmBackend:
         group = PoolName.of(volume.pool).group
         path = Path("/dev", group, volume.pv)
         if not _is_there(path):  # after a reboot, unless the node activates its groups itself
-            with told_of(volume):
+            with errors_of(volume):
                 await self._lvm.activate(group, volume.pv)
             if not _is_there(path):
                 raise BackendFailed(
@@ -227,7 +227,7 @@ class LvmBackend:
     async def extend(self, volume: Volume, size: int) -> Volume:
         if size <= volume.size:
             return volume
-        with told_of(volume):
+        with errors_of(volume):
             try:
                 await self._lvm.extend(PoolName.of(volume.pool).group, volume.pv, size)
             except lvm.NoSpace as error:
@@ -239,41 +239,41 @@ class LvmBackend:
 
     async def stale_data(self, volume: Volume) -> StaleData:
         """A thin pool is asked each time: whether it zeroes new blocks can be switched (lvchange --zero)."""
-        place = PoolName.of(volume.pool)
+        pool_name = PoolName.of(volume.pool)
         state = await self._report()
-        if not place.thin_pool:
+        if not pool_name.thin_pool:
             _refuse_snapshots(state, volume)
             return StaleData.RAW
-        pool = state.volume(place.group, place.thin_pool)
+        pool = state.volume(pool_name.group, pool_name.thin_pool)
         return StaleData.CLEAN if pool is not None and pool.zeroes_new_blocks else StaleData.THIN_RAW
 
     async def extend_pool(self, pool: Pool, more: PoolExtension) -> None:
-        place = PoolName.of(pool.name)
-        if not place.thin_pool:
+        pool_name = PoolName.of(pool.name)
+        if not pool_name.thin_pool:
             raise no_thin_pools(pool)
-        with told(f"thin pool {pool.name}", place.group):
+        with volume_errors(f"thin pool {pool.name}", pool_name.group):
             if more.metadata:
-                await self._lvm.extend_metadata(place.group, place.thin_pool, more.metadata)
+                await self._lvm.extend_metadata(pool_name.group, pool_name.thin_pool, more.metadata)
             if more.data:
-                await self._lvm.extend(place.group, place.thin_pool, pool.size + more.data)
+                await self._lvm.extend(pool_name.group, pool_name.thin_pool, pool.size + more.data)
 
     async def remove(self, volume: Volume) -> None:
         # Looked at once more: what is removed must be ours at this moment, whatever was found hours ago.
         state = await self._report()
         try:
             present = self._present(state, volume)
-        except NotFound:
+        except VolumeNotFound:
             return
         if changed := differences(volume.record, present.record):
             raise NotAuthorized(f"volume {volume.pv} is not removed: its record changed meanwhile ({changed})")
         group = PoolName.of(present.pool).group
         _refuse_snapshots(state, present)
-        with contextlib.suppress(NotFound), told_of(present):
+        with contextlib.suppress(VolumeNotFound), errors_of(present):
             await self._lvm.remove(group, present.pv, having=present.record.deciding_tags())
 
-    async def _no_space(self, pv: str, pool_name: str, needed: int, legs: int = 1) -> NoSpace:
-        pool = (await self.inspect()).pool(pool_name)
-        where = f"{pool_name} (on {legs} of its devices alike)" if legs > 1 else pool_name
+    async def _no_space(self, pv: str, name: str, needed: int, legs: int = 1) -> NoSpace:
+        pool = (await self.inspect()).pool(name)
+        where = f"{name} (on {legs} of its devices alike)" if legs > 1 else name
         return NoSpace(pv, where, needed, pool.free if pool else 0)
 
     async def _found(self, pv: str, uid: str) -> Volume:
@@ -281,7 +281,7 @@ class LvmBackend:
         _refuse_damaged(found, pv)
         volume = found.volume(pv)
         if volume is None or volume.record.uid != uid:
-            raise NotFound(f"volume {pv} is not on this node (any more)")
+            raise VolumeNotFound(f"volume {pv} is not on this node (any more)")
         return volume
 
 

@@ -1,16 +1,16 @@
-"""What LVM says, in the words of the pod's owner."""
+"""LVM's errors as VolumeErrors, worded for the pod's owner."""
 
 import contextlib
 from collections.abc import Iterator
 
 import lvm
-from daemon.errors import BackendFailed, InUse, NotFound, PoolMissing
+from daemon.errors import BackendFailed, InUse, PoolMissing, VolumeNotFound
 from daemon.storage.inventory import Volume
 from host.command import MissingTool
 
 
 @contextlib.contextmanager
-def told(subject: str, pool: str) -> Iterator[None]:
+def volume_errors(subject: str, pool: str) -> Iterator[None]:
     """Around commands about a subject that is, or is to be, in a pool."""
     try:
         yield
@@ -28,10 +28,10 @@ def told(subject: str, pool: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def told_of(volume: Volume) -> Iterator[None]:
+def errors_of(volume: Volume) -> Iterator[None]:
     """The same about a volume that was there a moment ago."""
-    with told(f"volume {volume.pv}", volume.pool):
+    with volume_errors(f"volume {volume.pv}", volume.pool):
         try:
             yield
         except lvm.NotFound as error:
-            raise NotFound(f"volume {volume.pv} is not on this node (any more): {error.words}") from error
+            raise VolumeNotFound(f"volume {volume.pv} is not on this node (any more): {error.words}") from error

@@ -1,7 +1,8 @@
-"""What LVM will do with a volume group, and with which words to a person it will not. Pure.
+"""What LVM will do with a volume group, and what a person reads where it will not. Pure.
 
 A group may have room and LVM may still refuse to make a volume in it: what is published must be what would be given.
-Each condition names the disk, and the command that ends it. No figures that change: words that change are told again.
+Each condition names the disk, and the command that ends it. No figures that change: a message that changes is reported
+again.
 """
 
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ can't be written can't be removed either."""
 _KEPT_SHARE = 16
 """That much is too much of the small areas of old groups: one part in so many of the area is enough there."""
 _FEW_VOLUMES = 100
-"""When room in the metadata is left for fewer, people are told."""
+"""When room in the metadata is left for fewer, it is reported."""
 
 NOT_SHARED = ("", "none")
 

@@ -30,7 +30,7 @@ _MIRROR = VolumeParameters(raid=RAID1)
 
 
 def inventory(state: lvm.State, groups: Collection[str]) -> Inventory:
-    """What LVM's report means to us. `groups` are where ours are kept by default: what is not ours is told of there,
+    """What LVM's report means to us. `groups` are where ours are kept by default: what is not ours is listed there,
     and in groups that have volumes of ours, but not of the node's own system."""
     volumes: list[Volume] = []
     snapshots: list[Volume] = []

@@ -6,8 +6,8 @@ plain volume from then on, which can be erased like any other before it is remov
 """
 
 import lvm
-from daemon.backends.lvmerrors import told_of
-from daemon.errors import InUse, NoSnapshot, NotFound
+from daemon.backends.lvmerrors import errors_of
+from daemon.errors import InUse, NoSnapshot, VolumeNotFound
 from daemon.storage.inventory import PoolName, Volume
 from daemon.storage.record import Record, from_tags
 from lvm import LogicalVolume, Lvm
@@ -27,7 +27,7 @@ class LvmSnapshots:
 
     async def make(self, source: Volume, record: Record, size: int) -> Volume:
         group = self.pool_for(source)
-        with told_of(source):
+        with errors_of(source):
             try:
                 await self._lvm.create_thick_snapshot(group, source.pv, record.pv, size, record.to_tags())
             except lvm.TimedOut:
@@ -41,7 +41,7 @@ class LvmSnapshots:
                 raise NoSnapshot(f"{group} on this node has no room for it ({error.words})") from error
             made = (await self._lvm.report()).volume(group, record.pv)
         if made is None:
-            raise NotFound(f"snapshot {record.pv} of volume {source.pv} is not on this node (any more)")
+            raise VolumeNotFound(f"snapshot {record.pv} of volume {source.pv} is not on this node (any more)")
         return Volume(record, made.size, group)
 
     async def readable(self, snapshot: Volume) -> bool:
@@ -51,7 +51,7 @@ class LvmSnapshots:
     async def mend(self, snapshot: Volume) -> None:
         """Takes back what an LVM command may have left that was killed while it made or split the snapshot: a source
         that is suspended, so that whoever writes to it waits, and devices that are not what LVM says."""
-        with told_of(snapshot):
+        with errors_of(snapshot):
             state = await self._lvm.report()
             found = state.volume(snapshot.pool, snapshot.pv)
             source = state.volume(snapshot.pool, snapshot.record.snapshot_of)
@@ -62,7 +62,7 @@ class LvmSnapshots:
         await self.mend(snapshot)
         found = await self._found(snapshot)
         if found is not None:
-            with told_of(snapshot):
+            with errors_of(snapshot):
                 if found.origin:
                     await self._lvm.split_snapshot(snapshot.pool, snapshot.pv)
                 else:
@@ -74,12 +74,12 @@ class LvmSnapshots:
             return
         if found.origin:
             raise InUse(f"snapshot {snapshot.pv} still belongs to volume {found.origin}: what it kept can't be erased")
-        with told_of(snapshot):
+        with errors_of(snapshot):
             await self._lvm.remove(snapshot.pool, snapshot.pv, having=snapshot.record.deciding_tags())
 
     async def _found(self, snapshot: Volume) -> LogicalVolume | None:
         """What bears its name now, if it is ours."""
-        with told_of(snapshot):
+        with errors_of(snapshot):
             found = (await self._lvm.report()).volume(snapshot.pool, snapshot.pv)
         record = from_tags(found.tags) if found else None
         return found if record and record.owner_tags() == snapshot.record.owner_tags() else None

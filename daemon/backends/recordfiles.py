@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from daemon.errors import BackendFailed, Damaged, Foreign, NotFound, PoolMissing
+from daemon.errors import BackendFailed, Damaged, Foreign, PoolMissing, VolumeNotFound
 from daemon.storage.inventory import Volume
 from daemon.storage.record import DamagedRecord, Record, VolumeSpec, VolumeState, from_fields
 from host import ownfolder
@@ -36,8 +36,8 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @contextlib.contextmanager
-def told() -> Iterator[None]:
-    """What goes wrong inside is told to the pod's owner."""
+def volume_errors() -> Iterator[None]:
+    """What goes wrong inside becomes a VolumeError, worded for the pod's owner."""
     try:
         yield
     except (OSError, NotEmptied) as error:
@@ -47,7 +47,7 @@ def told() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Remembered:
+class StoredRecord:
     record: Record
     size: int
     """Bytes that were promised, where the data itself does not say it; else 0."""
@@ -68,7 +68,7 @@ class RecordFiles:
         if not self._drop_idle_reserve():
             self._keep_reserve()
 
-    def read_all(self) -> tuple[Mapping[str, Remembered], Mapping[str, str]]:
+    def read_all(self) -> tuple[Mapping[str, StoredRecord], Mapping[str, str]]:
         """What is remembered, and of what the memory is damaged and why; both by name of the PersistentVolume."""
         sound, damaged = {}, {}
         for path in sorted(self._folder.iterdir()):
@@ -76,13 +76,13 @@ class RecordFiles:
                 continue
             pv = path.name.removesuffix(_SUFFIX)
             try:
-                if remembered := self._read(pv):
-                    sound[pv] = remembered
+                if stored := self._read(pv):
+                    sound[pv] = stored
             except DamagedRecord as error:
                 damaged[pv] = f"{error} (in {path})"
         return sound, damaged
 
-    def read(self, pv: str) -> Remembered | None:
+    def read(self, pv: str) -> StoredRecord | None:
         """None when there is no file. Raises daemon.errors.Damaged."""
         try:
             return self._read(pv)
@@ -92,7 +92,7 @@ class RecordFiles:
                 f"{self._path(pv)}, or to remove it together with the data beside it"
             ) from error
 
-    def claim(self, spec: VolumeSpec) -> Remembered | None:
+    def claim(self, spec: VolumeSpec) -> StoredRecord | None:
         """What there is to go on from when the volume is made. Raises Foreign when another has its name, Damaged,
         PoolMissing."""
         self._refuse_absent(spec.pv)
@@ -104,20 +104,20 @@ class RecordFiles:
             )
         return before
 
-    def own(self, volume: Volume) -> Remembered:
-        """What is remembered of this very volume. Raises NotFound, also when only its namesake is here, Damaged,
+    def own(self, volume: Volume) -> StoredRecord:
+        """What is remembered of this very volume. Raises VolumeNotFound, also when only its namesake is here, Damaged,
         PoolMissing."""
         before = self.present(volume.pv)
         if before.record.uid != volume.record.uid:
-            raise NotFound(f"volume {volume.pv} is not on this node (any more)")
+            raise VolumeNotFound(f"volume {volume.pv} is not on this node (any more)")
         return before
 
-    def present(self, pv: str) -> Remembered:
-        """What is remembered by that name, whoever's it is. Raises NotFound, Damaged, PoolMissing."""
+    def present(self, pv: str) -> StoredRecord:
+        """What is remembered by that name, whoever's it is. Raises VolumeNotFound, Damaged, PoolMissing."""
         self._refuse_absent(pv)
         found = self.read(pv)
         if found is None:
-            raise NotFound(f"volume {pv} is not on this node (any more)")
+            raise VolumeNotFound(f"volume {pv} is not on this node (any more)")
         return found
 
     def _refuse_absent(self, pv: str) -> None:
@@ -128,7 +128,7 @@ class RecordFiles:
                 "that it is on, or makes it there"
             )
 
-    def _read(self, pv: str) -> Remembered | None:
+    def _read(self, pv: str) -> StoredRecord | None:
         try:
             text = _content(self._path(pv))
         except FileNotFoundError:
@@ -145,7 +145,7 @@ class RecordFiles:
         size = fields.get(_SIZE, 0)
         if not isinstance(size, int) or size < 0:
             raise DamagedRecord(f"size is {size!r}")
-        return Remembered(record, size)
+        return StoredRecord(record, size)
 
     def write(self, record: Record, size: int = 0) -> None:
         """On disk when this returns."""
@@ -226,10 +226,10 @@ class RecordFiles:
                     error.strerror,
                 )
 
-    def void(self, remembered: Remembered) -> None:
+    def void(self, stored: StoredRecord) -> None:
         """The first step of a removal: from now on what is left of the data counts for nothing."""
-        if remembered.record.state is not VolumeState.FORMATTING:
-            self.write(replace(remembered.record, state=VolumeState.FORMATTING), remembered.size)
+        if stored.record.state is not VolumeState.FORMATTING:
+            self.write(replace(stored.record, state=VolumeState.FORMATTING), stored.size)
 
     def forget(self, pv: str) -> None:
         """The last step of a removal: without its record, data is foreign."""

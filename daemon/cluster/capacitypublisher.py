@@ -182,7 +182,7 @@ class CapacityPublisher:
         for storage_class in self.classes.values():
             requested = _parameters(storage_class)
             pool = inventory.pool(self._pool_of(requested)) if requested else None
-            if requested and pool and pool.disturbed and pool.placeable(requested) is not None:
+            if requested and pool and pool.allocated_since_look and pool.placeable(requested) is not None:
                 try:
                     await self._refresh()
                 except VolumeError as error:

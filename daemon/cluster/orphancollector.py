@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from contract import quantity
 from contract.volume import DELETE, ObjectReference, PersistentVolume
-from daemon.errors import VolumeError, words
+from daemon.errors import VolumeError, message_of
 from daemon.storage.deletionguard import OwnerLookup, RemovalReason
 from daemon.storage.inventory import Volume
 from daemon.storage.record import Record, VolumeState
@@ -179,7 +179,7 @@ class OrphanCollector:
             if not await self._volumes.reclaim(volume.pv, volume.record.uid, volume.pool, RemovalReason.ORPHANED):
                 return  # it is being erased: look_at tells when it is done
         except Exception as error:
-            text = f"volume {volume.pv}, whose PersistentVolume is gone, is not removed: {words(error)}"
+            text = f"volume {volume.pv}, whose PersistentVolume is gone, is not removed: {message_of(error)}"
             self._events.warning(self._node, ORPHAN_FAILED, text)
             raise
         self._sightings.pop(volume.pv, None)

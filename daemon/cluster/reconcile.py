@@ -17,7 +17,7 @@ from contract.volume import DELETE, FAILED, RELEASED, PersistentVolume
 from daemon.cluster.capacitypublisher import CapacityPublisher
 from daemon.cluster.nodeassignment import is_recorded, record_made, remove_finalizer
 from daemon.cluster.nodevolumes import NodeVolumes, parameters_of, reclaim_policy, volume_spec
-from daemon.errors import VolumeError, words
+from daemon.errors import VolumeError, message_of
 from daemon.storage.inventory import Volume
 from daemon.storage.record import VolumeState
 from daemon.storage.volumes import Volumes
@@ -155,7 +155,7 @@ class Reconciler:
             await record_made(self._cluster, pv, volume.size)
 
     def _report(self, action: Action, pv: PersistentVolume, error: Exception) -> None:
-        message = words(error)
+        message = message_of(error)
         if action is Action.PREPARE:
             reason = GROWTH_FAILED if isinstance(error, _ResizeFailed) else PREPARATION_FAILED
             self._events.warning(pv.reference, reason, message)

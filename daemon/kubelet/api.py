@@ -61,15 +61,15 @@ class _Work:
 
 
 class Api:
-    """Answers callouts. `observe` is told the verb, the outcome ("success" or an error's class) and the seconds;
-    `heard` only that the kubelet called."""
+    """Answers callouts. `observe` gets the verb, the outcome ("success" or an error's class) and the seconds;
+    `called` is only called."""
 
     def __init__(
-        self, callouts: Callouts, observe: Callable[[str, str, float], None], heard: Callable[[], None]
+        self, callouts: Callouts, observe: Callable[[str, str, float], None], called: Callable[[], None]
     ) -> None:
         self._callouts = callouts
         self._observe = observe
-        self._heard = heard
+        self._called = called
         self._running: dict[str, _Work] = {}
 
     def application(self) -> web.Application:
@@ -107,7 +107,7 @@ class Api:
 
     async def _callout(self, request: web.Request) -> web.Response:
         call = calls.read(await _body(request))
-        self._heard()
+        self._called()
         return await self._answered(call)
 
     async def _init(self, request: web.Request) -> web.Response:

@@ -72,7 +72,7 @@ class Backend(Protocol):
 
     async def reread(self, volume: Volume) -> Volume:
         """What bears the name of the volume, or snapshot, in its pool, as its disk shows it now: whoever is about to
-        destroy it compares its record, all of which is of one moment. Raises NotFound, PoolMissing, Damaged."""
+        destroy it compares its record, all of which is of one moment. Raises VolumeNotFound, PoolMissing, Damaged."""
         ...
 
     async def rewrite(self, volume: Volume, record: Record) -> Volume:
@@ -81,7 +81,7 @@ class Backend(Protocol):
 
     def device(self, volume: Volume) -> AbstractAsyncContextManager[Path]:
         """The block device or folder of a volume, ready to be mounted. It stays valid after the context for as long
-        as it is mounted, and is given back when neither holds it. Raises NotFound."""
+        as it is mounted, and is given back when neither holds it. Raises VolumeNotFound."""
         ...
 
     async def extend(self, volume: Volume, size: int) -> Volume:

@@ -1,4 +1,4 @@
-"""How a volume comes to be: made, formatted or copied, and told from all that it must not be taken for.
+"""How a volume comes to be: made, formatted or copied, and kept apart from all that it must not be taken for.
 
 A volume is formatted only while its own record says that it never held anything. Whatever is found on a ready one, it
 is given out as it is or refused. What was ready once and is not there is lost, and no empty one takes its place.

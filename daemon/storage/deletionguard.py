@@ -49,23 +49,23 @@ Precondition = Callable[[Volume], Awaitable[Volume]]
 """The volume as its disk shows it now, whose data may go. Raises NotAuthorized, and what asking raises."""
 
 
-def refusal(removal: RemovalReason, believed: Record, found: Record, owner: Owner | None, cluster: str) -> str:
-    """Why the data must not go, empty if it may. `believed` is the record for which it was asked, `found` what the
+def refusal(removal: RemovalReason, expected: Record, actual: Record, owner: Owner | None, cluster: str) -> str:
+    """Why the data must not go, empty if it may. `expected` is the record for which it was asked, `actual` what the
     disk shows now."""
-    if changed := differences(believed, found):
+    if changed := differences(expected, actual):
         return f"its record changed meanwhile ({changed})"
-    if found.policy != DELETE:
-        return f"its record says {found.policy}"
-    if found.cluster and found.cluster != cluster:
-        return f"it belongs to cluster {found.cluster}, and this one is {cluster or 'not known yet'}"
+    if actual.policy != DELETE:
+        return f"its record says {actual.policy}"
+    if actual.cluster and actual.cluster != cluster:
+        return f"it belongs to cluster {actual.cluster}, and this one is {cluster or 'not known yet'}"
     if removal is RemovalReason.ORPHANED:
         if owner is not None:
             return f"there is a PersistentVolume of its name (uid {owner.uid})"
-        if not found.cluster:
+        if not actual.cluster:
             return "its record does not say of which cluster it is"
         return ""
-    if owner is None or owner.uid != found.uid:
-        return f"the API server has no PersistentVolume of its uid {found.uid} any more"
+    if owner is None or owner.uid != actual.uid:
+        return f"the API server has no PersistentVolume of its uid {actual.uid} any more"
     if owner.policy != DELETE:
         return f"its PersistentVolume has the reclaim policy {owner.policy}"
     return "" if owner.reclaimable else "its PersistentVolume is not deleted, or may be in use still"

@@ -10,7 +10,7 @@ byte goes, so a volume with half its data gone is never mounted; it says where t
 crash costs is those seconds; and it says that all is gone, so a crash after that costs nothing.
 
 Whether it may go at all is asked anew whenever bytes are about to: when its turn among those of its pool has come, and
-each time when the record is told how far it is. An erasure that meets another owner, or Retain, ends there; so does one
+each time when the record notes how far it is. An erasure that meets another owner, or Retain, ends there; so does one
 that can't ask.
 
 Volumes of one pool go one after the other: they lie on the same disks, and two at once would only make heads seek.
@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Protocol
 
 from contract.parameters import DISCARD, NO_ERASE
-from daemon.errors import ApiUnavailable, BackendFailed, InUse, NotAuthorized, VolumeError, words
+from daemon.errors import ApiUnavailable, BackendFailed, InUse, NotAuthorized, VolumeError, message_of
 from daemon.storage.backend import Backend, StaleData
 from daemon.storage.deletionguard import Precondition
 from daemon.storage.inventory import Volume, VolumeHealth
@@ -49,7 +49,7 @@ REMEMBER_SECONDS = 10.0
 the API server and a flush of the disk."""
 
 RETRY_SECONDS = 30.0
-"""How long a failure counts: those who ask meanwhile are told of it, who asks later has it tried again."""
+"""How long a failure counts: those who ask meanwhile get it again, who asks later has it tried again."""
 
 
 class Method(enum.Enum):
@@ -92,7 +92,7 @@ Rewrite = Callable[[Volume, Record], Awaitable[Volume]]
 
 
 class Listener(Protocol):
-    """Is told how erasures go."""
+    """Hears how erasures go."""
 
     def begun(self, volume: Volume) -> None: ...
 
@@ -233,14 +233,16 @@ class Eraser:
             if not foreseen:
                 log.exception("erasing failed", extra={"volume": volume.pv})
             error = BackendFailed(
-                f"the data of volume {volume.pv} can't be erased: {failed if foreseen else words(failed)}; it stays, "
-                "with its space, until its disk works again, and is tried again until then"
+                f"the data of volume {volume.pv} can't be erased: {failed if foreseen else message_of(failed)}; it "
+                "stays, with its space, until its disk works again, and is tried again until then"
             )
         finally:
             del self._running[volume.pv]
         if error:
             log.warning("%s", error, extra={"volume": volume.pv})
-            if not isinstance(error, NotAuthorized | ApiUnavailable):  # who asks again is told by who is asked
+            if not isinstance(
+                error, NotAuthorized | ApiUnavailable
+            ):  # who asks again is refused again, with the reason
                 self._failures[volume.pv] = _Failure(error, self._clock())
         self._listener.ended(volume, error)
 

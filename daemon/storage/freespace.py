@@ -185,7 +185,7 @@ class FreeSpace:
         # What is being taken is subtracted as held, and not a second time as promised.
         reservations = [reservation for reservation in self._reservations() if reservation.pv not in self._held]
         ratio, held = parameters.overprovision_ratio, self._held_in({pool.name})
-        taken = replace(pool, disturbed=pool.disturbed + held)
+        taken = replace(pool, allocated_since_look=pool.allocated_since_look + held)
         room = space_for(name, taken, made, reservations, ratio=ratio, parameters=parameters) - held
         if pool.sharing() and (shared := pool.filesystem):
             whole = Pool("", 0, shared.allocatable - shared.ours, shared.ours, 1, reserve=shared.reserve)

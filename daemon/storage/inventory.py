@@ -111,7 +111,7 @@ class Pool:
     """What gives less room than it could, and what to do about it."""
     extents: FreeExtents | None = None
     """Where its free space is, if it has devices, as of the last look."""
-    disturbed: int = 0
+    allocated_since_look: int = 0
     """Bytes that we took since that look: from which of the devices, only the next one tells."""
     more_volumes: int | None = None
     """How many more it can note. None: any number."""
@@ -133,7 +133,7 @@ class Pool:
         legs = leg_count(parameters)
         if self.extents is None or self.extents.is_sum(legs):
             return None
-        return self.extents.most(legs) * self.granularity - self.weight(parameters) * self.disturbed
+        return self.extents.most(legs) * self.granularity - self.weight(parameters) * self.allocated_since_look
 
     def weight(self, parameters: VolumeParameters, other: VolumeParameters | None = None) -> int:
         """By how many bytes at most `placeable` falls when a volume with parameters `other`, None for any, takes one.

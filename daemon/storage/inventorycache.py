@@ -104,7 +104,7 @@ class InventoryCache:
         pools = tuple(
             replace(pool, size=pool.size + more.data, free=pool.free + more.data)
             if pool.name == pool_name
-            else replace(pool, free=pool.free - more.taken, disturbed=pool.disturbed + more.taken)
+            else replace(pool, free=pool.free - more.taken, allocated_since_look=pool.allocated_since_look + more.taken)
             if pool.name == group
             else pool
             for pool in self._inventory.pools
@@ -130,8 +130,11 @@ def merged(known: Inventory, found: Inventory, touched: Collection[str]) -> Inve
 
 
 def _figures_of(known: Pool, found: Pool) -> Pool:
-    """What a look found, with the figures that are known: `disturbed` among them, for it may not have seen those."""
-    return replace(found, size=known.size, free=known.free, ours=known.ours, disturbed=known.disturbed)
+    """What a look found, with the figures that are known: `allocated_since_look` among them, for it may not have seen
+    those."""
+    return replace(
+        found, size=known.size, free=known.free, ours=known.ours, allocated_since_look=known.allocated_since_look
+    )
 
 
 def _with(inventory: Inventory, volume: Volume) -> Inventory:
@@ -155,5 +158,5 @@ def _taken_from(pool: Pool, pool_name: str, taken: int) -> Pool:
         pool = replace(pool, filesystem=replace(shared, ours=shared.ours + taken))
     if pool.name != pool_name:
         return pool
-    disturbed = pool.disturbed + max(taken, 0) if pool.extents else 0
-    return replace(pool, free=pool.free - taken, ours=pool.ours + taken, disturbed=disturbed)
+    allocated_since_look = pool.allocated_since_look + max(taken, 0) if pool.extents else 0
+    return replace(pool, free=pool.free - taken, ours=pool.ours + taken, allocated_since_look=allocated_since_look)

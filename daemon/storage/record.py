@@ -43,7 +43,7 @@ class VolumeState(enum.Enum):
 
 
 class DamagedRecord(ValueError):
-    """Our owner mark, but no record that can be relied on. The words say what is wrong."""
+    """Our owner mark, but no record that can be relied on. The message says what is wrong."""
 
 
 @dataclass(frozen=True)
@@ -125,14 +125,14 @@ class Record:
         )
 
 
-def differences(believed: Record, found: Record) -> str:
+def differences(expected: Record, actual: Record) -> str:
     """In what decides whose a volume is and what may become of it. Empty: in nothing."""
     pairs = (
-        ("uid", believed.uid, found.uid),
-        ("policy", believed.policy, found.policy),
-        ("state", believed.state.value, found.state.value),
-        ("cluster", believed.cluster, found.cluster),
-        ("snapshot-of", believed.snapshot_of, found.snapshot_of),
+        ("uid", expected.uid, actual.uid),
+        ("policy", expected.policy, actual.policy),
+        ("state", expected.state.value, actual.state.value),
+        ("cluster", expected.cluster, actual.cluster),
+        ("snapshot-of", expected.snapshot_of, actual.snapshot_of),
     )
     return ", ".join(f"{key}: {now or 'none'} for {then or 'none'}" for key, then, now in pairs if then != now)
 

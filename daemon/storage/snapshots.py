@@ -127,7 +127,7 @@ class Snapshots:
         self.collect_garbage()
 
     def collect_garbage(self) -> None:
-        """Begins to let go of all that nobody copies. What fails is told in the log, and begun anew the next time."""
+        """Begins to delete all that nobody copies. What fails is logged, and tried again the next time."""
         for snapshot in self._cache.inventory.snapshots:
             if snapshot.pv not in self._copied and snapshot.pv not in self._deleting and self._is_ours(snapshot):
                 task = asyncio.create_task(self._delete(snapshot), name=f"let go of {snapshot.pv}")
@@ -155,7 +155,7 @@ class Snapshots:
             while not await self._queue("reclaim", name, None, lambda: self._removed(name)):
                 await self._eraser.wait_idle(name)
         except VolumeError:
-            return  # the turn has told of it
+            return  # it is logged
         finally:
             del self._deleting[name]
 

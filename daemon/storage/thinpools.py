@@ -2,7 +2,7 @@
 
 A thin pool may be promised more than it has, so it can fill up while every volume still has room on paper. Then writes
 of all its volumes wait and fail, and full metadata is no better than full data. So a pool grows from what its group has
-left, when the StorageClass of a volume in it says so and nobody else was promised it; else people are told at the first
+left, when the StorageClass of a volume in it says so and nobody else was promised it; else it is reported at the first
 threshold, and nothing new is made from the second one on.
 """
 
@@ -23,7 +23,7 @@ class Level(enum.IntEnum):
 
 
 _HYSTERESIS = 3.0
-"""Percent below a threshold at which it counts as left again: a pool that wavers there is told of once."""
+"""Percent below a threshold at which it counts as left again: a pool that wavers there is reported once."""
 
 
 @dataclass(frozen=True)

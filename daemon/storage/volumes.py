@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 Observer = Callable[[str, str, float], None]
-"""Told of each operation that ended: its kind, "success" or the name of its error, and the seconds it took."""
+"""Called for each operation that ended: its kind, "success" or the name of its error, and the seconds it took."""
 
 
 class Volumes:
@@ -52,7 +52,7 @@ class Volumes:
 
     `reservations` gives what the PersistentVolumes of this node have a right to, `may_clone` tells whether a
     PersistentVolume may be a copy of another one, `parallelism` bounds the operations that load the disks, `erase_rate`
-    the bytes a second that erasing takes (0: no bound), and `erasing` is told of it.
+    the bytes a second that erasing takes (0: no bound), and `erasing` hears of it.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class Volumes:
 
     async def reclaim(self, pv: str, uid: str, pool: str, removal: RemovalReason = RemovalReason.RECLAIM) -> bool:
         """Whether the volume of this very PersistentVolume is gone with its data, its space free. False: its data is
-        being erased, ask again when the listener was told that this has ended. Raises InUse while it is mounted in a
+        being erased, ask again when the listener has heard that this has ended. Raises InUse while it is mounted in a
         pod, and PoolMissing while `pool` can't be seen: a volume that is not found then may come back with its disk.
         Raises NotAuthorized when the API server or its own record do not say, asked right before, that it may go, and
         ApiUnavailable when that can't be asked. A volume of that name but another uid is not its own, and stays."""

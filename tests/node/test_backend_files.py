@@ -15,7 +15,7 @@ from contract.parameters import VolumeParameters
 from daemon.backends.folder import FolderBackend
 from daemon.backends.loop import LoopBackend
 from daemon.backends.recordfiles import RESERVE
-from daemon.errors import BackendFailed, Damaged, Foreign, InUse, NoSpace, NotAuthorized, NotFound
+from daemon.errors import BackendFailed, Damaged, Foreign, InUse, NoSpace, NotAuthorized, VolumeNotFound
 from daemon.storage.backend import Backend
 from daemon.storage.inventory import ForeignVolume, Volume
 from daemon.storage.record import VolumeSpec, VolumeState
@@ -87,10 +87,10 @@ async def test_life_of_a_volume(kind: str, data: Path) -> None:
     await restarted.remove(volume)
     await restarted.remove(volume)
     assert files(data) == []
-    with pytest.raises(NotFound):
+    with pytest.raises(VolumeNotFound):
         async with restarted.device(volume):
             pass
-    with pytest.raises(NotFound):
+    with pytest.raises(VolumeNotFound):
         await restarted.rewrite(volume, volume.record)
 
 
@@ -130,7 +130,7 @@ async def test_the_name_is_taken(kind: str, data: Path) -> None:
     with pytest.raises(Foreign, match="uid-1"):
         await backend.create(replace(SPEC, uid="uid-2"))
     namesake = Volume(replace(SPEC, uid="uid-2").record(VolumeState.READY), 8 * MIB, kind)
-    with pytest.raises(NotFound):
+    with pytest.raises(VolumeNotFound):
         await backend.rewrite(namesake, namesake.record)
     with pytest.raises(NotAuthorized, match="uid: uid-1 for uid-2"):
         await backend.remove(namesake)

@@ -12,7 +12,7 @@ import pytest
 from contract.capacity import footprint
 from contract.parameters import VolumeParameters
 from daemon.backends.lvm import LvmBackend
-from daemon.errors import Damaged, Foreign, InUse, NoSpace, NotAuthorized, NotFound, PoolMissing
+from daemon.errors import Damaged, Foreign, InUse, NoSpace, NotAuthorized, PoolMissing, VolumeNotFound
 from daemon.storage.inventory import Volume
 from daemon.storage.record import VolumeSpec, VolumeState
 from host import blockdevice, command, filesystem, mounting
@@ -191,12 +191,12 @@ async def test_a_volume_that_is_not_active_becomes_so(lvm: Lvm, backend: LvmBack
     async with backend.device(volume) as device:
         assert blockdevice.is_block_device(device)
     await backend.remove(volume)
-    with pytest.raises(NotFound):
+    with pytest.raises(VolumeNotFound):
         async with backend.device(volume):
             pass
-    with pytest.raises(NotFound):
+    with pytest.raises(VolumeNotFound):
         await backend.rewrite(volume, SPEC.record(VolumeState.READY))
-    with pytest.raises(NotFound):
+    with pytest.raises(VolumeNotFound):
         await backend.extend(volume, 2 * GIB)
 
 

@@ -106,7 +106,7 @@ def figures(volumes: Volumes) -> set[Pool]:
     """What is taken and free. How full a thin pool and a filesystem are changes with what is written, and where free
     extents lie is known again only after a look."""
     return {
-        replace(pool, thin=None, filesystem=None, extents=None, disturbed=0, more_volumes=None)
+        replace(pool, thin=None, filesystem=None, extents=None, allocated_since_look=0, more_volumes=None)
         for pool in volumes.inventory.pools
     }
 

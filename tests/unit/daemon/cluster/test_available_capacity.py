@@ -159,7 +159,8 @@ def test_a_promise_may_lie_where_it_hurts_most() -> None:
 
 def test_what_was_taken_since_the_last_look_may_too() -> None:
     assert (
-        available_capacity(replace(devices(50, 10), disturbed=4 * EXTENT), PAIR, [], []).largest_volume == 12 * EXTENT
+        available_capacity(replace(devices(50, 10), allocated_since_look=4 * EXTENT), PAIR, [], []).largest_volume
+        == 12 * EXTENT
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from contract.parameters import VolumeParameters
 from contract.volume import DELETE, RETAIN
-from daemon.errors import BackendFailed, Damaged, Foreign, Lost, NoSpace, NotFound, PoolMissing
+from daemon.errors import BackendFailed, Damaged, Foreign, Lost, NoSpace, PoolMissing, VolumeNotFound
 from daemon.storage.backend import StaleData
 from daemon.storage.freespace import Reservation
 from daemon.storage.inventory import DamagedVolume, Inventory, Pool, UnavailablePool, Volume
@@ -78,7 +78,7 @@ class Memory:
 
     async def reread(self, volume: Volume) -> Volume:
         if volume.pv not in self.volumes:
-            raise NotFound(volume.pv)
+            raise VolumeNotFound(volume.pv)
         return self.volumes[volume.pv]
 
     async def rewrite(self, volume: Volume, record: Record) -> Volume:
