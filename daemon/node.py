@@ -45,8 +45,7 @@ from kube.records import Node, Pod, read_node, read_pod
 from service import endpoints, logs
 from service.endpoints import Health
 from service.environment import SettingsError
-from service.lifetime import raise_open_files, until_asked
-from service.supervision import Supervisor
+from service.lifecycle import Supervisor, raise_open_files, run_until_signal
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +71,7 @@ async def run(chosen: Settings) -> None:
     if any(found.kind == LVM for found in chosen.classes.values()):
         groupfile.attach_all(chosen.data_dir)
     async with cluster:
-        await until_asked(Daemon(chosen, cluster, backend_of(chosen)).run())
+        await run_until_signal(Daemon(chosen, cluster, backend_of(chosen)).run())
     log.info("ended; mounts stay as they are")
 
 

@@ -33,8 +33,7 @@ from kube.errors import ApiError
 from kube.events import Recorder
 from kube.informer import Informer
 from kube.records import Node, Pod, read_node
-from service.periodic import PeriodicLoop
-from service.supervision import Supervisor
+from service.lifecycle import PeriodicLoop, Supervisor
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,6 @@ from types import TracebackType
 
 import aiohttp
 
-from kube import connection
-from kube.connection import ConfigurationError
 from kube.errors import (
     AlreadyExists,
     ApiError,
@@ -43,7 +41,7 @@ from kube.resources import (
     VOLUMES,
     Resource,
 )
-from kube.transport import Transport
+from kube.transport import ConfigurationError, Transport, load_configuration
 
 __all__ = [
     "CAPACITIES",
@@ -109,9 +107,9 @@ class Cluster:
     async def connect(
         cls, kubeconfig: str | None = None, *, program: str = "elastic-local", deadline: float = 30.0
     ) -> "Cluster":
-        """Reads the configuration (connection.load) and opens no connection yet. `deadline`: seconds for each
-        request. `program` names us in the server's audit log. Raises ConfigurationError."""
-        return cls(Transport(await connection.load(kubeconfig), kubeconfig, program), deadline)
+        """Reads the configuration (transport.load_configuration) and opens no connection yet. `deadline`: seconds for
+        each request. `program` names us in the server's audit log. Raises ConfigurationError."""
+        return cls(Transport(await load_configuration(kubeconfig), kubeconfig, program), deadline)
 
     def guarded(self, before_write: Callable[[], None]) -> "Cluster":
         """This connection, over which nothing is written unless `before_write`, asked at the last moment, lets it pass:

@@ -12,12 +12,32 @@ import asyncio
 import logging
 import math
 import random
+import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from kube.client import LEASES, AlreadyExists, ApiError, Cluster, Conflict, Json, NotFound
-from kube.clock import Clock
 from kube.errors import NoLongerLeading
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Monotonic seconds, also those that a suspended machine slept through: for everybody else they went by. `speed`:
+    how many of them go by in one real second."""
+
+    speed: float = 1.0
+
+    def now(self) -> float:
+        return time.clock_gettime(time.CLOCK_BOOTTIME) * self.speed
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds / self.speed)
+
+    def timeout(self, seconds: float) -> asyncio.Timeout:
+        """As asyncio.timeout."""
+        return asyncio.timeout(seconds / self.speed)
+
 
 _log = logging.getLogger(__name__)
 _RELEASE_SECONDS = 2.0
@@ -37,7 +57,7 @@ async def lead(
     lease_seconds: float = 15,
     renew_deadline: float = 10,
     retry: float = 2,
-    clock: Clock = Clock(),  # noqa: B008 - frozen
+    clock: Clock = Clock(),
 ) -> None:
     """Waits for the lease, then does `work` for as long as it is held, and gives it back when the work ends. The work
     gets a connection to use for all that it does: see `_Lease.still_held`.

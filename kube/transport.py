@@ -8,25 +8,57 @@ start. And connections get TCP keepalive: a watch is silent for minutes, and a s
 Who may only write while a condition holds has it checked here, as late as a process can: after the wait for a
 connection, after new credentials, at each try, right before the bytes go to the kernel. What the kernel has is sent
 even if the process is stopped then; for that there are the preconditions of the API.
+
+Where the API server is and who we are comes from the library's configuration: kubeconfig files (certificates, tokens,
+exec plugins, OIDC) and a pod's service account. Ours is the order in which they are looked for, and an error that says
+what to set.
 """
 
 import asyncio
 import json
 import logging
+import os
 import socket
 import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import aiohttp
+import yaml
 from kubernetes.aio.client import ApiClient, Configuration
-from kubernetes.aio.config import ConfigException
+from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 
-from kube import connection
-from kube.connection import ConfigurationError
 from kube.errors import ApiError, Json, Unauthorized, from_status
+
+
+class ConfigurationError(Exception):
+    """There is no usable way to an API server: says what was looked at and what to set."""
+
+
+async def load_configuration(kubeconfig: str | None) -> Configuration:
+    """The configuration of `kubeconfig`, else $KUBECONFIG, else the pod's service account, else ~/.kube/config.
+
+    Raises ConfigurationError."""
+    configuration = Configuration()
+    home = Path.home() / ".kube" / "config"
+    path = kubeconfig or os.environ.get("KUBECONFIG")
+    try:
+        if not path and "KUBERNETES_SERVICE_HOST" in os.environ:
+            load_incluster_config(configuration)
+            return configuration
+        if not path and not home.exists():
+            raise ConfigurationError(
+                f"no API server is configured: set KUBECONFIG, or create {home}, or run in a pod with a service account"
+            )
+        await load_kube_config(path or str(home), client_configuration=configuration, persist_config=False)
+    except (ConfigException, OSError, yaml.YAMLError, TypeError) as error:
+        source = f"kubeconfig {path or home}" if path or home.exists() else "the pod's service account"
+        raise ConfigurationError(f"{source} can't be used: {error}") from error
+    return configuration
+
 
 _log = logging.getLogger(__name__)
 _CONNECTIONS = 256
@@ -115,7 +147,7 @@ class Transport:
                 return True
             self._renewed = time.monotonic()
             try:
-                fresh = await connection.load(self._kubeconfig)
+                fresh = await load_configuration(self._kubeconfig)
                 if fresh.cert_file:
                     self._api.rest_client.ssl_context.load_cert_chain(fresh.cert_file, fresh.key_file)
             except (ConfigurationError, OSError) as error:

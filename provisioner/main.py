@@ -23,8 +23,7 @@ from provisioner.volumecreation import DeletedClaimCheck, VolumeCreator
 from service import endpoints, logs
 from service.endpoints import Health
 from service.environment import SettingsError
-from service.lifetime import raise_open_files, until_asked
-from service.supervision import Supervisor
+from service.lifecycle import Supervisor, raise_open_files, run_until_signal
 
 COMPONENT = "elastic-local-provisioner"
 
@@ -41,7 +40,7 @@ async def run(settings: Settings) -> None:
     except ConfigurationError as error:
         raise SettingsError(f"KUBECONFIG: {error}") from error
     async with cluster:
-        await until_asked(serve(cluster, settings))
+        await run_until_signal(serve(cluster, settings))
 
 
 async def serve(cluster: Cluster, settings: Settings) -> None:

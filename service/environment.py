@@ -3,10 +3,11 @@
 A wrong value ends the program at its start with the variable's name: one that guesses would do the wrong thing later.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from service import duration, logs
+from service import logs
 
 LOG_FORMATS = (logs.TEXT, logs.JSON)
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
@@ -60,14 +61,14 @@ def span(text: str) -> float | None:
     if text.lower() == "never":
         return None
     try:
-        return duration.parse(text)
+        return parse_duration(text)
     except ValueError:
         raise ValueError("allowed is a duration such as 10s, 5m0s or 1h30m, or never") from None
 
 
 def period(text: str) -> float:
     """Seconds between two of what is done again and again."""
-    seconds = duration.parse(text)
+    seconds = parse_duration(text)
     if not seconds:
         raise ValueError("allowed is a duration above zero, such as 10s")
     return seconds
@@ -79,3 +80,28 @@ def address(text: str) -> tuple[str, int]:
     if not colon or not port.isascii() or not port.isdecimal() or int(port) > 65535:
         raise ValueError("allowed is HOST:PORT or :PORT, such as :8080 or [::1]:8080")
     return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+_DURATION_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION_TERM = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)", re.ASCII)
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a duration as Go and Kubernetes write it: `10s`, `1h30m`, `5m0s`, `1.5h`. Source: time.ParseDuration.
+    Raises ValueError; a negative duration is one, for nothing here can wait for less than no time."""
+    if text in ("0", "+0"):
+        return 0.0
+    rest, seconds = text.removeprefix("+"), 0.0
+    if not rest:
+        raise ValueError(_duration_remedy(text))
+    while rest:
+        term = _DURATION_TERM.match(rest)
+        if term is None:
+            raise ValueError(_duration_remedy(text))
+        seconds += float(term[1]) * _DURATION_UNITS[term[2]]
+        rest = rest[term.end() :]
+    return seconds
+
+
+def _duration_remedy(text: str) -> str:
+    return f"{text!r} is not a duration such as 10s, 5m0s or 1h30m"

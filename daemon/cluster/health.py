@@ -13,8 +13,8 @@ from daemon.cluster.events import NodeEvents
 from daemon.storage.inventory import Inventory, VolumeHealth
 from daemon.storage.volumes import Volumes
 from kube.events import Recorder
+from service.lifecycle import PeriodicLoop
 from service.logs import about
-from service.periodic import PeriodicLoop
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from daemon.storage.deviceclasses import LVM, DeviceClass
 from daemon.storage.inventory import Inventory
 from daemon.storage.thinpools import Level, level
 from daemon.storage.volumes import Volumes
-from service.periodic import PeriodicLoop
+from service.lifecycle import PeriodicLoop
 
 log = logging.getLogger(__name__)
 

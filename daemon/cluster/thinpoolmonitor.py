@@ -20,7 +20,7 @@ from daemon.storage.thinpools import (
     usage_percent,
 )
 from daemon.storage.volumes import Volumes
-from service.periodic import PeriodicLoop
+from service.lifecycle import PeriodicLoop
 
 log = logging.getLogger(__name__)
 

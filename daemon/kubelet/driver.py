@@ -11,7 +11,7 @@ from pathlib import Path
 
 from daemon.cluster.events import NodeEvents
 from flexdriver import installation
-from service.periodic import PeriodicLoop
+from service.lifecycle import PeriodicLoop
 
 log = logging.getLogger(__name__)
 

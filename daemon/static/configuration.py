@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from daemon.static.cleaners import QUICK_RESET
-from service import duration, yamldecoder
-from service.environment import Environment, period
+from service import yamldecoder
+from service.environment import Environment, parse_duration, period
 from service.yamldecoder import DecodeError, Fields
 
 Json = dict[str, Any]
@@ -226,7 +226,7 @@ def _folder(where: str, path: str) -> str:
 
 def _duration(where: str, value: object) -> float:
     try:
-        return duration.parse(yamldecoder.string(where, value))
+        return parse_duration(yamldecoder.string(where, value))
     except ValueError as error:
         raise DecodeError(f"{where}: {error}") from None
 

@@ -15,7 +15,7 @@ from daemon.static import configuration
 from daemon.static.configuration import Configuration, ConfigurationError, ReservedFolders, refuse_reserved_folders
 from daemon.static.metrics import StaticMetrics
 from kube.events import Recorder
-from service.periodic import PeriodicLoop
+from service.lifecycle import PeriodicLoop
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import aiohttp
 
 from contract import names
 from kube.client import CLAIMS, EVENTS, PODS
-from service.lifetime import raise_open_files
+from service.lifecycle import raise_open_files
 from tests.sandbox.programs import Program
 from tests.sandbox.sandbox import Sandbox
 from tests.sandbox.workloads import Namespace, claim, pod

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from kube.client import LEASES, Cluster
-from kube.clock import Clock
 from kube.errors import NoLongerLeading
-from kube.leadership import LeadershipLost, lead
+from kube.leadership import Clock, LeadershipLost, lead
 from tests.unit.kube.apiserver import ApiServer, Json, connected, hang, status
 from tests.waiting import until
 

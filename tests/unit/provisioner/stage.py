@@ -9,7 +9,7 @@ from kube.client import CLAIMS, VOLUMES, ApiError, Json
 from provisioner.main import Term
 from provisioner.metrics import Metrics
 from provisioner.settings import Settings
-from service.supervision import Supervisor
+from service.lifecycle import Supervisor
 from tests.unit.provisioner.memory import MemoryCluster
 
 Act = Callable[[], Awaitable[None]]

@@ -1,6 +1,6 @@
 import pytest
 
-from service import duration
+from service.environment import parse_duration
 
 
 @pytest.mark.parametrize(
@@ -17,10 +17,10 @@ from service import duration
     ],
 )
 def test_as_go_writes_them(text: str, seconds: float) -> None:
-    assert duration.parse(text) == pytest.approx(seconds)
+    assert parse_duration(text) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize("text", ["", "5", "-5s", "s", "5 s", "1h30", "1d", ".s", "+", "٣s"])
 def test_anything_else_is_told_with_examples(text: str) -> None:
     with pytest.raises(ValueError, match="not a duration such as 10s, 5m0s or 1h30m"):
-        duration.parse(text)
+        parse_duration(text)

@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 
-from service.periodic import PeriodicLoop
+from service.lifecycle import PeriodicLoop
 from tests.waiting import until
 
 

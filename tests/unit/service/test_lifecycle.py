@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from service.supervision import Supervisor
+from service.lifecycle import Supervisor
 from tests.waiting import until
 
 
@@ -50,7 +50,7 @@ async def test_what_is_meant_to_end_the_program_ends_it() -> None:
 
 
 async def test_a_part_that_runs_well_again_is_well_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.supervision._WELL", 0.01)
+    monkeypatch.setattr("service.lifecycle._WELL", 0.01)
     supervisor, begun = Supervisor(first=0.001), []
 
     async def part() -> None:
