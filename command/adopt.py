@@ -8,7 +8,7 @@ import typer
 import yaml
 
 from command import adoption, thisnode
-from command.adoption import Heir, Plan, Untagged
+from command.adoption import Plan, TargetClaim, Untagged
 from command.options import Form
 from command.running import Stop, cluster, need_root, patience, run
 from command.table import Column, show, show_json, size
@@ -43,8 +43,8 @@ def adopt(
     kubeconfig: str | None,
     form: Form,
 ) -> None:
-    heir = _heir(volumes, claim, storage_class)
-    plans = run(_adopt(volumes, heir, yes, manifest, kubeconfig))
+    target = _target_claim(volumes, claim, storage_class)
+    plans = run(_adopt(volumes, target, yes, manifest, kubeconfig))
     if manifest:
         _show_manifests([plan.manifest for plan in plans if plan.manifest], form)
     elif form is Form.JSON:
@@ -63,7 +63,7 @@ def _show_manifests(manifests: list[adoption.Json], form: Form) -> None:
         typer.echo(yaml.safe_dump_all(manifests), nl=False)
 
 
-def _heir(named: list[str], claim: str | None, storage_class: str) -> Heir | None:
+def _target_claim(named: list[str], claim: str | None, storage_class: str) -> TargetClaim | None:
     if claim is None:
         return None
     namespace, slash, name = claim.partition("/")
@@ -71,7 +71,7 @@ def _heir(named: list[str], claim: str | None, storage_class: str) -> Heir | Non
         raise typer.BadParameter(f"{claim!r} is not NAMESPACE/NAME of a claim", param_hint="--claim")
     if len(named) != 1:
         raise typer.BadParameter("name the one volume that the claim is to have", param_hint="--claim")
-    return Heir(namespace, name, storage_class)
+    return TargetClaim(namespace, name, storage_class)
 
 
 @dataclass(frozen=True)
@@ -86,13 +86,15 @@ class _Found:
     """Identity of the cluster."""
 
 
-async def _adopt(named: list[str], heir: Heir | None, yes: bool, manifest: bool, kubeconfig: str | None) -> list[Plan]:
+async def _adopt(
+    named: list[str], target: TargetClaim | None, yes: bool, manifest: bool, kubeconfig: str | None
+) -> list[Plan]:
     need_root("looking into volumes")
     here = thisnode.chosen()
     async with cluster(kubeconfig) as connected:
         async with patience("comparing this node with the API server"):
             found = await _find(here, connected)
-            plans = adoption.chosen(await _plans(found, heir, named), named)
+            plans = adoption.chosen(await _plans(found, target, named), named)
         if unknown := set(named) - {plan.volume for plan in plans}:
             hidden = "".join(f"; {each.reason}" for each in found.inventory.unavailable)
             raise Stop(
@@ -122,11 +124,11 @@ async def _find(here: Settings, connected: Cluster) -> _Found:
     )
 
 
-async def _plans(found: _Found, heir: Heir | None, named: list[str]) -> list[Plan]:
+async def _plans(found: _Found, target: TargetClaim | None, named: list[str]) -> list[Plan]:
     mirrors = await _mirrors(found.tools) if found.tools else set()
     plans = [
         adoption.of_recorded(
-            volume, volume.pv in mirrors, found.volumes, found.node, heir, found.cluster, named=volume.pv in named
+            volume, volume.pv in mirrors, found.volumes, found.node, target, found.cluster, named=volume.pv in named
         )
         for volume in found.inventory.volumes
     ]

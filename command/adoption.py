@@ -1,10 +1,10 @@
 """What can be adopted, and how. Pure.
 
 Two kinds of volumes hold data that no PersistentVolume of ours can reach. Those of elastic/local-volume are logical
-volumes without tags, named like their PersistentVolume: they get a record, and the PersistentVolume what ties it to its
-node. Orphans have our record, but their PersistentVolume was deleted (policy Retain): it is made anew, for one claim
-that a person names, because whoever gets it gets the data. Volumes of another cluster are taken over in the same ways,
-but only by name: that cluster may be alive, and its pods write to them.
+volumes without tags, named like their PersistentVolume: they get a record, and the PersistentVolume its node
+assignment. Orphans have our record, but their PersistentVolume was deleted (policy Retain): it is made anew, for one
+claim that a person names, because whoever gets it gets the data. Volumes of another cluster are taken over in the same
+ways, but only by name: that cluster may be alive, and its pods write to them.
 
 A plan is made from what is found each time, so one that was cut off is taken up by the next.
 """
@@ -25,7 +25,7 @@ from kube.records import Node
 
 Json = dict[str, Any]
 
-ADOPT, TIE, RETAG, RECREATE = "adopt", "tie", "take over", "make its PersistentVolume anew"
+ADOPT, ASSIGN, RETAG, RECREATE = "adopt", "assign", "take over", "make its PersistentVolume anew"
 ASK, REFUSE = "name a claim", "leave"
 
 
@@ -60,8 +60,8 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Heir:
-    """For whom an orphan is made reachable again."""
+class TargetClaim:
+    """The claim that gets the volume of an orphan."""
 
     namespace: str
     claim: str
@@ -91,7 +91,7 @@ def of_untagged(found: Untagged, volumes: Mapping[str, PersistentVolume], node: 
         ADOPT,
         f"of elastic/local-volume, for claim {pv.claim or 'none'}",
         record,
-        tie(pv, NodeAssignment(node.name, node.hostname, found.pool)),
+        adoption_patch(pv, NodeAssignment(node.name, node.hostname, found.pool)),
     )
 
 
@@ -100,13 +100,13 @@ def of_recorded(
     mirrored: bool,
     volumes: Mapping[str, PersistentVolume],
     node: Node,
-    heir: Heir | None,
+    target: TargetClaim | None,
     cluster: str,
     *,
     named: bool,
 ) -> Plan | None:
-    """None when there is nothing to do: its PersistentVolume is there and tied to it. `named`: a person asks for this
-    very volume."""
+    """None when there is nothing to do: its PersistentVolume is there and assigned to this node. `named`: a person asks
+    for this very volume."""
     pv = volumes.get(volume.pv)
     theirs = volume.record.cluster not in ("", cluster)
     whose = f"of another cluster ({volume.record.cluster})" if theirs else "an orphan"
@@ -120,20 +120,27 @@ def of_recorded(
     if theirs and pv is not None and not named:
         why = f"{whose}: if nothing there uses it any more, `elastic-local adopt {volume.pv} --yes` takes it over"
         return Plan(volume.pv, volume.size, ASK, why)
-    if pv is None and heir is None:
+    if pv is None and target is None:
         why = f"{whose}: `elastic-local adopt {volume.pv} --claim NAMESPACE/NAME` says who is to have its data"
         return Plan(volume.pv, volume.size, ASK, why)
     if pv is None:
-        assert heir is not None
-        why = f"{whose}, for claim {heir.namespace}/{heir.claim}"
+        assert target is not None
+        why = f"{whose}, for claim {target.namespace}/{target.claim}"
         record = replace(volume.record, policy=RETAIN, cluster=cluster)
-        return Plan(volume.pv, volume.size, RECREATE, why, record, manifest=anew(volume, mirrored, assignment, heir))
+        return Plan(
+            volume.pv,
+            volume.size,
+            RECREATE,
+            why,
+            record,
+            manifest=recreated_volume(volume, mirrored, assignment, target),
+        )
     if why := _not_here(pv, node):
         return refuse(why)
     if pv.uid == volume.record.uid and not theirs:
-        patch = tie(pv, assignment)
+        patch = adoption_patch(pv, assignment)
         return (
-            Plan(volume.pv, volume.size, TIE, "its PersistentVolume is not tied to it yet", patch=patch)
+            Plan(volume.pv, volume.size, ASSIGN, "its PersistentVolume has no node assignment yet", patch=patch)
             if patch
             else None
         )
@@ -143,7 +150,7 @@ def of_recorded(
     why = f"its PersistentVolume was made anew, for claim {pv.claim or 'any of its class'}"
     if theirs:
         why = f"{whose}, for claim {pv.claim or 'any of its class'}: be sure that nothing there uses it"
-    return Plan(volume.pv, volume.size, RETAG, why, record, tie(pv, assignment))
+    return Plan(volume.pv, volume.size, RETAG, why, record, adoption_patch(pv, assignment))
 
 
 def _not_here(pv: PersistentVolume, node: Node) -> str:
@@ -152,7 +159,7 @@ def _not_here(pv: PersistentVolume, node: Node) -> str:
         return "its PersistentVolume is being deleted: set its reclaim policy to Retain first, if the data is to stay"
     if pv.hostnames and pv.hostnames != (node.hostname,):
         return (
-            f"its PersistentVolume is tied to the hostname {', '.join(pv.hostnames)}, and this node has "
+            f"its PersistentVolume is assigned to the hostname {', '.join(pv.hostnames)}, and this node has "
             f"{node.hostname}: that can't be changed, make the PersistentVolume anew (docs/operations.md)"
         )
     try:
@@ -162,19 +169,19 @@ def _not_here(pv: PersistentVolume, node: Node) -> str:
     return ""
 
 
-def tie(pv: PersistentVolume, assignment: NodeAssignment) -> Json | None:
+def adoption_patch(pv: PersistentVolume, assignment: NodeAssignment) -> Json | None:
     """The patch that gives a PersistentVolume what those of ours have; None when it has all of it. The affinity can be
     set only once."""
     wanted = contract_volume.node_assignment_patch(assignment)
-    tied = pv.node_label == names.node_label_value(assignment.node) and names.FINALIZER in pv.finalizers
-    if tied and pv.pool == assignment.pool and pv.pinned:
+    assigned = pv.node_label == names.node_label_value(assignment.node) and names.FINALIZER in pv.finalizers
+    if assigned and pv.pool == assignment.pool and pv.pinned:
         return None
     wanted["metadata"]["finalizers"] = list(dict.fromkeys((*pv.finalizers, names.FINALIZER)))
     wanted["metadata"]["resourceVersion"] = pv.resource_version
     return {"metadata": wanted["metadata"]} if pv.pinned else wanted
 
 
-def anew(volume: Volume, mirrored: bool, assignment: NodeAssignment, heir: Heir) -> Json:
+def recreated_volume(volume: Volume, mirrored: bool, assignment: NodeAssignment, target: TargetClaim) -> Json:
     """The PersistentVolume of an orphan. Policy Retain: nobody said that the data may go with the next claim."""
     group, _, thin_pool = assignment.pool.partition("/")
     layout = VolumeParameters(filesystem=volume.record.filesystem)
@@ -200,12 +207,12 @@ def anew(volume: Volume, mirrored: bool, assignment: NodeAssignment, heir: Heir)
             "capacity": {"storage": quantity.render(volume.size)},
             "accessModes": ["ReadWriteOnce"],
             "persistentVolumeReclaimPolicy": RETAIN,
-            "storageClassName": heir.storage_class,
+            "storageClassName": target.storage_class,
             "claimRef": {
                 "apiVersion": "v1",
                 "kind": "PersistentVolumeClaim",
-                "namespace": heir.namespace,
-                "name": heir.claim,
+                "namespace": target.namespace,
+                "name": target.claim,
             },
             "flexVolume": {
                 "driver": names.DRIVER,

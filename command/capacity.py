@@ -1,9 +1,9 @@
-"""`capacity`: how much room each node offers to each class, as its daemon publishes it and the scheduler sees it."""
+"""`capacity`: how much capacity each node has for each class, as its daemon publishes it and the scheduler sees it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from command import nodesbyexec
+from command import nodeexec
 from command.options import Form
 from command.running import cluster, patience, run
 from command.table import Column, share, show, size
@@ -40,14 +40,14 @@ def capacity(namespace: str, kubeconfig: str | None, form: Form) -> None:
         run(_capacities(namespace, kubeconfig)),
         _COLUMNS,
         form,
-        nothing="no node has published room: `elastic-local doctor --cluster` says why",
+        nothing="no node has published capacity: `elastic-local doctor --cluster` says why",
     )
 
 
 async def _capacities(namespace: str, kubeconfig: str | None) -> list[Row]:
     """Of the namespace in which daemons publish: their account, too, may list them there."""
     async with patience("asking the API server"), cluster(kubeconfig) as connected:
-        namespace = await nodesbyexec.namespace_of(connected, namespace)
+        namespace = await nodeexec.namespace_of(connected, namespace)
         found = [contract_capacity.read(body) for body in await connected.list(CAPACITIES, namespace)]
     return rows(each for each in found if each is not None)
 

@@ -1,4 +1,4 @@
-"""A check-up: questions in the order in which things depend on each other, each with the command that mends it."""
+"""A check-up: questions in the order in which things depend on each other, each with the command that corrects it."""
 
 import enum
 from collections.abc import Sequence
@@ -18,20 +18,20 @@ class Finding:
 
     check: str
     verdict: Verdict
-    words: str
+    message: str
     remedy: str = ""
 
 
-def ok(check: str, words: str) -> Finding:
-    return Finding(check, Verdict.OK, words)
+def ok(check: str, message: str) -> Finding:
+    return Finding(check, Verdict.OK, message)
 
 
-def wrong(check: str, words: str, remedy: str) -> Finding:
-    return Finding(check, Verdict.WRONG, words, remedy)
+def wrong(check: str, message: str, remedy: str) -> Finding:
+    return Finding(check, Verdict.WRONG, message, remedy)
 
 
-def unknown(check: str, words: str, remedy: str = "") -> Finding:
-    return Finding(check, Verdict.UNKNOWN, words, remedy)
+def unknown(check: str, message: str, remedy: str = "") -> Finding:
+    return Finding(check, Verdict.UNKNOWN, message, remedy)
 
 
 def healthy(findings: Sequence[Finding]) -> bool:

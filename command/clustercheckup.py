@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from command import rights
+from command import permissions
 from command.checkup import Finding, ok, unknown, wrong
 from contract import capacity as contract_capacity
 from contract import names
@@ -42,9 +42,9 @@ async def findings(cluster: Cluster, namespace: str, only_node: str = "") -> lis
             nodes = [read_node(body) for body in await cluster.list(NODES)]
     except ApiError as error:
         remedy = "kubectl get nodes"
-        return [wrong("API server", f"it does not tell of {only_node or 'the nodes'}: {error}", remedy)]
+        return [wrong("API server", f"it does not return {only_node or 'the nodes'}: {error}", remedy)]
     found = [ok("API server", f"it knows {only_node or f'{len(nodes)} nodes'}"), *map(hostname, nodes)]
-    found += await _rights(cluster, namespace)
+    found += await _permissions(cluster, namespace)
     if not only_node:
         found.append(await _driver_object(cluster))
     classes = [read_storage_class(body) for body in await cluster.list(CLASSES)]
@@ -64,19 +64,19 @@ def hostname(node: Node) -> Finding:
     check = f"node {node.name}: hostname label"
     if not node.hostname:
         remedy = f"kubectl label node {node.name} {names.HOSTNAME_LABEL}={node.name}"
-        return wrong(check, f"it has no label {names.HOSTNAME_LABEL}, so no volume can be tied to it", remedy)
+        return wrong(check, f"it has no label {names.HOSTNAME_LABEL}, so no volume can be assigned to it", remedy)
     return ok(check, node.hostname)
 
 
-async def _rights(cluster: Cluster, namespace: str) -> list[Finding]:
-    me = await rights.own_account(cluster, namespace)
+async def _permissions(cluster: Cluster, namespace: str) -> list[Finding]:
+    me = await permissions.own_account(cluster, namespace)
     found = []
-    for account in [me] if me else rights.ACCOUNTS:
-        check = f"rights of the {account}"
+    for account in [me] if me else permissions.ACCOUNTS:
+        check = f"permissions of the {account}"
         try:
-            absent = await rights.missing(cluster, account, namespace, own=bool(me))
+            absent = await permissions.missing(cluster, account, namespace, own=bool(me))
         except ApiError as error:
-            found.append(unknown(check, f"the API server does not tell: {error}", "ask as an administrator"))
+            found.append(unknown(check, f"the API server does not answer: {error}", "ask as an administrator"))
             continue
         if absent:
             found.append(wrong(check, f"it may not {'; '.join(absent)}", "kubectl apply -k deploy/base"))
@@ -90,12 +90,12 @@ async def _driver_object(cluster: Cluster) -> Finding:
     try:
         body = await cluster.get(DRIVERS, names.PROVISIONER)
     except ApiError as error:
-        why = f"without it the scheduler does not know how much room a node has ({error})"
+        why = f"without it the scheduler does not know how much capacity a node has ({error})"
         return wrong(check, why, "kubectl apply -f deploy/base/csidriver.yaml")
     if not body["spec"].get("storageCapacity"):
         return wrong(
             check,
-            "its storageCapacity is not true, so the scheduler does not look at the room of nodes",
+            "its storageCapacity is not true, so the scheduler does not look at the capacity of nodes",
             "kubectl apply -f deploy/base/csidriver.yaml",
         )
     return ok(check, "there, with storageCapacity")
@@ -111,7 +111,7 @@ def storage_classes(ours: Sequence[StorageClass]) -> list[Finding]:
         return [
             unknown(
                 check,
-                f"{', '.join(blind)}: served, but the scheduler can't see room for the old name of the provisioner",
+                f"{', '.join(blind)}: served, but the scheduler can't see capacity for the old name of the provisioner",
                 f"for new claims use a class with the provisioner {names.PROVISIONER}",
             )
         ]
@@ -120,7 +120,7 @@ def storage_classes(ours: Sequence[StorageClass]) -> list[Finding]:
 
 async def _leader(cluster: Cluster, namespace: str) -> Finding:
     try:
-        body = await cluster.get(LEASES, rights.LEASE, namespace)
+        body = await cluster.get(LEASES, permissions.LEASE, namespace)
     except ApiError as error:
         remedy = f"kubectl -n {namespace} get pods -l app.kubernetes.io/component=provisioner"
         return wrong("provisioner", f"none has ever led: {error}", remedy)
@@ -147,8 +147,8 @@ def capacity_of(
     now: datetime,
     namespace: str = names.NAMESPACE,
 ) -> Finding:
-    """The scheduler takes a node without an object for one without room."""
-    check = f"node {node.name}: published room"
+    """The scheduler takes a node without an object for one without capacity."""
+    check = f"node {node.name}: published capacity"
     logs = f"kubectl -n {namespace} get pods -l app.kubernetes.io/component=daemon -o wide | grep {node.name}"
     here = [each for each in published if each.capacity.node == names.node_label_value(node.name)]
     if not here:
@@ -177,10 +177,12 @@ def stuck(volumes: Iterable[tuple[PersistentVolume, float | None]], nodes: Colle
     if not late:
         return ok("reclaim", "no volume waits for its node")
     gone = sorted(pv.name for pv in late if pv.node_label not in labels)
-    words = f"waiting for more than {_STUCK / 60:.0f} minutes: {', '.join(sorted(pv.name for pv in late))}"
+    message = f"waiting for more than {_STUCK / 60:.0f} minutes: {', '.join(sorted(pv.name for pv in late))}"
     if gone:
-        return wrong("reclaim", f"{words}; the node of {', '.join(gone)} is gone", "docs/operations.md, A node is lost")
-    return wrong("reclaim", words, f"kubectl describe pv {late[0].name}")
+        return wrong(
+            "reclaim", f"{message}; the node of {', '.join(gone)} is gone", "docs/operations.md, A node is lost"
+        )
+    return wrong("reclaim", message, f"kubectl describe pv {late[0].name}")
 
 
 def _published(body: Json) -> Published | None:

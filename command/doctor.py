@@ -4,7 +4,7 @@ import dataclasses
 
 import typer
 
-from command import clustercheckup, nodecheckup, nodesbyexec, thisnode
+from command import clustercheckup, nodecheckup, nodeexec, thisnode
 from command.checkup import Finding, Verdict, healthy, unknown, wrong
 from command.options import Form
 from command.running import cluster, patience, run
@@ -24,13 +24,13 @@ def doctor(whole_cluster: bool, namespace: str, kubeconfig: str | None, form: Fo
         show_json([dataclasses.asdict(finding) for finding in found])
     else:
         for finding in found:
-            _tell(finding)
+            _print(finding)
     if not healthy(found):
         raise typer.Exit(1)
 
 
-def _tell(finding: Finding) -> None:
-    typer.echo(f"{_MARKS[finding.verdict]}{finding.check}: {finding.words}")
+def _print(finding: Finding) -> None:
+    typer.echo(f"{_MARKS[finding.verdict]}{finding.check}: {finding.message}")
     if finding.remedy:
         typer.echo(f"         -> {finding.remedy}")
 
@@ -41,7 +41,7 @@ async def _of_node(namespace: str, kubeconfig: str | None) -> list[Finding]:
         found = await nodecheckup.findings(here)
     try:
         async with patience("asking the API server"), cluster(kubeconfig) as connected:
-            namespace = await nodesbyexec.namespace_of(connected, namespace)
+            namespace = await nodeexec.namespace_of(connected, namespace)
             return found + await clustercheckup.findings(connected, namespace, here.node_name)
     except ConfigurationError as error:
         return [*found, unknown("API server", str(error), "run doctor in the daemon's pod, or set KUBECONFIG")]
@@ -51,4 +51,4 @@ async def _of_node(namespace: str, kubeconfig: str | None) -> list[Finding]:
 
 async def _of_cluster(namespace: str, kubeconfig: str | None) -> list[Finding]:
     async with patience("checking the cluster"), cluster(kubeconfig) as connected:
-        return await clustercheckup.findings(connected, await nodesbyexec.namespace_of(connected, namespace))
+        return await clustercheckup.findings(connected, await nodeexec.namespace_of(connected, namespace))

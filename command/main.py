@@ -1,7 +1,7 @@
-"""The words of the command. Each program takes its settings from the environment, as a pod has them; what a person
-types is an option.
+"""The commands of `elastic-local`. Each program takes its settings from the environment, as a pod has them; what a
+person types is an option.
 
-What a word does is imported when it is asked for: help and completion take a tenth of a second instead of a whole one,
+What a command does is imported when it runs: help and completion take a tenth of a second instead of a whole one,
 and the provisioner's process does not carry the daemon.
 """
 
@@ -32,7 +32,9 @@ app.add_typer(vg, name="vg")
 @app.command()
 def volumes(
     whole_cluster: Annotated[bool, typer.Option("--cluster", help="Of all nodes, by kubectl exec.")] = False,
-    local: Annotated[bool, typer.Option("--local", help="Ask no API server: no claims, and no orphans told.")] = False,
+    local: Annotated[
+        bool, typer.Option("--local", help="Ask no API server: no claims, and orphans are not marked.")
+    ] = False,
     namespace: Namespace = names.NAMESPACE,
     kubeconfig: Kubeconfig = None,
     output: Output = Form.TABLE,
@@ -53,9 +55,9 @@ def volumes(
 def capacity(
     namespace: Namespace = names.NAMESPACE, kubeconfig: Kubeconfig = None, output: Output = Form.TABLE
 ) -> None:
-    """How much room each node has for each class, and how much of it is taken or promised.
+    """How much capacity each node has for each class, and how much of it is used or reserved.
 
-    Classes that share a pool show the same room: it can be given away only once.
+    Classes that share a pool show the same capacity: it can be used only once.
     """
     from command import capacity
 
@@ -97,7 +99,7 @@ def doctor(
     output: Output = Form.TABLE,
 ) -> None:
     """Check what can be wrong on this node, or with --cluster in the cluster, in the order in which things depend on
-    each other. Under each fault stands the command that mends it. Exit code 1 when there is one.
+    each other. Under each fault stands the command that corrects it. Exit code 1 when there is one.
 
     On a node: run it in the daemon's pod, or as root. For the cluster: with an administrator's kubeconfig.
     """

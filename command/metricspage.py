@@ -17,7 +17,7 @@ Written by `make docs` from the code: changes here are lost. Both programs serve
 Histograms have `_bucket`, `_sum` and `_count`; what Python and the process tell of themselves is left out.
 Alerts and a dashboard: `deploy/dashboards`.
 """
-_ROW = "| `{name}` | {kind} | {labels} | {words} |"
+_ROW = "| `{name}` | {kind} | {labels} | {meaning} |"
 _TABLE = "\n## {title}\n\n| name | type | labels | meaning |\n|---|---|---|---|"
 
 
@@ -45,8 +45,8 @@ def _rows(registry: CollectorRegistry) -> Iterator[str]:
             continue
         name = f"{family.name}_total" if family.type == "counter" else family.name
         of_family: tuple[str, ...] = labels.get(family.name) or getattr(family, "_labelnames", None) or ()
-        words = ", ".join(f"`{label}`" for label in of_family)
-        yield _ROW.format(name=name, kind=family.type, labels=words, words=family.documentation)
+        of_labels = ", ".join(f"`{label}`" for label in of_family)
+        yield _ROW.format(name=name, kind=family.type, labels=of_labels, meaning=family.documentation)
 
 
 def _labels(registry: CollectorRegistry) -> dict[str, tuple[str, ...]]:

@@ -135,7 +135,7 @@ async def storage(here: Settings) -> list[Finding]:
         for each in inventory.unavailable
         if each.reason not in absent.values()
     ]
-    found += [wrong("storage", words, commands_in(words)) for words in noticed(inventory, here.classes)]
+    found += [wrong("storage", message, commands_in(message)) for message in noticed(inventory, here.classes)]
     if inventory.damaged:
         names = ", ".join(each.name for each in inventory.damaged)
         found.append(wrong("records", f"volumes with a damaged record: {names}", "elastic-local volumes"))
@@ -148,9 +148,9 @@ def _remedy(problem: str, lacking_class: DeviceClass) -> str:
     return commands_in(problem) or f"elastic-local vg create {lacking_class.group} DEVICE..."
 
 
-def commands_in(words: str) -> str:
+def commands_in(message: str) -> str:
     """The commands that an explanation names."""
-    return "; or ".join(re.findall(r"`([^`]+)`", words))
+    return "; or ".join(re.findall(r"`([^`]+)`", message))
 
 
 def propagation(mounts: list[Mount], kubelet_root: Path) -> Finding:
@@ -219,11 +219,11 @@ def readiness(report: str) -> list[Finding]:
     found = []
     for line in report.splitlines():
         if line.startswith("[+]"):
-            name, _, words = line[3:].partition(" ok")
-            found.append(ok(f"daemon: {name}", f"ok{words}"))
+            name, _, message = line[3:].partition(" ok")
+            found.append(ok(f"daemon: {name}", f"ok{message}"))
         elif line.startswith("[-]"):
-            name, _, words = line[3:].partition(": ")
-            found.append(wrong(f"daemon: {name}", words, "as it says; then see the log of this node's daemon"))
+            name, _, message = line[3:].partition(": ")
+            found.append(wrong(f"daemon: {name}", message, "as it says; then see the log of this node's daemon"))
     return found or [wrong("daemon", f"it answered: {report.strip()[:200]}", "is LISTEN_ADDRESS another program's?")]
 
 

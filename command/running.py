@@ -24,7 +24,7 @@ _PATIENCE = 2.0
 
 
 class Stop(Exception):
-    """The command can't go on. The words say why and what to do."""
+    """The command can't go on. The message says why and what to do."""
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -32,14 +32,14 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     try:
         return asyncio.run(work)
     except (Stop, VolumeError, LvmError, CommandError, SettingsError) as error:
-        words = str(error)
+        message = str(error)
     except ConfigurationError as error:
-        words = f"{error}, or name a kubeconfig with --kubeconfig"
+        message = f"{error}, or name a kubeconfig with --kubeconfig"
     except ApiError as error:
-        words = f"the API server says: {error}"
+        message = f"the API server answers: {error}"
     except KeyboardInterrupt:
-        words = "interrupted; the same command goes on from here"
-    typer.echo(f"elastic-local: {words}", err=True)
+        message = "interrupted; the same command goes on from here"
+    typer.echo(f"elastic-local: {message}", err=True)
     raise typer.Exit(1)
 
 
@@ -52,7 +52,7 @@ def need_root(what: str) -> None:
 async def patience(doing: str) -> AsyncIterator[None]:
     """Says on stderr what is being done once it has taken two seconds: a spinner for a person, a line for a log."""
 
-    async def tell() -> None:
+    async def report() -> None:
         await asyncio.sleep(_PATIENCE)
         if not sys.stderr.isatty():
             typer.echo(f"{doing} ...", err=True)
@@ -60,13 +60,13 @@ async def patience(doing: str) -> AsyncIterator[None]:
         with Console(stderr=True).status(f"{doing} ..."):
             await asyncio.Event().wait()
 
-    telling = asyncio.create_task(tell())
+    reporting = asyncio.create_task(report())
     try:
         yield
     finally:
-        telling.cancel()
+        reporting.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await telling
+            await reporting
 
 
 @contextlib.asynccontextmanager

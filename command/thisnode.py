@@ -6,8 +6,8 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
-from command import holdings
-from command.holdings import Row
+from command import volumerows
+from command.volumerows import Row
 from contract.names import DRIVER_FOLDER
 from daemon import settings
 from daemon.node import backend_of
@@ -26,7 +26,7 @@ async def rows(of: Settings) -> list[Row]:
     """Raises VolumeError."""
     inventory = await backend_of(of).inspect()
     mounts = mounttable.read()
-    return holdings.of_node(inventory, of.node_name, _used(mounts, of.staging_dir), _users(mounts, of.kubelet_root))
+    return volumerows.of_node(inventory, of.node_name, _used(mounts, of.staging_dir), _users(mounts, of.kubelet_root))
 
 
 def _used(mounts: list[Mount], staging: Path) -> Mapping[str, int]:

@@ -185,8 +185,8 @@ def _forget(file: Path) -> None:
 def _attached(file: Path, wanted: int) -> Path:
     if not file.exists():
         ownfolder.establish(file.parent)
-        room = os.statvfs(file.parent)
-        free = room.f_bavail * room.f_frsize
+        filesystem = os.statvfs(file.parent)
+        free = filesystem.f_bavail * filesystem.f_frsize
         if wanted > free:
             raise Stop(
                 f"the filesystem of {file.parent} has {quantity.humane(free)} left for a file of "

@@ -2,11 +2,11 @@
 
 import typer
 
-from command import nodesbyexec, thisnode
-from command.holdings import Row, joined
+from command import nodeexec, thisnode
 from command.options import Form
 from command.running import cluster, patience, run
 from command.table import Column, show, size
+from command.volumerows import Row, joined
 from contract import names
 from contract import volume as contract_volume
 from contract.volume import PersistentVolume
@@ -15,7 +15,7 @@ from kube.client import NODES, PODS, VOLUMES, ApiError, Cluster, ConfigurationEr
 from kube.records import Pod, read_node, read_pod
 
 _IMPATIENT = 5.0
-"""Seconds for an API server that is only asked for more: what the node knows is told without it."""
+"""Seconds for the API server, which only adds to the answer: what the node knows is shown without it."""
 
 _COLUMNS = (
     Column[Row]("node", lambda row: row.node or "-"),
@@ -48,7 +48,7 @@ async def _of_node(local: bool, kubeconfig: str | None) -> list[Row]:
             node = read_node(await connected.get(NODES, chosen.node_name))
             here = await _identity(connected)
     except (ApiError, ConfigurationError) as error:
-        typer.echo(f"without claims, and orphans not told from others: {error}", err=True)
+        typer.echo(f"without claims, and orphans are not marked: {error}", err=True)
         return rows
     label = names.node_label_value(chosen.node_name)
     mine = [volume for volume in volumes if volume.node_label == label or volume.uid in {row.uid for row in rows}]
@@ -59,8 +59,8 @@ async def _of_cluster(namespace: str, kubeconfig: str | None) -> list[Row]:
     async with patience("asking the cluster and each of its nodes"), cluster(kubeconfig) as connected:
         volumes, pods = await _known(connected)
         nodes = [read_node(body) for body in await connected.list(NODES)]
-        namespace = await nodesbyexec.namespace_of(connected, namespace)
-        answers = await nodesbyexec.ask(connected, namespace, kubeconfig)
+        namespace = await nodeexec.namespace_of(connected, namespace)
+        answers = await nodeexec.ask(connected, namespace, kubeconfig)
         here = await _identity(connected)
     for node, why in sorted(answers.failures.items()):
         typer.echo(f"node {node} did not answer: {why}", err=True)
@@ -71,11 +71,11 @@ async def _of_cluster(namespace: str, kubeconfig: str | None) -> list[Row]:
 
 
 async def _identity(connected: Cluster) -> str:
-    """Empty for who may not read it: then volumes of other clusters are not told from orphans."""
+    """Empty for who may not read it: then volumes of other clusters look like orphans."""
     try:
         return await read_cluster_uid(connected)
     except ApiError as error:
-        typer.echo(f"without volumes of other clusters told from ours: {error}", err=True)
+        typer.echo(f"volumes of other clusters are not marked: {error}", err=True)
         return ""
 
 

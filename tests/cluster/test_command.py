@@ -111,13 +111,19 @@ async def test_a_healthy_node_and_cluster_have_no_fault(namespace: Namespace) ->
     answer = await as_administrator(sandbox, "doctor", "--cluster", "--output", "json")
     assert (answer.code, [finding for finding in answer.json if finding["verdict"] == "wrong"]) == (0, [])
     checks = {finding["check"] for finding in answer.json}
-    assert {"provisioner", "reclaim", "rights of the daemon", "rights of the provisioner", "StorageClasses"} <= checks
+    assert {
+        "provisioner",
+        "reclaim",
+        "permissions of the daemon",
+        "permissions of the provisioner",
+        "StorageClasses",
+    } <= checks
 
     node = sandbox.nodes["node-b"]
     found = (await on_node(node, "doctor", "--output", "json")).json
     verdicts = {finding["check"]: finding["verdict"] for finding in found}
-    assert verdicts["rights of the daemon"] == "ok"
-    assert verdicts["node node-b: published room"] == "ok"
+    assert verdicts["permissions of the daemon"] == "ok"
+    assert verdicts["node node-b: published capacity"] == "ok"
     assert verdicts["socket"] == verdicts["driver"] == verdicts["storage (LOOP)"] == "ok"
     # The sandbox keeps its mounts from the machine, and that is just what this check is for.
     faults = {check for check, verdict in verdicts.items() if verdict == "wrong"}
@@ -138,11 +144,11 @@ async def test_doctor_names_what_is_broken_and_what_mends_it(fresh_sandbox: Make
     answer = await as_administrator(sandbox, "doctor", "--cluster")
     assert answer.code == 1
     for words in (
-        "WRONG  rights of the daemon: it may not get nodes; get namespaces; get pods",
+        "WRONG  permissions of the daemon: it may not get nodes; get namespaces; get pods",
         "-> kubectl apply -k deploy/base",
         "WRONG  CSIDriver elastic-local.volumes.k8s.elastic.co: without it",
         "WRONG  provisioner: none leads now",
-        "WRONG  node node-a: published room: none",
+        "WRONG  node node-a: published capacity: none",
     ):
         assert words in answer.output, answer.output
 

@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 
 from command import adoption
-from command.adoption import Heir, Untagged
+from command.adoption import TargetClaim, Untagged
 from contract import names, volume
 from daemon.storage.record import VolumeState
 from tests.agreeing import CLUSTER
 from tests.unit.command.objects import GIB, NODE, held, of_elastic, persistent_volume
 
 _OLD = Untagged("pvc-1", "vg", GIB, "ext4")
-_HEIR = Heir("default", "heir", "elastic-local")
+_TARGET = TargetClaim("default", "heir", "elastic-local")
 
 
 def test_a_volume_of_elastic_gets_a_record_and_its_persistentvolume_is_tied() -> None:
@@ -39,7 +39,7 @@ def test_one_that_has_no_node_yet_gets_its_affinity_too() -> None:
     [
         (replace(_OLD, signature=""), of_elastic(), "nothing was ever written"),
         (replace(_OLD, signature="xfs"), of_elastic(), "it holds xfs"),
-        (_OLD, of_elastic("node-1"), "tied to the hostname node-1"),
+        (_OLD, of_elastic("node-1"), "assigned to the hostname node-1"),
         (_OLD, replace(of_elastic(), deleting=True), "is being deleted"),
         (_OLD, replace(of_elastic(), phase="Released"), "is being deleted"),
         (_OLD, replace(of_elastic(), options={"fsck": "never"}), "'fsck'"),
@@ -60,7 +60,7 @@ def test_a_logical_volume_without_a_persistentvolume_is_none_of_our_business() -
 def test_an_adoption_that_was_cut_off_is_taken_up_and_a_whole_one_left() -> None:
     plan = adoption.of_recorded(held(), False, {"pvc-1": of_elastic()}, NODE, None, CLUSTER, named=False)
     assert plan is not None
-    assert (plan.action, plan.record) == (adoption.TIE, None)
+    assert (plan.action, plan.record) == (adoption.ASSIGN, None)
     assert adoption.of_recorded(held(), False, {"pvc-1": persistent_volume()}, NODE, None, CLUSTER, named=False) is None
 
 
@@ -70,12 +70,12 @@ def test_an_orphan_waits_for_a_person_to_name_its_heir() -> None:
     assert plan.action == adoption.ASK
     assert not plan.doable
     assert (
-        adoption.of_recorded(held(state=VolumeState.FORMATTING), False, {}, NODE, _HEIR, CLUSTER, named=False) is None
+        adoption.of_recorded(held(state=VolumeState.FORMATTING), False, {}, NODE, _TARGET, CLUSTER, named=False) is None
     )
 
 
 def test_the_new_persistentvolume_is_for_the_heir_alone_and_counts_as_the_old_one_did() -> None:
-    plan = adoption.of_recorded(held(pool="vg/pool"), False, {}, NODE, _HEIR, CLUSTER, named=False)
+    plan = adoption.of_recorded(held(pool="vg/pool"), False, {}, NODE, _TARGET, CLUSTER, named=False)
     assert plan is not None
     assert plan.manifest is not None
     body = plan.manifest
@@ -92,7 +92,7 @@ def test_the_new_persistentvolume_is_for_the_heir_alone_and_counts_as_the_old_on
     assert read.parameters().thin
     assert read.parameters().thin_pool == "pool"
 
-    mirrored = adoption.of_recorded(held(), True, {}, NODE, _HEIR, CLUSTER, named=False)
+    mirrored = adoption.of_recorded(held(), True, {}, NODE, _TARGET, CLUSTER, named=False)
     assert mirrored is not None
     assert mirrored.manifest is not None
     assert mirrored.manifest["spec"]["flexVolume"]["options"]["raid"] == "raid1"
@@ -114,7 +114,7 @@ def test_a_persistentvolume_made_anew_takes_over_what_it_names() -> None:
 def test_what_is_taken_over_says_of_which_cluster_it_is() -> None:
     untagged = adoption.of_untagged(_OLD, {"pvc-1": of_elastic()}, NODE, CLUSTER)
     retagged = adoption.of_recorded(held("uid-2"), False, {"pvc-1": of_elastic()}, NODE, None, CLUSTER, named=False)
-    orphan = adoption.of_recorded(held(), False, {}, NODE, _HEIR, CLUSTER, named=False)
+    orphan = adoption.of_recorded(held(), False, {}, NODE, _TARGET, CLUSTER, named=False)
     for plan in (untagged, retagged, orphan):
         assert plan is not None
         assert plan.record is not None
@@ -123,7 +123,7 @@ def test_what_is_taken_over_says_of_which_cluster_it_is() -> None:
 
 def test_an_orphan_is_to_be_retained_from_the_moment_an_heir_is_named() -> None:
     orphan = replace(held(), record=replace(held().record, policy="Delete"))
-    plan = adoption.of_recorded(orphan, False, {}, NODE, _HEIR, CLUSTER, named=True)
+    plan = adoption.of_recorded(orphan, False, {}, NODE, _TARGET, CLUSTER, named=True)
     assert plan is not None
     assert plan.record is not None
     assert plan.record.policy == "Retain"

@@ -23,7 +23,7 @@ _CLASS = StorageClass("elastic-local", names.PROVISIONER, {}, "Delete", (), "Wai
 
 def wrong(finding: Finding, words: str) -> None:
     assert finding.verdict is Verdict.WRONG, finding
-    assert words in finding.words
+    assert words in finding.message
     assert finding.remedy
 
 
@@ -33,7 +33,7 @@ def test_published_room_must_be_of_this_very_node_for_every_class_and_of_no_futu
 
     fine = verdict(_PUBLISHED)
     assert fine.verdict is Verdict.OK
-    assert "3 hours ago" in fine.words
+    assert "3 hours ago" in fine.message
     wrong(verdict(), "none")
     wrong(verdict(replace(_PUBLISHED, owner_uid="earlier")), "earlier node")
     wrong(verdict(replace(_PUBLISHED, capacity=replace(_CAPACITY, hostname="old"))), "names the hostname old")
@@ -96,5 +96,5 @@ def test_filesystems_that_the_kernel_lacks(registered: str, verdict: str) -> Non
 def test_what_the_daemon_says_of_itself_is_passed_on() -> None:
     found = nodecheckup.readiness("[+]socket ok\n[-]driver: the kubelet does not call it\nreadyz check failed\n")
     assert [finding.verdict for finding in found] == [Verdict.OK, Verdict.WRONG]
-    assert "the kubelet does not call it" in found[1].words
+    assert "the kubelet does not call it" in found[1].message
     assert nodecheckup.readiness("<html>")[0].verdict is Verdict.WRONG

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from kubernetes_validate.utils import schema_contents
 
-from command.adoption import tie
+from command.adoption import adoption_patch
 from contract import capacity, names, volume
 from contract.capacity import Capacity
 from contract.volume import NodeAssignment
@@ -227,7 +227,7 @@ def test_a_daemon_may_do_what_it_does_on_its_own_node(policies: Policies, node: 
     assert read
     assignment = NodeAssignment(node.name, node.hostname, "pool")
     assert asker.patch(nowhere, assignment_patch(read, assignment)) == ""
-    assert asker.patch(nowhere, tie(read, assignment) or {}) == ""
+    assert asker.patch(nowhere, adoption_patch(read, assignment) or {}) == ""
     by_hand = dynamic(node, labels={}, finalizers=["kubernetes.io/pv-protection"])
     read = volume.read(by_hand)
     assert read

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from command import nodesbyexec
+from command import nodeexec
 from kube.client import Cluster
 
 _KUBECTL = f"""#!{sys.executable} -IS
@@ -26,7 +26,7 @@ print('[{{"volume": "pvc-1", "uid": "u", "node": "well", "state": "ready", "size
 
 class Daemons:
     async def list(self, *_: Any, **selectors: str) -> list[dict[str, Any]]:
-        assert selectors == {"label_selector": nodesbyexec.DAEMONS}
+        assert selectors == {"label_selector": nodeexec.DAEMONS}
         return [pod("well"), pod("dead"), pod("odd"), pod("starting", "Pending")]
 
 
@@ -41,7 +41,7 @@ async def test_nodes_that_do_not_answer_are_told_and_nothing_is_guessed_of_them(
     (tmp_path / "kubectl").write_text(_KUBECTL)
     (tmp_path / "kubectl").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    answers = await nodesbyexec.ask(cast(Cluster, Daemons()), "elastic-local", None)
+    answers = await nodeexec.ask(cast(Cluster, Daemons()), "elastic-local", None)
     assert [(row.volume, row.node, row.pods) for row in answers.rows] == [("pvc-1", "well", ("p",))]
     assert answers.nodes == {"well"}
     assert answers.failures.keys() == {"dead", "odd"}
@@ -71,4 +71,4 @@ class Elsewhere:
 async def test_where_the_daemons_are_is_where_commands_look(
     given: str, daemons: tuple[str, ...], expected: str
 ) -> None:
-    assert await nodesbyexec.namespace_of(cast(Cluster, Elsewhere(*daemons)), given) == expected
+    assert await nodeexec.namespace_of(cast(Cluster, Elsewhere(*daemons)), given) == expected

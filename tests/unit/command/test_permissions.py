@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from command import rights
+from command import permissions
 
 _BASE = Path(__file__).parents[3] / "deploy" / "base"
 
 
-@pytest.mark.parametrize("account", rights.ACCOUNTS)
+@pytest.mark.parametrize("account", permissions.ACCOUNTS)
 def test_doctor_asks_for_nothing_that_deploy_does_not_give(account: str) -> None:
     granted = set()
     for document in yaml.safe_load_all((_BASE / f"rbac-{account}.yaml").read_text()):
@@ -22,7 +22,7 @@ def test_doctor_asks_for_nothing_that_deploy_does_not_give(account: str) -> None
                             granted.add((document["kind"] == "Role", group, resource, verb, name))
     asked = {
         (right.own_namespace, right.resource.group, right.resource.plural, verb, right.name)
-        for right in rights.ACCOUNTS[account]
+        for right in permissions.ACCOUNTS[account]
         for verb in right.verbs
     }
     assert asked <= granted

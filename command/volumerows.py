@@ -1,4 +1,4 @@
-"""What a node holds, joined with what the API server knows of it: the rows of `volumes`. Pure.
+"""The rows of `volumes`: the volumes on the nodes, joined with what the API server knows of them. Pure.
 
 A node knows its volumes by their records and nothing of claims; the API server knows PersistentVolumes, claims and
 pods, and nothing of what really lies on a disk. The two meet by the uid of the PersistentVolume.
@@ -24,7 +24,7 @@ RELEASED_STATE = "released"
 """Its claim is gone."""
 DELETING = "deleting"
 LOST = "lost"
-"""Tied to a node that the cluster does not have."""
+"""Assigned to a node that the cluster does not have."""
 UNSEEN = "unseen"
 """Its node was not asked, or did not answer, or can't see all of its storage now. A row of that state without a uid
 names such storage."""
@@ -94,21 +94,21 @@ def _snapshot_remark(snapshot: Volume) -> str:
 
 
 def joined(
-    held: Iterable[Row],
+    node_rows: Iterable[Row],
     volumes: Collection[PersistentVolume],
     pods: Iterable[Pod],
     nodes: Sequence[Node],
     answered: Collection[str],
     cluster: str = "",
 ) -> list[Row]:
-    """`held` is what the nodes in `answered` said. What they hold gets its claim and pods; a PersistentVolume that none
-    of them holds gets a row of its own. `cluster` is the identity of this one. Empty: it could not be read."""
+    """`node_rows` is what the nodes in `answered` said. What they hold gets its claim and pods; a PersistentVolume that
+    none of them holds gets a row of its own. `cluster` is the identity of this one. Empty: it could not be read."""
     by_uid = {volume.uid: volume for volume in volumes}
     users = _users(pods)
-    rows = [_known(row, by_uid.get(row.uid), users, cluster) for row in held]
+    rows = [_known(row, by_uid.get(row.uid), users, cluster) for row in node_rows]
     seen = {row.uid for row in rows if row.uid}
     hidden = {(row.node, row.pool): row.remark for row in rows if row.state == UNSEEN and not row.uid}
-    rows += [_unheld(volume, nodes, answered, users, hidden) for volume in volumes if volume.uid not in seen]
+    rows += [_without_node_row(volume, nodes, answered, users, hidden) for volume in volumes if volume.uid not in seen]
     return sorted(rows, key=lambda row: (row.node, row.volume))
 
 
@@ -136,7 +136,7 @@ def _known(row: Row, volume: PersistentVolume | None, users: Mapping[str, tuple[
     return replace(row, state=state, claim=claim, pods=users.get(claim, ()), policy=volume.reclaim_policy)
 
 
-def _unheld(
+def _without_node_row(
     volume: PersistentVolume,
     nodes: Sequence[Node],
     answered: Collection[str],
@@ -144,23 +144,23 @@ def _unheld(
     hidden: Mapping[tuple[str, str], str],
 ) -> Row:
     """`hidden`: why not all of a pool can be seen, by node and pool."""
-    home = next((node for node in nodes if _lives_on(volume, node)), None)
+    node = next((node for node in nodes if _is_on(volume, node)), None)
     claim = str(volume.claim or "")
     state, remark = PENDING, "the first mount chooses its node"
-    if volume.pinned and home is None:
+    if volume.pinned and node is None:
         state, remark = LOST, "no node of the cluster has its hostname"
-    elif home and (
-        why := hidden.get((home.name, volume.pool)) or hidden.get((home.name, volume.pool.partition("/")[0]))
+    elif node and (
+        why := hidden.get((node.name, volume.pool)) or hidden.get((node.name, volume.pool.partition("/")[0]))
     ):
         state, remark = UNSEEN, why
-    elif home and home.name in answered:
+    elif node and node.name in answered:
         remark = "its node has not made it yet: see the events of the PersistentVolume"
-    elif home:
+    elif node:
         state, remark = UNSEEN, "its node was not asked"
     return Row(
         volume=volume.name,
         uid=volume.uid,
-        node=home.name if home else ", ".join(volume.hostnames),
+        node=node.name if node else ", ".join(volume.hostnames),
         state=state,
         size=volume.size,
         filesystem=volume.filesystem,
@@ -172,7 +172,7 @@ def _unheld(
     )
 
 
-def _lives_on(volume: PersistentVolume, node: Node) -> bool:
+def _is_on(volume: PersistentVolume, node: Node) -> bool:
     if volume.node_label:
         return volume.node_label == names.node_label_value(node.name)
     return node.hostname in volume.hostnames

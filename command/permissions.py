@@ -22,7 +22,7 @@ from kube.client import (
 Json = dict[str, Any]
 
 IDENTITY = "kube-system"
-"""The namespace whose uid tells the cluster from others."""
+"""The namespace whose uid identifies the cluster."""
 
 LEASE = "elastic-local-provisioner"
 
@@ -32,7 +32,7 @@ _SUBJECT = Resource("authorization.k8s.io", "v1", "subjectaccessreviews", namesp
 
 
 @dataclass(frozen=True)
-class Right:
+class Permission:
     resource: Resource
     verbs: tuple[str, ...]
     own_namespace: bool = False
@@ -42,30 +42,30 @@ class Right:
 
 
 DAEMON = (
-    Right(NODES, ("get",)),
-    Right(NAMESPACES, ("get",), name=IDENTITY),
-    Right(PODS, ("get", "list", "watch")),
-    Right(CLAIMS, ("get",)),
-    Right(VOLUMES, ("get", "list", "watch", "patch")),
-    Right(CLASSES, ("list", "watch")),
-    Right(EVENTS, ("create", "patch")),
-    Right(CAPACITIES, ("list", "watch", "create", "patch", "delete"), own_namespace=True),
+    Permission(NODES, ("get",)),
+    Permission(NAMESPACES, ("get",), name=IDENTITY),
+    Permission(PODS, ("get", "list", "watch")),
+    Permission(CLAIMS, ("get",)),
+    Permission(VOLUMES, ("get", "list", "watch", "patch")),
+    Permission(CLASSES, ("list", "watch")),
+    Permission(EVENTS, ("create", "patch")),
+    Permission(CAPACITIES, ("list", "watch", "create", "patch", "delete"), own_namespace=True),
 )
 PROVISIONER = (
-    Right(VOLUMES, ("get", "list", "watch", "create", "patch", "delete")),
-    Right(CLAIMS, ("get", "list", "watch", "patch")),
-    Right(NODES, ("get", "list", "watch")),
-    Right(CLASSES, ("list", "watch")),
-    Right(EVENTS, ("create", "patch")),
-    Right(CAPACITIES, ("list", "watch"), own_namespace=True),
-    Right(LEASES, ("create",), own_namespace=True),
-    Right(LEASES, ("get", "update"), own_namespace=True, name=LEASE),
+    Permission(VOLUMES, ("get", "list", "watch", "create", "patch", "delete")),
+    Permission(CLAIMS, ("get", "list", "watch", "patch")),
+    Permission(NODES, ("get", "list", "watch")),
+    Permission(CLASSES, ("list", "watch")),
+    Permission(EVENTS, ("create", "patch")),
+    Permission(CAPACITIES, ("list", "watch"), own_namespace=True),
+    Permission(LEASES, ("create",), own_namespace=True),
+    Permission(LEASES, ("get", "update"), own_namespace=True, name=LEASE),
 )
 ACCOUNTS = {"daemon": DAEMON, "provisioner": PROVISIONER}
 
 
 async def missing(cluster: Cluster, account: str, namespace: str, *, own: bool) -> list[str]:
-    """What the account lacks, in words. `own`: it is the one that asks; else asking takes an administrator. Raises
+    """What the account lacks, as text. `own`: it is the one that asks; else asking takes an administrator. Raises
     ApiError."""
     absent = []
     for attributes in _attributes(ACCOUNTS[account], namespace):
@@ -78,15 +78,15 @@ async def missing(cluster: Cluster, account: str, namespace: str, *, own: bool) 
     return absent
 
 
-def _attributes(rights: Iterable[Right], namespace: str) -> Iterator[Json]:
-    for right in rights:
-        for verb in right.verbs:
+def _attributes(permissions: Iterable[Permission], namespace: str) -> Iterator[Json]:
+    for permission in permissions:
+        for verb in permission.verbs:
             yield {
                 "verb": verb,
-                "group": right.resource.group,
-                "resource": right.resource.plural,
-                **({"namespace": namespace} if right.own_namespace else {}),
-                **({"name": right.name} if right.name else {}),
+                "group": permission.resource.group,
+                "resource": permission.resource.plural,
+                **({"namespace": namespace} if permission.own_namespace else {}),
+                **({"name": permission.name} if permission.name else {}),
             }
 
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from command.holdings import Row
+from command.volumerows import Row
 from contract import names
 from host.command import CommandError, run
 from kube.client import PODS, ApiError, Cluster

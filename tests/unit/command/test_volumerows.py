@@ -1,7 +1,7 @@
 from dataclasses import replace
 
-from command import holdings
-from command.holdings import Row
+from command import volumerows
+from command.volumerows import Row
 from daemon.storage.inventory import DamagedVolume, ForeignVolume, Inventory, UnavailablePool, Volume, VolumeHealth
 from daemon.storage.record import VolumeState
 from kube.records import Pod, PodVolume
@@ -26,7 +26,7 @@ def test_a_node_tells_of_all_that_it_holds() -> None:
         [DamagedVolume("pvc-9", "vg", "it has no uid")],
         [snapshot],
     )
-    found = holdings.of_node(inventory, "node-1", {"pvc-1": 5}, {"pvc-1": ("pod-uid",)})
+    found = volumerows.of_node(inventory, "node-1", {"pvc-1": 5}, {"pvc-1": ("pod-uid",)})
     assert rows(*found) == {"cow_0123456789ab": "snapshot", "pvc-1": "ready", "pvc-9": "damaged", "root": "foreign"}
     passing, mine = found[:2]
     assert (passing.size, passing.remark) == (GIB, "of pvc-1 while that is copied 50% of its data is gone")
@@ -34,27 +34,27 @@ def test_a_node_tells_of_all_that_it_holds() -> None:
 
 
 def test_node_and_cluster_meet_by_uid_and_not_by_name() -> None:
-    held_rows = holdings.of_node(Inventory([held()]), "node-1", {}, {})
-    [row] = holdings.joined(held_rows, [persistent_volume()], [_POD], [NODE], {"node-1"})
+    held_rows = volumerows.of_node(Inventory([held()]), "node-1", {}, {})
+    [row] = volumerows.joined(held_rows, [persistent_volume()], [_POD], [NODE], {"node-1"})
     assert (row.state, row.claim, row.pods, row.policy) == ("ready", "default/data", ("default/db-0",), "Delete")
 
     namesake = persistent_volume(uid="uid-2")
-    found = holdings.joined(held_rows, [namesake], [_POD], [NODE], {"node-1"})
+    found = volumerows.joined(held_rows, [namesake], [_POD], [NODE], {"node-1"})
     assert sorted((row.state, row.claim) for row in found) == [("orphan", ""), ("pending", "default/data")]
 
 
 def test_a_snapshot_is_not_its_source() -> None:
     snapshot = Volume(held().record.of_snapshot(), GIB, "vg")
-    held_rows = holdings.of_node(Inventory([held()], snapshots=[snapshot]), "node-1", {}, {})
-    found = holdings.joined(held_rows, [persistent_volume()], [_POD], [NODE], {"node-1"})
+    held_rows = volumerows.of_node(Inventory([held()], snapshots=[snapshot]), "node-1", {}, {})
+    found = volumerows.joined(held_rows, [persistent_volume()], [_POD], [NODE], {"node-1"})
     assert rows(*found) == {"pvc-1": "ready", snapshot.pv: "snapshot"}
 
 
 def test_states_that_only_both_together_show() -> None:
-    held_rows = holdings.of_node(Inventory([held()]), "node-1", {}, {})
+    held_rows = volumerows.of_node(Inventory([held()]), "node-1", {}, {})
 
     def state(pv: object, answered: set[str], *nodes: object, told: object = held_rows) -> str:
-        [row] = holdings.joined(told, [pv], [], nodes, answered)  # type: ignore[list-item,arg-type]
+        [row] = volumerows.joined(told, [pv], [], nodes, answered)  # type: ignore[list-item,arg-type]
         return row.state
 
     pv = persistent_volume()
@@ -67,20 +67,20 @@ def test_states_that_only_both_together_show() -> None:
 
 
 def test_what_a_node_can_not_see_is_not_said_to_be_missing() -> None:
-    held_rows = holdings.of_node(
+    held_rows = volumerows.of_node(
         Inventory(unavailable=[UnavailablePool("vg", "vg is exported: import it")]), "node-1", {}, {}
     )
     assert rows(*held_rows) == {"-": "unseen"}
-    found = holdings.joined(held_rows, [persistent_volume()], [_POD], [NODE], {"node-1"})
+    found = volumerows.joined(held_rows, [persistent_volume()], [_POD], [NODE], {"node-1"})
     assert rows(*found) == {"-": "unseen", "pvc-1": "unseen"}
     assert {row.remark for row in found} == {"vg is exported: import it"}
 
 
 def test_a_volume_of_another_cluster_is_no_orphan() -> None:
     theirs = replace(held(), record=replace(held().record, cluster="another"))
-    held_rows = holdings.of_node(Inventory([theirs]), "node-1", {}, {})
-    [row] = holdings.joined(held_rows, [], [_POD], [NODE], {"node-1"}, "this one")
+    held_rows = volumerows.of_node(Inventory([theirs]), "node-1", {}, {})
+    [row] = volumerows.joined(held_rows, [], [_POD], [NODE], {"node-1"}, "this one")
     assert row.state == "foreign"
     assert row.remark == "of another cluster (another): `elastic-local adopt pvc-1` takes it over"
-    [unknown] = holdings.joined(held_rows, [], [_POD], [NODE], {"node-1"})
+    [unknown] = volumerows.joined(held_rows, [], [_POD], [NODE], {"node-1"})
     assert unknown.state == "orphan"
