@@ -131,6 +131,10 @@ class Kubelet:
         if error := task.exception():
             _log.error("pod %s: its worker failed", uid, exc_info=error)
         self._volumes.discard_folder(uid)
+        # An API server that went back in time has a pod again that was ended here.
+        for pod in self._pods.values():
+            if pod["metadata"]["uid"] == uid and "deletionTimestamp" not in pod["metadata"]:
+                self._pod_changed("", None, pod)
 
     def _storage_changed(self) -> None:
         self._volumes.look_again()

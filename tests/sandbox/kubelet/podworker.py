@@ -95,12 +95,13 @@ class PodWorker:
         try:
             while True:
                 self._changed.clear()
+                gone = self._gone  # that it is gone may come out in the middle of a step that mounts for it
                 try:
                     wait = await self._step()
                 except (ApiError, OSError) as error:
                     _log.warning("pod %s: %s", self._pod["metadata"]["name"], error)
                     wait = _RETRY_SECONDS
-                if self._gone and wait == 0:
+                if gone and wait == 0:
                     return
                 try:
                     async with asyncio.timeout(wait or None):
@@ -289,7 +290,7 @@ class PodWorker:
                     PODS, metadata["name"], metadata["namespace"], uid=self.uid, grace_seconds=0
                 )
             except (NotFound, Conflict):
-                self._gone = True
+                self.gone()
         return 0
 
     async def _report(self, init: list[Seen], main: list[Seen]) -> None:
@@ -306,8 +307,7 @@ class PodWorker:
         try:
             self._pod = await self._host.cluster.patch(PODS, metadata["name"], body, metadata["namespace"], "status")
         except NotFound:
-            self._gone = True
-            self._changed.set()
+            self.gone()
         except Conflict:
             # Another pod by this name: ours is gone, and the watch will say so.
             return
