@@ -12,6 +12,7 @@ import logging
 import stat
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
 import host.command
 from contract import names
@@ -56,14 +57,16 @@ _SHUTDOWN_SECONDS = 10.0
 _IDENTITY_SECONDS = 2.0
 """How long the daemon waits for its cluster's identity before it tells everybody that it misses it."""
 _THREADS = 64
+_HUNG_TOLD = 5
+"""Volumes without an answer that /readyz names. Each has its event."""
 
 
 async def run(chosen: Settings) -> None:
     """Until SIGTERM or SIGINT. Raises SettingsError when the API server's address can't be found."""
     logs.configure(chosen.log_format, chosen.log_level)
     raise_open_files()
-    # A system call on a disk that hangs blocks its thread for good: the few that asyncio has by itself are soon gone.
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "disk"))
+    # For what asks no volume's disk, which host.diskthreads does: /proc, /sys, and the node's own.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "node"))
     try:
         cluster = await Cluster.connect(chosen.kubeconfig, program=COMPONENT)
     except ConfigurationError as error:
@@ -249,7 +252,8 @@ class Daemon:
     def _storage_notes(self) -> str:
         """What a node that serves on has to say."""
         lacking = (f"no room for device class {name}: {why}" for name, why in self._storage_monitor.lacking.items())
-        return "; ".join((*lacking, *self._storage_monitor.notices))
+        hung = islice(dict.fromkeys(self._volumes.unresponsive().values()), _HUNG_TOLD)
+        return "; ".join((*lacking, *self._storage_monitor.notices, *hung))
 
     def _socket_problem(self) -> str:
         path = self._settings.socket

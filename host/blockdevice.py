@@ -3,9 +3,11 @@
 import errno
 import os
 import stat
+from functools import partial
 from pathlib import Path
 
 from host.command import CommandFailed, run
+from host.diskthreads import threads
 
 _NOTHING_FOUND = 2
 _AMBIGUOUS = 8
@@ -43,13 +45,14 @@ def is_claimed(device: Path) -> bool:
 
 async def signature(device: Path, *, deadline: float = 30) -> str:
     """What the device itself, no cache, says that it holds: a filesystem ("ext4", "xfs", ...) or something else that
-    blkid knows ("LVM2_member"), AMBIGUOUS, or nothing (""). Raises CommandError."""
+    blkid knows ("LVM2_member"), AMBIGUOUS, or nothing (""). Raises CommandError, OSError, and
+    host.diskthreads.Hung."""
     answer = await run(
         "blkid", "--probe", "--match-tag", "TYPE", "--output", "value", str(device), deadline=deadline, check=False
     )
     if answer.exit_code == _NOTHING_FOUND:
         # Also the exit code for a device that can't be read: that is no answer.
-        size(device)
+        await threads.at(device, partial(size, device), deadline=deadline)
         return ""
     if answer.exit_code == _AMBIGUOUS:
         return AMBIGUOUS

@@ -26,6 +26,8 @@ from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from host.diskthreads import Unresponsive
+
 log = logging.getLogger(__name__)
 
 _REAP_SECONDS = 5.0
@@ -93,8 +95,8 @@ class CommandTimedOut(CommandFailed):
         self.args = (f"{completed.command_line} {what}: {completed.words}",)
 
 
-class CommandHung(CommandError):
-    """It was not started: one of its kind was killed and is still there."""
+class CommandHung(CommandError, Unresponsive):
+    """It was killed and is still there, or was not started because one of its kind is."""
 
     def __init__(self, survivor: "Survivor") -> None:
         super().__init__(
@@ -103,6 +105,9 @@ class CommandHung(CommandError):
             "on the node for the disk, bring it back or remove it, or restart the node"
         )
         self.survivor = survivor
+
+    def lasts(self) -> bool:
+        return self.survivor.alive
 
 
 class MissingTool(CommandError):
@@ -239,14 +244,14 @@ async def run(
             )
         except FileNotFoundError as missing:
             raise MissingTool(argv[0]) from missing
-        timed_out = False
+        timed_out, survivor = False, None
         try:
             await asyncio.wait_for(process.wait(), deadline)
         except TimeoutError:
             timed_out = True
         finally:
             if process.returncode is None:
-                await _kill(process, kind, shlex.join(argv))
+                survivor = await _kill(process, kind, shlex.join(argv))
         completed = Completed(
             argv=argv,
             exit_code=-signal.SIGKILL if process.returncode is None else process.returncode,
@@ -259,14 +264,15 @@ async def run(
     for observer in observers:
         observer(completed)
     if timed_out:
-        raise CommandTimedOut(completed, deadline)
+        raise CommandTimedOut(completed, deadline) from (CommandHung(survivor) if survivor else None)
     if failed:
         raise CommandFailed(completed)
     return completed
 
 
-async def _kill(process: asyncio.subprocess.Process, kind: Hashable, command_line: str) -> None:
-    """Kill the process group and reap its leader. Until the leader is reaped, the group's number is its own."""
+async def _kill(process: asyncio.subprocess.Process, kind: Hashable, command_line: str) -> Survivor | None:
+    """Kill the process group and reap its leader. Until the leader is reaped, the group's number is its own. Returns
+    what does not die."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     survivor = Survivor(process.pid, command_line, time.monotonic())
@@ -278,6 +284,8 @@ async def _kill(process: asyncio.subprocess.Process, kind: Hashable, command_lin
     except TimeoutError:
         log.error("%s (process %d) was killed and does not end: its disk gives no answer", command_line, process.pid)
         survivors.add(kind, survivor)
+        return survivor
+    return None
 
 
 @contextlib.contextmanager

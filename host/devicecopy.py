@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from host import blockdevice
-from host.diskthreads import DiskThreads
+from host.diskthreads import threads
 
 _CHUNK = 4 << 20
 _STEP = 4 * _CHUNK
@@ -22,9 +22,6 @@ _STEP = 4 * _CHUNK
 _ZEROES = bytes(_CHUNK)
 _LAST_STEP = 5.0
 """Seconds that one step may take after the deadline before its disk counts as hung."""
-
-threads = DiskThreads()
-"""Copies are made in these: one that hangs keeps its devices open, and no other is made there until it came back."""
 
 
 async def copy(source: Path, target: Path, *, deadline: float, place: str | None = None, disk: Hashable = None) -> None:

@@ -5,33 +5,95 @@ which nobody waits longer than the deadline. At a place that was given up nothin
 however long the disk hangs, one place holds one thread, and what is done late is never done beside what came after it.
 One disk with many places (volumes) holds a few. These are not the threads that the rest of the process works with, and
 they do not keep it from ending.
+
+    found = await threads.at("volume a", folder.stat, disk="pool", deadline=30)
 """
 
 import asyncio
 import contextlib
+import logging
+import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import AsyncIterator, Callable, Hashable
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+log = logging.getLogger(__name__)
 
 Seen = TypeVar("Seen")
+Held = TypeVar("Held")
 
 DEADLINE = 5.0
 """Seconds. A disk that has to spin up may take longer, and is found in a later pass."""
-MOST = 16
+MOST = 32
 """Threads of one disk: enough to keep it busy, and nothing to a process."""
 
 
-class Hung(Exception):
+class Unresponsive(Exception):
+    """What was asked of a disk gets no answer, and can't be broken off."""
+
+    def lasts(self) -> bool:
+        """Whether that is still so."""
+        raise NotImplementedError
+
+
+def unresponsive(error: BaseException | None) -> Unresponsive | None:
+    """The disk without an answer that an error comes from, if it comes from one."""
+    while error is not None:
+        if isinstance(error, Unresponsive):
+            return error
+        error = error.__cause__
+    return None
+
+
+class Hung(Unresponsive):
     """The place gives no answer: says what to do."""
 
-    def __init__(self, place: Path | str) -> None:
+    def __init__(self, place: Path | str, lasts: Callable[[], bool] = lambda: True) -> None:
         what = f'path "{place}"' if isinstance(place, Path) else place
         super().__init__(
             f"{what} gives no answer, its disk hangs: see the kernel's log on the node, and replace the disk "
             "or restart the node"
         )
+        self._lasts = lasts
+
+    def lasts(self) -> bool:
+        return self._lasts()
+
+
+class _Thread(Executor):
+    """One for each call. It does not keep the process from ending."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def submit(self, work: Callable[..., Seen], /, *args: Any, **kwargs: Any) -> "Future[Seen]":
+        future: Future[Seen] = Future()
+        future.set_running_or_notify_cancel()  # from here on nobody can take it back
+
+        def run() -> None:
+            try:
+                seen = work(*args, **kwargs)
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(seen)
+
+        threading.Thread(target=run, name=self._name, daemon=True).start()
+        return future
+
+
+@dataclass
+class _Call:
+    place: Path | str
+    disk: Hashable
+    over: bool = False
+    """The thread is back."""
+    given_up: bool = False
+    """Nobody waits for it."""
 
 
 class DiskThreads:
@@ -40,15 +102,20 @@ class DiskThreads:
     def __init__(self, deadline: float = DEADLINE, most: int = MOST) -> None:
         self._deadline = deadline
         self._most = most
-        self._hung: set[Path | str] = set()
+        self._lock = threading.Lock()
+        """Of all that follows: a thread that comes back notes that itself, whether there still is a loop or not."""
+        self._left: Counter[Path | str] = Counter()
+        """Threads that were given up and are not back, by place."""
+        self._lost: Counter[Hashable] = Counter()
+        """The same by disk."""
         self._running: Counter[Hashable] = Counter()
         self._waiting: set[asyncio.Future[None]] = set()
-        """For a thread of their disk to end."""
+        """For a thread of their disk to end. Only the loop knows them."""
 
     def refuse(self, place: Path | str) -> None:
         """Raises Hung while a thread that was given up has not come back from there."""
-        if place in self._hung:
-            raise Hung(place)
+        if self._left[place]:
+            raise self._hung(place, place)
 
     async def at(
         self,
@@ -57,50 +124,107 @@ class DiskThreads:
         *,
         disk: Hashable = None,
         deadline: float | None = None,
+        late: Callable[[Seen], None] = lambda seen: None,
     ) -> Seen:
         """What `look` returns or raises. Raises Hung when it does not end in time, or an earlier one has not yet, or
-        all threads of its `disk` are taken for so long. None: the place is a disk of its own."""
+        all threads of its `disk` are taken for so long. None: the place is a disk of its own. `late` gives back, in
+        the thread, what nobody waits for any more."""
         deadline = self._deadline if deadline is None else deadline
         disk = place if disk is None else disk
-        self.refuse(place)
         await self._turn(place, disk, deadline)
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Seen] = loop.create_future()
+        return await self._run(place, look, disk, deadline, late)
 
-        def settle(seen: Seen | None, error: BaseException | None) -> None:
-            self._ended(disk)
-            if answer.cancelled():
-                return
-            if error is None:
-                answer.set_result(seen)  # type: ignore[arg-type]
-            else:
-                answer.set_exception(error)
+    async def at_file(
+        self,
+        place: Path | str,
+        descriptor: int,
+        work: Callable[[int], Seen],
+        *,
+        disk: Hashable = None,
+        deadline: float | None = None,
+    ) -> Seen:
+        """The same on an open file, which the thread has open itself: when it is given up and the file closed, it
+        does not work on whatever file gets its number next."""
+        deadline = self._deadline if deadline is None else deadline
+        disk = place if disk is None else disk
+        await self._turn(place, disk, deadline)
+        own = os.dup(descriptor)
 
-        def run() -> None:
-            seen, error = None, None
+        def run() -> Seen:
             try:
-                seen = look()
-            except Exception as raised:
-                error = raised
-            with contextlib.suppress(RuntimeError):  # the loop ended while the disk hung
-                loop.call_soon_threadsafe(settle, seen, error)
+                return work(own)
+            finally:
+                os.close(own)
 
-        self._running[disk] += 1
-        threading.Thread(target=run, name=f"look at {place}", daemon=True).start()
+        return await self._run(place, run, disk, deadline, lambda seen: None)
+
+    @contextlib.asynccontextmanager
+    async def holding(
+        self,
+        place: Path | str,
+        take: Callable[[], Held],
+        give_back: Callable[[Held], None],
+        *,
+        disk: Hashable = None,
+        deadline: float | None = None,
+    ) -> AsyncIterator[Held]:
+        """What `take` returns, as an open file is: `give_back` may block too, and is called whatever happens."""
+        deadline = self._deadline if deadline is None else deadline
+        disk = place if disk is None else disk
+        held = await self.at(place, take, disk=disk, deadline=deadline, late=give_back)
+        try:
+            yield held
+        finally:
+            # Also where others hang: it begins nothing.
+            try:
+                await self._run(place, lambda: give_back(held), disk, deadline, lambda seen: None)
+            except Hung as error:
+                log.warning("%s", error)  # whoever comes next is told
+
+    async def _run(
+        self,
+        place: Path | str,
+        look: Callable[[], Seen],
+        disk: Hashable,
+        deadline: float,
+        late: Callable[[Seen], None],
+    ) -> Seen:
+        """Begins at once, before anything is waited for."""
+        call = _Call(place, disk)
+
+        def run() -> Seen:
+            seen: list[Seen] = []
+            try:
+                seen.append(look())
+                return seen[0]
+            finally:
+                if self._back(call) and seen:
+                    late(seen[0])
+
+        with self._lock:
+            self._running[disk] += 1
+        try:
+            answer = asyncio.get_running_loop().run_in_executor(_Thread(f"look at {place}"), run)
+        except BaseException:
+            self._back(call)
+            raise
+        answer.add_done_callback(self._ended)
         try:
             done, _ = await asyncio.wait({answer}, timeout=deadline)
         except asyncio.CancelledError:
-            self._give_up(place, answer)
+            self._give_up(call)
             raise
-        if done:
-            return answer.result()
-        self._give_up(place, answer)
-        raise Hung(place)
+        if not done and self._give_up(call):
+            raise self._hung(place, disk)
+        return await answer
 
     async def _turn(self, place: Path | str, disk: Hashable, deadline: float) -> None:
+        self.refuse(place)
         loop = asyncio.get_running_loop()
         end = loop.time() + deadline
         while self._running[disk] >= self._most:
+            if self._lost[disk] >= self._most:
+                raise self._hung(place, disk)  # for whom should it wait?
             ended: asyncio.Future[None] = loop.create_future()
             self._waiting.add(ended)
             try:
@@ -109,22 +233,43 @@ class DiskThreads:
                 self._waiting.discard(ended)
             self.refuse(place)
             if loop.time() >= end:
-                raise Hung(place)
+                raise self._hung(place, disk)
 
-    def _ended(self, disk: Hashable) -> None:
-        self._running[disk] -= 1
-        if not self._running[disk]:
-            del self._running[disk]
+    def _hung(self, place: Path | str, disk: Hashable) -> Hung:
+        return Hung(place, lambda: bool(self._left[place]) or self._running[disk] >= self._most)
+
+    def _give_up(self, call: _Call) -> bool:
+        """False: it has just come back."""
+        with self._lock:
+            if not call.over:
+                call.given_up = True
+                self._left[call.place] += 1
+                self._lost[call.disk] += 1
+            return call.given_up
+
+    def _back(self, call: _Call) -> bool:
+        """Whether it was given up. What it saw is too old to be of use then; what is there is seen in the next pass."""
+        with self._lock:
+            call.over = True
+            _decrease(self._running, call.disk)
+            if call.given_up:
+                _decrease(self._left, call.place)
+                _decrease(self._lost, call.disk)
+            return call.given_up
+
+    def _ended(self, answer: "asyncio.Future[Any]") -> None:
         for waiting in self._waiting:
             if not waiting.done():
                 waiting.set_result(None)
+        if not answer.cancelled():
+            answer.exception()  # it may have come too late for everybody
 
-    def _give_up(self, place: Path | str, answer: asyncio.Future[Seen]) -> None:
-        self._hung.add(place)
-        answer.add_done_callback(lambda late: self._back(place, late))
 
-    def _back(self, place: Path | str, late: asyncio.Future[Seen]) -> None:
-        """The answer is too old to be of use; what it is will be seen in the next pass."""
-        self._hung.discard(place)
-        if not late.cancelled():
-            late.exception()
+def _decrease(counter: Counter[Any], key: Hashable) -> None:
+    counter[key] -= 1
+    if not counter[key]:
+        del counter[key]
+
+
+threads = DiskThreads()
+"""Those of everything that is done to volumes: what hangs in one part is not begun by another."""

@@ -8,14 +8,12 @@ Source: block/ioctl.c, block/fops.c (fallocate) and include/uapi/linux/fs.h of L
 riscv and s390.
 """
 
-import contextlib
 import ctypes
 import errno
 import fcntl
 import itertools
 import os
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 _BLKDISCARD = 0x1277
@@ -31,15 +29,10 @@ takes no space yet."""
 _ZEROES = bytes(PIECE)
 
 
-@contextlib.contextmanager
-def opened(device: Path) -> Iterator[int]:
-    """The device for writing, and nobody else's meanwhile. Raises OSError with EBUSY when it is mounted anywhere, in
-    whatever mount namespace, or part of another device."""
-    descriptor = os.open(device, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+def open_alone(device: Path) -> int:
+    """The device for writing, and nobody else's as long as it is open. Raises OSError with EBUSY when it is mounted
+    anywhere, in whatever mount namespace, or part of another device."""
+    return os.open(device, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
 
 
 def zero(descriptor: int, extent: range) -> None:

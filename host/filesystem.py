@@ -26,10 +26,12 @@ import struct
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from host import blockdevice, command, kernellog, mounting
 from host.command import CommandFailed, Completed, run
+from host.diskthreads import threads
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,8 @@ async def _checked(kind: str, words: Sequence[str], device: Path, deadline: floa
         raise Unsound(kind, device, f"{checked.command_line} ended with {checked.exit_code}: {checked.words}")
 
 
+_LOOK_SECONDS = 30.0
+"""How long a device may take to be opened, and to show its first block."""
 _MOUNT_FAILED = 32
 _REFUSED_BY_KERNEL = ("Structure needs cleaning", "can't read superblock", "wrong fs type, bad option, bad superblock")
 """mount(8)'s words for EUCLEAN, EIO and EINVAL."""
@@ -135,7 +139,9 @@ async def _mounts_without_options(kind: str, device: Path, deadline: float) -> b
     """Whether the fault lies in the options alone. Nothing is written but what the journal has to."""
     folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="elastic-local-"))
     try:
-        await run("mount", "-t", kind, "-o", "ro", str(device), str(folder), deadline=deadline)
+        # One that hangs is known by its device: the folder is another each time.
+        alone = ("mount", "-t", kind, "-o", "ro", str(device))
+        await run(*alone, str(folder), deadline=deadline, kind=alone)
         await run("umount", str(folder), deadline=deadline)
     except CommandFailed:
         return False
@@ -173,7 +179,7 @@ async def grow_unmounted(kind: str, device: Path, *, deadline: float = 3600) -> 
     way, it may leave what `check` does not repair (docs/reliability.md). Raises Unsound and CommandError."""
     facts = FACTS[kind]
     assert facts.lacks_blocks, f"{kind} grows mounted"
-    if await asyncio.to_thread(facts.lacks_blocks, device):
+    if await threads.at(device, partial(facts.lacks_blocks, device), deadline=_LOOK_SECONDS):
         await _checked(kind, facts.check_all, device, deadline)
         await _run_on(device, *facts.grow, deadline=deadline)
 
@@ -193,11 +199,9 @@ async def _run_on(device: Path, *words: str, deadline: float, check: bool = True
     """Runs a program that writes to `device`, and has it hold the device open from its first moment. When we are
     killed the program goes on; a loop device that nobody held would be freed by then and its number given to another
     volume, and the program would open that one."""
-    held = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    take = partial(os.open, device, os.O_RDONLY | os.O_CLOEXEC)
+    async with threads.holding(device, take, os.close, deadline=_LOOK_SECONDS) as held:
         return await run(*words, str(device), deadline=deadline, check=check, pass_fds=[held])
-    finally:
-        os.close(held)
 
 
 def _capabilities() -> int:
@@ -234,7 +238,7 @@ async def _renew_uuid_of_ext4(device: Path, folder: Path, deadline: float) -> No
 async def _renew_uuid_of_xfs(device: Path, folder: Path, deadline: float) -> None:
     """Its log has to be replayed before that, which only a mount does."""
     await mount("xfs", device, folder, ["nouuid"], deadline=deadline)
-    await asyncio.to_thread(mounting.unmount, folder)
+    await threads.at(device, partial(mounting.unmount, folder), deadline=deadline)
     await run("xfs_admin", "-U", "generate", str(device), deadline=deadline)
 
 

@@ -8,6 +8,9 @@ import ctypes
 import errno
 import fcntl
 import os
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 _FIFREEZE, _FITHAW = 0xC0045877, 0xC0045878
@@ -41,6 +44,20 @@ def thaw(path: Path) -> bool:
             return False
         raise
     return True
+
+
+def hold(path: Path, limit: float, frozen: Callable[[], None], release: threading.Event) -> bool:
+    """Keeps the filesystem mounted on `path` frozen until `release`, and for `limit` seconds at most: whether it was
+    for so long as that. `frozen` is called when it is. The thread that freezes thaws, and waits for nothing else
+    between: a filesystem that took so long to be frozen that nobody wants it any more does not stay so. Raises
+    OSError."""
+    end = time.monotonic() + limit
+    freeze(path)
+    try:
+        frozen()
+        return release.wait(max(end - time.monotonic(), 0))
+    finally:
+        thaw(path)
 
 
 def _control(path: Path, request: int) -> None:

@@ -89,12 +89,17 @@ def backing(device: Path) -> Backing | None:
     return Backing(info.lo_device, info.lo_inode, info.lo_rdevice, info.lo_offset, info.lo_sizelimit)
 
 
+def hold(file: Path) -> tuple[int, Path]:
+    """The loop device of `file`, opened: the one it is attached to already, else a new one. It is held until that is
+    closed, and beyond for as long as it is mounted. Past the page cache (direct I/O) where the file's filesystem can,
+    so that data is not cached twice. Raises OSError."""
+    return _open_attached(file) or _attach(file, _AUTOCLEAR | _DIRECT_IO)
+
+
 @contextlib.contextmanager
 def attached(file: Path) -> Iterator[Path]:
-    """The loop device of `file`: the one it is attached to already, else a new one. It is held for the context, and
-    beyond it for as long as it is mounted. Past the page cache (direct I/O) where the file's filesystem can, so that
-    data is not cached twice. Raises OSError."""
-    descriptor, device = _open_attached(file) or _attach(file, _AUTOCLEAR | _DIRECT_IO)
+    """The same for a context."""
+    descriptor, device = hold(file)
     try:
         yield device
     finally:

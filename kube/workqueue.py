@@ -13,7 +13,8 @@ them asks for all every few seconds, and when it is answered the others are trie
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Hashable
 
 from kube.backoff import Backoff
 from kube.errors import ApiError, Unreachable
@@ -37,16 +38,20 @@ class WorkQueue:
         backoff: Backoff = Backoff(first=0.5, factor=2, limit=300),  # noqa: B008 - frozen
         expected: tuple[type[Exception], ...] = (ApiError,),
         of: str = "",
+        group: Callable[[str], Hashable] = lambda key: None,
     ) -> None:
-        """`expected` are failures that are the world's and not the program's: their log line has no traceback. `of`
+        """So many keys of one `group` are handled at once: where one group's wait for something, the others go on.
+        `expected` are failures that are the world's and not the program's: their log line has no traceback. `of`
         says what the keys name ("volume", "claim"), for the log's field of that name."""
         self._handle = handle
         self._parallelism = parallelism
         self._backoff = backoff
         self._expected = expected
         self._of = of
+        self._group = group
         self._waiting: dict[str, None] = {}
-        self._running: set[str] = set()
+        self._running: dict[str, Hashable] = {}
+        """With their groups."""
         self._again: set[str] = set()
         self._later: dict[str, asyncio.TimerHandle] = {}
         self._failures: dict[str, int] = {}
@@ -95,11 +100,7 @@ class WorkQueue:
         try:
             async with asyncio.TaskGroup() as tasks:
                 while True:
-                    while self._waiting and len(self._running) < self._parallelism:
-                        key = next(iter(self._waiting))
-                        del self._waiting[key]
-                        self._running.add(key)
-                        tasks.create_task(self._work(key), name=f"handle {key}")
+                    self._begin(tasks)
                     self._changed.clear()
                     await self._changed.wait()
         finally:
@@ -107,6 +108,17 @@ class WorkQueue:
             for key in list(self._running):
                 self._again.add(key)
                 self._done(key)
+
+    def _begin(self, tasks: asyncio.TaskGroup) -> None:
+        busy = Counter(self._running.values())
+        for key in list(self._waiting):
+            group = self._group(key)
+            if busy[group] >= self._parallelism:
+                continue
+            busy[group] += 1
+            del self._waiting[key]
+            self._running[key] = group
+            tasks.create_task(self._work(key), name=f"handle {key}")
 
     async def _work(self, key: str) -> None:
         try:
@@ -125,7 +137,7 @@ class WorkQueue:
         self._done(key)
 
     def _done(self, key: str) -> None:
-        self._running.discard(key)
+        self._running.pop(key, None)
         if key in self._again:
             self._again.discard(key)
             self.add(key)

@@ -10,11 +10,11 @@ not seen and why; the others serve on. Of volumes in a pool that was not seen no
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Collection, Coroutine, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from contract.parameters import VolumeParameters
 from daemon.backends.folder import FolderBackend
@@ -26,6 +26,7 @@ from daemon.storage.deviceclasses import LOOP, LVM, DeviceClass, reserve_of
 from daemon.storage.inventory import DamagedVolume, Inventory, Pool, SharedFilesystem, UnavailablePool, Volume
 from daemon.storage.record import Record, VolumeSpec
 from daemon.storage.thinpools import PoolExtension
+from host.diskthreads import unresponsive
 from lvm import Lvm
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,8 @@ class ClassesBackend:
         self._by_pool = {classes[name].pool: member for name, member in members.items()}
         self._shown: set[str] = set()
         """The pools that were there at the last look."""
+        self._last: dict[int, Inventory] = {}
+        """What each member showed when it last answered."""
         self._distinct = list({id(member): member for member in members.values()}.values())
         self._lvm = next((member for member in self._distinct if isinstance(member, LvmBackend)), None)
 
@@ -68,19 +71,31 @@ class ClassesBackend:
 
     async def establish(self) -> None:
         absent = {id(member): member for pool, member in self._by_pool.items() if pool not in self._shown}
-        await self._of_each([member.establish() for member in absent.values()])
+        _each(await asyncio.gather(*(member.establish() for member in absent.values()), return_exceptions=True))
 
     async def inspect(self) -> Inventory:
-        found = await self._of_each([member.inspect() for member in self._distinct])
-        unavailable = [
-            UnavailablePool(pool, str(failure))
-            for member, failure in zip(self._distinct, found, strict=True)
-            if isinstance(failure, VolumeError)
-            for pool in self._pools_of(member)
-        ]
-        merged = self._merged([inventory for inventory in found if isinstance(inventory, Inventory)], unavailable)
+        outcomes = await asyncio.gather(*(self._look(member) for member in self._distinct), return_exceptions=True)
+        found, unavailable = [], []
+        for member, outcome in zip(self._distinct, _each(outcomes), strict=True):
+            if isinstance(outcome, Inventory):
+                found.append(outcome)
+            else:
+                unavailable += [UnavailablePool(pool, str(outcome)) for pool in self._pools_of(member)]
+        merged = self._merged(found, unavailable)
         self._shown = {pool.name for pool in merged.pools}
         return merged
+
+    async def _look(self, member: Backend) -> Inventory:
+        """Of one that gives no answer, what it last showed: those who use its volumes go on, and nothing new is made
+        there."""
+        try:
+            found = self._last[id(member)] = await member.inspect()
+        except VolumeError as error:
+            last = self._last.get(id(member))
+            if last is None or not unresponsive(error):
+                raise
+            return _unresponsive(last, str(error))
+        return found
 
     async def create(self, spec: VolumeSpec) -> Volume:
         return await self._maker(spec).create(spec)
@@ -132,21 +147,6 @@ class ClassesBackend:
     def _pools_of(self, member: Backend) -> list[str]:
         return [pool for pool, each in self._by_pool.items() if each is member]
 
-    async def _of_each(self, work: list[Coroutine[Any, Any, T]]) -> list[T | VolumeError]:
-        """What each member answers, or why it fails. Raises only what no member can do."""
-        outcomes = await asyncio.gather(*work, return_exceptions=True)
-        answers: list[T | VolumeError] = []
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException) and not isinstance(outcome, VolumeError):
-                raise outcome
-            answers.append(outcome)
-        failures = [answer for answer in answers if isinstance(answer, VolumeError)]
-        for failure in failures:
-            if len(failures) == len(answers):
-                raise failure
-            log.warning("a part of this node's storage can't be used: %s", failure)
-        return answers
-
     def _merged(self, found: list[Inventory], unavailable: list[UnavailablePool]) -> Inventory:
         volumes = [volume for each in found for volume in each.volumes]
         count = Counter(volume.pv for volume in volumes)
@@ -163,6 +163,28 @@ class ClassesBackend:
             [snapshot for each in found for snapshot in each.snapshots],
             [*unavailable, *(one for each in found for one in each.unavailable)],
         )
+
+
+def _each(outcomes: Iterable[T | BaseException]) -> list[T | VolumeError]:
+    """What each member answers, or why it fails. Raises only what no member can do."""
+    answers: list[T | VolumeError] = []
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException) and not isinstance(outcome, VolumeError):
+            raise outcome
+        answers.append(outcome)
+    failures = [answer for answer in answers if isinstance(answer, VolumeError)]
+    for failure in failures:
+        if len(failures) == len(answers):
+            raise failure
+        log.warning("a part of this node's storage can't be used: %s", failure)
+    return answers
+
+
+def _unresponsive(last: Inventory, reason: str) -> Inventory:
+    pools = [replace(pool, blocked=reason) for pool in last.pools]
+    return replace(
+        last, pools=pools, unavailable=[UnavailablePool(pool.name, reason, unresponsive=True) for pool in pools]
+    )
 
 
 def joined(pools: Collection[Pool]) -> list[Pool]:

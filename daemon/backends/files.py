@@ -7,28 +7,38 @@ The record is written first and goes last. So data without a record is not ours,
 data is a volume whose making or removal was cut off, and one in another state without data lost it.
 """
 
-import asyncio
 import os
+import threading
 from abc import abstractmethod
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from contract.parameters import VolumeParameters
 from daemon.backends.recordfiles import RecordFiles, StoredRecord, volume_errors
 from daemon.errors import Foreign, NoSpace, NotAuthorized, VolumeNotFound
+from daemon.storage import disks
 from daemon.storage.backend import Backend, StaleData, no_thin_pools
+from daemon.storage.disks import disk_of, place_of
 from daemon.storage.inventory import DamagedVolume, ForeignVolume, Inventory, Pool, SharedFilesystem, Volume
 from daemon.storage.record import Record, VolumeSpec, VolumeState, differences
 from daemon.storage.thinpools import PoolExtension
 from host import mounttable
+from host.diskthreads import DiskThreads, threads
+
+T = TypeVar("T")
+
+_REMOVAL_SECONDS = 3600.0
+"""Deleting a folder with some million files takes as long on a slow disk."""
 
 
 class FilesBackend(Backend):
     """Leaves `on_device`, `snapshot` and `device` to the kinds of storage, and what is abstract below.
 
     `capacity` is what all volumes together may have, in bytes; None: what the filesystem of `folder` offers them.
-    `pool` is the name of that room, and `own_folder` says whether the folder is made when it is missing."""
+    `pool` is the name of that room, and `own_folder` says whether the folder is made when it is missing. Whatever
+    touches its disk is done in `threads`."""
 
     SUFFIX: ClassVar[str]
     """Of the data's name."""
@@ -38,48 +48,46 @@ class FilesBackend(Backend):
     """Bytes. Sizes are whole blocks."""
 
     def __init__(
-        self, folder: Path, capacity: int | None = None, *, pool: str | None = None, own_folder: bool = True
+        self,
+        folder: Path,
+        capacity: int | None = None,
+        *,
+        pool: str | None = None,
+        own_folder: bool = True,
+        threads: DiskThreads = threads,
     ) -> None:
         self._folder = folder
         self._capacity = capacity
         self._pool = pool or self.POOL
         self._own_folder = own_folder
         self._records = RecordFiles(folder)
-        self._allocating = asyncio.Lock()
-        """Two must not both get the space that there is for one."""
+        self._threads = threads
+        self._allocating = threading.Lock()
+        """Two must not both be told that there is room for one, and what was given up may still be taking it."""
 
     def pool_of(self, parameters: VolumeParameters) -> str:
         return self._pool
 
     async def establish(self) -> None:
-        with volume_errors():
-            if self._own_folder or self._folder.is_dir():
-                await asyncio.to_thread(self._records.establish)
+        await self._at(self._folder, self._establish)
 
     async def inspect(self) -> Inventory:
-        with volume_errors():
-            return await asyncio.to_thread(self._inspect)
+        return await self._at(self._folder, self._inspect)
 
     async def create(self, spec: VolumeSpec) -> Volume:
-        async with self._allocating:
-            with volume_errors():
-                return await asyncio.to_thread(self._create, spec)
+        return await self._at(spec.pv, partial(self._create, spec))
 
     def snapshots(self, pool: str) -> None:
         return None
 
     async def reread(self, volume: Volume) -> Volume:
-        with volume_errors():
-            return await asyncio.to_thread(self._reread, volume)
+        return await self._at(volume.pv, partial(self._reread, volume))
 
     async def rewrite(self, volume: Volume, record: Record) -> Volume:
-        with volume_errors():
-            return await asyncio.to_thread(self._rewrite, volume, record)
+        return await self._at(volume.pv, partial(self._rewrite, volume, record))
 
     async def extend(self, volume: Volume, size: int) -> Volume:
-        async with self._allocating:
-            with volume_errors():
-                return await asyncio.to_thread(self._extend, volume, size)
+        return await self._at(volume.pv, partial(self._extend, volume, size))
 
     async def stale_data(self, volume: Volume) -> StaleData:
         """What is deleted gives its blocks to the filesystem, which shows them to nobody before they are written."""
@@ -89,8 +97,15 @@ class FilesBackend(Backend):
         raise no_thin_pools(pool)
 
     async def remove(self, volume: Volume) -> None:
+        await self._at(volume.pv, partial(self._remove, volume), deadline=_REMOVAL_SECONDS)
+
+    async def _at(self, where: Path | str, work: Callable[[], T], deadline: float | None = None) -> T:
+        """In the folder, or on the volume of that name."""
+        place = where if isinstance(where, Path) else place_of(where)
         with volume_errors():
-            await asyncio.to_thread(self._remove, volume)
+            return await self._threads.at(
+                place, work, disk=disk_of(self._pool), deadline=deadline or disks.CALL_SECONDS
+            )
 
     # What follows blocks and raises OSError.
 
@@ -119,6 +134,10 @@ class FilesBackend(Backend):
     @abstractmethod
     def _delete(self, pv: str) -> None:
         """The data is gone, on disk when this returns. What is not there is no error."""
+
+    def _establish(self) -> None:
+        if self._own_folder or self._folder.is_dir():
+            self._records.establish()
 
     def _inspect(self) -> Inventory:
         if not self._folder.is_dir():
@@ -154,8 +173,9 @@ class FilesBackend(Backend):
         if self._records.claim(spec) is None and os.path.lexists(data):
             raise Foreign(f"{data} exists and is not of elastic-local: ask the node's administrator to move it away")
         size = self._whole_blocks(spec.size)
-        self._check_room(spec.pv, size)
-        return self._make(spec, size)
+        with self._allocating:
+            self._check_room(spec.pv, size)
+            return self._make(spec, size)
 
     def _reread(self, volume: Volume) -> Volume:
         stored = self._records.present(volume.pv)
@@ -171,9 +191,10 @@ class FilesBackend(Backend):
     def _extend(self, volume: Volume, size: int) -> Volume:
         before = self._records.own(volume)
         size = self._whole_blocks(size)
-        if size > self._size(self._data(volume.pv), before.size):
-            self._check_room(volume.pv, size)
-        return Volume(before.record, self._enlarge(before, size), self._pool)
+        with self._allocating:
+            if size > self._size(self._data(volume.pv), before.size):
+                self._check_room(volume.pv, size)
+            return Volume(before.record, self._enlarge(before, size), self._pool)
 
     def _remove(self, volume: Volume) -> None:
         try:

@@ -41,7 +41,7 @@ class FolderBackend(FilesBackend):
     @contextlib.asynccontextmanager
     async def device(self, volume: Volume) -> AsyncIterator[Path]:
         data = self._data(volume.pv)
-        if not data.is_dir():
+        if not await self._at(volume.pv, data.is_dir):
             raise VolumeNotFound(f"volume {volume.pv} is not on this node (any more)")
         yield data
 

@@ -7,12 +7,15 @@
 import contextlib
 import os
 from collections.abc import AsyncIterator, Collection
+from functools import partial
 from pathlib import Path
 
 from daemon.backends.files import FilesBackend
-from daemon.backends.recordfiles import StoredRecord
+from daemon.backends.recordfiles import StoredRecord, volume_errors
 from daemon.errors import BackendFailed, InUse, VolumeNotFound
+from daemon.storage import disks
 from daemon.storage.deviceclasses import FILE_POOLS, LOOP
+from daemon.storage.disks import disk_of, place_of
 from daemon.storage.inventory import Volume
 from daemon.storage.record import VolumeSpec, VolumeState
 from host import loopdevice
@@ -37,14 +40,26 @@ class LoopBackend(FilesBackend):
 
     @contextlib.asynccontextmanager
     async def device(self, volume: Volume) -> AsyncIterator[Path]:
-        with contextlib.ExitStack() as stack:
-            try:
-                device = stack.enter_context(loopdevice.attached(self._data(volume.pv)))
-            except OSError as error:
-                if not self._data(volume.pv).exists():
-                    raise VolumeNotFound(f"volume {volume.pv} is not on this node (any more)") from error
-                raise BackendFailed(f"volume {volume.pv} gets no block device: {error}") from error
+        held = self._threads.holding(
+            place_of(volume.pv),
+            partial(self._attach, volume.pv),
+            lambda attached: os.close(attached[0]),
+            disk=disk_of(self._pool),
+            deadline=disks.CALL_SECONDS,
+        )
+        async with contextlib.AsyncExitStack() as stack:
+            with volume_errors():
+                _, device = await stack.enter_async_context(held)
             yield device
+
+    def _attach(self, pv: str) -> tuple[int, Path]:
+        image = self._data(pv)
+        try:
+            return loopdevice.hold(image)
+        except OSError as error:
+            if not image.exists():
+                raise VolumeNotFound(f"volume {pv} is not on this node (any more)") from error
+            raise BackendFailed(f"volume {pv} gets no block device: {error}") from error
 
     def _size(self, data: Path, promised: int) -> int:
         return data.stat().st_size

@@ -22,6 +22,7 @@ from daemon.errors import BackendFailed, Damaged, Foreign, PoolMissing, VolumeNo
 from daemon.storage.inventory import Volume
 from daemon.storage.record import DamagedRecord, Record, VolumeSpec, VolumeState, from_fields
 from host import ownfolder
+from host.diskthreads import Hung
 from host.foldertree import NotEmptied
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,8 @@ def volume_errors() -> Iterator[None]:
         yield
     except (OSError, NotEmptied) as error:
         raise BackendFailed(f"the node's disk said: {error}; ask its administrator to look at it") from error
+    except Hung as error:
+        raise BackendFailed(str(error)) from error
     except DamagedRecord as error:
         raise BackendFailed(f"the PersistentVolume can't be served: {error}") from error
 

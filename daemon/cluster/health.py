@@ -1,8 +1,8 @@
 """The health of the volumes of this node, by name, so that people and alerts can tell a dead disk from a full pool.
 
-LVM tells of its devices and pools (daemon.backends.lvminventory). Two things it does not tell: a filesystem that the
-kernel made read-only after an error, which the mount table shows; and a volume that is not there at all, because the
-disks of its pool are not. A change is reported once, on the PersistentVolume and on the Node.
+LVM tells of its devices and pools (daemon.backends.lvminventory). Three things it does not tell: a filesystem that
+the kernel made read-only after an error, which the mount table shows; a volume that is not there at all, because the
+disks of its pool are not; and a disk that hangs. A change is reported once, on the PersistentVolume and on the Node.
 """
 
 import logging
@@ -34,14 +34,22 @@ _REMEDIES: Mapping[VolumeHealth, str] = {
     VolumeHealth.RAID_MISMATCH: "the legs of its mirror differ: `lvchange --syncaction repair`",
     VolumeHealth.THIN_POOL_FAILED: "its thin pool was switched off by the kernel: `lvconvert --repair` the pool",
     VolumeHealth.THIN_POOL_FULL: "its thin pool is full and writes fail: extend the pool, or delete volumes",
+    VolumeHealth.UNRESPONSIVE: (
+        "its disk gives no answer, so nothing is begun on it: see the node's kernel log, bring the disk back or "
+        "replace it, or restart the node"
+    ),
     VolumeHealth.UNKNOWN: "LVM complains in a way that this version does not know: see `lvs -o +lv_health_status`",
 }
 
 
 def diagnose(
-    inventory: Inventory, persistent_volumes: Collection[PersistentVolume], read_only: Collection[str]
+    inventory: Inventory,
+    persistent_volumes: Collection[PersistentVolume],
+    read_only: Collection[str],
+    unresponsive: Collection[str] = (),
 ) -> dict[str, VolumeHealth]:
-    """The volumes that are not well, by name. `read_only` are those whose filesystem the kernel made so."""
+    """The volumes that are not well, by name. `read_only` are those whose filesystem the kernel made so,
+    `unresponsive` those that something was asked of and that gave no answer."""
     found: dict[str, VolumeHealth] = {
         volume.pv: volume.health for volume in inventory.volumes if volume.health is not VolumeHealth.OK
     }
@@ -56,7 +64,10 @@ def diagnose(
             and inventory.why_unavailable(pv.pool)
         ):
             found[pv.name] = VolumeHealth.MISSING_DEVICE
-    return found
+    hung = {each.pool for each in inventory.unavailable if each.unresponsive}
+    found |= {volume.pv: VolumeHealth.UNRESPONSIVE for volume in inventory.volumes if volume.pool in hung}
+    known = {*(volume.pv for volume in inventory.volumes), *(pv.name for pv in persistent_volumes)}
+    return found | {name: VolumeHealth.UNRESPONSIVE for name in unresponsive if name in known}
 
 
 def changes(before: Mapping[str, VolumeHealth], now: Mapping[str, VolumeHealth]) -> Iterator[tuple[str, VolumeHealth]]:
@@ -97,7 +108,7 @@ class VolumeHealthMonitor:
         """Finds the volumes that are not well, and reports what changed."""
         read_only = await self._volumes.read_only()
         persistent_volumes = self._persistent_volumes()
-        now = diagnose(self._volumes.inventory, persistent_volumes, read_only)
+        now = diagnose(self._volumes.inventory, persistent_volumes, read_only, self._volumes.unresponsive())
         known = {pv.name: pv for pv in persistent_volumes}
         for name, health in changes(self.unhealthy, now):
             pv = known.get(name)

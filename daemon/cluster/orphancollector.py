@@ -17,6 +17,7 @@ from contract import quantity
 from contract.volume import DELETE, ObjectReference, PersistentVolume
 from daemon.errors import VolumeError, message_of
 from daemon.storage.deletionguard import OwnerLookup, RemovalReason
+from daemon.storage.disks import disk_of
 from daemon.storage.inventory import Volume
 from daemon.storage.record import Record, VolumeState
 from daemon.storage.volumes import Volumes
@@ -101,7 +102,9 @@ class OrphanCollector:
         self._removed = removed
         self._clock = clock
         self._sightings: dict[str, OrphanSighting] = {}
-        self.queue = WorkQueue(self._examine, parallelism=2, expected=(ApiError, VolumeError), of="volume")
+        self.queue = WorkQueue(
+            self._examine, parallelism=2, expected=(ApiError, VolumeError), of="volume", group=self._disk
+        )
         persistent_volumes.subscribe(self._changed)
 
     async def run(self) -> None:
@@ -119,6 +122,10 @@ class OrphanCollector:
     def enqueue(self, name: str) -> None:
         """The erasure of a volume, an orphan or not, has ended."""
         self.queue.add(name)
+
+    def _disk(self, name: str) -> str:
+        volume = self._volumes.inventory.volume(name)
+        return disk_of(volume.pool) if volume else ""
 
     def _changed(self, name: str, old: PersistentVolume | None, new: PersistentVolume | None) -> None:
         if old is not None and (new is None or new.uid != old.uid):

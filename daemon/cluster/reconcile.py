@@ -18,6 +18,7 @@ from daemon.cluster.capacitypublisher import CapacityPublisher
 from daemon.cluster.nodeassignment import is_recorded, record_made, remove_finalizer
 from daemon.cluster.nodevolumes import NodeVolumes, parameters_of, reclaim_policy, volume_spec
 from daemon.errors import VolumeError, message_of
+from daemon.storage.disks import disk_of
 from daemon.storage.inventory import Volume
 from daemon.storage.record import VolumeState
 from daemon.storage.volumes import Volumes
@@ -35,7 +36,7 @@ GROWTH_FAILED = "VolumeResizeFailed"
 """The kubelet's own reason for a volume that does not grow."""
 
 _PARALLELISM = 16
-"""Volumes looked at together. How many of them load the disks is bounded by Volumes."""
+"""Volumes of one disk looked at together. How many of them load it is bounded by Volumes."""
 
 
 class _ResizeFailed(VolumeError):
@@ -82,7 +83,11 @@ class Reconciler:
         self._publisher = publisher
         self._events = events
         self._queue = WorkQueue(
-            self._reconcile, parallelism=_PARALLELISM, expected=(ApiError, VolumeError), of="volume"
+            self._reconcile,
+            parallelism=_PARALLELISM,
+            expected=(ApiError, VolumeError),
+            of="volume",
+            group=self._disk,
         )
 
     def enqueue(self, name: str) -> None:
@@ -137,6 +142,10 @@ class Reconciler:
                 # published figure before that, or it would be promised a second time.
                 await self._publisher.publish(certain=True)
                 await remove_finalizer(self._cluster, pv)
+
+    def _disk(self, name: str) -> str:
+        pv = self._node_volumes.get(name)
+        return disk_of(self._pool(pv)) if pv else ""
 
     def _pool(self, pv: PersistentVolume) -> str:
         return pv.pool or self._pool_of(parameters_of(pv))

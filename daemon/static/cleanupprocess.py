@@ -10,7 +10,6 @@ Folders too are cleaned by a program (cleaners/folder.py), for the same reason a
 broken disk can be killed, and takes nothing of the daemon with it.
 """
 
-import asyncio
 import errno
 import logging
 import os
@@ -18,6 +17,7 @@ import stat
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from daemon.static import cleaners
@@ -26,6 +26,7 @@ from daemon.static.diskidentity import mounts_overlap, same_disk
 from daemon.static.volume import StaticVolume
 from host import mounttable, usage
 from host.command import CommandError, CommandFailed, CommandTimedOut, run
+from host.diskthreads import Hung, threads
 
 log = logging.getLogger(__name__)
 
@@ -167,11 +168,9 @@ async def clean(volume: str, target: CleanupTarget, class_config: ClassConfigura
     try:
         if target.mode == BLOCK:
             # Kept open, so that the kernel can't reuse the name of a disk that is unplugged.
-            descriptor = await asyncio.to_thread(os.open, target.real_path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
+            take = partial(os.open, target.real_path, os.O_RDONLY | os.O_CLOEXEC)
+            async with threads.holding(target.real_path, take, os.close):
                 await _run(volume, argv, {variable: str(target.real_path)}, deadline)
-            finally:
-                os.close(descriptor)
         else:
             await _run(volume, argv, {variable: str(target.real_path)}, deadline)
     except CommandTimedOut as error:
@@ -179,7 +178,7 @@ async def clean(volume: str, target: CleanupTarget, class_config: ClassConfigura
     except CommandFailed as error:
         failed = error.completed
         raise CleanupFailed(f"{failed.command_line} failed with exit code {failed.exit_code}: {failed.words}") from None
-    except (CommandError, OSError) as error:
+    except (CommandError, OSError, Hung) as error:
         raise CleanupFailed(f"{argv[0]} can't be run: {error}") from None
 
 

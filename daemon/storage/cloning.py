@@ -15,6 +15,7 @@ What a killed daemon left frozen, the next one thaws when it starts; what it lef
 
 import asyncio
 import contextlib
+import functools
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -25,6 +26,7 @@ from contract import quantity
 from contract.filesystems import CLONABLE
 from daemon.errors import NoSnapshot, NotCloned
 from daemon.storage.backend import Backend
+from daemon.storage.disks import Disks, disk_of, place_of
 from daemon.storage.freespace import FreeSpace
 from daemon.storage.inventory import Volume
 from daemon.storage.inventorycache import InventoryCache
@@ -44,15 +46,13 @@ _FROZEN_SECONDS = 20.0
 """No pod waits longer, however slow the disks are."""
 _SLOWEST = 10 << 20
 """Bytes a second. Where it takes longer, the disk does not work."""
-_TOGETHER = 4
-"""Copies block by block on a node. They take long, and others want the disks too; but a small one should not have to
-wait for one large one."""
+_FREEZING_SECONDS = 5.0
+"""What freezing and thawing may take beyond that before the disk counts as hung."""
 
 
 class VolumeCloner:
-    """`may_clone` tells whether the PersistentVolume of the first name may be a copy of the second one, `disks` bounds
-    the operations that load the disks for a moment. Methods raise VolumeError, host.filesystem.Unsound, CommandError
-    and OSError."""
+    """`may_clone` tells whether the PersistentVolume of the first name may be a copy of the second one. Methods raise
+    VolumeError, host.filesystem.Unsound, CommandError, OSError and host.diskthreads.Hung."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class VolumeCloner:
         snapshots: Snapshots,
         queue: VolumeQueue,
         may_clone: Callable[[str, str], bool],
-        disks: asyncio.Semaphore,
+        disks: Disks,
     ) -> None:
         self._backend = backend
         self._cache = cache
@@ -73,23 +73,24 @@ class VolumeCloner:
         self._queue = queue
         self._may_clone = may_clone
         self._disks = disks
-        self._copying = asyncio.Semaphore(_TOGETHER)
         self._thawed = False
 
-    def thaw(self) -> None:
-        """No volume is frozen any more. Blocks. Only copying freezes them, and no copying outlives its daemon. Does it
-        once: what is found frozen later, this daemon is copying."""
+    async def thaw(self) -> None:
+        """No volume is frozen any more. Only copying freezes them, and no copying outlives its daemon. Does it once:
+        what is found frozen later, this daemon is copying. One whose disk hangs is thawed when it is back."""
         if self._thawed:
             return
         self._thawed = True
-        for path in self._staging.folders():
-            try:
-                thawed = freezing.thaw(path)
-            except OSError as error:
-                log.warning("can't see whether %s is frozen: %s", path, error, extra={"volume": path.name})
-                continue
-            if thawed:
-                log.warning("%s was frozen and is thawed", path, extra={"volume": path.name})
+        await asyncio.gather(*map(self._thaw, await asyncio.to_thread(self._staging.folders)))
+
+    async def _thaw(self, path: Path) -> None:
+        try:
+            thawed = await self._disks.at(path.name, functools.partial(freezing.thaw, path), deadline=_FREEZING_SECONDS)
+        except (OSError, Hung) as error:
+            log.warning("can't see whether %s is frozen: %s", path, error, extra={"volume": path.name})
+            return
+        if thawed:
+            log.warning("%s was frozen and is thawed", path, extra={"volume": path.name})
 
     def source(self, spec: VolumeSpec) -> Volume:
         """The volume to be copied. Raises NotCloned."""
@@ -121,17 +122,17 @@ class VolumeCloner:
 
         `partial`: what an attempt that was cut off has left. If that is data, it is overwritten where it is: given back
         as it is, its space would show it to others."""
-        devicecopy.threads.refuse(_place(spec.pv))  # before anything is frozen, or a snapshot made
         source = self.source(spec)
         spec = replace(spec, size=max(spec.size, source.size))
-        await asyncio.to_thread(self._staging.release, spec.pv)  # an attempt that was cut off may have mounted it
+        # An attempt that was cut off may have mounted it.
+        await self._disks.at(spec.pv, functools.partial(self._staging.release, spec.pv))
         if partial is None or partial.record.state is not VolumeState.COPYING:
             shared = await self._queue(
                 "clone", source.pv, ("share", spec), lambda: self._clone_sharing_blocks(spec, partial)
             )
             if shared is not None:
                 return shared
-        async with self._copying:
+        async with self._disks.copy(partial.pool if partial else self._backend.pool_of(spec.parameters)):
             volume, snapshot = await self._queue("clone", source.pv, spec, lambda: self._start_copy(spec, partial))
             if snapshot is not None:
                 await self._copy_from_snapshot(snapshot, volume)
@@ -139,7 +140,8 @@ class VolumeCloner:
 
     async def _clone_sharing_blocks(self, spec: VolumeSpec, partial: Volume | None) -> Volume | None:
         """The volume, if it can share the blocks of its source. As all that begins a copy, in its source's turn."""
-        async with self._disks, self._free_space.reserve(spec, partial.size if partial else 0) as taken:
+        pool = self._backend.pool_of(spec.parameters)
+        async with self._disks.load(pool), self._free_space.reserve(spec, partial.size if partial else 0) as taken:
             with self._cache.changing(spec.pv):
                 volume = await self._backend.snapshot(spec, self.source(spec))
                 if volume is not None:
@@ -151,7 +153,7 @@ class VolumeCloner:
         source = self.source(spec)
         staged = await asyncio.to_thread(self._staging.mounted, source.pv)
         if staged:
-            await asyncio.to_thread(freezing.flush, Path(staged.path))
+            await self._disks.at(source.pv, functools.partial(freezing.flush, Path(staged.path)))
         async with self._free_space.reserve(spec, partial.size if partial else 0) as taken:
             try:
                 snapshot = await self._snapshots.create(source)
@@ -175,16 +177,48 @@ class VolumeCloner:
     async def _copy_frozen(self, source: Volume, volume: Volume, staged: Mount | None) -> None:
         async with self._backend.device(source) as origin, self._backend.device(volume) as target:
             if staged:
-                async with _frozen(Path(staged.path), source, _FROZEN_SECONDS):
+                async with self._frozen(Path(staged.path), source, _FROZEN_SECONDS):
                     await _copy(origin, target, volume, _FROZEN_SECONDS)
-            elif await asyncio.to_thread(blockdevice.is_claimed, origin):
+            elif await self._disks.at(source.pv, functools.partial(blockdevice.is_claimed, origin)):
                 raise NotCloned(f"volume {source.pv} is in use by something that is no pod of this node: stop that")
             else:
                 await _copy(origin, target, volume, _deadline(source.size))
 
+    @contextlib.asynccontextmanager
+    async def _frozen(self, path: Path, source: Volume, limit: float) -> AsyncIterator[None]:
+        """For `limit` seconds at most, whatever is done inside and however long its disk hangs: the thread that froze
+        it thaws it, and waits for nothing else. Raises NotCloned when that took too long."""
+        frozen, release = asyncio.Event(), threading.Event()
+        loop = asyncio.get_running_loop()
+
+        def tell() -> None:
+            loop.call_soon_threadsafe(frozen.set)
+
+        hold = functools.partial(freezing.hold, path, limit, tell, release)
+        holding = asyncio.ensure_future(self._disks.at(source.pv, hold, deadline=max(limit, 0) + _FREEZING_SECONDS))
+        waiting = asyncio.ensure_future(frozen.wait())
+        late: Exception | None = None
+        try:
+            await asyncio.wait({holding, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            if frozen.is_set():
+                yield
+            # What can't be frozen, or somebody else froze, raises what it did below.
+        except (TimeoutError, Hung) as error:
+            late = error
+        finally:
+            waiting.cancel()
+            release.set()
+            await asyncio.wait({holding})
+        in_time = await holding
+        if late or not in_time:
+            raise NotCloned(
+                f"volume {source.pv} is in use, and the disk is too slow to hold it still while it is copied "
+                f"({late or f'it took longer than {limit:g} s'}): stop the pods that use it until its copy is made"
+            ) from late
+
     async def _target(self, spec: VolumeSpec, partial: Volume | None, taken: int) -> Volume:
         """The volume in state COPYING, whatever was begun."""
-        async with self._disks:
+        async with self._disks.load(partial.pool if partial else self._backend.pool_of(spec.parameters)):
             with self._cache.changing(spec.pv):
                 if partial is not None and partial.record.state is VolumeState.COPYING:
                     volume = await self._backend.extend(partial, spec.size)
@@ -220,53 +254,13 @@ class VolumeCloner:
     async def renew_uuid(self, volume: Volume) -> None:
         """The copy's filesystem is no longer the same as its source's to those who look for its UUID. It is small
         enough for the volume, and grows with its first mount."""
-        folder = await asyncio.to_thread(self._staging.make_folder, volume.pv)
+        folder = await self._disks.at(volume.pv, functools.partial(self._staging.make_folder, volume.pv))
         async with self._backend.device(volume) as device:
             await filesystem.renew_uuid(volume.record.filesystem, device, folder)
 
 
-def _place(pv: str) -> str:
-    """In which a copy hangs."""
-    return f"volume {pv}"
-
-
 async def _copy(source: Path, target: Path, volume: Volume, deadline: float) -> None:
-    await devicecopy.copy(source, target, deadline=deadline, place=_place(volume.pv), disk=volume.pool)
-
-
-@contextlib.asynccontextmanager
-async def _frozen(path: Path, source: Volume, limit: float) -> AsyncIterator[None]:
-    """For `limit` seconds at most, whatever is done inside and however long its disk hangs: a thread thaws it that does
-    nothing else. Raises NotCloned when that took too long."""
-    expired = threading.Event()
-
-    def thaw() -> None:
-        expired.set()
-        with contextlib.suppress(OSError):
-            freezing.thaw(path)
-
-    timer = threading.Timer(limit, thaw)
-    timer.daemon = True
-    timer.start()
-    try:
-        await asyncio.to_thread(freezing.freeze, path)
-    except OSError:
-        timer.cancel()  # what somebody else froze is not ours to thaw
-        raise
-    late: Exception | None = None
-    try:
-        yield
-    except (TimeoutError, Hung) as error:
-        late = error
-    finally:
-        timer.cancel()
-        # Also when it was thawed in time: that may have come before it was frozen.
-        await asyncio.to_thread(freezing.thaw, path)
-    if late or expired.is_set():
-        raise NotCloned(
-            f"volume {source.pv} is in use, and the disk is too slow to hold it still while it is copied "
-            f"({late or f'it took longer than {limit:g} s'}): stop the pods that use it until its copy is made"
-        ) from late
+    await devicecopy.copy(source, target, deadline=deadline, place=place_of(volume.pv), disk=disk_of(volume.pool))
 
 
 def _deadline(size: int) -> float:

@@ -4,13 +4,13 @@ A volume is formatted only while its own record says that it never held anything
 is given out as it is or refused. What was ready once and is not there is lost, and no empty one takes its place.
 """
 
-import asyncio
 from dataclasses import replace
 
 from daemon.errors import BeingErased, ClusterUnknown, Foreign, Lost, PoolMissing
 from daemon.storage.backend import Backend
 from daemon.storage.cloning import VolumeCloner
 from daemon.storage.deletionguard import DeletionGuard
+from daemon.storage.disks import Disks
 from daemon.storage.filesystems import Filesystems
 from daemon.storage.freespace import FreeSpace
 from daemon.storage.inventory import Volume
@@ -19,8 +19,8 @@ from daemon.storage.record import VolumeSpec, VolumeState
 
 
 class VolumeCreator:
-    """`disks` bounds the operations that load the disks for a moment. Methods are called in the volume's turn, and
-    raise VolumeError, host.filesystem.Unsound, CommandError and OSError."""
+    """Methods are called in the volume's turn, and raise VolumeError, host.filesystem.Unsound, CommandError, OSError
+    and host.diskthreads.Hung."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class VolumeCreator:
         filesystems: Filesystems,
         cloning: VolumeCloner,
         guard: DeletionGuard,
-        disks: asyncio.Semaphore,
+        disks: Disks,
     ) -> None:
         self._backend = backend
         self._cache = cache
@@ -78,7 +78,8 @@ class VolumeCreator:
             await self._guard.check_format(spec, partial=volume)
             if spec.original is not None:
                 return await self._clone(spec, partial=volume)
-            async with self._disks:
+            pool = volume.pool if volume else self._backend.pool_of(spec.parameters)
+            async with self._disks.load(pool):
                 return await self._create_and_format(spec, partial=volume)
         current = replace(volume.record, policy=spec.policy, cluster=volume.record.cluster or spec.cluster)
         return volume if volume.record == current else await self._cache.rewrite(volume, current)
@@ -97,6 +98,6 @@ class VolumeCreator:
     async def _clone(self, spec: VolumeSpec, partial: Volume | None) -> Volume:
         """The same, as a copy."""
         volume = await self._cloner.clone(spec, partial)
-        async with self._disks:
+        async with self._disks.load(volume.pool):
             await self._cloner.renew_uuid(volume)
         return await self._cache.rewrite(volume, spec.record(VolumeState.READY))

@@ -5,20 +5,20 @@ go; and nothing without asking right before (daemon.storage.deletionguard). And 
 its pool can't be seen: it may come back with its disk.
 """
 
-import asyncio
 import logging
 from dataclasses import replace
+from functools import partial
 
 from contract import names
 from contract.volume import DELETE, RETAIN
 from daemon.errors import Foreign, NotAuthorized, PoolMissing
 from daemon.storage.backend import Backend
 from daemon.storage.deletionguard import DeletionGuard, RemovalReason
+from daemon.storage.disks import Disks
 from daemon.storage.erasing import Eraser
 from daemon.storage.filesystems import Filesystems
 from daemon.storage.inventory import Volume
 from daemon.storage.inventorycache import InventoryCache
-from daemon.storage.record import VolumeState
 from daemon.storage.snapshots import Snapshots
 from daemon.storage.staging import Staging
 
@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 
 
 class VolumeDeleter:
-    """`disks` bounds the operations that load the disks for a moment. Methods are called in the volume's turn, and
-    raise VolumeError, CommandError and OSError."""
+    """Methods are called in the volume's turn, and raise VolumeError, CommandError, OSError and
+    host.diskthreads.Hung."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class VolumeDeleter:
         snapshots: Snapshots,
         eraser: Eraser,
         guard: DeletionGuard,
-        disks: asyncio.Semaphore,
+        disks: Disks,
     ) -> None:
         self._backend = backend
         self._cache = cache
@@ -67,8 +67,8 @@ class VolumeDeleter:
             log.warning("volume %s has uid %s, not %s: it stays", pv, volume.record.uid, uid, extra={"volume": pv})
             return True
         self._snapshots.raise_if_copied(pv, "removed")
-        await asyncio.to_thread(self._staging.release, pv)
-        async with self._disks:
+        await self._disks.at(pv, partial(self._staging.release, pv))
+        async with self._disks.load(volume.pool):
             try:
                 if not await self._erase_and_delete(volume, removal):
                     return False
@@ -95,9 +95,8 @@ class VolumeDeleter:
 
     async def _policy_became_delete(self, volume: Volume) -> bool:
         """Its record says Retain, and its PersistentVolume, which was changed since, Delete. An erasure that was called
-        off stays so."""
-        retained = volume.record.policy != DELETE and volume.record.state is not VolumeState.ERASING
-        return retained and await self._guard.wants_removal(volume)
+        off goes on."""
+        return volume.record.policy != DELETE and await self._guard.wants_removal(volume)
 
     async def retain(self, pv: str, uid: str, pool: str, *, made: bool) -> None:
         """Its record says from now on that it is to be kept, if there ever was a volume: one that was `made` and is

@@ -18,14 +18,15 @@ All together keep to one rate.
 """
 
 import asyncio
-import contextlib
 import enum
 import errno
 import logging
+import os
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -33,12 +34,13 @@ from contract.parameters import DISCARD, NO_ERASE
 from daemon.errors import ApiUnavailable, BackendFailed, InUse, NotAuthorized, VolumeError, message_of
 from daemon.storage.backend import Backend, StaleData
 from daemon.storage.deletionguard import Precondition
+from daemon.storage.disks import CALL_SECONDS, Disks
 from daemon.storage.inventory import Volume, VolumeHealth
 from daemon.storage.keyedqueue import KeyedQueue
 from daemon.storage.record import Record, VolumeState
 from host import erasure
 from host.command import CommandError
-from host.thread import undisturbed
+from host.diskthreads import Hung
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,9 @@ MIB = 2**20
 REMEMBER_SECONDS = 10.0
 """How often the record says how far it is, and is asked whether to go on. Each time is two LVM commands, a request to
 the API server and a flush of the disk."""
+
+_STEP_SECONDS = 5 * CALL_SECONDS
+"""What one step may take before the disk counts as hung: discarding may be slow."""
 
 RETRY_SECONDS = 30.0
 """How long a failure counts: those who ask meanwhile get it again, who asks later has it tried again."""
@@ -80,7 +85,7 @@ def steps(chosen: Method, begin: int, size: int) -> Iterator[range]:
         yield range(offset, min(offset + step, size))
 
 
-_WORK: Mapping[Method, Callable[[int, range], None]] = {
+_WORK: Mapping[Method, Callable[..., None]] = {
     Method.DISCARD: erasure.discard,
     Method.ZERO: erasure.zero,
     Method.ZERO_WRITTEN: erasure.zero_written,
@@ -162,6 +167,7 @@ class Eraser:
         rewrite: Rewrite,
         throttle: Throttle,
         listener: Listener,
+        disks: Disks,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._backend = backend
@@ -169,6 +175,7 @@ class Eraser:
         self._rewrite = rewrite
         self._throttle = throttle
         self._listener = listener
+        self._disks = disks
         self._clock = clock
         self._running: dict[str, asyncio.Task[None]] = {}
         self._failures: dict[str, _Failure] = {}
@@ -229,13 +236,14 @@ class Eraser:
         except VolumeError as failed:
             error = failed
         except Exception as failed:
-            foreseen = isinstance(failed, CommandError | OSError)
+            foreseen = isinstance(failed, CommandError | OSError | Hung)
             if not foreseen:
                 log.exception("erasing failed", extra={"volume": volume.pv})
             error = BackendFailed(
                 f"the data of volume {volume.pv} can't be erased: {failed if foreseen else message_of(failed)}; it "
                 "stays, with its space, until its disk works again, and is tried again until then"
             )
+            error.__cause__ = failed
         finally:
             del self._running[volume.pv]
         if error:
@@ -248,21 +256,31 @@ class Eraser:
 
     async def _erase(self, volume: Volume, chosen: Method, precondition: Precondition) -> None:
         async with self._backend.device(volume) as device:
-            with _opened(volume.pv, device) as descriptor:
+            take = partial(_opened, volume.pv, device)
+            async with self._disks.holding(volume.pv, take, os.close) as descriptor:
                 if chosen is Method.DISCARD and not erasure.discards(descriptor):
                     chosen = Method.ZERO  # a device that knows no discard would keep everything
                 remembered = self._clock()
                 for extent in steps(chosen, volume.record.erased, volume.size):
                     if chosen is not Method.DISCARD:
                         await self._throttle.admit(len(extent))
-                    await undisturbed(_WORK[chosen], descriptor, extent)
+                    await self._work(volume, descriptor, partial(_WORK[chosen], extent=extent))
                     self._listener.progressed(len(extent))
                     if self._clock() - remembered >= REMEMBER_SECONDS:
-                        await undisturbed(erasure.flush, descriptor)
+                        await self._work(volume, descriptor, erasure.flush)
                         volume = await self._remember(volume, extent.stop, precondition)
                         remembered = self._clock()
-                await undisturbed(erasure.flush, descriptor)
+                await self._work(volume, descriptor, erasure.flush)
             await self._remember(volume, volume.size, precondition)
+
+    async def _work(self, volume: Volume, descriptor: int, work: Callable[[int], None]) -> None:
+        """Who breaks it off waits for it: the next daemon must not find it at work."""
+        working = asyncio.ensure_future(self._disks.at_file(volume.pv, descriptor, work, deadline=_STEP_SECONDS))
+        try:
+            await asyncio.shield(working)
+        except asyncio.CancelledError:
+            await asyncio.wait([working])
+            raise
 
     async def _remember(self, volume: Volume, erased: int, precondition: Precondition) -> Volume:
         async def rewrite() -> Volume:
@@ -272,13 +290,10 @@ class Eraser:
         return await self._queue.run(volume.pv, ("erased", erased), rewrite)
 
 
-@contextlib.contextmanager
-def _opened(pv: str, device: Path) -> Iterator[int]:
-    with contextlib.ExitStack() as stack:
-        try:
-            descriptor = stack.enter_context(erasure.opened(device))
-        except OSError as error:
-            if error.errno != errno.EBUSY:
-                raise
-            raise InUse(f"volume {pv} can't be erased, {device} is in use: stop what uses it on the node") from error
-        yield descriptor
+def _opened(pv: str, device: Path) -> int:
+    try:
+        return erasure.open_alone(device)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        raise InUse(f"volume {pv} can't be erased, {device} is in use: stop what uses it on the node") from error

@@ -7,11 +7,13 @@ data: the mount tells why, and who asks for the room, asks by `grow`.
 
 import asyncio
 import logging
+from functools import partial
 from pathlib import Path
 
 from contract.parameters import VolumeParameters
 from daemon.errors import BackendFailed, MountRefused, VolumeError
 from daemon.storage.backend import Backend
+from daemon.storage.disks import Disks
 from daemon.storage.inventory import Volume
 from daemon.storage.staging import Staging
 from host import blockdevice, filesystem, mounting
@@ -29,11 +31,13 @@ def _reason(error: Exception) -> str:
 
 
 class Filesystems:
-    """Those of one backend. Methods raise VolumeError, host.filesystem.Unsound, CommandError and OSError."""
+    """Those of one backend. Methods raise VolumeError, host.filesystem.Unsound, CommandError, OSError, and
+    host.diskthreads.Hung."""
 
-    def __init__(self, backend: Backend, staging: Staging) -> None:
+    def __init__(self, backend: Backend, staging: Staging, disks: Disks) -> None:
         self._backend = backend
         self._staging = staging
+        self._disks = disks
         self._fresh: set[str] = set()
         """Formatted by this process and not mounted since: there is nothing to check or to grow."""
 
@@ -49,10 +53,11 @@ class Filesystems:
 
     async def mount(self, volume: Volume, options: tuple[str, ...]) -> VolumeError | None:
         """The volume at its staging path. Returns why its filesystem is smaller than the volume, if it is."""
-        path = await asyncio.to_thread(self._staging.make_folder, volume.pv)
+        path = await self._disks.at(volume.pv, partial(self._staging.make_folder, volume.pv))
         async with self._backend.device(volume) as source:
             if not self._backend.on_device(volume):
-                await asyncio.to_thread(mounting.bind, source, path, add=Attribute.NOSUID | Attribute.NODEV)
+                bind = partial(mounting.bind, source, path, add=Attribute.NOSUID | Attribute.NODEV)
+                await self._disks.at(volume.pv, bind)
                 return None
             try:
                 if volume.pv not in self._fresh:
@@ -80,7 +85,7 @@ class Filesystems:
         kind = volume.record.filesystem
         grows_mounted, shortfall = filesystem.grows_mounted(kind), None
         # A container may keep it mounted in a mount namespace of its own: it was checked then, and can't be now.
-        if not await asyncio.to_thread(blockdevice.is_claimed, device):
+        if not await self._disks.at(volume.pv, partial(blockdevice.is_claimed, device)):
             await filesystem.check(kind, device)
             if not grows_mounted:
                 try:

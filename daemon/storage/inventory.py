@@ -24,6 +24,7 @@ class VolumeHealth(enum.Enum):
     RAID_MISMATCH = "raid-mismatch"
     THIN_POOL_FAILED = "thin-pool-failed"
     THIN_POOL_FULL = "thin-pool-full"
+    UNRESPONSIVE = "unresponsive"
     UNKNOWN = "unknown"
 
 
@@ -179,6 +180,8 @@ class UnavailablePool:
     """As in Pool.name; of a volume group, its thin pools too."""
     reason: str
     """Why, and what to do about it. A whole sentence without its full stop."""
+    unresponsive: bool = False
+    """It gives no answer: what is shown of it is what was seen last."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 A look costs a start of LVM and a scan of all devices, and nobody else makes volumes of ours, so a mount must not pay
 for one. What a look finds always wins, except for the volumes that were being changed while it looked: of those it may
 have seen either side. A change that failed leaves its volume in doubt, and the next one who asks for it looks first.
+What a disk that gives no answer has shown last ends no doubt.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import contextlib
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 
-from daemon.errors import Damaged, Foreign
+from daemon.errors import BackendFailed, Damaged, Foreign
 from daemon.storage.backend import Backend
 from daemon.storage.inventory import Inventory, Pool, Volume, of_cluster
 from daemon.storage.record import Record
@@ -46,13 +47,17 @@ class InventoryCache:
             self._touched = set(self._changing)
             found = of_cluster(await self._backend.inspect(), self._cluster())
             self._inventory = merged(self._inventory, found, self._touched)
-            self._uncertain &= self._touched
+            if not any(each.unresponsive for each in found.unavailable):
+                self._uncertain &= self._touched
             self._finished = number
 
     async def volume(self, pv: str) -> Volume | None:
         """The volume of a PersistentVolume, which nobody else may be changing meanwhile."""
         if pv in self._uncertain or not self._finished:
             await self.refresh()
+            for silent in self._inventory.unavailable:
+                if pv in self._uncertain and silent.unresponsive:
+                    raise BackendFailed(f"nobody can see how far volume {pv} was changed: {silent.reason}")
         return self._inventory.volume(pv)
 
     @contextlib.contextmanager

@@ -9,12 +9,13 @@ is done, and what is mounted is read from the mount table. What is asked for run
 (daemon.storage.keyedqueue), so a caller that gives up breaks nothing off.
 """
 
-import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Coroutine, Hashable, Iterable, Iterator
+from asyncio import CancelledError, to_thread
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +25,7 @@ from daemon.storage.cloning import VolumeCloner
 from daemon.storage.creation import VolumeCreator
 from daemon.storage.deletion import VolumeDeleter
 from daemon.storage.deletionguard import DeletionGuard, OwnerLookup, RemovalReason
+from daemon.storage.disks import Disks
 from daemon.storage.erasing import Eraser, Listener, Silent, Throttle
 from daemon.storage.filesystems import Filesystems
 from daemon.storage.freespace import FreeSpace, Reservation
@@ -36,7 +38,7 @@ from daemon.storage.staging import Staging, TargetPath
 from daemon.storage.thinpools import PoolExtension
 from host import filesystem
 from host.command import CommandError
-from host.diskthreads import Hung
+from host.diskthreads import DiskThreads, Hung, Unresponsive, threads, unresponsive
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +53,9 @@ class Volumes:
     asked before data is destroyed.
 
     `reservations` gives what the PersistentVolumes of this node have a right to, `may_clone` tells whether a
-    PersistentVolume may be a copy of another one, `parallelism` bounds the operations that load the disks, `erase_rate`
-    the bytes a second that erasing takes (0: no bound), and `erasing` hears of it.
+    PersistentVolume may be a copy of another one, `parallelism` bounds the operations that load the disks of one pool,
+    `erase_rate` the bytes a second that erasing takes (0: no bound), and `erasing` hears of it. System calls on disks
+    are made in `threads`.
     """
 
     def __init__(
@@ -67,18 +70,21 @@ class Volumes:
         erase_rate: int = 0,
         erasing: Listener = Silent(),  # noqa: B008 - it has no state
         observe: Observer = lambda kind, outcome, seconds: None,
+        threads: DiskThreads = threads,
     ) -> None:
         self._backend = backend
         self._owner_lookup = owner_lookup
         self._cache = InventoryCache(backend, lambda: owner_lookup.cluster)
         guard = DeletionGuard(backend, owner_lookup)
         self._staging = Staging(staging)
-        self._filesystems = Filesystems(backend, self._staging)
+        self._disks = Disks(threads, parallelism, lambda pv: self.inventory.volume(pv) or self.inventory.snapshot(pv))
+        self._filesystems = Filesystems(backend, self._staging, self._disks)
         self._free_space = FreeSpace(backend, self._cache, reservations)
-        self._disks = asyncio.Semaphore(parallelism)
         self._observe = observe
         self._queue = KeyedQueue()
-        self._eraser = Eraser(backend, self._queue, self._cache.rewrite, Throttle(erase_rate), erasing)
+        self._hangs: dict[str, Unresponsive] = {}
+        """Why the last operation on a volume got no answer."""
+        self._eraser = Eraser(backend, self._queue, self._cache.rewrite, Throttle(erase_rate), erasing, self._disks)
         self._snapshots = Snapshots(
             backend, self._cache, self._free_space, self._eraser, guard, self._run_queued, self._cache.rewrite
         )
@@ -121,7 +127,7 @@ class Volumes:
         try:
             await self._backend.establish()  # before anything that may wait for a volume which a crash left suspended
         finally:
-            await asyncio.to_thread(self._cloner.thaw)
+            await self._cloner.thaw()
         await self.refresh()
 
     async def refresh(self) -> None:
@@ -131,7 +137,12 @@ class Volumes:
 
     async def read_only(self) -> frozenset[str]:
         """Names of the mounted volumes that can't be written any more."""
-        return await asyncio.to_thread(self._staging.read_only)
+        return await to_thread(self._staging.read_only)
+
+    def unresponsive(self) -> Mapping[str, str]:
+        """The volumes whose disks gave no answer when they were last asked, and still give none: what was said."""
+        self._hangs = {pv: hang for pv, hang in self._hangs.items() if hang.lasts()}
+        return {pv: str(hang) for pv, hang in self._hangs.items()}
 
     async def close(self) -> None:
         """Waits for what was begun. Nothing is lost when nobody waits: the next daemon goes on with it."""
@@ -202,10 +213,15 @@ class Volumes:
             outcome = "success"
             try:
                 with _worded(pv):
-                    return await work()
+                    self._disks.refuse(pv)
+                    done = await work()
+                self._hangs.pop(pv, None)
+                return done
             except BaseException as error:
                 outcome = type(error).__name__
-                foreseen = isinstance(error, VolumeError | asyncio.CancelledError)
+                if hang := unresponsive(error):
+                    self._hangs[pv] = hang.with_traceback(None)
+                foreseen = isinstance(error, VolumeError | CancelledError)
                 log.warning("%s of volume %s failed: %s", kind, pv, error, extra={"volume": pv}, exc_info=not foreseen)
                 raise
             finally:
@@ -217,19 +233,19 @@ class Volumes:
         shortfall = None
         try:
             volume = await self._creator.ensure_created(spec)
-            if await asyncio.to_thread(self._staging.mounted, spec.pv) is None:
+            if await to_thread(self._staging.mounted, spec.pv) is None:
                 if volume.size < spec.size:
                     try:
                         volume = await self._extended(volume, spec)
                     except VolumeError as error:
                         log.warning("%s; it is mounted as it is", error, extra={"volume": spec.pv})
                         shortfall = error
-                async with self._disks:
+                async with self._disks.load(volume.pool):
                     unfilled = await self._filesystems.mount(volume, spec.parameters.mount_options)
                 shortfall = shortfall or unfilled
-            await asyncio.to_thread(
-                self._staging.bind, spec.pv, target, read_only=read_only, options=spec.parameters.mount_options
-            )
+            options = spec.parameters.mount_options
+            bind = partial(self._staging.bind, spec.pv, target, read_only=read_only, options=options)
+            await self._disks.at(spec.pv, bind)
             return shortfall
         except Occupied:
             await self._release_if_idle(spec.pv)
@@ -238,20 +254,20 @@ class Volumes:
             # The kubelet takes a folder that shows anything for a success, and would not ask again.
             try:
                 await self._unmount(target)
-            except (VolumeError, OSError) as error:
+            except (VolumeError, OSError, Hung) as error:
                 log.warning("%s is left mounted: %s", target.path, error, extra={"volume": spec.pv})
             raise
 
     async def _unmount(self, target: TargetPath) -> None:
-        await asyncio.to_thread(self._staging.unbind, target)
+        await self._disks.at(target.name, partial(self._staging.unbind, target))
         await self._release_if_idle(target.name)
 
     async def _release_if_idle(self, pv: str) -> None:
         try:
-            await asyncio.to_thread(self._staging.release, pv)
+            await self._disks.at(pv, partial(self._staging.release, pv))
         except InUse as used:
             log.debug("the staging mount stays: %s", used, extra={"volume": pv})
-        except OSError as error:
+        except (OSError, Hung) as error:
             log.warning("the staging mount of %s stays: %s", pv, error, extra={"volume": pv})
 
     async def _expand(self, spec: VolumeSpec) -> Volume:
@@ -267,7 +283,7 @@ class Volumes:
         if volume.size < spec.size:
             self._snapshots.raise_if_copied(spec.pv, "extended")
         self._filesystems.changed(spec.pv)
-        async with self._disks, self._free_space.reserve(spec, volume.size) as taken:
+        async with self._disks.load(volume.pool), self._free_space.reserve(spec, volume.size) as taken:
             with self._cache.changing(spec.pv):
                 volume = await self._backend.extend(volume, spec.size)
                 self._cache.put(volume, taken)

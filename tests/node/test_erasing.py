@@ -19,7 +19,7 @@ from daemon.errors import ApiUnavailable, BackendFailed, BeingErased, InUse, Not
 from daemon.storage import erasing
 from daemon.storage.backend import StaleData
 from daemon.storage.deletionguard import Owner
-from daemon.storage.erasing import Method
+from daemon.storage.erasing import Method, steps
 from daemon.storage.inventory import Inventory, Volume, VolumeHealth
 from daemon.storage.record import Record, VolumeState
 from daemon.storage.volumes import Volumes
@@ -292,9 +292,13 @@ async def test_only_what_was_written_is_overwritten(tmp_path: Path) -> None:
         opened.seek(MIB)
         opened.write(SECRET)
     before = file.stat().st_blocks
-    with loopdevice.attached(file) as device, erasure.opened(device) as descriptor:
-        erasure.zero_written(descriptor, range(SIZE))
-        erasure.flush(descriptor)
+    with loopdevice.attached(file) as device:
+        descriptor = erasure.open_alone(device)
+        try:
+            erasure.zero_written(descriptor, range(SIZE))
+            erasure.flush(descriptor)
+        finally:
+            os.close(descriptor)
     assert secrets(file) == 0
     assert file.stat().st_blocks <= max(before, erasure.PIECE // 512)
 
@@ -426,8 +430,26 @@ async def test_an_erasure_ends_when_the_volume_is_to_be_retained(node: Node, mon
     await volumes.retain(node.pv, "uid", node.pool, made=True)
     record = await stands_still(volumes, node)
     assert (record.state, record.policy) == (VolumeState.ERASING, RETAIN)
+    server.policy = RETAIN
     with pytest.raises(NotAuthorized, match="its record says Retain"):
         await volumes.reclaim(node.pv, "uid", node.pool)
+
+
+async def test_an_erasure_that_was_called_off_goes_on_when_the_policy_is_delete_again(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Asked()
+    volumes = await under_way(node, server, monkeypatch)
+    server.policy = RETAIN
+    await volumes.retain(node.pv, "uid", node.pool, made=True)
+    erased = (await stands_still(volumes, node)).erased
+    server.policy = DELETE
+    monkeypatch.setattr(erasing, "RETRY_SECONDS", 0)
+    begun = []
+    monkeypatch.setattr(erasing, "steps", lambda *how: begun.append(how[1]) or steps(*how))  # type: ignore[func-returns-value]
+    await node.reclaim(volumes)
+    assert begun == [erased]
+    assert not volumes.inventory.volumes
 
 
 async def test_an_erasure_ends_when_its_persistent_volume_changed(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,15 @@
 """Looks at a disk that hangs: given up in time, one thread each, and taken up again when the disk comes back."""
 
 import asyncio
+import contextlib
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from host.diskthreads import DiskThreads, Hung
+from host.diskthreads import DiskThreads, Hung, unresponsive
 from tests.unit.daemon.static.shortdeadline import ShortDeadline
 from tests.waiting import until
 
@@ -111,6 +113,119 @@ async def test_a_disk_with_many_places_holds_few_threads_and_no_other_disk(disk:
             await threads.at(f"volume {number}", disk.look, disk="dead")
         assert await threads.at(f"volume on another {number}", lambda: "there", disk="alive", deadline=30) == "there"
     assert disk.scanned == 3
-    waiting = asyncio.create_task(threads.at("volume 9", lambda: "there", disk="dead", deadline=30))
     disk.let_go.set()
-    assert await waiting == "there"
+
+    async def back() -> bool:
+        with contextlib.suppress(Hung):
+            return await threads.at("volume 9", lambda: "there", disk="dead") == "there"
+        return False
+
+    await until(back)
+
+
+async def test_who_finds_all_threads_of_a_disk_busy_waits_for_one(disk: Disk) -> None:
+    threads = DiskThreads(deadline=30, most=1)
+    first = asyncio.create_task(threads.at("volume 1", disk.look, disk="busy"))
+    await until(lambda: disk.scanned == 1)
+    waiting = asyncio.create_task(threads.at("volume 2", lambda: "there", disk="busy"))
+    await asyncio.wait({waiting}, timeout=0.05)
+    disk.let_go.set()
+    assert (await first, await waiting) == ("there", "there")
+
+
+async def test_each_of_two_threads_that_hang_at_one_place_has_to_come_back(disk: Disk) -> None:
+    threads, other = DiskThreads(deadline=0.1), threading.Event()
+    looks = (threads.at(DISK, disk.look), threads.at(DISK, lambda: other.wait(60)))
+    assert [type(each) for each in await asyncio.gather(*looks, return_exceptions=True)] == [Hung, Hung]
+    running = threading.active_count()
+    disk.let_go.set()
+    await until(lambda: threading.active_count() == running - 1)
+    with pytest.raises(Hung) as told:
+        threads.refuse(DISK)
+    assert told.value.lasts()
+    other.set()
+    await until(lambda: not told.value.lasts())
+    threads.refuse(DISK)
+
+
+async def test_a_disk_whose_threads_are_all_taken_hangs_until_one_is_free(disk: Disk) -> None:
+    threads = DiskThreads(deadline=0.1, most=1)
+    with pytest.raises(Hung):
+        await threads.at("volume a", disk.look, disk="dead")
+    with pytest.raises(Hung) as told:
+        async with asyncio.timeout(10):
+            await threads.at("volume b", lambda: "there", disk="dead", deadline=60)  # at once
+    assert told.value.lasts()
+    disk.let_go.set()
+    await until(lambda: not told.value.lasts())
+
+
+async def test_what_comes_too_late_is_given_back_by_its_thread(disk: Disk, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    opened: list[int] = []
+
+    def take() -> int:
+        disk.look()
+        opened.append(os.open(tmp_path / "file", os.O_RDONLY))
+        return opened[0]
+
+    threads = DiskThreads(deadline=0.1)
+    with pytest.raises(Hung):
+        async with threads.holding(DISK, take, os.close):
+            pytest.fail("it was not there")
+    disk.let_go.set()
+    await until(lambda: bool(opened) and not Path(f"/proc/self/fd/{opened[0]}").exists())
+
+
+async def test_a_file_that_is_given_back_on_a_disk_that_hangs_holds_nobody_up(disk: Disk) -> None:
+    threads = DiskThreads(deadline=0.1)
+    async with threads.holding(DISK, lambda: "held", lambda held: disk.look()):  # type: ignore[arg-type]
+        pass
+    with pytest.raises(Hung):
+        await threads.at(DISK, lambda: "there")
+
+
+async def test_a_thread_that_was_given_up_never_works_on_another_file(disk: Disk, tmp_path: Path) -> None:
+    """The number of a file that is closed is given to the next one that is opened."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    done = threading.Event()
+
+    def write(descriptor: int) -> None:
+        disk.look()
+        os.write(descriptor, b"late")
+        done.set()
+
+    threads = DiskThreads(deadline=0.1)
+    descriptor = os.open(first, os.O_WRONLY | os.O_CREAT)
+    with pytest.raises(Hung):
+        await threads.at_file(DISK, descriptor, write)
+    os.close(descriptor)
+    reused = os.open(second, os.O_WRONLY | os.O_CREAT)
+    assert reused == descriptor
+    disk.let_go.set()
+    await asyncio.to_thread(done.wait, 30)
+    os.close(reused)
+    assert (first.read_bytes(), second.read_bytes()) == (b"late", b"")
+
+
+def test_a_thread_that_comes_back_after_its_loop_is_remembered_by_nobody(disk: Disk) -> None:
+    threads = DiskThreads(deadline=0.1)
+
+    async def daemon() -> None:
+        with pytest.raises(Hung):
+            await threads.at(DISK, disk.look)
+
+    asyncio.run(daemon())
+    (hanging,) = (thread for thread in threading.enumerate() if thread.name == f"look at {DISK}")
+    disk.let_go.set()
+    hanging.join(30)
+    assert asyncio.run(threads.at(DISK, lambda: "there")) == "there"
+
+
+def test_an_error_knows_the_disk_that_it_comes_from() -> None:
+    hung = Hung(DISK)
+    error = OSError("it can't be told")
+    error.__cause__ = ValueError("nor can this")
+    error.__cause__.__cause__ = hung
+    assert unresponsive(error) is hung
+    assert unresponsive(OSError("of another kind")) is None

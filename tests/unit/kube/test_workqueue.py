@@ -184,3 +184,18 @@ async def test_one_key_asks_for_all_whether_the_api_server_is_back(monkeypatch: 
         assert sum(asked.count(key) > 1 for key in keys) == 1
         away = False
         await until(lambda: done == keys)
+
+
+async def test_a_group_that_waits_for_something_holds_up_no_other() -> None:
+    gate = Gate()
+    queue = WorkQueue(gate, parallelism=2, group=lambda key: key[0])
+    task = asyncio.create_task(queue.run())
+    for key in ("a1", "a2", "a3", "a4", "b1", "b2", "b3"):
+        queue.add(key)
+    await until(lambda: gate.begun == ["a1", "a2", "b1", "b2"])
+    assert queue.depth == 3
+    gate.open.set()
+    await drained(queue)
+    assert sorted(gate.begun) == ["a1", "a2", "a3", "a4", "b1", "b2", "b3"]
+    task.cancel()
+    await asyncio.wait({task})

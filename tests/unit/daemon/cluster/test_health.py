@@ -8,7 +8,7 @@ import pytest
 from contract.volume import DELETE, ObjectReference, PersistentVolume
 from daemon.cluster.events import NodeEvents
 from daemon.cluster.health import _REMEDIES, VolumeHealthMonitor, changes, diagnose
-from daemon.storage.inventory import Inventory, Pool, Volume, VolumeHealth
+from daemon.storage.inventory import Inventory, Pool, UnavailablePool, Volume, VolumeHealth
 from daemon.storage.record import Record, VolumeState
 from daemon.storage.volumes import Volumes
 from kube.events import Recorder
@@ -50,6 +50,14 @@ def test_who_is_unwell(
     assert diagnose(inventory, persistent_volumes, read_only) == found
 
 
+def test_who_gives_no_answer_is_unwell_whatever_else_he_is() -> None:
+    silent = Inventory([WELL], [POOL], unavailable=[UnavailablePool("vg", "it hangs", unresponsive=True)])
+    assert diagnose(silent, [PV], []) == {"a": VolumeHealth.UNRESPONSIVE}
+    assert diagnose(Inventory([WELL], [POOL], unavailable=[UnavailablePool("vg", "exported")]), [PV], []) == {}
+    assert diagnose(Inventory([], [POOL]), [PV], [], ["a", "gone"]) == {"a": VolumeHealth.UNRESPONSIVE}
+    assert diagnose(Inventory([WELL], [POOL]), [PV], ["a"], ["a"]) == {"a": VolumeHealth.UNRESPONSIVE}
+
+
 def test_only_what_changed_is_a_change() -> None:
     before = {"same": VolumeHealth.READ_ONLY, "worse": VolumeHealth.RAID_DEGRADED, "well": VolumeHealth.THIN_POOL_FULL}
     now = {"same": VolumeHealth.READ_ONLY, "worse": VolumeHealth.MISSING_DEVICE, "new": VolumeHealth.UNKNOWN}
@@ -71,8 +79,13 @@ class Node:
     inventory: Inventory = field(default_factory=lambda: Inventory([WELL], [POOL]))
     unwritable: frozenset[str] = frozenset()
 
+    hung: dict[str, str] = field(default_factory=dict)
+
     async def read_only(self) -> frozenset[str]:
         return self.unwritable
+
+    def unresponsive(self) -> dict[str, str]:
+        return self.hung
 
 
 @dataclass

@@ -17,7 +17,13 @@ class ShortDeadline(DiskThreads):
         self._hangs = hangs
 
     async def at(
-        self, place: Path | str, look: Callable[[], Seen], *, disk: Hashable = None, deadline: float | None = None
+        self,
+        place: Path | str,
+        look: Callable[[], Seen],
+        *,
+        disk: Hashable = None,
+        deadline: float | None = None,
+        late: Callable[[Seen], None] = lambda seen: None,
     ) -> Seen:
         hangs = isinstance(place, Path) and self._hangs(place)
-        return await super().at(place, look, disk=disk, deadline=_SOON if hangs else _NEVER)
+        return await super().at(place, look, disk=disk, deadline=_SOON if hangs else _NEVER, late=late)
