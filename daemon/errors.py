@@ -1,4 +1,4 @@
-"""What can go wrong in the life of a volume, told to the owner of the pod.
+"""What can go wrong in the life of a volume, as the owner of the pod reads it.
 
 The message of each error is all that `kubectl describe pod` shows of a failed mount, so it says what is wrong and what
 to do next, with no word of our insides. Whoever wants to act on an error looks at its class; metrics and events use the
@@ -60,11 +60,11 @@ class NoSpace(VolumeError):
 
 
 class NotGranted(VolumeError):
-    """A claim wishes more than its volume was promised."""
+    """A claim asks for more than its volume was granted."""
 
 
 class PoolFull(VolumeError):
-    """A thin pool is so full that nothing new is made in it, whatever was promised of it."""
+    """A thin pool is so full that nothing new is made in it, whatever is reserved of it."""
 
 
 class PoolBlocked(VolumeError):
@@ -116,7 +116,7 @@ class Occupied(VolumeError):
 
 
 class BackendFailed(VolumeError):
-    """A command or system call failed in a way that nobody foresaw: the message carries its words."""
+    """A command or system call failed in a way that nobody foresaw: the message has what it said."""
 
 
 class NotAuthorized(VolumeError):

@@ -55,7 +55,7 @@ COMPONENT = "elastic-local-daemon"
 _SHUTDOWN_SECONDS = 10.0
 """How long an ending daemon waits for what it began. Kubernetes gives it thirty."""
 _IDENTITY_SECONDS = 2.0
-"""How long the daemon waits for its cluster's identity before it tells everybody that it misses it."""
+"""How long the daemon waits for its cluster's identity before it reports that it misses it."""
 _THREADS = 64
 _HUNG_TOLD = 5
 """Volumes without an answer that /readyz names. Each has its event."""

@@ -1,7 +1,7 @@
 """The daemon's second half: what the cluster wants of this node, from the moment when the Node is known.
 
-The first half (daemon.node) goes on meanwhile, and tells this one what happens to the storage. Until the Node is known
-`NodeUnknown` stands here: nothing is reserved for anybody, and what happens is nobody's business yet.
+The first half (daemon.node) goes on meanwhile, and calls this one when something happens to the storage. Until the Node
+is known `NodeUnknown` stands here: nothing is reserved for anybody, and what happens is nobody's business yet.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""What one node's daemon is told: read once, checked whole, before anything is touched.
+"""The settings of one node's daemon: read once, checked whole, before anything is touched.
 
 The names are those of the environment, the same ones that the command's options carry, so that a manifest, a shell and
 an error message speak of one thing. A wrong value ends the program at its start with the variable's name: a daemon that

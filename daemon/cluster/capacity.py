@@ -4,7 +4,7 @@ A PersistentVolume that is assigned to this node has a right to its space from t
 whether its volume is made yet or not. Two figures follow (contract/capacity.py):
 
     allocatable = free + what volumes of live PersistentVolumes take - reserve
-    available   = allocatable - what all PersistentVolumes assigned to this node are promised
+    available   = allocatable - what is reserved for all PersistentVolumes assigned to this node
 
 `allocatable` stays where it is when a volume is made (free shrinks by what the volume takes) and when one is removed.
 A volume whose PersistentVolume was let go under policy Retain counts as taken for ever, so it is left out of the sum
@@ -31,15 +31,15 @@ class AvailableCapacity:
     available: int
     largest_volume: int
     """The largest volume of the class for which `available` is enough: a mirror takes more than its size."""
-    promised: int = 0
-    """What the PersistentVolumes assigned to this node are promised of the pool."""
+    reserved: int = 0
+    """What is reserved of the pool for the PersistentVolumes assigned to this node."""
     shared: int = 0
     """Of a pool that shares its filesystem with others: what all of them together may take."""
 
 
 def reservations(persistent_volumes: Iterable[PersistentVolume], inventory: Inventory) -> list[Reservation]:
-    """What each PersistentVolume of this node has a right to, in the pool that it was promised. What its claim wishes
-    beyond that was promised by nobody."""
+    """What each PersistentVolume of this node has a right to, in its pool. What its claim asks for beyond that is not
+    reserved."""
     found = []
     for pv in persistent_volumes:
         pool = inventory.pool(pv.pool)
@@ -63,15 +63,15 @@ def available_capacity(
         return AvailableCapacity(0, 0, 0)
     made = {(volume.pv, volume.record.uid): volume for volume in volumes if volume.size}
     allocations = [_allocation(pv, pool, made.get((pv.name, pv.uid))) for pv in persistent_volumes]
-    promised = sum(each.promised for each in allocations if each.pool == pool.name)
+    reserved = sum(each.reserved for each in allocations if each.pool == pool.name)
     allocatable = pool.available(requested.overprovision_ratio) + sum(
         e.used for e in allocations if e.used_pool == pool.name
     )
-    available, shared = allocatable - promised, 0
+    available, shared = allocatable - reserved, 0
     if pool.sharing() and (filesystem := pool.filesystem):
         shared = filesystem.allocatable - filesystem.ours - filesystem.reserve
         shared += sum(each.used for each in allocations if each.used_pool in filesystem.pools)
-        available = min(available, shared - sum(each.promised for each in allocations if each.pool in filesystem.pools))
+        available = min(available, shared - sum(each.reserved for each in allocations if each.pool in filesystem.pools))
     if (placeable := pool.placeable(requested)) is not None:
         ahead = sum(
             pool.weight(requested, each.parameters) * each.unallocated for each in allocations if each.pool == pool.name
@@ -80,13 +80,13 @@ def available_capacity(
         # In whole volumes, so that what the provisioner reads is what the scheduler reads.
         whole = largest_volume(most, requested, pool.granularity)
         available = footprint(whole, requested, pool.granularity) if whole else min(most, 0)
-        allocatable = available + promised
+        allocatable = available + reserved
     if pool.more_volumes is not None and pool.more_volumes <= sum(
         each.unallocated > 0 for each in allocations if each.same_group
     ):
-        allocatable, available = promised, 0
+        allocatable, available = reserved, 0
     return AvailableCapacity(
-        allocatable, available, largest_volume(available, requested, pool.granularity), promised, max(shared, 0)
+        allocatable, available, largest_volume(available, requested, pool.granularity), reserved, max(shared, 0)
     )
 
 
@@ -95,12 +95,12 @@ class _Allocation:
     """A PersistentVolume as it counts in the sums of a pool. Sizes in bytes."""
 
     pool: str
-    promised: int
+    reserved: int
     used_pool: str
     """The pool that its volume is in, if that is made and goes when it goes."""
     used: int
     unallocated: int
-    """Of what is promised, that which its volume does not have yet."""
+    """Of what is reserved, that which its volume does not have yet."""
     parameters: VolumeParameters
     same_group: bool
     """It is noted where the pool's volumes are: thick or thin, in one volume group."""
@@ -108,15 +108,15 @@ class _Allocation:
 
 def _allocation(pv: PersistentVolume, pool: Pool, volume: Volume | None) -> _Allocation:
     parameters = parameters_of(pv)
-    promised = footprint(max(pv.charged_size, volume.size if volume else 0), parameters, pool.granularity)
+    reserved = footprint(max(pv.charged_size, volume.size if volume else 0), parameters, pool.granularity)
     used = footprint(volume.size, parameters, pool.granularity) if volume else 0
     leaves = volume is not None and not is_retained(pv)
     return _Allocation(
         pool=pv.pool,
-        promised=promised,
+        reserved=reserved,
         used_pool=volume.pool if volume and leaves else "",
         used=used if leaves else 0,
-        unallocated=max(promised - used, 0),
+        unallocated=max(reserved - used, 0),
         parameters=parameters,
         same_group=pv.pool.partition("/")[0] == pool.name.partition("/")[0],
     )

@@ -106,7 +106,7 @@ def _capacity(
         available=room.largest_volume,
         granularity=pool.granularity,
         weight=weight,
-        reserved=room.promised if weight > 1 else 0,
+        reserved=room.reserved if weight > 1 else 0,
         shared_with=pool.sharing(),
         shared=room.shared,
     )
@@ -176,8 +176,8 @@ class CapacityPublisher:
                 await asyncio.sleep(backoff.delay(failures))
 
     async def _refresh_extents(self) -> None:
-        """From which of a group's devices a volume took its space, only a look tells. Until then, classes whose volumes
-        have several legs are offered what is left in the worst case."""
+        """From which of a group's devices a volume took its space, only an inspection shows. Until then, classes whose
+        volumes have several legs are offered what is left in the worst case."""
         inventory = self._inventory()
         for storage_class in self.classes.values():
             requested = _parameters(storage_class)

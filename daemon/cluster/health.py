@@ -1,8 +1,9 @@
-"""The health of the volumes of this node, by name, so that people and alerts can tell a dead disk from a full pool.
+"""The health of the volumes of this node, by name, so that people and alerts can distinguish a dead disk from a full
+pool.
 
-LVM tells of its devices and pools (daemon.backends.lvminventory). Three things it does not tell: a filesystem that
-the kernel made read-only after an error, which the mount table shows; a volume that is not there at all, because the
-disks of its pool are not; and a disk that hangs. A change is reported once, on the PersistentVolume and on the Node.
+LVM reports its devices and pools (daemon.backends.lvminventory). Three things it does not report: a filesystem that the
+kernel made read-only after an error, which the mount table shows; a volume that is not there at all, because the disks
+of its pool are not; and a disk that hangs. A change is reported once, on the PersistentVolume and on the Node.
 """
 
 import logging

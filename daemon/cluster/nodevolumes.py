@@ -2,7 +2,7 @@
 
 The informer finds them by label. The affinity has the last word: an object whose label names this node and whose
 affinity names another is somebody's mistake, and nothing here touches it. A PersistentVolume that this daemon assigned
-to its node a moment ago counts at once; until the informer shows it too, two mounts could otherwise be promised the
+to its node a moment ago counts at once; until the informer shows it too, two mounts could otherwise reserve the
 same space.
 """
 
@@ -91,7 +91,7 @@ def reclaim_policy(pv: PersistentVolume) -> str:
 
 
 def parameters_of(pv: PersistentVolume) -> VolumeParameters:
-    """For accounting: options that can't be read fail the mount, but what was promised is promised all the same."""
+    """For accounting: options that can't be read fail the mount, but what was reserved stays so."""
     try:
         return pv.parameters()
     except ParameterError:

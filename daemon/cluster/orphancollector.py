@@ -137,7 +137,7 @@ class OrphanCollector:
 
     async def _examine(self, name: str) -> None:
         if not self._owner_lookup.cluster:
-            self.queue.add_after(name, _RECHECK)  # whose it is can't be told yet
+            self.queue.add_after(name, _RECHECK)  # whose it is is not known yet
             return
         volume = self._volumes.inventory.volume(name)
         if volume is None or self._shown(volume):
@@ -184,7 +184,7 @@ class OrphanCollector:
         """Raises InUse while it is mounted in a pod; the queue tries again."""
         try:
             if not await self._volumes.reclaim(volume.pv, volume.record.uid, volume.pool, RemovalReason.ORPHANED):
-                return  # it is being erased: look_at tells when it is done
+                return  # it is being erased: it is enqueued when that is done
         except Exception as error:
             text = f"volume {volume.pv}, whose PersistentVolume is gone, is not removed: {message_of(error)}"
             self._events.warning(self._node, ORPHAN_FAILED, text)

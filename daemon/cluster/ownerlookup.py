@@ -50,7 +50,7 @@ class ApiOwnerLookup:
                 self.cluster = await read_cluster_uid(self._api)
             except (ApiError, OSError, KeyError) as error:
                 self.problem = (
-                    f"the uid of namespace {NAMESPACE}, which tells this cluster from others, can't be read, so no "
+                    f"the uid of namespace {NAMESPACE}, which identifies this cluster, can't be read, so no "
                     f"volume is made: {error}; apply the ClusterRole of this version (deploy/base/rbac-daemon.yaml)"
                 )
                 failures += 1

@@ -130,7 +130,7 @@ class Reconciler:
                 await self._prepare(pv)
             case Action.RECLAIM:
                 if not await self._volumes.reclaim(pv.name, pv.uid, self._pool(pv)):
-                    return  # when its data is gone, we are asked to look again
+                    return  # when its data is gone, it is enqueued again
                 there = self._volumes.inventory.pool(pv.pool)
                 if there and there.notices:
                     await self._publisher.publish(certain=True)  # as below: not all of its space may have come back
@@ -139,7 +139,7 @@ class Reconciler:
             case Action.RETAIN:
                 await self._volumes.retain(pv.name, pv.uid, self._pool(pv), made=pv.made)
                 # The provisioner stops counting the volume when the finalizer goes: its space must be gone from the
-                # published figure before that, or it would be promised a second time.
+                # published figure before that, or it would be reserved a second time.
                 await self._publisher.publish(certain=True)
                 await remove_finalizer(self._cluster, pv)
 

@@ -114,16 +114,16 @@ class StorageMonitor:
             lacking_before = {}
             self._report(logging.INFO, STORAGE_FOUND, f"this node has {self._pools_there()} for volumes now")
         for name in sorted({*lacking_before, *self.lacking}):
-            words = self.lacking.get(name)
-            if words == lacking_before.get(name):
+            why = self.lacking.get(name)
+            if why == lacking_before.get(name):
                 continue
-            if words is None:
+            if why is None:
                 self._report(logging.INFO, STORAGE_FOUND, f"this node has device class {name} now")
             else:
                 # Nodes differ, and that is fine. One that had the class has lost a disk.
                 reason = self._reason(name)
                 level = logging.WARNING if name in self._seen or reason == STORAGE_BLOCKED else logging.INFO
-                self._report(level, reason, f"no room for device class {name}: {words}")
+                self._report(level, reason, f"no room for device class {name}: {why}")
 
     def _reason(self, *names: str) -> str:
         """What keeps these classes, or all that have no room, from having some."""
@@ -132,9 +132,9 @@ class StorageMonitor:
         return STORAGE_BLOCKED if blocked and self.lacking else STORAGE_MISSING
 
     def _report_notices(self, before: Collection[str]) -> None:
-        for words in self.notices:
-            if words not in before:
-                self._report(logging.WARNING, STORAGE_LESSENED, words)
+        for notice in self.notices:
+            if notice not in before:
+                self._report(logging.WARNING, STORAGE_LESSENED, notice)
         if before and not self.notices:
             self._report(logging.INFO, STORAGE_WHOLE, "this node's storage gives all of its room again")
 
@@ -149,7 +149,7 @@ class StorageMonitor:
 def lacking(inventory: Inventory, classes: Mapping[str, DeviceClass]) -> dict[str, str]:
     """What the node lacks for each of its device classes that has no room, and what to do about it."""
     found = {name: missing(inventory, each) for name, each in classes.items()}
-    return {name: words for name, words in found.items() if words}
+    return {name: why for name, why in found.items() if why}
 
 
 def noticed(inventory: Inventory, classes: Mapping[str, DeviceClass]) -> tuple[str, ...]:
@@ -160,7 +160,7 @@ def noticed(inventory: Inventory, classes: Mapping[str, DeviceClass]) -> tuple[s
     found: list[str] = []
     for pool in inventory.pools:
         if pool.name in own | ours:
-            # What blocks a pool of a class is told as the class's.
+            # What blocks a pool of a class is reported as the class's.
             found += [*pool.notices, *([pool.blocked] if pool.blocked and pool.name not in own else ())]
     return tuple(found)
 

@@ -81,7 +81,7 @@ class ThinPoolMonitor:
     async def _extend(self, pool: Pool) -> None:
         try:
             got = await self._volumes.enlarge(pool.name)
-            why = "its volume group has nothing left that was not promised or kept back"
+            why = "its volume group has nothing left that is not reserved or kept back"
         except VolumeError as error:
             got, why = PoolExtension(), str(error)
         if got.taken:

@@ -4,16 +4,19 @@ The kubelet shows its user nothing but the message of an answer, and one answer 
 whatever comes in or goes wrong, what goes out is {"status", "message"}.
 
 A callout gives up at its deadline, but the work it asked for is worth finishing: somebody has to finish a volume that
-is half made. So work runs in a task of its own, a second callout with the same words joins it, and a caller that goes
-away cancels nothing. One thing is undone, though: the kubelet takes a callout without answer for a failed mount, and
-never unmounts what failed. A folder mounted with nobody waiting is therefore unmounted again; the volume stays
+is half made. So work runs in a task of its own, a second callout with the same arguments joins it, and a caller that
+goes away cancels nothing. One thing is undone, though: the kubelet takes a callout without answer for a failed mount,
+and never unmounts what failed. A folder mounted with nobody waiting is therefore unmounted again; the volume stays
 prepared, so the next try takes a moment only.
 """
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+import os
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +24,7 @@ from aiohttp import web
 
 from contract import callout
 from daemon.errors import VolumeError
-from daemon.kubelet import calls, rootsocket
+from daemon.kubelet import calls
 from daemon.kubelet.calls import Call, Expand, Init, Malformed, Mount, Unmount
 from service import listener
 from service.listener import Limits
@@ -34,6 +37,7 @@ LARGEST_REQUEST = 1 << 20
 LIMITS = Limits(connections=512, silence=10.0)
 """Each mount that waits has one. Only root can connect, but a kubelet that is stopped and killed may leave some."""
 _BODY_SECONDS = 10.0
+_CREDENTIALS = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
 
 
 class Abandoned(VolumeError):
@@ -88,7 +92,7 @@ class Api:
     async def listening(self, path: Path) -> AsyncIterator[None]:
         """Serves on the socket for as long as the context lasts."""
         loop = asyncio.get_running_loop()
-        with rootsocket.listening(path) as bound:
+        with root_socket(path) as bound:
 
             async def bind(connection: listener.Factory) -> asyncio.Server:
                 return await loop.create_unix_server(connection, sock=bound, backlog=listener.BACKLOG)
@@ -209,8 +213,46 @@ async def _root_only(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
     assert request.transport is not None
-    uid = rootsocket.peer(request.transport.get_extra_info("socket"))
-    if not rootsocket.admitted(uid):
+    uid = peer_uid(request.transport.get_extra_info("socket"))
+    if not is_admitted(uid):
         log.warning("refused a callout of uid %d", uid)
         return _answer(callout.FAILURE, f"only root may ask, and this is uid {uid}", http=403)
     return await handler(request)
+
+
+@contextlib.contextmanager
+def root_socket(path: Path) -> Iterator[socket.socket]:
+    """A listening Unix socket at `path` for root alone: its mode, 0600, keeps others out, and who is at the other end
+    is asked of the kernel, which holds even where somebody changed the mode.
+
+    Bound under another name and moved into place: so it takes the place of one that a killed daemon left behind, and is
+    never there with other rights. At the end it is removed, unless a newer daemon has put its own there.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    hidden = path.with_name(f".{path.name}.{os.getpid()}")
+    hidden.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(hidden))
+        hidden.chmod(0o600)
+        listener.listen(128)
+        listener.setblocking(False)
+        mine = hidden.stat()
+        hidden.rename(path)
+        try:
+            yield listener
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(path.stat(), mine):
+                    path.unlink()
+
+
+def peer_uid(connection: socket.socket) -> int:
+    """The uid of the process at the other end, as it was when it connected."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    _, uid, _ = _CREDENTIALS.unpack(credentials)
+    return int(uid)
+
+
+def is_admitted(uid: int) -> bool:
+    """Root, for the kubelet, and whoever runs the daemon."""
+    return uid in (0, os.geteuid())

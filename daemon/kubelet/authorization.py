@@ -9,9 +9,9 @@ daemon believes only the folder, which the kubelet made, and asks the API server
 - claim and PersistentVolume name each other, by UID, so neither can be forged by somebody who may write claims,
 - the PersistentVolume is of our driver, and lives on this node or nowhere yet.
 
-The decision is a pure function of what was found; the fetching around it is thin. Of the callout's own words two are
-used. "Read-only" can only take rights away. The pod's name is a hint where to look for a pod that the informer has not
-seen yet: the UID of what is found there is compared.
+The decision is a pure function of what was found; the fetching around it is thin. Of the callout's own arguments two
+are used. "Read-only" can only take rights away. The pod's name is a hint where to look for a pod that the informer has
+not seen yet: the UID of what is found there is compared.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""What the kubelet's words mean: the arguments of a callout, judged before anything is done for them.
+"""The arguments of a callout, parsed and checked before anything is done for them.
 
 The callout hands them over as they are. The kubelet, being root, is believed in what it asks, but not in what a pod's
 owner may have put into the options (daemon/kubelet/authorization.py).
@@ -66,8 +66,8 @@ def named(verb: str, body: bytes) -> Call:
 
 
 def read(body: bytes) -> Call:
-    """The call in the body of a callout's request, which carries the kubelet's words. Raises Malformed."""
-    match _words(body):
+    """The call in the body of a callout's request, which carries the kubelet's arguments. Raises Malformed."""
+    match _arguments(body):
         case [callout.INIT, *_]:
             return Init()
         case [callout.MOUNT, folder, options]:
@@ -84,7 +84,7 @@ def read(body: bytes) -> Call:
             raise Malformed("no call is named")
 
 
-def _words(body: bytes) -> list[str]:
+def _arguments(body: bytes) -> list[str]:
     argv = _object(body).get("argv")
     if not isinstance(argv, list) or not all(isinstance(word, str) for word in argv):
         raise Malformed('the body must be an object with "argv", a list of strings')

@@ -1,8 +1,8 @@
 """The driver in the kubelet's plugin directory: put there, kept there, and known to be seen.
 
 At its start the daemon puts the driver there anew, even when the very same one stands there: the kubelet then calls
-init, which the driver tells the daemon. So a kubelet that looks elsewhere is noticed. Else nothing would show it but
-pods that wait for ever.
+init, which the driver passes on to the daemon. So a kubelet that looks elsewhere is noticed. Else nothing would show it
+but pods that wait for ever.
 """
 
 import asyncio

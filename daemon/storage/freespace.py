@@ -1,8 +1,8 @@
 """Whether a volume may take space: what is free, less what others have a right to.
 
-A PersistentVolume is promised its space when it is created, long before its volume is made, so what lies free in a pool
-is not all anybody's. `space_for` decides it for the figures of one moment; `FreeSpace` sees to it that no two volumes
-decide by the same figures.
+A PersistentVolume has its space reserved when it is created, long before its volume is made, so what lies free in a
+pool is not all anybody's. `space_for` decides it for the figures of one moment; `FreeSpace` sees to it that no two
+volumes decide by the same figures.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ def space_for(
     before it in the order of names that can have theirs.
 
     Volumes with several legs need free space on several devices, which any other volume may take from them. So they
-    come first: nothing is taken that one of them, promised and not made, may need. Who waits here waits for seconds.
+    come first: nothing is taken that one of them, reserved and not made, may need. Who waits here waits for seconds.
     """
     here = [reservation for reservation in reservations if reservation.pool == pool.name]
     lacking = {reservation.pv: reservation.footprint - made.get(reservation.pv, 0) for reservation in here}
@@ -141,8 +141,8 @@ class FreeSpace:
             yield more
 
     def unreserved(self, name: str, pool: Pool) -> int:
-        """Bytes of the pool that nobody was promised and nobody is taking: what something that no PersistentVolume asks
-        for may take. Can be negative."""
+        """Bytes of the pool that are not reserved and that nobody is taking: what something that no PersistentVolume
+        asks for may take. Can be negative."""
         return self._space(name, pool, _PLAIN)
 
     @contextlib.contextmanager
@@ -163,7 +163,7 @@ class FreeSpace:
         return pool is not None and level(pool) is Level.CRITICAL
 
     def _lacks(self, spec: VolumeSpec, size: int, pool_name: str) -> bool:
-        """What takes nothing is welcome also where more was promised than there is."""
+        """What takes nothing is welcome also where more is reserved than there is."""
         needs = self._needs(spec, size, pool_name)
         return needs > 0 and needs > self._available(spec, pool_name)
 
@@ -182,7 +182,7 @@ class FreeSpace:
 
     def _space(self, name: str, pool: Pool, parameters: VolumeParameters) -> int:
         made = {volume.pv: volume.size + volume.overhead for volume in self._cache.inventory.volumes if volume.size}
-        # What is being taken is subtracted as held, and not a second time as promised.
+        # What is being taken is subtracted as held, and not a second time as reserved.
         reservations = [reservation for reservation in self._reservations() if reservation.pv not in self._held]
         ratio, held = parameters.overprovision_ratio, self._held_in({pool.name})
         taken = replace(pool, allocated_since_look=pool.allocated_since_look + held)

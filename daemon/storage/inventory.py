@@ -49,7 +49,7 @@ class Volume:
 
     record: Record
     size: int
-    """Bytes it really has; what it was promised where nothing limits it. 0 when its making stopped before it had
+    """Bytes it really has; the size that was asked for where nothing limits it. 0 when its making stopped before it had
     any."""
     pool: str
     health: VolumeHealth = VolumeHealth.OK
@@ -99,7 +99,7 @@ class Pool:
     """As in the pool annotation: "<group>", "<group>/<thin pool>", or the backend's one pool."""
     size: int
     free: int
-    """Not promised to any volume yet. Negative when a thin pool is overprovisioned."""
+    """Not taken by any volume yet. Negative when a thin pool is overprovisioned."""
     ours: int
     """What our volumes take of it: mirrors twice, sparse and thin volumes at their full size."""
     granularity: int
@@ -121,8 +121,8 @@ class Pool:
 
     def allocatable(self, overprovision_ratio: float = 1.0) -> int:
         """What all our volumes together may take: it stays the same whenever one is made or removed."""
-        promised_more = int(self.size * (overprovision_ratio - 1)) if self.thin else 0
-        return self.free + self.ours + promised_more - self.reserve
+        overprovisioned = int(self.size * (overprovision_ratio - 1)) if self.thin else 0
+        return self.free + self.ours + overprovisioned - self.reserve
 
     def available(self, overprovision_ratio: float = 1.0) -> int:
         """What volumes not made yet may take."""

@@ -195,7 +195,7 @@ def _number(fields: Mapping[str, object], key: str) -> int:
 @dataclass(frozen=True)
 class VolumeSpec:
     """A volume that a PersistentVolume has a right to. `size` in bytes: the least that it may have, and no more than it
-    was promised, whatever its claim wishes."""
+    was granted, whatever its claim asks for."""
 
     pv: str
     uid: str

@@ -1,6 +1,6 @@
 """Snapshots that live while they are copied, so that their source may be in use meanwhile.
 
-A snapshot keeps what is overwritten in its source, in room of its own that it takes from what nobody was promised. If
+A snapshot keeps what is overwritten in its source, in room of its own that it takes from what is not reserved. If
 that room is not enough it overflows, and the copy with it; the source goes on. When it is no longer copied, its source
 is freed of it at once, what it kept is erased as the class of its source wants it, and its room is given back.
 

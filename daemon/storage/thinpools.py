@@ -1,9 +1,9 @@
 """How full thin pools really are, and what is done about it. Pure.
 
-A thin pool may be promised more than it has, so it can fill up while every volume still has room on paper. Then writes
-of all its volumes wait and fail, and full metadata is no better than full data. So a pool grows from what its group has
-left, when the StorageClass of a volume in it says so and nobody else was promised it; else it is reported at the first
-threshold, and nothing new is made from the second one on.
+Volumes of a thin pool may have more together than the pool has, so it can fill up while every volume still has room on
+paper. Then writes of all its volumes wait and fail, and full metadata is no better than full data. So a pool grows from
+what its group has left, when the StorageClass of a volume in it says so and it is not reserved; else it is reported at
+the first threshold, and nothing new is made from the second one on.
 """
 
 import enum

@@ -57,10 +57,10 @@ class Storage:
     def volumes(self) -> Volumes:
         """A daemon that starts."""
 
-        def promised() -> list[Reservation]:
+        def reserved() -> list[Reservation]:
             return reservations(self.pvs.values(), volumes.inventory)
 
-        volumes = Volumes(self.node.make_backend(), self.node.staging, Agreeing(), reservations=promised)
+        volumes = Volumes(self.node.make_backend(), self.node.staging, Agreeing(), reservations=reserved)
         return volumes
 
 
@@ -121,13 +121,13 @@ class CapacityMachine(RuleBasedStateMachine):
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(work)
 
-    @initialize(made=st.integers(3, 9), promised=st.integers(3, 9))
-    def start(self, made: int, promised: int) -> None:
+    @initialize(made=st.integers(3, 9), reserved=st.integers(3, 9))
+    def start(self, made: int, reserved: int) -> None:
         """With a volume that is made and one that is not: from here on most things are about room that is scarce."""
         self.restart()
         self.provision(size=made, odd=0, choice=0)
         self.prepare(choice=0)
-        self.provision(size=promised, odd=0, choice=1)
+        self.provision(size=reserved, odd=0, choice=1)
 
     @rule()
     def restart(self) -> None:
@@ -315,10 +315,10 @@ class CapacityMachine(RuleBasedStateMachine):
     @invariant()
     def published_is_what_is_free_less_what_is_promised(self) -> None:
         free = self.run(self.storage.free())
-        promised = sum(max(self.weighs(pv, pv.charged_size) - self.has(pv), 0) for pv in self.storage.pvs.values())
+        reserved = sum(max(self.weighs(pv, pv.charged_size) - self.has(pv), 0) for pv in self.storage.pvs.values())
         for name, room in self.now().items():
             asked = parameters.parse(self.storage.classes[name])
-            left = free + self.beyond(asked.overprovision_ratio) - promised - self.storage.reserve
+            left = free + self.beyond(asked.overprovision_ratio) - reserved - self.storage.reserve
             assert room.available == largest_volume(left, asked, room.granularity)
 
     @invariant()

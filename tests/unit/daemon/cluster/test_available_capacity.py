@@ -36,7 +36,7 @@ def test_making_a_promised_volume_changes_neither_figure() -> None:
 
 def test_a_wish_is_promised_by_nobody() -> None:
     inventory = Inventory([], [pool(free=1000)])
-    for options, granted, promised in (
+    for options, granted, reserved in (
         ({"size": "100"}, None, 100),
         ({"size": "100"}, 100, 100),
         ({"size": "100"}, 160, 160),
@@ -46,7 +46,7 @@ def test_a_wish_is_promised_by_nobody() -> None:
         ({"size": "900"}, None, 200),
     ):
         assert reservations([pv("a", 200, options=options, granted=granted)], inventory) == [
-            Reservation("a", "vg", promised)
+            Reservation("a", "vg", reserved)
         ]
 
 
@@ -143,15 +143,15 @@ def test_legs_are_offered_what_unlike_disks_have_side_by_side() -> None:
 def test_what_the_provisioner_has_left_is_what_the_scheduler_reads() -> None:
     """A mirror of 9 extents takes 20 with its own notes."""
     found = available_capacity(devices(50, 10), MIRROR, [], [])
-    assert (found.allocatable, found.available, found.promised) == (20 * EXTENT, 20 * EXTENT, 0)
+    assert (found.allocatable, found.available, found.reserved) == (20 * EXTENT, 20 * EXTENT, 0)
 
 
 def test_a_promise_may_lie_where_it_hurts_most() -> None:
     plain = pv("a", 5 * EXTENT)
     assert available_capacity(devices(50, 10), PAIR, [], [plain]).largest_volume == (20 - 2 * 5) * EXTENT
     made = available_capacity(devices(45, 10), PAIR, [volume("a", 5 * EXTENT)], [plain])
-    assert (made.largest_volume, made.promised) == (20 * EXTENT, 5 * EXTENT)
-    assert made.allocatable - made.promised == 20 * EXTENT
+    assert (made.largest_volume, made.reserved) == (20 * EXTENT, 5 * EXTENT)
+    assert made.allocatable - made.reserved == 20 * EXTENT
     alike = pv("a", 10 * EXTENT, options={"stripes": "2"})
     assert available_capacity(devices(50, 10), PAIR, [], [alike]).largest_volume == (20 - 10) * EXTENT
     assert available_capacity(devices(50, 10, 10), PAIR, [], [alike]).largest_volume == (40 - 2 * 10) * EXTENT
@@ -187,9 +187,9 @@ def test_pools_on_one_filesystem_are_offered_its_room_once() -> None:
     shared = SharedFilesystem("8:1", ("folder:b", "loop:a"), allocatable=100, ours=0)
     images = Pool("loop:a", 100, 100, 0, 1, filesystem=shared)
     folders = Pool("folder:b", 80, 80, 0, 1, filesystem=shared)
-    promised = [replace(pv("a", 30), pool="loop:a"), replace(pv("b", 40), pool="folder:b")]
-    assert [available_capacity(each, THICK, [], promised).largest_volume for each in (images, folders)] == [30, 30]
+    reserved = [replace(pv("a", 30), pool="loop:a"), replace(pv("b", 40), pool="folder:b")]
+    assert [available_capacity(each, THICK, [], reserved).largest_volume for each in (images, folders)] == [30, 30]
     made = [replace(volume("b", 40), pool="folder:b")]
     after = replace(images, filesystem=replace(shared, ours=40))
-    found = available_capacity(after, THICK, made, promised)
+    found = available_capacity(after, THICK, made, reserved)
     assert (found.allocatable, found.largest_volume, found.shared) == (100, 30, 100)
