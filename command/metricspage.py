@@ -8,7 +8,7 @@ from prometheus_client.metrics import MetricWrapperBase
 import daemon.metrics
 import provisioner.metrics
 from daemon.static.metrics import StaticMetrics
-from service.endpoints import Health, application
+from service.endpoints import HealthChecks, application
 
 _HEAD = """\
 # Metrics
@@ -23,7 +23,7 @@ _TABLE = "\n## {title}\n\n| name | type | labels | meaning |\n|---|---|---|---|"
 
 def page() -> str:
     both, static = CollectorRegistry(), CollectorRegistry()
-    application(Health({}), both)
+    application(HealthChecks({}), both)
     StaticMetrics(static)
     node = daemon.metrics.Metrics()
     sections = {

@@ -206,7 +206,7 @@ def _size(text: str) -> int:
     return count
 
 
-def _compare(state: lvm.State, name: str, named: list[Disk]) -> None:
+def _compare(state: lvm.Report, name: str, named: list[Disk]) -> None:
     """A group of that name is there. Raises Stop when it is not made of the named disks: extending a group is not what
     was asked for."""
     has = _paths(state.devices_of(name))
@@ -218,7 +218,7 @@ def _compare(state: lvm.State, name: str, named: list[Disk]) -> None:
         )
 
 
-def row(state: lvm.State, group: lvm.VolumeGroup) -> Group:
+def row(state: lvm.Report, group: lvm.VolumeGroup) -> Group:
     volumes = [volume for volume in state.volumes_of(group.name) if not volume.is_thin_pool]
     problem = lvmgroups.unusable(group) or lvmgroups.refusal(state, group)
     return Group(

@@ -44,7 +44,7 @@ from kube.events import Recorder
 from kube.informer import Informer
 from kube.records import Node, Pod, read_node, read_pod
 from service import endpoints, logs
-from service.endpoints import Health
+from service.endpoints import HealthChecks
 from service.environment import SettingsError
 from service.lifecycle import Supervisor, raise_open_files, run_until_signal
 
@@ -233,8 +233,8 @@ class Daemon:
         if came_to_be_usable:
             self._services.space_freed()
 
-    def _health(self) -> Health:
-        return Health(
+    def _health(self) -> HealthChecks:
+        return HealthChecks(
             {
                 "socket": self._socket_problem,
                 "driver": lambda: self._driver.problem,

@@ -7,23 +7,23 @@
 Every operation is one LVM command: nearly all of a command's time is its start and the scan of devices.
 """
 
-from lvm.errors import AlreadyExists, BadName, Hung, InUse, LvmError, NoSpace, NotFound, TimedOut, Unsupported
+from lvm.errors import AlreadyExists, BadName, Hung, InUse, LvmError, LvmNotFound, NoSpace, TimedOut, Unsupported
 from lvm.lvm import Lvm, largest_snapshot
-from lvm.records import Health, LogicalVolume, PhysicalVolume, State, VolumeGroup
+from lvm.records import HealthStatus, LogicalVolume, PhysicalVolume, Report, VolumeGroup
 
 __all__ = [
     "AlreadyExists",
     "BadName",
-    "Health",
+    "HealthStatus",
     "Hung",
     "InUse",
     "LogicalVolume",
     "Lvm",
     "LvmError",
+    "LvmNotFound",
     "NoSpace",
-    "NotFound",
     "PhysicalVolume",
-    "State",
+    "Report",
     "TimedOut",
     "Unsupported",
     "VolumeGroup",

@@ -23,7 +23,7 @@ class NoSpace(LvmError):
     """The group or pool has not the room, or not the devices that stripes or mirrors need."""
 
 
-class NotFound(LvmError):
+class LvmNotFound(LvmError):
     """No such volume group, volume, pool or device."""
 
 
@@ -65,7 +65,7 @@ _MEANINGS: tuple[tuple[type[LvmError], re.Pattern[str]], ...] = (
         ),
     ),
     (
-        NotFound,
+        LvmNotFound,
         re.compile(
             r"^volume group \S+ not found"
             r"|^failed to find logical volume"

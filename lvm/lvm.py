@@ -10,7 +10,7 @@ from pathlib import Path
 from host import command
 from host.command import CommandFailed, CommandHung, CommandTimedOut, Completed
 from lvm import configuration, errors, names, report
-from lvm.records import State
+from lvm.records import Report
 
 LINEAR, RAID1 = "none", "raid1"
 
@@ -50,7 +50,7 @@ class Lvm:
         self._environment = {"LVM_SYSTEM_DIR": str(folder), "LVM_SUPPRESS_FD_WARNINGS": "1"}
         configuration.write(folder, configuration.text(udev=configuration.udev_runs() if udev is None else udev))
 
-    async def report(self) -> State:
+    async def report(self) -> Report:
         """Groups, volumes and devices of the whole node."""
         return report.state(await self._run(*report.FULL_REPORT))
 

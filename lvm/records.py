@@ -7,8 +7,8 @@ from enum import Enum
 from lvm.allocation import NORMAL, FreeExtents
 
 
-class Health(Enum):
-    """State of a volume's data. The values are those of LVM's lv_health_status, lvs(8)."""
+class HealthStatus(Enum):
+    """Report of a volume's data. The values are those of LVM's lv_health_status, lvs(8)."""
 
     OK = ""
     PARTIAL = "partial"
@@ -97,7 +97,7 @@ class LogicalVolume:
     suspended: bool
     open: bool
     """Some process, a mount included, holds the device."""
-    health: Health
+    health: HealthStatus
     data_percent: float | None
     """Of a pool: used room; of a thin volume: the written part of its size. None while it is not active."""
     metadata_percent: float | None
@@ -117,7 +117,7 @@ class LogicalVolume:
 
 
 @dataclass(frozen=True)
-class State:
+class Report:
     """All that LVM has on this node. A group that is missing is a normal state: it is just not here."""
 
     groups: tuple[VolumeGroup, ...]

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from host.command import Completed
-from lvm.records import Health, LogicalVolume, PhysicalVolume, State, VolumeGroup
+from lvm.records import HealthStatus, LogicalVolume, PhysicalVolume, Report, VolumeGroup
 
 Row = dict[str, str]
 
@@ -86,7 +86,7 @@ _MISSING = re.compile(r"is missing PV ([A-Za-z0-9-]+) \(last written to (\S+)\)"
 _OBJECT = re.compile(r"^\s*\{\s*$", re.MULTILINE)
 
 
-def state(completed: Completed) -> State:
+def state(completed: Completed) -> Report:
     """The state of the node from the output of FULL_REPORT. Each element of the report is a group with all that is in
     it; devices in no group are in an element without one."""
     groups: list[VolumeGroup] = []
@@ -111,7 +111,7 @@ def state(completed: Completed) -> State:
             )
             for row in part.get("pv", [])
         )
-    return State(tuple(groups), tuple(volumes), tuple(devices))
+    return Report(tuple(groups), tuple(volumes), tuple(devices))
 
 
 def errors(completed: Completed) -> list[str]:
@@ -206,11 +206,11 @@ def _volume(group: str, row: Row) -> LogicalVolume:
     )
 
 
-def _health(text: str) -> Health:
+def _health(text: str) -> HealthStatus:
     try:
-        return Health(text)
+        return HealthStatus(text)
     except ValueError:
-        return Health.UNKNOWN
+        return HealthStatus.UNKNOWN
 
 
 def _percent(text: str) -> float | None:

@@ -21,7 +21,7 @@ from provisioner.reservations import ReservationVerifier
 from provisioner.settings import Settings
 from provisioner.volumecreation import DeletedClaimCheck, VolumeCreator
 from service import endpoints, logs
-from service.endpoints import Health
+from service.endpoints import HealthChecks
 from service.environment import SettingsError
 from service.lifecycle import Supervisor, raise_open_files, run_until_signal
 
@@ -58,7 +58,7 @@ async def serve(cluster: Cluster, settings: Settings) -> None:
         term = Term(leading, settings, metrics)
         await term.run(supervisor)
 
-    health = Health({"leadership": unready, "parts": lambda: supervisor.problem})
+    health = HealthChecks({"leadership": unready, "parts": lambda: supervisor.problem})
     served = endpoints.application(health, metrics.registry)
     async with endpoints.listening(served, settings.listen_host, settings.listen_port) as port:
         _log.info("metrics and health are served on port %d; waiting to lead as %s", port, settings.identity)

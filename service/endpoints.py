@@ -31,7 +31,7 @@ Check = Callable[[], str]
 """Empty: all is well. Else what is wrong and what to do about it."""
 
 
-class Health:
+class HealthChecks:
     """`notes` are of checks that pass, and tell what is not as it should be all the same."""
 
     def __init__(self, checks: Mapping[str, Check], notes: Mapping[str, Check] | None = None) -> None:
@@ -57,7 +57,7 @@ class Health:
 class _Readiness(Collector):
     """The checks of /readyz, for alerts: which of them fails says whom to wake."""
 
-    def __init__(self, health: Health) -> None:
+    def __init__(self, health: HealthChecks) -> None:
         self._health = health
 
     def collect(self) -> Iterator[Metric]:
@@ -85,7 +85,7 @@ class Exposition:
         return self._text
 
 
-def application(health: Health, registry: CollectorRegistry) -> web.Application:
+def application(health: HealthChecks, registry: CollectorRegistry) -> web.Application:
     registry.register(_Readiness(health))
     exposition = Exposition(registry)
 

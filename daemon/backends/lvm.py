@@ -108,7 +108,7 @@ class LvmBackend:
     async def inspect(self) -> Inventory:
         return inventory(await self._report(), self._groups)
 
-    async def _report(self) -> lvm.State:
+    async def _report(self) -> lvm.Report:
         with volume_errors("the node", " ".join(sorted(self._groups))):
             state = await self._lvm.report()
         self._extent_sizes = {group.name: group.extent_size for group in state.groups}
@@ -183,7 +183,7 @@ class LvmBackend:
     async def reread(self, volume: Volume) -> Volume:
         return self._present(await self._report(), volume)
 
-    def _present(self, state: lvm.State, volume: Volume) -> Volume:
+    def _present(self, state: lvm.Report, volume: Volume) -> Volume:
         """What bears its name in its pool. Raises VolumeNotFound, PoolMissing, Damaged."""
         found = inventory(state, self._groups)
         _refuse_damaged(found, volume.pv)
@@ -299,7 +299,7 @@ def _refuse_damaged(found: Inventory, pv: str) -> None:
             )
 
 
-def _refuse_snapshots(state: lvm.State, volume: Volume) -> None:
+def _refuse_snapshots(state: lvm.Report, volume: Volume) -> None:
     """What an administrator keeps of it would overflow when it is erased, and go when it is removed."""
     group = PoolName.of(volume.pool).group
     for snapshot in state.thick_snapshots(group, volume.pv):

@@ -16,7 +16,7 @@ def volume_errors(subject: str, pool: str) -> Iterator[None]:
         yield
     except lvm.InUse as error:
         raise InUse(f"{subject} is still in use: stop what uses it ({error.words})") from error
-    except lvm.NotFound as error:
+    except lvm.LvmNotFound as error:
         raise PoolMissing(
             f"{subject} needs {pool}, which this node does not have ({error.words}): its administrator makes a volume "
             "group with `elastic-local vg create`, and a thin pool in it with `lvcreate --type thin-pool`"
@@ -33,5 +33,5 @@ def errors_of(volume: Volume) -> Iterator[None]:
     with volume_errors(f"volume {volume.pv}", volume.pool):
         try:
             yield
-        except lvm.NotFound as error:
+        except lvm.LvmNotFound as error:
             raise VolumeNotFound(f"volume {volume.pv} is not on this node (any more): {error.words}") from error

@@ -43,7 +43,7 @@ def unusable(group: VolumeGroup) -> str:
     return ""
 
 
-def refusal(state: lvm.State, group: VolumeGroup) -> str:
+def refusal(state: lvm.Report, group: VolumeGroup) -> str:
     """Why LVM makes no new volumes in a group that can be used, and what to do. Empty: it makes them."""
     name = group.name
     for device in state.devices_of(name):
@@ -70,7 +70,7 @@ def refusal(state: lvm.State, group: VolumeGroup) -> str:
     return ""
 
 
-def notices(state: lvm.State, group: VolumeGroup) -> Iterator[str]:
+def notices(state: lvm.Report, group: VolumeGroup) -> Iterator[str]:
     """What gives less room than it could, while the rest serves on."""
     name = group.name
     for device in state.devices_of(name):
@@ -87,7 +87,7 @@ def notices(state: lvm.State, group: VolumeGroup) -> Iterator[str]:
         )
 
 
-def usable_free(state: lvm.State, group: VolumeGroup) -> int:
+def usable_free(state: lvm.Report, group: VolumeGroup) -> int:
     """Bytes that are free on devices which take new volumes."""
     return group.free - sum(
         device.free for device in state.devices_of(group.name) if device.missing or not device.allocatable
@@ -115,7 +115,7 @@ def _missing(group: str, device: PhysicalVolume) -> str:
     )
 
 
-def _larger_area(state: lvm.State, group: VolumeGroup) -> str:
+def _larger_area(state: lvm.Report, group: VolumeGroup) -> str:
     small = " ".join(sorted(device.path for device in state.devices_of(group.name)))
     return (
         "delete volumes, or add a disk with a larger area, NEW, and let LVM leave the small ones aside: "

@@ -29,7 +29,7 @@ go with it."""
 _MIRROR = VolumeParameters(raid=RAID1)
 
 
-def inventory(state: lvm.State, groups: Collection[str]) -> Inventory:
+def inventory(state: lvm.Report, groups: Collection[str]) -> Inventory:
     """What LVM's report means to us. `groups` are where ours are kept by default: what is not ours is listed there,
     and in groups that have volumes of ours, but not of the node's own system."""
     volumes: list[Volume] = []
@@ -73,7 +73,7 @@ def inventory(state: lvm.State, groups: Collection[str]) -> Inventory:
     return Inventory(volumes, pools, foreign, damaged, snapshots, list(_unavailable(state)))
 
 
-def _hidden(state: lvm.State) -> dict[str, str]:
+def _hidden(state: lvm.Report) -> dict[str, str]:
     """Groups of which nothing may be touched, and why. LVM shows the volumes of two groups of one name as if they were
     of one, and the one that a command would mean may be the other."""
     count = Counter(found.name for found in state.groups)
@@ -89,7 +89,7 @@ def _hidden(state: lvm.State) -> dict[str, str]:
     return hidden
 
 
-def _unavailable(state: lvm.State) -> Iterator[UnavailablePool]:
+def _unavailable(state: lvm.Report) -> Iterator[UnavailablePool]:
     """Each device has a copy of its group's metadata, and one that was away may come back with volumes that the others
     know nothing of."""
     for name, reason in _hidden(state).items():
@@ -107,7 +107,7 @@ def _unavailable(state: lvm.State) -> Iterator[UnavailablePool]:
             )  # LVM read one copy, the other may be newer
 
 
-def suspended(state: lvm.State, found: Inventory) -> list[LogicalVolume]:
+def suspended(state: lvm.Report, found: Inventory) -> list[LogicalVolume]:
     """Volumes of ours that are suspended, and their thin pools before them: what is suspended below a volume stops
     whoever does anything with it."""
     volumes = [(PoolName.of(volume.pool).group, volume.pv) for volume in found.volumes]
@@ -122,35 +122,35 @@ def _pool_of(volume: LogicalVolume) -> str:
 
 
 _HEALTH = {
-    lvm.Health.OK: VolumeHealth.OK,
-    lvm.Health.PARTIAL: VolumeHealth.MISSING_DEVICE,
-    lvm.Health.REFRESH_NEEDED: VolumeHealth.RAID_DEGRADED,
-    lvm.Health.MISMATCHES: VolumeHealth.RAID_MISMATCH,
-    lvm.Health.FAILED: VolumeHealth.THIN_POOL_FAILED,
-    lvm.Health.OUT_OF_DATA: VolumeHealth.THIN_POOL_FULL,
-    lvm.Health.METADATA_READ_ONLY: VolumeHealth.READ_ONLY,
-    lvm.Health.UNKNOWN: VolumeHealth.UNKNOWN,
+    lvm.HealthStatus.OK: VolumeHealth.OK,
+    lvm.HealthStatus.PARTIAL: VolumeHealth.MISSING_DEVICE,
+    lvm.HealthStatus.REFRESH_NEEDED: VolumeHealth.RAID_DEGRADED,
+    lvm.HealthStatus.MISMATCHES: VolumeHealth.RAID_MISMATCH,
+    lvm.HealthStatus.FAILED: VolumeHealth.THIN_POOL_FAILED,
+    lvm.HealthStatus.OUT_OF_DATA: VolumeHealth.THIN_POOL_FULL,
+    lvm.HealthStatus.METADATA_READ_ONLY: VolumeHealth.READ_ONLY,
+    lvm.HealthStatus.UNKNOWN: VolumeHealth.UNKNOWN,
 }
 
 
-def _health(state: lvm.State, volume: LogicalVolume) -> VolumeHealth:
+def _health(state: lvm.Report, volume: LogicalVolume) -> VolumeHealth:
     """That of a thin volume is its pool's, unless it has a complaint of its own. A mirror of which a device is missing
     still has its data."""
-    if "raid1" in volume.layout and volume.health is lvm.Health.PARTIAL:
+    if "raid1" in volume.layout and volume.health is lvm.HealthStatus.PARTIAL:
         return VolumeHealth.RAID_DEGRADED
     pool = state.volume(volume.group, volume.pool) if volume.is_thin else None
-    complaint = volume.health if volume.health is not lvm.Health.OK or pool is None else pool.health
+    complaint = volume.health if volume.health is not lvm.HealthStatus.OK or pool is None else pool.health
     return _HEALTH[complaint]
 
 
-def _overhead(state: lvm.State, volume: LogicalVolume) -> int:
+def _overhead(state: lvm.Report, volume: LogicalVolume) -> int:
     group = state.group(volume.group)
     if group is None or "raid1" not in volume.layout:
         return 0
     return capacity.footprint(volume.size, _MIRROR, group.extent_size) - volume.size
 
 
-def _group_pool(state: lvm.State, group: VolumeGroup, ours: Collection[Volume]) -> Pool:
+def _group_pool(state: lvm.Report, group: VolumeGroup, ours: Collection[Volume]) -> Pool:
     return Pool(
         name=group.name,
         size=group.size,
@@ -164,7 +164,7 @@ def _group_pool(state: lvm.State, group: VolumeGroup, ours: Collection[Volume]) 
     )
 
 
-def _thin_pools(state: lvm.State, group: VolumeGroup, ours: set[tuple[str, str]]) -> Iterator[Pool]:
+def _thin_pools(state: lvm.Report, group: VolumeGroup, ours: set[tuple[str, str]]) -> Iterator[Pool]:
     for pool in state.volumes_of(group.name):
         if not pool.is_thin_pool:
             continue

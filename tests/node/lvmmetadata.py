@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 from host.command import Completed
-from lvm import Lvm, State, configuration
+from lvm import Lvm, Report, configuration
 
 
 class Metadata:
@@ -42,5 +42,5 @@ class Metadata:
         layout = ("--type=striped", f"--stripes={stripes}") if stripes > 1 else ("--type=linear",)
         return self.run("lvcreate", *flags, *layout, group, *filter(None, [on]), check=False).exit_code == 0
 
-    async def state(self) -> State:
+    async def state(self) -> Report:
         return await self.tools.report()

@@ -12,7 +12,18 @@ import pytest
 
 from host import command
 from host.command import Completed
-from lvm import AlreadyExists, BadName, Health, InUse, LogicalVolume, Lvm, LvmError, NoSpace, NotFound, TimedOut
+from lvm import (
+    AlreadyExists,
+    BadName,
+    HealthStatus,
+    InUse,
+    LogicalVolume,
+    Lvm,
+    LvmError,
+    LvmNotFound,
+    NoSpace,
+    TimedOut,
+)
 from tests.node.conftest import ByHand, MakeDisks
 
 pytestmark = pytest.mark.device_mapper
@@ -58,7 +69,7 @@ async def test_a_volume_with_its_tags_is_one_command(lvm: Lvm, volume_group: str
     assert made.tags == tags
     assert made.active
     assert not made.open
-    assert made.health is Health.OK
+    assert made.health is HealthStatus.OK
     assert made.layout == {"linear"}
     assert made.path == f"/dev/{volume_group}/pvc-1"
     assert Path(made.path).is_block_device()
@@ -243,7 +254,7 @@ async def test_not_found(lvm: Lvm, volume_group: str) -> None:
         lvm.remove("no-such-group", "data"),
         lvm.create_group("another", ["/dev/no-such-disk"]),
     ):
-        with pytest.raises(NotFound, match=r"not found|[Ff]ailed to find|No device found"):
+        with pytest.raises(LvmNotFound, match=r"not found|[Ff]ailed to find|No device found"):
             await attempt
 
 
@@ -358,10 +369,10 @@ async def test_a_lost_device_shows(lvm: Lvm, make_disks: MakeDisks, by_hand: ByH
         assert lossy is not None
         assert mirror is not None
         assert lossy.missing_devices == 1
-        assert mirror.health is Health.PARTIAL
+        assert mirror.health is HealthStatus.PARTIAL
         assert [device.missing for device in state.devices if device.group == group].count(True) == 1
         plug_in()
-        assert (await volume(lvm, group, "mirror")).health is Health.OK
+        assert (await volume(lvm, group, "mirror")).health is HealthStatus.OK
     finally:
         by_hand("vgremove", "--force", "--yes", group)
         subprocess.run(["dmsetup", "remove", disk], check=True)
@@ -378,5 +389,5 @@ async def test_only_a_volume_with_the_tags_that_were_named_is_changed_or_removed
     await lvm.retag(volume_group, "one", add={"owner=b"}, remove={"owner=a"}, having={"owner=a"})
     await lvm.remove(volume_group, "one", having={"owner=b", "policy=Delete"})
     assert (await lvm.report()).volume(volume_group, "one") is None
-    with pytest.raises(NotFound):
+    with pytest.raises(LvmNotFound):
         await lvm.remove(volume_group, "one", having={"owner=b"})

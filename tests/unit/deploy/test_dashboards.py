@@ -17,7 +17,7 @@ from daemon.storage.inventory import Inventory, Pool, ThinPoolUsage, VolumeHealt
 from host.command import Completed
 from kube.workqueue import WorkQueue
 from provisioner.metrics import Metrics as ProvisionerMetrics
-from service.endpoints import Health, application
+from service.endpoints import HealthChecks, application
 from tests.unit.deploy.rendered import DEPLOY
 
 Json = dict[str, Any]
@@ -49,7 +49,7 @@ def exported() -> dict[str, set[str]]:
     provisioner.delete_failed("fast")
     provisioner.observe_queue("claims", WorkQueue(_nothing, parallelism=1))
     for registry in (daemon.registry, provisioner.registry):
-        application(Health({"storage": lambda: ""}), registry)
+        application(HealthChecks({"storage": lambda: ""}), registry)
     found: dict[str, set[str]] = {"up": set()}  # Prometheus itself makes this one
     for family in (*daemon.registry.collect(), *provisioner.registry.collect()):
         for sample in family.samples:

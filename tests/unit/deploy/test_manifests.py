@@ -16,7 +16,7 @@ import provisioner.settings
 from contract import names, parameters
 from daemon.static import configuration
 from daemon.storage import deviceclasses
-from service.endpoints import Health, application
+from service.endpoints import HealthChecks, application
 from tests.unit.deploy.rendered import (
     ADDING,
     BASE,
@@ -138,7 +138,7 @@ def test_who_is_root_and_who_is_not(objects: tuple[Json, ...]) -> None:
 def test_probes_ask_for_what_is_served(objects: tuple[Json, ...]) -> None:
     served = {
         resource.canonical
-        for resource in application(Health({}), CollectorRegistry()).router.resources()
+        for resource in application(HealthChecks({}), CollectorRegistry()).router.resources()
         if isinstance(resource, web.PlainResource)
     }
     for kind, name in (("Deployment", "provisioner"), ("DaemonSet", "daemon")):

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from host.command import Completed
-from lvm import Health, report
+from lvm import HealthStatus, report
 from lvm.allocation import FreeExtents
-from lvm.records import State
+from lvm.records import Report
 
 STATE = """\
   WARNING: VG vg was previously updated while a PV was missing.
@@ -62,11 +62,11 @@ def printed(stdout: str = "", stderr: str = "", exit_code: int = 0) -> Completed
 
 
 @pytest.fixture
-def state() -> State:
+def state() -> Report:
     return report.state(printed(STATE))
 
 
-def test_groups_and_devices(state: State) -> None:
+def test_groups_and_devices(state: Report) -> None:
     (group,) = state.groups
     assert (group.name, group.size, group.free, group.extent_size) == ("vg", 9651093504, 4194304, 4194304)
     assert group.tags == {"rack=7", "ssd"}
@@ -80,7 +80,7 @@ def test_groups_and_devices(state: State) -> None:
     ]
 
 
-def test_where_free_space_is_and_which_devices_are_in_doubt(state: State) -> None:
+def test_where_free_space_is_and_which_devices_are_in_doubt(state: Report) -> None:
     twice, away, _ = state.devices
     assert (twice.allocatable, twice.areas, twice.duplicates, twice.last_path) == (True, (), ("/dev/loop7",), "")
     assert (away.allocatable, away.areas, away.duplicates, away.last_path) == (False, (100, 66), (), "/dev/sdq")
@@ -97,7 +97,7 @@ def test_where_free_space_is_and_which_devices_are_in_doubt(state: State) -> Non
                 "zeroes_new_blocks": False,
                 "active": True,
                 "open": True,
-                "health": Health.OK,
+                "health": HealthStatus.OK,
                 "is_thin": False,
                 "data_percent": None,
             },
@@ -108,7 +108,7 @@ def test_where_free_space_is_and_which_devices_are_in_doubt(state: State) -> Non
                 "is_thin_pool": True,
                 "zeroes_new_blocks": True,
                 "is_thin": False,
-                "health": Health.OUT_OF_DATA,
+                "health": HealthStatus.OUT_OF_DATA,
                 "data_percent": 100.0,
                 "metadata_percent": 10.74,
                 "metadata_size": 8388608,
@@ -116,10 +116,10 @@ def test_where_free_space_is_and_which_devices_are_in_doubt(state: State) -> Non
             },
         ),
         ("thin", {"is_thin": True, "pool": "pool", "active": False, "suspended": True, "open": False}),
-        ("mirror", {"health": Health.PARTIAL, "layout": {"raid", "raid1"}}),
+        ("mirror", {"health": HealthStatus.PARTIAL, "layout": {"raid", "raid1"}}),
     ],
 )
-def test_volumes(state: State, name: str, expected: dict[str, Any]) -> None:
+def test_volumes(state: Report, name: str, expected: dict[str, Any]) -> None:
     volume = state.volume("vg", name)
     assert {attribute: getattr(volume, attribute) for attribute in expected} == expected
 
@@ -127,12 +127,12 @@ def test_volumes(state: State, name: str, expected: dict[str, Any]) -> None:
 def test_a_health_of_a_newer_lvm_is_unknown_and_no_error() -> None:
     newer = report.state(printed(STATE.replace('"partial"', '"on holiday"'))).volume("vg", "mirror")
     assert newer is not None
-    assert newer.health is Health.UNKNOWN
+    assert newer.health is HealthStatus.UNKNOWN
 
 
 @pytest.mark.parametrize("text", ["", '  {\n      "report": [\n      ]\n      ,\n      "log": [\n      ]\n  }\n'])
 def test_a_node_without_lvm_devices_is_empty(text: str) -> None:
-    assert report.state(printed(text)) == State((), (), ())
+    assert report.state(printed(text)) == Report((), (), ())
 
 
 def test_errors_are_those_of_the_log() -> None:

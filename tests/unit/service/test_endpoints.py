@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from service.endpoints import Exposition, Health, application, listening
+from service.endpoints import Exposition, HealthChecks, application, listening
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ async def url(problems: dict[str, str]) -> AsyncIterator[str]:
     registry = CollectorRegistry()
     Gauge("answer", "For the test.", registry=registry).set(42)
     checks = {name: lambda name=name: problems[name] for name in problems}
-    async with listening(application(Health(checks), registry), "127.0.0.1", 0) as port:
+    async with listening(application(HealthChecks(checks), registry), "127.0.0.1", 0) as port:
         yield f"http://127.0.0.1:{port}"
 
 

@@ -5,8 +5,7 @@ import pytest
 from daemon.backends.lvminventory import inventory
 from daemon.storage.inventory import ForeignVolume, Pool, PoolName, ThinPoolUsage, VolumeHealth
 from daemon.storage.record import Record, VolumeState
-from lvm import Health, LogicalVolume, PhysicalVolume, VolumeGroup
-from lvm import State as Report
+from lvm import HealthStatus, LogicalVolume, PhysicalVolume, Report, VolumeGroup
 from lvm.allocation import FreeExtents
 
 MIB = 1024**2
@@ -26,7 +25,7 @@ PLAIN = LogicalVolume(
     active=True,
     suspended=False,
     open=False,
-    health=Health.OK,
+    health=HealthStatus.OK,
     data_percent=None,
     metadata_percent=None,
     metadata_size=0,
@@ -148,26 +147,41 @@ def test_the_system_of_the_node_is_not_told_of() -> None:
 
 
 def test_complaints_of_a_pool_are_those_of_its_volumes() -> None:
-    full = replace(POOL, health=Health.OUT_OF_DATA)
-    found = inventory(report(full, thin(ours("pvc-1")), ours("pvc-2", health=Health.PARTIAL)), ["vg"])
+    full = replace(POOL, health=HealthStatus.OUT_OF_DATA)
+    found = inventory(report(full, thin(ours("pvc-1")), ours("pvc-2", health=HealthStatus.PARTIAL)), ["vg"])
     assert [volume.health for volume in found.volumes] == [VolumeHealth.THIN_POOL_FULL, VolumeHealth.MISSING_DEVICE]
 
 
 @pytest.mark.parametrize(
     ("health", "linear", "mirror", "of_the_pool"),
     [
-        (Health.OK, VolumeHealth.OK, VolumeHealth.OK, VolumeHealth.OK),
-        (Health.PARTIAL, VolumeHealth.MISSING_DEVICE, VolumeHealth.RAID_DEGRADED, VolumeHealth.MISSING_DEVICE),
-        (Health.REFRESH_NEEDED, VolumeHealth.RAID_DEGRADED, VolumeHealth.RAID_DEGRADED, VolumeHealth.RAID_DEGRADED),
-        (Health.MISMATCHES, VolumeHealth.RAID_MISMATCH, VolumeHealth.RAID_MISMATCH, VolumeHealth.RAID_MISMATCH),
-        (Health.FAILED, VolumeHealth.THIN_POOL_FAILED, VolumeHealth.THIN_POOL_FAILED, VolumeHealth.THIN_POOL_FAILED),
-        (Health.OUT_OF_DATA, VolumeHealth.THIN_POOL_FULL, VolumeHealth.THIN_POOL_FULL, VolumeHealth.THIN_POOL_FULL),
-        (Health.METADATA_READ_ONLY, VolumeHealth.READ_ONLY, VolumeHealth.READ_ONLY, VolumeHealth.READ_ONLY),
-        (Health.UNKNOWN, VolumeHealth.UNKNOWN, VolumeHealth.UNKNOWN, VolumeHealth.UNKNOWN),
+        (HealthStatus.OK, VolumeHealth.OK, VolumeHealth.OK, VolumeHealth.OK),
+        (HealthStatus.PARTIAL, VolumeHealth.MISSING_DEVICE, VolumeHealth.RAID_DEGRADED, VolumeHealth.MISSING_DEVICE),
+        (
+            HealthStatus.REFRESH_NEEDED,
+            VolumeHealth.RAID_DEGRADED,
+            VolumeHealth.RAID_DEGRADED,
+            VolumeHealth.RAID_DEGRADED,
+        ),
+        (HealthStatus.MISMATCHES, VolumeHealth.RAID_MISMATCH, VolumeHealth.RAID_MISMATCH, VolumeHealth.RAID_MISMATCH),
+        (
+            HealthStatus.FAILED,
+            VolumeHealth.THIN_POOL_FAILED,
+            VolumeHealth.THIN_POOL_FAILED,
+            VolumeHealth.THIN_POOL_FAILED,
+        ),
+        (
+            HealthStatus.OUT_OF_DATA,
+            VolumeHealth.THIN_POOL_FULL,
+            VolumeHealth.THIN_POOL_FULL,
+            VolumeHealth.THIN_POOL_FULL,
+        ),
+        (HealthStatus.METADATA_READ_ONLY, VolumeHealth.READ_ONLY, VolumeHealth.READ_ONLY, VolumeHealth.READ_ONLY),
+        (HealthStatus.UNKNOWN, VolumeHealth.UNKNOWN, VolumeHealth.UNKNOWN, VolumeHealth.UNKNOWN),
     ],
 )
 def test_each_complaint_of_lvm_has_a_name(
-    health: Health, linear: VolumeHealth, mirror: VolumeHealth, of_the_pool: VolumeHealth
+    health: HealthStatus, linear: VolumeHealth, mirror: VolumeHealth, of_the_pool: VolumeHealth
 ) -> None:
     found = inventory(
         report(

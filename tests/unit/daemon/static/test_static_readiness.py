@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry
 
 from daemon.static import readiness
 from service import endpoints
-from service.endpoints import Health
+from service.endpoints import HealthChecks
 
 Get = Callable[[str], Awaitable[tuple[int, str]]]
 
@@ -19,7 +19,7 @@ def problems() -> list[str]:
 
 @pytest.fixture
 async def get(problems: list[str]) -> AsyncIterator[Get]:
-    served: web.Application = endpoints.application(Health({}), CollectorRegistry())
+    served: web.Application = endpoints.application(HealthChecks({}), CollectorRegistry())
     served.add_routes(readiness.routes(lambda: problems[-1]))
     async with endpoints.listening(served, "127.0.0.1", 0) as port, ClientSession() as session:
 
