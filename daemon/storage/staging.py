@@ -96,6 +96,22 @@ class Staging:
             return [mount for mount in table if mount.path.endswith(f"/{names.DRIVER_FOLDER}/{pv}")]
         return [mount for mount in table if is_part(mount, staged) and mount.path != staged.path]
 
+    def idle(self) -> list[str]:
+        """Volumes that have a staging mount and no users."""
+        table = mounttable.read()
+        elsewhere: dict[str, list[Mount]] = {}
+        staged: dict[str, Mount] = {}
+        for mount in table:
+            if Path(mount.path).parent == self._root:
+                staged[Path(mount.path).name] = mount
+            else:
+                elsewhere.setdefault(mount.device, []).append(mount)
+        return [
+            pv
+            for pv, mount in staged.items()
+            if not any(is_part(each, mount) for each in elsewhere.get(mount.device, ()))
+        ]
+
     def release(self, pv: str) -> None:
         """Unmounts the staging path and removes it, mounted or not. Raises InUse, naming who uses it."""
         users = self.users(pv)

@@ -12,7 +12,7 @@ is done, and what is mounted is read from the mount table. What is asked for run
 import contextlib
 import logging
 import time
-from asyncio import CancelledError, to_thread
+from asyncio import CancelledError, Task, create_task, to_thread
 from collections.abc import Callable, Coroutine, Hashable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -83,6 +83,7 @@ class Volumes:
         self._observe = observe
         self._queue = KeyedQueue()
         self._hangs: dict[str, Unresponsive] = {}
+        self._releasing: dict[str, Task[None]] = {}
         """Why the last operation on a volume got no answer."""
         self._eraser = Eraser(backend, self._queue, self._cache.rewrite, Throttle(erase_rate), erasing, self._disks)
         self._snapshots = Snapshots(
@@ -134,6 +135,18 @@ class Volumes:
         """Looks again: people and other programs make and remove volumes too."""
         await self._cache.refresh()
         self._snapshots.collect_garbage()
+        for pv in await to_thread(self._staging.idle):
+            if pv not in self._releasing:
+                # Not waited for: its turn may be a long one's.
+                self._releasing[pv] = create_task(self._release(pv), name=f"release {pv}")
+
+    async def _release(self, pv: str) -> None:
+        """Unmounts a volume that nobody uses any more: at its last user's unmount somebody was just reading it, or a
+        daemon was killed between staging and the pod's folder. Who has it in hands goes first."""
+        try:
+            await self._queue.run(pv, ("release", None), partial(self._release_if_idle, pv))
+        finally:
+            del self._releasing[pv]
 
     async def read_only(self) -> frozenset[str]:
         """Names of the mounted volumes that can't be written any more."""

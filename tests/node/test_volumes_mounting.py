@@ -15,6 +15,7 @@ from daemon.storage.record import VolumeState
 from daemon.storage.staging import Staging
 from host import loopdevice, mounting
 from tests.node.volume_node import MIB, Node, image, on, started
+from tests.waiting import until
 
 
 @on("loop", "folder", "lvm-thick", "lvm-thin")
@@ -66,6 +67,26 @@ async def test_pods_of_a_node_share_the_volume(node: Node) -> None:
     assert [mount.path for mount in node.mounts()] == [str(node.staging / node.pv), str(reader.path)]
     await volumes.unmount(reader)
     assert node.mounts() == []
+
+
+@on("loop", "folder")
+async def test_a_volume_that_was_busy_when_its_last_pod_left_is_unmounted_later(node: Node) -> None:
+    """Somebody was just reading it on the node: a backup, a monitor."""
+    volumes = await started(node)
+    folder, other = node.folder(), node.folder("pvc-2")
+    await volumes.mount(node.spec(), folder, read_only=False)
+    await volumes.mount(node.spec(pv="pvc-2", uid="uid-2"), other, read_only=False)
+    (folder.path / "data").write_text("precious")
+    reading = os.open(node.staging / node.pv / "data", os.O_RDONLY)
+    await volumes.unmount(folder)
+    await volumes.refresh()
+    await volumes.close()
+    assert str(node.staging / node.pv) in [mount.path for mount in node.mounts()]
+    os.close(reading)
+
+    await volumes.refresh()
+    await until(lambda: not (node.staging / node.pv).exists(), what="it is unmounted")
+    assert [mount.path for mount in node.mounts()] == [str(node.staging / "pvc-2"), str(other.path)]
 
 
 async def test_asked_again(node: Node) -> None:
