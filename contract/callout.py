@@ -1,12 +1,12 @@
 """The callout: what the kubelet's executable sends to the daemon, what comes back, and what it says when nothing does.
 
 The executable exists twice, as a native program (flexdriver/native/callout.c, which gets all of this as a generated
-header) and as a Python one (flexdriver/callout.py). Both carry the kubelet's words to the daemon and its answer back,
-one HTTP/1.0 request over the Unix socket for each call:
+header) and as a Python one (flexdriver/callout.py). Both carry the kubelet's arguments to the daemon and its answer
+back, one HTTP/1.0 request over the Unix socket for each call:
 
     POST /callout {"argv": ["mount", DIR, OPTIONS]}  ->  {"status": "Success", "message": ""}
 
-What the words mean is the daemon's business (daemon/kubelet/calls.py). Whoever is not the kubelet, and has no argv,
+What the arguments mean is the daemon's business (daemon/kubelet/calls.py). Whoever is not the kubelet, and has no argv,
 finds the same calls on the same socket under their names:
 
     GET  /init                                                                          the capabilities
@@ -56,8 +56,8 @@ _MESSAGE_LIMIT = 4096
 
 INIT_ANSWER = json.dumps({"status": SUCCESS, "capabilities": CAPABILITIES})
 """What init is always answered, with a daemon or without: a kubelet whose init fails tries again dozens of times a
-second, and one that starts before the daemon would not know the driver. The daemon is told all the same, so that it
-knows that the kubelet sees the driver."""
+second, and one that starts before the daemon would not know the driver. It is reported to the daemon all the same, so
+that it knows that the kubelet sees the driver."""
 
 # What the callout says when the daemon doesn't: messages for the pod's owner, in the language of printf, which both
 # programs speak.

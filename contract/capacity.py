@@ -1,6 +1,6 @@
-"""How much room a node has: what its daemon publishes, and the arithmetic that daemon and provisioner share.
+"""The capacity of a node: what its daemon publishes, and the arithmetic that daemon and provisioner share.
 
-A daemon publishes one CSIStorageCapacity per class. The stock scheduler reads its `capacity`, the room that is left
+A daemon publishes one CSIStorageCapacity per class. The stock scheduler reads its `capacity`, what is free
 now. That figure always lags behind a burst, so the same object carries a second one that does not change when volumes
 are made: `allocatable`, all that volumes with a PersistentVolume may take together. The provisioner subtracts the
 PersistentVolumes it knows of, those it created a millisecond ago included, and so can't over-commit a node however
@@ -22,7 +22,7 @@ _MIRROR_LEGS = 2
 
 @dataclass(frozen=True)
 class Capacity:
-    """What one node offers to one class. Sizes in bytes."""
+    """What one node publishes for one class. Sizes in bytes."""
 
     node: str
     """Value of names.NODE_LABEL for the node."""
@@ -33,8 +33,8 @@ class Capacity:
     available: int
     granularity: int
     weight: int = 1
-    """How many bytes a byte may cost the class that was promised since: volumes with several legs need free space on
-    several devices, and another volume may take it where it hurts most."""
+    """How many bytes a byte that was reserved since may cost the class: volumes with several legs need free space on
+    several devices, and another volume may take it where it lowers the figure most."""
     reserved: int = 0
     """What the node knew to be reserved in the pool. Read only where `weight` is more than 1."""
     shared_with: tuple[str, ...] = ()
@@ -104,7 +104,7 @@ def manifest(capacity: Capacity, namespace: str, owner: Json | None) -> Json:
 
 def read(body: Json) -> Capacity | None:
     """The record of a CSIStorageCapacity, or None when no daemon of ours can have written it: then it is not believed,
-    and the node has no room."""
+    and the node has no capacity."""
     metadata = body["metadata"]
     annotations = metadata.get("annotations") or {}
     node = (metadata.get("labels") or {}).get(names.NODE_LABEL)

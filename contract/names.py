@@ -26,30 +26,30 @@ SOCKET_VARIABLE = "ELASTIC_LOCAL_SOCKET"
 NODE_LABEL = "volumes.k8s.elastic.co/node-affinity"
 FINALIZER = "elastic-local.volumes.k8s.elastic.co/volume"
 STATIC_FINALIZER = "elastic-local.volumes.k8s.elastic.co/static-volume"
-"""On PersistentVolumes of disks that stand ready: what was deleted by hand while it had data stays until it is clean.
+"""On static PersistentVolumes: one that was deleted by hand while it had data stays until it is cleaned.
 The daemon of its node puts it on and takes it off."""
 PROVISIONED_BY = "pv.kubernetes.io/provisioned-by"
 MADE_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/made"
-"""Its volume was made and may hold data: if it is not there, it is lost, and no empty one may take its place."""
+"""Its volume was created and may hold data: if it is not there, it is lost, and no empty one may replace it."""
 
 GRANTED_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/granted"
-"""Bytes that the provisioner promised to the volume, from its creation on. What spec.capacity says beyond that is a
-wish: Kubernetes raises it as soon as somebody asks."""
+"""Bytes that the provisioner granted to the volume, from its creation on. What spec.capacity has beyond that is only
+requested: Kubernetes raises it as soon as the claim does."""
 SIZE_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/size"
-"""Bytes that the volume really has, as its node says."""
+"""Bytes that the volume really has, recorded by its node."""
 
 # On the CSIStorageCapacity objects that a node's daemon publishes (contract/capacity.py).
 POOL_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/pool"
 ALLOCATABLE_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/allocatable"
 GRANULARITY_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/granularity"
 LAYOUT_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/layout"
-"""How much other volumes weigh for the class, and how many promised bytes the node knew of."""
+"""The weight of other volumes for the class, and how many reserved bytes the node knew of."""
 SHARED_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/shared"
-"""What the pools of one filesystem may have together, and the other pools there."""
+"""What the pools of one filesystem may take together, and the other pools there."""
 
 HOSTNAME_LABEL = "kubernetes.io/hostname"
 OTHER_HOSTNAME_LABEL = "elastic-local.volumes.k8s.elastic.co/hostname"
-"""On what a node offers, where its hostname label is not its name: for the admission policies in deploy/base, which
+"""On what a node publishes, where its hostname label is not its name: for the admission policies in deploy/base, which
 know the name from the daemon's token."""
 
 
@@ -63,5 +63,5 @@ def node_label_value(node: str) -> str:
 
 
 def labels_of(node: str, hostname: str) -> dict[str, str]:
-    """Of what a node offers. `hostname` is the value of its hostname label."""
+    """Labels of what a node publishes. `hostname` is the value of its hostname label."""
     return {NODE_LABEL: node_label_value(node)} | ({OTHER_HOSTNAME_LABEL: hostname} if hostname != node else {})

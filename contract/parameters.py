@@ -88,7 +88,7 @@ def _one_of(*allowed: str) -> Callable[[str], str]:
 
 @dataclass(frozen=True)
 class _Key:
-    """One parameter: its name, what is allowed in the words of an error, and how it is read."""
+    """One parameter: its name, what is allowed as an error message says it, and how it is read."""
 
     name: str
     allowed: str

@@ -18,7 +18,7 @@ CLAIM_KIND = "PersistentVolumeClaim"
 
 @dataclass(frozen=True)
 class ObjectReference:
-    """An object that an event is about. Empty strings stand for what is not known or does not exist."""
+    """An object that an event is about. Empty strings: not known, or does not exist."""
 
     kind: str
     api_version: str
@@ -35,7 +35,7 @@ def volume_reference(name: str, uid: str) -> ObjectReference:
 
 @dataclass(frozen=True)
 class ClaimReference:
-    """The claim that a volume is for. The uid tells a claim from its namesake of yesterday."""
+    """The claim that a volume is for. The uid distinguishes a claim from an earlier one of the same name."""
 
     namespace: str
     name: str
@@ -255,7 +255,7 @@ def node_assignment_patch(assignment: NodeAssignment) -> Json:
 
 
 def made_patch(volume: PersistentVolume, size: int) -> Json:
-    """The merge patch that says for good that the volume was made, and how many bytes it has now."""
+    """The merge patch that records for good that the volume was created, and how many bytes it has now."""
     annotations = {names.MADE_ANNOTATION: "true", names.SIZE_ANNOTATION: str(size)}
     return {"metadata": {"uid": volume.uid, "annotations": annotations}}
 

@@ -311,5 +311,5 @@ class _TooLarge(Exception):
 
 
 def _unreachable(what: str, error: Exception) -> Unreachable:
-    words = str(error) or type(error).__name__
-    return Unreachable(0, "", f"{what}: no good answer from the API server: {words}")
+    message = str(error) or type(error).__name__
+    return Unreachable(0, "", f"{what}: no good answer from the API server: {message}")

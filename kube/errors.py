@@ -1,8 +1,8 @@
 """What can go wrong with a request to the API server, as types that a caller can act on.
 
-Made from the Status object that the server answers: the HTTP status alone can't tell AlreadyExists from Conflict,
-and the two want opposite reactions. Everything that may pass by itself (network, timeout, overload, a failing server)
-is one type, Unreachable, because the reaction is one: the same again, later.
+Made from the Status object that the server answers: the HTTP status alone does not distinguish AlreadyExists from
+Conflict, and the two want opposite reactions. Everything that may pass by itself (network, timeout, overload, a failing
+server) is one type, Unreachable, because the reaction is one: the same again, later.
 
 A proxy or a load balancer on the way has answers of its own, and an API server that is just starting has a bare
 "404 page not found" for what it does not serve yet. None of them knows whether an object is there, and what a program
@@ -15,15 +15,15 @@ from typing import Any
 Json = dict[str, Any]
 
 TOO_MANY_REQUESTS = 429
-_LONGEST_WISH = 30.0
+_LONGEST_RETRY_AFTER = 30.0
 """Seconds. Whoever answers in the server's place may name any time; the server itself names a few seconds."""
 _TOO_LARGE = "ResourceVersionTooLarge"
 """metav1.CauseTypeResourceVersionTooLarge: the client knows of a later state than the server, which was restored."""
 
 
 class ApiError(Exception):
-    """A request was refused. `status` is the HTTP status (0: there was no answer), `reason` the machine's word for
-    it (metav1.StatusReason), `message` the server's sentence."""
+    """A request was refused. `status` is the HTTP status (0: there was no answer), `reason` its
+    name (metav1.StatusReason), `message` the server's sentence."""
 
     def __init__(self, status: int, reason: str, message: str) -> None:
         super().__init__(f"{message} ({reason})" if reason else message)
@@ -33,7 +33,7 @@ class ApiError(Exception):
 
 
 class NotFound(ApiError):
-    """There is no such object, says the API server itself."""
+    """There is no such object: the API server itself reports that."""
 
 
 class Conflict(ApiError):
@@ -41,7 +41,7 @@ class Conflict(ApiError):
 
 
 class AlreadyExists(ApiError):
-    """There is an object of this name. Whose it is only its uid or its contents tell."""
+    """There is an object of this name. Only its uid or its contents show whose it is."""
 
 
 class Gone(ApiError):
@@ -66,8 +66,8 @@ class NoLongerLeading(ApiError):
 
 class Unreachable(ApiError):
     """No answer, or one that says "not now": network error, timeout, 429, 5xx, or an answer that is not the API
-    server's. The request may have been carried out all the same. `retry_after` is the server's wish in seconds, when it
-    has one, up to a bound."""
+    server's. The request may have been carried out all the same. `retry_after` is what the server asks for in seconds,
+    when it has one, up to a bound."""
 
     def __init__(self, status: int, reason: str, message: str, retry_after: float | None = None) -> None:
         super().__init__(status, reason, message)
@@ -93,11 +93,11 @@ def from_status(body: Json, http_status: int = 0, retry_after: float | None = No
     details = body.get("details")
     details = details if isinstance(details, dict) else {}
     seconds = float(details.get("retryAfterSeconds") or retry_after or 0)
-    wish = min(seconds, _LONGEST_WISH) or None
+    delay = min(seconds, _LONGEST_RETRY_AFTER) or None
     if any(cause.get("reason") == _TOO_LARGE for cause in details.get("causes") or []):
         return Gone(status, reason, message)
     if status == TOO_MANY_REQUESTS or status >= 500 or not _is_answer(body, status, reason, details):
-        return Unreachable(status, reason, message, wish)
+        return Unreachable(status, reason, message, delay)
     if reason == "AlreadyExists":
         return AlreadyExists(status, reason, message)
     return _BY_STATUS.get(status, ApiError)(status, reason, message)

@@ -1,7 +1,7 @@
-"""Kubernetes Events: what `kubectl describe` tells a user about their claim, pod, volume or node.
+"""Kubernetes Events: what `kubectl describe` shows a user about their claim, pod, volume or node.
 
 Reporting never blocks and never fails: an event goes into a bounded queue, and a task writes it when the API server
-will have it. The same thing said again about the same object is not a new event but a higher count on the first one.
+will have it. The same message about the same object is not a new event but a higher count on the first one.
 A program that goes wrong in a loop must not flood the cluster, so each object has a budget.
 """
 

@@ -3,14 +3,14 @@
 The cache holds records, made by the caller's `parse`, not the objects: a record is frozen, small, and says what the
 program looks at. Nobody hears of a change that leaves the record as it was. A lost connection is only a delay: the
 watch goes on from where it was, and a new list is taken only when the server says that this is too long ago. What
-vanished meanwhile is then told as a deletion, like any other.
+was deleted meanwhile is then reported like any other deletion.
 
 The library's informer (kubernetes.informer) is not used: it needs a thread for each kind of object, keeps the whole
 objects, and does not notice a server that went back in time.
 
 A server whose data was restored from a backup goes back in time. It does not refuse a watch from a future that it has
-not reached, it is silent until it gets there, and what happens till then is never told. So versions are compared: those
-that a watch tells, and that of the server after a lost connection or a silent watch. When they go backwards, all is
+not reached, it is silent until it gets there, and what happens until then is never reported. So versions are compared:
+those of watch events, and that of the server after a lost connection or a silent watch. When they go backwards, all is
 listed again.
 """
 
@@ -68,8 +68,8 @@ class Informer(Generic[T]):
         self._synced = asyncio.Event()
         self._lost = False
         self._on_return: list[Callable[[], None]] = []
-        self._doubtful = False
-        """Whether the server may have gone back in time since its last word."""
+        self._unverified = False
+        """Whether the server may have gone back in time since its last answer."""
 
     def get(self, key: str) -> T | None:
         return self._records.get(key)
@@ -103,29 +103,29 @@ class Informer(Generic[T]):
         while True:
             started = time.monotonic()
             try:
-                if self._version is not None and self._doubtful:
+                if self._version is not None and self._unverified:
                     await self._compare()
                 if self._version is None:
                     await self._relist()
-                self._doubtful = False
-                heard = await self._follow()
-                self._doubtful = not heard
+                self._unverified = False
+                received = await self._follow()
+                self._unverified = not received
                 away = soon = False
-                if heard or time.monotonic() - started > _SHORT_WATCH:
+                if received or time.monotonic() - started > _SHORT_WATCH:
                     failures = 0
                     continue
                 failures += 1
             except Gone as error:
                 _log.info("%s: listing again: %s", self._resource, error)
                 self._version = None
-                # Its first word after an outage often is that it forgot this version: it is there, and can be listed.
+                # Its first answer after an outage often is that it forgot this version: it is there, and can be listed.
                 failures, away, soon = (1 if soon else failures + 1), False, False
             except Exception as error:
                 # One that answers "not yet" is coming back: its failures are counted anew.
                 was_away, away = away, isinstance(error, Unreachable) and not error.status
                 anew = time.monotonic() - started > _SHORT_WATCH or away is not was_away
                 failures = 1 if anew else failures + 1
-                self._lost = self._doubtful = True
+                self._lost = self._unverified = True
                 self._report(error, failures)
                 if isinstance(error, Unreachable) and error.retry_after:
                     await asyncio.sleep(error.retry_after)
@@ -192,8 +192,8 @@ class Informer(Generic[T]):
         self._synced.set()
 
     async def _follow(self) -> bool:
-        """Watches until the server ends it. False: without having heard a word."""
-        heard = False
+        """Watches until the server ends it. False: without having received an event."""
+        received = False
         events = self._cluster.watch(
             self._resource,
             self._namespace,
@@ -204,7 +204,7 @@ class Informer(Generic[T]):
         )
         async with aclosing(events):
             async for kind, body in events:
-                heard = True
+                received = True
                 self._contact()
                 version = body["metadata"]["resourceVersion"]
                 if _is_older(version, self._version):
@@ -216,7 +216,7 @@ class Informer(Generic[T]):
                     self._take(body)
                 self._version = version
         self._contact()
-        return heard
+        return received
 
     def _take(self, body: Json) -> None:
         """An object that can't be read keeps its last good record: to say that it is gone would be a lie, and

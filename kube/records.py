@@ -28,7 +28,7 @@ _CLASS_BETA = "volume.beta.kubernetes.io/storage-class"
 def bounded(text: str) -> str:
     """The text as it is if it can be a name, else its beginning with a mark that no name has. The API server checks
     few of the fields and annotations that users write, and each may have a million characters: what is kept, logged and
-    told is not more than this."""
+    reported is not more than this."""
     return text if len(text) <= _LONGEST_NAME else f"{text[:64]}... ({len(text)} characters)"
 
 
@@ -157,7 +157,7 @@ class Node:
     uid: str
     hostname: str
     """Value of the hostname label, which on many clouds is not the name. Empty: the node has no such label, and no
-    volume can be tied to it."""
+    volume can be assigned to it."""
     labels: Mapping[str, str]
     deleting: bool
 

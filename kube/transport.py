@@ -35,7 +35,7 @@ from kube.errors import ApiError, Json, Unauthorized, from_status
 
 
 class ConfigurationError(Exception):
-    """There is no usable way to an API server: says what was looked at and what to set."""
+    """No API server can be reached with what is configured: says where it was looked for and what to set."""
 
 
 async def load_configuration(kubeconfig: str | None) -> Configuration:
@@ -67,7 +67,7 @@ _RENEWAL_INTERVAL = 5.0
 _KEEPALIVE_IDLE, _KEEPALIVE_INTERVAL, _KEEPALIVE_PROBES = 15, 5, 3
 
 _before_bytes: ContextVar[Callable[[], None]] = ContextVar("_before_bytes")
-"""Of the request that is being sent: the session is shared, its hooks are told nothing of whose request they see."""
+"""Of the request that is being sent: the session is shared, its hooks don't know whose request they see."""
 
 
 class Transport:
@@ -163,7 +163,7 @@ async def _check(*_: object) -> None:
 
 
 def _status_body(text: str) -> Any:
-    """A Status object, or one made up around the words of a proxy on the way."""
+    """A Status object, or one made of the answer of a proxy on the way."""
     try:
         body = json.loads(text)
     except ValueError:

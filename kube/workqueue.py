@@ -1,6 +1,6 @@
 """A queue of keys: what should be looked at, never what happened to it.
 
-A key stands in the queue once however often it is added, and is handled by one task at a time, so the handler needs
+A key is in the queue once however often it is added, and is handled by one task at a time, so the handler needs
 no locks. A key added while it is being handled is handled again afterwards: the handler may have read the old state.
 A key whose handler failed comes back after a time that grows, for as long as it fails: nothing is ever dropped.
 
@@ -96,7 +96,7 @@ class WorkQueue:
             self.add(key)
 
     async def run(self) -> None:
-        """For ever. After cancellation the keys that were being handled stand in the queue again."""
+        """For ever. After cancellation the keys that were being handled are in the queue again."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 while True:
@@ -178,7 +178,7 @@ class WorkQueue:
 
 
 def _is_cut_off(error: BaseException) -> bool:
-    """Whether it says that the API server did not answer, in whatever words of the caller."""
+    """Whether it says that the API server did not answer, whatever the caller made of that error."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, Unreachable):

@@ -1,6 +1,6 @@
 """The controller of claims: looks at a claim, decides, and does what was decided.
 
-It is level-triggered: what wakes it (a claim, its class, a node's capacity) says only that a claim may be worth a look.
+It is level-triggered: each trigger (a claim, its class, a node's capacity) means only that a claim may be worth a look.
 The decision is made twice. First from the caches, which costs nothing and settles most claims. Before a volume is made,
 the claim is read from the API server and decided on again: the cache may show a claim that was deleted a moment ago,
 or the scheduler's last choice but one.

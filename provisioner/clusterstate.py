@@ -32,7 +32,7 @@ class Published:
 
 
 class ClusterCache:
-    """Only its task changes it, so between two awaits it stands still."""
+    """Only its task changes it, so it does not change between two awaits."""
 
     def __init__(self, cluster: Cluster, namespace: str, ledger: CapacityLedger) -> None:
         self.ledger = ledger

@@ -10,7 +10,7 @@ steps, each of which can be seen on the objects, and none of which keeps a pod f
 3. spec.capacity is set to what the claim requests. The kubelet has the filesystem grow, for which the volume is large
    enough by now, and writes the new size into the claim's status.
 
-A claim may be lowered again. What the kubelet is to grow to stands in the claim's status, and stays there when a claim
+A claim may be lowered again. What the kubelet is to grow to is in the claim's status, and stays there when a claim
 is lowered (the recovery of Kubernetes 1.34), so it is corrected before spec.capacity is raised.
 """
 

@@ -89,7 +89,7 @@ class NodeLossExecutor:
 
     async def _delete(self, volume: NodePinnedVolume) -> None:
         if volume.claim is not None and await live_claim(self._cluster, volume.claim) is not None:
-            return  # whatever the volume's phase says, somebody counts on it
+            return  # whatever the volume's phase says, its claim exists
         try:
             await self._cluster.delete(VOLUMES, volume.name, uid=volume.uid, resource_version=volume.resource_version)
         except (NotFound, Conflict):

@@ -121,7 +121,7 @@ def next_step(volume: NodePinnedVolume, opted_in: bool) -> NodeLossStep:
 
 
 def must_be_retained(volume: NodePinnedVolume) -> bool:
-    """Its node has to note on it that it is to be kept, before its PersistentVolume may go."""
+    """Its node has to record on it that it is to be kept, before its PersistentVolume may go."""
     return volume.ours and volume.reclaim_policy != DELETE
 
 
@@ -136,7 +136,7 @@ def warning(volume: NodePinnedVolume, step: NodeLossStep, delay: float | None) -
         return f"{lost}: bring the node back, or give the data up by deleting this claim and the pods that use it"
     if step is NodeLossStep.KEEP and volume.awaits_node:
         return (
-            f"{lost}, and it is to be retained: bring the node back, so that it notes that on the volume; to give the "
+            f"{lost}, and it is to be retained: bring the node back, so that its daemon records that; to give the "
             "data up, set the reclaim policy of this PersistentVolume to Delete"
         )
     if step is NodeLossStep.KEEP:

@@ -1,8 +1,8 @@
 """Which nodes there are, which of them were renamed, and the only way to be sure that one is gone.
 
 A cache that shows no node proves nothing: it may lag, or not be filled yet. Neither does an error.
-A node is gone when the cache has none, and the API server, asked there and then by name and by hostname label, says
-that there is none. Everything else counts as a node.
+A node is gone when the cache has none, and the API server, asked live by name and by hostname label, has
+none. Everything else counts as a node.
 
 A node that was registered again under another name, with the hostname label it had, still has its volumes. Their node
 affinity still fits, so pods come to the node, but our label on them has the old name, by which no daemon looks for them
@@ -21,7 +21,7 @@ from provisioner.nodeloss import NodeNames, NodePinnedVolume
 
 
 def node_names(body: Json) -> NodeNames:
-    """What a volume may call this node: its name, the label value that stands for it, its hostname label."""
+    """What a volume may know this node by: its name, the label value that stands for it, its hostname label."""
     name, labels = body["metadata"]["name"], body["metadata"].get("labels") or {}
     return frozenset({name, names.node_label_value(name), labels.get(names.HOSTNAME_LABEL, "")} - {""})
 

@@ -95,13 +95,13 @@ class PodPlacement:
             if not all_selected(claims, claim.selected_node):
                 half_selected, conflicting = pod.name, conflicting or conflicting_node(claims, claim)
                 continue
-            found = self._fits(self._requests(pod, node), node)
-            impossible = self._clone_conflict(pod, node) or shortage(pod, node, found, cautious=False)
-            why = impossible or shortage(pod, node, found)
+            fits = self._fits(self._requests(pod, node), node)
+            impossible = self._clone_conflict(pod, node) or shortage(pod, node, fits, cautious=False)
+            why = impossible or shortage(pod, node, fits)
             to_move = ReschedulePod(pod, claims, node, why)
             # Where it may turn out that they fit, any node is better on which they do for certain.
             if not why or (not impossible and not self._candidates(to_move)):
-                self._reserve(claim, create.target, found)
+                self._reserve(claim, create.target, fits)
                 return create
             move = move or to_move
         if move is not None:
@@ -156,15 +156,15 @@ class PodPlacement:
         # Thousands of nodes may have to be looked at. Only copies belong to one of them.
         copies = any(claim.clones for claim in self.open_claims(move.pod))
         requests = self._requests(move.pod, "")
-        for node, offered in self._cache.published_for(move.claims[0].storage_class).items():
+        for node, published in self._cache.published_for(move.claims[0].storage_class).items():
             if node == move.node or excluded.get(node, 0) > now or (copies and self._clone_conflict(move.pod, node)):
                 continue
             if copies:
                 requests = self._requests(move.pod, node)
             left = headroom(self._fits(requests, node))
             if left >= 0:
-                fitting.append((left, offered))
-        return [offered for _, offered in sorted(fitting, key=lambda each: -each[0])]
+                fitting.append((left, published))
+        return [published for _, published in sorted(fitting, key=lambda each: -each[0])]
 
     async def _first_admitted(self, claims: Sequence[Claim], candidates: Sequence[Capacity]) -> str:
         """The name of the first node that all classes of the claims may have volumes on. Empty: none."""
@@ -222,12 +222,12 @@ class PodPlacement:
         return fit_volumes(
             requests,
             lambda storage_class: self._cache.published_by(node, storage_class),
-            lambda offered: self._cache.reserved(offered, excluding),
+            lambda published: self._cache.reserved(published, excluding),
         )
 
-    def _reserve(self, claim: Claim, target: Capacity, found: Sequence[VolumeFit]) -> None:
+    def _reserve(self, claim: Claim, target: Capacity, fits: Sequence[VolumeFit]) -> None:
         """Reserves capacity for what is decided in a moment."""
-        for fit in found:
+        for fit in fits:
             request = fit.request
             if fit.capacity is None or request.claim == claim.name:
                 continue

@@ -67,27 +67,27 @@ def fit_volumes(
     without these."""
     placed = []
     for request in requests:
-        offered = published(request.storage_class)
-        required = footprint(request.size, request.parameters, offered.granularity) if offered else 0
-        placed.append((request, offered, required))
+        capacity = published(request.storage_class)
+        required = footprint(request.size, request.parameters, capacity.granularity) if capacity else 0
+        placed.append((request, capacity, required))
     found = []
-    for request, offered, required in placed:
-        if offered is None:
+    for request, capacity, required in placed:
+        if capacity is None:
             found.append(VolumeFit(request, None))
             continue
         more: defaultdict[str, int] = defaultdict(int)
         for other, its, other_required in placed:
             if its is not None and other is not request:
                 more[its.pool] += other_required
-        reserved_elsewhere = reserved(offered)
+        reserved_elsewhere = reserved(capacity)
         found.append(
             VolumeFit(
                 request,
-                offered,
+                capacity,
                 required,
-                free=offered.free(reserved_elsewhere),
-                free_beside_pod=offered.free(_sum(reserved_elsewhere, more)),
-                required_by_pod=more[offered.pool],
+                free=capacity.free(reserved_elsewhere),
+                free_beside_pod=capacity.free(_sum(reserved_elsewhere, more)),
+                required_by_pod=more[capacity.pool],
             )
         )
     return found
@@ -109,19 +109,19 @@ def conflicting_node(claims: Collection[Claim], claim: Claim) -> str:
     return "" if first.selected_node in ("", claim.selected_node) else first.selected_node
 
 
-def shortage(pod: Pod, node: str, found: Sequence[VolumeFit], *, cautious: bool = True) -> str:
+def shortage(pod: Pod, node: str, fits: Sequence[VolumeFit], *, cautious: bool = True) -> str:
     """Why a node has no capacity for all of them, empty when it has."""
-    for fit in found:
+    for fit in fits:
         if fit.capacity is None:
             return (
                 f"node {node} publishes no capacity for the class of claim {fit.request.claim}, which pod {pod.name} "
                 "needs too"
             )
-    for fit in found:
+    for fit in fits:
         if fit.capacity is None or not fit.lacks_capacity(cautious=cautious):
             continue
         pools = (fit.capacity.pool, *fit.capacity.shared_with)
-        together = [each for each in found if each.capacity and each.capacity.pool in pools]
+        together = [each for each in fits if each.capacity and each.capacity.pool in pools]
         names = ", ".join(sorted(each.request.claim for each in together))
         return (
             f"the claims {names} of pod {pod.name} take {quantity.humane(sum(each.required for each in together))} "
@@ -130,6 +130,6 @@ def shortage(pod: Pod, node: str, found: Sequence[VolumeFit], *, cautious: bool 
     return ""
 
 
-def headroom(found: Collection[VolumeFit]) -> int:
+def headroom(fits: Collection[VolumeFit]) -> int:
     """Bytes: the least that a class has left on a node when all of them are there. Negative: they don't fit."""
-    return min((fit.free_beside_pod - fit.required if fit.capacity else -1 for fit in found), default=0)
+    return min((fit.free_beside_pod - fit.required if fit.capacity else -1 for fit in fits), default=0)

@@ -1,6 +1,6 @@
 """What a person, Kubernetes and Prometheus can ask over HTTP: /healthz, /readyz and /metrics.
 
-/healthz says that the event loop turns: nothing else is cured by killing the daemon. /readyz says whether mounts can
+/healthz says that the event loop runs: nothing else is cured by killing the daemon. /readyz says whether mounts can
 work, check by check with ?verbose and whenever one fails, in the form that the API server's own endpoint has.
 """
 
@@ -32,7 +32,7 @@ Check = Callable[[], str]
 
 
 class HealthChecks:
-    """`notes` are of checks that pass, and tell what is not as it should be all the same."""
+    """`notes` are of checks that pass: what is not as it should be all the same."""
 
     def __init__(self, checks: Mapping[str, Check], notes: Mapping[str, Check] | None = None) -> None:
         self._checks = dict(checks)
@@ -50,8 +50,8 @@ class HealthChecks:
         return ready, "\n".join([*lines, f"readyz check {'passed' if ready else 'failed'}", ""])
 
     def _note(self, name: str) -> str:
-        words = self._notes[name]() if name in self._notes else ""
-        return f", but {words}" if words else ""
+        message = self._notes[name]() if name in self._notes else ""
+        return f", but {message}" if message else ""
 
 
 class _Readiness(Collector):

@@ -30,7 +30,7 @@ class Environment:
         return next((text for name in names if (text := self._variables.get(name, "").strip())), "")
 
     def value(self, name: str, parse: Callable[[str], T], otherwise: T) -> T:
-        """`parse` raises ValueError in words for what is not allowed. Raises SettingsError."""
+        """`parse` raises ValueError with a message for what is not allowed. Raises SettingsError."""
         text = self.text(name)
         if not text:
             return otherwise

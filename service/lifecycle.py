@@ -75,7 +75,7 @@ class Supervisor:
     @property
     def problem(self) -> str:
         """What failed and was not well long enough since, for readiness."""
-        return "; ".join(f"{name} failed and was begun anew ({words})" for name, words in self._failed.items())
+        return "; ".join(f"{name} failed and was begun anew ({error})" for name, error in self._failed.items())
 
     async def keep(self, name: str, part: Callable[[], Coroutine[Any, Any, object]]) -> None:
         """Runs the part for ever. A part that returns has come to its end, and is not begun anew."""

@@ -138,14 +138,14 @@ class OncePer(logging.Filter):
             self._kinds[kind] = (last, kept_back + 1)
             return False
         self._kinds[kind] = (now, 0)
-        words = record.getMessage()
+        message = record.getMessage()
         if isinstance(error, http_exceptions.HttpProcessingError):
-            said = " ".join(str(error.message).split())[:_NOTICE_LENGTH]
-            words = f"a request that is no HTTP was refused: {said}"
+            text = " ".join(str(error.message).split())[:_NOTICE_LENGTH]
+            message = f"a request that is no HTTP was refused: {text}"
             record.levelno, record.levelname = logging.INFO, "INFO"
             record.exc_info = None
         more = f" (and {kept_back} like it before)" if kept_back else ""
-        record.msg, record.args = words + more, None
+        record.msg, record.args = message + more, None
         return True
 
 
