@@ -16,8 +16,7 @@ from contract.volume import PersistentVolume
 from daemon.cluster.capacitypublisher import CapacityPublisher
 from daemon.cluster.events import NodeEvents
 from daemon.cluster.health import VolumeHealthMonitor
-from daemon.cluster.nodeassignment import NodeAssigner
-from daemon.cluster.nodevolumes import NodeVolumes
+from daemon.cluster.nodevolumes import NodeAssigner, NodeVolumes
 from daemon.cluster.orphancollector import OrphanCollector
 from daemon.cluster.ownerlookup import ApiOwnerLookup
 from daemon.cluster.reconcile import Reconciler

@@ -15,9 +15,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from contract.capacity import footprint
-from contract.parameters import RAID1, VolumeParameters
-from contract.volume import RETAIN, PersistentVolume
-from daemon.cluster.nodevolumes import parameters_of, reclaim_policy
+from contract.parameters import RAID1, ParameterError, VolumeParameters
+from contract.volume import DELETE, PersistentVolume
 from daemon.storage.freespace import Reservation
 from daemon.storage.inventory import Inventory, Pool, Volume
 from daemon.storage.thinpools import Level, level
@@ -133,4 +132,12 @@ def largest_volume(room: int, requested: VolumeParameters, granularity: int) -> 
 
 def is_retained(pv: PersistentVolume) -> bool:
     """Its volume stays on the node when the finalizer goes."""
-    return pv.reclaimable and reclaim_policy(pv) == RETAIN
+    return pv.reclaimable and pv.reclaim_policy != DELETE
+
+
+def parameters_of(pv: PersistentVolume) -> VolumeParameters:
+    """For accounting: options that can't be read fail the mount, but what was reserved stays so."""
+    try:
+        return pv.parameters()
+    except ParameterError:
+        return VolumeParameters()

@@ -14,9 +14,16 @@ from collections.abc import Callable
 
 from contract.parameters import VolumeParameters
 from contract.volume import DELETE, FAILED, RELEASED, PersistentVolume
+from daemon.cluster.capacity import parameters_of
 from daemon.cluster.capacitypublisher import CapacityPublisher
-from daemon.cluster.nodeassignment import is_recorded, record_made, remove_finalizer
-from daemon.cluster.nodevolumes import NodeVolumes, parameters_of, reclaim_policy, volume_spec
+from daemon.cluster.nodevolumes import (
+    NodeVolumes,
+    is_recorded,
+    reclaim_policy,
+    record_made,
+    remove_finalizer,
+    volume_spec,
+)
 from daemon.errors import VolumeError, message_of
 from daemon.storage.disks import disk_of
 from daemon.storage.inventory import Volume

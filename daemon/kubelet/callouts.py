@@ -14,17 +14,14 @@ from pathlib import Path
 
 from contract import quantity
 from contract.volume import PersistentVolume
-from daemon.cluster.nodeassignment import NodeAssigner, record_made
-from daemon.cluster.nodevolumes import volume_spec
+from daemon.cluster.nodevolumes import NodeAssigner, record_made, volume_spec
 from daemon.cluster.reconcile import GROWTH_FAILED
 from daemon.errors import NotGranted, Undecided
 from daemon.kubelet.authorization import Authorization, Authorizer
 from daemon.kubelet.calls import Expand, Mount, Unmount
 from daemon.kubelet.podfolder import PodFolder
 from daemon.storage.record import VolumeSpec
-from daemon.storage.staging import top
 from daemon.storage.volumes import Volumes
-from host import mounttable
 from kube.client import Cluster
 from kube.errors import ApiError
 from kube.events import Recorder
@@ -68,12 +65,11 @@ class NodeCallouts:
                 pv = await context.assigner.assign(authorization.volume)
                 spec = volume_spec(pv)
                 await self._ensure_made(context, pv, spec)
-                was_mounted = top(await asyncio.to_thread(mounttable.read), folder.path) is not None
-                shortfall = await self._volumes.mount(spec, folder, authorization.read_only)
-                if shortfall:
-                    _report_smaller(context.events, pv, str(shortfall))
+                mounted = await self._volumes.mount(spec, folder, authorization.read_only)
+                if mounted.shortfall:
+                    _report_smaller(context.events, pv, str(mounted.shortfall))
                 log.info("mounted%s", " read-only" if authorization.read_only else "")
-                return not was_mounted
+                return mounted.anew
 
     async def unmount(self, request: Unmount) -> None:
         folder = PodFolder.parse(request.dir, self._kubelet_root)

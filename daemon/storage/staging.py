@@ -126,8 +126,9 @@ class Staging:
         except OSError as error:
             log.warning("can't remove the staging folder %s: %s", path, error.strerror, extra={"volume": pv})
 
-    def bind(self, pv: str, target: TargetPath, *, read_only: bool, options: Collection[str] = ()) -> None:
-        """Shows the staged volume in the pod's folder, and returns only when the mount table says so.
+    def bind(self, pv: str, target: TargetPath, *, read_only: bool, options: Collection[str] = ()) -> bool:
+        """Shows the staged volume in the pod's folder, and returns only when the mount table says so: whether nothing
+        was mounted there before.
 
         Nobody on the node may run what a pod made setuid, or open the devices that it made, so the staging mount is
         nosuid and nodev. In the pod, which its runtime confines, both work as in every volume of Kubernetes, unless
@@ -148,7 +149,7 @@ class Staging:
                     f"{target.path} already shows {shown.source}, which is not volume {pv}: unmount it on the node"
                 )
             if shown.read_only == read_only:
-                return
+                return False
             self.unbind(target)
         with self._opened(pv, staged) as source, target.open() as onto:
             mounting.bind(
@@ -158,6 +159,7 @@ class Staging:
                 drop=sum((each for each, word in _OF_STAGING.items() if word not in options), Attribute(0)),
             )
         _verify(pv, target, staged, read_only)
+        return shown is None
 
     def unbind(self, target: TargetPath) -> None:
         """Unmounts all that lies on the pod's folder. A folder that does not exist is no error. Raises InUse."""

@@ -14,7 +14,7 @@ import logging
 import time
 from asyncio import CancelledError, Task, create_task, to_thread
 from collections.abc import Callable, Coroutine, Hashable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,6 +46,16 @@ T = TypeVar("T")
 
 Observer = Callable[[str, str, float], None]
 """Called for each operation that ended: its kind, "success" or the name of its error, and the seconds it took."""
+
+
+@dataclass(frozen=True)
+class MountResult:
+    """How a mount went that did not fail."""
+
+    anew: bool
+    """False: the target showed the volume already."""
+    shortfall: VolumeError | None = None
+    """Why the volume, or its filesystem, is smaller than it should be, if it is."""
 
 
 class Volumes:
@@ -165,16 +175,16 @@ class Volumes:
 
     async def prepare(self, spec: VolumeSpec) -> Volume:
         """The volume, made and formatted."""
-        spec = self._ours(spec)
+        spec = self._for_this_cluster(spec)
         return await self._run_queued("prepare", spec.pv, spec, lambda: self._creator.ensure_created(spec))
 
-    async def mount(self, spec: VolumeSpec, target: TargetPath, read_only: bool) -> VolumeError | None:
+    async def mount(self, spec: VolumeSpec, target: TargetPath, read_only: bool) -> MountResult:
         """The volume, made if need be, mounted in the folder that bears its name: returns only when it is, and after
         an error nothing of it is left there. A folder that shows it already is a success.
 
-        One that has not the wanted size is extended. If that can't be, it is mounted as it is and the reason returned:
+        One that has not the wanted size is extended. If that can't be, it is mounted as it is, and the result says why:
         data that could be had is not withheld because there should be more room beside it."""
-        spec = self._ours(spec)
+        spec = self._for_this_cluster(spec)
         request = (spec, target, read_only)
         return await self._run_queued("mount", spec.pv, request, lambda: self._mount(spec, target, read_only))
 
@@ -191,7 +201,7 @@ class Volumes:
     async def expand(self, spec: VolumeSpec) -> Volume:
         """The volume with at least the wanted size. Its filesystem fills it, at once or, when it is not mounted, with
         the next mount. Raises NoSpace, and then nothing has changed."""
-        spec = self._ours(spec)
+        spec = self._for_this_cluster(spec)
         return await self._run_queued("expand", spec.pv, spec, lambda: self._expand(spec))
 
     async def enlarge(self, pool: str) -> PoolExtension:
@@ -217,7 +227,7 @@ class Volumes:
         request = (uid, pool, made)
         await self._run_queued("retain", pv, request, lambda: self._deleter.retain(pv, uid, pool, made=made))
 
-    def _ours(self, spec: VolumeSpec) -> VolumeSpec:
+    def _for_this_cluster(self, spec: VolumeSpec) -> VolumeSpec:
         return replace(spec, cluster=self._owner_lookup.cluster)
 
     async def _run_queued(self, kind: str, pv: str, request: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -225,7 +235,7 @@ class Volumes:
             begin = time.monotonic()
             outcome = "success"
             try:
-                with _worded(pv):
+                with _volume_errors(pv):
                     self._disks.refuse(pv)
                     done = await work()
                 self._hangs.pop(pv, None)
@@ -242,14 +252,14 @@ class Volumes:
 
         return await self._queue.run(pv, (kind, request), observed)
 
-    async def _mount(self, spec: VolumeSpec, target: TargetPath, read_only: bool) -> VolumeError | None:
-        shortfall = None
+    async def _mount(self, spec: VolumeSpec, target: TargetPath, read_only: bool) -> MountResult:
+        shortfall: VolumeError | None = None
         try:
             volume = await self._creator.ensure_created(spec)
             if await to_thread(self._staging.mounted, spec.pv) is None:
                 if volume.size < spec.size:
                     try:
-                        volume = await self._extended(volume, spec)
+                        volume = await self._ensure_size(volume, spec)
                     except VolumeError as error:
                         log.warning("%s; it is mounted as it is", error, extra={"volume": spec.pv})
                         shortfall = error
@@ -258,8 +268,7 @@ class Volumes:
                 shortfall = shortfall or unfilled
             options = spec.parameters.mount_options
             bind = partial(self._staging.bind, spec.pv, target, read_only=read_only, options=options)
-            await self._disks.at(spec.pv, bind)
-            return shortfall
+            return MountResult(await self._disks.at(spec.pv, bind), shortfall)
         except Occupied:
             await self._release_if_idle(spec.pv)
             raise
@@ -290,9 +299,9 @@ class Volumes:
         return volume
 
     async def _extend(self, spec: VolumeSpec) -> Volume:
-        return await self._extended(await self._creator.ensure_created(spec), spec)
+        return await self._ensure_size(await self._creator.ensure_created(spec), spec)
 
-    async def _extended(self, volume: Volume, spec: VolumeSpec) -> Volume:
+    async def _ensure_size(self, volume: Volume, spec: VolumeSpec) -> Volume:
         if volume.size < spec.size:
             self._snapshots.raise_if_copied(spec.pv, "extended")
         self._filesystems.changed(spec.pv)
@@ -316,7 +325,7 @@ class Volumes:
 
 
 @contextlib.contextmanager
-def _worded(pv: str) -> Iterator[None]:
+def _volume_errors(pv: str) -> Iterator[None]:
     """Turns what the node's tools raise into errors for the pod's owner."""
     try:
         yield

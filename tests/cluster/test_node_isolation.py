@@ -20,7 +20,7 @@ import pytest_asyncio
 from contract import capacity, names
 from contract import volume as contract_volume
 from contract.volume import NodeAssignment, PersistentVolume
-from daemon.cluster.nodeassignment import assignment_patch
+from daemon.cluster.nodevolumes import assignment_patch
 from kube.client import (
     CAPACITIES,
     CLAIMS,

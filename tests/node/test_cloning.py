@@ -98,7 +98,7 @@ async def test_a_copy_of_what_is_in_use_stands_beside_it(node: Node, kind: str) 
     folder = node.folder(clone.pv)
     assert (await volumes.prepare(clone)).record.state is VolumeState.READY
     assert not (node.staging / clone.pv).is_mount()
-    assert await volumes.mount(clone, folder, read_only=False) is None
+    assert (await volumes.mount(clone, folder, read_only=False)).shortfall is None
 
     assert (folder.path / "blob").read_bytes() == b"precious" * MIB
     (folder.path / "word").write_text("copied")

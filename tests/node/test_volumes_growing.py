@@ -91,7 +91,7 @@ async def test_what_grew_while_nobody_used_it_grows_with_its_next_mount(
     await volumes.unmount(folder)
 
     for daemon in (await started(node), await started(node)):
-        assert await daemon.mount(large, folder, read_only=False) is None
+        assert (await daemon.mount(large, folder, read_only=False)).shortfall is None
         volume = daemon.inventory.volume(node.pv)
         assert volume
         granularity = daemon.inventory.pool(volume.pool).granularity  # type: ignore[union-attr]
@@ -124,7 +124,7 @@ async def test_without_room_it_is_mounted_as_it_is_and_grows_when_there_is(node:
     before = figures(volumes)
 
     large = node.spec(400 * MIB, filesystem="xfs")
-    shortfall = await volumes.mount(large, folder, read_only=False)
+    shortfall = (await volumes.mount(large, folder, read_only=False)).shortfall
     assert isinstance(shortfall, NoSpace)
     assert (shortfall.needed, shortfall.available) == (100 * MIB, 8 * MIB)
     with pytest.raises(NoSpace, match=r"needs 100Mi of .* on this node, which has 8Mi left for it: delete volumes"):
@@ -152,7 +152,7 @@ async def test_a_filesystem_that_can_not_grow_is_mounted_all_the_same(
     monkeypatch.setattr(filesystem, "grow", refuse)
     monkeypatch.setattr(filesystem, "grow_unmounted", refuse)
     folder = loop_node.folder()
-    shortfall = await volumes.mount(loop_node.spec(64 * MIB), folder, read_only=False)
+    shortfall = (await volumes.mount(loop_node.spec(64 * MIB), folder, read_only=False)).shortfall
     assert "does not fill it: not for you" in str(shortfall)
     assert len(loop_node.mounted_on(folder)) == 1
     with pytest.raises(BackendFailed, match="not for you"):

@@ -195,7 +195,7 @@ def test_growing_with_the_next_mount_goes_on(node: Node, step: Step, when: str) 
         await volumes.unmount(folder)
 
     async def mount(volumes: Volumes) -> None:
-        assert await volumes.mount(node.spec(64 * MIB), folder, read_only=False) is None
+        assert (await volumes.mount(node.spec(64 * MIB), folder, read_only=False)).shortfall is None
 
     async def unmount(volumes: Volumes) -> None:
         await volumes.unmount(folder)

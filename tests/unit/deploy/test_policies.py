@@ -16,7 +16,7 @@ from command.adoption import adoption_patch
 from contract import capacity, names, volume
 from contract.capacity import Capacity
 from contract.volume import NodeAssignment
-from daemon.cluster.nodeassignment import assignment_patch
+from daemon.cluster.nodevolumes import assignment_patch
 from daemon.static import cleanupjob, readiness
 from daemon.static import volume as static_volume
 from daemon.static.cleanupprocess import CleanupTarget

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from contract import callout, names
-from daemon.cluster.nodeassignment import NodeAssigner
-from daemon.cluster.nodevolumes import is_assigned
+from daemon.cluster.nodevolumes import NodeAssigner, is_assigned
 from daemon.errors import NoSpace, NotAPodFolder, NotGranted, PoolMissing, Refused, Undecided, VolumeError
 from daemon.kubelet import callouts
 from daemon.kubelet.authorization import Authorizer
@@ -19,7 +18,7 @@ from daemon.kubelet.callouts import NodeCallouts, NodeContext
 from daemon.kubelet.calls import Expand, Mount, Unmount
 from daemon.kubelet.podfolder import PodFolder
 from daemon.storage.record import VolumeSpec
-from daemon.storage.volumes import Volumes
+from daemon.storage.volumes import MountResult, Volumes
 from kube.client import CLAIMS, PODS, VOLUMES, Cluster
 from kube.informer import Informer
 from kube.records import Pod, read_pod
@@ -41,10 +40,10 @@ class Unmounted:
     def __getattr__(self, name: str) -> object:
         return getattr(self.volumes, name)
 
-    async def mount(self, wanted: VolumeSpec, folder: PodFolder, read_only: bool) -> VolumeError | None:
+    async def mount(self, wanted: VolumeSpec, folder: PodFolder, read_only: bool) -> MountResult:
         await self.volumes.prepare(wanted)
         self.mounts.append((wanted.pv, read_only))
-        return self.shortfall
+        return MountResult(True, self.shortfall)
 
     async def unmount(self, folder: PodFolder) -> None:
         self.unmounts.append(folder)

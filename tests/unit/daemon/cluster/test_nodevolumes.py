@@ -9,8 +9,7 @@ import pytest
 
 from contract import names
 from contract.volume import PV_PROTECTION, NodeAssignment
-from daemon.cluster.nodeassignment import assign, remove_finalizer
-from daemon.cluster.nodevolumes import is_assigned
+from daemon.cluster.nodevolumes import assign, is_assigned, remove_finalizer
 from daemon.errors import Refused
 from kube.client import VOLUMES, Cluster, Conflict
 from kube.records import Node
