@@ -56,13 +56,13 @@ async def look(sandbox: Sandbox, namespace: str, storage_class: str) -> Seen:
 
 
 def _volume(body: Json) -> SeenVolume:
-    spec = body["spec"]
+    spec, annotations = body["spec"], body["metadata"].get("annotations") or {}
     return SeenVolume(
         claim=(spec.get("claimRef") or {}).get("name", ""),
         phase="Deleted" if "deletionTimestamp" in body["metadata"] else (body.get("status") or {}).get("phase", ""),
         retain=spec["persistentVolumeReclaimPolicy"] == "Retain",
         capacity=quantity.parse(spec["capacity"]["storage"]),
-        granted=int((body["metadata"].get("annotations") or {}).get(names.GRANTED_ANNOTATION, "0")),
+        granted=max(int(annotations.get(name, "0")) for name in (names.GRANTED_ANNOTATION, names.SIZE_ANNOTATION)),
         node=(body["metadata"].get("labels") or {}).get(names.NODE_LABEL, ""),
     )
 

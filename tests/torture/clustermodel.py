@@ -92,6 +92,7 @@ class SeenVolume:
     capacity: int
     """That Kubernetes raises as soon as a claim asks for more."""
     granted: int
+    """Or what its node says that it has, where that is more: so many bytes it counts with."""
     node: str
 
 
@@ -289,7 +290,7 @@ def _data_complaints(each: Workload, data: SeenData | None) -> Iterable[str]:
 def _room_complaints(seen: Seen) -> list[str]:
     found = []
     for node, capacity in seen.capacity.items():
-        # One that was promised and is not made yet counts too; so does one that has less than was granted.
+        # One that is not made yet counts too, or was erased before the API server went back in time.
         taken = Counter({name: data.size for name, data in seen.data.items() if data.node == node})
         for name, volume in seen.volumes.items():
             if volume.node == node:
