@@ -66,7 +66,7 @@ tools: $(ENVIRONMENT) ## install what is needed: Debian packages, the virtual en
 	@tools/system-packages
 	@$(VENV)/bin/python tools/kubectl.py
 
-$(ENVIRONMENT): requirements.lock pyproject.toml tools/system-packages
+$(ENVIRONMENT): requirements.lock pyproject.toml setup.py tools/system-packages
 	@tools/system-packages
 	@echo "making the virtual environment $(VENV)"
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'

@@ -29,6 +29,24 @@ app.add_typer(flexdriver, name="flexdriver")
 app.add_typer(vg, name="vg")
 
 
+def _print_version(asked: bool) -> None:
+    from importlib import metadata
+
+    if asked:
+        typer.echo(f"elastic-local {metadata.version('elastic-local')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """What all words have in common."""
+
+
 @app.command()
 def volumes(
     whole_cluster: Annotated[bool, typer.Option("--cluster", help="Of all nodes, by kubectl exec.")] = False,

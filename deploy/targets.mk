@@ -31,7 +31,8 @@ HERE = $(KUBECTL) --namespace $(NAMESPACE)
 .PHONY: minikube-attach-disk minikube-create-vg gke-create-vg
 
 docker-build-push: ## build the image IMAGE and push it, or load it into minikube when its name has no registry
-	docker build --file deploy/Dockerfile --tag $(IMAGE) .
+	docker build --file deploy/Dockerfile --build-arg VERSION="$$(tools/version)" \
+		--build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null || echo unknown)" --tag $(IMAGE) .
 	$(if $(findstring /,$(IMAGE)),docker push $(IMAGE),minikube --profile $(PROFILE) image load $(IMAGE))
 
 deploy: ## deploy OVERLAY (minikube, minikube-loop, gke, ha, static) with IMAGE and wait until it works

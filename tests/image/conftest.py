@@ -1,6 +1,7 @@
 """The image, unpacked by buildah, and commands run in it in a chroot: what needs neither a container engine nor
 namespaces."""
 
+import json
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +31,14 @@ def container(request: pytest.FixtureRequest, buildah: list[str]) -> Iterator[st
     name = made.stdout.strip()
     yield name
     subprocess.run([*buildah, "rm", name], capture_output=True, check=True)
+
+
+@pytest.fixture(scope="session")
+def labels(buildah: list[str], container: str) -> dict[str, str]:
+    """Of the image."""
+    shown = subprocess.run([*buildah, "inspect", container], capture_output=True, text=True, check=True).stdout
+    found: dict[str, str] = json.loads(shown)["OCIv1"]["config"]["Labels"]
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 import json
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,16 @@ PYTHON = "/opt/elastic-local/bin/python"
 
 def test_nobody_in_particular_runs_it(run: Run) -> None:
     assert run("id", "-u").stdout.strip() == "65532"
+
+
+def test_it_says_which_version_it_is(run: Run, labels: dict[str, str]) -> None:
+    root = Path(__file__).parents[2]
+    version = subprocess.run([root / "tools" / "version"], capture_output=True, text=True, check=True).stdout.strip()
+    assert run("elastic-local", "--version").stdout == f"elastic-local {version}\n"
+    known = {name.removeprefix("org.opencontainers.image."): value for name, value in labels.items()}
+    assert (known["version"], known["licenses"], known["title"]) == (version, "Apache-2.0", "elastic-local")
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    assert known["revision"] == (commit.stdout.strip() or "unknown")
 
 
 @pytest.mark.parametrize("words", [[], ["daemon"], ["provisioner"], ["flexdriver", "install"], ["vg", "create"]])

@@ -5,10 +5,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import typer
+import typer.testing
 from typer.core import TyperCommand, TyperGroup
 
 from command.main import app
@@ -96,3 +98,8 @@ def test_what_flexdriver_install_did_as_json(tmp_path: Path) -> None:
     first, second = run(), run()
     assert first["path"] == str(tmp_path / names.DRIVER_FOLDER / names.DRIVER_NAME)
     assert (first["changed"], second["changed"]) == (True, False)
+
+
+def test_the_version_is_that_of_the_installed_package() -> None:
+    shown = typer.testing.CliRunner().invoke(app, ["--version"])
+    assert (shown.exit_code, shown.output) == (0, f"elastic-local {metadata.version('elastic-local')}\n")
