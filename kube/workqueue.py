@@ -19,8 +19,6 @@ from collections.abc import Awaitable, Callable, Hashable
 from kube.backoff import Backoff
 from kube.errors import ApiError, Unreachable
 
-__all__ = ["Backoff", "WorkQueue"]
-
 _log = logging.getLogger(__name__)
 
 _PROBE = 2.0, 3.0

@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 
 from contract import names
 from contract.volume import BOUND, PersistentVolume, finalizer_removal_patch, read_any
+from kube.backoff import Backoff
 from kube.client import CLAIMS, VOLUMES, ApiError, Cluster, Conflict, Json, NotFound
 from kube.events import Recorder
 from kube.informer import Informer
-from kube.workqueue import Backoff, WorkQueue
+from kube.workqueue import WorkQueue
 from provisioner.clusterstate import live_claim
 from provisioner.metrics import Metrics
 from provisioner.nodeloss import (

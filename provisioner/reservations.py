@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable
 
 from contract import capacity, names, volume
+from kube.backoff import Backoff
 from kube.client import CAPACITIES, VOLUMES, Cluster, NotFound
-from kube.workqueue import Backoff, WorkQueue
+from kube.workqueue import WorkQueue
 from provisioner.capacityledger import charge_of
 from provisioner.clusterstate import ClusterCache
 

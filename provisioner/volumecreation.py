@@ -18,10 +18,11 @@ from dataclasses import dataclass, replace
 
 from contract import names, parameters, quantity, volume
 from contract.volume import ClaimReference, NodeAssignment
+from kube.backoff import Backoff
 from kube.client import VOLUMES, AlreadyExists, ApiError, Cluster, Conflict, Json, NotFound, Unreachable
 from kube.events import Recorder
 from kube.records import Claim, StorageClass
-from kube.workqueue import Backoff, WorkQueue
+from kube.workqueue import WorkQueue
 from provisioner.capacityledger import Account, CapacityLedger, Charge, unplaced
 from provisioner.clusterstate import live_claim
 from provisioner.decision import FILESYSTEM, Create

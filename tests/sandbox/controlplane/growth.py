@@ -13,9 +13,10 @@ that one.
 from dataclasses import dataclass
 from typing import Any
 
+from kube.backoff import Backoff
 from kube.client import CLAIMS, VOLUMES, ApiError, Cluster
 from kube.events import Recorder
-from kube.workqueue import Backoff, WorkQueue
+from kube.workqueue import WorkQueue
 from tests.sandbox.controlplane import binding, resizing
 from tests.sandbox.controlplane.caches import Caches, annotations, key_of, phase, reference
 

@@ -8,8 +8,9 @@ import asyncio
 from typing import Any
 
 from contract.volume import PV_PROTECTION
+from kube.backoff import Backoff
 from kube.client import CLAIMS, NODES, PODS, STRATEGIC, VOLUMES, Cluster, NotFound, Resource
-from kube.workqueue import Backoff, WorkQueue
+from kube.workqueue import WorkQueue
 from tests.sandbox.controlplane.caches import Caches, claim_key, claim_keys, deleting, key_of, made_for, phase
 
 Json = dict[str, Any]

@@ -10,9 +10,10 @@ import logging
 from typing import Any
 
 from contract import quantity
+from kube.backoff import Backoff
 from kube.client import CLAIMS, VOLUMES, Cluster, NotFound
 from kube.events import Recorder
-from kube.workqueue import Backoff, WorkQueue
+from kube.workqueue import WorkQueue
 from tests.sandbox.controlplane import binding, resizing
 from tests.sandbox.controlplane.caches import (
     BIND_COMPLETED,

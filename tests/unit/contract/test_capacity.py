@@ -65,7 +65,7 @@ def test_what_the_stock_scheduler_reads() -> None:
     assert "ownerReferences" not in body["metadata"]
 
 
-def test_a_node_that_promised_too_much_has_nothing_left() -> None:
+def test_a_node_with_too_much_reserved_has_nothing_free() -> None:
     body = capacity.manifest(replace(HERE, available=-EXTENT), "elastic-local", None)
     assert body["capacity"] == body["maximumVolumeSize"] == "0"
 
@@ -84,24 +84,24 @@ def test_objects_of_others_are_not_ours(missing: str) -> None:
     assert capacity.read(body) is None
 
 
-def taken(**pools: int) -> Callable[[str], int]:
+def reserved(**pools: int) -> Callable[[str], int]:
     return lambda pool: pools.get(pool, 0)
 
 
-def test_what_is_left_is_what_nobody_was_promised() -> None:
+def test_what_is_free_is_what_is_not_reserved() -> None:
     here = replace(HERE, pool="vg", allocatable=100)
-    assert here.free(taken(vg=30, other=50)) == 70
+    assert here.free(reserved(vg=30, other=50)) == 70
 
 
-def test_a_promise_that_the_node_did_not_know_of_may_hurt_volumes_of_several_legs_more() -> None:
+def test_a_reservation_that_the_node_did_not_know_of_may_cost_volumes_of_several_legs_more() -> None:
     here = replace(HERE, pool="vg", allocatable=100, weight=2, reserved=30)
-    assert [here.free(taken(vg=known)) for known in (0, 30, 40, 70)] == [70, 70, 50, -10]
+    assert [here.free(reserved(vg=known)) for known in (0, 30, 40, 70)] == [70, 70, 50, -10]
 
 
-def test_what_is_promised_of_a_filesystem_counts_for_all_its_pools() -> None:
+def test_what_is_reserved_in_a_filesystem_counts_for_all_its_pools() -> None:
     here = replace(HERE, pool="a", allocatable=80, shared_with=("b", "c"), shared=100)
-    assert here.free(taken(a=10)) == 70
-    assert here.free(taken(a=10, b=30, c=5, d=90)) == 55
+    assert here.free(reserved(a=10)) == 70
+    assert here.free(reserved(a=10, b=30, c=5, d=90)) == 55
 
 
 def test_all_that_a_node_says_is_read_back() -> None:

@@ -36,7 +36,7 @@ def test_a_volume_without_a_node() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "annotations", "promised", "charged"),
+    ("options", "annotations", "target_size", "charged_size"),
     [
         ({"size": "100"}, {}, 100, 2**30),
         ({"size": "100"}, {"granted": "100"}, 100, 100),
@@ -50,14 +50,14 @@ def test_a_volume_without_a_node() -> None:
         ({"size": "9" * 999}, {"granted": "9" * 999, "size": "\u0663"}, 2**30, 2**30),
     ],
 )
-def test_what_it_was_promised_and_what_it_counts_with(
-    options: dict[str, str], annotations: dict[str, str], promised: int, charged: int
+def test_its_target_size_and_what_it_counts_with(
+    options: dict[str, str], annotations: dict[str, str], target_size: int, charged_size: int
 ) -> None:
     body = manifest(flexVolume={"driver": names.DRIVER, "options": options})
     keys = {"granted": names.GRANTED_ANNOTATION, "size": names.SIZE_ANNOTATION}
     body["metadata"]["annotations"] = {keys[key]: value for key, value in annotations.items()}
     record = read(body)
-    assert (record.target_size, record.charged_size) == (promised, charged)
+    assert (record.target_size, record.charged_size) == (target_size, charged_size)
 
 
 def test_a_volume_in_use() -> None:
@@ -107,7 +107,7 @@ def test_a_pinned_volume_is_read_back() -> None:
         (True, "Released", [names.FINALIZER, volume.PV_PROTECTION], False),
     ],
 )
-def test_only_what_is_deleted_and_free_is_let_go(
+def test_only_what_is_deleted_and_unused_is_reclaimable(
     deleting: bool, phase: str, finalizers: list[str], reclaimable: bool
 ) -> None:
     body = manifest()

@@ -51,20 +51,20 @@ def storage_class(**fields: Any) -> StorageClass:
     return records.read_storage_class(class_body(**fields))
 
 
-def offered(node: str = "n1", room: int = 10 * GIB) -> Capacity:
+def published(node: str = "n1", free: int = 10 * GIB) -> Capacity:
     return Capacity(
         node=node,
         hostname=f"host-{node}",
         storage_class=CLASS,
         pool="vg",
-        allocatable=room,
-        available=room,
+        allocatable=free,
+        available=free,
         granularity=EXTENT,
     )
 
 
-def capacity_body(node: str = "n1", room: int = 10 * GIB) -> Json:
-    return capacity.manifest(offered(node, room), names.NAMESPACE, None)
+def capacity_body(node: str = "n1", free: int = 10 * GIB) -> Json:
+    return capacity.manifest(published(node, free), names.NAMESPACE, None)
 
 
 def node_body(name: str = "n1", hostname: str = "") -> Json:

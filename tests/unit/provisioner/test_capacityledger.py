@@ -1,4 +1,4 @@
-"""The ledger never promise more than a node has, however requests, answers and the watch come one after another."""
+"""The ledger never reserves more than a node has, however requests, answers and the watch come one after another."""
 
 from dataclasses import dataclass, field, replace
 
@@ -265,7 +265,7 @@ class Interleavings(RuleBasedStateMachine):
         assert sum(map(self._weight, self.server.volumes.values())) <= self.server.allocatable
 
     def teardown(self) -> None:
-        """When all is said and done the ledger hold what exists, to the byte: no room is lost for ever."""
+        """When all is said and done the ledger holds what exists, to the byte: no capacity is lost for ever."""
         for request in self.requests:
             request.alive, request.answered = False, True
         self.now += LIFETIME

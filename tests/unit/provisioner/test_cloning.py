@@ -11,7 +11,7 @@ from contract.volume import ClaimReference, Original, PersistentVolume
 from kube.records import IMMEDIATE
 from provisioner.decision import AvailableCapacity, CloneSource, Create, Decision, Ignore, NodeCapacity, Refuse, decide
 from provisioner.volumecreation import persistent_volume
-from tests.unit.provisioner.objects import GIB, claim, offered, storage_class
+from tests.unit.provisioner.objects import GIB, claim, published, storage_class
 
 OF_SOURCE = {"dataSource": {"kind": "PersistentVolumeClaim", "name": "source"}}
 SOURCE_CLAIM = replace(claim("source"), volume_name="pvc-source", phase="Bound")
@@ -35,7 +35,7 @@ SOURCE_VOLUME = PersistentVolume(
     made=True,
 )
 SOURCE = CloneSource(SOURCE_CLAIM, SOURCE_VOLUME)
-ROOM = AvailableCapacity([NodeCapacity(offered("n1"), 10 * GIB), NodeCapacity(offered("n2"), 5 * GIB)])
+ROOM = AvailableCapacity([NodeCapacity(published("n1"), 10 * GIB), NodeCapacity(published("n2"), 5 * GIB)])
 
 
 def decided(
@@ -57,10 +57,10 @@ def of_volume(**changes: Any) -> CloneSource:
     return replace(SOURCE, volume=replace(SOURCE_VOLUME, **changes))
 
 
-def test_a_source_whose_claim_wishes_for_more_is_as_large_as_it_was_granted() -> None:
+def test_a_source_whose_claim_requests_more_is_as_large_as_it_was_granted() -> None:
     """And one that is granted more in this moment will be that large before it is copied."""
-    wishing = of_volume(size=50 * GIB, granted=GIB, actual=GIB)
-    assert placed(decided(wishing, size="1Gi")).size == GIB
+    expanding = of_volume(size=50 * GIB, granted=GIB, actual=GIB)
+    assert placed(decided(expanding, size="1Gi")).size == GIB
     refused = decided(of_volume(size=GIB, granted=2 * GIB, actual=GIB), size="1Gi")
     assert isinstance(refused, Refuse)
     assert "source, which it is to be a copy of, has 2Gi: ask for at least that" in refused.why
@@ -75,12 +75,12 @@ def placed(decision: Decision) -> Create:
 @pytest.mark.parametrize("node", ["n1", "n2"])
 def test_a_copy_goes_to_its_sources_node_whatever_the_scheduler_chose(node: str) -> None:
     decision = placed(decided(node=node))
-    assert decision.target == offered("n2")
+    assert decision.target == published("n2")
     assert decision.original == Original("pvc-source", "uid-of-pvc-source")
 
 
 def test_a_copy_of_an_immediate_class_has_a_node_from_the_start() -> None:
-    assert placed(decided(node="", fields={"volumeBindingMode": IMMEDIATE})).target == offered("n2")
+    assert placed(decided(node="", fields={"volumeBindingMode": IMMEDIATE})).target == published("n2")
 
 
 def test_a_copy_waits_for_its_first_pod_if_its_class_says_so() -> None:

@@ -18,11 +18,11 @@ from provisioner.decision import (
     Wait,
     decide,
 )
-from tests.unit.provisioner.objects import EXTENT, GIB, MIB, claim, offered, storage_class
+from tests.unit.provisioner.objects import EXTENT, GIB, MIB, claim, published, storage_class
 
 
 def available(*nodes: tuple[str, int], unplaced: int = 0) -> AvailableCapacity:
-    return AvailableCapacity([NodeCapacity(offered(node), free) for node, free in nodes], unplaced)
+    return AvailableCapacity([NodeCapacity(published(node), free) for node, free in nodes], unplaced)
 
 
 ROOM = available(("n1", 10 * GIB), ("n2", 5 * GIB))
@@ -40,7 +40,7 @@ def why(decision: Decision) -> str:
 
 
 def test_a_claim_with_a_chosen_node_gets_exactly_its_size_there() -> None:
-    assert decided(size="1500Mi", node="n2") == Create(1500 * MIB, VolumeParameters(), offered("n2"))
+    assert decided(size="1500Mi", node="n2") == Create(1500 * MIB, VolumeParameters(), published("n2"))
 
 
 @pytest.mark.parametrize("name", names.PROVISIONERS)

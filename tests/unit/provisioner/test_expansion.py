@@ -24,13 +24,13 @@ from tests.unit.provisioner.objects import (
     claim,
     claim_body,
     class_body,
-    offered,
+    published,
 )
 from tests.unit.provisioner.stage import PV, does, leading, raises, volume
 from tests.unit.provisioner.stage import claim as stored
 from tests.waiting import drained, until
 
-FULL = "no room"
+FULL = "no capacity"
 
 
 def grown(
@@ -91,7 +91,7 @@ def asking(size: int, *, has: int = 300, allocated: int = 0, status: str = "") -
             ExpansionPlan(400, 400),
             id="the kubelet knows how far",
         ),
-        pytest.param(grown(5000), asking(5000), FULL, True, ExpansionPlan(300, 300, refused=FULL), id="a wish"),
+        pytest.param(grown(5000), asking(5000), FULL, True, ExpansionPlan(300, 300, refused=FULL), id="a request"),
         pytest.param(
             grown(5000), asking(400), "", True, ExpansionPlan(400, 300, waits=True), id="lowered to what can be granted"
         ),
@@ -157,7 +157,7 @@ def asking(size: int, *, has: int = 300, allocated: int = 0, status: str = "") -
             FULL,
             True,
             ExpansionPlan(200, 200, refused=FULL),
-            id="of old, and a wish",
+            id="of old, and a request",
         ),
         pytest.param(
             grown(5000, granted=None, actual=0, given=0),
@@ -165,7 +165,7 @@ def asking(size: int, *, has: int = 300, allocated: int = 0, status: str = "") -
             FULL,
             True,
             ExpansionPlan(200, 200, refused=FULL),
-            id="by hand, and a wish",
+            id="by hand, and a request",
         ),
         pytest.param(
             grown(400, actual=0, node_label="", made=False),
@@ -205,10 +205,10 @@ def test_plan(volume: PersistentVolume, claim: Claim, refused: str, grace: bool,
     behind=st.integers(0, 50),
     raised=st.integers(0, 50),
     status=st.tuples(st.integers(0, 100), st.sampled_from(("", "NodeResizePending", "NodeResizeInfeasible"))),
-    room=st.booleans(),
+    has_capacity=st.booleans(),
     grace=st.booleans(),
 )
-def test_no_wish_becomes_more_than_it_may(
+def test_no_request_becomes_more_than_it_may(
     asked: int,
     given: int,
     grant: int,
@@ -216,17 +216,17 @@ def test_no_wish_becomes_more_than_it_may(
     behind: int,
     raised: int,
     status: tuple[int, str],
-    room: bool,
+    has_capacity: bool,
     grace: bool,
 ) -> None:
     granted = given + grant
     has = max(granted - behind, given)
     volume = grown(has + raised, granted=granted, actual=real, given=given)
     claim = asking(asked, has=has, allocated=status[0], status=status[1])
-    refused = "" if room else FULL
+    refused = "" if has_capacity else FULL
     after = plan(volume, claim, refused, in_grace=grace)
-    assert has <= after.granted <= max(granted, asked if room else 0, has)
-    if asked > granted and not room:
+    assert has <= after.granted <= max(granted, asked if has_capacity else 0, has)
+    if asked > granted and not has_capacity:
         assert after.refused
     if after.capacity > has and not (grace and after.waits):
         assert asked <= real <= max(after.granted, real), "spec.capacity says what the volume has"
@@ -240,35 +240,35 @@ def test_no_wish_becomes_more_than_it_may(
 
 
 def available(free: int) -> AvailableCapacity:
-    return AvailableCapacity([NodeCapacity(offered(room=10 * GIB), free)])
+    return AvailableCapacity([NodeCapacity(published(free=10 * GIB), free)])
 
 
 def test_a_refusal_says_how_much_is_missing_and_what_to_do() -> None:
     volume = grown(50 * GIB, granted=300 * MIB, actual=300 * MIB, given=300 * MIB)
-    wish = asking(50 * GIB, has=300 * MIB)
-    assert refusal(volume, wish, available(50 * GIB)) == ""
-    assert refusal(volume, wish, available(7 * GIB // 4)) == (
+    request = asking(50 * GIB, has=300 * MIB)
+    assert refusal(volume, request, available(50 * GIB)) == ""
+    assert refusal(volume, request, available(7 * GIB // 4)) == (
         "the claim asks for 50Gi, 49.7Gi more than it has, and node n1 has 1.7Gi left in pool vg: it keeps the 300Mi "
         "that it has and grows by itself when there is space; free up space on that node, or lower the claim again, to "
         "anything above 300Mi"
     )
-    assert refusal(volume, wish, AvailableCapacity()).startswith(
+    assert refusal(volume, request, AvailableCapacity()).startswith(
         "node n1 publishes no capacity of pool vg (is its elastic-local daemon ready?): it keeps the 300Mi"
     )
-    placeless = replace(volume, node_label="")
-    assert "the most that a node has is 2Gi left in pool vg" in refusal(placeless, wish, available(2 * GIB))
+    unplaced_volume = replace(volume, node_label="")
+    assert "the most that a node has is 2Gi left in pool vg" in refusal(unplaced_volume, request, available(2 * GIB))
 
 
 def test_a_mirror_grows_twice() -> None:
     volume = grown(GIB, granted=300 * MIB, actual=300 * MIB, given=300 * MIB)
     mirror = replace(volume, options={**volume.options, "raid": "raid1"})
-    wish = asking(GIB, has=300 * MIB)
-    assert refusal(mirror, wish, available(2 * (GIB - 300 * MIB))) == ""
-    assert "which takes 2Gi (raid1), 1.4Gi more than it has" in refusal(mirror, wish, available(GIB))
+    request = asking(GIB, has=300 * MIB)
+    assert refusal(mirror, request, available(2 * (GIB - 300 * MIB))) == ""
+    assert "which takes 2Gi (raid1), 1.4Gi more than it has" in refusal(mirror, request, available(GIB))
 
 
 def test_within_what_a_volume_has_anyway_there_is_always_room() -> None:
-    """Whole extents: the last one has more than was asked for. Also on a node that is promised too much."""
+    """Whole extents: the last one has more than was asked for. Also on a node with too much reserved."""
     volume = grown(3 * EXTENT, granted=2 * EXTENT + 1, actual=3 * EXTENT, given=2 * EXTENT + 1)
     assert refusal(volume, asking(3 * EXTENT, has=2 * EXTENT + 1), available(-GIB)) == ""
 
@@ -331,7 +331,7 @@ def allocated(cluster: MemoryCluster) -> Json:
     return dict(stored(cluster)["status"]["allocatedResources"])
 
 
-async def test_a_wish_takes_no_room_and_is_granted_when_there_is_some(cluster: MemoryCluster) -> None:
+async def test_a_request_reserves_nothing_and_is_granted_when_there_is_capacity(cluster: MemoryCluster) -> None:
     cluster.put(CLAIMS, claim_body())
     async with leading(cluster) as term:
         await bound(cluster)
@@ -350,11 +350,11 @@ async def test_a_wish_takes_no_room_and_is_granted_when_there_is_some(cluster: M
 
 
 async def test_what_the_node_knows_of_is_not_counted_against_a_volume_that_grows(cluster: MemoryCluster) -> None:
-    """A class of several legs publishes what it knew to be promised, this volume among it."""
+    """A class of several legs publishes what it knew to be reserved, this volume among it."""
     cluster.put(CLAIMS, claim_body())
     async with leading(cluster):
         await bound(cluster)
-        knows = replace(offered(room=2 * GIB), weight=2, reserved=GIB)
+        knows = replace(published(free=2 * GIB), weight=2, reserved=GIB)
         cluster.put(CAPACITIES, capacity.manifest(knows, names.NAMESPACE, None))
         ask(cluster, "2Gi")
         await until(lambda: figures(cluster)[0] == "2Gi")
@@ -406,7 +406,7 @@ async def test_a_node_that_takes_its_time_keeps_no_pod_from_starting(
         await until(lambda: figures(cluster) == ("2Gi", "2Gi"))
 
 
-async def test_two_that_grow_at_once_are_not_promised_the_same_room(cluster: MemoryCluster) -> None:
+async def test_two_that_grow_at_once_are_not_granted_the_same_capacity(cluster: MemoryCluster) -> None:
     for name in ("data", "more"):
         cluster.put(CLAIMS, claim_body(name))
     async with leading(cluster) as term:
@@ -429,7 +429,9 @@ async def test_two_that_grow_at_once_are_not_promised_the_same_room(cluster: Mem
     assert sorted(each.granted or 0 for each in found if each) == [GIB, 6 * GIB]
 
 
-async def test_an_answer_that_was_lost_is_found_out_and_the_room_is_booked_meanwhile(cluster: MemoryCluster) -> None:
+async def test_an_answer_that_was_lost_is_found_out_and_the_capacity_is_reserved_meanwhile(
+    cluster: MemoryCluster,
+) -> None:
     cluster.put(CLAIMS, claim_body())
     async with leading(cluster) as term:
         await bound(cluster)
@@ -445,7 +447,7 @@ async def test_an_answer_that_was_lost_is_found_out_and_the_room_is_booked_meanw
         assert term.ledger.reserved(term.ledger._observed[PV].charge.account, EXTENT) == 9 * GIB  # type: ignore[union-attr]
 
 
-async def test_what_the_api_server_refuses_is_not_booked(cluster: MemoryCluster) -> None:
+async def test_what_the_api_server_refuses_is_not_reserved(cluster: MemoryCluster) -> None:
     cluster.put(CLAIMS, claim_body())
     async with leading(cluster) as term:
         await bound(cluster)

@@ -287,7 +287,7 @@ async def test_a_deletion_that_fails_is_counted_tried_again_and_holds_up_no_othe
         await until(lambda: not has(cluster, "one") and not has(cluster, "two"))
 
 
-async def test_a_volume_of_ours_is_let_go_and_its_owner_told(cluster: MemoryCluster) -> None:
+async def test_the_finalizer_of_our_volume_is_removed_with_an_event_on_its_claim(cluster: MemoryCluster) -> None:
     body = our_body(finalizers=(names.FINALIZER, "somebody/else"), deletionTimestamp="now")
     spec = {"claimRef": CLAIM, "storageClassName": "fast", "persistentVolumeReclaimPolicy": "Delete"}
     cluster.put(VOLUMES, {**body, "spec": {**body["spec"], **spec}})
@@ -305,7 +305,7 @@ async def test_a_volume_of_ours_is_let_go_and_its_owner_told(cluster: MemoryClus
     assert {event["involvedObject"]["kind"] for event in told} == {"PersistentVolume", "PersistentVolumeClaim"}
 
 
-async def test_volumes_that_stood_ready_are_let_go_but_not_what_was_to_be_kept(cluster: MemoryCluster) -> None:
+async def test_the_finalizer_of_static_volumes_is_removed_but_not_of_what_is_retained(cluster: MemoryCluster) -> None:
     finalizers = {"finalizers": [names.STATIC_FINALIZER, "somebody/else"], "deletionTimestamp": "now"}
     bodies = (
         local_body("free", "Available", persistentVolumeReclaimPolicy="Retain"),

@@ -74,9 +74,7 @@ def test_what_is_done(
 @pytest.mark.parametrize("named", [False, True])
 @pytest.mark.parametrize("policy", [DELETE, RETAIN])
 @pytest.mark.parametrize("phase", [PENDING, AVAILABLE, BOUND, RELEASED, FAILED])
-def test_what_is_being_deleted_is_let_go_only_when_its_node_alone_holds_it(
-    phase: str, policy: str, named: bool
-) -> None:
+def test_the_finalizer_is_removed_only_when_nothing_else_keeps_the_volume(phase: str, policy: str, named: bool) -> None:
     going = replace(VOLUME, phase=phase, reclaim_policy=policy, deleting=True)
     assert next_step(going, named) is KEEP
     assert next_step(replace(going, awaits_node=True), named) is (REMOVE_FINALIZER if policy == DELETE else KEEP)
@@ -143,17 +141,17 @@ def test_a_local_volume_counts_if_its_class_was_named_and_its_node_is_known() ->
 
 
 def our_body(phase: str = RELEASED, finalizers: tuple[str, ...] = (names.FINALIZER,), **metadata: Any) -> Json:
-    tied = contract_volume.node_assignment_patch(NodeAssignment("n1", "host-n1", "vg"))
+    assigned = contract_volume.node_assignment_patch(NodeAssignment("n1", "host-n1", "vg"))
     return {
         "metadata": {
             "name": "pv",
             "uid": "uid",
             "resourceVersion": "1",
-            **tied["metadata"],
+            **assigned["metadata"],
             "finalizers": list(finalizers),
             **metadata,
         },
-        "spec": {"capacity": {"storage": "1Gi"}, "flexVolume": {"driver": names.DRIVER}, **tied["spec"]},
+        "spec": {"capacity": {"storage": "1Gi"}, "flexVolume": {"driver": names.DRIVER}, **assigned["spec"]},
         "status": {"phase": phase},
     }
 

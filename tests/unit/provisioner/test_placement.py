@@ -34,7 +34,7 @@ from tests.unit.provisioner.objects import (
     claim_body,
     class_body,
     node_body,
-    offered,
+    published,
 )
 from tests.unit.provisioner.stage import claim as stored
 from tests.unit.provisioner.stage import does, leading, volume
@@ -67,11 +67,11 @@ def on(free: dict[str, Capacity], *requests: VolumeRequest, taken: int = 0) -> l
     return fit_volumes(requests, free.get, lambda offered: lambda pool: taken)
 
 
-def room(size: int, **fields: Any) -> Capacity:
-    return replace(offered(room=size), **fields)
+def capacity_of(size: int, **fields: Any) -> Capacity:
+    return replace(published(free=size), **fields)
 
 
-FREE = {CLASS: room(GIB), "large": room(2 * GIB, pool="large"), "generous": room(9 * GIB)}
+FREE = {CLASS: capacity_of(GIB), "large": capacity_of(2 * GIB, pool="large"), "generous": capacity_of(9 * GIB)}
 TIGHT = "take 1.3Gi together, node n1 has 1Gi left in pool vg"
 
 
@@ -83,7 +83,7 @@ TIGHT = "take 1.3Gi together, node n1 has 1Gi left in pool vg"
         ([need("a", 700 * MIB, "large"), need("b", 700 * MIB, "large")], ""),
         ([need("b", 700 * MIB), need("a", 700 * MIB)], f"the claims a, b of pod p {TIGHT}"),
         ([need("a", 700 * MIB), need("b", 700 * MIB, "large")], ""),
-        # One thin pool, by a class that lets it be promised more often, and by one that doesn't.
+        # One thin pool, by a class that has a higher overprovision ratio, and by one that doesn't.
         ([need("a", 700 * MIB, "generous"), need("b", 700 * MIB)], f"the claims a, b of pod p {TIGHT}"),
         (
             [need("a", 300 * MIB), need("b", 400 * MIB, layout=MIRROR)],
@@ -103,8 +103,8 @@ def test_shortage(requests: list[VolumeRequest], why: str) -> None:
 
 def test_pools_that_share_a_filesystem_have_it_once() -> None:
     shared = {
-        "one": room(GIB, storage_class="one", pool="x", shared_with=("y",), shared=GIB),
-        "two": room(GIB, storage_class="two", pool="y", shared_with=("x",), shared=GIB),
+        "one": capacity_of(GIB, storage_class="one", pool="x", shared_with=("y",), shared=GIB),
+        "two": capacity_of(GIB, storage_class="two", pool="y", shared_with=("x",), shared=GIB),
     }
     assert not shortage(POD, "n1", on(shared, need("a", 500 * MIB, "one"), need("b", 500 * MIB, "two")))
     why = shortage(POD, "n1", on(shared, need("a", 700 * MIB, "one"), need("b", 700 * MIB, "two")))
@@ -112,7 +112,7 @@ def test_pools_that_share_a_filesystem_have_it_once() -> None:
 
 
 def test_where_volumes_have_several_legs_what_is_certain_and_what_is_possible_differ() -> None:
-    legs = {CLASS: room(GIB, weight=2)}
+    legs = {CLASS: capacity_of(GIB, weight=2)}
     found = on(legs, need("a", 400 * MIB), need("b", 400 * MIB))
     assert shortage(POD, "n1", found)
     assert not shortage(POD, "n1", found, cautious=False)
@@ -122,7 +122,7 @@ def test_where_volumes_have_several_legs_what_is_certain_and_what_is_possible_di
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.sampled_from("xy"), st.booleans())), st.integers(0, 30))
 def test_what_fits_together_fits_one_after_the_other(volumes: list[tuple[int, str, bool]], free: int) -> None:
-    classes = {pool: room(free * EXTENT, pool=pool, storage_class=pool) for pool in "xy"}
+    classes = {pool: capacity_of(free * EXTENT, pool=pool, storage_class=pool) for pool in "xy"}
     found = on(
         classes,
         *(
@@ -266,8 +266,8 @@ async def test_one_that_does_not_fit_by_itself_takes_the_others_along(small: Mem
 
 
 async def test_what_may_fit_is_tried_only_where_nothing_fits_for_certain(small: MemoryCluster) -> None:
-    """Of classes with several legs: what they take of the room is known when the node has made them."""
-    small.put(CAPACITIES, capacity.manifest(replace(offered("n1", GIB), weight=2), names.NAMESPACE, None))
+    """Of classes with several legs: what they take of the capacity is known when the node has made them."""
+    small.put(CAPACITIES, capacity.manifest(replace(published("n1", GIB), weight=2), names.NAMESPACE, None))
     waiting(small, "a", "b", size="400Mi")
     small.put(PODS, pod_body("p", "a", "b"))
     async with leading(small):
@@ -312,9 +312,9 @@ async def test_a_claim_of_several_pods_goes_where_one_of_them_can_start(small: M
 async def test_the_volumes_that_come_along_without_a_node_need_room_as_well(small: MemoryCluster) -> None:
     """Of an Immediate class: the first mount ties them."""
     small.put(CLASSES, {**class_body(volumeBindingMode=IMMEDIATE), "metadata": {"name": "now"}})
-    for node, room in (("n1", GIB), ("n2", 2 * GIB)):
+    for node, free in (("n1", GIB), ("n2", 2 * GIB)):
         small.put(
-            CAPACITIES, capacity.manifest(replace(offered(node, room), storage_class="now"), names.NAMESPACE, None)
+            CAPACITIES, capacity.manifest(replace(published(node, free), storage_class="now"), names.NAMESPACE, None)
         )
     small.put(CLAIMS, claim_body("i", size="700Mi", node="", storageClassName="now"))
     waiting(small, "a")

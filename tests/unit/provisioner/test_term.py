@@ -53,7 +53,7 @@ async def test_a_burst_takes_what_the_nodes_have_and_the_rest_is_told_why(cluste
     assert [verb for verb, plural, _ in cluster.requests if plural == "persistentvolumes"].count("create") == 15
 
 
-async def test_a_claim_that_was_sent_back_is_served_on_the_schedulers_next_choice(cluster: MemoryCluster) -> None:
+async def test_a_claim_that_was_rescheduled_is_served_on_the_schedulers_next_choice(cluster: MemoryCluster) -> None:
     cluster.put(CLAIMS, claim_body(size="6Gi", node="n2"))
     async with leading(cluster):
         await until(lambda: SELECTED_NODE not in claim(cluster)["metadata"]["annotations"])
@@ -63,7 +63,7 @@ async def test_a_claim_that_was_sent_back_is_served_on_the_schedulers_next_choic
         await until(lambda: volume(cluster))
 
 
-async def test_the_scheduler_changed_its_mind_while_the_claim_was_sent_back(cluster: MemoryCluster) -> None:
+async def test_the_scheduler_changed_its_mind_while_the_claim_was_rescheduled(cluster: MemoryCluster) -> None:
     """The withdrawal is for the choice that was judged, not for the next one."""
 
     def choose_again() -> None:
@@ -294,7 +294,7 @@ async def test_a_claim_that_takes_its_time_to_go_leaves_nothing_either(
 
 
 async def test_a_node_that_publishes_room_under_anothers_hostname_is_not_believed(cluster: MemoryCluster) -> None:
-    """The volume would be tied to the other one."""
+    """The volume would be assigned to the other one."""
     cluster.put(NODES, node_body("n1", "host-of-somebody-else"))
     cluster.put(NODES, node_body("n2"))
     cluster.put(CLAIMS, claim_body())

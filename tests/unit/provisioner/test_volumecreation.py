@@ -2,7 +2,7 @@ from contract import names, parameters, volume
 from contract.parameters import VolumeParameters
 from provisioner.decision import Create
 from provisioner.volumecreation import persistent_volume
-from tests.unit.provisioner.objects import GIB, claim, offered, storage_class
+from tests.unit.provisioner.objects import GIB, claim, published, storage_class
 
 XFS = VolumeParameters(filesystem="xfs", mount_options=("noatime", "discard"), stripes=2)
 
@@ -10,7 +10,7 @@ XFS = VolumeParameters(filesystem="xfs", mount_options=("noatime", "discard"), s
 def test_a_placed_volume_has_the_whole_shape_of_the_protocol() -> None:
     asked = claim("data", accessModes=["ReadWriteOnce", "ReadOnlyMany"])
     of_elastic = storage_class(provisioner=names.PROVISIONER_OF_ELASTIC, reclaimPolicy="Retain")
-    assert persistent_volume(asked, of_elastic, Create(3 * GIB // 2, XFS, offered("n1"))) == {
+    assert persistent_volume(asked, of_elastic, Create(3 * GIB // 2, XFS, published("n1"))) == {
         "apiVersion": "v1",
         "kind": "PersistentVolume",
         "metadata": {
@@ -64,7 +64,7 @@ def test_a_volume_without_a_place_is_tied_to_nothing() -> None:
 
 
 def test_what_is_written_is_what_both_programs_read() -> None:
-    body = persistent_volume(claim(), storage_class(), Create(GIB, XFS, offered("n1")))
+    body = persistent_volume(claim(), storage_class(), Create(GIB, XFS, published("n1")))
     body["metadata"] |= {"uid": "u", "resourceVersion": "7"}
     seen = volume.read(body)
     assert seen is not None
