@@ -292,7 +292,7 @@ class CapacityMachine(RuleBasedStateMachine):
 
     @rule(extents=st.integers(1, 8))
     def a_stranger_comes(self, extents: int) -> None:
-        """It takes what is free, whatever of that was promised."""
+        """It takes what is free, whatever of that is reserved."""
         room = next(iter(self.now().values()))
         size = extents * max(room.granularity, MIB)
         if size <= self.run(self.storage.free()) - self.storage.reserve:
@@ -313,7 +313,7 @@ class CapacityMachine(RuleBasedStateMachine):
     # What must be true all the time.
 
     @invariant()
-    def published_is_what_is_free_less_what_is_promised(self) -> None:
+    def published_is_what_is_free_less_what_is_reserved(self) -> None:
         free = self.run(self.storage.free())
         reserved = sum(max(self.weighs(pv, pv.charged_size) - self.has(pv), 0) for pv in self.storage.pvs.values())
         for name, room in self.now().items():
@@ -393,7 +393,7 @@ class CapacityMachine(RuleBasedStateMachine):
         return self.weighs(pv, volume.size) if volume and volume.size else 0
 
     def beyond(self, ratio: float) -> int:
-        """Bytes that a pool may be promised beyond its size."""
+        """Bytes that a pool may have reserved beyond its size."""
         (pool,) = {room.pool for room in self.published.values()}
         found = self.volumes.inventory.pool(pool)
         assert found

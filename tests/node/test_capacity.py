@@ -1,4 +1,4 @@
-"""Published room is what is there less what is promised, after anything that can happen to a node."""
+"""Published room is what is there less what is reserved, after anything that can happen to a node."""
 
 import asyncio
 import itertools
@@ -63,14 +63,14 @@ def test_loop(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("grows", "noticed"), [(0, "expand"), (0, "mount"), (1, "prepare")])
-def test_growth_takes_nothing_that_another_was_promised(tmp_path: Path, grows: int, noticed: str) -> None:
-    """Of 22 MiB, 5 are made and 9 promised, in this order. Chance seldom brings about what it takes."""
+def test_growth_takes_nothing_that_is_reserved_for_another(tmp_path: Path, grows: int, noticed: str) -> None:
+    """Of 22 MiB, 5 are made and 9 reserved, in this order. Chance seldom brings about what it takes."""
     machine = loop_machine(tmp_path)()
     try:
-        machine.start(made=5, promised=9)
+        machine.start(made=5, reserved=9)
         machine.provision(size=8, odd=0, choice=0)
         machine.claim_grows(choice=grows, more=8, then=noticed)
-        machine.published_is_what_is_free_less_what_is_promised()
+        machine.published_is_what_is_free_less_what_is_reserved()
         machine.nothing_is_given_away_twice()
         for choice in (1, 2):
             machine.prepare(choice)
@@ -124,14 +124,14 @@ def test_a_mirror_gives_back_all_that_it_took(lvm: Lvm, volume_group: str, tmp_p
     """Made by this daemon or found by it."""
     machine = thick_machine(lvm, volume_group, tmp_path, {"mirrored": MIRRORED})()
     try:
-        machine.start(made=5, promised=9)
+        machine.start(made=5, reserved=9)
         machine.prepare(choice=1)
         for restarts in (False, True):
             if restarts:
                 machine.restart()
-            machine.published_is_what_is_free_less_what_is_promised()
+            machine.published_is_what_is_free_less_what_is_reserved()
             machine.delete(choice=0)
-            machine.published_is_what_is_free_less_what_is_promised()
+            machine.published_is_what_is_free_less_what_is_reserved()
             machine.nothing_is_given_away_twice()
     finally:
         machine.teardown()
