@@ -20,6 +20,14 @@ from contract.parameters import ParameterError, VolumeParameters
 from contract.volume import Original, PersistentVolume
 from kube.records import WAIT_FOR_FIRST_CONSUMER, Claim, Pod, StorageClass
 
+READ_WRITE_ONCE, READ_ONLY_MANY = "ReadWriteOnce", "ReadOnlyMany"
+ACCESS_MODES = frozenset({READ_WRITE_ONCE, READ_ONLY_MANY})
+FILESYSTEM = "Filesystem"
+
+PUBLISH_TIMEOUT = 5.0
+"""Seconds that a chosen node gets to publish its capacity: its daemon may be about to, for a class made just now. The
+scheduler looks once a second, and a pod that waits here could start elsewhere."""
+
 
 @dataclass(frozen=True)
 class CloneSource:
@@ -79,15 +87,6 @@ def clone_obstacle(claim: Claim, wanted: VolumeParameters, source: CloneSource) 
             f"{quantity.humane(size)}: ask for at least that"
         )
     return ""
-
-
-READ_WRITE_ONCE, READ_ONLY_MANY = "ReadWriteOnce", "ReadOnlyMany"
-ACCESS_MODES = frozenset({READ_WRITE_ONCE, READ_ONLY_MANY})
-FILESYSTEM = "Filesystem"
-
-PUBLISH_TIMEOUT = 5.0
-"""Seconds that a chosen node gets to publish its capacity: its daemon may be about to, for a class made just now. The
-scheduler looks once a second, and a pod that waits here could start elsewhere."""
 
 
 @dataclass(frozen=True)

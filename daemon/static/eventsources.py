@@ -3,7 +3,8 @@
 There are three sources, because none reports everything: the kernel's uevents of block devices, inotify on the
 discovery folders (a link or a folder was created there), and the mount table, which signals changes with POLLPRI
 (proc_pid_mounts(5)). They only trigger a pass, which looks for itself, so a lost or meaningless event does no harm. A
-source that the node refuses is reported once and done without.
+source that the node refuses is reported once and done without. pyroute2's own Inotify is not used: it needs a
+thread, can't remove a watch, and does not notice a watch that the kernel refuses.
 
 One disk that is plugged in makes a dozen events, a booting node makes thousands, and one on which pods come and go
 never falls silent. So the delay from event to pass grows while events keep coming, but not beyond what people who have
