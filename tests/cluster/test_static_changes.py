@@ -45,7 +45,7 @@ async def test_the_configuration_changes(fresh_sandbox: MakeSandbox) -> None:
     assert (await fetch(f"{node.url}/ready"))[0] == 200
 
 
-async def test_a_class_in_the_daemons_own_folder_is_refused_and_the_others_are_served(
+async def test_a_class_in_a_reserved_folder_is_refused_alone(
     fresh_sandbox: MakeSandbox,
 ) -> None:
     sandbox = await fresh_sandbox(NodeSpec("one", static=True), manifests=STATIC)

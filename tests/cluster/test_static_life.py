@@ -56,7 +56,7 @@ METRICS = {
 }
 
 
-async def test_offered_used_cleaned_and_offered_anew(fresh_sandbox: MakeSandbox, tmp_path: Path) -> None:
+async def test_offered_used_cleaned_and_offered_again(fresh_sandbox: MakeSandbox, tmp_path: Path) -> None:
     sandbox = await fresh_sandbox(NodeSpec("one", hostname="host-1", static=True), manifests=STATIC)
     node = sandbox.nodes["one"]
     for name, policy in (("raw", "Delete"), ("kept", "Retain")):

@@ -14,7 +14,7 @@ from tests.waiting import until
 Json = dict[str, Any]
 
 
-async def test_what_the_go_provisioner_offered_goes_on(fresh_sandbox: MakeSandbox) -> None:
+async def test_migration_from_the_go_provisioner(fresh_sandbox: MakeSandbox) -> None:
     sandbox = await fresh_sandbox(NodeSpec("test-node", hostname="host-1", static=True), manifests=STATIC)
     node = sandbox.nodes["test-node"]
     await node.daemon.kill()
@@ -57,7 +57,7 @@ async def test_what_the_go_provisioner_offered_goes_on(fresh_sandbox: MakeSandbo
     assert len(asked_of_volumes(sandbox, "create")) == 2
 
 
-async def test_a_node_that_was_registered_anew_keeps_its_volumes_by_name(fresh_sandbox: MakeSandbox) -> None:
+async def test_a_node_registered_again_keeps_its_volumes_by_name(fresh_sandbox: MakeSandbox) -> None:
     sandbox = await fresh_sandbox(NodeSpec("again", hostname="host-1", static=True), manifests=STATIC)
     node = sandbox.nodes["again"]
     fast, entry = folder(node, "fast"), Offered(sandbox, node, "mount1")
@@ -68,10 +68,10 @@ async def test_a_node_that_was_registered_anew_keeps_its_volumes_by_name(fresh_s
     configure(node, "storageClassMap", {CLASS: served(fast)})
 
     # The original says "already exists" for ever.
-    async def told() -> bool:
+    async def reported() -> bool:
         return f"PersistentVolume {entry.name} of {path} exists and belongs to another Node" in node.daemon.output
 
-    await until(told, what="the daemon says whose it is, and what to do")
+    await until(reported, what="the daemon says whose it is, and what to do")
     configure(node, "useNodeNameOnly", True)
     label = {names.NODE_LABEL: names.node_label_value(node.name)}
     await until(lambda: _labelled([entry], label), what="it is taken over")

@@ -101,7 +101,7 @@ class Discovery:
         """PersistentVolumes by path."""
         return {body["spec"]["local"]["path"]: body for body in await self.cluster.list(VOLUMES)}
 
-    async def told(self) -> list[tuple[str, str, str]]:
+    async def recorded_events(self) -> list[tuple[str, str, str]]:
         """Object, reason and message of the warnings there are."""
         await self.events.flush()
         return [

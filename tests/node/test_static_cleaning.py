@@ -370,7 +370,7 @@ def test_a_plain_folder_is_no_volume(volume: Volume) -> None:
     assert volume.survived()
 
 
-def test_what_can_not_be_removed_is_named(volume: Volume) -> None:
+def test_an_entry_that_can_not_be_removed_is_named(volume: Volume) -> None:
     stubborn = volume.path / "below" / "stubborn"
     stubborn.parent.mkdir()
     stubborn.touch()
@@ -382,7 +382,7 @@ def test_what_can_not_be_removed_is_named(volume: Volume) -> None:
         subprocess.run(["chattr", "-i", stubborn], check=True)
 
 
-def test_a_cleaner_that_is_not_told_its_device(tmp_path: Path) -> None:
+def test_a_cleaner_without_its_device_variable(tmp_path: Path) -> None:
     for name in ("quick_reset.sh", "dd_zero.sh", "shred.sh", "blkdiscard.sh"):
         for variables, words in (
             ({}, "LOCAL_PV_BLKDEVICE is not set"),
@@ -395,7 +395,7 @@ def test_a_cleaner_that_is_not_told_its_device(tmp_path: Path) -> None:
             assert words in done.stderr
 
 
-def test_a_folder_cleaner_that_is_not_told_its_folder(tmp_path: Path) -> None:
+def test_a_folder_cleaner_without_its_folder_variable(tmp_path: Path) -> None:
     for variables, words in (
         ({}, "LOCAL_PV_FILESYSTEM is not set"),
         ({"LOCAL_PV_FILESYSTEM": str(tmp_path / "gone")}, "does not exist"),

@@ -92,7 +92,7 @@ async def node(tmp_path: Path) -> AsyncIterator[Running]:
                     await made.task
 
 
-async def test_a_disk_that_is_mounted_or_linked_is_a_volume_without_waiting(node: Running) -> None:
+async def test_a_new_mount_or_link_triggers_a_pass(node: Running) -> None:
     node.configure()
     await node.start()
     await node.ready()
@@ -104,7 +104,7 @@ async def test_a_disk_that_is_mounted_or_linked_is_a_volume_without_waiting(node
     await node.offered("mounted", "made earlier")
 
 
-async def test_a_volume_that_was_deleted_is_offered_again_without_waiting(node: Running) -> None:
+async def test_a_deleted_volume_triggers_a_pass(node: Running) -> None:
     mount(node.disks / "one")
     node.configure()
     await node.start()
@@ -120,7 +120,7 @@ async def test_a_volume_that_was_deleted_is_offered_again_without_waiting(node: 
     await until(anew)
 
 
-async def test_a_class_that_is_created_later_is_served_without_waiting(node: Running) -> None:
+async def test_a_new_storage_class_triggers_a_pass(node: Running) -> None:
     await node.cluster.delete(CLASSES, "fast")
     mount(node.disks / "one")
     node.configure()
@@ -131,7 +131,7 @@ async def test_a_class_that_is_created_later_is_served_without_waiting(node: Run
     assert await node.paths() == {"one"}
 
 
-async def test_a_new_configuration_is_followed_without_waiting(node: Running, tmp_path: Path) -> None:
+async def test_a_new_configuration_triggers_a_pass(node: Running, tmp_path: Path) -> None:
     other = tmp_path / "other"
     mount(other / "two")
     mount(node.disks / "one")
@@ -158,7 +158,7 @@ async def test_a_thousand_events_make_few_passes(node: Running) -> None:
     assert len(node.deleter.passes) - before <= 4 + (time.monotonic() - begin) / MAX_DELAY
 
 
-async def test_unready_before_the_first_pass_and_with_a_class_error_but_not_with_a_stray(node: Running) -> None:
+async def test_readiness_of_passes_classes_and_entries(node: Running) -> None:
     (node.disks / "stray").touch()
     node.configure(node.disks / "missing")
     await node.start()
@@ -168,7 +168,7 @@ async def test_unready_before_the_first_pass_and_with_a_class_error_but_not_with
     await node.ready()
 
 
-async def test_a_configuration_that_is_wrong_at_the_start_is_told_and_offers_nothing(node: Running) -> None:
+async def test_an_invalid_configuration_at_start_is_reported(node: Running) -> None:
     mount(node.disks / "one")
     node.configure(useAlphaAPI="maybe")
     await node.start()
@@ -180,9 +180,7 @@ async def test_a_configuration_that_is_wrong_at_the_start_is_told_and_offers_not
     await node.offered("one")
 
 
-async def test_nothing_is_offered_before_it_is_known_what_is_ours(
-    node: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_nothing_is_offered_before_the_cache_is_complete(node: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """Start-up order: the Go provisioner's volume has another name than we would give, so only a cache that holds it
     keeps its path from being offered twice."""
     mount(node.disks / "one")
@@ -210,7 +208,7 @@ async def test_nothing_is_offered_before_it_is_known_what_is_ours(
     assert (await node.cluster.get(VOLUMES, "of-another-class"))["metadata"]["labels"] == {names.NODE_LABEL: NODE}
 
 
-async def test_the_taint_goes_when_all_is_offered_and_once(node: Running) -> None:
+async def test_the_taint_is_removed_once_when_all_is_discovered(node: Running) -> None:
     taints = [{"key": KEY, "effect": "NoSchedule"}]
     await node.cluster.patch(NODES, NODE, {"spec": {"taints": taints}})
 
@@ -233,7 +231,7 @@ async def test_the_taint_goes_when_all_is_offered_and_once(node: Running) -> Non
     assert await tainted(), "somebody else tainted it again, and it is theirs"
 
 
-async def test_a_fault_in_a_pass_is_told_and_the_next_pass_is_made(
+async def test_a_bug_in_a_pass_is_reported_and_the_next_pass_is_made(
     node: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def broken(_: object) -> None:
@@ -250,7 +248,7 @@ async def test_a_fault_in_a_pass_is_told_and_the_next_pass_is_made(
     await node.ready()
 
 
-async def test_a_source_of_events_that_is_refused_is_told_and_done_without(
+async def test_a_refused_event_source_is_reported_and_done_without(
     node: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     @contextlib.contextmanager

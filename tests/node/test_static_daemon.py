@@ -108,7 +108,7 @@ async def daemon(folder: Path, port: int) -> AsyncIterator[RunningDaemon]:
             await program.stop()
 
 
-async def test_offered_released_cleaned_and_offered_anew(daemon: RunningDaemon) -> None:
+async def test_offered_released_cleaned_and_offered_again(daemon: RunningDaemon) -> None:
     disk = mount(daemon.disks / "one")
     await until(daemon.volume)
     first = await daemon.volume()
@@ -140,7 +140,7 @@ async def test_offered_released_cleaned_and_offered_anew(daemon: RunningDaemon) 
         assert await daemon.scraped(f"proctable_{state}") == count
 
 
-async def test_probes_of_the_original_and_ours(daemon: RunningDaemon) -> None:
+async def test_readiness_probes(daemon: RunningDaemon) -> None:
     assert await daemon.get("/ready") == (200, "ok")
     assert "[+]static-volumes ok" in (await daemon.get("/readyz?verbose"))[1]
     (daemon.config / "storageClassMap").write_text("fast: {hostDir: /gone, mountDir: /gone}")

@@ -82,7 +82,7 @@ def intact(path: Path) -> bool:
 async def refusal(node: Stage, configuration: Configuration, mode: str = "unknown") -> str:
     """What is said of the only volume, which can't be cleaned."""
     await node.clean_all(configuration)
-    ((name, reason, message),) = await node.told()
+    ((name, reason, message),) = await node.recorded_events()
     assert reason == "VolumeFailedDelete"
     assert message.startswith(f'Error cleaning PV "{name}": ')
     assert await node.phase(name) == "Released"
@@ -101,7 +101,7 @@ async def test_a_released_volume_is_emptied_and_the_other_is_not(node: Stage, di
     assert list(disks.one.iterdir()) == []
     assert os.path.ismount(disks.one)
     assert intact(disks.two)
-    assert await node.told() == []
+    assert await node.recorded_events() == []
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ async def test_a_path_upwards(node: Stage, disks: Disks, path: str) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(node.cluster, "list", forged)
         await node.clean_all(disks.configuration)
-    ((_, _, message),) = await node.told()
+    ((_, _, message),) = await node.recorded_events()
     assert "is not directly in /mnt/disks" in message
     assert intact(disks.one)
     assert intact(disks.two)
@@ -206,7 +206,7 @@ async def test_files_that_another_volume_shows_too(node: Stage, disks: Disks, sh
     await node.create("pv-1", f"{HOST_DIR}/one")
     await node.create("pv-3", f"{HOST_DIR}/three", phase="Bound")
     await node.clean_all(disks.configuration)
-    ((name, _, message),) = await node.told()
+    ((name, _, message),) = await node.recorded_events()
     assert name == "pv-1"
     assert f"has the same files as PersistentVolume pv-3, at {disks.folder}/three" in message
     assert intact(disks.one)
@@ -231,7 +231,7 @@ async def test_a_second_persistent_volume_with_the_same_path(node: Stage, disks:
     await node.create("pv-1", f"{HOST_DIR}/one")
     await node.create("pv-2", f"{HOST_DIR}/one", phase="Bound")
     await node.clean_all(disks.configuration)
-    ((name, _, message),) = await node.told()
+    ((name, _, message),) = await node.recorded_events()
     assert name == "pv-1"
     assert "has the same files as PersistentVolume pv-2" in message
     assert intact(disks.one)
@@ -267,7 +267,7 @@ async def test_two_links_to_one_device(node: Stage, disks: Disks) -> None:
     await node.create("pv-1", f"{HOST_DIR}/by-id", mode=BLOCK)
     await node.create("pv-2", f"{HOST_DIR}/by-path", mode=BLOCK, phase="Bound")
     await node.clean_all(disks.configuration)
-    ((name, _, message),) = await node.told()
+    ((name, _, message),) = await node.recorded_events()
     assert name == "pv-1"
     assert f"device {device} is the same disk as PersistentVolume pv-2, at {disks.folder}/by-path" in message
     assert holds_data(device)
@@ -319,7 +319,7 @@ async def test_a_blank_in_the_path(node: Stage, disks: Disks) -> None:
     assert list(path.iterdir()) == []
 
 
-async def test_a_cleaner_of_ones_own_for_folders(node: Stage, disks: Disks) -> None:
+async def test_a_custom_cleaner_for_folders(node: Stage, disks: Disks) -> None:
     own = configured(disks.folder, folder_cleaner=("sh", "-c", 'rm "$LOCAL_PV_FILESYSTEM/data"'))
     await node.create("pv", f"{HOST_DIR}/one")
     await node.clean_all(own)

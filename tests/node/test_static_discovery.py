@@ -67,19 +67,19 @@ async def test_a_second_pass_creates_nothing_and_the_figures_stay(node: Discover
     assert node.value("persistentvolume_capacity_bytes", mode="Filesystem") == 20 * MIB
 
 
-async def test_passes_that_the_informer_lags_behind_create_nothing_twice(node: Discovery, fast: Path) -> None:
+async def test_a_lagging_informer_causes_no_second_creation(node: Discovery, fast: Path) -> None:
     mount(fast / "one")
     for _ in range(2):
         assert await node.discoverer.discovery_pass(configured(class_config(fast))) == []
     assert node.value("apiserver_requests_total", method="create") == 1
 
 
-async def test_an_empty_folder_is_well(node: Discovery, fast: Path) -> None:
+async def test_an_empty_folder_is_no_error(node: Discovery, fast: Path) -> None:
     assert await node.look(configured(class_config(fast))) == []
     assert await node.volumes() == {}
 
 
-async def test_a_folder_that_is_missing_is_the_classes_error_and_told_once(
+async def test_a_missing_folder_is_an_error_of_the_class(
     node: Discovery, fast: Path, slow: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     mount(slow / "one")
@@ -91,7 +91,7 @@ async def test_a_folder_that_is_missing_is_the_classes_error_and_told_once(
     for _ in range(2):
         assert await node.look(chosen) == [f"class fast: {words}"]
     assert set(await node.volumes()) == {"/host/slow/one"}
-    assert await node.told() == [(NODE, CLASS_FAILED, f"class fast: {words}")]
+    assert await node.recorded_events() == [(NODE, CLASS_FAILED, f"class fast: {words}")]
     assert caplog.text.count(words) == 1
     (fast / "missing").mkdir()
     assert await node.look(chosen) == []
@@ -180,7 +180,7 @@ async def test_a_reclaim_policy_that_means_nothing(
     assert error == "class fast: reclaimPolicy of StorageClass fast is Recycle: allowed is Delete or Retain"
 
 
-async def test_volumes_of_the_go_provisioner_go_on_under_their_names(node: Discovery, fast: Path) -> None:
+async def test_volumes_of_the_go_provisioner_keep_their_names(node: Discovery, fast: Path) -> None:
     mount(fast / "one")
     mount(fast / "two")
     provisioner = f"local-volume-provisioner-{NODE}-{node.node.uid}"
@@ -193,17 +193,17 @@ async def test_volumes_of_the_go_provisioner_go_on_under_their_names(node: Disco
     assert await node.look(configured(class_config(fast))) == []
     assert node.value("apiserver_requests_total", method="create") == 2
     assert node.value("persistentvolume_discovery_total", mode="Filesystem") is None
-    assert await node.told() == []
+    assert await node.recorded_events() == []
 
 
-async def test_a_name_that_a_node_of_yesterday_took(node: Discovery, fast: Path) -> None:
+async def test_a_name_that_an_earlier_node_uses(node: Discovery, fast: Path) -> None:
     mount(fast / "one")
     name = volume_name("one", NODE, "fast")
     await node.cluster.create(
         VOLUMES, go_pv(name, f"local-volume-provisioner-{NODE}-olduid", path="/host/fast/one", hostname=HOSTNAME)
     )
     assert await node.look(configured(class_config(fast))) == []
-    ((*_, words),) = await node.told()
+    ((*_, words),) = await node.recorded_events()
     assert words == (
         f"PersistentVolume {name} of /host/fast/one exists and belongs to another Node: delete it, or set "
         "useNodeNameOnly if this Node was registered again"

@@ -30,8 +30,8 @@ async def node(tmp_path: Path) -> AsyncIterator[Discovery]:
 
 
 async def refused(node: Discovery, reason: str = DUPLICATE) -> str:
-    """The one thing that was told, on the Node."""
-    ((about, said, words),) = await node.told()
+    """The message of the one event, on the Node."""
+    ((about, said, words),) = await node.recorded_events()
     assert (about, said) == (NODE, reason)
     return words
 
@@ -80,7 +80,7 @@ async def test_folders_beside_each_other_are_two_volumes(node: Discovery, fast: 
         subprocess.run(["mount", "--bind", tmp_path / "plain" / name, fast / name], check=True)
     assert await node.look(configured(class_config(fast))) == []
     assert set(await node.volumes()) == {"/host/fast/a", "/host/fast/ab"}
-    assert await node.told() == []
+    assert await node.recorded_events() == []
 
 
 async def test_a_device_and_its_filesystem(node: Discovery, fast: Path, make_disks: MakeDisks) -> None:
@@ -145,7 +145,7 @@ async def test_loop_devices_over_one_file(node: Discovery, fast: Path, halves: l
     (fast / "d").symlink_to(on_second)
     await node.look(configured(class_config(fast, volume_mode=BLOCK)))
     assert set(await node.volumes()) == {"/host/fast/a", "/host/fast/b"}
-    assert len(await node.told()) == 2
+    assert len(await node.recorded_events()) == 2
 
 
 async def given(node: Discovery, entry: str, phase: str) -> str:
@@ -176,12 +176,12 @@ async def test_two_persistent_volumes_of_one_device_from_before(
         await node.look(configured(class_config(fast, volume_mode=BLOCK)))
         await until(lambda: {each.path for each in node.cache.volumes()} == {f"/host/fast/{entry}" for entry in kept})
     assert set(await node.volumes()) == {f"/host/fast/{entry}" for entry in kept}
-    told = [each for each in await node.told() if each[1] == DUPLICATE]
-    assert {about for about, *_ in told} == {NODE, *names}
-    assert "is the same disk as" in told[0][2]
+    events = [each for each in await node.recorded_events() if each[1] == DUPLICATE]
+    assert {about for about, *_ in events} == {NODE, *names}
+    assert "is the same disk as" in events[0][2]
 
 
-async def test_a_disk_that_gives_no_answer_is_still_offered(
+async def test_an_unresponsive_disk_keeps_its_identity(
     node: Discovery, fast: Path, slow: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What can't be seen is not gone: its other path is not offered in its place."""
@@ -204,4 +204,4 @@ async def test_a_disk_that_gives_no_answer_is_still_offered(
         assert set(await node.volumes()) == {"/host/fast/one"}
     finally:
         let_go.set()
-    assert DUPLICATE in {reason for _, reason, _ in await node.told()}
+    assert DUPLICATE in {reason for _, reason, _ in await node.recorded_events()}

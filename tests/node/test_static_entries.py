@@ -26,9 +26,7 @@ async def node(tmp_path: Path) -> AsyncIterator[Discovery]:
         yield found
 
 
-async def test_strays_are_told_once_and_hinder_nobody(
-    node: Discovery, fast: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_invalid_entries_are_reported_once(node: Discovery, fast: Path, caplog: pytest.LogCaptureFixture) -> None:
     mount(fast / "good")
     (fast / "file").write_text("left behind")
     (fast / ".hidden").touch()
@@ -50,9 +48,9 @@ async def test_strays_are_told_once_and_hinder_nobody(
     ]
     remedy = "mount a filesystem on it, or remove it from the folder"
     no_mount = [f'path "{fast}/{name}" is not a valid mount point: {remedy}' for name in ("link", "lost+found")]
-    told = await node.told()
-    assert {(about, reason) for about, reason, _ in told} == {(NODE, INVALID_ENTRY)}
-    assert sorted(words for *_, words in told) == sorted(neither + no_mount)
+    events = await node.recorded_events()
+    assert {(about, reason) for about, reason, _ in events} == {(NODE, INVALID_ENTRY)}
+    assert sorted(words for *_, words in events) == sorted(neither + no_mount)
     assert all(caplog.text.count(words) == 1 for words in neither + no_mount)
     assert node.value("stray_entries", storage_class="fast") == 7
     (fast / "file").unlink()
@@ -60,7 +58,7 @@ async def test_strays_are_told_once_and_hinder_nobody(
     assert node.value("stray_entries", storage_class="fast") == 6
 
 
-async def test_names_that_do_not_match_are_not_even_strays(node: Discovery, fast: Path) -> None:
+async def test_names_that_do_not_match_are_ignored(node: Discovery, fast: Path) -> None:
     for name in ("nvme0", "sda", "other"):
         mount(fast / name)
     (fast / "README").touch()
@@ -79,10 +77,10 @@ async def test_mounts_with_odd_names(node: Discovery, fast: Path) -> None:
     assert set(await node.volumes()) == {f"/host/fast/{name}" for name in ODD}
 
 
-async def test_a_name_that_is_not_utf8_is_stray(node: Discovery, fast: Path) -> None:
+async def test_a_name_that_is_not_utf8_is_invalid(node: Discovery, fast: Path) -> None:
     mount(fast / os.fsdecode(b"disk\xff"))
     assert await node.look(configured(class_config(fast))) == []
-    assert await node.told() == [(NODE, INVALID_ENTRY, "the name 'disk\\udcff' is not UTF-8: rename it")]
+    assert await node.recorded_events() == [(NODE, INVALID_ENTRY, "the name 'disk\\udcff' is not UTF-8: rename it")]
 
 
 async def test_a_folder_reached_through_a_link(node: Discovery, fast: Path, tmp_path: Path) -> None:
@@ -108,18 +106,18 @@ async def test_block_devices_linked_or_made_there(
     assert node.value("persistentvolume_capacity_bytes", mode=expected) == 24 * MIB
 
 
-async def test_a_folder_in_a_class_of_block_volumes_is_stray(node: Discovery, fast: Path) -> None:
+async def test_a_folder_in_a_class_of_block_volumes_is_invalid(node: Discovery, fast: Path) -> None:
     mount(fast / "one")
     assert await node.look(configured(class_config(fast, volume_mode=BLOCK))) == []
-    ((about, reason, words),) = await node.told()
+    ((about, reason, words),) = await node.recorded_events()
     assert (about, reason) == (NODE, INVALID_ENTRY)
     assert words.startswith(f'path "{fast}/one" of filesystem mode cannot be used to create block volume')
 
 
-async def test_a_device_without_a_medium_is_stray(node: Discovery, fast: Path, make_disks: MakeDisks) -> None:
+async def test_a_device_without_a_medium_is_invalid(node: Discovery, fast: Path, make_disks: MakeDisks) -> None:
     (fast / "empty").symlink_to(make_disks(1, 0)[0])
     assert await node.look(configured(class_config(fast, volume_mode=BLOCK))) == []
-    ((*_, words),) = await node.told()
+    ((*_, words),) = await node.recorded_events()
     assert words == f'"{fast}/empty" has no capacity: check whether its device has a medium'
 
 

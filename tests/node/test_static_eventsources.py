@@ -42,7 +42,7 @@ def triggers() -> Triggers:
     return Triggers()
 
 
-async def test_a_device_that_comes_and_goes(triggers: Triggers, tmp_path: Path) -> None:
+async def test_a_device_that_is_attached_and_detached(triggers: Triggers, tmp_path: Path) -> None:
     image = tmp_path / "image"
     image.write_bytes(bytes(1 << 20))
     listening = asyncio.create_task(eventsources.watch_uevents(triggers))
@@ -98,7 +98,7 @@ async def test_entries_of_a_folder(triggers: Triggers, tmp_path: Path) -> None:
         assert triggers.count == before, "looking does not wake"
 
 
-async def test_a_folder_that_is_made_anew_is_watched_again(
+async def test_a_recreated_folder_is_watched_again(
     triggers: Triggers, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "disks"

@@ -36,7 +36,7 @@ def python(script: str) -> tuple[str, ...]:
 async def refused(node: Stage, disks: Disks, *words: str) -> None:
     await node.create("pv", f"{HOST_DIR}/one")
     await node.clean_all(disks.configuration)
-    ((about, reason, message),) = await node.told()
+    ((about, reason, message),) = await node.recorded_events()
     assert (about, reason) == ("pv", "VolumeFailedDelete")
     assert "is in use, " in message
     for word in words:

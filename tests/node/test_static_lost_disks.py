@@ -27,7 +27,7 @@ async def node(tmp_path: Path) -> AsyncIterator[Discovery]:
         yield found
 
 
-async def test_a_filesystem_that_was_unmounted_is_told_on_its_volume(node: Discovery, fast: Path) -> None:
+async def test_an_unmounted_filesystem_is_reported_on_its_volume(node: Discovery, fast: Path) -> None:
     chosen = configured(class_config(fast))
     mount(fast / "one")
     await node.look(chosen)
@@ -35,14 +35,14 @@ async def test_a_filesystem_that_was_unmounted_is_told_on_its_volume(node: Disco
     assert await node.look(chosen) == []
     name = volume_name("one", NODE, "fast")
     words = f'path "{fast}/one" of PersistentVolume {name} is not a valid mount point: mount its filesystem again'
-    assert await node.told() == [(name, UNMOUNTED, words)]
+    assert await node.recorded_events() == [(name, UNMOUNTED, words)]
     mount(fast / "one")
     await node.look(chosen)
     assert node.value("stray_entries", storage_class="fast") == 0
     assert node.value("apiserver_requests_total", method="create") == 1
 
 
-async def test_a_device_that_became_a_folder_is_told_on_its_volume(
+async def test_a_device_that_became_a_folder_is_reported_on_its_volume(
     node: Discovery, fast: Path, make_disks: MakeDisks
 ) -> None:
     chosen = configured(class_config(fast, volume_mode=BLOCK))
@@ -52,13 +52,13 @@ async def test_a_device_that_became_a_folder_is_told_on_its_volume(
     mount(fast / "disk")
     assert await node.look(chosen) == []
     name = volume_name("disk", NODE, "fast")
-    ((about, reason, words),) = await node.told()
+    ((about, reason, words),) = await node.recorded_events()
     assert (about, reason) == (name, NOT_A_DEVICE)
     assert "restore the device, or delete the PersistentVolume" in words
 
 
 @pytest.mark.parametrize("left", ["nothing", "a link that leads nowhere"])
-async def test_a_disk_that_is_gone_is_told_once_on_its_volume(
+async def test_a_missing_disk_is_reported_once_on_its_volume(
     node: Discovery, fast: Path, make_disks: MakeDisks, left: str
 ) -> None:
     chosen = configured(class_config(fast, volume_mode=BLOCK))
@@ -75,7 +75,7 @@ async def test_a_disk_that_is_gone_is_told_once_on_its_volume(
         f'path "/host/{fast.name}/disk" is gone: restore the disk or link, or delete the PersistentVolume if it is '
         "gone for good"
     )
-    assert await node.told() == [(volume_name("disk", NODE, "fast"), VANISHED, words)]
+    assert await node.recorded_events() == [(volume_name("disk", NODE, "fast"), VANISHED, words)]
     assert node.value("stray_entries", storage_class="fast") == 1
     link.unlink(missing_ok=True)
     link.symlink_to(device)
@@ -83,7 +83,7 @@ async def test_a_disk_that_is_gone_is_told_once_on_its_volume(
     assert node.value("stray_entries", storage_class="fast") == 0
 
 
-async def test_a_disk_that_hangs_is_stray_and_hinders_nobody(
+async def test_a_disk_that_hangs_is_invalid_and_the_others_are_served(
     node: Discovery, fast: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = configured(class_config(fast))
@@ -109,8 +109,8 @@ async def test_a_disk_that_hangs_is_stray_and_hinders_nobody(
             assert await node.look(chosen) == [], "the node stays ready"
         assert set(await node.volumes()) == {"/host/fast/alive", "/host/fast/was offered"}
         assert sorted(scanned) == ["new", "was offered"], "one look each, and so one thread"
-        told = {(about, reason) for about, reason, _ in await node.told()}
-        assert told == {(NODE, UNRESPONSIVE), (volume_name("was offered", NODE, "fast"), UNRESPONSIVE)}
+        events = {(about, reason) for about, reason, _ in await node.recorded_events()}
+        assert events == {(NODE, UNRESPONSIVE), (volume_name("was offered", NODE, "fast"), UNRESPONSIVE)}
         assert node.value("stray_entries", storage_class="fast") == 2
     finally:
         let_go.set()
@@ -122,7 +122,7 @@ async def test_a_disk_that_hangs_is_stray_and_hinders_nobody(
     await until(existing)
 
 
-async def test_a_disk_whose_size_can_not_be_had_hinders_nobody(
+async def test_a_disk_of_unknown_size_is_invalid_and_the_others_are_served(
     node: Discovery, fast: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     let_go, size_of = threading.Event(), entries._capacity
@@ -140,7 +140,7 @@ async def test_a_disk_whose_size_can_not_be_had_hinders_nobody(
         for _ in range(2):
             assert await node.look(configured(class_config(fast))) == []
         assert set(await node.volumes()) == {"/host/fast/later in the list"}
-        assert [(about, reason) for about, reason, _ in await node.told()] == [(NODE, UNRESPONSIVE)]
+        assert [(about, reason) for about, reason, _ in await node.recorded_events()] == [(NODE, UNRESPONSIVE)]
     finally:
         let_go.set()
 

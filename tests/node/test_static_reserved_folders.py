@@ -8,7 +8,7 @@ from tests.node.staticvolumes import class_config, configured, discovery, mount
 from tests.unit.daemon.nodecluster import NODE
 
 
-async def test_our_mounts_are_not_offered_and_other_classes_go_on(tmp_path: Path) -> None:
+async def test_our_mounts_are_not_offered_and_other_classes_are(tmp_path: Path) -> None:
     staging, disks = tmp_path / "staging", tmp_path / "disks"
     mount(staging / "pvc-1")
     mount(disks / "one")
@@ -21,6 +21,6 @@ async def test_our_mounts_are_not_offered_and_other_classes_go_on(tmp_path: Path
                 f"class slow: mountDir {staging} is the folder that the daemon uses itself (STAGING_DIR "
             )
         assert (await node.volumes()).keys() == {"/host/disks/one"}
-        assert await node.told() == [(NODE, CLASS_FAILED, error)], "told once"
+        assert await node.recorded_events() == [(NODE, CLASS_FAILED, error)], "reported once"
         assert await node.look(both) == []
         assert (await node.volumes()).keys() == {"/host/disks/one", "/host/staging/pvc-1"}, "else it is offered"

@@ -1,15 +1,14 @@
 """The bundled cleaners: small programs that empty one volume, named in a variable of their environment.
 
-They are called as in the original, so that its configurations go on working:
+They have the names of the local static provisioner's, so that its configurations go on working:
 
-    /scripts/quick_reset.sh             a fresh filesystem, whose signatures are then removed: fast, and the data stays
-    /scripts/dd_zero.sh [PASSES]        zeros on every byte (1 pass unless told otherwise)
-    /scripts/shred.sh [PASSES]          random bytes on every byte (1 pass unless told otherwise)
-    /scripts/blkdiscard.sh              tells the device to forget every block: whether it then reads as zeros is its
-                                        own affair
-    /scripts/fsclean.sh                 removes all that is in a mounted filesystem
+    /scripts/quick_reset.sh             makes a filesystem, then wipes all signatures: fast, the data stays
+    /scripts/dd_zero.sh [PASSES]        overwrites all bytes with zeros (default 1 pass)
+    /scripts/shred.sh [PASSES]          overwrites all bytes with random data (default 1 pass)
+    /scripts/blkdiscard.sh              discards all blocks: whether they read as zeros then depends on the device
+    /scripts/fsclean.sh                 removes the contents of a mounted filesystem
 
-In this process `bundled` finds them beside this file, wherever the package is installed. In the image of cleaning Jobs
+In this process `bundled` finds them beside this file, wherever the package is installed. In the image of cleanup Jobs
 /scripts must hold them: in ours it is a link to this folder. Shell for block devices, because shred, dd, wipefs and
 blkdiscard do the work; Python for folders, because only system calls on open folders are safe there.
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Tells a device to forget every block. Without --force, which would take away the check that nobody uses the device.
+# Discards all blocks of a device. Without --force, which would skip the check that the device is not in use.
 . "${0%/*}/device.sh"
 
 blkdiscard "$device" </dev/null ||

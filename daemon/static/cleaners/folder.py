@@ -20,7 +20,7 @@ from host.mounttable import Mount
 
 
 class NotCleaned(Exception):
-    """The folder could not be emptied: says what stands in the way and what to do."""
+    """The folder could not be emptied: says why and what to do."""
 
 
 def main() -> int:

@@ -102,7 +102,7 @@ class Stage:
     async def phase(self, name: str) -> str:
         return (await self.phases()).get(name, GONE)
 
-    async def told(self, kind: str = "Warning") -> list[tuple[str, str, str]]:
+    async def recorded_events(self, kind: str = "Warning") -> list[tuple[str, str, str]]:
         """Object, reason and message of the events there are."""
         await self.events.flush()
         return [

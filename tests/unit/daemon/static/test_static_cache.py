@@ -57,9 +57,7 @@ def known(cache: Cache) -> set[str]:
 BY_UID, BY_NAME = Configuration(), Configuration(use_node_name_only=True)
 
 
-async def test_volumes_of_the_go_provisioner_are_taken_over_as_they_are(
-    cluster: Cluster, node: Node, with_uid: str
-) -> None:
+async def test_volumes_of_the_go_provisioner_are_adopted(cluster: Cluster, node: Node, with_uid: str) -> None:
     created = await cluster.create(VOLUMES, go_pv("local-pv-1", with_uid, labels={"zone": "a"}))
     async with running(cluster, node, BY_UID) as cache:
         assert known(cache) == {"local-pv-1"}
@@ -69,7 +67,7 @@ async def test_volumes_of_the_go_provisioner_are_taken_over_as_they_are(
     assert now["spec"] == created["spec"]
 
 
-async def test_nobody_elses_are_touched(cluster: Cluster, node: Node, with_uid: str) -> None:
+async def test_those_of_others_are_not_changed(cluster: Cluster, node: Node, with_uid: str) -> None:
     others = [
         go_pv("of-another-node", "local-volume-provisioner-node-2-uid", hostname="host-2"),
         go_pv("of-a-node-of-yesterday", f"{NAME_ONLY}-olduid"),
@@ -83,7 +81,7 @@ async def test_nobody_elses_are_touched(cluster: Cluster, node: Node, with_uid: 
     assert await cluster.list(VOLUMES) == before
 
 
-async def test_by_the_nodes_name_also_those_of_the_node_of_yesterday(cluster: Cluster, node: Node) -> None:
+async def test_with_the_name_only_those_of_an_earlier_node_too(cluster: Cluster, node: Node) -> None:
     await cluster.create(VOLUMES, go_pv("local-pv-1", f"{NAME_ONLY}-olduid"))
     await cluster.create(VOLUMES, go_pv("local-pv-2", NAME_ONLY))
     # The name of this node is how the other one's begins.
@@ -92,7 +90,7 @@ async def test_by_the_nodes_name_also_those_of_the_node_of_yesterday(cluster: Cl
         assert known(cache) == {"local-pv-1", "local-pv-2"}
 
 
-def test_affinity_in_the_alpha_annotation_tells_the_node_too() -> None:
+def test_hostname_of_the_alpha_annotation() -> None:
     body = go_pv("pv", f"{NAME_ONLY}-olduid", alpha=True)
     body["metadata"] |= {"uid": "1", "resourceVersion": "1"}
     found = volume.read(body)
@@ -113,7 +111,7 @@ def test_the_hostname_label_is_enough_to_know_the_node_by() -> None:
     assert not replace(identity, node_name_only=False).owns(found)
 
 
-async def test_another_identity_is_another_cache_without_a_restart(cluster: Cluster, node: Node, with_uid: str) -> None:
+async def test_a_changed_identity_needs_no_restart(cluster: Cluster, node: Node, with_uid: str) -> None:
     await cluster.create(VOLUMES, go_pv("local-pv-1", with_uid))
     await cluster.create(VOLUMES, go_pv("local-pv-2", NAME_ONLY))
     async with running(cluster, node, BY_UID) as cache:
@@ -122,7 +120,7 @@ async def test_another_identity_is_another_cache_without_a_restart(cluster: Clus
         await until(lambda: known(cache) == {"local-pv-1", "local-pv-2"})
 
 
-async def test_only_what_carries_our_label_is_asked_for_and_kept(cluster: Cluster, node: Node, with_uid: str) -> None:
+async def test_only_volumes_with_our_label_are_cached(cluster: Cluster, node: Node, with_uid: str) -> None:
     for number in range(20):
         await cluster.create(VOLUMES, go_pv(f"foreign-{number}", "local-volume-provisioner-other", hostname="x"))
     async with running(cluster, node, BY_UID) as cache:
@@ -132,9 +130,7 @@ async def test_only_what_carries_our_label_is_asked_for_and_kept(cluster: Cluste
         assert [found.name for found in cache.informer.values()] == ["local-pv-1"]
 
 
-async def test_what_was_deleted_while_nobody_listened_leaves_the_cache(
-    cluster: Cluster, node: Node, with_uid: str
-) -> None:
+async def test_a_deletion_during_an_outage_leaves_the_cache(cluster: Cluster, node: Node, with_uid: str) -> None:
     await cluster.create(VOLUMES, go_pv("local-pv-1", with_uid))
     await cluster.create(VOLUMES, go_pv("local-pv-2", with_uid))
     async with running(cluster, node, BY_UID) as cache:
@@ -150,9 +146,7 @@ async def test_what_was_deleted_while_nobody_listened_leaves_the_cache(
         await asyncio.wait([task])
 
 
-async def test_one_that_turns_up_later_is_taken_over_when_its_name_is_met(
-    cluster: Cluster, node: Node, with_uid: str
-) -> None:
+async def test_one_that_appears_later_is_adopted_by_its_name(cluster: Cluster, node: Node, with_uid: str) -> None:
     async with running(cluster, node, BY_UID) as cache:
         await cluster.create(VOLUMES, go_pv("out-of-a-backup", with_uid))
         assert await cache.adopt("out-of-a-backup")

@@ -60,7 +60,7 @@ async def nothing_writes(disks: Path) -> None:
 
 @pytest.mark.parametrize("what", ["retained", "bound", "given", "taken", "made anew"])
 @pytest.mark.parametrize("by_pass", [True, False])
-async def test_it_is_called_off(node: Stage, disks: Path, what: str, by_pass: bool) -> None:
+async def test_it_is_aborted(node: Stage, disks: Path, what: str, by_pass: bool) -> None:
     await running(node, disks)
     await change(node, what)
     now = read(await node.cluster.get(VOLUMES, "pv"))
@@ -72,14 +72,14 @@ async def test_it_is_called_off(node: Stage, disks: Path, what: str, by_pass: bo
     await until(lambda: not node.deleter.is_cleaning("pv"))
     await nothing_writes(disks)
     assert node.deleter.counts() == ProcessCounts(0, 0, 0)
-    ((about, reason, words),) = [told for told in await node.told() if told[1] == ABORTED]
+    ((about, reason, words),) = [events for events in await node.recorded_events() if events[1] == ABORTED]
     assert (about, reason) == ("pv", ABORTED)
     assert words.startswith("cleanup was aborted, it")
     assert await node.phase("pv") != GONE
     assert node.triggers, "the next pass looks at what it is now"
 
 
-async def test_what_does_not_concern_it_does_not_end_it(node: Stage, disks: Path) -> None:
+async def test_unrelated_changes_do_not_abort_it(node: Stage, disks: Path) -> None:
     configuration = await running(node, disks)
     await node.cluster.patch(VOLUMES, "pv", {"metadata": {"annotations": {"example.org/note": "hello"}}})
     await node.pass_over(configuration)
@@ -92,7 +92,7 @@ async def test_what_does_not_concern_it_does_not_end_it(node: Stage, disks: Path
     await until(lambda: not node.deleter.is_cleaning("pv"))
 
 
-async def test_one_that_lost_our_label_is_asked_for(node: Stage, disks: Path) -> None:
+async def test_one_that_lost_our_label_is_read_live(node: Stage, disks: Path) -> None:
     """The cache does not have it any more, and it may be somebody's by now."""
     configuration = await running(node, disks)
     await change(node, "bound")
@@ -102,9 +102,7 @@ async def test_one_that_lost_our_label_is_asked_for(node: Stage, disks: Path) ->
     await nothing_writes(disks)
 
 
-async def test_what_was_bound_after_its_cleaning_is_not_deleted_and_cleaned_when_it_is_released(
-    node: Stage, disks: Path
-) -> None:
+async def test_bound_again_after_its_cleanup(node: Stage, disks: Path) -> None:
     configuration = counting(disks)
     await node.create("pv", ONE, has_finalizer=True)
     await node.clean_all(configuration)
@@ -118,7 +116,7 @@ async def test_what_was_bound_after_its_cleaning_is_not_deleted_and_cleaned_when
 
 
 @pytest.mark.parametrize("meanwhile", [RETAIN, BOUND_ANEW])
-async def test_the_version_that_was_judged_is_deleted_and_no_other(
+async def test_only_the_examined_version_is_deleted(
     node: Stage, disks: Path, meanwhile: Json, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configuration = counting(disks)
@@ -136,10 +134,10 @@ async def test_the_version_that_was_judged_is_deleted_and_no_other(
         await node.pass_over(configuration)
     assert set(asked[0]) == {"uid", "resource_version"}
     assert await node.phase("pv") == "Released"
-    assert await node.told() == []
+    assert await node.recorded_events() == []
 
 
-async def test_data_that_came_under_retain_is_cleaned_when_the_policy_is_delete_again(node: Stage, disks: Path) -> None:
+async def test_policy_changed_from_retain_back_to_delete(node: Stage, disks: Path) -> None:
     configuration = counting(disks)
     await node.create("pv", ONE)
     await node.clean_all(configuration)
@@ -156,13 +154,13 @@ async def deleted_by_hand(node: Stage, disks: Path, **how: str) -> None:
     await node.pass_over(counting(disks))
 
 
-async def test_one_that_was_available_goes_as_it_does_in_the_original(node: Stage, disks: Path) -> None:
+async def test_deleted_by_hand_while_available(node: Stage, disks: Path) -> None:
     await deleted_by_hand(node, disks, phase="Available", claim="")
     assert await node.phase("pv") == GONE
     assert cleanings(disks) == 0
 
 
-async def test_one_that_was_bound_goes_when_it_was_released_and_cleaned(node: Stage, disks: Path) -> None:
+async def test_deleted_by_hand_while_bound(node: Stage, disks: Path) -> None:
     await deleted_by_hand(node, disks, phase="Bound")
     assert await node.phase("pv") == "Bound"
     await node.cluster.patch(VOLUMES, "pv", {"status": {"phase": "Released"}}, subresource="status")
@@ -172,11 +170,11 @@ async def test_one_that_was_bound_goes_when_it_was_released_and_cleaned(node: St
     assert await node.phase("pv") == GONE
 
 
-async def test_one_under_retain_stays_until_somebody_says_what_becomes_of_its_data(node: Stage, disks: Path) -> None:
+async def test_deleted_by_hand_under_retain(node: Stage, disks: Path) -> None:
     await deleted_by_hand(node, disks, policy="Retain")
     await node.clean_all(counting(disks))
     assert (await node.phase("pv"), cleanings(disks)) == ("Released", 0)
-    ((about, reason, words),) = await node.told()
+    ((about, reason, words),) = await node.recorded_events()
     assert (about, reason) == ("pv", "VolumeDeletedWithData")
     assert "it is Released under policy Retain" in words
     assert names.STATIC_FINALIZER in words
@@ -187,7 +185,7 @@ async def test_one_under_retain_stays_until_somebody_says_what_becomes_of_its_da
     assert await node.phase("pv") == GONE
 
 
-async def test_a_finalizer_that_is_taken_off_is_the_administrators_word(node: Stage, disks: Path) -> None:
+async def test_removing_the_finalizer_by_hand_is_respected(node: Stage, disks: Path) -> None:
     await deleted_by_hand(node, disks, policy="Retain")
     await node.cluster.patch(VOLUMES, "pv", {"metadata": {"finalizers": None}})
     assert await node.phase("pv") == GONE

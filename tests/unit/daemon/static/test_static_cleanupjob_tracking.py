@@ -74,7 +74,7 @@ async def test_a_block_volume_is_cleaned_by_a_job(node: Stage) -> None:
     assert node.metric("persistentvolume_delete_total", mode=BLOCK, type="job") == 1
     labels = {"mode": BLOCK, "type": "job", "capacity": "500G", "cleanup_command": "/scripts/shred.sh"}
     assert node.metric("persistentvolume_delete_duration_seconds_count", **labels) == 1
-    assert await node.told() == []
+    assert await node.recorded_events() == []
 
 
 async def test_folders_are_cleaned_in_this_process_all_the_same(node: Stage) -> None:
@@ -86,13 +86,13 @@ async def test_folders_are_cleaned_in_this_process_all_the_same(node: Stage) -> 
     assert node.metric("persistentvolume_delete_total", mode=FILESYSTEM, type="process") == 1
 
 
-async def test_a_job_that_failed_is_told_and_tried_again(node: Stage) -> None:
+async def test_a_failed_job_is_reported_and_retried(node: Stage) -> None:
     first = await begun(node)
     await node.end_job(JOB, FAILED)
     for _ in range(3):
         await node.pass_over(BY_JOB)
     message = 'Error cleaning PV "pv": Job cleanup-pv failed: BackoffLimitExceeded'
-    assert await node.told() == [("pv", "VolumeFailedDelete", message)]
+    assert await node.recorded_events() == [("pv", "VolumeFailedDelete", message)]
     assert node.metric("persistentvolume_delete_failed_total", mode=BLOCK, type="job") == 1
     await pods_are_gone(node)
     await node.pass_over(BY_JOB)
@@ -109,7 +109,7 @@ async def test_a_job_that_somebody_deleted(node: Stage) -> None:
     await node.cluster.delete(JOBS, JOB, NAMESPACE)
     assert await node.job(JOB) is None
     await node.pass_over(BY_JOB)
-    ((_, _, message),) = await node.told()
+    ((_, _, message),) = await node.recorded_events()
     assert "Job cleanup-pv was deleted before it finished" in message
     assert await node.job(JOB) is None
 
@@ -137,7 +137,7 @@ async def test_the_next_daemon_finds_the_job_that_succeeded(node: Stage) -> None
     assert node.deleter.counts() == ProcessCounts(running=0, succeeded=1, failed=0)
 
 
-async def test_jobs_that_run_are_seen_also_after_they_were_switched_off(node: Stage) -> None:
+async def test_running_jobs_are_listed_after_jobs_were_disabled(node: Stage) -> None:
     await begun(node)
     await node.cluster.delete(VOLUMES, "pv")
     node = node.restarted()
@@ -179,7 +179,7 @@ async def test_its_name_is_the_lock(node: Stage, monkeypatch: pytest.MonkeyPatch
     now = await node.job(JOB)
     assert now
     assert now["metadata"]["uid"] == job["metadata"]["uid"]
-    assert await node.told() == []
+    assert await node.recorded_events() == []
 
 
 async def test_a_failed_delete_does_not_make_another_job(node: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +204,7 @@ async def test_a_failed_delete_does_not_make_another_job(node: Stage, monkeypatc
     assert await node.phase("pv") == GONE
 
 
-async def test_a_creation_whose_answer_was_lost(node: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_job_whose_creation_got_no_response(node: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     create = node.cluster.create
 
     async def create_and_lose(*arguments: Any, **named: Any) -> None:
@@ -235,7 +235,7 @@ async def test_jobs_count_for_the_limit(node: Stage) -> None:
 async def test_an_image_is_needed(node: Stage) -> None:
     await node.create("pv", ONE, mode=BLOCK)
     await node.restarted(image="").pass_over(BY_JOB)
-    ((_, _, message),) = await node.told()
+    ((_, _, message),) = await node.recorded_events()
     assert message.endswith("useJobForCleaning is set and JOB_CONTAINER_IMAGE is not: set both")
 
 
@@ -260,7 +260,7 @@ async def test_rights_on_jobs_are_needed_only_with_jobs(
     assert ("no rights on jobs" in caplog.text) == wanted
 
 
-async def test_without_an_image_for_jobs_nobody_asks_for_any(node: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_an_image_no_jobs_are_listed(node: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
     listing = node.cluster.list
 
@@ -276,7 +276,7 @@ async def test_without_an_image_for_jobs_nobody_asks_for_any(node: Stage, monkey
 
 
 @pytest.mark.parametrize("phase", ["Released", "Bound"])
-async def test_a_job_is_called_off(node: Stage, phase: str) -> None:
+async def test_a_job_is_aborted(node: Stage, phase: str) -> None:
     """Kept, or bound anew."""
     await begun(node)
     change = {"persistentVolumeReclaimPolicy": "Retain"} if phase == "Released" else {"claimRef": {"uid": "claim-2"}}
@@ -289,13 +289,13 @@ async def test_a_job_is_called_off(node: Stage, phase: str) -> None:
     await node.pass_over(BY_JOB)
     assert node.deleter.is_cleaning("pv"), "what it says now counts for nothing"
     await pods_are_gone(node)
-    assert ("pv", "VolumeCleaningCalledOff") in [told[:2] for told in await node.told()]
+    assert ("pv", "VolumeCleaningCalledOff") in [events[:2] for events in await node.recorded_events()]
     await node.pass_over(IN_PROCESS)
     assert await node.phase("pv") == phase
     assert (node.deleter.counts().succeeded, node.deleter.counts().failed) == (0, 0)
 
 
-async def test_the_next_daemon_calls_off_the_job_that_runs(node: Stage) -> None:
+async def test_the_next_daemon_aborts_the_running_job(node: Stage) -> None:
     await begun(node)
     await node.cluster.patch(VOLUMES, "pv", {"spec": {"persistentVolumeReclaimPolicy": "Retain"}})
     node = node.restarted()

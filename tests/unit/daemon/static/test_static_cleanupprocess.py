@@ -12,7 +12,7 @@ from daemon.static.configuration import BLOCK, FILESYSTEM, ClassConfiguration
 
 
 @pytest.mark.parametrize("name", ["quick_reset.sh", "dd_zero.sh", "shred.sh", "blkdiscard.sh"])
-def test_the_originals_names_are_our_programs(name: str) -> None:
+def test_script_paths_are_the_bundled_cleaners(name: str) -> None:
     program, *arguments = cleaners.bundled((f"/scripts/{name}", "2"))
     assert os.access(program, os.X_OK)
     assert (Path(program).name, arguments) == (name, ["2"])
@@ -39,7 +39,7 @@ def target(tmp_path: Path, mode: str = BLOCK) -> CleanupTarget:
 
 
 @pytest.mark.parametrize(("mode", "variable"), [(BLOCK, "LOCAL_PV_BLKDEVICE"), (FILESYSTEM, "LOCAL_PV_FILESYSTEM")])
-async def test_the_program_is_told_what_to_clean(tmp_path: Path, mode: str, variable: str) -> None:
+async def test_the_program_gets_the_path_in_a_variable(tmp_path: Path, mode: str, variable: str) -> None:
     here = target(tmp_path, mode)
     script = f'printf "%s" "${variable}" > {tmp_path}/told'
     await clean("pv", here, class_config(tmp_path, "sh", "-c", script, mode=mode), 10)

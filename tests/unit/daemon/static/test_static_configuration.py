@@ -169,7 +169,7 @@ def test_names_of_fields_in_any_case(write: Write) -> None:
     assert found.use_node_name_only
 
 
-def test_of_a_key_twice_the_last_one_counts_as_in_the_original(write: Write) -> None:
+def test_of_duplicate_keys_the_last_one_wins(write: Write) -> None:
     found = configuration.read(write(storageClassMap=f"fast:\n  {FOLDERS}  fsType: xfs\n  fsType: ext4\n"))
     assert found.classes["fast"].fs_type == "ext4"
 
@@ -179,7 +179,7 @@ def test_a_key_in_two_spellings_is_refused(write: Write) -> None:
     assert refused(folder) == "storageClassMap.fast: hostDir and HostDir are the same key: keep one of them"
 
 
-def test_unknown_keys_are_told_and_ignored(write: Write) -> None:
+def test_unknown_keys_are_reported_and_ignored(write: Write) -> None:
     found = configuration.read(write(storageClassMap=f"fast:\n  {FOLDERS}  fstype_: xfs\n", mountPropagation="x"))
     assert found.unknown_keys == ("mountPropagation", "storageClassMap.fast.fstype_")
 

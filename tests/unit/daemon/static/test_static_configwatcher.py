@@ -35,7 +35,7 @@ class Reloading:
             (self.folder / name).write_text(content)
         await self.watcher.reload()
 
-    async def told(self, reason: str) -> list[str]:
+    async def recorded_events(self, reason: str) -> list[str]:
         await self.events.flush()
         return [event["message"] for event in await self.cluster.list(EVENTS) if event["reason"] == reason]
 
@@ -52,7 +52,7 @@ async def reloading(tmp_path: Path) -> AsyncIterator[Reloading]:
         yield Reloading(cluster, folder)
 
 
-async def test_a_change_is_taken_whole_and_what_is_gone_is_gone(reloading: Reloading) -> None:
+async def test_a_changed_folder_replaces_the_whole_configuration(reloading: Reloading) -> None:
     await reloading.look(storageClassMap="a: {hostDir: /a, mountDir: /a}", labelsForPV="team: db", useAlphaAPI="true")
     first = reloading.watcher.current
     assert first
@@ -64,17 +64,17 @@ async def test_a_change_is_taken_whole_and_what_is_gone_is_gone(reloading: Reloa
     assert second
     assert (set(second.classes), second.labels, second.use_alpha_api) == ({"b"}, {}, False)
     assert reloading.triggers == 2
-    assert len(await reloading.told(RELOADED)) == 1
+    assert len(await reloading.recorded_events(RELOADED)) == 1
 
 
-async def test_nothing_changed_is_no_news(reloading: Reloading) -> None:
+async def test_an_unchanged_folder_is_not_reported(reloading: Reloading) -> None:
     await reloading.look(useAlphaAPI="true")
     await reloading.look(useAlphaAPI="yes")
     assert reloading.triggers == 1
-    assert await reloading.told(RELOADED) == []
+    assert await reloading.recorded_events(RELOADED) == []
 
 
-async def test_a_wrong_one_keeps_the_last_good_one_and_says_so(
+async def test_an_invalid_folder_keeps_the_last_valid_configuration(
     reloading: Reloading, caplog: pytest.LogCaptureFixture
 ) -> None:
     await reloading.look(useAlphaAPI="true")
@@ -84,7 +84,7 @@ async def test_a_wrong_one_keeps_the_last_good_one_and_says_so(
     assert reloading.watcher.current is good
     words = f"{reloading.folder}/useAlphaAPI is 'maybe': allowed is true or false"
     assert reloading.watcher.problem == words
-    assert await reloading.told(INVALID) == [f"{words} (the last valid configuration stays)"]
+    assert await reloading.recorded_events(INVALID) == [f"{words} (the last valid configuration stays)"]
     assert caplog.text.count(words) == 1
     assert reloading.failed == 1
     assert reloading.triggers == 1
@@ -92,7 +92,7 @@ async def test_a_wrong_one_keeps_the_last_good_one_and_says_so(
     assert reloading.watcher.problem == ""
 
 
-async def test_a_wrong_one_at_the_start_names_file_key_and_what_is_allowed(reloading: Reloading) -> None:
+async def test_an_invalid_folder_at_start_names_file_key_and_rule(reloading: Reloading) -> None:
     await reloading.look(storageClassMap="a: {hostDir: /a, mountDir: /a, volumeMode: disk}")
     assert reloading.watcher.current is None
     assert reloading.watcher.problem == (
@@ -103,7 +103,7 @@ async def test_a_wrong_one_at_the_start_names_file_key_and_what_is_allowed(reloa
     assert reloading.triggers == 1
 
 
-async def test_unknown_keys_are_told_once(reloading: Reloading, caplog: pytest.LogCaptureFixture) -> None:
+async def test_unknown_keys_are_reported_once(reloading: Reloading, caplog: pytest.LogCaptureFixture) -> None:
     await reloading.look(useAlfaAPI="true")
     await reloading.look()
     assert caplog.text.count("useAlfaAPI is not a known key") == 1

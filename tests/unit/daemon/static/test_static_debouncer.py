@@ -31,7 +31,7 @@ async def test_the_period_is_the_safety_net() -> None:
     assert [await waited(debouncer) for _ in range(2)] == pytest.approx([60, 60])
 
 
-async def test_what_happens_during_a_pass_makes_another() -> None:
+async def test_an_event_during_a_pass_triggers_another() -> None:
     debouncer = Debouncer()
     debouncer.trigger()
     await debouncer.wait(period=60)
@@ -40,7 +40,7 @@ async def test_what_happens_during_a_pass_makes_another() -> None:
     assert await waited(debouncer) == pytest.approx(60), "and only one"
 
 
-async def test_a_storm_of_a_thousand_events_makes_a_handful_of_passes() -> None:
+async def test_a_thousand_events_make_a_handful_of_passes() -> None:
     debouncer, passes = Debouncer(), list[float]()
 
     async def loop() -> None:
@@ -61,7 +61,7 @@ async def test_a_storm_of_a_thousand_events_makes_a_handful_of_passes() -> None:
     assert passes[-1] - calm < MAX_DELAY
 
 
-async def test_while_events_never_cease_nobody_waits_for_long() -> None:
+async def test_continuous_events_have_a_bounded_delay() -> None:
     debouncer, waits = Debouncer(), list[float]()
     for _ in range(6):
         debouncer.trigger()
@@ -69,7 +69,7 @@ async def test_while_events_never_cease_nobody_waits_for_long() -> None:
     assert waits == pytest.approx([0.2, 0.4, MAX_DELAY, MAX_DELAY, MAX_DELAY, MAX_DELAY])
 
 
-async def test_after_a_silence_the_next_event_is_answered_as_the_first_one() -> None:
+async def test_after_a_quiet_period_the_delay_is_short_again() -> None:
     debouncer = Debouncer()
     for _ in range(6):
         debouncer.trigger()
@@ -87,7 +87,7 @@ async def test_slow_passes_have_longer_gaps() -> None:
     assert await waited(debouncer) == pytest.approx(5 * 0.2)
 
 
-async def test_the_period_holds_also_where_the_pause_would_be_longer() -> None:
+async def test_the_period_is_an_upper_bound_of_the_delay() -> None:
     debouncer = Debouncer()
     debouncer.trigger()
     await debouncer.wait(period=60)

@@ -70,7 +70,7 @@ async def test_of_all_phases_only_released_is_deleted(node: Stage, disks: Path) 
 async def test_nothing_to_do(node: Stage, disks: Path) -> None:
     await node.pass_over(counting(disks))
     assert node.deleter.counts() == ProcessCounts(0, 0, 0)
-    assert await node.told() == []
+    assert await node.recorded_events() == []
 
 
 async def test_what_is_deleted_and_still_in_the_cache_is_left_alone(node: Stage, disks: Path) -> None:
@@ -93,7 +93,7 @@ async def test_somebody_else_deleted_it_first(node: Stage, disks: Path) -> None:
     await node.deleter.delete_pass(configuration)
     assert node.metric("persistentvolume_delete_total", mode=FILESYSTEM, type="process") == 1
     assert node.metric("apiserver_requests_failed_total", method="delete") == 0
-    assert await node.told() == []
+    assert await node.recorded_events() == []
 
 
 async def test_a_failed_delete_does_not_clean_again(node: Stage, disks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +109,7 @@ async def test_a_failed_delete_does_not_clean_again(node: Stage, disks: Path, mo
         await node.pass_over(configuration)
         await node.pass_over(configuration)
     message = 'Error cleaning PV "pv": it is clean and can\'t be deleted: not now (ServiceUnavailable)'
-    assert await node.told() == [("pv", "VolumeFailedDelete", message)]
+    assert await node.recorded_events() == [("pv", "VolumeFailedDelete", message)]
     assert node.metric("persistentvolume_delete_failed_total", mode=FILESYSTEM, type="process") == 2
     assert node.metric("apiserver_requests_failed_total", method="delete") == 2
     await node.pass_over(configuration)
@@ -126,7 +126,7 @@ async def test_after_a_restart_it_is_cleaned_again(node: Stage, disks: Path) -> 
     assert cleanings(disks) == 2
 
 
-async def test_what_was_given_to_another_claim_is_cleaned_anew(node: Stage, disks: Path) -> None:
+async def test_a_volume_used_by_another_claim_is_cleaned_again(node: Stage, disks: Path) -> None:
     await node.create("pv", ONE, claim="claim-1")
     configuration = counting(disks)
     await node.clean_all(configuration)
@@ -138,7 +138,7 @@ async def test_what_was_given_to_another_claim_is_cleaned_anew(node: Stage, disk
     assert await node.phase("pv") == GONE
 
 
-async def test_the_cache_is_not_believed_before_something_is_destroyed(node: Stage, disks: Path) -> None:
+async def test_the_api_server_is_asked_before_a_cleanup(node: Stage, disks: Path) -> None:
     await node.create("pv", ONE)
     configuration = counting(disks)
     await node.pass_over(configured(disks, parallel_cleanings=0))
@@ -152,14 +152,14 @@ async def test_the_policy_that_we_do_not_serve(node: Stage, disks: Path) -> None
     await node.create("pv", ONE, policy="Recycle")
     await node.pass_over(counting(disks))
     message = "Volume has unsupported PersistentVolumeReclaimPolicy: Recycle"
-    assert await node.told() == [("pv", "VolumeUnsupportedReclaimPolicy", message)]
+    assert await node.recorded_events() == [("pv", "VolumeUnsupportedReclaimPolicy", message)]
     assert await node.phase("pv") == "Released"
 
 
 async def test_a_class_that_is_not_configured(node: Stage, disks: Path) -> None:
     await node.create("pv", ONE, storage_class="slow-disks")
     await node.pass_over(counting(disks))
-    ((_, reason, message),) = await node.told()
+    ((_, reason, message),) = await node.recorded_events()
     assert reason == "VolumeFailedDelete"
     assert message.startswith('Error cleaning PV "pv": Unknown storage class name slow-disks: ')
     assert node.metric("persistentvolume_delete_failed_total", mode="unknown", type="process") == 1
@@ -173,18 +173,18 @@ async def test_a_cleaner_that_succeeds(node: Stage, disks: Path) -> None:
     assert await node.phase("pv") == "Released"
     await node.pass_over(configuration)
     assert await node.phase("pv") == GONE
-    assert await node.told("Normal") == [
+    assert await node.recorded_events("Normal") == [
         ("pv", "VolumeDelete", 'Starting cleanup of Block PV "pv", this may take a while')
     ]
     labels = {"mode": BLOCK, "type": "process", "capacity": "500G", "cleanup_command": "sh"}
     assert node.metric("persistentvolume_delete_duration_seconds_count", **labels) == 1
 
 
-async def test_a_cleaner_that_fails_runs_again(node: Stage, disks: Path) -> None:
+async def test_a_failed_cleaner_is_retried(node: Stage, disks: Path) -> None:
     await node.create("pv", ONE, mode=BLOCK)
     await node.clean_all(counting(disks, "exit 10"))
     assert node.deleter.counts() == ProcessCounts(running=0, succeeded=0, failed=1)
-    ((name, reason, message),) = await node.told()
+    ((name, reason, message),) = await node.recorded_events()
     assert (name, reason) == ("pv", "VolumeFailedDelete")
     assert message.startswith('Error cleaning PV "pv": ')
     assert "exit code 10" in message
@@ -195,7 +195,7 @@ async def test_a_cleaner_that_fails_runs_again(node: Stage, disks: Path) -> None
     assert await node.phase("pv") == GONE
 
 
-async def test_a_cleaner_that_fails_at_once_is_not_run_at_every_wake(node: Stage, disks: Path) -> None:
+async def test_a_failed_cleaner_is_retried_with_backoff(node: Stage, disks: Path) -> None:
     node = node.restarted(retry=Backoff(first=1000))
     await node.create("pv", ONE, mode=BLOCK)
     for _ in range(5):
@@ -240,7 +240,7 @@ async def test_the_limit_on_cleanings_at_a_time(node: Stage, disks: Path) -> Non
 async def test_the_time_limit(node: Stage, disks: Path) -> None:
     await node.create("pv", ONE)
     await node.clean_all(configured(disks, folder_cleaner=("sleep", "60"), cleaning_timeout=0.1))
-    ((_, reason, message),) = await node.told()
+    ((_, reason, message),) = await node.recorded_events()
     assert reason == "VolumeFailedDelete"
     assert "raise cleaningTimeout" in message
 
@@ -265,7 +265,7 @@ async def test_one_that_fails_does_not_hold_up_the_others(node: Stage, disks: Pa
     assert await node.phases() == {"pv-1": "Released"}
 
 
-async def test_a_disk_that_hangs_does_not_hold_up_the_others(
+async def test_a_disk_that_hangs_does_not_delay_the_others(
     node: Stage, disks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     let_go, looked, find_target = threading.Event(), list[str](), cleanupprocess.find_target
@@ -285,7 +285,7 @@ async def test_a_disk_that_hangs_does_not_hold_up_the_others(
             await node.clean_all(counting(disks))
         assert looked == ["dead"]
         assert await node.phases() == {"dead": "Released"}
-        ((about, reason, words),) = await node.told()
+        ((about, reason, words),) = await node.recorded_events()
         assert (about, reason) == ("dead", "VolumeFailedDelete")
         assert "gives no answer, its disk hangs" in words
     finally:

@@ -76,7 +76,7 @@ def test_of_two_paths_the_first_is_offered() -> None:
         assert '"/mnt/disks/b" is the same disk as "/mnt/disks/a"' in invalid.message
 
 
-def test_the_one_that_has_its_persistent_volume_comes_before_that() -> None:
+def test_the_path_with_a_persistent_volume_comes_first() -> None:
     known = [disk("z", DISK, volume("z"))]
     invalid = find_duplicate(disk("a"), known, [disk("a")])
     assert invalid
@@ -106,7 +106,7 @@ def test_which_of_two_persistent_volumes_is_kept(
             assert [(each.kept.name, each.deletable) for each in found] == [(kept, deletable)]
 
 
-def test_what_is_withdrawn_is_in_nobodys_way() -> None:
+def test_a_deleted_duplicate_does_not_block() -> None:
     """The disk was offered as a whole, and its two partitions are used."""
     volumes = [volume("whole"), volume("one", "Bound"), volume("two", "Bound")]
     disks = dict(zip(("whole", "one", "two"), (DISK, PART_1, PART_2), strict=True))

@@ -42,7 +42,7 @@ def test_sizes_in_steps(size: int, label: str) -> None:
     assert capacity_label(size) == label
 
 
-def test_types_are_those_of_the_original(registry: CollectorRegistry, metrics: StaticMetrics) -> None:
+def test_types_are_those_of_the_local_static_provisioner(registry: CollectorRegistry, metrics: StaticMetrics) -> None:
     types = {family.name: family.type for family in registry.collect() if family.name.startswith(P)}
     counters = (
         "persistentvolume_discovery",

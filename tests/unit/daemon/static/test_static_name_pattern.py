@@ -64,7 +64,7 @@ def test_does_not_match(pattern: str, name: str) -> None:
 @pytest.mark.parametrize(
     "pattern", ["[]a]", "[-]", "[x-]", "[-x]", "\\", "[a-b-c]", "[", "[^", "[^bc", "a[", "a[\\", "[a-", "[]", "ok,[a"]
 )
-def test_a_malformed_pattern_is_told_whatever_names_there_are(pattern: str) -> None:
+def test_a_malformed_pattern_is_an_error_for_any_name(pattern: str) -> None:
     with pytest.raises(PatternError, match="malformed name pattern"):
         name_matcher(pattern)
 
@@ -77,6 +77,6 @@ def test_an_escaped_name_matches_itself_alone(name: str) -> None:
 
 
 @given(st.text())
-def test_any_text_is_a_pattern_or_an_error_of_ours(text: str) -> None:
+def test_any_string_is_a_pattern_or_a_pattern_error(text: str) -> None:
     with contextlib.suppress(PatternError):
         name_matcher(text)("name")

@@ -87,11 +87,11 @@ def test_what_becomes_a_volume_and_of_which_mode(found: Entry, class_mode: str, 
         ),
     ],
 )
-def test_what_is_stray(found: Entry, class_mode: str, message: str) -> None:
+def test_invalid_entries(found: Entry, class_mode: str, message: str) -> None:
     assert decide(found, class_config(class_mode)) == InvalidEntry("disk1", message)
 
 
-def test_what_gives_no_answer_is_told_on_its_volume_if_it_has_one() -> None:
+def test_an_unresponsive_disk_is_reported_on_its_volume() -> None:
     message = (
         'path "/container/disks/disk1" gives no answer, its disk hangs: see the kernel\'s log on the node, and replace '
         "the disk or restart the node"
@@ -101,7 +101,7 @@ def test_what_gives_no_answer_is_told_on_its_volume_if_it_has_one() -> None:
     assert decide(hung, class_config(), pv()) == InvalidEntry("disk1", message, pv(), UNRESPONSIVE)
 
 
-def test_volumes_that_nothing_is_any_more() -> None:
+def test_volumes_without_an_entry() -> None:
     def gone(*volumes: StaticVolume, found: tuple[Entry, ...] = (), wanted: str = "disk1") -> list[str]:
         return [invalid.name for invalid in missing_volumes(class_config(), wanted.__eq__, found, volumes)]
 
@@ -117,11 +117,11 @@ def test_what_has_its_volume_is_left_alone() -> None:
     assert decide(MOUNTED, class_config(), pv()) == Skip(MOUNTED, f"it is {NAME}")
 
 
-def test_what_was_created_a_moment_ago_is_left_alone() -> None:
+def test_a_volume_that_is_not_cached_yet_is_left_alone() -> None:
     assert isinstance(decide(MOUNTED, class_config(), created=NAME), Skip)
 
 
-def test_the_device_of_a_block_volume_is_gone_and_left_a_folder() -> None:
+def test_a_folder_at_the_path_of_a_block_volume() -> None:
     known = pv(mode=BLOCK)
     found = decide(MOUNTED, class_config(BLOCK), known)
     assert isinstance(found, InvalidEntry)
@@ -144,6 +144,6 @@ def test_what_is_being_cleaned_is_not_offered() -> None:
     assert decide(MOUNTED, class_config(), is_cleaning=NAME) == Skip(MOUNTED, f"{NAME} is being cleaned")
 
 
-def test_a_neighbour_is_no_hindrance() -> None:
+def test_a_volume_beside_it_is_no_conflict() -> None:
     other = pv(volume_name("disk2", NODE, "fast"), path=f"{HOST}/disk2")
     assert isinstance(decide(MOUNTED, class_config(), other, is_cleaning=other.name), Create)

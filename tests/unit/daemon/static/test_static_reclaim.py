@@ -68,7 +68,7 @@ def test_a_volume_is_cleaned_once_at_a_time() -> None:
     assert table.running("local-pv-1")
 
 
-def test_what_runs_is_not_forgotten() -> None:
+def test_a_running_cleanup_is_not_forgotten() -> None:
     table = ProcessTable()
     table.start(RUNNING)
     with pytest.raises(StillRunning):
@@ -107,11 +107,11 @@ def test_only_a_released_volume_is_cleaned(phase: str) -> None:
 
 
 @pytest.mark.parametrize("volume", [replace(VOLUME, deleting=True), replace(VOLUME, reclaim_policy="Retain")])
-def test_what_goes_or_is_to_stay_is_left(volume: StaticVolume) -> None:
+def test_deleted_or_retained_volumes_are_left_alone(volume: StaticVolume) -> None:
     assert next_step(volume, None, 0, RETRY) == DoNothing()
 
 
-def test_the_words_for_other_policies() -> None:
+def test_messages_for_other_policies() -> None:
     assert next_step(replace(VOLUME, reclaim_policy="Recycle"), None, 0, RETRY) == Warn(
         "VolumeUnsupportedReclaimPolicy", "Volume has unsupported PersistentVolumeReclaimPolicy: Recycle"
     )
@@ -134,7 +134,7 @@ def test_the_words_for_other_policies() -> None:
         (replace(FAILED, released=OTHER_CLAIM), 200, StartCleanup()),
     ],
 )
-def test_what_follows_from_the_cleaning(
+def test_next_step_by_cleanup(
     cleanup: Cleanup | None, now: float, expected: StartCleanup | DoNothing | DeleteVolume | AbortCleanup
 ) -> None:
     assert next_step(VOLUME, cleanup, now, RETRY) == expected
@@ -152,11 +152,11 @@ def test_what_follows_from_the_cleaning(
         (replace(VOLUME, uid="uid-2"), "its PersistentVolume was recreated"),
     ],
 )
-def test_a_cleaning_that_must_not_go_on_is_called_off(volume: StaticVolume, reason: str) -> None:
+def test_a_running_cleanup_is_aborted(volume: StaticVolume, reason: str) -> None:
     assert next_step(volume, RUNNING, 1e9, RETRY) == AbortCleanup(RUNNING, reason)
 
 
-def test_one_that_is_deleted_while_it_is_cleaned_is_cleaned_to_the_end() -> None:
+def test_deletion_during_a_cleanup_does_not_abort_it() -> None:
     assert next_step(replace(VOLUME, deleting=True), RUNNING, 1e9, RETRY) == DoNothing()
 
 
@@ -183,5 +183,5 @@ def test_what_becomes_of_one_that_was_deleted_by_hand(volume: StaticVolume, expe
     assert not isinstance(decided, Warn) or decided.reason == DELETED_WITH_DATA
 
 
-def test_one_that_was_deleted_by_hand_goes_when_it_is_clean() -> None:
+def test_deleted_by_hand_goes_when_it_is_clean() -> None:
     assert next_step(GOING, SUCCEEDED, 200, RETRY) == DeleteVolume(SUCCEEDED)

@@ -40,7 +40,7 @@ GOOD = ClassConfiguration("good", "/mnt/disks", Path("/mnt/disks"))
         ),
     ],
 )
-def test_a_class_that_would_offer_our_folders_is_refused_alone(host_dir: str, mount_dir: str, words: str) -> None:
+def test_a_class_that_would_offer_a_reserved_folder_is_refused_alone(host_dir: str, mount_dir: str, words: str) -> None:
     bad = ClassConfiguration("bad", host_dir, Path(mount_dir))
     found = refuse_reserved_folders(Configuration({"good": GOOD, "bad": bad}, labels={"a": "b"}), OWN)
     reason = found.classes["bad"].refusal
@@ -50,12 +50,12 @@ def test_a_class_that_would_offer_our_folders_is_refused_alone(host_dir: str, mo
 
 
 @pytest.mark.parametrize("folder", ["/mnt/storage2", "/mnt/disks", "/var/lib/kubelet-disks", "/dev", "/var/lib/other"])
-def test_folders_beside_ours_are_nobody_elses(folder: str) -> None:
+def test_a_folder_beside_a_reserved_one_is_served(folder: str) -> None:
     class_config = ClassConfiguration("good", folder, Path(folder))
     assert refuse_reserved_folders(Configuration({"good": class_config}), OWN) == Configuration({"good": class_config})
 
 
-def test_what_the_daemon_calls_its_own() -> None:
+def test_reserved_folders_of_the_daemon() -> None:
     scratch = DeviceClass("scratch", LOOP, folder=Path("/mnt/scratch/volumes"))
     nvme = DeviceClass("nvme", LVM, group="vg")
     class_config = Settings("node", device_classes={"default": nvme, "nvme": nvme, "scratch": scratch})
@@ -80,7 +80,7 @@ async def test_a_released_volume_of_a_refused_class_is_not_cleaned(tmp_path: Pat
         refused = refuse_reserved_folders(configuration, [("STAGING_DIR", tmp_path / "ours")])
         await node.clean_all(refused)
         assert await node.phase("pv") == "Released"
-        ((_, reason, message),) = await node.told()
+        ((_, reason, message),) = await node.recorded_events()
         assert reason == "VolumeFailedDelete"
         assert message == f'Error cleaning PV "pv": class {CLASS}: {refused.classes[CLASS].refusal}'
     assert data.read_text() == "of a pod"

@@ -12,7 +12,7 @@ def read(**variables: str) -> StaticSettings | None:
     return configuration.read_settings(Environment(variables), "elastic-local")
 
 
-def test_without_a_folder_the_static_part_is_off() -> None:
+def test_without_a_folder_there_are_no_static_volumes() -> None:
     assert read(DISCOVERY_PERIOD="1s") is None
 
 
@@ -22,7 +22,7 @@ def test_defaults() -> None:
     )
 
 
-def test_the_originals_variables() -> None:
+def test_variables_of_the_local_static_provisioner() -> None:
     found = read(
         STATIC_CONFIG_DIR="/c",
         MY_NAMESPACE="storage",
@@ -41,12 +41,12 @@ def test_the_originals_variables() -> None:
         ("CONFIG_SYNC_PERIOD", "0", "CONFIG_SYNC_PERIOD is '0': allowed is a duration above zero"),
     ],
 )
-def test_what_is_wrong_is_told_with_its_variable(variable: str, value: str, words: str) -> None:
+def test_an_invalid_value_is_reported_with_its_variable(variable: str, value: str, words: str) -> None:
     with pytest.raises(SettingsError, match=words):
         read(**{"STATIC_CONFIG_DIR": "/c", variable: value})
 
 
-def test_they_are_part_of_the_daemons_and_so_is_the_originals_name_of_the_node() -> None:
+def test_they_are_part_of_the_daemons_settings() -> None:
     found = daemon_settings.read({"MY_NODE_NAME": "node-1", "STATIC_CONFIG_DIR": "/c", "NAMESPACE": "storage"})
     assert found.node_name == "node-1"
     assert found.static == StaticSettings(Path("/c"), "storage")

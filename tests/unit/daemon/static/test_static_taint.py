@@ -30,7 +30,7 @@ def has(server: ApiServer, *taints: dict[str, Any]) -> None:
     server.objects[PATH] = {"metadata": metadata, "spec": {"taints": list(taints)}}
 
 
-async def test_taken_off_with_a_patch_that_holds_for_this_version_only(server: ApiServer, cluster: Cluster) -> None:
+async def test_removed_with_a_patch_for_this_version_only(server: ApiServer, cluster: Cluster) -> None:
     has(server, OTHER, TAINT, {**TAINT, "effect": "NoExecute"})
     assert await readiness.remove_taint(cluster, "node-1", KEY)
     (patch,) = server.asked_for("PATCH")
@@ -57,7 +57,7 @@ async def test_it_gives_up_after_three_conflicts(server: ApiServer, cluster: Clu
     assert len(server.asked_for("PATCH")) == 3
 
 
-async def test_without_the_right_to_patch_nodes_it_says_so(
+async def test_without_permission_to_patch_nodes_it_says_so(
     server: ApiServer, cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     has(server, TAINT)

@@ -43,7 +43,7 @@ def test_it_is_the_go_provisioners_and_our_label_and_finalizer() -> None:
 LABEL = {names.NODE_LABEL: "node-1"}
 
 
-def test_one_of_the_go_provisioner_gets_both_and_keeps_what_it_has() -> None:
+def test_adoption_adds_label_and_finalizer_and_keeps_others() -> None:
     body = go_pv("local-pv-1", PROVISIONER, labels={"zone": "a"})
     body["metadata"] |= {"uid": "u", "resourceVersion": "7", "finalizers": ["kubernetes.io/pv-protection"]}
     patch = volume.adoption_patch(body, LABEL)
@@ -73,7 +73,7 @@ def test_labels_of_the_node_of_all_classes_and_of_the_class() -> None:
     }
 
 
-def test_affinity_in_an_annotation_for_api_servers_of_old() -> None:
+def test_affinity_in_the_alpha_annotation() -> None:
     body = manifest(class_config(), use_alpha_api=True)
     expected = go_pv("local-pv-1", PROVISIONER, alpha=True)
     assert body["metadata"]["annotations"] == expected["metadata"]["annotations"]
