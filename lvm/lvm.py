@@ -11,10 +11,12 @@ from host import command
 from host.command import CommandFailed, CommandHung, CommandTimedOut, Completed
 from lvm import configuration, errors, names, report
 from lvm.records import Report
+from lvm.unresponsive import UnresponsiveDevices
 
 LINEAR, RAID1 = "none", "raid1"
 
 _SECTOR = 512
+_CONFIG = "--config="
 
 _EXTENDED_ALREADY = ("matches existing size", "not larger than existing size")
 
@@ -47,12 +49,16 @@ class Lvm:
 
     def __init__(self, folder: Path, *, deadline: float = 60, udev: bool | None = None) -> None:
         self._deadline = deadline
+        self.unresponsive = UnresponsiveDevices()
         self._environment = {"LVM_SYSTEM_DIR": str(folder), "LVM_SUPPRESS_FD_WARNINGS": "1"}
         configuration.write(folder, configuration.text(udev=configuration.udev_runs() if udev is None else udev))
 
     async def report(self) -> Report:
         """Groups, volumes and devices of the whole node."""
-        return report.state(await self._run(*report.FULL_REPORT))
+        await self.unresponsive.look_again()
+        state = report.state(await self._run(*report.FULL_REPORT))
+        self.unresponsive.note(state)
+        return state
 
     async def create_group(self, name: str, devices: Sequence[str], *, metadata_size: int | None = None) -> None:
         """Make a volume group of whole devices. A device that holds anything is refused with InUse: whether that may
@@ -216,13 +222,22 @@ class Lvm:
         await command.run("dmsetup", "--noudevsync", *arguments, deadline=self._deadline, check=False)
 
     async def _run(self, *arguments: str) -> Completed:
+        verb, group = arguments[0], arguments[-1].partition("/")[0]
+        if verb != report.FULL_REPORT[0] and group and (silent := self.unresponsive.of_group(group)):
+            raise errors.Hung(verb, None, str(silent)) from silent
         # What one group's disks keep waiting is no reason not to change another group.
-        kind = ("lvm", arguments[0], arguments[-1].partition("/")[0])
+        kind = ("lvm", verb, group, self.unresponsive.found)
+        settings = [each.removeprefix(_CONFIG) for each in arguments if each.startswith(_CONFIG)]
+        if settings := [*settings, *self.unresponsive.options()]:  # LVM takes the option once
+            plain = (each for each in arguments[1:] if not each.startswith(_CONFIG))
+            arguments = (verb, f"{_CONFIG}{' '.join(settings)}", *plain)
         try:
             return await command.run("lvm", *arguments, deadline=self._deadline, env=self._environment, kind=kind)
         except CommandHung as hung:
+            await self.unresponsive.look()
             raise errors.Hung(hung.survivor.command_line, None, str(hung)) from hung
         except CommandTimedOut as late:
+            await self.unresponsive.look()
             words = f"LVM did not answer within {self._deadline:g} s: {late.completed.words or 'it said nothing'}"
             raise errors.TimedOut(late.completed.command_line, late.completed.exit_code, words) from late
         except CommandFailed as failed:
@@ -238,7 +253,7 @@ def _selected(tags: Collection[str]) -> list[str]:
     """The options that leave out what has not all of these tags, lvmreport(7). A command that changes something and
     selects crashes while it keeps a log for its report (seen with LVM 2.03.16): its errors stand on stderr."""
     having = " && ".join(f'"{names.tag(tag)}"' for tag in sorted(tags))
-    return ["--config=log/report_command_log=0", f"--select=lv_tags={{{having}}}"] if having else []
+    return [f"{_CONFIG}log/report_command_log=0", f"--select=lv_tags={{{having}}}"] if having else []
 
 
 def _size(size: int) -> str:

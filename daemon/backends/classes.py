@@ -57,8 +57,6 @@ class ClassesBackend:
         self._by_pool = {classes[name].pool: member for name, member in members.items()}
         self._shown: set[str] = set()
         """The pools that were there at the last look."""
-        self._last: dict[int, Inventory] = {}
-        """What each member showed when it last answered."""
         self._distinct = list({id(member): member for member in members.values()}.values())
         self._lvm = next((member for member in self._distinct if isinstance(member, LvmBackend)), None)
 
@@ -86,16 +84,15 @@ class ClassesBackend:
         return merged
 
     async def _look(self, member: Backend) -> Inventory:
-        """Of one that gives no answer, what it last showed: those who use its volumes go on, and nothing new is made
-        there."""
         try:
-            found = self._last[id(member)] = await member.inspect()
+            return await member.inspect()
         except VolumeError as error:
-            last = self._last.get(id(member))
-            if last is None or not unresponsive(error):
+            if not unresponsive(error):
                 raise
-            return _unresponsive(last, str(error))
-        return found
+            reason = str(error)
+            return Inventory(
+                unavailable=[UnavailablePool(pool, reason, unresponsive=True) for pool in self._pools_of(member)]
+            )
 
     async def create(self, spec: VolumeSpec) -> Volume:
         return await self._maker(spec).create(spec)
@@ -178,13 +175,6 @@ def _each(outcomes: Iterable[T | BaseException]) -> list[T | VolumeError]:
             raise failure
         log.warning("a part of this node's storage can't be used: %s", failure)
     return answers
-
-
-def _unresponsive(last: Inventory, reason: str) -> Inventory:
-    pools = [replace(pool, blocked=reason) for pool in last.pools]
-    return replace(
-        last, pools=pools, unavailable=[UnavailablePool(pool.name, reason, unresponsive=True) for pool in pools]
-    )
 
 
 def joined(pools: Collection[Pool]) -> list[Pool]:

@@ -16,7 +16,7 @@ from contract.capacity import footprint
 from contract.parameters import RAID1, VolumeParameters
 from daemon.backends import lvmgroups
 from daemon.backends.lvmerrors import errors_of, volume_errors
-from daemon.backends.lvminventory import inventory, suspended
+from daemon.backends.lvminventory import inventory, suspended, without_unresponsive
 from daemon.backends.lvmsnapshots import LvmSnapshots
 from daemon.errors import BackendFailed, Damaged, Foreign, InUse, NoSpace, NotAuthorized, PoolMissing, VolumeNotFound
 from daemon.storage.backend import StaleData, no_thin_pools
@@ -106,7 +106,8 @@ class LvmBackend:
         await self._lvm.create_pool(group_name, pool, extents * group.extent_size, {_POOL_MARK})
 
     async def inspect(self) -> Inventory:
-        return inventory(await self._report(), self._groups)
+        found = inventory(await self._report(), self._groups)
+        return without_unresponsive(found, self._lvm.unresponsive.of_groups(self._groups))
 
     async def _report(self) -> lvm.Report:
         with volume_errors("the node", " ".join(sorted(self._groups))):

@@ -2,7 +2,8 @@
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 
 import lvm
 from contract import capacity
@@ -105,6 +106,28 @@ def _unavailable(state: lvm.Report) -> Iterator[UnavailablePool]:
             yield UnavailablePool(
                 found.name, lvmgroups.refusal(state, found)
             )  # LVM read one copy, the other may be newer
+
+
+def without_unresponsive(found: Inventory, hung: Mapping[str, Exception]) -> Inventory:
+    """What was found, but for groups with a device that gives no answer: of these a part only was read."""
+    if not hung:
+        return found
+
+    def answers(pool: str) -> bool:
+        return PoolName.of(pool).group not in hung
+
+    return replace(
+        found,
+        volumes=[each for each in found.volumes if answers(each.pool)],
+        snapshots=[each for each in found.snapshots if answers(each.pool)],
+        foreign=[each for each in found.foreign if answers(each.pool)],
+        damaged=[each for each in found.damaged if answers(each.pool)],
+        pools=[pool for pool in found.pools if answers(pool.name)],
+        unavailable=[
+            *(each for each in found.unavailable if answers(each.pool)),
+            *(UnavailablePool(group, str(why), unresponsive=True) for group, why in hung.items()),
+        ],
+    )
 
 
 def suspended(state: lvm.Report, found: Inventory) -> list[LogicalVolume]:

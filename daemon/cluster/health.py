@@ -66,7 +66,11 @@ def diagnose(
         ):
             found[pv.name] = VolumeHealth.MISSING_DEVICE
     hung = {each.pool for each in inventory.unavailable if each.unresponsive}
-    found |= {volume.pv: VolumeHealth.UNRESPONSIVE for volume in inventory.volumes if volume.pool in hung}
+    found |= {
+        volume.pv: VolumeHealth.UNRESPONSIVE
+        for volume in inventory.volumes
+        if volume.pool in hung or volume.pool.partition("/")[0] in hung
+    }
     known = {*(volume.pv for volume in inventory.volumes), *(pv.name for pv in persistent_volumes)}
     return found | {name: VolumeHealth.UNRESPONSIVE for name in unresponsive if name in known}
 

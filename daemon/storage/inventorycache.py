@@ -46,6 +46,7 @@ class InventoryCache:
             self._begun = number = self._begun + 1
             self._touched = set(self._changing)
             found = of_cluster(await self._backend.inspect(), self._cluster())
+            found = with_last_known(self._inventory, found)
             self._inventory = merged(self._inventory, found, self._touched)
             if not any(each.unresponsive for each in found.unavailable):
                 self._uncertain &= self._touched
@@ -119,6 +120,26 @@ class InventoryCache:
     def remove(self, volume: Volume) -> None:
         """Notes that a volume is gone, and gave back all that it took."""
         self._inventory = _moved(_without(self._inventory, volume), volume.pool, -(volume.size + volume.overhead))
+
+
+def with_last_known(known: Inventory, found: Inventory) -> Inventory:
+    """What was found, and of pools that give no answer what is known: those who use their volumes go on, and nothing
+    new is made there."""
+    hung = {each.pool: each.reason for each in found.unavailable if each.unresponsive}
+    if not hung:
+        return found
+
+    def why(pool: str) -> str:
+        return hung.get(pool) or hung.get(pool.partition("/")[0], "")
+
+    return replace(
+        found,
+        volumes=(*found.volumes, *(each for each in known.volumes if why(each.pool))),
+        snapshots=(*found.snapshots, *(each for each in known.snapshots if why(each.pool))),
+        foreign=(*found.foreign, *(each for each in known.foreign if why(each.pool))),
+        damaged=(*found.damaged, *(each for each in known.damaged if why(each.pool))),
+        pools=(*found.pools, *(replace(pool, blocked=why(pool.name)) for pool in known.pools if why(pool.name))),
+    )
 
 
 def merged(known: Inventory, found: Inventory, touched: Collection[str]) -> Inventory:

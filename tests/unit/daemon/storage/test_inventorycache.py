@@ -9,7 +9,7 @@ import pytest
 from contract.volume import DELETE
 from daemon.errors import BackendFailed
 from daemon.storage.backend import Backend
-from daemon.storage.inventory import Inventory, Pool, Volume
+from daemon.storage.inventory import Inventory, Pool, UnavailablePool, Volume
 from daemon.storage.inventorycache import InventoryCache
 from daemon.storage.record import Record, VolumeState
 
@@ -141,3 +141,42 @@ async def test_a_volume_in_doubt_is_looked_at(cache: InventoryCache, answers: An
     assert await asked == grown
     assert await cache.volume("pv") == grown
     assert len(answers.looks) == 2
+
+
+async def test_of_a_pool_that_gives_no_answer_what_is_known_is_served_without_room(
+    cache: InventoryCache, answers: Answers
+) -> None:
+    look = await begun(cache)
+    answers.looks[-1].set_result(inventory(volume("a")))
+    await look
+    cache.put(volume("made-since"))
+    look = await begun(cache)
+    answers.looks[-1].set_result(Inventory(unavailable=[UnavailablePool("pool", "it hangs", unresponsive=True)]))
+    await look
+    assert {each.pv for each in cache.inventory.volumes} == {"a", "made-since"}
+    (pool,) = cache.inventory.pools
+    assert pool.blocked == "it hangs"
+    assert cache.inventory.why_unavailable("pool") == "it hangs"
+    look = await begun(cache)
+    answers.looks[-1].set_result(inventory(volume("a")))
+    await look
+    assert cache.inventory == inventory(volume("a"))
+
+
+async def test_what_was_known_of_a_pool_that_gives_no_answer_ends_no_doubt(
+    cache: InventoryCache, answers: Answers
+) -> None:
+    look = await begun(cache)
+    answers.looks[-1].set_result(inventory(volume("a")))
+    await look
+    with pytest.raises(BackendFailed), cache.changing("a"):
+        raise BackendFailed("half done, or all of it")
+    asked = asyncio.create_task(cache.volume("a"))
+    await asyncio.sleep(0)
+    answers.looks[-1].set_result(Inventory(unavailable=[UnavailablePool("pool", "it hangs", unresponsive=True)]))
+    with pytest.raises(BackendFailed, match="nobody can see how far volume a was changed: it hangs"):
+        await asked
+    asked = asyncio.create_task(cache.volume("a"))
+    await asyncio.sleep(0)
+    answers.looks[-1].set_result(inventory(volume("a", VolumeState.ERASING)))
+    assert await asked == volume("a", VolumeState.ERASING)

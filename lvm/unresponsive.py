@@ -1,0 +1,122 @@
+"""Devices that give no answer, and how LVM does without them.
+
+Each LVM command reads a block of each device of the node, so one that hangs stops the commands on all groups. Once a
+command got no answer, the devices themselves are asked; those that give none are left out of all commands until they
+answer again. Their groups are not touched meanwhile: LVM would take them for missing, and note that on the others.
+"""
+
+import asyncio
+import contextlib
+import logging
+import mmap
+import os
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+from host.diskthreads import DEADLINE, Hung, threads
+from lvm.records import Report
+
+log = logging.getLogger(__name__)
+
+_DEVICES = Path("/sys/class/block")
+_LVM_VOLUME = "LVM-"
+"""What the identifiers of LVM's own volumes begin with: it looks for no devices of its groups in them."""
+_BLOCK = 4096
+
+
+class UnresponsiveDevices:
+    """`found` are names of the kernel."""
+
+    def __init__(self) -> None:
+        self.found: frozenset[str] = frozenset()
+        self._members: dict[str, frozenset[str]] = {}
+        """Names of the devices of each group, when it was last seen whole."""
+
+    async def look(self) -> None:
+        """Asks all devices of the node."""
+        await self._ask(await asyncio.to_thread(_candidates))
+
+    async def look_again(self) -> None:
+        """Asks those that gave no answer."""
+        if self.found:
+            await self._ask(self.found)
+
+    async def _ask(self, names: Iterable[str]) -> None:
+        # At once: if all disks of a controller hang, one deadline is waited for.
+        names = sorted(names)
+        answers = await asyncio.gather(*map(_answers, names))
+        found = frozenset(name for name, answered in zip(names, answers, strict=True) if not answered)
+        if found != self.found:
+            log.warning("devices without an answer, which LVM does without: %s", " ".join(sorted(found)) or "none")
+        self.found = found
+
+    def note(self, report: Report) -> None:
+        """Which devices a group has, as LVM reports."""
+        for group in report.groups:
+            if not group.missing_devices:
+                self._members[group.name] = frozenset(
+                    name for device in report.devices_of(group.name) if (name := _name(device.path))
+                )
+            elif self.found:
+                self._members[group.name] = self.found  # it may be one of these that is missing
+
+    def of_group(self, group: str) -> Hung | None:
+        """The device of a group that gives no answer. Of a group that was never seen whole, any."""
+        silent = sorted(self._members.get(group, self.found) & self.found)
+        return Hung(_node(silent[0]), lambda: silent[0] in self.found) if silent else None
+
+    def of_groups(self, more: Iterable[str]) -> dict[str, Hung]:
+        """The same of all groups that were ever seen, and of `more`."""
+        groups = sorted({*self._members, *more})
+        return {group: hung for group in groups if (hung := self.of_group(group))}
+
+    def options(self) -> list[str]:
+        """Settings by which LVM looks at none of them."""
+        refused = ",".join(f'"r|^/dev/{name}$|"' for name in sorted(self.found))
+        return [f"devices/global_filter=[{refused}]"] if refused else []
+
+
+def _candidates() -> list[str]:
+    found = []
+    for device in _DEVICES.iterdir():
+        with contextlib.suppress(OSError):  # it went away a moment ago
+            identifier = device / "dm" / "uuid"
+            if identifier.exists() and identifier.read_text().startswith(_LVM_VOLUME):
+                continue
+            if int((device / "size").read_text()):
+                found.append(device.name)
+    return found
+
+
+async def _answers(name: str) -> bool:
+    """What fails has answered."""
+    try:
+        await threads.at(_node(name), partial(_read, _node(name)), deadline=DEADLINE)
+    except Hung:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _read(device: Path) -> None:
+    """Past the page cache, which answers for a disk that does not."""
+    descriptor = os.open(device, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+    try:
+        with mmap.mmap(-1, _BLOCK) as block:
+            os.preadv(descriptor, [block], 0)
+    finally:
+        os.close(descriptor)
+
+
+def _node(name: str) -> Path:
+    return Path("/dev", name.replace("!", "/"))
+
+
+def _name(path: str) -> str:
+    """By its number: a device has several names. Empty: it is not there."""
+    with contextlib.suppress(OSError):
+        number = Path(path).stat().st_rdev
+        return (Path("/sys/dev/block") / f"{os.major(number)}:{os.minor(number)}").resolve().name
+    return ""
