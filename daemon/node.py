@@ -19,7 +19,7 @@ from contract import names
 from contract import volume as contract_volume
 from contract.volume import PersistentVolume
 from daemon.backends import groupfile
-from daemon.backends.classes import of_classes
+from daemon.backends.deviceclassbackend import backend_of_classes
 from daemon.cluster.capacity import reservations
 from daemon.cluster.events import ErasureEvents, NodeEvents
 from daemon.cluster.ownerlookup import ApiOwnerLookup
@@ -79,7 +79,7 @@ async def run(chosen: Settings) -> None:
 
 
 def backend_of(chosen: Settings) -> Backend:
-    return of_classes(chosen.classes, chosen.data_dir)
+    return backend_of_classes(chosen.classes, chosen.data_dir)
 
 
 class Daemon:

@@ -50,7 +50,7 @@ class Facts:
     programs: Mapping[str, str]
     """All that are run for it, and Debian's package of each."""
     check: tuple[str, ...] = ()
-    sound: frozenset[int] = frozenset()
+    clean_exit_codes: frozenset[int] = frozenset()
     """Exit codes of `check` after which it may be mounted."""
     check_all: tuple[str, ...] = ()
     """A check of all metadata, which must come before `grow` when it is not mounted."""
@@ -62,7 +62,7 @@ class Facts:
     """How a copy gets a UUID of its own: `renew_uuid` below. None: there can't be copies."""
 
 
-class Unsound(Exception):
+class DamagedFilesystem(Exception):
     """A device that does not show the filesystem it should, or not in a state to be mounted. It may hold data, so the
     message tells a person what to run; nothing here repairs more than is safe."""
 
@@ -89,11 +89,11 @@ async def make(kind: str, device: Path, options: Sequence[str] = (), *, deadline
 
 async def check(kind: str, device: Path, *, deadline: float = 3600) -> None:
     """Makes sure that an existing filesystem, not mounted, may be mounted: repairs what is safe to repair. Raises
-    Unsound, and CommandError when that can't be found out."""
+    DamagedFilesystem, and CommandError when that can't be found out."""
     found = await blockdevice.signature(device)
     facts = FACTS[kind]
     if found not in facts.signatures:
-        raise Unsound(kind, device, f"found {found}" if found else "found nothing that is known")
+        raise DamagedFilesystem(kind, device, f"found {found}" if found else "found nothing that is known")
     if facts.check:
         await _checked(kind, facts.check, device, deadline)
 
@@ -102,8 +102,8 @@ async def _checked(kind: str, words: Sequence[str], device: Path, deadline: floa
     checked = await _run_on(device, *words, deadline=deadline, check=False)
     if checked.exit_code < 0:
         raise CommandFailed(checked)  # somebody killed it, which says nothing of the filesystem
-    if checked.exit_code not in FACTS[kind].sound:
-        raise Unsound(kind, device, f"{checked.command_line} ended with {checked.exit_code}: {checked.words}")
+    if checked.exit_code not in FACTS[kind].clean_exit_codes:
+        raise DamagedFilesystem(kind, device, f"{checked.command_line} ended with {checked.exit_code}: {checked.words}")
 
 
 _LOOK_SECONDS = 30.0
@@ -116,7 +116,7 @@ _REFUSED_BY_KERNEL = ("Structure needs cleaning", "can't read superblock", "wron
 async def mount(kind: str, device: Path, path: Path, options: Sequence[str] = (), *, deadline: float = 100) -> None:
     """Mounts `device` on the folder `path`, through mount(8) for the sake of its options, and always nosuid and nodev:
     whoever shows it to others says there what they may (host.mounting.bind). Raises OptionsRefused,
-    Unsound when the kernel refuses the filesystem itself, and CommandError for all else."""
+    DamagedFilesystem when the kernel refuses the filesystem itself, and CommandError for all else."""
     heard = await asyncio.to_thread(kernellog.begin)
     try:
         words = ",".join(("nosuid", "nodev", *options))
@@ -130,7 +130,7 @@ async def mount(kind: str, device: Path, path: Path, options: Sequence[str] = ()
             raise OptionsRefused(kind, options, said) from error
         asked = f"mount options {','.join(options)}" if options else "no mount options"
         what = f"{said} ({asked}), so it is damaged, or was made with what this kernel does not know"
-        raise Unsound(kind, device, what) from error
+        raise DamagedFilesystem(kind, device, what) from error
     finally:
         heard.close()
 
@@ -176,7 +176,7 @@ def grows_mounted(kind: str) -> bool:
 
 async def grow_unmounted(kind: str, device: Path, *, deadline: float = 3600) -> None:
     """Lets a filesystem that is sound and not mounted fill its device. For kinds that may not grow mounted. Killed half
-    way, it may leave what `check` does not repair (docs/reliability.md). Raises Unsound and CommandError."""
+    way, it may leave what `check` does not repair (docs/reliability.md). Raises DamagedFilesystem and CommandError."""
     facts = FACTS[kind]
     assert facts.lacks_blocks, f"{kind} grows mounted"
     if await threads.at(device, partial(facts.lacks_blocks, device), deadline=_LOOK_SECONDS):
@@ -187,8 +187,8 @@ async def grow_unmounted(kind: str, device: Path, *, deadline: float = 3600) -> 
 async def renew_uuid(kind: str, device: Path, folder: Path, *, deadline: float = 3600) -> None:
     """Gives the filesystem on `device`, not mounted, a UUID of its own: a copy, block by block, has that of its source,
     so xfs does not let both be mounted, and tools that look for a UUID find either. `folder` is empty and there to
-    mount it for a moment. A process that is killed meanwhile may leave it mounted there, or of no use. Raises Unsound,
-    CommandError, OSError, and ValueError for a kind of which there can't be copies."""
+    mount it for a moment. A process that is killed meanwhile may leave it mounted there, or of no use. Raises
+    DamagedFilesystem, CommandError, OSError, and ValueError for a kind of which there can't be copies."""
     renew = FACTS[kind].renew_uuid
     if renew is None:
         raise ValueError(f"two copies of one {kind} can't be used on one node")
@@ -251,7 +251,7 @@ FACTS: Mapping[str, Facts] = {
         grows_by_path=False,
         signatures=frozenset({"ext4", "ext3", "ext2"}),  # with enough features turned off it looks like its elders
         check=("e2fsck", "-p"),
-        sound=frozenset({0, 1, 2}),  # clean; repaired; repaired, and a root filesystem would need a reboot
+        clean_exit_codes=frozenset({0, 1, 2}),  # clean; repaired; repaired, and a root filesystem would need a reboot
         check_all=("e2fsck", "-f", "-p"),
         grow_capability=24,  # CAP_SYS_RESOURCE
         lacks_blocks=_ext4_lacks_blocks,

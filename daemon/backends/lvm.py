@@ -47,7 +47,7 @@ class LvmBackend:
         self._lvm = tools
         self._snapshots = LvmSnapshots(tools)
         self._classes = classes
-        self._groups = {found.group for found in classes.values()}
+        self._groups = {device_class.group for device_class in classes.values()}
         self._extent_sizes: dict[str, int] = {}
         """By group, as last reported: with them the size of a new volume is known without asking for it."""
 
@@ -69,10 +69,10 @@ class LvmBackend:
 
     async def establish(self) -> None:
         await self._mend()
-        for found in dict.fromkeys(self._classes.values()):
-            if found.thin:
-                with volume_errors(f"thin pool {found.thin_pool}", found.group):
-                    await self._establish_pool(found.group, found.thin_pool)
+        for device_class in dict.fromkeys(self._classes.values()):
+            if device_class.thin:
+                with volume_errors(f"thin pool {device_class.thin_pool}", device_class.group):
+                    await self._establish_pool(device_class.group, device_class.thin_pool)
 
     async def _mend(self) -> None:
         """Takes back what LVM commands left that were killed, as they are with their container: what they suspended is

@@ -52,7 +52,7 @@ _FREEZING_SECONDS = 5.0
 
 class VolumeCloner:
     """`may_clone` tells whether the PersistentVolume of the first name may be a copy of the second one. Methods raise
-    VolumeError, host.filesystem.Unsound, CommandError, OSError and host.diskthreads.Hung."""
+    VolumeError, host.filesystem.DamagedFilesystem, CommandError, OSError and host.diskthreads.Hung."""
 
     def __init__(
         self,

@@ -19,8 +19,8 @@ from daemon.storage.record import VolumeSpec, VolumeState
 
 
 class VolumeCreator:
-    """Methods are called in the volume's turn, and raise VolumeError, host.filesystem.Unsound, CommandError, OSError
-    and host.diskthreads.Hung."""
+    """Methods are called in the volume's turn, and raise VolumeError, host.filesystem.DamagedFilesystem, CommandError,
+    OSError and host.diskthreads.Hung."""
 
     def __init__(
         self,

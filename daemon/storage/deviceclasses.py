@@ -67,11 +67,13 @@ class DeviceClass:
 def reserve_of(classes: Mapping[str, DeviceClass], pool: str) -> int:
     """Bytes kept back in a pool. One that no class is made of, because a StorageClass names it itself, is kept like
     the class of its group, else like the default."""
-    for found in classes.values():
-        if found.pool == pool:
-            return found.reserve
+    for device_class in classes.values():
+        if device_class.pool == pool:
+            return device_class.reserve
     group = PoolName.of(pool).group
-    of_group = (found for found in classes.values() if found.kind == LVM and found.group == group)
+    of_group = (
+        device_class for device_class in classes.values() if device_class.kind == LVM and device_class.group == group
+    )
     return next(of_group, classes[DEFAULT_DEVICE_CLASS]).reserve
 
 
@@ -108,7 +110,7 @@ def _class(name: str, where: str, body: object) -> DeviceClass:
     kind = fields.take("kind", _kind, "") or _required(where, "kind", " ".join(DRIVER_KINDS))
     reserve = fields.take("reserve", _size, 0)
     if kind == LVM:
-        found = DeviceClass(
+        device_class = DeviceClass(
             name,
             kind,
             group=fields.take("group", _lvm_name, "") or _required(where, "group", "the name of an LVM volume group"),
@@ -117,7 +119,7 @@ def _class(name: str, where: str, body: object) -> DeviceClass:
             reserve=reserve,
         )
     else:
-        found = DeviceClass(
+        device_class = DeviceClass(
             name,
             kind,
             folder=fields.take("folder", _folder, None) or _required(where, "folder", "an absolute path on its disk"),
@@ -127,20 +129,20 @@ def _class(name: str, where: str, body: object) -> DeviceClass:
     for key in fields.unknown():
         allowed = ("group", "reserve", "thin", "thinPool") if kind == LVM else ("capacity", "folder", "reserve")
         raise DecodeError(f"{key}: there is no such key of kind {kind}, there are {', '.join(allowed)}")
-    return found
+    return device_class
 
 
 def _check_apart(classes: list[DeviceClass]) -> None:
     """Two classes of one pool would each keep back a reserve of their own from it, and files in one folder would be
     taken for each other's."""
     seen: dict[str, DeviceClass] = {}
-    for found in classes:
-        place = found.pool if found.kind == LVM else str(found.folder)
+    for device_class in classes:
+        place = device_class.pool if device_class.kind == LVM else str(device_class.folder)
         if place in seen:
             other = seen[place].name
-            way_out = f", or say `default: {other}`" if found.name == DEFAULT_DEVICE_CLASS else ""
-            raise DecodeError(f"classes {other} and {found.name} are both in {place}: keep one of them{way_out}")
-        seen[place] = found
+            way_out = f", or say `default: {other}`" if device_class.name == DEFAULT_DEVICE_CLASS else ""
+            raise DecodeError(f"classes {other} and {device_class.name} are both in {place}: keep one of them{way_out}")
+        seen[place] = device_class
 
 
 def _required(where: str, key: str, allowed: str) -> Any:

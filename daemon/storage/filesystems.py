@@ -27,11 +27,11 @@ _OTHER_CLASS = "Correct mkfsOptions or mountOptions in a new StorageClass, and m
 
 
 def _reason(error: Exception) -> str:
-    return error.what if isinstance(error, filesystem.Unsound) else str(error)
+    return error.what if isinstance(error, filesystem.DamagedFilesystem) else str(error)
 
 
 class Filesystems:
-    """Those of one backend. Methods raise VolumeError, host.filesystem.Unsound, CommandError, OSError, and
+    """Those of one backend. Methods raise VolumeError, host.filesystem.DamagedFilesystem, CommandError, OSError, and
     host.diskthreads.Hung."""
 
     def __init__(self, backend: Backend, staging: Staging, disks: Disks) -> None:
@@ -68,7 +68,7 @@ class Filesystems:
                     f"volume {volume.pv} can't be mounted as its class wants it, its filesystem is sound: {error}. "
                     f"{_OTHER_CLASS}"
                 ) from error
-            except (filesystem.Unsound, CommandFailed) as error:
+            except (filesystem.DamagedFilesystem, CommandFailed) as error:
                 if volume.pv not in self._fresh:
                     raise
                 # It was made a moment ago and holds nothing: what the kernel does not like can only be how it was made.

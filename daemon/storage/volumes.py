@@ -329,7 +329,7 @@ def _volume_errors(pv: str) -> Iterator[None]:
     """Turns what the node's tools raise into errors for the pod's owner."""
     try:
         yield
-    except filesystem.Unsound as error:
+    except filesystem.DamagedFilesystem as error:
         raise Damaged(f"volume {pv} can't be mounted: {error}") from error
     except DamagedRecord as error:
         raise BackendFailed(f"PersistentVolume {pv} can't be remembered: {error}") from error

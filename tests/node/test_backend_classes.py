@@ -8,7 +8,7 @@ import pytest
 
 from contract.parameters import VolumeParameters
 from contract.volume import DELETE
-from daemon.backends.classes import ClassesBackend, of_classes
+from daemon.backends.deviceclassbackend import DeviceClassBackend, backend_of_classes
 from daemon.errors import NoSpace, PoolMissing
 from daemon.storage.deviceclasses import LVM, DeviceClass
 from daemon.storage.record import VolumeSpec
@@ -32,13 +32,13 @@ async def slow_group(lvm: Lvm, make_disks: MakeDisks, by_hand: ByHand) -> AsyncI
 
 
 @pytest.fixture
-async def backend(volume_group: str, slow_group: str, tmp_path: Path) -> ClassesBackend:
+async def backend(volume_group: str, slow_group: str, tmp_path: Path) -> DeviceClassBackend:
     fast = DeviceClass("fast", LVM, group=volume_group, reserve=RESERVE)
     thin = DeviceClass("thin", LVM, group=volume_group, thin=True, thin_pool="pool")
     slow = DeviceClass("slow", LVM, group=slow_group)
     absent = DeviceClass("absent", LVM, group="absent", thin=True)
     classes = {"default": slow, "fast": fast, "thin": thin, "slow": slow, "absent": absent}
-    backend = of_classes(classes, tmp_path)
+    backend = backend_of_classes(classes, tmp_path)
     await backend.establish()
     return backend
 
@@ -48,7 +48,7 @@ def spec(pv: str, device_class: str, size: int = 64 * MIB) -> VolumeSpec:
 
 
 async def test_groups_that_differ_and_one_that_is_missing(
-    backend: ClassesBackend, volume_group: str, slow_group: str, monkeypatch: pytest.MonkeyPatch
+    backend: DeviceClassBackend, volume_group: str, slow_group: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {pool.name: pool.available() for pool in (await backend.inspect()).pools}
     pools = {"fast": volume_group, "thin": f"{volume_group}/pool", "default": slow_group}

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from contract.parameters import DEFAULT_DEVICE_CLASS
-from daemon.backends.classes import ClassesBackend, of_classes
+from daemon.backends.deviceclassbackend import DeviceClassBackend, backend_of_classes
 from daemon.backends.lvm import LvmBackend
 from daemon.storage.deviceclasses import LOOP, LVM, DeviceClass
 from lvm import Lvm
@@ -26,9 +26,9 @@ def play(storages: type[CapacityMachine], *, examples: int, steps: int) -> None:
     run_state_machine_as_test(storages, settings=settings(EVERYWHERE, max_examples=examples, stateful_step_count=steps))
 
 
-def lvm_backend(tools: Lvm, here: DeviceClass) -> ClassesBackend:
+def lvm_backend(tools: Lvm, here: DeviceClass) -> DeviceClassBackend:
     classes = {DEFAULT_DEVICE_CLASS: here}
-    return ClassesBackend({DEFAULT_DEVICE_CLASS: LvmBackend(tools, classes)}, classes)
+    return DeviceClassBackend({DEFAULT_DEVICE_CLASS: LvmBackend(tools, classes)}, classes)
 
 
 def loop_machine(tmp_path: Path) -> type[CapacityMachine]:
@@ -52,7 +52,7 @@ def loop_machine(tmp_path: Path) -> type[CapacityMachine]:
                 (data / f"{name}.img").unlink()
 
             here = DeviceClass(DEFAULT_DEVICE_CLASS, LOOP, folder=data, own_folder=True, capacity=room, reserve=2 * MIB)
-            node = Node(root, lambda: of_classes({DEFAULT_DEVICE_CLASS: here}, root))
+            node = Node(root, lambda: backend_of_classes({DEFAULT_DEVICE_CLASS: here}, root))
             return Storage(node, {"class": {"erase": "none"}}, reserve=here.reserve, free=free, come=come, go=go)
 
     return Loop

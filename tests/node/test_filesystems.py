@@ -155,12 +155,12 @@ async def test_our_words_of_mkfs_give_way_to_those_of_the_class(device: Path, fo
 
 @every_kind
 async def test_nothing_or_another_filesystem_is_never_mounted(kind: str, device: Path) -> None:
-    with pytest.raises(filesystem.Unsound, match="found nothing that is known"):
+    with pytest.raises(filesystem.DamagedFilesystem, match="found nothing that is known"):
         await filesystem.check(kind, device)
     other = "ext4" if kind != "ext4" else "btrfs"
     if SIZES[other] <= SIZES[kind]:
         await filesystem.make(other, device)
-        with pytest.raises(filesystem.Unsound, match=f"found {other}"):
+        with pytest.raises(filesystem.DamagedFilesystem, match=f"found {other}"):
             await filesystem.check(kind, device)
 
 
@@ -183,7 +183,7 @@ async def test_damaged_ext4_names_the_command_for_a_person(device: Path) -> None
         file.seek(1024 + 58)
         file.write(b"\x02\x00")
     spoil(device, 2 * 1024, 64 * 1024)
-    with pytest.raises(filesystem.Unsound, match=f"run `e2fsck -f {device}`"):
+    with pytest.raises(filesystem.DamagedFilesystem, match=f"run `e2fsck -f {device}`"):
         await filesystem.check("ext4", device)
 
 
@@ -194,7 +194,7 @@ async def test_damaged_xfs_is_refused_by_the_kernel_with_the_command_for_a_perso
     await filesystem.make(kind, device)
     spoil(device, 512, 16 * 1024)  # the heads of the free space and inode trees
     await filesystem.check(kind, device)
-    with pytest.raises(filesystem.Unsound, match=f"run `xfs_repair {device}`"):
+    with pytest.raises(filesystem.DamagedFilesystem, match=f"run `xfs_repair {device}`"):
         await filesystem.mount(kind, device, folder)
 
 

@@ -160,8 +160,8 @@ async def test_a_group_that_its_metadata_keep_from_being_changed(
 ) -> None:
     backup = tmp_path / "backup"
     metadata.run("vgcfgbackup", "--file", str(backup), group)
-    sound = backup.read_text()
-    backup.write_text(sound.replace(before, after, 1))
+    clean_exit_codes = backup.read_text()
+    backup.write_text(clean_exit_codes.replace(before, after, 1))
     metadata.run("vgcfgrestore", "--force", "--file", str(backup), group)
     try:
         assert not metadata.makes(group, "one", 1)
@@ -170,7 +170,7 @@ async def test_a_group_that_its_metadata_keep_from_being_changed(
         assert told in (pool.blocked if pool else found.why_unavailable(group))
         assert pool is None or offered(pool) == 0
     finally:
-        backup.write_text(sound)
+        backup.write_text(clean_exit_codes)
         unlocked = ("--config", "global { use_lvmlockd = 0 }", "--nolocking")
         metadata.run("vgcfgrestore", "--force", *unlocked, "--file", str(backup), group)
 

@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 from contract.volume import NodeAssignment
-from daemon.backends.classes import ClassesBackend, of_classes
+from daemon.backends.deviceclassbackend import DeviceClassBackend, backend_of_classes
 from daemon.errors import BackendFailed
 from daemon.node import Daemon
 from daemon.settings import Settings
@@ -82,12 +82,12 @@ def classes(hung: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict
 
 
 @pytest.fixture
-def backend(classes: dict[str, DeviceClass], tmp_path: Path) -> ClassesBackend:
-    return of_classes(classes, tmp_path)
+def backend(classes: dict[str, DeviceClass], tmp_path: Path) -> DeviceClassBackend:
+    return backend_of_classes(classes, tmp_path)
 
 
 @pytest.fixture
-def node(backend: ClassesBackend, tmp_path: Path) -> Iterator[Node]:
+def node(backend: DeviceClassBackend, tmp_path: Path) -> Iterator[Node]:
     node = Node(tmp_path, lambda: backend)
     yield node
     for mount in reversed(node.mounts()):
@@ -157,7 +157,7 @@ async def test_a_source_is_frozen_no_longer_than_it_may_though_its_disk_hangs_wh
 
 @contextlib.asynccontextmanager
 async def daemon(
-    cluster: Cluster, tmp_path: Path, classes: dict[str, DeviceClass], backend: ClassesBackend, port: int
+    cluster: Cluster, tmp_path: Path, classes: dict[str, DeviceClass], backend: DeviceClassBackend, port: int
 ) -> AsyncIterator[None]:
     chosen = Settings(
         NODE,
@@ -180,7 +180,7 @@ async def daemon(
 
 
 async def test_a_disk_that_hangs_is_told_with_its_remedy_and_others_are_served(
-    hung: Path, classes: dict[str, DeviceClass], backend: ClassesBackend, tmp_path: Path
+    hung: Path, classes: dict[str, DeviceClass], backend: DeviceClassBackend, tmp_path: Path
 ) -> None:
     with reserved_port() as port:
         async with serving(tmp_path / "api") as (cluster, _), daemon(cluster, tmp_path, classes, backend, port):

@@ -94,7 +94,7 @@ async def mount(kind: str, device: Path, folder: Path, options: tuple[str, ...])
     """Why it can't be, empty if it can."""
     try:
         await filesystem.mount(kind, device, folder, options)
-    except (filesystem.OptionsRefused, filesystem.Unsound) as error:
+    except (filesystem.OptionsRefused, filesystem.DamagedFilesystem) as error:
         return str(error)
     return ""
 

@@ -11,7 +11,7 @@ from typing import cast
 
 import pytest
 
-from daemon.backends.classes import ClassesBackend
+from daemon.backends.deviceclassbackend import DeviceClassBackend
 from daemon.cluster.capacity import AvailableCapacity, available_capacity
 from daemon.cluster.events import NodeEvents
 from daemon.cluster.thinpoolmonitor import ThinPoolMonitor
@@ -120,7 +120,7 @@ async def test_a_pool_grows_by_what_nobody_was_promised_and_no_more(node: Node, 
     spare = 20 * MIB
     promised, reserve = free // 2, free - free // 2 - spare
     here = DeviceClass("default", LVM, group=group, thin=True, thin_pool="pool", reserve=reserve)
-    backend = ClassesBackend({"default": node.make_backend()}, {"default": here})
+    backend = DeviceClassBackend({"default": node.make_backend()}, {"default": here})
     volumes = Volumes(
         backend, node.staging, Agreeing(), reservations=lambda: [Reservation("pv-thick", group, promised)]
     )

@@ -9,7 +9,7 @@ import pytest
 
 from contract.parameters import VolumeParameters
 from contract.volume import DELETE
-from daemon.backends.classes import ClassesBackend, of_classes
+from daemon.backends.deviceclassbackend import DeviceClassBackend, backend_of_classes
 from daemon.backends.folder import FolderBackend
 from daemon.backends.loop import LoopBackend
 from daemon.errors import BackendFailed, NoSpace, NotCloned, PoolMissing
@@ -33,15 +33,15 @@ def classes(tmp_path: Path) -> dict[str, DeviceClass]:
 
 
 @pytest.fixture
-async def backend(classes: dict[str, DeviceClass], tmp_path: Path) -> ClassesBackend:
+async def backend(classes: dict[str, DeviceClass], tmp_path: Path) -> DeviceClassBackend:
     for each in classes.values():
         each.folder.mkdir(exist_ok=True)
-    backend = of_classes(classes, tmp_path)
+    backend = backend_of_classes(classes, tmp_path)
     await backend.establish()
     return backend
 
 
-async def test_each_class_has_its_own_room(backend: ClassesBackend) -> None:
+async def test_each_class_has_its_own_room(backend: DeviceClassBackend) -> None:
     fast = await backend.create(spec("a", "fast"))
     plain = await backend.create(spec("b", "plain"))
     slow = await backend.create(spec("c", "default"))
@@ -64,7 +64,7 @@ async def test_each_class_has_its_own_room(backend: ClassesBackend) -> None:
     assert not (await backend.inspect()).volumes
 
 
-async def test_a_copy_may_be_of_another_class_unless_one_is_a_folder(backend: ClassesBackend) -> None:
+async def test_a_copy_may_be_of_another_class_unless_one_is_a_folder(backend: DeviceClassBackend) -> None:
     fast = await backend.create(spec("a", "fast"))
     plain = await backend.create(spec("b", "plain"))
     assert await backend.snapshot(spec("c", "slow"), fast) is None
@@ -74,7 +74,7 @@ async def test_a_copy_may_be_of_another_class_unless_one_is_a_folder(backend: Cl
     assert (await backend.inspect()).volume("c") is None
 
 
-async def test_a_class_that_the_node_is_not_told_of(backend: ClassesBackend) -> None:
+async def test_a_class_that_the_node_is_not_told_of(backend: DeviceClassBackend) -> None:
     asked = spec("a", "nvme")
     assert backend.pool_of(asked.parameters) == "device class nvme"
     with pytest.raises(PoolMissing, match="there are default fast plain slow"):
@@ -82,7 +82,7 @@ async def test_a_class_that_the_node_is_not_told_of(backend: ClassesBackend) -> 
 
 
 async def test_a_disk_that_is_not_mounted_is_no_room_and_nothing_is_gone(
-    backend: ClassesBackend, classes: dict[str, DeviceClass]
+    backend: DeviceClassBackend, classes: dict[str, DeviceClass]
 ) -> None:
     volume = await backend.create(spec("a", "fast"))
     away = classes["fast"].folder.rename(classes["fast"].folder.with_name("away"))
@@ -98,7 +98,7 @@ async def test_a_disk_that_is_not_mounted_is_no_room_and_nothing_is_gone(
     assert (await backend.inspect()).volume("a") == volume
 
 
-async def test_a_volume_of_two_classes_is_nobodys(backend: ClassesBackend, classes: dict[str, DeviceClass]) -> None:
+async def test_a_volume_of_two_classes_is_nobodys(backend: DeviceClassBackend, classes: dict[str, DeviceClass]) -> None:
     for device_class in ("fast", "slow"):
         await backend.create(spec("a", device_class))
     found = await backend.inspect()
@@ -118,17 +118,17 @@ async def test_one_that_fails_leaves_the_others_alone(classes: dict[str, DeviceC
     two = {name: classes[name] for name in ("fast", "plain")}
     broken = Broken(tmp_path / "fast", pool="loop:fast")
     folder = FolderBackend(tmp_path / "plain", 100, pool="folder:plain")
-    node = ClassesBackend({"fast": broken, "plain": folder}, two | {"default": two["plain"]})
+    node = DeviceClassBackend({"fast": broken, "plain": folder}, two | {"default": two["plain"]})
     await node.establish()
     assert [pool.name for pool in (await node.inspect()).pools] == ["folder:plain"]
 
-    alone = ClassesBackend({"default": broken}, {"default": replace(classes["fast"], name="default")})
+    alone = DeviceClassBackend({"default": broken}, {"default": replace(classes["fast"], name="default")})
     with pytest.raises(BackendFailed, match="the disk is out"):
         await alone.inspect()
 
 
 async def test_what_is_being_written_survives_a_look_for_what_is_missing(
-    backend: ClassesBackend, classes: dict[str, DeviceClass]
+    backend: DeviceClassBackend, classes: dict[str, DeviceClass]
 ) -> None:
     """Establishing clears away what a crash left; of a class that is there, nothing was left by a crash."""
     classes["fast"].folder.rmdir()
@@ -140,7 +140,7 @@ async def test_what_is_being_written_survives_a_look_for_what_is_missing(
 
 
 async def test_the_inventory_says_which_pools_were_not_seen_and_why(
-    backend: ClassesBackend, monkeypatch: pytest.MonkeyPatch
+    backend: DeviceClassBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     volume = await backend.create(spec("a", "fast"))
 
@@ -158,7 +158,7 @@ async def test_the_inventory_says_which_pools_were_not_seen_and_why(
 
 
 async def test_a_folder_that_can_not_be_read_is_not_an_empty_one(
-    backend: ClassesBackend, monkeypatch: pytest.MonkeyPatch
+    backend: DeviceClassBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when its disk is dying: pathlib.Path.glob shows an empty folder then."""
     await backend.create(spec("a", "plain"))

@@ -7,7 +7,7 @@ import pytest
 
 from contract.parameters import VolumeParameters
 from contract.volume import DELETE
-from daemon.backends.classes import ClassesBackend, joined, of_classes
+from daemon.backends.deviceclassbackend import DeviceClassBackend, backend_of_classes, joined
 from daemon.errors import NoSpace
 from daemon.storage.deviceclasses import BINDMOUNT, LOOP, DeviceClass
 from daemon.storage.freespace import Reservation
@@ -59,15 +59,15 @@ def classes(tmp_path: Path) -> dict[str, DeviceClass]:
 
 
 @pytest.fixture
-def backend(classes: dict[str, DeviceClass], tmp_path: Path) -> ClassesBackend:
-    return of_classes(classes, tmp_path)
+def backend(classes: dict[str, DeviceClass], tmp_path: Path) -> DeviceClassBackend:
+    return backend_of_classes(classes, tmp_path)
 
 
 def spec(pv: str, device_class: str, size: int) -> VolumeSpec:
     return VolumeSpec(pv, f"uid-{pv}", size, DELETE, VolumeParameters(device_class=device_class))
 
 
-async def test_one_filesystem_is_not_promised_twice(backend: ClassesBackend, tmp_path: Path) -> None:
+async def test_one_filesystem_is_not_promised_twice(backend: DeviceClassBackend, tmp_path: Path) -> None:
     room = os.statvfs(tmp_path)
     all_but_a_little = int(room.f_bavail * room.f_frsize * 0.9)
     reservations = [Reservation("first", "loop:images", all_but_a_little)]

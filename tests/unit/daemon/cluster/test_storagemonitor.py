@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import cast
 
 from contract.volume import ObjectReference
-from daemon.backends.classes import of_classes
+from daemon.backends.deviceclassbackend import backend_of_classes
 from daemon.backends.folder import FolderBackend
 from daemon.cluster.events import NodeEvents
 from daemon.cluster.storagemonitor import StorageMonitor, missing, noticed
@@ -94,7 +94,7 @@ async def test_storage_that_fails_is_a_problem_until_it_is_there(tmp_path: Path)
 async def test_a_node_that_lacks_some_of_its_classes_is_ready_and_says_which(tmp_path: Path) -> None:
     fast, slow = (DeviceClass(name, BINDMOUNT, folder=tmp_path / name, capacity=100) for name in ("fast", "slow"))
     classes = {"default": slow, "fast": fast, "slow": slow}
-    backend = of_classes(classes, tmp_path)
+    backend = backend_of_classes(classes, tmp_path)
     changes: list[bool] = []
     told = Told()
     events = NodeEvents(cast(Recorder, told))

@@ -34,21 +34,23 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def of_classes(classes: Mapping[str, DeviceClass], data_dir: Path) -> "ClassesBackend":
+def backend_of_classes(classes: Mapping[str, DeviceClass], data_dir: Path) -> "DeviceClassBackend":
     """The storage of a node that is configured so. LVM keeps its backups of metadata in `data_dir`."""
-    of_lvm = {name: found for name, found in classes.items() if found.kind == LVM}
+    of_lvm = {name: device_class for name, device_class in classes.items() if device_class.kind == LVM}
     with_lvm = LvmBackend(Lvm(data_dir / "lvm"), of_lvm) if of_lvm else None
-    files = {found: _files(found) for found in classes.values() if found.kind != LVM}
-    members = {name: with_lvm if found.kind == LVM else files[found] for name, found in classes.items()}
-    return ClassesBackend({name: member for name, member in members.items() if member}, classes)
+    files = {device_class: _files(device_class) for device_class in classes.values() if device_class.kind != LVM}
+    members = {
+        name: with_lvm if device_class.kind == LVM else files[device_class] for name, device_class in classes.items()
+    }
+    return DeviceClassBackend({name: member for name, member in members.items() if member}, classes)
 
 
-def _files(found: DeviceClass) -> Backend:
-    kind = LoopBackend if found.kind == LOOP else FolderBackend
-    return kind(found.folder, found.capacity, pool=found.pool, own_folder=found.own_folder)
+def _files(device_class: DeviceClass) -> Backend:
+    kind = LoopBackend if device_class.kind == LOOP else FolderBackend
+    return kind(device_class.folder, device_class.capacity, pool=device_class.pool, own_folder=device_class.own_folder)
 
 
-class ClassesBackend:
+class DeviceClassBackend:
     """See daemon.storage.backend.Backend. `members` has the backend of each of `classes`."""
 
     def __init__(self, members: Mapping[str, Backend], classes: Mapping[str, DeviceClass]) -> None:
