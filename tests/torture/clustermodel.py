@@ -50,8 +50,9 @@ class Workload:
     has: int = 0
     """The most that it was seen to have on its node."""
     file: str = ""
-    """What its first pod wrote, and was seen to have written. Each writer writes something else."""
+    """What its first pod wrote, or that of its source. Each writer writes something else."""
     copied: bool = False
+    """That was seen in its own volume."""
     doubtful: bool = False
     """The API server went back to when it was there, and its data may be gone."""
 
@@ -255,7 +256,7 @@ class Model:
 
     def _vanished(self, each: Workload, seen: Seen) -> bool:
         """A volume that nobody was seen to use goes with its claim, whatever its policy (provisioner/orphans.py)."""
-        return each.deleted and not each.file and each.volume not in seen.volumes and each.volume not in seen.data
+        return each.deleted and not each.copied and each.volume not in seen.volumes and each.volume not in seen.data
 
     def _mount_complaints(self, seen: Seen) -> list[str]:
         uses = {

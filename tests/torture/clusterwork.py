@@ -208,7 +208,7 @@ class Campaign:
             await asyncio.sleep(_LOOK_PAUSE)
         self._complain([f"{words}, {_LAST_SECONDS:.0f} s after ORPHAN_GRACE" for words in left])
         self.figures.counts["orphans removed"] += sum(1 for name in self.model.orphans if name not in seen.data)
-        parted = {each.volume for each in self.model.workloads.values() if each.parted and each.file}
+        parted = {each.volume for each in self.model.workloads.values() if each.parted and each.copied}
         self._complain([f"retained volume {name} is LOST" for name in parted - seen.data.keys()])
         self.figures.counts["retained to the end"] += len(parted)
 
