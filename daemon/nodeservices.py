@@ -90,7 +90,7 @@ class Services(Protocol):
 
 
 class NodeUnknown:
-    """See Services. `reason`: why static volumes, too, wait."""
+    """See Services. `reason` says why the Node is not known yet, if anything is wrong."""
 
     unhealthy: Mapping[str, VolumeHealth] = {}
 

@@ -99,13 +99,13 @@ class DeviceClassBackend:
     async def create(self, spec: VolumeSpec) -> Volume:
         return await self._maker(spec).create(spec)
 
-    async def snapshot(self, spec: VolumeSpec, source: Volume) -> Volume | None:
+    async def clone_sharing_blocks(self, spec: VolumeSpec, source: Volume) -> Volume | None:
         """Folders say themselves that they can't be copied, also when the copy would be on a device."""
         maker, holder = self._maker(spec), self._holder(source.pool)
-        return await (maker if holder.on_device(source) else holder).snapshot(spec, source)
+        return await (maker if holder.on_device(source) else holder).clone_sharing_blocks(spec, source)
 
-    def snapshots(self, pool: str) -> SnapshotStorage | None:
-        return self._holder(pool).snapshots(pool)
+    def snapshot_storage(self, pool: str) -> SnapshotStorage | None:
+        return self._holder(pool).snapshot_storage(pool)
 
     async def reread(self, volume: Volume) -> Volume:
         return await self._holder(volume.pool).reread(volume)
@@ -182,8 +182,9 @@ def _each(outcomes: Iterable[T | BaseException]) -> list[T | VolumeError]:
 def joined(pools: Collection[Pool]) -> list[Pool]:
     """Pools of files and folders know of the others on their filesystem, whose free space is there once.
 
-    What is written in images is their own room. What is written in folders can't be told from what others write, so
-    beside images it counts twice, as written and as promised: rather too little is offered than what is not there."""
+    What is written in images is their own room. What is written in folders can't be distinguished from what others
+    write, so beside images it counts twice, as written and as promised: rather too little is offered than what is not
+    there."""
     together: dict[str, list[Pool]] = {}
     for pool in pools:
         if pool.filesystem:

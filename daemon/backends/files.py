@@ -63,7 +63,7 @@ class FilesBackend(Backend):
         self._records = RecordFiles(folder)
         self._threads = threads
         self._allocating = threading.Lock()
-        """Two must not both be told that there is room for one, and what was given up may still be taking it."""
+        """Two must not both get the space that there is for one, and what was given up may still be taking it."""
 
     def pool_of(self, parameters: VolumeParameters) -> str:
         return self._pool
@@ -77,7 +77,7 @@ class FilesBackend(Backend):
     async def create(self, spec: VolumeSpec) -> Volume:
         return await self._at(spec.pv, partial(self._create, spec))
 
-    def snapshots(self, pool: str) -> None:
+    def snapshot_storage(self, pool: str) -> None:
         return None
 
     async def reread(self, volume: Volume) -> Volume:

@@ -31,7 +31,7 @@ class FolderBackend(FilesBackend):
     def on_device(self, volume: Volume) -> bool:
         return False
 
-    async def snapshot(self, spec: VolumeSpec, source: Volume) -> Volume | None:
+    async def clone_sharing_blocks(self, spec: VolumeSpec, source: Volume) -> Volume | None:
         """Files that are written at the same time can't be copied as of one moment."""
         raise NotCloned(
             "this node keeps volumes in plain folders (BINDMOUNT), which can't be copied as of one moment: delete the "

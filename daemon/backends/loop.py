@@ -32,7 +32,7 @@ class LoopBackend(FilesBackend):
     def on_device(self, volume: Volume) -> bool:
         return True
 
-    async def snapshot(self, spec: VolumeSpec, source: Volume) -> Volume | None:
+    async def clone_sharing_blocks(self, spec: VolumeSpec, source: Volume) -> Volume | None:
         """Never, also where files can share blocks: xfs writes to such files in whole blocks only, so from then on the
         kernel gives source and copy a loop device with sectors of 4096 bytes, and filesystems made for smaller ones
         can't be mounted any more (seen on Linux 6.18)."""

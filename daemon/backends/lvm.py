@@ -135,7 +135,7 @@ class LvmBackend:
         size = -(-spec.size // chunk) * chunk
         return Volume(record, size, str(pool_name), overhead=footprint(size, spec.parameters, extent) - size)
 
-    async def snapshot(self, spec: VolumeSpec, source: Volume) -> Volume | None:
+    async def clone_sharing_blocks(self, spec: VolumeSpec, source: Volume) -> Volume | None:
         pool_name = self._pool_name(spec.parameters)
         if not pool_name.thin_pool or source.pool != str(pool_name):
             return None
@@ -150,7 +150,7 @@ class LvmBackend:
                 await self._lvm.create_thin_snapshot(pool_name.group, source.pv, spec.pv, tags)
         return await self.extend(await self._found(spec.pv, spec.uid), spec.size)
 
-    def snapshots(self, pool: str) -> LvmSnapshots:
+    def snapshot_storage(self, pool: str) -> LvmSnapshots:
         return self._snapshots
 
     async def _create(self, pool_name: PoolName, spec: VolumeSpec, record: Record) -> None:

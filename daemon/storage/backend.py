@@ -59,14 +59,14 @@ class Backend(Protocol):
         name and uid in state FORMATTING; anything else of that name raises Foreign. Raises NoSpace, PoolMissing."""
         ...
 
-    async def snapshot(self, spec: VolumeSpec, source: Volume) -> Volume | None:
+    async def clone_sharing_blocks(self, spec: VolumeSpec, source: Volume) -> Volume | None:
         """Like `create`, but the volume holds what the source holds at one moment, which takes no longer for much than
         for little. It is as a power cut would leave it, or better. None where volumes can't share blocks, or where
         others could read its blocks once it is removed: then it is to be created and filled. Raises NotCloned where
         neither can be."""
         ...
 
-    def snapshots(self, pool: str) -> "SnapshotStorage | None":
+    def snapshot_storage(self, pool: str) -> "SnapshotStorage | None":
         """What makes snapshots, to be copied from, of volumes in that pool. None where there are none."""
         ...
 

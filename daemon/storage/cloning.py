@@ -143,7 +143,7 @@ class VolumeCloner:
         pool = self._backend.pool_of(spec.parameters)
         async with self._disks.load(pool), self._free_space.reserve(spec, partial.size if partial else 0) as taken:
             with self._cache.changing(spec.pv):
-                volume = await self._backend.snapshot(spec, self.source(spec))
+                volume = await self._backend.clone_sharing_blocks(spec, self.source(spec))
                 if volume is not None:
                     self._cache.put(volume, taken)
         return volume

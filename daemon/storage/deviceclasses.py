@@ -1,6 +1,6 @@
 """The device classes of a node: names such as `nvme`, `hdd` or `thin`, and the storage that each stands for here.
 
-A StorageClass asks for one with the parameter `device-class`. The file that tells of them is meant to be the same on
+A StorageClass asks for one with the parameter `device-class`. The file that defines them is meant to be the same on
 all nodes, from one ConfigMap, although nodes differ: a group or a folder that a node does not have is no mistake, the
 class has no room there. A mistake in the file itself ends the daemon at its start, before anything is made in a wrong
 place.

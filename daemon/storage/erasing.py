@@ -59,7 +59,7 @@ RETRY_SECONDS = 30.0
 
 class Method(enum.Enum):
     DISCARD = "discard"
-    """The device is told that nobody needs the blocks. What they read as from then on, it alone knows."""
+    """The device learns that nobody needs the blocks. What they read as from then on, it alone knows."""
     ZERO = "zero"
     ZERO_WRITTEN = "zero-written"
     """Reads, and writes zeroes only over what is not zero."""

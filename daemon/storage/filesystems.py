@@ -2,7 +2,7 @@
 
 A volume may have grown while it was not mounted, or the daemon may have ended between the two steps of growing, so
 each mount of an older one sees to it that the filesystem fills its device. That it can't is no reason to withhold the
-data: the mount tells why, and who asks for the room, asks by `grow`.
+data: the mount says why, and who asks for the room, asks by `grow`.
 """
 
 import asyncio

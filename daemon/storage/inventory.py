@@ -88,7 +88,7 @@ class SharedFilesystem:
     reserve: int = 0
     """What these pools keep back together."""
     written: int | None = None
-    """What is written in the files, where that counts; None where it can't be told from what others write."""
+    """What is written in the files, where that counts; None where it can't be distinguished from what others write."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Pool:
     extents: FreeExtents | None = None
     """Where its free space is, if it has devices, as of the last look."""
     allocated_since_look: int = 0
-    """Bytes that we took since that look: from which of the devices, only the next one tells."""
+    """Bytes that we took since that look: from which of the devices, only the next one shows."""
     more_volumes: int | None = None
     """How many more it can note. None: any number."""
     filesystem: SharedFilesystem | None = None

@@ -83,7 +83,7 @@ class Snapshots:
     async def create(self, source: Volume) -> Volume:
         """A snapshot, to be copied until it is given to `leave`. To be called in the turn of its source. Raises
         NoSnapshot."""
-        storage = self._backend.snapshots(source.pool)
+        storage = self._backend.snapshot_storage(source.pool)
         if storage is None:
             raise NoSnapshot("its storage has none")
         if not self._size_for(storage, source).size:
@@ -176,6 +176,6 @@ class Snapshots:
         return True
 
     def _of(self, volume: Volume) -> SnapshotStorage:
-        storage = self._backend.snapshots(volume.pool)
+        storage = self._backend.snapshot_storage(volume.pool)
         assert storage
         return storage

@@ -67,10 +67,10 @@ async def test_each_class_has_its_own_room(backend: DeviceClassBackend) -> None:
 async def test_a_copy_may_be_of_another_class_unless_one_is_a_folder(backend: DeviceClassBackend) -> None:
     fast = await backend.create(spec("a", "fast"))
     plain = await backend.create(spec("b", "plain"))
-    assert await backend.snapshot(spec("c", "slow"), fast) is None
+    assert await backend.clone_sharing_blocks(spec("c", "slow"), fast) is None
     for device_class, source in (("slow", plain), ("plain", fast), ("plain", plain)):
         with pytest.raises(NotCloned, match="plain folders"):
-            await backend.snapshot(spec("c", device_class), source)
+            await backend.clone_sharing_blocks(spec("c", device_class), source)
     assert (await backend.inspect()).volume("c") is None
 
 

@@ -44,11 +44,13 @@ Asked = Callable[[LvmBackend], Awaitable[object]]
         pytest.param(lambda backend: backend.extend(VOLUME, 2**31), id="extend"),
         pytest.param(lambda backend: backend.stale_data(VOLUME), id="stale_data"),
         pytest.param(lambda backend: backend.remove(VOLUME), id="remove"),
-        pytest.param(lambda backend: backend.snapshot(SPEC, VOLUME), id="snapshot"),
-        pytest.param(lambda backend: backend.snapshots("group").make(VOLUME, SNAPSHOT.record, 2**20), id="thick"),
-        pytest.param(lambda backend: backend.snapshots("group").readable(SNAPSHOT), id="readable"),
-        pytest.param(lambda backend: backend.snapshots("group").split(SNAPSHOT), id="split"),
-        pytest.param(lambda backend: backend.snapshots("group").remove(SNAPSHOT), id="remove a snapshot"),
+        pytest.param(lambda backend: backend.clone_sharing_blocks(SPEC, VOLUME), id="snapshot"),
+        pytest.param(
+            lambda backend: backend.snapshot_storage("group").make(VOLUME, SNAPSHOT.record, 2**20), id="thick"
+        ),
+        pytest.param(lambda backend: backend.snapshot_storage("group").readable(SNAPSHOT), id="readable"),
+        pytest.param(lambda backend: backend.snapshot_storage("group").split(SNAPSHOT), id="split"),
+        pytest.param(lambda backend: backend.snapshot_storage("group").remove(SNAPSHOT), id="remove a snapshot"),
     ],
 )
 async def test_a_killed_command_is_an_error_of_ours(backend: LvmBackend, asked: Asked) -> None:

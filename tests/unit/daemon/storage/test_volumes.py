@@ -69,11 +69,11 @@ class Memory:
         await self._called("create")
         return volume
 
-    async def snapshot(self, spec: VolumeSpec, source: Volume) -> Volume | None:
+    async def clone_sharing_blocks(self, spec: VolumeSpec, source: Volume) -> Volume | None:
         assert self.volumes[source.pv] == source
         return await self.create(spec)
 
-    def snapshots(self, pool: str) -> None:
+    def snapshot_storage(self, pool: str) -> None:
         return None
 
     async def reread(self, volume: Volume) -> Volume:
