@@ -37,7 +37,7 @@ Made = dict[str, float]
 
 
 async def main() -> None:
-    # A folder that waits for its disk is stray, and is told as such: no news here.
+    # A folder without a mount is an invalid entry, which is logged: not of interest here.
     logging.getLogger("daemon.static").setLevel(logging.ERROR)
     mountspace.enter_private()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as mounted:

@@ -159,7 +159,7 @@ async def test_a_thousand_events_make_few_passes(node: Running) -> None:
 
 
 async def test_readiness_of_passes_classes_and_entries(node: Running) -> None:
-    (node.disks / "stray").touch()
+    (node.disks / "file").touch()
     node.configure(node.disks / "missing")
     await node.start()
     assert node.problem == "no pass was made yet"

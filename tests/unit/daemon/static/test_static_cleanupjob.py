@@ -1,4 +1,4 @@
-"""The form of cleaning Jobs, and what is read of them."""
+"""The form of cleanup Jobs, and what is read of them."""
 
 import time
 from datetime import UTC, datetime

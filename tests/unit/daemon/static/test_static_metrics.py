@@ -113,11 +113,11 @@ def test_buckets(registry: CollectorRegistry, metrics: StaticMetrics) -> None:
 
 
 def test_figures_are_read_at_every_scrape(registry: CollectorRegistry, metrics: StaticMetrics) -> None:
-    volumes, strays = [volume("Block", 7)], {"fast": 1}
+    volumes, invalid = [volume("Block", 7)], {"fast": 1}
     counts = [ProcessCounts(5, 2, 1)]
-    metrics.collect_from(lambda: volumes, lambda: counts[-1], lambda: strays)
+    metrics.collect_from(lambda: volumes, lambda: counts[-1], lambda: invalid)
     volumes += [volume("Filesystem", 3), volume("Block", 4)]
-    strays["fast"] = 2
+    invalid["fast"] = 2
     text = generate_latest(registry).decode()
     assert f'{P}persistentvolume_capacity_bytes{{mode="Block"}} 11.0' in text
     assert f'{P}persistentvolume_capacity_bytes{{mode="Filesystem"}} 3.0' in text
