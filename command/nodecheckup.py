@@ -17,7 +17,7 @@ from daemon.cluster.storagemonitor import lacking, noticed
 from daemon.errors import VolumeError
 from daemon.node import backend_of
 from daemon.settings import Settings
-from daemon.storage.deviceclasses import BINDMOUNT, LOOP, LVM, DeviceClass
+from daemon.storage.deviceclasses import BINDMOUNT, LOOP, LVM
 from host import filesystem, mounttable
 from host.command import CommandError, MissingTool, run
 from host.mounttable import Mount
@@ -140,12 +140,6 @@ async def storage(here: Settings) -> list[Finding]:
         names = ", ".join(each.name for each in inventory.damaged)
         found.append(wrong("records", f"volumes with a damaged record: {names}", "elastic-local volumes"))
     return found
-
-
-def _remedy(problem: str, lacking_class: DeviceClass) -> str:
-    if lacking_class.kind != LVM:
-        return f"mkdir -p {lacking_class.folder}"
-    return commands_in(problem) or f"elastic-local vg create {lacking_class.group} DEVICE..."
 
 
 def commands_in(message: str) -> str:

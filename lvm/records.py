@@ -8,7 +8,7 @@ from lvm.allocation import NORMAL, FreeExtents
 
 
 class HealthStatus(Enum):
-    """Report of a volume's data. The values are those of LVM's lv_health_status, lvs(8)."""
+    """State of a volume's data. The values are those of LVM's lv_health_status, lvs(8)."""
 
     OK = ""
     PARTIAL = "partial"

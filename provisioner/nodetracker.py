@@ -6,7 +6,7 @@ none. Everything else counts as a node.
 
 A node that was registered again under another name, with the hostname label it had, still has its volumes. Their node
 affinity still fits, so pods come to the node, but our label on them has the old name, by which no daemon looks for them
-any more. Names of NodeNames can't be changed, so this is a Node that went and another that came: the label follows once
+any more. Names of Nodes can't be changed, so this is a Node that went and another that came: the label follows once
 the old one is gone for certain, and exactly one Node has the hostname.
 """
 
