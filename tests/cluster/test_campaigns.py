@@ -15,7 +15,7 @@ def rounds(figures: Figures, number: int) -> Callable[[], bool]:
 
 def test_kills_of_a_cluster_lose_and_leak_nothing(short_folders: Callable[[], Path]) -> None:
     figures = Figures()
-    clusterkills.run(short_folders(), _SEED, figures, rounds(figures, 3))
+    clusterkills.run(short_folders(), _SEED, figures, rounds(figures, 2))
     assert not figures.complaints, f"clusterkills --seed {_SEED}\n{figures}"
     assert figures.counts["kills of a daemon"] > 0
     assert figures.counts["settled"] > 0
@@ -23,7 +23,7 @@ def test_kills_of_a_cluster_lose_and_leak_nothing(short_folders: Callable[[], Pa
 
 def test_faults_of_the_api_server_lose_and_leak_nothing(short_folders: Callable[[], Path]) -> None:
     figures = Figures()
-    apifaults.run(short_folders(), _SEED, figures, rounds(figures, 3))
+    apifaults.run(short_folders(), _SEED, figures, rounds(figures, 2))
     assert not figures.complaints, f"apifaults --seed {_SEED}\n{figures}"
     assert sum(number for kind, number in figures.counts.items() if kind.startswith("fault: ")) > 0
     assert figures.counts["settled"] > 0
