@@ -21,8 +21,9 @@ test: tools callout-here ## all tests: unit, node (real LVM, in User-mode Linux 
 
 torture: tools callout-here ## kill, cut the power and refuse at random; SEED, ROUNDS, MINUTES: see docs/reliability.md
 	@for backend in loop folder lvm; do $(RUN) python -m tests.torture kills --backend $$backend $(LIMITS) || exit; done
-	@$(RUN) python -m tests.torture powercuts $(LIMITS)
-	@for campaign in clusterkills apifaults; do $(RUN) python -m tests.torture $$campaign $(LIMITS) || exit; done
+	@for campaign in growth powercuts clusterkills apifaults; do \
+		$(RUN) python -m tests.torture $$campaign $(LIMITS) || exit; \
+	done
 
 bench: tools callout-here ## measure: start of the callout, time from claim to mount
 	@$(RUN) python -m tests.bench

@@ -9,6 +9,13 @@ Growing. xfs and btrfs grow mounted, and so does ext4 where the kernel lets us (
 so no crash can hurt. Elsewhere ext4 grows before it is mounted; resize2fs then wants all metadata checked, which takes
 minutes on a large one, so it is asked only when there is something to grow.
 
+resize2fs has no journal: killed half way, it leaves what `e2fsck -p` refuses, and what `e2fsck -y` mends without loss,
+as long as no block with data had to move and there was a second superblock to go by (it writes the first one in pieces
+of a few bytes). So only such a filesystem is grown unmounted, and our caller has to remember that it is, until it is
+done (`mend_growth`). Its undo file (resize2fs -z) was no way: e2fsprogs does not flush it before what it is to undo.
+This was tried with resize2fs 1.47 cut off before each of its writes, and with any part of those since its last fsync
+missing, as after a power cut: docs/reliability.md.
+
 Features newer than the kernel. The tools come from the container image and the kernel from the node, and what mkfs
 turns on must be known to the kernel. Debian 12's tools, which the image has, turn on nothing newer than Linux 5.10 by
 default, and host.mounting needs 5.12 in any case. A newer image has to think again: mkfs.xfs 6.5 turns on nrext64
@@ -22,14 +29,13 @@ import asyncio
 import errno
 import os
 import re
-import struct
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from host import blockdevice, command, kernellog, mounting
+from host import blockdevice, command, ext4, kernellog, mounting
 from host.command import CommandFailed, Completed, run
 from host.diskthreads import threads
 
@@ -54,10 +60,13 @@ class Facts:
     """Exit codes of `check` after which it may be mounted."""
     check_all: tuple[str, ...] = ()
     """A check of all metadata, which must come before `grow` when it is not mounted."""
+    mend_growth: tuple[str, ...] = ()
+    """Completes or takes back a `grow`, not mounted, that was cut off."""
     grow_capability: int | None = None
     """Without it the kernel does not let us grow a mounted one: number of a capability."""
-    lacks_blocks: Callable[[Path], bool] | None = None
-    """Whether one that is not mounted is smaller than its device. Needed where it may have to grow before a mount."""
+    can_grow: Callable[[Path], bool] | None = None
+    """Whether one that is not mounted is smaller than its device. Needed where it may have to grow before a mount.
+    Raises PermissionError when a crash meanwhile could cost data."""
     renew_uuid: Callable[[Path, Path, float], Awaitable[None]] | None = None
     """How a copy gets a UUID of its own: `renew_uuid` below. None: there can't be copies."""
 
@@ -174,14 +183,34 @@ def grows_mounted(kind: str) -> bool:
     return capability is None or bool(_capabilities() >> capability & 1)
 
 
-async def grow_unmounted(kind: str, device: Path, *, deadline: float = 3600) -> None:
-    """Lets a filesystem that is sound and not mounted fill its device. For kinds that may not grow mounted. Killed half
-    way, it may leave what `check` does not repair (docs/reliability.md). Raises DamagedFilesystem and CommandError."""
+async def can_grow_unmounted(kind: str, device: Path, *, deadline: float = 3600) -> bool:
+    """Whether a filesystem, not mounted, is smaller than its device. All of it is checked then. For kinds that may not
+    grow mounted. Raises DamagedFilesystem, CommandError, and PermissionError when a crash while it grows could cost
+    data."""
     facts = FACTS[kind]
-    assert facts.lacks_blocks, f"{kind} grows mounted"
-    if await threads.at(device, partial(facts.lacks_blocks, device), deadline=_LOOK_SECONDS):
-        await _checked(kind, facts.check_all, device, deadline)
-        await _run_on(device, *facts.grow, deadline=deadline)
+    assert facts.can_grow, f"{kind} grows mounted"
+    if not await threads.at(device, partial(facts.can_grow, device), deadline=_LOOK_SECONDS):
+        return False
+    await _checked(kind, facts.check_all, device, deadline)
+    return True
+
+
+async def grow_unmounted(kind: str, device: Path, *, deadline: float = 3600) -> None:
+    """Lets a filesystem that `can_grow_unmounted` fill its device. Whatever cuts that off, `mend_growth` comes before
+    anything else. Raises CommandError."""
+    await _run_on(device, *FACTS[kind].grow, deadline=deadline)
+
+
+async def mend_growth(kind: str, device: Path, *, deadline: float = 3600) -> None:
+    """A filesystem that was sound until `grow_unmounted` was begun, and of which nobody knows how far that came, is
+    sound again, and has its old size or the new one. May be cut off and begun anew. Raises DamagedFilesystem and
+    CommandError."""
+    found = await blockdevice.signature(device)
+    facts = FACTS[kind]
+    if found and found not in facts.signatures:  # nothing may be found: a superblock half written has a wrong checksum
+        raise DamagedFilesystem(kind, device, f"found {found}")
+    if facts.mend_growth:
+        await _checked(kind, facts.mend_growth, device, deadline)
 
 
 async def renew_uuid(kind: str, device: Path, folder: Path, *, deadline: float = 3600) -> None:
@@ -211,22 +240,18 @@ def _capabilities() -> int:
     return int(found[1], 16)
 
 
-_SUPERBLOCK = 1024
-_SUPERBLOCK_LENGTH = 1024
-
-
-def _ext4_lacks_blocks(device: Path) -> bool:
-    """Whether an ext4 is smaller than its device, by a block at least. The fields are s_blocks_count_lo and _hi,
-    s_log_block_size, and the 64bit bit of s_feature_incompat, without which _hi means nothing."""
-    with device.open("rb") as file:
-        file.seek(_SUPERBLOCK)
-        superblock = file.read(_SUPERBLOCK_LENGTH)
-    (low,) = struct.unpack_from("<I", superblock, 0x4)
-    (log_block_size,) = struct.unpack_from("<I", superblock, 0x18)
-    (incompatible,) = struct.unpack_from("<I", superblock, 0x60)
-    (high,) = struct.unpack_from("<I", superblock, 0x150)
-    blocks = low | (high << 32 if incompatible & 0x80 else 0)
-    return bool(blockdevice.size(device) // (1024 << log_block_size) > blocks)
+def _ext4_can_grow(device: Path) -> bool:
+    geometry, size = ext4.Geometry.read(device), blockdevice.size(device)
+    if not geometry.lacks(size):
+        return False
+    if why := geometry.unsafe_to_grow(size):
+        raise PermissionError(
+            errno.EPERM,
+            "the kernel does not let us grow a mounted ext4 (it takes CAP_SYS_RESOURCE), and this one can't grow "
+            f"unmounted, because a crash could not be repaired: {why}; run the daemon in a privileged container",
+            str(device),
+        )
+    return True
 
 
 async def _renew_uuid_of_ext4(device: Path, folder: Path, deadline: float) -> None:
@@ -253,8 +278,9 @@ FACTS: Mapping[str, Facts] = {
         check=("e2fsck", "-p"),
         clean_exit_codes=frozenset({0, 1, 2}),  # clean; repaired; repaired, and a root filesystem would need a reboot
         check_all=("e2fsck", "-f", "-p"),
+        mend_growth=("e2fsck", "-f", "-y"),
         grow_capability=24,  # CAP_SYS_RESOURCE
-        lacks_blocks=_ext4_lacks_blocks,
+        can_grow=_ext4_can_grow,
         renew_uuid=_renew_uuid_of_ext4,
         programs=dict.fromkeys(("mkfs.ext4", "e2fsck", "resize2fs", "tune2fs"), "e2fsprogs"),
     ),

@@ -27,6 +27,7 @@ from contract.filesystems import CLONABLE
 from daemon.errors import NoSnapshot, NotCloned
 from daemon.storage.backend import Backend
 from daemon.storage.disks import Disks, disk_of, place_of
+from daemon.storage.filesystems import Filesystems
 from daemon.storage.freespace import FreeSpace
 from daemon.storage.inventory import Volume
 from daemon.storage.inventorycache import InventoryCache
@@ -61,6 +62,7 @@ class VolumeCloner:
         staging: Staging,
         free_space: FreeSpace,
         snapshots: Snapshots,
+        filesystems: Filesystems,
         queue: VolumeQueue,
         may_clone: Callable[[str, str], bool],
         disks: Disks,
@@ -70,6 +72,7 @@ class VolumeCloner:
         self._staging = staging
         self._free_space = free_space
         self._snapshots = snapshots
+        self._filesystems = filesystems
         self._queue = queue
         self._may_clone = may_clone
         self._disks = disks
@@ -115,6 +118,11 @@ class VolumeCloner:
             )
         return found
 
+    async def _sound_source(self, spec: VolumeSpec) -> Volume:
+        """The same. The copy of one that is half grown would be so too, and not know it."""
+        await self._filesystems.mend(self.source(spec))
+        return self.source(spec)
+
     async def clone(self, spec: VolumeSpec, partial: Volume | None) -> Volume:
         """A volume, not ready yet, that holds all that its source holds. It waits for the turn of its source, without a
         share of the disks, for which the source may be waiting in its turn. No circle of copies can wait for each
@@ -140,17 +148,18 @@ class VolumeCloner:
 
     async def _clone_sharing_blocks(self, spec: VolumeSpec, partial: Volume | None) -> Volume | None:
         """The volume, if it can share the blocks of its source. As all that begins a copy, in its source's turn."""
+        source = await self._sound_source(spec)
         pool = self._backend.pool_of(spec.parameters)
         async with self._disks.load(pool), self._free_space.reserve(spec, partial.size if partial else 0) as taken:
             with self._cache.changing(spec.pv):
-                volume = await self._backend.clone_sharing_blocks(spec, self.source(spec))
+                volume = await self._backend.clone_sharing_blocks(spec, source)
                 if volume is not None:
                     self._cache.put(volume, taken)
         return volume
 
     async def _start_copy(self, spec: VolumeSpec, partial: Volume | None) -> tuple[Volume, Volume | None]:
         """The volume, and the snapshot to be copied to it. Without one, it is copied."""
-        source = self.source(spec)
+        source = await self._sound_source(spec)
         staged = await asyncio.to_thread(self._staging.mounted, source.pv)
         if staged:
             await self._disks.at(source.pv, functools.partial(freezing.flush, Path(staged.path)))

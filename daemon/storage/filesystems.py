@@ -3,10 +3,15 @@
 A volume may have grown while it was not mounted, or the daemon may have ended between the two steps of growing, so
 each mount of an older one sees to it that the filesystem fills its device. That it can't is no reason to withhold the
 data: the mount says why, and who asks for the room, asks by `grow`.
+
+Where a filesystem has to grow unmounted, its volume's record says so from before the first byte is written until it is
+done. What is found half done is mended by a check that repairs everything, which is right only because that record says
+that the filesystem was sound before: on any other, such a check may throw away what a person could have saved.
 """
 
 import asyncio
 import logging
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +20,7 @@ from daemon.errors import BackendFailed, MountRefused, VolumeError
 from daemon.storage.backend import Backend
 from daemon.storage.disks import Disks
 from daemon.storage.inventory import Volume
+from daemon.storage.inventorycache import InventoryCache
 from daemon.storage.staging import Staging
 from host import blockdevice, filesystem, mounting
 from host.command import CommandError, CommandFailed
@@ -34,8 +40,9 @@ class Filesystems:
     """Those of one backend. Methods raise VolumeError, host.filesystem.DamagedFilesystem, CommandError, OSError, and
     host.diskthreads.Hung."""
 
-    def __init__(self, backend: Backend, staging: Staging, disks: Disks) -> None:
+    def __init__(self, backend: Backend, cache: InventoryCache, staging: Staging, disks: Disks) -> None:
         self._backend = backend
+        self._cache = cache
         self._staging = staging
         self._disks = disks
         self._fresh: set[str] = set()
@@ -86,12 +93,10 @@ class Filesystems:
         grows_mounted, shortfall = filesystem.grows_mounted(kind), None
         # A container may keep it mounted in a mount namespace of its own: it was checked then, and can't be now.
         if not await self._disks.at(volume.pv, partial(blockdevice.is_claimed, device)):
+            volume = await self._mended(volume, device)
             await filesystem.check(kind, device)
             if not grows_mounted:
-                try:
-                    await filesystem.grow_unmounted(kind, device)
-                except (CommandError, OSError) as error:
-                    shortfall = self._shortfall(volume, error)
+                shortfall = await self._grow_unmounted(volume, device)
         await filesystem.mount(kind, device, path, options)
         if grows_mounted:
             try:
@@ -99,6 +104,41 @@ class Filesystems:
             except (CommandError, OSError) as error:
                 shortfall = self._shortfall(volume, error)
         return shortfall
+
+    async def mend(self, volume: Volume) -> None:
+        """The filesystem of a volume that is not mounted is not half grown any more."""
+        if volume.record.growing:
+            async with self._backend.device(volume) as device:
+                if not await self._disks.at(volume.pv, partial(blockdevice.is_claimed, device)):
+                    await self._mended(volume, device)
+
+    async def _mended(self, volume: Volume, device: Path) -> Volume:
+        if not volume.record.growing:
+            return volume
+        log.warning("growing the filesystem of %s was cut off: it is mended", volume.pv, extra={"volume": volume.pv})
+        await filesystem.mend_growth(volume.record.filesystem, device)
+        return await self._cache.rewrite(volume, replace(volume.record, growing=False))
+
+    async def _grow_unmounted(self, volume: Volume, device: Path) -> VolumeError | None:
+        kind = volume.record.filesystem
+        try:
+            if not await filesystem.can_grow_unmounted(kind, device):
+                return None
+        except (CommandError, OSError) as error:
+            return self._shortfall(volume, error)
+        growing = replace(volume, record=replace(volume.record, growing=True))
+        try:
+            growing = await self._cache.rewrite(volume, growing.record)
+        except VolumeError as error:
+            await self._cache.rewrite(growing, volume.record)  # it may have been noted all the same
+            return self._shortfall(volume, error)
+        try:
+            await filesystem.grow_unmounted(kind, device)
+        except (CommandError, OSError) as error:
+            await self._mended(growing, device)
+            return self._shortfall(volume, error)
+        await self._cache.rewrite(growing, volume.record)
+        return None
 
     @staticmethod
     def _shortfall(volume: Volume, error: Exception) -> VolumeError:

@@ -21,6 +21,7 @@ _VERSION = "1"
 _AUTOEXTEND = "thin-pool-autoextend"
 _SNAPSHOT_OF = "snapshot-of"
 _CLUSTER = "cluster"
+_GROWING = "growing"
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 """Names of PersistentVolumes are DNS subdomains. They become names of logical volumes and of files, so no more."""
@@ -67,6 +68,9 @@ class Record:
     cluster: str = ""
     """Uid of the namespace kube-system of the cluster that it belongs to. Empty: it was made by a daemon that did not
     ask, and is marked as soon as a PersistentVolume of its uid is seen."""
+    growing: bool = False
+    """Its filesystem, which was sound, is being grown while it is not mounted: a process that was killed meanwhile has
+    left it half done (daemon.storage.filesystems)."""
 
     def __post_init__(self) -> None:
         for key, value, good in (
@@ -110,6 +114,7 @@ class Record:
             **({_AUTOEXTEND: str(self.thin_pool_autoextend)} if self.thin_pool_autoextend else {}),
             **({_SNAPSHOT_OF: self.snapshot_of} if self.snapshot_of else {}),
             **({_CLUSTER: self.cluster} if self.cluster else {}),
+            **({_GROWING: "yes"} if self.growing else {}),
         }
 
     def of_snapshot(self) -> "Record":
@@ -122,6 +127,7 @@ class Record:
             state=VolumeState.COPYING,
             thin_pool_autoextend=0,
             snapshot_of=self.pv,
+            growing=False,
         )
 
 
@@ -181,6 +187,7 @@ def from_fields(fields: Mapping[str, object]) -> Record | None:
         thin_pool_autoextend=_number(fields, _AUTOEXTEND),
         snapshot_of=str(fields.get(_SNAPSHOT_OF, "")),
         cluster=cluster,
+        growing=_GROWING in fields,
     )
 
 

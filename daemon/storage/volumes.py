@@ -88,7 +88,7 @@ class Volumes:
         guard = DeletionGuard(backend, owner_lookup)
         self._staging = Staging(staging)
         self._disks = Disks(threads, parallelism, lambda pv: self.inventory.volume(pv) or self.inventory.snapshot(pv))
-        self._filesystems = Filesystems(backend, self._staging, self._disks)
+        self._filesystems = Filesystems(backend, self._cache, self._staging, self._disks)
         self._free_space = FreeSpace(backend, self._cache, reservations)
         self._observe = observe
         self._queue = KeyedQueue()
@@ -105,6 +105,7 @@ class Volumes:
             self._staging,
             self._free_space,
             self._snapshots,
+            self._filesystems,
             self._run_queued,
             may_clone,
             self._disks,

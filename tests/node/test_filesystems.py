@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,8 +79,9 @@ async def test_ext4_that_is_not_mounted_grows(device: Path, image: Path, folder:
     mounting.unmount(folder)
     os.truncate(image, 3 * SIZES["ext4"])
     loopdevice.set_capacity(device)
-    for _ in range(2):
-        await filesystem.grow_unmounted("ext4", device)
+    assert await filesystem.can_grow_unmounted("ext4", device)
+    await filesystem.grow_unmounted("ext4", device)
+    assert not await filesystem.can_grow_unmounted("ext4", device)
     await filesystem.mount("ext4", device, folder)
     assert bytes_of(folder) > 2.8 * before
     assert (folder / "file").read_bytes() == b"data" * MIB
@@ -92,30 +94,62 @@ async def test_an_ext4_that_fills_its_device_is_not_checked_for_nothing(
     seen: list[Completed] = []
     await filesystem.make("ext4", device)
     monkeypatch.setattr(command, "observers", [seen.append])
-    await filesystem.grow_unmounted("ext4", device)
+    assert not await filesystem.can_grow_unmounted("ext4", device)
     assert seen == []
 
 
-async def test_growth_killed_half_way_leaves_what_the_check_repairs(device: Path, image: Path, folder: Path) -> None:
-    """Without room for more group descriptors, growing moves what the filesystem has: the worst moment to die."""
-    await filesystem.make("ext4", device, ("-b", "1024", "-O", "^resize_inode"))
+async def test_growth_that_is_killed_half_way_is_mended(device: Path, image: Path, folder: Path) -> None:
+    await filesystem.make("ext4", device, ("-b", "1024"))
     await filesystem.mount("ext4", device, folder)
     (folder / "file").write_bytes(b"data" * 2 * MIB)
     mounting.unmount(folder)
     for size, seconds in ((64, 0.02), (128, 0.04), (256, 0.06), (512, 0.1)):
         os.truncate(image, size * MIB)
         loopdevice.set_capacity(device)
+        assert await filesystem.can_grow_unmounted("ext4", device)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await filesystem.grow_unmounted("ext4", device)
+        await filesystem.mend_growth("ext4", device)
         await filesystem.check("ext4", device)
         await filesystem.mount("ext4", device, folder)
         assert (folder / "file").read_bytes() == b"data" * 2 * MIB
         mounting.unmount(folder)
-    await filesystem.grow_unmounted("ext4", device)
+    if await filesystem.can_grow_unmounted("ext4", device):
+        await filesystem.grow_unmounted("ext4", device)
     await filesystem.mount("ext4", device, folder)
     assert bytes_of(folder) > 400 * MIB
     mounting.unmount(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "why"),
+    [
+        (("-b", "1024", "-O", "^resize_inode"), 2048, "data would have to be moved"),
+        (("-b", "4096"), 64, "no copy of its superblock"),
+        (("-O", "sparse_super2"), 64, "no copy of its superblock"),
+    ],
+)
+async def test_what_could_not_be_mended_does_not_grow_unmounted(
+    device: Path, image: Path, options: tuple[str, ...], size: int, why: str
+) -> None:
+    await filesystem.make("ext4", device, options)
+    os.truncate(image, size * MIB)
+    loopdevice.set_capacity(device)
+    before = device.read_bytes()
+    with pytest.raises(PermissionError, match=why):
+        await filesystem.can_grow_unmounted("ext4", device)
+    assert device.read_bytes() == before
+
+
+async def test_only_what_may_be_a_half_grown_filesystem_is_mended(device: Path) -> None:
+    with device.open("r+b") as file:
+        subprocess.run(["mkswap", "-q", device], check=True)
+        before = file.read()
+        with pytest.raises(filesystem.DamagedFilesystem, match="found swap"):
+            await filesystem.mend_growth("ext4", device)
+        file.seek(0)
+        assert file.read() == before
 
 
 async def grown_while_mounted(kind: str, device: Path, image: Path, folder: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from tests.torture import kills
 from tests.torture.figures import Figures
+from tests.torture.growth import Growths
 from tests.torture.powercuts import PowerCuts
 
 
@@ -26,6 +27,13 @@ def test_kills_lose_and_leak_nothing(tmp_path: Path, backend: str, seed: int) ->
     assert not figures.complaints, f"kills --backend {backend} --seed {seed}\n{figures}"
     assert figures.counts["kills at a step"] + figures.counts["kills at a moment"] > 0
     assert figures.counts["checks"] > 0
+
+
+def test_growing_unmounted_that_is_cut_off_loses_nothing(tmp_path: Path, seed: int) -> None:
+    figures = Figures()
+    Growths(tmp_path, seed, figures).run(rounds(figures, 8))
+    assert not figures.complaints, f"growth --seed {seed}\n{figures}"
+    assert min(figures.counts[kind] for kind in ("kills", "power cuts", "refused by e2fsck -p")) > 0, figures
 
 
 @pytest.mark.xdist_group("uml-own")

@@ -210,6 +210,50 @@ def test_growing_with_the_next_mount_goes_on(node: Node, step: Step, when: str) 
     assert (folder.path / "data").read_bytes() == b"precious" * MIB
 
 
+def test_growing_that_was_cut_off_half_way_is_mended_before_anything_else(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the next mount, and before it is copied. resize2fs writes its superblock in pieces of a few bytes: with one of
+    them alone, no checksum fits, and nobody knows it for an ext4 any more."""
+    monkeypatch.setattr(filesystem, "grows_mounted", lambda kind: False)
+    folder = node.folder()
+    large = node.spec(64 * MIB)
+    clone = replace(large, pv=f"{node.pv}-copy", original=Original(large.pv, large.uid))
+    copied = node.folder(clone.pv)
+
+    async def fill(volumes: Volumes) -> None:
+        await volumes.mount(node.spec(32 * MIB), folder, read_only=False)
+        (folder.path / "data").write_bytes(b"precious" * MIB)
+        await volumes.unmount(folder)
+
+    async def half_grown(kind: str, device: Path) -> None:
+        blocks = 64 * MIB // 1024
+        with device.open("r+b") as disk:
+            disk.seek(1024 + 4)  # s_blocks_count_lo of its superblock: ext4(5)
+            disk.write(blocks.to_bytes(4, "little"))
+
+    async def mount(volumes: Volumes) -> None:
+        assert (await volumes.mount(large, folder, read_only=False)).shortfall is None
+
+    async def copy(volumes: Volumes) -> None:
+        await volumes.mount(clone, copied, read_only=False)
+        await mount(volumes)
+
+    run(node, fill)
+    for work, folders in ((mount, [folder]), (copy, [folder, copied])):
+        if node.mounted_on(folder):
+            run(node, lambda volumes: volumes.unmount(folder))
+            large = replace(large, size=large.size + 16 * MIB)
+        with monkeypatch.context() as patched:
+            patched.setattr(filesystem, "grow_unmounted", half_grown)
+            run_and_kill(node, mount, (filesystem, "grow_unmounted"), "after")
+        run(node, work)
+        for shown in folders:
+            assert (shown.path / "data").read_bytes() == b"precious" * MIB
+        figures = os.statvfs(folder.path)
+        assert figures.f_blocks * figures.f_frsize > 0.8 * large.size
+
+
 @at((LoopBackend, "extend"), (loopdevice, "set_capacity"), (filesystem, "grow"))
 def test_growing_goes_on(node: Node, step: Step, when: str) -> None:
     folder = node.folder()

@@ -20,6 +20,7 @@ from pathlib import Path
 from tests.sandbox import mountspace
 from tests.torture import apifaults, clusterkills, kills
 from tests.torture.figures import Figures
+from tests.torture.growth import Growths
 from tests.torture.lvmnode import has_device_mapper
 from tests.torture.powercuts import PowerCuts
 
@@ -32,16 +33,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.torture", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("campaign", choices=["kills", "powercuts", *_ON_CLUSTERS])
+    parser.add_argument("campaign", choices=["kills", "growth", "powercuts", *_ON_CLUSTERS])
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**9))
     parser.add_argument("--rounds", type=int, default=0, help="how many; 0: as many as there is time for")
     parser.add_argument("--minutes", type=float, default=0, help=f"how long; without both: {_ROUNDS} rounds")
     parser.add_argument("--backend", choices=[*kills.BACKENDS, _LVM], default="loop", help="of kills")
-    parser.add_argument(
-        "--offline-growth",
-        action="store_true",
-        help="kills: expand also where ext4 grows unmounted only (no CAP_SYS_RESOURCE), which a kill can damage",
-    )
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="torture-") as folder:
         if chosen.campaign == "kills" and chosen.backend == _LVM and not has_device_mapper():
@@ -62,10 +58,12 @@ def _run(chosen: argparse.Namespace, folder: Path) -> int:
         on_cluster(folder, chosen.seed, figures, enough)
     elif chosen.campaign == "powercuts":
         PowerCuts(folder, chosen.seed, figures).run(enough)
+    elif chosen.campaign == "growth":
+        Growths(folder, chosen.seed, figures).run(enough)
     elif chosen.backend == _LVM:
         kills.on_lvm(folder, chosen.seed, figures, enough)
     else:
-        kills.on_files(chosen.backend, folder, chosen.seed, figures, enough, offline_growth=chosen.offline_growth)
+        kills.on_files(chosen.backend, folder, chosen.seed, figures, enough)
     figures.counts["seconds"] = round(time.monotonic() - begin)
     print(figures, flush=True)
     return 1 if figures.complaints else 0

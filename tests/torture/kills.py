@@ -39,8 +39,7 @@ _MOST_COMMANDS = 5
 
 class Campaign:
     """On one node, from one seed. `restart_first`: what is there is looked at after a restart only. `slow`: how many
-    times longer than here everything takes. `offline_growth`: volumes are expanded also where the kernel lets ext4 grow
-    unmounted only, and a resize2fs that is killed there can leave damage."""
+    times longer than here everything takes."""
 
     def __init__(
         self,
@@ -50,7 +49,6 @@ class Campaign:
         *,
         restart_first: bool = False,
         slow: float = 1,
-        offline_growth: bool = False,
     ) -> None:
         self._node = node
         self._chance = random.Random(seed)
@@ -59,7 +57,7 @@ class Campaign:
         self._slow = slow
         self._commands = node.pool != "folder"
         grows_mounted = filesystem.grows_mounted("ext4") or not self._commands
-        self._model = Model(clones=self._commands, grows=grows_mounted or offline_growth, grows_mounted=grows_mounted)
+        self._model = Model(clones=self._commands, grows_mounted=grows_mounted)
         self._trace: list[str] = []
 
     def run(self, enough: Callable[[], bool]) -> None:
@@ -186,13 +184,11 @@ BACKENDS: dict[str, Callable[[Path], Backend]] = {
 }
 
 
-def on_files(
-    kind: str, root: Path, seed: int, figures: Figures, enough: Callable[[], bool], *, offline_growth: bool = False
-) -> None:
+def on_files(kind: str, root: Path, seed: int, figures: Figures, enough: Callable[[], bool]) -> None:
     """On a node whose volumes are files, or folders. Leaves nothing behind."""
     node = Node(root, lambda: BACKENDS[kind](root))
     try:
-        Campaign(node, seed, figures, offline_growth=offline_growth).run(enough)
+        Campaign(node, seed, figures).run(enough)
     finally:
         node.unmount_all()
 

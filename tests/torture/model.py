@@ -112,8 +112,6 @@ class Model:
     """Of names given out."""
     clones: bool = True
     """Whether the backend copies volumes."""
-    grows: bool = True
-    """Whether volumes are expanded at all."""
     grows_mounted: bool = True
     """Whether a volume grows while it is mounted: the kernel does not let everybody."""
 
@@ -320,9 +318,7 @@ def _next(volume: Expected, chance: random.Random, model: Model, *, is_source: b
         return (*shown,)
     mount = Operation("mount", pv, volume.wish, _pod(chance), original=volume.original, made=volume.made)
     expand = replace(mount, kind="expand", size=min(volume.wish + _STEP, _LARGEST), pod="")
-    choices: list[Chain] = []
-    if model.grows:
-        choices += [(expand,) if model.grows_mounted else (*shown, expand)]
+    choices: list[Chain] = [(expand,) if model.grows_mounted else (*shown, expand)]
     if not is_source:
         choices += [(*shown, reclaim)]
     if volume.pods:

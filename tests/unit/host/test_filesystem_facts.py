@@ -21,7 +21,7 @@ def test_what_is_clonable_gets_a_uuid_of_its_own(kind: str) -> None:
 @pytest.mark.parametrize("kind", FACTS)
 def test_what_may_have_to_grow_before_a_mount_can_tell_whether(kind: str) -> None:
     facts = FACTS[kind]
-    assert (facts.lacks_blocks is not None) == (facts.grow_capability is not None)
+    assert (facts.can_grow is not None) == (facts.grow_capability is not None)
 
 
 @pytest.mark.parametrize("kind", FACTS)
@@ -36,4 +36,4 @@ async def test_one_that_grows_mounted_is_not_read_as_another_kind(tmp_path: Path
     device = tmp_path / "device"
     device.write_bytes(b"\xff" * 4096)
     with pytest.raises(AssertionError, match="xfs grows mounted"):
-        await filesystem.grow_unmounted("xfs", device)
+        await filesystem.can_grow_unmounted("xfs", device)

@@ -25,6 +25,7 @@ RECORDS = (
         erase=st.sampled_from(ERASE),
         thin_pool_autoextend=st.integers(0, 100),
         cluster=st.just("") | st.uuids().map(str),
+        growing=st.booleans(),
     )
     | st.builds(
         Record,
@@ -79,6 +80,8 @@ def test_a_record_with_a_part_missing_or_twice_is_damaged_or_foreign(record: Rec
         assert from_tags(rest) == replace(record, thin_pool_autoextend=0)
     elif lost.startswith("elastic-local/cluster="):
         assert from_tags(rest) == replace(record, cluster="")
+    elif lost.startswith("elastic-local/growing="):
+        assert from_tags(rest) == replace(record, growing=False)
     elif lost.startswith("elastic-local/snapshot-of="):
         with pytest.raises(DamagedRecord, match="pv is 'cow_"):
             from_tags(rest)
