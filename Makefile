@@ -17,7 +17,7 @@ demo: tools callout-here ## the main job on this machine, no cluster needed: a c
 	@$(RUN) python -m tests.sandbox.demo
 
 test: tools callout-here ## all tests: unit, node (real LVM, in User-mode Linux where the kernel has no device-mapper), cluster
-	@$(RUN) pytest --numprocesses 2 --dist loadgroup
+	@$(RUN) pytest --numprocesses 3 --dist loadgroup
 
 torture: tools callout-here ## kill, cut the power and refuse at random; SEED, ROUNDS, MINUTES: see docs/reliability.md
 	@for backend in loop folder lvm; do $(RUN) python -m tests.torture kills --backend $$backend $(LIMITS) || exit; done

@@ -94,7 +94,7 @@ async def test_pods_come_go_and_write_while_their_volume_is_copied(
     for refused in (volumes.expand(larger), volumes.reclaim(source.pv, source.uid, node.pool)):
         with pytest.raises(InUse, match=f"{source.pv} can't be .* while a copy of it is made"):
             await refused
-    assert isinstance(await volumes.mount(larger, folder, read_only=False), InUse)
+    assert isinstance((await volumes.mount(larger, folder, read_only=False)).shortfall, InUse)
     write(folder.path / "file", bytes(len(SECRET) * 4096))
     gate.opened.set()
     assert (await copying).record.state is VolumeState.READY
