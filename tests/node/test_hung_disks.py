@@ -49,6 +49,7 @@ def hung(tmp_path: Path) -> Iterator[Path]:
 
 async def test_a_command_that_can_not_be_killed_is_started_once(hung: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "_REAP_SECONDS", 0.5)
+    before = reaping()
     touch = ("touch", str(hung / "file"))
     with pytest.raises(CommandTimedOut):
         await run(*touch, deadline=1)
@@ -63,6 +64,13 @@ async def test_a_command_that_can_not_be_killed_is_started_once(hung: Path, monk
                 await asyncio.sleep(0.05)
             else:
                 break
+    # A command that is dead is not reaped yet: the event loop has to hear of it before it ends.
+    await until(lambda: reaping() <= before)
+
+
+def reaping() -> set[threading.Thread]:
+    """Threads of asyncio, each of which waits for the end of one command."""
+    return {thread for thread in threading.enumerate() if thread.name.startswith("asyncio-waitpid")}
 
 
 def hanging() -> int:
