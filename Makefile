@@ -8,7 +8,7 @@ ENVIRONMENT := $(VENV)/.complete
 LIMITS = $(if $(SEED),--seed $(SEED)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(MINUTES),--minutes $(MINUTES))
 CALLOUT = $(MAKE) --silent --directory flexdriver/native PYTHON=$(CURDIR)/$(VENV)/bin/python
 
-.PHONY: help demo test torture bench callout callout-here image lint format lock docs tools clean
+.PHONY: help demo test torture bench callout callout-here image lint format lock stubs docs tools clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-21s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,14 @@ lock: tools ## choose the dependencies anew and pin them: requirements.lock, and
 		--no-header --no-emit-index-url pyproject.toml --output-file requirements.lock
 	@$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --extra image --generate-hashes \
 		--no-header --no-emit-index-url --constraint requirements.lock pyproject.toml --output-file deploy/requirements.lock
+	@printf 'grpcio-tools\ngrpclib\n' | $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--no-header --no-emit-index-url --constraint requirements.lock - --output-file tools/stubs.lock
+
+stubs: ## generate the Python of the CSI protocols from daemon/csi/proto/*.proto, with the generators of tools/stubs.lock
+	@$(PYTHON) -m venv build/stubs
+	@build/stubs/bin/pip install --quiet --disable-pip-version-check --require-hashes --requirement tools/stubs.lock
+	@PATH="$(CURDIR)/build/stubs/bin:$$PATH" build/stubs/bin/python -m grpc_tools.protoc --proto_path=. \
+		--python_out=. --pyi_out=. --grpclib_python_out=. daemon/csi/proto/*.proto
 
 docs: tools ## write docs/metrics.md from the code
 	@$(RUN) python -m command.metricspage > docs/metrics.md.new && mv docs/metrics.md.new docs/metrics.md

@@ -6,8 +6,8 @@ back, one HTTP/1.0 request over the Unix socket for each call:
 
     POST /callout {"argv": ["mount", DIR, OPTIONS]}  ->  {"status": "Success", "message": ""}
 
-What the arguments mean is the daemon's business (daemon/kubelet/calls.py). Whoever is not the kubelet, and has no argv,
-finds the same calls on the same socket under their names:
+What the arguments mean is the daemon's business (daemon/flexvolume/calls.py). Whoever is not the kubelet, and has no
+argv, finds the same calls on the same socket under their names:
 
     GET  /init                                                                          the capabilities
     POST /mount    {"dir": DIR, "options": {...}}

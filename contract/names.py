@@ -10,11 +10,18 @@ DRIVER = f"{DRIVER_VENDOR}/{DRIVER_NAME}"
 DRIVER_FOLDER = f"{DRIVER_VENDOR}~{DRIVER_NAME}"
 """Folder of the driver in the plugin directory, and of its volumes in a pod's folder (the kubelet escapes `/`)."""
 
+CSI_FOLDER = "kubernetes.io~csi"
+"""Folder of all CSI volumes in a pod's folder."""
+CSI_MOUNT = "mount"
+"""Folder in that of one volume, which the driver makes and mounts on."""
+
 # Whom a StorageClass names. A CSIDriver object must be called like the provisioner for the stock scheduler to
 # honour capacity, and such a name can't hold a slash; the second name serves the clusters of elastic/local-volume.
 PROVISIONER = "elastic-local.volumes.k8s.elastic.co"
 PROVISIONER_OF_ELASTIC = DRIVER
 PROVISIONERS = (PROVISIONER, PROVISIONER_OF_ELASTIC)
+CSI_DRIVER = PROVISIONER
+"""Name of the CSI driver, of its CSIDriver object and of its folder in the kubelet's `plugins`."""
 
 NAMESPACE = "elastic-local"
 DATA_DIR = "/var/lib/elastic-local"

@@ -12,6 +12,8 @@ Json = dict[str, Any]
 
 PENDING, AVAILABLE, BOUND, RELEASED, FAILED = "Pending", "Available", "Bound", "Released", "Failed"
 DELETE, RETAIN = "Delete", "Retain"
+FLEX_VOLUME, CSI = "flexVolume", "csi"
+"""The volume sources of a PersistentVolume of ours, as its spec calls them: by which the kubelet mounts it."""
 PV_PROTECTION = "kubernetes.io/pv-protection"
 CLAIM_KIND = "PersistentVolumeClaim"
 
@@ -106,8 +108,10 @@ class PersistentVolume:
     """See names.GRANTED_ANNOTATION. None: it was made by hand, or by a provisioner that did not say."""
     actual: int = 0
     """Bytes that its node says it has. 0: it did not say."""
+    source: str = FLEX_VOLUME
+    """FLEX_VOLUME or CSI. Empty: another volume source."""
     driver: str = names.DRIVER
-    """Of its FlexVolume. Empty: it is no FlexVolume."""
+    """Of its source. Empty: it is neither FlexVolume nor CSI."""
     local_path: str = ""
     """spec.local.path, as the node sees it. Empty: it is no local volume."""
     volume_mode: str = "Filesystem"
@@ -159,22 +163,29 @@ class PersistentVolume:
 
 
 def read(manifest: Json) -> PersistentVolume | None:
-    """The record of a PersistentVolume, or None when it is not of our driver."""
-    driver = ((manifest.get("spec") or {}).get("flexVolume") or {}).get("driver")
-    return read_any(manifest) if driver == names.DRIVER else None
+    """The record of a PersistentVolume, or None when it is not of our driver. A CSI volume of ours is called like its
+    PersistentVolume: under another handle nobody of ours made it, and two could share one volume."""
+    spec = manifest.get("spec") or {}
+    csi = spec.get("csi") or {}
+    ours = (spec.get("flexVolume") or {}).get("driver") == names.DRIVER or (
+        csi.get("driver"),
+        csi.get("volumeHandle"),
+    ) == (names.CSI_DRIVER, manifest["metadata"]["name"])
+    return read_any(manifest) if ours else None
 
 
 def read_any(manifest: Json) -> PersistentVolume:
     """The record of a PersistentVolume, whoever made it."""
     spec, metadata = manifest.get("spec") or {}, manifest["metadata"]
-    source = spec.get("flexVolume") or {}
+    kind = next((each for each in (FLEX_VOLUME, CSI) if spec.get(each)), "")
+    source = spec.get(kind) or {}
     annotations = metadata.get("annotations") or {}
     return PersistentVolume(
         name=metadata["name"],
         uid=metadata["uid"],
         resource_version=metadata["resourceVersion"],
         size=quantity.parse(str((spec.get("capacity") or {}).get("storage") or "0")),
-        options=source.get("options") or {},
+        options=_options(spec, kind),
         filesystem=source.get("fsType") or filesystems.EXT4,
         reclaim_policy=spec.get("persistentVolumeReclaimPolicy") or RETAIN,
         storage_class=spec.get("storageClassName") or "",
@@ -190,10 +201,21 @@ def read_any(manifest: Json) -> PersistentVolume:
         access_modes=tuple(spec.get("accessModes") or ()),
         granted=_bytes(annotations.get(names.GRANTED_ANNOTATION)) or None,
         actual=_bytes(annotations.get(names.SIZE_ANNOTATION)),
+        source=kind,
         driver=source.get("driver") or "",
         local_path=(spec.get("local") or {}).get("path") or "",
         volume_mode=spec.get("volumeMode") or "Filesystem",
     )
+
+
+def _options(spec: Json, kind: str) -> dict[str, str]:
+    """What its source says of the volume. The kubelet hands a CSI driver the mountOptions of the spec, so there they
+    are; a FlexVolume with such is refused by it."""
+    if kind == CSI:
+        mount_options = spec.get("mountOptions")
+        joined = {parameters.MOUNT_OPTIONS_OPTION: ",".join(mount_options)} if mount_options else {}
+        return {**(spec[CSI].get("volumeAttributes") or {}), **joined}
+    return (spec.get(kind) or {}).get("options") or {}
 
 
 def _bytes(text: object) -> int:

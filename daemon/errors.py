@@ -32,6 +32,10 @@ class Refused(VolumeError):
     """The pod may not mount this. The message says why, and names nothing of another tenant."""
 
 
+class NoSuchVolume(Refused):
+    """There is no PersistentVolume of that name, or it is not ours."""
+
+
 class Undecided(VolumeError):
     """The API server did not say whether the pod may mount this. The kubelet asks again."""
 

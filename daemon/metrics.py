@@ -50,8 +50,15 @@ class Metrics:
         )
         self._callouts = Histogram(
             "elastic_local_callout_duration_seconds",
-            "Time that the kubelet's calls took, by verb and by outcome: success or the class of the error.",
+            "Time that the kubelet's FlexVolume calls took, by verb and by outcome: success or the class of the error.",
             ["verb", "outcome"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._csi = Histogram(
+            "elastic_local_csi_duration_seconds",
+            "Time that the kubelet's CSI calls took, by RPC and by gRPC code.",
+            ["rpc", "code"],
             buckets=_SECONDS,
             registry=self.registry,
         )
@@ -81,6 +88,9 @@ class Metrics:
 
     def callout(self, verb: str, outcome: str, seconds: float) -> None:
         self._callouts.labels(verb, outcome).observe(seconds)
+
+    def csi(self, rpc: str, code: str, seconds: float) -> None:
+        self._csi.labels(rpc, code).observe(seconds)
 
     def erasing(self, more: int) -> None:
         """By how many the number of running erasures changed."""

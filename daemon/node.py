@@ -10,8 +10,9 @@ import asyncio
 import contextlib
 import logging
 import stat
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from itertools import islice
 
 import host.command
@@ -25,9 +26,15 @@ from daemon.cluster.events import ErasureEvents, NodeEvents
 from daemon.cluster.ownerlookup import ApiOwnerLookup
 from daemon.cluster.storagemonitor import StorageMonitor
 from daemon.cluster.thinpoolmonitor import ThinPoolMonitor
-from daemon.kubelet.api import Api
-from daemon.kubelet.callouts import NodeCallouts
-from daemon.kubelet.driver import DriverInstaller
+from daemon.csi import server
+from daemon.csi.identity import IdentityService
+from daemon.csi.node import NodeService
+from daemon.csi.nodestate import NodeStatus
+from daemon.csi.registration import RegistrationService
+from daemon.flexvolume.api import Api
+from daemon.flexvolume.callouts import NodeCallouts
+from daemon.flexvolume.driver import DriverInstaller
+from daemon.kubelet.mounter import Mounter
 from daemon.metrics import Metrics, Sources
 from daemon.nodeservices import NodeChanged, NodeServices, NodeUnknown, Services
 from daemon.settings import Settings
@@ -119,8 +126,10 @@ class Daemon:
             self._node_events,
             lambda: self._services.space_freed(),
         )
-        self._callouts = NodeCallouts(self._volumes, chosen.kubelet_root)
+        self._mounter = Mounter(self._volumes, chosen.kubelet_root)
+        self._callouts = NodeCallouts(self._mounter)
         self._driver = DriverInstaller(installation.choose(), chosen.plugin_dir, self._node_events)
+        self._registration = RegistrationService(str(server.driver_socket(chosen.kubelet_root)), self._node_events)
         self._supervisor = Supervisor(fatal=(NodeChanged,))
         self._node_problem = "not found yet"
         self._persistent_volumes = Informer[PersistentVolume](
@@ -139,17 +148,19 @@ class Daemon:
         if chosen.static:
             served.add_routes(readiness.routes(lambda: self._services.static_problem()))
         parts = {
-            "driver": self._driver.run,
+            **({"driver": self._driver.run} if chosen.flex_volume else {}),
             "storage": self._storage_monitor.run,
             "thin pools": self._thin_pool_monitor.run,
             "persistentvolumes": self._persistent_volumes.run,
             "pods": self._pods.run,
+            **({"csi registration": self._registration.watch} if chosen.csi else {}),
             "events": self._events.run,
             "cluster": self._owner_lookup.run,
         }
         try:
             async with (
                 Api(self._callouts, self._metrics.callout, self._driver.called).listening(chosen.socket),
+                self._csi(),
                 endpoints.listening(served, chosen.listen_host, chosen.listen_port),
                 asyncio.TaskGroup() as tasks,
             ):
@@ -161,6 +172,18 @@ class Daemon:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._volumes.close(), _SHUTDOWN_SECONDS)
             await self._events.flush()
+
+    @contextlib.asynccontextmanager
+    async def _csi(self) -> AsyncIterator[None]:
+        """The CSI driver, if it is wanted."""
+        if not self._settings.csi:
+            yield
+            return
+        status = NodeStatus(self._mounter, self._volumes, lambda: self._services.unhealthy)
+        identity = IdentityService(metadata.version("elastic-local"), lambda: not self._storage_monitor.problem)
+        service = NodeService(self._mounter, status, self._metrics.csi)
+        async with server.listening(self._settings.kubelet_root, identity, service, self._registration):
+            yield
 
     async def _serve_cluster(self) -> None:
         """Finds the Node, and runs the second half for it."""
@@ -184,7 +207,7 @@ class Daemon:
             self._metrics.registry,
         )
         self._services = services
-        self._callouts.set_context(services.context)
+        self._mounter.set_context(services.context)
         log.info("serving node %s (hostname %s)", node.name, node.hostname)
         await services.run(self._supervisor)
 
@@ -237,7 +260,8 @@ class Daemon:
         return HealthChecks(
             {
                 "socket": self._socket_problem,
-                "driver": lambda: self._driver.problem,
+                **({"driver": lambda: self._driver.problem} if self._settings.flex_volume else {}),
+                **({"csi": lambda: self._registration.problem} if self._settings.csi else {}),
                 "storage": lambda: self._storage_monitor.problem,
                 "node": lambda: self._node_problem,
                 "cluster": lambda: self._owner_lookup.problem,

@@ -21,7 +21,7 @@ from daemon.cluster.orphancollector import OrphanCollector
 from daemon.cluster.ownerlookup import ApiOwnerLookup
 from daemon.cluster.reconcile import Reconciler
 from daemon.kubelet.authorization import Authorizer
-from daemon.kubelet.callouts import NodeContext
+from daemon.kubelet.mounter import NodeContext
 from daemon.settings import Settings
 from daemon.static.controller import StaticVolumeController, static_volume_controller
 from daemon.storage.backend import Backend
@@ -177,6 +177,7 @@ class NodeServices:
         persistent_volumes.on_return(events.hurry)
         self.context = NodeContext(
             cluster,
+            node,
             Authorizer(cluster, pods, node),
             NodeAssigner(cluster, node, node_volumes, lambda: volumes.inventory, backend.pool_of),
             reconciler.enqueue,

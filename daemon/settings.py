@@ -45,6 +45,10 @@ class Settings:
     kubelet_root: Path = Path("/var/lib/kubelet")
     plugin_dir: Path = Path(installation.PLUGIN_DIRECTORY)
     """The kubelet's --volume-plugin-dir."""
+    csi: bool = True
+    """Whether the kubelet gets the CSI driver."""
+    flex_volume: bool = True
+    """Whether the kubelet gets the FlexVolume driver."""
     data_dir: Path = Path(names.DATA_DIR)
     capacity: int | None = None
     """What loop images and folders may take together. None: what their filesystem has."""
@@ -134,6 +138,8 @@ def read(environment: Mapping[str, str]) -> Settings:
         staging_dir=value("STAGING_DIR", _path, default.staging_dir),
         kubelet_root=value("KUBELET_ROOT", _path, default.kubelet_root),
         plugin_dir=value("PLUGIN_DIR", _path, default.plugin_dir),
+        csi=value("CSI", truth, default.csi),
+        flex_volume=value("FLEX_VOLUME", truth, default.flex_volume),
         data_dir=value("DATA_DIR", _path, default.data_dir),
         capacity=value("CAPACITY", _size, default.capacity),
         reserve=value("RESERVE", _size, default.reserve),

@@ -43,6 +43,11 @@ _REMEDIES: Mapping[VolumeHealth, str] = {
 }
 
 
+def describe(health: VolumeHealth) -> str:
+    """What is wrong and what to do next. Empty: nothing is."""
+    return "" if health is VolumeHealth.OK else f"{health.value}: {_REMEDIES[health]}"
+
+
 def diagnose(
     inventory: Inventory,
     persistent_volumes: Collection[PersistentVolume],

@@ -1,1 +1,1 @@
-"""The kubelet's side: the socket, what a callout asks for, whether it may have it, and the driver it runs."""
+"""What the kubelet asks for by either driver, FlexVolume or CSI: whether a pod may have it, and how it is mounted."""

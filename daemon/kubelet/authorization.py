@@ -1,29 +1,32 @@
 """Who may mount what.
 
 An inline flexVolume in a pod is written by its user: the name, the options, even the `kubernetes.io/` keys that the
-kubelet passes on. Whoever believes a callout lets any user who may create pods mount another tenant's data. So the
+kubelet passes on. Whoever believes a request lets any user who may create pods mount another tenant's data. So the
 daemon believes only the folder, which the kubelet made, and asks the API server the rest:
 
 - the pod of the folder's UID runs on this node,
 - it names, as one of its volumes, the claim that the PersistentVolume of the folder's name is bound to,
 - claim and PersistentVolume name each other, by UID, so neither can be forged by somebody who may write claims,
-- the PersistentVolume is of our driver, and lives on this node or nowhere yet.
+- the PersistentVolume is of our driver, is mounted by the volume source that it has, and lives on this node or nowhere
+  yet.
 
-The decision is a pure function of what was found; the fetching around it is thin. Of the callout's own arguments two
+The same holds for CSI, though there the kubelet names the volume itself and no pod can have an inline one: the rules
+are one, so what a pod may do does not depend on the driver. What CSI asks for without a pod (staging, expanding) needs
+the claim to hold its volume.
+
+The decision is a pure function of what was found; the fetching around it is thin. Of the request's own arguments two
 are used. "Read-only" can only take rights away. The pod's name is a hint where to look for a pod that the informer has
 not seen yet: the UID of what is found there is compared.
 """
 
 import logging
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from contract import callout
 from contract import volume as contract_volume
-from contract.volume import PersistentVolume
+from contract.volume import CSI, PersistentVolume
 from daemon.cluster.nodevolumes import other_node
-from daemon.errors import Refused, Undecided
+from daemon.errors import NoSuchVolume, Refused, Undecided
 from daemon.kubelet.podfolder import PodFolder
 from kube.client import CLAIMS, PODS, VOLUMES, Cluster
 from kube.errors import ApiError, NotFound
@@ -36,6 +39,14 @@ READ_ONLY_MANY = "ReadOnlyMany"
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 """What the API server lets an object be called: nothing else of an untrusted hint becomes part of a request."""
+
+
+@dataclass(frozen=True)
+class PodHint:
+    """What the request says that the pod is called. Untrusted; empty strings: it does not say."""
+
+    namespace: str
+    name: str
 
 
 @dataclass(frozen=True)
@@ -61,22 +72,33 @@ def decide(
     if pod.node_name != node.name:
         raise Refused(f"pod {pod.namespace}/{pod.name} runs on another node than {node.name}")
     mentions = _mentions(pod, volume)
-    if volume is None or volume.claim is None or not mentions:
-        raise Refused(_not_its_claim(folder, pod))
-    reference = volume.claim
-    if claim is None or claim.uid != reference.uid:
-        raise Refused(f"claim {reference} of volume {volume.name} is gone: a new claim gets a volume of its own")
-    if claim.volume_name != volume.name:
-        raise Refused(f"claim {reference} is not bound to volume {volume.name}: see `kubectl describe pvc`")
-    if all(mention.ephemeral for mention in mentions) and claim.controller != pod.uid:
+    if volume is None or volume.claim is None or volume.source != folder.source or not mentions:
+        raise (NoSuchVolume if volume is None else Refused)(_not_its_claim(folder, pod))
+    check_claim(volume, claim)
+    if all(mention.ephemeral for mention in mentions) and (claim is None or claim.controller != pod.uid):
         raise Refused(
-            f"claim {reference} was not made for pod {pod.name}: delete it, and Kubernetes makes the pod's own, "
+            f"claim {volume.claim} was not made for pod {pod.name}: delete it, and Kubernetes makes the pod's own, "
             "or name it under persistentVolumeClaim"
         )
-    if other := other_node(volume, node):
-        raise Refused(f"volume {volume.name} lives on node {other} and can't be mounted on {node.name}")
+    check_node(volume, node)
     only_reads = bool(volume.access_modes) and set(volume.access_modes) == {READ_ONLY_MANY}
     return Authorization(volume, pod, read_only or only_reads or all(mention.read_only for mention in mentions))
+
+
+def check_claim(volume: PersistentVolume, claim: Claim | None) -> None:
+    """`claim` is the one of the volume's claimRef. Raises Refused when it does not hold the volume."""
+    if volume.claim is None:
+        raise Refused(f"volume {volume.name} is bound to no claim: see `kubectl describe pv`")
+    if claim is None or claim.uid != volume.claim.uid:
+        raise Refused(f"claim {volume.claim} of volume {volume.name} is gone: a new claim gets a volume of its own")
+    if claim.volume_name != volume.name:
+        raise Refused(f"claim {volume.claim} is not bound to volume {volume.name}: see `kubectl describe pvc`")
+
+
+def check_node(volume: PersistentVolume, node: Node) -> None:
+    """Raises Refused when the volume is on another one."""
+    if other := other_node(volume, node):
+        raise Refused(f"volume {volume.name} lives on node {other} and can't be mounted on {node.name}")
 
 
 def _mentions(pod: Pod, volume: PersistentVolume | None) -> list[PodVolume]:
@@ -110,10 +132,10 @@ class Authorizer:
         self._pods = pods
         self._node = node
 
-    async def authorize(self, folder: PodFolder, options: Mapping[str, str]) -> Authorization:
-        """Raises Refused and Undecided."""
+    async def authorize(self, folder: PodFolder, hint: PodHint, *, read_only: bool) -> Authorization:
+        """Whether the pod of the folder may mount the volume of its name. Raises Refused and Undecided."""
         try:
-            pod = await self._pod(folder, options)
+            pod = await self._pod(folder, hint)
             volume = await self._volume(folder.name)
             claim = None
             if pod and volume and volume.claim and _mentions(pod, volume):
@@ -123,18 +145,32 @@ class Authorizer:
                 f"can't ask the API server whether the pod may mount {folder.name}, the kubelet tries again: {error}"
             ) from error
         try:
-            return decide(folder, read_only(options), pod, volume, claim, self._node)
+            return decide(folder, read_only, pod, volume, claim, self._node)
         except Refused as refused:
             log.warning("refused: %s", refused, extra={"pod": pod.key if pod else folder.pod_uid})
             raise
 
-    async def _pod(self, folder: PodFolder, options: Mapping[str, str]) -> Pod | None:
+    async def authorize_staging(self, name: str) -> PersistentVolume:
+        """The CSI volume of that name, which this node may have. Raises NoSuchVolume, Refused, and Undecided."""
+        try:
+            volume = await self._volume(name) if _NAME.fullmatch(name) else None
+            claim = await self._claim(volume.claim.namespace, volume.claim.name) if volume and volume.claim else None
+        except ApiError as error:
+            raise Undecided(
+                f"can't ask the API server about volume {name}, the kubelet tries again: {error}"
+            ) from error
+        if volume is None or volume.source != CSI:
+            raise NoSuchVolume(f"there is no PersistentVolume {name[:253]!r} of our CSI driver")
+        check_claim(volume, claim)
+        check_node(volume, self._node)
+        return volume
+
+    async def _pod(self, folder: PodFolder, hint: PodHint) -> Pod | None:
         known = next((pod for pod in self._pods.values() if pod.uid == folder.pod_uid), None)
-        hint = options.get(callout.POD_NAME_OPTION, ""), options.get(callout.POD_NAMESPACE_OPTION, "")
-        if known or not all(_NAME.fullmatch(name) for name in hint):
+        if known or not (_NAME.fullmatch(hint.namespace) and _NAME.fullmatch(hint.name)):
             return known
         try:
-            return read_pod(await self._cluster.get(PODS, *hint))
+            return read_pod(await self._cluster.get(PODS, hint.name, hint.namespace))
         except NotFound:
             return None
 
@@ -149,8 +185,3 @@ class Authorizer:
             return read_claim(await self._cluster.get(CLAIMS, name, namespace))
         except NotFound:
             return None
-
-
-def read_only(options: Mapping[str, str]) -> bool:
-    """Anything but a plain "rw" is taken as read-only."""
-    return options.get(callout.READ_WRITE_OPTION) != "rw"

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Protocol
 
 from contract import names
-from daemon.errors import BackendFailed, FolderMissing, InUse, Occupied
-from host import mounting, mounttable, ownfolder
+from daemon.errors import BackendFailed, FolderMissing, InUse, Occupied, VolumeNotFound
+from host import mounting, mounttable, ownfolder, statvfs
 from host.mounting import Attribute
 from host.mounttable import Mount
+from host.statvfs import FilesystemUsage
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,8 @@ class Staging:
         table = mounttable.read()
         staged = top(table, self.path(pv))
         if staged is None:
-            return [mount for mount in table if mount.path.endswith(f"/{names.DRIVER_FOLDER}/{pv}")]
+            suffixes = (f"/{names.DRIVER_FOLDER}/{pv}", f"/{names.CSI_FOLDER}/{pv}/{names.CSI_MOUNT}")
+            return [mount for mount in table if mount.path.endswith(suffixes)]
         return [mount for mount in table if is_part(mount, staged) and mount.path != staged.path]
 
     def idle(self) -> list[str]:
@@ -161,10 +163,19 @@ class Staging:
         _verify(pv, target, staged, read_only)
         return shown is None
 
+    def usage(self, pv: str, target: TargetPath) -> FilesystemUsage:
+        """Of what the target shows. Raises VolumeNotFound when that is not the volume."""
+        table = mounttable.read()
+        staged, shown = top(table, self.path(pv)), top(table, target.path)
+        if staged is None or shown is None or not is_same(shown, staged):
+            raise VolumeNotFound(f"volume {pv} is not mounted at {target.path}")
+        with target.open() as folder:
+            return statvfs.usage(folder)
+
     def unbind(self, target: TargetPath) -> None:
         """Unmounts all that lies on the pod's folder. A folder that does not exist is no error. Raises InUse."""
         with contextlib.suppress(FolderMissing), target.open_parent() as parent:
-            _unmount_all(Path(f"/proc/self/fd/{parent}", target.name), target.path, target.name)
+            _unmount_all(Path(f"/proc/self/fd/{parent}", target.path.name), target.path, target.name)
 
     @contextlib.contextmanager
     def _opened(self, pv: str, staged: Mount) -> Iterator[int]:

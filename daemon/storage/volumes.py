@@ -39,6 +39,7 @@ from daemon.storage.thinpools import PoolExtension
 from host import filesystem
 from host.command import CommandError
 from host.diskthreads import DiskThreads, Hung, Unresponsive, threads, unresponsive
+from host.statvfs import FilesystemUsage
 
 log = logging.getLogger(__name__)
 
@@ -193,6 +194,16 @@ class Volumes:
         """Nothing is mounted on the target, whatever lay there; after its last user the volume itself is unmounted.
         Needs neither record nor volume nor folder."""
         await self._run_queued("unmount", target.name, target, lambda: self._unmount(target))
+
+    async def usage(self, pv: str, target: TargetPath) -> FilesystemUsage:
+        """How full the filesystem of the volume is, which is mounted on the target. Raises VolumeNotFound when it is
+        not."""
+        with _volume_errors(pv):
+            return await self._disks.at(pv, partial(self._staging.usage, pv, target))
+
+    async def release(self, pv: str) -> None:
+        """The volume is mounted nowhere on this node. Raises InUse, naming who uses it."""
+        await self._run_queued("release", pv, None, lambda: self._disks.at(pv, partial(self._staging.release, pv)))
 
     async def extend(self, spec: VolumeSpec) -> Volume:
         """The volume with at least the wanted size, and its filesystem as it is. Raises NoSpace, and then nothing has

@@ -10,7 +10,8 @@ from contract import volume as contract_volume
 from contract.volume import PersistentVolume
 from daemon.cluster.nodevolumes import is_assigned, other_node
 from daemon.errors import Refused
-from daemon.kubelet.authorization import Authorization, decide, read_only
+from daemon.flexvolume.callouts import read_only
+from daemon.kubelet.authorization import Authorization, decide
 from daemon.kubelet.podfolder import PodFolder
 from kube.records import Claim, Node, Pod, PodVolume
 

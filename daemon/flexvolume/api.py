@@ -13,10 +13,7 @@ prepared, so the next try takes a moment only.
 import asyncio
 import contextlib
 import logging
-import os
-import socket
-import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,10 +21,11 @@ from aiohttp import web
 
 from contract import callout
 from daemon.errors import VolumeError
-from daemon.kubelet import calls
-from daemon.kubelet.calls import Call, Expand, Init, Malformed, Mount, Unmount
+from daemon.flexvolume import calls
+from daemon.flexvolume.calls import Call, Expand, Init, Malformed, Mount, Unmount
 from service import listener
 from service.listener import Limits
+from service.rootsocket import is_admitted, peer_uid, root_socket
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +35,6 @@ LARGEST_REQUEST = 1 << 20
 LIMITS = Limits(connections=512, silence=10.0)
 """Each mount that waits has one. Only root can connect, but a kubelet that is stopped and killed may leave some."""
 _BODY_SECONDS = 10.0
-_CREDENTIALS = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
 
 
 class Abandoned(VolumeError):
@@ -218,41 +215,3 @@ async def _root_only(
         log.warning("refused a callout of uid %d", uid)
         return _answer(callout.FAILURE, f"only root may ask, and this is uid {uid}", http=403)
     return await handler(request)
-
-
-@contextlib.contextmanager
-def root_socket(path: Path) -> Iterator[socket.socket]:
-    """A listening Unix socket at `path` for root alone: its mode, 0600, keeps others out, and who is at the other end
-    is asked of the kernel, which holds even where somebody changed the mode.
-
-    Bound under another name and moved into place: so it takes the place of one that a killed daemon left behind, and is
-    never there with other rights. At the end it is removed, unless a newer daemon has put its own there.
-    """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    hidden = path.with_name(f".{path.name}.{os.getpid()}")
-    hidden.unlink(missing_ok=True)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.bind(str(hidden))
-        hidden.chmod(0o600)
-        listener.listen(128)
-        listener.setblocking(False)
-        mine = hidden.stat()
-        hidden.rename(path)
-        try:
-            yield listener
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(path.stat(), mine):
-                    path.unlink()
-
-
-def peer_uid(connection: socket.socket) -> int:
-    """The uid of the process at the other end, as it was when it connected."""
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    _, uid, _ = _CREDENTIALS.unpack(credentials)
-    return int(uid)
-
-
-def is_admitted(uid: int) -> bool:
-    """Root, for the kubelet, and whoever runs the daemon."""
-    return uid in (0, os.geteuid())

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract import callout
-from daemon.kubelet.calls import Call, Expand, Init, Malformed, Mount, Unmount, read
+from daemon.flexvolume.calls import Call, Expand, Init, Malformed, Mount, Unmount, read
 
 FOLDER = "/var/lib/kubelet/pods/1/volumes/v~d/pvc-1"
 

@@ -12,10 +12,11 @@ import pytest
 from contract import callout, names
 from daemon.cluster.nodevolumes import NodeAssigner, is_assigned
 from daemon.errors import NoSpace, NotAPodFolder, NotGranted, PoolMissing, Refused, Undecided, VolumeError
-from daemon.kubelet import callouts
+from daemon.flexvolume.callouts import NodeCallouts
+from daemon.flexvolume.calls import Expand, Mount, Unmount
+from daemon.kubelet import mounter
 from daemon.kubelet.authorization import Authorizer
-from daemon.kubelet.callouts import NodeCallouts, NodeContext
-from daemon.kubelet.calls import Expand, Mount, Unmount
+from daemon.kubelet.mounter import Mounter, NodeContext
 from daemon.kubelet.podfolder import PodFolder
 from daemon.storage.record import VolumeSpec
 from daemon.storage.volumes import MountResult, Volumes
@@ -55,7 +56,8 @@ class Serving:
         self.cluster: Cluster = parts.cluster
         self.volumes = Unmounted(parts.volumes)
         self.enqueued: list[str] = []
-        self.callouts = NodeCallouts(self.volumes, KUBELET)  # type: ignore[arg-type]
+        self.mounter = Mounter(self.volumes, KUBELET)  # type: ignore[arg-type]
+        self.callouts = NodeCallouts(self.mounter)
         self.authorizer = Authorizer(parts.cluster, pods, parts.node)
         self.context = self.with_pool(ASSIGNMENT.pool)
         self.pods = pods
@@ -69,7 +71,9 @@ class Serving:
             lambda: self.parts.volumes.inventory,
             lambda _: pool,
         )
-        return NodeContext(self.cluster, self.authorizer, assigner, self.enqueued.append, self.parts.events)
+        return NodeContext(
+            self.cluster, self.parts.node, self.authorizer, assigner, self.enqueued.append, self.parts.events
+        )
 
     async def pod_with(self, *volumes: str, node: str = NODE) -> dict[str, Mount]:
         """A pod with a claim bound to each volume: the callouts that the kubelet makes for it."""
@@ -132,7 +136,7 @@ async def unsettled(tmp_path: Path) -> AsyncIterator[Serving]:
 
 @pytest.fixture
 async def serving(unsettled: Serving) -> Serving:
-    unsettled.callouts.set_context(unsettled.context)
+    unsettled.mounter.set_context(unsettled.context)
     return unsettled
 
 
@@ -225,17 +229,17 @@ async def test_a_volume_that_does_not_fit_stays_free_to_go_elsewhere(serving: Se
 async def test_a_node_without_the_pool_says_so_before_it_takes_the_volume(serving: Serving) -> None:
     await create_pv(serving.cluster, "pv", assignment=None)
     mounts = await serving.pod_with("pv")
-    bare = NodeCallouts(serving.volumes, KUBELET)  # type: ignore[arg-type]
+    bare = Mounter(serving.volumes, KUBELET)  # type: ignore[arg-type]
     bare.set_context(serving.with_pool("absent"))
     with pytest.raises(PoolMissing, match="has no absent"):
-        await bare.mount(mounts["pv"])
+        await NodeCallouts(bare).mount(mounts["pv"])
 
 
 async def test_unmounting_needs_neither_api_nor_node(unsettled: Serving) -> None:
     folder = folder_of("11111111-2222-3333-4444-555555555555", "pv")
     await unsettled.callouts.unmount(Unmount(folder))
     assert [str(unmounted.path) for unmounted in unsettled.volumes.unmounts] == [folder]
-    unsettled.callouts.set_context(unsettled.context)
+    unsettled.mounter.set_context(unsettled.context)
     await unsettled.callouts.unmount(Unmount(folder))
     assert unsettled.enqueued == ["pv"]
 
@@ -243,7 +247,7 @@ async def test_unmounting_needs_neither_api_nor_node(unsettled: Serving) -> None
 async def test_a_mount_before_the_node_is_known_says_what_it_waits_for(
     unsettled: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(callouts, "_PATIENCE", 0.01)
+    monkeypatch.setattr(mounter, "_PATIENCE", 0.01)
     with pytest.raises(Undecided, match="can't reach the API server"):
         await unsettled.callouts.mount(Mount(folder_of("11111111-2222-3333-4444-555555555555", "pv"), {}))
 

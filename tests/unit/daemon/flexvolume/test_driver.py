@@ -7,7 +7,7 @@ import pytest
 from contract import names
 from contract.volume import ObjectReference
 from daemon.cluster.events import NodeEvents
-from daemon.kubelet.driver import DRIVER_FOUND, DRIVER_MISSING, DriverInstaller
+from daemon.flexvolume.driver import DRIVER_FOUND, DRIVER_MISSING, DriverInstaller
 from flexdriver import installation
 from kube.events import Recorder
 

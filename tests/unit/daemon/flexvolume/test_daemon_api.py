@@ -16,8 +16,8 @@ import pytest
 
 from contract import callout
 from daemon.errors import NoSpace, VolumeError
-from daemon.kubelet.api import LARGEST_REQUEST, Api, is_admitted
-from daemon.kubelet.calls import Expand, Mount, Unmount
+from daemon.flexvolume.api import LARGEST_REQUEST, Api
+from daemon.flexvolume.calls import Expand, Mount, Unmount
 
 FOLDER = "/var/lib/kubelet/pods/1/volumes/v~d/pvc-1"
 OPTIONS = {callout.READ_WRITE_OPTION: "rw"}
@@ -241,7 +241,7 @@ async def test_a_mount_that_nobody_waits_for_is_undone_unless_it_was_there(
     assert "never retrieved" not in caplog.text
 
 
-def test_only_root_and_our_own_user_are_is_admitted() -> None:
+def test_only_root_and_our_own_user_are_admitted() -> None:
     assert is_admitted(0)
     assert is_admitted(os.geteuid())
     assert not is_admitted(os.geteuid() + 1)
@@ -254,7 +254,7 @@ async def test_the_peer_is_asked_who_it_is(served: Served, monkeypatch: pytest.M
         seen.append(uid)
         return False
 
-    monkeypatch.setattr("daemon.kubelet.api.is_admitted", nobody)
+    monkeypatch.setattr("daemon.flexvolume.api.is_admitted", nobody)
     status, said = await served.ask(MOUNT)
     assert (status, said["status"]) == (403, "Failure")
     assert seen == [os.getuid()]

@@ -1,0 +1,90 @@
+"""How the kubelet learns of the CSI driver: it watches its folder `plugins_registry`, asks each socket there what it
+is, and says what became of it.
+
+Sources: pkg/kubelet/pluginmanager/pluginwatcher and operationexecutor. While the socket is there the driver counts as
+registered, and a socket that goes takes the registration with it; so it is there exactly as long as the driver is
+served.
+"""
+
+import asyncio
+import logging
+
+from grpclib.server import Stream
+
+from contract import names
+from daemon.cluster.events import NodeEvents
+from daemon.csi.proto.pluginregistration_grpc import RegistrationBase
+from daemon.csi.proto.pluginregistration_pb2 import (
+    InfoRequest,
+    PluginInfo,
+    RegistrationStatus,
+    RegistrationStatusResponse,
+)
+
+log = logging.getLogger(__name__)
+
+NOT_REGISTERED, REGISTERED = "CSIDriverNotRegistered", "CSIDriverRegistered"
+
+_TYPE = "CSIPlugin"
+_VERSIONS = ("1.0.0",)
+"""Of CSI, as the kubelet compares them: it takes any 1.x for the same."""
+PATIENCE = 120.0
+"""Seconds that the kubelet has to come. It notices a new socket at once."""
+
+
+class RegistrationService(RegistrationBase):
+    """`problem` says why the kubelet does not use the driver, for readiness. Empty: it does, or has time yet."""
+
+    def __init__(self, endpoint: str, events: NodeEvents, patience: float = PATIENCE) -> None:
+        """`endpoint`: the path of the driver's socket, as the kubelet sees it. `patience` in seconds."""
+        self._endpoint = endpoint
+        self._events = events
+        self._patience = patience
+        self.problem = ""
+        self._registered = asyncio.Event()
+        events.on_known(self._report)
+
+    async def GetInfo(self, stream: Stream[InfoRequest, PluginInfo]) -> None:
+        await stream.recv_message()
+        await stream.send_message(
+            PluginInfo(type=_TYPE, name=names.CSI_DRIVER, endpoint=self._endpoint, supported_versions=list(_VERSIONS))
+        )
+
+    async def NotifyRegistrationStatus(self, stream: Stream[RegistrationStatus, RegistrationStatusResponse]) -> None:
+        status = await stream.recv_message()
+        await stream.send_message(RegistrationStatusResponse())
+        if status is None:
+            return
+        if status.plugin_registered:
+            self._registered.set()
+            self._set_problem("")
+            log.info("the kubelet registered the CSI driver")
+        else:
+            self._set_problem(
+                f"the kubelet does not register the CSI driver: {status.error[:500]}; it tries again, see its log"
+            )
+
+    async def watch(self) -> None:
+        """Says so when the kubelet never comes."""
+        try:
+            await asyncio.wait_for(self._registered.wait(), self._patience)
+        except TimeoutError:
+            if not self.problem:
+                self._set_problem(
+                    "the kubelet did not ask for the CSI driver: set KUBELET_ROOT to its --root-dir, and mount its "
+                    "folder plugins_registry into this pod"
+                )
+
+    def _set_problem(self, problem: str) -> None:
+        before, self.problem = self.problem, problem
+        if problem == before:
+            return
+        if problem:
+            log.warning("%s", problem)
+        self._report()
+        if not problem:
+            self._events.normal(REGISTERED, "the kubelet registered the CSI driver")
+
+    def _report(self) -> None:
+        if self.problem:
+            self._events.warning(NOT_REGISTERED, self.problem)
