@@ -18,6 +18,7 @@ from contract import callout
 from daemon.errors import NoSpace, VolumeError
 from daemon.flexvolume.api import LARGEST_REQUEST, Api
 from daemon.flexvolume.calls import Expand, Mount, Unmount
+from service.rootsocket import is_admitted
 
 FOLDER = "/var/lib/kubelet/pods/1/volumes/v~d/pvc-1"
 OPTIONS = {callout.READ_WRITE_OPTION: "rw"}
