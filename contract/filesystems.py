@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 EXT4, XFS, BTRFS = "ext4", "xfs", "btrfs"
+RAW = "raw"
+"""In the place of a filesystem: the volume is a block device to its pod (volumeMode Block). No class can ask for it."""
 
 _MIB = 1024**2
 _NUMBER = r"\d{1,18}"
@@ -135,8 +137,8 @@ FILESYSTEMS: Mapping[str, Filesystem] = {
 }  # fmt: skip
 
 
-CLONABLE = tuple(kind for kind, facts in FILESYSTEMS.items() if facts.clonable)
-"""Filesystems of which there may be clones on one node."""
+CLONABLE = (*(kind for kind, facts in FILESYSTEMS.items() if facts.clonable), RAW)
+"""What volumes may hold of which there are clones on one node."""
 
 
 class OptionRefused(ValueError):

@@ -12,7 +12,7 @@ from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any
 
 from contract import filesystems, fsrules
-from contract.filesystems import FILESYSTEMS, OptionRefused
+from contract.filesystems import FILESYSTEMS, RAW, OptionRefused
 
 SIZE_OPTION = "size"
 MOUNT_OPTIONS_OPTION = "mountOptions"
@@ -139,7 +139,11 @@ class VolumeParameters:
     @property
     def minimum_size(self) -> int:
         """Bytes below which the filesystem can't be made."""
-        return FILESYSTEMS[self.filesystem].minimum_size
+        return 1 if self.filesystem == RAW else FILESYSTEMS[self.filesystem].minimum_size
+
+    def as_block_device(self) -> "VolumeParameters":
+        """Those of a volume that has no filesystem: what a class says of one does not hold for it."""
+        return replace(self, filesystem=RAW, mkfs_options=(), mount_options=())
 
 
 _FIELDS: Mapping[str, Field[Any]] = {
@@ -240,6 +244,9 @@ def to_options(parameters: VolumeParameters, size: int) -> dict[str, str]:
 def from_options(options: Mapping[str, str], filesystem: str) -> VolumeParameters:
     """The inverse of to_options. Raises ParameterError. A volume that exists is mounted with what it has, also where a
     newer version would not make it any more."""
+    if filesystem == RAW:
+        of_device = {key: value for key, value in options.items() if key not in (*_OF_ONE_VOLUME, _MKFS_OPTIONS)}
+        return _parse(of_device, ()).as_block_device()
     mount_options = options.get(MOUNT_OPTIONS_OPTION, "")
     parameters = {key: value for key, value in options.items() if key not in _OF_ONE_VOLUME}
     return _parse({**parameters, "fsType": filesystem}, [mount_options] if mount_options else [])

@@ -14,6 +14,8 @@ PENDING, AVAILABLE, BOUND, RELEASED, FAILED = "Pending", "Available", "Bound", "
 DELETE, RETAIN = "Delete", "Retain"
 FLEX_VOLUME, CSI = "flexVolume", "csi"
 """The volume sources of a PersistentVolume of ours, as its spec calls them: by which the kubelet mounts it."""
+FILESYSTEM, BLOCK = "Filesystem", "Block"
+"""Volume modes."""
 PV_PROTECTION = "kubernetes.io/pv-protection"
 CLAIM_KIND = "PersistentVolumeClaim"
 
@@ -89,6 +91,7 @@ class PersistentVolume:
     requests before anybody has checked that there is capacity."""
     options: Mapping[str, str]
     filesystem: str
+    """filesystems.RAW of a block volume."""
     reclaim_policy: str
     storage_class: str
     provisioned_by: str
@@ -114,7 +117,7 @@ class PersistentVolume:
     """Of its source. Empty: it is neither FlexVolume nor CSI."""
     local_path: str = ""
     """spec.local.path, as the node sees it. Empty: it is no local volume."""
-    volume_mode: str = "Filesystem"
+    volume_mode: str = FILESYSTEM
 
     @property
     def reference(self) -> ObjectReference:
@@ -186,7 +189,7 @@ def read_any(manifest: Json) -> PersistentVolume:
         resource_version=metadata["resourceVersion"],
         size=quantity.parse(str((spec.get("capacity") or {}).get("storage") or "0")),
         options=_options(spec, kind),
-        filesystem=source.get("fsType") or filesystems.EXT4,
+        filesystem=filesystems.RAW if spec.get("volumeMode") == BLOCK else source.get("fsType") or filesystems.EXT4,
         reclaim_policy=spec.get("persistentVolumeReclaimPolicy") or RETAIN,
         storage_class=spec.get("storageClassName") or "",
         provisioned_by=annotations.get(names.PROVISIONED_BY, ""),
@@ -204,7 +207,7 @@ def read_any(manifest: Json) -> PersistentVolume:
         source=kind,
         driver=source.get("driver") or "",
         local_path=(spec.get("local") or {}).get("path") or "",
-        volume_mode=spec.get("volumeMode") or "Filesystem",
+        volume_mode=spec.get("volumeMode") or FILESYSTEM,
     )
 
 

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from contract.filesystems import FILESYSTEMS
+from contract.filesystems import FILESYSTEMS, RAW
 from contract.parameters import ERASE, ZERO, VolumeParameters
 from contract.volume import DELETE, RETAIN, Original
 
@@ -79,7 +79,7 @@ class Record:
             ("uid", self.uid, _UID.fullmatch(self.uid)),
             (_CLUSTER, self.cluster, not self.cluster or _UID.fullmatch(self.cluster)),
             ("policy", self.policy, self.policy in (DELETE, RETAIN)),
-            ("filesystem", self.filesystem, self.filesystem in FILESYSTEMS),
+            ("filesystem", self.filesystem, self.filesystem in FILESYSTEMS or self.filesystem == RAW),
             ("erase", self.erase, self.erase in ERASE),
             (_AUTOEXTEND, self.thin_pool_autoextend, 0 <= self.thin_pool_autoextend <= 100),
         ):
