@@ -15,8 +15,8 @@ from kube.client import CAPACITIES, CLAIMS, CLASSES, DRIVERS, VOLUMES, Cluster, 
 from tests.cluster.acceptance.preflight import CLASSES_SHIPPED, Unfit, check
 from tests.cluster.acceptance.trial import Trial
 from tests.cluster.conftest import MakeClass
+from tests.forkserver import REPOSITORY
 from tests.sandbox.apiserver.process import ServerProcess
-from tests.sandbox.programs import REPOSITORY
 from tests.sandbox.sandbox import Sandbox
 from tests.sandbox.workloads import NAMESPACES, Json, claim, storage_class
 from tests.waiting import NeverHappened

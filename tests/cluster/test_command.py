@@ -3,11 +3,13 @@
 import asyncio
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from kube.client import CLAIMS, NODES, PODS, VOLUMES
+from tests import forkserver
 from tests.cluster.conftest import MakeSandbox
 from tests.sandbox.nodes import COMMAND, Node, NodeSpec
 from tests.sandbox.sandbox import Sandbox
@@ -30,18 +32,19 @@ class Answer:
 
 
 async def elastic_local(*arguments: str, environment: Mapping[str, str]) -> Answer:
-    process = await asyncio.create_subprocess_exec(
-        COMMAND,
-        *arguments,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, **environment},
-    )
-    output, errors = await process.communicate()
-    assert process.returncode is not None
-    assert b"Traceback" not in errors, errors.decode()
-    return Answer(process.returncode, output.decode(), errors.decode())
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        process = forkserver.start(
+            [COMMAND, *arguments],
+            stdout=output.fileno(),
+            stderr=errors.fileno(),
+            environment={**os.environ, **environment},
+        )
+        await until(lambda: process.poll() is not None, what=f"elastic-local {' '.join(arguments)} has ended")
+        for written in (output, errors):
+            written.seek(0)
+        answer = Answer(process.wait(0), output.read().decode(), errors.read().decode())
+    assert "Traceback" not in answer.errors, answer.errors
+    return answer
 
 
 async def on_node(node: Node, *arguments: str, **more: str) -> Answer:

@@ -10,8 +10,9 @@ from kube.client import CLAIMS, NODES, PODS, VOLUMES
 from tests.cluster import onnode
 from tests.cluster.conftest import MakeSandbox
 from tests.cluster.test_reclaiming import content, written
+from tests.forkserver import REPOSITORY
 from tests.sandbox.nodes import Node, NodeSpec
-from tests.sandbox.programs import REPOSITORY, Program
+from tests.sandbox.programs import Program
 from tests.sandbox.sandbox import DAEMON_ACCOUNT, Sandbox
 from tests.sandbox.workloads import Json, Namespace, claim, pod, storage_class
 from tests.waiting import until

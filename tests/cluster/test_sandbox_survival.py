@@ -9,9 +9,9 @@ from pathlib import Path
 
 from kube.client import CLAIMS, PODS
 from tests.cluster.conftest import MakeSandbox
+from tests.forkserver import REPOSITORY
 from tests.sandbox import mountspace
 from tests.sandbox.nodes import NodeSpec
-from tests.sandbox.programs import REPOSITORY
 from tests.sandbox.workloads import Namespace, claim, pod
 from tests.waiting import until
 

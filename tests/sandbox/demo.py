@@ -19,9 +19,9 @@ from typing import Any
 from contract import capacity, quantity
 from host import mounttable
 from kube.client import CAPACITIES, CLAIMS, PODS, VOLUMES
+from tests.forkserver import REPOSITORY
 from tests.sandbox import mountspace
 from tests.sandbox.nodes import Node, NodeSpec
-from tests.sandbox.programs import REPOSITORY
 from tests.sandbox.sandbox import Sandbox
 from tests.sandbox.workloads import Namespace
 from tests.waiting import until

@@ -1,22 +1,20 @@
 """One program of the sandbox: started, known to be ready, killed, started again.
 
-Not bound to an event loop, so that tests with loops of their own can share a sandbox. A program dies with the thread
-that started it (PR_SET_PDEATHSIG), also when that is killed with SIGKILL: nothing outlives the caller.
+Not bound to an event loop, so that tests with loops of their own can share a sandbox. A program dies with the process
+that started it, also when that is killed with SIGKILL (tests/forkserver.py): nothing outlives the caller.
 """
 
 import asyncio
 import os
 import signal
-import subprocess
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
 
+from tests import forkserver
 from tests.waiting import NeverHappened, until
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 _START_SECONDS = 30.0
 _STOP_SECONDS = 10.0
@@ -55,12 +53,13 @@ def answers(address: str) -> Check:
 class Program:
     name: str
     argv: Sequence[str]
+    """A program in Python, as tests/forkserver.py knows them."""
     log: Path
     ready: Check
     environment: Mapping[str, str] = field(default_factory=dict)
     descriptors: Sequence[int] = ()
     """File descriptors that it inherits."""
-    _process: "subprocess.Popen[bytes] | None" = None
+    _process: forkserver.Process | None = None
     _log_start: int = 0
 
     @property
@@ -90,15 +89,12 @@ class Program:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._log_start = log.tell()
-            self._process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", *self.argv],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=REPOSITORY,
-                env=os.environ | {"PYTHONUNBUFFERED": "1"} | dict(self.environment),
-                pass_fds=self.descriptors,
-                start_new_session=True,
+            self._process = forkserver.start(
+                self.argv,
+                stdout=log.fileno(),
+                stderr=log.fileno(),
+                environment=os.environ | {"PYTHONUNBUFFERED": "1"} | dict(self.environment),
+                descriptors=self.descriptors,
             )
 
     async def wait_ready(self, seconds: float = _START_SECONDS) -> None:

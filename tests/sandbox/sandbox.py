@@ -21,11 +21,12 @@ import yaml
 
 from contract import names
 from kube.client import Cluster
+from tests.forkserver import REPOSITORY
 from tests.ports import reserved_port
 from tests.sandbox import mountspace
 from tests.sandbox.apiserver import faults, guard, kubeconfig, users
 from tests.sandbox.nodes import COMMAND, Node, NodeSpec
-from tests.sandbox.programs import REPOSITORY, Program, answers, says, start_all
+from tests.sandbox.programs import Program, answers, says, start_all
 from tests.waiting import NeverHappened, until
 
 Json = dict[str, Any]
