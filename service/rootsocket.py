@@ -16,10 +16,11 @@ def root_socket(path: Path) -> Iterator[socket.socket]:
     is asked of the kernel, which holds even where somebody changed the mode.
 
     Bound under another name and moved into place: so it takes the place of one that a killed daemon left behind, and is
-    never there with other rights. At the end it is removed, unless a newer daemon has put its own there.
+    never there with other rights. That name is a short one: what is bound may have 107 bytes with all its folders. At
+    the end it is removed, unless a newer daemon has put its own there.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    hidden = path.with_name(f".{path.name}.{os.getpid()}")
+    hidden = path.with_name(f".{os.getpid()}")
     hidden.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(hidden))

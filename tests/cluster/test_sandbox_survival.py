@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from kube.client import CLAIMS, PODS
@@ -68,17 +69,18 @@ async def test_an_api_server_that_was_killed_is_only_a_delay(fresh_sandbox: Make
         await namespace.until_running("user")
 
 
-async def test_nothing_outlives_a_caller_that_was_killed(tmp_path: Path) -> None:
+async def test_nothing_outlives_a_caller_that_was_killed(short_folders: Callable[[], Path]) -> None:
+    folder = short_folders()
     caller = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", _CALLER, str(tmp_path), stdout=asyncio.subprocess.PIPE, cwd=REPOSITORY
+        sys.executable, "-c", _CALLER, str(folder), stdout=asyncio.subprocess.PIPE, cwd=REPOSITORY
     )
     assert caller.stdout is not None
     pids = json.loads(await caller.stdout.readline())
-    assert list(mountspace.loop_devices(tmp_path / "nodes"))
+    assert list(mountspace.loop_devices(folder / "nodes"))
     os.kill(caller.pid, signal.SIGKILL)
     await caller.wait()
     await until(lambda: not any(_alive(pid) for pid in pids), what="its programs have ended")
-    await until(lambda: not list(mountspace.loop_devices(tmp_path / "nodes")), what="its loop devices are free")
+    await until(lambda: not list(mountspace.loop_devices(folder / "nodes")), what="its loop devices are free")
 
 
 def _alive(pid: int) -> bool:
