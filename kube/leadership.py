@@ -182,11 +182,13 @@ class _Lease:
     async def _change(self, change: Callable[[Json], Json]) -> None:
         try:
             await self._write(change(self._body["spec"]))
-        except NotFound:
-            raise LeadershipLost(f"the lease {self.name} was deleted") from None
-        except Conflict:
-            # Somebody labelled it, or a write of ours that we gave up was carried out after all.
-            body = await self._cluster.get(LEASES, self.name, self._namespace)
+        except (Conflict, NotFound):
+            # Somebody labelled it, or a write of ours that we gave up was carried out after all. A write with a uid to
+            # a lease that was deleted is a conflict, too.
+            try:
+                body = await self._cluster.get(LEASES, self.name, self._namespace)
+            except NotFound:
+                raise LeadershipLost(f"the lease {self.name} was deleted") from None
             holder = body["spec"].get("holderIdentity")
             if holder != self._identity:
                 raise LeadershipLost(f"the lease {self.name} is now held by {holder or 'nobody'}") from None

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import copy
 import json
 import subprocess
 from collections.abc import AsyncIterator
@@ -15,8 +14,9 @@ from typer.testing import CliRunner
 from command import adopt
 from command.main import app
 from contract import names
-from kube.client import NAMESPACES, NODES, Resource
+from kube.resources import NODES, VOLUMES
 from lvm import Lvm
+from tests.memorycluster import MemoryCluster
 
 pytestmark = pytest.mark.device_mapper
 
@@ -27,9 +27,10 @@ def old(name: str, filesystem: str = "ext4") -> Json:
     """A PersistentVolume as elastic/local-volume made them."""
     expression = {"key": names.HOSTNAME_LABEL, "operator": "In", "values": ["host-1"]}
     return {
-        "metadata": {"name": name, "uid": f"uid-of-{name}", "resourceVersion": "1"},
+        "metadata": {"name": name, "uid": f"uid-of-{name}"},
         "spec": {
             "capacity": {"storage": "32Mi"},
+            "accessModes": ["ReadWriteOnce"],
             "persistentVolumeReclaimPolicy": "Delete",
             "claimRef": {"namespace": "default", "name": f"claim-of-{name}", "uid": "claim"},
             "flexVolume": {"driver": names.DRIVER, "fsType": filesystem},
@@ -37,25 +38,6 @@ def old(name: str, filesystem: str = "ext4") -> Json:
         },
         "status": {"phase": "Bound"},
     }
-
-
-class MemoryCluster:
-    def __init__(self, *volumes: Json) -> None:
-        self.volumes = {volume["metadata"]["name"]: volume for volume in volumes}
-
-    async def list(self, _: Resource) -> list[Json]:
-        return copy.deepcopy(list(self.volumes.values()))
-
-    async def get(self, resource: Resource, name: str) -> Json:
-        if resource == NAMESPACES:
-            return {"metadata": {"name": name, "uid": "uid-of-the-cluster"}}
-        assert (resource, name) == (NODES, "node-1")
-        return {"metadata": {"name": "node-1", "uid": "u", "labels": {names.HOSTNAME_LABEL: "host-1"}}}
-
-    async def patch(self, _: Resource, name: str, patch: Json) -> Json:
-        assert patch["metadata"].pop("resourceVersion") == "1"
-        self.volumes[name]["metadata"] |= patch["metadata"]
-        return self.volumes[name]
 
 
 async def test_old_volumes_get_tags_and_keep_their_data(
@@ -66,7 +48,10 @@ async def test_old_volumes_get_tags_and_keep_their_data(
     good = f"/dev/{volume_group}/pvc-good"
     subprocess.run(["mkfs.ext4", "-q", "-L", "precious", good], check=True)
     subprocess.run(["mkswap", f"/dev/{volume_group}/pvc-strange"], check=True, capture_output=True)
-    cluster = MemoryCluster(old("pvc-good"), old("pvc-unformatted"), old("pvc-strange"))
+    cluster = MemoryCluster()
+    cluster.put(NODES, {"metadata": {"name": "node-1", "labels": {names.HOSTNAME_LABEL: "host-1"}}})
+    for name in ("pvc-good", "pvc-unformatted", "pvc-strange"):
+        cluster.put(VOLUMES, old(name))
 
     @contextlib.asynccontextmanager
     async def connected(_: str | None) -> AsyncIterator[MemoryCluster]:
@@ -91,7 +76,9 @@ async def test_old_volumes_get_tags_and_keep_their_data(
     found = await tags()
     assert "elastic-local/uid=uid-of-pvc-good" in found.pop("pvc-good")
     assert not any(found.values())
-    metadata = cluster.volumes["pvc-good"]["metadata"]
+    adopted = cluster.stored(VOLUMES, "pvc-good")
+    assert adopted
+    metadata = adopted["metadata"]
     assert metadata["finalizers"] == [names.FINALIZER]
     assert metadata["annotations"] == {names.POOL_ANNOTATION: volume_group}
     label = subprocess.run(["e2label", good], check=True, capture_output=True, text=True).stdout

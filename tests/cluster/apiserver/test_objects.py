@@ -79,6 +79,11 @@ def test_leases_are_only_replaced_with_a_revision_and_are_created_by_put(api: Cl
     refused = api.request("PUT", path, lease)
     assert refused.code == 422
     assert refused.body["details"]["causes"][0]["field"] == "metadata.resourceVersion"
+    held = api.get(path)
+    api.delete(path)
+    again = api.request("PUT", path, held)
+    assert (again.code, again.body["reason"]) == (409, "Conflict")
+    assert again.body["message"].endswith(f"UID in precondition: {held['metadata']['uid']}, UID in object meta: ")
 
 
 def test_a_dry_run_answers_and_changes_nothing(api: Client, namespace: str) -> None:

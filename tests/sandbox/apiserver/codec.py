@@ -62,7 +62,7 @@ async def decoded(request: web.Request) -> Any:
 
 async def body_of(request: web.Request, *, optional: bool = False) -> Json:
     """The body, which must be an object. Raises BadRequest and UnsupportedMediaType."""
-    if not request.can_read_body:
+    if not request.body_exists:
         if optional:
             return {}
         raise errors.bad_request("the request has no body")

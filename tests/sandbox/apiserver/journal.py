@@ -75,6 +75,21 @@ class Journal:
         os.close(self._lock)
 
 
+class NoJournal(Journal):
+    """For a server in the process of its test: nothing outlives that."""
+
+    def __init__(self) -> None: ...
+
+    def read(self) -> Iterator[Entry]:
+        return iter(())
+
+    def compact(self, revision: int, objects: Iterator[tuple[str, str, bytes, int]]) -> None: ...
+
+    def append(self, revision: int, resource: str, key: str, encoded: bytes | None) -> None: ...
+
+    def close(self) -> None: ...
+
+
 def _line(revision: int, resource: str, key: str, encoded: bytes) -> bytes:
     head = f'{{"revision":{revision},"resource":{json.dumps(resource)},"key":{json.dumps(key)},"object":'
     return head.encode() + encoded + b"}\n"

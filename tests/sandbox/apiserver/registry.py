@@ -142,6 +142,39 @@ class Registry:
             return old if dry_run else self._finish(Stored(resource, body))
         return self._write(resource, body, dry_run)
 
+    def replace(
+        self,
+        resource: Resource,
+        namespace: str,
+        name: str,
+        body: Json,
+        *,
+        subresource: str = "",
+        dry_run: bool = False,
+        admit: Admit = admit_all,
+        before_create: Callable[[], None] = lambda: None,
+    ) -> tuple[Stored, bool]:
+        """A PUT. The answer says whether it created the object, as some resources let it; what it replaces must be the
+        object of the uid that it carries, so one that was deleted is not created again."""
+        if self.store.get(resource, namespace, name) or subresource or not resource.create_on_update:
+            stored = self.update(
+                resource,
+                namespace,
+                name,
+                lambda _: body,
+                subresource=subresource,
+                dry_run=dry_run,
+                must_carry_revision=True,
+                admit=admit,
+            )
+            return stored, False
+        before_create()
+        metadata = _metadata_of(resource, namespace, body)
+        if uid := metadata.get("uid"):
+            raise errors.conflict(resource, name, _other_uid(uid, ""))
+        metadata.pop("resourceVersion", None)
+        return self.create(resource, namespace, body, dry_run=dry_run, admit=admit), True
+
     def _write(self, resource: Resource, body: Json, dry_run: bool) -> Stored:
         _tidy(body["metadata"])
         return Stored(resource, body) if dry_run else self.store.write(resource, body)
@@ -230,14 +263,17 @@ def _check_preconditions(old: Stored, metadata: Json, must_carry_revision: bool)
     resource, name = old.resource, old.name
     uid = metadata.get("uid") or old.uid
     if uid != old.uid:
-        why = f"Precondition failed: UID in precondition: {uid}, UID in object meta: {old.uid}"
-        raise errors.conflict(resource, name, why)
+        raise errors.conflict(resource, name, _other_uid(uid, old.uid))
     revision = metadata.get("resourceVersion")
     if revision and str(revision) != str(old.revision):
         raise errors.modified(resource, name)
     if not revision and must_carry_revision and not resource.unconditional_update:
         field = errors.invalid_value("metadata.resourceVersion", 0, "must be specified for an update")
         raise errors.invalid(resource, name, [field])
+
+
+def _other_uid(asked: str, actual: str) -> str:
+    return f"Precondition failed: UID in precondition: {asked}, UID in object meta: {actual}"
 
 
 def _intent(body: Json) -> Json:

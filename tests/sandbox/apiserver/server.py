@@ -147,23 +147,17 @@ class Api:
         body = await codec.body_of(request)
         codec.check_kind(aim, body)
         dry_run = codec.dry_run(request, body)
-        missing = self._registry.store.get(aim.resource, aim.namespace, aim.name) is None
-        admit = _admit(request)
-        if missing and aim.resource.create_on_update and not aim.subresource:
-            _require(request, "create")
-            stored = self._registry.create(aim.resource, aim.namespace, body, dry_run=dry_run, admit=admit)
-            return codec.one(request, stored, 201)
-        stored = self._registry.update(
+        stored, created = self._registry.replace(
             aim.resource,
             aim.namespace,
             aim.name,
-            lambda _: body,
+            body,
             subresource=aim.subresource,
             dry_run=dry_run,
-            must_carry_revision=True,
-            admit=admit,
+            admit=_admit(request),
+            before_create=lambda: _require(request, "create"),
         )
-        return codec.one(request, stored)
+        return codec.one(request, stored, 201 if created else 200)
 
     async def _patch(self, request: web.Request, aim: Target) -> web.Response:
         patch = await codec.decoded(request)
@@ -171,7 +165,7 @@ class Api:
         dry_run = codec.dry_run(request, {})
         if kind == patches.APPLY_PATCH:
             return self._apply(request, aim, patch, dry_run)
-        change = _patching(kind, patch, aim)
+        change = patching(kind, patch, aim)
         stored = self._registry.update(
             aim.resource,
             aim.namespace,
@@ -262,7 +256,7 @@ class Api:
         return response
 
 
-def _patching(kind: str, patch: Any, aim: Target) -> Callable[[Json], Json]:
+def patching(kind: str, patch: Any, aim: Target) -> Callable[[Json], Json]:
     """What the patch makes of an object. A resourceVersion in it is a precondition, as in a PUT."""
     if kind == patches.JSON_PATCH:
         return lambda present: patches.json_patch(present, patch)

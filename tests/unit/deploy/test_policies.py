@@ -26,7 +26,7 @@ from daemon.static.volume import DiscoveredVolume, provisioner_name
 from kube.records import Node, read_storage_class
 from tests.sandbox.apiserver import patches, users
 from tests.sandbox.apiserver.expressions import Expression
-from tests.sandbox.apiserver.journal import Journal
+from tests.sandbox.apiserver.journal import NoJournal
 from tests.sandbox.apiserver.policies import CREATE, DELETE, UPDATE, Denied, Policies, Request
 from tests.sandbox.apiserver.resources import BY_KIND, BY_PATH, Resource
 from tests.sandbox.apiserver.store import Store
@@ -56,14 +56,13 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> tuple[Json, ...]:
 
 
 @pytest.fixture(scope="module")
-def policies(objects: tuple[Json, ...], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Policies]:
-    store = Store(Journal(tmp_path_factory.mktemp("store")), 100)
+def policies(objects: tuple[Json, ...]) -> Policies:
+    store = Store(NoJournal(), 100)
     for name, hostname in NODES.items():
         labels = {names.HOSTNAME_LABEL: hostname}
         store.write(BY_KIND["v1", "Node"], {"metadata": {"name": name, "uid": UID, "labels": labels}, "spec": {}})
     fill(store, objects)
-    yield Policies(store)
-    store.close()
+    return Policies(store)
 
 
 def fill(store: Store, objects: tuple[Json, ...]) -> None:
@@ -541,7 +540,7 @@ def test_nobody_else_is_held(policies: Policies, user: User) -> None:
 def test_whoever_has_the_rights_of_daemons_is_held_in_any_namespace(tmp_path: Path) -> None:
     """An overlay may give our objects another namespace."""
     objects = with_components(tmp_path, namespace="storage")
-    store = Store(Journal(tmp_path / "store"), 100)
+    store = Store(NoJournal(), 100)
     fill(store, objects)
     renamed = Asker(Policies(store), User(users.username("storage", "daemon"), frozenset(), "three"))
     one = a_node("one")
@@ -549,7 +548,6 @@ def test_whoever_has_the_rights_of_daemons_is_held_in_any_namespace(tmp_path: Pa
     body["metadata"]["namespace"] = "storage"
     for said in (renamed.patch(dynamic(one), {}), renamed.create(room(one)), renamed.create(body)):
         assert "node three" in said
-    store.close()
 
 
 def test_every_way_to_install_has_them_but_the_one_without(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
-"""A small API server for the tests of kube/: real HTTP, a store with resourceVersions, and answers that a test
-scripts, because what matters here is how the programs take bad days."""
+"""The sandbox's API server in this process over real HTTP, and before it answers that a test scripts, because what
+matters here is how the programs take bad days."""
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,13 @@ import yaml
 from aiohttp import web
 
 from kube.client import Cluster
+from tests.inmemory import InMemory
+from tests.sandbox.apiserver import server
 
 Json = dict[str, Any]
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_BOOKMARK_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -73,13 +77,14 @@ def volume(name: str, version: str, **more: Any) -> Json:
     return {"metadata": {"name": name, "resourceVersion": version}, **more}
 
 
-class ApiServer:
-    def __init__(self) -> None:
-        self.objects: dict[str, Json] = {}
+class ApiServer(InMemory):
+    """The sandbox's API server. `script` has answers for the next requests, each for one whose "METHOD path" begins so,
+    in order; what it does not answer, the objects do."""
+
+    def __init__(self, namespaces: Iterable[str] = ()) -> None:
+        super().__init__(namespaces)
         self.asked: list[Asked] = []
         self.script: list[tuple[str, Answer]] = []
-        """Answers for the next requests, each for one whose "METHOD path" begins so, in order."""
-        self.version = 0
 
     def next(self, request: str, *answers: Answer) -> None:
         self.script += [(request, answer) for answer in answers]
@@ -87,54 +92,28 @@ class ApiServer:
     def asked_for(self, method: str) -> list[Asked]:
         return [asked for asked in self.asked if asked.method == method]
 
-    async def handle(self, request: web.Request) -> web.StreamResponse:
+    def application(self) -> web.Application:
+        application = server.application(self.registry, bookmark_seconds=_BOOKMARK_SECONDS)
+        application.middlewares.insert(0, self._answer)
+        return application
+
+    @web.middleware
+    async def _answer(self, request: web.Request, handler: Answer) -> web.StreamResponse:
         text = await request.text()
         body = json.loads(text) if text else None
         self.asked.append(Asked(request.method, request.path, dict(request.query), dict(request.headers), body))
         line = f"{request.method} {request.path}"
-        for position, (wanted, answer) in enumerate(self.script):
-            if line.startswith(wanted):
+        for position, (beginning, answer) in enumerate(self.script):
+            if line.startswith(beginning):
                 del self.script[position]
                 return await answer(request)
-        return await getattr(self, request.method.lower())(request, body)  # type: ignore[no-any-return]
-
-    async def get(self, request: web.Request, _: Any) -> web.StreamResponse:
-        if request.path in self.objects:
-            return web.json_response(self.objects[request.path])
-        return await status(404, "NotFound")(request)
-
-    async def post(self, request: web.Request, body: Json) -> web.StreamResponse:
-        path = f"{request.path}/{body['metadata']['name']}"
-        if path in self.objects:
-            return await status(409, "AlreadyExists")(request)
-        return self.store(path, body)
-
-    async def put(self, request: web.Request, body: Json) -> web.StreamResponse:
-        held = self.objects.get(request.path)
-        if held is None:
-            return await status(404, "NotFound")(request)
-        if body["metadata"].get("resourceVersion") not in (None, held["metadata"]["resourceVersion"]):
-            return await status(409, "Conflict")(request)
-        return self.store(request.path, body)
-
-    async def patch(self, request: web.Request, body: Json) -> web.StreamResponse:
-        if request.path not in self.objects:
-            return await status(404, "NotFound")(request)
-        return self.store(request.path, self.objects[request.path] | body)
-
-    def store(self, path: str, body: Json) -> web.StreamResponse:
-        self.version += 1
-        metadata = body["metadata"] | {"resourceVersion": str(self.version)}
-        self.objects[path] = body | {"metadata": metadata}
-        return web.json_response(self.objects[path])
+        return await handler(request)
 
 
 @asynccontextmanager
-async def serving(server: ApiServer, port: int = 0) -> AsyncIterator[str]:
+async def serving(api: ApiServer, port: int = 0) -> AsyncIterator[str]:
     """The URL of the server, for as long as it runs."""
-    application = web.Application()
-    application.router.add_route("*", "/{path:.*}", server.handle)
-    runner = web.AppRunner(application, handler_cancellation=True, shutdown_timeout=0.01)
+    runner = web.AppRunner(api.application(), handler_cancellation=True, shutdown_timeout=0.01)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", port)
     await site.start()
@@ -156,8 +135,8 @@ def write_kubeconfig(path: Path, url: str, token: str = "first") -> str:
 
 
 @asynccontextmanager
-async def connected(server: ApiServer, folder: Path, deadline: float = 5) -> AsyncIterator[Cluster]:
-    async with serving(server) as url:
+async def connected(api: ApiServer, folder: Path, deadline: float = 5) -> AsyncIterator[Cluster]:
+    async with serving(api) as url:
         kubeconfig = write_kubeconfig(folder / "kubeconfig", url)
         async with await Cluster.connect(kubeconfig, deadline=deadline) as cluster:
             yield cluster

@@ -10,6 +10,7 @@ from contract.volume import ObjectReference
 from kube.backoff import Backoff
 from kube.client import Cluster
 from kube.events import MESSAGE_BYTES, Recorder
+from kube.resources import EVENTS
 from tests.unit.kube.apiserver import ApiServer, connected, hang, status
 from tests.waiting import until
 
@@ -19,7 +20,7 @@ NODE = ObjectReference("Node", "v1", "", "node-1", "uid-2")
 
 @pytest.fixture
 def server() -> ApiServer:
-    return ApiServer()
+    return ApiServer(["shop"])
 
 
 @pytest.fixture
@@ -36,8 +37,8 @@ def recorder(cluster: Cluster) -> Recorder:
 async def test_an_event_as_the_api_server_wants_it(server: ApiServer, recorder: Recorder) -> None:
     recorder.warning(CLAIM, "ProvisioningFailed", "no room")
     await recorder.flush()
-    ((path, event),) = server.objects.items()
-    assert re.fullmatch(r"/api/v1/namespaces/shop/events/data\.[0-9a-f]{16}", path)
+    (event,) = server.all(EVENTS)
+    assert re.fullmatch(r"data\.[0-9a-f]{16}", event["metadata"]["name"])
     assert event["involvedObject"] == {
         "kind": "PersistentVolumeClaim",
         "apiVersion": "v1",
@@ -57,8 +58,9 @@ async def test_an_event_as_the_api_server_wants_it(server: ApiServer, recorder: 
 async def test_what_has_no_namespace_is_told_in_default(server: ApiServer, recorder: Recorder) -> None:
     recorder.normal(NODE, "Ready", "volume group found")
     await recorder.flush()
-    ((path, event),) = server.objects.items()
-    assert path.startswith("/api/v1/namespaces/default/events/node-1.")
+    (event,) = server.all(EVENTS)
+    assert event["metadata"]["namespace"] == "default"
+    assert event["metadata"]["name"].startswith("node-1.")
     assert "namespace" not in event["involvedObject"]
 
 
@@ -71,10 +73,8 @@ async def test_repeats_raise_the_count(server: ApiServer, recorder: Recorder) ->
         recorder.normal(CLAIM, "Waiting", "for a node")
     recorder.normal(CLAIM, "Waiting", "for another node")
     await recorder.flush()
-    assert [(event["message"], event["count"]) for event in server.objects.values()] == [
-        ("for a node", 5),
-        ("for another node", 1),
-    ]
+    counts = {event["message"]: event["count"] for event in server.all(EVENTS)}
+    assert counts == {"for a node": 5, "for another node": 1}
     (patch,) = server.asked_for("PATCH")
     assert sorted(patch.body) == ["count", "lastTimestamp"]
 
@@ -82,21 +82,21 @@ async def test_repeats_raise_the_count(server: ApiServer, recorder: Recorder) ->
 async def test_an_event_that_ran_out_on_the_server_is_made_anew(server: ApiServer, recorder: Recorder) -> None:
     recorder.normal(CLAIM, "Waiting", "for a node")
     await recorder.flush()
-    server.objects.clear()
+    (event,) = server.all(EVENTS)
+    server.remove(EVENTS, event["metadata"]["name"], "shop")
     recorder.normal(CLAIM, "Waiting", "for a node")
     await recorder.flush()
-    assert [event["count"] for event in server.objects.values()] == [1]
+    assert [event["count"] for event in server.all(EVENTS)] == [1]
 
 
 async def test_a_lost_answer_makes_no_second_event(server: ApiServer, recorder: Recorder) -> None:
     recorder.normal(CLAIM, "Waiting", "for a node")
     server.next("POST", status(503, "ServiceUnavailable"))
     await recorder.flush()
-    lost = server.asked_for("POST")[0]
-    server.store(f"{lost.path}/{lost.body['metadata']['name']}", lost.body)
+    server.put(EVENTS, server.asked_for("POST")[0].body)
     await recorder.flush()
     assert len(server.asked_for("POST")) == 2
-    assert len(server.objects) == 1
+    assert len(server.all(EVENTS)) == 1
 
 
 async def test_what_waits_is_written_when_the_server_is_there_again(server: ApiServer, recorder: Recorder) -> None:
@@ -106,9 +106,9 @@ async def test_what_waits_is_written_when_the_server_is_there_again(server: ApiS
     recorder.normal(CLAIM, "Waiting", "for a node")
     await until(lambda: bool(server.asked_for("POST")))
     await asyncio.sleep(0.05)
-    assert not server.objects
+    assert not server.all(EVENTS)
     recorder.hurry()
-    await until(lambda: bool(server.objects))
+    await until(lambda: bool(server.all(EVENTS)))
     running.cancel()
 
 
@@ -117,7 +117,7 @@ async def test_messages_fit(server: ApiServer, recorder: Recorder) -> None:
     recorder.normal(CLAIM, "Fits", "x" * MESSAGE_BYTES)
     recorder.normal(ObjectReference("Pod", "v1", "shop", "p" * 253, "u"), "Name", "long")
     await recorder.flush()
-    written = {event["reason"]: event for event in server.objects.values()}
+    written = {event["reason"]: event for event in server.all(EVENTS)}
     long, fits, named = written["Long"], written["Fits"], written["Name"]
     assert len(long["message"].encode()) <= MESSAGE_BYTES
     assert re.fullmatch("é+[.]{3}", long["message"])
@@ -132,12 +132,13 @@ async def test_a_loop_can_not_flood(server: ApiServer, cluster: Cluster) -> None
         recorder.warning(CLAIM, "Failed", f"try {number}")
     recorder.warning(NODE, "Failed", "another object has its own budget")
     await recorder.flush()
-    assert len(server.objects) == 26
+    assert len(server.all(EVENTS)) == 26
     now += 31
     recorder.warning(CLAIM, "Failed", "later")
     recorder.warning(CLAIM, "Failed", "too soon")
     await recorder.flush()
-    assert [event["message"] for event in server.objects.values()][26:] == ["later"]
+    assert server.messages("Failed").count("later") == 1
+    assert len(server.all(EVENTS)) == 27
 
 
 async def test_refusals_are_logged_and_do_not_stop_the_others(
@@ -148,7 +149,7 @@ async def test_refusals_are_logged_and_do_not_stop_the_others(
     recorder.normal(CLAIM, "Another", "is kept")
     with caplog.at_level(logging.WARNING):
         await recorder.flush()
-    assert len(server.objects) == 1
+    assert len(server.all(EVENTS)) == 1
     assert "namespace is terminating" in caplog.text
 
 
@@ -159,9 +160,9 @@ async def test_events_outlive_an_api_server_that_is_away(
     server.next("POST", *[status(503, "ServiceUnavailable")] * 3)
     task = asyncio.create_task(recorder.run())
     recorder.normal(CLAIM, "Patient", "waits")
-    await until(lambda: len(server.objects) == 1)
+    await until(lambda: len(server.all(EVENTS)) == 1)
     recorder.normal(CLAIM, "Awake", "still")
-    await until(lambda: len(server.objects) == 2)
+    await until(lambda: len(server.all(EVENTS)) == 2)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

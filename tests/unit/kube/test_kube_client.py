@@ -12,6 +12,7 @@ from kube.client import (
     CLAIMS,
     LEASES,
     MERGE,
+    NODES,
     STRATEGIC,
     VOLUMES,
     AlreadyExists,
@@ -43,7 +44,7 @@ from tests.unit.kube.apiserver import (
 
 @pytest.fixture
 def server() -> ApiServer:
-    return ApiServer()
+    return ApiServer(["n"])
 
 
 @pytest.fixture
@@ -163,20 +164,22 @@ async def test_lists_are_read_in_pages(cluster: Cluster, server: ApiServer) -> N
 
 async def test_where_objects_are(cluster: Cluster, server: ApiServer) -> None:
     await cluster.create(LEASES, {"metadata": {"name": "l", "namespace": "n"}})
-    await cluster.create(VOLUMES, {"metadata": {"name": "pv"}})
-    assert list(server.objects) == [
-        "/apis/coordination.k8s.io/v1/namespaces/n/leases/l",
-        "/api/v1/persistentvolumes/pv",
+    await cluster.create(NODES, {"metadata": {"name": "node"}})
+    assert [asked.path for asked in server.asked] == [
+        "/apis/coordination.k8s.io/v1/namespaces/n/leases",
+        "/api/v1/nodes",
     ]
+    assert server.stored(LEASES, "l", "n")
+    assert server.stored(NODES, "node")
     with pytest.raises(AlreadyExists):
-        await cluster.create(VOLUMES, {"metadata": {"name": "pv"}})
+        await cluster.create(NODES, {"metadata": {"name": "node"}})
 
 
 async def test_replace_asks_for_the_version_it_read(cluster: Cluster) -> None:
-    read = await cluster.create(VOLUMES, {"metadata": {"name": "pv"}})
-    await cluster.replace(VOLUMES, "pv", read | {"spec": {"x": 1}})
+    read = await cluster.create(NODES, {"metadata": {"name": "node"}})
+    await cluster.replace(NODES, "node", read | {"spec": {"unschedulable": True}})
     with pytest.raises(Conflict):
-        await cluster.replace(VOLUMES, "pv", read)
+        await cluster.replace(NODES, "node", read)
 
 
 @pytest.mark.parametrize(
@@ -326,28 +329,31 @@ async def test_the_guard_is_asked_again_after_new_credentials(cluster: Cluster, 
 async def test_the_guard_is_asked_after_all_that_the_event_loop_does_before_the_bytes_go(
     cluster: Cluster, server: ApiServer
 ) -> None:
-    server.objects["/api/v1/persistentvolumes/v"] = volume("v", "1")
+    server.put(NODES, {"metadata": {"name": "node"}})
     guard = Guard()
     guarded = cluster.guarded(guard)
-    await guarded.patch(VOLUMES, "v", {})
+    await guarded.patch(NODES, "node", {})
     asyncio.get_running_loop().call_soon(guard.shut)
     with pytest.raises(NoLongerLeading, match="not written"):
-        await guarded.patch(VOLUMES, "v", {})
+        await guarded.patch(NODES, "node", {})
     assert len(server.asked) == 1
 
 
 async def test_what_is_guarded_may_read_and_others_may_write(cluster: Cluster, server: ApiServer) -> None:
-    server.objects["/api/v1/persistentvolumes/v"] = volume("v", "1")
+    body = server.put(NODES, {"metadata": {"name": "node"}})
     guard = Guard()
     guard.shut()
-    found, _ = await asyncio.gather(cluster.guarded(guard).get(VOLUMES, "v"), cluster.patch(VOLUMES, "v", {"a": 1}))
-    assert found["metadata"]["name"] == "v"
-    assert server.objects["/api/v1/persistentvolumes/v"]["a"] == 1
+    cordon = {"spec": {"unschedulable": True}}
+    read, _ = await asyncio.gather(cluster.guarded(guard).get(NODES, "node"), cluster.patch(NODES, "node", cordon))
+    assert read["metadata"]["name"] == "node"
+    cordoned = server.stored(NODES, "node")
+    assert cordoned
+    assert cordoned["spec"]["unschedulable"]
     for write in (
-        cluster.guarded(guard).create(VOLUMES, volume("w", "")),
-        cluster.guarded(guard).replace(VOLUMES, "v", volume("v", "")),
-        cluster.guarded(guard).patch(VOLUMES, "v", {}),
-        cluster.guarded(guard).delete(VOLUMES, "v"),
+        cluster.guarded(guard).create(NODES, {"metadata": {"name": "another"}}),
+        cluster.guarded(guard).replace(NODES, "node", body),
+        cluster.guarded(guard).patch(NODES, "node", {}),
+        cluster.guarded(guard).delete(NODES, "node"),
     ):
         with pytest.raises(NoLongerLeading):
             await write

@@ -12,13 +12,12 @@ from kube.leadership import Clock, LeadershipLost, lead
 from tests.unit.kube.apiserver import ApiServer, Json, connected, hang, status
 from tests.waiting import until
 
-PATH = "/apis/coordination.k8s.io/v1/namespaces/ns/leases/it"
 CLOCK = Clock(speed=25)
 
 
 @pytest.fixture
 def server() -> ApiServer:
-    return ApiServer()
+    return ApiServer(["ns"])
 
 
 @pytest.fixture
@@ -47,8 +46,14 @@ class Candidate:
         return self.began is not None and self.stopped is None
 
 
+def lease(server: ApiServer) -> Json:
+    body = server.stored(LEASES, "it", "ns")
+    assert body, "there is no lease"
+    return body
+
+
 def spec(server: ApiServer) -> Json:
-    held: Json = server.objects[PATH]["spec"]
+    held: Json = lease(server)["spec"]
     return held
 
 
@@ -87,7 +92,7 @@ async def test_the_next_begins_when_the_lease_is_given_back(cluster: Cluster, se
 async def test_a_dead_leader_is_followed_when_its_lease_ran_out(cluster: Cluster, server: ApiServer) -> None:
     far_future = "2999-01-01T00:00:00.000000Z"
     dead = {"holderIdentity": "dead", "leaseDurationSeconds": 15, "renewTime": far_future, "leaseTransitions": 4}
-    server.store(PATH, {"metadata": {"name": "it", "namespace": "ns"}, "spec": dead})
+    server.put(LEASES, {"metadata": {"name": "it", "namespace": "ns"}, "spec": dead})
     started = CLOCK.now()
     two = Candidate(cluster, "two")
     await until(lambda: two.leads)
@@ -126,12 +131,11 @@ async def test_an_api_server_that_restarts_costs_no_leadership(cluster: Cluster,
 
 
 def taken(server: ApiServer) -> None:
-    lease = server.objects[PATH]
-    server.store(PATH, lease | {"spec": lease["spec"] | {"holderIdentity": "thief"}})
+    server.put(LEASES, lease(server) | {"spec": spec(server) | {"holderIdentity": "thief"}})
 
 
 def deleted(server: ApiServer) -> None:
-    del server.objects[PATH]
+    server.remove(LEASES, "it", "ns")
 
 
 @pytest.mark.parametrize(("happens", "words"), [(taken, "now held by thief"), (deleted, "was deleted")])
@@ -144,18 +148,18 @@ async def test_a_lease_that_is_ours_no_more(
     with pytest.raises(LeadershipLost, match=words):
         await one.task
     assert not one.leads
-    assert not server.objects or spec(server)["holderIdentity"] == "thief"
+    assert not server.all(LEASES) or spec(server)["holderIdentity"] == "thief"
 
 
 async def test_a_label_on_the_lease_costs_no_leadership(cluster: Cluster, server: ApiServer) -> None:
     one = Candidate(cluster, "one")
     await until(lambda: one.leads)
-    lease = server.objects[PATH]
-    server.store(PATH, lease | {"metadata": lease["metadata"] | {"labels": {"a": "b"}}})
+    body = lease(server)
+    server.put(LEASES, body | {"metadata": body["metadata"] | {"labels": {"a": "b"}}})
     before = len(server.asked_for("PUT"))
     await until(lambda: len(server.asked_for("PUT")) >= before + 3)
     assert one.leads
-    assert server.objects[PATH]["metadata"]["labels"] == {"a": "b"}
+    assert lease(server)["metadata"]["labels"] == {"a": "b"}
     one.finish.set()
     await one.task
 
@@ -182,7 +186,7 @@ async def test_work_that_ignores_its_end_keeps_the_lease_from_being_given_away(
                 continue
 
     task = asyncio.create_task(lead(cluster, "it", "ns", "one", stubborn, clock=CLOCK))
-    await until(lambda: PATH in server.objects)
+    await until(lambda: server.all(LEASES))
     server.next("PUT", hang)
     with pytest.raises(LeadershipLost):
         await task
@@ -205,14 +209,14 @@ async def test_a_leader_that_was_stopped_writes_nothing_when_it_goes_on(cluster:
     """It goes on in the middle of its work, before the renewal notices how late it is."""
     one = Candidate(cluster, "one")
     await until(lambda: one.leads)
-    lease = await one.leading.get(LEASES, "it", "ns")
+    before = await one.leading.get(LEASES, "it", "ns")
     asked = len(server.asked_for("PATCH"))
     time.sleep(12 / CLOCK.speed)  # the whole process stands still, as with SIGSTOP
     assert one.leads
     with pytest.raises(NoLongerLeading, match="the lease it was not renewed in time"):
         await one.leading.patch(LEASES, "it", {}, "ns")
     assert len(server.asked_for("PATCH")) == asked
-    assert (await one.leading.get(LEASES, "it", "ns"))["metadata"] == lease["metadata"]
+    assert (await one.leading.get(LEASES, "it", "ns"))["metadata"] == before["metadata"]
     with pytest.raises(LeadershipLost):
         await one.task
 

@@ -1,7 +1,7 @@
 import pytest
 
 from kube.client import CAPACITIES, CLASSES, NODES
-from tests.unit.provisioner.memory import MemoryCluster
+from tests.memorycluster import MemoryCluster
 from tests.unit.provisioner.objects import GIB, capacity_body, class_body, node_body
 
 

@@ -1,9 +1,11 @@
-"""Claims, classes and capacities as tests need them: ordinary unless a test says otherwise."""
+"""Claims, classes, capacities, volumes and nodes as tests need them: ordinary unless a test says otherwise."""
 
 from typing import Any
 
 from contract import capacity, names
+from contract import volume as contract_volume
 from contract.capacity import Capacity
+from contract.volume import BOUND, RELEASED, NodeAssignment
 from kube import records
 from kube.client import Json
 from kube.records import SELECTED_NODE, WAIT_FOR_FIRST_CONSUMER, Claim, StorageClass
@@ -69,3 +71,51 @@ def capacity_body(node: str = "n1", free: int = 10 * GIB) -> Json:
 
 def node_body(name: str = "n1", hostname: str = "") -> Json:
     return {"metadata": {"name": name, "labels": {names.HOSTNAME_LABEL: hostname or f"host-{name}"}}}
+
+
+def term(*hostnames: list[str], **others: str) -> Json:
+    expressions: list[Any] = [{"key": names.HOSTNAME_LABEL, "operator": "In", "values": values} for values in hostnames]
+    return {
+        "matchExpressions": [*expressions, *({"key": k, "operator": "In", "values": [v]} for k, v in others.items())]
+    }
+
+
+def affinity(*terms: Json) -> Json:
+    return {"nodeAffinity": {"required": {"nodeSelectorTerms": list(terms)}}}
+
+
+def local_body(name: str = "local-pv-1", phase: str = BOUND, storage_class: str = "disks", **spec: Any) -> Json:
+    return {
+        "metadata": {"name": name, "uid": f"uid-of-{name}", "resourceVersion": "1"},
+        "spec": {
+            "capacity": {"storage": "1Gi"},
+            "accessModes": ["ReadWriteOnce"],
+            "storageClassName": storage_class,
+            "local": {"path": "/mnt/disks/1"},
+            "persistentVolumeReclaimPolicy": "Delete",
+            **affinity(term(["host-n1"])),
+            **spec,
+        },
+        "status": {"phase": phase},
+    }
+
+
+def our_body(phase: str = RELEASED, finalizers: tuple[str, ...] = (names.FINALIZER,), **metadata: Any) -> Json:
+    assigned = contract_volume.node_assignment_patch(NodeAssignment("n1", "host-n1", "vg"))
+    return {
+        "metadata": {
+            "name": "pv",
+            "uid": "uid",
+            "resourceVersion": "1",
+            **assigned["metadata"],
+            "finalizers": list(finalizers),
+            **metadata,
+        },
+        "spec": {
+            "capacity": {"storage": "1Gi"},
+            "accessModes": ["ReadWriteOnce"],
+            "flexVolume": {"driver": names.DRIVER},
+            **assigned["spec"],
+        },
+        "status": {"phase": phase},
+    }

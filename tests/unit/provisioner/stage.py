@@ -10,7 +10,7 @@ from provisioner.main import Term
 from provisioner.metrics import Metrics
 from provisioner.settings import Settings
 from service.lifecycle import Supervisor
-from tests.unit.provisioner.memory import MemoryCluster
+from tests.memorycluster import MemoryCluster
 
 Act = Callable[[], Awaitable[None]]
 PV = "pvc-uid-of-data"
@@ -29,11 +29,13 @@ async def leading(cluster: MemoryCluster, metrics: Metrics | None = None) -> Asy
 
 
 def volume(cluster: MemoryCluster, name: str = PV) -> Json | None:
-    return cluster.objects.get((VOLUMES, "", name))
+    return cluster.stored(VOLUMES, name)
 
 
 def claim(cluster: MemoryCluster, name: str = "data") -> Json:
-    return cluster.objects[CLAIMS, "default", name]
+    body = cluster.stored(CLAIMS, name, "default")
+    assert body, name
+    return body
 
 
 def does(act: Callable[[], object]) -> Act:
@@ -57,7 +59,9 @@ def bind(cluster: MemoryCluster, name: str = "data") -> None:
 
 
 def release(cluster: MemoryCluster, name: str = PV) -> None:
-    cluster.put(VOLUMES, {**cluster.objects[VOLUMES, "", name], "status": {"phase": RELEASED}})
+    body = volume(cluster, name)
+    assert body, name
+    cluster.put(VOLUMES, {**body, "status": {"phase": RELEASED}})
 
 
 def figures(metrics: Metrics) -> dict[str, float]:

@@ -14,7 +14,7 @@ from kube.client import CAPACITIES, CLAIMS, CLASSES, VOLUMES, Forbidden, Json
 from kube.records import IMMEDIATE, Claim
 from provisioner.decision import AvailableCapacity, NodeCapacity
 from provisioner.expansion import ExpansionPlan, plan, refusal
-from tests.unit.provisioner.memory import MemoryCluster, lose_answer
+from tests.memorycluster import MemoryCluster, lose_answer
 from tests.unit.provisioner.objects import (
     CLASS,
     EXTENT,

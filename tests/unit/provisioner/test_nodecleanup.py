@@ -15,10 +15,9 @@ from provisioner.capacityledger import CapacityLedger
 from provisioner.clusterstate import ClusterCache
 from provisioner.metrics import Metrics
 from provisioner.nodecleanup import NodeCleanupController
-from tests.unit.provisioner.memory import MemoryCluster
-from tests.unit.provisioner.objects import claim_body, node_body
+from tests.memorycluster import MemoryCluster
+from tests.unit.provisioner.objects import affinity, claim_body, local_body, node_body, our_body, term
 from tests.unit.provisioner.stage import does, raises
-from tests.unit.provisioner.test_nodeloss import local_body, our_body
 from tests.waiting import drained, until
 
 CLASS = "disks"
@@ -101,7 +100,18 @@ def bound_claim(**metadata: Any) -> Json:
 
 
 def has(cluster: MemoryCluster, name: str) -> bool:
-    return (VOLUMES, "", name) in cluster.objects
+    return cluster.stored(VOLUMES, name) is not None
+
+
+def metadata_of(cluster: MemoryCluster, name: str = "pv") -> Json:
+    body = cluster.stored(VOLUMES, name)
+    assert body, name
+    metadata: Json = body["metadata"]
+    return metadata
+
+
+def volume_names(cluster: MemoryCluster) -> set[str]:
+    return {body["metadata"]["name"] for body in cluster.all(VOLUMES)}
 
 
 def writes(cluster: MemoryCluster) -> list[tuple[str, str, str]]:
@@ -243,23 +253,19 @@ async def test_a_claim_that_became_another_at_the_last_moment_is_not_deleted(loc
     async with working(local) as stage:
         local.before["delete", "persistentvolumeclaims"] = [does(replaced)]
         await stage.pass_delay()
-    assert (CLAIMS, "default", "data") in local.objects
+    assert local.stored(CLAIMS, "data", "default")
 
 
 async def test_volumes_that_nobody_uses_go_and_are_counted_by_phase(cluster: MemoryCluster) -> None:
     cluster.put(VOLUMES, local_body("free", "Available", persistentVolumeReclaimPolicy="Retain"))
     cluster.put(VOLUMES, local_body("released", "Released", claimRef=CLAIM))
     cluster.put(VOLUMES, local_body("retained", "Released", persistentVolumeReclaimPolicy="Retain"))
-    cluster.put(VOLUMES, local_body("elsewhere", "Available", nodeAffinity={}))
+    cluster.put(VOLUMES, local_body("elsewhere", "Available", **affinity(term(zone="a"))))
     cluster.put(VOLUMES, local_body("not-named", "Available", storage_class="other"))
     cluster.remove(NODES, "n1")
     async with working(cluster) as stage:
         await stage.pass_delay()
-        assert {name for (kind, _, name) in cluster.objects if kind == VOLUMES} == {
-            "retained",
-            "elsewhere",
-            "not-named",
-        }
+        assert volume_names(cluster) == {"retained", "elsewhere", "not-named"}
         for phase in ("Available", "Released"):
             assert stage.count("local_volume_node_cleanup_persistentvolume_delete_total", phase=phase) == 1
 
@@ -296,9 +302,9 @@ async def test_the_finalizer_of_our_volume_is_removed_with_an_event_on_its_claim
         await until(lambda: cluster.messages("NodeDeleted"))
         assert "is removed in 60 s" in cluster.messages("NodeDeleted")[0]
         await stage.look()
-        assert cluster.objects[VOLUMES, "", "pv"]["metadata"]["finalizers"] == [names.FINALIZER, "somebody/else"]
+        assert metadata_of(cluster)["finalizers"] == [names.FINALIZER, "somebody/else"]
         await stage.pass_delay()
-        assert cluster.objects[VOLUMES, "", "pv"]["metadata"]["finalizers"] == ["somebody/else"]
+        assert metadata_of(cluster)["finalizers"] == ["somebody/else"]
         assert stage.count("elastic_local_provisioner_volumes_let_go_total", **{"class": "fast"}) == 1
         await stage.recorder.flush()
     told = [event for event in cluster.all(EVENTS) if "finalizer was removed" in event["message"]]
@@ -319,12 +325,12 @@ async def test_the_finalizer_of_static_volumes_is_removed_but_not_of_what_is_ret
     async with working(cluster) as stage:
         await stage.pass_delay()
     held = {
-        name
-        for (kind, _, name), body in cluster.objects.items()
-        if kind == VOLUMES and names.STATIC_FINALIZER in body["metadata"]["finalizers"]
+        body["metadata"]["name"]
+        for body in cluster.all(VOLUMES)
+        if names.STATIC_FINALIZER in body["metadata"]["finalizers"]
     }
     assert held == {"retained", "not-named"}
-    assert cluster.objects[VOLUMES, "", "free"]["metadata"]["finalizers"] == ["somebody/else"]
+    assert metadata_of(cluster, "free")["finalizers"] == ["somebody/else"]
 
 
 async def test_a_bound_volume_of_ours_is_kept_unless_its_class_was_named(cluster: MemoryCluster) -> None:
@@ -357,7 +363,7 @@ async def test_the_label_follows_a_node_that_was_registered_under_another_name(c
         cluster.remove(NODES, "n1")
         cluster.put(NODES, node_body("renamed", "host-n1"))
         await stage.look()
-        metadata = cluster.objects[VOLUMES, "", "pv"]["metadata"]
+        metadata = metadata_of(cluster)
         assert metadata["labels"][names.NODE_LABEL] == "renamed"
         assert metadata["finalizers"] == [names.FINALIZER]
 

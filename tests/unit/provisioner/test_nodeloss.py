@@ -1,7 +1,6 @@
 """What becomes of volumes whose node is gone: every case of the decision, and which nodes a volume names."""
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -17,13 +16,12 @@ from contract.volume import (
     RELEASED,
     RETAIN,
     ClaimReference,
-    NodeAssignment,
     read_any,
 )
 from kube.client import Json
 from provisioner.nodeloss import NodeLossStep, NodePinnedVolume, next_step, pinned_volume, warning
 from provisioner.nodetracker import node_names
-from tests.unit.provisioner.objects import node_body
+from tests.unit.provisioner.objects import local_body, node_body, our_body
 
 VOLUME = NodePinnedVolume(
     name="pv",
@@ -104,31 +102,6 @@ def test_of_a_volume_nobody_uses_only_what_happens_is_said() -> None:
     assert "take the finalizers off" in warning(going, REMOVE_FINALIZER, None)
 
 
-def term(*hostnames: list[str], **others: str) -> Json:
-    expressions: list[Any] = [{"key": names.HOSTNAME_LABEL, "operator": "In", "values": values} for values in hostnames]
-    return {
-        "matchExpressions": [*expressions, *({"key": k, "operator": "In", "values": [v]} for k, v in others.items())]
-    }
-
-
-def affinity(*terms: Json) -> Json:
-    return {"nodeAffinity": {"required": {"nodeSelectorTerms": list(terms)}}}
-
-
-def local_body(name: str = "local-pv-1", phase: str = BOUND, storage_class: str = "disks", **spec: Any) -> Json:
-    return {
-        "metadata": {"name": name, "uid": f"uid-of-{name}", "resourceVersion": "1"},
-        "spec": {
-            "storageClassName": storage_class,
-            "local": {"path": "/mnt/disks/1"},
-            "persistentVolumeReclaimPolicy": "Delete",
-            **affinity(term(["host-n1"])),
-            **spec,
-        },
-        "status": {"phase": phase},
-    }
-
-
 def test_a_local_volume_counts_if_its_class_was_named_and_its_node_is_known() -> None:
     found = pinned_volume(read_any(local_body()), {"disks"})
     assert found is not None
@@ -138,22 +111,6 @@ def test_a_local_volume_counts_if_its_class_was_named_and_its_node_is_known() ->
     not_local = local_body()
     del not_local["spec"]["local"]
     assert pinned_volume(read_any(not_local), {"disks"}) is None
-
-
-def our_body(phase: str = RELEASED, finalizers: tuple[str, ...] = (names.FINALIZER,), **metadata: Any) -> Json:
-    assigned = contract_volume.node_assignment_patch(NodeAssignment("n1", "host-n1", "vg"))
-    return {
-        "metadata": {
-            "name": "pv",
-            "uid": "uid",
-            "resourceVersion": "1",
-            **assigned["metadata"],
-            "finalizers": list(finalizers),
-            **metadata,
-        },
-        "spec": {"capacity": {"storage": "1Gi"}, "flexVolume": {"driver": names.DRIVER}, **assigned["spec"]},
-        "status": {"phase": phase},
-    }
 
 
 @pytest.mark.parametrize(

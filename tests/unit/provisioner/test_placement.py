@@ -23,7 +23,7 @@ from provisioner.podcapacity import (
     headroom,
     shortage,
 )
-from tests.unit.provisioner.memory import MemoryCluster
+from tests.memorycluster import MemoryCluster
 from tests.unit.provisioner.objects import (
     CLASS,
     EXTENT,
@@ -50,7 +50,11 @@ def pod_body(name: str = "p", *claims: str, node: str = "", ephemeral: bool = Fa
         volumes = [{"name": each, "ephemeral": {"volumeClaimTemplate": {}}} for each in claims]
     return {
         "metadata": {"name": name, "namespace": "default", "uid": f"uid-of-{name}", "resourceVersion": "1"},
-        "spec": {"volumes": volumes, **({"nodeName": node} if node else {})},
+        "spec": {
+            "containers": [{"name": "main", "image": "busybox"}],
+            "volumes": volumes,
+            **({"nodeName": node} if node else {}),
+        },
         "status": {"phase": phase},
     }
 

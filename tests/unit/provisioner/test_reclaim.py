@@ -5,7 +5,7 @@ import re
 
 from kube.client import CLAIMS, VOLUMES
 from provisioner.metrics import Metrics
-from tests.unit.provisioner.memory import MemoryCluster
+from tests.memorycluster import MemoryCluster
 from tests.unit.provisioner.objects import claim_body
 from tests.unit.provisioner.stage import PV, bind, does, figures, leading, release, volume
 from tests.waiting import until
@@ -49,7 +49,8 @@ async def test_a_policy_that_became_retain_at_the_last_moment_is_obeyed(cluster:
     await released(cluster)
 
     def retain() -> None:
-        body = cluster.objects[VOLUMES, "", PV]
+        body = volume(cluster)
+        assert body
         cluster.put(VOLUMES, {**body, "spec": {**body["spec"], "persistentVolumeReclaimPolicy": "Retain"}})
 
     cluster.before["delete", "persistentvolumes"] = [does(retain)]
@@ -63,7 +64,8 @@ async def test_a_policy_that_became_retain_at_the_last_moment_is_obeyed(cluster:
 
 async def test_a_volume_that_no_node_would_clean_up_is_not_deleted_silently(cluster: MemoryCluster) -> None:
     await released(cluster)
-    body = cluster.objects[VOLUMES, "", PV]
+    body = volume(cluster)
+    assert body
     cluster.put(VOLUMES, {**body, "metadata": {**body["metadata"], "finalizers": []}})
     metrics = Metrics()
     async with leading(cluster, metrics):

@@ -10,8 +10,8 @@ from kube.client import CLAIMS, LEASES, VOLUMES
 from kube.leadership import LeadershipLost
 from provisioner.main import serve
 from provisioner.settings import Settings
+from tests.memorycluster import MemoryCluster
 from tests.ports import reserved_port
-from tests.unit.provisioner.memory import MemoryCluster
 from tests.unit.provisioner.objects import claim_body
 from tests.waiting import until
 

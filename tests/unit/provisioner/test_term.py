@@ -7,8 +7,8 @@ from kube.client import CAPACITIES, CLAIMS, CLASSES, NODES, VOLUMES, Forbidden, 
 from kube.records import IMMEDIATE, SELECTED_NODE
 from provisioner import reservations, volumecreation
 from provisioner.metrics import Metrics
-from tests.unit.provisioner.memory import MemoryCluster, lose_answer
-from tests.unit.provisioner.objects import GIB, capacity_body, claim_body, class_body, node_body
+from tests.memorycluster import MemoryCluster, lose_answer
+from tests.unit.provisioner.objects import GIB, capacity_body, claim_body, class_body, local_body, node_body
 from tests.unit.provisioner.stage import PV, bind, claim, does, figures, leading, raises, volume
 from tests.waiting import drained, until
 
@@ -161,7 +161,8 @@ async def test_a_request_without_an_answer_keeps_its_room_until_it_can_not_arriv
 
 
 async def test_a_volume_of_that_name_that_is_not_ours_is_no_success(cluster: MemoryCluster) -> None:
-    cluster.put(VOLUMES, {"metadata": {"name": PV}, "spec": {"hostPath": {"path": "/"}, "claimRef": {"uid": "x"}}})
+    claim_reference = {"namespace": "default", "name": "data", "uid": "x"}
+    cluster.put(VOLUMES, local_body(PV, claimRef=claim_reference))
     cluster.put(CLAIMS, claim_body())
     async with leading(cluster) as term:
         await until(lambda: cluster.messages("ProvisioningFailed"))

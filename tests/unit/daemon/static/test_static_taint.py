@@ -6,6 +6,7 @@ import pytest
 
 from daemon.static import readiness
 from kube.client import Cluster
+from kube.resources import NODES
 from tests.unit.kube.apiserver import ApiServer, connected, status
 
 KEY = "storage/not-ready"
@@ -25,16 +26,17 @@ async def cluster(server: ApiServer, tmp_path: Path) -> AsyncIterator[Cluster]:
         yield cluster
 
 
-def has(server: ApiServer, *taints: dict[str, Any]) -> None:
-    metadata = {"name": "node-1", "resourceVersion": "7"}
-    server.objects[PATH] = {"metadata": metadata, "spec": {"taints": list(taints)}}
+def has(server: ApiServer, *taints: dict[str, Any]) -> str:
+    """The version of the Node that has these."""
+    body = server.put(NODES, {"metadata": {"name": "node-1"}, "spec": {"taints": list(taints)}})
+    return str(body["metadata"]["resourceVersion"])
 
 
 async def test_removed_with_a_patch_for_this_version_only(server: ApiServer, cluster: Cluster) -> None:
-    has(server, OTHER, TAINT, {**TAINT, "effect": "NoExecute"})
+    version = has(server, OTHER, TAINT, {**TAINT, "effect": "NoExecute"})
     assert await readiness.remove_taint(cluster, "node-1", KEY)
     (patch,) = server.asked_for("PATCH")
-    assert patch.body == {"metadata": {"resourceVersion": "7"}, "spec": {"taints": [OTHER]}}
+    assert patch.body == {"metadata": {"resourceVersion": version}, "spec": {"taints": [OTHER]}}
 
 
 async def test_a_node_without_it_is_left_alone(server: ApiServer, cluster: Cluster) -> None:
