@@ -22,8 +22,10 @@ from daemon.storage.deviceclasses import LVM
 from daemon.storage.inventory import Inventory, Volume
 from daemon.storage.record import differences
 from host import blockdevice
-from kube.client import NODES, VOLUMES, Cluster, Forbidden
+from kube.client import Cluster
+from kube.errors import Forbidden
 from kube.records import Node, read_node
+from kube.resources import NODES, VOLUMES
 from lvm import Lvm
 
 _COLUMNS = (

@@ -9,7 +9,7 @@ from command.running import cluster, patience, run
 from command.table import Column, share, show, size
 from contract import capacity as contract_capacity
 from contract.capacity import Capacity
-from kube.client import CAPACITIES
+from kube.resources import CAPACITIES
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,10 @@ from contract import names
 from contract import volume as contract_volume
 from contract.capacity import Capacity
 from contract.volume import PersistentVolume
-from kube.client import CAPACITIES, CLASSES, DRIVERS, LEASES, NODES, VOLUMES, ApiError, Cluster
+from kube.client import Cluster
+from kube.errors import ApiError
 from kube.records import Node, StorageClass, read_node, read_storage_class
+from kube.resources import CAPACITIES, CLASSES, DRIVERS, LEASES, NODES, VOLUMES
 
 Json = dict[str, Any]
 

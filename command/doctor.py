@@ -9,7 +9,8 @@ from command.checkup import Finding, Verdict, healthy, unknown, wrong
 from command.options import Form
 from command.running import cluster, patience, run
 from command.table import show_json
-from kube.client import ApiError, ConfigurationError
+from kube.errors import ApiError
+from kube.transport import ConfigurationError
 
 _MARKS = {
     Verdict.OK: typer.style("ok     ", fg=typer.colors.GREEN),

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from command.volumerows import Row
 from contract import names
 from host.command import CommandError, run
-from kube.client import PODS, ApiError, Cluster
+from kube.client import Cluster
+from kube.errors import ApiError
 from kube.records import Pod, read_pod
+from kube.resources import PODS
 
 DAEMONS = "app.kubernetes.io/name=elastic-local,app.kubernetes.io/component=daemon"
 """Labels of the daemon's pods in deploy/."""

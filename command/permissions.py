@@ -4,20 +4,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from kube.client import (
-    CAPACITIES,
-    CLAIMS,
-    CLASSES,
-    EVENTS,
-    LEASES,
-    NAMESPACES,
-    NODES,
-    PODS,
-    VOLUMES,
-    ApiError,
-    Cluster,
-    Resource,
-)
+from kube.client import Cluster
+from kube.errors import ApiError
+from kube.resources import CAPACITIES, CLAIMS, CLASSES, EVENTS, LEASES, NAMESPACES, NODES, PODS, VOLUMES, Resource
 
 Json = dict[str, Any]
 

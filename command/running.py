@@ -13,7 +13,9 @@ from rich.console import Console
 
 from daemon.errors import VolumeError
 from host.command import CommandError
-from kube.client import ApiError, Cluster, ConfigurationError
+from kube.client import Cluster
+from kube.errors import ApiError
+from kube.transport import ConfigurationError
 from lvm import LvmError
 from service.environment import SettingsError
 

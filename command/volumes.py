@@ -11,8 +11,11 @@ from contract import names
 from contract import volume as contract_volume
 from contract.volume import PersistentVolume
 from daemon.cluster.ownerlookup import read_cluster_uid
-from kube.client import NODES, PODS, VOLUMES, ApiError, Cluster, ConfigurationError
+from kube.client import Cluster
+from kube.errors import ApiError
 from kube.records import Pod, read_node, read_pod
+from kube.resources import NODES, PODS, VOLUMES
+from kube.transport import ConfigurationError
 
 _IMPATIENT = 5.0
 """Seconds for the API server, which only adds to the answer: what the node knows is shown without it."""

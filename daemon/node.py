@@ -45,11 +45,13 @@ from daemon.storage.freespace import Reservation
 from daemon.storage.volumes import Volumes
 from flexdriver import installation
 from kube.backoff import Backoff
-from kube.client import NODES, PODS, VOLUMES, Cluster, ConfigurationError
+from kube.client import Cluster
 from kube.errors import ApiError
 from kube.events import Recorder
 from kube.informer import Informer
 from kube.records import Node, Pod, read_node, read_pod
+from kube.resources import NODES, PODS, VOLUMES
+from kube.transport import ConfigurationError
 from service import endpoints, logs
 from service.endpoints import HealthChecks
 from service.environment import SettingsError

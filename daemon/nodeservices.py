@@ -27,11 +27,12 @@ from daemon.static.controller import StaticVolumeController, static_volume_contr
 from daemon.storage.backend import Backend
 from daemon.storage.inventory import VolumeHealth
 from daemon.storage.volumes import Volumes
-from kube.client import NODES, Cluster
+from kube.client import Cluster
 from kube.errors import ApiError
 from kube.events import Recorder
 from kube.informer import Informer
 from kube.records import Node, Pod, read_node
+from kube.resources import NODES
 from service.lifecycle import PeriodicLoop, Supervisor
 
 log = logging.getLogger(__name__)

@@ -14,64 +14,9 @@ from types import TracebackType
 
 import aiohttp
 
-from kube.errors import (
-    AlreadyExists,
-    ApiError,
-    Conflict,
-    Forbidden,
-    Gone,
-    Invalid,
-    Json,
-    NotFound,
-    Unauthorized,
-    Unreachable,
-    from_status,
-)
-from kube.resources import (
-    CAPACITIES,
-    CLAIMS,
-    CLASSES,
-    DRIVERS,
-    EVENTS,
-    JOBS,
-    LEASES,
-    NAMESPACES,
-    NODES,
-    PODS,
-    VOLUMES,
-    Resource,
-)
-from kube.transport import ConfigurationError, Transport, load_configuration
-
-__all__ = [
-    "CAPACITIES",
-    "CLAIMS",
-    "CLASSES",
-    "DRIVERS",
-    "EVENTS",
-    "JOBS",
-    "LEASES",
-    "MERGE",
-    "NAMESPACES",
-    "NODES",
-    "PODS",
-    "STRATEGIC",
-    "VOLUMES",
-    "AlreadyExists",
-    "ApiError",
-    "Cluster",
-    "ConfigurationError",
-    "Conflict",
-    "Forbidden",
-    "Gone",
-    "Invalid",
-    "Json",
-    "NotFound",
-    "Page",
-    "Resource",
-    "Unauthorized",
-    "Unreachable",
-]
+from kube.errors import Json, Unreachable, from_status
+from kube.resources import Resource
+from kube.transport import Transport, load_configuration
 
 MERGE = "application/merge-patch+json"
 STRATEGIC = "application/strategic-merge-patch+json"

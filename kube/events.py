@@ -19,7 +19,9 @@ from typing import TypeVar
 
 from contract.volume import ObjectReference
 from kube.backoff import Backoff
-from kube.client import EVENTS, STRATEGIC, AlreadyExists, ApiError, Cluster, Json, NotFound, Unreachable
+from kube.client import STRATEGIC, Cluster
+from kube.errors import AlreadyExists, ApiError, Json, NotFound, Unreachable
+from kube.resources import EVENTS
 
 K = TypeVar("K")
 V = TypeVar("V")

@@ -23,8 +23,9 @@ from contextlib import aclosing
 from typing import Generic, TypeVar
 
 from kube.backoff import Backoff
-from kube.client import ApiError, Cluster, Forbidden, Gone, Json, Resource, Unreachable
-from kube.errors import TOO_MANY_REQUESTS
+from kube.client import Cluster
+from kube.errors import TOO_MANY_REQUESTS, ApiError, Forbidden, Gone, Json, Unreachable
+from kube.resources import Resource
 
 T = TypeVar("T")
 Subscriber = Callable[[str, T | None, T | None], None]

@@ -17,8 +17,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from kube.client import LEASES, AlreadyExists, ApiError, Cluster, Conflict, Json, NotFound
-from kube.errors import NoLongerLeading
+from kube.client import Cluster
+from kube.errors import AlreadyExists, ApiError, Conflict, Json, NoLongerLeading, NotFound
+from kube.resources import LEASES
 
 
 @dataclass(frozen=True)

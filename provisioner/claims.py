@@ -14,9 +14,11 @@ from dataclasses import dataclass, replace
 from contract import names
 from contract.capacity import Capacity
 from contract.volume import ClaimReference, PersistentVolume
-from kube.client import CLAIMS, ApiError, Cluster, Conflict, NotFound
+from kube.client import Cluster
+from kube.errors import ApiError, Conflict, NotFound
 from kube.events import Recorder
 from kube.records import SELECTED_NODE, Claim, Pod, StorageClass
+from kube.resources import CLAIMS
 from kube.workqueue import WorkQueue
 from provisioner.clusterstate import ClusterCache, Published, live_claim, live_node, live_source_claim
 from provisioner.decision import (

@@ -15,9 +15,11 @@ from contract import capacity, names, volume
 from contract.capacity import Capacity, footprint
 from contract.volume import PENDING, ClaimReference, PersistentVolume
 from kube import records
-from kube.client import CAPACITIES, CLAIMS, CLASSES, NODES, PODS, VOLUMES, Cluster, Json, NotFound
+from kube.client import Cluster
+from kube.errors import Json, NotFound
 from kube.informer import Informer
 from kube.records import Claim, Node, Pod, StorageClass
+from kube.resources import CAPACITIES, CLAIMS, CLASSES, NODES, PODS, VOLUMES
 from provisioner import decision
 from provisioner.capacityledger import Account, CapacityLedger, layout_of, unplaced
 from provisioner.decision import AvailableCapacity, CloneSource, NodeCapacity

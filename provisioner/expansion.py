@@ -23,9 +23,11 @@ from contract import quantity
 from contract import volume as contract_volume
 from contract.capacity import footprint
 from contract.volume import BOUND, PersistentVolume
-from kube.client import CLAIMS, VOLUMES, ApiError, Cluster, Conflict, NotFound, Unreachable
+from kube.client import Cluster
+from kube.errors import ApiError, Conflict, NotFound, Unreachable
 from kube.events import Recorder
 from kube.records import Claim
+from kube.resources import CLAIMS, VOLUMES
 from kube.workqueue import WorkQueue
 from provisioner.capacityledger import layout_of
 from provisioner.clusterstate import ClusterCache, Published, live_claim

@@ -18,9 +18,11 @@ from dataclasses import dataclass, field
 from contract import names
 from contract.volume import BOUND, PersistentVolume, finalizer_removal_patch, read_any
 from kube.backoff import Backoff
-from kube.client import CLAIMS, VOLUMES, ApiError, Cluster, Conflict, Json, NotFound
+from kube.client import Cluster
+from kube.errors import ApiError, Conflict, Json, NotFound
 from kube.events import Recorder
 from kube.informer import Informer
+from kube.resources import CLAIMS, VOLUMES
 from kube.workqueue import WorkQueue
 from provisioner.clusterstate import live_claim
 from provisioner.metrics import Metrics

@@ -15,8 +15,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from contract import names
-from kube.client import NODES, VOLUMES, Cluster, Json, NotFound
+from kube.client import Cluster
+from kube.errors import Json, NotFound
 from kube.informer import Informer
+from kube.resources import NODES, VOLUMES
 from provisioner.nodeloss import NodeNames, NodePinnedVolume
 
 

@@ -8,9 +8,11 @@ import time
 
 from contract import names
 from contract.volume import DELETE, RELEASED, PersistentVolume
-from kube.client import VOLUMES, ApiError, Cluster, Conflict, NotFound
+from kube.client import Cluster
+from kube.errors import ApiError, Conflict, NotFound
 from kube.events import Recorder
 from kube.informer import Informer
+from kube.resources import VOLUMES
 from kube.workqueue import WorkQueue
 from provisioner.clusterstate import live_claim
 from provisioner.metrics import Metrics

@@ -12,7 +12,9 @@ from collections.abc import Callable
 
 from contract import capacity, names, volume
 from kube.backoff import Backoff
-from kube.client import CAPACITIES, VOLUMES, Cluster, NotFound
+from kube.client import Cluster
+from kube.errors import NotFound
+from kube.resources import CAPACITIES, VOLUMES
 from kube.workqueue import WorkQueue
 from provisioner.capacityledger import charge_of
 from provisioner.clusterstate import ClusterCache

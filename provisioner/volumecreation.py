@@ -19,9 +19,11 @@ from dataclasses import dataclass, replace
 from contract import names, parameters, quantity, volume
 from contract.volume import ClaimReference, NodeAssignment
 from kube.backoff import Backoff
-from kube.client import VOLUMES, AlreadyExists, ApiError, Cluster, Conflict, Json, NotFound, Unreachable
+from kube.client import Cluster
+from kube.errors import AlreadyExists, ApiError, Conflict, Json, NotFound, Unreachable
 from kube.events import Recorder
 from kube.records import Claim, StorageClass
+from kube.resources import VOLUMES
 from kube.workqueue import WorkQueue
 from provisioner.capacityledger import Account, CapacityLedger, Charge, unplaced
 from provisioner.clusterstate import live_claim

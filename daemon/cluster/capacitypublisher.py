@@ -24,9 +24,11 @@ from daemon.cluster.nodevolumes import NodeVolumes
 from daemon.errors import VolumeError
 from daemon.storage.inventory import Inventory
 from kube.backoff import Backoff
-from kube.client import CAPACITIES, CLASSES, ApiError, Cluster, Json, NotFound
+from kube.client import Cluster
+from kube.errors import ApiError, Json, NotFound
 from kube.informer import Informer
 from kube.records import Node, StorageClass, read_storage_class
+from kube.resources import CAPACITIES, CLASSES
 
 log = logging.getLogger(__name__)
 

@@ -25,10 +25,11 @@ from daemon.cluster.capacity import available_capacity
 from daemon.errors import NoSpace, PoolMissing, Refused, Undecided, VolumeError
 from daemon.storage.inventory import Inventory
 from daemon.storage.record import VolumeSpec
-from kube.client import VOLUMES, Cluster, Conflict, Invalid, Json, NotFound
-from kube.errors import ApiError
+from kube.client import Cluster
+from kube.errors import ApiError, Conflict, Invalid, Json, NotFound
 from kube.informer import Informer
 from kube.records import Node
+from kube.resources import VOLUMES
 
 log = logging.getLogger(__name__)
 

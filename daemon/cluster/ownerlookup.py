@@ -14,8 +14,9 @@ from contract.volume import RETAIN
 from daemon.errors import ApiUnavailable
 from daemon.storage.deletionguard import Owner
 from kube.backoff import Backoff
-from kube.client import NAMESPACES, VOLUMES, Cluster, Json
-from kube.errors import ApiError, NotFound
+from kube.client import Cluster
+from kube.errors import ApiError, Json, NotFound
+from kube.resources import NAMESPACES, VOLUMES
 
 log = logging.getLogger(__name__)
 

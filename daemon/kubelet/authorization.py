@@ -28,10 +28,11 @@ from contract.volume import CSI, PersistentVolume
 from daemon.cluster.nodevolumes import other_node
 from daemon.errors import NoSuchVolume, Refused, Undecided
 from daemon.kubelet.podfolder import PodFolder
-from kube.client import CLAIMS, PODS, VOLUMES, Cluster
+from kube.client import Cluster
 from kube.errors import ApiError, NotFound
 from kube.informer import Informer
 from kube.records import Claim, Node, Pod, PodVolume, read_claim, read_pod
+from kube.resources import CLAIMS, PODS, VOLUMES
 
 log = logging.getLogger(__name__)
 

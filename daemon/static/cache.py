@@ -14,9 +14,11 @@ from contract import names
 from daemon.static import volume
 from daemon.static.configuration import Configuration
 from daemon.static.volume import StaticVolume, provisioner_name
-from kube.client import VOLUMES, Cluster, NotFound
+from kube.client import Cluster
+from kube.errors import NotFound
 from kube.informer import Informer
 from kube.records import Node
+from kube.resources import VOLUMES
 
 log = logging.getLogger(__name__)
 

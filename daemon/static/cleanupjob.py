@@ -21,7 +21,9 @@ from daemon.static.configuration import BLOCK, ClassConfiguration, Configuration
 from daemon.static.metrics import JOB
 from daemon.static.reclaim import Cleanup, CleanupState, ProcessTable, ReleasedVolume
 from daemon.static.volume import job_volume_name
-from kube.client import JOBS, AlreadyExists, Cluster, Conflict, Forbidden, NotFound
+from kube.client import Cluster
+from kube.errors import AlreadyExists, Conflict, Forbidden, NotFound
+from kube.resources import JOBS
 
 Json = dict[str, Any]
 

@@ -23,10 +23,12 @@ from daemon.static.discovery import Discoverer
 from daemon.static.eventsources import Debouncer, FolderWatch
 from daemon.static.metrics import ProcessCounts, StaticMetrics
 from kube.backoff import Backoff
-from kube.client import CLASSES, ApiError, Cluster
+from kube.client import Cluster
+from kube.errors import ApiError
 from kube.events import Recorder
 from kube.informer import Informer
 from kube.records import Node, StorageClass, read_storage_class
+from kube.resources import CLASSES
 
 log = logging.getLogger(__name__)
 

@@ -37,9 +37,11 @@ from daemon.static.reclaim import (
 from daemon.static.volume import StaticVolume
 from host.diskthreads import DEADLINE, DiskThreads, Hung
 from kube.backoff import Backoff
-from kube.client import VOLUMES, ApiError, Cluster, Conflict, NotFound
+from kube.client import Cluster
+from kube.errors import ApiError, Conflict, NotFound
 from kube.events import Recorder
 from kube.records import Node
+from kube.resources import VOLUMES
 
 log = logging.getLogger(__name__)
 

@@ -34,10 +34,12 @@ from daemon.static.plan import (
 )
 from daemon.static.volume import POLICIES, DiscoveredVolume, StaticVolume, provisioner_name, round_down
 from host.diskthreads import DEADLINE, DiskThreads, Hung
-from kube.client import VOLUMES, AlreadyExists, ApiError, Cluster
+from kube.client import Cluster
+from kube.errors import AlreadyExists, ApiError
 from kube.events import Recorder
 from kube.informer import Informer
 from kube.records import Node, StorageClass
+from kube.resources import VOLUMES
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,9 @@ from typing import Any
 
 from aiohttp import web
 
-from kube.client import NODES, ApiError, Cluster, Conflict
+from kube.client import Cluster
+from kube.errors import ApiError, Conflict
+from kube.resources import NODES
 
 Json = dict[str, Any]
 

@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from kube.client import CLAIMS, CLASSES, PODS, VOLUMES
+from kube.resources import CLAIMS, CLASSES, PODS, VOLUMES
 from tests.bench import report
 from tests.sandbox import mountspace
 from tests.sandbox.nodes import NodeSpec

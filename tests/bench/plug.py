@@ -18,9 +18,10 @@ from daemon.static.configuration import StaticSettings
 from daemon.static.controller import StaticVolumeController
 from daemon.static.metrics import StaticMetrics
 from host import loopdevice, mounting
-from kube.client import NODES, VOLUMES, Cluster
+from kube.client import Cluster
 from kube.events import Recorder
 from kube.records import read_node
+from kube.resources import NODES, VOLUMES
 from tests.bench import report
 from tests.node.staticvolumes import Idle, class_config, configured, discovery
 from tests.sandbox import mountspace

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from kube.client import CLASSES, Cluster
+from kube.client import Cluster
+from kube.resources import CLASSES
 from tests.cluster import lvmcluster
 from tests.cluster.deaths import revive
 from tests.cluster.lvmcluster import LvmCluster

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from host import loopdevice
-from kube.client import CLASSES, EVENTS
+from kube.resources import CLASSES, EVENTS
 from lvm import Lvm
 from lvm.records import LogicalVolume
 from tests.sandbox.nodes import Node, NodeSpec

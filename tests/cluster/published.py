@@ -1,7 +1,7 @@
 """What nodes publish of their room, as the scheduler reads it."""
 
 from contract import names, quantity
-from kube.client import CAPACITIES
+from kube.resources import CAPACITIES
 from tests.sandbox.sandbox import Sandbox
 
 

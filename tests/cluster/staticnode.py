@@ -10,7 +10,8 @@ import yaml
 
 from daemon.static.volume import volume_name
 from host import loopdevice
-from kube.client import EVENTS, VOLUMES, NotFound
+from kube.errors import NotFound
+from kube.resources import EVENTS, VOLUMES
 from tests.sandbox.apiserver.guard import Request
 from tests.sandbox.nodes import Node
 from tests.sandbox.sandbox import DAEMON_ACCOUNT, Sandbox

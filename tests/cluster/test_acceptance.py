@@ -11,7 +11,8 @@ import pytest
 
 from contract import capacity, names
 from contract.capacity import Capacity
-from kube.client import CAPACITIES, CLAIMS, CLASSES, DRIVERS, VOLUMES, Cluster, Resource
+from kube.client import Cluster
+from kube.resources import CAPACITIES, CLAIMS, CLASSES, DRIVERS, VOLUMES, Resource
 from tests.cluster.acceptance.preflight import CLASSES_SHIPPED, Unfit, check
 from tests.cluster.acceptance.trial import Trial
 from tests.cluster.conftest import MakeClass

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from kube.client import CLAIMS, PODS
+from kube.resources import CLAIMS, PODS
 from tests.cluster import onnode
 from tests.sandbox.sandbox import Sandbox
 from tests.sandbox.workloads import Namespace, claim, pod

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from kube.client import CLAIMS, PODS, VOLUMES
+from kube.resources import CLAIMS, PODS, VOLUMES
 from tests.cluster import onnode
 from tests.cluster.conftest import MakeSandbox
 from tests.cluster.test_orphans import tear_out

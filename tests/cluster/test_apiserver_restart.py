@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from contract import names, quantity
-from kube.client import CAPACITIES, CLAIMS, PODS, VOLUMES
+from kube.resources import CAPACITIES, CLAIMS, PODS, VOLUMES
 from tests.cluster.callouts import driver_of, options_for
 from tests.sandbox import mountspace
 from tests.sandbox.kubelet.driver import CallFailed

@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from contract import callout, names
-from kube.client import CLAIMS, PODS
+from kube.resources import CLAIMS, PODS
 from tests.cluster.callouts import driver_of, options_for
 from tests.sandbox import mountspace
 from tests.sandbox.kubelet.driver import CallFailed

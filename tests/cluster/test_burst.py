@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Collection
 from typing import Any
 
 from contract import names, quantity
-from kube.client import CLAIMS, EVENTS, PODS, VOLUMES
+from kube.resources import CLAIMS, EVENTS, PODS, VOLUMES
 from tests.cluster import onnode
 from tests.cluster.conftest import MakeSandbox
 from tests.sandbox.nodes import NodeSpec

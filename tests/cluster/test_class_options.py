@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from kube.client import CLAIMS, PODS
+from kube.resources import CLAIMS, PODS
 from tests.cluster import onnode
 from tests.cluster.conftest import MakeClass
 from tests.sandbox.sandbox import Sandbox

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kube.client import CLAIMS, NODES, PODS, VOLUMES
+from kube.resources import CLAIMS, NODES, PODS, VOLUMES
 from tests import forkserver
 from tests.cluster.conftest import MakeSandbox
 from tests.sandbox.nodes import COMMAND, Node, NodeSpec

@@ -1,7 +1,7 @@
 """Nodes with several kinds of disks, which differ: a class has room where its device class is."""
 
 from contract import quantity
-from kube.client import CLAIMS, CLASSES, EVENTS, PODS
+from kube.resources import CLAIMS, CLASSES, EVENTS, PODS
 from tests.cluster import onnode
 from tests.cluster.conftest import MakeSandbox
 from tests.cluster.published import room

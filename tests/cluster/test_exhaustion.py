@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from contract import names
-from kube.client import CLAIMS, EVENTS, PODS
+from kube.resources import CLAIMS, EVENTS, PODS
 from service.lifecycle import raise_open_files
 from tests.sandbox.programs import Program
 from tests.sandbox.sandbox import Sandbox

@@ -3,7 +3,7 @@
 import os
 
 from contract import quantity
-from kube.client import CLAIMS, PODS, VOLUMES
+from kube.resources import CLAIMS, PODS, VOLUMES
 from tests.cluster.published import has_room, is_all_free
 from tests.sandbox import mountspace
 from tests.sandbox.workloads import Namespace, claim, pod

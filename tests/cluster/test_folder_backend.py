@@ -1,6 +1,6 @@
 """A node whose volumes are folders: all works as elsewhere, but that nothing holds a volume to its size."""
 
-from kube.client import CLAIMS, PODS, VOLUMES
+from kube.resources import CLAIMS, PODS, VOLUMES
 from tests.cluster import onnode
 from tests.cluster.conftest import MakeSandbox
 from tests.cluster.published import is_all_free

@@ -7,7 +7,7 @@ import aiohttp
 
 from contract import names
 from daemon.backends.recordfiles import RESERVE
-from kube.client import CLAIMS, PODS, VOLUMES
+from kube.resources import CLAIMS, PODS, VOLUMES
 from tests.sandbox.nodes import Node
 from tests.sandbox.workloads import Namespace, claim, pod
 from tests.waiting import until

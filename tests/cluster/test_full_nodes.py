@@ -1,6 +1,6 @@
 """A node without room for a claim: the claim goes to another node, or its owner is told why it waits."""
 
-from kube.client import CLAIMS, PODS
+from kube.resources import CLAIMS, PODS
 from tests.cluster import onnode
 from tests.cluster.conftest import MakeClass, MakeSandbox
 from tests.cluster.published import is_all_free, room

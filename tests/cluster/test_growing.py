@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from contract import names, quantity
-from kube.client import CLAIMS, PODS, VOLUMES
+from kube.resources import CLAIMS, PODS, VOLUMES
 from tests.cluster import onnode
 from tests.cluster.conftest import MakeClass
 from tests.cluster.deaths import revive

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 from contract import names
-from kube.client import CLAIMS, PODS, VOLUMES
+from kube.resources import CLAIMS, PODS, VOLUMES
 from tests.cluster import onnode
 from tests.cluster.conftest import MakeClass
 from tests.sandbox.sandbox import Sandbox

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from contract import names, quantity
-from kube.client import CAPACITIES, CLAIMS, PODS, VOLUMES
+from kube.resources import CAPACITIES, CLAIMS, PODS, VOLUMES
 from tests.cluster.deaths import launch_dying, revive, until_dead
 from tests.sandbox import mountspace
 from tests.sandbox.nodes import Node

@@ -3,7 +3,7 @@ of them as much as the one before."""
 
 import pytest
 
-from kube.client import CLAIMS, PODS, VOLUMES
+from kube.resources import CLAIMS, PODS, VOLUMES
 from tests.sandbox import mountspace
 from tests.sandbox.nodes import Node
 from tests.sandbox.workloads import Namespace, claim, pod

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from contract import names, quantity
-from kube.client import CAPACITIES, CLAIMS, LEASES, PODS, VOLUMES
 from kube.errors import NotFound
+from kube.resources import CAPACITIES, CLAIMS, LEASES, PODS, VOLUMES
 from tests.cluster.conftest import MakeSandbox
 from tests.sandbox.nodes import NodeSpec
 from tests.sandbox.programs import Program

@@ -1,7 +1,7 @@
 """A volume that was made and is not there, as after a disk was replaced: no empty one takes its place unasked."""
 
 from contract import names
-from kube.client import CLAIMS, PODS, VOLUMES
+from kube.resources import CLAIMS, PODS, VOLUMES
 from tests.cluster import onnode
 from tests.cluster.conftest import MakeSandbox
 from tests.cluster.test_reclaiming import written

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kube.client import CLAIMS, EVENTS, PODS
+from kube.resources import CLAIMS, EVENTS, PODS
 from tests.cluster.lvmcluster import LvmCluster
 from tests.cluster.test_observability import scrape
 from tests.sandbox.workloads import Namespace, claim, pod

@@ -3,7 +3,7 @@
 import pytest
 
 from daemon.storage.record import VolumeState, from_tags
-from kube.client import CLAIMS, EVENTS, PODS, VOLUMES
+from kube.resources import CLAIMS, EVENTS, PODS, VOLUMES
 from tests.cluster.lvmcluster import MIB, ROOM, LvmCluster
 from tests.cluster.published import has_room, room
 from tests.cluster.test_command import on_node

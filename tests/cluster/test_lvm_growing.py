@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from kube.client import CLAIMS, PODS
+from kube.resources import CLAIMS, PODS
 from tests.cluster.lvmcluster import CHECK, EXTENT, MIB, ROOM, WRITE, LvmCluster
 from tests.cluster.test_growing import ask, until_grown
 from tests.sandbox.workloads import Namespace, claim, pod

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 import pytest_asyncio
 
-from kube.client import CLAIMS, PODS
+from kube.resources import CLAIMS, PODS
 from tests.cluster.lvmcluster import CHECK, MIB, RESERVE, WRITE, LvmCluster
 from tests.cluster.published import room
 from tests.cluster.test_observability import scrape

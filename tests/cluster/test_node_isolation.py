@@ -21,21 +21,9 @@ from contract import capacity, names
 from contract import volume as contract_volume
 from contract.volume import NodeAssignment, PersistentVolume
 from daemon.cluster.nodevolumes import assignment_patch
-from kube.client import (
-    CAPACITIES,
-    CLAIMS,
-    CLASSES,
-    EVENTS,
-    JOBS,
-    LEASES,
-    NODES,
-    PODS,
-    VOLUMES,
-    ApiError,
-    Cluster,
-    Forbidden,
-    Resource,
-)
+from kube.client import Cluster
+from kube.errors import ApiError, Forbidden
+from kube.resources import CAPACITIES, CLAIMS, CLASSES, EVENTS, JOBS, LEASES, NODES, PODS, VOLUMES, Resource
 from tests.cluster.staticnode import Offered, configure, folder, mount, served, unmount
 from tests.sandbox.apiserver import kubeconfig, users
 from tests.sandbox.apiserver.patches import APPLY_PATCH, JSON_PATCH

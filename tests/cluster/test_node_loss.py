@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import aiohttp
 
 from contract import names
-from kube.client import CLAIMS, NODES, PODS, VOLUMES
+from kube.resources import CLAIMS, NODES, PODS, VOLUMES
 from tests.cluster import onnode
 from tests.cluster.conftest import MakeSandbox
 from tests.cluster.test_reclaiming import content, written

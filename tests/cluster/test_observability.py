@@ -7,7 +7,7 @@ import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
 from contract import names
-from kube.client import CLAIMS, LEASES, PODS, VOLUMES
+from kube.resources import CLAIMS, LEASES, PODS, VOLUMES
 from tests.cluster.conftest import MakeSandbox
 from tests.sandbox.nodes import NodeSpec
 from tests.sandbox.workloads import Namespace, claim, pod, storage_class

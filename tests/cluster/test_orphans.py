@@ -4,7 +4,7 @@ import subprocess
 
 import aiohttp
 
-from kube.client import CLAIMS, PODS
+from kube.resources import CLAIMS, PODS
 from tests.cluster import onnode
 from tests.cluster.conftest import MakeSandbox
 from tests.cluster.test_reclaiming import content, written

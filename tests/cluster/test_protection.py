@@ -1,7 +1,7 @@
 """The order of goodbyes: whatever is deleted first, data goes last."""
 
 from contract import names
-from kube.client import CLAIMS, PODS, VOLUMES
+from kube.resources import CLAIMS, PODS, VOLUMES
 from tests.sandbox.workloads import Namespace, claim, pod
 from tests.waiting import until
 

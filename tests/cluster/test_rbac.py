@@ -17,7 +17,7 @@ import aiohttp
 
 from contract import names
 from contract.volume import NodeAssignment, node_assignment_patch
-from kube.client import CAPACITIES, CLAIMS, CLASSES, EVENTS, JOBS, NODES, PODS, VOLUMES, Resource
+from kube.resources import CAPACITIES, CLAIMS, CLASSES, EVENTS, JOBS, NODES, PODS, VOLUMES, Resource
 from tests.cluster.conftest import MakeSandbox
 from tests.sandbox.apiserver import users
 from tests.sandbox.apiserver.guard import Request

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from kube.client import CLAIMS, PODS, VOLUMES
+from kube.resources import CLAIMS, PODS, VOLUMES
 from tests.cluster import onnode
 from tests.cluster.conftest import MakeClass, MakeSandbox
 from tests.cluster.published import has_room

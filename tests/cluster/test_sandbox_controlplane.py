@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from kube.client import CAPACITIES, CLAIMS, CLASSES, DRIVERS, NODES, PODS, VOLUMES, Invalid, Resource
+from kube.errors import Invalid
+from kube.resources import CAPACITIES, CLAIMS, CLASSES, DRIVERS, NODES, PODS, VOLUMES, Resource
 from tests.sandbox.controlplane import growth, resizing
 from tests.sandbox.controlplane.binding import PodClaims, place
 from tests.sandbox.controlplane.caches import version

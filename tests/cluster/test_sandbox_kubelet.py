@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kube.client import CLAIMS, PODS, VOLUMES
+from kube.resources import CLAIMS, PODS, VOLUMES
 from tests.cluster.conftest import MakeClass
 from tests.cluster.recorder import Recorder
 from tests.sandbox.controlplane import resizing

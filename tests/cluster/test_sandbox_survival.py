@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from kube.client import CLAIMS, PODS
+from kube.resources import CLAIMS, PODS
 from tests.cluster.conftest import MakeSandbox
 from tests.forkserver import REPOSITORY
 from tests.sandbox import mountspace

@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 from host import loopdevice
-from kube.client import CLAIMS, PODS
+from kube.resources import CLAIMS, PODS
 from tests.cluster import onnode
 from tests.sandbox import mountspace
 from tests.sandbox.sandbox import Sandbox

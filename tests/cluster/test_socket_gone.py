@@ -5,7 +5,7 @@ import aiohttp
 import pytest
 
 from contract import names, quantity
-from kube.client import CAPACITIES, CLAIMS, EVENTS, PODS
+from kube.resources import CAPACITIES, CLAIMS, EVENTS, PODS
 from tests.sandbox.nodes import Node
 from tests.sandbox.sandbox import Sandbox
 from tests.sandbox.workloads import Namespace, claim, pod

@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 
 from contract import names
-from kube.client import CLAIMS, CLASSES, VOLUMES
+from kube.resources import CLAIMS, CLASSES, VOLUMES
 from tests.cluster.conftest import MakeSandbox
 from tests.cluster.staticnode import CLASS, STATIC, Offered, configure, folder, mount, served
 from tests.sandbox.nodes import NodeSpec

@@ -9,7 +9,7 @@ import yaml
 
 from contract import names
 from daemon.static.volume import job_volume_name
-from kube.client import CLAIMS, CLASSES, JOBS, NODES, PODS
+from kube.resources import CLAIMS, CLASSES, JOBS, NODES, PODS
 from tests.cluster.staticnode import MIB, Offered, configure, disk, folder, served
 from tests.sandbox.apiserver.guard import Request
 from tests.sandbox.nodes import NodeSpec

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from contract import names
 from daemon.static.volume import volume_name
-from kube.client import CLAIMS, CLASSES, NODES, PODS, VOLUMES
+from kube.resources import CLAIMS, CLASSES, NODES, PODS, VOLUMES
 from tests.cluster.conftest import MakeSandbox
 from tests.cluster.staticnode import (
     CLASS,

@@ -3,7 +3,7 @@
 from typing import Any
 
 from contract import names
-from kube.client import CLAIMS, CLASSES, NODES, VOLUMES
+from kube.resources import CLAIMS, CLASSES, NODES, VOLUMES
 from tests.cluster.conftest import MakeSandbox
 from tests.cluster.staticnode import CLASS, STATIC, Offered, asked_of_volumes, configure, folder, mount, served
 from tests.sandbox.nodes import NodeSpec

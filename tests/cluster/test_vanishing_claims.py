@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from kube.client import CLAIMS, PODS, VOLUMES, Cluster
+from kube.client import Cluster
+from kube.resources import CLAIMS, PODS, VOLUMES
 from tests.cluster import onnode
 from tests.cluster.conftest import MakeClass
 from tests.cluster.published import is_all_free

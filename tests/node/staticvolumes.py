@@ -16,10 +16,11 @@ from daemon.static.cache import Cache, ProvisionerIdentity
 from daemon.static.configuration import ClassConfiguration, Configuration
 from daemon.static.discovery import Discoverer
 from daemon.static.metrics import ProcessCounts, StaticMetrics
-from kube.client import CLASSES, EVENTS, NODES, VOLUMES, Cluster
+from kube.client import Cluster
 from kube.events import Recorder
 from kube.informer import Informer
 from kube.records import Node, StorageClass, read_node, read_storage_class
+from kube.resources import CLASSES, EVENTS, NODES, VOLUMES
 from tests.unit.daemon.nodecluster import NODE, api, kind
 from tests.waiting import until
 

@@ -21,7 +21,8 @@ from daemon.storage.deviceclasses import LOOP, DeviceClass
 from daemon.storage.volumes import Volumes
 from host import command, freezing, mounting
 from host.command import CommandHung, CommandTimedOut, run
-from kube.client import EVENTS, Cluster
+from kube.client import Cluster
+from kube.resources import EVENTS
 from tests.agreeing import Agreeing
 from tests.node.volume_node import Node
 from tests.ports import reserved_port

@@ -18,9 +18,11 @@ from daemon.static.controller import StaticVolumeController
 from daemon.static.eventsources import MAX_DELAY
 from daemon.static.metrics import StaticMetrics
 from daemon.static.volume import volume_name
-from kube.client import CLASSES, NODES, VOLUMES, Cluster, Unreachable
+from kube.client import Cluster
+from kube.errors import Unreachable
 from kube.events import Recorder
 from kube.records import read_node
+from kube.resources import CLASSES, NODES, VOLUMES
 from tests.node.staticvolumes import Idle, create_class, mount
 from tests.unit.daemon.nodecluster import HOSTNAME, NODE, api
 from tests.unit.daemon.static.gopv import go_pv

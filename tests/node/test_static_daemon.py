@@ -13,7 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from contract import names
 from daemon.static.volume import volume_name
-from kube.client import VOLUMES, Cluster, NotFound
+from kube.client import Cluster
+from kube.errors import NotFound
+from kube.resources import VOLUMES
 from tests.node.staticvolumes import METRICS, mount
 from tests.ports import reserved_port
 from tests.sandbox.nodes import COMMAND

@@ -10,7 +10,8 @@ import pytest
 from contract import names
 from daemon.static.discovery import CLASS_FAILED
 from daemon.static.volume import volume_name
-from kube.client import VOLUMES, Unreachable
+from kube.errors import Unreachable
+from kube.resources import VOLUMES
 from tests.node.staticvolumes import Discovery, class_config, configured, discovery, mount
 from tests.unit.daemon.nodecluster import HOSTNAME, NODE
 from tests.unit.daemon.static.gopv import go_pv

@@ -12,7 +12,7 @@ from daemon.static.configuration import BLOCK
 from daemon.static.plan import DUPLICATE, INVALID_ENTRY
 from daemon.static.volume import volume_name
 from host.mounttable import Mount
-from kube.client import VOLUMES
+from kube.resources import VOLUMES
 from tests.node.conftest import MakeDisks
 from tests.node.staticvolumes import Discovery, class_config, configured, discovery, mount, unmount
 from tests.unit.daemon.nodecluster import NODE

@@ -18,7 +18,7 @@ from typing import Any
 
 from contract import capacity, quantity
 from host import mounttable
-from kube.client import CAPACITIES, CLAIMS, PODS, VOLUMES
+from kube.resources import CAPACITIES, CLAIMS, PODS, VOLUMES
 from tests.forkserver import REPOSITORY
 from tests.sandbox import mountspace
 from tests.sandbox.nodes import Node, NodeSpec

@@ -7,7 +7,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from contract import names
-from kube.client import CLAIMS, EVENTS, PODS, VOLUMES, AlreadyExists, Cluster, NotFound, Resource
+from kube.client import Cluster
+from kube.errors import AlreadyExists, NotFound
+from kube.resources import CLAIMS, EVENTS, PODS, VOLUMES, Resource
 from tests.sandbox.sandbox import Sandbox
 from tests.waiting import NeverHappened, until
 

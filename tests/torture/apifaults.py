@@ -11,7 +11,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from kube.client import AlreadyExists, Resource
+from kube.errors import AlreadyExists
+from kube.resources import Resource
 from tests.sandbox.apiserver import faults
 from tests.sandbox.apiserver.faults import Plan
 from tests.sandbox.sandbox import Sandbox

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from contract import names
-from kube.client import LEASES, NotFound
+from kube.errors import NotFound
+from kube.resources import LEASES
 from tests.sandbox.programs import Program
 from tests.sandbox.sandbox import Sandbox
 from tests.torture.clusterwork import Campaign, cluster

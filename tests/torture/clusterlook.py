@@ -9,7 +9,7 @@ from typing import Any
 
 from contract import names, quantity
 from host import mounttable
-from kube.client import CAPACITIES, CLAIMS, PODS, VOLUMES
+from kube.resources import CAPACITIES, CLAIMS, PODS, VOLUMES
 from tests.sandbox import mountspace
 from tests.sandbox.nodes import Node
 from tests.sandbox.sandbox import Sandbox

@@ -14,7 +14,8 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from host import filesystem
-from kube.client import CLAIMS, CLASSES, PODS, VOLUMES, AlreadyExists, Conflict, Invalid, NotFound
+from kube.errors import AlreadyExists, Conflict, Invalid, NotFound
+from kube.resources import CLAIMS, CLASSES, PODS, VOLUMES
 from tests.sandbox.nodes import NodeSpec
 from tests.sandbox.programs import Program, StartFailed
 from tests.sandbox.sandbox import Sandbox

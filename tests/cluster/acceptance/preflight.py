@@ -1,7 +1,10 @@
 """Whether a cluster can be tested at all, asked once and answered with what to do, instead of by every test in turn."""
 
 from contract import capacity, names, quantity
-from kube.client import CAPACITIES, CLASSES, DRIVERS, ApiError, Cluster, ConfigurationError, NotFound
+from kube.client import Cluster
+from kube.errors import ApiError, NotFound
+from kube.resources import CAPACITIES, CLASSES, DRIVERS
+from kube.transport import ConfigurationError
 
 CLASSES_SHIPPED = ("elastic-local", "elastic-local-xfs", "elastic-local-thin")
 _NEEDED = "512Mi"

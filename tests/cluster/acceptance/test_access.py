@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from kube.client import CLAIMS, PODS
+from kube.resources import CLAIMS, PODS
 from tests.cluster.acceptance.trial import Trial
 from tests.sandbox.workloads import claim, pod
 

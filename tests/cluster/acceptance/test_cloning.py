@@ -1,6 +1,6 @@
 """A claim that begins as a copy of another one's data."""
 
-from kube.client import CLAIMS
+from kube.resources import CLAIMS
 from tests.cluster.acceptance.trial import Trial
 from tests.sandbox.workloads import claim
 

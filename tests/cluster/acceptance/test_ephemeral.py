@@ -1,6 +1,6 @@
 """Volumes that a pod brings along and takes with it: generic ephemeral volumes, on any kind of driver."""
 
-from kube.client import CLAIMS, PODS, VOLUMES
+from kube.resources import CLAIMS, PODS, VOLUMES
 from tests.cluster.acceptance.trial import Trial
 from tests.sandbox.workloads import Json, claim, pod
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from kube.client import CLAIMS, PODS, VOLUMES, Forbidden
+from kube.errors import Forbidden
+from kube.resources import CLAIMS, PODS, VOLUMES
 from tests.cluster.acceptance.trial import Trial
 from tests.cluster.conftest import MakeClass
 from tests.sandbox.workloads import claim, pod

@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from contract import capacity, names
-from kube.client import CAPACITIES, CLAIMS, PODS, VOLUMES, Cluster
+from kube.client import Cluster
+from kube.resources import CAPACITIES, CLAIMS, PODS, VOLUMES
 from tests.cluster.acceptance.preflight import CLASSES_SHIPPED
 from tests.cluster.acceptance.trial import Trial
 from tests.cluster.conftest import MakeClass

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from contract import capacity, names
-from kube.client import CAPACITIES, CLAIMS, CLASSES, PODS, Cluster
+from kube.client import Cluster
+from kube.resources import CAPACITIES, CLAIMS, CLASSES, PODS
 from tests.cluster.acceptance.trial import Trial
 from tests.cluster.conftest import MakeClass
 from tests.sandbox.workloads import claim, pod, storage_class

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-from kube.client import CLAIMS, PODS, VOLUMES, AlreadyExists, Cluster, NotFound, Resource
+from kube.client import Cluster
+from kube.errors import AlreadyExists, NotFound
+from kube.resources import CLAIMS, PODS, VOLUMES, Resource
 from tests.sandbox.workloads import NAMESPACES, Json, Workspace, pod
 from tests.waiting import NeverHappened, until
 

@@ -4,8 +4,9 @@ import asyncio
 from typing import Any
 
 from contract.volume import ObjectReference
-from kube.client import CAPACITIES, CLAIMS, CLASSES, DRIVERS, NODES, PODS, VOLUMES, Cluster
+from kube.client import Cluster
 from kube.informer import Informer
+from kube.resources import CAPACITIES, CLAIMS, CLASSES, DRIVERS, NODES, PODS, VOLUMES
 
 Json = dict[str, Any]
 

@@ -6,8 +6,10 @@ is not the pod's, and says so each time."""
 from typing import Any
 
 from kube.backoff import Backoff
-from kube.client import CLAIMS, ApiError, Cluster
+from kube.client import Cluster
+from kube.errors import ApiError
 from kube.events import Recorder
+from kube.resources import CLAIMS
 from kube.workqueue import WorkQueue
 from tests.sandbox.controlplane.caches import Caches, claim_keys, deleting, key_of, made_for, not_made_for, reference
 

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from kube.backoff import Backoff
-from kube.client import CLAIMS, VOLUMES, ApiError, Cluster
+from kube.client import Cluster
+from kube.errors import ApiError
 from kube.events import Recorder
+from kube.resources import CLAIMS, VOLUMES
 from kube.workqueue import WorkQueue
 from tests.sandbox.controlplane import binding, resizing
 from tests.sandbox.controlplane.caches import Caches, annotations, key_of, phase, reference

@@ -9,7 +9,9 @@ from typing import Any
 
 from contract.volume import PV_PROTECTION
 from kube.backoff import Backoff
-from kube.client import CLAIMS, NODES, PODS, STRATEGIC, VOLUMES, Cluster, NotFound, Resource
+from kube.client import STRATEGIC, Cluster
+from kube.errors import NotFound
+from kube.resources import CLAIMS, NODES, PODS, VOLUMES, Resource
 from kube.workqueue import WorkQueue
 from tests.sandbox.controlplane.caches import Caches, claim_key, claim_keys, deleting, key_of, made_for, phase
 

@@ -13,8 +13,10 @@ from collections import Counter
 from typing import Any
 
 from kube.backoff import Backoff
-from kube.client import CLAIMS, PODS, STRATEGIC, VOLUMES, ApiError, Cluster, Conflict, NotFound
+from kube.client import STRATEGIC, Cluster
+from kube.errors import ApiError, Conflict, NotFound
 from kube.events import Recorder
+from kube.resources import CLAIMS, PODS, VOLUMES
 from tests.sandbox.controlplane import binding, filters
 from tests.sandbox.controlplane.binding import Placement, Unschedulable
 from tests.sandbox.controlplane.caches import (

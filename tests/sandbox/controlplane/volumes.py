@@ -11,8 +11,10 @@ from typing import Any
 
 from contract import quantity
 from kube.backoff import Backoff
-from kube.client import CLAIMS, VOLUMES, Cluster, NotFound
+from kube.client import Cluster
+from kube.errors import NotFound
 from kube.events import Recorder
+from kube.resources import CLAIMS, VOLUMES
 from kube.workqueue import WorkQueue
 from tests.sandbox.controlplane import binding, resizing
 from tests.sandbox.controlplane.caches import (

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from contract import names
-from kube.client import CLAIMS, NODES, PODS, VOLUMES, AlreadyExists, ApiError, Cluster
+from kube.client import Cluster
+from kube.errors import AlreadyExists, ApiError
 from kube.events import Recorder
 from kube.informer import Informer
+from kube.resources import CLAIMS, NODES, PODS, VOLUMES
 from tests.sandbox.kubelet.container import Container
 from tests.sandbox.kubelet.expansion import Expansion
 from tests.sandbox.kubelet.layout import Layout

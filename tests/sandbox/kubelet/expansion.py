@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from contract import quantity
-from kube.client import CLAIMS, VOLUMES, Cluster
+from kube.client import Cluster
 from kube.events import Recorder
 from kube.informer import Informer
+from kube.resources import CLAIMS, VOLUMES
 from tests.sandbox.controlplane import binding, resizing
 from tests.sandbox.controlplane.caches import reference
 from tests.sandbox.kubelet.driver import CallFailed, Driver, NotSupported

@@ -15,9 +15,11 @@ from typing import Any
 
 from contract.volume import ObjectReference
 from kube.backoff import Backoff
-from kube.client import CLAIMS, PODS, VOLUMES, ApiError, Cluster, Conflict, NotFound, Resource
+from kube.client import Cluster
+from kube.errors import ApiError, Conflict, NotFound
 from kube.events import Recorder
 from kube.informer import Informer
+from kube.resources import CLAIMS, PODS, VOLUMES, Resource
 from tests.sandbox.controlplane.caches import claim_key
 from tests.sandbox.kubelet import sources
 from tests.sandbox.kubelet.container import Bind, Container, Ended, specification

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kube.backoff import Backoff
-from kube.client import ApiError
+from kube.errors import ApiError
 from tests.sandbox.kubelet.driver import CallFailed, NotSupported
 from tests.sandbox.kubelet.expansion import Expansion, Teller
 from tests.sandbox.kubelet.layout import (

@@ -19,10 +19,12 @@ from daemon.cluster.nodevolumes import NodeVolumes
 from daemon.cluster.ownerlookup import ApiOwnerLookup
 from daemon.cluster.reconcile import Reconciler
 from daemon.storage.volumes import Volumes
-from kube.client import CLASSES, EVENTS, NODES, VOLUMES, Cluster, NotFound
+from kube.client import Cluster
+from kube.errors import NotFound
 from kube.events import Recorder
 from kube.informer import Informer
 from kube.records import Node, read_node
+from kube.resources import CLASSES, EVENTS, NODES, VOLUMES
 from tests.sandbox.apiserver import builtin
 from tests.sandbox.apiserver.journal import Journal
 from tests.sandbox.apiserver.registry import Registry

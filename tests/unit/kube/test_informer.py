@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from kube.backoff import Backoff
-from kube.client import VOLUMES, Cluster
+from kube.client import Cluster
 from kube.informer import Informer
+from kube.resources import VOLUMES
 from tests.ports import reserved_port
 from tests.unit.kube.apiserver import (
     Answer,

@@ -8,26 +8,21 @@ import pytest
 from aiohttp import web
 
 from kube import transport
-from kube.client import (
-    CLAIMS,
-    LEASES,
-    MERGE,
-    NODES,
-    STRATEGIC,
-    VOLUMES,
+from kube.client import MERGE, STRATEGIC, Cluster
+from kube.errors import (
     AlreadyExists,
     ApiError,
-    Cluster,
-    ConfigurationError,
     Conflict,
     Forbidden,
     Gone,
     Invalid,
+    NoLongerLeading,
     NotFound,
     Unauthorized,
     Unreachable,
 )
-from kube.errors import NoLongerLeading
+from kube.resources import CLAIMS, LEASES, NODES, VOLUMES
+from kube.transport import ConfigurationError
 from tests.ports import reserved_port
 from tests.unit.kube.apiserver import (
     ApiServer,

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from kube.client import LEASES, Cluster
+from kube.client import Cluster
 from kube.errors import NoLongerLeading
 from kube.leadership import Clock, LeadershipLost, lead
+from kube.resources import LEASES
 from tests.unit.kube.apiserver import ApiServer, Json, connected, hang, status
 from tests.waiting import until
 

@@ -1,6 +1,6 @@
 import pytest
 
-from kube.client import CAPACITIES, CLASSES, NODES
+from kube.resources import CAPACITIES, CLASSES, NODES
 from tests.memorycluster import MemoryCluster
 from tests.unit.provisioner.objects import GIB, capacity_body, class_body, node_body
 

@@ -7,7 +7,7 @@ from contract import volume as contract_volume
 from contract.capacity import Capacity
 from contract.volume import BOUND, RELEASED, NodeAssignment
 from kube import records
-from kube.client import Json
+from kube.errors import Json
 from kube.records import SELECTED_NODE, WAIT_FOR_FIRST_CONSUMER, Claim, StorageClass
 
 MIB, GIB = 1024**2, 1024**3

@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from contract.volume import RELEASED
-from kube.client import CLAIMS, VOLUMES, ApiError, Json
+from kube.errors import ApiError, Json
+from kube.resources import CLAIMS, VOLUMES
 from provisioner.main import Term
 from provisioner.metrics import Metrics
 from provisioner.settings import Settings

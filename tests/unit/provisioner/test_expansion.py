@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from contract import capacity, names, quantity
 from contract import volume as contract_volume
 from contract.volume import PersistentVolume
-from kube.client import CAPACITIES, CLAIMS, CLASSES, VOLUMES, Forbidden, Json
+from kube.errors import Forbidden, Json
 from kube.records import IMMEDIATE, Claim
+from kube.resources import CAPACITIES, CLAIMS, CLASSES, VOLUMES
 from provisioner.decision import AvailableCapacity, NodeCapacity
 from provisioner.expansion import ExpansionPlan, plan, refusal
 from tests.memorycluster import MemoryCluster, lose_answer

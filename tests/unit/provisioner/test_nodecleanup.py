@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from contract import names
-from kube.client import CLAIMS, EVENTS, NODES, VOLUMES, Forbidden, Json, Unreachable
+from kube.errors import Forbidden, Json, Unreachable
 from kube.events import Recorder
 from kube.records import read_storage_class
+from kube.resources import CLAIMS, EVENTS, NODES, VOLUMES
 from provisioner.capacityledger import CapacityLedger
 from provisioner.clusterstate import ClusterCache
 from provisioner.metrics import Metrics

@@ -18,7 +18,7 @@ from contract.volume import (
     ClaimReference,
     read_any,
 )
-from kube.client import Json
+from kube.errors import Json
 from provisioner.nodeloss import NodeLossStep, NodePinnedVolume, next_step, pinned_volume, warning
 from provisioner.nodetracker import node_names
 from tests.unit.provisioner.objects import local_body, node_body, our_body

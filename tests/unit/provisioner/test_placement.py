@@ -11,8 +11,9 @@ from contract import capacity, names
 from contract.capacity import Capacity
 from contract.parameters import VolumeParameters
 from kube import records
-from kube.client import CAPACITIES, CLAIMS, CLASSES, NODES, PODS, VOLUMES, Json
+from kube.errors import Json
 from kube.records import IMMEDIATE, SELECTED_NODE, Pod
+from kube.resources import CAPACITIES, CLAIMS, CLASSES, NODES, PODS, VOLUMES
 from provisioner import placement
 from provisioner.podcapacity import (
     VolumeFit,

@@ -3,7 +3,7 @@
 import asyncio
 import re
 
-from kube.client import CLAIMS, VOLUMES
+from kube.resources import CLAIMS, VOLUMES
 from provisioner.metrics import Metrics
 from tests.memorycluster import MemoryCluster
 from tests.unit.provisioner.objects import claim_body

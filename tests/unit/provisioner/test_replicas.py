@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 
 import aiohttp
 
-from kube.client import CLAIMS, LEASES, VOLUMES
 from kube.leadership import LeadershipLost
+from kube.resources import CLAIMS, LEASES, VOLUMES
 from provisioner.main import serve
 from provisioner.settings import Settings
 from tests.memorycluster import MemoryCluster

@@ -3,8 +3,9 @@
 import pytest
 
 from contract import names
-from kube.client import CAPACITIES, CLAIMS, CLASSES, NODES, VOLUMES, Forbidden, Unreachable
+from kube.errors import Forbidden, Unreachable
 from kube.records import IMMEDIATE, SELECTED_NODE
+from kube.resources import CAPACITIES, CLAIMS, CLASSES, NODES, VOLUMES
 from provisioner import reservations, volumecreation
 from provisioner.metrics import Metrics
 from tests.memorycluster import MemoryCluster, lose_answer

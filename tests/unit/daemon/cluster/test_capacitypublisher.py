@@ -10,8 +10,9 @@ from contract import capacity, names
 from contract.parameters import VolumeParameters
 from daemon.cluster.capacitypublisher import desired, read_class, read_published
 from daemon.storage.inventory import Inventory, Pool
-from kube.client import CAPACITIES, CLASSES, Json
+from kube.errors import Json
 from kube.records import Node, StorageClass
+from kube.resources import CAPACITIES, CLASSES
 from tests.unit.daemon.nodecluster import (
     CAPACITY,
     CLASS,

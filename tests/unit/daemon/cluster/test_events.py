@@ -8,7 +8,7 @@ from daemon.errors import BackendFailed
 from daemon.metrics import Metrics
 from daemon.storage.inventory import Volume
 from daemon.storage.record import Record, VolumeState
-from kube.client import EVENTS
+from kube.resources import EVENTS
 from tests.unit.daemon.nodecluster import node_parts
 
 SIZE = 64 * 2**20

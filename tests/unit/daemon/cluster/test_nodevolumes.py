@@ -11,8 +11,10 @@ from contract import names
 from contract.volume import PV_PROTECTION, NodeAssignment
 from daemon.cluster.nodevolumes import assign, is_assigned, remove_finalizer
 from daemon.errors import Refused
-from kube.client import VOLUMES, Cluster, Conflict
+from kube.client import Cluster
+from kube.errors import Conflict
 from kube.records import Node
+from kube.resources import VOLUMES
 from tests.unit.daemon.nodecluster import ASSIGNMENT, HOSTNAME, NODE, api, create_pv, read_pv
 
 HERE = Node(NODE, "uid-1", HOSTNAME, {}, deleting=False)

@@ -19,9 +19,10 @@ from daemon.errors import InUse
 from daemon.storage.deletionguard import RemovalReason
 from daemon.storage.inventory import Volume
 from daemon.storage.record import Record, VolumeState
-from kube.client import EVENTS, VOLUMES, Cluster, Forbidden, Json, Unreachable
-from kube.errors import ApiError
+from kube.client import Cluster
+from kube.errors import ApiError, Forbidden, Json, Unreachable
 from kube.informer import Informer
+from kube.resources import EVENTS, VOLUMES
 from tests.unit.daemon.nodecluster import NodeParts, create_pv, node_parts, release_from_claim
 from tests.waiting import drained, until
 

@@ -16,7 +16,7 @@ from daemon.errors import InUse, Lost
 from daemon.storage.inventory import Volume
 from daemon.storage.record import Record, VolumeState
 from kube.backoff import Backoff
-from kube.client import CAPACITIES, VOLUMES
+from kube.resources import CAPACITIES, VOLUMES
 from tests.unit.daemon.cluster.pv import pv
 from tests.unit.daemon.nodecluster import (
     ASSIGNMENT,

@@ -20,9 +20,10 @@ from daemon.kubelet.mounter import Mounter, NodeContext
 from daemon.kubelet.podfolder import PodFolder
 from daemon.storage.record import VolumeSpec
 from daemon.storage.volumes import MountResult, Volumes
-from kube.client import CLAIMS, PODS, VOLUMES, Cluster
+from kube.client import Cluster
 from kube.informer import Informer
 from kube.records import Pod, read_pod
+from kube.resources import CLAIMS, PODS, VOLUMES
 from tests.unit.daemon.nodecluster import ASSIGNMENT, CLASS, MI, NODE, NodeParts, create_pv, kind, node_parts, read_pv
 from tests.waiting import until
 

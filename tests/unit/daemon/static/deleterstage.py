@@ -16,9 +16,11 @@ from daemon.static.deleter import Deleter
 from daemon.static.metrics import PREFIX, StaticMetrics
 from daemon.static.volume import StaticVolume
 from kube.backoff import Backoff
-from kube.client import EVENTS, JOBS, NODES, VOLUMES, Cluster, NotFound
+from kube.client import Cluster
+from kube.errors import NotFound
 from kube.events import Recorder
 from kube.records import read_node
+from kube.resources import EVENTS, JOBS, NODES, VOLUMES
 from tests.unit.daemon.nodecluster import HOSTNAME, NAMESPACE, NODE, api, kind
 from tests.waiting import until
 

@@ -12,8 +12,9 @@ from contract import names
 from daemon.static import volume
 from daemon.static.cache import Cache, ProvisionerIdentity
 from daemon.static.configuration import Configuration
-from kube.client import NODES, VOLUMES, Cluster
+from kube.client import Cluster
 from kube.records import Node, read_node
+from kube.resources import NODES, VOLUMES
 from tests.unit.daemon.nodecluster import HOSTNAME, NODE, api
 from tests.unit.daemon.static.gopv import go_pv
 from tests.waiting import until

@@ -12,7 +12,7 @@ from daemon.static.configuration import Configuration
 from daemon.static.deleter import ABORTED
 from daemon.static.metrics import ProcessCounts
 from daemon.static.volume import read
-from kube.client import VOLUMES
+from kube.resources import VOLUMES
 from tests.unit.daemon.static.deleterstage import GONE, Stage
 from tests.unit.daemon.static.test_static_deleter import ONE, cleanings, counting, disks, node
 from tests.waiting import until

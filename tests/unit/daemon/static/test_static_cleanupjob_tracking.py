@@ -12,7 +12,8 @@ from daemon.static.configuration import BLOCK, FILESYSTEM, ClassConfiguration
 from daemon.static.metrics import ProcessCounts
 from daemon.static.volume import StaticVolume
 from kube.backoff import Backoff
-from kube.client import JOBS, VOLUMES, Forbidden, Unreachable
+from kube.errors import Forbidden, Unreachable
+from kube.resources import JOBS, VOLUMES
 from tests.unit.daemon.nodecluster import HOSTNAME, NAMESPACE, NODE
 from tests.unit.daemon.static.deleterstage import GONE, HOST_DIR, IMAGE, Stage, configured, stage
 

@@ -7,8 +7,9 @@ from prometheus_client import CollectorRegistry
 from contract.volume import ObjectReference
 from daemon.static.configwatcher import INVALID, RELOADED, ConfigWatcher
 from daemon.static.metrics import StaticMetrics
-from kube.client import EVENTS, Cluster
+from kube.client import Cluster
 from kube.events import Recorder
+from kube.resources import EVENTS
 from tests.unit.daemon.nodecluster import NODE, api
 
 FAILED = "local_volume_provisioner_configuration_reload_failed_total"

@@ -14,7 +14,8 @@ from daemon.static.configuration import BLOCK, FILESYSTEM, ClassConfiguration, C
 from daemon.static.metrics import ProcessCounts
 from daemon.static.volume import StaticVolume
 from kube.backoff import Backoff
-from kube.client import VOLUMES, Unreachable
+from kube.errors import Unreachable
+from kube.resources import VOLUMES
 from tests.unit.daemon.static.deleterstage import CLASS, GONE, HOST_DIR, Stage, configured, stage
 from tests.unit.daemon.static.shortdeadline import ShortDeadline
 from tests.waiting import until
