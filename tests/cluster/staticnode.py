@@ -92,18 +92,18 @@ class Offered:
         found: Json = await until(so, what=f"{self.name} is {phase}")
         return found
 
-    async def until_told(self, reason: str, words: str = "") -> str:
-        return await until_told(self._sandbox, self.name, reason, words)
+    async def until_event(self, reason: str, text: str = "") -> str:
+        return await until_event(self._sandbox, self.name, reason, text)
 
 
-async def until_told(sandbox: Sandbox, name: str, reason: str, words: str = "") -> str:
+async def until_event(sandbox: Sandbox, name: str, reason: str, text: str = "") -> str:
     """The message of an event on an object that is in no namespace."""
 
-    async def told() -> str | None:
+    async def reported() -> str | None:
         events = await sandbox.api.list(EVENTS, "default", field_selector=f"involvedObject.name={name}")
-        return next((each["message"] for each in events if each["reason"] == reason and words in each["message"]), None)
+        return next((each["message"] for each in events if each["reason"] == reason and text in each["message"]), None)
 
-    message: str = await until(told, what=f"an event {reason} on {name} with {words!r}")
+    message: str = await until(reported, what=f"an event {reason} on {name} with {text!r}")
     return message
 
 

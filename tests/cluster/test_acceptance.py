@@ -106,7 +106,7 @@ async def test_what_never_comes_ends_a_test_with_what_was_seen_last(sandbox: San
     async with Trial(sandbox.api, "busybox", 3) as trial:
         began = clock()
         await trial.create(CLAIMS, claim("data", "16Mi", "no-such-class"))
-        await trial.until_told("data", "ProvisioningFailed")
+        await trial.until_event("data", "ProvisioningFailed")
         with pytest.raises(NeverHappened) as failure:
             await trial.until_bound("data")
         assert clock() - began < 10
@@ -115,7 +115,7 @@ async def test_what_never_comes_ends_a_test_with_what_was_seen_last(sandbox: San
         assert '"phase":"Pending"' in str(failure.value)
         assert "ProvisioningFailed: " in str(failure.value)
         with pytest.raises(NeverHappened, match=r"Nothing on data with '': still not so after 0 s, and with that"):
-            await trial.until_told("data", "Nothing")
+            await trial.until_event("data", "Nothing")
     assert trial.name not in await all_names(sandbox.api, NAMESPACES), "cleaning has time of its own"
 
 

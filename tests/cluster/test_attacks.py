@@ -112,7 +112,7 @@ async def test_an_inline_volume_with_the_name_of_a_persistent_volume_is_refused(
     body["spec"]["containers"][0]["volumeMounts"] = [{"name": victim.volume, "mountPath": "/data"}]
     created = await namespace.create(PODS, body)
 
-    message = await namespace.until_told(name, "FailedMount", "inline flexVolume")
+    message = await namespace.until_event(name, "FailedMount", "inline flexVolume")
     assert "use a PersistentVolumeClaim" in message
     assert f"{namespace.name}/{name}" in message
     assert whose == "victim" or victim.namespace.name not in message

@@ -68,7 +68,7 @@ async def test_what_can_not_be_copied(
 ) -> None:
     await source(sandbox, namespace, "node-a")
     await namespace.create(CLAIMS, claim("copy", "32Mi", await make_class("Immediate"), **spec))
-    await namespace.until_told("copy", "ProvisioningFailed", words)
+    await namespace.until_event("copy", "ProvisioningFailed", words)
     assert (await namespace.get(CLAIMS, "copy"))["status"]["phase"] == "Pending"
 
 
@@ -79,7 +79,7 @@ async def test_a_copy_follows_when_its_source_is_made(
     await namespace.create(CLAIMS, claim("source", "32Mi", storage_class))
     await namespace.until_bound("source")
     await namespace.create(CLAIMS, claim("copy", "32Mi", storage_class, **_COPY))
-    await namespace.until_told("copy", "ProvisioningFailed", "is not made yet: the copy follows when it is")
+    await namespace.until_event("copy", "ProvisioningFailed", "is not made yet: the copy follows when it is")
     await namespace.create(PODS, pod("writer", {"/data": "source"}))
     await namespace.until_running("writer")
     await namespace.until_bound("copy")
@@ -107,6 +107,8 @@ async def test_who_writes_a_volume_by_hand_gets_no_copy_of_another_namespaces(
         }
         await sandbox.api.create(VOLUMES, forged)
         await thief.create(PODS, pod("reader", {"/data": "copy"}))
-        await thief.until_told("reader", "FailedMount", "not (any more) on this node for a claim of the same namespace")
+        await thief.until_event(
+            "reader", "FailedMount", "not (any more) on this node for a claim of the same namespace"
+        )
         assert name not in onnode.sizes(sandbox.nodes["node-a"])
         await sandbox.api.delete(VOLUMES, name)

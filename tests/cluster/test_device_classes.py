@@ -67,7 +67,7 @@ async def test_nodes_that_differ(fresh_sandbox: MakeSandbox) -> None:
         # What the two classes have together would do, and neither has it.
         await namespace.create(CLAIMS, claim("more", "200Mi", "fast"))
         await namespace.create(PODS, pod("more", {"/data": "more"}))
-        message = await namespace.until_told("more", "FailedScheduling")
+        message = await namespace.until_event("more", "FailedScheduling")
         assert message.startswith("0/2 nodes are available: 2 node(s) did not have enough free storage. ")
         await namespace.delete(PODS, "fast")
         await namespace.delete(CLAIMS, "fast")

@@ -25,7 +25,7 @@ async def test_a_claim_lives_in_a_folder(fresh_sandbox: MakeSandbox) -> None:
         assert mount.filesystem == "tmpfs", "that of the node itself"
 
         await namespace.create(PODS, pod("waiting", {"/data": "more"}))
-        await namespace.until_told("waiting", "FailedScheduling", "did not have enough free storage")
+        await namespace.until_event("waiting", "FailedScheduling", "did not have enough free storage")
 
         await namespace.delete(PODS, "writer")
         await namespace.until_gone(PODS, "writer")

@@ -59,7 +59,7 @@ async def test_a_volume_whose_record_is_damaged_is_refused_until_it_is_restored(
     try:
         await node.daemon.restart()
         await _start(shaken, node, script="cat /data/file; exec sleep infinity")
-        message = await shaken.until_told("user", "FailedMount", "its record can't be relied on")
+        message = await shaken.until_event("user", "FailedMount", "its record can't be relied on")
         assert "administrator has to look at it" in message
         assert _fingerprints([image, record]) == before | damaged
     finally:

@@ -28,7 +28,7 @@ async def test_a_claim_for_a_full_node_is_sent_on_to_another(sandbox: Sandbox, n
     stale["metadata"]["annotations"] = {SELECTED_NODE: "node-a"}
     await namespace.create(CLAIMS, stale)
     await namespace.create(PODS, pod("user", {"/data": "data"}))
-    message = await namespace.until_told("data", "ProvisioningFailed", "node-a")
+    message = await namespace.until_event("data", "ProvisioningFailed", "node-a")
     assert message.endswith(
         "the claim asks for 200Mi, node node-a has 124Mi left in pool loop: another node is asked for"
     )
@@ -52,12 +52,12 @@ async def test_two_claims_of_a_pod_that_do_not_fit_together(fresh_sandbox: MakeS
             await namespace.create(CLAIMS, claim(name, "120Mi"))
         await namespace.create(PODS, pod("user", {"/first": "first", "/second": "second"}))
         for name in ("first", "second"):
-            told = await namespace.until_told(name, "ProvisioningFailed")
+            told = await namespace.until_event(name, "ProvisioningFailed")
             assert told.endswith(
                 "the claims first, second of pod user take 240Mi together, node only has 224Mi left in pool loop, and "
                 "no node has space for all of them: ask for less, or free up space"
             )
-        await namespace.until_told("user", "FailedScheduling")
+        await namespace.until_event("user", "FailedScheduling")
         assert list(onnode.sizes(node).values()) == [32 * _MIB]
 
         await namespace.delete(PODS, "filling")
@@ -78,7 +78,7 @@ async def test_the_claims_of_a_pod_go_together_to_the_node_that_has_room_for_bot
         assert sorted(onnode.sizes(node).values()) == [700 * _MIB] * 2
         assert not onnode.sizes(sandbox.nodes["node-a"])
         for name in ("one", "two"):
-            told = await namespace.until_told(name, "ProvisioningFailed")
+            told = await namespace.until_event(name, "ProvisioningFailed")
             assert told.endswith("node node-b, which has space for them, is asked for instead")
 
         # Also where its own claims are made for the pod.
@@ -101,8 +101,8 @@ async def test_a_proposed_node_that_is_no_place_for_the_pod_ties_nothing(
         for name in ("one", "two"):
             await namespace.create(CLAIMS, claim(name, "700Mi"))
         await namespace.create(PODS, pod("p", {"/x": "one", "/y": "two"}, nodeSelector=on("node-a")))
-        await namespace.until_told("one", "ProvisioningFailed", "node node-b, which has space for them, is asked for")
-        await namespace.until_told(
+        await namespace.until_event("one", "ProvisioningFailed", "node node-b, which has space for them, is asked for")
+        await namespace.until_event(
             "one", "ProvisioningFailed", "node node-b was not chosen for the other claims of pod"
         )
         assert not onnode.sizes(sandbox.nodes["node-b"])
@@ -112,7 +112,7 @@ async def test_a_proposed_node_that_is_no_place_for_the_pod_ties_nothing(
 async def test_a_pod_that_names_its_node_is_told_why_its_claim_waits(sandbox: Sandbox, namespace: Namespace) -> None:
     await namespace.create(CLAIMS, claim("d", "16Mi"))
     await namespace.create(PODS, pod("byhand", {"/d": "d"}, nodeName="node-a"))
-    told = await namespace.until_told("d", "ProvisioningFailed", "pod byhand names its node itself")
+    told = await namespace.until_event("d", "ProvisioningFailed", "pod byhand names its node itself")
     assert "(spec.nodeName: node-a)" in told
     assert "make the pod anew without nodeName, and with a nodeSelector for kubernetes.io/hostname" in told
 
@@ -129,7 +129,7 @@ async def test_a_node_outside_of_the_topologies_of_a_class_is_not_taken(
     by_hand["metadata"]["annotations"] = {SELECTED_NODE: "node-a"}
     await until(lambda: has_room_for(sandbox, name), what="the nodes publish room for the class")
     await namespace.create(CLAIMS, by_hand)
-    told = await namespace.until_told("data", "ProvisioningFailed")
+    told = await namespace.until_event("data", "ProvisioningFailed")
     assert told.endswith(
         f"node node-a is none of the allowedTopologies of StorageClass {name}: another node is asked for"
     )

@@ -76,7 +76,7 @@ async def test_more_than_the_node_has_is_refused_until_there_is_room(
     volume = (await namespace.until_bound("data"))["metadata"]["name"]
 
     await ask(namespace, "600Mi")
-    told = await namespace.until_told("data", "VolumeResizeFailed", "the claim asks for 600Mi")
+    told = await namespace.until_event("data", "VolumeResizeFailed", "the claim asks for 600Mi")
     assert "300Mi more than it has, and node node-a has 224Mi left in pool loop" in told
     assert onnode.sizes(sandbox.nodes["node-a"])[volume] == 300 * _MIB
 
@@ -99,7 +99,7 @@ async def test_a_wish_takes_nothing_from_anybody_and_keeps_no_pod_from_starting(
     await until(lambda: has_room(sandbox, node.hostname, room), what="the volume is charged")
 
     await ask(namespace, "50Gi")
-    told = await namespace.until_told("data", "VolumeResizeFailed", "the claim asks for 50Gi, 49.7Gi more than it has")
+    told = await namespace.until_event("data", "VolumeResizeFailed", "the claim asks for 50Gi, 49.7Gi more than it has")
     assert "has 724Mi left in pool loop: it keeps the 300Mi that it has and grows by itself when there is space" in told
     assert "or lower the claim again, to anything above 300Mi" in told
     await until_has_capacity(namespace, volume, 300 * _MIB)
@@ -140,7 +140,7 @@ async def test_a_wish_outlives_the_programs(shaken_sandbox: Sandbox, shaken: Nam
     await shaken.until_running("user")
     volume = (await shaken.until_bound("data"))["metadata"]["name"]
     await ask(shaken, "600Mi")
-    await shaken.until_told("data", "VolumeResizeFailed", "node node-a has 224Mi left")
+    await shaken.until_event("data", "VolumeResizeFailed", "node node-a has 224Mi left")
     node = shaken_sandbox.nodes["node-a"]
     for program in (*shaken_sandbox.provisioners, node.daemon):
         await program.kill()

@@ -64,7 +64,7 @@ async def test_of_two_nodes_that_mount_at_once_one_gets_the_volume(
     assert hostnames(await sandbox.api.get(VOLUMES, name)) == [winner.hostname]
     for node in sandbox.nodes.values():
         if node is not winner:
-            told = await namespace.until_told(node.name, "FailedMount")
+            told = await namespace.until_event(node.name, "FailedMount")
             assert f"lives on node {winner.hostname} and" in told or _KUBELETS_WORDS in told
             assert not is_ready(await namespace.get(PODS, node.name))
             assert name not in onnode.sizes(node)
@@ -79,7 +79,7 @@ async def test_a_pod_that_is_forced_to_another_node_gets_nothing_there(
     await namespace.until_running("first")
     name = (await namespace.until_bound("data"))["metadata"]["name"]
     await namespace.create(PODS, pod("stray", {"/data": "data"}, nodeName="node-c"))
-    await namespace.until_told("stray", "FailedMount", _KUBELETS_WORDS)
+    await namespace.until_event("stray", "FailedMount", _KUBELETS_WORDS)
     assert name not in onnode.sizes(sandbox.nodes["node-c"])
     await namespace.delete(PODS, "stray")
     await namespace.until_gone(PODS, "stray")
@@ -95,7 +95,7 @@ async def test_a_volume_is_not_tied_to_a_node_that_has_no_room_for_it(
     await namespace.until_running("early")
 
     await namespace.create(PODS, pod("user", {"/data": "large"}, nodeName="node-c"))
-    await namespace.until_told("user", "FailedMount", "needs 700Mi of loop on this node, which has 424Mi left for it")
+    await namespace.until_event("user", "FailedMount", "needs 700Mi of loop on this node, which has 424Mi left for it")
     assert "nodeAffinity" not in (await sandbox.api.get(VOLUMES, name))["spec"]
     await namespace.delete(PODS, "user")
     await namespace.until_gone(PODS, "user")
@@ -110,7 +110,7 @@ async def test_no_more_is_promised_than_all_nodes_have_together(namespace: Names
         await namespace.create(CLAIMS, claim(name, "900Mi", storage_class))
         await namespace.until_bound(name)
     await namespace.create(CLAIMS, claim("four", "900Mi", storage_class))
-    message = await namespace.until_told("four", "ProvisioningFailed", "free up space")
+    message = await namespace.until_event("four", "ProvisioningFailed", "free up space")
     assert message.endswith(
         "the claim asks for 900Mi, and of the 3Gi that all nodes have left, 2.6Gi are reserved for volumes that wait "
         "for their first pod: free up space"

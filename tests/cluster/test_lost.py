@@ -31,7 +31,7 @@ async def test_what_a_person_can_do_about_a_lost_volume(fresh_sandbox: MakeSandb
             await lose(node, name)
         script = "test ! -e /data/file && exec sleep infinity"
         await namespace.create(PODS, pod("user", {"/data": "data"}, script=script))
-        await namespace.until_told("user", "FailedMount", "was made on this node and is not there any more")
+        await namespace.until_event("user", "FailedMount", "was made on this node and is not there any more")
 
         await sandbox.kubectl("annotate", "pv", volume, f"{names.MADE_ANNOTATION}-")
         await namespace.until_running("user")

@@ -38,7 +38,7 @@ async def test_a_mounted_filesystem_grows_by_whole_extents_and_never_into_the_re
 
     assert ROOM == (500 + 152 + 52) * MIB
     await ask(on_lvm, "250Mi")
-    told = await on_lvm.until_told("data", "VolumeResizeFailed", "the claim asks for 250Mi, 100Mi more than it has")
+    told = await on_lvm.until_event("data", "VolumeResizeFailed", "the claim asks for 250Mi, 100Mi more than it has")
     assert f"has 52Mi left in pool {lvm_cluster.group}" in told
     assert (await lvm_cluster.volume(name)).size == 38 * EXTENT
 

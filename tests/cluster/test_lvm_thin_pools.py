@@ -80,7 +80,7 @@ async def test_a_pool_that_fills_up_takes_no_more_claims_until_there_is_room(
 
     await on_lvm.create(CLAIMS, claim("late", "32Mi", thin))
     await on_lvm.create(PODS, pod("late", {"/data": "late"}))
-    refusal = await on_lvm.until_told("late", "FailedScheduling")
+    refusal = await on_lvm.until_event("late", "FailedScheduling")
     assert refusal.startswith("0/1 nodes are available: 1 node(s) did not have enough free storage. ")
 
     await on_lvm.delete(PODS, "greedy")

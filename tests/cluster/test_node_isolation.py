@@ -42,7 +42,7 @@ POLICY = "ValidatingAdmissionPolicy"
 
 
 @dataclass(frozen=True)
-class Stage:
+class IsolationCase:
     sandbox: Sandbox
     victim: Namespace
     attacker: Namespace
@@ -62,7 +62,7 @@ class Stage:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def stage(short_folders: Callable[[], Path]) -> AsyncIterator[Stage]:
+async def case(short_folders: Callable[[], Path]) -> AsyncIterator[IsolationCase]:
     manifests = short_folders()
     with_components(manifests)
     nodes = (NodeSpec("node-a", hostname="ip-10-0-0-1", static=True), NodeSpec("node-b", static=True))
@@ -90,23 +90,23 @@ async def stage(short_folders: Callable[[], Path]) -> AsyncIterator[Stage]:
         sandbox.refusals_expected = True
         token = await Cluster.connect(str(sandbox.kubeconfig_of(DAEMON_ACCOUNT, "node-b")))
         await stack.enter_async_context(token)
-        yield Stage(sandbox, victim, attacker, volume, offered.name, token)
+        yield IsolationCase(sandbox, victim, attacker, volume, offered.name, token)
         node.static_config.joinpath("storageClassMap").unlink()
 
 
 @pytest_asyncio.fixture(autouse=True, loop_scope="session")
-async def unharmed(stage: Stage) -> AsyncIterator[None]:
+async def unharmed(case: IsolationCase) -> AsyncIterator[None]:
     """Whatever is tried."""
-    before = await _theirs(stage)
+    before = await _theirs(case)
     yield
-    assert await _theirs(stage) == before
-    assert (await stage.body(stage.volume))["spec"]["claimRef"]["namespace"] == stage.victim.name
-    assert list(stage.home.data.rglob(f"{stage.volume}*"))
+    assert await _theirs(case) == before
+    assert (await case.body(case.volume))["spec"]["claimRef"]["namespace"] == case.victim.name
+    assert list(case.home.data.rglob(f"{case.volume}*"))
 
 
-async def _theirs(stage: Stage) -> list[Json]:
+async def _theirs(case: IsolationCase) -> list[Json]:
     """What others than the thief may write as well does not count."""
-    found = [await stage.body(name) for name in (stage.volume, stage.offered)]
+    found = [await case.body(name) for name in (case.volume, case.offered)]
     return [
         {"spec": each["spec"], "metadata": {key: each["metadata"][key] for key in ("uid", "labels", "finalizers")}}
         for each in found
@@ -140,23 +140,25 @@ CHANGES: dict[str, Json] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("whose", ["volume", "offered"])
-async def test_no_field_of_a_volume_of_another_node_is_changed(stage: Stage, whose: str, change: str) -> None:
+async def test_no_field_of_a_volume_of_another_node_is_changed(case: IsolationCase, whose: str, change: str) -> None:
     """However the change is written down."""
-    name, body = getattr(stage, whose), CHANGES[change]
-    assert "may not update" in await _refused(stage.token.patch(VOLUMES, name, body))
+    name, body = getattr(case, whose), CHANGES[change]
+    assert "may not update" in await _refused(case.token.patch(VOLUMES, name, body))
     steps = [
         {"op": "add" if value is not None else "remove", "path": f"/{part}/{field}", "value": value}
         for part, fields in body.items()
         for field, value in fields.items()
-        if value is not None or field in (await stage.body(name))[part]
+        if value is not None or field in (await case.body(name))[part]
     ]
-    path = f"{stage.sandbox.address}{VOLUMES.path(None, name)}"
-    assert POLICY in await _sent(stage, "PATCH", path, steps, JSON_PATCH)
+    path = f"{case.sandbox.address}{VOLUMES.path(None, name)}"
+    assert POLICY in await _sent(case, "PATCH", path, steps, JSON_PATCH)
     applied = {"apiVersion": "v1", "kind": "PersistentVolume", **body}
-    assert POLICY in await _sent(stage, "PATCH", f"{path}?fieldManager=thief&force=true", applied)
+    assert POLICY in await _sent(case, "PATCH", f"{path}?fieldManager=thief&force=true", applied)
 
 
-async def _sent(stage: Stage, method: str, path: str, body: Json | list[Json], content_type: str = APPLY_PATCH) -> str:
+async def _sent(
+    case: IsolationCase, method: str, path: str, body: Json | list[Json], content_type: str = APPLY_PATCH
+) -> str:
     """The message that answers a request which our client does not make."""
     token = users.token(names.NAMESPACE, DAEMON_ACCOUNT, "node-b")
     headers = {"Authorization": f"Bearer {token}", "Content-Type": content_type}
@@ -168,33 +170,33 @@ async def _sent(stage: Stage, method: str, path: str, body: Json | list[Json], c
         return str((await answer.json())["message"])
 
 
-async def test_the_data_of_a_volume_is_not_read_by_giving_it_another_claim(stage: Stage) -> None:
-    loot = await stage.attacker.create(CLAIMS, claim("loot", "16Mi", volumeName=stage.volume))
-    reference = {"namespace": stage.attacker.name, "name": "loot", "uid": loot["metadata"]["uid"]}
+async def test_the_data_of_a_volume_is_not_read_by_giving_it_another_claim(case: IsolationCase) -> None:
+    loot = await case.attacker.create(CLAIMS, claim("loot", "16Mi", volumeName=case.volume))
+    reference = {"namespace": case.attacker.name, "name": "loot", "uid": loot["metadata"]["uid"]}
     for given in ({**reference, "resourceVersion": None}, None):
-        await _refused(stage.token.patch(VOLUMES, stage.volume, {"spec": {"claimRef": given}}))
+        await _refused(case.token.patch(VOLUMES, case.volume, {"spec": {"claimRef": given}}))
     thief = pod("thief", {"/data": "loot"}, script="cat /data/secret; exec sleep infinity", nodeName="node-a")
-    created = await stage.attacker.create(PODS, thief)
-    await stage.attacker.until_told("thief", "FailedMount")
-    log = stage.home.container_log(created["metadata"]["uid"], "main")
+    created = await case.attacker.create(PODS, thief)
+    await case.attacker.until_event("thief", "FailedMount")
+    log = case.home.container_log(created["metadata"]["uid"], "main")
     assert not log.exists() or "TOPSECRET" not in log.read_text()
-    await stage.attacker.delete(PODS, "thief")
-    await stage.attacker.delete(CLAIMS, "loot")
-    await stage.attacker.until_gone(CLAIMS, "loot")
+    await case.attacker.delete(PODS, "thief")
+    await case.attacker.delete(CLAIMS, "loot")
+    await case.attacker.until_gone(CLAIMS, "loot")
 
 
-async def test_the_data_of_a_volume_is_not_destroyed(stage: Stage) -> None:
+async def test_the_data_of_a_volume_is_not_destroyed(case: IsolationCase) -> None:
     """By policy, by its claim, by deleting it, or by letting another think so."""
     delete = {"persistentVolumeReclaimPolicy": "Delete", "claimRef": {"uid": "other", "name": "nosuch"}}
-    await _refused(stage.token.patch(VOLUMES, stage.volume, {"spec": delete}))
-    for name in (stage.volume, stage.offered):
-        assert "may not delete" in await _refused(stage.token.delete(VOLUMES, name))
+    await _refused(case.token.patch(VOLUMES, case.volume, {"spec": delete}))
+    for name in (case.volume, case.offered):
+        assert "may not delete" in await _refused(case.token.delete(VOLUMES, name))
     status = {"status": {"phase": "Released"}}
-    await _refused(stage.token.patch(VOLUMES, stage.volume, status, subresource="status"), "cannot patch")
+    await _refused(case.token.patch(VOLUMES, case.volume, status, subresource="status"), "cannot patch")
     for attempt in (
-        stage.token.delete(CLAIMS, "data", stage.victim.name),
-        stage.token.delete(PODS, "user", stage.victim.name),
-        stage.token.delete(NODES, "node-a"),
+        case.token.delete(CLAIMS, "data", case.victim.name),
+        case.token.delete(PODS, "user", case.victim.name),
+        case.token.delete(NODES, "node-a"),
     ):
         await _refused(attempt, "cannot delete")
 
@@ -220,14 +222,14 @@ def _local(name: str, hostname: str, **labels: str) -> Json:
     }
 
 
-async def test_no_volume_shows_what_is_on_another_node(stage: Stage) -> None:
+async def test_no_volume_shows_what_is_on_another_node(case: IsolationCase) -> None:
     """A local volume is a folder of the node that its affinity names, and a pod that mounts it reads the whole node."""
     right = _local("local-pv-thief", "node-b")
     for node in ("node-a", "ip-10-0-0-1"):
-        await _refused(stage.token.create(VOLUMES, _local("local-pv-thief", node)))
+        await _refused(case.token.create(VOLUMES, _local("local-pv-thief", node)))
         labelled = _local("local-pv-thief", node, **{names.OTHER_HOSTNAME_LABEL: node})
-        if node == stage.home.hostname:
-            assert "which is the label of node node-a" in await _refused(stage.token.create(VOLUMES, labelled))
+        if node == case.home.hostname:
+            assert "which is the label of node node-a" in await _refused(case.token.create(VOLUMES, labelled))
     sources: dict[str, Json] = {
         "hostPath": {"path": "/"},
         "csi": {"driver": "other.example.org", "volumeHandle": "theirs"},
@@ -236,31 +238,31 @@ async def test_no_volume_shows_what_is_on_another_node(stage: Stage) -> None:
     }
     for source, value in sources.items():
         spec = {**{key: each for key, each in right["spec"].items() if key != "local"}, source: value}
-        assert "only local volumes" in await _refused(stage.token.create(VOLUMES, {**right, "spec": spec}))
-    claimed = {**right["spec"], "claimRef": {"namespace": stage.victim.name, "name": "next"}}
-    assert "is for no claim" in await _refused(stage.token.create(VOLUMES, {**right, "spec": claimed}))
-    await stage.token.create(VOLUMES, right)
-    await stage.token.delete(VOLUMES, "local-pv-thief")
+        assert "only local volumes" in await _refused(case.token.create(VOLUMES, {**right, "spec": spec}))
+    claimed = {**right["spec"], "claimRef": {"namespace": case.victim.name, "name": "next"}}
+    assert "is for no claim" in await _refused(case.token.create(VOLUMES, {**right, "spec": claimed}))
+    await case.token.create(VOLUMES, right)
+    await case.token.delete(VOLUMES, "local-pv-thief")
 
 
-async def test_the_room_of_another_node_is_not_published(stage: Stage) -> None:
-    api, place = stage.sandbox.api, names.NAMESPACE
+async def test_the_room_of_another_node_is_not_published(case: IsolationCase) -> None:
+    api, place = case.sandbox.api, names.NAMESPACE
     theirs = [
         each for each in await api.list(CAPACITIES, place) if each["metadata"]["labels"][names.NODE_LABEL] == "node-a"
     ]
     assert theirs
     name = theirs[0]["metadata"]["name"]
-    await _refused(stage.token.patch(CAPACITIES, name, {"capacity": "1Ei"}, place))
-    await _refused(stage.token.patch(CAPACITIES, name, {"metadata": {"labels": {names.NODE_LABEL: "node-b"}}}, place))
-    await _refused(stage.token.delete(CAPACITIES, name, place))
+    await _refused(case.token.patch(CAPACITIES, name, {"capacity": "1Ei"}, place))
+    await _refused(case.token.patch(CAPACITIES, name, {"metadata": {"labels": {names.NODE_LABEL: "node-b"}}}, place))
+    await _refused(case.token.delete(CAPACITIES, name, place))
     for label, hostname in (("node-a", "node-a"), ("ghost", "ghost"), ("node-b", "ip-10-0-0-1"), ("node-b", "ghost")):
         room = capacity.Capacity(label, hostname, "any", "pool", 1 << 60, 1 << 60, 0)
         body = capacity.manifest(room, place, None)
         body["metadata"]["labels"].pop(names.OTHER_HOSTNAME_LABEL, None)
-        await _refused(stage.token.create(CAPACITIES, body, place))
+        await _refused(case.token.create(CAPACITIES, body, place))
 
 
-async def test_no_job_runs_elsewhere_or_as_somebody_else(stage: Stage) -> None:
+async def test_no_job_runs_elsewhere_or_as_somebody_else(case: IsolationCase) -> None:
     def job(**fields: Any) -> Json:
         container = {"name": "c", "image": "elastic-local", "securityContext": {"privileged": True}}
         spec = {"restartPolicy": "Never", "containers": [container], **fields}
@@ -282,13 +284,13 @@ async def test_no_job_runs_elsewhere_or_as_somebody_else(stage: Stage) -> None:
         {**on("node-b"), "volumes": [{"name": "secret", "secret": {"secretName": "any"}}]},
         {**on("node-b"), "containers": [{"name": "c", "image": "evil"}]},
     ):
-        await _refused(stage.token.create(JOBS, job(**fields)))
-    await stage.token.create(JOBS, job(**on("node-b"), **root))
-    await stage.token.delete(JOBS, "cleanup-any", names.NAMESPACE)
+        await _refused(case.token.create(JOBS, job(**fields)))
+    await case.token.create(JOBS, job(**on("node-b"), **root))
+    await case.token.delete(JOBS, "cleanup-any", names.NAMESPACE)
 
 
-async def test_nothing_else_of_the_cluster_is_changed(stage: Stage) -> None:
-    token = stage.token
+async def test_nothing_else_of_the_cluster_is_changed(case: IsolationCase) -> None:
+    token = case.token
     await _refused(token.patch(NODES, "node-a", {"spec": {"taints": [{"key": "x", "effect": "NoExecute"}]}}))
     await _refused(token.patch(NODES, "node-a", {"metadata": {"labels": {names.HOSTNAME_LABEL: "node-b"}}}))
     await _refused(token.patch(NODES, "node-b", {"metadata": {"labels": {names.HOSTNAME_LABEL: "ip-10-0-0-1"}}}))
@@ -307,46 +309,48 @@ async def test_nothing_else_of_the_cluster_is_changed(stage: Stage) -> None:
     await _refused(token.patch(ROLES, "elastic-local-daemon", {"rules": []}), "cannot patch")
 
 
-async def test_a_volume_that_waits_for_its_first_pod_can_be_taken_but_not_brought_elsewhere(stage: Stage) -> None:
+async def test_a_volume_that_waits_for_its_first_pod_can_be_taken_but_not_brought_elsewhere(
+    case: IsolationCase,
+) -> None:
     """What is left: the node that mounts such a volume first has it, so a node can claim it, an empty one, for itself.
     It can't say that it is another's: whatever the affinity says, the label is its own, and the other node refuses."""
-    await stage.sandbox.api.create(CLASSES, storage_class("immediate", "Immediate"))
-    await stage.victim.create(CLAIMS, claim("early", "16Mi", "immediate"))
-    name = (await stage.victim.until_bound("early"))["metadata"]["name"]
+    await case.sandbox.api.create(CLASSES, storage_class("immediate", "Immediate"))
+    await case.victim.create(CLAIMS, claim("early", "16Mi", "immediate"))
+    name = (await case.victim.until_bound("early"))["metadata"]["name"]
     stolen = {"spec": {"persistentVolumeReclaimPolicy": "Retain"}}
-    await _refused(stage.token.patch(VOLUMES, name, stolen))
-    assignment = NodeAssignment("node-b", stage.home.hostname, "loop")
+    await _refused(case.token.patch(VOLUMES, name, stolen))
+    assignment = NodeAssignment("node-b", case.home.hostname, "loop")
     forged = dataclasses.replace(assignment, node="node-a")
-    await _refused(stage.token.patch(VOLUMES, name, assignment_patch(await _read(stage, name), forged)))
-    await stage.token.patch(VOLUMES, name, assignment_patch(await _read(stage, name), assignment))
-    await stage.victim.create(PODS, pod("early", {"/data": "early"}, nodeName="node-a"))
-    await stage.victim.until_told("early", "FailedMount", "lives on node")
-    assert not list(stage.home.data.rglob(f"{name}*"))
-    await stage.victim.delete(PODS, "early")
-    await stage.victim.until_gone(PODS, "early")
+    await _refused(case.token.patch(VOLUMES, name, assignment_patch(await _read(case, name), forged)))
+    await case.token.patch(VOLUMES, name, assignment_patch(await _read(case, name), assignment))
+    await case.victim.create(PODS, pod("early", {"/data": "early"}, nodeName="node-a"))
+    await case.victim.until_event("early", "FailedMount", "lives on node")
+    assert not list(case.home.data.rglob(f"{name}*"))
+    await case.victim.delete(PODS, "early")
+    await case.victim.until_gone(PODS, "early")
     # Nobody's data is there: who took it lets it go again.
-    await stage.victim.delete(CLAIMS, "early")
-    await until(lambda: _lets_go(stage, name), what="its node alone holds it")
-    await stage.token.patch(VOLUMES, name, contract_volume.finalizer_removal_patch(await _read(stage, name)))
-    await stage.victim.until_gone(VOLUMES, name)
-    await stage.sandbox.api.delete(CLASSES, "immediate")
+    await case.victim.delete(CLAIMS, "early")
+    await until(lambda: _lets_go(case, name), what="its node alone holds it")
+    await case.token.patch(VOLUMES, name, contract_volume.finalizer_removal_patch(await _read(case, name)))
+    await case.victim.until_gone(VOLUMES, name)
+    await case.sandbox.api.delete(CLASSES, "immediate")
 
 
-async def _read(stage: Stage, name: str) -> PersistentVolume:
-    found = contract_volume.read(await stage.body(name))
+async def _read(case: IsolationCase, name: str) -> PersistentVolume:
+    found = contract_volume.read(await case.body(name))
     assert found
     return found
 
 
-async def _lets_go(stage: Stage, name: str) -> bool:
-    return (await _read(stage, name)).reclaimable
+async def _lets_go(case: IsolationCase, name: str) -> bool:
+    return (await _read(case, name)).reclaimable
 
 
-async def test_a_token_without_a_node_writes_nothing(stage: Stage) -> None:
+async def test_a_token_without_a_node_writes_nothing(case: IsolationCase) -> None:
     """Of a Kubernetes before 1.30, or of `kubectl create token`: the daemon says what is missing."""
-    path = stage.sandbox.folder / "unbound"
-    kubeconfig.write(path, stage.sandbox.address, users.token(names.NAMESPACE, DAEMON_ACCOUNT))
+    path = case.sandbox.folder / "unbound"
+    kubeconfig.write(path, case.sandbox.address, users.token(names.NAMESPACE, DAEMON_ACCOUNT))
     async with await Cluster.connect(str(path)) as unbound:
         with pytest.raises(ApiError, match="names no node: "):
-            await unbound.patch(VOLUMES, stage.volume, {"metadata": {"annotations": {names.MADE_ANNOTATION: "x"}}})
-    assert await asyncio.wait_for(stage.token.list(PODS), 10), "reading is not held: docs/security.md"
+            await unbound.patch(VOLUMES, case.volume, {"metadata": {"annotations": {names.MADE_ANNOTATION: "x"}}})
+    assert await asyncio.wait_for(case.token.list(PODS), 10), "reading is not held: docs/security.md"

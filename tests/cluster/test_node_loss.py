@@ -36,7 +36,7 @@ async def lose(sandbox: Sandbox, node: Node) -> None:
 
 
 async def until_warned(namespace: Namespace, name: str, words: str) -> None:
-    await namespace.until_told(name, "ReferencedNodeDeleted", words)
+    await namespace.until_event(name, "ReferencedNodeDeleted", words)
 
 
 async def test_a_released_volume_of_a_lost_node_is_let_go_and_what_its_disk_holds_goes_when_it_returns(

@@ -54,7 +54,7 @@ async def test_the_life_of_a_volume_in_figures(fresh_sandbox: MakeSandbox) -> No
         await namespace.create(PODS, pod("user", {"/data": "data"}))
         await namespace.until_running("user")
         await namespace.create(CLAIMS, claim("shared", "16Mi", "immediate", accessModes=["ReadWriteMany"]))
-        await namespace.until_told("shared", "ProvisioningFailed")
+        await namespace.until_event("shared", "ProvisioningFailed")
 
         found = await scrape(node)
         assert found.sum("elastic_local_volumes", state="ready") == 1

@@ -34,8 +34,8 @@ async def test_the_volume_follows_the_pod_to_its_node(sandbox: Sandbox, namespac
     ]
     assert sandbox.node_of(running).name == "node-b"
     assert onnode.sizes(sandbox.nodes["node-b"])[name] == 24 * 1024**2
-    await namespace.until_told("data", "Provisioning", f'volume for claim "{namespace.name}/data"')
-    await namespace.until_told("data", "ProvisioningSucceeded", name)
+    await namespace.until_event("data", "Provisioning", f'volume for claim "{namespace.name}/data"')
+    await namespace.until_event("data", "ProvisioningSucceeded", name)
 
 
 async def test_nothing_is_made_before_there_is_a_pod(sandbox: Sandbox, namespace: Namespace) -> None:

@@ -208,7 +208,7 @@ async def _the_name_of_a_volume_is_taken(namespace: Namespace) -> None:
     }
     await namespace.sandbox.api.create(VOLUMES, body)
     await namespace.create(PODS, pod("taken", {"/data": "taken"}))
-    await namespace.until_told("taken", "ProvisioningFailed", f"there is a PersistentVolume {name} already")
+    await namespace.until_event("taken", "ProvisioningFailed", f"there is a PersistentVolume {name} already")
     await until(lambda: _told_again(namespace.sandbox, namespace.name, "taken"), what="the event is counted")
     await namespace.sandbox.api.delete(VOLUMES, name)
 
@@ -329,14 +329,14 @@ async def test_a_right_that_is_missing_is_told_and_all_goes_on_when_it_is_given(
         async with without("provisioner: create persistentvolumes in all places"):
             await namespace.create(CLAIMS, claim("data", "16Mi"))
             await namespace.create(PODS, pod("user", {"/data": "data"}))
-            await namespace.until_told(
+            await namespace.until_event(
                 "data",
                 "ProvisioningFailed",
                 'User "system:serviceaccount:elastic-local:provisioner" cannot create resource "persistentvolumes" in '
                 'API group "" at the cluster scope',
             )
         async with without("daemon: get persistentvolumeclaims in all places"):
-            await namespace.until_told(
+            await namespace.until_event(
                 "user",
                 "FailedMount",
                 'User "system:serviceaccount:elastic-local:daemon" cannot get resource "persistentvolumeclaims" in API '
@@ -353,7 +353,7 @@ async def test_a_right_that_is_missing_is_told_and_all_goes_on_when_it_is_given(
         async with without("provisioner: delete persistentvolumes in all places"):
             await namespace.delete(PODS, "user")
             await namespace.delete(CLAIMS, "data")
-            await Namespace(sandbox, "default").until_told(
+            await Namespace(sandbox, "default").until_event(
                 volume, "VolumeFailedDelete", 'cannot delete resource "persistentvolumes"'
             )
         await namespace.until_gone(VOLUMES, volume)

@@ -67,7 +67,7 @@ async def test_what_is_retained_outlives_claim_and_persistent_volume(fresh_sandb
         # The rest, to the last byte, is all that others get.
         await namespace.create(CLAIMS, claim("more", "65Mi"))
         await namespace.create(PODS, pod("more", {"/data": "more"}))
-        await namespace.until_told("more", "FailedScheduling", "did not have enough free storage")
+        await namespace.until_event("more", "FailedScheduling", "did not have enough free storage")
         await namespace.create(CLAIMS, claim("rest", "64Mi"))
         await namespace.create(PODS, pod("rest", {"/data": "rest"}))
         await namespace.until_running("rest")

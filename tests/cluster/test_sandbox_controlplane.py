@@ -108,7 +108,7 @@ async def test_a_pod_waits_for_room_and_wakes_at_once(namespace: Namespace, stor
     await storage.offer("node-a", "1Gi")
     await namespace.create(CLAIMS, claim("data", "2Gi", storage.name))
     await namespace.create(PODS, pod("user", {"/data": "data"}))
-    message = await namespace.until_told("user", "FailedScheduling", "free storage")
+    message = await namespace.until_event("user", "FailedScheduling", "free storage")
     assert message == (
         "0/3 nodes are available: 3 node(s) did not have enough free storage. no new claims to deallocate, preemption: "
         "0/3 nodes are available: 3 Preemption is not helpful for scheduling."
@@ -136,7 +136,7 @@ async def test_a_claim_that_is_sent_back_gets_another_node(namespace: Namespace,
     await storage.offer("node-c", "2Gi")
     patch = {"metadata": {"annotations": {SELECTED_NODE: None}}}
     await namespace.sandbox.api.patch(CLAIMS, "data", patch, namespace.name)
-    message = await namespace.until_told("user", "FailedScheduling", "PreBind")
+    message = await namespace.until_event("user", "FailedScheduling", "PreBind")
     assert message == 'running PreBind plugin "VolumeBinding": binding volumes: provisioning failed for PVC "data"'
     failed = await namespace.get(PODS, "user")
     assert "SchedulerError" in [item.get("reason") for item in failed["status"]["conditions"]]
@@ -154,12 +154,12 @@ async def test_an_immediate_claim_is_asked_for_at_once_and_bound_when_made(
     await storage.make_class("Immediate")
     await namespace.create(CLAIMS, claim("data", "1Gi", storage.name))
     await namespace.create(PODS, pod("user", {"/data": "data"}))
-    message = await namespace.until_told("user", "FailedScheduling")
+    message = await namespace.until_event("user", "FailedScheduling")
     assert message == "0/3 nodes are available: pod has unbound immediate PersistentVolumeClaims. not found"
     asked = await namespace.until(
         CLAIMS, "data", lambda body: ASKED in (body["metadata"].get("annotations") or {}), what="is asked for"
     )
-    await namespace.until_told("data", "ExternalProvisioning")
+    await namespace.until_event("data", "ExternalProvisioning")
     # Larger than asked for: the claim's capacity is the volume's.
     await storage.make_volume("made", "2Gi", asked)
     volume = await namespace.until_bound("data")
@@ -205,7 +205,7 @@ async def test_a_claim_is_told_why_it_can_not_have_the_volume_that_it_names(
     await storage.make_class("Immediate")
     name = (await storage.make_volume("named", "1Gi", None, **volume))["metadata"]["name"]
     await namespace.create(CLAIMS, claim("data", "1Gi", storage.name, volumeName=name, **claimed))
-    message = await namespace.until_told("data", "VolumeMismatch")
+    message = await namespace.until_event("data", "VolumeMismatch")
     assert message == f'Cannot bind to requested volume "{name}": {why}'
 
 
@@ -215,7 +215,7 @@ async def test_a_volume_of_another_claim_is_not_to_be_had(namespace: Namespace, 
     name = (await storage.make_volume("made", "1Gi", first))["metadata"]["name"]
     await namespace.until_bound("first")
     await namespace.create(CLAIMS, claim("second", "1Gi", storage.name, volumeName=name))
-    message = await namespace.until_told("second", "FailedBinding")
+    message = await namespace.until_event("second", "FailedBinding")
     assert message == f'volume "{name}" already bound to a different claim.'
 
 
@@ -240,9 +240,9 @@ async def test_a_claim_that_lost_its_volume_says_so_and_so_does_its_pod(namespac
     await namespace.delete(VOLUMES, name)
     lost = await namespace.until(CLAIMS, "data", lambda body: body["status"]["phase"] == "Lost", what="is Lost")
     assert "capacity" not in lost["status"]
-    await namespace.until_told("data", "ClaimLost", "Data on the volume is lost!")
+    await namespace.until_event("data", "ClaimLost", "Data on the volume is lost!")
     await namespace.create(PODS, pod("user", {"/data": "data"}))
-    message = await namespace.until_told("user", "FailedScheduling")
+    message = await namespace.until_event("user", "FailedScheduling")
     assert message == (
         f'0/3 nodes are available: persistentvolumeclaim "data" bound to non-existent persistentvolume "{name}". '
         "not found"
@@ -252,11 +252,11 @@ async def test_a_claim_that_lost_its_volume_says_so_and_so_does_its_pod(namespac
 async def test_a_claim_says_which_pods_it_waits_for(namespace: Namespace, storage: Storage) -> None:
     await storage.make_class("WaitForFirstConsumer", provisioner="kubernetes.io/no-provisioner")
     await namespace.create(PODS, pod("user", {"/data": "data"}))
-    message = await namespace.until_told("user", "FailedScheduling")
+    message = await namespace.until_event("user", "FailedScheduling")
     assert message == '0/3 nodes are available: persistentvolumeclaim "data" not found. not found'
     await namespace.create(CLAIMS, claim("data", "1Gi", storage.name))
-    assert await namespace.until_told("data", "WaitForPodScheduled") == "waiting for pod user to be scheduled"
-    message = await namespace.until_told("user", "FailedScheduling", "didn't find")
+    assert await namespace.until_event("data", "WaitForPodScheduled") == "waiting for pod user to be scheduled"
+    message = await namespace.until_event("user", "FailedScheduling", "didn't find")
     assert message.startswith("0/3 nodes are available: 3 node(s) didn't find available persistent volumes to bind. ")
 
 
@@ -266,7 +266,7 @@ async def test_of_the_volumes_there_are_the_smallest_that_fits_is_bound(namespac
         await storage.make_volume(size.lower(), size, None)
     await until(lambda: _phases(namespace.sandbox, storage.name, {"Available"}), what="the volumes are available")
     await namespace.create(CLAIMS, claim("data", "3Gi", storage.name))
-    await namespace.until_told("data", "WaitForFirstConsumer")
+    await namespace.until_event("data", "WaitForFirstConsumer")
     await namespace.create(PODS, pod("user", {"/data": "data"}))
     volume = await namespace.until_bound("data")
     assert volume["spec"]["capacity"]["storage"] == "4Gi"

@@ -133,7 +133,7 @@ async def test_a_grown_claim_gets_expandfs_and_then_its_new_size(
     driver.answer("expandfs", FAILURE)
     await ask(namespace, "32Mi")
 
-    message = await namespace.until_told("user", "VolumeResizeFailed")
+    message = await namespace.until_event("user", "VolumeResizeFailed")
     assert message == f'NodeExpandVolume.NodeExpandVolume failed for volume "{volume}" : {EXPANDFS_FAILED}'
     stuck = await namespace.get(CLAIMS, "data")
     assert stuck["status"]["capacity"]["storage"] == "16Mi"
@@ -148,8 +148,8 @@ async def test_a_grown_claim_gets_expandfs_and_then_its_new_size(
     assert not grown["status"].get("allocatedResourceStatuses")
     assert grown["status"]["allocatedResources"]["storage"] == "32Mi"
     succeeded = f'MountVolume.NodeExpandVolume succeeded for volume "{volume}" node-a'
-    assert await namespace.until_told("user", "FileSystemResizeSuccessful") == succeeded
-    assert await namespace.until_told("data", "FileSystemResizeSuccessful") == succeeded
+    assert await namespace.until_event("user", "FileSystemResizeSuccessful") == succeeded
+    assert await namespace.until_event("data", "FileSystemResizeSuccessful") == succeeded
     folder = folder_of(node, created, driver, volume)
     of_volume = f'"kubernetes.io/pvOrVolumeName":"{volume}","kubernetes.io/readwrite":"rw"'
     options = '{"kubernetes.io/fsType":"ext4",' + of_volume + ',"size":"16777216"}'
@@ -166,7 +166,7 @@ async def test_a_claim_that_was_lowered_after_a_failure_is_tried_once_more_and_t
     await namespace.until_running("user")
     driver.answer("expandfs", FAILURE)
     await ask(namespace, "64Mi")
-    await namespace.until_told("user", "VolumeResizeFailed")
+    await namespace.until_event("user", "VolumeResizeFailed")
     await ask(namespace, "32Mi")
     given_up = await namespace.until(
         CLAIMS, "data", lambda body: resizing.step_of(body) == "NodeResizeInfeasible", what="is given up"
@@ -198,7 +198,7 @@ async def test_a_volume_that_can_not_grow_before_its_pod_starts_keeps_it_waiting
     await namespace.until(CLAIMS, "data", resizing.step_of, what="waits for its node")
     driver.answer("expandfs", FAILURE)
     await namespace.create(PODS, pod("user", {"/data": "data"}, nodeName="node-a"))
-    message = await namespace.until_told("user", "FailedMount")
+    message = await namespace.until_event("user", "FailedMount")
     assert message == f'MountVolume.Setup failed while expanding volume for volume "{volume}" : {EXPANDFS_FAILED}'
     assert (await namespace.get(PODS, "user"))["status"]["phase"] == "Pending"
     driver.answer_as_usual("expandfs")
@@ -216,7 +216,7 @@ async def test_a_capacity_that_was_raised_by_hand_grows_without_a_word_in_the_cl
     await namespace.until_running("user")
     driver.answer("expandfs", FAILURE)
     await namespace.sandbox.api.patch(VOLUMES, volume, {"spec": {"capacity": {"storage": "32Mi"}}})
-    await namespace.until_told("user", "VolumeResizeFailed", EXPANDFS_FAILED)
+    await namespace.until_event("user", "VolumeResizeFailed", EXPANDFS_FAILED)
     assert not (await namespace.get(CLAIMS, "data"))["status"].get("conditions")
     driver.answer_as_usual("expandfs")
     await until_has(namespace, "32Mi")
@@ -228,7 +228,7 @@ async def test_a_failed_mount_is_told_undone_tried_again_and_never_unmounted(
 ) -> None:
     driver.answer("mount", FAILURE, exit_code=1)
     created = await namespace.create(PODS, inline(driver))
-    message = await namespace.until_told("user", "FailedMount")
+    message = await namespace.until_event("user", "FailedMount")
     assert message == (
         'MountVolume.SetUp failed for volume "scratch" : mount command failed, status: Failure, '
         "reason: no such disk: plug one in"
@@ -256,16 +256,16 @@ async def test_only_a_clean_success_counts(
 ) -> None:
     driver.answer("mount", output, code)
     await namespace.create(PODS, inline(driver))
-    await namespace.until_told("user", "FailedMount", words)
+    await namespace.until_event("user", "FailedMount", words)
 
 
 async def test_not_supported_is_remembered_until_the_driver_changes(namespace: Namespace, driver: Recorder) -> None:
     driver.answer("mount", '{"status": "Not supported"}')
     await namespace.create(PODS, inline(driver))
-    await namespace.until_told("user", "FailedMount")
+    await namespace.until_event("user", "FailedMount")
     driver.answer_as_usual("mount")
     await namespace.create(PODS, inline(driver) | {"metadata": {"name": "other"}})
-    await namespace.until_told("other", "FailedMount")
+    await namespace.until_event("other", "FailedMount")
     assert len(driver.of("mount")) == 1
     driver.install()
     await namespace.until_running("other")
@@ -310,7 +310,7 @@ async def test_a_failing_unmount_keeps_the_pod(namespace: Namespace, driver: Rec
 async def test_mount_options_on_the_volume_are_refused(namespace: Namespace, driver: Recorder) -> None:
     volume = await bound_claim(namespace, driver, "16Mi", mountOptions=["noatime"])
     await namespace.create(PODS, pod("user", {"/data": "data"}, nodeName="node-a"))
-    message = await namespace.until_told("user", "FailedMount")
+    message = await namespace.until_event("user", "FailedMount")
     why = "mount options are not supported for this volume type"
     assert message == f'MountVolume.MountOptionSupport check failed for volume "{volume}" : {why}'
     assert driver.of("mount") == []
@@ -330,7 +330,7 @@ async def test_what_can_not_be_told_of_a_pods_volumes_is_one_event(namespace: Na
     volumes.append({"name": "foreign", "flexVolume": {"driver": "example.com/absent"}})
     mounts += [{"name": name, "mountPath": f"/{name}"} for name in ("data", "gone", "foreign")]
     await namespace.create(PODS, body)
-    message = await namespace.until_told("user", "FailedMount")
+    message = await namespace.until_event("user", "FailedMount")
     assert message == (
         "Unable to attach or mount volumes: unmounted volumes=[data foreign gone ours], unattached volumes=[], failed "
         "to process volumes=[data foreign gone]: "
@@ -348,7 +348,7 @@ async def test_a_claim_that_is_not_the_pods_is_not_mounted_for_it(namespace: Nam
     template = {"spec": claim("", "16Mi", storage_class="")["spec"]}
     body["spec"]["volumes"] = [{"name": "scratch", "ephemeral": {"volumeClaimTemplate": template}}]
     await namespace.create(PODS, body)
-    await namespace.until_told("user", "FailedMount", f"PVC {namespace.name}/user-scratch was not created for pod")
+    await namespace.until_event("user", "FailedMount", f"PVC {namespace.name}/user-scratch was not created for pod")
     assert not driver.of("mount")
     await drop(namespace, volume, "user-scratch")
 

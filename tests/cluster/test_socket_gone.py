@@ -18,7 +18,7 @@ async def test_a_pod_without_a_daemon_is_told_and_starts_when_there_is_one(shake
     await shaken.create(CLAIMS, claim("data", "16Mi"))
     selector = {names.HOSTNAME_LABEL: node.hostname}
     await shaken.create(PODS, pod("user", {"/data": "data"}, nodeSelector=selector))
-    message = await shaken.until_told("user", "FailedMount", "does not run on this node")
+    message = await shaken.until_event("user", "FailedMount", "does not run on this node")
     assert "kubectl get pods -A -o wide" in message
     await node.daemon.start()
     await shaken.until_running("user")

@@ -4,7 +4,7 @@ import subprocess
 import time
 
 from tests.cluster.conftest import MakeSandbox
-from tests.cluster.staticnode import CLASS, STATIC, Offered, configure, folder, mount, served, until_told
+from tests.cluster.staticnode import CLASS, STATIC, Offered, configure, folder, mount, served, until_event
 from tests.cluster.test_observability import fetch, scrape
 from tests.sandbox.nodes import Node, NodeSpec
 from tests.waiting import until
@@ -22,7 +22,7 @@ async def test_the_configuration_changes(fresh_sandbox: MakeSandbox) -> None:
 
     configure(node, "useJobForCleaning", "perhaps")
     file = f"{node.static_config}/useJobForCleaning"
-    message = await until_told(sandbox, node.name, "StaticConfigurationInvalid", file)
+    message = await until_event(sandbox, node.name, "StaticConfigurationInvalid", file)
     assert "perhaps" in message
     assert message.endswith("(the last valid configuration stays)")
     assert (await scrape(node.url)).sum("local_volume_provisioner_configuration_reload_failed_total") == 1
@@ -34,7 +34,7 @@ async def test_the_configuration_changes(fresh_sandbox: MakeSandbox) -> None:
 
     (node.static_config / "useJobForCleaning").unlink()
     configure(node, "storageClassMap", {CLASS: served(more, labelsForPV={"disk": "new"})})
-    await until_told(sandbox, node.name, "StaticConfigurationReloaded")
+    await until_event(sandbox, node.name, "StaticConfigurationReloaded")
     mount(more / "third")
     third = await Offered(sandbox, node, "third").until("Available")
     assert third["metadata"]["labels"]["disk"] == "new"
@@ -54,7 +54,7 @@ async def test_a_class_in_a_reserved_folder_is_refused_alone(
     configure(node, "storageClassMap", {"ours": served(node.staging), CLASS: served(fast)})
     mount(fast / "first")
     await Offered(sandbox, node, "first").until("Available")
-    message = await until_told(sandbox, node.name, "VolumeDiscoveryFailed", "class ours: ")
+    message = await until_event(sandbox, node.name, "VolumeDiscoveryFailed", "class ours: ")
     assert "(STAGING_DIR is " in message
 
 

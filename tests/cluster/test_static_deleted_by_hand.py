@@ -47,7 +47,7 @@ async def test_deleted_by_hand(fresh_sandbox: MakeSandbox) -> None:
         await used.until("Available", not_uid=before)
         assert list((fast / "used").iterdir()) == []
 
-    await archive.until_told("VolumeDeletedWithData", "until you decide")
+    await archive.until_event("VolumeDeletedWithData", "until you decide")
     await node.daemon.kill()
     await node.daemon.start()
     uid = (await archive.until("Released"))["metadata"]["uid"]

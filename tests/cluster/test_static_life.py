@@ -100,7 +100,7 @@ async def test_offered_used_cleaned_and_offered_again(fresh_sandbox: MakeSandbox
 
         (raw / "disk").unlink()
         words = f'path "{raw}/disk" is gone: restore the disk or link'
-        assert words in await device.until_told("VolumeVanished")
+        assert words in await device.until_event("VolumeVanished")
         assert len(await sandbox.api.list(VOLUMES)) == 5, "an entry has one PersistentVolume"
         await _scraped(node)
         _asked_little(sandbox)
@@ -150,7 +150,7 @@ async def _used_as_a_device(namespace: Namespace, volume: Offered, device: Path)
     await namespace.delete(CLAIMS, "device")
     await volume.until("Available", not_uid=before)
     assert not device.read_bytes().strip(b"\0")
-    message = await volume.until_told("VolumeDelete")
+    message = await volume.until_event("VolumeDelete")
     assert message == f'Starting cleanup of Block PV "{volume.name}", this may take a while'
 
 
@@ -160,9 +160,9 @@ async def _unmounted_when_it_is_released(namespace: Namespace, volume: Offered, 
     await namespace.create(CLAIMS, claim("scratch", "1Mi", CLASS, volumeName=volume.name))
     await volume.until("Bound")
     unmount(path)
-    await volume.until_told("VolumeUnmounted", "mount its filesystem again")
+    await volume.until_event("VolumeUnmounted", "mount its filesystem again")
     await namespace.delete(CLAIMS, "scratch")
-    await volume.until_told("VolumeFailedDelete", f"path {path} is not a mount point: mount the volume")
+    await volume.until_event("VolumeFailedDelete", f"path {path} is not a mount point: mount the volume")
     mount(path)
     (path / "old data").touch()
     await volume.until("Available", not_uid=before)

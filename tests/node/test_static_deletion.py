@@ -12,15 +12,15 @@ import pytest
 
 from daemon.static.configuration import BLOCK, FILESYSTEM, Configuration
 from host import loopdevice, mounting, mounttable
-from tests.unit.daemon.static.deleterstage import GONE, HOST_DIR, Stage, configured, stage
+from tests.unit.daemon.static.deleterharness import GONE, HOST_DIR, DeleterHarness, configured, deleter_harness
 
 MIB = 1 << 20
 PATTERN = b"what a user wrote into the volume"
 
 
 @pytest.fixture
-async def node(tmp_path: Path) -> AsyncIterator[Stage]:
-    async with stage(tmp_path) as node:
+async def node(tmp_path: Path) -> AsyncIterator[DeleterHarness]:
+    async with deleter_harness(tmp_path) as node:
         yield node
 
 
@@ -79,7 +79,7 @@ def intact(path: Path) -> bool:
     return (path / "data").read_bytes() == PATTERN
 
 
-async def refusal(node: Stage, configuration: Configuration, mode: str = "unknown") -> str:
+async def refusal(node: DeleterHarness, configuration: Configuration, mode: str = "unknown") -> str:
     """What is said of the only volume, which can't be cleaned."""
     await node.clean_all(configuration)
     ((name, reason, message),) = await node.recorded_events()
@@ -90,7 +90,7 @@ async def refusal(node: Stage, configuration: Configuration, mode: str = "unknow
     return message
 
 
-async def test_a_released_volume_is_emptied_and_the_other_is_not(node: Stage, disks: Disks) -> None:
+async def test_a_released_volume_is_emptied_and_the_other_is_not(node: DeleterHarness, disks: Disks) -> None:
     await node.create("pv-1", f"{HOST_DIR}/one")
     await node.create("pv-2", f"{HOST_DIR}/two", phase="Bound")
     (disks.one / ".hidden").mkdir()
@@ -116,7 +116,7 @@ async def test_a_released_volume_is_emptied_and_the_other_is_not(node: Stage, di
         f"{HOST_DIR}2",
     ],
 )
-async def test_a_path_that_is_no_direct_child(node: Stage, disks: Disks, path: str) -> None:
+async def test_a_path_that_is_no_direct_child(node: DeleterHarness, disks: Disks, path: str) -> None:
     (disks.one / "below").mkdir()
     disks.folder.with_name("disks2").mkdir()
     disks.mount(disks.folder.with_name("disks2") / "one")
@@ -128,7 +128,7 @@ async def test_a_path_that_is_no_direct_child(node: Stage, disks: Disks, path: s
 
 
 @pytest.mark.parametrize("path", [f"{HOST_DIR}/..", f"{HOST_DIR}/one/..", f"{HOST_DIR}/one/../two"])
-async def test_a_path_upwards(node: Stage, disks: Disks, path: str) -> None:
+async def test_a_path_upwards(node: DeleterHarness, disks: Disks, path: str) -> None:
     """The API server refuses such a path; whoever can write to etcd can't be refused."""
     await node.create("pv", f"{HOST_DIR}/one")
     listing = node.cluster.list
@@ -149,7 +149,9 @@ async def test_a_path_upwards(node: Stage, disks: Disks, path: str) -> None:
     assert intact(disks.two)
 
 
-async def test_the_folder_itself_mounted_is_no_volume_either(node: Stage, disks: Disks, tmp_path: Path) -> None:
+async def test_the_folder_itself_mounted_is_no_volume_either(
+    node: DeleterHarness, disks: Disks, tmp_path: Path
+) -> None:
     """As in a container, where mountDir is a mount point."""
     shown = tmp_path / "shown"
     shown.mkdir()
@@ -160,7 +162,7 @@ async def test_the_folder_itself_mounted_is_no_volume_either(node: Stage, disks:
 
 
 @pytest.mark.parametrize("target", ["two", "../outside", "/"])
-async def test_a_link_to_a_folder(node: Stage, disks: Disks, tmp_path: Path, target: str) -> None:
+async def test_a_link_to_a_folder(node: DeleterHarness, disks: Disks, tmp_path: Path, target: str) -> None:
     disks.mount(tmp_path / "outside")
     (disks.folder / "link").symlink_to(target)
     await node.create("pv", f"{HOST_DIR}/link")
@@ -169,7 +171,7 @@ async def test_a_link_to_a_folder(node: Stage, disks: Disks, tmp_path: Path, tar
     assert intact(tmp_path / "outside")
 
 
-async def test_an_unmounted_volume_waits_until_it_is_mounted(node: Stage, disks: Disks) -> None:
+async def test_an_unmounted_volume_waits_until_it_is_mounted(node: DeleterHarness, disks: Disks) -> None:
     await node.create("pv", f"{HOST_DIR}/one")
     mounting.unmount(disks.one)
     message = await refusal(node, disks.configuration, FILESYSTEM)
@@ -183,12 +185,12 @@ async def test_an_unmounted_volume_waits_until_it_is_mounted(node: Stage, disks:
     assert intact(disks.two)
 
 
-async def test_a_path_that_is_gone_is_named(node: Stage, disks: Disks) -> None:
+async def test_a_path_that_is_gone_is_named(node: DeleterHarness, disks: Disks) -> None:
     await node.create("pv", f"{HOST_DIR}/three")
     assert f"path {disks.folder}/three is gone: restore the disk or link" in await refusal(node, disks.configuration)
 
 
-async def test_a_mount_in_the_volume_is_an_error(node: Stage, disks: Disks) -> None:
+async def test_a_mount_in_the_volume_is_an_error(node: DeleterHarness, disks: Disks) -> None:
     (disks.one / "nested").mkdir()
     mounting.bind(disks.two, disks.one / "nested")
     await node.create("pv", f"{HOST_DIR}/one")
@@ -199,7 +201,7 @@ async def test_a_mount_in_the_volume_is_an_error(node: Stage, disks: Disks) -> N
 
 
 @pytest.mark.parametrize("shown", ["", "below"])
-async def test_files_that_another_volume_shows_too(node: Stage, disks: Disks, shown: str) -> None:
+async def test_files_that_another_volume_shows_too(node: DeleterHarness, disks: Disks, shown: str) -> None:
     (disks.one / "below").mkdir()
     (disks.folder / "three").mkdir()
     mounting.bind(disks.one / shown, disks.folder / "three")
@@ -212,7 +214,7 @@ async def test_files_that_another_volume_shows_too(node: Stage, disks: Disks, sh
     assert intact(disks.one)
 
 
-async def test_folders_beside_each_other_on_one_filesystem(node: Stage, disks: Disks, tmp_path: Path) -> None:
+async def test_folders_beside_each_other_on_one_filesystem(node: DeleterHarness, disks: Disks, tmp_path: Path) -> None:
     for name in ("a", "ab"):
         (tmp_path / "shared" / name).mkdir(parents=True)
         (tmp_path / "shared" / name / "data").write_bytes(PATTERN)
@@ -227,7 +229,7 @@ async def test_folders_beside_each_other_on_one_filesystem(node: Stage, disks: D
     assert intact(disks.folder / "ab")
 
 
-async def test_a_second_persistent_volume_with_the_same_path(node: Stage, disks: Disks) -> None:
+async def test_a_second_persistent_volume_with_the_same_path(node: DeleterHarness, disks: Disks) -> None:
     await node.create("pv-1", f"{HOST_DIR}/one")
     await node.create("pv-2", f"{HOST_DIR}/one", phase="Bound")
     await node.clean_all(disks.configuration)
@@ -245,7 +247,7 @@ def holds_data(device: Path) -> bool:
 
 
 @pytest.mark.parametrize("mode", [BLOCK, FILESYSTEM])
-async def test_a_linked_device_is_zeroed_and_the_other_is_not(node: Stage, disks: Disks, mode: str) -> None:
+async def test_a_linked_device_is_zeroed_and_the_other_is_not(node: DeleterHarness, disks: Disks, mode: str) -> None:
     """Also behind a volume of mode Filesystem, which the kubelet formats."""
     one, two = disks.device("disk-1"), disks.device("disk-2")
     (disks.folder / "disk-1").symlink_to(one)
@@ -260,7 +262,7 @@ async def test_a_linked_device_is_zeroed_and_the_other_is_not(node: Stage, disks
     assert node.metric("persistentvolume_delete_total", mode=BLOCK, type="process") == 1
 
 
-async def test_two_links_to_one_device(node: Stage, disks: Disks) -> None:
+async def test_two_links_to_one_device(node: DeleterHarness, disks: Disks) -> None:
     device = disks.device("disk-1")
     (disks.folder / "by-id").symlink_to(device)
     (disks.folder / "by-path").symlink_to(device)
@@ -273,7 +275,7 @@ async def test_two_links_to_one_device(node: Stage, disks: Disks) -> None:
     assert holds_data(device)
 
 
-async def test_a_link_changed_during_the_cleaning(node: Stage, disks: Disks) -> None:
+async def test_a_link_changed_during_the_cleaning(node: DeleterHarness, disks: Disks) -> None:
     """To the device of the volume beside it."""
     one, two = disks.device("disk-1"), disks.device("disk-2")
     link = disks.folder / "disk-1"
@@ -286,7 +288,7 @@ async def test_a_link_changed_during_the_cleaning(node: Stage, disks: Disks) -> 
     assert holds_data(two)
 
 
-async def test_a_device_in_use(node: Stage, disks: Disks) -> None:
+async def test_a_device_in_use(node: DeleterHarness, disks: Disks) -> None:
     """The kubelet has not unmounted it yet, say."""
     device = loopdevice.find(disks.images / "disks-two")
     assert device
@@ -296,20 +298,20 @@ async def test_a_device_in_use(node: Stage, disks: Disks) -> None:
     assert intact(disks.two)
 
 
-async def test_a_folder_in_the_place_of_a_device(node: Stage, disks: Disks) -> None:
+async def test_a_folder_in_the_place_of_a_device(node: DeleterHarness, disks: Disks) -> None:
     await node.create("pv", f"{HOST_DIR}/one", mode=BLOCK)
     message = await refusal(node, disks.configuration)
     assert "is a folder, and the volume is a block device: restore the device" in message
     assert intact(disks.one)
 
 
-async def test_neither_a_folder_nor_a_device(node: Stage, disks: Disks) -> None:
+async def test_neither_a_folder_nor_a_device(node: DeleterHarness, disks: Disks) -> None:
     os.mkfifo(disks.folder / "fifo")
     await node.create("pv", f"{HOST_DIR}/fifo")
     assert "is neither a folder nor a block device" in await refusal(node, disks.configuration)
 
 
-async def test_a_blank_in_the_path(node: Stage, disks: Disks) -> None:
+async def test_a_blank_in_the_path(node: DeleterHarness, disks: Disks) -> None:
     path = disks.folder / "my disk"
     disks.mount(path)
     await node.create("pv", f"{HOST_DIR}/my disk")
@@ -319,7 +321,7 @@ async def test_a_blank_in_the_path(node: Stage, disks: Disks) -> None:
     assert list(path.iterdir()) == []
 
 
-async def test_a_custom_cleaner_for_folders(node: Stage, disks: Disks) -> None:
+async def test_a_custom_cleaner_for_folders(node: DeleterHarness, disks: Disks) -> None:
     own = configured(disks.folder, folder_cleaner=("sh", "-c", 'rm "$LOCAL_PV_FILESYSTEM/data"'))
     await node.create("pv", f"{HOST_DIR}/one")
     await node.clean_all(own)

@@ -10,7 +10,7 @@ import pytest
 
 from host import loopdevice
 from tests.node.test_static_deletion import Disks, disks, intact, node
-from tests.unit.daemon.static.deleterstage import GONE, HOST_DIR, Stage
+from tests.unit.daemon.static.deleterharness import GONE, HOST_DIR, DeleterHarness
 
 __all__ = ["disks", "node"]
 
@@ -33,7 +33,7 @@ def python(script: str) -> tuple[str, ...]:
     return (sys.executable, "-c", f"{script}; {READY}")
 
 
-async def refused(node: Stage, disks: Disks, *words: str) -> None:
+async def refused(node: DeleterHarness, disks: Disks, *words: str) -> None:
     await node.create("pv", f"{HOST_DIR}/one")
     await node.clean_all(disks.configuration)
     ((about, reason, message),) = await node.recorded_events()
@@ -44,7 +44,7 @@ async def refused(node: Stage, disks: Disks, *words: str) -> None:
     assert intact(disks.one)
 
 
-async def cleaned(node: Stage, disks: Disks) -> None:
+async def cleaned(node: DeleterHarness, disks: Disks) -> None:
     await node.clean_all(disks.configuration)
     await node.pass_over(disks.configuration)
     assert await node.phase("pv") == GONE
@@ -52,7 +52,7 @@ async def cleaned(node: Stage, disks: Disks) -> None:
 
 
 @pytest.mark.parametrize("part", ["", "part"])
-async def test_mounted_in_a_pods_folder(node: Stage, disks: Disks, tmp_path: Path, part: str) -> None:
+async def test_mounted_in_a_pods_folder(node: DeleterHarness, disks: Disks, tmp_path: Path, part: str) -> None:
     (disks.one / "part").mkdir()
     pod = tmp_path / "kubelet"
     pod.mkdir()
@@ -64,7 +64,7 @@ async def test_mounted_in_a_pods_folder(node: Stage, disks: Disks, tmp_path: Pat
     await cleaned(node, disks)
 
 
-async def test_mounted_in_a_container_that_the_kubelet_lost(node: Stage, disks: Disks, tmp_path: Path) -> None:
+async def test_mounted_in_a_container_that_the_kubelet_lost(node: DeleterHarness, disks: Disks, tmp_path: Path) -> None:
     """Nothing of it is in our own mount table."""
     inside = tmp_path / "container"
     inside.mkdir()
@@ -74,31 +74,31 @@ async def test_mounted_in_a_container_that_the_kubelet_lost(node: Stage, disks: 
     await cleaned(node, disks)
 
 
-async def test_a_namespace_that_is_only_a_copy_uses_nothing(node: Stage, disks: Disks) -> None:
+async def test_a_namespace_that_is_only_a_copy_uses_nothing(node: DeleterHarness, disks: Disks) -> None:
     """As many services of systemd have one."""
     with process("unshare", "--mount", "--propagation", "private", "sh", "-c", "echo ready; exec cat"):
         await node.create("pv", f"{HOST_DIR}/one")
         await cleaned(node, disks)
 
 
-async def test_open_in_a_process(node: Stage, disks: Disks) -> None:
+async def test_open_in_a_process(node: DeleterHarness, disks: Disks) -> None:
     with process(*python(f"kept = open({str(disks.one / 'data')!r})")) as user:
         await refused(node, disks, f"process {user.pid} (", f"has {disks.one / 'data'} open")
     await cleaned(node, disks)
 
 
-async def test_open_and_removed(node: Stage, disks: Disks) -> None:
+async def test_open_and_removed(node: DeleterHarness, disks: Disks) -> None:
     path = str(disks.one / "gone")
     with process(*python(f"import os; kept = open({path!r}, 'w'); os.unlink({path!r})")):
         await refused(node, disks, f"has {path} (deleted) open")
 
 
-async def test_a_process_works_in_it(node: Stage, disks: Disks) -> None:
+async def test_a_process_works_in_it(node: DeleterHarness, disks: Disks) -> None:
     with process(*python(f"import os; os.chdir({str(disks.one)!r})")):
         await refused(node, disks, f"works in {disks.one}")
 
 
-async def test_mapped_into_memory(node: Stage, disks: Disks) -> None:
+async def test_mapped_into_memory(node: DeleterHarness, disks: Disks) -> None:
     path = str(disks.one / "data")
     script = f"import mmap; file = open({path!r}, 'r+b'); kept = mmap.mmap(file.fileno(), 0); file.close()"
     with process(
@@ -111,14 +111,16 @@ async def test_mapped_into_memory(node: Stage, disks: Disks) -> None:
         await refused(node, disks, f"works in {path}")
 
 
-async def test_a_loop_device_over_a_file_in_it(node: Stage, disks: Disks) -> None:
+async def test_a_loop_device_over_a_file_in_it(node: DeleterHarness, disks: Disks) -> None:
     image = disks.one / "image"
     image.write_bytes(bytes(1 << 16))
     with loopdevice.attached(image) as device:
         await refused(node, disks, f"device {device.name} is attached to {image}")
 
 
-async def test_files_beside_it_on_the_same_filesystem_are_not_in_it(node: Stage, disks: Disks, tmp_path: Path) -> None:
+async def test_files_beside_it_on_the_same_filesystem_are_not_in_it(
+    node: DeleterHarness, disks: Disks, tmp_path: Path
+) -> None:
     """Folders of one disk, each bound onto itself."""
     for name in ("three", "threefold"):
         (tmp_path / "disk" / name).mkdir(parents=True)

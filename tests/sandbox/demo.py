@@ -64,7 +64,7 @@ class Demo:
 
         say("2. A claim of 64Mi. The class waits for the first pod, so that the scheduler can choose the node.")
         await self.kubectl("apply", "-f", str(CLAIM))
-        await self.default.until_told("sample", "WaitForFirstConsumer")
+        await self.default.until_event("sample", "WaitForFirstConsumer")
         await self.kubectl("get", "pvc", "sample")
 
         say("3. A pod that uses it: a node is chosen, the volume is made, formatted and mounted.")

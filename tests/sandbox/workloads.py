@@ -161,33 +161,33 @@ class Workspace:
         )
         return await self.api.get(VOLUMES, bound["spec"]["volumeName"])
 
-    async def until_told(self, name: str, reason: str, words: str = "", *, seconds: float = 30) -> str:
-        """The message of an event on the object of that name, with that reason and these words in it."""
+    async def until_event(self, name: str, reason: str, text: str = "", *, seconds: float = 30) -> str:
+        """The message of an event on the object of that name, with that reason and this text in it."""
 
-        async def told() -> str | None:
+        async def reported() -> str | None:
             messages = await self._messages(name, reason)
-            return next((message for message in messages if words in message), None)
+            return next((message for message in messages if text in message), None)
 
         try:
-            message: str = await self.wait(told, what=f"an event {reason} on {name} with {words!r}", seconds=seconds)
+            message: str = await self.wait(reported, what=f"an event {reason} on {name} with {text!r}", seconds=seconds)
         except NeverHappened as error:
             raise NeverHappened(f"{error}; events: {await self.events(name)}") from None
         return message
 
     async def events(self, name: str) -> list[str]:
-        """Reason and message of what was told of the objects of that name."""
-        found = await self.api.list(EVENTS, self.name, field_selector=f"involvedObject.name={name}")
-        return [f"{event['reason']}: {event['message']}" for event in found]
+        """Reason and message of the events on the objects of that name."""
+        events = await self.api.list(EVENTS, self.name, field_selector=f"involvedObject.name={name}")
+        return [f"{event['reason']}: {event['message']}" for event in events]
 
     async def volumes(self) -> list[Json]:
         """The PersistentVolumes that are, or were, of claims of this namespace."""
-        found = await self.api.list(VOLUMES)
-        return [volume for volume in found if (volume["spec"].get("claimRef") or {}).get("namespace") == self.name]
+        volumes = await self.api.list(VOLUMES)
+        return [volume for volume in volumes if (volume["spec"].get("claimRef") or {}).get("namespace") == self.name]
 
     async def _messages(self, name: str, reason: str) -> list[str]:
         selector = f"involvedObject.name={name},reason={reason}"
-        found = await self.api.list(EVENTS, self.name, field_selector=selector)
-        return [event["message"] for event in found]
+        events = await self.api.list(EVENTS, self.name, field_selector=selector)
+        return [event["message"] for event in events]
 
     async def _is_empty(self) -> bool:
         if await self.api.list(PODS, self.name) or await self.api.list(CLAIMS, self.name):

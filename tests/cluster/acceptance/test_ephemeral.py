@@ -30,6 +30,6 @@ async def test_another_ones_claim_of_that_name_is_not_the_pods(namespace: Trial)
     await namespace.create(CLAIMS, claim("user-scratch", "16Mi"))
     await namespace.create(PODS, with_scratch("user", "exec sleep infinity"))
     whose = f"PVC {namespace.name}/user-scratch was not created for pod {namespace.name}/user (pod is not owner)"
-    assert await namespace.until_told("user", "FailedBinding") == f"ephemeral volume scratch: {whose}"
-    await namespace.until_told("user", "FailedScheduling", whose)
+    assert await namespace.until_event("user", "FailedBinding") == f"ephemeral volume scratch: {whose}"
+    await namespace.until_event("user", "FailedScheduling", whose)
     assert (await namespace.get(PODS, "user"))["status"].get("phase") == "Pending"

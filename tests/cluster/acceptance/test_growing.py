@@ -51,7 +51,7 @@ async def test_a_wish_without_room_keeps_no_pod_from_starting_and_can_be_taken_b
     await namespace.create(CLAIMS, claim("data", "300Mi", "elastic-local-xfs"))
     await namespace.run("first", "echo kept > /data/file")
     await namespace.ask("data", "900Ti")
-    told = await namespace.until_told("data", "VolumeResizeFailed", "the claim asks for 900Ti")
+    told = await namespace.until_event("data", "VolumeResizeFailed", "the claim asks for 900Ti")
     assert "it keeps the 300Mi that it has and grows by itself when there is space" in told
     await namespace.run("second", f"grep -q kept /data/file; if {_MORE_THAN_FITS_IN_300_MIB}; then exit 1; fi")
     await namespace.ask("data", "400Mi")

@@ -36,7 +36,7 @@ async def test_wrong_parameters_are_named_with_what_is_allowed(
 ) -> None:
     name = await make_class("Immediate", **fields)
     await namespace.create(CLAIMS, claim("data", "16Mi", name))
-    message = await namespace.until_told("data", "ProvisioningFailed")
+    message = await namespace.until_event("data", "ProvisioningFailed")
     assert message.startswith(f'failed to provision volume with StorageClass "{name}": {words}')
 
 
@@ -69,13 +69,13 @@ async def test_a_claim_that_no_local_volume_can_serve(
 ) -> None:
     name = await make_class("Immediate")
     await namespace.create(CLAIMS, claim("data", "16Mi", name, **spec))
-    await namespace.until_told("data", "ProvisioningFailed", words)
+    await namespace.until_event("data", "ProvisioningFailed", words)
 
 
 async def test_a_claim_that_waits_for_its_pod_is_refused_when_that_comes(namespace: Trial) -> None:
     await namespace.create(CLAIMS, claim("data", "100Mi", "elastic-local-xfs"))
     await namespace.create(PODS, pod("user", {"/data": "data"}))
-    await namespace.until_told("data", "ProvisioningFailed", "the claim asks for 100Mi, and xfs needs at least 300Mi")
+    await namespace.until_event("data", "ProvisioningFailed", "the claim asks for 100Mi, and xfs needs at least 300Mi")
 
 
 @pytest.mark.parametrize("mode", ["Immediate", "WaitForFirstConsumer"])
@@ -83,7 +83,7 @@ async def test_a_class_may_come_after_its_claim(cluster: Cluster, namespace: Tri
     name = f"late-{namespace.name}"
     await namespace.create(CLAIMS, claim("data", "16Mi", name))
     await namespace.create(PODS, pod("user", {"/data": "data"}))
-    await namespace.until_told("user", "FailedScheduling", "unbound immediate PersistentVolumeClaims")
+    await namespace.until_event("user", "FailedScheduling", "unbound immediate PersistentVolumeClaims")
     await cluster.create(CLASSES, storage_class(name, mode))
     try:
         await namespace.until_running("user")
@@ -97,10 +97,10 @@ async def test_a_class_that_was_made_anew_serves_the_claims_that_it_refused(clus
     await cluster.create(CLASSES, storage_class(name, "Immediate", parameters={"fsType": "ext5"}))
     await namespace.create(CLAIMS, claim("data", "16Mi", name))
     try:
-        await namespace.until_told("data", "ProvisioningFailed", "Parameters can't be changed: make the class anew")
+        await namespace.until_event("data", "ProvisioningFailed", "Parameters can't be changed: make the class anew")
     finally:
         await cluster.delete(CLASSES, name)
-    await namespace.until_told("data", "ProvisioningFailed", f"there is no StorageClass '{name}': create it")
+    await namespace.until_event("data", "ProvisioningFailed", f"there is no StorageClass '{name}': create it")
     await cluster.create(CLASSES, storage_class(name, "Immediate", parameters={"fsType": "ext4"}))
     try:
         await namespace.until_bound("data")
@@ -112,7 +112,7 @@ async def test_a_claim_larger_than_any_node_waits_with_a_reason(namespace: Trial
     """The scheduler's own, which looks at the room that nodes publish."""
     await namespace.create(CLAIMS, claim("huge", "1Pi"))
     await namespace.create(PODS, pod("user", {"/data": "huge"}))
-    await namespace.until_told("user", "FailedScheduling", "did not have enough free storage")
+    await namespace.until_event("user", "FailedScheduling", "did not have enough free storage")
     assert (await namespace.get(CLAIMS, "huge"))["status"]["phase"] == "Pending"
 
 
@@ -124,7 +124,7 @@ async def test_a_pod_can_not_mount_by_itself(cluster: Cluster, namespace: Trial)
     body = pod("user", nodeSelector=selector, volumes=[volume])
     body["spec"]["containers"][0]["volumeMounts"] = [{"name": "inline", "mountPath": "/data"}]
     await namespace.create(PODS, body)
-    message = await namespace.until_told("user", "FailedMount", "inline flexVolume")
+    message = await namespace.until_event("user", "FailedMount", "inline flexVolume")
     assert "use a PersistentVolumeClaim" in message
 
 

@@ -16,6 +16,8 @@ from kube.resources import CAPACITIES, CLAIMS, CLASSES, VOLUMES
 from provisioner.decision import AvailableCapacity, NodeCapacity
 from provisioner.expansion import ExpansionPlan, plan, refusal
 from tests.memorycluster import MemoryCluster, lose_answer
+from tests.unit.provisioner.leader import PV, does, leading, raises, volume
+from tests.unit.provisioner.leader import claim as stored
 from tests.unit.provisioner.objects import (
     CLASS,
     EXTENT,
@@ -27,8 +29,6 @@ from tests.unit.provisioner.objects import (
     class_body,
     published,
 )
-from tests.unit.provisioner.stage import PV, does, leading, raises, volume
-from tests.unit.provisioner.stage import claim as stored
 from tests.waiting import drained, until
 
 FULL = "no capacity"

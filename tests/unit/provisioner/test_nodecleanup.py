@@ -17,8 +17,8 @@ from provisioner.clusterstate import ClusterCache
 from provisioner.metrics import Metrics
 from provisioner.nodecleanup import NodeCleanupController
 from tests.memorycluster import MemoryCluster
+from tests.unit.provisioner.leader import does, raises
 from tests.unit.provisioner.objects import affinity, claim_body, local_body, node_body, our_body, term
-from tests.unit.provisioner.stage import does, raises
 from tests.waiting import drained, until
 
 CLASS = "disks"
@@ -33,7 +33,7 @@ class Clock:
         return self.now
 
 
-class Stage:
+class CleanupHarness:
     """The controller at work. Time stands still until `pass_delay`."""
 
     def __init__(self, cluster: MemoryCluster, delay: float | None, classes: set[str]) -> None:
@@ -71,7 +71,7 @@ class Stage:
 
 
 async def settled(cluster: MemoryCluster) -> None:
-    """Watches have told all that there is to tell."""
+    """Watches have delivered all changes."""
     for _ in range(50):
         await asyncio.sleep(0)
 
@@ -79,15 +79,15 @@ async def settled(cluster: MemoryCluster) -> None:
 @asynccontextmanager
 async def working(
     cluster: MemoryCluster, delay: float | None = DELAY, classes: frozenset[str] = frozenset({CLASS})
-) -> AsyncIterator[Stage]:
-    stage = Stage(cluster, delay, set(classes))
-    parts = (stage.recorder, stage.cache, stage.cleanup)
+) -> AsyncIterator[CleanupHarness]:
+    harness = CleanupHarness(cluster, delay, set(classes))
+    parts = (harness.recorder, harness.cache, harness.cleanup)
     tasks = [asyncio.create_task(part.run()) for part in parts]
     try:
-        await stage.cache.wait_synced()
+        await harness.cache.wait_synced()
         await settled(cluster)
-        await stage.look()
-        yield stage
+        await harness.look()
+        yield harness
     finally:
         for task in tasks:
             task.cancel()
@@ -129,8 +129,8 @@ async def local(cluster: MemoryCluster) -> MemoryCluster:
 
 async def test_while_the_node_is_there_nothing_is_said_or_done(local: MemoryCluster) -> None:
     local.put(VOLUMES, our_body(deletionTimestamp="now"))
-    async with working(local) as stage:
-        await stage.pass_delay()
+    async with working(local) as harness:
+        await harness.pass_delay()
     assert not writes(local)
     assert not local.messages("ReferencedNodeDeleted") + local.messages("NodeDeleted")
 
@@ -139,36 +139,36 @@ async def test_while_the_node_is_there_nothing_is_said_or_done(local: MemoryClus
 async def test_a_node_exists_by_its_name_or_by_its_hostname(local: MemoryCluster, node: Json) -> None:
     local.remove(NODES, "n1")
     local.put(NODES, node)
-    async with working(local) as stage:
-        await stage.pass_delay()
+    async with working(local) as harness:
+        await harness.pass_delay()
     assert not writes(local)
 
 
 async def test_the_claim_is_warned_at_once_and_deleted_after_the_delay(local: MemoryCluster) -> None:
-    async with working(local) as stage:
+    async with working(local) as harness:
         local.remove(NODES, "n1")
         await until(lambda: local.messages("ReferencedNodeDeleted"))
-        await stage.look()
+        await harness.look()
         assert not writes(local)
-        await stage.pass_delay()
+        await harness.pass_delay()
         assert writes(local) == [("delete", "persistentvolumeclaims", "data")]
-        assert stage.count("local_volume_node_cleanup_persistentvolumeclaim_delete_total") == 1
+        assert harness.count("local_volume_node_cleanup_persistentvolumeclaim_delete_total") == 1
     assert "this claim is deleted in 60 s" in local.messages("ReferencedNodeDeleted")[0]
     assert len(local.messages("ReferencedNodeDeleted")) == 1
 
 
 async def test_a_node_that_comes_back_within_the_delay_starts_it_anew(local: MemoryCluster) -> None:
-    async with working(local) as stage:
+    async with working(local) as harness:
         local.remove(NODES, "n1")
         await until(lambda: local.messages("ReferencedNodeDeleted"))
-        stage.clock.now += DELAY - 1
+        harness.clock.now += DELAY - 1
         local.put(NODES, node_body("n1"))
         local.remove(NODES, "n1")
-        await stage.look()
-        stage.clock.now += DELAY - 1
-        await stage.look()
+        await harness.look()
+        harness.clock.now += DELAY - 1
+        await harness.look()
         assert not writes(local)
-        await stage.pass_delay()
+        await harness.pass_delay()
         assert writes(local)
 
 
@@ -177,29 +177,29 @@ async def test_a_node_that_comes_back_within_the_delay_starts_it_anew(local: Mem
 async def test_a_server_that_cannot_say_has_not_said_that_the_node_is_gone(
     local: MemoryCluster, verb: str, error: Forbidden | Unreachable
 ) -> None:
-    async with working(local) as stage:
+    async with working(local) as harness:
         local.remove(NODES, "n1")
         await until(lambda: local.messages("ReferencedNodeDeleted"))
-        await stage.look()
-        stage.clock.now += DELAY
+        await harness.look()
+        harness.clock.now += DELAY
         local.before[verb, "nodes"] = [raises(error)]
-        for key in list(stage.cleanup.by_nodes):
-            stage.cleanup.queue.add(key)
-        await drained(stage.cleanup.queue)
+        for key in list(harness.cleanup.by_nodes):
+            harness.cleanup.queue.add(key)
+        await drained(harness.cleanup.queue)
         assert not local.before[verb, "nodes"]
         assert not writes(local)
-        await stage.look()
+        await harness.look()
         assert writes(local)
 
 
 async def test_a_cache_that_lags_does_not_make_a_node_gone(local: MemoryCluster) -> None:
-    async with working(local) as stage:
+    async with working(local) as harness:
         local.remove(NODES, "n1")
         await until(lambda: local.messages("ReferencedNodeDeleted"))
-        await stage.look()
+        await harness.look()
         local.watching.clear()
         local.put(NODES, node_body("n1"))
-        await stage.pass_delay()
+        await harness.pass_delay()
         assert not writes(local)
         local.watching.set()
 
@@ -207,17 +207,17 @@ async def test_a_cache_that_lags_does_not_make_a_node_gone(local: MemoryCluster)
 async def test_a_node_that_comes_back_at_the_last_moment_saves_the_rest(local: MemoryCluster) -> None:
     for number in range(2, 5):
         local.put(VOLUMES, local_body(f"local-pv-{number}", "Available"))
-    async with working(local) as stage:
+    async with working(local) as harness:
         local.remove(NODES, "n1")
         await until(lambda: local.messages("ReferencedNodeDeleted"))
-        await stage.look()
+        await harness.look()
 
         async def back() -> None:
             local.put(NODES, node_body("n1"))
             await settled(local)
 
         local.after["delete", "persistentvolumeclaims"] = [back]
-        await stage.pass_delay()
+        await harness.pass_delay()
         assert writes(local) == [("delete", "persistentvolumeclaims", "data")]
 
 
@@ -238,9 +238,9 @@ async def test_only_the_very_claim_that_points_at_the_volume_is_deleted(
     if claim is not None:
         local.put(CLAIMS, claim)
     local.remove(NODES, "n1")
-    async with working(local) as stage:
-        await stage.pass_delay()
-        assert stage.count("local_volume_node_cleanup_persistentvolumeclaim_delete_total") == 0
+    async with working(local) as harness:
+        await harness.pass_delay()
+        assert harness.count("local_volume_node_cleanup_persistentvolumeclaim_delete_total") == 0
     assert not writes(local)
 
 
@@ -251,9 +251,9 @@ async def test_a_claim_that_became_another_at_the_last_moment_is_not_deleted(loc
         local.remove(CLAIMS, "data", "default")
         local.put(CLAIMS, bound_claim(uid="of-a-namesake"))
 
-    async with working(local) as stage:
+    async with working(local) as harness:
         local.before["delete", "persistentvolumeclaims"] = [does(replaced)]
-        await stage.pass_delay()
+        await harness.pass_delay()
     assert local.stored(CLAIMS, "data", "default")
 
 
@@ -264,18 +264,18 @@ async def test_volumes_that_nobody_uses_go_and_are_counted_by_phase(cluster: Mem
     cluster.put(VOLUMES, local_body("elsewhere", "Available", **affinity(term(zone="a"))))
     cluster.put(VOLUMES, local_body("not-named", "Available", storage_class="other"))
     cluster.remove(NODES, "n1")
-    async with working(cluster) as stage:
-        await stage.pass_delay()
+    async with working(cluster) as harness:
+        await harness.pass_delay()
         assert volume_names(cluster) == {"retained", "elsewhere", "not-named"}
         for phase in ("Available", "Released"):
-            assert stage.count("local_volume_node_cleanup_persistentvolume_delete_total", phase=phase) == 1
+            assert harness.count("local_volume_node_cleanup_persistentvolume_delete_total", phase=phase) == 1
 
 
 async def test_a_released_volume_whose_claim_lives_is_kept(local: MemoryCluster) -> None:
     local.put(VOLUMES, local_body(phase="Released", claimRef=CLAIM))
     local.remove(NODES, "n1")
-    async with working(local) as stage:
-        await stage.pass_delay()
+    async with working(local) as harness:
+        await harness.pass_delay()
     assert has(local, "local-pv-1")
 
 
@@ -283,13 +283,13 @@ async def test_a_deletion_that_fails_is_counted_tried_again_and_holds_up_no_othe
     cluster.put(VOLUMES, local_body("one", "Available"))
     cluster.put(VOLUMES, local_body("two", "Available"))
     cluster.remove(NODES, "n1")
-    async with working(cluster) as stage:
+    async with working(cluster) as harness:
         cluster.before["delete", "persistentvolumes"] = [raises(Unreachable(500, "", "no"))]
-        stage.clock.now += DELAY
-        for key in list(stage.cleanup.by_nodes):
-            stage.cleanup.queue.add(key)
+        harness.clock.now += DELAY
+        for key in list(harness.cleanup.by_nodes):
+            harness.cleanup.queue.add(key)
         await until(lambda: has(cluster, "one") is not has(cluster, "two"))
-        failed = stage.count("local_volume_node_cleanup_persistentvolume_delete_failed_total", phase="Available")
+        failed = harness.count("local_volume_node_cleanup_persistentvolume_delete_failed_total", phase="Available")
         assert failed == 1
         await until(lambda: not has(cluster, "one") and not has(cluster, "two"))
 
@@ -298,16 +298,16 @@ async def test_the_finalizer_of_our_volume_is_removed_with_an_event_on_its_claim
     body = our_body(finalizers=(names.FINALIZER, "somebody/else"), deletionTimestamp="now")
     spec = {"claimRef": CLAIM, "storageClassName": "fast", "persistentVolumeReclaimPolicy": "Delete"}
     cluster.put(VOLUMES, {**body, "spec": {**body["spec"], **spec}})
-    async with working(cluster, classes=frozenset()) as stage:
+    async with working(cluster, classes=frozenset()) as harness:
         cluster.remove(NODES, "n1")
         await until(lambda: cluster.messages("NodeDeleted"))
         assert "is removed in 60 s" in cluster.messages("NodeDeleted")[0]
-        await stage.look()
+        await harness.look()
         assert metadata_of(cluster)["finalizers"] == [names.FINALIZER, "somebody/else"]
-        await stage.pass_delay()
+        await harness.pass_delay()
         assert metadata_of(cluster)["finalizers"] == ["somebody/else"]
-        assert stage.count("elastic_local_provisioner_volumes_let_go_total", **{"class": "fast"}) == 1
-        await stage.recorder.flush()
+        assert harness.count("elastic_local_provisioner_volumes_let_go_total", **{"class": "fast"}) == 1
+        await harness.recorder.flush()
     told = [event for event in cluster.all(EVENTS) if "finalizer was removed" in event["message"]]
     assert {event["involvedObject"]["kind"] for event in told} == {"PersistentVolume", "PersistentVolumeClaim"}
 
@@ -323,8 +323,8 @@ async def test_the_finalizer_of_static_volumes_is_removed_but_not_of_what_is_ret
     for body in bodies:
         cluster.put(VOLUMES, {**body, "metadata": {**body["metadata"], **finalizers}})
     cluster.remove(NODES, "n1")
-    async with working(cluster) as stage:
-        await stage.pass_delay()
+    async with working(cluster) as harness:
+        await harness.pass_delay()
     held = {
         body["metadata"]["name"]
         for body in cluster.all(VOLUMES)
@@ -340,30 +340,30 @@ async def test_a_bound_volume_of_ours_is_kept_unless_its_class_was_named(cluster
     claim = claim_body()
     cluster.put(CLAIMS, {**claim, "spec": {**claim["spec"], "volumeName": "pv"}})
     cluster.remove(NODES, "n1")
-    async with working(cluster) as stage:
-        await stage.pass_delay()
+    async with working(cluster) as harness:
+        await harness.pass_delay()
         await until(lambda: cluster.messages("ReferencedNodeDeleted"))
     assert not writes(cluster)
-    async with working(cluster, classes=frozenset({"fast"})) as stage:
-        await stage.pass_delay()
+    async with working(cluster, classes=frozenset({"fast"})) as harness:
+        await harness.pass_delay()
     assert writes(cluster) == [("delete", "persistentvolumeclaims", "data")]
 
 
 async def test_never_means_never(local: MemoryCluster) -> None:
     local.put(VOLUMES, our_body(deletionTimestamp="now"))
     local.remove(NODES, "n1")
-    async with working(local, delay=None) as stage:
-        await stage.pass_delay()
+    async with working(local, delay=None) as harness:
+        await harness.pass_delay()
         await until(lambda: local.messages("ReferencedNodeDeleted") and local.messages("NodeDeleted"))
     assert not writes(local)
 
 
 async def test_the_label_follows_a_node_that_was_registered_under_another_name(cluster: MemoryCluster) -> None:
     cluster.put(VOLUMES, our_body("Bound"))
-    async with working(cluster, classes=frozenset()) as stage:
+    async with working(cluster, classes=frozenset()) as harness:
         cluster.remove(NODES, "n1")
         cluster.put(NODES, node_body("renamed", "host-n1"))
-        await stage.look()
+        await harness.look()
         metadata = metadata_of(cluster)
         assert metadata["labels"][names.NODE_LABEL] == "renamed"
         assert metadata["finalizers"] == [names.FINALIZER]
@@ -374,6 +374,6 @@ async def test_the_label_does_not_follow_when_two_nodes_have_the_hostname(cluste
     cluster.remove(NODES, "n1")
     cluster.put(NODES, node_body("one", "host-n1"))
     cluster.put(NODES, node_body("two", "host-n1"))
-    async with working(cluster, classes=frozenset()) as stage:
-        await stage.look()
+    async with working(cluster, classes=frozenset()) as harness:
+        await harness.look()
     assert not writes(cluster)

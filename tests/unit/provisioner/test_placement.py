@@ -25,6 +25,8 @@ from provisioner.podcapacity import (
     shortage,
 )
 from tests.memorycluster import MemoryCluster
+from tests.unit.provisioner.leader import claim as stored
+from tests.unit.provisioner.leader import does, leading, volume
 from tests.unit.provisioner.objects import (
     CLASS,
     EXTENT,
@@ -37,8 +39,6 @@ from tests.unit.provisioner.objects import (
     node_body,
     published,
 )
-from tests.unit.provisioner.stage import claim as stored
-from tests.unit.provisioner.stage import does, leading, volume
 from tests.waiting import until
 
 PLAIN = VolumeParameters()

@@ -6,8 +6,8 @@ import re
 from kube.resources import CLAIMS, VOLUMES
 from provisioner.metrics import Metrics
 from tests.memorycluster import MemoryCluster
+from tests.unit.provisioner.leader import PV, bind, does, figures, leading, release, volume
 from tests.unit.provisioner.objects import claim_body
-from tests.unit.provisioner.stage import PV, bind, does, figures, leading, release, volume
 from tests.waiting import until
 
 

@@ -9,8 +9,8 @@ from kube.resources import CAPACITIES, CLAIMS, CLASSES, NODES, VOLUMES
 from provisioner import reservations, volumecreation
 from provisioner.metrics import Metrics
 from tests.memorycluster import MemoryCluster, lose_answer
+from tests.unit.provisioner.leader import PV, bind, claim, does, figures, leading, raises, volume
 from tests.unit.provisioner.objects import GIB, capacity_body, claim_body, class_body, local_body, node_body
-from tests.unit.provisioner.stage import PV, bind, claim, does, figures, leading, raises, volume
 from tests.waiting import drained, until
 
 

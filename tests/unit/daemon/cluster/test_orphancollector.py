@@ -88,7 +88,7 @@ class Asked(Cluster):
             self.answered += 1
 
 
-class Stage:
+class OrphanHarness:
     def __init__(self, node: NodeParts, cluster: Asked, clock: Clock, orphans: OrphanCollector) -> None:
         self.node, self.cluster, self.clock, self.orphans = node, cluster, clock, orphans
 
@@ -103,7 +103,7 @@ class Stage:
 
 
 @asynccontextmanager
-async def watching(node: NodeParts, grace: float | None = GRACE) -> AsyncIterator[Stage]:
+async def watching(node: NodeParts, grace: float | None = GRACE) -> AsyncIterator[OrphanHarness]:
     cluster, clock = Asked(node.cluster), Clock()
     label = f"{names.NODE_LABEL}={node.node.name}"
     informer = Informer[PersistentVolume](node.cluster, VOLUMES, _read, label_selector=label)
@@ -116,7 +116,7 @@ async def watching(node: NodeParts, grace: float | None = GRACE) -> AsyncIterato
     )
     working = asyncio.create_task(orphans.run())
     try:
-        yield Stage(node, cluster, clock, orphans)
+        yield OrphanHarness(node, cluster, clock, orphans)
     finally:
         for task in (following, working):
             task.cancel()
@@ -150,110 +150,110 @@ async def made(node: NodeParts, policy: str = DELETE) -> None:
 
 
 async def test_it_is_told_at_once_and_removed_after_the_grace(node: NodeParts) -> None:
-    async with watching(node) as stage:
+    async with watching(node) as harness:
         await torn_off(node)
-        await until(lambda: stage.cluster.answered)
-        await drained(stage.orphans.queue)
-        assert len(await stage.told()) == 1
-        stage.clock.now += GRACE - 1
-        await stage.examine()
+        await until(lambda: harness.cluster.answered)
+        await drained(harness.orphans.queue)
+        assert len(await harness.told()) == 1
+        harness.clock.now += GRACE - 1
+        await harness.examine()
         assert node.volume_names() == {"pv"}
-        stage.clock.now += 1
-        await stage.examine()
+        harness.clock.now += 1
+        await harness.examine()
         assert not node.volume_names()
         assert not list(node.data.glob("pv*"))
-        assert len(await stage.told()) == 1
+        assert len(await harness.told()) == 1
 
 
 async def test_one_that_is_there_when_the_daemon_starts_is_found(node: NodeParts) -> None:
     await torn_off(node)
-    async with watching(node) as stage:
-        await until(lambda: stage.cluster.answered)
-        await drained(stage.orphans.queue)
-        assert len(await stage.told()) == 1
+    async with watching(node) as harness:
+        await until(lambda: harness.cluster.answered)
+        await drained(harness.orphans.queue)
+        assert len(await harness.told()) == 1
 
 
 async def test_by_itself_it_goes_when_the_grace_is_over(node: NodeParts) -> None:
     await torn_off(node)
-    async with watching(node, grace=0.05) as stage:
-        stage.clock.now = 0
-        await until(lambda: stage.cluster.answered)
-        stage.clock.now = 1
+    async with watching(node, grace=0.05) as harness:
+        harness.clock.now = 0
+        await until(lambda: harness.cluster.answered)
+        harness.clock.now = 1
         await until(lambda: not node.volume_names())
 
 
 @pytest.mark.parametrize(("policy", "grace"), [(RETAIN, GRACE), (DELETE, None)])
 async def test_what_is_to_be_kept_is_kept_for_ever(node: NodeParts, policy: str, grace: float | None) -> None:
     await torn_off(node, policy)
-    async with watching(node, grace) as stage:
+    async with watching(node, grace) as harness:
         for _ in range(3):
-            await stage.examine()
-            stage.clock.now += 1000 * GRACE
+            await harness.examine()
+            harness.clock.now += 1000 * GRACE
         assert node.volume_names() == {"pv"}
-        assert len(await stage.told()) == 1
-        answered = stage.cluster.answered
-        stage.orphans.enqueue_new()
-        await drained(stage.orphans.queue)
-        assert stage.cluster.answered == answered
+        assert len(await harness.told()) == 1
+        answered = harness.cluster.answered
+        harness.orphans.enqueue_new()
+        await drained(harness.orphans.queue)
+        assert harness.cluster.answered == answered
 
 
 @pytest.mark.parametrize("failure", [Unreachable(0, "", "timeout"), Forbidden(403, "Forbidden", "no")])
 async def test_a_server_that_cannot_say_has_said_nothing(node: NodeParts, failure: ApiError) -> None:
     await torn_off(node)
-    async with watching(node) as stage:
-        await stage.examine()
-        stage.clock.now += GRACE
-        stage.cluster.failure = failure
-        await stage.examine()
+    async with watching(node) as harness:
+        await harness.examine()
+        harness.clock.now += GRACE
+        harness.cluster.failure = failure
+        await harness.examine()
         assert node.volume_names() == {"pv"}
-        stage.cluster.failure = None
-        await stage.examine()
+        harness.cluster.failure = None
+        await harness.examine()
         assert not node.volume_names()
 
 
 async def test_a_server_that_could_not_say_at_first_does_not_begin_the_grace(node: NodeParts) -> None:
     await torn_off(node)
-    async with watching(node) as stage:
-        stage.cluster.failure = Unreachable(0, "", "timeout")
-        await stage.examine()
-        stage.clock.now += GRACE
-        stage.cluster.failure = None
-        await stage.examine()
+    async with watching(node) as harness:
+        harness.cluster.failure = Unreachable(0, "", "timeout")
+        await harness.examine()
+        harness.clock.now += GRACE
+        harness.cluster.failure = None
+        await harness.examine()
         assert node.volume_names() == {"pv"}
-        assert len(await stage.told()) == 1
+        assert len(await harness.told()) == 1
 
 
 async def test_a_persistent_volume_that_only_lost_its_label_keeps_its_volume(node: NodeParts) -> None:
     await made(node)
-    async with watching(node) as stage:
+    async with watching(node) as harness:
         await node.cluster.patch(VOLUMES, "pv", {"metadata": {"labels": {names.NODE_LABEL: None}}})
         for _ in range(3):
-            await until(lambda: stage.cluster.answered)
-            await stage.examine()
-            stage.clock.now += GRACE
+            await until(lambda: harness.cluster.answered)
+            await harness.examine()
+            harness.clock.now += GRACE
         assert node.volume_names() == {"pv"}
-        assert await stage.told() == []
+        assert await harness.told() == []
 
 
 async def test_one_stays_while_any_persistent_volume_bears_its_name(node: NodeParts) -> None:
     """One that was restored from a backup, or made by whoever is about to adopt the volume."""
     await torn_off(node)
-    async with watching(node) as stage:
-        await stage.examine()
+    async with watching(node) as harness:
+        await harness.examine()
         namesake = await create_pv(node.cluster, "pv", assignment=None)
         for _ in range(3):
-            stage.clock.now += GRACE
-            await stage.examine()
+            harness.clock.now += GRACE
+            await harness.examine()
             assert node.volume_names() == {"pv"}
-        assert sorted(namesake.uid in words for words in await stage.told()) == [False, True]
+        assert sorted(namesake.uid in words for words in await harness.told()) == [False, True]
         await node.cluster.delete(VOLUMES, "pv")
         await node.cluster.patch(VOLUMES, "pv", {"metadata": {"finalizers": []}})
-        await stage.examine()  # the grace begins anew
-        stage.clock.now += GRACE - 1
-        await stage.examine()
+        await harness.examine()  # the grace begins anew
+        harness.clock.now += GRACE - 1
+        await harness.examine()
         assert node.volume_names() == {"pv"}
-        stage.clock.now += 1
-        await stage.examine()
+        harness.clock.now += 1
+        await harness.examine()
         assert not node.volume_names()
 
 
@@ -267,12 +267,12 @@ async def test_a_persistent_volume_that_was_restored_with_another_uid_loses_noth
         body["metadata"].pop(key, None)
     body.pop("status", None)
     await node.cluster.create(VOLUMES, body)
-    async with watching(node) as stage:
+    async with watching(node) as harness:
         for _ in range(3):
-            await stage.examine()
-            stage.clock.now += GRACE
+            await harness.examine()
+            harness.clock.now += GRACE
         assert node.volume_names() == {"pv"}
-        assert "elastic-local adopt pv --yes" in (await stage.told())[0]
+        assert "elastic-local adopt pv --yes" in (await harness.told())[0]
 
 
 @pytest.mark.parametrize("cluster", ["", "another"])
@@ -280,12 +280,12 @@ async def test_what_is_not_certainly_of_this_cluster_is_not_removed(node: NodePa
     await torn_off(node)
     await node.volumes.refresh()
     await rewritten(node, cluster=cluster)
-    async with watching(node) as stage:
+    async with watching(node) as harness:
         for _ in range(3):
-            await stage.examine()
-            stage.clock.now += GRACE
+            await harness.examine()
+            harness.clock.now += GRACE
         assert (node.data / "pv.folder").is_dir()
-        assert len(await stage.told()) == (0 if cluster else 1)
+        assert len(await harness.told()) == (0 if cluster else 1)
     assert [(each.name, each.cluster) for each in node.volumes.inventory.foreign] == (
         [("pv", "another")] if cluster else []
     )
@@ -295,11 +295,11 @@ async def test_what_is_not_certainly_of_this_cluster_is_not_removed(node: NodePa
 async def test_the_record_is_read_anew_before_it_goes(node: NodeParts, change: dict[str, str]) -> None:
     """Whoever adopts a volume is another process, of which the daemon has not heard yet."""
     await torn_off(node)
-    async with watching(node) as stage:
-        await stage.examine()
-        stage.clock.now += GRACE
+    async with watching(node) as harness:
+        await harness.examine()
+        harness.clock.now += GRACE
         await rewritten(node, refresh=False, **change)
-        await stage.examine()
+        await harness.examine()
         assert (node.data / "pv.folder").is_dir()
         record = json.loads((node.data / "pv.json").read_text())
         assert {key: record[key] for key in change} == change
@@ -316,13 +316,13 @@ async def rewritten(node: NodeParts, *, refresh: bool = True, **change: str) -> 
 
 async def test_another_volume_of_that_name_has_a_grace_of_its_own(node: NodeParts) -> None:
     await torn_off(node)
-    async with watching(node) as stage:
-        await stage.examine()
-        stage.clock.now += GRACE
+    async with watching(node) as harness:
+        await harness.examine()
+        harness.clock.now += GRACE
         [volume] = node.volumes.inventory.volumes
         await node.volumes.reclaim("pv", volume.record.uid, volume.pool, RemovalReason.ORPHANED)
         await torn_off(node)
-        await stage.examine()
+        await harness.examine()
         assert node.volume_names() == {"pv"}
 
 
@@ -335,15 +335,15 @@ async def test_what_is_in_use_stays_until_it_is_not(node: NodeParts, monkeypatch
             raise InUse(f"volume {pv} is mounted")
 
     monkeypatch.setattr(node.volumes._staging, "release", release)
-    async with watching(node) as stage:
-        await stage.examine()
-        stage.clock.now += GRACE
-        await stage.examine()
+    async with watching(node) as harness:
+        await harness.examine()
+        harness.clock.now += GRACE
+        await harness.examine()
         assert node.volume_names() == {"pv"}
         warnings = [message for _, reason, message in await node.warnings() if reason == ORPHAN_FAILED]
         assert warnings == ["volume pv, whose PersistentVolume is gone, is not removed: volume pv is mounted"]
         used = False
-        await stage.examine()
+        await harness.examine()
         assert not node.volume_names()
 
 
@@ -353,11 +353,11 @@ async def test_a_cluster_that_was_built_anew_over_old_disks_loses_nothing(tmp_pa
         (old.data / "pv.folder" / "precious").write_text("data")
         before = old.owner_lookup.cluster
     shutil.rmtree(tmp_path / "objects")
-    async with node_parts(tmp_path) as new, watching(new) as stage:
+    async with node_parts(tmp_path) as new, watching(new) as harness:
         assert new.owner_lookup.cluster != before
         for _ in range(3):
-            await stage.examine()
-            stage.clock.now += GRACE
+            await harness.examine()
+            harness.clock.now += GRACE
         assert [(each.name, each.cluster) for each in new.volumes.inventory.foreign] == [("pv", before)]
         # By chance, or because people apply what they had applied: the same name.
         namesake = await create_pv(new.cluster, "pv")

@@ -13,7 +13,7 @@ from daemon.static.deleter import ABORTED
 from daemon.static.metrics import ProcessCounts
 from daemon.static.volume import read
 from kube.resources import VOLUMES
-from tests.unit.daemon.static.deleterstage import GONE, Stage
+from tests.unit.daemon.static.deleterharness import GONE, DeleterHarness
 from tests.unit.daemon.static.test_static_deleter import ONE, cleanings, counting, disks, node
 from tests.waiting import until
 
@@ -30,7 +30,7 @@ def endless(disks: Path) -> Configuration:
     return counting(disks, f"echo $$ > {disks}/pid; (while :; do sleep 0.02; echo x >> {disks}/wiped; done) & wait")
 
 
-async def running(node: Stage, disks: Path) -> Configuration:
+async def running(node: DeleterHarness, disks: Path) -> Configuration:
     configuration = endless(disks)
     await node.create("pv", ONE)
     await node.pass_over(configuration)
@@ -38,7 +38,7 @@ async def running(node: Stage, disks: Path) -> Configuration:
     return configuration
 
 
-async def change(node: Stage, what: str) -> None:
+async def change(node: DeleterHarness, what: str) -> None:
     if what == "made anew":
         await node.cluster.delete(VOLUMES, "pv")
         await node.create("pv", ONE)
@@ -60,7 +60,7 @@ async def nothing_writes(disks: Path) -> None:
 
 @pytest.mark.parametrize("what", ["retained", "bound", "given", "taken", "made anew"])
 @pytest.mark.parametrize("by_pass", [True, False])
-async def test_it_is_aborted(node: Stage, disks: Path, what: str, by_pass: bool) -> None:
+async def test_it_is_aborted(node: DeleterHarness, disks: Path, what: str, by_pass: bool) -> None:
     await running(node, disks)
     await change(node, what)
     now = read(await node.cluster.get(VOLUMES, "pv"))
@@ -79,7 +79,7 @@ async def test_it_is_aborted(node: Stage, disks: Path, what: str, by_pass: bool)
     assert node.triggers, "the next pass looks at what it is now"
 
 
-async def test_unrelated_changes_do_not_abort_it(node: Stage, disks: Path) -> None:
+async def test_unrelated_changes_do_not_abort_it(node: DeleterHarness, disks: Path) -> None:
     configuration = await running(node, disks)
     await node.cluster.patch(VOLUMES, "pv", {"metadata": {"annotations": {"example.org/note": "hello"}}})
     await node.pass_over(configuration)
@@ -92,7 +92,7 @@ async def test_unrelated_changes_do_not_abort_it(node: Stage, disks: Path) -> No
     await until(lambda: not node.deleter.is_cleaning("pv"))
 
 
-async def test_one_that_lost_our_label_is_read_live(node: Stage, disks: Path) -> None:
+async def test_one_that_lost_our_label_is_read_live(node: DeleterHarness, disks: Path) -> None:
     """The cache does not have it any more, and it may be somebody's by now."""
     configuration = await running(node, disks)
     await change(node, "bound")
@@ -102,7 +102,7 @@ async def test_one_that_lost_our_label_is_read_live(node: Stage, disks: Path) ->
     await nothing_writes(disks)
 
 
-async def test_bound_again_after_its_cleanup(node: Stage, disks: Path) -> None:
+async def test_bound_again_after_its_cleanup(node: DeleterHarness, disks: Path) -> None:
     configuration = counting(disks)
     await node.create("pv", ONE, has_finalizer=True)
     await node.clean_all(configuration)
@@ -117,7 +117,7 @@ async def test_bound_again_after_its_cleanup(node: Stage, disks: Path) -> None:
 
 @pytest.mark.parametrize("meanwhile", [RETAIN, BOUND_ANEW])
 async def test_only_the_examined_version_is_deleted(
-    node: Stage, disks: Path, meanwhile: Json, monkeypatch: pytest.MonkeyPatch
+    node: DeleterHarness, disks: Path, meanwhile: Json, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configuration = counting(disks)
     await node.create("pv", ONE)
@@ -137,7 +137,7 @@ async def test_only_the_examined_version_is_deleted(
     assert await node.recorded_events() == []
 
 
-async def test_policy_changed_from_retain_back_to_delete(node: Stage, disks: Path) -> None:
+async def test_policy_changed_from_retain_back_to_delete(node: DeleterHarness, disks: Path) -> None:
     configuration = counting(disks)
     await node.create("pv", ONE)
     await node.clean_all(configuration)
@@ -148,19 +148,19 @@ async def test_policy_changed_from_retain_back_to_delete(node: Stage, disks: Pat
     assert cleanings(disks) == 2
 
 
-async def deleted_by_hand(node: Stage, disks: Path, **how: str) -> None:
+async def deleted_by_hand(node: DeleterHarness, disks: Path, **how: str) -> None:
     await node.create("pv", ONE, has_finalizer=True, **how)
     await node.cluster.delete(VOLUMES, "pv")
     await node.pass_over(counting(disks))
 
 
-async def test_deleted_by_hand_while_available(node: Stage, disks: Path) -> None:
+async def test_deleted_by_hand_while_available(node: DeleterHarness, disks: Path) -> None:
     await deleted_by_hand(node, disks, phase="Available", claim="")
     assert await node.phase("pv") == GONE
     assert cleanings(disks) == 0
 
 
-async def test_deleted_by_hand_while_bound(node: Stage, disks: Path) -> None:
+async def test_deleted_by_hand_while_bound(node: DeleterHarness, disks: Path) -> None:
     await deleted_by_hand(node, disks, phase="Bound")
     assert await node.phase("pv") == "Bound"
     await node.cluster.patch(VOLUMES, "pv", {"status": {"phase": "Released"}}, subresource="status")
@@ -170,7 +170,7 @@ async def test_deleted_by_hand_while_bound(node: Stage, disks: Path) -> None:
     assert await node.phase("pv") == GONE
 
 
-async def test_deleted_by_hand_under_retain(node: Stage, disks: Path) -> None:
+async def test_deleted_by_hand_under_retain(node: DeleterHarness, disks: Path) -> None:
     await deleted_by_hand(node, disks, policy="Retain")
     await node.clean_all(counting(disks))
     assert (await node.phase("pv"), cleanings(disks)) == ("Released", 0)
@@ -185,14 +185,14 @@ async def test_deleted_by_hand_under_retain(node: Stage, disks: Path) -> None:
     assert await node.phase("pv") == GONE
 
 
-async def test_removing_the_finalizer_by_hand_is_respected(node: Stage, disks: Path) -> None:
+async def test_removing_the_finalizer_by_hand_is_respected(node: DeleterHarness, disks: Path) -> None:
     await deleted_by_hand(node, disks, policy="Retain")
     await node.cluster.patch(VOLUMES, "pv", {"metadata": {"finalizers": None}})
     assert await node.phase("pv") == GONE
     assert cleanings(disks) == 0
 
 
-async def test_finalizers_of_others_stay(node: Stage, disks: Path) -> None:
+async def test_finalizers_of_others_stay(node: DeleterHarness, disks: Path) -> None:
     await node.create("pv", ONE)
     theirs = {"metadata": {"finalizers": ["example.org/hold", names.STATIC_FINALIZER]}}
     await node.cluster.patch(VOLUMES, "pv", theirs)

@@ -15,7 +15,7 @@ from kube.backoff import Backoff
 from kube.errors import Forbidden, Unreachable
 from kube.resources import JOBS, VOLUMES
 from tests.unit.daemon.nodecluster import HOSTNAME, NAMESPACE, NODE
-from tests.unit.daemon.static.deleterstage import GONE, HOST_DIR, IMAGE, Stage, configured, stage
+from tests.unit.daemon.static.deleterharness import GONE, HOST_DIR, IMAGE, DeleterHarness, configured, deleter_harness
 
 ONE = f"{HOST_DIR}/one"
 JOB = "cleanup-pv"
@@ -24,13 +24,13 @@ FAILED = {"failed": 7, "conditions": [{"type": "Failed", "status": "True", "reas
 
 
 @pytest.fixture
-async def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stage]:
+async def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[DeleterHarness]:
     def find_target(volume: StaticVolume, class_config: ClassConfiguration, _neighbours: object) -> CleanupTarget:
         path = container_path(class_config, volume.path)
         return CleanupTarget(path, path, volume.mode)
 
     monkeypatch.setattr(cleanupprocess, "find_target", find_target)
-    async with stage(tmp_path) as node:
+    async with deleter_harness(tmp_path) as node:
         yield node
 
 
@@ -38,7 +38,7 @@ BY_JOB = configured(Path("/mnt/disks"), cleaner=("/scripts/shred.sh", "2"), use_
 IN_PROCESS = configured(Path("/mnt/disks"), folder_cleaner=("true",))
 
 
-async def pods_are_gone(node: Stage) -> None:
+async def pods_are_gone(node: DeleterHarness) -> None:
     """What the garbage collector does then of a Job that was deleted in the foreground."""
     job = await node.job(JOB)
     assert job
@@ -47,7 +47,7 @@ async def pods_are_gone(node: Stage) -> None:
     assert await node.job(JOB) is None
 
 
-async def begun(node: Stage) -> dict[str, Any]:
+async def begun(node: DeleterHarness) -> dict[str, Any]:
     await node.create("pv", ONE, mode=BLOCK)
     await node.pass_over(BY_JOB)
     job = await node.job(JOB)
@@ -55,7 +55,7 @@ async def begun(node: Stage) -> dict[str, Any]:
     return job
 
 
-async def test_a_block_volume_is_cleaned_by_a_job(node: Stage) -> None:
+async def test_a_block_volume_is_cleaned_by_a_job(node: DeleterHarness) -> None:
     job = await begun(node)
     pod = job["spec"]["template"]["spec"]
     assert HOSTNAME != NODE
@@ -78,7 +78,7 @@ async def test_a_block_volume_is_cleaned_by_a_job(node: Stage) -> None:
     assert await node.recorded_events() == []
 
 
-async def test_folders_are_cleaned_in_this_process_all_the_same(node: Stage) -> None:
+async def test_folders_are_cleaned_in_this_process_all_the_same(node: DeleterHarness) -> None:
     await node.create("pv", ONE, mode=FILESYSTEM)
     folders = configured(Path("/mnt/disks"), folder_cleaner=("true",), use_job_for_cleaning=True)
     await node.clean_all(folders)
@@ -87,7 +87,7 @@ async def test_folders_are_cleaned_in_this_process_all_the_same(node: Stage) -> 
     assert node.metric("persistentvolume_delete_total", mode=FILESYSTEM, type="process") == 1
 
 
-async def test_a_failed_job_is_reported_and_retried(node: Stage) -> None:
+async def test_a_failed_job_is_reported_and_retried(node: DeleterHarness) -> None:
     first = await begun(node)
     await node.end_job(JOB, FAILED)
     for _ in range(3):
@@ -104,7 +104,7 @@ async def test_a_failed_job_is_reported_and_retried(node: Stage) -> None:
     assert node.deleter.counts() == ProcessCounts(running=1, succeeded=0, failed=1)
 
 
-async def test_a_job_that_somebody_deleted(node: Stage) -> None:
+async def test_a_job_that_somebody_deleted(node: DeleterHarness) -> None:
     node = node.restarted(retry=Backoff(first=1000))
     await begun(node)
     await node.cluster.delete(JOBS, JOB, NAMESPACE)
@@ -115,7 +115,7 @@ async def test_a_job_that_somebody_deleted(node: Stage) -> None:
     assert await node.job(JOB) is None
 
 
-async def test_the_next_daemon_finds_the_job_that_runs(node: Stage) -> None:
+async def test_the_next_daemon_finds_the_job_that_runs(node: DeleterHarness) -> None:
     job = await begun(node)
     node = node.restarted()
     assert node.deleter.is_cleaning("pv"), "nothing is known yet"
@@ -129,7 +129,7 @@ async def test_the_next_daemon_finds_the_job_that_runs(node: Stage) -> None:
     assert await node.phase("pv") == GONE
 
 
-async def test_the_next_daemon_finds_the_job_that_succeeded(node: Stage) -> None:
+async def test_the_next_daemon_finds_the_job_that_succeeded(node: DeleterHarness) -> None:
     await begun(node)
     await node.end_job(JOB, SUCCEEDED)
     node = node.restarted()
@@ -138,7 +138,7 @@ async def test_the_next_daemon_finds_the_job_that_succeeded(node: Stage) -> None
     assert node.deleter.counts() == ProcessCounts(running=0, succeeded=1, failed=0)
 
 
-async def test_running_jobs_are_listed_after_jobs_were_disabled(node: Stage) -> None:
+async def test_running_jobs_are_listed_after_jobs_were_disabled(node: DeleterHarness) -> None:
     await begun(node)
     await node.cluster.delete(VOLUMES, "pv")
     node = node.restarted()
@@ -150,7 +150,7 @@ async def test_running_jobs_are_listed_after_jobs_were_disabled(node: Stage) -> 
     await pods_are_gone(node)
 
 
-async def test_the_job_of_an_earlier_release_says_nothing(node: Stage) -> None:
+async def test_the_job_of_an_earlier_release_says_nothing(node: DeleterHarness) -> None:
     """It succeeded, and then the volume was given to another claim and has new data."""
     first = await begun(node)
     await node.end_job(JOB, SUCCEEDED)
@@ -164,7 +164,7 @@ async def test_the_job_of_an_earlier_release_says_nothing(node: Stage) -> None:
     assert second["metadata"]["uid"] != first["metadata"]["uid"]
 
 
-async def test_its_name_is_the_lock(node: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_its_name_is_the_lock(node: DeleterHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second daemon, which looked before the first one's Job was there."""
     other = node.restarted()
     await other.pass_over(BY_JOB)
@@ -183,7 +183,7 @@ async def test_its_name_is_the_lock(node: Stage, monkeypatch: pytest.MonkeyPatch
     assert await node.recorded_events() == []
 
 
-async def test_a_failed_delete_does_not_make_another_job(node: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failed_delete_does_not_make_another_job(node: DeleterHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     await begun(node)
     await node.end_job(JOB, SUCCEEDED)
     delete = node.cluster.delete
@@ -205,7 +205,7 @@ async def test_a_failed_delete_does_not_make_another_job(node: Stage, monkeypatc
     assert await node.phase("pv") == GONE
 
 
-async def test_a_job_whose_creation_got_no_response(node: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_job_whose_creation_got_no_response(node: DeleterHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     create = node.cluster.create
 
     async def create_and_lose(*arguments: Any, **named: Any) -> None:
@@ -222,7 +222,7 @@ async def test_a_job_whose_creation_got_no_response(node: Stage, monkeypatch: py
     assert await node.phase("pv") == GONE
 
 
-async def test_jobs_count_for_the_limit(node: Stage) -> None:
+async def test_jobs_count_for_the_limit(node: DeleterHarness) -> None:
     for number in range(3):
         await node.create(f"pv-{number}", f"{HOST_DIR}/{number}", mode=BLOCK)
     limited = configured(
@@ -233,7 +233,7 @@ async def test_jobs_count_for_the_limit(node: Stage) -> None:
     assert len(await node.cluster.list(JOBS, NAMESPACE)) == 2
 
 
-async def test_an_image_is_needed(node: Stage) -> None:
+async def test_an_image_is_needed(node: DeleterHarness) -> None:
     await node.create("pv", ONE, mode=BLOCK)
     await node.restarted(image="").pass_over(BY_JOB)
     ((_, _, message),) = await node.recorded_events()
@@ -242,7 +242,7 @@ async def test_an_image_is_needed(node: Stage) -> None:
 
 @pytest.mark.parametrize("wanted", [True, False])
 async def test_rights_on_jobs_are_needed_only_with_jobs(
-    node: Stage, wanted: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    node: DeleterHarness, wanted: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked: list[object] = []
     listing = node.cluster.list
@@ -261,7 +261,7 @@ async def test_rights_on_jobs_are_needed_only_with_jobs(
     assert ("no rights on jobs" in caplog.text) == wanted
 
 
-async def test_without_an_image_no_jobs_are_listed(node: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_an_image_no_jobs_are_listed(node: DeleterHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
     listing = node.cluster.list
 
@@ -277,7 +277,7 @@ async def test_without_an_image_no_jobs_are_listed(node: Stage, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("phase", ["Released", "Bound"])
-async def test_a_job_is_aborted(node: Stage, phase: str) -> None:
+async def test_a_job_is_aborted(node: DeleterHarness, phase: str) -> None:
     """Kept, or bound anew."""
     await begun(node)
     change = {"persistentVolumeReclaimPolicy": "Retain"} if phase == "Released" else {"claimRef": {"uid": "claim-2"}}
@@ -296,7 +296,7 @@ async def test_a_job_is_aborted(node: Stage, phase: str) -> None:
     assert (node.deleter.counts().succeeded, node.deleter.counts().failed) == (0, 0)
 
 
-async def test_the_next_daemon_aborts_the_running_job(node: Stage) -> None:
+async def test_the_next_daemon_aborts_the_running_job(node: DeleterHarness) -> None:
     await begun(node)
     await node.cluster.patch(VOLUMES, "pv", {"spec": {"persistentVolumeReclaimPolicy": "Retain"}})
     node = node.restarted()

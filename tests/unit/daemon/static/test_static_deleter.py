@@ -16,7 +16,7 @@ from daemon.static.volume import StaticVolume
 from kube.backoff import Backoff
 from kube.errors import Unreachable
 from kube.resources import VOLUMES
-from tests.unit.daemon.static.deleterstage import CLASS, GONE, HOST_DIR, Stage, configured, stage
+from tests.unit.daemon.static.deleterharness import CLASS, GONE, HOST_DIR, DeleterHarness, configured, deleter_harness
 from tests.unit.daemon.static.shortdeadline import ShortDeadline
 from tests.waiting import until
 
@@ -24,7 +24,7 @@ ONE, TWO = f"{HOST_DIR}/one", f"{HOST_DIR}/two"
 
 
 @pytest.fixture
-async def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stage]:
+async def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[DeleterHarness]:
     def find_target(volume: StaticVolume, class_config: ClassConfiguration, _neighbours: object) -> CleanupTarget:
         path = container_path(class_config, volume.path)
         path.touch()
@@ -32,12 +32,12 @@ async def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
 
     monkeypatch.setattr(cleanupprocess, "find_target", find_target)
     (tmp_path / "disks").mkdir()
-    async with stage(tmp_path) as node:
+    async with deleter_harness(tmp_path) as node:
         yield node
 
 
 @pytest.fixture
-def disks(tmp_path: Path, node: Stage) -> Path:
+def disks(tmp_path: Path, node: DeleterHarness) -> Path:
     return tmp_path / "disks"
 
 
@@ -52,7 +52,7 @@ def cleanings(disks: Path) -> int:
     return trace.read_text().count("cleaned") if trace.exists() else 0
 
 
-async def test_of_all_phases_only_released_is_deleted(node: Stage, disks: Path) -> None:
+async def test_of_all_phases_only_released_is_deleted(node: DeleterHarness, disks: Path) -> None:
     for phase in ("Pending", "Available", "Bound", "Released", "Failed"):
         await node.create(phase.lower(), f"{HOST_DIR}/{phase}", phase=phase)
     await node.create("retained", f"{HOST_DIR}/retained", policy="Retain")
@@ -68,13 +68,13 @@ async def test_of_all_phases_only_released_is_deleted(node: Stage, disks: Path) 
     assert node.deleter.counts() == ProcessCounts(running=0, succeeded=1, failed=0)
 
 
-async def test_nothing_to_do(node: Stage, disks: Path) -> None:
+async def test_nothing_to_do(node: DeleterHarness, disks: Path) -> None:
     await node.pass_over(counting(disks))
     assert node.deleter.counts() == ProcessCounts(0, 0, 0)
     assert await node.recorded_events() == []
 
 
-async def test_what_is_deleted_and_still_in_the_cache_is_left_alone(node: Stage, disks: Path) -> None:
+async def test_what_is_deleted_and_still_in_the_cache_is_left_alone(node: DeleterHarness, disks: Path) -> None:
     await node.create("pv", ONE)
     configuration = counting(disks)
     await node.clean_all(configuration)
@@ -86,7 +86,7 @@ async def test_what_is_deleted_and_still_in_the_cache_is_left_alone(node: Stage,
     assert node.metric("apiserver_requests_total", method="delete") == 1
 
 
-async def test_somebody_else_deleted_it_first(node: Stage, disks: Path) -> None:
+async def test_somebody_else_deleted_it_first(node: DeleterHarness, disks: Path) -> None:
     await node.create("pv", ONE)
     configuration = counting(disks)
     await node.clean_all(configuration)
@@ -97,7 +97,9 @@ async def test_somebody_else_deleted_it_first(node: Stage, disks: Path) -> None:
     assert await node.recorded_events() == []
 
 
-async def test_a_failed_delete_does_not_clean_again(node: Stage, disks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failed_delete_does_not_clean_again(
+    node: DeleterHarness, disks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await node.create("pv", ONE)
     configuration = counting(disks)
     await node.clean_all(configuration)
@@ -118,7 +120,7 @@ async def test_a_failed_delete_does_not_clean_again(node: Stage, disks: Path, mo
     assert cleanings(disks) == 1
 
 
-async def test_after_a_restart_it_is_cleaned_again(node: Stage, disks: Path) -> None:
+async def test_after_a_restart_it_is_cleaned_again(node: DeleterHarness, disks: Path) -> None:
     await node.create("pv", ONE)
     configuration = counting(disks)
     await node.clean_all(configuration)
@@ -127,7 +129,7 @@ async def test_after_a_restart_it_is_cleaned_again(node: Stage, disks: Path) -> 
     assert cleanings(disks) == 2
 
 
-async def test_a_volume_used_by_another_claim_is_cleaned_again(node: Stage, disks: Path) -> None:
+async def test_a_volume_used_by_another_claim_is_cleaned_again(node: DeleterHarness, disks: Path) -> None:
     await node.create("pv", ONE, claim="claim-1")
     configuration = counting(disks)
     await node.clean_all(configuration)
@@ -139,7 +141,7 @@ async def test_a_volume_used_by_another_claim_is_cleaned_again(node: Stage, disk
     assert await node.phase("pv") == GONE
 
 
-async def test_the_api_server_is_asked_before_a_cleanup(node: Stage, disks: Path) -> None:
+async def test_the_api_server_is_asked_before_a_cleanup(node: DeleterHarness, disks: Path) -> None:
     await node.create("pv", ONE)
     configuration = counting(disks)
     await node.pass_over(configured(disks, parallel_cleanings=0))
@@ -149,7 +151,7 @@ async def test_the_api_server_is_asked_before_a_cleanup(node: Stage, disks: Path
     assert cleanings(disks) == 0
 
 
-async def test_the_policy_that_we_do_not_serve(node: Stage, disks: Path) -> None:
+async def test_the_policy_that_we_do_not_serve(node: DeleterHarness, disks: Path) -> None:
     await node.create("pv", ONE, policy="Recycle")
     await node.pass_over(counting(disks))
     message = "Volume has unsupported PersistentVolumeReclaimPolicy: Recycle"
@@ -157,7 +159,7 @@ async def test_the_policy_that_we_do_not_serve(node: Stage, disks: Path) -> None
     assert await node.phase("pv") == "Released"
 
 
-async def test_a_class_that_is_not_configured(node: Stage, disks: Path) -> None:
+async def test_a_class_that_is_not_configured(node: DeleterHarness, disks: Path) -> None:
     await node.create("pv", ONE, storage_class="slow-disks")
     await node.pass_over(counting(disks))
     ((_, reason, message),) = await node.recorded_events()
@@ -166,7 +168,7 @@ async def test_a_class_that_is_not_configured(node: Stage, disks: Path) -> None:
     assert node.metric("persistentvolume_delete_failed_total", mode="unknown", type="process") == 1
 
 
-async def test_a_cleaner_that_succeeds(node: Stage, disks: Path) -> None:
+async def test_a_cleaner_that_succeeds(node: DeleterHarness, disks: Path) -> None:
     await node.create("pv", ONE, mode=BLOCK)
     configuration = configured(disks, cleaner=("sh", "-c", "exit 0"))
     await node.clean_all(configuration)
@@ -181,7 +183,7 @@ async def test_a_cleaner_that_succeeds(node: Stage, disks: Path) -> None:
     assert node.metric("persistentvolume_delete_duration_seconds_count", **labels) == 1
 
 
-async def test_a_failed_cleaner_is_retried(node: Stage, disks: Path) -> None:
+async def test_a_failed_cleaner_is_retried(node: DeleterHarness, disks: Path) -> None:
     await node.create("pv", ONE, mode=BLOCK)
     await node.clean_all(counting(disks, "exit 10"))
     assert node.deleter.counts() == ProcessCounts(running=0, succeeded=0, failed=1)
@@ -196,7 +198,7 @@ async def test_a_failed_cleaner_is_retried(node: Stage, disks: Path) -> None:
     assert await node.phase("pv") == GONE
 
 
-async def test_a_failed_cleaner_is_retried_with_backoff(node: Stage, disks: Path) -> None:
+async def test_a_failed_cleaner_is_retried_with_backoff(node: DeleterHarness, disks: Path) -> None:
     node = node.restarted(retry=Backoff(first=1000))
     await node.create("pv", ONE, mode=BLOCK)
     for _ in range(5):
@@ -204,7 +206,7 @@ async def test_a_failed_cleaner_is_retried_with_backoff(node: Stage, disks: Path
     assert cleanings(disks) == 1
 
 
-async def test_what_is_being_cleaned_is_left_alone(node: Stage, disks: Path) -> None:
+async def test_what_is_being_cleaned_is_left_alone(node: DeleterHarness, disks: Path) -> None:
     await node.create("pv", ONE)
     configuration = counting(disks, f"while [ ! -e {disks}/end ]; do sleep 0.01; done")
     for _ in range(3):
@@ -223,7 +225,7 @@ async def test_what_is_being_cleaned_is_left_alone(node: Stage, disks: Path) -> 
     assert cleanings(disks) == 1
 
 
-async def test_the_limit_on_cleanings_at_a_time(node: Stage, disks: Path) -> None:
+async def test_the_limit_on_cleanings_at_a_time(node: DeleterHarness, disks: Path) -> None:
     for number in range(5):
         await node.create(f"pv-{number}", f"{HOST_DIR}/{number}")
     wait = ("sh", "-c", f"while [ ! -e {disks}/end ]; do sleep 0.01; done")
@@ -238,7 +240,7 @@ async def test_the_limit_on_cleanings_at_a_time(node: Stage, disks: Path) -> Non
     assert await node.phases() == {}
 
 
-async def test_the_time_limit(node: Stage, disks: Path) -> None:
+async def test_the_time_limit(node: DeleterHarness, disks: Path) -> None:
     await node.create("pv", ONE)
     await node.clean_all(configured(disks, folder_cleaner=("sleep", "60"), cleaning_timeout=0.1))
     ((_, reason, message),) = await node.recorded_events()
@@ -246,7 +248,7 @@ async def test_the_time_limit(node: Stage, disks: Path) -> None:
     assert "raise cleaningTimeout" in message
 
 
-async def test_the_end_of_the_daemon_ends_cleanings(node: Stage, disks: Path) -> None:
+async def test_the_end_of_the_daemon_ends_cleanings(node: DeleterHarness, disks: Path) -> None:
     await node.create("pv", ONE)
     running = asyncio.create_task(node.deleter.run())
     await node.pass_over(counting(disks, f"echo $$ > {disks}/pid; exec sleep 60"))
@@ -258,7 +260,7 @@ async def test_the_end_of_the_daemon_ends_cleanings(node: Stage, disks: Path) ->
     await until(lambda: not process.exists())
 
 
-async def test_one_that_fails_does_not_hold_up_the_others(node: Stage, disks: Path) -> None:
+async def test_one_that_fails_does_not_hold_up_the_others(node: DeleterHarness, disks: Path) -> None:
     await node.create("pv-1", f"{HOST_DIR}2/one")
     await node.create("pv-2", TWO)
     await node.clean_all(counting(disks))
@@ -267,7 +269,7 @@ async def test_one_that_fails_does_not_hold_up_the_others(node: Stage, disks: Pa
 
 
 async def test_a_disk_that_hangs_does_not_delay_the_others(
-    node: Stage, disks: Path, monkeypatch: pytest.MonkeyPatch
+    node: DeleterHarness, disks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     let_go, looked, find_target = threading.Event(), list[str](), cleanupprocess.find_target
 

@@ -8,7 +8,7 @@ import pytest
 from daemon.settings import Settings
 from daemon.static.configuration import ClassConfiguration, Configuration, refuse_reserved_folders
 from daemon.storage.deviceclasses import LOOP, LVM, DeviceClass
-from tests.unit.daemon.static.deleterstage import CLASS, configured, stage
+from tests.unit.daemon.static.deleterharness import CLASS, configured, deleter_harness
 
 OWN = (("STAGING_DIR", Path("/mnt/storage")), ("KUBELET_ROOT", Path("/var/lib/kubelet")))
 GOOD = ClassConfiguration("good", "/mnt/disks", Path("/mnt/disks"))
@@ -74,7 +74,7 @@ async def test_a_released_volume_of_a_refused_class_is_not_cleaned(tmp_path: Pat
     data = tmp_path / "ours" / "data"
     data.write_text("of a pod")
     command = ("rm", "-rf", str(data))
-    async with stage(tmp_path) as node:
+    async with deleter_harness(tmp_path) as node:
         await node.create("pv", "/mnt/disks/ours")
         configuration = configured(tmp_path, cleaner=command, folder_cleaner=command)
         refused = refuse_reserved_folders(configuration, [("STAGING_DIR", tmp_path / "ours")])

@@ -34,7 +34,7 @@ GONE = "gone"
 
 
 @dataclass
-class Stage:
+class DeleterHarness:
     cluster: Cluster
     node: Json
     events: Recorder
@@ -125,12 +125,14 @@ class Stage:
     def metric(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(f"{PREFIX}_{name}", labels) or 0
 
-    def restarted(self, **chosen: Any) -> "Stage":
+    def restarted(self, **chosen: Any) -> "DeleterHarness":
         """The next daemon, which remembers nothing."""
-        return stage_of(self.cluster, self.node, self.events, **chosen)
+        return harness_of(self.cluster, self.node, self.events, **chosen)
 
 
-def stage_of(cluster: Cluster, node: Json, events: Recorder, *, retry: Backoff = AT_ONCE, image: str = IMAGE) -> Stage:
+def harness_of(
+    cluster: Cluster, node: Json, events: Recorder, *, retry: Backoff = AT_ONCE, image: str = IMAGE
+) -> DeleterHarness:
     registry, cache, triggers = CollectorRegistry(), list[StaticVolume](), list[None]()
     metrics = StaticMetrics(registry)
     deleter = Deleter(
@@ -145,13 +147,13 @@ def stage_of(cluster: Cluster, node: Json, events: Recorder, *, retry: Backoff =
         retry=retry,
     )
     metrics.collect_from(lambda: cache, deleter.counts, dict)
-    return Stage(cluster, node, events, deleter, registry, cache, triggers)
+    return DeleterHarness(cluster, node, events, deleter, registry, cache, triggers)
 
 
 @contextlib.asynccontextmanager
-async def stage(folder: Path, **chosen: Any) -> AsyncIterator[Stage]:
+async def deleter_harness(folder: Path, **chosen: Any) -> AsyncIterator[DeleterHarness]:
     async with api(folder) as cluster:
-        yield stage_of(cluster, await cluster.get(NODES, NODE), Recorder(cluster, "test", NODE), **chosen)
+        yield harness_of(cluster, await cluster.get(NODES, NODE), Recorder(cluster, "test", NODE), **chosen)
 
 
 def configured(

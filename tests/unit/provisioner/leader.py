@@ -1,4 +1,4 @@
-"""A term of leadership on stage: run one, play the controller-manager's part, wait for what has to follow."""
+"""A term of leadership in a test: run one, play the controller-manager's part, wait for what has to follow."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
