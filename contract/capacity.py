@@ -14,6 +14,7 @@ from typing import Any
 
 from contract import names, quantity
 from contract.parameters import VolumeParameters
+from contract.volume import BLOCK, FILESYSTEM
 
 Json = dict[str, Any]
 
@@ -41,6 +42,8 @@ class Capacity:
     """Files and folders: the node's other pools on the same filesystem."""
     shared: int = 0
     """What volumes of these pools and this one together may take."""
+    block: bool = False
+    """Whether its volumes can be raw block devices (volumeMode Block): folders can't."""
 
     def free(self, reserved: Callable[[str], int]) -> int:
         """Bytes that are not reserved, by what is known to be `reserved` in each of the node's pools. Can be
@@ -91,6 +94,7 @@ def manifest(capacity: Capacity, namespace: str, owner: Json | None) -> Json:
                 names.GRANULARITY_ANNOTATION: str(capacity.granularity),
                 # Also where they say nothing: a merge patch leaves what it does not name.
                 names.LAYOUT_ANNOTATION: f"{capacity.weight} {capacity.reserved}",
+                names.VOLUME_MODES_ANNOTATION: f"{FILESYSTEM} {BLOCK}" if capacity.block else FILESYSTEM,
                 names.SHARED_ANNOTATION: " ".join((str(capacity.shared), *capacity.shared_with)),
             },
             **({"ownerReferences": [owner]} if owner else {}),
@@ -130,6 +134,7 @@ def read(body: Json) -> Capacity | None:
             reserved=reserved,
             shared_with=tuple(shared_with),
             shared=_number(shared),
+            block=BLOCK in annotations.get(names.VOLUME_MODES_ANNOTATION, "").split(),
         )
     except ValueError:
         return None

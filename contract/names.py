@@ -51,6 +51,8 @@ ALLOCATABLE_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/allocatable"
 GRANULARITY_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/granularity"
 LAYOUT_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/layout"
 """The weight of other volumes for the class, and how many reserved bytes the node knew of."""
+VOLUME_MODES_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/volume-modes"
+"""Which volume modes its volumes can have, separated by spaces. Daemons that don't say know Filesystem only."""
 SHARED_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/shared"
 """What the pools of one filesystem may take together, and the other pools there."""
 

@@ -1,4 +1,5 @@
-"""What a StorageClass may ask for, and how it travels to the node in a PersistentVolume's flexVolume options.
+"""What a StorageClass may ask for, and how it travels to the node in the options of a PersistentVolume: those of its
+flexVolume, or the attributes of its csi source.
 
 The provisioner parses the parameters of the class, so that a wrong key becomes an event on the claim; the daemon
 parses the options of the PersistentVolume again, because it runs as root and believes nobody. Options have the names
@@ -20,6 +21,10 @@ CLONE_OF_OPTION, CLONE_OF_UID_OPTION = "cloneOf", "cloneOfUid"
 """Of a volume that begins as a copy: name and uid of the PersistentVolume that it copies."""
 _OF_ONE_VOLUME = frozenset({SIZE_OPTION, MOUNT_OPTIONS_OPTION, CLONE_OF_OPTION, CLONE_OF_UID_OPTION})
 """Options that are no parameters of a class."""
+VOLUME_SOURCE = "volumeSource"
+VOLUME_SOURCES = ("flexVolume", "csi")
+"""Of a class: by which driver the kubelet mounts its volumes, as the spec of a PersistentVolume calls it. The first one
+is the default: classes that exist go on. No option of a volume: its PersistentVolume shows it."""
 DEVICE_CLASS = "device-class"
 LINEAR, RAID1 = "none", "raid1"
 NO_ERASE, DISCARD, ZERO = "none", "discard", "zero"
@@ -107,6 +112,7 @@ class VolumeParameters:
     here (docs/development.md)."""
 
     filesystem: str = _parameter(_Key("fsType", " ".join(FILESYSTEMS), _one_of(*FILESYSTEMS)), default=filesystems.EXT4)
+    """RAW: none, it is a block device to its pod (volumeMode Block)."""
     mkfs_options: tuple[str, ...] = ()
     mount_options: tuple[str, ...] = ()
     # Not in camel case like the others: so it is spelled where people know it from, topolvm.io/device-class.
@@ -137,9 +143,14 @@ class VolumeParameters:
         return self.stripes > 1 or self.raid != LINEAR
 
     @property
+    def block(self) -> bool:
+        """It is a raw block device: volumeMode Block."""
+        return self.filesystem == RAW
+
+    @property
     def minimum_size(self) -> int:
-        """Bytes below which the filesystem can't be made."""
-        return 1 if self.filesystem == RAW else FILESYSTEMS[self.filesystem].minimum_size
+        """Bytes below which the volume can't be made."""
+        return 1 if self.block else FILESYSTEMS[self.filesystem].minimum_size
 
     def as_block_device(self) -> "VolumeParameters":
         """Those of a volume that has no filesystem: what a class says of one does not hold for it."""
@@ -151,6 +162,7 @@ _FIELDS: Mapping[str, Field[Any]] = {
 }
 """The parameters that are read one by one, by their names."""
 _MKFS_OPTIONS = "mkfsOptions"
+_NAMES = (*_FIELDS, _MKFS_OPTIONS, VOLUME_SOURCE)
 
 
 def _key(name: str) -> _Key:
@@ -158,14 +170,24 @@ def _key(name: str) -> _Key:
     return found
 
 
-def parse(parameters: Mapping[str, str], mount_options: Sequence[str] = ()) -> VolumeParameters:
-    """The parameters and mountOptions of a StorageClass. Raises ParameterError for the first that is wrong."""
-    wanted = _parse(parameters, mount_options)
+def parse(parameters: Mapping[str, str], mount_options: Sequence[str] = (), *, block: bool = False) -> VolumeParameters:
+    """The parameters and mountOptions of a StorageClass. Raises ParameterError for the first that is wrong. For a raw
+    `block` device all that is about filesystems is checked and means nothing: one class serves both modes."""
+    volume_source(parameters)
+    wanted = _parse({key: text for key, text in parameters.items() if key != VOLUME_SOURCE}, mount_options)
     try:
         fsrules.check(wanted.filesystem, wanted.mkfs_options, wanted.mount_options)
     except fsrules.Contradiction as error:
         raise ParameterError(error.key, error.option, f"allowed for {wanted.filesystem} is {error.allowed}") from None
-    return wanted
+    return wanted.as_block_device() if block else wanted
+
+
+def volume_source(parameters: Mapping[str, str]) -> str:
+    """Which of VOLUME_SOURCES the volumes of a class have. Raises ParameterError."""
+    chosen = parameters.get(VOLUME_SOURCE, VOLUME_SOURCES[0])
+    if chosen not in VOLUME_SOURCES:
+        raise ParameterError(VOLUME_SOURCE, chosen, f"allowed is {' '.join(VOLUME_SOURCES)}")
+    return chosen
 
 
 def _parse(parameters: Mapping[str, str], mount_options: Sequence[str]) -> VolumeParameters:
@@ -175,9 +197,7 @@ def _parse(parameters: Mapping[str, str], mount_options: Sequence[str]) -> Volum
         if key == _MKFS_OPTIONS:
             continue
         if key not in _FIELDS:
-            raise ParameterError(
-                key, text, "there is no such parameter, there are " + " ".join(sorted((*_FIELDS, _MKFS_OPTIONS)))
-            )
+            raise ParameterError(key, text, "there is no such parameter, there are " + " ".join(sorted(_NAMES)))
         try:
             found[_FIELDS[key].name] = _key(key).read(text)
         except (ValueError, KeyError):
@@ -221,8 +241,8 @@ def _check_layout(wanted: VolumeParameters, parameters: Mapping[str, str]) -> No
 
 
 def to_options(parameters: VolumeParameters, size: int) -> dict[str, str]:
-    """The flexVolume options of a volume of `size` bytes: strings, and only what differs from the default. The
-    filesystem is not among them: a PersistentVolume has a field for it, flexVolume.fsType."""
+    """The options of a volume of `size` bytes: strings, and only what differs from the default. The filesystem is not
+    among them: a PersistentVolume has a field for it, flexVolume.fsType or csi.fsType."""
     options = {SIZE_OPTION: str(size)}
     for key, of_key in _FIELDS.items():
         value = getattr(parameters, of_key.name)

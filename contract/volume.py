@@ -12,10 +12,10 @@ Json = dict[str, Any]
 
 PENDING, AVAILABLE, BOUND, RELEASED, FAILED = "Pending", "Available", "Bound", "Released", "Failed"
 DELETE, RETAIN = "Delete", "Retain"
-FLEX_VOLUME, CSI = "flexVolume", "csi"
+FLEX_VOLUME, CSI = parameters.VOLUME_SOURCES
 """The volume sources of a PersistentVolume of ours, as its spec calls them: by which the kubelet mounts it."""
 FILESYSTEM, BLOCK = "Filesystem", "Block"
-"""Volume modes."""
+"""The volume modes: what a pod gets, a mounted filesystem or a device node."""
 PV_PROTECTION = "kubernetes.io/pv-protection"
 CLAIM_KIND = "PersistentVolumeClaim"
 
@@ -75,7 +75,7 @@ class Original:
     uid: str
 
     def to_options(self) -> dict[str, str]:
-        """How it travels to the node, in the flexVolume options of the copy."""
+        """How it travels to the node, in the options of the copy."""
         return {parameters.CLONE_OF_OPTION: self.pv, parameters.CLONE_OF_UID_OPTION: self.uid}
 
 
@@ -219,6 +219,20 @@ def _options(spec: Json, kind: str) -> dict[str, str]:
         joined = {parameters.MOUNT_OPTIONS_OPTION: ",".join(mount_options)} if mount_options else {}
         return {**(spec[CSI].get("volumeAttributes") or {}), **joined}
     return (spec.get(kind) or {}).get("options") or {}
+
+
+def source_spec(kind: str, name: str, filesystem: str, options: Mapping[str, str]) -> Json:
+    """The fields of a PersistentVolume's spec that say what it is, the inverse of `_options`. `kind` is FLEX_VOLUME or
+    CSI. The kubelet mounts no FlexVolume with spec.mountOptions, so there these stay among the options."""
+    of_type = {} if filesystem == filesystems.RAW else {"fsType": filesystem}
+    if kind == FLEX_VOLUME:
+        return {FLEX_VOLUME: {"driver": names.DRIVER, **of_type, "options": dict(options)}}
+    attributes = {key: text for key, text in options.items() if key != parameters.MOUNT_OPTIONS_OPTION}
+    mount_options = options.get(parameters.MOUNT_OPTIONS_OPTION)
+    return {
+        CSI: {"driver": names.CSI_DRIVER, "volumeHandle": name, **of_type, "volumeAttributes": attributes},
+        **({"mountOptions": mount_options.split(",")} if mount_options else {}),
+    }
 
 
 def _bytes(text: object) -> int:

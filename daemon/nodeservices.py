@@ -25,6 +25,7 @@ from daemon.kubelet.mounter import NodeContext
 from daemon.settings import Settings
 from daemon.static.controller import StaticVolumeController, static_volume_controller
 from daemon.storage.backend import Backend
+from daemon.storage.deviceclasses import BINDMOUNT
 from daemon.storage.inventory import VolumeHealth
 from daemon.storage.volumes import Volumes
 from kube.client import Cluster
@@ -154,6 +155,7 @@ class NodeServices:
             lambda: volumes.inventory,
             node_volumes,
             volumes.refresh,
+            {each.pool for each in chosen.classes.values() if each.kind == BINDMOUNT},
         )
         self._reconciler = reconciler = Reconciler(cluster, node_volumes, volumes, backend.pool_of, publisher, events)
         self._orphans = orphans = OrphanCollector(

@@ -11,18 +11,17 @@ can't be given another shape any more.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from contract import capacity, names, parameters, quantity
 from contract.capacity import Capacity
-from contract.filesystems import CLONABLE
+from contract.filesystems import CLONABLE, RAW
 from contract.parameters import ParameterError, VolumeParameters
-from contract.volume import Original, PersistentVolume
+from contract.volume import BLOCK, CSI, FILESYSTEM, FLEX_VOLUME, Original, PersistentVolume
 from kube.records import WAIT_FOR_FIRST_CONSUMER, Claim, Pod, StorageClass
 
-READ_WRITE_ONCE, READ_ONLY_MANY = "ReadWriteOnce", "ReadOnlyMany"
-ACCESS_MODES = frozenset({READ_WRITE_ONCE, READ_ONLY_MANY})
-FILESYSTEM = "Filesystem"
+READ_WRITE_ONCE, READ_ONLY_MANY, READ_WRITE_MANY = "ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany"
+READ_WRITE_ONCE_POD = "ReadWriteOncePod"
 
 PUBLISH_TIMEOUT = 5.0
 """Seconds that a chosen node gets to publish its capacity: its daemon may be about to, for a class made just now. The
@@ -46,9 +45,13 @@ class CloneSource:
 NO_SOURCE = CloneSource()
 
 
-def source_parameters(source: CloneSource) -> dict[str, str]:
-    """What a copy takes from its source where its class says nothing else."""
-    return {"fsType": source.volume.filesystem} if source.volume else {}
+def volume_parameters(storage_class: StorageClass, claim: Claim, source: CloneSource) -> VolumeParameters:
+    """What the class says of the claim's volume. A copy takes from its source what its class does not say. Raises
+    ParameterError."""
+    of_source = {"fsType": source.volume.filesystem} if source.volume and source.volume.filesystem != RAW else {}
+    return parameters.parse(
+        {**of_source, **storage_class.parameters}, storage_class.mount_options, block=claim.volume_mode == BLOCK
+    )
 
 
 def clone_obstacle(claim: Claim, wanted: VolumeParameters, source: CloneSource) -> str:
@@ -143,6 +146,8 @@ class Create:
     parameters: VolumeParameters
     target: Capacity | None
     original: Original | None = None
+    source: str = FLEX_VOLUME
+    """The volume source that its PersistentVolume is to have: FLEX_VOLUME or CSI."""
 
 
 Decision = Ignore | Wait | Refuse | Reschedule | Create
@@ -174,21 +179,32 @@ def decide(
         return Refuse(_no_class(claim))
     if storage_class.provisioner not in names.PROVISIONERS:
         return Ignore()
-    late = waits_for_first_consumer(storage_class)
-    if late and not claim.selected_node:
+    if waits_for_first_consumer(storage_class) and not claim.selected_node:
         return Ignore()
     try:
-        wanted = parameters.parse(
-            {**source_parameters(source), **storage_class.parameters}, storage_class.mount_options
-        )
+        volume_source = parameters.volume_source(storage_class.parameters)
+        wanted = volume_parameters(storage_class, claim, source)
     except ParameterError as error:
         return Refuse(f"{error}. Parameters can't be changed: make the class anew")
-    reason = _unsupported(claim) or _too_small(claim, wanted)
+    reason = _unsupported(claim, storage_class.provisioner, volume_source) or _too_small(claim, wanted)
     if reason:
         return Refuse(reason)
+    decision = _placed(claim, storage_class, wanted, available, waited, source)
+    return replace(decision, source=volume_source) if isinstance(decision, Create) else decision
+
+
+def _placed(
+    claim: Claim,
+    storage_class: StorageClass,
+    wanted: VolumeParameters,
+    available: AvailableCapacity,
+    waited: float,
+    source: CloneSource,
+) -> Decision:
+    """Where a claim that can be served goes."""
     if claim.clones:
         return _beside_source(claim, wanted, available, source)
-    if late:
+    if waits_for_first_consumer(storage_class):
         return _on_selected_node(claim, claim.selected_node, wanted, available, waited)
     if storage_class.allowed_topologies:
         return Refuse(
@@ -217,16 +233,28 @@ def _no_class(claim: Claim) -> str:
     return f"there is no StorageClass {claim.storage_class!r}: create it, the claim is tried again then"
 
 
-def _unsupported(claim: Claim) -> str:
-    """Why no class of ours could serve such a claim, empty when one could."""
-    wrong = [mode for mode in claim.access_modes if mode not in ACCESS_MODES]
-    if wrong:
+def _unsupported(claim: Claim, provisioner: str, volume_source: str) -> str:
+    """Why no class of that volume source could serve such a claim, empty when one could."""
+    if volume_source == CSI and provisioner != names.PROVISIONER:
         return (
-            f"access mode {wrong[0]} can't be served by a volume that lives on one node: use {READ_WRITE_ONCE} or "
-            f"{READ_ONLY_MANY}"
+            f"a class with {parameters.VOLUME_SOURCE} {CSI} has the provisioner {names.PROVISIONER}, because the "
+            f"scheduler can't see the capacity of {provisioner}: make the class anew with that"
         )
-    if claim.volume_mode != FILESYSTEM:
-        return f"volumeMode {claim.volume_mode} is not served by a FlexVolume driver: use {FILESYSTEM}"
+    if READ_WRITE_MANY in claim.access_modes:
+        return (
+            f"access mode {READ_WRITE_MANY} can't be served: the volume lives on one node, and pods of others can't "
+            f"reach it. Use {READ_WRITE_ONCE}, with which all pods on its node can share it"
+        )
+    if READ_WRITE_ONCE_POD in claim.access_modes and volume_source != CSI:
+        return (
+            f"access mode {READ_WRITE_ONCE_POD} is not kept for FlexVolumes: use a class with "
+            f"{parameters.VOLUME_SOURCE} {CSI}, or {READ_WRITE_ONCE}"
+        )
+    if claim.volume_mode == BLOCK and volume_source != CSI:
+        return (
+            f"volumeMode {BLOCK} is not served by a FlexVolume driver: use a class with {parameters.VOLUME_SOURCE} "
+            f"{CSI}, or volumeMode {FILESYSTEM}"
+        )
     if claim.data_source and not claim.clones:
         return (
             f"a new volume can't be filled from a {claim.data_source}, only from another PersistentVolumeClaim: change "
@@ -235,15 +263,22 @@ def _unsupported(claim: Claim) -> str:
     if claim.has_selector:
         return "a selector picks among volumes that exist, and this class makes new ones: remove the selector"
     if claim.attributes_class:
-        return "volumeAttributesClassName is for CSI volumes: remove it"
+        return "volumeAttributesClassName is not served, nothing of a volume can be changed by it: remove it"
     return ""
+
+
+_NO_BLOCK = (
+    f"can't have volumes of this class with volumeMode {BLOCK} (BINDMOUNT keeps them in folders, or its "
+    "elastic-local daemon is of an older version)"
+)
 
 
 def _too_small(claim: Claim, wanted: VolumeParameters) -> str:
     if claim.requested >= wanted.minimum_size:
         return ""
+    kind = "a device" if wanted.block else wanted.filesystem
     return (
-        f"the claim asks for {quantity.humane(claim.requested)}, and {wanted.filesystem} needs at least "
+        f"the claim asks for {quantity.humane(claim.requested)}, and {kind} needs at least "
         f"{quantity.humane(wanted.minimum_size)}: ask for more"
     )
 
@@ -259,6 +294,8 @@ def _on_selected_node(
             f"node {node} publishes no capacity for this class (is its elastic-local daemon ready?): another node is "
             "asked for"
         )
+    if wanted.block and not on_node.published.block:
+        return Reschedule(f"node {node} {_NO_BLOCK}: another node is asked for")
     if required_bytes(claim, wanted, on_node) > on_node.free:
         return Reschedule(
             f"{request_text(claim, wanted, on_node)}, node {node} has {free_text(on_node)}: another node is asked for"
@@ -279,6 +316,8 @@ def _beside_source(
     beside = f"node {node}, where {claim.data_source_name} lives,"
     if on_node is None:
         return Refuse(f"{beside} publishes no capacity for this class: is its elastic-local daemon ready?")
+    if wanted.block and not on_node.published.block:
+        return Refuse(f"{beside} {_NO_BLOCK}: use a class of another kind")
     if required_bytes(claim, wanted, on_node) > on_node.free:
         return Refuse(f"{request_text(claim, wanted, on_node)}, {beside} has {free_text(on_node)}: free up space there")
     original = Original(source.volume.name, source.volume.uid)
@@ -289,13 +328,16 @@ def on_any_node(claim: Claim, wanted: VolumeParameters, available: AvailableCapa
     """The first pod chooses the node, so all that can be asked is that there is one to choose."""
     if not available.nodes:
         return Refuse("no node publishes capacity for this class: is the elastic-local daemon ready on any?")
-    best = max(available.nodes, key=lambda on_node: on_node.free - required_bytes(claim, wanted, on_node))
+    nodes = [on_node for on_node in available.nodes if on_node.published.block or not wanted.block]
+    if not nodes:
+        return Refuse(f"each node {_NO_BLOCK}: use a class of another kind")
+    best = max(nodes, key=lambda on_node: on_node.free - required_bytes(claim, wanted, on_node))
     if required_bytes(claim, wanted, best) > best.free:
         return Refuse(
             f"{request_text(claim, wanted, best)}, and the most that a node has is {free_text(best)}, on "
             f"{best.published.node}: ask for less, or free up space"
         )
-    together = sum(max(on_node.free, 0) for on_node in available.nodes)
+    together = sum(max(on_node.free, 0) for on_node in nodes)
     if required_bytes(claim, wanted, best) + available.unplaced > together:
         return Refuse(
             f"{request_text(claim, wanted, best)}, and of the {quantity.humane(together)} that all nodes have left, "

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from contract import parameters
 from contract.capacity import Capacity
 from contract.parameters import ParameterError
 from contract.volume import FAILED, RELEASED
@@ -15,7 +14,7 @@ from kube.client import Cluster
 from kube.records import Claim, Pod, StorageClass
 from provisioner.capacityledger import Account, Charge
 from provisioner.clusterstate import ClusterCache, live_nodes, live_pending_pods
-from provisioner.decision import CloneSource, Create, Reschedule, Wait, source_parameters, waits_for_first_consumer
+from provisioner.decision import CloneSource, Create, Reschedule, Wait, volume_parameters, waits_for_first_consumer
 from provisioner.podcapacity import (
     SELECTION_TIMEOUT,
     VolumeFit,
@@ -201,9 +200,7 @@ class PodPlacement:
             if storage_class is None or (claim.clones and source.node != node):
                 continue
             with contextlib.suppress(ParameterError):  # an event says so, and it takes nothing
-                layout = parameters.parse(
-                    {**source_parameters(source), **storage_class.parameters}, storage_class.mount_options
-                )
+                layout = volume_parameters(storage_class, claim, source)
                 name = volume_name(claim.uid)
                 found[name] = VolumeRequest(claim.name, name, claim.requested, layout, claim.storage_class)
         for mention in pod.volumes:

@@ -40,7 +40,7 @@ class VolumeFit:
 
     request: VolumeRequest
     capacity: Capacity | None
-    """What the node publishes for its class. None: nothing."""
+    """What the node publishes for its class. None: nothing for such a volume."""
     required: int = 0
     free: int = 0
     """What the class has left there without this pod."""
@@ -68,6 +68,8 @@ def fit_volumes(
     placed = []
     for request in requests:
         capacity = published(request.storage_class)
+        if capacity and request.parameters.block and not capacity.block:
+            capacity = None
         required = footprint(request.size, request.parameters, capacity.granularity) if capacity else 0
         placed.append((request, capacity, required))
     found = []
@@ -114,8 +116,8 @@ def shortage(pod: Pod, node: str, fits: Sequence[VolumeFit], *, cautious: bool =
     for fit in fits:
         if fit.capacity is None:
             return (
-                f"node {node} publishes no capacity for the class of claim {fit.request.claim}, which pod {pod.name} "
-                "needs too"
+                f"node {node} publishes no capacity for {'block devices of ' if fit.request.parameters.block else ''}"
+                f"the class of claim {fit.request.claim}, which pod {pod.name} needs too"
             )
     for fit in fits:
         if fit.capacity is None or not fit.lacks_capacity(cautious=cautious):

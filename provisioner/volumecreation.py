@@ -27,7 +27,7 @@ from kube.resources import VOLUMES
 from kube.workqueue import WorkQueue
 from provisioner.capacityledger import Account, CapacityLedger, Charge, unplaced
 from provisioner.clusterstate import live_claim
-from provisioner.decision import FILESYSTEM, Create
+from provisioner.decision import Create
 from provisioner.reservations import ReservationVerifier
 
 _log = logging.getLogger(__name__)
@@ -43,8 +43,7 @@ def volume_name(claim_uid: str) -> str:
 
 
 def persistent_volume(claim: Claim, storage_class: StorageClass, create: Create) -> Json:
-    """The manifest. Mount options travel in the driver's options: the kubelet refuses a FlexVolume with
-    spec.mountOptions. A volume with a target gets its node assignment here, others with their first mount."""
+    """The manifest. A volume with a target gets its node assignment here, others with their first mount."""
     body: Json = {
         "apiVersion": "v1",
         "kind": "PersistentVolume",
@@ -58,7 +57,7 @@ def persistent_volume(claim: Claim, storage_class: StorageClass, create: Create)
         "spec": {
             "capacity": {"storage": quantity.render(create.size)},
             "accessModes": list(claim.access_modes),
-            "volumeMode": FILESYSTEM,
+            "volumeMode": claim.volume_mode,
             "persistentVolumeReclaimPolicy": storage_class.reclaim_policy,
             "storageClassName": storage_class.name,
             "claimRef": {
@@ -69,14 +68,7 @@ def persistent_volume(claim: Claim, storage_class: StorageClass, create: Create)
                 "uid": claim.uid,
                 "resourceVersion": claim.resource_version,
             },
-            "flexVolume": {
-                "driver": names.DRIVER,
-                "fsType": create.parameters.filesystem,
-                "options": {
-                    **parameters.to_options(create.parameters, create.size),
-                    **(create.original.to_options() if create.original else {}),
-                },
-            },
+            **_volume_source(volume_name(claim.uid), create),
         },
     }
     if create.target is not None:
@@ -86,6 +78,14 @@ def persistent_volume(claim: Claim, storage_class: StorageClass, create: Create)
         body["metadata"] |= assignment["metadata"]
         body["spec"] |= assignment["spec"]
     return body
+
+
+def _volume_source(name: str, create: Create) -> Json:
+    options = {
+        **parameters.to_options(create.parameters, create.size),
+        **(create.original.to_options() if create.original else {}),
+    }
+    return volume.source_spec(create.source, name, create.parameters.filesystem, options)
 
 
 @dataclass(frozen=True)

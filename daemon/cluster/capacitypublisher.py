@@ -12,7 +12,7 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from contract import capacity, names, parameters, quantity
@@ -68,8 +68,9 @@ def desired(
     inventory: Inventory,
     persistent_volumes: Collection[PersistentVolume],
     node: Node,
+    folder_pools: Collection[str] = (),
 ) -> dict[str, PublishedCapacity]:
-    """What should be published, by object name."""
+    """What should be published, by object name. `folder_pools`: those whose volumes are folders."""
     classes, found = list(classes), {}
     shapes = {
         (pool_of(requested), capacity.leg_count(requested)) for each in classes if (requested := _parameters(each))
@@ -77,6 +78,7 @@ def desired(
     mixed = {pool for pool, count in Counter(pool for pool, _ in shapes).items() if count > 1}
     for storage_class in classes:
         room = _capacity(storage_class, pool_of, inventory, persistent_volumes, node, mixed)
+        room = replace(room, block=bool(room.pool) and room.pool not in folder_pools)
         name = capacity.object_name(room.node, room.storage_class)
         found[name] = PublishedCapacity(name, room, room.available, (node.uid,))
     return found
@@ -133,8 +135,9 @@ class CapacityPublisher:
         inventory: Callable[[], Inventory],
         node_volumes: NodeVolumes,
         refresh: Callable[[], Coroutine[Any, Any, None]],
+        folder_pools: Collection[str] = (),
     ) -> None:
-        """`refresh` has the storage inspected anew."""
+        """`refresh` has the storage inspected anew. `folder_pools`: see `desired`."""
         self._cluster = cluster
         self._namespace = namespace
         self._node = node
@@ -142,6 +145,7 @@ class CapacityPublisher:
         self._inventory = inventory
         self._node_volumes = node_volumes
         self._refresh = refresh
+        self._folder_pools = folder_pools
         self._changed = asyncio.Event()
         self._writing = asyncio.Lock()
         self.problem = "not yet"
@@ -204,6 +208,7 @@ class CapacityPublisher:
                 self._inventory(),
                 self._node_volumes.all(),
                 self._node,
+                self._folder_pools,
             )
             known = {found.name: found for found in self.published.values()}
             for name, room in requested.items():

@@ -56,6 +56,14 @@ def test_what_is_published_is_read_back() -> None:
     assert body["metadata"]["ownerReferences"] == [{"kind": "Node", "name": "node-1"}]
 
 
+def test_a_daemon_that_says_nothing_of_volume_modes_has_no_block_volumes() -> None:
+    body = capacity.manifest(replace(HERE, block=True), "elastic-local", None)
+    assert body["metadata"]["annotations"][names.VOLUME_MODES_ANNOTATION] == "Filesystem Block"
+    assert capacity.read(body) == replace(HERE, block=True)
+    del body["metadata"]["annotations"][names.VOLUME_MODES_ANNOTATION]
+    assert capacity.read(body) == HERE
+
+
 def test_what_the_stock_scheduler_reads() -> None:
     body = capacity.manifest(HERE, "elastic-local", None)
     assert (body["apiVersion"], body["kind"]) == ("storage.k8s.io/v1", "CSIStorageCapacity")

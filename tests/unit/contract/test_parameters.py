@@ -10,6 +10,31 @@ from contract import filesystems, parameters
 from contract.parameters import ParameterError, VolumeParameters
 
 
+def test_the_volume_source_is_the_classes_and_no_option_of_a_volume() -> None:
+    assert parameters.volume_source({}) == "flexVolume"
+    for source in parameters.VOLUME_SOURCES:
+        asked = {"volumeSource": source, "fsType": "xfs"}
+        assert parameters.volume_source(asked) == source
+        assert parameters.parse(asked) == VolumeParameters(filesystem="xfs")
+
+
+def test_a_raw_block_device_has_nothing_of_a_filesystem_and_the_rest_of_its_class() -> None:
+    asked = {"fsType": "xfs", "mkfsOptions": "-K", "stripes": "2", "erase": "discard"}
+    wanted = parameters.parse(asked, ["noatime"], block=True)
+    assert wanted == VolumeParameters(filesystem="raw", stripes=2, erase="discard")
+    assert wanted.block
+    assert wanted.minimum_size == 1
+    options = parameters.to_options(wanted, 1 << 30)
+    assert options == {"size": "1073741824", "stripes": "2", "erase": "discard"}
+    assert parameters.from_options(options, "raw") == wanted
+    assert parameters.from_options({**options, "mkfsOptions": "-K", "mountOptions": "noatime"}, "raw") == wanted
+    assert not VolumeParameters().block
+    with pytest.raises(ParameterError):
+        parameters.parse({"mkfsOptions": "-F"}, block=True)
+    with pytest.raises(ParameterError):
+        parameters.parse({"fsType": "raw"}, block=True)
+
+
 def test_a_class_without_parameters_is_the_default() -> None:
     assert parameters.parse({}) == VolumeParameters()
     assert parameters.to_options(VolumeParameters(), 5) == {"size": "5"}
@@ -41,6 +66,8 @@ def test_what_is_allowed_comes_back_the_same_from_the_options(
     ("given_parameters", "mount_options", "key"),
     [
         ({"fstype": "ext4"}, [], "fstype"),
+        ({"volumeSource": "CSI"}, [], "volumeSource"),
+        ({"volumeSource": ""}, [], "volumeSource"),
         ({"fsType": "zfs"}, [], "fsType"),
         ({"mkfsOptions": "-d /etc"}, [], "mkfsOptions"),
         ({"mkfsOptions": "-J device=/dev/sda"}, [], "mkfsOptions"),

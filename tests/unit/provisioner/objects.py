@@ -62,6 +62,7 @@ def published(node: str = "n1", free: int = 10 * GIB) -> Capacity:
         allocatable=free,
         available=free,
         granularity=EXTENT,
+        block=True,
     )
 
 

@@ -76,9 +76,9 @@ def test_a_missing_class_is_said_before_anything_else() -> None:
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ({"accessModes": ["ReadWriteOnce", "ReadWriteMany"]}, ["ReadWriteMany", "use ReadWriteOnce or ReadOnlyMany"]),
-        ({"accessModes": ["ReadWriteOncePod"]}, ["ReadWriteOncePod", "use ReadWriteOnce or ReadOnlyMany"]),
-        ({"volumeMode": "Block"}, ["Block", "use Filesystem"]),
+        ({"accessModes": ["ReadWriteOnce", "ReadWriteMany"]}, ["ReadWriteMany", "Use ReadWriteOnce, with which all"]),
+        ({"accessModes": ["ReadWriteOncePod"]}, ["ReadWriteOncePod", "volumeSource csi, or ReadWriteOnce"]),
+        ({"volumeMode": "Block"}, ["Block", "volumeSource csi, or volumeMode Filesystem"]),
         ({"dataSource": {"kind": "VolumeSnapshot", "name": "s"}}, ["VolumeSnapshot", "remove dataSource"]),
         (
             {"dataSourceRef": {"apiGroup": "example.com", "kind": "PersistentVolumeClaim", "name": "c"}},
@@ -94,6 +94,58 @@ def test_a_missing_class_is_said_before_anything_else() -> None:
 def test_what_can_not_be_served_is_refused_in_words_that_say_what_to_do(spec: dict[str, Any], words: list[str]) -> None:
     message = why(decided(**spec))
     assert all(word in message for word in words), message
+
+
+CSI_CLASS = {"parameters": {"volumeSource": "csi"}}
+
+
+def test_a_class_chooses_the_driver_by_which_its_volumes_are_mounted() -> None:
+    assert decided(fields=CSI_CLASS) == Create(GIB, VolumeParameters(), published("n1"), source="csi")
+    assert decided(fields={"parameters": {"volumeSource": "flexVolume"}}) == decided()
+    assert isinstance(decided(), Create)
+    immediate = decided(node="", fields={**CSI_CLASS, **IMMEDIATELY})
+    assert immediate == Create(GIB, VolumeParameters(), None, source="csi")
+
+
+@pytest.mark.parametrize("modes", [["ReadWriteOncePod"], ["ReadWriteOnce", "ReadOnlyMany"]])
+def test_a_csi_class_serves_every_mode_of_one_node(modes: list[str]) -> None:
+    assert isinstance(decided(accessModes=modes, fields=CSI_CLASS), Create)
+    assert "ReadWriteMany" in why(decided(accessModes=[*modes, "ReadWriteMany"], fields=CSI_CLASS))
+
+
+def test_a_csi_class_has_the_name_that_the_scheduler_looks_for() -> None:
+    asked = replace(claim(), provisioner=names.PROVISIONER_OF_ELASTIC)
+    of_elastic = storage_class(provisioner=names.PROVISIONER_OF_ELASTIC, **CSI_CLASS)
+    message = why(decide(asked, of_elastic, ROOM, waited=0))
+    assert f"has the provisioner {names.PROVISIONER}" in message
+
+
+RAW = VolumeParameters(filesystem="raw")
+FOLDERS = AvailableCapacity([NodeCapacity(replace(published("n1"), block=False), 10 * GIB), *ROOM.nodes[1:]])
+
+
+def test_a_block_volume_has_no_filesystem_whatever_its_class_says() -> None:
+    fields = {"parameters": {"volumeSource": "csi", "fsType": "xfs", "mkfsOptions": "-K"}, "mountOptions": ["noatime"]}
+    decision = decided(size="1Mi", volumeMode="Block", fields=fields)
+    assert decision == Create(MIB, RAW, published("n1"), source="csi")
+    assert "a device needs at least 1 bytes" in why(decided(size="0", volumeMode="Block", fields=fields))
+
+
+def test_a_block_volume_goes_to_no_node_that_keeps_folders() -> None:
+    decision = decided(volumeMode="Block", fields=CSI_CLASS, available=FOLDERS)
+    assert isinstance(decision, Reschedule)
+    assert "node n1 can't have volumes of this class with volumeMode Block (BINDMOUNT" in decision.why
+    assert isinstance(decided(fields=CSI_CLASS, available=FOLDERS), Create)
+
+
+def test_an_immediate_block_volume_counts_on_nodes_that_can_have_it_only() -> None:
+    fields = {**CSI_CLASS, **IMMEDIATELY}
+    assert isinstance(decided(node="", size="5Gi", volumeMode="Block", fields=fields, available=FOLDERS), Create)
+    message = why(decided(node="", size="6Gi", volumeMode="Block", fields=fields, available=FOLDERS))
+    assert "the most that a node has is 5Gi" in message
+    nowhere = AvailableCapacity(FOLDERS.nodes[:1])
+    message = why(decided(node="", volumeMode="Block", fields=fields, available=nowhere))
+    assert "each node can't have volumes of this class" in message
 
 
 def test_the_smallest_size_depends_on_the_filesystem() -> None:

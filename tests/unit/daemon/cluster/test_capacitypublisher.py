@@ -1,6 +1,6 @@
 """What room is offered to which class, and that the API server has it whatever happens to the objects."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,18 +41,25 @@ FAST = StorageClass(
 VG = Pool("vg", size=1000, free=600, ours=400, granularity=10, reserve=100)
 
 
-def room(storage_class: StorageClass, inventory: Inventory) -> capacity.Capacity:
+def room(storage_class: StorageClass, inventory: Inventory, folder_pools: Collection[str] = ()) -> capacity.Capacity:
     def pool_of(wanted: VolumeParameters) -> str:
         return wanted.volume_group or "vg"
 
-    (found,) = desired([storage_class], pool_of, inventory, [], HERE).values()
+    (found,) = desired([storage_class], pool_of, inventory, [], HERE, folder_pools).values()
     assert found.owners == ("node-uid",)
     assert found.maximum == found.capacity.available
     return found.capacity
 
 
 def test_a_class_is_offered_what_its_pool_has_less_the_reserve() -> None:
-    assert room(FAST, Inventory(pools=[VG])) == capacity.Capacity(NODE, "host-1", "fast", "vg", 500, 500, 10)
+    expected = capacity.Capacity(NODE, "host-1", "fast", "vg", 500, 500, 10, block=True)
+    assert room(FAST, Inventory(pools=[VG])) == expected
+
+
+def test_no_block_devices_are_offered_of_folders() -> None:
+    assert not room(FAST, Inventory(pools=[VG]), folder_pools=["vg"]).block
+    assert room(FAST, Inventory(pools=[VG]), folder_pools=["folders"]).block
+    assert not room(FAST, Inventory()).block
 
 
 def test_a_mirror_is_offered_the_size_that_fits_twice() -> None:
