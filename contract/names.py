@@ -15,6 +15,9 @@ CSI_FOLDER = "kubernetes.io~csi"
 CSI_MOUNT = "mount"
 """Folder in that of one volume, which the driver makes and mounts on."""
 
+CSI_DEVICES = "plugins/kubernetes.io/csi/volumeDevices/publish"
+"""Folder, below the kubelet's root, of the files that block volumes are shown on: <volume>/<pod uid>."""
+
 # Whom a StorageClass names. A CSIDriver object must be called like the provisioner for the stock scheduler to
 # honour capacity, and such a name can't hold a slash; the second name serves the clusters of elastic/local-volume.
 PROVISIONER = "elastic-local.volumes.k8s.elastic.co"

@@ -44,6 +44,10 @@ class NotAPodFolder(VolumeError):
     """The path is not one that the kubelet makes for a volume of ours, or a link stands on the way to it."""
 
 
+class WrongMode(VolumeError):
+    """A block volume is to be mounted as a filesystem, or the other way round."""
+
+
 class FolderMissing(VolumeError):
     """The kubelet's folder for the volume does not exist (any more)."""
 
@@ -105,6 +109,14 @@ class NoSnapshot(VolumeError):
 
 class InUse(VolumeError):
     """Somebody uses the volume, so it can't be unmounted or removed."""
+
+
+class NotABlockDevice(VolumeError):
+    """The storage has folders only, and the volume is to be a block device."""
+
+
+class BeingCleared(VolumeError):
+    """The volume is being overwritten before its first use. It goes on when asked again."""
 
 
 class BeingErased(VolumeError):

@@ -22,11 +22,28 @@ def is_block_device(path: Path) -> bool:
         return False
 
 
+def find(number: int) -> Path | None:
+    """The device of that number (st_rdev), by the kernel's name for it. None: there is none."""
+    try:
+        return Path("/dev", Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve(strict=True).name)
+    except FileNotFoundError:
+        return None
+
+
 def size(device: Path) -> int:
     """Bytes: where a block device ends. Raises OSError."""
     descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.lseek(descriptor, 0, os.SEEK_END)
+    finally:
+        os.close(descriptor)
+
+
+def flush(device: Path) -> None:
+    """What was written to the device is on the disk. Blocks. Raises OSError."""
+    descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

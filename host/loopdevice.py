@@ -18,6 +18,7 @@ from pathlib import Path
 
 _CONTROL = "/dev/loop-control"
 _LOOP_CLR_FD = 0x4C01
+_LOOP_SET_STATUS64 = 0x4C04
 _LOOP_GET_STATUS64 = 0x4C05
 _LOOP_SET_CAPACITY = 0x4C07
 _LOOP_CONFIGURE = 0x4C0A
@@ -112,6 +113,30 @@ def attach(file: Path) -> Path:
     descriptor, device = _open_attached(file) or _attach(file, _DIRECT_IO)
     os.close(descriptor)
     return device
+
+
+def keep(device: Path) -> None:
+    """The device stays when nobody uses it, until `let_go`. Raises OSError."""
+    _set_autoclear(device, False)
+
+
+def let_go(device: Path) -> None:
+    """The device goes with its last user, at once if there is none. Raises OSError."""
+    _set_autoclear(device, True)
+
+
+def _set_autoclear(device: Path, automatic: bool) -> None:
+    with _opened(device, os.O_RDONLY) as descriptor:
+        info = _Info()
+        fcntl.ioctl(descriptor, _LOOP_GET_STATUS64, info)
+        info.lo_flags = info.lo_flags | _AUTOCLEAR if automatic else info.lo_flags & ~_AUTOCLEAR
+        fcntl.ioctl(descriptor, _LOOP_SET_STATUS64, info)
+
+
+def is_loop(device: Path) -> bool:
+    """Whether it is a loop device that something is attached to."""
+    number = device.stat().st_rdev
+    return Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/loop").exists()
 
 
 def detach(device: Path) -> None:

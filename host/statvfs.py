@@ -9,12 +9,12 @@ class FilesystemUsage:
     """Sizes in bytes."""
 
     size: int
-    used: int
-    available: int
+    used: int = 0
+    available: int = 0
     """To a user who is not root."""
-    inodes: int
+    inodes: int = 0
     """0: the filesystem has no fixed number of them (btrfs)."""
-    inodes_used: int
+    inodes_used: int = 0
 
 
 def usage(descriptor: int) -> FilesystemUsage:

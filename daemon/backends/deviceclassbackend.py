@@ -62,8 +62,8 @@ class DeviceClassBackend:
         self._distinct = list({id(member): member for member in members.values()}.values())
         self._lvm = next((member for member in self._distinct if isinstance(member, LvmBackend)), None)
 
-    def on_device(self, volume: Volume) -> bool:
-        return self._holder(volume.pool).on_device(volume)
+    def on_device(self, pool: str) -> bool:
+        return self._holder(pool).on_device(pool)
 
     def pool_of(self, parameters: VolumeParameters) -> str:
         member = self._members.get(parameters.device_class)
@@ -102,7 +102,7 @@ class DeviceClassBackend:
     async def clone_sharing_blocks(self, spec: VolumeSpec, source: Volume) -> Volume | None:
         """Folders say themselves that they can't be copied, also when the copy would be on a device."""
         maker, holder = self._maker(spec), self._holder(source.pool)
-        return await (maker if holder.on_device(source) else holder).clone_sharing_blocks(spec, source)
+        return await (maker if holder.on_device(source.pool) else holder).clone_sharing_blocks(spec, source)
 
     def snapshot_storage(self, pool: str) -> SnapshotStorage | None:
         return self._holder(pool).snapshot_storage(pool)

@@ -28,7 +28,7 @@ class FolderBackend(FilesBackend):
     POOL = FILE_POOLS[BINDMOUNT]
     SUFFIX = ".folder"
 
-    def on_device(self, volume: Volume) -> bool:
+    def on_device(self, pool: str) -> bool:
         return False
 
     async def clone_sharing_blocks(self, spec: VolumeSpec, source: Volume) -> Volume | None:

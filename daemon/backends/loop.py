@@ -29,7 +29,7 @@ class LoopBackend(FilesBackend):
     BLOCK = 4096
     """So that filesystems with any block size use all of an image."""
 
-    def on_device(self, volume: Volume) -> bool:
+    def on_device(self, pool: str) -> bool:
         return True
 
     async def clone_sharing_blocks(self, spec: VolumeSpec, source: Volume) -> Volume | None:
@@ -99,6 +99,9 @@ class LoopBackend(FilesBackend):
     def _refuse_in_use(self, pv: str) -> None:
         image = self._data(pv)
         device = loopdevice.find(image) if image.exists() else None
+        if device:  # kept for a block volume that was not staged to the end
+            loopdevice.let_go(device)
+            device = loopdevice.find(image)
         if device:
             raise InUse(f"volume {pv} is still in use as {device}: stop what uses it")
 

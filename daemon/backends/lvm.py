@@ -51,7 +51,7 @@ class LvmBackend:
         self._extent_sizes: dict[str, int] = {}
         """By group, as last reported: with them the size of a new volume is known without asking for it."""
 
-    def on_device(self, volume: Volume) -> bool:
+    def on_device(self, pool: str) -> bool:
         return True
 
     def pool_of(self, parameters: VolumeParameters) -> str:

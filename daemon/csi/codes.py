@@ -13,6 +13,7 @@ from daemon.errors import VolumeError
 
 _CODES: dict[type[VolumeError], Status] = {
     errors.NotAPodFolder: Status.INVALID_ARGUMENT,
+    errors.WrongMode: Status.INVALID_ARGUMENT,
     errors.NoSuchVolume: Status.NOT_FOUND,
     errors.VolumeNotFound: Status.NOT_FOUND,
     errors.FolderMissing: Status.NOT_FOUND,
@@ -20,6 +21,7 @@ _CODES: dict[type[VolumeError], Status] = {
     errors.Undecided: Status.UNAVAILABLE,
     errors.ApiUnavailable: Status.UNAVAILABLE,
     errors.ClusterUnknown: Status.UNAVAILABLE,
+    errors.BeingCleared: Status.ABORTED,
     errors.NoSpace: Status.RESOURCE_EXHAUSTED,
     errors.PoolFull: Status.RESOURCE_EXHAUSTED,
     errors.NotGranted: Status.OUT_OF_RANGE,

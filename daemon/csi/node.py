@@ -14,7 +14,7 @@ from grpclib import GRPCError, Status
 from grpclib.server import Stream
 
 from contract import names
-from contract.volume import CSI
+from contract.volume import BLOCK, CSI, FILESYSTEM
 from daemon.csi import codes
 from daemon.csi.codes import invalid
 from daemon.csi.proto.csi_grpc import NodeBase
@@ -41,9 +41,10 @@ from daemon.csi.proto.csi_pb2 import (
     VolumeCondition,
     VolumeUsage,
 )
-from daemon.errors import VolumeError
+from daemon.errors import NotAPodFolder, VolumeError
 from daemon.kubelet.authorization import PodHint
 from daemon.kubelet.mounter import Mounter
+from daemon.kubelet.poddevice import PodDevice
 from daemon.kubelet.podfolder import PodFolder
 from host.statvfs import FilesystemUsage
 from kube.records import Node
@@ -99,8 +100,8 @@ class NodeService(NodeBase):
     async def NodeStageVolume(self, stream: Stream[NodeStageVolumeRequest, NodeStageVolumeResponse]) -> None:
         async def stage(request: NodeStageVolumeRequest) -> NodeStageVolumeResponse:
             _check_path("staging_target_path", request.staging_target_path)
-            _check_capability(request.volume_capability)
-            await self._mounter.stage(_volume_id(request.volume_id))
+            mode = _volume_mode(request.volume_capability)
+            await self._mounter.stage(_volume_id(request.volume_id), mode)
             return NodeStageVolumeResponse()
 
         await self._answer("NodeStageVolume", stream, stage)
@@ -116,12 +117,14 @@ class NodeService(NodeBase):
     async def NodePublishVolume(self, stream: Stream[NodePublishVolumeRequest, NodePublishVolumeResponse]) -> None:
         async def publish(request: NodePublishVolumeRequest) -> NodePublishVolumeResponse:
             _check_path("staging_target_path", request.staging_target_path)
-            _check_capability(request.volume_capability)
+            block = _volume_mode(request.volume_capability) == BLOCK
             context = request.volume_context
             if context.get(_EPHEMERAL) == "true":
                 raise invalid("a volume written into a pod (CSI ephemeral inline) is not served: use a claim")
             hint = PodHint(context.get(_POD_NAMESPACE, ""), context.get(_POD_NAME, ""))
-            folder = self._folder(request.volume_id, request.target_path)
+            folder = self._target(request.volume_id, request.target_path)
+            if isinstance(folder, PodDevice) != block:
+                raise invalid("volume_capability and target_path are of different volume modes")
             await self._mounter.mount(folder, hint, read_only=request.readonly)
             return NodePublishVolumeResponse()
 
@@ -131,25 +134,20 @@ class NodeService(NodeBase):
         self, stream: Stream[NodeUnpublishVolumeRequest, NodeUnpublishVolumeResponse]
     ) -> None:
         async def unpublish(request: NodeUnpublishVolumeRequest) -> NodeUnpublishVolumeResponse:
-            await self._mounter.unmount(self._folder(request.volume_id, request.target_path))
+            await self._mounter.unmount(self._target(request.volume_id, request.target_path))
             return NodeUnpublishVolumeResponse()
 
         await self._answer("NodeUnpublishVolume", stream, unpublish)
 
     async def NodeGetVolumeStats(self, stream: Stream[NodeGetVolumeStatsRequest, NodeGetVolumeStatsResponse]) -> None:
         async def stats(request: NodeGetVolumeStatsRequest) -> NodeGetVolumeStatsResponse:
-            folder = self._folder(request.volume_id, request.volume_path)
+            folder = self._target(request.volume_id, request.volume_path)
             usage = await self._state.usage(folder.name, folder)
             wrong = self._state.condition(folder.name)
             return NodeGetVolumeStatsResponse(
                 usage=[
                     VolumeUsage(unit=VolumeUsage.BYTES, total=usage.size, used=usage.used, available=usage.available),
-                    VolumeUsage(
-                        unit=VolumeUsage.INODES,
-                        total=usage.inodes,
-                        used=usage.inodes_used,
-                        available=usage.inodes - usage.inodes_used,
-                    ),
+                    *([_inodes(usage)] if usage.inodes else []),
                 ],
                 volume_condition=VolumeCondition(abnormal=bool(wrong), message=wrong or "healthy"),
             )
@@ -189,10 +187,15 @@ class NodeService(NodeBase):
 
         await self._answer("NodeGetInfo", stream, info)
 
-    def _folder(self, volume_id: str, path: str) -> PodFolder:
-        """The pod's folder of that volume. The kubelet names it by the PersistentVolume, as it does the volume."""
+    def _target(self, volume_id: str, path: str) -> PodFolder:
+        """Where a pod finds that volume. The kubelet names it by the PersistentVolume, as it does the volume."""
         _check_path("the volume's path", path)
-        folder = PodFolder.parse(path, self._mounter.kubelet_root, CSI)
+        try:
+            folder = PodFolder.parse(path, self._mounter.kubelet_root, CSI)
+        except NotAPodFolder:
+            if f"/{names.CSI_DEVICES}/" not in path:
+                raise
+            folder = PodDevice.parse(path, self._mounter.kubelet_root)
         if folder.name != _volume_id(volume_id):
             raise invalid(f"{path[:300]!r} is not the folder of volume {volume_id[:253]!r}")
         return folder
@@ -233,6 +236,15 @@ async def _served(rpc: str, serve: Callable[[Request], Awaitable[object]], reque
         ) from fault
 
 
+def _inodes(usage: FilesystemUsage) -> VolumeUsage:
+    return VolumeUsage(
+        unit=VolumeUsage.INODES,
+        total=usage.inodes,
+        used=usage.inodes_used,
+        available=usage.inodes - usage.inodes_used,
+    )
+
+
 def _volume_id(text: str) -> str:
     if not text:
         raise invalid("volume_id is missing")
@@ -246,11 +258,11 @@ def _check_path(field: str, text: str) -> None:
         raise invalid(f"{field} must be an absolute path")
 
 
-def _check_capability(capability: VolumeCapability) -> None:
-    """Raises GRPCError for what a volume on one node can't be."""
-    if capability.WhichOneof("access_type") is None:
+def _volume_mode(capability: VolumeCapability) -> str:
+    """FILESYSTEM or BLOCK. Raises GRPCError for a capability that is not whole."""
+    kind = capability.WhichOneof("access_type")
+    if kind is None:
         raise invalid("volume_capability is missing, or has neither block nor mount")
     if capability.access_mode.mode == _MODE.UNKNOWN:
         raise invalid("volume_capability has no access_mode")
-    if capability.WhichOneof("access_type") == "block":
-        raise invalid("volumeMode Block is not served: use volumeMode Filesystem")
+    return BLOCK if kind == "block" else FILESYSTEM

@@ -24,9 +24,10 @@ import re
 from dataclasses import dataclass
 
 from contract import volume as contract_volume
-from contract.volume import CSI, PersistentVolume
+from contract.volume import BLOCK, CSI, PersistentVolume
 from daemon.cluster.nodevolumes import other_node
 from daemon.errors import NoSuchVolume, Refused, Undecided
+from daemon.kubelet.poddevice import PodDevice
 from daemon.kubelet.podfolder import PodFolder
 from kube.client import Cluster
 from kube.errors import ApiError, NotFound
@@ -75,6 +76,8 @@ def decide(
     mentions = _mentions(pod, volume)
     if volume is None or volume.claim is None or volume.source != folder.source or not mentions:
         raise (NoSuchVolume if volume is None else Refused)(_not_its_claim(folder, pod))
+    if isinstance(folder, PodDevice) != (volume.volume_mode == BLOCK):
+        raise Refused(f"volume {volume.name} has volumeMode {volume.volume_mode}, and is asked for as the other")
     check_claim(volume, claim)
     if all(mention.ephemeral for mention in mentions) and (claim is None or claim.controller != pod.uid):
         raise Refused(

@@ -17,7 +17,7 @@ from contract import quantity
 from contract.volume import CSI, PersistentVolume
 from daemon.cluster.nodevolumes import NodeAssigner, record_made, volume_spec
 from daemon.cluster.reconcile import GROWTH_FAILED
-from daemon.errors import NotGranted, Undecided, VolumeError
+from daemon.errors import NotGranted, Undecided, VolumeError, WrongMode
 from daemon.kubelet.authorization import Authorization, Authorizer, PodHint
 from daemon.kubelet.podfolder import PodFolder
 from daemon.storage.inventory import Volume
@@ -105,11 +105,15 @@ class Mounter:
             with _about(authorization):
                 return await self._expand(context, authorization.volume, size)
 
-    async def stage(self, name: str) -> None:
-        """The CSI volume of that name is on this node, made and ready to be mounted in a pod."""
+    async def stage(self, name: str, mode: str) -> None:
+        """The CSI volume of that name, and of that volume mode, is on this node, made and ready to be mounted in a
+        pod."""
         with about(volume=name):
             context = await self._wait_for_context()
-            pv = await context.assigner.assign(await context.authorizer.authorize_staging(name))
+            pv = await context.authorizer.authorize_staging(name)
+            if pv.volume_mode != mode:
+                raise WrongMode(f"volume {name} has volumeMode {pv.volume_mode}, and is asked for as {mode}")
+            pv = await context.assigner.assign(pv)
             await self._ensure_made(context, pv, volume_spec(pv))
 
     async def unstage(self, name: str) -> None:

@@ -18,16 +18,16 @@ from contract.volume import CSI, FLEX_VOLUME
 from daemon.errors import BackendFailed, FolderMissing, NotAPodFolder
 
 # The API server makes UUIDs; a pod from a file on the node has 32 hexadecimal digits (pkg/kubelet/config/common.go).
-_POD_UID = r"(?P<uid>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32})"
+POD_UID = r"(?P<uid>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32})"
 _LABEL = r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?"
-_NAME = rf"(?P<name>{_LABEL}(?:\.{_LABEL})*)"
-_LONGEST_NAME = 253  # of a DNS-1123 subdomain, which the names of PersistentVolumes are
+NAME = rf"(?P<name>{_LABEL}(?:\.{_LABEL})*)"
+LONGEST_NAME = 253  # of a DNS-1123 subdomain, which the names of PersistentVolumes are
 _PLUGINS = {FLEX_VOLUME: names.DRIVER_FOLDER, CSI: names.CSI_FOLDER}
 _LAST = {FLEX_VOLUME: (), CSI: (names.CSI_MOUNT,)}
 """What follows the name."""
 _BELOW_ROOT = {
     source: re.compile(
-        rf"/pods/{_POD_UID}/volumes/{re.escape(plugin)}/{'/'.join((_NAME, *_LAST[source]))}",
+        rf"/pods/{POD_UID}/volumes/{re.escape(plugin)}/{'/'.join((NAME, *_LAST[source]))}",
         re.ASCII,
     )
     for source, plugin in _PLUGINS.items()
@@ -58,7 +58,7 @@ class PodFolder:
         resolved = os.path.realpath(kubelet_root)
         for root in (str(kubelet_root), resolved):
             match = _BELOW_ROOT[source].fullmatch(text.removeprefix(root)) if text.startswith(root) else None
-            if match and len(match["name"]) <= _LONGEST_NAME:
+            if match and len(match["name"]) <= LONGEST_NAME:
                 return cls(Path(resolved), match["uid"], match["name"], source)
         raise NotAPodFolder(
             f"{text[:300]!r} is not a folder that the kubelet makes for a volume of {_PLUGINS[source]} below "

@@ -34,9 +34,9 @@ class Backend(Protocol):
     """One kind of storage of one node. Errors are those of daemon.errors; a tool that fails in a way nobody foresaw,
     or runs out of its time, is BackendFailed."""
 
-    def on_device(self, volume: Volume) -> bool:
-        """True: it is a block device, to be formatted and mounted. False: it is a folder, to be bound, and nothing
-        limits its size."""
+    def on_device(self, pool: str) -> bool:
+        """True: volumes of that pool are block devices, to be formatted and mounted. False: they are folders, to be
+        bound, and nothing limits their size."""
         ...
 
     def pool_of(self, parameters: VolumeParameters) -> str:

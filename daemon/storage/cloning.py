@@ -23,9 +23,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from contract import quantity
-from contract.filesystems import CLONABLE
+from contract.filesystems import CLONABLE, RAW
 from daemon.errors import NoSnapshot, NotCloned
 from daemon.storage.backend import Backend
+from daemon.storage.blockdevices import BlockDevices
 from daemon.storage.disks import Disks, disk_of, place_of
 from daemon.storage.filesystems import Filesystems
 from daemon.storage.freespace import FreeSpace
@@ -66,6 +67,7 @@ class VolumeCloner:
         queue: VolumeQueue,
         may_clone: Callable[[str, str], bool],
         disks: Disks,
+        block_devices: BlockDevices,
     ) -> None:
         self._backend = backend
         self._cache = cache
@@ -76,6 +78,7 @@ class VolumeCloner:
         self._queue = queue
         self._may_clone = may_clone
         self._disks = disks
+        self._block_devices = block_devices
         self._thawed = False
 
     async def thaw(self) -> None:
@@ -113,8 +116,7 @@ class VolumeCloner:
         if found.record.filesystem != spec.parameters.filesystem or found.record.filesystem not in CLONABLE:
             raise NotCloned(
                 f"volume {spec.pv} with {spec.parameters.filesystem} can't be a copy of {name} with "
-                f"{found.record.filesystem}: copies are made of {' and '.join(CLONABLE)}, and have the "
-                "same"
+                f"{found.record.filesystem}: copies are made of {', '.join(CLONABLE)}, and have the same"
             )
         return found
 
@@ -161,17 +163,18 @@ class VolumeCloner:
         """The volume, and the snapshot to be copied to it. Without one, it is copied."""
         source = await self._sound_source(spec)
         staged = await asyncio.to_thread(self._staging.mounted, source.pv)
-        if staged:
+        if source.record.filesystem == RAW:
+            await self._block_devices.flush(source)
+        elif staged:
             await self._disks.at(source.pv, functools.partial(freezing.flush, Path(staged.path)))
         async with self._free_space.reserve(spec, partial.size if partial else 0) as taken:
             try:
                 snapshot = await self._snapshots.create(source)
             except NoSnapshot as why:
-                if staged and source.size > FROZEN_SIZE:
+                if staged and (source.size > FROZEN_SIZE or source.record.filesystem == RAW):
                     raise NotCloned(
-                        f"volume {source.pv} is in use, and with {quantity.humane(source.size)} too large to be held "
-                        f"still while it is copied; there can be no snapshot of it, because {why}: stop the pods that "
-                        f"use it until volume {spec.pv} is made"
+                        f"volume {source.pv} is in use, and {_not_frozen(source)} while it is copied; there can be no "
+                        f"snapshot of it, because {why}: stop the pods that use it until volume {spec.pv} is made"
                     ) from why
                 volume = await self._target(spec, partial, taken)
             else:
@@ -266,6 +269,12 @@ class VolumeCloner:
         folder = await self._disks.at(volume.pv, functools.partial(self._staging.make_folder, volume.pv))
         async with self._backend.device(volume) as device:
             await filesystem.renew_uuid(volume.record.filesystem, device, folder)
+
+
+def _not_frozen(volume: Volume) -> str:
+    if volume.record.filesystem == RAW:
+        return "a block device can't be held still"
+    return f"with {quantity.humane(volume.size)} too large to be held still"
 
 
 async def _copy(source: Path, target: Path, volume: Volume, deadline: float) -> None:

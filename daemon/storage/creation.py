@@ -6,8 +6,10 @@ is given out as it is or refused. What was ready once and is not there is lost, 
 
 from dataclasses import replace
 
-from daemon.errors import BeingErased, ClusterUnknown, Foreign, Lost, PoolMissing
+from contract.filesystems import RAW
+from daemon.errors import BeingErased, ClusterUnknown, Foreign, Lost, NotABlockDevice, PoolMissing
 from daemon.storage.backend import Backend
+from daemon.storage.blockdevices import BlockDevices
 from daemon.storage.cloning import VolumeCloner
 from daemon.storage.deletionguard import DeletionGuard
 from daemon.storage.disks import Disks
@@ -31,6 +33,7 @@ class VolumeCreator:
         cloning: VolumeCloner,
         guard: DeletionGuard,
         disks: Disks,
+        block_devices: BlockDevices,
     ) -> None:
         self._backend = backend
         self._cache = cache
@@ -39,6 +42,7 @@ class VolumeCreator:
         self._cloner = cloning
         self._guard = guard
         self._disks = disks
+        self._block_devices = block_devices
 
     async def ensure_created(self, spec: VolumeSpec) -> Volume:
         """The volume, ready to be mounted, with what the PersistentVolume says of it now."""
@@ -78,6 +82,8 @@ class VolumeCreator:
             await self._guard.check_format(spec, partial=volume)
             if spec.original is not None:
                 return await self._clone(spec, partial=volume)
+            if spec.parameters.filesystem == RAW:
+                return await self._create_device(spec, partial=volume)
             pool = volume.pool if volume else self._backend.pool_of(spec.parameters)
             async with self._disks.load(pool):
                 return await self._create_and_format(spec, partial=volume)
@@ -95,9 +101,30 @@ class VolumeCreator:
         await self._filesystems.make(volume, spec.parameters)
         return await self._cache.rewrite(volume, spec.record(VolumeState.READY))
 
+    async def _create_device(self, spec: VolumeSpec, partial: Volume | None) -> Volume:
+        """The same, as a block device that shows nobody's data."""
+        pool = partial.pool if partial else self._backend.pool_of(spec.parameters)
+        if not self._backend.on_device(pool):
+            raise NotABlockDevice(
+                f"volume {spec.pv} is to be a block device, and {pool} of this node has folders only: use volumeMode "
+                "Filesystem, or a class of another device class"
+            )
+        if partial is None:
+            async with self._disks.load(pool), self._free_space.reserve(spec, 0) as taken:
+                with self._cache.changing(spec.pv):
+                    partial = await self._backend.create(spec)
+                    self._cache.put(partial, taken)
+        volume = await self._block_devices.ensure_clear(partial)
+        return await self._cache.rewrite(volume, replace(volume.record, state=VolumeState.READY))
+
     async def _clone(self, spec: VolumeSpec, partial: Volume | None) -> Volume:
         """The same, as a copy."""
         volume = await self._cloner.clone(spec, partial)
+        if spec.parameters.filesystem == RAW:
+            copied = min(self._cloner.source(spec).size, volume.size)
+            volume = await self._cache.rewrite(volume, replace(volume.record, cleared=copied))
+            volume = await self._block_devices.ensure_clear(volume)
+            return await self._cache.rewrite(volume, replace(volume.record, state=VolumeState.READY))
         async with self._disks.load(volume.pool):
             await self._cloner.renew_uuid(volume)
         return await self._cache.rewrite(volume, spec.record(VolumeState.READY))

@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from contract.filesystems import RAW
 from contract.parameters import VolumeParameters
 from daemon.errors import BackendFailed, MountRefused, VolumeError
 from daemon.storage.backend import Backend
@@ -62,7 +63,7 @@ class Filesystems:
         """The volume at its staging path. Returns why its filesystem is smaller than the volume, if it is."""
         path = await self._disks.at(volume.pv, partial(self._staging.make_folder, volume.pv))
         async with self._backend.device(volume) as source:
-            if not self._backend.on_device(volume):
+            if not self._backend.on_device(volume.pool):
                 bind = partial(mounting.bind, source, path, add=Attribute.NOSUID | Attribute.NODEV)
                 await self._disks.at(volume.pv, bind)
                 return None
@@ -148,5 +149,5 @@ class Filesystems:
     async def grow(self, volume: Volume) -> None:
         """It fills its device, if it is mounted. If it isn't, the next mount sees to that."""
         staged = await asyncio.to_thread(self._staging.mounted, volume.pv)
-        if staged is not None and self._backend.on_device(volume):
+        if staged is not None and volume.record.filesystem != RAW and self._backend.on_device(volume.pool):
             await filesystem.grow(volume.record.filesystem, Path(staged.source), Path(staged.path))

@@ -22,6 +22,7 @@ _AUTOEXTEND = "thin-pool-autoextend"
 _SNAPSHOT_OF = "snapshot-of"
 _CLUSTER = "cluster"
 _GROWING = "growing"
+_CLEARED = "cleared"
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 """Names of PersistentVolumes are DNS subdomains. They become names of logical volumes and of files, so no more."""
@@ -68,6 +69,8 @@ class Record:
     cluster: str = ""
     """Uid of the namespace kube-system of the cluster that it belongs to. Empty: it was made by a daemon that did not
     ask, and is marked as soon as a PersistentVolume of its uid is seen."""
+    cleared: int = 0
+    """Of a block volume: bytes from its beginning in which is nothing that others wrote (see blockdevices)."""
     growing: bool = False
     """Its filesystem, which was sound, is being grown while it is not mounted: a process that was killed meanwhile has
     left it half done (daemon.storage.filesystems)."""
@@ -114,6 +117,7 @@ class Record:
             **({_AUTOEXTEND: str(self.thin_pool_autoextend)} if self.thin_pool_autoextend else {}),
             **({_SNAPSHOT_OF: self.snapshot_of} if self.snapshot_of else {}),
             **({_CLUSTER: self.cluster} if self.cluster else {}),
+            **({_CLEARED: str(self.cleared)} if self.filesystem == RAW else {}),
             **({_GROWING: "yes"} if self.growing else {}),
         }
 
@@ -187,6 +191,7 @@ def from_fields(fields: Mapping[str, object]) -> Record | None:
         thin_pool_autoextend=_number(fields, _AUTOEXTEND),
         snapshot_of=str(fields.get(_SNAPSHOT_OF, "")),
         cluster=cluster,
+        cleared=_number(fields, _CLEARED) if text["filesystem"] == RAW else 0,
         growing=_GROWING in fields,
     )
 

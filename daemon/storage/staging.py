@@ -16,7 +16,7 @@ from typing import Protocol
 
 from contract import names
 from daemon.errors import BackendFailed, FolderMissing, InUse, Occupied, VolumeNotFound
-from host import mounting, mounttable, ownfolder, statvfs
+from host import blockdevice, loopdevice, mounting, mounttable, ownfolder, statvfs
 from host.mounting import Attribute
 from host.mounttable import Mount
 from host.statvfs import FilesystemUsage
@@ -29,6 +29,9 @@ _UNUSABLE = 0o000
 
 _OF_STAGING = {Attribute.NOSUID: "nosuid", Attribute.NODEV: "nodev"}
 """What the staging mount has and a pod's has only if its class says so, in the words of mount(8)."""
+
+_NODES = ("devtmpfs", "tmpfs", "ramfs")
+"""Filesystems that nodes of devices are in. None of them has a disk that may hang."""
 
 _UNWRITABLE = frozenset({"ro", "emergency_ro"})
 """Options of a filesystem. ext4 shows the second one since Linux 6.15 when it stopped itself."""
@@ -72,13 +75,30 @@ class Staging:
             self.path(pv).mkdir(mode=_UNUSABLE)
         return self.path(pv)
 
+    def stage_device(self, pv: str, device: Path) -> None:
+        """The node of a block device is on the staging path, and the device stays. Raises BackendFailed when another
+        one is there that is in use."""
+        if self.mounted(pv) is not None:
+            if self.path(pv).stat().st_rdev == device.stat().st_rdev:
+                return
+            self.release(pv)  # it was the number of another device when that was staged
+        ownfolder.establish(self._root)
+        os.close(os.open(self.path(pv), os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _UNUSABLE))
+        if loopdevice.is_loop(device):
+            loopdevice.keep(device)
+        mounting.bind(device, self.path(pv), add=Attribute.NOSUID | Attribute.NODEV)
+
     def mounted(self, pv: str) -> Mount | None:
         """The staging mount of the volume."""
         return top(mounttable.read(), self.path(pv))
 
     def folders(self) -> list[Path]:
-        """Where volumes are mounted now."""
-        return [Path(mount.path) for mount in mounttable.read() if Path(mount.path).parent == self._root]
+        """Where filesystems of volumes are mounted now."""
+        return [
+            Path(mount.path)
+            for mount in mounttable.read()
+            if Path(mount.path).parent == self._root and not is_device(mount)
+        ]
 
     def read_only(self) -> frozenset[str]:
         """Volumes whose filesystem the kernel made read-only: no class can ask for that (contract.filesystems)."""
@@ -95,7 +115,8 @@ class Staging:
         staged = top(table, self.path(pv))
         if staged is None:
             suffixes = (f"/{names.DRIVER_FOLDER}/{pv}", f"/{names.CSI_FOLDER}/{pv}/{names.CSI_MOUNT}")
-            return [mount for mount in table if mount.path.endswith(suffixes)]
+            published = f"/{names.CSI_DEVICES}/{pv}/"
+            return [mount for mount in table if mount.path.endswith(suffixes) or published in mount.path]
         return [mount for mount in table if is_part(mount, staged) and mount.path != staged.path]
 
     def idle(self) -> list[str]:
@@ -120,11 +141,14 @@ class Staging:
         if users:
             raise InUse(f"volume {pv} is mounted at {users[0].path}: delete the pod that uses it")
         path = self.path(pv)
-        _unmount_all(path, path, pv)
+        with _device_let_go(path) if is_device(self.mounted(pv)) else contextlib.nullcontext():
+            _unmount_all(path, path, pv)
         try:
             path.rmdir()
         except FileNotFoundError:
             pass
+        except NotADirectoryError:
+            path.unlink()
         except OSError as error:
             log.warning("can't remove the staging folder %s: %s", path, error.strerror, extra={"volume": pv})
 
@@ -170,6 +194,8 @@ class Staging:
         if staged is None or shown is None or not is_same(shown, staged):
             raise VolumeNotFound(f"volume {pv} is not mounted at {target.path}")
         with target.open() as folder:
+            if is_device(staged):
+                return FilesystemUsage(size=blockdevice.size(Path(f"/proc/self/fd/{folder}")))
             return statvfs.usage(folder)
 
     def unbind(self, target: TargetPath) -> None:
@@ -180,7 +206,7 @@ class Staging:
     @contextlib.contextmanager
     def _opened(self, pv: str, staged: Mount) -> Iterator[int]:
         """The root of the staging mount, and not of what else the path may lead to."""
-        descriptor = os.open(self.path(pv), os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(self.path(pv), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             if f"mnt_id:\t{staged.id}\n" not in Path(f"/proc/self/fdinfo/{descriptor}").read_text():
                 raise BackendFailed(f"the mount at {self.path(pv)} changed while volume {pv} was mounted: try again")
@@ -192,6 +218,20 @@ class Staging:
 def top(table: Sequence[Mount], path: Path) -> Mount | None:
     """What one sees at `path` when it is a mount point: the last of those stacked there."""
     return next((mount for mount in reversed(table) if mount.path == str(path)), None)
+
+
+def is_device(mount: Mount | None) -> bool:
+    """Whether it shows the node of a block device, and no filesystem of its own."""
+    return mount is not None and mount.filesystem in _NODES and blockdevice.is_block_device(Path(mount.path))
+
+
+@contextlib.contextmanager
+def _device_let_go(path: Path) -> Iterator[None]:
+    """The loop device whose node is here, if it is one, goes with its last user."""
+    number = path.stat().st_rdev
+    yield
+    if (device := blockdevice.find(number)) and loopdevice.is_loop(device):
+        loopdevice.let_go(device)
 
 
 def is_same(one: Mount, other: Mount) -> bool:

@@ -19,8 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from contract.filesystems import RAW
 from daemon.errors import BackendFailed, Damaged, InUse, Occupied, VolumeError
 from daemon.storage.backend import Backend
+from daemon.storage.blockdevices import BlockDevices
 from daemon.storage.cloning import VolumeCloner
 from daemon.storage.creation import VolumeCreator
 from daemon.storage.deletion import VolumeDeleter
@@ -96,7 +98,9 @@ class Volumes:
         self._hangs: dict[str, Unresponsive] = {}
         self._releasing: dict[str, Task[None]] = {}
         """Why the last operation on a volume got no answer."""
-        self._eraser = Eraser(backend, self._queue, self._cache.rewrite, Throttle(erase_rate), erasing, self._disks)
+        throttle = Throttle(erase_rate)
+        self._eraser = Eraser(backend, self._queue, self._cache.rewrite, throttle, erasing, self._disks)
+        self._block_devices = BlockDevices(backend, self._staging, self._disks, self._cache.rewrite, throttle)
         self._snapshots = Snapshots(
             backend, self._cache, self._free_space, self._eraser, guard, self._run_queued, self._cache.rewrite
         )
@@ -110,9 +114,17 @@ class Volumes:
             self._run_queued,
             may_clone,
             self._disks,
+            self._block_devices,
         )
         self._creator = VolumeCreator(
-            backend, self._cache, self._free_space, self._filesystems, self._cloner, guard, self._disks
+            backend,
+            self._cache,
+            self._free_space,
+            self._filesystems,
+            self._cloner,
+            guard,
+            self._disks,
+            self._block_devices,
         )
         self._deleter = VolumeDeleter(
             backend,
@@ -268,7 +280,9 @@ class Volumes:
         shortfall: VolumeError | None = None
         try:
             volume = await self._creator.ensure_created(spec)
-            if await to_thread(self._staging.mounted, spec.pv) is None:
+            if volume.record.filesystem == RAW:
+                await self._block_devices.stage(await self._block_devices.ensure_clear(volume))
+            elif await to_thread(self._staging.mounted, spec.pv) is None:
                 if volume.size < spec.size:
                     try:
                         volume = await self._ensure_size(volume, spec)
@@ -321,7 +335,7 @@ class Volumes:
             with self._cache.changing(spec.pv):
                 volume = await self._backend.extend(volume, spec.size)
                 self._cache.put(volume, taken)
-        return volume
+        return await self._block_devices.ensure_clear(volume)
 
     async def _enlarge(self, name: str) -> PoolExtension:
         await self._cache.refresh()

@@ -72,7 +72,7 @@ def holds_data(place: Path) -> bool:
 async def test_life_of_a_volume(kind: str, data: Path) -> None:
     backend = await started(kind, data)
     volume = await backend.create(SPEC)
-    assert volume.record == SPEC.record(VolumeState.FORMATTING if backend.on_device(volume) else VolumeState.READY)
+    assert volume.record == SPEC.record(VolumeState.FORMATTING if backend.on_device(volume.pool) else VolumeState.READY)
     assert volume.size == 8 * MIB
     volume = await backend.rewrite(volume, SPEC.record(VolumeState.READY))
     volume = await backend.rewrite(volume, replace(volume.record, policy="Retain"))

@@ -46,7 +46,7 @@ async def test_each_class_has_its_own_room(backend: DeviceClassBackend) -> None:
     plain = await backend.create(spec("b", "plain"))
     slow = await backend.create(spec("c", "default"))
     assert [fast.pool, plain.pool, slow.pool] == ["loop:fast", "folder:plain", "loop:slow"]
-    assert [backend.on_device(volume) for volume in (fast, plain, slow)] == [True, False, True]
+    assert [backend.on_device(volume.pool) for volume in (fast, plain, slow)] == [True, False, True]
     with pytest.raises(NoSpace):
         await backend.create(spec("d", "fast", 90 * MIB))
 

@@ -43,7 +43,7 @@ class Memory:
         self.gate.set()
         self.failure: Exception | None = None
 
-    def on_device(self, volume: Volume) -> bool:
+    def on_device(self, pool: str) -> bool:
         return False
 
     def pool_of(self, parameters: VolumeParameters) -> str:

@@ -1,0 +1,210 @@
+"""Volumes that are block devices to their pods: what is read from them, whose data is not, what stays of them."""
+
+import os
+import uuid
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from contract import names
+from contract.filesystems import RAW
+from contract.volume import Original
+from daemon.errors import BeingCleared, InUse, NotABlockDevice, Occupied
+from daemon.kubelet.poddevice import PodDevice
+from daemon.storage import blockdevices
+from daemon.storage.record import VolumeSpec, VolumeState
+from daemon.storage.volumes import Volumes
+from host import blockdevice, loopdevice
+from tests.node.volume_node import MIB, Node, image, on, started
+
+SECRET = b"another tenant's" * 4096  # 64 KiB
+
+
+def block_spec(node: Node, size: int = 16 * MIB, pv: str = "", **parameters: object) -> VolumeSpec:
+    spec = node.spec(size, pv=pv, **parameters)
+    return replace(spec, parameters=spec.parameters.as_block_device())
+
+
+def device_of(node: Node, pv: str = "", pod: str = "") -> PodDevice:
+    """Where a pod finds the volume, in the folder that the kubelet makes before it calls."""
+    kubelet = node.root / "kubelet"
+    path = kubelet / names.CSI_DEVICES / (pv or node.pv) / (pod or str(uuid.uuid4()))
+    path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+    device = PodDevice.parse(str(path), kubelet)
+    device.make()
+    return device
+
+
+def written(path: Path, data: bytes, offset: int = 0) -> None:
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.pwrite(descriptor, data, offset)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def content(path: Path) -> bytes:
+    """All of a device, from its disk and no cache."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        with os.fdopen(os.dup(descriptor), "rb") as file:
+            return file.read()
+    finally:
+        os.close(descriptor)
+
+
+async def filled_and_removed(node: Node, volumes: Volumes, size: int) -> None:
+    """A volume whose data stays where it was when it goes, as its class asks for."""
+    spec = block_spec(node, size, pv=f"pvc-{uuid.uuid4()}", erase="none")
+    device = device_of(node, spec.pv)
+    await volumes.mount(spec, device, read_only=False)
+    for offset in range(0, size, len(SECRET)):
+        written(device.path, SECRET, offset)
+    await volumes.unmount(device)
+    await node.reclaim(volumes, spec.pv)
+
+
+@on("loop", "lvm-thick", "lvm-thin")
+async def test_its_life(node: Node) -> None:
+    volumes = await started(node)
+    spec, device = block_spec(node), device_of(node)
+    assert (await volumes.mount(spec, device, read_only=False)).anew
+    assert blockdevice.is_block_device(device.path)
+    assert blockdevice.size(device.path) == 16 * MIB
+    assert (await volumes.usage(spec.pv, device)).size == 16 * MIB
+    assert not any(content(device.path))
+    written(device.path, b"mine", 8 * MIB)
+
+    daemon = await started(node)  # one that starts anew knows as much
+    assert not (await daemon.mount(spec, device, read_only=False)).anew
+    with pytest.raises(InUse):
+        await node.reclaim(daemon)
+    assert (await daemon.expand(replace(spec, size=24 * MIB))).size == 24 * MIB
+    assert blockdevice.size(device.path) == 24 * MIB
+    other = device_of(node)
+    await daemon.mount(spec, other, read_only=False)
+    await daemon.unmount(device)
+    device.remove()
+    assert content(other.path)[8 * MIB : 8 * MIB + 4] == b"mine"
+    await daemon.unmount(other)
+    assert node.mounts() == []
+    assert not (node.staging / node.pv).exists()
+
+    await daemon.mount(spec, other, read_only=False)
+    assert content(other.path)[8 * MIB : 8 * MIB + 4] == b"mine"
+    await daemon.unmount(other)
+    await node.reclaim(daemon)
+    assert node.mounts() == []
+    assert not daemon.inventory.volumes
+
+
+@on("lvm-thick")
+async def test_no_byte_of_it_is_anybody_elses(node: Node) -> None:
+    """Neither at its beginning nor in what it grows by, though the class of the one before erased nothing."""
+    volumes = await started(node)
+    await filled_and_removed(node, volumes, 48 * MIB)
+    spec, device = block_spec(node), device_of(node)
+    await volumes.mount(spec, device, read_only=False)
+    assert not any(content(device.path))
+    written(device.path, b"mine")
+    await volumes.expand(replace(spec, size=32 * MIB))
+    grown = content(device.path)
+    assert len(grown) == 32 * MIB
+    assert grown.startswith(b"mine")
+    assert not any(grown[4:])
+    await volumes.unmount(device)
+    await node.reclaim(volumes)
+
+
+@on("lvm-thick")
+async def test_clearing_goes_on_where_it_was(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In turns, between which nothing of the volume is shown."""
+    monkeypatch.setattr(blockdevices, "_TURN_SECONDS", 0)
+    volumes = await started(node)
+    spec, device = block_spec(node, 40 * MIB), device_of(node)
+    seen = []
+    for _ in range(10):
+        try:
+            await volumes.mount(spec, device, read_only=False)
+        except BeingCleared:
+            volume = volumes.inventory.volume(spec.pv)
+            assert volume
+            assert volume.record.state is VolumeState.FORMATTING
+            assert node.mounted_on(device) == []
+            seen.append(volume.record.cleared)
+            volumes = await started(node)
+        else:
+            break
+    assert seen == [16 * MIB, 32 * MIB]
+    volume = volumes.inventory.volume(spec.pv)
+    assert volume
+    assert (volume.record.filesystem, volume.record.cleared) == (RAW, 40 * MIB)
+    await volumes.unmount(device)
+
+
+@on("loop", "lvm-thick", "lvm-thin")
+async def test_a_copy(node: Node) -> None:
+    volumes = await started(node)
+    source, device = block_spec(node), device_of(node)
+    await volumes.mount(source, device, read_only=False)
+    written(device.path, SECRET, 4 * MIB)
+    if node.pool.startswith("loop"):
+        await volumes.unmount(device)  # a device in use is copied from a snapshot, which there is of LVM only
+    original = Original(source.pv, source.uid)
+    copy = replace(source, pv=f"pvc-{uuid.uuid4()}", uid="copy", size=24 * MIB, original=original)
+    shown = device_of(node, copy.pv)
+    await volumes.mount(copy, shown, read_only=False)
+    found = content(shown.path)
+    assert len(found) == 24 * MIB
+    assert found[4 * MIB : 4 * MIB + len(SECRET)] == SECRET
+    assert not any(found[4 * MIB + len(SECRET) :])
+    await volumes.unmount(shown)
+    await volumes.unmount(device)
+
+
+async def test_a_folder_is_none(folder_node: Node) -> None:
+    volumes = await started(folder_node)
+    with pytest.raises(NotABlockDevice, match="volumeMode Filesystem"):
+        await volumes.mount(block_spec(folder_node), device_of(folder_node), read_only=False)
+    assert not volumes.inventory.volumes
+
+
+@on("loop")
+async def test_the_loop_device_stays_its_own(node: Node) -> None:
+    """A node that nobody has open would come to show another file, as soon as its number is given out again."""
+    volumes = await started(node)
+    spec, device = block_spec(node), device_of(node)
+    await volumes.mount(spec, device, read_only=False)
+    attached = loopdevice.find(image(node))
+    assert attached
+    assert attached.stat().st_rdev == device.path.stat().st_rdev
+    await volumes.unmount(device)
+    assert loopdevice.find(image(node)) is None
+
+
+@on("loop")
+async def test_a_staged_node_of_another_device_is_not_shown(node: Node, tmp_path: Path) -> None:
+    volumes = await started(node)
+    spec, device = block_spec(node), device_of(node)
+    await volumes.mount(spec, device, read_only=False)
+    attached = loopdevice.find(image(node))
+    assert attached
+    loopdevice.let_go(attached)  # as an administrator's `losetup --detach`
+    foreign = tmp_path / "foreign"
+    foreign.write_bytes(SECRET)
+    descriptor, shown = loopdevice.hold(foreign)
+    try:
+        assert shown == attached
+        second = device_of(node)
+        with pytest.raises((InUse, Occupied)):
+            await volumes.mount(spec, second, read_only=False)
+        assert node.mounted_on(second) == []
+        await volumes.unmount(device)
+        await volumes.mount(spec, second, read_only=False)
+        assert not any(content(second.path))
+        await volumes.unmount(second)
+    finally:
+        os.close(descriptor)
