@@ -49,24 +49,25 @@ def space_for(
     before it in the order of names that can have theirs.
 
     Volumes with several legs need free space on several devices, which any other volume may take from them. So they
-    come first: nothing is taken that one of them, reserved and not made, may need. Who waits here waits for seconds.
+    come first: nothing is taken that one of them, reserved and not made, may need, and they yield to others only what
+    they don't need themselves. Who waits here waits for seconds.
     """
     here = [reservation for reservation in reservations if reservation.pool == pool.name]
     lacking = {reservation.pv: reservation.footprint - made.get(reservation.pv, 0) for reservation in here}
-    owed = sorted((name, more) for name, more in lacking.items() if more > 0)
-    room = pool.available(ratio)
-    if lacking.get(pv, 0) <= 0:
-        room -= sum(more for _, more in owed)
-    else:
-        for name, more in owed:
-            if name == pv:
-                break
-            if more <= room:
-                room -= more
     unmade = sorted(
         (replace(reservation, footprint=more) for reservation in here if (more := lacking[reservation.pv]) > 0),
         key=lambda reservation: reservation.pv,
     )
+    first = {reservation.pv for reservation in unmade if _finds_devices(pool, reservation)}
+    room = pool.available(ratio)
+    if lacking.get(pv, 0) <= 0:
+        room -= sum(reservation.footprint for reservation in unmade)
+    else:
+        for reservation in unmade:
+            if reservation.pv == pv:
+                break
+            if reservation.footprint <= room - (0 if pv not in first or reservation.pv in first else lacking[pv]):
+                room -= reservation.footprint
     return min(room, *_beside_legs(pv, pool, unmade, parameters), room)
 
 
@@ -80,10 +81,8 @@ def _beside_legs(pv: str, pool: Pool, unmade: list[Reservation], parameters: Vol
             if own is not None:
                 break  # of its own kind, those after it wait for it
             continue
-        possible = pool.placeable(reservation.parameters)
-        if possible is None or possible < reservation.footprint:
-            continue  # it finds its place anywhere, or nowhere
-        first.append(reservation)
+        if _finds_devices(pool, reservation):
+            first.append(reservation)
     for reservation in first:
         others = sum(pool.weight(reservation.parameters, each.parameters) * each.footprint for each in first)
         others -= pool.weight(reservation.parameters, reservation.parameters) * reservation.footprint
@@ -91,6 +90,12 @@ def _beside_legs(pv: str, pool: Pool, unmade: list[Reservation], parameters: Vol
         yield left // pool.weight(reservation.parameters, parameters)
     if own is not None:
         yield own - sum(pool.weight(parameters, each.parameters) * each.footprint for each in first)
+
+
+def _finds_devices(pool: Pool, reservation: Reservation) -> bool:
+    """Whether it needs space on several devices, and has it there. Others find their place anywhere, or nowhere."""
+    possible = pool.placeable(reservation.parameters)
+    return possible is not None and possible >= reservation.footprint
 
 
 class FreeSpace:

@@ -21,7 +21,7 @@ from tests.node.volume_node import MIB, Node, image, on, started
 SECRET = b"another tenant's" * 4096  # 64 KiB
 
 
-def block_spec(node: Node, size: int = 16 * MIB, pv: str = "", **parameters: object) -> VolumeSpec:
+def block_spec(node: Node, size: int = 16 * MIB, pv: str = "", **parameters: str) -> VolumeSpec:
     spec = node.spec(size, pv=pv, **parameters)
     return replace(spec, parameters=spec.parameters.as_block_device())
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from contract.parameters import RAID1, VolumeParameters
@@ -112,6 +112,7 @@ def test_mirrors_that_wait_for_each_other_are_made_in_the_order_of_their_names()
     assert beside("b", [60, 60], Reservation("a", "pool", 200, MIRROR), reservations[1], parameters=MIRROR) == 120
 
 
+@example([1, 1], [(2, False), (1, True)])
 @given(
     st.lists(st.integers(0, 50), min_size=2, max_size=4),
     st.lists(st.tuples(st.integers(1, 60), st.booleans()), max_size=4),
