@@ -1,4 +1,4 @@
-"""`adopt`: gives volumes that hold data back to Kubernetes. Shows what it would do, and does it when told so."""
+"""`adopt`: gives volumes that hold data back to Kubernetes. Shows what it would do, and does it with --yes."""
 
 import dataclasses
 from dataclasses import dataclass, replace
@@ -77,7 +77,7 @@ def _target_claim(named: list[str], claim: str | None, storage_class: str) -> Ta
 
 
 @dataclass(frozen=True)
-class _Found:
+class _View:
     backend: Backend
     tools: Lvm | None
     """None: this node's volumes are not LVM's."""
@@ -95,10 +95,10 @@ async def _adopt(
     here = thisnode.chosen()
     async with cluster(kubeconfig) as connected:
         async with patience("comparing this node with the API server"):
-            found = await _find(here, connected)
-            plans = adoption.chosen(await _plans(found, target, named), named)
+            view = await _find(here, connected)
+            plans = adoption.chosen(await _plans(view, target, named), named)
         if unknown := set(named) - {plan.volume for plan in plans}:
-            hidden = "".join(f"; {each.reason}" for each in found.inventory.unavailable)
+            hidden = "".join(f"; {each.reason}" for each in view.inventory.unavailable)
             raise Stop(
                 f"nothing is to be adopted under the name {', '.join(sorted(unknown))}: `elastic-local volumes` lists "
                 f"what this node has{hidden}"
@@ -106,17 +106,17 @@ async def _adopt(
         if yes:
             async with patience("adopting"):
                 for plan in plans:
-                    await _carry_out(plan, found, connected)
+                    await _carry_out(plan, view, connected)
         elif manifest:
             for plan in plans:
-                await _keep(plan, found)
+                await _keep(plan, view)
     return plans
 
 
-async def _find(here: Settings, connected: Cluster) -> _Found:
+async def _find(here: Settings, connected: Cluster) -> _View:
     read = [contract_volume.read(body) for body in await connected.list(VOLUMES)]
     backend = backend_of(here)
-    return _Found(
+    return _View(
         backend=backend,
         tools=Lvm(here.data_dir / "lvm") if any(each.kind == LVM for each in here.classes.values()) else None,
         inventory=await backend.inspect(),
@@ -126,23 +126,23 @@ async def _find(here: Settings, connected: Cluster) -> _Found:
     )
 
 
-async def _plans(found: _Found, target: TargetClaim | None, named: list[str]) -> list[Plan]:
-    mirrors = await _mirrors(found.tools) if found.tools else set()
+async def _plans(view: _View, target: TargetClaim | None, named: list[str]) -> list[Plan]:
+    mirrors = await _mirrors(view.tools) if view.tools else set()
     plans = [
         adoption.of_recorded(
-            volume, volume.pv in mirrors, found.volumes, found.node, target, found.cluster, named=volume.pv in named
+            volume, volume.pv in mirrors, view.volumes, view.node, target, view.cluster, named=volume.pv in named
         )
-        for volume in found.inventory.volumes
+        for volume in view.inventory.volumes
     ]
-    for foreign in found.inventory.foreign if found.tools else ():
-        if foreign.name in found.volumes:
+    for foreign in view.inventory.foreign if view.tools else ():
+        if foreign.name in view.volumes:
             device = Path("/dev", foreign.pool.split("/")[0], foreign.name)
             plans.append(
                 adoption.of_untagged(
                     Untagged(foreign.name, foreign.pool, foreign.size, await _signature(device)),
-                    found.volumes,
-                    found.node,
-                    found.cluster,
+                    view.volumes,
+                    view.node,
+                    view.cluster,
                 )
             )
     return [plan for plan in plans if plan is not None]
@@ -159,23 +159,23 @@ async def _signature(device: Path) -> str:
     return await blockdevice.signature(device)
 
 
-async def _keep(plan: Plan, found: _Found) -> None:
+async def _keep(plan: Plan, view: _View) -> None:
     """An orphan for which a PersistentVolume is about to be made must not be removed meanwhile. Others are not ours to
     change before the PersistentVolume is there."""
-    volume = found.inventory.volume(plan.volume)
-    if plan.manifest and volume and volume.record.cluster in ("", found.cluster):
-        await found.backend.rewrite(await _unchanged(volume, found), replace(volume.record, policy=RETAIN))
+    volume = view.inventory.volume(plan.volume)
+    if plan.manifest and volume and volume.record.cluster in ("", view.cluster):
+        await view.backend.rewrite(await _unchanged(volume, view), replace(volume.record, policy=RETAIN))
 
 
-async def _unchanged(volume: Volume, found: _Found) -> Volume:
+async def _unchanged(volume: Volume, view: _View) -> Volume:
     """As its disk shows it now."""
-    now = await found.backend.reread(volume)
+    now = await view.backend.reread(volume)
     if changed := differences(volume.record, now.record):
         raise Stop(f"volume {volume.pv} changed while it was looked at ({changed}): run the same command again")
     return now
 
 
-async def _carry_out(plan: Plan, found: _Found, connected: Cluster) -> None:
+async def _carry_out(plan: Plan, view: _View, connected: Cluster) -> None:
     """The record first: from then on nobody takes the volume for anything else, and a second run does the rest."""
     record = plan.record
     if plan.manifest:
@@ -189,10 +189,10 @@ async def _carry_out(plan: Plan, found: _Found, connected: Cluster) -> None:
             ) from error
         assert record is not None
         record = replace(record, uid=created["metadata"]["uid"])
-    if record and (volume := found.inventory.volume(plan.volume)):
-        await found.backend.rewrite(await _unchanged(volume, found), record)
-    elif record and found.tools:
-        (foreign,) = [each for each in found.inventory.foreign if each.name == plan.volume]
-        await found.tools.retag(foreign.pool.split("/")[0], plan.volume, add=record.to_tags())
+    if record and (volume := view.inventory.volume(plan.volume)):
+        await view.backend.rewrite(await _unchanged(volume, view), record)
+    elif record and view.tools:
+        (foreign,) = [each for each in view.inventory.foreign if each.name == plan.volume]
+        await view.tools.retag(foreign.pool.split("/")[0], plan.volume, add=record.to_tags())
     if plan.patch:
         await connected.patch(VOLUMES, plan.volume, plan.patch)

@@ -68,30 +68,30 @@ class TargetClaim:
     storage_class: str
 
 
-def of_untagged(found: Untagged, volumes: Mapping[str, PersistentVolume], node: Node, cluster: str) -> Plan | None:
+def of_untagged(untagged: Untagged, volumes: Mapping[str, PersistentVolume], node: Node, cluster: str) -> Plan | None:
     """None when no PersistentVolume of this driver has its name: then it is none of our business. `volumes` by name,
     `cluster` is the identity of the one that gets it."""
-    pv = volumes.get(found.name)
+    pv = volumes.get(untagged.name)
     if pv is None:
         return None
 
     def refuse(why: str) -> Plan:
-        return Plan(found.name, found.size, REFUSE, why)
+        return Plan(untagged.name, untagged.size, REFUSE, why)
 
     if why := _not_here(pv, node):
         return refuse(why)
-    if not found.signature:
+    if not untagged.signature:
         return refuse("nothing was ever written to it: delete its claim, a new one gets a new volume")
-    if found.signature != pv.filesystem or found.signature not in FILESYSTEMS:
-        return refuse(f"it holds {found.signature}, and its PersistentVolume says {pv.filesystem}")
+    if untagged.signature != pv.filesystem or untagged.signature not in FILESYSTEMS:
+        return refuse(f"it holds {untagged.signature}, and its PersistentVolume says {pv.filesystem}")
     record = Record(pv.name, pv.uid, reclaim_policy(pv), pv.filesystem, VolumeState.READY, cluster=cluster)
     return Plan(
-        found.name,
-        found.size,
+        untagged.name,
+        untagged.size,
         ADOPT,
         f"of elastic/local-volume, for claim {pv.claim or 'none'}",
         record,
-        adoption_patch(pv, NodeAssignment(node.name, node.hostname, found.pool)),
+        adoption_patch(pv, NodeAssignment(node.name, node.hostname, untagged.pool)),
     )
 
 

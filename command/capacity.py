@@ -48,13 +48,13 @@ async def _capacities(namespace: str, kubeconfig: str | None) -> list[Row]:
     """Of the namespace in which daemons publish: their account, too, may list them there."""
     async with patience("asking the API server"), cluster(kubeconfig) as connected:
         namespace = await nodeexec.namespace_of(connected, namespace)
-        found = [contract_capacity.read(body) for body in await connected.list(CAPACITIES, namespace)]
-    return rows(each for each in found if each is not None)
+        capacities = [contract_capacity.read(body) for body in await connected.list(CAPACITIES, namespace)]
+    return rows(each for each in capacities if each is not None)
 
 
 def rows(published: Iterable[Capacity]) -> list[Row]:
-    found = [
+    capacity_rows = [
         Row(each.node, each.hostname, each.storage_class, each.pool, each.allocatable, each.available)
         for each in published
     ]
-    return sorted(found, key=lambda row: (row.node, row.storage_class))
+    return sorted(capacity_rows, key=lambda row: (row.node, row.storage_class))

@@ -45,21 +45,21 @@ async def findings(cluster: Cluster, namespace: str, only_node: str = "") -> lis
     except ApiError as error:
         remedy = "kubectl get nodes"
         return [wrong("API server", f"it does not return {only_node or 'the nodes'}: {error}", remedy)]
-    found = [ok("API server", f"it knows {only_node or f'{len(nodes)} nodes'}"), *map(hostname, nodes)]
-    found += await _permissions(cluster, namespace)
+    results = [ok("API server", f"it knows {only_node or f'{len(nodes)} nodes'}"), *map(hostname, nodes)]
+    results += await _permissions(cluster, namespace)
     if not only_node:
-        found.append(await _driver_object(cluster))
+        results.append(await _driver_object(cluster))
     classes = [read_storage_class(body) for body in await cluster.list(CLASSES)]
     ours = [each for each in classes if each.provisioner in names.PROVISIONERS]
-    found += storage_classes(ours)
+    results += storage_classes(ours)
     if not only_node:
-        found.append(await _leader(cluster, namespace))
+        results.append(await _leader(cluster, namespace))
     published = [each for each in map(_published, await cluster.list(CAPACITIES, namespace)) if each is not None]
-    found += [capacity_of(node, ours, published, datetime.now(UTC), namespace) for node in nodes]
+    results += [capacity_of(node, ours, published, datetime.now(UTC), namespace) for node in nodes]
     if not only_node:
         volumes = [(contract_volume.read(body), body) for body in await cluster.list(VOLUMES)]
-        found.append(stuck([(pv, _age(body)) for pv, body in volumes if pv is not None], nodes))
-    return found
+        results.append(stuck([(pv, _age(body)) for pv, body in volumes if pv is not None], nodes))
+    return results
 
 
 def hostname(node: Node) -> Finding:
@@ -72,19 +72,19 @@ def hostname(node: Node) -> Finding:
 
 async def _permissions(cluster: Cluster, namespace: str) -> list[Finding]:
     me = await permissions.own_account(cluster, namespace)
-    found = []
+    results = []
     for account in [me] if me else permissions.ACCOUNTS:
         check = f"permissions of the {account}"
         try:
             absent = await permissions.missing(cluster, account, namespace, own=bool(me))
         except ApiError as error:
-            found.append(unknown(check, f"the API server does not answer: {error}", "ask as an administrator"))
+            results.append(unknown(check, f"the API server does not answer: {error}", "ask as an administrator"))
             continue
         if absent:
-            found.append(wrong(check, f"it may not {'; '.join(absent)}", "kubectl apply -k deploy/base"))
+            results.append(wrong(check, f"it may not {'; '.join(absent)}", "kubectl apply -k deploy/base"))
         else:
-            found.append(ok(check, "all that it needs"))
-    return found
+            results.append(ok(check, "all that it needs"))
+    return results
 
 
 async def _driver_object(cluster: Cluster) -> Finding:

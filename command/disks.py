@@ -109,12 +109,12 @@ def described(disks: Iterable[Disk]) -> str:
 
 def whole_disks() -> list[Path]:
     """The disks of this node, without those that are made of something else (loop, device-mapper, md)."""
-    found = []
+    disks = []
     for entry in sorted((_SYSFS / "block").iterdir()):
         if entry.name.startswith(_NOT_DISKS) or (_SYSFS / "devices/virtual/block") in entry.resolve().parents:
             continue
-        found.append(Path("/dev", entry.name.replace("!", "/")))
-    return [path for path in found if blockdevice.is_block_device(path)]
+        disks.append(Path("/dev", entry.name.replace("!", "/")))
+    return [path for path in disks if blockdevice.is_block_device(path)]
 
 
 async def look(path: Path) -> Disk:
@@ -195,8 +195,8 @@ def _zero_ends(device: Path, size: int) -> None:
 
 async def _signatures(device: str) -> tuple[str, ...]:
     answer = await run("wipefs", "--no-act", "--json", device, deadline=30)
-    found = json.loads(answer.stdout)["signatures"] if answer.stdout.strip() else []
-    return tuple(dict.fromkeys(signature["type"] for signature in found))
+    signatures = json.loads(answer.stdout)["signatures"] if answer.stdout.strip() else []
+    return tuple(dict.fromkeys(signature["type"] for signature in signatures))
 
 
 def _is_busy(device: Path) -> bool:

@@ -20,13 +20,13 @@ _MARKS = {
 
 
 def doctor(whole_cluster: bool, namespace: str, kubeconfig: str | None, form: Form) -> None:
-    found = run(_of_cluster(namespace, kubeconfig) if whole_cluster else _of_node(namespace, kubeconfig))
+    results = run(_of_cluster(namespace, kubeconfig) if whole_cluster else _of_node(namespace, kubeconfig))
     if form is Form.JSON:
-        show_json([dataclasses.asdict(finding) for finding in found])
+        show_json([dataclasses.asdict(finding) for finding in results])
     else:
-        for finding in found:
+        for finding in results:
             _print(finding)
-    if not healthy(found):
+    if not healthy(results):
         raise typer.Exit(1)
 
 
@@ -39,15 +39,15 @@ def _print(finding: Finding) -> None:
 async def _of_node(namespace: str, kubeconfig: str | None) -> list[Finding]:
     here = thisnode.chosen()
     async with patience("checking this node"):
-        found = await nodecheckup.findings(here)
+        results = await nodecheckup.findings(here)
     try:
         async with patience("asking the API server"), cluster(kubeconfig) as connected:
             namespace = await nodeexec.namespace_of(connected, namespace)
-            return found + await clustercheckup.findings(connected, namespace, here.node_name)
+            return results + await clustercheckup.findings(connected, namespace, here.node_name)
     except ConfigurationError as error:
-        return [*found, unknown("API server", str(error), "run doctor in the daemon's pod, or set KUBECONFIG")]
+        return [*results, unknown("API server", str(error), "run doctor in the daemon's pod, or set KUBECONFIG")]
     except ApiError as error:
-        return [*found, wrong("API server", str(error), "kubectl cluster-info")]
+        return [*results, wrong("API server", str(error), "kubectl cluster-info")]
 
 
 async def _of_cluster(namespace: str, kubeconfig: str | None) -> list[Finding]:

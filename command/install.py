@@ -15,7 +15,7 @@ from flexdriver import installation
 class Installed:
     path: str
     driver: str
-    """Which of them, in words."""
+    """Which of them, for people."""
     changed: bool
     """Whether another one, or none, was there before."""
 
@@ -34,7 +34,7 @@ def install(plugin_dir: Path, interpreter: Path, form: Form) -> None:
         raise typer.BadParameter(
             f"can't write to {plugin_dir}: {error.strerror}. Is it a folder of this host, and writable?"
         ) from None
-    done = Installed(str(path), driver.words, changed)
+    done = Installed(str(path), driver.description, changed)
     if form is Form.JSON:
         show_json(dataclasses.asdict(done))
     else:

@@ -44,7 +44,7 @@ def main(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
-    """What all words have in common."""
+    """What all commands have in common."""
 
 
 @app.command()

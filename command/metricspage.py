@@ -14,7 +14,7 @@ _HEAD = """\
 # Metrics
 
 Written by `make docs` from the code: changes here are lost. Both programs serve them at `/metrics` on `LISTEN_ADDRESS`.
-Histograms have `_bucket`, `_sum` and `_count`; what Python and the process tell of themselves is left out.
+Histograms have `_bucket`, `_sum` and `_count`; the metrics of Python and of the process are left out.
 Alerts and a dashboard: `deploy/dashboards`.
 """
 _ROW = "| `{name}` | {kind} | {labels} | {meaning} |"

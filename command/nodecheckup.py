@@ -33,19 +33,19 @@ _DEADLINE = 10.0
 
 
 async def findings(here: Settings) -> list[Finding]:
-    found = [rights(os.geteuid())]
+    results = [rights(os.geteuid())]
     kinds = {each.kind for each in here.classes.values()}
     if LVM in kinds:
-        found += [device_mapper(), *lvm_modules(_loaded("/proc/modules"), _built_in())]
+        results += [device_mapper(), *lvm_modules(_loaded("/proc/modules"), _built_in())]
     if LOOP in kinds:
-        found.append(loop_devices())
+        results.append(loop_devices())
     if kinds != {BINDMOUNT}:
-        found.append(filesystems(_registered(), _built_in()))
-    found.append(tools(kinds, shutil.which))
-    if found[0].remedy:
-        return found  # what follows would only repeat that we are not root
-    found += [*await storage(here), propagation(mounttable.read(), here.kubelet_root)]
-    return [*found, listening(here.socket, here.namespace), await driver(here.plugin_dir), *await daemon(here)]
+        results.append(filesystems(_registered(), _built_in()))
+    results.append(tools(kinds, shutil.which))
+    if results[0].remedy:
+        return results  # what follows would only repeat that we are not root
+    results += [*await storage(here), propagation(mounttable.read(), here.kubelet_root)]
+    return [*results, listening(here.socket, here.namespace), await driver(here.plugin_dir), *await daemon(here)]
 
 
 def rights(uid: int) -> Finding:
@@ -116,30 +116,30 @@ async def storage(here: Settings) -> list[Finding]:
     absent = lacking(inventory, here.classes)
     hidden = {each.pool for each in inventory.unavailable}
     judged = wrong if len(absent) == len(here.classes) else unknown
-    found = []
+    results = []
     for name, each in here.classes.items():
         check = f"storage ({each.kind})" if len(here.classes) == 1 else f"storage ({each.kind}, device class {name})"
         if problem := absent.get(name):
             if hidden & {each.pool, each.group}:  # it exists: another in its place would stand in its way
-                found.append(wrong(check, problem, "as it says, then elastic-local doctor again"))
+                results.append(wrong(check, problem, "as it says, then elastic-local doctor again"))
                 continue
             remedy = (
                 f"elastic-local vg create {each.group} DEVICE..." if each.kind == LVM else f"mkdir -p {each.folder}"
             )
-            found.append(judged(check, problem, remedy))
+            results.append(judged(check, problem, remedy))
         else:
             count = sum(volume.pool == each.pool for volume in inventory.volumes)
-            found.append(ok(check, f"{each.pool} with {count} volumes"))
-    found += [
+            results.append(ok(check, f"{each.pool} with {count} volumes"))
+    results += [
         wrong(f"storage: all of {each.pool}", each.reason, "as it says, then elastic-local doctor again")
         for each in inventory.unavailable
         if each.reason not in absent.values()
     ]
-    found += [wrong("storage", message, commands_in(message)) for message in noticed(inventory, here.classes)]
+    results += [wrong("storage", message, commands_in(message)) for message in noticed(inventory, here.classes)]
     if inventory.damaged:
         names = ", ".join(each.name for each in inventory.damaged)
-        found.append(wrong("records", f"volumes with a damaged record: {names}", "elastic-local volumes"))
-    return found
+        results.append(wrong("records", f"volumes with a damaged record: {names}", "elastic-local volumes"))
+    return results
 
 
 def commands_in(message: str) -> str:
@@ -210,15 +210,15 @@ async def daemon(here: Settings) -> list[Finding]:
 
 def readiness(report: str) -> list[Finding]:
     """The lines of /readyz?verbose. Each names its own remedy."""
-    found = []
+    results = []
     for line in report.splitlines():
         if line.startswith("[+]"):
             name, _, message = line[3:].partition(" ok")
-            found.append(ok(f"daemon: {name}", f"ok{message}"))
+            results.append(ok(f"daemon: {name}", f"ok{message}"))
         elif line.startswith("[-]"):
             name, _, message = line[3:].partition(": ")
-            found.append(wrong(f"daemon: {name}", message, "as it says; then see the log of this node's daemon"))
-    return found or [wrong("daemon", f"it answered: {report.strip()[:200]}", "is LISTEN_ADDRESS another program's?")]
+            results.append(wrong(f"daemon: {name}", message, "as it says; then see the log of this node's daemon"))
+    return results or [wrong("daemon", f"it answered: {report.strip()[:200]}", "is LISTEN_ADDRESS another program's?")]
 
 
 def _registered() -> str:
@@ -235,11 +235,11 @@ def _loaded(path: str) -> set[str]:
 def _built_in() -> set[str]:
     """Modules that the running kernel has built in or could load."""
     folder = Path("/lib/modules", os.uname().release)
-    found: set[str] = set()
+    modules: set[str] = set()
     for name in ("modules.builtin", "modules.dep"):
         try:
             lines = (folder / name).read_text().splitlines()
         except OSError:
             continue
-        found |= {Path(line.split(":")[0]).name.split(".ko")[0].replace("-", "_") for line in lines}
-    return found
+        modules |= {Path(line.split(":")[0]).name.split(".ko")[0].replace("-", "_") for line in lines}
+    return modules

@@ -39,15 +39,15 @@ async def namespace_of(cluster: Cluster, given: str) -> str:
     if given != names.NAMESPACE:
         return given
     try:
-        found = {read_pod(body).namespace for body in await cluster.list(PODS, label_selector=DAEMONS)}
+        namespaces = {read_pod(body).namespace for body in await cluster.list(PODS, label_selector=DAEMONS)}
     except ApiError:
         return given
-    return next(iter(found)) if len(found) == 1 else given
+    return next(iter(namespaces)) if len(namespaces) == 1 else given
 
 
 async def ask(cluster: Cluster, namespace: str, kubeconfig: str | None) -> Answers:
     """Raises ApiError when not even the daemons are known."""
-    found = await cluster.list(PODS, namespace, label_selector=DAEMONS)
+    pods = await cluster.list(PODS, namespace, label_selector=DAEMONS)
     answers, turns = Answers(), asyncio.Semaphore(_AT_ONCE)
 
     async def one(pod: Pod) -> None:
@@ -58,7 +58,7 @@ async def ask(cluster: Cluster, namespace: str, kubeconfig: str | None) -> Answe
             except (CommandError, ValueError, TypeError) as error:
                 answers.failures[pod.node_name] = str(error)
 
-    await asyncio.gather(*(one(pod) for pod in _running(map(read_pod, found))))
+    await asyncio.gather(*(one(pod) for pod in _running(map(read_pod, pods))))
     return answers
 
 

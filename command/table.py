@@ -33,7 +33,7 @@ class Column(Generic[R]):
 
 
 def show(rows: Sequence[R], columns: Sequence[Column[R]], form: Form, nothing: str) -> None:
-    """Prints the rows; `nothing` is told to a person when there are none."""
+    """Prints the rows; `nothing` is shown to a person when there are none."""
     if form is Form.JSON:
         show_json([dataclasses.asdict(row) for row in rows])  # type: ignore[call-overload]  # rows are dataclasses
         return

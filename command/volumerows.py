@@ -72,11 +72,11 @@ def of_node(
         )
         for volume in inventory.volumes
     ]
-    rows += [Row(found.name, "", node, FOREIGN, found.size, pool=found.pool) for found in inventory.foreign]
-    rows += [Row(found.name, "", node, DAMAGED, 0, pool=found.pool, remark=found.reason) for found in inventory.damaged]
+    rows += [Row(entry.name, "", node, FOREIGN, entry.size, pool=entry.pool) for entry in inventory.foreign]
+    rows += [Row(entry.name, "", node, DAMAGED, 0, pool=entry.pool, remark=entry.reason) for entry in inventory.damaged]
     rows += [
-        Row(found.pv, "", node, SNAPSHOT, found.size, pool=found.pool, remark=_snapshot_remark(found))
-        for found in inventory.snapshots
+        Row(entry.pv, "", node, SNAPSHOT, entry.size, pool=entry.pool, remark=_snapshot_remark(entry))
+        for entry in inventory.snapshots
     ]
     rows += [Row("-", "", node, UNSEEN, 0, pool=hidden.pool, remark=hidden.reason) for hidden in inventory.unavailable]
     return sorted(rows, key=lambda row: row.volume)

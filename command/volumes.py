@@ -83,6 +83,6 @@ async def _identity(connected: Cluster) -> str:
 
 
 async def _known(connected: Cluster) -> tuple[list[PersistentVolume], list[Pod]]:
-    found = [contract_volume.read(body) for body in await connected.list(VOLUMES)]
+    volumes = [contract_volume.read(body) for body in await connected.list(VOLUMES)]
     pods = [read_pod(body) for body in await connected.list(PODS)]
-    return [volume for volume in found if volume is not None], pods
+    return [volume for volume in volumes if volume is not None], pods

@@ -83,7 +83,7 @@ NO_SENSE = (
 
 
 def request(argv: Sequence[str]) -> bytes:
-    """The body of a request. Words are bytes to the kernel: those that are no ASCII travel as the surrogates U+DC80 to
+    """The body of a request. Arguments are bytes to the kernel: what is no ASCII travels as the surrogates U+DC80 to
     U+DCFF, as os.fsdecode has them, so that the callout needs to know nothing of encodings."""
     return json.dumps({"argv": list(argv)}).encode()
 

@@ -122,7 +122,7 @@ def read(body: Json) -> Capacity | None:
     try:
         weight, reserved = map(_number, annotations.get(names.LAYOUT_ANNOTATION, "1 0").split())
         shared, *shared_with = annotations.get(names.SHARED_ANNOTATION, "0").split()
-        found = Capacity(
+        capacity = Capacity(
             node=node,
             hostname=hostname,
             storage_class=storage_class,
@@ -139,13 +139,13 @@ def read(body: Json) -> Capacity | None:
     except ValueError:
         return None
     believable = (
-        0 <= found.available <= _MOST
-        and 1 <= found.granularity <= _LARGEST_GRANULE
-        and 1 <= found.weight <= _MOST_LEGS
-        and all(len(pool) <= _LONGEST_POOL for pool in (found.pool, *found.shared_with))
-        and len(found.shared_with) <= _MOST_POOLS
+        0 <= capacity.available <= _MOST
+        and 1 <= capacity.granularity <= _LARGEST_GRANULE
+        and 1 <= capacity.weight <= _MOST_LEGS
+        and all(len(pool) <= _LONGEST_POOL for pool in (capacity.pool, *capacity.shared_with))
+        and len(capacity.shared_with) <= _MOST_POOLS
     )
-    return found if believable else None
+    return capacity if believable else None
 
 
 _MOST = 1 << 63

@@ -25,7 +25,7 @@ _LONGEST_COMMIT = _INT // 1000
 
 _MKFS, _MOUNT = "mkfsOptions", "mountOptions"
 
-Words = Mapping[str, str]
+Options = Mapping[str, str]
 """Options by name, the last one where there are several, as mount and mkfs take them."""
 
 
@@ -38,32 +38,32 @@ class Contradiction(OptionRefused):
 
 
 def check(filesystem: str, mkfs: Sequence[str], mount: Sequence[str]) -> None:
-    """Raises Contradiction for the first that is found. Both are words that contract.filesystems allowed."""
+    """Raises Contradiction for the first that is found. Both are options that contract.filesystems allowed."""
     if rules := _RULES.get(filesystem):
-        for found in rules(mkfs, dict(map(_pair, mount))):
-            raise found
+        for contradiction in rules(mkfs, dict(map(_pair, mount))):
+            raise contradiction
 
 
-def _ext4(mkfs: Sequence[str], mount: Words) -> Iterator[Contradiction]:
+def _ext4(mkfs: Sequence[str], mount: Options) -> Iterator[Contradiction]:
     features = _features(mkfs, {"has_journal"})
     if "has_journal" not in features:
-        for word in ("data", "commit", "journal_checksum"):
-            if word in mount:
-                yield _unmounted(mount, word, "only with a journal, which mkfsOptions turn off (-O ^has_journal)")
+        for option in ("data", "commit", "journal_checksum"):
+            if option in mount:
+                yield _unmounted(mount, option, "only with a journal, which mkfsOptions turn off (-O ^has_journal)")
     if "prjquota" in mount and "project" not in features:
         yield _unmounted(mount, "prjquota", "only with mkfsOptions `-O project,quota`, which make room for it")
     if mount.get("data") == "journal":
-        for word in ("delalloc", "dioread_nolock"):
-            if word in mount:
-                yield _unmounted(mount, word, "not together with data=journal")
+        for option in ("delalloc", "dioread_nolock"):
+            if option in mount:
+                yield _unmounted(mount, option, "not together with data=journal")
     if "noacl" in mount:
         yield _unmounted(mount, "noacl", "on kernels before Linux 6.13 only, which took it away: leave it out")
     yield from _bounded(mount, {"commit": (0, _LONGEST_COMMIT)})
     yield from _bounded(mount, dict.fromkeys(("init_itable", "max_batch_time", "min_batch_time", "stripe"), (0, _INT)))
 
 
-def _xfs(mkfs: Sequence[str], mount: Words) -> Iterator[Contradiction]:
-    made = {f"{flag} {word}": value for flag, word, value in _items(mkfs)}
+def _xfs(mkfs: Sequence[str], mount: Options) -> Iterator[Contradiction]:
+    made = {f"{flag} {option}": value for flag, option, value in _items(mkfs)}
     if (block := _bytes(made.get("-b size", "0"))) > _PAGE:
         yield Contradiction(_MKFS, f"-b size={made['-b size']}", f"-b size up to {_PAGE}, a page of memory ({block=})")
     if "allocsize" in mount and not _power(_bytes(mount["allocsize"]), _PAGE, _GIB):
@@ -78,68 +78,70 @@ def _xfs(mkfs: Sequence[str], mount: Words) -> Iterator[Contradiction]:
         yield Contradiction(_MKFS, "-m crc=0", "crc=1: kernels of today are built without the format that lacks it")
     stripe = _stripe(mount, "")
     if ("sunit" in mount or "swidth" in mount) and (stripe is None or stripe != _stripe(made, "-d ")):
-        word = "sunit" if "sunit" in mount else "swidth"
+        option = "sunit" if "sunit" in mount else "swidth"
         yield _unmounted(
-            mount, word, "sunit and swidth together, and what mkfsOptions say (-d sunit=N,swidth=M): say it there"
+            mount, option, "sunit and swidth together, and what mkfsOptions say (-d sunit=N,swidth=M): say it there"
         )
 
 
-def _btrfs(mkfs: Sequence[str], mount: Words) -> Iterator[Contradiction]:
-    for flag, word, value in _items(mkfs):
+def _btrfs(mkfs: Sequence[str], mount: Options) -> Iterator[Contradiction]:
+    for flag, option, value in _items(mkfs):
         if flag == "-s" and _bytes(value) != _PAGE:
             yield Contradiction(_MKFS, f"-s {value}", f"-s {_PAGE}, which kernels with pages of any size can mount")
-        if flag == "-O" and word.removeprefix("^") in ("block-group-tree", "free-space-tree", "quota"):
+        if flag == "-O" and option.removeprefix("^") in ("block-group-tree", "free-space-tree", "quota"):
             yield Contradiction(
-                _MKFS, f"-O {word}", "what mkfs.btrfs 6.2 of the image knows: extref mixed-bg no-holes skinny-metadata"
+                _MKFS,
+                f"-O {option}",
+                "what mkfs.btrfs 6.2 of the image knows: extref mixed-bg no-holes skinny-metadata",
             )
-    for word in ("compress", "compress-force"):
-        kind, _, level = mount.get(word, "").partition(":")
+    for option in ("compress", "compress-force"):
+        kind, _, level = mount.get(option, "").partition(":")
         most = {"zlib": 9, "zstd": 15}.get(kind, 0)
         if level and not 1 <= int(level) <= most:
             yield _unmounted(
-                mount, word, f"{kind} with a level from 1 to {most}" if most else f"{kind} without a level"
+                mount, option, f"{kind} with a level from 1 to {most}" if most else f"{kind} without a level"
             )
     yield from _bounded(mount, {"thread_pool": (1, _INT), "commit": (0, _INT)})
 
 
-_RULES: Mapping[str, Callable[[Sequence[str], Words], Iterator[Contradiction]]] = {  # none: nothing contradicts
+_RULES: Mapping[str, Callable[[Sequence[str], Options], Iterator[Contradiction]]] = {  # none: nothing contradicts
     EXT4: _ext4,
     XFS: _xfs,
     BTRFS: _btrfs,
 }
 
 
-def _unmounted(mount: Words, word: str, allowed: str) -> Contradiction:
-    return Contradiction(_MOUNT, f"{word}={mount[word]}" if mount[word] else word, allowed)
+def _unmounted(mount: Options, option: str, allowed: str) -> Contradiction:
+    return Contradiction(_MOUNT, f"{option}={mount[option]}" if mount[option] else option, allowed)
 
 
-def _bounded(mount: Words, bounds: Mapping[str, tuple[int, int]]) -> Iterator[Contradiction]:
-    for word, (least, most) in bounds.items():
-        if word in mount and not least <= int(mount[word]) <= most:
-            yield _unmounted(mount, word, f"{least} to {most}")
+def _bounded(mount: Options, bounds: Mapping[str, tuple[int, int]]) -> Iterator[Contradiction]:
+    for option, (least, most) in bounds.items():
+        if option in mount and not least <= int(mount[option]) <= most:
+            yield _unmounted(mount, option, f"{least} to {most}")
 
 
 def _pair(option: str) -> tuple[str, str]:
-    word, _, value = option.partition("=")
-    return word, value
+    name, _, value = option.partition("=")
+    return name, value
 
 
 def _items(mkfs: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-    """Flag, word and value of each option. A flag that takes a plain value has it as value and no word; features have
+    """Flag, name and value of each option. A flag that takes a plain value has it as value and no name; features have
     no value."""
     for flag, value in zip(mkfs, (*mkfs[1:], ""), strict=False):
         if flag.startswith("-"):
             for item in value.split(","):
-                word, equals, detail = item.partition("=")
-                yield (flag, word, detail) if equals or flag == "-O" else (flag, "", item)
+                name, equals, detail = item.partition("=")
+                yield (flag, name, detail) if equals or flag == "-O" else (flag, "", item)
 
 
 def _features(mkfs: Sequence[str], default: set[str]) -> set[str]:
-    found = set(default)
-    for flag, word, _ in _items(mkfs):
+    features = set(default)
+    for flag, option, _ in _items(mkfs):
         if flag == "-O":
-            (found.discard if word.startswith("^") else found.add)(word.removeprefix("^"))
-    return found
+            (features.discard if option.startswith("^") else features.add)(option.removeprefix("^"))
+    return features
 
 
 def _bytes(text: str) -> int:
@@ -151,18 +153,18 @@ def _power(number: int, least: int, most: int) -> bool:
     return least <= number <= most and number & (number - 1) == 0
 
 
-def _stripe(words: Words, prefix: str) -> tuple[int, int] | None:
+def _stripe(options: Options, prefix: str) -> tuple[int, int] | None:
     """Unit and width in sectors. None: not said, or half."""
-    unit, width = words.get(f"{prefix}sunit"), words.get(f"{prefix}swidth")
+    unit, width = options.get(f"{prefix}sunit"), options.get(f"{prefix}swidth")
     if unit is not None and width is not None:
         return int(unit), int(width)
-    su, sw = words.get(f"{prefix}su"), words.get(f"{prefix}sw")
+    su, sw = options.get(f"{prefix}su"), options.get(f"{prefix}sw")
     if su is not None and sw is not None:
         return _bytes(su) // _SECTOR, _bytes(su) // _SECTOR * int(sw)
     return None
 
 
-def _log_stripe(made: Words) -> int:
+def _log_stripe(made: Options) -> int:
     """Bytes: of the log's own, else of the data's, which mkfs takes for the log too unless it is too large for one."""
     for flag in ("-l", "-d"):
         unit = _bytes(made.get(f"{flag} su", "0")) or int(made.get(f"{flag} sunit", "0")) * _SECTOR

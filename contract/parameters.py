@@ -166,8 +166,8 @@ _NAMES = (*_FIELDS, _MKFS_OPTIONS, VOLUME_SOURCE)
 
 
 def _key(name: str) -> _Key:
-    found: _Key = _FIELDS[name].metadata["key"]
-    return found
+    key: _Key = _FIELDS[name].metadata["key"]
+    return key
 
 
 def parse(parameters: Mapping[str, str], mount_options: Sequence[str] = (), *, block: bool = False) -> VolumeParameters:
@@ -192,17 +192,17 @@ def volume_source(parameters: Mapping[str, str]) -> str:
 
 def _parse(parameters: Mapping[str, str], mount_options: Sequence[str]) -> VolumeParameters:
     """Each option for itself."""
-    found: dict[str, object] = {}
+    values: dict[str, object] = {}
     for key, text in parameters.items():
         if key == _MKFS_OPTIONS:
             continue
         if key not in _FIELDS:
             raise ParameterError(key, text, "there is no such parameter, there are " + " ".join(sorted(_NAMES)))
         try:
-            found[_FIELDS[key].name] = _key(key).read(text)
+            values[_FIELDS[key].name] = _key(key).read(text)
         except (ValueError, KeyError):
             raise ParameterError(key, text, f"allowed is {_key(key).allowed}") from None
-    wanted = VolumeParameters(**found)  # type: ignore[arg-type]  # each field has the reader of its type
+    wanted = VolumeParameters(**values)  # type: ignore[arg-type]  # each field has the reader of its type
     _check_layout(wanted, parameters)
     try:
         wanted = replace(

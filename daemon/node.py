@@ -80,7 +80,7 @@ async def run(chosen: Settings) -> None:
         cluster = await Cluster.connect(chosen.kubeconfig, program=COMPONENT)
     except ConfigurationError as error:
         raise SettingsError(f"KUBECONFIG: {error}") from error
-    if any(found.kind == LVM for found in chosen.classes.values()):
+    if any(device_class.kind == LVM for device_class in chosen.classes.values()):
         groupfile.attach_all(chosen.data_dir)
     async with cluster:
         await run_until_signal(Daemon(chosen, cluster, backend_of(chosen)).run())
@@ -239,8 +239,8 @@ class Daemon:
         return reservations(self._services.persistent_volumes() or (), self._volumes.inventory)
 
     def _known_uids(self) -> set[str] | None:
-        found = self._services.persistent_volumes()
-        return None if found is None else {pv.uid for pv in found}
+        volumes = self._services.persistent_volumes()
+        return None if volumes is None else {pv.uid for pv in volumes}
 
     def _operation_ended(self, kind: str, outcome: str, seconds: float) -> None:
         self._metrics.operation(kind, outcome, seconds)

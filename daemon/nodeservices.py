@@ -208,8 +208,8 @@ class NodeServices:
         """A Node that was deleted and registered again is another owner for what we publish, and its label may have
         changed: starting over is the simplest way to be right, and costs nobody a mount. Raises NodeChanged."""
         with contextlib.suppress(ApiError):
-            found = read_node(await self._cluster.get(NODES, self._node.name))
-            if (found.uid, found.hostname) != (self._node.uid, self._node.hostname):
+            present = read_node(await self._cluster.get(NODES, self._node.name))
+            if (present.uid, present.hostname) != (self._node.uid, self._node.hostname):
                 raise NodeChanged(f"node {self._node.name} was registered anew: starting over")
 
     @property

@@ -82,7 +82,11 @@ class Settings:
     @property
     def reserved_folders(self) -> ReservedFolders:
         """Where the daemon's own files and mounts are: nobody else may take what is there for theirs."""
-        folders = ((f"device class {found.name}", found.folder) for found in self.classes.values() if found.kind != LVM)
+        folders = (
+            (f"device class {device_class.name}", device_class.folder)
+            for device_class in self.classes.values()
+            if device_class.kind != LVM
+        )
         return (
             ("STAGING_DIR", self.staging_dir),
             ("KUBELET_ROOT", self.kubelet_root),

@@ -1,6 +1,6 @@
 """The callout in Python, for nodes whose machine the native program (native/callout.c) was not built for.
 
-One call of the kubelet: its words to the daemon, the daemon's answer back. The kubelet reads stdout and stderr together
+One call of the kubelet: its arguments to the daemon, the answer back. The kubelet reads stdout and stderr together
 as one JSON object, sets no time limit, and shows nothing but `message` to the pod's owner. So whatever happens, exactly
 one object is printed, in time, and its message says what to do.
 """
@@ -15,25 +15,25 @@ from contract.callout import FAILURE, NOT_SUPPORTED, SUCCESS
 from contract.names import SOCKET, SOCKET_VARIABLE
 
 
-def answer(words: list[str]) -> str:
-    """What the kubelet is told. Words and messages are ASCII with surrogates for other bytes: contract.callout.request.
+def answer(arguments: list[str]) -> str:
+    """The answer for the kubelet. Arguments and messages are ASCII, other bytes surrogates (contract.callout.request).
 
     Never raises for what a daemon or a socket does.
     """
-    if not words:
+    if not arguments:
         return callout.answer(FAILURE, callout.NO_VERB)
-    verb = words[0]
+    verb = arguments[0]
     if verb not in callout.DEADLINES:
         return callout.answer(NOT_SUPPORTED, callout.NOT_IMPLEMENTED % verb)
-    given = _ask(verb, words)
+    given = _ask(verb, arguments)
     return callout.INIT_ANSWER if verb == callout.INIT else given
 
 
-def _ask(verb: str, words: list[str]) -> str:
+def _ask(verb: str, arguments: list[str]) -> str:
     path = os.environ.get(SOCKET_VARIABLE) or SOCKET
     deadline = callout.DEADLINES[verb]
     try:
-        reply = _exchange(path, callout.request(words), deadline)
+        reply = _exchange(path, callout.request(arguments), deadline)
     except (FileNotFoundError, ConnectionRefusedError):
         return callout.answer(FAILURE, callout.AWAY % (_ascii(path), verb))
     except TimeoutError:
@@ -84,12 +84,12 @@ def _ascii(text: str) -> str:
     return os.fsencode(text).decode("ascii", "surrogateescape")
 
 
-def main(words: list[str]) -> None:
+def main(arguments: list[str]) -> None:
     """Print the answer. stderr is closed first: one byte on it would spoil the JSON that the kubelet reads."""
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 2)
     try:
-        text = answer([_ascii(word) for word in words])
+        text = answer([_ascii(argument) for argument in arguments])
     except BaseException as error:  # the kubelet must get its object whatever happens
         text = callout.answer(FAILURE, f"elastic-local: the callout failed ({error!r})")
     os.write(1, text.encode() + b"\n")

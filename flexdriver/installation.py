@@ -16,7 +16,7 @@ PLUGIN_DIRECTORY = "/usr/libexec/kubernetes/kubelet-plugins/volume/exec"
 
 @dataclass(frozen=True)
 class Driver:
-    words: str
+    description: str
     """What it is, for people."""
     executable: bytes
 

@@ -68,7 +68,7 @@ class Completed:
         return shlex.join(self.argv)
 
     @property
-    def words(self) -> str:
+    def output(self) -> str:
         """What it said, for a message: stderr, else stdout."""
         return self.stderr.strip() or self.stdout.strip()
 
@@ -82,7 +82,7 @@ class CommandFailed(CommandError):
 
     def __init__(self, completed: Completed) -> None:
         what = f"failed with exit code {completed.exit_code}"
-        super().__init__(f"{completed.command_line} {what}: {completed.words}")
+        super().__init__(f"{completed.command_line} {what}: {completed.output}")
         self.completed = completed
 
 
@@ -92,7 +92,7 @@ class CommandTimedOut(CommandFailed):
     def __init__(self, completed: Completed, deadline: float) -> None:
         super().__init__(completed)
         what = f"was killed at its deadline of {deadline:g} s"
-        self.args = (f"{completed.command_line} {what}: {completed.words}",)
+        self.args = (f"{completed.command_line} {what}: {completed.output}",)
 
 
 class CommandHung(CommandError, Unresponsive):
@@ -199,9 +199,9 @@ class Survivors:
 
     def refuse(self, kind: Hashable) -> None:
         """Raises CommandHung while there is one of that kind."""
-        self._by_kind = {each: found for each, found in self._by_kind.items() if found.alive}
-        if found := self._by_kind.get(kind):
-            raise CommandHung(found)
+        self._by_kind = {each: survivor for each, survivor in self._by_kind.items() if survivor.alive}
+        if survivor := self._by_kind.get(kind):
+            raise CommandHung(survivor)
 
 
 survivors = Survivors()

@@ -179,7 +179,7 @@ class DiskThreads:
             try:
                 await self._run(place, lambda: give_back(held), disk, deadline, lambda seen: None)
             except Hung as error:
-                log.warning("%s", error)  # whoever comes next is told
+                log.warning("%s", error)  # whoever comes next gets the error
 
     async def _run(
         self,

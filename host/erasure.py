@@ -45,7 +45,7 @@ def zero(descriptor: int, extent: range) -> None:
 
 
 def discards(descriptor: int) -> bool:
-    """Whether the device can be told that blocks are no longer needed."""
+    """Whether the device takes the command that blocks are no longer needed (discard)."""
     device = os.fstat(descriptor).st_rdev
     queue = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/queue")
     return int((queue / "discard_max_bytes").read_text()) > 0
@@ -53,7 +53,7 @@ def discards(descriptor: int) -> bool:
 
 def discard(descriptor: int, extent: range) -> None:
     """The device knows from now on that nobody needs the bytes. What they read as is its own affair: the kernel no
-    longer tells whether a device promises zeroes, because those that promised did not all keep to it."""
+    longer says whether a device promises zeroes, because those that promised did not all keep to it."""
     fcntl.ioctl(descriptor, _BLKDISCARD, struct.pack("QQ", extent.start, len(extent)))
 
 

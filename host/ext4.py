@@ -31,8 +31,8 @@ class Geometry:
 
     @classmethod
     def parse(cls, superblock: bytes) -> "Geometry":
-        def number(offset: int, words: str = "<I") -> int:
-            return int(struct.unpack_from(words, superblock, offset)[0])
+        def number(offset: int, layout: str = "<I") -> int:
+            return int(struct.unpack_from(layout, superblock, offset)[0])
 
         compatible, incompatible = number(0x5C), number(0x60)
         large = bool(incompatible & 0x80)  # 64bit: without it s_blocks_count_hi and s_desc_size mean nothing

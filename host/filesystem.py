@@ -47,7 +47,7 @@ class Facts:
     make: tuple[str, ...]
     """Forced: whether a device may be formatted is decided by our record of it, never by what is found on it."""
     repair: tuple[str, ...]
-    """What a person is told to run on a damaged one."""
+    """What an administrator is asked to run on a damaged one."""
     grow: tuple[str, ...]
     grows_by_path: bool
     """Growing takes the mount point; otherwise the device."""
@@ -73,7 +73,7 @@ class Facts:
 
 class DamagedFilesystem(Exception):
     """A device that does not show the filesystem it should, or not in a state to be mounted. It may hold data, so the
-    message tells a person what to run; nothing here repairs more than is safe."""
+    message says what to run; nothing here repairs more than is safe."""
 
     def __init__(self, kind: str, device: Path, what: str) -> None:
         super().__init__(
@@ -86,12 +86,12 @@ class DamagedFilesystem(Exception):
 class OptionsRefused(Exception):
     """The kernel does not mount a filesystem with these options. It is sound: without them it is mounted."""
 
-    def __init__(self, kind: str, options: Sequence[str], said: str) -> None:
-        super().__init__(f"the kernel refuses mount options {','.join(options)} for this {kind} filesystem: {said}")
+    def __init__(self, kind: str, options: Sequence[str], output: str) -> None:
+        super().__init__(f"the kernel refuses mount options {','.join(options)} for this {kind} filesystem: {output}")
 
 
 async def make(kind: str, device: Path, options: Sequence[str] = (), *, deadline: float = 600) -> None:
-    """A new filesystem of `kind`, on disk when this returns. Whatever the device held is lost. `options` are words of
+    """A new filesystem of `kind`, on disk when this returns. Whatever the device held is lost. `options` are passed to
     mkfs and come after our own, so they win. Raises CommandError."""
     await _run_on(device, *FACTS[kind].make, *options, deadline=deadline)
 
@@ -99,20 +99,22 @@ async def make(kind: str, device: Path, options: Sequence[str] = (), *, deadline
 async def check(kind: str, device: Path, *, deadline: float = 3600) -> None:
     """Makes sure that an existing filesystem, not mounted, may be mounted: repairs what is safe to repair. Raises
     DamagedFilesystem, and CommandError when that can't be found out."""
-    found = await blockdevice.signature(device)
+    signature = await blockdevice.signature(device)
     facts = FACTS[kind]
-    if found not in facts.signatures:
-        raise DamagedFilesystem(kind, device, f"found {found}" if found else "found nothing that is known")
+    if signature not in facts.signatures:
+        raise DamagedFilesystem(kind, device, f"found {signature}" if signature else "found nothing that is known")
     if facts.check:
         await _checked(kind, facts.check, device, deadline)
 
 
-async def _checked(kind: str, words: Sequence[str], device: Path, deadline: float) -> None:
-    checked = await _run_on(device, *words, deadline=deadline, check=False)
+async def _checked(kind: str, command: Sequence[str], device: Path, deadline: float) -> None:
+    checked = await _run_on(device, *command, deadline=deadline, check=False)
     if checked.exit_code < 0:
         raise CommandFailed(checked)  # somebody killed it, which says nothing of the filesystem
     if checked.exit_code not in FACTS[kind].clean_exit_codes:
-        raise DamagedFilesystem(kind, device, f"{checked.command_line} ended with {checked.exit_code}: {checked.words}")
+        raise DamagedFilesystem(
+            kind, device, f"{checked.command_line} ended with {checked.exit_code}: {checked.output}"
+        )
 
 
 _LOOK_SECONDS = 30.0
@@ -128,17 +130,17 @@ async def mount(kind: str, device: Path, path: Path, options: Sequence[str] = ()
     DamagedFilesystem when the kernel refuses the filesystem itself, and CommandError for all else."""
     heard = await asyncio.to_thread(kernellog.begin)
     try:
-        words = ",".join(("nosuid", "nodev", *options))
-        await run("mount", "-t", kind, "-o", words, str(device), str(path), deadline=deadline)
+        joined = ",".join(("nosuid", "nodev", *options))
+        await run("mount", "-t", kind, "-o", joined, str(device), str(path), deadline=deadline)
     except CommandFailed as error:
-        said = error.completed.words
-        if error.completed.exit_code != _MOUNT_FAILED or not any(sign in said for sign in _REFUSED_BY_KERNEL):
+        output = error.completed.output
+        if error.completed.exit_code != _MOUNT_FAILED or not any(sign in output for sign in _REFUSED_BY_KERNEL):
             raise
-        said = await asyncio.to_thread(heard.about, device) or f"{said} (dmesg on the node says why)"
+        output = await asyncio.to_thread(heard.about, device) or f"{output} (dmesg on the node says why)"
         if options and await _mounts_without_options(kind, device, deadline):
-            raise OptionsRefused(kind, options, said) from error
+            raise OptionsRefused(kind, options, output) from error
         asked = f"mount options {','.join(options)}" if options else "no mount options"
-        what = f"{said} ({asked}), so it is damaged, or was made with what this kernel does not know"
+        what = f"{output} ({asked}), so it is damaged, or was made with what this kernel does not know"
         raise DamagedFilesystem(kind, device, what) from error
     finally:
         heard.close()
@@ -167,7 +169,7 @@ async def grow(kind: str, device: Path, path: Path, *, deadline: float = 600) ->
     try:
         await run(*facts.grow, str(path if facts.grows_by_path else device), deadline=deadline)
     except CommandFailed as error:
-        if "Permission denied" not in error.completed.words:
+        if "Permission denied" not in error.completed.output:
             raise
         raise PermissionError(
             errno.EPERM,
@@ -205,10 +207,11 @@ async def mend_growth(kind: str, device: Path, *, deadline: float = 3600) -> Non
     """A filesystem that was sound until `grow_unmounted` was begun, and of which nobody knows how far that came, is
     sound again, and has its old size or the new one. May be cut off and begun anew. Raises DamagedFilesystem and
     CommandError."""
-    found = await blockdevice.signature(device)
+    signature = await blockdevice.signature(device)
     facts = FACTS[kind]
-    if found and found not in facts.signatures:  # nothing may be found: a superblock half written has a wrong checksum
-        raise DamagedFilesystem(kind, device, f"found {found}")
+    # Without a signature it may be a superblock half written, which has a wrong checksum.
+    if signature and signature not in facts.signatures:
+        raise DamagedFilesystem(kind, device, f"found {signature}")
     if facts.mend_growth:
         await _checked(kind, facts.mend_growth, device, deadline)
 
@@ -224,20 +227,20 @@ async def renew_uuid(kind: str, device: Path, folder: Path, *, deadline: float =
     await renew(device, folder, deadline)
 
 
-async def _run_on(device: Path, *words: str, deadline: float, check: bool = True) -> Completed:
+async def _run_on(device: Path, *command: str, deadline: float, check: bool = True) -> Completed:
     """Runs a program that writes to `device`, and has it hold the device open from its first moment. When we are
     killed the program goes on; a loop device that nobody held would be freed by then and its number given to another
     volume, and the program would open that one."""
     take = partial(os.open, device, os.O_RDONLY | os.O_CLOEXEC)
     async with threads.holding(device, take, os.close, deadline=_LOOK_SECONDS) as held:
-        return await run(*words, str(device), deadline=deadline, check=check, pass_fds=[held])
+        return await run(*command, str(device), deadline=deadline, check=check, pass_fds=[held])
 
 
 def _capabilities() -> int:
     """Bits of this process's effective capabilities."""
-    found = re.search(r"^CapEff:\t([0-9a-f]+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert found
-    return int(found[1], 16)
+    match = re.search(r"^CapEff:\t([0-9a-f]+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert match
+    return int(match[1], 16)
 
 
 def _ext4_can_grow(device: Path) -> bool:

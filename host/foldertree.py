@@ -65,7 +65,7 @@ def empty(folder: int, path: Path, mount: int) -> int:
 def mount_id(descriptor: int) -> int:
     """Of the mount that an open file is seen through (proc_pid_fdinfo(5))."""
     match = re.search(r"^mnt_id:\s*(\d+)$", Path(f"/proc/self/fdinfo/{descriptor}").read_text(), re.MULTILINE)
-    assert match, "Linux 3.15 tells it of every open file"
+    assert match, "Linux 3.15 shows it for every open file"
     return int(match[1])
 
 
@@ -213,8 +213,8 @@ class Emptying:
 
 
 def _identity(folder: int) -> tuple[int, int]:
-    found = os.fstat(folder)
-    return found.st_dev, found.st_ino
+    status = os.fstat(folder)
+    return status.st_dev, status.st_ino
 
 
 def _mounted(path: Path) -> NotEmptied:

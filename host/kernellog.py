@@ -24,12 +24,12 @@ class Heard:
         """What was said that names the device, in one line."""
         if self._descriptor is None:
             return ""
-        name, found = device.resolve().name, []
+        name, messages = device.resolve().name, []
         while record := self._next():
             message = record.partition(";")[2].partition("\n")[0]
             if f"({name})" in message or f"device {name}" in message:
-                found.append(message)
-        return "; ".join(found)[-_MOST_WORDS:]
+                messages.append(message)
+        return "; ".join(messages)[-_MOST_WORDS:]
 
     def _next(self) -> str:
         assert self._descriptor is not None

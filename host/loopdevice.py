@@ -147,10 +147,10 @@ def detach(device: Path) -> None:
 
 def find(file: Path) -> Path | None:
     """The device that `file` is attached to, or None."""
-    found = _open_attached(file)
-    if found is None:
+    attached = _open_attached(file)
+    if attached is None:
         return None
-    descriptor, device = found
+    descriptor, device = attached
     os.close(descriptor)
     return device
 

@@ -110,10 +110,10 @@ def _call(verb: str, where: Path | int, number: int, *arguments: object) -> int:
 def _error(verb: str, where: Path | int) -> OSError:
     number = ctypes.get_errno()
     name = f"/proc/self/fd/{where}" if isinstance(where, int) else str(where)
-    words = {
+    explanation = {
         errno.EBUSY: "it is in use, stop the processes that have files open there (fuser -vm shows them)",
         errno.EINVAL: "nothing is mounted there" if verb == "unmount" else os.strerror(number),
         errno.ENOSYS: "the kernel is too old, Linux 5.12 or newer is needed",
         errno.EPERM: "not permitted, it takes CAP_SYS_ADMIN (a privileged container)",
     }.get(number, os.strerror(number))
-    return OSError(number, f"can't {verb} ({words})", name)
+    return OSError(number, f"can't {verb} ({explanation})", name)

@@ -1,6 +1,6 @@
 """The mount table of our namespace, read from /proc/self/mountinfo.
 
-mountinfo and not /proc/mounts: only it tells which part of a filesystem a bind mount shows (`root`) and which mount
+mountinfo and not /proc/mounts: only it shows which part of a filesystem a bind mount shows (`root`) and which mount
 lies on which. Source of the format: proc_pid_mountinfo(5).
 """
 

@@ -6,7 +6,7 @@ same goes for where it is mounted: each namespace that was made as a copy has th
 same place of the same parent filesystem, and that is no use of it.
 
 Sources: proc(5), mount_namespaces(7). Sees what /proc shows: all of the node only from its own PID namespace and with
-CAP_SYS_PTRACE. What is not shown is told in the log, once.
+CAP_SYS_PTRACE. What is not shown is logged, once.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ _MNT_ID = re.compile(rb"^mnt_id:\s*(\d+)$", re.MULTILINE)
 _POD = re.compile(r"pod([0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12})")
 
 _unseen: set[int] = set()
-"""Processes that were told of in the log."""
+"""Processes that were logged."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def is_within(path: str, folder: str) -> bool:
 
 
 def folder_users(volume: Mount) -> Iterator[str]:
-    """Who else has what this mount of our namespace shows, or a part of it, mounted or open, in words. Raises
+    """Who else has what this mount of our namespace shows, or a part of it, mounted or open, as text. Raises
     OSError."""
     number = Path(volume.path).stat().st_dev
     processes, namespaces = _look()
@@ -87,7 +87,7 @@ def folder_users(volume: Mount) -> Iterator[str]:
                 if seen_through:
                     used = shown(Namespace.place(seen_through, link))
                 else:
-                    # A mount that was taken away (umount --lazy) does not tell which part of its filesystem it was.
+                    # A mount that was taken away (umount --lazy) does not show which part of its filesystem it was.
                     used = volume.root == "/" and _status(process, descriptor).st_dev == number
                 if used:
                     yield f"{_name(process)} has {link} open"
@@ -137,14 +137,14 @@ def _gone_meanwhile(process: int) -> Iterator[None]:
 
 def _open_files(process: int) -> list[tuple[str, str]]:
     """Descriptors and what they are called. Sockets, pipes and the like are on no disk."""
-    found = []
+    files = []
     with _gone_meanwhile(process):
         for descriptor in (_PROC / str(process) / "fd").iterdir():
             with _gone_meanwhile(process):
                 link = str(descriptor.readlink())
                 if link.startswith("/"):
-                    found.append((descriptor.name, link))
-    return found
+                    files.append((descriptor.name, link))
+    return files
 
 
 def _mount_id(process: int, descriptor: str) -> int:
@@ -158,16 +158,16 @@ def _status(process: int, descriptor: str) -> os.stat_result:
 
 def _paths(process: int, device: str) -> set[str]:
     """Where it works, and the files of that device that it has mapped into its memory."""
-    found = set()
+    paths = set()
     with _gone_meanwhile(process):
-        found |= {str((_PROC / str(process) / name).readlink()) for name in ("cwd", "root")}
+        paths |= {str((_PROC / str(process) / name).readlink()) for name in ("cwd", "root")}
     major, _, minor = device.partition(":")
     number = f" {int(major):02x}:{int(minor):02x} "
     with _gone_meanwhile(process):
         text = (_PROC / str(process) / "maps").read_text(encoding="utf-8", errors="surrogateescape")
         if number in text:
-            found |= {line.split(None, 5)[5] for line in text.splitlines() if number in line and " /" in line}
-    return found
+            paths |= {line.split(None, 5)[5] for line in text.splitlines() if number in line and " /" in line}
+    return paths
 
 
 def _loops(shown: Callable[[str], bool]) -> Iterator[str]:

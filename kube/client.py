@@ -84,10 +84,10 @@ class Cluster:
         field_selector: str = "",
     ) -> Objects:
         """All objects, as `pages` has them."""
-        found: Objects = []
+        items: Objects = []
         async for page in self.pages(resource, namespace, label_selector=label_selector, field_selector=field_selector):
-            found += page.items
-        return found
+            items += page.items
+        return items
 
     async def pages(
         self,

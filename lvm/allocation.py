@@ -99,12 +99,12 @@ class _Allocation:
 
     def _in_place(self) -> _Chosen:
         """The largest areas of devices on which each leg lies already."""
-        found: dict[int, tuple[int, int]] = {}
+        chosen: dict[int, tuple[int, int]] = {}
         for device, left in enumerate(self._left):
-            leg = next((n for n, own in enumerate(self._devices) if n not in found and device in own), None)
+            leg = next((n for n, own in enumerate(self._devices) if n not in chosen and device in own), None)
             if left and leg is not None:
-                found[leg] = (left[-1], device)
-        return [found[leg] for leg in sorted(found)]
+                chosen[leg] = (left[-1], device)
+        return [chosen[leg] for leg in sorted(chosen)]
 
     def _beside(self, needed: int) -> _Chosen:
         """Areas of devices on which any leg lies already: of each the last that LVM looks at, its smallest."""

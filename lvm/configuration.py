@@ -23,7 +23,7 @@ global {
     use_aio = 0
     # There is no lvmpolld in a container, and nothing that we start needs one.
     use_lvmpolld = 0
-    # Nor is there a D-Bus to tell about changes.
+    # Nor is there a D-Bus to notify of changes.
     notify_dbus = 0
 }
 

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 
 
 class LvmError(Exception):
-    """An LVM command that failed. `words` is what LVM said; without an exit code no command was started."""
+    """An LVM command that failed. `message` is what LVM said; without an exit code no command was started."""
 
-    def __init__(self, command: str, exit_code: int | None, words: str) -> None:
-        super().__init__(words if exit_code is None else f"{words} ({command}: exit code {exit_code})")
+    def __init__(self, command: str, exit_code: int | None, message: str) -> None:
+        super().__init__(message if exit_code is None else f"{message} ({command}: exit code {exit_code})")
         self.command = command
         self.exit_code = exit_code
-        self.words = words
+        self.message = message
 
 
 class NoSpace(LvmError):
@@ -105,9 +105,9 @@ _MEANINGS: tuple[tuple[type[LvmError], re.Pattern[str]], ...] = (
 def explain(command: str, exit_code: int, messages: Sequence[str]) -> LvmError:
     """The error of a failed command. The first message whose meaning is known decides: those after it are what
     followed from it."""
-    words = "; ".join(dict.fromkeys(messages)) or "LVM gave no reason"
+    joined = "; ".join(dict.fromkeys(messages)) or "LVM gave no reason"
     for message in messages:
         for error, pattern in _MEANINGS:
             if pattern.search(message):
-                return error(command, exit_code, words)
-    return LvmError(command, exit_code, words)
+                return error(command, exit_code, joined)
+    return LvmError(command, exit_code, joined)

@@ -173,7 +173,7 @@ class Lvm:
         try:
             await self._run("lvextend", f"--size={_size(size)}", names.volume(group, name))
         except errors.LvmError as error:
-            if not any(phrase in error.words for phrase in _EXTENDED_ALREADY):
+            if not any(phrase in error.message for phrase in _EXTENDED_ALREADY):
                 raise
 
     async def extend_metadata(self, group: str, pool: str, more: int) -> None:
@@ -226,7 +226,7 @@ class Lvm:
         if verb != report.FULL_REPORT[0] and group and (silent := self.unresponsive.of_group(group)):
             raise errors.Hung(verb, None, str(silent)) from silent
         # What one group's disks keep waiting is no reason not to change another group.
-        kind = ("lvm", verb, group, self.unresponsive.found)
+        kind = ("lvm", verb, group, self.unresponsive.silent)
         settings = [each.removeprefix(_CONFIG) for each in arguments if each.startswith(_CONFIG)]
         if settings := [*settings, *self.unresponsive.options()]:  # LVM takes the option once
             plain = (each for each in arguments[1:] if not each.startswith(_CONFIG))
@@ -238,8 +238,8 @@ class Lvm:
             raise errors.Hung(hung.survivor.command_line, None, str(hung)) from hung
         except CommandTimedOut as late:
             await self.unresponsive.look()
-            words = f"LVM did not answer within {self._deadline:g} s: {late.completed.words or 'it said nothing'}"
-            raise errors.TimedOut(late.completed.command_line, late.completed.exit_code, words) from late
+            message = f"LVM did not answer within {self._deadline:g} s: {late.completed.output or 'it said nothing'}"
+            raise errors.TimedOut(late.completed.command_line, late.completed.exit_code, message) from late
         except CommandFailed as failed:
             done = failed.completed
             raise errors.explain(done.command_line, done.exit_code, report.errors(done)) from failed

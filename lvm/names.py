@@ -82,5 +82,5 @@ def device(path: str) -> str:
     return path
 
 
-def _bad(words: str) -> BadName:
-    return BadName("", None, words)
+def _bad(message: str) -> BadName:
+    return BadName("", None, message)

@@ -56,7 +56,7 @@ _VOLUME_FIELDS = (
 
 FULL_REPORT = (
     "fullreport",
-    # Groups that are another host's, or shared by several: they are told of, and not taken for missing.
+    # Groups that are another host's, or shared by several: they are reported, and not taken for missing.
     "--foreign",
     "--shared",
     "--configreport=vg",
@@ -81,7 +81,7 @@ _OVERFLOWED = "snapshot invalid"
 
 _DUPLICATE = re.compile(r"Not using device (\S+) for PV ([A-Za-z0-9-]+)")
 _MISSING = re.compile(r"is missing PV ([A-Za-z0-9-]+) \(last written to (\S+)\)")
-"""LVM tells of a device that it finds twice, and of where a missing one was, in warnings only."""
+"""LVM reports a device that it finds twice, and where a missing one was, in warnings only."""
 
 _OBJECT = re.compile(r"^\s*\{\s*$", re.MULTILINE)
 
@@ -132,21 +132,21 @@ def _document(completed: Completed) -> dict[str, Any]:
 
 def _duplicates(warnings: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """Paths that LVM leaves aside, by uuid of the device."""
-    found: dict[str, tuple[str, ...]] = {}
+    paths_by_uuid: dict[str, tuple[str, ...]] = {}
     for warning in warnings:
         if match := _DUPLICATE.search(warning):
             path, uuid = match.groups()
-            found[uuid] = tuple(dict.fromkeys((*found.get(uuid, ()), path)))
-    return found
+            paths_by_uuid[uuid] = tuple(dict.fromkeys((*paths_by_uuid.get(uuid, ()), path)))
+    return paths_by_uuid
 
 
 def _free_areas(rows: list[Row]) -> dict[str, tuple[int, ...]]:
     """Extents of each free area, by uuid of the device. What holds no volume is free."""
-    found: dict[str, list[int]] = {}
+    sizes: dict[str, list[int]] = {}
     for row in rows:
         if not row["lv_name"]:
-            found.setdefault(row["pv_uuid"], []).append(int(row["pvseg_size"]))
-    return {uuid: tuple(areas) for uuid, areas in found.items()}
+            sizes.setdefault(row["pv_uuid"], []).append(int(row["pvseg_size"]))
+    return {uuid: tuple(areas) for uuid, areas in sizes.items()}
 
 
 def _group(row: Row) -> VolumeGroup:

@@ -29,7 +29,7 @@ class UnresponsiveDevices:
     """`found` are names of the kernel."""
 
     def __init__(self) -> None:
-        self.found: frozenset[str] = frozenset()
+        self.silent: frozenset[str] = frozenset()
         self._members: dict[str, frozenset[str]] = {}
         """Names of the devices of each group, when it was last seen whole."""
 
@@ -39,17 +39,17 @@ class UnresponsiveDevices:
 
     async def look_again(self) -> None:
         """Asks those that gave no answer."""
-        if self.found:
-            await self._ask(self.found)
+        if self.silent:
+            await self._ask(self.silent)
 
     async def _ask(self, names: Iterable[str]) -> None:
         # At once: if all disks of a controller hang, one deadline is waited for.
         names = sorted(names)
         answers = await asyncio.gather(*map(_answers, names))
-        found = frozenset(name for name, answered in zip(names, answers, strict=True) if not answered)
-        if found != self.found:
-            log.warning("devices without an answer, which LVM does without: %s", " ".join(sorted(found)) or "none")
-        self.found = found
+        silent = frozenset(name for name, answered in zip(names, answers, strict=True) if not answered)
+        if silent != self.silent:
+            log.warning("devices without an answer, which LVM does without: %s", " ".join(sorted(silent)) or "none")
+        self.silent = silent
 
     def note(self, report: Report) -> None:
         """Which devices a group has, as LVM reports."""
@@ -58,13 +58,13 @@ class UnresponsiveDevices:
                 self._members[group.name] = frozenset(
                     name for device in report.devices_of(group.name) if (name := _name(device.path))
                 )
-            elif self.found:
-                self._members[group.name] = self.found  # it may be one of these that is missing
+            elif self.silent:
+                self._members[group.name] = self.silent  # it may be one of these that is missing
 
     def of_group(self, group: str) -> Hung | None:
         """The device of a group that gives no answer. Of a group that was never seen whole, any."""
-        silent = sorted(self._members.get(group, self.found) & self.found)
-        return Hung(_node(silent[0]), lambda: silent[0] in self.found) if silent else None
+        silent = sorted(self._members.get(group, self.silent) & self.silent)
+        return Hung(_node(silent[0]), lambda: silent[0] in self.silent) if silent else None
 
     def of_groups(self, more: Iterable[str]) -> dict[str, Hung]:
         """The same of all groups that were ever seen, and of `more`."""
@@ -73,20 +73,20 @@ class UnresponsiveDevices:
 
     def options(self) -> list[str]:
         """Settings by which LVM looks at none of them."""
-        refused = ",".join(f'"r|^/dev/{name}$|"' for name in sorted(self.found))
+        refused = ",".join(f'"r|^/dev/{name}$|"' for name in sorted(self.silent))
         return [f"devices/global_filter=[{refused}]"] if refused else []
 
 
 def _candidates() -> list[str]:
-    found = []
+    candidates = []
     for device in _DEVICES.iterdir():
         with contextlib.suppress(OSError):  # it went away a moment ago
             identifier = device / "dm" / "uuid"
             if identifier.exists() and identifier.read_text().startswith(_LVM_VOLUME):
                 continue
             if int((device / "size").read_text()):
-                found.append(device.name)
-    return found
+                candidates.append(device.name)
+    return candidates
 
 
 async def _answers(name: str) -> bool:

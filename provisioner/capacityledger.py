@@ -1,7 +1,7 @@
 """The capacity reserved in each pool of each node: the sum that a decision subtracts from what the node published.
 
 A volume is charged from the moment that its creation is decided until its object, or at least our finalizer on it, is
-gone. The watch of PersistentVolumes alone can't tell: it lags behind our own creations, and shows nothing of a request
+gone. A watch of PersistentVolumes is not enough: it lags behind our own creations, and shows nothing of a request
 whose answer was lost. So each name has an entry for what the watch showed, for our own request (a reservation), for an
 expansion that is about to be granted and for a volume of a pod that is decided with another one. The largest counts.
 A reservation ends in one of two ways only: the watch shows that very object, by uid, or it is verified that there is

@@ -183,8 +183,8 @@ class ClaimController:
         """Asked of the API server: claims that have their volume are not in the cache. Raises ApiError."""
         if not claim.clones or self._exists(claim):
             return NO_SOURCE
-        found = await live_source_claim(self._cluster, claim)
-        return CloneSource(found, self._cache.volumes.get(found.volume_name) if found else None)
+        source = await live_source_claim(self._cluster, claim)
+        return CloneSource(source, self._cache.volumes.get(source.volume_name) if source else None)
 
     def _exists(self, claim: Claim) -> bool:
         return self._cache.ledger.exists(volume_name(claim.uid), claim.uid)

@@ -124,8 +124,8 @@ class ClusterCache:
 
     def pods_of(self, claim: str) -> list[Pod]:
         """The pods not running yet that name a claim, by its key."""
-        found = (self.pods.get(key) for key in self._pods_of_claim.get(claim, ()))
-        return [pod for pod in found if pod is not None]
+        pods = (self.pods.get(key) for key in self._pods_of_claim.get(claim, ()))
+        return [pod for pod in pods if pod is not None]
 
     def published_for(self, storage_class: str) -> dict[str, Capacity]:
         """What nodes publish for a class, by the values of their labels."""
@@ -199,22 +199,22 @@ def _published(body: Json) -> Published | None:
 async def live_claim(cluster: Cluster, reference: ClaimReference) -> Claim | None:
     """The claim as it is now, None when it, and not only its name, is gone. Raises ApiError: no answer is not a no."""
     try:
-        found = records.read_claim(await cluster.get(CLAIMS, reference.name, reference.namespace))
+        live = records.read_claim(await cluster.get(CLAIMS, reference.name, reference.namespace))
     except NotFound:
         return None
-    return found if found.uid == reference.uid else None
+    return live if live.uid == reference.uid else None
 
 
 async def live_pending_pods(cluster: Cluster, claim: Claim) -> list[Pod]:
     """The pods not running yet that name the claim. Raises ApiError."""
-    found = await cluster.list(PODS, claim.namespace, field_selector=f"status.phase={PENDING}")
-    return [pod for pod in map(records.read_pod, found) if claim.key in pod.claims]
+    bodies = await cluster.list(PODS, claim.namespace, field_selector=f"status.phase={PENDING}")
+    return [pod for pod in map(records.read_pod, bodies) if claim.key in pod.claims]
 
 
 async def live_nodes(cluster: Cluster, hostname: str) -> list[Node]:
     """The nodes with this hostname label. Raises ApiError."""
-    found = await cluster.list(NODES, label_selector=f"{names.HOSTNAME_LABEL}={hostname}")
-    return [records.read_node(body) for body in found]
+    bodies = await cluster.list(NODES, label_selector=f"{names.HOSTNAME_LABEL}={hostname}")
+    return [records.read_node(body) for body in bodies]
 
 
 async def live_node(cluster: Cluster, name: str) -> Node | None:

@@ -70,16 +70,16 @@ class NodeLossExecutor:
 
     async def _remove_finalizer(self, volume: NodePinnedVolume) -> None:
         if volume.ours:
-            found = self._volumes.get(volume.name)
-            if found is None or found.uid != volume.uid:
+            live = self._volumes.get(volume.name)
+            if live is None or live.uid != volume.uid:
                 return
             finalizer = names.FINALIZER
         else:
-            found = read_any(await self._cluster.get(VOLUMES, volume.name))
-            if (found.uid, found.resource_version) != (volume.uid, volume.resource_version):
+            live = read_any(await self._cluster.get(VOLUMES, volume.name))
+            if (live.uid, live.resource_version) != (volume.uid, volume.resource_version):
                 return  # the watch shows the change in a moment
             finalizer = names.STATIC_FINALIZER
-        await self._cluster.patch(VOLUMES, found.name, finalizer_removal_patch(found, finalizer))
+        await self._cluster.patch(VOLUMES, live.name, finalizer_removal_patch(live, finalizer))
         message = (
             f"node {node_text(volume.nodes)} was deleted and did not come back: the volume's finalizer was removed, "
             "and the data on the node's disks stays there"

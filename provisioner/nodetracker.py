@@ -39,7 +39,7 @@ class NodeTracker:
         self._informer.subscribe(self._changed)
 
     def on_change(self, callback: Callable[[NodeNames], None]) -> None:
-        """Tells the names of each node that came, went or got another hostname."""
+        """`callback` gets the names of each node that came, went or got another hostname."""
         self._on_change.append(callback)
 
     async def run(self) -> None:
@@ -65,8 +65,8 @@ class NodeTracker:
 
     async def names_with_hostname(self, hostname: str) -> list[str]:
         """Names of the nodes that have this hostname label now. Raises ApiError."""
-        found = await self._cluster.list(NODES, label_selector=f"{names.HOSTNAME_LABEL}={hostname}")
-        return [body["metadata"]["name"] for body in found]
+        bodies = await self._cluster.list(NODES, label_selector=f"{names.HOSTNAME_LABEL}={hostname}")
+        return [body["metadata"]["name"] for body in bodies]
 
     async def _named(self, name: str) -> bool:
         try:
@@ -94,14 +94,14 @@ async def follow_renamed_nodes(cluster: Cluster, tracker: NodeTracker, volumes: 
         hostnames = volume.nodes - {volume.node_label}
         if not volume.node_label or len(hostnames) != 1 or tracker.is_known(frozenset({volume.node_label})):
             continue
-        found = await tracker.names_with_hostname(*hostnames)
-        if len(found) != 1 or not await tracker.is_gone(frozenset({volume.node_label})):
+        renamed = await tracker.names_with_hostname(*hostnames)
+        if len(renamed) != 1 or not await tracker.is_gone(frozenset({volume.node_label})):
             continue
-        label = names.node_label_value(found[0])
+        label = names.node_label_value(renamed[0])
         metadata = {"uid": volume.uid, "resourceVersion": volume.resource_version}
         try:
             await cluster.patch(VOLUMES, volume.name, {"metadata": {**metadata, "labels": {names.NODE_LABEL: label}}})
         except NotFound:
             continue
         named = {"volume": volume.name, "claim": str(volume.claim or "")}
-        _log.warning("its node %s is called %s now", volume.node_label, found[0], extra=named)
+        _log.warning("its node %s is called %s now", volume.node_label, renamed[0], extra=named)

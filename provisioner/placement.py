@@ -66,10 +66,10 @@ class PodPlacement:
     async def pods(self, claim: Claim, *, certain: bool) -> list[Pod]:
         """Those that wait to be scheduled with the claim. `certain`: the API server is asked if the cache has none, for
         the watch of pods may lag behind that of claims. Raises ApiError."""
-        found = self._cache.pods_of(claim.key)
-        if certain and not found:
-            found = await live_pending_pods(self._cluster, claim)
-        return [pod for pod in found if not pod.node_name and not pod.deleting and _belongs(claim, pod)]
+        pods = self._cache.pods_of(claim.key)
+        if certain and not pods:
+            pods = await live_pending_pods(self._cluster, claim)
+        return [pod for pod in pods if not pod.node_name and not pod.deleting and _belongs(claim, pod)]
 
     async def violates_topology(self, storage_class: StorageClass, hostname: str) -> bool:
         """Whether the class can't have volumes on the node of a hostname label. Raises ApiError."""
@@ -121,7 +121,7 @@ class PodPlacement:
 
     def open_claims(self, pod: Pod, fresh: Claim | None = None) -> tuple[Claim, ...]:
         """The pod's claims that wait for volumes of ours on the node that is chosen for it, `fresh` as it is now."""
-        found = {fresh.uid: fresh} if fresh else {}
+        open_by_uid = {fresh.uid: fresh} if fresh else {}
         for mention in pod.volumes:
             claim = self._cache.claims.get(f"{pod.namespace}/{mention.claim}")
             if claim is None or claim.volume_name or (mention.ephemeral and claim.controller != pod.uid):
@@ -130,8 +130,8 @@ class PodPlacement:
             if storage_class is None or not waits_for_first_consumer(storage_class):
                 continue
             if not self._cache.ledger.exists(volume_name(claim.uid), claim.uid):
-                found.setdefault(claim.uid, claim)
-        return tuple(found.values())
+                open_by_uid.setdefault(claim.uid, claim)
+        return tuple(open_by_uid.values())
 
     async def proposal(self, move: ReschedulePod) -> tuple[list[tuple[Claim, str]], str]:
         """Which node each of the claims is to name from now on, empty for none, and the message for their owners.
@@ -167,7 +167,11 @@ class PodPlacement:
 
     async def _first_admitted(self, claims: Sequence[Claim], candidates: Sequence[Capacity]) -> str:
         """The name of the first node that all classes of the claims may have volumes on. Empty: none."""
-        classes = [found for each in claims if (found := self._cache.classes.get(each.storage_class)) is not None]
+        classes = [
+            storage_class
+            for each in claims
+            if (storage_class := self._cache.classes.get(each.storage_class)) is not None
+        ]
         for candidate in candidates[:_PROPOSALS]:
             for node in await live_nodes(self._cluster, candidate.hostname):
                 if all(each.admits(node.labels) for each in classes):
@@ -192,7 +196,7 @@ class PodPlacement:
 
     def _requests(self, pod: Pod, node: str) -> list[VolumeRequest]:
         """All volumes that the pod's claims have no place for yet, and that would be on this node."""
-        found: dict[str, VolumeRequest] = {}
+        requests: dict[str, VolumeRequest] = {}
         for claim in self.open_claims(pod):
             storage_class, source = self._cache.classes.get(claim.storage_class), CloneSource()
             if claim.clones:
@@ -202,17 +206,17 @@ class PodPlacement:
             with contextlib.suppress(ParameterError):  # an event says so, and it takes nothing
                 layout = volume_parameters(storage_class, claim, source)
                 name = volume_name(claim.uid)
-                found[name] = VolumeRequest(claim.name, name, claim.requested, layout, claim.storage_class)
+                requests[name] = VolumeRequest(claim.name, name, claim.requested, layout, claim.storage_class)
         for mention in pod.volumes:
             volume = self._cache.volume_of(f"{pod.namespace}/{mention.claim}")
             if volume is None or volume.node_label or volume.deleting or volume.phase in (RELEASED, FAILED):
                 continue
             with contextlib.suppress(ParameterError):
                 layout = volume.parameters()
-                found[volume.name] = VolumeRequest(
+                requests[volume.name] = VolumeRequest(
                     mention.claim, volume.name, volume.charged_size, layout, volume.storage_class
                 )
-        return list(found.values())
+        return list(requests.values())
 
     def _fits(self, requests: Sequence[VolumeRequest], node: str) -> list[VolumeFit]:
         excluding = {request.volume for request in requests}

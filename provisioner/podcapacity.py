@@ -72,17 +72,17 @@ def fit_volumes(
             capacity = None
         required = footprint(request.size, request.parameters, capacity.granularity) if capacity else 0
         placed.append((request, capacity, required))
-    found = []
+    fits = []
     for request, capacity, required in placed:
         if capacity is None:
-            found.append(VolumeFit(request, None))
+            fits.append(VolumeFit(request, None))
             continue
         more: defaultdict[str, int] = defaultdict(int)
         for other, its, other_required in placed:
             if its is not None and other is not request:
                 more[its.pool] += other_required
         reserved_elsewhere = reserved(capacity)
-        found.append(
+        fits.append(
             VolumeFit(
                 request,
                 capacity,
@@ -92,7 +92,7 @@ def fit_volumes(
                 required_by_pod=more[capacity.pool],
             )
         )
-    return found
+    return fits
 
 
 def _sum(reserved: Callable[[str], int], more: Mapping[str, int]) -> Callable[[str], int]:

@@ -63,13 +63,13 @@ class ReservationVerifier:
             self.reservations.add_after(name, rest)
             return
         try:
-            found = volume.read(await self._cluster.get(VOLUMES, name))
+            created = volume.read(await self._cluster.get(VOLUMES, name))
         except NotFound:
-            found = None
+            created = None
         if self._ledger.reservation(name) != reservation:
             self.reservations.add_after(name, REQUEST_LIFETIME)
-        elif found is not None and charge_of(found) is not None:
-            self._ledger.confirm(name, found.uid)
+        elif created is not None and charge_of(created) is not None:
+            self._ledger.confirm(name, created.uid)
             self.reservations.add_after(name, REQUEST_LIFETIME)
         elif rest > 0:
             self.reservations.add_after(name, rest)

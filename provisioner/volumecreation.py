@@ -208,15 +208,15 @@ class VolumeCreator:
 
     async def _existing(self, name: str, claim: Claim) -> str:
         """A volume of this name is ours from a try whose answer was lost, or not ours at all."""
-        found = volume.read(await self._cluster.get(VOLUMES, name))
-        if found is None or found.claim is None or found.claim.uid != claim.uid:
+        existing = volume.read(await self._cluster.get(VOLUMES, name))
+        if existing is None or existing.claim is None or existing.claim.uid != claim.uid:
             raise ProvisioningFailed(
                 f"there is a PersistentVolume {name} already, and not for this claim: delete or rename it"
             )
-        if found.deleting:
+        if existing.deleting:
             raise ProvisioningFailed(f"the claim's PersistentVolume {name} is being deleted: waiting until it is gone")
         _log.info("volume %s exists already, from a try whose answer was lost", name)
-        return found.uid
+        return existing.uid
 
 
 def _account(storage_class: StorageClass, create: Create) -> Account:

@@ -44,9 +44,11 @@ class HealthChecks:
 
     def report(self) -> tuple[bool, str]:
         """Whether all is well, and a line for each check."""
-        found = self.problems()
-        lines = [f"[-]{name}: {wrong}" if wrong else f"[+]{name} ok{self._note(name)}" for name, wrong in found.items()]
-        ready = not any(found.values())
+        problems = self.problems()
+        lines = [
+            f"[-]{name}: {wrong}" if wrong else f"[+]{name} ok{self._note(name)}" for name, wrong in problems.items()
+        ]
+        ready = not any(problems.values())
         return ready, "\n".join([*lines, f"readyz check {'passed' if ready else 'failed'}", ""])
 
     def _note(self, name: str) -> str:

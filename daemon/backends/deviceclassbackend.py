@@ -75,13 +75,13 @@ class DeviceClassBackend:
 
     async def inspect(self) -> Inventory:
         outcomes = await asyncio.gather(*(self._look(member) for member in self._distinct), return_exceptions=True)
-        found, unavailable = [], []
+        inventories, unavailable = [], []
         for member, outcome in zip(self._distinct, _each(outcomes), strict=True):
             if isinstance(outcome, Inventory):
-                found.append(outcome)
+                inventories.append(outcome)
             else:
                 unavailable += [UnavailablePool(pool, str(outcome)) for pool in self._pools_of(member)]
-        merged = self._merged(found, unavailable)
+        merged = self._merged(inventories, unavailable)
         self._shown = {pool.name for pool in merged.pools}
         return merged
 
@@ -146,8 +146,8 @@ class DeviceClassBackend:
     def _pools_of(self, member: Backend) -> list[str]:
         return [pool for pool, each in self._by_pool.items() if each is member]
 
-    def _merged(self, found: list[Inventory], unavailable: list[UnavailablePool]) -> Inventory:
-        volumes = [volume for each in found for volume in each.volumes]
+    def _merged(self, inventories: list[Inventory], unavailable: list[UnavailablePool]) -> Inventory:
+        volumes = [volume for each in inventories for volume in each.volumes]
         count = Counter(volume.pv for volume in volumes)
         damaged = [
             DamagedVolume(volume.pv, volume.pool, "another device class has a volume with the same record")
@@ -156,11 +156,13 @@ class DeviceClassBackend:
         ]
         return Inventory(
             [volume for volume in volumes if count[volume.pv] == 1],
-            joined([replace(pool, reserve=reserve_of(self._classes, pool.name)) for e in found for pool in e.pools]),
-            [foreign for each in found for foreign in each.foreign],
-            [*(one for each in found for one in each.damaged), *damaged],
-            [snapshot for each in found for snapshot in each.snapshots],
-            [*unavailable, *(one for each in found for one in each.unavailable)],
+            joined(
+                [replace(pool, reserve=reserve_of(self._classes, pool.name)) for e in inventories for pool in e.pools]
+            ),
+            [foreign for each in inventories for foreign in each.foreign],
+            [*(one for each in inventories for one in each.damaged), *damaged],
+            [snapshot for each in inventories for snapshot in each.snapshots],
+            [*unavailable, *(one for each in inventories for one in each.unavailable)],
         )
 
 

@@ -144,8 +144,8 @@ class FilesBackend(Backend):
             return Inventory()
         stored, unreadable = self._records.read_all()
         # Not by glob, which shows a folder that can't be read as an empty one.
-        found = sorted(path for path in self._folder.iterdir() if path.name.endswith(self.SUFFIX))
-        present = {path.name.removesuffix(self.SUFFIX): path for path in found}
+        paths = sorted(path for path in self._folder.iterdir() if path.name.endswith(self.SUFFIX))
+        present = {path.name.removesuffix(self.SUFFIX): path for path in paths}
         volumes, damaged = [], [DamagedVolume(pv, self._pool, reason) for pv, reason in unreadable.items()]
         for pv, entry in stored.items():
             if pv in present:

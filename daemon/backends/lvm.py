@@ -81,10 +81,12 @@ class LvmBackend:
             if snapshot.record.state is VolumeState.COPYING:
                 await self._snapshots.mend(snapshot)
         state = await self._report()
-        for found in suspended(state, inventory(state, self._groups)):
-            log.warning("%s/%s was left suspended by a command that was killed: it is resumed", found.group, found.name)
-            with volume_errors(f"volume {found.name}", found.group):
-                await self._lvm.refresh(found.group, found.name)
+        for volume in suspended(state, inventory(state, self._groups)):
+            log.warning(
+                "%s/%s was left suspended by a command that was killed: it is resumed", volume.group, volume.name
+            )
+            with volume_errors(f"volume {volume.name}", volume.group):
+                await self._lvm.refresh(volume.group, volume.name)
 
     async def _establish_pool(self, group_name: str, pool: str) -> None:
         state = await self._report()
@@ -106,8 +108,8 @@ class LvmBackend:
         await self._lvm.create_pool(group_name, pool, extents * group.extent_size, {_POOL_MARK})
 
     async def inspect(self) -> Inventory:
-        found = inventory(await self._report(), self._groups)
-        return without_unresponsive(found, self._lvm.unresponsive.of_groups(self._groups))
+        seen = inventory(await self._report(), self._groups)
+        return without_unresponsive(seen, self._lvm.unresponsive.of_groups(self._groups))
 
     async def _report(self) -> lvm.Report:
         with volume_errors("the node", " ".join(sorted(self._groups))):
@@ -129,7 +131,7 @@ class LvmBackend:
                 raise await self._no_space(spec.pv, str(pool_name), spec.size, _legs(spec.parameters)) from error
         extent = self._extent_sizes.get(pool_name.group)
         if extent is None:
-            return await self._found(spec.pv, spec.uid)
+            return await self._existing(spec.pv, spec.uid)
         # As lvcreate rounds: whole extents, and as many of them on each stripe.
         chunk = extent * spec.parameters.stripes
         size = -(-spec.size // chunk) * chunk
@@ -148,7 +150,7 @@ class LvmBackend:
             except lvm.AlreadyExists:
                 await self._clear_away(pool_name, spec)
                 await self._lvm.create_thin_snapshot(pool_name.group, source.pv, spec.pv, tags)
-        return await self.extend(await self._found(spec.pv, spec.uid), spec.size)
+        return await self.extend(await self._existing(spec.pv, spec.uid), spec.size)
 
     def snapshot_storage(self, pool: str) -> LvmSnapshots:
         return self._snapshots
@@ -170,9 +172,9 @@ class LvmBackend:
     async def _clear_away(self, pool_name: PoolName, spec: VolumeSpec) -> None:
         """Removes a volume whose making was cut off: an lvcreate that was killed may leave one that can't be used, a
         thin volume that its pool does not know or a mirror of which one leg is missing. Raises Foreign, Damaged."""
-        found = await self.inspect()
-        _refuse_damaged(found, spec.pv)
-        volume = found.volume(spec.pv)
+        seen = await self.inspect()
+        _refuse_damaged(seen, spec.pv)
+        volume = seen.volume(spec.pv)
         if volume is None or volume.record.uid != spec.uid or volume.record.state is not VolumeState.FORMATTING:
             raise Foreign(
                 f"the volume group {pool_name.group} of this node has another volume named {spec.pv}: "
@@ -186,15 +188,15 @@ class LvmBackend:
 
     def _present(self, state: lvm.Report, volume: Volume) -> Volume:
         """What bears its name in its pool. Raises VolumeNotFound, PoolMissing, Damaged."""
-        found = inventory(state, self._groups)
-        _refuse_damaged(found, volume.pv)
-        if found.pool(volume.pool) is None:
+        seen = inventory(state, self._groups)
+        _refuse_damaged(seen, volume.pv)
+        if seen.pool(volume.pool) is None:
             raise PoolMissing(
                 f"{volume.pool}, where volume {volume.pv} is, can't be seen on this node "
-                f"({found.why_unavailable(volume.pool)}), or if it is lost for good, take the finalizer off the "
+                f"({seen.why_unavailable(volume.pool)}), or if it is lost for good, take the finalizer off the "
                 "PersistentVolume"
             )
-        present = found.volume(volume.pv) or found.snapshot(volume.pv)
+        present = seen.volume(volume.pv) or seen.snapshot(volume.pv)
         if present is None or present.pool != volume.pool:
             raise VolumeNotFound(f"volume {volume.pv} is not on this node (any more)")
         return present
@@ -236,7 +238,7 @@ class LvmBackend:
             except lvm.TimedOut:
                 await self._mend()
                 raise
-        return await self._found(volume.pv, volume.record.uid)
+        return await self._existing(volume.pv, volume.record.uid)
 
     async def stale_data(self, volume: Volume) -> StaleData:
         """A thin pool is asked each time: whether it zeroes new blocks can be switched (lvchange --zero)."""
@@ -277,10 +279,10 @@ class LvmBackend:
         where = f"{name} (on {legs} of its devices alike)" if legs > 1 else name
         return NoSpace(pv, where, needed, pool.free if pool else 0)
 
-    async def _found(self, pv: str, uid: str) -> Volume:
-        found = await self.inspect()
-        _refuse_damaged(found, pv)
-        volume = found.volume(pv)
+    async def _existing(self, pv: str, uid: str) -> Volume:
+        seen = await self.inspect()
+        _refuse_damaged(seen, pv)
+        volume = seen.volume(pv)
         if volume is None or volume.record.uid != uid:
             raise VolumeNotFound(f"volume {pv} is not on this node (any more)")
         return volume
@@ -291,8 +293,8 @@ def _legs(parameters: VolumeParameters) -> int:
     return 2 if parameters.raid == RAID1 else parameters.stripes
 
 
-def _refuse_damaged(found: Inventory, pv: str) -> None:
-    for damaged in found.damaged:
+def _refuse_damaged(seen: Inventory, pv: str) -> None:
+    for damaged in seen.damaged:
         if damaged.name == pv:
             raise Damaged(
                 f"the record of volume {pv} on this node is damaged: {damaged.reason}; "

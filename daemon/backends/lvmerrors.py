@@ -15,11 +15,11 @@ def volume_errors(subject: str, pool: str) -> Iterator[None]:
     try:
         yield
     except lvm.InUse as error:
-        raise InUse(f"{subject} is still in use: stop what uses it ({error.words})") from error
+        raise InUse(f"{subject} is still in use: stop what uses it ({error.message})") from error
     except lvm.LvmNotFound as error:
         raise PoolMissing(
-            f"{subject} needs {pool}, which this node does not have ({error.words}): its administrator makes a volume "
-            "group with `elastic-local vg create`, and a thin pool in it with `lvcreate --type thin-pool`"
+            f"{subject} needs {pool}, which this node does not have ({error.message}): its administrator makes a "
+            "volume group with `elastic-local vg create`, and a thin pool in it with `lvcreate --type thin-pool`"
         ) from error
     except (lvm.LvmError, MissingTool) as error:
         raise BackendFailed(f"{subject}: {error}; the log of this node's daemon has more") from error
@@ -34,4 +34,4 @@ def errors_of(volume: Volume) -> Iterator[None]:
         try:
             yield
         except lvm.LvmNotFound as error:
-            raise VolumeNotFound(f"volume {volume.pv} is not on this node (any more): {error.words}") from error
+            raise VolumeNotFound(f"volume {volume.pv} is not on this node (any more): {error.message}") from error

@@ -37,26 +37,24 @@ def inventory(state: lvm.Report, groups: Collection[str]) -> Inventory:
     snapshots: list[Volume] = []
     damaged: list[DamagedVolume] = []
     strangers: list[LogicalVolume] = []
-    usable = {found.name for found in state.groups} - _hidden(state).keys()
-    for found in state.volumes:
-        if found.is_thin_pool or found.group not in usable:
+    usable = {group.name for group in state.groups} - _hidden(state).keys()
+    for lv in state.volumes:
+        if lv.is_thin_pool or lv.group not in usable:
             continue
         try:
-            record = from_tags(found.tags)
+            record = from_tags(lv.tags)
         except DamagedRecord as error:
-            damaged.append(DamagedVolume(found.name, _pool_of(found), f"its tags say: {error}"))
+            damaged.append(DamagedVolume(lv.name, _pool_of(lv), f"its tags say: {error}"))
             continue
         if record is None:
-            strangers.append(found)
-        elif _LEG.fullmatch(found.name.removeprefix(record.pv)):
+            strangers.append(lv)
+        elif _LEG.fullmatch(lv.name.removeprefix(record.pv)):
             continue
-        elif record.pv != found.name:
-            damaged.append(
-                DamagedVolume(found.name, _pool_of(found), f"its tags say that it is {record.pv}: rename it back")
-            )
+        elif record.pv != lv.name:
+            damaged.append(DamagedVolume(lv.name, _pool_of(lv), f"its tags say that it is {record.pv}: rename it back"))
         else:
             kind = snapshots if record.snapshot_of else volumes
-            kind.append(Volume(record, found.size, _pool_of(found), _health(state, found), _overhead(state, found)))
+            kind.append(Volume(record, lv.size, _pool_of(lv), _health(state, lv), _overhead(state, lv)))
     count = Counter(volume.pv for volume in volumes)
     for volume in volumes:
         if count[volume.pv] > 1:
@@ -64,12 +62,12 @@ def inventory(state: lvm.Report, groups: Collection[str]) -> Inventory:
     volumes = [volume for volume in volumes if count[volume.pv] == 1]
     ours = {(PoolName.of(volume.pool).group, volume.pv) for volume in (*volumes, *snapshots)}
     shown = {*groups} | {name for name, _ in ours}
-    foreign = [ForeignVolume(found.name, _pool_of(found), found.size) for found in strangers if found.group in shown]
+    foreign = [ForeignVolume(lv.name, _pool_of(lv), lv.size) for lv in strangers if lv.group in shown]
     pools = [
         pool
-        for found in state.groups
-        if found.name in usable
-        for pool in (_group_pool(state, found, (*volumes, *snapshots)), *_thin_pools(state, found, ours))
+        for group in state.groups
+        if group.name in usable
+        for pool in (_group_pool(state, group, (*volumes, *snapshots)), *_thin_pools(state, group, ours))
     ]
     return Inventory(volumes, pools, foreign, damaged, snapshots, list(_unavailable(state)))
 
@@ -77,16 +75,16 @@ def inventory(state: lvm.Report, groups: Collection[str]) -> Inventory:
 def _hidden(state: lvm.Report) -> dict[str, str]:
     """Groups of which nothing may be touched, and why. LVM shows the volumes of two groups of one name as if they were
     of one, and the one that a command would mean may be the other."""
-    count = Counter(found.name for found in state.groups)
+    count = Counter(group.name for group in state.groups)
     hidden = {}
-    for found in state.groups:
-        if count[found.name] > 1:
-            hidden[found.name] = (
-                f"this node has {count[found.name]} volume groups {found.name}: take the disks of one away, or rename "
+    for group in state.groups:
+        if count[group.name] > 1:
+            hidden[group.name] = (
+                f"this node has {count[group.name]} volume groups {group.name}: take the disks of one away, or rename "
                 "it (`vgrename UUID NEW-NAME`)"
             )
-        elif why := lvmgroups.unusable(found):
-            hidden[found.name] = why
+        elif why := lvmgroups.unusable(group):
+            hidden[group.name] = why
     return hidden
 
 
@@ -95,46 +93,45 @@ def _unavailable(state: lvm.Report) -> Iterator[UnavailablePool]:
     know nothing of."""
     for name, reason in _hidden(state).items():
         yield UnavailablePool(name, reason)
-    for found in state.groups:
-        if found.missing_devices:
+    for group in state.groups:
+        if group.missing_devices:
             yield UnavailablePool(
-                found.name,
-                f"volume group {found.name} misses {found.missing_devices} of its devices: bring them back, or if they "
-                f"are gone for good `vgreduce --removemissing {found.name}`",
+                group.name,
+                f"volume group {group.name} misses {group.missing_devices} of its devices: bring them back, or if they "
+                f"are gone for good `vgreduce --removemissing {group.name}`",
             )
-        elif any(device.duplicates for device in state.devices_of(found.name)):
-            yield UnavailablePool(
-                found.name, lvmgroups.refusal(state, found)
-            )  # LVM read one copy, the other may be newer
+        elif any(device.duplicates for device in state.devices_of(group.name)):
+            # LVM read one copy, the other may be newer.
+            yield UnavailablePool(group.name, lvmgroups.refusal(state, group))
 
 
-def without_unresponsive(found: Inventory, hung: Mapping[str, Exception]) -> Inventory:
+def without_unresponsive(seen: Inventory, hung: Mapping[str, Exception]) -> Inventory:
     """What was found, but for groups with a device that gives no answer: of these a part only was read."""
     if not hung:
-        return found
+        return seen
 
     def answers(pool: str) -> bool:
         return PoolName.of(pool).group not in hung
 
     return replace(
-        found,
-        volumes=[each for each in found.volumes if answers(each.pool)],
-        snapshots=[each for each in found.snapshots if answers(each.pool)],
-        foreign=[each for each in found.foreign if answers(each.pool)],
-        damaged=[each for each in found.damaged if answers(each.pool)],
-        pools=[pool for pool in found.pools if answers(pool.name)],
+        seen,
+        volumes=[each for each in seen.volumes if answers(each.pool)],
+        snapshots=[each for each in seen.snapshots if answers(each.pool)],
+        foreign=[each for each in seen.foreign if answers(each.pool)],
+        damaged=[each for each in seen.damaged if answers(each.pool)],
+        pools=[pool for pool in seen.pools if answers(pool.name)],
         unavailable=[
-            *(each for each in found.unavailable if answers(each.pool)),
+            *(each for each in seen.unavailable if answers(each.pool)),
             *(UnavailablePool(group, str(why), unresponsive=True) for group, why in hung.items()),
         ],
     )
 
 
-def suspended(state: lvm.Report, found: Inventory) -> list[LogicalVolume]:
+def suspended(state: lvm.Report, seen: Inventory) -> list[LogicalVolume]:
     """Volumes of ours that are suspended, and their thin pools before them: what is suspended below a volume stops
     whoever does anything with it."""
-    volumes = [(PoolName.of(volume.pool).group, volume.pv) for volume in found.volumes]
-    pools = [PoolName.of(pool.name) for pool in found.pools if pool.thin and pool.ours]
+    volumes = [(PoolName.of(volume.pool).group, volume.pv) for volume in seen.volumes]
+    pools = [PoolName.of(pool.name) for pool in seen.pools if pool.thin and pool.ours]
     names = [*((place.group, place.thin_pool) for place in pools), *volumes]
     known = (state.volume(group, name) for group, name in names)
     return [volume for volume in known if volume and volume.suspended]

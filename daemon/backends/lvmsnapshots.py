@@ -38,48 +38,50 @@ class LvmSnapshots:
                     "the kernel of this node has none (its administrator loads the module dm_snapshot)"
                 ) from error
             except lvm.NoSpace as error:
-                raise NoSnapshot(f"{group} on this node has no room for it ({error.words})") from error
+                raise NoSnapshot(f"{group} on this node has no room for it ({error.message})") from error
             made = (await self._lvm.report()).volume(group, record.pv)
         if made is None:
             raise VolumeNotFound(f"snapshot {record.pv} of volume {source.pv} is not on this node (any more)")
         return Volume(record, made.size, group)
 
     async def readable(self, snapshot: Volume) -> bool:
-        found = await self._found(snapshot)
-        return found is not None and not found.overflowed
+        present = await self._existing(snapshot)
+        return present is not None and not present.overflowed
 
     async def mend(self, snapshot: Volume) -> None:
         """Takes back what an LVM command may have left that was killed while it made or split the snapshot: a source
         that is suspended, so that whoever writes to it waits, and devices that are not what LVM says."""
         with errors_of(snapshot):
             state = await self._lvm.report()
-            found = state.volume(snapshot.pool, snapshot.pv)
+            volume = state.volume(snapshot.pool, snapshot.pv)
             source = state.volume(snapshot.pool, snapshot.record.snapshot_of)
-            if found and source and source.active and (source.suspended or not found.origin):
+            if volume and source and source.active and (source.suspended or not volume.origin):
                 await self._lvm.mend_origin(snapshot.pool, source.name, snapshot.pv)
 
     async def split(self, snapshot: Volume) -> None:
         await self.mend(snapshot)
-        found = await self._found(snapshot)
-        if found is not None:
+        present = await self._existing(snapshot)
+        if present is not None:
             with errors_of(snapshot):
-                if found.origin:
+                if present.origin:
                     await self._lvm.split_snapshot(snapshot.pool, snapshot.pv)
                 else:
                     await self._lvm.activate(snapshot.pool, snapshot.pv)
 
     async def remove(self, snapshot: Volume) -> None:
-        found = await self._found(snapshot)
-        if found is None:
+        present = await self._existing(snapshot)
+        if present is None:
             return
-        if found.origin:
-            raise InUse(f"snapshot {snapshot.pv} still belongs to volume {found.origin}: what it kept can't be erased")
+        if present.origin:
+            raise InUse(
+                f"snapshot {snapshot.pv} still belongs to volume {present.origin}: what it kept can't be erased"
+            )
         with errors_of(snapshot):
             await self._lvm.remove(snapshot.pool, snapshot.pv, having=snapshot.record.deciding_tags())
 
-    async def _found(self, snapshot: Volume) -> LogicalVolume | None:
+    async def _existing(self, snapshot: Volume) -> LogicalVolume | None:
         """What bears its name now, if it is ours."""
         with errors_of(snapshot):
-            found = (await self._lvm.report()).volume(snapshot.pool, snapshot.pv)
-        record = from_tags(found.tags) if found else None
-        return found if record and record.owner_tags() == snapshot.record.owner_tags() else None
+            volume = (await self._lvm.report()).volume(snapshot.pool, snapshot.pv)
+        record = from_tags(volume.tags) if volume else None
+        return volume if record and record.owner_tags() == snapshot.record.owner_tags() else None

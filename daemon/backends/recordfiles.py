@@ -118,10 +118,10 @@ class RecordFiles:
     def present(self, pv: str) -> StoredRecord:
         """What is remembered by that name, whoever's it is. Raises VolumeNotFound, Damaged, PoolMissing."""
         self._refuse_absent(pv)
-        found = self.read(pv)
-        if found is None:
+        record = self.read(pv)
+        if record is None:
             raise VolumeNotFound(f"volume {pv} is not on this node (any more)")
-        return found
+        return record
 
     def _refuse_absent(self, pv: str) -> None:
         """Of what lies in a folder that is not there nobody can say that it is gone."""

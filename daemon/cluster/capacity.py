@@ -39,15 +39,15 @@ class AvailableCapacity:
 def reservations(persistent_volumes: Iterable[PersistentVolume], inventory: Inventory) -> list[Reservation]:
     """What each PersistentVolume of this node has a right to, in its pool. What its claim asks for beyond that is not
     reserved."""
-    found = []
+    reserved = []
     for pv in persistent_volumes:
         pool = inventory.pool(pv.pool)
         if pool is not None:
             parameters = parameters_of(pv)
-            found.append(
+            reserved.append(
                 Reservation(pv.name, pool.name, footprint(pv.target_size, parameters, pool.granularity), parameters)
             )
-    return found
+    return reserved
 
 
 def available_capacity(

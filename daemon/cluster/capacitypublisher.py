@@ -4,7 +4,7 @@ of ours.
 What should be published is a pure function of the classes, the inventory and the PersistentVolumes of this node; what
 is published is known from an informer, so an object that somebody edits or deletes is put right like any other
 difference. A class that can't be served here, because its parameters are wrong or its volume group is missing, is
-published with no room: without an object the scheduler could not tell "no room" from "not heard of yet".
+published with no room: without an object the scheduler could not distinguish "no room" from "not reported yet".
 """
 
 import asyncio
@@ -47,19 +47,19 @@ class PublishedCapacity:
 
 
 def read_published(body: Json) -> PublishedCapacity | None:
-    found = capacity.read(body)
+    published = capacity.read(body)
     owners = tuple(owner["uid"] for owner in body["metadata"].get("ownerReferences") or [])
-    if found is None:
+    if published is None:
         return None
     return PublishedCapacity(
-        body["metadata"]["name"], found, quantity.parse(str(body.get("maximumVolumeSize") or "0")), owners
+        body["metadata"]["name"], published, quantity.parse(str(body.get("maximumVolumeSize") or "0")), owners
     )
 
 
 def read_class(body: Json) -> StorageClass | None:
     """A StorageClass of ours."""
-    found = read_storage_class(body)
-    return found if found.provisioner in names.PROVISIONERS else None
+    storage_class = read_storage_class(body)
+    return storage_class if storage_class.provisioner in names.PROVISIONERS else None
 
 
 def desired(
@@ -71,7 +71,7 @@ def desired(
     folder_pools: Collection[str] = (),
 ) -> dict[str, PublishedCapacity]:
     """What should be published, by object name. `folder_pools`: those whose volumes are folders."""
-    classes, found = list(classes), {}
+    classes, objects = list(classes), {}
     shapes = {
         (pool_of(requested), capacity.leg_count(requested)) for each in classes if (requested := _parameters(each))
     }
@@ -80,8 +80,8 @@ def desired(
         room = _capacity(storage_class, pool_of, inventory, persistent_volumes, node, mixed)
         room = replace(room, block=bool(room.pool) and room.pool not in folder_pools)
         name = capacity.object_name(room.node, room.storage_class)
-        found[name] = PublishedCapacity(name, room, room.available, (node.uid,))
-    return found
+        objects[name] = PublishedCapacity(name, room, room.available, (node.uid,))
+    return objects
 
 
 def _capacity(
@@ -210,7 +210,7 @@ class CapacityPublisher:
                 self._node,
                 self._folder_pools,
             )
-            known = {found.name: found for found in self.published.values()}
+            known = {each.name: each for each in self.published.values()}
             for name, room in requested.items():
                 if certain or known.get(name) != room:
                     await self._write(room, known.get(name))

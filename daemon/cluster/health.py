@@ -56,11 +56,11 @@ def diagnose(
 ) -> dict[str, VolumeHealth]:
     """The volumes that are not well, by name. `read_only` are those whose filesystem the kernel made so,
     `unresponsive` those that something was asked of and that gave no answer."""
-    found: dict[str, VolumeHealth] = {
+    diagnoses: dict[str, VolumeHealth] = {
         volume.pv: volume.health for volume in inventory.volumes if volume.health is not VolumeHealth.OK
     }
     for name in read_only:
-        found.setdefault(name, VolumeHealth.READ_ONLY)
+        diagnoses.setdefault(name, VolumeHealth.READ_ONLY)
     for pv in persistent_volumes:
         volume = inventory.volume(pv.name)
         if (
@@ -69,15 +69,15 @@ def diagnose(
             and (pv.made or inventory.pool(pv.pool) is None)
             and inventory.why_unavailable(pv.pool)
         ):
-            found[pv.name] = VolumeHealth.MISSING_DEVICE
+            diagnoses[pv.name] = VolumeHealth.MISSING_DEVICE
     hung = {each.pool for each in inventory.unavailable if each.unresponsive}
-    found |= {
+    diagnoses |= {
         volume.pv: VolumeHealth.UNRESPONSIVE
         for volume in inventory.volumes
         if volume.pool in hung or volume.pool.partition("/")[0] in hung
     }
     known = {*(volume.pv for volume in inventory.volumes), *(pv.name for pv in persistent_volumes)}
-    return found | {name: VolumeHealth.UNRESPONSIVE for name in unresponsive if name in known}
+    return diagnoses | {name: VolumeHealth.UNRESPONSIVE for name in unresponsive if name in known}
 
 
 def changes(before: Mapping[str, VolumeHealth], now: Mapping[str, VolumeHealth]) -> Iterator[tuple[str, VolumeHealth]]:

@@ -63,8 +63,8 @@ class NodeVolumes:
 
     def get(self, name: str) -> PersistentVolume | None:
         """As the informer shows it: what is to be done is decided on nothing else."""
-        found = self._informer.get(name)
-        return found if found and is_assigned(found, self._node) else None
+        volume = self._informer.get(name)
+        return volume if volume and is_assigned(volume, self._node) else None
 
     def all(self) -> list[PersistentVolume]:
         return [*(pv for pv in self._informer.values() if is_assigned(pv, self._node)), *self._just_assigned.values()]
@@ -127,8 +127,8 @@ class NodeAssigner:
         """All PersistentVolumes of this node as the API server has them now: the cache may lag behind what the
         provisioner placed here a moment ago, and an affinity that was set once can't be taken back."""
         selector = f"{names.NODE_LABEL}={names.node_label_value(self._node.name)}"
-        found = map(contract_volume.read, await self._cluster.list(VOLUMES, label_selector=selector))
-        return [volume for volume in found if volume is not None and is_assigned(volume, self._node)]
+        volumes = map(contract_volume.read, await self._cluster.list(VOLUMES, label_selector=selector))
+        return [volume for volume in volumes if volume is not None and is_assigned(volume, self._node)]
 
     def _pool_with_space(self, volume: PersistentVolume, others: Collection[PersistentVolume]) -> str:
         """The pool that the volume would take its space from, besides `others`. Raises PoolMissing and NoSpace."""

@@ -132,8 +132,8 @@ class OrphanCollector:
             self.queue.add(name)
 
     def _shown(self, volume: Volume) -> bool:
-        found = self._persistent_volumes.get(volume.pv)
-        return found is not None and found.uid == volume.record.uid
+        shown = self._persistent_volumes.get(volume.pv)
+        return shown is not None and shown.uid == volume.record.uid
 
     async def _examine(self, name: str) -> None:
         if not self._owner_lookup.cluster:

@@ -80,7 +80,7 @@ class ApiOwnerLookup:
 
 def read_owner(body: Json) -> Owner:
     """Whatever it is, also of another driver, its name is taken."""
-    found = contract_volume.read(body)
-    if found is None:
+    volume = contract_volume.read(body)
+    if volume is None:
         return Owner(body["metadata"]["uid"], RETAIN, reclaimable=False)
-    return Owner(found.uid, found.reclaim_policy, found.reclaimable)
+    return Owner(volume.uid, volume.reclaim_policy, volume.reclaimable)

@@ -94,9 +94,9 @@ class StorageMonitor:
         self._report_storage("" if first else problem_before, {} if first else lacking_before)
         self._report_notices(notices_before)
         self._seen |= self._classes.keys() - self.lacking.keys()
-        found = lacking_before.keys() - self.lacking.keys()
+        recovered = lacking_before.keys() - self.lacking.keys()
         if (self._volumes.inventory, self.problem, self.lacking) != (before, problem_before, lacking_before):
-            self._changed((bool(problem_before) or bool(found)) and not self.problem)
+            self._changed((bool(problem_before) or bool(recovered)) and not self.problem)
 
     def _report_all(self) -> None:
         """What was found before the Node was known."""
@@ -127,8 +127,8 @@ class StorageMonitor:
 
     def _reason(self, *names: str) -> str:
         """What keeps these classes, or all that have no room, from having some."""
-        found = self._volumes.inventory
-        blocked = all(found.pool(self._classes[name].pool) for name in names or self.lacking)
+        inventory = self._volumes.inventory
+        blocked = all(inventory.pool(self._classes[name].pool) for name in names or self.lacking)
         return STORAGE_BLOCKED if blocked and self.lacking else STORAGE_MISSING
 
     def _report_notices(self, before: Collection[str]) -> None:
@@ -148,8 +148,8 @@ class StorageMonitor:
 
 def lacking(inventory: Inventory, classes: Mapping[str, DeviceClass]) -> dict[str, str]:
     """What the node lacks for each of its device classes that has no room, and what to do about it."""
-    found = {name: missing(inventory, each) for name, each in classes.items()}
-    return {name: why for name, why in found.items() if why}
+    reasons = {name: missing(inventory, each) for name, each in classes.items()}
+    return {name: why for name, why in reasons.items() if why}
 
 
 def noticed(inventory: Inventory, classes: Mapping[str, DeviceClass]) -> tuple[str, ...]:
@@ -157,19 +157,19 @@ def noticed(inventory: Inventory, classes: Mapping[str, DeviceClass]) -> tuple[s
     the node's own system."""
     own = {each.pool.partition("/")[0] for each in classes.values()}
     ours = {volume.pool.partition("/")[0] for volume in inventory.volumes}
-    found: list[str] = []
+    notices: list[str] = []
     for pool in inventory.pools:
         if pool.name in own | ours:
             # What blocks a pool of a class is reported as the class's.
-            found += [*pool.notices, *([pool.blocked] if pool.blocked and pool.name not in own else ())]
-    return tuple(found)
+            notices += [*pool.notices, *([pool.blocked] if pool.blocked and pool.name not in own else ())]
+    return tuple(notices)
 
 
 def missing(inventory: Inventory, device_class: DeviceClass) -> str:
     """What the node lacks to make volumes of a device class, and what to do about it."""
-    found = inventory.pool(device_class.pool)
-    if found is not None:
-        return found.blocked
+    present = inventory.pool(device_class.pool)
+    if present is not None:
+        return present.blocked
     hidden = {each.pool: each.reason for each in inventory.unavailable}
     if why := hidden.get(device_class.pool) or hidden.get(device_class.group):
         return why

@@ -75,7 +75,7 @@ class ThinPoolMonitor:
 
     def _pools(self) -> list[Pool]:
         """Those that were reported are among them until they have room again, whoever has volumes there then."""
-        reported = {name for name, found in self._levels.items() if found > Level.OK}
+        reported = {name for name, level in self._levels.items() if level > Level.OK}
         return monitored(self._volumes.inventory, {*self._own, *reported})
 
     async def _extend(self, pool: Pool) -> None:

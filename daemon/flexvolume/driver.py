@@ -65,7 +65,7 @@ class DriverInstaller:
                 self._was_called = False
                 target = await asyncio.to_thread(installation.install, self._chosen, self._plugin_directory)
                 self._installed_at = now
-                log.info("installed the driver (%s): %s", self._chosen.words, target)
+                log.info("installed the driver (%s): %s", self._chosen.description, target)
         except OSError as error:
             self._set_problem(
                 f"the driver can't be installed in {self._plugin_directory} ({error.strerror}): set PLUGIN_DIR to the "

@@ -177,7 +177,9 @@ async def clean(volume: str, target: CleanupTarget, class_config: ClassConfigura
         raise CleanupFailed(f"{error}: raise cleaningTimeout if it needs longer") from None
     except CommandFailed as error:
         failed = error.completed
-        raise CleanupFailed(f"{failed.command_line} failed with exit code {failed.exit_code}: {failed.words}") from None
+        raise CleanupFailed(
+            f"{failed.command_line} failed with exit code {failed.exit_code}: {failed.output}"
+        ) from None
     except (CommandError, OSError, Hung) as error:
         raise CleanupFailed(f"{argv[0]} can't be run: {error}") from None
 

@@ -209,7 +209,7 @@ class Discoverer:
             )
         try:
             matches = entries.name_matcher(class_config.name_pattern)
-            found = await entries.scan(class_config.mount_dir, matches, self._disk_threads)
+            scanned = await entries.scan(class_config.mount_dir, matches, self._disk_threads)
         except (PatternError, Hung) as error:
             raise ClassError(str(error)) from None
         except OSError as error:
@@ -217,7 +217,7 @@ class Discoverer:
                 f"folder {class_config.mount_dir} can't be listed ({error.strerror}): "
                 f"create {class_config.host_dir} on the node and mount it there"
             ) from None
-        return _ScannedClass(class_config, storage_class, matches, found)
+        return _ScannedClass(class_config, storage_class, matches, scanned)
 
     async def _discover(
         self,

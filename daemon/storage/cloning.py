@@ -53,7 +53,7 @@ _FREEZING_SECONDS = 5.0
 
 
 class VolumeCloner:
-    """`may_clone` tells whether the PersistentVolume of the first name may be a copy of the second one. Methods raise
+    """`may_clone` says whether the PersistentVolume of the first name may be a copy of the second one. Methods raise
     VolumeError, host.filesystem.DamagedFilesystem, CommandError, OSError and host.diskthreads.Hung."""
 
     def __init__(
@@ -107,18 +107,18 @@ class VolumeCloner:
                 f"volume {spec.pv} is to be a copy of {name}, which is not (any more) on this node for a claim of "
                 "the same namespace: delete the claim and make it anew, from a source that is there"
             )
-        found = self._cache.inventory.volume(name)
-        if found is None or found.record.uid != spec.original.uid or found.record.state is not VolumeState.READY:
+        volume = self._cache.inventory.volume(name)
+        if volume is None or volume.record.uid != spec.original.uid or volume.record.state is not VolumeState.READY:
             raise NotCloned(
                 f"volume {name}, which {spec.pv} is to be a copy of, is not on this node (any more): bring it back, "
                 "or delete the claim and make it anew from another source"
             )
-        if found.record.filesystem != spec.parameters.filesystem or found.record.filesystem not in CLONABLE:
+        if volume.record.filesystem != spec.parameters.filesystem or volume.record.filesystem not in CLONABLE:
             raise NotCloned(
                 f"volume {spec.pv} with {spec.parameters.filesystem} can't be a copy of {name} with "
-                f"{found.record.filesystem}: copies are made of {', '.join(CLONABLE)}, and have the same"
+                f"{volume.record.filesystem}: copies are made of {', '.join(CLONABLE)}, and have the same"
             )
-        return found
+        return volume
 
     async def _sound_source(self, spec: VolumeSpec) -> Volume:
         """The same. The copy of one that is half grown would be so too, and not know it."""
@@ -203,10 +203,10 @@ class VolumeCloner:
         frozen, release = asyncio.Event(), threading.Event()
         loop = asyncio.get_running_loop()
 
-        def tell() -> None:
+        def report_frozen() -> None:
             loop.call_soon_threadsafe(frozen.set)
 
-        hold = functools.partial(freezing.hold, path, limit, tell, release)
+        hold = functools.partial(freezing.hold, path, limit, report_frozen, release)
         holding = asyncio.ensure_future(self._disks.at(source.pv, hold, deadline=max(limit, 0) + _FREEZING_SECONDS))
         waiting = asyncio.ensure_future(frozen.wait())
         late: Exception | None = None

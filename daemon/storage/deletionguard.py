@@ -85,19 +85,19 @@ class DeletionGuard:
     def before_removal(self, removal: RemovalReason) -> Precondition:
         async def checked(volume: Volume) -> Volume:
             owner = await self._owner_lookup.owner(volume.pv)
-            found = await self._backend.reread(volume)
-            if why := refusal(removal, volume.record, found.record, owner, self._owner_lookup.cluster):
+            present = await self._backend.reread(volume)
+            if why := refusal(removal, volume.record, present.record, owner, self._owner_lookup.cluster):
                 raise NotAuthorized(f"volume {volume.pv} is not {removal.value}: {why}")
-            return found
+            return present
 
         return checked
 
     async def before_snapshot_removal(self, snapshot: Volume) -> Volume:
         """Of a snapshot there is nobody to ask but itself: it holds nothing that its source does not hold."""
-        found = await self._backend.reread(snapshot)
-        if changed := differences(snapshot.record, found.record):
+        present = await self._backend.reread(snapshot)
+        if changed := differences(snapshot.record, present.record):
             raise NotAuthorized(f"snapshot {snapshot.pv} is not removed: its record changed meanwhile ({changed})")
-        return found
+        return present
 
     async def check_format(self, spec: VolumeSpec, partial: Volume | None) -> None:
         """Raises NotAuthorized unless the volume may be formatted. What an attempt that was cut off has left goes when

@@ -95,14 +95,14 @@ def read(text: str, own: DeviceClass) -> Mapping[str, DeviceClass]:
 
 
 def _named(where: str, value: object) -> list[tuple[str, str, Any]]:
-    found = [(name, f"{where}.{name}", body) for name, body in yamldecoder.mapping(where, value).items()]
-    for name, place, _ in found:
+    sections = [(name, f"{where}.{name}", body) for name, body in yamldecoder.mapping(where, value).items()]
+    for name, place, _ in sections:
         if not parameters.DEVICE_CLASS_NAME.fullmatch(name) or name == DEFAULT_DEVICE_CLASS:
             raise DecodeError(
                 f"{place}: allowed as a name are up to 63 small letters, digits and -, but not "
                 f"`{DEFAULT_DEVICE_CLASS}`: say `default: CLASS` at the top instead"
             )
-    return found
+    return sections
 
 
 def _class(name: str, where: str, body: object) -> DeviceClass:

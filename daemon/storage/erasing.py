@@ -284,8 +284,8 @@ class Eraser:
 
     async def _remember(self, volume: Volume, erased: int, precondition: Precondition) -> Volume:
         async def rewrite() -> Volume:
-            found = await precondition(volume)
-            return await self._rewrite(found, replace(found.record, erased=erased))
+            present = await precondition(volume)
+            return await self._rewrite(present, replace(present.record, erased=erased))
 
         return await self._queue.run(volume.pv, ("erased", erased), rewrite)
 

@@ -213,22 +213,22 @@ class Inventory:
         return "" if self.pool(pool) else f"this node does not show {pool} now: bring its disks back"
 
 
-def of_cluster(found: Inventory, cluster: str) -> Inventory:
+def of_cluster(inventory: Inventory, cluster: str) -> Inventory:
     """What a look found, as a daemon of that cluster has to see it: volumes of another one are foreign. As long as it
     does not know its cluster, all are served."""
 
     def ours(volume: Volume) -> bool:
         return not cluster or volume.record.cluster in ("", cluster)
 
-    theirs = [volume for volume in (*found.volumes, *found.snapshots) if not ours(volume)]
+    theirs = [volume for volume in (*inventory.volumes, *inventory.snapshots) if not ours(volume)]
     if not theirs:
-        return found
+        return inventory
     return replace(
-        found,
-        volumes=[volume for volume in found.volumes if ours(volume)],
-        snapshots=[snapshot for snapshot in found.snapshots if ours(snapshot)],
+        inventory,
+        volumes=[volume for volume in inventory.volumes if ours(volume)],
+        snapshots=[snapshot for snapshot in inventory.snapshots if ours(snapshot)],
         foreign=[
-            *found.foreign,
+            *inventory.foreign,
             *(ForeignVolume(volume.pv, volume.pool, volume.size, volume.record.cluster) for volume in theirs),
         ],
     )

@@ -45,10 +45,10 @@ class InventoryCache:
                 return
             self._begun = number = self._begun + 1
             self._touched = set(self._changing)
-            found = of_cluster(await self._backend.inspect(), self._cluster())
-            found = with_last_known(self._inventory, found)
-            self._inventory = merged(self._inventory, found, self._touched)
-            if not any(each.unresponsive for each in found.unavailable):
+            seen = of_cluster(await self._backend.inspect(), self._cluster())
+            seen = with_last_known(self._inventory, seen)
+            self._inventory = merged(self._inventory, seen, self._touched)
+            if not any(each.unresponsive for each in seen.unavailable):
                 self._uncertain &= self._touched
             self._finished = number
 
@@ -122,44 +122,44 @@ class InventoryCache:
         self._inventory = _moved(_without(self._inventory, volume), volume.pool, -(volume.size + volume.overhead))
 
 
-def with_last_known(known: Inventory, found: Inventory) -> Inventory:
+def with_last_known(known: Inventory, seen: Inventory) -> Inventory:
     """What was found, and of pools that give no answer what is known: those who use their volumes go on, and nothing
     new is made there."""
-    hung = {each.pool: each.reason for each in found.unavailable if each.unresponsive}
+    hung = {each.pool: each.reason for each in seen.unavailable if each.unresponsive}
     if not hung:
-        return found
+        return seen
 
     def why(pool: str) -> str:
         return hung.get(pool) or hung.get(pool.partition("/")[0], "")
 
     return replace(
-        found,
-        volumes=(*found.volumes, *(each for each in known.volumes if why(each.pool))),
-        snapshots=(*found.snapshots, *(each for each in known.snapshots if why(each.pool))),
-        foreign=(*found.foreign, *(each for each in known.foreign if why(each.pool))),
-        damaged=(*found.damaged, *(each for each in known.damaged if why(each.pool))),
-        pools=(*found.pools, *(replace(pool, blocked=why(pool.name)) for pool in known.pools if why(pool.name))),
+        seen,
+        volumes=(*seen.volumes, *(each for each in known.volumes if why(each.pool))),
+        snapshots=(*seen.snapshots, *(each for each in known.snapshots if why(each.pool))),
+        foreign=(*seen.foreign, *(each for each in known.foreign if why(each.pool))),
+        damaged=(*seen.damaged, *(each for each in known.damaged if why(each.pool))),
+        pools=(*seen.pools, *(replace(pool, blocked=why(pool.name)) for pool in known.pools if why(pool.name))),
     )
 
 
-def merged(known: Inventory, found: Inventory, touched: Collection[str]) -> Inventory:
+def merged(known: Inventory, seen: Inventory, touched: Collection[str]) -> Inventory:
     """What a look found, except where it may have seen a change half done: there, what is known. How full a pool really
     is changes under our feet, and no change of ours says it."""
     if not touched:
-        return found
+        return seen
     volumes, snapshots = (
-        (*(each for each in seen if each.pv not in touched), *(each for each in noted if each.pv in touched))
-        for seen, noted in ((found.volumes, known.volumes), (found.snapshots, known.snapshots))
+        (*(each for each in ours if each.pv not in touched), *(each for each in noted if each.pv in touched))
+        for ours, noted in ((seen.volumes, known.volumes), (seen.snapshots, known.snapshots))
     )
-    pools = tuple(_figures_of(known.pool(pool.name) or pool, pool) for pool in found.pools)
-    return replace(found, volumes=volumes, snapshots=snapshots, pools=pools)
+    pools = tuple(_figures_of(known.pool(pool.name) or pool, pool) for pool in seen.pools)
+    return replace(seen, volumes=volumes, snapshots=snapshots, pools=pools)
 
 
-def _figures_of(known: Pool, found: Pool) -> Pool:
+def _figures_of(known: Pool, seen: Pool) -> Pool:
     """What a look found, with the figures that are known: `allocated_since_look` among them, for it may not have seen
     those."""
     return replace(
-        found, size=known.size, free=known.free, ours=known.ours, allocated_since_look=known.allocated_since_look
+        seen, size=known.size, free=known.free, ours=known.ours, allocated_since_look=known.allocated_since_look
     )
 
 

@@ -149,17 +149,17 @@ def differences(expected: Record, actual: Record) -> str:
 
 def from_tags(tags: Iterable[str]) -> Record | None:
     """The record in a logical volume's tags, or None for a volume that is not ours. Raises DamagedRecord."""
-    found: dict[str, str] = {}
+    fields: dict[str, str] = {}
     doubtful = []
     for tag in tags:
         key, _, value = tag.removeprefix(_PREFIX).partition("=")
         if not tag.startswith(_PREFIX):
             continue
-        if found.setdefault(key, value) != value:
+        if fields.setdefault(key, value) != value:
             doubtful.append(key)
-    if doubtful and _OWNER_MARK in found:
+    if doubtful and _OWNER_MARK in fields:
         raise DamagedRecord(f"it has more than one value for {', '.join(sorted(set(doubtful)))}")
-    return from_fields(found)
+    return from_fields(fields)
 
 
 def from_fields(fields: Mapping[str, object]) -> Record | None:

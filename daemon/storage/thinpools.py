@@ -81,6 +81,6 @@ def pool_extension(pool: Pool, percent: int, spare: int) -> PoolExtension:
 
 
 def describe_usage(pool: Pool) -> str:
-    """How full it is, in words."""
+    """How full it is, for a message."""
     assert pool.thin
     return f"{pool.thin.data_percent or 0:g} % of its data and {pool.thin.metadata_percent or 0:g} % of its metadata"

@@ -65,7 +65,7 @@ class Volumes:
     """All operations on the volumes of a node. They raise VolumeError, worded for the pod's owner. `owner_lookup` is
     asked before data is destroyed.
 
-    `reservations` gives what the PersistentVolumes of this node have a right to, `may_clone` tells whether a
+    `reservations` gives what the PersistentVolumes of this node have a right to, `may_clone` says whether a
     PersistentVolume may be a copy of another one, `parallelism` bounds the operations that load the disks of one pool,
     `erase_rate` the bytes a second that erasing takes (0: no bound), and `erasing` hears of it. System calls on disks
     are made in `threads`.

@@ -42,10 +42,10 @@ class FieldError:
 
     field: str
     reason: str
-    words: str
+    detail: str
 
     def __str__(self) -> str:
-        return f"{self.field}: {self.words}"
+        return f"{self.field}: {self.detail}"
 
 
 def _show(value: Any) -> str:
@@ -117,10 +117,10 @@ def modified(resource: Resource, name: str) -> ApiError:
 
 
 def invalid(resource: Resource, name: str, errors: Sequence[FieldError]) -> ApiError:
-    words = list(dict.fromkeys(str(error) for error in errors))
-    summary = words[0] if len(words) == 1 else f"[{', '.join(words)}]"
+    causes = list(dict.fromkeys(str(error) for error in errors))
+    summary = causes[0] if len(causes) == 1 else f"[{', '.join(causes)}]"
     details = _details(resource, name, kind=resource.kind)
-    details["causes"] = [{"reason": e.reason, "message": e.words, "field": e.field} for e in errors]
+    details["causes"] = [{"reason": e.reason, "message": e.detail, "field": e.field} for e in errors]
     described = f"{resource.kind}.{resource.group}" if resource.group else resource.kind
     return ApiError(422, "Invalid", f'{described} "{name}" is invalid: {summary}', details)
 

@@ -41,7 +41,7 @@ def test_a_machine_without_a_native_driver_gets_the_python_one(native: Driver, m
     assert installation.choose(machine) == native
     chosen = installation.choose("sparc64", "/opt/python")
     assert chosen.executable == bundle.build("/opt/python")
-    assert "no native one for sparc64" in chosen.words
+    assert "no native one for sparc64" in chosen.description
 
 
 def test_the_command_says_what_it_installed_and_that_it_did(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_the_command_says_what_it_installed_and_that_it_did(tmp_path: Path) -> N
     first, again = (CliRunner().invoke(app, ["flexdriver", "install", "--plugin-dir", str(tmp_path)]) for _ in range(2))
     assert (first.exit_code, again.exit_code) == (0, 0)
     assert first.output.startswith("installed ")
-    assert chosen.words in first.output
+    assert chosen.description in first.output
     assert "installed already" in again.output
     assert installation.installed(chosen, tmp_path)
 

@@ -38,7 +38,7 @@ COMMAND = "lvm lvcreate --name=one vg"
 def test_what_lvm_says_becomes_a_type(message: str, kind: type[LvmError]) -> None:
     error = errors.explain(COMMAND, 5, [message])
     assert type(error) is kind
-    assert (error.command, error.exit_code, error.words) == (COMMAND, 5, message)
+    assert (error.command, error.exit_code, error.message) == (COMMAND, 5, message)
     assert str(error) == f"{message} ({COMMAND}: exit code 5)"
 
 
@@ -46,8 +46,8 @@ def test_the_first_known_message_decides_and_all_are_told() -> None:
     messages = ['Volume group "vg" not found', "Cannot process volume group vg", "Cannot process volume group vg"]
     error = errors.explain(COMMAND, 5, messages)
     assert type(error) is LvmNotFound
-    assert error.words == 'Volume group "vg" not found; Cannot process volume group vg'
+    assert error.message == 'Volume group "vg" not found; Cannot process volume group vg'
 
 
 def test_silence_is_said() -> None:
-    assert errors.explain(COMMAND, 5, []).words == "LVM gave no reason"
+    assert errors.explain(COMMAND, 5, []).message == "LVM gave no reason"
