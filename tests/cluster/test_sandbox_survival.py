@@ -19,7 +19,7 @@ from tests.waiting import until
 _CALLER = """
 import asyncio, json, sys
 from pathlib import Path
-from kube.client import CLAIMS, PODS
+from kube.resources import CLAIMS, PODS
 from tests.sandbox import mountspace
 from tests.sandbox.nodes import NodeSpec
 from tests.sandbox.sandbox import Sandbox

@@ -14,12 +14,14 @@ from kube.client import Cluster
 from kube.errors import AlreadyExists, ApiError
 from kube.events import Recorder
 from kube.informer import Informer
-from kube.resources import CLAIMS, NODES, PODS, VOLUMES
+from kube.resources import CLAIMS, DRIVERS, NODES, PODS, VOLUMES
 from tests.sandbox.kubelet.container import Container
+from tests.sandbox.kubelet.csi import CsiPlugin
 from tests.sandbox.kubelet.expansion import Expansion
 from tests.sandbox.kubelet.layout import Layout
 from tests.sandbox.kubelet.plugins import Plugins
 from tests.sandbox.kubelet.podworker import Host, PodWorker
+from tests.sandbox.kubelet.registration import PluginManager, Registered
 from tests.sandbox.kubelet.volumes import VolumeManager
 
 Json = dict[str, Any]
@@ -62,12 +64,16 @@ class Kubelet:
         self._plugins = Plugins(plugin_directory, environment)
         self._claims: Informer[Json] = Informer(cluster, CLAIMS, _whole)
         self._persistent_volumes: Informer[Json] = Informer(cluster, VOLUMES, _whole)
+        self._csi_drivers: Informer[Json] = Informer(cluster, DRIVERS, _whole)
         self._pods: Informer[Json] = Informer(cluster, PODS, _whole, field_selector=f"spec.nodeName={identity.name}")
         layout = Layout(root)
         layout.make()
         self._recorder = Recorder(cluster, "kubelet", identity.name)
         expansion = Expansion(cluster, self._recorder, identity.name, self._claims, self._persistent_volumes)
-        self._volumes = VolumeManager(self._plugins, layout, expansion, self._workers)
+        registered = Registered()
+        self._plugin_manager = PluginManager(cluster, identity.name, root / "plugins_registry", registered)
+        csi = CsiPlugin(root, identity.name, registered, self._csi_drivers)
+        self._volumes = VolumeManager(self._plugins, csi, layout, expansion, self._workers)
         self._host = Host(
             cluster=cluster,
             recorder=self._recorder,
@@ -84,14 +90,14 @@ class Kubelet:
     async def run(self) -> None:
         """For ever."""
         async with asyncio.TaskGroup() as tasks:
-            for informer in (self._claims, self._persistent_volumes, self._pods):
+            informers = (self._claims, self._persistent_volumes, self._csi_drivers, self._pods)
+            for informer in informers:
                 tasks.create_task(informer.run())
             tasks.create_task(self._recorder.run())
             tasks.create_task(self._probe())
             await self._register()
-            await asyncio.gather(
-                self._claims.wait_synced(), self._persistent_volumes.wait_synced(), self._pods.wait_synced()
-            )
+            tasks.create_task(self._plugin_manager.run())
+            await asyncio.gather(*(informer.wait_synced() for informer in informers))
             self._pods.subscribe(self._pod_changed)
             await self._end_orphans()
             self._claims.subscribe(lambda *_: self._storage_changed())

@@ -30,13 +30,23 @@ class Bind:
 
 
 @dataclass(frozen=True)
+class Device:
+    """A device of the node at its place in the container."""
+
+    source: Path
+    target: str
+
+
+@dataclass(frozen=True)
 class Ended:
     exit_code: int
     reason: str
     message: str = ""
 
 
-def specification(pod: dict[str, Any], container: dict[str, Any], folder: Path, binds: list[Bind]) -> dict[str, Any]:
+def specification(
+    pod: dict[str, Any], container: dict[str, Any], folder: Path, binds: list[Bind], devices: list[Device]
+) -> dict[str, Any]:
     """What the shim needs to know. The image is ignored: the host's programs are what there is to run."""
     security = (pod["spec"].get("securityContext") or {}) | (container.get("securityContext") or {})
     groups = list(security.get("supplementalGroups") or [])
@@ -49,6 +59,7 @@ def specification(pod: dict[str, Any], container: dict[str, Any], folder: Path, 
         "environment": {"PATH": _PATH, "HOSTNAME": pod["metadata"]["name"], "HOME": "/root"} | variables,
         "workdir": container.get("workingDir") or "/",
         "binds": [{"source": str(bind.source), "target": bind.target, "read_only": bind.read_only} for bind in binds],
+        "devices": [{"source": str(device.source), "target": device.target} for device in devices],
         "user": security.get("runAsUser"),
         "group": security.get("runAsGroup"),
         "groups": groups,

@@ -25,6 +25,15 @@ DEFAULT_CAPABILITIES = {
 class CallFailed(Exception):
     """A call that did not succeed; the text is what the kubelet puts into its event."""
 
+    finished: bool = True
+    """Whether it is over and nothing came of it (IsOperationFinishedError)."""
+    uncertain: bool = False
+    """Whether it may have happened all the same, and has to be taken back (IsUncertainProgressError)."""
+    infeasible: bool = False
+    """Whether an expansion can't come to anything, however often it is tried."""
+    in_use: bool = False
+    """Whether an expansion waits until no pod has the volume."""
+
 
 class NotSupported(CallFailed):
     """The driver doesn't implement the verb: the kubelet does what it does without a driver."""

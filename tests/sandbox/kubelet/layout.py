@@ -1,7 +1,8 @@
 """The kubelet's folder: where a pod's things are, and what a new kubelet finds there.
 
 Everything that must survive a kubelet is in these folders, as on a real node: there is no other database.
-Source: pkg/kubelet/{kubelet,kubelet_pods}.go and pkg/volume/{flexvolume,emptydir,local,hostpath} of Kubernetes 1.36.2.
+Source: pkg/kubelet/{kubelet,kubelet_pods}.go and pkg/volume/{flexvolume,csi,emptydir,local,hostpath} of Kubernetes
+1.36.2.
 """
 
 import os
@@ -13,6 +14,8 @@ from pathlib import Path
 
 EMPTY_DIR_FOLDER = "kubernetes.io~empty-dir"
 LOCAL_FOLDER = "kubernetes.io~local-volume"
+CSI_FOLDER = "kubernetes.io~csi"
+_DEVICES = "volumeDevices"
 
 FOLDER_MODE = 0o750
 """Of all that the kubelet makes of a pod (setupDataDirs, makePodDataDirs, and SetUpAt of flexvolume and local)."""
@@ -34,7 +37,7 @@ def make_folders(path: Path, mode: int) -> None:
 
 @dataclass(frozen=True)
 class VolumeFolder:
-    """A volume's folder in a pod's folder."""
+    """A volume's folder in a pod's folder, or the link there to one that is a device."""
 
     path: Path
 
@@ -46,6 +49,18 @@ class VolumeFolder:
     def plugin(self) -> str:
         """The plugin's name with its slash: vendor/name."""
         return self.path.parent.name.replace("~", "/", 1)
+
+    @property
+    def csi(self) -> bool:
+        return self.path.parent.name == CSI_FOLDER
+
+    @property
+    def block(self) -> bool:
+        return self.path.parents[1].name == _DEVICES
+
+    @property
+    def exists(self) -> bool:
+        return os.path.lexists(self.path)
 
     @property
     def name(self) -> str:
@@ -82,8 +97,8 @@ class Layout:
     def pod(self, uid: str) -> Path:
         return self.pods / uid
 
-    def volume(self, uid: str, plugin: str, name: str) -> VolumeFolder:
-        return VolumeFolder(self.pod(uid) / "volumes" / plugin.replace("/", "~") / name)
+    def volume(self, uid: str, plugin: str, name: str, *, block: bool = False) -> VolumeFolder:
+        return VolumeFolder(self.pod(uid) / (_DEVICES if block else "volumes") / plugin.replace("/", "~") / name)
 
     def container(self, uid: str, name: str) -> Path:
         return self.pod(uid) / "containers" / name
@@ -98,8 +113,9 @@ class Layout:
 
     def volumes(self) -> Iterator[VolumeFolder]:
         """The volumes that a kubelet before this one left in the folder."""
-        for path in sorted(self.pods.glob("*/volumes/*~*/*")):
-            yield VolumeFolder(path)
+        for kind in ("volumes", _DEVICES):
+            for path in sorted(self.pods.glob(f"*/{kind}/*~*/*")):
+                yield VolumeFolder(path)
 
     def discard_pod(self, uid: str) -> bool:
         """Remove a pod's folder. A volume's folder goes only when it is empty: it may be someone's data.

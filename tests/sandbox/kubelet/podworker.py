@@ -22,7 +22,7 @@ from kube.informer import Informer
 from kube.resources import CLAIMS, PODS, VOLUMES, Resource
 from tests.sandbox.controlplane.caches import claim_key
 from tests.sandbox.kubelet import sources
-from tests.sandbox.kubelet.container import Bind, Container, Ended, specification
+from tests.sandbox.kubelet.container import Bind, Container, Device, Ended, specification
 from tests.sandbox.kubelet.layout import Layout
 from tests.sandbox.kubelet.plugins import NoDriver, Plugins
 from tests.sandbox.kubelet.status import FAILED, SUCCEEDED, Seen, phase, pod_status, terminal
@@ -159,9 +159,7 @@ class PodWorker:
         return None if errors or refused else wanted
 
     def _mounted_names(self) -> set[str]:
-        spec = self._pod["spec"]
-        containers = [*(spec.get("initContainers") or []), *spec["containers"]]
-        return {mount["name"] for container in containers for mount in container.get("volumeMounts") or []}
+        return sources.mounted(self._pod) | sources.mapped(self._pod)
 
     def _tell_once(self, message: str) -> None:
         if message not in self._told:
@@ -269,7 +267,11 @@ class PodWorker:
             )
             for mount in spec.get("volumeMounts") or []
         ]
-        await container.start(specification(self._pod, spec, container.folder, binds), self._host.lifeline)
+        devices = [
+            Device(source=volumes[device["name"]].path.resolve(), target=device["devicePath"])
+            for device in spec.get("volumeDevices") or []
+        ]
+        await container.start(specification(self._pod, spec, container.folder, binds, devices), self._host.lifeline)
         self._host.recorder.normal(self._reference(), "Started", f"Container started: {spec['name']}")
 
     def _watch(self, container: Container) -> None:

@@ -12,7 +12,7 @@ killed. FOLDER/pid appears when the container runs (the shim's pid), FOLDER/exit
 """
 
 # Importing pathlib takes as long as all the rest.
-# ruff: noqa: PTH103, PTH102, PTH104, PTH118, PTH123
+# ruff: noqa: PTH102, PTH103, PTH104, PTH116, PTH118, PTH120, PTH123, PTH211
 
 import contextlib
 import ctypes
@@ -20,10 +20,12 @@ import json
 import os
 import select
 import signal
+import stat
 import sys
 from typing import Any
 
 CLONE_NEWNS = 0x20000
+MS_NOSUID = 0x2
 MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_SLAVE = 0x1, 0x20, 0x1000, 0x4000, 0x80000
 MNT_DETACH = 2
 SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
@@ -44,7 +46,23 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = 
     checked(libc.mount(*arguments), f"mount {source} on {target}")
 
 
-def enter_root(folder: str, binds: list[dict[str, Any]]) -> None:
+def make_devices(root: str, devices: list[dict[str, Any]]) -> None:
+    """Device nodes like those of the host. A container that has any has a /dev of its own, in which the host's usual
+    ones are bound, as a runtime makes it."""
+    dev = root + "/dev"
+    mount("tmpfs", dev, "tmpfs", MS_NOSUID, "mode=755")
+    for name in ("null", "zero", "full", "random", "urandom", "tty"):
+        with open(f"{dev}/{name}", "w"):
+            pass
+        mount(f"/dev/{name}", f"{dev}/{name}", flags=MS_BIND)
+    os.symlink("/proc/self/fd", dev + "/fd")
+    for device in devices:
+        target = os.path.join(root, device["target"].lstrip("/"))
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        os.mknod(target, stat.S_IFBLK | 0o660, os.stat(device["source"]).st_rdev)
+
+
+def enter_root(folder: str, binds: list[dict[str, Any]], devices: list[dict[str, Any]]) -> None:
     """Give this process a mount namespace with a root of its own, the volumes bound into it."""
     checked(libc.unshare(CLONE_NEWNS), "unshare")
     # Slave: what the host unmounts meanwhile must not live on here.
@@ -56,8 +74,10 @@ def enter_root(folder: str, binds: list[dict[str, Any]]) -> None:
     for path in (upper, work, root):
         os.mkdir(path)
     mount("overlay", root, "overlay", data=f"lowerdir=/,upperdir={upper},workdir={work}")
-    for system in ("/proc", "/sys", "/dev"):
+    for system in ("/proc", "/sys", *(() if devices else ("/dev",))):
         mount(system, root + system, flags=MS_BIND | MS_REC)
+    if devices:
+        make_devices(root, devices)
     for bind in binds:
         target = os.path.join(root, bind["target"].lstrip("/"))
         os.makedirs(target, exist_ok=True)
@@ -72,7 +92,7 @@ def enter_root(folder: str, binds: list[dict[str, Any]]) -> None:
 
 def become(spec: dict[str, Any], output: int) -> None:
     """Turn into the container's program, which writes to that descriptor."""
-    enter_root(spec["folder"], spec["binds"])
+    enter_root(spec["folder"], spec["binds"], spec["devices"])
     null = os.open("/dev/null", os.O_RDONLY)
     os.dup2(null, 0)
     os.dup2(output, 1)

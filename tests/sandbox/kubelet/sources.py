@@ -69,7 +69,33 @@ class Local:
     mount_options: tuple[str, ...]
 
 
-Source = Flex | EmptyDir | HostPath | Local
+@dataclass(frozen=True)
+class Csi:
+    """A PersistentVolume of a CSI driver."""
+
+    name: str
+    """The PersistentVolume's, which is the folder's."""
+    driver: str
+    handle: str
+    filesystem: str
+    read_only: bool
+    attributes: Mapping[str, str] = field(hash=False)
+    access_modes: tuple[str, ...]
+    mount_options: tuple[str, ...]
+    block: bool
+    claim: str
+    """namespace/name."""
+
+
+@dataclass(frozen=True)
+class InlineCsi:
+    """A CSI volume that is written into the pod: "ephemeral" to its driver."""
+
+    name: str
+    driver: str
+
+
+Source = Flex | EmptyDir | HostPath | Local | Csi | InlineCsi
 
 
 def resolve(
@@ -83,15 +109,17 @@ def resolve(
         return HostPath(name, volume["hostPath"]["path"], volume["hostPath"].get("type") or "")
     if "flexVolume" in volume:
         return _flex(name, volume["flexVolume"], bool(volume["flexVolume"].get("readOnly")))
+    if "csi" in volume:
+        return InlineCsi(name, volume["csi"]["driver"])
     if "persistentVolumeClaim" in volume:
         reference = volume["persistentVolumeClaim"]
         claim = _bound_claim(claim_key(pod, volume), claims)
-        return _claimed(name, claim, bool(reference.get("readOnly")), volumes, node_labels)
+        return _claimed(pod, name, claim, bool(reference.get("readOnly")), volumes, node_labels)
     if "ephemeral" in volume:
         claim = _bound_claim(claim_key(pod, volume), claims)
         if not made_for(pod, claim):
             raise Unprocessed(not_made_for(pod, claim))
-        return _claimed(name, claim, False, volumes, node_labels)
+        return _claimed(pod, name, claim, False, volumes, node_labels)
     kinds = ", ".join(key for key in volume if key != "name")
     raise Unmountable(f"the sandbox's kubelet has no volumes of kind {kinds}")
 
@@ -113,7 +141,12 @@ def _bound_claim(key: str, claims: Mapping[str, Json]) -> Json:
 
 
 def _claimed(
-    outer_name: str, claim: Json, read_only: bool, volumes: Mapping[str, Json], node_labels: Mapping[str, str]
+    pod: Json,
+    outer_name: str,
+    claim: Json,
+    read_only: bool,
+    volumes: Mapping[str, Json],
+    node_labels: Mapping[str, str],
 ) -> Source:
     """`outer_name`: of the pod's volume."""
     key, name, uid = key_of(claim), claim["spec"]["volumeName"], claim["metadata"]["uid"]
@@ -132,11 +165,18 @@ def _claimed(
         )
         raise Unprocessed(f"error processing PVC {key}: {why}")
     spec = volume["spec"]
-    if (spec.get("volumeMode") or "Filesystem") != "Filesystem":
-        raise Unprocessed(f"volume {outer_name} has volumeMode Block, but is specified in volumeMounts")
+    mode = spec.get("volumeMode") or "Filesystem"
+    for kind, names in (("volumeMounts", mounted(pod)), ("volumeDevices", mapped(pod))):
+        if outer_name in names and mode != ("Filesystem" if kind == "volumeMounts" else "Block"):
+            raise Unprocessed(f"volume {outer_name} has volumeMode {mode}, but is specified in {kind}")
     affinity = (spec.get("nodeAffinity") or {}).get("required")
     if affinity and not selectors.node_selector_matches(affinity, node_labels):
-        raise Unmountable(f'MountVolume.NodeAffinity check failed for volume "{name}" : no matching NodeSelectorTerms')
+        verb = "MapVolume" if mode == "Block" else "MountVolume"
+        raise Unmountable(f'{verb}.NodeAffinity check failed for volume "{name}" : no matching NodeSelectorTerms')
+    if "csi" in spec:
+        return _csi(name, spec, read_only, key)
+    if mode == "Block":
+        raise Unmountable(f'the sandbox\'s kubelet maps only devices of CSI volumes, and "{name}" is another kind')
     if "local" in spec:
         return Local(name, spec["local"]["path"], read_only, tuple(spec.get("mountOptions") or ()))
     if spec.get("mountOptions"):
@@ -144,9 +184,25 @@ def _claimed(
         raise Unmountable(f'MountVolume.MountOptionSupport check failed for volume "{name}" : {why}')
     if "flexVolume" not in spec:
         raise Unmountable(
-            f'the sandbox\'s kubelet mounts only flexVolume and local volumes, and "{name}" is another kind'
+            f'the sandbox\'s kubelet mounts only csi, flexVolume and local volumes, and "{name}" is another kind'
         )
     return _flex(name, spec["flexVolume"], read_only, claim=key)
+
+
+def _csi(name: str, spec: Json, read_only: bool, claim: str) -> Csi:
+    source = spec["csi"]
+    return Csi(
+        name=name,
+        driver=source["driver"],
+        handle=source["volumeHandle"],
+        filesystem=source.get("fsType") or "",
+        read_only=read_only,
+        attributes=source.get("volumeAttributes") or {},
+        access_modes=tuple(spec.get("accessModes") or ()),
+        mount_options=tuple(spec.get("mountOptions") or ()),
+        block=spec.get("volumeMode") == "Block",
+        claim=claim,
+    )
 
 
 def _flex(name: str, source: Json, read_only: bool, *, claim: str = "") -> Flex:
@@ -185,6 +241,20 @@ def mount_options(source: Flex, pod: Json) -> str:
     if group is not None:
         extra[FS_GROUP_OPTION] = str(group)
     return spec_options(source, extra)
+
+
+def mounted(pod: Json) -> set[str]:
+    """Names of the pod's volumes that its containers mount."""
+    return {mount["name"] for container in _containers(pod) for mount in container.get("volumeMounts") or []}
+
+
+def mapped(pod: Json) -> set[str]:
+    """Names of the pod's volumes that its containers have as devices."""
+    return {device["name"] for container in _containers(pod) for device in container.get("volumeDevices") or []}
+
+
+def _containers(pod: Json) -> list[Json]:
+    return [*(pod["spec"].get("initContainers") or []), *pod["spec"]["containers"]]
 
 
 def fs_group(pod: Json) -> int | None:

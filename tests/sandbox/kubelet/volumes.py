@@ -14,9 +14,11 @@ from typing import Any, Protocol
 
 from kube.backoff import Backoff
 from kube.errors import ApiError
+from tests.sandbox.kubelet.csi import CsiPlugin, CsiVolume, volume_of
 from tests.sandbox.kubelet.driver import CallFailed, NotSupported
 from tests.sandbox.kubelet.expansion import Expansion, Teller
 from tests.sandbox.kubelet.layout import (
+    CSI_FOLDER,
     EMPTY_DIR_FOLDER,
     EMPTY_DIR_PARENT_MODE,
     HOST_PATH_MODE,
@@ -27,7 +29,19 @@ from tests.sandbox.kubelet.layout import (
     own_by_group,
 )
 from tests.sandbox.kubelet.plugins import NoDriver, Plugins
-from tests.sandbox.kubelet.sources import EmptyDir, Flex, HostPath, Local, Source, fs_group, mount_options, spec_options
+from tests.sandbox.kubelet.sources import (
+    Csi,
+    EmptyDir,
+    Flex,
+    HostPath,
+    InlineCsi,
+    Local,
+    Source,
+    fs_group,
+    mount_options,
+    spec_options,
+)
+from tests.sandbox.kubelet.staged import StagedVolume
 
 Json = dict[str, Any]
 
@@ -41,17 +55,34 @@ class Owner(Teller, Protocol):
     def volume_changed(self) -> None: ...
 
 
-class ExpansionFailed(CallFailed):
-    """The volume is mounted, but it is to grow before its pod may start, and did not."""
+class StepFailed(CallFailed):
+    """Not the mount itself, but a step before or after it; `step` is what the event begins with."""
+
+    def __init__(self, step: str, error: Exception) -> None:
+        super().__init__(str(error))
+        self.step = step
+
+
+_GROWING = "MountVolume.Setup failed while expanding volume"
+_GROWING_DEVICE = "MapVolume.MarkVolumeAsMounted failed while expanding volume"
 
 
 class PodVolume:
     """One volume of one pod, from the wish to have it until its folder is gone."""
 
     def __init__(
-        self, plugins: Plugins, folder: VolumeFolder, expansion: Expansion, on_end: Callable[[VolumeFolder], None]
+        self,
+        plugins: Plugins,
+        csi: CsiPlugin,
+        folder: VolumeFolder,
+        expansion: Expansion,
+        staged: StagedVolume | None,
+        on_end: Callable[[VolumeFolder], None],
     ) -> None:
+        """`staged`: of a CSI volume, and of no other."""
         self._plugins = plugins
+        self._csi = csi
+        self._staged = staged
         self._folder = folder
         self._expansion = expansion
         self._on_end = on_end
@@ -60,14 +91,29 @@ class PodVolume:
         self._owner: Owner | None = None
         self._changed = asyncio.Event()
         self.mounted = False
-        self._uncertain = folder.path.exists()
+        self._reconstructed = self._uncertain = folder.exists
         """There may be a mount: a kubelet before this one left the folder, or a step after the mount failed."""
+        if staged:
+            staged.join(folder.path, self)
         self._task = asyncio.create_task(self._run())
 
     @property
     def path(self) -> Path:
         """What containers see."""
-        return Path(self._source.path) if isinstance(self._source, HostPath) else self._folder.path
+        if isinstance(self._source, HostPath):
+            return Path(self._source.path)
+        if self._folder.csi and not self._folder.block:
+            return self._csi.paths.target(self._folder)
+        return self._folder.path
+
+    @property
+    def folder(self) -> VolumeFolder:
+        return self._folder
+
+    @property
+    def source(self) -> Source | None:
+        """None: nobody wants it."""
+        return self._source
 
     @property
     def holds_pod(self) -> bool:
@@ -130,9 +176,9 @@ class PodVolume:
         elif self.mounted:
             reason = "VolumeResizeFailed"
             self._owner.tell(reason, f'NodeExpandVolume.NodeExpandVolume failed for volume "{name}" : {error}')
-        elif isinstance(error, ExpansionFailed):
-            prefix = "MountVolume.Setup failed while expanding volume"
-            self._owner.tell("FailedMount", f'{prefix} for volume "{name}" : {error}')
+        elif isinstance(error, StepFailed):
+            reason = "FailedMapVolume" if self._folder.block else "FailedMount"
+            self._owner.tell(reason, f'{error.step} for volume "{name}" : {error}')
         else:
             self._owner.tell("FailedMount", f'MountVolume.SetUp failed for volume "{name}" : {error}')
 
@@ -152,9 +198,64 @@ class PodVolume:
                 try:
                     await self._grow(source, mounting=True)
                 except (CallFailed, ApiError) as error:
-                    raise ExpansionFailed(str(error)) from error
-        self.mounted, self._uncertain = True, False
+                    raise StepFailed(_GROWING, error) from error
+            case Csi():
+                await self._set_up_csi(source)
+            case InlineCsi():
+                raise StepFailed("MountVolume.NewMounter initialization failed", self._csi.refusal_of_inline(source))
+        self.mounted, self._uncertain, self._reconstructed = True, False, False
         self._notify()
+
+    async def _set_up_csi(self, source: Csi) -> None:
+        """GenerateMountVolumeFunc and GenerateMapVolumeFunc."""
+        assert self._staged is not None
+        block, folder = source.block, self._folder
+        verb, set_up = ("MapVolume", "SetUpDevice") if block else ("MountVolume", "SetUp")
+        staging = "MapVolume.SetUpDevice failed" if block else "MountVolume.MountDevice failed"
+        publishing = "MapVolume.MapPodDevice failed" if block else "MountVolume.SetUp failed"
+        async with self._staged.alone():
+            try:
+                self._csi.check(source)
+            except CallFailed as error:
+                raise StepFailed(
+                    f"{verb}.New{'BlockVolumeMapper' if block else 'Mounter'} initialization failed", error
+                ) from error
+            if source.access_modes == ("ReadWriteOncePod",) and self._staged.is_used_elsewhere(folder.path):
+                why = CallFailed("volume uses the ReadWriteOncePod access mode and is already in use by another pod")
+                raise StepFailed(f"{verb}.{set_up} failed", why)
+            try:
+                await self._staged.stage(source, self._pod)
+            except (CallFailed, OSError) as error:
+                raise StepFailed(staging, error) from error
+            try:
+                await self._csi.publish(source, self._pod, folder)
+            except CallFailed as error:
+                if error.uncertain:
+                    self._uncertain = True
+                elif error.finished and not self._reconstructed:
+                    self._uncertain = False
+                raise StepFailed(publishing, error) from error
+            self._uncertain = True
+            if block:
+                await self._map(source)
+            try:
+                await self._grow_csi(source, mounting=True)
+            except (CallFailed, ApiError) as error:
+                raise StepFailed(_GROWING_DEVICE if block else _GROWING, error) from error
+
+    async def _map(self, source: Csi) -> None:
+        try:
+            await self._csi.map_device(self._folder)
+        except (CallFailed, OSError) as error:
+            raise StepFailed("MapVolume.MapBlockVolume failed", error) from error
+        if self._owner is not None:
+            paths = (
+                f'globalMapPath "{self._csi.paths.map_folder(source.name)}"',
+                f'volumeMapPath "{self._folder.path.parent}"',
+            )
+            for path in paths:
+                words = f'MapVolume.MapPodDevice succeeded for volume "{source.name}" {path}'
+                self._owner.tell("SuccessfulMountVolume", words, normal=True)
 
     async def _set_up(self, source: Flex) -> None:
         driver = await self._plugins.find(source.driver)
@@ -199,15 +300,33 @@ class PodVolume:
             await asyncio.to_thread(own_by_group, self._folder.path, group)
 
     async def _grow(self, source: Source, *, mounting: bool) -> None:
+        if isinstance(source, Csi) and self._staged:
+            async with self._staged.alone():
+                await self._grow_csi(source, mounting=mounting)
+            return
         if not isinstance(source, Flex) or not source.claim or self._owner is None:
             return
-        driver = await self._plugins.find(source.driver)
+        driver, options, path = await self._plugins.find(source.driver), spec_options(source), self._folder.path
         if driver.capabilities["requiresFSResize"]:
-            await self._expansion.grow_if_due(driver, source, self._folder.path, self._owner, mounting=mounting)
+
+            async def grow(after: int, before: int) -> None:
+                await driver.expandfs(options, path, after, before)
+
+            await self._expansion.grow_if_due(grow, source, self._owner, mounting=mounting)
+
+    async def _grow_csi(self, source: Csi, *, mounting: bool) -> None:
+        async def grow(after: int, _before: int) -> None:
+            await self._csi.expand(source, self._folder, after)
+
+        if self._owner is not None:
+            await self._expansion.grow_if_due(grow, source, self._owner, mounting=mounting)
 
     async def _unmount(self) -> None:
         path = self._folder.path
-        if path.parent.name == EMPTY_DIR_FOLDER:
+        if self._staged is not None:
+            async with self._staged.shared():
+                await self._csi.unpublish(self._folder)
+        elif path.parent.name == EMPTY_DIR_FOLDER:
             await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
         elif path.parent.name == LOCAL_FOLDER:
             if path.exists() and self._folder.likely_mounted():
@@ -222,7 +341,7 @@ class PodVolume:
                 await _run("umount", str(path))
             if path.exists():
                 path.rmdir()
-        self.mounted = self._uncertain = False
+        self.mounted = self._uncertain = self._reconstructed = False
         self._changed.set()
         self._notify()
 
@@ -249,28 +368,40 @@ async def _run(*argv: str) -> None:
 class VolumeManager:
     """All volumes of all pods of the node."""
 
-    def __init__(self, plugins: Plugins, layout: Layout, expansion: Expansion, live: Container[str]) -> None:
+    def __init__(
+        self, plugins: Plugins, csi: CsiPlugin, layout: Layout, expansion: Expansion, live: Container[str]
+    ) -> None:
         """`live`: UIDs of the pods that somebody looks after; the folders of others go with their last volume."""
         self._plugins = plugins
+        self._csi = csi
         self._layout = layout
         self._expansion = expansion
         self._live = live
         self._volumes: dict[Path, PodVolume] = {}
+        self._staged: dict[CsiVolume, StagedVolume] = {}
 
     def reconstruct(self) -> None:
         """Take over what a kubelet before this one left: unmount what belongs to no live pod."""
         for folder in self._layout.volumes():
             if folder.path not in self._volumes:
-                self._volumes[folder.path] = self._new(folder)
+                csi = self._csi.volume_in(folder) if folder.csi else None
+                if folder.csi and csi is None:
+                    _log.error("%s does not say which volume it is of", folder.path)
+                    continue
+                self._volumes[folder.path] = self._new(folder, csi)
+                if csi:
+                    self._staged[csi].reconstruct()
             if folder.pod_uid not in self._live:
                 self._volumes[folder.path].release()
 
     def want(self, pod: Json, source: Source, owner: Owner) -> PodVolume:
         plugin = _plugin_name(source)
-        folder = self._layout.volume(pod["metadata"]["uid"], plugin, source.name)
+        block = isinstance(source, Csi) and source.block
+        folder = self._layout.volume(pod["metadata"]["uid"], plugin, source.name, block=block)
         volume = self._volumes.get(folder.path)
         if volume is None:
-            volume = self._volumes[folder.path] = self._new(folder)
+            csi = volume_of(source) if isinstance(source, Csi) else None
+            volume = self._volumes[folder.path] = self._new(folder, csi)
         volume.want(source, pod, owner)
         return volume
 
@@ -285,11 +416,25 @@ class VolumeManager:
         for volume in self._volumes.values():
             volume.look_again()
 
-    def _new(self, folder: VolumeFolder) -> PodVolume:
-        return PodVolume(self._plugins, folder, self._expansion, self._forget)
+    def mounted(self) -> list[PodVolume]:
+        """The volumes that pods have."""
+        return [volume for volume in self._volumes.values() if volume.mounted]
+
+    def _new(self, folder: VolumeFolder, csi: CsiVolume | None) -> PodVolume:
+        staged = None
+        if csi is not None:
+            staged = self._staged.get(csi)
+            if staged is None:
+                staged = self._staged[csi] = StagedVolume(self._csi, csi, self._unstaged)
+        return PodVolume(self._plugins, self._csi, folder, self._expansion, staged, self._forget)
+
+    def _unstaged(self, volume: CsiVolume) -> None:
+        del self._staged[volume]
 
     def _forget(self, folder: VolumeFolder) -> None:
         del self._volumes[folder.path]
+        for staged in self._staged.values():
+            staged.leave(folder.path)
         self.discard_folder(folder.pod_uid)
 
     def discard_folder(self, uid: str) -> None:
@@ -310,3 +455,5 @@ def _plugin_name(source: Source) -> str:
             return "kubernetes.io/host-path"
         case Local():
             return LOCAL_FOLDER.replace("~", "/", 1)
+        case Csi() | InlineCsi():
+            return CSI_FOLDER.replace("~", "/", 1)

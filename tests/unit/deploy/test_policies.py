@@ -129,7 +129,18 @@ def called(name: str, hostname: str) -> Node:
     return Node(name, UID, hostname, {names.HOSTNAME_LABEL: hostname}, deleting=False)
 
 
-def dynamic(node: Node | None, **metadata: Any) -> Json:
+SOURCES = {
+    "flexVolume": {"driver": names.DRIVER, "fsType": "ext4", "options": {"size": "16777216"}},
+    "csi": {
+        "driver": names.CSI_DRIVER,
+        "volumeHandle": "pvc-1",
+        "fsType": "ext4",
+        "volumeAttributes": {"size": "16777216"},
+    },
+}
+
+
+def dynamic(node: Node | None, source: str = "flexVolume", **metadata: Any) -> Json:
     """A PersistentVolume as the provisioner makes it, for a node or for any."""
     assignment = (
         volume.node_assignment_patch(NodeAssignment(node.name, node.hostname, "pool"))
@@ -153,7 +164,7 @@ def dynamic(node: Node | None, **metadata: Any) -> Json:
             "persistentVolumeReclaimPolicy": "Retain",
             "storageClassName": "elastic-local",
             "claimRef": {"namespace": "victim", "name": "data", "uid": "claim-uid"},
-            "flexVolume": {"driver": names.DRIVER, "fsType": "ext4", "options": {"size": "16777216"}},
+            source: SOURCES[source],
             **assignment["spec"],
         },
         "status": {"phase": "Bound"},
@@ -219,21 +230,22 @@ def tainted(node: Node) -> Json:
     }
 
 
-def test_a_daemon_may_do_what_it_does_on_its_own_node(policies: Policies, node: Node) -> None:
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_daemon_may_do_what_it_does_on_its_own_node(policies: Policies, node: Node, source: str) -> None:
     asker = Asker(policies, daemon_of(node.name))
-    nowhere, ours = dynamic(None), dynamic(node)
+    nowhere, ours = dynamic(None, source), dynamic(node, source)
     read = volume.read(nowhere)
     assert read
     assignment = NodeAssignment(node.name, node.hostname, "pool")
     assert asker.patch(nowhere, assignment_patch(read, assignment)) == ""
     assert asker.patch(nowhere, adoption_patch(read, assignment) or {}) == ""
-    by_hand = dynamic(node, labels={}, finalizers=["kubernetes.io/pv-protection"])
+    by_hand = dynamic(node, source, labels={}, finalizers=["kubernetes.io/pv-protection"])
     read = volume.read(by_hand)
     assert read
     assert asker.patch(by_hand, assignment_patch(read, assignment)) == ""
     for annotation in (names.MADE_ANNOTATION, names.SIZE_ANNOTATION, names.POOL_ANNOTATION):
         assert asker.patch(ours, {"metadata": {"annotations": {annotation: "true"}}}) == ""
-    deleted = dynamic(node, deletionTimestamp="now", finalizers=["example.org/other", names.FINALIZER])
+    deleted = dynamic(node, source, deletionTimestamp="now", finalizers=["example.org/other", names.FINALIZER])
     read = volume.read(deleted)
     assert read
     assert asker.patch(deleted, volume.finalizer_removal_patch(read)) == ""
@@ -354,6 +366,8 @@ def test_a_volume_without_a_node_gets_the_affinity_to_one_hostname(policies: Pol
     del foreign["spec"]["flexVolume"]
     assert "neither of the driver" in asker.patch(foreign, right)
     assert "neither of the driver" in asker.patch(foreign, {"metadata": {"labels": right["metadata"]["labels"]}})
+    elsewhere = dynamic(None, "csi", name="pvc-2")
+    assert "neither of the driver" in asker.patch(elsewhere, right), "whose handle names another volume"
     assert asker.patch(dynamic(one, finalizers=[]), {"metadata": {"finalizers": [names.FINALIZER]}}) == ""
 
 
