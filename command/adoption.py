@@ -172,13 +172,13 @@ def _not_here(pv: PersistentVolume, node: Node) -> str:
 def adoption_patch(pv: PersistentVolume, assignment: NodeAssignment) -> Json | None:
     """The patch that gives a PersistentVolume what those of ours have; None when it has all of it. The affinity can be
     set only once."""
-    wanted = contract_volume.node_assignment_patch(assignment)
+    patch = contract_volume.node_assignment_patch(assignment)
     assigned = pv.node_label == names.node_label_value(assignment.node) and names.FINALIZER in pv.finalizers
     if assigned and pv.pool == assignment.pool and pv.pinned:
         return None
-    wanted["metadata"]["finalizers"] = list(dict.fromkeys((*pv.finalizers, names.FINALIZER)))
-    wanted["metadata"]["resourceVersion"] = pv.resource_version
-    return {"metadata": wanted["metadata"]} if pv.pinned else wanted
+    patch["metadata"]["finalizers"] = list(dict.fromkeys((*pv.finalizers, names.FINALIZER)))
+    patch["metadata"]["resourceVersion"] = pv.resource_version
+    return {"metadata": patch["metadata"]} if pv.pinned else patch
 
 
 def recreated_volume(volume: Volume, mirrored: bool, assignment: NodeAssignment, target: TargetClaim) -> Json:

@@ -97,8 +97,8 @@ def filesystems(registered: str, available: set[str]) -> Finding:
 
 
 def tools(kinds: set[str], which: Callable[[str], str | None]) -> Finding:
-    wanted = (*(_LVM_TOOLS if LVM in kinds else ()), *(_FILESYSTEM_TOOLS if kinds != {BINDMOUNT} else ()))
-    absent = [MissingTool(program) for program in wanted if which(program) is None]
+    programs = (*(_LVM_TOOLS if LVM in kinds else ()), *(_FILESYSTEM_TOOLS if kinds != {BINDMOUNT} else ()))
+    absent = [MissingTool(program) for program in programs if which(program) is None]
     if not absent:
         return ok("tools", "all there")
     packages = sorted({each.package for each in absent if each.package})

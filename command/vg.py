@@ -105,8 +105,8 @@ def metadata_size(taken: Sequence[Disk]) -> int | None:
     any case where there is room for so many. A text of up to half of that holds them; LVM's own 1 MiB (None) is full
     with 700 volumes, and can't be made larger later."""
     whole, smallest = sum(disk.size for disk in taken), min(disk.size for disk in taken)
-    wanted = min(_METADATA_MOST, whole // _METADATA_SHARE, smallest // _METADATA_OF_SMALLEST)
-    return wanted >> 20 << 20 if wanted >= 2 << 20 else None
+    size = min(_METADATA_MOST, whole // _METADATA_SHARE, smallest // _METADATA_OF_SMALLEST)
+    return size >> 20 << 20 if size >= 2 << 20 else None
 
 
 async def _given_back(tools: Lvm, name: str, taken: Sequence[Disk]) -> None:
@@ -161,11 +161,11 @@ async def _disks(
     return [await _loop_disk(groupfile.place(data_dir, name), loop_size, undo)]
 
 
-async def _loop_disk(file: Path, wanted: int, undo: contextlib.AsyncExitStack) -> Disk:
+async def _loop_disk(file: Path, size: int, undo: contextlib.AsyncExitStack) -> Disk:
     if not await asyncio.to_thread(file.exists):
         undo.callback(_forget, file)
     try:
-        device = await asyncio.to_thread(_attached, file, wanted)
+        device = await asyncio.to_thread(_attached, file, size)
     except OSError as error:
         raise Stop(f"{file} can't become a disk: {error}") from error
     disk = await disks.look(device)
@@ -182,17 +182,17 @@ def _forget(file: Path) -> None:
         file.unlink()
 
 
-def _attached(file: Path, wanted: int) -> Path:
+def _attached(file: Path, size: int) -> Path:
     if not file.exists():
         ownfolder.establish(file.parent)
         filesystem = os.statvfs(file.parent)
         free = filesystem.f_bavail * filesystem.f_frsize
-        if wanted > free:
+        if size > free:
             raise Stop(
                 f"the filesystem of {file.parent} has {quantity.humane(free)} left for a file of "
-                f"{quantity.humane(wanted)}: give a smaller --loop-size, or another --data-dir"
+                f"{quantity.humane(size)}: give a smaller --loop-size, or another --data-dir"
             )
-        groupfile.make(file, wanted)
+        groupfile.make(file, size)
     return loopdevice.attach(file)
 
 

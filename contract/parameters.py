@@ -174,12 +174,12 @@ def parse(parameters: Mapping[str, str], mount_options: Sequence[str] = (), *, b
     """The parameters and mountOptions of a StorageClass. Raises ParameterError for the first that is wrong. For a raw
     `block` device all that is about filesystems is checked and means nothing: one class serves both modes."""
     volume_source(parameters)
-    wanted = _parse({key: text for key, text in parameters.items() if key != VOLUME_SOURCE}, mount_options)
+    parsed = _parse({key: text for key, text in parameters.items() if key != VOLUME_SOURCE}, mount_options)
     try:
-        fsrules.check(wanted.filesystem, wanted.mkfs_options, wanted.mount_options)
+        fsrules.check(parsed.filesystem, parsed.mkfs_options, parsed.mount_options)
     except fsrules.Contradiction as error:
-        raise ParameterError(error.key, error.option, f"allowed for {wanted.filesystem} is {error.allowed}") from None
-    return wanted.as_block_device() if block else wanted
+        raise ParameterError(error.key, error.option, f"allowed for {parsed.filesystem} is {error.allowed}") from None
+    return parsed.as_block_device() if block else parsed
 
 
 def volume_source(parameters: Mapping[str, str]) -> str:
@@ -202,41 +202,41 @@ def _parse(parameters: Mapping[str, str], mount_options: Sequence[str]) -> Volum
             values[_FIELDS[key].name] = _key(key).read(text)
         except (ValueError, KeyError):
             raise ParameterError(key, text, f"allowed is {_key(key).allowed}") from None
-    wanted = VolumeParameters(**values)  # type: ignore[arg-type]  # each field has the reader of its type
-    _check_layout(wanted, parameters)
+    parsed = VolumeParameters(**values)  # type: ignore[arg-type]  # each field has the reader of its type
+    _check_layout(parsed, parameters)
     try:
-        wanted = replace(
-            wanted,
-            mkfs_options=filesystems.mkfs_options(wanted.filesystem, parameters.get(_MKFS_OPTIONS, "")),
+        parsed = replace(
+            parsed,
+            mkfs_options=filesystems.mkfs_options(parsed.filesystem, parameters.get(_MKFS_OPTIONS, "")),
         )
     except OptionRefused as error:
         raise ParameterError(
-            _MKFS_OPTIONS, error.option, f"allowed for {wanted.filesystem} is {error.allowed}"
+            _MKFS_OPTIONS, error.option, f"allowed for {parsed.filesystem} is {error.allowed}"
         ) from None
     try:
-        return replace(wanted, mount_options=filesystems.mount_options(wanted.filesystem, mount_options))
+        return replace(parsed, mount_options=filesystems.mount_options(parsed.filesystem, mount_options))
     except OptionRefused as error:
         raise ParameterError(
-            MOUNT_OPTIONS_OPTION, error.option, f"allowed for {wanted.filesystem} is {error.allowed}"
+            MOUNT_OPTIONS_OPTION, error.option, f"allowed for {parsed.filesystem} is {error.allowed}"
         ) from None
 
 
-def _check_layout(wanted: VolumeParameters, parameters: Mapping[str, str]) -> None:
-    if wanted.device_class != DEFAULT_DEVICE_CLASS and wanted.volume_group:
+def _check_layout(parsed: VolumeParameters, parameters: Mapping[str, str]) -> None:
+    if parsed.device_class != DEFAULT_DEVICE_CLASS and parsed.volume_group:
         raise ParameterError(
-            "volumeGroup", wanted.volume_group, f"allowed without {DEVICE_CLASS} only, which says the group: keep one"
+            "volumeGroup", parsed.volume_group, f"allowed without {DEVICE_CLASS} only, which says the group: keep one"
         )
-    if wanted.needs_thick and wanted.thin:
-        key = "stripes" if wanted.stripes > 1 else "raid"
+    if parsed.needs_thick and parsed.thin:
+        key = "stripes" if parsed.stripes > 1 else "raid"
         raise ParameterError(
             key, parameters[key], "allowed with thin false only, stripe or mirror the thin pool itself"
         )
-    if wanted.raid != LINEAR and wanted.stripes > 1:
+    if parsed.raid != LINEAR and parsed.stripes > 1:
         raise ParameterError(
             "stripes", parameters["stripes"], "allowed is 1 with raid1, striped mirrors (raid10) are not served"
         )
     for key in _FIELDS:
-        if _key(key).thin_only and key in parameters and (wanted.thin is False or wanted.needs_thick):
+        if _key(key).thin_only and key in parameters and (parsed.thin is False or parsed.needs_thick):
             raise ParameterError(key, parameters[key], "allowed for thin volumes only")
 
 

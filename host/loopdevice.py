@@ -163,14 +163,14 @@ def set_capacity(device: Path) -> None:
 
 def _open_attached(file: Path) -> tuple[int, Path] | None:
     """The open device of `file`. Compared by inode: names of files differ between mount namespaces."""
-    wanted = file.stat()
+    status = file.stat()
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
         device = Path("/dev", backing.parent.parent.name)
         with contextlib.suppress(OSError):  # it was detached a moment ago
             if Path(backing.read_text().rstrip("\n")).name != file.name:
                 continue
             descriptor = os.open(device, os.O_RDWR | os.O_CLOEXEC)
-            if _shows(descriptor, wanted):
+            if _shows(descriptor, status):
                 return descriptor, device
             os.close(descriptor)
     return None

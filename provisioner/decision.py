@@ -54,7 +54,7 @@ def volume_parameters(storage_class: StorageClass, claim: Claim, source: CloneSo
     )
 
 
-def clone_obstacle(claim: Claim, wanted: VolumeParameters, source: CloneSource) -> str:
+def clone_obstacle(claim: Claim, layout: VolumeParameters, source: CloneSource) -> str:
     """Why the copy can't be made as things are, empty when it can. Who may read the source may copy it: both are of
     one namespace."""
     name = claim.data_source_name
@@ -78,9 +78,9 @@ def clone_obstacle(claim: Claim, wanted: VolumeParameters, source: CloneSource) 
             f"claim {name} has {volume.filesystem}, of which the kernel can't have two copies on one node: use "
             f"{' or '.join(CLONABLE)}"
         )
-    if wanted.filesystem != volume.filesystem:
+    if layout.filesystem != volume.filesystem:
         return (
-            f"claim {name} has {volume.filesystem}, and a copy can't have {wanted.filesystem}: use a class with the "
+            f"claim {name} has {volume.filesystem}, and a copy can't have {layout.filesystem}: use a class with the "
             "same fsType"
         )
     size = volume.granted or volume.size
@@ -183,35 +183,35 @@ def decide(
         return Ignore()
     try:
         volume_source = parameters.volume_source(storage_class.parameters)
-        wanted = volume_parameters(storage_class, claim, source)
+        layout = volume_parameters(storage_class, claim, source)
     except ParameterError as error:
         return Refuse(f"{error}. Parameters can't be changed: make the class anew")
-    reason = _unsupported(claim, storage_class.provisioner, volume_source) or _too_small(claim, wanted)
+    reason = _unsupported(claim, storage_class.provisioner, volume_source) or _too_small(claim, layout)
     if reason:
         return Refuse(reason)
-    decision = _placed(claim, storage_class, wanted, available, waited, source)
+    decision = _placed(claim, storage_class, layout, available, waited, source)
     return replace(decision, source=volume_source) if isinstance(decision, Create) else decision
 
 
 def _placed(
     claim: Claim,
     storage_class: StorageClass,
-    wanted: VolumeParameters,
+    layout: VolumeParameters,
     available: AvailableCapacity,
     waited: float,
     source: CloneSource,
 ) -> Decision:
     """Where a claim that can be served goes."""
     if claim.clones:
-        return _beside_source(claim, wanted, available, source)
+        return _beside_source(claim, layout, available, source)
     if waits_for_first_consumer(storage_class):
-        return _on_selected_node(claim, claim.selected_node, wanted, available, waited)
+        return _on_selected_node(claim, claim.selected_node, layout, available, waited)
     if storage_class.allowed_topologies:
         return Refuse(
             "allowedTopologies with volumeBindingMode Immediate can't be honoured, because the first pod chooses the "
             f"node: use {WAIT_FOR_FIRST_CONSUMER}"
         )
-    return on_any_node(claim, wanted, available)
+    return on_any_node(claim, layout, available)
 
 
 def unscheduled(claim: Claim, users: Collection[Pod]) -> Ignore | Refuse:
@@ -273,18 +273,18 @@ _NO_BLOCK = (
 )
 
 
-def _too_small(claim: Claim, wanted: VolumeParameters) -> str:
-    if claim.requested >= wanted.minimum_size:
+def _too_small(claim: Claim, layout: VolumeParameters) -> str:
+    if claim.requested >= layout.minimum_size:
         return ""
-    kind = "a device" if wanted.block else wanted.filesystem
+    kind = "a device" if layout.block else layout.filesystem
     return (
         f"the claim asks for {quantity.humane(claim.requested)}, and {kind} needs at least "
-        f"{quantity.humane(wanted.minimum_size)}: ask for more"
+        f"{quantity.humane(layout.minimum_size)}: ask for more"
     )
 
 
 def _on_selected_node(
-    claim: Claim, node: str, wanted: VolumeParameters, available: AvailableCapacity, waited: float
+    claim: Claim, node: str, layout: VolumeParameters, available: AvailableCapacity, waited: float
 ) -> Decision:
     on_node = available.of(node)
     if on_node is None:
@@ -294,21 +294,21 @@ def _on_selected_node(
             f"node {node} publishes no capacity for this class (is its elastic-local daemon ready?): another node is "
             "asked for"
         )
-    if wanted.block and not on_node.published.block:
+    if layout.block and not on_node.published.block:
         return Reschedule(f"node {node} {_NO_BLOCK}: another node is asked for")
-    if required_bytes(claim, wanted, on_node) > on_node.free:
+    if required_bytes(claim, layout, on_node) > on_node.free:
         return Reschedule(
-            f"{request_text(claim, wanted, on_node)}, node {node} has {free_text(on_node)}: another node is asked for"
+            f"{request_text(claim, layout, on_node)}, node {node} has {free_text(on_node)}: another node is asked for"
         )
-    return Create(claim.requested, wanted, on_node.published)
+    return Create(claim.requested, layout, on_node.published)
 
 
 def _beside_source(
-    claim: Claim, wanted: VolumeParameters, available: AvailableCapacity, source: CloneSource
+    claim: Claim, layout: VolumeParameters, available: AvailableCapacity, source: CloneSource
 ) -> Decision:
     """A copy can live on its source's node only, and says so from the start: whichever node the scheduler chose, it
     reads the affinity before it binds the pod, and chooses anew."""
-    if reason := clone_obstacle(claim, wanted, source):
+    if reason := clone_obstacle(claim, layout, source):
         return Refuse(reason)
     assert source.volume, "or there was an obstacle"
     node = source.volume.node_label
@@ -316,49 +316,49 @@ def _beside_source(
     beside = f"node {node}, where {claim.data_source_name} lives,"
     if on_node is None:
         return Refuse(f"{beside} publishes no capacity for this class: is its elastic-local daemon ready?")
-    if wanted.block and not on_node.published.block:
+    if layout.block and not on_node.published.block:
         return Refuse(f"{beside} {_NO_BLOCK}: use a class of another kind")
-    if required_bytes(claim, wanted, on_node) > on_node.free:
-        return Refuse(f"{request_text(claim, wanted, on_node)}, {beside} has {free_text(on_node)}: free up space there")
+    if required_bytes(claim, layout, on_node) > on_node.free:
+        return Refuse(f"{request_text(claim, layout, on_node)}, {beside} has {free_text(on_node)}: free up space there")
     original = Original(source.volume.name, source.volume.uid)
-    return Create(claim.requested, wanted, on_node.published, original)
+    return Create(claim.requested, layout, on_node.published, original)
 
 
-def on_any_node(claim: Claim, wanted: VolumeParameters, available: AvailableCapacity) -> Create | Refuse:
+def on_any_node(claim: Claim, layout: VolumeParameters, available: AvailableCapacity) -> Create | Refuse:
     """The first pod chooses the node, so all that can be asked is that there is one to choose."""
     if not available.nodes:
         return Refuse("no node publishes capacity for this class: is the elastic-local daemon ready on any?")
-    nodes = [on_node for on_node in available.nodes if on_node.published.block or not wanted.block]
+    nodes = [on_node for on_node in available.nodes if on_node.published.block or not layout.block]
     if not nodes:
         return Refuse(f"each node {_NO_BLOCK}: use a class of another kind")
-    best = max(nodes, key=lambda on_node: on_node.free - required_bytes(claim, wanted, on_node))
-    if required_bytes(claim, wanted, best) > best.free:
+    best = max(nodes, key=lambda on_node: on_node.free - required_bytes(claim, layout, on_node))
+    if required_bytes(claim, layout, best) > best.free:
         return Refuse(
-            f"{request_text(claim, wanted, best)}, and the most that a node has is {free_text(best)}, on "
+            f"{request_text(claim, layout, best)}, and the most that a node has is {free_text(best)}, on "
             f"{best.published.node}: ask for less, or free up space"
         )
     together = sum(max(on_node.free, 0) for on_node in nodes)
-    if required_bytes(claim, wanted, best) + available.unplaced > together:
+    if required_bytes(claim, layout, best) + available.unplaced > together:
         return Refuse(
-            f"{request_text(claim, wanted, best)}, and of the {quantity.humane(together)} that all nodes have left, "
+            f"{request_text(claim, layout, best)}, and of the {quantity.humane(together)} that all nodes have left, "
             f"{quantity.humane(available.unplaced)} are reserved for volumes that wait for their first pod: "
             "free up space"
         )
-    return Create(claim.requested, wanted, None)
+    return Create(claim.requested, layout, None)
 
 
-def required_bytes(claim: Claim, wanted: VolumeParameters, on_node: NodeCapacity) -> int:
+def required_bytes(claim: Claim, layout: VolumeParameters, on_node: NodeCapacity) -> int:
     """Bytes of the pool for what the claim asks for."""
-    return capacity.footprint(claim.requested, wanted, on_node.published.granularity)
+    return capacity.footprint(claim.requested, layout, on_node.published.granularity)
 
 
-def request_text(claim: Claim, wanted: VolumeParameters, on_node: NodeCapacity) -> str:
+def request_text(claim: Claim, layout: VolumeParameters, on_node: NodeCapacity) -> str:
     """The same as text for a message."""
-    needed = required_bytes(claim, wanted, on_node)
+    needed = required_bytes(claim, layout, on_node)
     asked = f"the claim asks for {quantity.humane(claim.requested)}"
     # A mirror takes twice its size: say so, or the figures seem to contradict each other.
     return (
-        asked if needed < claim.requested * 1.5 else f"{asked}, which takes {quantity.humane(needed)} ({wanted.raid})"
+        asked if needed < claim.requested * 1.5 else f"{asked}, which takes {quantity.humane(needed)} ({layout.raid})"
     )
 
 

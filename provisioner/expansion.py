@@ -182,15 +182,15 @@ class ExpansionController:
             if claim is None or claim.volume_name != volume.name or not claim.capacity:
                 self._forget(volume.name)
                 return
-        wanted = self._plan(volume, claim)
-        self._track(volume, claim, wanted)
-        if not _differs(volume, wanted):
+        planned = self._plan(volume, claim)
+        self._track(volume, claim, planned)
+        if not _differs(volume, planned):
             return
-        if wanted.granted > volume.charged_size:
-            self._cache.ledger.reserve_growth(volume, wanted.granted)
-            _log.info("granted %d bytes", wanted.granted)
+        if planned.granted > volume.charged_size:
+            self._cache.ledger.reserve_growth(volume, planned.granted)
+            _log.info("granted %d bytes", planned.granted)
         try:
-            await self._write(volume, claim, wanted)
+            await self._write(volume, claim, planned)
         except Conflict:
             self.queue.add_after(volume.name, 0.1)
         except NotFound:
@@ -205,33 +205,33 @@ class ExpansionController:
         in_grace = self._clock() - self._waiting.get(volume.name, self._clock()) < NODE_GRACE
         return plan(volume, claim, refusal(volume, claim, self._cache.available_for_growth(volume)), in_grace=in_grace)
 
-    def _track(self, volume: PersistentVolume, claim: Claim, wanted: ExpansionPlan) -> None:
-        if wanted.refused:
+    def _track(self, volume: PersistentVolume, claim: Claim, planned: ExpansionPlan) -> None:
+        if planned.refused:
             if volume.name not in self._refused:
-                _log.info("not granted: %s", wanted.refused)
+                _log.info("not granted: %s", planned.refused)
             self._refused.add(volume.name)
-            self._recorder.warning(claim.reference, RESIZE_FAILED, wanted.refused)
+            self._recorder.warning(claim.reference, RESIZE_FAILED, planned.refused)
             self.queue.add_after(volume.name, RECHECK_SECONDS)
         else:
             self._refused.discard(volume.name)
-        if wanted.waits:
+        if planned.waits:
             self._waiting.setdefault(volume.name, self._clock())
-            self.queue.add_after(volume.name, NODE_GRACE if wanted.capacity == claim.requested else RECHECK_SECONDS)
+            self.queue.add_after(volume.name, NODE_GRACE if planned.capacity == claim.requested else RECHECK_SECONDS)
         else:
             self._waiting.pop(volume.name, None)
 
-    async def _write(self, volume: PersistentVolume, claim: Claim, wanted: ExpansionPlan) -> None:
+    async def _write(self, volume: PersistentVolume, claim: Claim, planned: ExpansionPlan) -> None:
         """The claim's status first: what the kubelet finds there is what it writes down as grown."""
-        if wanted.allocated:
-            size = quantity.render(wanted.allocated)
+        if planned.allocated:
+            size = quantity.render(planned.allocated)
             status = {
                 "allocatedResources": {"storage": size},
                 "allocatedResourceStatuses": {"storage": NODE_RESIZE_PENDING},
             }
             body = {"metadata": {"uid": claim.uid, "resourceVersion": claim.resource_version}, "status": status}
             await self._cluster.patch(CLAIMS, claim.name, body, claim.namespace, "status")
-        if (volume.granted, volume.size) != (wanted.granted, wanted.capacity):
-            body = contract_volume.grant_patch(volume, wanted.granted, wanted.capacity)
+        if (volume.granted, volume.size) != (planned.granted, planned.capacity):
+            body = contract_volume.grant_patch(volume, planned.granted, planned.capacity)
             await self._cluster.patch(VOLUMES, volume.name, body)
 
     def _forget(self, name: str) -> None:
@@ -239,5 +239,5 @@ class ExpansionController:
         self._waiting.pop(name, None)
 
 
-def _differs(volume: PersistentVolume, wanted: ExpansionPlan) -> bool:
-    return bool(wanted.allocated) or (volume.granted, volume.size) != (wanted.granted, wanted.capacity)
+def _differs(volume: PersistentVolume, planned: ExpansionPlan) -> bool:
+    return bool(planned.allocated) or (volume.granted, volume.size) != (planned.granted, planned.capacity)

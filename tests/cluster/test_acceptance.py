@@ -128,7 +128,7 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     assert process.stop() == 0
 
 
-async def test_a_cluster_that_is_not_there_is_told_as_such(tmp_path: Path, empty: ServerProcess) -> None:
+async def test_a_missing_cluster_is_reported_as_such(tmp_path: Path, empty: ServerProcess) -> None:
     absent = tmp_path / "absent"
     assert f"kubeconfig {absent} can't be used" in await refusal(absent)
     silent = tmp_path / "silent"

@@ -109,7 +109,9 @@ async def test_a_proposed_node_that_is_no_place_for_the_pod_ties_nothing(
         assert not onnode.sizes(sandbox.nodes["node-a"])
 
 
-async def test_a_pod_that_names_its_node_is_told_why_its_claim_waits(sandbox: Sandbox, namespace: Namespace) -> None:
+async def test_an_event_says_why_the_claim_of_a_pod_with_a_node_name_waits(
+    sandbox: Sandbox, namespace: Namespace
+) -> None:
     await namespace.create(CLAIMS, claim("d", "16Mi"))
     await namespace.create(PODS, pod("byhand", {"/d": "d"}, nodeName="node-a"))
     told = await namespace.until_event("d", "ProvisioningFailed", "pod byhand names its node itself")

@@ -151,7 +151,7 @@ async def test_a_wish_outlives_the_programs(shaken_sandbox: Sandbox, shaken: Nam
     assert onnode.sizes(node)[volume] == 600 * _MIB
 
 
-async def test_an_immediate_volume_that_grew_before_its_first_pod_is_made_in_its_new_size(
+async def test_an_immediate_volume_expanded_before_its_first_pod_has_the_new_size(
     sandbox: Sandbox, namespace: Namespace, make_class: MakeClass
 ) -> None:
     await namespace.create(CLAIMS, claim("data", "16Mi", await make_class("Immediate", allowVolumeExpansion=True)))

@@ -31,7 +31,7 @@ async def used_by_a_tenant(cluster: LvmCluster, namespace: Namespace, storage_cl
     return name
 
 
-async def test_a_deleted_claim_leaves_nothing_also_when_the_daemon_is_killed_meanwhile(
+async def test_a_deleted_claim_leaves_nothing_although_the_daemon_is_killed(
     lvm_cluster: LvmCluster, on_lvm: Namespace
 ) -> None:
     sandbox, node = lvm_cluster.sandbox, lvm_cluster.node

@@ -13,7 +13,7 @@ from tests.waiting import until
 pytestmark = pytest.mark.device_mapper
 
 
-async def test_a_mounted_filesystem_grows_by_whole_extents_and_never_into_the_reserve(
+async def test_a_mounted_filesystem_grows_by_extents_but_not_into_the_reserve(
     lvm_cluster: LvmCluster, on_lvm: Namespace
 ) -> None:
     """ext4, which takes the full rights of a privileged daemon."""

@@ -309,7 +309,7 @@ async def test_nothing_else_of_the_cluster_is_changed(case: IsolationCase) -> No
     await _refused(token.patch(ROLES, "elastic-local-daemon", {"rules": []}), "cannot patch")
 
 
-async def test_a_volume_that_waits_for_its_first_pod_can_be_taken_but_not_brought_elsewhere(
+async def test_an_unassigned_volume_can_be_taken_but_not_assigned_elsewhere(
     case: IsolationCase,
 ) -> None:
     """What is left: the node that mounts such a volume first has it, so a node can claim it, an empty one, for itself.

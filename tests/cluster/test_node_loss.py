@@ -39,7 +39,7 @@ async def until_warned(namespace: Namespace, name: str, words: str) -> None:
     await namespace.until_event(name, "ReferencedNodeDeleted", words)
 
 
-async def test_a_released_volume_of_a_lost_node_is_let_go_and_what_its_disk_holds_goes_when_it_returns(
+async def test_a_released_volume_of_a_lost_node_is_erased_when_it_returns(
     fresh_sandbox: MakeSandbox,
 ) -> None:
     sandbox = await fresh_sandbox(NodeSpec("lost", hostname="ip-10-0-0-1"))
@@ -113,7 +113,7 @@ async def test_a_node_that_comes_back_under_another_name_has_its_data(fresh_sand
         assert names.FINALIZER in found["metadata"]["finalizers"]
 
 
-async def test_claims_and_volumes_of_the_classes_that_were_named_go_with_their_node(fresh_sandbox: MakeSandbox) -> None:
+async def test_claims_and_volumes_of_opted_in_classes_go_with_their_node(fresh_sandbox: MakeSandbox) -> None:
     sandbox = await fresh_sandbox(NodeSpec("lost"))
     node, provisioner = sandbox.nodes["lost"], sandbox.provisioners[0]
     await told_to(provisioner, {"NODE_LOSS_DELAY": "2s", "NODE_CLEANUP_CLASSES": "fleeting,disks"})

@@ -93,7 +93,7 @@ async def test_no_orphan_is_removed_while_the_api_server_is_away(fresh_sandbox: 
         await until(lambda: volume not in onnode.sizes(node), what="the orphan is removed")
 
 
-async def test_a_volume_that_became_read_only_is_told_of_and_counted(fresh_sandbox: MakeSandbox) -> None:
+async def test_a_volume_that_became_read_only_is_reported_and_counted(fresh_sandbox: MakeSandbox) -> None:
     sandbox = await fresh_sandbox(NodeSpec("only"))
     node = sandbox.nodes["only"]
     ill = 'elastic_local_unhealthy_volumes{state="read-only"}'

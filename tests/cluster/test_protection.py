@@ -6,7 +6,7 @@ from tests.sandbox.workloads import Namespace, claim, pod
 from tests.waiting import until
 
 
-async def test_a_volume_deleted_under_a_running_pod_keeps_its_data_until_the_claim_goes(namespace: Namespace) -> None:
+async def test_a_volume_deleted_under_a_pod_keeps_its_data_until_the_claim_goes(namespace: Namespace) -> None:
     await namespace.create(CLAIMS, claim("data", "16Mi"))
     script = "echo kept > /data/file; exec sleep infinity"
     created = await namespace.create(PODS, pod("user", {"/data": "data"}, script=script))

@@ -64,9 +64,7 @@ async def test_the_name_that_clusters_of_the_original_use(
     await namespace.delete(CLAIMS, "data")
 
 
-async def test_a_size_that_is_no_whole_block_is_rounded_up_to_the_next_and_no_further(
-    sandbox: Sandbox, namespace: Namespace
-) -> None:
+async def test_a_size_is_rounded_up_to_the_next_whole_block(sandbox: Sandbox, namespace: Namespace) -> None:
     await namespace.create(CLAIMS, claim("data", str(16 * 1024**2 + 1)))
     await namespace.create(PODS, pod("user", {"/data": "data"}))
     node = sandbox.node_of(await namespace.until_running("user"))

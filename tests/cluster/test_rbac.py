@@ -316,7 +316,7 @@ def _parts(rule: Json) -> Iterator[Json]:
             yield {**rule, "verbs": [verb], "resources": [resource]}
 
 
-async def test_a_right_that_is_missing_is_told_and_all_goes_on_when_it_is_given(fresh_sandbox: MakeSandbox) -> None:
+async def test_a_missing_right_is_reported_and_all_goes_on_when_it_is_granted(fresh_sandbox: MakeSandbox) -> None:
     sandbox = await fresh_sandbox(NodeSpec("one"))
     sandbox.refusals_expected = True
     node = sandbox.nodes["one"]

@@ -199,7 +199,7 @@ async def test_released_volumes_are_left_to_their_provisioner_or_fail(namespace:
         ({}, {"accessModes": ["ReadOnlyMany"]}, "incompatible accessMode"),
     ],
 )
-async def test_a_claim_is_told_why_it_can_not_have_the_volume_that_it_names(
+async def test_a_claim_that_can_not_have_the_volume_it_names_gets_an_event(
     namespace: Namespace, storage: Storage, volume: Json, claimed: Json, why: str
 ) -> None:
     await storage.make_class("Immediate")
@@ -284,9 +284,7 @@ async def test_a_claim_in_use_stays_until_its_pod_is_gone(namespace: Namespace, 
     await namespace.until_gone(CLAIMS, "data")
 
 
-async def test_a_grown_claim_raises_its_volumes_capacity_before_anybody_asked_the_driver(
-    namespace: Namespace, storage: Storage
-) -> None:
+async def test_an_expanded_claim_raises_its_volumes_capacity_first(namespace: Namespace, storage: Storage) -> None:
     await storage.make_class("Immediate", allowVolumeExpansion=True)
     asked = await namespace.create(CLAIMS, claim("data", "1Gi", storage.name))
     made = await storage.make_volume("made", "1Gi", asked)
@@ -313,7 +311,7 @@ async def test_a_grown_claim_raises_its_volumes_capacity_before_anybody_asked_th
     await namespace.until(VOLUMES, name, lambda body: noted not in body["metadata"]["annotations"], what="forgets it")
 
 
-async def test_a_claim_that_is_raised_while_its_node_has_to_grow_it_gets_the_first_size_first(
+async def test_a_claim_raised_again_during_an_expansion_gets_the_first_size_first(
     namespace: Namespace, storage: Storage
 ) -> None:
     await storage.make_class("Immediate", allowVolumeExpansion=True)

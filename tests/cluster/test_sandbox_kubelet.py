@@ -157,7 +157,7 @@ async def test_a_grown_claim_gets_expandfs_and_then_its_new_size(
     await drop(namespace, volume)
 
 
-async def test_a_claim_that_was_lowered_after_a_failure_is_tried_once_more_and_then_served_as_it_is(
+async def test_a_claim_lowered_after_a_failure_is_tried_once_more(
     namespace: Namespace, node: Node, driver: Recorder, make_class: MakeClass
 ) -> None:
     growing = await make_class("Immediate", provisioner="example.com/nobody", allowVolumeExpansion=True)
@@ -208,7 +208,7 @@ async def test_a_volume_that_can_not_grow_before_its_pod_starts_keeps_it_waiting
     await drop(namespace, volume)
 
 
-async def test_a_capacity_that_was_raised_by_hand_grows_without_a_word_in_the_claim(
+async def test_a_capacity_raised_by_hand_grows_and_the_claim_says_nothing(
     namespace: Namespace, node: Node, driver: Recorder
 ) -> None:
     volume = await bound_claim(namespace, driver, "16Mi")
@@ -223,7 +223,7 @@ async def test_a_capacity_that_was_raised_by_hand_grows_without_a_word_in_the_cl
     await drop(namespace, volume)
 
 
-async def test_a_failed_mount_is_told_undone_tried_again_and_never_unmounted(
+async def test_a_failed_mount_is_reported_undone_tried_again_and_never_unmounted(
     namespace: Namespace, node: Node, driver: Recorder
 ) -> None:
     driver.answer("mount", FAILURE, exit_code=1)
@@ -317,7 +317,7 @@ async def test_mount_options_on_the_volume_are_refused(namespace: Namespace, dri
     await drop(namespace, volume)
 
 
-async def test_what_can_not_be_told_of_a_pods_volumes_is_one_event(namespace: Namespace, driver: Recorder) -> None:
+async def test_what_is_unknown_of_a_pods_volumes_is_one_event(namespace: Namespace, driver: Recorder) -> None:
     """Pods that were put on a node by hand: no scheduler waited for their claims."""
     await namespace.create(CLAIMS, claim("data", "16Mi", storage_class=""))
     body = inline(driver)

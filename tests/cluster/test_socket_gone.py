@@ -12,7 +12,7 @@ from tests.sandbox.workloads import Namespace, claim, pod
 from tests.waiting import until
 
 
-async def test_a_pod_without_a_daemon_is_told_and_starts_when_there_is_one(shaken: Namespace) -> None:
+async def test_a_pod_without_a_daemon_gets_an_event_and_starts_when_there_is_one(shaken: Namespace) -> None:
     node = shaken.sandbox.nodes["node-b"]
     await node.daemon.kill()
     await shaken.create(CLAIMS, claim("data", "16Mi"))

@@ -167,7 +167,7 @@ async def test_a_link_that_leads_nowhere_is_foreign_too(kind: str, data: Path) -
 
 @both
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"record": "1"}', '{"record": "9", "pv": "pvc-1"}'])
-async def test_a_broken_record_is_told_and_left_alone(kind: str, data: Path, text: str) -> None:
+async def test_a_broken_record_is_reported_and_left_alone(kind: str, data: Path, text: str) -> None:
     backend = await started(kind, data)
     volume = await formatted(backend)
     (data / "pvc-1.json").write_text(text)
@@ -207,7 +207,7 @@ async def test_data_that_vanished_is_damage_and_not_an_empty_volume(kind: str, d
 
 
 @both
-async def test_a_folder_that_can_not_be_written_is_told(kind: str, data: Path) -> None:
+async def test_a_folder_that_can_not_be_written_is_reported(kind: str, data: Path) -> None:
     data.parent.joinpath("data").write_text("a file is in the way")
     with pytest.raises(BackendFailed, match="administrator"):
         await started(kind, data)

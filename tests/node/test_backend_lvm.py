@@ -215,7 +215,7 @@ async def test_what_a_killed_command_left_suspended_goes_on(
         await asyncio.to_thread(device.write_bytes, b"written")
 
 
-async def test_no_room_is_told_with_the_figures(backend: LvmBackend, volume_group: str) -> None:
+async def test_no_room_is_reported_with_the_figures(backend: LvmBackend, volume_group: str) -> None:
     volume = await backend.create(SPEC)
     free = (await backend.inspect()).pool(volume_group)
     assert free

@@ -277,7 +277,7 @@ async def test_what_a_killed_daemon_left_frozen_is_thawed_by_the_next(node: Node
 
 
 @on("loop")
-async def test_what_is_frozen_to_be_copied_stays_so_when_storage_is_looked_for_again(node: Node) -> None:
+async def test_a_frozen_source_stays_frozen_when_storage_is_inspected(node: Node) -> None:
     """A daemon that lacks one of its device classes starts its storage again and again."""
     volumes = await started(node)
     shown = await filled(node, volumes, source_of(node))

@@ -149,7 +149,7 @@ async def test_while_it_is_erased_others_go_on_and_it_is_nobodys(node: Node) -> 
     assert not image(node).exists()
 
 
-async def test_what_somebody_uses_is_not_erased_but_told_and_tried_again(
+async def test_what_somebody_uses_is_not_erased_but_reported_and_tried_again(
     node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     volumes = await started(node)
@@ -435,7 +435,7 @@ async def test_an_erasure_ends_when_the_volume_is_to_be_retained(node: Node, mon
         await volumes.reclaim(node.pv, "uid", node.pool)
 
 
-async def test_an_erasure_that_was_called_off_goes_on_when_the_policy_is_delete_again(
+async def test_a_stopped_erasure_goes_on_when_the_policy_is_delete_again(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = Asked()

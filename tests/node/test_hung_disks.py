@@ -141,9 +141,7 @@ async def test_one_disk_that_hangs_holds_a_few_threads_and_no_other_disk(hung: P
         await until(lambda: hanging() == before)
 
 
-async def test_a_source_is_frozen_no_longer_than_it_may_though_its_disk_hangs_while_it_is_frozen(
-    hung: Path, node: Node, tmp_path: Path
-) -> None:
+async def test_a_source_thaws_in_time_though_its_disk_hangs(hung: Path, node: Node, tmp_path: Path) -> None:
     """The thread that freezes it comes back late, when nobody waits for it."""
     volumes = Volumes(node.make_backend(), node.staging, Agreeing())
     await volumes.start()
@@ -188,7 +186,7 @@ async def daemon(
         await asyncio.wait({running})
 
 
-async def test_a_disk_that_hangs_is_told_with_its_remedy_and_others_are_served(
+async def test_a_disk_that_hangs_is_reported_with_its_remedy_and_others_are_served(
     hung: Path, classes: dict[str, DeviceClass], backend: DeviceClassBackend, tmp_path: Path
 ) -> None:
     with reserved_port() as port:

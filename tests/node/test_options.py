@@ -141,7 +141,7 @@ async def test_options_that_the_kernel_refuses_are_named_and_never_called_damage
 
 
 @on("loop")
-async def test_a_new_filesystem_that_this_kernel_does_not_know_is_told_of_as_that(node: Node) -> None:
+async def test_a_filesystem_unknown_to_this_kernel_is_reported_as_that(node: Node) -> None:
     asked = node.spec(256 * MIB, filesystem="btrfs", mkfs_options=("-s", "64k"))
     volumes = await started(node)
     with pytest.raises(MountRefused, match="is new and empty"):

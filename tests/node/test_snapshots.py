@@ -179,7 +179,7 @@ async def test_what_overflows_with_the_last_bytes_is_no_copy(node: Node, monkeyp
     await no_snapshots(volumes)
 
 
-async def test_without_room_for_a_snapshot_small_ones_are_frozen_and_large_ones_wait(
+async def test_without_space_for_a_snapshot_small_volumes_freeze_large_ones_wait(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     volumes, source, folder, clone = await short_of_room(node, 4 * MIB)

@@ -230,7 +230,7 @@ async def test_unmount_takes_away_a_stack(loop_node: Node, tmp_path: Path) -> No
     assert loop_node.mounts() == []
 
 
-async def test_a_busy_folder_is_told_and_unmounted_later(loop_node: Node) -> None:
+async def test_a_busy_folder_is_reported_and_unmounted_later(loop_node: Node) -> None:
     volumes = await started(loop_node)
     folder = loop_node.folder()
     await volumes.mount(loop_node.spec(), folder, read_only=False)

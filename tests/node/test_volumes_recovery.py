@@ -175,7 +175,7 @@ async def test_a_mount_that_fails_late_is_undone(node: Node, others: bool, monke
     await volumes.mount(node.spec(), folder, read_only=False)
 
 
-async def test_success_is_told_only_of_what_shows(loop_node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_success_is_reported_only_of_what_shows(loop_node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mounting, "bind", lambda source, target, *, add, drop: None)
     with pytest.raises(BackendFailed, match="does not show there"):
         await (await started(loop_node)).mount(loop_node.spec(), loop_node.folder(), read_only=False)

@@ -175,7 +175,7 @@ def test_it_is_signalled_and_its_end_is_seen(tmp_path: Path) -> None:
     assert stopped.poll() == -signal.SIGTERM
 
 
-def test_a_server_that_dies_takes_its_programs_along_and_is_told_of_once(tmp_path: Path) -> None:
+def test_a_server_that_dies_takes_its_programs_along_and_is_reported_once(tmp_path: Path) -> None:
     process = waiting(tmp_path)
     server = server_of(process)
     os.kill(server, signal.SIGKILL)

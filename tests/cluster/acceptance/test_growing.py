@@ -47,7 +47,7 @@ async def test_a_volume_that_nobody_uses_has_grown_for_its_next_pod(namespace: T
     await until_grown(namespace, "400Mi")
 
 
-async def test_a_wish_without_room_keeps_no_pod_from_starting_and_can_be_taken_back(namespace: Trial) -> None:
+async def test_a_refused_expansion_keeps_no_pod_from_starting_and_can_be_undone(namespace: Trial) -> None:
     await namespace.create(CLAIMS, claim("data", "300Mi", "elastic-local-xfs"))
     await namespace.run("first", "echo kept > /data/file")
     await namespace.ask("data", "900Ti")

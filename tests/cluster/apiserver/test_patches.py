@@ -95,7 +95,7 @@ def test_strategic_merge_directives() -> None:
     assert retained == {"securityContext": {"b": 2, "c": 3}}
 
 
-def test_strategic_merge_orders_elements_and_keeps_those_of_the_server_in_place() -> None:
+def test_strategic_merge_orders_elements_and_keeps_the_servers_in_place() -> None:
     before = {"containers": [{"name": "a"}, {"name": "server"}, {"name": "b"}]}
     patch = {"$setElementOrder/containers": [{"name": "b"}, {"name": "a"}], "containers": [{"name": "a", "image": "1"}]}
     assert [each["name"] for each in merged(before, patch)["containers"]] == ["b", "a", "server"]

@@ -53,7 +53,7 @@ def put(api: Client, namespace: str, name: str = "one", **metadata: Any) -> Answ
     return api.request("POST", maps(namespace), config(name, **metadata))
 
 
-def test_what_is_refused_is_told_with_policy_binding_and_message(
+def test_what_is_refused_is_reported_with_policy_binding_and_message(
     api: Client, bound: Bound, namespace: str, unique: str
 ) -> None:
     bound(policy(unique, namespace, {"expression": "object.metadata.name != 'one'", "message": "not this one"}))
@@ -110,7 +110,7 @@ def test_every_way_to_write_is_asked(api: Client, bound: Bound, namespace: str, 
     assert api.get(one)["data"] == {"key": "value"}
 
 
-def test_what_can_not_be_evaluated_is_refused_unless_the_policy_says_otherwise(
+def test_an_evaluation_error_is_a_refusal_unless_the_policy_ignores_it(
     api: Client, bound: Bound, namespace: str, unique: str
 ) -> None:
     bound(policy(unique, namespace, {"expression": "object.spec.nothing == 1"}))

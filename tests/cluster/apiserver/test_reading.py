@@ -150,7 +150,7 @@ def test_initial_events_end_with_a_bookmark(api: Client, namespace: str) -> None
     assert lacking.code == 422
 
 
-def test_an_object_that_leaves_the_selector_is_told_as_deleted(api: Client, namespace: str) -> None:
+def test_an_object_that_leaves_the_selector_is_reported_as_deleted(api: Client, namespace: str) -> None:
     with api.watch(maps(namespace), labelSelector="on") as events:
         api.post(maps(namespace), config("a"))
         api.patch(maps(namespace, "a"), {"metadata": {"labels": {"on": ""}}})
@@ -195,7 +195,7 @@ def forgetful(tmp_path: Path) -> Iterator[ServerProcess]:
     process.stop()
 
 
-def test_bookmarks_tell_the_revision_while_nothing_happens(forgetful: ServerProcess) -> None:
+def test_bookmarks_have_the_revision_while_nothing_happens(forgetful: ServerProcess) -> None:
     api = Client(forgetful.port)
     with api.watch(maps("default"), allowWatchBookmarks="true") as events:
         other = api.post("/api/v1/namespaces", {"metadata": {"name": "other"}})

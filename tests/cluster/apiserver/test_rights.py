@@ -55,7 +55,7 @@ def refused(answer: Answer) -> str:
     return str(answer.body["message"])
 
 
-def test_who_has_no_rights_is_told_which_one_is_missing(robot: Client, namespace: str) -> None:
+def test_a_refusal_names_the_missing_right(robot: Client, namespace: str) -> None:
     robot_name, pods = f'User "system:serviceaccount:{namespace}:robot"', f"/api/v1/namespaces/{namespace}/pods"
     assert refused(robot.request("GET", f"{pods}/web")) == (
         f'pods "web" is forbidden: {robot_name} cannot get resource "pods" in API group "" in the namespace '

@@ -239,7 +239,7 @@ def test_an_event_lives_beside_what_it_is_about(api: Client, namespace: str, uni
     assert api.request("POST", "/api/v1/namespaces/default/events", node).code == 201
 
 
-def test_several_faults_are_told_together(api: Client, namespace: str) -> None:
+def test_several_faults_are_reported_together(api: Client, namespace: str) -> None:
     spec = CLAIM_SPEC | {"accessModes": ["Never"], "volumeMode": "Tape"}
     answer = api.request("POST", claims(namespace), {"metadata": {"name": "c"}, "spec": spec})
     assert [field for field, _ in causes(answer)] == ["spec.accessModes", "spec.volumeMode"]

@@ -74,7 +74,7 @@ def test_an_orphan_waits_for_a_person_to_name_its_heir() -> None:
     )
 
 
-def test_the_new_persistentvolume_is_for_the_heir_alone_and_counts_as_the_old_one_did() -> None:
+def test_the_new_persistentvolume_is_bound_to_the_target_claim_only() -> None:
     plan = adoption.of_recorded(held(pool="vg/pool"), False, {}, NODE, _TARGET, CLUSTER, named=False)
     assert plan is not None
     assert plan.manifest is not None

@@ -27,7 +27,7 @@ def wrong(finding: Finding, words: str) -> None:
     assert finding.remedy
 
 
-def test_published_room_must_be_of_this_very_node_for_every_class_and_of_no_future() -> None:
+def test_published_capacity_is_this_nodes_for_every_class_and_not_stale() -> None:
     def verdict(*published: Published) -> Finding:
         return clustercheckup.capacity_of(NODE, [_CLASS], published, _NOW)
 
@@ -52,7 +52,7 @@ def test_the_provisioners_lease_shows_a_dead_leader_and_a_wrong_clock() -> None:
     wrong(clustercheckup.leader({"renewTime": None}, _NOW, "elastic-local"), "none leads")
 
 
-def test_a_volume_that_waits_for_a_node_that_is_gone_is_told() -> None:
+def test_a_volume_that_waits_for_a_node_that_is_gone_is_reported() -> None:
     pv = replace(persistent_volume(), deleting=True)
     assert clustercheckup.stuck([(pv, 5.0), (pv, None)], [NODE]).verdict is Verdict.OK
     wrong(clustercheckup.stuck([(pv, 5000.0)], [NODE]), "pvc-1")

@@ -62,7 +62,7 @@ def test_one_disk_under_two_names_is_named_so(named: list[tuple[str, Disk]], wor
     assert words in named_twice([("/dev/sdz", replace(_EMPTY, path="/dev/sdz", number="65:1")), *named])
 
 
-def test_partitions_of_one_disk_and_disks_that_say_nothing_of_themselves_are_two() -> None:
+def test_partitions_of_one_disk_and_disks_without_an_identity_are_two() -> None:
     other = replace(PART, path="/dev/sdb2", number="8:18")
     assert named_twice([("/dev/sdb1", PART), ("/dev/sdb2", other)]) == ""
     silent = [replace(_EMPTY, path=f"/dev/vd{letter}", number=f"252:{letter}") for letter in "ab"]

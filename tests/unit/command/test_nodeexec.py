@@ -35,7 +35,7 @@ def pod(node: str, phase: str = "Running") -> dict[str, Any]:
     return {"metadata": metadata, "spec": {"nodeName": node}, "status": {"phase": phase}}
 
 
-async def test_nodes_that_do_not_answer_are_told_and_nothing_is_guessed_of_them(
+async def test_nodes_that_do_not_answer_are_reported_and_nothing_is_guessed_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "kubectl").write_text(_KUBECTL)

@@ -14,7 +14,7 @@ def rows(*volumes: Row) -> dict[str, str]:
     return {row.volume: row.state for row in volumes}
 
 
-def test_a_node_tells_of_all_that_it_holds() -> None:
+def test_a_node_reports_all_that_it_holds() -> None:
     half_erased = replace(
         held().record.of_snapshot(), pv="cow_0123456789ab", state=VolumeState.ERASING, erased=GIB // 2
     )

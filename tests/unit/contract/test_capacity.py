@@ -101,7 +101,7 @@ def test_what_is_free_is_what_is_not_reserved() -> None:
     assert here.free(reserved(vg=30, other=50)) == 70
 
 
-def test_a_reservation_that_the_node_did_not_know_of_may_cost_volumes_of_several_legs_more() -> None:
+def test_an_unknown_reservation_may_cost_volumes_of_several_legs_more() -> None:
     here = replace(HERE, pool="vg", allocatable=100, weight=2, reserved=30)
     assert [here.free(reserved(vg=known)) for known in (0, 30, 40, 70)] == [70, 70, 50, -10]
 

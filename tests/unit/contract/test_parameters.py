@@ -18,7 +18,7 @@ def test_the_volume_source_is_the_classes_and_no_option_of_a_volume() -> None:
         assert parameters.parse(asked) == VolumeParameters(filesystem="xfs")
 
 
-def test_a_raw_block_device_has_nothing_of_a_filesystem_and_the_rest_of_its_class() -> None:
+def test_a_raw_block_device_has_no_filesystem_options() -> None:
     asked = {"fsType": "xfs", "mkfsOptions": "-K", "stripes": "2", "erase": "discard"}
     wanted = parameters.parse(asked, ["noatime"], block=True)
     assert wanted == VolumeParameters(filesystem="raw", stripes=2, erase="discard")
@@ -170,7 +170,7 @@ TOGETHER = [
 
 
 @pytest.mark.parametrize(("filesystem", "mkfs", "mount", "key"), TOGETHER)
-def test_what_can_not_be_mounted_together_is_refused_at_the_claim_and_served_where_it_exists(
+def test_options_that_exclude_each_other_are_refused_for_new_claims_only(
     filesystem: str, mkfs: str, mount: str, key: str
 ) -> None:
     options = {"mkfsOptions": mkfs, "mountOptions": mount}

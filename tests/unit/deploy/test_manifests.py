@@ -77,13 +77,13 @@ def _daemon_environment(objects: tuple[Json, ...], folder: Path) -> Heard:
     return Heard({**told, "DEVICE_CLASSES_FILE": str(copy)})
 
 
-def test_the_provisioner_reads_all_it_is_told(objects: tuple[Json, ...]) -> None:
+def test_the_provisioner_reads_all_its_settings(objects: tuple[Json, ...]) -> None:
     told = _environment(objects, container(objects, "Deployment", "provisioner"))
     provisioner.settings.read(told)
     assert set(told) <= told.asked
 
 
-def test_the_daemon_reads_all_it_is_told(objects: tuple[Json, ...], tmp_path: Path) -> None:
+def test_the_daemon_reads_all_its_settings(objects: tuple[Json, ...], tmp_path: Path) -> None:
     told = _daemon_environment(objects, tmp_path)
     daemon.settings.read(told)
     assert set(told) <= told.asked
@@ -230,7 +230,7 @@ def test_every_rule_says_who_needs_it(path: Path) -> None:
         assert lines[number - 1].startswith("  # "), f"{path.name}:{number + 1}"
 
 
-def test_every_component_is_told_of() -> None:
+def test_every_component_is_documented() -> None:
     told = (DEPLOY.parent / "docs" / "install.md").read_text()
     table = told.partition("### Your own overlay")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| (`[a-z`, -]+`) \|", table, re.MULTILINE)

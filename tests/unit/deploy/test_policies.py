@@ -404,7 +404,7 @@ def test_what_is_created_is_local_and_of_the_own_node(policies: Policies, node: 
 
 
 @pytest.mark.parametrize("other", ["three", "one-two", f"one-{UID}-two", "one-11111111"])
-def test_who_offers_a_local_volume_is_told_by_its_whole_name(policies: Policies, other: str) -> None:
+def test_the_provisioner_of_a_local_volume_is_known_by_its_whole_name(policies: Policies, other: str) -> None:
     asker = Asker(policies, daemon_of("one"))
     theirs = static(called(other, "one"))
     theirs["metadata"]["labels"] = {names.NODE_LABEL: "one"}

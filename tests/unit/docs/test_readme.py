@@ -93,7 +93,7 @@ def test_values_and_default_of_a_parameter_are_taken(key: str) -> None:
 
 
 @pytest.mark.parametrize("key", sorted(known_parameters()))
-def test_a_value_that_no_parameter_has_is_refused_by_the_name_of_the_parameter(key: str) -> None:
+def test_a_bad_value_is_refused_by_the_name_of_its_parameter(key: str) -> None:
     with pytest.raises(ParameterError) as error:
         parameters.parse({key: "-/\n"})
     assert error.value.key == key

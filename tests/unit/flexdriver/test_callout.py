@@ -73,7 +73,7 @@ def test_init_answers_its_capabilities_without_a_daemon(call: Call) -> None:
 
 
 @pytest.mark.parametrize("said", [callout.answer("Success", ""), callout.answer("Failure", "no"), "garbage"])
-def test_init_tells_the_daemon_and_does_not_mind_what_it_says(call: Call, daemon: Daemon, said: str) -> None:
+def test_init_reaches_the_daemon_and_ignores_its_answer(call: Call, daemon: Daemon, said: str) -> None:
     daemon.says(said)
     assert call("init") == INIT_ANSWER
     assert daemon.words == ["init"]

@@ -19,7 +19,7 @@ def test_what_is_clonable_gets_a_uuid_of_its_own(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", FACTS)
-def test_what_may_have_to_grow_before_a_mount_can_tell_whether(kind: str) -> None:
+def test_what_may_have_to_grow_before_a_mount_can_show_whether(kind: str) -> None:
     facts = FACTS[kind]
     assert (facts.can_grow is not None) == (facts.grow_capability is not None)
 

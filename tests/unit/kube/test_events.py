@@ -55,7 +55,7 @@ async def test_an_event_as_the_api_server_wants_it(server: ApiServer, recorder: 
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", event["firstTimestamp"])
 
 
-async def test_what_has_no_namespace_is_told_in_default(server: ApiServer, recorder: Recorder) -> None:
+async def test_events_on_cluster_scoped_objects_are_in_default(server: ApiServer, recorder: Recorder) -> None:
     recorder.normal(NODE, "Ready", "volume group found")
     await recorder.flush()
     (event,) = server.all(EVENTS)

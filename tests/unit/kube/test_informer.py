@@ -146,7 +146,7 @@ async def test_a_server_that_went_back_in_time_is_listed_again(
     assert server.asked[-1].query["resourceVersion"] == "3"
 
 
-async def test_who_waits_is_told_when_the_server_is_there_again(server: ApiServer, tmp_path: Path) -> None:
+async def test_subscribers_are_called_when_the_server_is_back(server: ApiServer, tmp_path: Path) -> None:
     server.next("GET", page(["a"], "5"), _LOST, status(503, "ServiceUnavailable"), page(["a"], "5"))
     told = []
     async with following(server, tmp_path) as it:
@@ -184,7 +184,7 @@ async def test_what_stands_in_the_place_of_a_server_is_asked_again_soon(
         stream(("ERROR", {"code": 410, "reason": "Expired", "message": "too old resource version"})),
     ],
 )
-async def test_what_vanished_meanwhile_is_told(server: ApiServer, tmp_path: Path, expired: object) -> None:
+async def test_what_vanished_meanwhile_is_reported(server: ApiServer, tmp_path: Path, expired: object) -> None:
     server.next("GET", page(["a", "b"], "5"), expired, page(["b", "c"], "50"))  # type: ignore[arg-type]
     async with following(server, tmp_path) as it:
         await until(lambda: len(server.asked) == 4)
@@ -258,7 +258,7 @@ async def test_one_bad_object_spoils_nothing(
     assert sum("can't be read" in record.message for record in caplog.records) == 1
 
 
-async def test_what_is_not_kept_any_more_is_told_as_gone(server: ApiServer, tmp_path: Path) -> None:
+async def test_what_is_not_kept_any_more_is_reported_as_gone(server: ApiServer, tmp_path: Path) -> None:
     server.next("GET", page(["a"], "5"), stream(("MODIFIED", volume("a", "6", foreign=True))))
     async with following(server, tmp_path) as it:
         await until(lambda: len(it.told) == 2)

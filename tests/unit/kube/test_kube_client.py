@@ -321,9 +321,7 @@ async def test_the_guard_is_asked_again_after_new_credentials(cluster: Cluster, 
     assert len(server.asked) == 1
 
 
-async def test_the_guard_is_asked_after_all_that_the_event_loop_does_before_the_bytes_go(
-    cluster: Cluster, server: ApiServer
-) -> None:
+async def test_the_guard_is_asked_right_before_the_bytes_go(cluster: Cluster, server: ApiServer) -> None:
     server.put(NODES, {"metadata": {"name": "node"}})
     guard = Guard()
     guarded = cluster.guarded(guard)

@@ -42,7 +42,7 @@ def test_what_lvm_says_becomes_a_type(message: str, kind: type[LvmError]) -> Non
     assert str(error) == f"{message} ({COMMAND}: exit code 5)"
 
 
-def test_the_first_known_message_decides_and_all_are_told() -> None:
+def test_the_first_known_message_decides_and_all_are_in_the_error() -> None:
     messages = ['Volume group "vg" not found', "Cannot process volume group vg", "Cannot process volume group vg"]
     error = errors.explain(COMMAND, 5, messages)
     assert type(error) is LvmNotFound

@@ -56,7 +56,7 @@ def test_no_volume_name_is_an_option_or_leaves_its_place(group: str, name: str) 
 
 
 @given(st.text(alphabet=NAME, max_size=20).filter(lambda name: not name.startswith("-")))
-def test_mapped_names_can_be_told_apart(name: str) -> None:
+def test_mapped_names_are_distinct(name: str) -> None:
     """Undoing it gives the name back: no two volumes of a node share a device."""
     mapped = names.mapped("vg-a", name)
     group, volume = re.fullmatch(r"((?:[^-]|--)*)-((?:[^-]|--)*)", mapped).groups()  # type: ignore[union-attr]

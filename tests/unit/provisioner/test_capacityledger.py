@@ -46,7 +46,7 @@ def test_a_volume_weighs_until_its_finalizer_is_gone() -> None:
     assert charge_of(replace(going, finalizers=("somebody/else",))) is None
 
 
-def test_a_volume_without_a_node_weighs_on_its_class_while_it_can_still_be_used() -> None:
+def test_a_volume_without_a_node_is_charged_to_its_class_while_usable() -> None:
     volume = replace(made(), node_label="", hostnames=(), finalizers=())
     assert charge_of(volume) == Charge(unplaced(CLASS), EXTENT, PLAIN)
     assert charge_of(replace(volume, phase=RELEASED)) is None
@@ -73,7 +73,7 @@ def test_a_volume_that_was_pinned_moves_from_its_class_to_its_node() -> None:
     assert (ledger.reserved(unplaced(CLASS), EXTENT), ledger.reserved(POOL, EXTENT)) == (0, EXTENT)
 
 
-def test_a_late_farewell_to_the_last_volume_of_a_name_does_not_end_the_booking_of_the_next() -> None:
+def test_a_late_deletion_event_does_not_end_a_namesakes_reservation() -> None:
     ledger = CapacityLedger()
     ledger.observe(made(uid="old"))
     ledger.reserve("pvc-a", Charge(POOL, EXTENT, PLAIN), 0)
@@ -82,7 +82,7 @@ def test_a_late_farewell_to_the_last_volume_of_a_name_does_not_end_the_booking_o
     assert ledger.reserved(POOL, EXTENT) == EXTENT
 
 
-def test_a_retained_volume_that_came_back_under_its_name_weighs_twice_until_the_node_said_otherwise() -> None:
+def test_a_retained_volume_that_came_back_counts_twice_until_published() -> None:
     ledger = CapacityLedger()
     ledger.observe(made(uid="old", policy=RETAIN))
     assert ledger.observe_deleted("pvc-a")

@@ -59,7 +59,7 @@ def test_both_provisioner_names_are_served(name: str) -> None:
         {"selected_node": ""},
     ],
 )
-def test_claims_that_are_not_ours_or_not_yet_are_left_alone_whatever_is_wrong_with_them(change: dict[str, Any]) -> None:
+def test_claims_that_are_not_ours_or_not_yet_are_left_alone(change: dict[str, Any]) -> None:
     asked = replace(claim(volumeMode="Block"), **change)
     assert decide(asked, storage_class(parameters={"colour": "red"}), ROOM, waited=0) == Ignore()
 
@@ -182,7 +182,7 @@ def test_an_overdrawn_node_is_shown_as_having_nothing() -> None:
     assert "has 0 bytes left" in why(decided(available=available(("n1", -GIB))))
 
 
-def test_a_node_that_publishes_nothing_gets_a_moment_and_then_the_claim_goes_back() -> None:
+def test_a_claim_is_rescheduled_when_its_node_publishes_nothing_for_a_while() -> None:
     assert decided(node="n9") == Wait(PUBLISH_TIMEOUT)
     assert decided(node="n9", waited=PUBLISH_TIMEOUT - 1) == Wait(1)
     assert "node n9 publishes no capacity" in why(decided(node="n9", waited=PUBLISH_TIMEOUT))
@@ -201,7 +201,7 @@ def test_an_immediate_claim_gets_a_volume_without_a_node() -> None:
     assert decided(node="", fields=IMMEDIATELY) == Create(GIB, VolumeParameters(), None)
 
 
-def test_an_immediate_claim_too_big_for_every_node_is_told_the_largest_room() -> None:
+def test_an_immediate_claim_too_big_for_every_node_reads_the_largest_space() -> None:
     message = why(decided(size="11Gi", node="", fields=IMMEDIATELY))
     assert "the most that a node has is 10Gi left in pool vg, on n1" in message
 
@@ -213,7 +213,7 @@ def test_immediate_claims_together_get_no_more_than_all_nodes_have() -> None:
     assert "of the 4Gi that all nodes have left, 3Gi are reserved" in message
 
 
-def test_an_immediate_claim_without_any_daemon_is_told_so() -> None:
+def test_an_immediate_claim_without_any_daemon_gets_an_event() -> None:
     assert "daemon ready on any" in why(decided(node="", fields=IMMEDIATELY, available=AvailableCapacity()))
 
 

@@ -430,7 +430,7 @@ async def test_two_that_grow_at_once_are_not_granted_the_same_capacity(cluster: 
     assert sorted(each.granted or 0 for each in found if each) == [GIB, 6 * GIB]
 
 
-async def test_an_answer_that_was_lost_is_found_out_and_the_capacity_is_reserved_meanwhile(
+async def test_a_lost_answer_is_noticed_and_the_capacity_stays_reserved(
     cluster: MemoryCluster,
 ) -> None:
     cluster.put(CLAIMS, claim_body())

@@ -312,7 +312,7 @@ async def test_the_finalizer_of_our_volume_is_removed_with_an_event_on_its_claim
     assert {event["involvedObject"]["kind"] for event in told} == {"PersistentVolume", "PersistentVolumeClaim"}
 
 
-async def test_the_finalizer_of_static_volumes_is_removed_but_not_of_what_is_retained(cluster: MemoryCluster) -> None:
+async def test_finalizers_of_static_volumes_are_removed_except_of_retained_ones(cluster: MemoryCluster) -> None:
     finalizers = {"finalizers": [names.STATIC_FINALIZER, "somebody/else"], "deletionTimestamp": "now"}
     bodies = (
         local_body("free", "Available", persistentVolumeReclaimPolicy="Retain"),

@@ -116,7 +116,7 @@ def test_pools_that_share_a_filesystem_have_it_once() -> None:
     assert why == "the claims a, b of pod p take 1.3Gi together, node n1 has 1Gi left in pool x"
 
 
-def test_where_volumes_have_several_legs_what_is_certain_and_what_is_possible_differ() -> None:
+def test_with_several_legs_certain_and_possible_capacity_differ() -> None:
     legs = {CLASS: capacity_of(GIB, weight=2)}
     found = on(legs, need("a", 400 * MIB), need("b", 400 * MIB))
     assert shortage(POD, "n1", found)
@@ -197,7 +197,7 @@ def homes(cluster: MemoryCluster) -> dict[str, str]:
     }
 
 
-async def test_claims_that_fit_one_by_one_only_are_sent_to_the_node_that_has_room_for_all(small: MemoryCluster) -> None:
+async def test_claims_that_do_not_fit_together_go_to_a_node_with_capacity_for_all(small: MemoryCluster) -> None:
     waiting(small, "a", "b")
     small.put(PODS, pod_body("p", "a", "b"))
     async with leading(small):
@@ -222,7 +222,7 @@ async def test_nothing_is_made_before_the_scheduler_has_chosen_for_all(small: Me
         await until(lambda: homes(small) == {"a": "n1", "b": "n1"})
 
 
-async def test_a_proposal_that_the_scheduler_does_not_take_is_given_up_and_not_made_again(
+async def test_a_proposal_that_the_scheduler_ignores_is_withdrawn_for_good(
     small: MemoryCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(placement, "SELECTION_TIMEOUT", 0.3)

@@ -29,7 +29,7 @@ async def test_a_released_volume_is_deleted(cluster: MemoryCluster) -> None:
     assert figures(metrics)["controller_persistentvolume_delete_total"] == 1
 
 
-async def test_a_released_volume_whose_claim_is_alive_is_kept_and_somebody_told(cluster: MemoryCluster) -> None:
+async def test_a_released_volume_whose_claim_is_alive_is_kept_and_reported(cluster: MemoryCluster) -> None:
     await released(cluster)
     cluster.put(CLAIMS, {**claim_body(), "spec": {**claim_body()["spec"], "volumeName": PV}})
     async with leading(cluster):

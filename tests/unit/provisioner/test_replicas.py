@@ -50,7 +50,7 @@ def holder(cluster: MemoryCluster) -> str:
     return str(leases[0]["spec"].get("holderIdentity") or "") if leases else ""
 
 
-async def test_a_follower_is_ready_does_nothing_and_takes_over_when_the_leader_ends(cluster: MemoryCluster) -> None:
+async def test_a_follower_is_ready_and_takes_over_when_the_leader_ends(cluster: MemoryCluster) -> None:
     async with replica(cluster, "second") as second, replica(cluster, "first") as first:
         await until(lambda: holder(cluster))
         leader, follower = (first, second) if holder(cluster) == "first" else (second, first)

@@ -14,7 +14,7 @@ from tests.unit.provisioner.objects import GIB, capacity_body, claim_body, class
 from tests.waiting import drained, until
 
 
-async def test_a_claim_becomes_a_volume_and_its_owner_is_told(cluster: MemoryCluster) -> None:
+async def test_a_claim_becomes_a_volume_with_events_for_its_owner(cluster: MemoryCluster) -> None:
     metrics = Metrics()
     cluster.put(CLAIMS, claim_body())
     async with leading(cluster, metrics):
@@ -27,7 +27,7 @@ async def test_a_claim_becomes_a_volume_and_its_owner_is_told(cluster: MemoryClu
     }
 
 
-async def test_a_volume_that_exists_is_not_made_again_while_its_claim_waits_to_be_bound(
+async def test_an_existing_volume_is_not_created_again_while_its_claim_is_unbound(
     cluster: MemoryCluster,
 ) -> None:
     cluster.put(CLAIMS, claim_body())
@@ -40,7 +40,7 @@ async def test_a_volume_that_exists_is_not_made_again_while_its_claim_waits_to_b
     assert cluster.requests.count(("create", "persistentvolumes", PV)) == 1
 
 
-async def test_a_burst_takes_what_the_nodes_have_and_the_rest_is_told_why(cluster: MemoryCluster) -> None:
+async def test_a_burst_takes_the_capacity_and_the_rest_get_an_event(cluster: MemoryCluster) -> None:
     for number in range(30):
         cluster.put(CLAIMS, claim_body(f"c{number}", node=f"n{number % 2 + 1}"))
     async with leading(cluster):
@@ -54,7 +54,7 @@ async def test_a_burst_takes_what_the_nodes_have_and_the_rest_is_told_why(cluste
     assert [verb for verb, plural, _ in cluster.requests if plural == "persistentvolumes"].count("create") == 15
 
 
-async def test_a_claim_that_was_rescheduled_is_served_on_the_schedulers_next_choice(cluster: MemoryCluster) -> None:
+async def test_a_rescheduled_claim_is_provisioned_on_the_next_selected_node(cluster: MemoryCluster) -> None:
     cluster.put(CLAIMS, claim_body(size="6Gi", node="n2"))
     async with leading(cluster):
         await until(lambda: SELECTED_NODE not in claim(cluster)["metadata"]["annotations"])
@@ -140,7 +140,7 @@ async def test_an_answer_that_was_lost_is_found_out_by_the_next_try(cluster: Mem
     assert figures(metrics)["controller_persistentvolumeclaim_provision_failed_total"] == 1
 
 
-async def test_a_request_without_an_answer_keeps_its_room_until_it_can_not_arrive_any_more(
+async def test_an_unanswered_request_keeps_its_reservation_until_it_expires(
     cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reservations, "REQUEST_LIFETIME", 2.0)
@@ -172,7 +172,7 @@ async def test_a_volume_of_that_name_that_is_not_ours_is_no_success(cluster: Mem
     assert not cluster.messages("ProvisioningSucceeded")
 
 
-async def test_a_refusal_of_the_api_server_is_told_retried_and_takes_no_room(cluster: MemoryCluster) -> None:
+async def test_a_refusal_of_the_api_server_is_reported_and_retried(cluster: MemoryCluster) -> None:
     cluster.put(CLAIMS, claim_body(size="10Gi"))
     cluster.before["create", "persistentvolumes"] = [raises(Forbidden(403, "Forbidden", "exceeded quota"))]
     async with leading(cluster):
@@ -242,7 +242,7 @@ async def test_the_next_leader_counts_what_the_last_one_made(cluster: MemoryClus
     assert volume(cluster, "pvc-uid-of-next") is None
 
 
-async def test_what_a_retained_volume_leaves_behind_is_not_given_away_on_old_figures(cluster: MemoryCluster) -> None:
+async def test_space_of_a_retained_volume_is_not_reused_on_stale_capacity(cluster: MemoryCluster) -> None:
     """Its node published the smaller figure first, but we hear of it last."""
     cluster.put(CLASSES, class_body(reclaimPolicy="Retain"))
     cluster.put(CLAIMS, claim_body(size="5Gi", node="n2"))

@@ -21,6 +21,6 @@ def test_as_go_writes_them(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "5", "-5s", "s", "5 s", "1h30", "1d", ".s", "+", "٣s"])
-def test_anything_else_is_told_with_examples(text: str) -> None:
+def test_anything_else_is_reported_with_examples(text: str) -> None:
     with pytest.raises(ValueError, match="not a duration such as 10s, 5m0s or 1h30m"):
         parse_duration(text)

@@ -80,7 +80,7 @@ def test_all_is_well() -> None:
         (replace(RUNNING, data={"pv": DATA, "other": DATA}), "volume other on a node is nobody's"),
     ],
 )
-def test_what_is_wrong_is_told(seen: Seen, words: str) -> None:
+def test_what_is_wrong_is_reported(seen: Seen, words: str) -> None:
     assert [each for each in running().complaints(seen) if words in each]
 
 

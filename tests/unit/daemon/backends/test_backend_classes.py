@@ -74,7 +74,7 @@ async def test_a_copy_may_be_of_another_class_unless_one_is_a_folder(backend: De
     assert (await backend.inspect()).volume("c") is None
 
 
-async def test_a_class_that_the_node_is_not_told_of(backend: DeviceClassBackend) -> None:
+async def test_a_class_that_the_node_does_not_have(backend: DeviceClassBackend) -> None:
     asked = spec("a", "nvme")
     assert backend.pool_of(asked.parameters) == "device class nvme"
     with pytest.raises(PoolMissing, match="there are default fast plain slow"):

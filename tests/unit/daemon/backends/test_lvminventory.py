@@ -69,7 +69,7 @@ def test_a_mirror_takes_its_space_twice() -> None:
     assert [pool.ours for pool in found.pools] == [2 * 11 * EXTENT]
 
 
-def test_a_snapshot_that_is_copied_is_ours_and_takes_its_space_and_is_no_volume() -> None:
+def test_a_snapshot_being_copied_is_ours_and_takes_space_but_is_no_volume() -> None:
     of = record("pvc-1").of_snapshot()
     snapshot = replace(PLAIN, name=of.pv, tags=of.to_tags(), size=4 * EXTENT, origin="pvc-1")
     split = replace(snapshot, origin="")
@@ -138,7 +138,7 @@ def test_legs_that_a_killed_lvcreate_left_are_part_of_their_mirror() -> None:
     assert [pool.ours for pool in found.pools] == [2 * 11 * EXTENT]
 
 
-def test_the_system_of_the_node_is_not_told_of() -> None:
+def test_the_system_of_the_node_is_not_reported() -> None:
     system = replace(GROUP, name="debian")
     root = replace(PLAIN, name="root", group="debian")
     assert inventory(report(root, groups=(GROUP, system)), ["vg"]).foreign == []

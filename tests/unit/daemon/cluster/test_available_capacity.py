@@ -50,7 +50,7 @@ def test_a_wish_is_promised_by_nobody() -> None:
         ]
 
 
-def test_removing_a_volume_gives_its_space_back_when_its_persistent_volume_goes() -> None:
+def test_a_removed_volumes_space_is_free_when_its_persistent_volume_goes() -> None:
     removed = available_capacity(pool(free=1000), THICK, [], [pv("a", 100, deleting=True)])
     gone = available_capacity(pool(free=1000), THICK, [], [])
     assert (removed.available, gone.available) == (900, 1000)

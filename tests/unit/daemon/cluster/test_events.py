@@ -18,7 +18,7 @@ def volume(size: int) -> Volume:
     return Volume(Record("pv", "uid", DELETE, "ext4", VolumeState.ERASING, erased=size // 4), size, "vg")
 
 
-async def test_how_it_goes_is_told_on_its_persistent_volume(tmp_path: Path) -> None:
+async def test_how_it_goes_is_reported_on_its_persistent_volume(tmp_path: Path) -> None:
     metrics = Metrics()
     enqueued: list[str] = []
 

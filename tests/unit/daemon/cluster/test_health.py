@@ -105,7 +105,7 @@ def monitor_of(node: Node, told: Told, persistent_volumes: list[PersistentVolume
     return VolumeHealthMonitor(cast(Volumes, node), lambda: persistent_volumes, recorder, node_events)
 
 
-async def test_a_change_is_told_once_on_the_volume_and_on_the_node() -> None:
+async def test_a_change_is_reported_once_on_the_volume_and_on_the_node() -> None:
     node, told = Node(), Told()
     monitor = monitor_of(node, told, [PV])
     await monitor.check()

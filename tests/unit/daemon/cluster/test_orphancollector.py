@@ -149,7 +149,7 @@ async def made(node: NodeParts, policy: str = DELETE) -> None:
     )
 
 
-async def test_it_is_told_at_once_and_removed_after_the_grace(node: NodeParts) -> None:
+async def test_it_is_reported_at_once_and_removed_after_the_grace(node: NodeParts) -> None:
     async with watching(node) as harness:
         await torn_off(node)
         await until(lambda: harness.cluster.answered)
@@ -257,7 +257,7 @@ async def test_one_stays_while_any_persistent_volume_bears_its_name(node: NodePa
         assert not node.volume_names()
 
 
-async def test_a_persistent_volume_that_was_restored_with_another_uid_loses_nothing(node: NodeParts) -> None:
+async def test_a_persistent_volume_restored_with_another_uid_loses_nothing(node: NodeParts) -> None:
     await made(node)
     body = await node.cluster.get(VOLUMES, "pv")
     await node.cluster.delete(VOLUMES, "pv")

@@ -119,7 +119,7 @@ async def available(node: NodeParts, mi: int) -> bool:
     return bool(found["capacity"] == f"{mi}Mi")
 
 
-async def test_a_grant_that_the_node_has_no_room_for_is_told_of_and_given_later(node: NodeParts) -> None:
+async def test_a_grant_that_the_node_has_no_room_for_is_reported_and_given_later(node: NodeParts) -> None:
     """Others may take room that is not theirs."""
     await create_pv(node.cluster, "other", mi=80)
     await create_pv(node.cluster, "pv", mi=10)
@@ -167,7 +167,7 @@ async def test_what_was_made_once_and_is_lost_is_not_made_anew(node: NodeParts) 
     assert node.volume_names() == {"pv"}
 
 
-async def test_a_volume_of_policy_retain_leaves_the_published_room_before_its_finalizer_goes(node: NodeParts) -> None:
+async def test_a_retained_volumes_capacity_is_published_before_its_finalizer_goes(node: NodeParts) -> None:
     await create_pv(node.cluster, "pv", mi=10, policy=RETAIN)
     await until(lambda: node.volume_names() == {"pv"})
     assert await allocatable(node) == CAPACITY
@@ -193,7 +193,7 @@ async def test_a_changed_policy_goes_into_the_record(node: NodeParts) -> None:
     await until(lambda: [volume.record.policy for volume in node.volumes.inventory.volumes] == [RETAIN])
 
 
-async def test_what_is_to_be_retained_and_can_not_be_seen_is_not_let_go_before_it_is_noted(node: NodeParts) -> None:
+async def test_an_unseen_retained_volume_keeps_its_finalizer_until_recorded(node: NodeParts) -> None:
     """Its disk is away. When it came back without having heard of Retain, it would be an orphan of policy Delete."""
     await create_pv(node.cluster, "pv")
     await until(lambda: node.volume_names() == {"pv"})
@@ -235,7 +235,7 @@ async def _warned(node: NodeParts, reason: str, words: str) -> bool:
     return any(reason == told and words in message for _, told, message in await node.warnings())
 
 
-async def test_what_cannot_be_made_is_told_and_made_when_there_is_room(node: NodeParts) -> None:
+async def test_what_cannot_be_made_is_reported_and_made_when_there_is_room(node: NodeParts) -> None:
     await create_pv(node.cluster, "large", mi=80)
     await until(lambda: node.volume_names() == {"large"})
     await create_pv(node.cluster, "second", mi=50)
@@ -254,7 +254,7 @@ async def test_what_cannot_be_made_is_told_and_made_when_there_is_room(node: Nod
 @pytest.mark.parametrize(
     "failure", [RecursionError("maximum recursion depth exceeded"), KeyError("x" * 5000), OSError(28, "No space left")]
 )
-async def test_a_failure_that_nobody_foresaw_is_told_too(
+async def test_a_failure_that_nobody_foresaw_is_reported_too(
     node: NodeParts, failure: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await create_pv(node.cluster, "pv")

@@ -37,7 +37,7 @@ def test_storage_that_is_there_and_blocked_says_why() -> None:
     assert missing(away, THICK) == missing(away, THIN) == "volume group vg is exported: `vgimport vg`"
 
 
-def test_only_what_is_ours_is_told_of() -> None:
+def test_only_what_is_ours_is_reported() -> None:
     pools = [
         Pool("vg", 10, 10, 0, 1, notices=("one disk",)),
         Pool("debian", 10, 10, 0, 1, notices=("their disk",), blocked="their fault"),
@@ -138,7 +138,7 @@ class Group(FolderBackend):
         return Inventory(pools=[self.pool])
 
 
-async def test_each_condition_of_a_group_is_told_once_and_so_is_its_end(tmp_path: Path) -> None:
+async def test_each_condition_of_a_group_is_reported_once_and_so_is_its_end(tmp_path: Path) -> None:
     backend = Group(tmp_path / "data", 100)
     told = Told()
     events = NodeEvents(cast(Recorder, told))

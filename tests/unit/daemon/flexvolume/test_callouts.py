@@ -176,7 +176,7 @@ async def test_a_pod_that_the_informer_knows_needs_no_hint(serving: Serving) -> 
     assert serving.volumes.mounts == [("pv", True)]
 
 
-async def test_a_volume_mounted_smaller_than_it_should_be_is_told_of(serving: Serving) -> None:
+async def test_a_volume_mounted_smaller_than_it_should_be_is_reported(serving: Serving) -> None:
     await create_pv(serving.cluster, "pv")
     mounts = await serving.pod_with("pv")
     serving.volumes.shortfall = NoSpace("pv", "folder", 30, 20)

@@ -285,7 +285,7 @@ async def test_an_old_daemon_leaves_the_socket_of_the_new_one(tmp_path: Path) ->
     assert not new.path.exists()
 
 
-async def test_whoever_asks_is_told_the_capabilities(served: Served) -> None:
+async def test_whoever_asks_gets_the_capabilities(served: Served) -> None:
     connector = aiohttp.UnixConnector(str(served.path))
     async with aiohttp.ClientSession(connector=connector) as session, session.get("http://daemon/init") as response:
         assert await response.json() == {"status": "Success", "capabilities": callout.CAPABILITIES}

@@ -62,7 +62,7 @@ async def test_one_that_was_removed_or_changed_is_put_there_again(tmp_path: Path
     assert installation.installed(CHOSEN, tmp_path)
 
 
-async def test_a_kubelet_that_does_not_call_is_told_of_until_it_does(tmp_path: Path, told: Told) -> None:
+async def test_a_kubelet_that_does_not_call_is_reported_until_it_does(tmp_path: Path, told: Told) -> None:
     installer = driver(tmp_path, told, patience=0)
     await installer.check()
     await installer.check()
@@ -75,9 +75,7 @@ async def test_a_kubelet_that_does_not_call_is_told_of_until_it_does(tmp_path: P
     assert installer.problem == ""
 
 
-async def test_a_folder_that_can_not_be_is_told_of_even_if_the_kubelet_calls_an_old_driver(
-    tmp_path: Path, told: Told
-) -> None:
+async def test_an_impossible_folder_is_reported_even_if_an_old_driver_is_called(tmp_path: Path, told: Told) -> None:
     (tmp_path / "file").touch()
     installer = driver(tmp_path / "file", told)
     await installer.check()
@@ -89,7 +87,7 @@ async def test_a_folder_that_can_not_be_is_told_of_even_if_the_kubelet_calls_an_
     assert (installer.problem, told.events) == ("", [DRIVER_MISSING, DRIVER_FOUND])
 
 
-async def test_what_was_wrong_before_the_node_was_known_is_told_then(tmp_path: Path, told: Told) -> None:
+async def test_problems_from_before_the_node_was_known_are_reported_then(tmp_path: Path, told: Told) -> None:
     events = NodeEvents(told)
     installer = DriverInstaller(CHOSEN, tmp_path, events, 0)
     await installer.check()

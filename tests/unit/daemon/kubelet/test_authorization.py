@@ -99,7 +99,7 @@ def test_a_pod_of_another_node_is_refused() -> None:
         decided(pod=replace(POD, node_name="node-2"))
 
 
-def test_an_inline_volume_named_like_another_tenants_is_told_what_to_use() -> None:
+def test_a_refused_inline_volume_names_what_to_use() -> None:
     attacker = replace(POD, volumes=(), inline=("pvc-1",))
     with pytest.raises(Refused, match=r"inline flexVolume.*PersistentVolumeClaim"):
         decided(pod=attacker)
@@ -110,7 +110,7 @@ def test_an_inline_volume_beside_the_pods_own_claim_gives_nothing_more() -> None
     assert decided(pod=attacker).read_only
 
 
-def test_a_refusal_does_not_tell_whether_the_volume_exists() -> None:
+def test_a_refusal_does_not_show_whether_the_volume_exists() -> None:
     stranger = replace(POD, volumes=(replace(MENTION, claim="mine"),))
     with pytest.raises(Refused) as exists:
         decided(pod=stranger)

@@ -124,7 +124,7 @@ async def volumes(backend: Memory, server: Answering, tmp_path: Path) -> Volumes
 SPEC = VolumeSpec("pv", "uid", 100, DELETE, VolumeParameters())
 
 
-async def test_none_is_made_before_the_cluster_is_known_and_what_is_there_is_served(
+async def test_none_is_created_before_the_cluster_is_known_and_existing_ones_serve(
     volumes: Volumes, backend: Memory, server: Answering
 ) -> None:
     server.owners["pv"] = OWNER

@@ -104,7 +104,7 @@ def test_nothing_is_taken_from_the_devices_that_a_promised_mirror_needs() -> Non
     assert beside("a", [40, 40], Reservation("a", "pool", 80)) == 80
 
 
-def test_mirrors_that_wait_for_each_other_are_made_in_the_order_of_their_names() -> None:
+def test_mirrors_that_wait_for_each_other_are_created_in_order_of_name() -> None:
     reservations = [Reservation("a", "pool", 100, MIRROR), Reservation("b", "pool", 80, MIRROR)]
     assert beside("a", [100, 100], *reservations, parameters=MIRROR) >= 100
     assert beside("b", [100, 100], *reservations, parameters=MIRROR) == 100

@@ -77,7 +77,7 @@ async def test_a_change_in_progress_is_not_counted_twice(cache: InventoryCache, 
     assert cache.inventory == inventory(volume("new"))
 
 
-async def test_snapshots_are_kept_apart_and_a_look_overtakes_them_no_more_than_volumes(
+async def test_snapshots_are_cached_apart_and_survive_a_stale_inspection(
     cache: InventoryCache, answers: Answers
 ) -> None:
     made, gone = (Volume(volume("pv").record.of_snapshot(), 10, "pool") for _ in range(2))

@@ -56,7 +56,7 @@ def test_levels(found: Pool, before: Level, now: Level) -> None:
     percent=st.integers(0, 100),
     spare=st.integers(-EXTENT, 200 * EXTENT),
 )
-def test_a_pool_gets_whole_extents_when_it_needs_them_and_never_more_than_is_spare(
+def test_a_pool_is_extended_by_whole_extents_and_never_beyond_the_spare_ones(
     data: float, metadata: float, percent: int, spare: int
 ) -> None:
     got = pool_extension(pool(data, metadata), percent, spare)
@@ -77,7 +77,7 @@ def volume_in(pool: str, autoextend: int) -> Volume:
     return Volume(record, EXTENT, pool)
 
 
-def test_a_pool_grows_by_the_most_that_the_class_of_one_of_its_volumes_allows() -> None:
+def test_a_pool_is_extended_by_the_most_that_any_of_its_classes_allows() -> None:
     others = [volume_in("vg/other", 50), volume_in("vg", 60)]
     assert autoextend_percent(pool(), others) == 0
     assert autoextend_percent(pool(), [*others, volume_in("vg/pool", 0)]) == 0
@@ -134,7 +134,7 @@ class Told:
         return reasons
 
 
-async def test_each_threshold_is_told_once_and_recovery_too() -> None:
+async def test_each_threshold_is_reported_once_and_recovery_too() -> None:
     node, told, recovered = Node(pool(10)), Told(), []
     events = NodeEvents(cast(Recorder, told))
     events.set_node(NODE)
@@ -165,7 +165,7 @@ async def test_the_last_volume_that_goes_is_a_recovery_too() -> None:
     assert recovered == [1]
 
 
-async def test_what_was_found_before_anybody_could_be_told_is_told_then() -> None:
+async def test_events_from_before_the_node_was_known_are_written_then() -> None:
     node, told = Node(pool(85)), Told()
     events = NodeEvents(cast(Recorder, told))
     monitor = ThinPoolMonitor(cast(Volumes, node), {"vg/pool"}, events, lambda: None)
@@ -187,7 +187,7 @@ async def test_a_pool_grows_before_anybody_needs_to_be_warned() -> None:
 
 
 @pytest.mark.parametrize("gives", [PoolExtension(), BackendFailed("LVM says no")])
-async def test_a_pool_that_can_not_grow_is_told_of_once(gives: PoolExtension | Exception) -> None:
+async def test_a_pool_that_can_not_grow_is_reported_once(gives: PoolExtension | Exception) -> None:
     node, told = Node(pool(85), autoextend=20), Told()
     node.gives = gives
     events = NodeEvents(cast(Recorder, told))

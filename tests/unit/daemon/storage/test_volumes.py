@@ -212,9 +212,7 @@ async def test_a_volume_of_another_uid_is_refused(volumes: Volumes, backend: Mem
     assert backend.volumes["pv"].size == 100
 
 
-async def test_a_volume_that_is_not_found_is_not_gone_while_its_pool_is_not_found_either(
-    volumes: Volumes, backend: Memory
-) -> None:
+async def test_a_volume_is_not_gone_while_its_pool_is_missing(volumes: Volumes, backend: Memory) -> None:
     with pytest.raises(PoolMissing, match="bring its disks back"):
         await volumes.reclaim("pv", "uid", "another pool")
     with pytest.raises(PoolMissing, match="bring its disks back"):
