@@ -5,6 +5,9 @@
 `shaken` is a namespace of another sandbox, whose programs tests kill. `fresh_sandbox` makes one for a test that kills
 what others need. `on_lvm` is a namespace of `lvm_cluster`, whose node has real LVM. All tests of this folder run in one
 event loop, for the client of a shared sandbox lives in it.
+
+What says something of the driver runs with both: a test that asks for `volume_source` runs once for each, and takes its
+classes from `class_like` (`shaken_class_like`). All others have one of them, mostly FlexVolume as the shipped classes.
 """
 
 import secrets
@@ -18,6 +21,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from contract.parameters import VOLUME_SOURCES
+from contract.volume import CSI, FLEX_VOLUME
 from kube.client import Cluster
 from kube.resources import CLASSES
 from tests.cluster import lvmcluster
@@ -29,6 +34,11 @@ from tests.sandbox.workloads import Namespace, storage_class
 
 MakeSandbox = Callable[..., Awaitable[Sandbox]]
 MakeClass = Callable[..., Awaitable[str]]
+ClassLike = Callable[..., str]
+"""The name of a class like that of the given name, `elastic-local` unless told, whose volumes have the source that the
+test is run with."""
+
+_SHIPPED = ("elastic-local", "elastic-local-xfs")
 
 THREE_NODES = (
     NodeSpec("node-a"),
@@ -109,6 +119,55 @@ async def make_class(cluster: Cluster) -> AsyncIterator[MakeClass]:
     yield make
     for name in made:
         await cluster.delete(CLASSES, name)
+
+
+@pytest.fixture(params=VOLUME_SOURCES)
+def volume_source(request: pytest.FixtureRequest) -> str:
+    """By which driver the kubelet mounts the volumes of the test: `flexVolume` or `csi`."""
+    source: str = request.param
+    return source
+
+
+async def _csi_classes(api: Cluster) -> AsyncIterator[dict[str, str]]:
+    made = {}
+    for name in _SHIPPED:
+        shipped = await api.get(CLASSES, name)
+        kept = {key: shipped[key] for key in ("allowVolumeExpansion", "mountOptions", "parameters") if key in shipped}
+        body = storage_class(f"{name}-csi-{secrets.token_hex(2)}", volume_source=CSI, **kept)
+        made[name] = (await api.create(CLASSES, body))["metadata"]["name"]
+    yield made
+    for name in made.values():
+        await api.delete(CLASSES, name)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def csi_classes(cluster: Cluster) -> AsyncIterator[dict[str, str]]:
+    """By the name of the shipped class that each is like."""
+    async for made in _csi_classes(cluster):
+        yield made
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def shaken_csi_classes(shaken_sandbox: Sandbox) -> AsyncIterator[dict[str, str]]:
+    async for made in _csi_classes(shaken_sandbox.api):
+        yield made
+
+
+@pytest.fixture
+def class_like(request: pytest.FixtureRequest, volume_source: str) -> ClassLike:
+    return _class_like({} if volume_source == FLEX_VOLUME else request.getfixturevalue("csi_classes"))
+
+
+@pytest.fixture
+def shaken_class_like(request: pytest.FixtureRequest, volume_source: str) -> ClassLike:
+    return _class_like({} if volume_source == FLEX_VOLUME else request.getfixturevalue("shaken_csi_classes"))
+
+
+def _class_like(others: dict[str, str]) -> ClassLike:
+    def like(name: str = "elastic-local") -> str:
+        return others.get(name, name)
+
+    return like
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

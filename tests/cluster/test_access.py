@@ -4,6 +4,7 @@ from typing import Any
 
 from kube.resources import CLAIMS, PODS
 from tests.cluster import onnode
+from tests.cluster.conftest import ClassLike
 from tests.sandbox.sandbox import Sandbox
 from tests.sandbox.workloads import Namespace, claim, pod
 from tests.waiting import until
@@ -18,13 +19,15 @@ def read_only(body: Json) -> Json:
     return body
 
 
-async def test_a_read_only_pod_reads_what_another_writes(sandbox: Sandbox, namespace: Namespace) -> None:
-    await namespace.create(CLAIMS, claim("data", "16Mi"))
+async def test_a_read_only_pod_reads_what_another_writes(
+    sandbox: Sandbox, namespace: Namespace, volume_source: str, class_like: ClassLike
+) -> None:
+    await namespace.create(CLAIMS, claim("data", "16Mi", class_like()))
     await namespace.create(PODS, pod("writer", {"/data": "data"}, script="echo kept > /data/file; exec sleep infinity"))
     writer = await namespace.until_running("writer")
     volume = (await namespace.until_bound("data"))["metadata"]["name"]
     node = sandbox.node_of(writer)
-    file = node.volume_folder(writer["metadata"]["uid"], volume) / "file"
+    file = node.volume_folder(writer["metadata"]["uid"], volume, volume_source) / "file"
     await until(file.exists, what="the writer has written")
 
     script = "grep kept /data/file; if touch /data/mine; then exit 1; fi; exec sleep infinity"
@@ -32,7 +35,7 @@ async def test_a_read_only_pod_reads_what_another_writes(sandbox: Sandbox, names
     reader = await namespace.until_running("reader")
     log = node.container_log(reader["metadata"]["uid"], "main")
     await until(lambda: "Read-only file system" in log.read_text(), what="the reader was kept from writing")
-    mount = onnode.mount_on(node.volume_folder(reader["metadata"]["uid"], volume))
+    mount = onnode.mount_on(node.volume_folder(reader["metadata"]["uid"], volume, volume_source))
     assert mount is not None
     assert "ro" in mount.options
     staged = onnode.staged(node, volume)

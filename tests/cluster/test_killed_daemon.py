@@ -5,7 +5,9 @@ import os
 from pathlib import Path
 
 from contract import names, quantity
+from contract.volume import FLEX_VOLUME
 from kube.resources import CAPACITIES, CLAIMS, PODS, VOLUMES
+from tests.cluster.conftest import ClassLike
 from tests.cluster.deaths import launch_dying, revive, until_dead
 from tests.sandbox import mountspace
 from tests.sandbox.nodes import Node
@@ -32,17 +34,19 @@ _REMOVING = {
 }
 
 
-async def test_a_mount_cut_off_at_any_step_goes_on_and_data_is_never_formatted(shaken: Namespace) -> None:
+async def test_a_mount_cut_off_at_any_step_goes_on_and_data_is_never_formatted(
+    shaken: Namespace, volume_source: str, shaken_class_like: ClassLike
+) -> None:
     nodes = shaken.sandbox.nodes.values()
     # Volumes are made ahead of the first mount, and a kubelet that is refused waits longer each time.
     await asyncio.gather(*(node.kubelet.kill() for node in nodes))
     await asyncio.gather(*(launch_dying(node.daemon, _MAKING[node.name][0]) for node in nodes))
-    await asyncio.gather(*(shaken.create(CLAIMS, claim(node.name, "32Mi")) for node in nodes))
+    await asyncio.gather(*(shaken.create(CLAIMS, claim(node.name, "32Mi", shaken_class_like())) for node in nodes))
     await asyncio.gather(*(_start_pod(shaken, node) for node in nodes))
     await asyncio.gather(*(_die_one_after_the_other(node, _MAKING[node.name]) for node in nodes))
     await asyncio.gather(*(node.kubelet.start() for node in nodes))
     for node in nodes:
-        await _until_written(await _folder(shaken, node), lines=1)
+        await _until_written(await _folder(shaken, node, volume_source), lines=1)
         assert _sizes(node) == [_SIZE]
 
     await asyncio.gather(*(_end_pod(shaken, node) for node in nodes))
@@ -51,16 +55,17 @@ async def test_a_mount_cut_off_at_any_step_goes_on_and_data_is_never_formatted(s
     await asyncio.gather(*(_start_pod(shaken, node) for node in nodes))
     await asyncio.gather(*(_die_one_after_the_other(node, _MOUNTING[node.name]) for node in nodes))
     for node in nodes:
-        folder = await _folder(shaken, node)
+        folder = await _folder(shaken, node, volume_source)
         await _until_written(folder, lines=2)
-        assert sorted(mountspace.mounts_below(node.folder)) == sorted([folder, node.staging / folder.name])
+        volume = (await shaken.until_bound(node.name))["metadata"]["name"]
+        assert sorted(mountspace.mounts_below(node.folder)) == sorted([folder, node.staging / volume])
 
 
 async def test_a_removal_cut_off_at_any_step_is_done_whole(shaken: Namespace) -> None:
     nodes = shaken.sandbox.nodes.values()
     await asyncio.gather(*(shaken.create(CLAIMS, claim(node.name, "32Mi")) for node in nodes))
     await asyncio.gather(*(_start_pod(shaken, node) for node in nodes))
-    volumes = {node.name: (await _folder(shaken, node)).name for node in nodes}
+    volumes = {node.name: (await _folder(shaken, node, FLEX_VOLUME)).name for node in nodes}
     await asyncio.gather(*(_end_pod(shaken, node) for node in nodes))
 
     await asyncio.gather(*(launch_dying(node.daemon, _REMOVING[node.name][0]) for node in nodes))
@@ -103,11 +108,11 @@ async def _end_pod(namespace: Namespace, node: Node) -> None:
     await namespace.until_gone(PODS, node.name)
 
 
-async def _folder(namespace: Namespace, node: Node) -> Path:
+async def _folder(namespace: Namespace, node: Node, volume_source: str) -> Path:
     """What the running pod of the node sees as its volume."""
     running = await namespace.until_running(node.name)
     volume = await namespace.until_bound(node.name)
-    return node.volume_folder(running["metadata"]["uid"], volume["metadata"]["name"])
+    return node.volume_folder(running["metadata"]["uid"], volume["metadata"]["name"], volume_source)
 
 
 async def _until_written(folder: Path, lines: int) -> None:

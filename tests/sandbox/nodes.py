@@ -9,6 +9,7 @@ from typing import Literal
 import yaml
 
 from contract import names
+from contract.volume import CSI, FLEX_VOLUME
 from tests.sandbox.kubelet.layout import FOLDER_MODE, HOST_PATH_MODE, make_folders
 from tests.sandbox.programs import Program, answers, says
 
@@ -86,9 +87,14 @@ class Node:
         """Where the files of a device class are."""
         return self.folder / f"class-{device_class}"
 
-    def volume_folder(self, pod_uid: str, name: str) -> Path:
-        """Where the kubelet has our driver mount the volume `name` for a pod."""
-        return self.kubelet_root / "pods" / pod_uid / "volumes" / names.DRIVER_FOLDER / name
+    def volume_folder(self, pod_uid: str, name: str, source: str = FLEX_VOLUME) -> Path:
+        """Where the kubelet has our driver mount the volume `name` for a pod, by the source of its PersistentVolume."""
+        volumes = self.kubelet_root / "pods" / pod_uid / "volumes"
+        return (
+            volumes / names.CSI_FOLDER / name / names.CSI_MOUNT
+            if source == CSI
+            else volumes / names.DRIVER_FOLDER / name
+        )
 
     def container_log(self, pod_uid: str, container: str) -> Path:
         return self.kubelet_root / "pods" / pod_uid / "containers" / container / "log"

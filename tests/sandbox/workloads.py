@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from contract import names
+from contract.parameters import VOLUME_SOURCE
 from kube.client import Cluster
 from kube.errors import AlreadyExists, NotFound
 from kube.resources import CLAIMS, EVENTS, PODS, VOLUMES, Resource
@@ -60,8 +61,17 @@ def pod(name: str, claims: dict[str, str] | None = None, *, script: str = "", **
     }
 
 
-def storage_class(name: str, mode: str = "WaitForFirstConsumer", **more: Any) -> Json:
-    """A StorageClass of ours; `mode` is when its claims get their volumes, `more` its other fields."""
+def storage_class(
+    name: str,
+    mode: str = "WaitForFirstConsumer",
+    *,
+    volume_source: str = "",
+    parameters: dict[str, str] | None = None,
+    **more: Any,
+) -> Json:
+    """A StorageClass of ours; `mode` is when its claims get their volumes, `volume_source` how the kubelet mounts
+    them, `more` its other fields."""
+    source = {VOLUME_SOURCE: volume_source} if volume_source else {}
     return {
         "apiVersion": "storage.k8s.io/v1",
         "kind": "StorageClass",
@@ -69,6 +79,7 @@ def storage_class(name: str, mode: str = "WaitForFirstConsumer", **more: Any) ->
         "provisioner": names.PROVISIONER,
         "volumeBindingMode": mode,
         "reclaimPolicy": "Delete",
+        **({"parameters": {**(parameters or {}), **source}} if parameters is not None or source else {}),
         **more,
     }
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from kube.resources import CLAIMS, PODS
 from tests.cluster.acceptance.trial import Trial
+from tests.cluster.conftest import ClassLike
 from tests.sandbox.workloads import claim, pod
 
 _ANSWER = """
@@ -22,29 +23,29 @@ def read_only(body: dict[str, Any]) -> dict[str, Any]:
     return body
 
 
-async def test_two_pods_share_one_claim(namespace: Trial) -> None:
-    await namespace.create(CLAIMS, claim("data", "16Mi"))
+async def test_two_pods_share_one_claim(namespace: Trial, class_like: ClassLike) -> None:
+    await namespace.create(CLAIMS, claim("data", "16Mi", class_like()))
     for me, other in (("ping", "pong"), ("pong", "ping")):
         await namespace.create(PODS, pod(me, {"/data": "data"}, script=_ANSWER.format(me=me, other=other)))
     nodes = {(await namespace.until_succeeded(name))["spec"]["nodeName"] for name in ("ping", "pong")}
     assert len(nodes) == 1
 
 
-async def test_a_read_only_pod_reads_and_does_not_write(namespace: Trial) -> None:
-    await namespace.create(CLAIMS, claim("data", "16Mi"))
+async def test_a_read_only_pod_reads_and_does_not_write(namespace: Trial, class_like: ClassLike) -> None:
+    await namespace.create(CLAIMS, claim("data", "16Mi", class_like()))
     await namespace.run("writer", "echo kept > /data/file")
     script = "grep -q kept /data/file; if touch /data/mine; then exit 1; fi"
     await namespace.create(PODS, read_only(pod("reader", {"/data": "data"}, script=script)))
     await namespace.until_succeeded("reader")
 
 
-async def test_a_claim_that_is_only_read_is_mounted_read_only(namespace: Trial) -> None:
-    await namespace.create(CLAIMS, claim("data", "16Mi", accessModes=["ReadOnlyMany"]))
+async def test_a_claim_that_is_only_read_is_mounted_read_only(namespace: Trial, class_like: ClassLike) -> None:
+    await namespace.create(CLAIMS, claim("data", "16Mi", class_like(), accessModes=["ReadOnlyMany"]))
     await namespace.run("user", "ls /data; if touch /data/mine; then exit 1; fi")
 
 
-async def test_a_group_may_write(namespace: Trial) -> None:
-    await namespace.create(CLAIMS, claim("data", "16Mi"))
+async def test_a_group_may_write(namespace: Trial, class_like: ClassLike) -> None:
+    await namespace.create(CLAIMS, claim("data", "16Mi", class_like()))
     security = {"fsGroup": 4242, "runAsUser": 1000, "runAsGroup": 1000}
     script = "touch /data/mine; ls -ln /data/mine | awk '{ exit !($3 == 1000 && $4 == 4242) }'"
     await namespace.create(PODS, pod("user", {"/data": "data"}, script=script, securityContext=security))

@@ -5,11 +5,13 @@ import asyncio
 import pytest
 
 from contract import capacity, names
+from contract.parameters import VOLUME_SOURCES
+from contract.volume import CSI
 from kube.client import Cluster
 from kube.resources import CAPACITIES, CLAIMS, PODS, VOLUMES
 from tests.cluster.acceptance.preflight import CLASSES_SHIPPED
 from tests.cluster.acceptance.trial import Trial
-from tests.cluster.conftest import MakeClass
+from tests.cluster.conftest import ClassLike, MakeClass
 from tests.sandbox.workloads import Json, claim, pod
 
 _KIB_OF_320_MIB = 320 * 1024
@@ -60,8 +62,8 @@ async def test_a_claim_becomes_a_filesystem_of_its_size(cluster: Cluster, namesp
     assert volume["spec"]["capacity"]["storage"] == "320Mi"
 
 
-async def test_a_pod_that_is_made_anew_finds_its_data_where_it_left_it(namespace: Trial) -> None:
-    await namespace.create(CLAIMS, claim("data", "16Mi"))
+async def test_a_pod_that_is_made_anew_finds_its_data_where_it_left_it(namespace: Trial, class_like: ClassLike) -> None:
+    await namespace.create(CLAIMS, claim("data", "16Mi", class_like()))
     home = await namespace.run("first", "echo first > /data/log")
     # Any other node has fewer pods now, and so the scheduler would like it better.
     await namespace.create(PODS, pod("ballast", nodeName=home))
@@ -70,10 +72,10 @@ async def test_a_pod_that_is_made_anew_finds_its_data_where_it_left_it(namespace
     assert await namespace.run("third", 'test "$(cat /data/log)" = "$(printf "first\\nsecond")"') == home
 
 
-async def test_one_pod_with_several_claims(namespace: Trial) -> None:
+async def test_one_pod_with_several_claims(namespace: Trial, class_like: ClassLike) -> None:
     volumes = ["first", "second", "third"]
     for number, name in enumerate(volumes):
-        await namespace.create(CLAIMS, claim(name, f"{16 + 4 * number}Mi"))
+        await namespace.create(CLAIMS, claim(name, f"{16 + 4 * number}Mi", class_like()))
     mounts = {f"/{name}": name for name in volumes}
     await namespace.run("writer", "for name in first second third; do echo $name > /$name/name; done", mounts)
     for name in volumes:
@@ -81,9 +83,10 @@ async def test_one_pod_with_several_claims(namespace: Trial) -> None:
 
 
 async def test_an_immediate_volume_lives_where_its_first_pod_runs(
-    cluster: Cluster, namespace: Trial, make_class: MakeClass
+    cluster: Cluster, namespace: Trial, make_class: MakeClass, volume_source: str
 ) -> None:
-    await namespace.create(CLAIMS, claim("data", "16Mi", await make_class("Immediate")))
+    immediate = await make_class("Immediate", volume_source=volume_source)
+    await namespace.create(CLAIMS, claim("data", "16Mi", immediate))
     volume = await namespace.until_bound("data")
     assert "nodeAffinity" not in volume["spec"]
     home = await namespace.run("first", "echo kept > /data/file")
@@ -142,7 +145,7 @@ async def test_what_was_retained_can_be_given_to_another_claim(
     cluster: Cluster, namespace: Trial, make_class: MakeClass
 ) -> None:
     """The way that the Kubernetes documentation describes: take the claimRef off, and name the volume in a claim."""
-    keeping = await make_class(reclaimPolicy="Retain")
+    keeping = await make_class(reclaimPolicy="Retain", volume_source=CSI)
     await namespace.create(CLAIMS, claim("data", "16Mi", keeping))
     home = await namespace.run("writer", "echo kept > /data/file")
     volume = (await namespace.until_bound("data"))["metadata"]["name"]
@@ -169,4 +172,5 @@ async def volumes_on(cluster: Cluster, namespace: Trial) -> dict[str, dict[str, 
 
 
 def _is_ours(volume: Json) -> bool:
-    return (volume["spec"].get("flexVolume") or {}).get("driver") == names.DRIVER
+    drivers = {(volume["spec"].get(source) or {}).get("driver") for source in VOLUME_SOURCES}
+    return not drivers.isdisjoint({names.DRIVER, names.CSI_DRIVER})
