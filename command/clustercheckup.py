@@ -9,14 +9,14 @@ from typing import Any
 from command import permissions
 from command.checkup import Finding, ok, unknown, wrong
 from contract import capacity as contract_capacity
-from contract import names
+from contract import names, parameters
 from contract import volume as contract_volume
 from contract.capacity import Capacity
-from contract.volume import PersistentVolume
+from contract.volume import CSI, PersistentVolume
 from kube.client import Cluster
 from kube.errors import ApiError
 from kube.records import Node, StorageClass, read_node, read_storage_class
-from kube.resources import CAPACITIES, CLASSES, DRIVERS, LEASES, NODES, VOLUMES
+from kube.resources import CAPACITIES, CLASSES, CSI_NODES, DRIVERS, LEASES, NODES, VOLUMES
 
 Json = dict[str, Any]
 
@@ -57,6 +57,7 @@ async def findings(cluster: Cluster, namespace: str, only_node: str = "") -> lis
     published = [each for each in map(_published, await cluster.list(CAPACITIES, namespace)) if each is not None]
     results += [capacity_of(node, ours, published, datetime.now(UTC), namespace) for node in nodes]
     if not only_node:
+        results.append(await _registration(cluster, ours, {each.capacity.node for each in published}, nodes))
         volumes = [(contract_volume.read(body), body) for body in await cluster.list(VOLUMES)]
         results.append(stuck([(pv, _age(body)) for pv, body in volumes if pv is not None], nodes))
     return results
@@ -94,13 +95,56 @@ async def _driver_object(cluster: Cluster) -> Finding:
     except ApiError as error:
         why = f"without it the scheduler does not know how much capacity a node has ({error})"
         return wrong(check, why, "kubectl apply -f deploy/base/csidriver.yaml")
-    if not body["spec"].get("storageCapacity"):
-        return wrong(
-            check,
-            "its storageCapacity is not true, so the scheduler does not look at the capacity of nodes",
-            "kubectl apply -f deploy/base/csidriver.yaml",
-        )
-    return ok(check, "there, with storageCapacity")
+    return driver_object(body["spec"])
+
+
+_DRIVER_FIELDS: tuple[tuple[str, object, str], ...] = (
+    ("storageCapacity", True, "the scheduler does not look at the capacity of nodes"),
+    ("attachRequired", False, "pods wait for CSI volumes to be attached, which nobody does"),
+    ("volumeLifecycleModes", ["Persistent"], "pods may ask for inline volumes, which no daemon mounts"),
+)
+
+
+def driver_object(spec: Json) -> Finding:
+    check = f"CSIDriver {names.CSI_DRIVER}"
+    for field, wanted, consequence in _DRIVER_FIELDS:
+        if spec.get(field) != wanted:
+            return wrong(
+                check,
+                f"its {field} is not {wanted}, so {consequence}",
+                "kubectl replace --force -f deploy/base/csidriver.yaml",
+            )
+    return ok(check, "as it should be")
+
+
+async def _registration(
+    cluster: Cluster, classes: Sequence[StorageClass], publishing: Collection[str], nodes: Sequence[Node]
+) -> Finding:
+    """`publishing`: the nodes that publish capacity, by the values of their labels."""
+    try:
+        registered = {
+            body["metadata"]["name"]
+            for body in await cluster.list(CSI_NODES)
+            if any(each.get("name") == names.CSI_DRIVER for each in (body.get("spec") or {}).get("drivers") or ())
+        }
+    except ApiError as error:
+        return unknown("CSI driver", f"the API server does not list the CSINodes: {error}", "ask as an administrator")
+    serving = {node.name for node in nodes if names.node_label_value(node.name) in publishing}
+    return registration(classes, serving, registered)
+
+
+def registration(classes: Iterable[StorageClass], serving: Collection[str], registered: Collection[str]) -> Finding:
+    """`serving`: the nodes with a daemon; `registered`: those whose kubelet knows the CSI driver."""
+    check = "CSI driver"
+    absent = sorted(set(serving) - set(registered))
+    if not absent:
+        return ok(check, f"registered on {len(serving)} nodes")
+    message = f"the kubelet has not registered it on {', '.join(absent[:5])}{', ...' if len(absent) > 5 else ''}"
+    remedy = "elastic-local doctor in the daemon's pod of that node; is CSI=false set there?"
+    wanted = any(each.parameters.get(parameters.VOLUME_SOURCE) == CSI for each in classes)
+    if not wanted:
+        return unknown(check, f"{message}, and no class asks for it", remedy)
+    return wrong(check, f"{message}: pods with CSI volumes don't start there", remedy)
 
 
 def storage_classes(ours: Sequence[StorageClass]) -> list[Finding]:

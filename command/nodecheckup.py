@@ -1,6 +1,7 @@
 """The check-up of a node: what the daemon and the kubelet need to be there. Each check asks the thing itself (a device
 is opened, the driver is run), because what is configured is not what is."""
 
+import asyncio
 import os
 import re
 import shutil
@@ -9,11 +10,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import aiohttp
+from grpclib import GRPCError
+from grpclib.client import Channel
+from grpclib.exceptions import StreamTerminatedError
 
 from command.checkup import Finding, ok, unknown, wrong
 from contract.filesystems import FILESYSTEMS
-from contract.names import DRIVER_FOLDER, DRIVER_NAME, NAMESPACE
+from contract.names import CSI_DRIVER, DRIVER_FOLDER, DRIVER_NAME, NAMESPACE
 from daemon.cluster.storagemonitor import lacking, noticed
+from daemon.csi import server
+from daemon.csi.proto.csi_grpc import IdentityStub
+from daemon.csi.proto.csi_pb2 import GetPluginInfoRequest, GetPluginInfoResponse
 from daemon.errors import VolumeError
 from daemon.node import backend_of
 from daemon.settings import Settings
@@ -45,7 +52,12 @@ async def findings(here: Settings) -> list[Finding]:
     if results[0].remedy:
         return results  # what follows would only repeat that we are not root
     results += [*await storage(here), propagation(mounttable.read(), here.kubelet_root)]
-    return [*results, listening(here.socket, here.namespace), await driver(here.plugin_dir), *await daemon(here)]
+    results.append(listening(here.socket, here.namespace))
+    if here.flex_volume:
+        results.append(await driver(here.plugin_dir))
+    if here.csi:
+        results.append(await csi_driver(here.kubelet_root, here.namespace))
+    return [*results, *await daemon(here)]
 
 
 def rights(uid: int) -> Finding:
@@ -186,6 +198,36 @@ async def driver(plugin_dir: Path) -> Finding:
     if '"Success"' not in answer.stdout:
         return wrong("driver", f"it answered: {answer.stdout.strip()}", install)
     return ok("driver", f"{path} answers")
+
+
+async def csi_driver(kubelet_root: Path, namespace: str = NAMESPACE) -> Finding:
+    """Whether the kubelet registered it, the daemon says in its readiness."""
+    path = server.driver_socket(kubelet_root)
+    remedy = f"kubectl -n {namespace} get pods -l app.kubernetes.io/component=daemon -o wide"
+    try:
+        # A socket's path may have 107 bytes, and the kubelet's root any number.
+        folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            answer = await _plugin_info(f"/proc/self/fd/{folder}/{path.name}")
+        finally:
+            os.close(folder)
+    except (OSError, GRPCError, StreamTerminatedError) as error:
+        return wrong("CSI driver", f"it does not answer at {path} ({error or type(error).__name__})", remedy)
+    if answer.name != CSI_DRIVER:
+        return wrong("CSI driver", f"another driver, {answer.name[:100]!r}, answers at {path}", f"rm {path}")
+    if not server.registration_socket(kubelet_root).exists():
+        return wrong("CSI driver", f"{server.registration_socket(kubelet_root)} is gone", "restart the daemon's pod")
+    return ok("CSI driver", f"{path} answers")
+
+
+async def _plugin_info(path: str) -> GetPluginInfoResponse:
+    """Raises OSError, TimeoutError among them, GRPCError and StreamTerminatedError."""
+    channel = Channel(path=path)
+    try:
+        async with asyncio.timeout(_DEADLINE):
+            return await IdentityStub(channel).GetPluginInfo(GetPluginInfoRequest())
+    finally:
+        channel.close()
 
 
 async def daemon(here: Settings) -> list[Finding]:

@@ -24,6 +24,7 @@ _SUBJECT = Resource("authorization.k8s.io", "v1", "subjectaccessreviews", namesp
 class Permission:
     resource: Resource
     verbs: tuple[str, ...]
+    subresource: str = ""
     own_namespace: bool = False
     """Only there; else in the whole cluster."""
     name: str = ""
@@ -43,6 +44,8 @@ DAEMON = (
 PROVISIONER = (
     Permission(VOLUMES, ("get", "list", "watch", "create", "patch", "delete")),
     Permission(CLAIMS, ("get", "list", "watch", "patch")),
+    Permission(CLAIMS, ("patch",), subresource="status"),
+    Permission(PODS, ("list", "watch")),
     Permission(NODES, ("get", "list", "watch")),
     Permission(CLASSES, ("list", "watch")),
     Permission(EVENTS, ("create", "patch")),
@@ -63,7 +66,8 @@ async def missing(cluster: Cluster, account: str, namespace: str, *, own: bool) 
         answer = await cluster.create(_SELF if own else _SUBJECT, body)
         if not (answer.get("status") or {}).get("allowed"):
             where = f" in {attributes['namespace']}" if "namespace" in attributes else ""
-            absent.append(f"{attributes['verb']} {attributes['resource']}{where}")
+            below = f"/{attributes['subresource']}" if "subresource" in attributes else ""
+            absent.append(f"{attributes['verb']} {attributes['resource']}{below}{where}")
     return absent
 
 
@@ -74,6 +78,7 @@ def _attributes(permissions: Iterable[Permission], namespace: str) -> Iterator[J
                 "verb": verb,
                 "group": permission.resource.group,
                 "resource": permission.resource.plural,
+                **({"subresource": permission.subresource} if permission.subresource else {}),
                 **({"namespace": namespace} if permission.own_namespace else {}),
                 **({"name": permission.name} if permission.name else {}),
             }

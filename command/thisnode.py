@@ -8,7 +8,7 @@ from pathlib import Path
 
 from command import volumerows
 from command.volumerows import Row
-from contract.names import DRIVER_FOLDER
+from contract import names
 from daemon import settings
 from daemon.node import backend_of
 from daemon.settings import Settings
@@ -26,7 +26,7 @@ async def rows(of: Settings) -> list[Row]:
     """Raises VolumeError."""
     inventory = await backend_of(of).inspect()
     mounts = mounttable.read()
-    return volumerows.of_node(inventory, of.node_name, _used(mounts, of.staging_dir), _users(mounts, of.kubelet_root))
+    return volumerows.of_node(inventory, of.node_name, _used(mounts, of.staging_dir), users(mounts, of.kubelet_root))
 
 
 def _used(mounts: list[Mount], staging: Path) -> Mapping[str, int]:
@@ -40,7 +40,7 @@ def _used(mounts: list[Mount], staging: Path) -> Mapping[str, int]:
     return used
 
 
-def _users(mounts: list[Mount], kubelet_root: Path) -> Mapping[str, tuple[str, ...]]:
+def users(mounts: list[Mount], kubelet_root: Path) -> Mapping[str, tuple[str, ...]]:
     """Uids of the pods in whose folder a volume is mounted."""
     users: dict[str, set[str]] = {}
     for mount in mounts:
@@ -48,6 +48,11 @@ def _users(mounts: list[Mount], kubelet_root: Path) -> Mapping[str, tuple[str, .
         if not path.is_relative_to(kubelet_root):
             continue
         match path.relative_to(kubelet_root).parts:
-            case ("pods", uid, "volumes", folder, volume) if folder == DRIVER_FOLDER:
+            case ("pods", uid, "volumes", names.DRIVER_FOLDER, volume):
+                users.setdefault(volume, set()).add(uid)
+            case ("pods", uid, "volumes", names.CSI_FOLDER, volume, names.CSI_MOUNT):
+                users.setdefault(volume, set()).add(uid)
+            # A device node, which the kubelet links into the pod's folder (pkg/volume/csi/csi_block.go).
+            case ("plugins", "kubernetes.io", "csi", "volumeDevices", "publish", volume, uid):
                 users.setdefault(volume, set()).add(uid)
     return {volume: tuple(sorted(uids)) for volume, uids in users.items()}

@@ -44,6 +44,8 @@ class Row:
     policy: str = ""
     pool: str = ""
     claim: str = ""
+    source: str = ""
+    """FLEX_VOLUME or CSI, of its PersistentVolume."""
     cluster: str = ""
     """Identity of the one that its record names."""
     pods: tuple[str, ...] = ()
@@ -133,7 +135,14 @@ def _known(row: Row, volume: PersistentVolume | None, users: Mapping[str, tuple[
     elif state == READY and volume.phase == RELEASED:
         state = RELEASED_STATE
     claim = str(volume.claim or "")
-    return replace(row, state=state, claim=claim, pods=users.get(claim, ()), policy=volume.reclaim_policy)
+    return replace(
+        row,
+        state=state,
+        claim=claim,
+        source=volume.source,
+        pods=users.get(claim, ()),
+        policy=volume.reclaim_policy,
+    )
 
 
 def _without_node_row(
@@ -167,6 +176,7 @@ def _without_node_row(
         policy=volume.reclaim_policy,
         pool=volume.pool,
         claim=claim,
+        source=volume.source,
         pods=users.get(claim, ()),
         remark=remark,
     )

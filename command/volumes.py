@@ -28,6 +28,7 @@ _COLUMNS = (
     Column[Row]("size", lambda row: size(row.size), right=True),
     Column[Row]("used", lambda row: size(row.used), right=True),
     Column[Row]("filesystem", lambda row: row.filesystem or "-"),
+    Column[Row]("source", lambda row: row.source or "-"),
     Column[Row]("policy", lambda row: row.policy or "-"),
     Column[Row]("state", lambda row: row.state),
     Column[Row]("remark", lambda row: row.remark),

@@ -15,7 +15,8 @@ GKE_SELECTOR ?= cloud.google.com/gke-local-nvme-ssd=true
 # On them: an empty disk. Several: DISKS="/dev/nvme0n1 /dev/nvme1n1".
 DISKS ?= --any-disk
 
-OURS := '{range .items[?(@.spec.flexVolume.driver=="volumes.k8s.elastic.co/elastic-local")]}{.metadata.name}{"\n"}{end}'
+OURS := '{range .items[?(@.spec.flexVolume.driver=="volumes.k8s.elastic.co/elastic-local")]}{.metadata.name}{"\n"}{end}$\
+	{range .items[?(@.spec.csi.driver=="elastic-local.volumes.k8s.elastic.co")]}{.metadata.name}{"\n"}{end}'
 # Cleaning Jobs run the same image (components/static-jobs).
 MANIFESTS = $(KUBECTL) kustomize deploy/overlays/$(OVERLAY) | sed -e 's|image: elastic-local$$|image: $(IMAGE)|' \
 	-e '/name: JOB_CONTAINER_IMAGE$$/ { n; s|value: elastic-local$$|value: $(IMAGE)|; }'
@@ -35,7 +36,7 @@ docker-build-push: ## build the image IMAGE and push it, or load it into minikub
 		--build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null || echo unknown)" --tag $(IMAGE) .
 	$(if $(findstring /,$(IMAGE)),docker push $(IMAGE),minikube --profile $(PROFILE) image load $(IMAGE))
 
-deploy: ## deploy OVERLAY (minikube, minikube-loop, gke, ha, static) with IMAGE and wait until it works
+deploy: ## deploy OVERLAY (csi, minikube, minikube-loop, gke, ha, static) with IMAGE and wait until it works
 	$(MANIFESTS) | $(KUBECTL) apply --filename -
 	$(HERE) rollout status --timeout 180s deployment/provisioner
 	$(HERE) rollout status --timeout 180s daemonset/daemon

@@ -45,10 +45,19 @@ async def test_wrong_parameters_are_named_with_what_is_allowed(
     [
         (
             {"accessModes": ["ReadWriteMany"]},
-            "access mode ReadWriteMany can't be served by a volume that lives on one node: use ReadWriteOnce or "
-            "ReadOnlyMany",
+            "access mode ReadWriteMany can't be served: the volume lives on one node, and pods of others can't reach "
+            "it. Use ReadWriteOnce, with which all pods on its node can share it",
         ),
-        ({"volumeMode": "Block"}, "volumeMode Block is not served by a FlexVolume driver: use Filesystem"),
+        (
+            {"accessModes": ["ReadWriteOncePod"]},
+            "access mode ReadWriteOncePod is not kept for FlexVolumes: use a class with volumeSource csi, or "
+            "ReadWriteOnce",
+        ),
+        (
+            {"volumeMode": "Block"},
+            "volumeMode Block is not served by a FlexVolume driver: use a class with volumeSource csi, or volumeMode "
+            "Filesystem",
+        ),
         (
             {"dataSource": {"apiGroup": "snapshot.storage.k8s.io", "kind": "VolumeSnapshot", "name": "other"}},
             "a new volume can't be filled from a VolumeSnapshot.snapshot.storage.k8s.io, only from another "

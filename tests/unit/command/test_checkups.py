@@ -1,18 +1,25 @@
 """Verdicts of doctor: what is wrong is seen, and has a remedy."""
 
+import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import yaml
+from grpclib.server import Server
 
-from command import clustercheckup, nodecheckup
+from command import clustercheckup, nodecheckup, thisnode
 from command.checkup import Finding, Verdict
 from command.clustercheckup import Published
 from contract import names
 from contract.capacity import Capacity
+from daemon.csi import server
+from daemon.csi.identity import IdentityService
 from host.mounttable import parse
 from kube.records import StorageClass
+from service.rootsocket import root_socket
 from tests.unit.command.objects import NODE, persistent_volume
 
 _NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -64,6 +71,71 @@ def test_a_class_with_the_old_name_is_pointed_out() -> None:
     [old] = clustercheckup.storage_classes([replace(_CLASS, provisioner=names.PROVISIONER_OF_ELASTIC)])
     assert old.verdict is Verdict.UNKNOWN
     wrong(clustercheckup.hostname(replace(NODE, hostname="")), names.HOSTNAME_LABEL)
+
+
+def test_a_csi_driver_object_must_be_as_it_is_shipped() -> None:
+    (shipped,) = yaml.safe_load_all((Path(__file__).parents[3] / "deploy/base/csidriver.yaml").read_text())
+    assert clustercheckup.driver_object(shipped["spec"]).verdict is Verdict.OK
+    wrong(clustercheckup.driver_object({**shipped["spec"], "storageCapacity": False}), "storageCapacity is not True")
+    wrong(clustercheckup.driver_object({**shipped["spec"], "attachRequired": True}), "attachRequired is not False")
+    both = ["Persistent", "Ephemeral"]
+    wrong(clustercheckup.driver_object({**shipped["spec"], "volumeLifecycleModes": both}), "inline volumes")
+
+
+def test_a_kubelet_that_does_not_know_the_csi_driver_is_told_where_a_class_needs_it() -> None:
+    csi = replace(_CLASS, parameters={"volumeSource": "csi"})
+    assert clustercheckup.registration([csi], {"n1", "n2"}, {"n1", "n2", "n3"}).verdict is Verdict.OK
+    wrong(clustercheckup.registration([_CLASS, csi], {"n1", "n2"}, {"n1"}), "has not registered it on n2")
+    unused = clustercheckup.registration([_CLASS], {"n1"}, set())
+    assert unused.verdict is Verdict.UNKNOWN
+    assert "no class asks for it" in unused.message
+
+
+@pytest.fixture
+def kubelet_root() -> Iterator[Path]:
+    """Below it the driver's socket has a path of 108 bytes, which no socket address can hold."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as base:
+        root = Path(base, "k" * (107 - len(str(server.driver_socket(Path(base))))))
+        assert len(str(server.driver_socket(root))) == 108
+        yield root
+
+
+async def test_the_csi_driver_is_asked_by_its_socket(kubelet_root: Path) -> None:
+    root = kubelet_root
+    path, registration = server.driver_socket(root), server.registration_socket(root)
+    wrong(await nodecheckup.csi_driver(root), "does not answer")
+    for folder in (path.parent, registration.parent):
+        folder.mkdir(parents=True)
+    with root_socket(path) as bound:
+        serving = Server([IdentityService("1.0", lambda: True)])
+        await serving.start(sock=bound)
+        try:
+            wrong(await nodecheckup.csi_driver(root), f"{registration} is gone")
+            registration.touch()
+            assert (await nodecheckup.csi_driver(root)).verdict is Verdict.OK
+        finally:
+            serving.close()
+            await serving.wait_closed()
+    wrong(await nodecheckup.csi_driver(root), "does not answer")
+
+
+def test_the_pods_of_a_volume_are_those_in_whose_folders_it_is_mounted_by_either_driver() -> None:
+    root = "/var/lib/kubelet"
+    paths = [
+        f"{root}/pods/uid-1/volumes/{names.DRIVER_FOLDER}/pvc-1",
+        f"{root}/pods/uid-2/volumes/kubernetes.io~csi/pvc-2/mount",
+        f"{root}/pods/uid-3/volumes/kubernetes.io~csi/pvc-2/mount",
+        f"{root}/plugins/kubernetes.io/csi/volumeDevices/publish/pvc-3/uid-4",
+        f"{root}/pods/uid-5/volumes/kubernetes.io~csi/pvc-4",
+        f"{root}/plugins/kubernetes.io/csi/volumeDevices/staging/pvc-3",
+        "/mnt/storage/pvc-1",
+    ]
+    mounts = parse("".join(f"{n} 1 8:1 / {path} rw - ext4 /dev/sda1 rw\n" for n, path in enumerate(paths, 10)))
+    assert thisnode.users(mounts, Path(root)) == {
+        "pvc-1": ("uid-1",),
+        "pvc-2": ("uid-2", "uid-3"),
+        "pvc-3": ("uid-4",),
+    }
 
 
 _MOUNTS = """\

@@ -21,7 +21,13 @@ def test_doctor_asks_for_nothing_that_deploy_does_not_give(account: str) -> None
                         for name in rule.get("resourceNames") or [""]:
                             granted.add((document["kind"] == "Role", group, resource, verb, name))
     asked = {
-        (right.own_namespace, right.resource.group, right.resource.plural, verb, right.name)
+        (
+            right.own_namespace,
+            right.resource.group,
+            "/".join(filter(None, (right.resource.plural, right.subresource))),
+            verb,
+            right.name,
+        )
         for right in permissions.ACCOUNTS[account]
         for verb in right.verbs
     }

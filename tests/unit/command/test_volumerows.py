@@ -2,6 +2,7 @@ from dataclasses import replace
 
 from command import volumerows
 from command.volumerows import Row
+from contract import names
 from daemon.storage.inventory import DamagedVolume, ForeignVolume, Inventory, UnavailablePool, Volume, VolumeHealth
 from daemon.storage.record import VolumeState
 from kube.records import Pod, PodVolume
@@ -37,6 +38,11 @@ def test_node_and_cluster_meet_by_uid_and_not_by_name() -> None:
     held_rows = volumerows.of_node(Inventory([held()]), "node-1", {}, {})
     [row] = volumerows.joined(held_rows, [persistent_volume()], [_POD], [NODE], {"node-1"})
     assert (row.state, row.claim, row.pods, row.policy) == ("ready", "default/data", ("default/db-0",), "Delete")
+
+    assert row.source == "flexVolume"
+    csi = {"driver": names.CSI_DRIVER, "volumeHandle": "pvc-1", "fsType": "ext4"}
+    [row] = volumerows.joined(held_rows, [persistent_volume(flexVolume=None, csi=csi)], [_POD], [NODE], {"node-1"})
+    assert (row.source, row.claim) == ("csi", "default/data")
 
     namesake = persistent_volume(uid="uid-2")
     found = volumerows.joined(held_rows, [namesake], [_POD], [NODE], {"node-1"})

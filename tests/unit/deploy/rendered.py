@@ -15,7 +15,8 @@ BASE = DEPLOY / "base"
 OVERLAYS = tuple(sorted(path.parent for path in (DEPLOY / "overlays").glob("*/kustomization.yaml")))
 COMPONENTS = tuple(sorted(path.parent for path in (DEPLOY / "components").glob("*/kustomization.yaml")))
 WITHOUT_POLICIES = DEPLOY / "components" / "without-policies"
-ADDING = tuple(path for path in COMPONENTS if path != WITHOUT_POLICIES)
+WITHOUT_FLEX_VOLUME = DEPLOY / "components" / "without-flex-volume"
+ADDING = tuple(path for path in COMPONENTS if path not in (WITHOUT_POLICIES, WITHOUT_FLEX_VOLUME))
 """Those that add something, and take nothing away."""
 
 

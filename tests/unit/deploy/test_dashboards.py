@@ -34,6 +34,7 @@ def exported() -> dict[str, set[str]]:
     )
     daemon.operation("reclaim", "success", 1)
     daemon.callout("mount", "success", 1)
+    daemon.csi("NodeStageVolume", "OK", 1)
     daemon.command(Completed(("mkfs.ext4",), 0, "", "", 1))
     static = StaticMetrics(daemon.registry)
     static.collect_from(invalid_entries=lambda: {"local-disks": 1})

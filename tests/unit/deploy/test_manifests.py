@@ -23,6 +23,7 @@ from tests.unit.deploy.rendered import (
     COMPONENTS,
     DEPLOY,
     OVERLAYS,
+    WITHOUT_FLEX_VOLUME,
     WITHOUT_POLICIES,
     container,
     environment,
@@ -39,19 +40,23 @@ VERSIONS = ("1.28", "1.30", "1.32", "1.34", "1.36", kubernetes_validate.latest_v
 _WITHOUT_SCHEMA = "monitoring.coreos.com/v1"
 """Of the Prometheus operator, not of Kubernetes."""
 
+DEVICE_CLASSES = DEPLOY / "components" / "device-classes"
+CSI = DEPLOY / "components" / "csi"
 WAYS = {path.name: path for path in (BASE, *OVERLAYS)}
 
 
-@pytest.fixture(params=[*WAYS, "all components"])
+@pytest.fixture(params=[*WAYS, "all components", "csi alone"])
 def objects(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Json, ...]:
     """What each way to install makes."""
+    if request.param == "csi alone":
+        return with_components(tmp_path, [CSI, WITHOUT_FLEX_VOLUME])
     return with_components(tmp_path) if request.param == "all components" else kustomize(WAYS[request.param])
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_objects_are_valid(version: str, tmp_path: Path) -> None:
     if tuple(map(int, version.split(".")[:2])) < (1, 30):
-        every = list(with_components(tmp_path, [*ADDING, WITHOUT_POLICIES]))
+        every = list(with_components(tmp_path, [*ADDING, WITHOUT_FLEX_VOLUME, WITHOUT_POLICIES]))
     else:
         every = [each for path in WAYS.values() for each in kustomize(path)] + list(with_components(tmp_path))
     for text in {json.dumps(each, sort_keys=True) for each in every if each["apiVersion"] != _WITHOUT_SCHEMA}:
@@ -114,8 +119,11 @@ def _mounted(objects: tuple[Json, ...], folder: Path) -> dict[str, str]:
 def test_the_daemon_has_the_folders_of_the_host_that_it_works_in(objects: tuple[Json, ...], tmp_path: Path) -> None:
     told = daemon.settings.read(_daemon_environment(objects, tmp_path))
     mounts = _mounts(objects)
-    for folder in (told.kubelet_root, told.staging_dir, told.data_dir, told.plugin_dir, told.socket.parent):
+    for folder in (told.kubelet_root, told.staging_dir, told.data_dir, told.socket.parent):
         assert mounts[folder][0] == str(folder)
+    assert (told.plugin_dir in mounts) == told.flex_volume
+    if told.flex_volume:
+        assert mounts[told.plugin_dir][0] == str(told.plugin_dir)
     for folder in (told.kubelet_root, told.staging_dir):
         assert mounts[folder][1]["mountPropagation"] == "Bidirectional"
 
@@ -161,9 +169,6 @@ def test_the_disks_of_the_configuration_are_mounted() -> None:
         assert one(objects, "StorageClass", each.name)["provisioner"] == "kubernetes.io/no-provisioner"
 
 
-DEVICE_CLASSES = DEPLOY / "components" / "device-classes"
-
-
 def test_the_device_classes_are_read_and_asked_for(tmp_path: Path) -> None:
     objects = with_components(tmp_path, [DEVICE_CLASSES])
     classes = daemon.settings.read(_daemon_environment(objects, tmp_path)).device_classes
@@ -172,6 +177,35 @@ def test_the_device_classes_are_read_and_asked_for(tmp_path: Path) -> None:
     added = [each for each in of_kind(objects, "StorageClass") if each["metadata"]["name"] not in own]
     assert {parameters.parse(each["parameters"]).device_class for each in added} == classes.keys() - {"default"}
     assert {each["provisioner"] for each in added} == {names.PROVISIONER}
+
+
+def _sources(objects: tuple[Json, ...]) -> set[str]:
+    """Of the volumes that the StorageClasses make."""
+    return {
+        parameters.volume_source(each.get("parameters", {}))
+        for each in of_kind(objects, "StorageClass")
+        if each["provisioner"] == names.PROVISIONER
+    }
+
+
+def test_a_component_makes_csi_the_driver_of_all_classes_before_it(tmp_path: Path) -> None:
+    assert _sources(kustomize(BASE)) == {"flexVolume"}
+    assert _sources(kustomize(WAYS["csi"])) == {"csi"}
+    objects = with_components(tmp_path, [DEVICE_CLASSES, DEPLOY / "components" / "static", CSI])
+    assert _sources(objects) == {"csi"}
+    (offered,) = (each for each in of_kind(objects, "StorageClass") if each["provisioner"] != names.PROVISIONER)
+    assert "parameters" not in offered
+    (nvme,) = (each for each in of_kind(objects, "StorageClass") if each["metadata"]["name"] == "elastic-local-nvme")
+    assert nvme["parameters"] == {"device-class": "nvme", "volumeSource": "csi"}
+
+
+def test_both_drivers_can_be_turned_off_each(tmp_path: Path) -> None:
+    told = daemon.settings.read(_daemon_environment(kustomize(BASE), tmp_path))
+    assert (told.csi, told.flex_volume) == (True, True)
+    alone = with_components(tmp_path, [CSI, WITHOUT_FLEX_VOLUME])
+    told = daemon.settings.read(_daemon_environment(alone, tmp_path))
+    assert (told.csi, told.flex_volume) == (True, False)
+    assert "plugins" not in _volumes(alone)
 
 
 def test_what_the_file_of_device_classes_has_as_a_comment_is_right_too() -> None:

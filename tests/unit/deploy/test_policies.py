@@ -129,18 +129,12 @@ def called(name: str, hostname: str) -> Node:
     return Node(name, UID, hostname, {names.HOSTNAME_LABEL: hostname}, deleting=False)
 
 
-SOURCES = {
-    "flexVolume": {"driver": names.DRIVER, "fsType": "ext4", "options": {"size": "16777216"}},
-    "csi": {
-        "driver": names.CSI_DRIVER,
-        "volumeHandle": "pvc-1",
-        "fsType": "ext4",
-        "volumeAttributes": {"size": "16777216"},
-    },
-}
+@pytest.fixture(params=[volume.FLEX_VOLUME, volume.CSI])
+def source(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
-def dynamic(node: Node | None, source: str = "flexVolume", **metadata: Any) -> Json:
+def dynamic(node: Node | None, source: str = volume.FLEX_VOLUME, **metadata: Any) -> Json:
     """A PersistentVolume as the provisioner makes it, for a node or for any."""
     assignment = (
         volume.node_assignment_patch(NodeAssignment(node.name, node.hostname, "pool"))
@@ -164,7 +158,7 @@ def dynamic(node: Node | None, source: str = "flexVolume", **metadata: Any) -> J
             "persistentVolumeReclaimPolicy": "Retain",
             "storageClassName": "elastic-local",
             "claimRef": {"namespace": "victim", "name": "data", "uid": "claim-uid"},
-            source: SOURCES[source],
+            **volume.source_spec(source, "pvc-1", "ext4", {"size": "16777216"}),
             **assignment["spec"],
         },
         "status": {"phase": "Bound"},
@@ -230,7 +224,6 @@ def tainted(node: Node) -> Json:
     }
 
 
-@pytest.mark.parametrize("source", SOURCES)
 def test_a_daemon_may_do_what_it_does_on_its_own_node(policies: Policies, node: Node, source: str) -> None:
     asker = Asker(policies, daemon_of(node.name))
     nowhere, ours = dynamic(None, source), dynamic(node, source)
@@ -298,16 +291,17 @@ OTHERS = "labelled for node"
         {"spec": {"nodeAffinity": None}},
         {"spec": {"storageClassName": "other"}},
         {"spec": {"mountOptions": ["suid"]}},
+        {"spec": {"csi": {"volumeHandle": "pvc-2"}}},
         {},
     ],
     ids=lambda patch: json.dumps(patch)[:60],
 )
-def test_nothing_of_a_volume_of_another_node_changes(policies: Policies, node: Node, patch: Json) -> None:
+def test_nothing_of_a_volume_of_another_node_changes(policies: Policies, node: Node, source: str, patch: Json) -> None:
     thief = Asker(policies, daemon_of("three"))
-    assert OTHERS in thief.patch(dynamic(node), patch)
-    assert OTHERS in thief.patch(dynamic(node, deletionTimestamp="now"), patch)
+    assert OTHERS in thief.patch(dynamic(node, source), patch)
+    assert OTHERS in thief.patch(dynamic(node, source, deletionTimestamp="now"), patch)
     assert OTHERS in thief.patch(static(node), patch)
-    assert OTHERS in thief.delete(dynamic(node))
+    assert OTHERS in thief.delete(dynamic(node, source))
     assert OTHERS in thief.delete(static(node))
 
 
@@ -330,16 +324,18 @@ def test_nothing_of_a_volume_of_another_node_changes(policies: Policies, node: N
         ({"spec": {"flexVolume": {"options": {"size": "1"}}}}, "nothing of its spec"),
         ({"spec": {"nodeAffinity": None}}, "nothing of its spec"),
         ({"spec": {"mountOptions": ["suid"]}}, "nothing of its spec"),
+        ({"spec": {"csi": {"volumeHandle": "pvc-2"}}}, "nothing of its spec"),
+        ({"spec": {"csi": {"volumeAttributes": {"size": "1"}}}}, "nothing of its spec"),
     ],
 )
 def test_of_its_own_volumes_a_daemon_changes_what_is_its_own(
-    policies: Policies, node: Node, patch: Json, words: str
+    policies: Policies, node: Node, source: str, patch: Json, words: str
 ) -> None:
     asker = Asker(policies, daemon_of(node.name))
-    assert words in asker.patch(dynamic(node), patch)
-    status = asker.patch(dynamic(node), {"status": {"phase": "Available"}}, "status")
+    assert words in asker.patch(dynamic(node, source), patch)
+    status = asker.patch(dynamic(node, source), {"status": {"phase": "Available"}}, "status")
     assert "its status is for Kubernetes to write" in status
-    assert "only local volumes" in asker.delete(dynamic(node))
+    assert "only local volumes" in asker.delete(dynamic(node, source))
 
 
 def test_a_volume_without_a_node_gets_the_affinity_to_one_hostname(policies: Policies) -> None:
@@ -361,13 +357,18 @@ def test_a_volume_without_a_node_gets_the_affinity_to_one_hostname(policies: Pol
         assert "nothing of its spec" in asker.patch(nowhere, wrong), terms
     stolen = {**right, "spec": {**right["spec"], "persistentVolumeReclaimPolicy": "Delete"}}
     assert "nothing of its spec" in asker.patch(nowhere, stolen)
-    foreign = dynamic(None)
-    foreign["spec"]["csi"] = {"driver": "other", "volumeHandle": "x"}
-    del foreign["spec"]["flexVolume"]
-    assert "neither of the driver" in asker.patch(foreign, right)
-    assert "neither of the driver" in asker.patch(foreign, {"metadata": {"labels": right["metadata"]["labels"]}})
-    elsewhere = dynamic(None, "csi", name="pvc-2")
-    assert "neither of the driver" in asker.patch(elsewhere, right), "whose handle names another volume"
+    assert asker.patch(dynamic(None, volume.CSI), right) == ""
+    for source in (
+        {"driver": "other", "volumeHandle": "pvc-1"},
+        {"driver": names.CSI_DRIVER, "volumeHandle": "pvc-2"},
+        {"driver": names.CSI_DRIVER},
+    ):
+        foreign = dynamic(None)
+        foreign["spec"]["csi"] = source
+        del foreign["spec"]["flexVolume"]
+        assert "neither of one of our drivers" in asker.patch(foreign, right)
+        label = {"metadata": {"labels": right["metadata"]["labels"]}}
+        assert "neither of one of our drivers" in asker.patch(foreign, label)
     assert asker.patch(dynamic(one, finalizers=[]), {"metadata": {"finalizers": [names.FINALIZER]}}) == ""
 
 
@@ -410,7 +411,7 @@ def test_the_provisioner_of_a_local_volume_is_known_by_its_whole_name(policies: 
     theirs["metadata"]["labels"] = {names.NODE_LABEL: "one"}
     assert "only local volumes that say they are provisioned by local-volume-provisioner-one" in asker.create(theirs)
     assert "only local volumes" in asker.delete(theirs)
-    assert "neither of the driver" in asker.patch(theirs, {"metadata": {"labels": {names.NODE_LABEL: "one"}}})
+    assert "neither of one of our drivers" in asker.patch(theirs, {"metadata": {"labels": {names.NODE_LABEL: "one"}}})
 
 
 def test_the_hostname_of_another_node_is_not_offered(policies: Policies) -> None:
