@@ -86,9 +86,12 @@ class SnapshotContent:
     """Value of names.NODE_LABEL: empty while it is not assigned to a node."""
     filesystem: str
     """See FILESYSTEM_ANNOTATION."""
+    pool: str
+    """The pool of its node that the snapshot is in."""
     finalizers: tuple[str, ...]
     deleting: bool
     being_created: bool
+    """By its node. It says so for the snapshot controller, and is not kept from removing what it was making."""
     being_deleted: bool
 
     @property
@@ -106,12 +109,13 @@ class SnapshotContent:
 
     @property
     def reclaimable(self) -> bool:
-        """Deleted, and nobody needs the snapshot any more: shouldDelete of the csi-snapshotter."""
+        """Deleted, and nobody needs the snapshot any more: shouldDelete of the csi-snapshotter, which only its own
+        making of a snapshot would stop."""
         if not self.deleting:
             return False
         if self.source_handle and not self.snapshot_uid:
             return True
-        return self.being_deleted and not self.being_created
+        return self.being_deleted
 
 
 def read(manifest: Json) -> SnapshotContent | None:
@@ -137,6 +141,7 @@ def read(manifest: Json) -> SnapshotContent | None:
         error=(status.get("error") or {}).get("message") or "",
         node_label=(metadata.get("labels") or {}).get(names.NODE_LABEL, ""),
         filesystem=annotations.get(FILESYSTEM_ANNOTATION, ""),
+        pool=annotations.get(names.POOL_ANNOTATION, ""),
         finalizers=tuple(metadata.get("finalizers") or ()),
         deleting="deletionTimestamp" in metadata,
         being_created=annotations.get(BEING_CREATED) == "yes",
@@ -151,5 +156,49 @@ def assignment_patch(content: SnapshotContent, node_label: str) -> Json:
             "uid": content.uid,
             "resourceVersion": content.resource_version,
             "labels": {names.NODE_LABEL: node_label},
+        }
+    }
+
+
+def being_created_patch(content: SnapshotContent, pool: str, filesystem: str) -> Json:
+    """The merge patch that says, before there is a snapshot, that it is being made, where, and what it will hold."""
+    annotations = {BEING_CREATED: "yes", names.POOL_ANNOTATION: pool, FILESYSTEM_ANNOTATION: filesystem}
+    return {"metadata": {"uid": content.uid, "annotations": annotations}}
+
+
+def created_patch(content: SnapshotContent) -> Json:
+    """The merge patch that says that it is no longer being made."""
+    return {"metadata": {"uid": content.uid, "annotations": {BEING_CREATED: None}}}
+
+
+def ready_status(content: SnapshotContent, handle: Handle, size: int, taken: int) -> Json:
+    """The merge patch of the status of a whole snapshot of `size` bytes, of a moment in seconds since 1970."""
+    return {
+        "metadata": {"uid": content.uid},
+        "status": {
+            "snapshotHandle": str(handle),
+            "creationTime": taken * 10**9,
+            "restoreSize": size,
+            "readyToUse": True,
+            "error": None,
+        },
+    }
+
+
+def error_status(content: SnapshotContent, message: str, time: str) -> Json:
+    """The merge patch of the status while there is no snapshot, and why. `time` as the API writes it."""
+    return {
+        "metadata": {"uid": content.uid},
+        "status": {"readyToUse": False, "error": {"message": message, "time": time}},
+    }
+
+
+def finalizer_removal_patch(content: SnapshotContent) -> Json:
+    """The merge patch that takes FINALIZER, and no other, off this very version of a content."""
+    return {
+        "metadata": {
+            "uid": content.uid,
+            "resourceVersion": content.resource_version,
+            "finalizers": [each for each in content.finalizers if each != FINALIZER],
         }
     }

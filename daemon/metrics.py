@@ -31,7 +31,7 @@ class Sources:
 
     inventory: Callable[[], Inventory] = Inventory
     persistent_volumes: Callable[[], Collection[str] | None] = lambda: None
-    """UIDs of the PersistentVolumes assigned to this node. None: not known yet."""
+    """UIDs of the PersistentVolumes and VolumeSnapshotContents assigned to this node. None: not known yet."""
     unhealthy: Callable[[], Mapping[str, VolumeHealth]] = dict
     """Volumes that are not healthy, by name."""
     classes: Mapping[str, DeviceClass] = field(default_factory=dict)

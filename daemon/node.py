@@ -240,7 +240,7 @@ class Daemon:
 
     def _known_uids(self) -> set[str] | None:
         volumes = self._services.persistent_volumes()
-        return None if volumes is None else {pv.uid for pv in volumes}
+        return None if volumes is None else {*(pv.uid for pv in volumes), *self._services.snapshot_uids()}
 
     def _operation_ended(self, kind: str, outcome: str, seconds: float) -> None:
         self._metrics.operation(kind, outcome, seconds)

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from prometheus_client import CollectorRegistry
 
+from contract.snapshot import is_snapshot
 from contract.volume import PersistentVolume
 from daemon.cluster.capacitypublisher import CapacityPublisher
 from daemon.cluster.events import NodeEvents
@@ -20,6 +21,7 @@ from daemon.cluster.nodevolumes import NodeAssigner, NodeVolumes
 from daemon.cluster.orphancollector import OrphanCollector
 from daemon.cluster.ownerlookup import ApiOwnerLookup
 from daemon.cluster.reconcile import Reconciler
+from daemon.cluster.snapshotcontroller import SnapshotController
 from daemon.kubelet.authorization import Authorizer
 from daemon.kubelet.mounter import NodeContext
 from daemon.settings import Settings
@@ -59,7 +61,11 @@ class Services(Protocol):
         ...
 
     def may_clone(self, pv: str, source: str) -> bool:
-        """Whether the volume of one PersistentVolume may begin as a copy of another one's."""
+        """Whether one volume may begin as a copy of another one."""
+        ...
+
+    def snapshot_uids(self) -> Collection[str]:
+        """Of the VolumeSnapshotContents of this node."""
         ...
 
     def operation_ended(self) -> None:
@@ -104,6 +110,9 @@ class NodeUnknown:
 
     def may_clone(self, pv: str, source: str) -> bool:
         return False
+
+    def snapshot_uids(self) -> Collection[str]:
+        return ()
 
     def operation_ended(self) -> None:
         pass
@@ -158,6 +167,9 @@ class NodeServices:
             {each.pool for each in chosen.classes.values() if each.kind == BINDMOUNT},
         )
         self._reconciler = reconciler = Reconciler(cluster, node_volumes, volumes, backend.pool_of, publisher, events)
+        self._snapshots = snapshots = SnapshotController(
+            cluster, node, node_volumes, volumes, owner_lookup, backend.pool_of, events
+        )
         self._orphans = orphans = OrphanCollector(
             owner_lookup,
             volumes,
@@ -166,6 +178,7 @@ class NodeServices:
             node.reference,
             grace=chosen.orphan_grace,
             removed=reconciler.retry_preparations,
+            has_content=snapshots.has_content,
         )
         self._health = VolumeHealthMonitor(volumes, node_volumes.all, events, node_events, chosen.refresh_period)
         self._static: StaticVolumeController | None = (
@@ -196,6 +209,7 @@ class NodeServices:
             "capacity": self._publisher.run,
             "volumes": self._reconciler.run,
             "orphans": self._orphans.run,
+            "snapshots": self._snapshots.run,
             "health": self._health.run,
             "node": PeriodicLoop(self._check_node, lambda: _NODE_PERIOD).run,
             **({"static volumes": self._static.run} if self._static else {}),
@@ -220,13 +234,19 @@ class NodeServices:
         return self._node_volumes.all()
 
     def may_clone(self, pv: str, source: str) -> bool:
+        if is_snapshot(pv) or is_snapshot(source):
+            return self._snapshots.may_clone(pv, source)
         return self._node_volumes.may_clone(pv, source)
+
+    def snapshot_uids(self) -> Collection[str]:
+        return self._snapshots.uids()
 
     def operation_ended(self) -> None:
         self._publisher.trigger()
 
     def erasure_ended(self, name: str) -> None:
         self._reconciler.enqueue(name)
+        self._snapshots.enqueue(name)
         self._orphans.enqueue(name)
 
     def storage_changed(self) -> None:

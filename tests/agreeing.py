@@ -23,5 +23,5 @@ class Agreeing:
 
     cluster = CLUSTER
 
-    async def owner(self, pv: str) -> Owner | None:
+    async def owner(self, pv: str, content: str = "") -> Owner | None:
         return Owner(_AnyUid("any"), DELETE, reclaimable=True)

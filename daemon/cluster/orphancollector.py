@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from contract import quantity
+from contract.snapshot import CONTENT_KIND
 from contract.volume import DELETE, ObjectReference, PersistentVolume
 from daemon.errors import VolumeError, message_of
 from daemon.storage.deletionguard import OwnerLookup, RemovalReason
@@ -57,8 +58,8 @@ def message(volume: Volume, grace: float | None, *, namesake: str = "") -> str:
     """What the node's administrator reads of an orphan."""
     kept = removable_after(volume.record, grace, namesake=namesake)
     lost = (
-        f"volume {volume.pv} ({quantity.humane(volume.size)} in {volume.pool}) has no PersistentVolume of its uid "
-        f"{volume.record.uid} any more"
+        f"volume {volume.pv} ({quantity.humane(volume.size)} in {volume.pool}) has no "
+        f"{CONTENT_KIND if volume.record.content else 'PersistentVolume'} of its uid {volume.record.uid} any more"
     )
     if namesake:
         return (
@@ -79,7 +80,8 @@ def message(volume: Volume, grace: float | None, *, namesake: str = "") -> str:
 
 
 class OrphanCollector:
-    """`grace` in seconds, None: remove none. `removed` is called after space came back. Needs the informer synced."""
+    """`grace` in seconds, None: remove none. `removed` is called after space came back, `has_content` tells whether the
+    VolumeSnapshotContent of a snapshot is known. Needs the informer synced."""
 
     def __init__(
         self,
@@ -91,6 +93,7 @@ class OrphanCollector:
         *,
         grace: float | None,
         removed: Callable[[], None] = lambda: None,
+        has_content: Callable[[Record], bool] = lambda record: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._owner_lookup = owner_lookup
@@ -100,6 +103,7 @@ class OrphanCollector:
         self._node = node
         self._grace = grace
         self._removed = removed
+        self._has_content = has_content
         self._clock = clock
         self._sightings: dict[str, OrphanSighting] = {}
         self.queue = WorkQueue(
@@ -132,6 +136,8 @@ class OrphanCollector:
             self.queue.add(name)
 
     def _shown(self, volume: Volume) -> bool:
+        if volume.record.content:
+            return self._has_content(volume.record)
         shown = self._persistent_volumes.get(volume.pv)
         return shown is not None and shown.uid == volume.record.uid
 
@@ -144,7 +150,7 @@ class OrphanCollector:
             self._sightings.pop(name, None)
             return
         # The API server itself: the informer shows only what bears this node's label.
-        owner = await self._owner_lookup.owner(name)
+        owner = await self._owner_lookup.owner(name, volume.record.content)
         if owner is not None and owner.uid == volume.record.uid:
             self._sightings.pop(name, None)
             return

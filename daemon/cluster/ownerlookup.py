@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from contract import snapshot
 from contract import volume as contract_volume
 from contract.volume import RETAIN
 from daemon.errors import ApiUnavailable
@@ -16,7 +17,7 @@ from daemon.storage.deletionguard import Owner
 from kube.backoff import Backoff
 from kube.client import Cluster
 from kube.errors import ApiError, Json, NotFound
-from kube.resources import NAMESPACES, VOLUMES
+from kube.resources import NAMESPACES, SNAPSHOT_CONTENTS, VOLUMES
 
 log = logging.getLogger(__name__)
 
@@ -64,18 +65,19 @@ class ApiOwnerLookup:
     async def wait_known(self) -> None:
         await self._is_known.wait()
 
-    async def owner(self, pv: str) -> Owner | None:
+    async def owner(self, pv: str, content: str = "") -> Owner | None:
+        resource, name = (SNAPSHOT_CONTENTS, content) if content else (VOLUMES, pv)
         try:
             async with asyncio.timeout(_PATIENCE):
-                body = await self._api.get(VOLUMES, pv)
+                body = await self._api.get(resource, name)
         except NotFound:
             return None
         except (ApiError, OSError, TimeoutError) as error:
             raise ApiUnavailable(
-                f"the API server can't be asked for PersistentVolume {pv}, so nothing is done to its data until it "
-                f"can: {error or 'it does not answer'}"
+                f"the API server can't be asked for {'VolumeSnapshotContent' if content else 'PersistentVolume'} "
+                f"{name}, so nothing is done to its data until it can: {error or 'it does not answer'}"
             ) from error
-        return read_owner(body)
+        return read_content_owner(body) if content else read_owner(body)
 
 
 def read_owner(body: Json) -> Owner:
@@ -84,3 +86,11 @@ def read_owner(body: Json) -> Owner:
     if volume is None:
         return Owner(body["metadata"]["uid"], RETAIN, reclaimable=False)
     return Owner(volume.uid, volume.reclaim_policy, volume.reclaimable)
+
+
+def read_content_owner(body: Json) -> Owner:
+    """The same of a VolumeSnapshotContent."""
+    content = snapshot.read(body)
+    if content is None:
+        return Owner(body["metadata"]["uid"], RETAIN, reclaimable=False)
+    return Owner(content.uid, content.deletion_policy, content.reclaimable)

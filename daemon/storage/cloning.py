@@ -18,6 +18,7 @@ import contextlib
 import functools
 import logging
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -169,6 +170,8 @@ class VolumeCloner:
             await self._disks.at(source.pv, functools.partial(freezing.flush, Path(staged.path)))
         async with self._free_space.reserve(spec, partial.size if partial else 0) as taken:
             try:
+                if source.record.content:
+                    raise NoSnapshot("it is one, to which nobody writes")
                 snapshot = await self._snapshots.create(source)
             except NoSnapshot as why:
                 if staged and (source.size > FROZEN_SIZE or source.record.filesystem == RAW):
@@ -237,6 +240,8 @@ class VolumeCloner:
                 else:
                     volume = await self._backend.create(spec)
                     volume = await self._backend.rewrite(volume, spec.record(VolumeState.COPYING))
+                if spec.content:  # the snapshot that is copied was made a moment ago
+                    volume = await self._backend.rewrite(volume, replace(volume.record, taken=int(time.time())))
                 self._cache.put(volume, taken)
         return volume
 

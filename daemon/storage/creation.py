@@ -4,6 +4,7 @@ A volume is formatted only while its own record says that it never held anything
 is given out as it is or refused. What was ready once and is not there is lost, and no empty one takes its place.
 """
 
+import time
 from dataclasses import replace
 
 from contract.filesystems import RAW
@@ -18,6 +19,11 @@ from daemon.storage.freespace import FreeSpace
 from daemon.storage.inventory import Volume
 from daemon.storage.inventorycache import InventoryCache
 from daemon.storage.record import VolumeSpec, VolumeState
+
+
+def _now() -> int:
+    """Seconds since 1970."""
+    return int(time.time())
 
 
 class VolumeCreator:
@@ -120,11 +126,12 @@ class VolumeCreator:
     async def _clone(self, spec: VolumeSpec, partial: Volume | None) -> Volume:
         """The same, as a copy."""
         volume = await self._cloner.clone(spec, partial)
+        record = replace(spec.record(VolumeState.READY), taken=volume.record.taken or _now() if spec.content else 0)
         if spec.parameters.filesystem == RAW:
             copied = min(self._cloner.source(spec).size, volume.size)
             volume = await self._cache.rewrite(volume, replace(volume.record, cleared=copied))
             volume = await self._block_devices.ensure_clear(volume)
-            return await self._cache.rewrite(volume, replace(volume.record, state=VolumeState.READY))
+            return await self._cache.rewrite(volume, replace(record, cleared=volume.record.cleared))
         async with self._disks.load(volume.pool):
             await self._cloner.renew_uuid(volume)
-        return await self._cache.rewrite(volume, spec.record(VolumeState.READY))
+        return await self._cache.rewrite(volume, record)

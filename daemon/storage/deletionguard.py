@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from contract.snapshot import CONTENT_KIND
 from contract.volume import DELETE
 from daemon.errors import NotAuthorized
 from daemon.storage.backend import Backend
@@ -19,7 +20,8 @@ from daemon.storage.record import Record, VolumeSpec, VolumeState, differences
 
 @dataclass(frozen=True)
 class Owner:
-    """The PersistentVolume that bears a volume's name now."""
+    """The object that a volume is of now: the PersistentVolume of its name, or of a snapshot the
+    VolumeSnapshotContent that its record names."""
 
     uid: str
     policy: str
@@ -35,8 +37,9 @@ class OwnerLookup(Protocol):
         """Its identity, the uid of its namespace kube-system. Empty: it could not be read yet."""
         ...
 
-    async def owner(self, pv: str) -> Owner | None:
-        """None: the API server says that there is none. Raises ApiUnavailable when it can't be asked."""
+    async def owner(self, pv: str, content: str = "") -> Owner | None:
+        """Of the volume of that name, or of the snapshot that this VolumeSnapshotContent owns. None: the API server
+        says that there is none. Raises ApiUnavailable when it can't be asked."""
         ...
 
 
@@ -60,15 +63,20 @@ def refusal(removal: RemovalReason, expected: Record, actual: Record, owner: Own
         return f"it belongs to cluster {actual.cluster}, and this one is {cluster or 'not known yet'}"
     if removal is RemovalReason.ORPHANED:
         if owner is not None:
-            return f"there is a PersistentVolume of its name (uid {owner.uid})"
+            return f"there is a {_kind(actual.content)} of its name (uid {owner.uid})"
         if not actual.cluster:
             return "its record does not say of which cluster it is"
         return ""
     if owner is None or owner.uid != actual.uid:
-        return f"the API server has no PersistentVolume of its uid {actual.uid} any more"
+        return f"the API server has no {_kind(actual.content)} of its uid {actual.uid} any more"
     if owner.policy != DELETE:
-        return f"its PersistentVolume has the reclaim policy {owner.policy}"
-    return "" if owner.reclaimable else "its PersistentVolume is not deleted, or may be in use still"
+        policy = "deletion" if actual.content else "reclaim"
+        return f"its {_kind(actual.content)} has the {policy} policy {owner.policy}"
+    return "" if owner.reclaimable else f"its {_kind(actual.content)} is not deleted, or may be in use still"
+
+
+def _kind(content: str) -> str:
+    return CONTENT_KIND if content else "PersistentVolume"
 
 
 class DeletionGuard:
@@ -84,7 +92,7 @@ class DeletionGuard:
 
     def before_removal(self, removal: RemovalReason) -> Precondition:
         async def checked(volume: Volume) -> Volume:
-            owner = await self._owner_lookup.owner(volume.pv)
+            owner = await self._owner_lookup.owner(volume.pv, volume.record.content)
             present = await self._backend.reread(volume)
             if why := refusal(removal, volume.record, present.record, owner, self._owner_lookup.cluster):
                 raise NotAuthorized(f"volume {volume.pv} is not {removal.value}: {why}")
@@ -103,15 +111,15 @@ class DeletionGuard:
         """Raises NotAuthorized unless the volume may be formatted. What an attempt that was cut off has left goes when
         the volume is made, if its PersistentVolume is still the one that is to have it. The backend compares the record
         that it finds."""
-        owner = await self._owner_lookup.owner(spec.pv)
+        owner = await self._owner_lookup.owner(spec.pv, spec.content)
         if owner is None or owner.uid != spec.uid:
             raise NotAuthorized(
-                f"volume {spec.pv} is not made: the API server has no PersistentVolume of its uid {spec.uid} now"
+                f"volume {spec.pv} is not made: the API server has no {_kind(spec.content)} of its uid {spec.uid} now"
             )
         if partial is not None and partial.record.state not in (VolumeState.FORMATTING, VolumeState.COPYING):
             raise NotAuthorized(f"volume {spec.pv} is not formatted: it is {partial.record.state.value}")
 
     async def wants_removal(self, volume: Volume) -> bool:
         """Whether its PersistentVolume says now that it is to be removed."""
-        owner = await self._owner_lookup.owner(volume.pv)
+        owner = await self._owner_lookup.owner(volume.pv, volume.record.content)
         return bool(owner and owner.uid == volume.record.uid and owner.policy == DELETE and owner.reclaimable)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from contract.filesystems import FILESYSTEMS, RAW
 from contract.parameters import ERASE, ZERO, VolumeParameters
+from contract.snapshot import is_snapshot
 from contract.volume import DELETE, RETAIN, Original
 
 _PREFIX = "elastic-local/"
@@ -22,6 +23,7 @@ _AUTOEXTEND = "thin-pool-autoextend"
 _SNAPSHOT_OF = "snapshot-of"
 _CLUSTER = "cluster"
 _GROWING = "growing"
+_CONTENT, _TAKEN = "snapshot-content", "taken"
 _CLEARED = "cleared"
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
@@ -71,13 +73,19 @@ class Record:
     ask, and is marked as soon as a PersistentVolume of its uid is seen."""
     cleared: int = 0
     """Of a block volume: bytes from its beginning in which is nothing that others wrote (see blockdevices)."""
+    content: str = ""
+    """Of a snapshot that users asked for: the VolumeSnapshotContent that owns it. `pv` is then the snapshot's own name
+    (contract.snapshot), and `uid` is that content's. Empty: a PersistentVolume owns it."""
+    taken: int = 0
+    """Of such a snapshot: of which moment it is, in seconds since 1970."""
     growing: bool = False
     """Its filesystem, which was sound, is being grown while it is not mounted: a process that was killed meanwhile has
     left it half done (daemon.storage.filesystems)."""
 
     def __post_init__(self) -> None:
         for key, value, good in (
-            ("pv", self.pv, (_SNAPSHOT if self.snapshot_of else _NAME).fullmatch(self.pv)),
+            ("pv", self.pv, self._is_name(self.pv)),
+            (_CONTENT, self.content, not self.content or _NAME.fullmatch(self.content)),
             (_SNAPSHOT_OF, self.snapshot_of, not self.snapshot_of or _NAME.fullmatch(self.snapshot_of)),
             ("uid", self.uid, _UID.fullmatch(self.uid)),
             (_CLUSTER, self.cluster, not self.cluster or _UID.fullmatch(self.cluster)),
@@ -89,16 +97,21 @@ class Record:
             if not good:
                 raise DamagedRecord(f"{key} is {value!r}")
 
+    def _is_name(self, pv: str) -> bool:
+        if self.content:
+            return is_snapshot(pv)
+        return (_SNAPSHOT if self.snapshot_of else _NAME).fullmatch(pv) is not None
+
     def to_tags(self) -> frozenset[str]:
         return frozenset(f"{_PREFIX}{key}={value}" for key, value in self.to_fields().items())
 
     def owner_tags(self) -> frozenset[str]:
         """Those that say whose it is."""
-        return self._tags_of("pv", "uid", _CLUSTER, _SNAPSHOT_OF)
+        return self._tags_of("pv", "uid", _CLUSTER, _SNAPSHOT_OF, _CONTENT)
 
     def deciding_tags(self) -> frozenset[str]:
         """Those that decide what may become of it: see `differences`."""
-        return self._tags_of("pv", "uid", _CLUSTER, "policy", "state", _SNAPSHOT_OF)
+        return self._tags_of("pv", "uid", _CLUSTER, "policy", "state", _SNAPSHOT_OF, _CONTENT)
 
     def _tags_of(self, *keys: str) -> frozenset[str]:
         return frozenset(f"{_PREFIX}{key}={value}" for key, value in self.to_fields().items() if key in keys)
@@ -118,6 +131,7 @@ class Record:
             **({_SNAPSHOT_OF: self.snapshot_of} if self.snapshot_of else {}),
             **({_CLUSTER: self.cluster} if self.cluster else {}),
             **({_CLEARED: str(self.cleared)} if self.filesystem == RAW else {}),
+            **({_CONTENT: self.content, _TAKEN: str(self.taken)} if self.content else {}),
             **({_GROWING: "yes"} if self.growing else {}),
         }
 
@@ -131,6 +145,7 @@ class Record:
             state=VolumeState.COPYING,
             thin_pool_autoextend=0,
             snapshot_of=self.pv,
+            content="",
             growing=False,
         )
 
@@ -143,6 +158,7 @@ def differences(expected: Record, actual: Record) -> str:
         ("state", expected.state.value, actual.state.value),
         ("cluster", expected.cluster, actual.cluster),
         ("snapshot-of", expected.snapshot_of, actual.snapshot_of),
+        ("snapshot-content", expected.content, actual.content),
     )
     return ", ".join(f"{key}: {now or 'none'} for {then or 'none'}" for key, then, now in pairs if then != now)
 
@@ -191,6 +207,8 @@ def from_fields(fields: Mapping[str, object]) -> Record | None:
         thin_pool_autoextend=_number(fields, _AUTOEXTEND),
         snapshot_of=str(fields.get(_SNAPSHOT_OF, "")),
         cluster=cluster,
+        content=str(fields.get(_CONTENT, "")),
+        taken=_number(fields, _TAKEN),
         cleared=_number(fields, _CLEARED) if text["filesystem"] == RAW else 0,
         growing=_GROWING in fields,
     )
@@ -220,6 +238,8 @@ class VolumeSpec:
     """What it begins as a copy of. None: it begins empty."""
     cluster: str = ""
     """The cluster that it is for. See Record."""
+    content: str = ""
+    """See Record."""
 
     def record(self, state: VolumeState) -> Record:
         """Raises DamagedRecord when the PersistentVolume holds what no record may."""
@@ -232,4 +252,5 @@ class VolumeSpec:
             self.parameters.erase,
             thin_pool_autoextend=self.parameters.thin_pool_autoextend,
             cluster=self.cluster,
+            content=self.content,
         )

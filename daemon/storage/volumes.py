@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from contract.filesystems import RAW
-from daemon.errors import BackendFailed, Damaged, InUse, Occupied, VolumeError
+from daemon.errors import BackendFailed, Damaged, Foreign, InUse, Occupied, VolumeError, VolumeNotFound
 from daemon.storage.backend import Backend
 from daemon.storage.blockdevices import BlockDevices
 from daemon.storage.cloning import VolumeCloner
@@ -34,7 +34,7 @@ from daemon.storage.freespace import FreeSpace, Reservation
 from daemon.storage.inventory import Inventory, Volume
 from daemon.storage.inventorycache import InventoryCache
 from daemon.storage.keyedqueue import KeyedQueue
-from daemon.storage.record import DamagedRecord, VolumeSpec
+from daemon.storage.record import DamagedRecord, Record, VolumeSpec, VolumeState
 from daemon.storage.snapshots import Snapshots
 from daemon.storage.staging import Staging, TargetPath
 from daemon.storage.thinpools import PoolExtension
@@ -244,6 +244,11 @@ class Volumes:
             "reclaim", pv, request, lambda: self._deleter.ensure_deleted(pv, uid, pool, removal)
         )
 
+    async def transfer(self, name: str, uid: str, to: Record) -> Volume:
+        """The snapshot, whose record says `uid`, belongs from now on to whom `to` names: uid, content and policy of it
+        are taken. Raises VolumeNotFound, and Foreign when the record says another uid by now."""
+        return await self._run_queued("transfer", name, (uid, to), lambda: self._transfer(name, uid, to))
+
     async def retain(self, pv: str, uid: str, pool: str, *, made: bool) -> None:
         """The volume says itself that it is to be kept, PersistentVolume or not. `made`: there is one. Raises
         PoolMissing when that, or what else `pool` may hold, can't be seen now, and Foreign when its name belongs to
@@ -305,6 +310,15 @@ class Volumes:
             except (VolumeError, OSError, Hung) as error:
                 log.warning("%s is left mounted: %s", target.path, error, extra={"volume": spec.pv})
             raise
+
+    async def _transfer(self, name: str, uid: str, to: Record) -> Volume:
+        volume = await self._cache.volume(name)
+        if volume is None or volume.record.state is not VolumeState.READY:
+            raise VolumeNotFound(f"snapshot {name} is not on this node (any more)")
+        if volume.record.uid != uid:
+            raise Foreign(f"snapshot {name} belongs to the VolumeSnapshotContent {volume.record.content} by now")
+        record = replace(volume.record, uid=to.uid, content=to.content, policy=to.policy)
+        return await self._cache.rewrite(volume, record)
 
     async def _unmount(self, target: TargetPath) -> None:
         await self._disks.at(target.name, partial(self._staging.unbind, target))

@@ -390,7 +390,7 @@ class Asked(Agreeing):
         self.away = False
         self.times = 0
 
-    async def owner(self, pv: str) -> Owner | None:
+    async def owner(self, pv: str, content: str = "") -> Owner | None:
         self.times += 1
         if self.away:
             raise ApiUnavailable("the API server can't be asked")

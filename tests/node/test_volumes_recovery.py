@@ -215,7 +215,7 @@ class Another(Agreeing):
 
     cluster = "99999999-2222-3333-4444-555555555555"
 
-    async def owner(self, pv: str) -> Owner | None:
+    async def owner(self, pv: str, content: str = "") -> Owner | None:
         return None
 
 

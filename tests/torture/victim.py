@@ -61,7 +61,7 @@ class Cluster:
         """From now on the PersistentVolumes are deleted of which the chains remove the volumes."""
         self._removed |= {each.pv for chain in chains for each in chain if each.kind == "reclaim"}
 
-    async def owner(self, pv: str) -> Owner | None:
+    async def owner(self, pv: str, content: str = "") -> Owner | None:
         return Owner(uid_of(pv), DELETE, reclaimable=pv in self._removed)
 
 

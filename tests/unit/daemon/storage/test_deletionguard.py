@@ -98,7 +98,7 @@ class Answering:
         self.owners: dict[str, Owner] = {}
         self.away = False
 
-    async def owner(self, pv: str) -> Owner | None:
+    async def owner(self, pv: str, content: str = "") -> Owner | None:
         if self.away:
             raise ApiUnavailable("the API server can't be asked")
         return self.owners.get(pv)

@@ -1,0 +1,278 @@
+"""The VolumeSnapshotContents of this node: their snapshots are made, reported and removed. It is what a csi-snapshotter
+and a CSI driver do together, without the call between them.
+
+A snapshot is a volume of its own, a copy of its source (contract.snapshot), so the same code makes, erases and counts
+it. Whatever its content says, only what its own record says is believed of what is there: a content that names a
+snapshot of somebody else gets none. A node's contents are those with its label, which the provisioner puts on.
+
+The objects are not Kubernetes' own: where their definitions are not installed, there are no snapshots, and it is looked
+again every minute.
+"""
+
+import asyncio
+import enum
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from contract import names, snapshot
+from contract.parameters import VolumeParameters
+from contract.snapshot import Handle, SnapshotContent
+from contract.volume import DELETE, RETAIN, Original, PersistentVolume
+from daemon.cluster.nodevolumes import NodeVolumes, checked_parameters
+from daemon.errors import Foreign, PoolMissing, Refused, VolumeError, VolumeNotFound, message_of
+from daemon.storage.deletionguard import OwnerLookup
+from daemon.storage.disks import disk_of
+from daemon.storage.inventory import Volume
+from daemon.storage.record import Record, VolumeSpec, VolumeState
+from daemon.storage.volumes import Volumes
+from kube.client import Cluster
+from kube.errors import ApiError, Conflict, NotFound, Unreachable
+from kube.events import Recorder
+from kube.informer import Informer
+from kube.records import Node
+from kube.resources import SNAPSHOT_CONTENTS
+from kube.workqueue import WorkQueue
+from service.logs import about
+
+log = logging.getLogger(__name__)
+
+CREATION_FAILED, DELETE_FAILED = "SnapshotCreationFailed", "SnapshotDeleteError"
+"""Those of the csi-snapshotter."""
+
+_PARALLELISM = 4
+"""Snapshots of one disk at a time. Copies of it take their turns in Volumes."""
+_INSTALLED_SECONDS = 60.0
+
+
+class Action(enum.Enum):
+    LEAVE = "leave"
+    CREATE = "create"
+    """Make it, or make what there is say so."""
+    FIND = "find"
+    """It is there already, and the content is to have it."""
+    REMOVE = "remove"
+    RETAIN = "retain"
+
+
+def plan(content: SnapshotContent, volume: Volume | None) -> Action:
+    """What a content of this node wants. `volume` is what the node has under the name of its snapshot."""
+    if content.deleting:
+        if not content.reclaimable or snapshot.FINALIZER not in content.finalizers:
+            return Action.LEAVE
+        return Action.REMOVE if content.deletion_policy == DELETE else Action.RETAIN
+    if volume is None or volume.record.uid != content.uid or volume.record.state is not VolumeState.READY:
+        return Action.FIND if content.source_handle else Action.CREATE
+    reported = content.ready and not content.being_created
+    return Action.LEAVE if reported and volume.record.policy == content.deletion_policy else Action.FIND
+
+
+class SnapshotController:
+    """Needs the informer of the PersistentVolumes synced."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        node: Node,
+        node_volumes: NodeVolumes,
+        volumes: Volumes,
+        owner_lookup: OwnerLookup,
+        pool_of: Callable[[VolumeParameters], str],
+        events: Recorder,
+    ) -> None:
+        self._cluster = cluster
+        self._node = node
+        self._node_volumes = node_volumes
+        self._volumes = volumes
+        self._owner_lookup = owner_lookup
+        self._pool_of = pool_of
+        self._events = events
+        self._contents = Informer[SnapshotContent](
+            cluster,
+            SNAPSHOT_CONTENTS,
+            snapshot.read,
+            label_selector=f"{names.NODE_LABEL}={names.node_label_value(node.name)}",
+        )
+        self._queue = WorkQueue(
+            self._reconcile, parallelism=_PARALLELISM, expected=(ApiError, VolumeError), of="snapshot", group=self._disk
+        )
+        self._contents.subscribe(lambda key, *_: self._queue.add(key))
+        self._contents.on_return(self._queue.hurry)
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            if await self._installed():
+                break
+            await asyncio.sleep(_INSTALLED_SECONDS)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._contents.run())
+            tasks.create_task(self._queue.run())
+
+    async def _installed(self) -> bool:
+        try:
+            await self._cluster.list(SNAPSHOT_CONTENTS, label_selector=f"{names.NODE_LABEL}=")
+        except ApiError as error:
+            log.debug("no snapshots: %s", error)
+            return False
+        return True
+
+    def enqueue(self, volume: str) -> None:
+        """The erasure of the volume of that name, a snapshot or not, has ended."""
+        if content := self._content_of(volume):
+            self._queue.add(content.name)
+
+    def has_content(self, record: Record) -> bool:
+        """Whether the VolumeSnapshotContent that owns the snapshot with this record is known to be there."""
+        content = self._contents.get(record.content)
+        return content is not None and content.uid == record.uid
+
+    def uids(self) -> set[str]:
+        """Of the contents of this node."""
+        return {content.uid for content in self._contents.values()}
+
+    def may_clone(self, one: str, source: str) -> bool:
+        """Whether the volume of the first name may begin as a copy of the second, where one of them is a snapshot: both
+        are of one namespace. Whoever may create a PersistentVolume can name any snapshot as its source."""
+        if content := self._content_of(one):
+            pv = self._node_volumes.get(source)
+            return content.source_volume == source and pv is not None and _is_of_namespace(pv, content)
+        content, pv = self._content_of(source), self._node_volumes.get(one)
+        return content is not None and pv is not None and content.ready and _is_of_namespace(pv, content)
+
+    def _content_of(self, volume: str) -> SnapshotContent | None:
+        return next((each for each in self._contents.values() if each.volume == volume), None)
+
+    def _disk(self, name: str) -> str:
+        content = self._contents.get(name)
+        return disk_of(content.pool) if content else ""
+
+    async def _reconcile(self, name: str) -> None:
+        content = self._contents.get(name)
+        if content is None:
+            return
+        with about(volume=content.volume, claim=f"{content.snapshot_namespace}/{content.snapshot_name}"):
+            action = plan(content, self._volumes.inventory.volume(content.volume))
+            try:
+                await self._perform(action, content)
+            except (Conflict, NotFound, Unreachable):
+                raise  # it passes by itself
+            except Exception as error:
+                await self._report(action, content, error)
+                raise
+
+    async def _perform(self, action: Action, content: SnapshotContent) -> None:
+        match action:
+            case Action.CREATE:
+                await self._create(content)
+            case Action.FIND:
+                await self._find(content)
+            case Action.REMOVE:
+                if await self._is_its_own(content):
+                    if not await self._volumes.reclaim(content.volume, content.uid, content.pool):
+                        return  # when its data is gone, it is enqueued again
+                    log.info("removed")
+                await self._remove_finalizer(content)
+            case Action.RETAIN:
+                if await self._is_its_own(content):
+                    await self._volumes.retain(content.volume, content.uid, content.pool, made=bool(content.handle))
+                await self._remove_finalizer(content)
+
+    async def _create(self, content: SnapshotContent) -> None:
+        """Makes it, and says so. A content that says already that it was ready has lost it."""
+        if content.ready:
+            raise VolumeNotFound(
+                f"snapshot {content.volume} was made on this node and is not there any more: bring back the disks that "
+                "it lies on; if they are gone for good, delete the VolumeSnapshot"
+            )
+        pv = self._node_volumes.get(content.source_volume)
+        if pv is None or not _is_of_namespace(pv, content):
+            raise Refused(
+                f"volume {content.source_volume} is not (any more) on node {self._node.name} for a claim of namespace "
+                f"{content.snapshot_namespace}: delete the VolumeSnapshot"
+            )
+        source = self._volumes.inventory.volume(pv.name)
+        if source is None or source.record.uid != pv.uid:
+            raise VolumeNotFound(
+                f"volume {pv.name} is not on this node (any more): bring back the disk that it lies on"
+            )
+        spec = VolumeSpec(
+            content.volume,
+            content.uid,
+            source.size,
+            content.deletion_policy,
+            checked_parameters(pv),
+            original=Original(pv.name, pv.uid),
+            content=content.name,
+        )
+        pool = self._pool_of(spec.parameters)
+        body = snapshot.being_created_patch(content, pool, source.record.filesystem)
+        await self._cluster.patch(SNAPSHOT_CONTENTS, content.name, body)
+        await self._say_ready(content, await self._volumes.prepare(spec))
+
+    async def _find(self, content: SnapshotContent) -> None:
+        """The snapshot that is there belongs to the content, or is handed to it: one that was retained, and whose
+        content is gone. Raises VolumeNotFound, Foreign, PoolMissing."""
+        volume = self._volumes.inventory.volume(content.volume)
+        if volume is None:
+            if hidden := self._volumes.inventory.unavailable:
+                pools = ", ".join(each.pool for each in hidden)
+                raise PoolMissing(f"snapshot {content.volume} is not to be seen now: {pools} can't be looked at")
+            raise VolumeNotFound(f"there is no snapshot {content.source_handle}: correct snapshotHandle")
+        record = volume.record
+        if not record.content or record.state is not VolumeState.READY:
+            raise VolumeNotFound(f"volume {content.volume} is no snapshot that is whole: correct snapshotHandle")
+        if record.uid != content.uid:
+            await self._check_free(content, record)
+        if (record.uid, record.policy) != (content.uid, content.deletion_policy):
+            to = replace(record, uid=content.uid, content=content.name, policy=content.deletion_policy)
+            volume = await self._volumes.transfer(volume.pv, record.uid, to)
+        body = snapshot.being_created_patch(content, volume.pool, volume.record.filesystem)
+        await self._cluster.patch(SNAPSHOT_CONTENTS, content.name, body)
+        await self._say_ready(content, volume)
+
+    async def _check_free(self, content: SnapshotContent, record: Record) -> None:
+        """Raises Foreign unless the snapshot was retained and its content is gone."""
+        owner = await self._owner_lookup.owner(content.volume, record.content)
+        if record.policy != RETAIN or (owner is not None and owner.uid == record.uid):
+            raise Foreign(
+                f"snapshot {content.source_handle} belongs to the VolumeSnapshotContent {record.content}: set its "
+                "deletionPolicy to Retain and delete it first"
+            )
+        if record.cluster and record.cluster != self._owner_lookup.cluster:
+            raise Foreign(f"snapshot {content.source_handle} belongs to another cluster")
+
+    async def _say_ready(self, content: SnapshotContent, volume: Volume) -> None:
+        handle = Handle(self._node.name, volume.pv)
+        body = snapshot.ready_status(content, handle, volume.size, volume.record.taken)
+        await self._cluster.patch(SNAPSHOT_CONTENTS, content.name, body, None, "status")
+        await self._cluster.patch(SNAPSHOT_CONTENTS, content.name, snapshot.created_patch(content))
+        log.info("ready")
+
+    async def _is_its_own(self, content: SnapshotContent) -> bool:
+        """Whether there may be a snapshot to be removed or retained for it. One that was never handed to it is not."""
+        if not content.source_handle:
+            return True
+        volume = self._volumes.inventory.volume(content.volume)
+        return content.ready and (volume is None or volume.record.uid == content.uid)
+
+    async def _remove_finalizer(self, content: SnapshotContent) -> None:
+        try:
+            await self._cluster.patch(SNAPSHOT_CONTENTS, content.name, snapshot.finalizer_removal_patch(content))
+        except NotFound:
+            log.info("somebody else removed its object")
+
+    async def _report(self, action: Action, content: SnapshotContent, error: Exception) -> None:
+        message = message_of(error)
+        if action in (Action.REMOVE, Action.RETAIN):
+            self._events.warning(content.reference, DELETE_FAILED, message)
+            return
+        self._events.warning(content.reference, CREATION_FAILED, message)
+        if content.error != message:
+            body = snapshot.error_status(content, message, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
+            await self._cluster.patch(SNAPSHOT_CONTENTS, content.name, body, None, "status")
+
+
+def _is_of_namespace(pv: PersistentVolume, content: SnapshotContent) -> bool:
+    return pv.claim is not None and pv.claim.namespace == content.snapshot_namespace
