@@ -74,6 +74,12 @@ class Unreachable(ApiError):
         self.retry_after = retry_after
 
 
+def is_not_served(error: Exception) -> bool:
+    """Whether the server does not have that kind of object, or not for us: its CustomResourceDefinition, or our RBAC
+    rule for it, is not there (yet). Both are of a component that not every cluster has. Rights are asked first."""
+    return isinstance(error, Forbidden) or (isinstance(error, Unreachable) and error.status == 404)
+
+
 _BY_STATUS: Mapping[int, type[ApiError]] = {
     400: Invalid,
     401: Unauthorized,

@@ -24,7 +24,7 @@ from typing import Generic, TypeVar
 
 from kube.backoff import Backoff
 from kube.client import Cluster
-from kube.errors import TOO_MANY_REQUESTS, ApiError, Forbidden, Gone, Json, Unreachable
+from kube.errors import TOO_MANY_REQUESTS, ApiError, Forbidden, Gone, Json, Unreachable, is_not_served
 from kube.resources import Resource
 
 T = TypeVar("T")
@@ -37,6 +37,10 @@ _AWAY = 2.0, 3.0
 """Seconds between two tries at most while nobody answers, or a proxy answers in the server's place: between the least
 and the most, by chance. What comes back is found soon, and costs nobody anything until then. A server that has too much
 to do (429) is another matter."""
+_NOT_SERVED = 20.0, 40.0
+"""Seconds between two looks for an optional kind that is not served: between the least and the most, by chance."""
+_STARTING = 5
+"""Tries after which a kind that was served is taken for one that is not any more."""
 _SHORT_WATCH = 1.0
 """Seconds. A watch that says nothing and ends sooner is a failure too, or a server that ends each at once would be
 asked without pause."""
@@ -54,14 +58,20 @@ class Informer(Generic[T]):
         namespace: str | None = None,
         label_selector: str = "",
         field_selector: str = "",
+        optional: bool = False,
     ) -> None:
-        """`parse` makes the record of an object, or None for one that is not kept."""
+        """`parse` makes the record of an object, or None for one that is not kept. `optional`: not every cluster serves
+        this kind (errors.is_not_served). That is no failure: it is said once, and asked again within a minute. Who
+        waits for its first list may wait for ever."""
         self._cluster = cluster
         self._resource = resource
         self._parse = parse
         self._namespace = namespace
         self._label_selector = label_selector
         self._field_selector = field_selector
+        self._optional = optional
+        self._not_served = 0
+        """Answers in succession that it is not served."""
         self._records: dict[str, T] = {}
         self._unreadable: set[str] = set()
         self._subscribers: list[Subscriber[T]] = []
@@ -122,6 +132,9 @@ class Informer(Generic[T]):
                 # Its first answer after an outage often is that it forgot this version: it is there, and can be listed.
                 failures, away, soon = (1 if soon else failures + 1), False, False
             except Exception as error:
+                if self._optional and is_not_served(error):
+                    await self._wait_until_served(error)
+                    continue
                 # One that answers "not yet" is coming back: its failures are counted anew.
                 was_away, away = away, isinstance(error, Unreachable) and not error.status
                 anew = time.monotonic() - started > _SHORT_WATCH or away is not was_away
@@ -133,6 +146,16 @@ class Informer(Generic[T]):
                 soon = isinstance(error, Unreachable) and error.status != TOO_MANY_REQUESTS
             pause = _BACKOFF.delay(failures)
             await asyncio.sleep(min(pause, random.uniform(*_AWAY)) if soon else pause)  # noqa: S311
+
+    async def _wait_until_served(self, error: Exception) -> None:
+        # What is served again may have been emptied meanwhile, and a watch would not tell.
+        self._version = None
+        self._not_served += 1
+        if self._not_served == 1:
+            _log.info("%s: not served to us, which is looked at again: %s", self._resource, error)
+        # A server that has just started answers like one that does not have the kind.
+        soon = self.synced and self._not_served <= _STARTING
+        await asyncio.sleep(random.uniform(*(_AWAY if soon else _NOT_SERVED)))  # noqa: S311
 
     def _report(self, error: Exception, failures: int) -> None:
         if isinstance(error, Forbidden):
@@ -190,6 +213,7 @@ class Informer(Generic[T]):
             self._put(key, None)
         self._unreadable &= seen
         self._version = version
+        self._not_served = 0
         self._synced.set()
 
     async def _follow(self) -> bool:

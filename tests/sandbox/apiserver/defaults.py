@@ -15,6 +15,8 @@ def prepare_new(body: Json) -> None:
         body["status"] = {"phase": phase}
     elif body["kind"] in _RESET_STATUS:
         body["status"] = {}
+    elif body["kind"] in _NO_STATUS:
+        body.pop("status", None)
 
 
 _FIRST_PHASE = {
@@ -26,6 +28,7 @@ _FIRST_PHASE = {
 _RESET_STATUS = frozenset(
     {"Deployment", "DaemonSet", "ReplicaSet", "StatefulSet", "Job", "Service", "PodDisruptionBudget"}
 )
+_NO_STATUS = frozenset({"VolumeSnapshot", "VolumeSnapshotContent"})
 
 
 def fill_in(body: Json) -> None:

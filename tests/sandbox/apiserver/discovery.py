@@ -1,6 +1,6 @@
 """How a client learns what is served: /version, /api, /apis and the lists of resources."""
 
-from tests.sandbox.apiserver.resources import Json, groups, served_by
+from tests.sandbox.apiserver.resources import Json, Serves, groups, served_by
 
 MINOR = "36"
 VERSION: Json = {
@@ -24,22 +24,24 @@ def core_versions(address: str) -> Json:
     }
 
 
-def group_list() -> Json:
-    return {"kind": "APIGroupList", "apiVersion": "v1", "groups": [_group(name) for name in groups()]}
+def group_list(serves: Serves) -> Json:
+    described = [_group(name, versions) for name, versions in groups(serves).items()]
+    return {"kind": "APIGroupList", "apiVersion": "v1", "groups": described}
 
 
-def group(name: str) -> Json | None:
-    return {"kind": "APIGroup", "apiVersion": "v1", **_group(name)} if name in groups() else None
+def group(name: str, serves: Serves) -> Json | None:
+    found = groups(serves).get(name)
+    return {"kind": "APIGroup", "apiVersion": "v1", **_group(name, found)} if found else None
 
 
-def _group(name: str) -> Json:
-    versions = [{"groupVersion": f"{name}/{version}", "version": version} for version in groups()[name]]
+def _group(name: str, served: list[str]) -> Json:
+    versions = [{"groupVersion": f"{name}/{version}", "version": version} for version in served]
     return {"name": name, "versions": versions, "preferredVersion": versions[0]}
 
 
-def resource_list(group_name: str, version: str) -> Json | None:
+def resource_list(group_name: str, version: str, serves: Serves) -> Json | None:
     """None for a group and version that is not served."""
-    served = served_by(group_name, version)
+    served = served_by(group_name, version, serves)
     if not served:
         return None
     listed: list[Json] = []

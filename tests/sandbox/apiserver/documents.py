@@ -5,20 +5,24 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from tests.sandbox.apiserver import codec, discovery, errors, openapi
+from tests.sandbox.apiserver.registry import Registry
 from tests.sandbox.apiserver.resources import Json
 
+_REGISTRY = web.AppKey("registry", Registry)
 
-def add_routes(app: web.Application) -> None:
+
+def add_routes(app: web.Application, registry: Registry) -> None:
+    app[_REGISTRY] = registry
     for path in ("/healthz", "/livez", "/readyz"):
         app.router.add_get(path, _healthy)
     app.router.add_get("/version", _constant(discovery.VERSION))
     app.router.add_get("/api", _core_versions)
     app.router.add_get("/api/{version}", _resources)
-    app.router.add_get("/apis", _constant(discovery.group_list()))
+    app.router.add_get("/apis", _groups)
     app.router.add_get("/apis/{group}", _group)
     app.router.add_get("/apis/{group}/{version}", _resources)
     app.router.add_get("/openapi/v2", _second)
-    app.router.add_get("/openapi/v3", _constant(openapi.third()))
+    app.router.add_get("/openapi/v3", _thirds)
     app.router.add_get("/openapi/v3/api/{version}", _third)
     app.router.add_get("/openapi/v3/apis/{group}/{version}", _third)
 
@@ -38,12 +42,17 @@ async def _core_versions(request: web.Request) -> web.Response:
     return codec.answer(discovery.core_versions(request.host))
 
 
+async def _groups(request: web.Request) -> web.Response:
+    return codec.answer(discovery.group_list(request.app[_REGISTRY].serves))
+
+
 async def _group(request: web.Request) -> web.Response:
-    return _found(discovery.group(request.match_info["group"]))
+    return _found(discovery.group(request.match_info["group"], request.app[_REGISTRY].serves))
 
 
 async def _resources(request: web.Request) -> web.Response:
-    return _found(discovery.resource_list(request.match_info.get("group", ""), request.match_info["version"]))
+    group, version = request.match_info.get("group", ""), request.match_info["version"]
+    return _found(discovery.resource_list(group, version, request.app[_REGISTRY].serves))
 
 
 async def _second(request: web.Request) -> web.Response:
@@ -52,8 +61,13 @@ async def _second(request: web.Request) -> web.Response:
     return codec.answer(openapi.second())
 
 
+async def _thirds(request: web.Request) -> web.Response:
+    return codec.answer(openapi.third(request.app[_REGISTRY].serves))
+
+
 async def _third(request: web.Request) -> web.Response:
-    return _found(openapi.third_of(request.match_info.get("group", ""), request.match_info["version"]))
+    group, version = request.match_info.get("group", ""), request.match_info["version"]
+    return _found(openapi.third_of(group, version, request.app[_REGISTRY].serves))
 
 
 def _found(document: Json | None) -> web.Response:

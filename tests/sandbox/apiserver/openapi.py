@@ -4,7 +4,7 @@ It asks whether PATCH of a kind takes the parameter fieldValidation; told so, it
 second version of the document is asked for as protobuf by older clients, so an empty one is written by hand.
 """
 
-from tests.sandbox.apiserver.resources import Json, groups, served_by
+from tests.sandbox.apiserver.resources import Json, Serves, groups, served_by
 
 PROTOBUF = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
 _INFO: Json = {"title": "Kubernetes", "version": "v1.36.0"}
@@ -25,14 +25,15 @@ def _text(number: int, content: bytes) -> bytes:
     return bytes([number << 3 | 2, len(content)]) + content
 
 
-def third() -> Json:
+def third(serves: Serves) -> Json:
     """The index of the third version: one document for each group and version."""
-    paths = ["api/v1"] + [f"apis/{group}/{version}" for group, versions in groups().items() for version in versions]
+    named = groups(serves).items()
+    paths = ["api/v1"] + [f"apis/{group}/{version}" for group, versions in named for version in versions]
     return {"paths": {path: {"serverRelativeURL": f"/openapi/v3/{path}?hash=1"} for path in paths}}
 
 
-def third_of(group: str, version: str) -> Json | None:
-    served = served_by(group, version)
+def third_of(group: str, version: str, serves: Serves) -> Json | None:
+    served = served_by(group, version, serves)
     if not served:
         return None
     root = f"/apis/{group}/{version}" if group else f"/api/{version}"

@@ -14,7 +14,7 @@ from typing import Any
 
 from tests.sandbox.apiserver import admission, defaults, errors, validation
 from tests.sandbox.apiserver.policies import CREATE, DELETE, UPDATE
-from tests.sandbox.apiserver.resources import NAMESPACES, PODS, Json, Resource
+from tests.sandbox.apiserver.resources import CUSTOM_RESOURCES, NAMESPACES, PODS, Json, Resource
 from tests.sandbox.apiserver.store import Store, Stored
 
 _SUFFIX_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
@@ -50,6 +50,10 @@ class Registry:
 
     def __init__(self, store: Store) -> None:
         self.store = store
+
+    def serves(self, resource: Resource) -> bool:
+        """A custom resource is there while its definition is."""
+        return not resource.custom or self.store.get(CUSTOM_RESOURCES, "", resource.qualified) is not None
 
     def get(self, resource: Resource, namespace: str, name: str) -> Stored:
         stored = self.store.get(resource, namespace, name)
@@ -127,6 +131,8 @@ class Registry:
             body = present | {"metadata": metadata, "status": body.get("status", {})}
         elif resource.has_status and not subresource:
             body["status"] = present.get("status", {})
+            if resource.custom and "status" not in present:
+                del body["status"]
         defaults.fill_in(body)
         if resource.counts_generations:
             changed = _intent(body) != _intent(present)

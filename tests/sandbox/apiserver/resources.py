@@ -1,5 +1,6 @@
 """What is served, one frozen record for each resource. Everything else looks here instead of at kinds by name."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,8 @@ class Resource:
     """Whether DELETE answers with the last state of the object instead of a Status."""
     more_subresources: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
     """Name, kind of its body, verbs."""
+    custom: bool = False
+    """It is served only while there is a CustomResourceDefinition called like `qualified`."""
 
     @property
     def api_version(self) -> str:
@@ -72,6 +75,21 @@ def _rbac(plural: str, kind: str, namespaced: bool) -> Resource:
     return Resource("rbac.authorization.k8s.io", "v1", plural, kind, namespaced=namespaced)
 
 
+def _snapshot(plural: str, kind: str, *short: str, **flags: Any) -> Resource:
+    """As the CustomResourceDefinitions of kubernetes-csi/external-snapshotter have them (client/config/crd)."""
+    return Resource(
+        "snapshot.storage.k8s.io",
+        "v1",
+        plural,
+        kind,
+        short_names=short,
+        counts_generations=True,
+        unconditional_update=False,
+        custom=True,
+        **flags,
+    )
+
+
 def _admission(plural: str, kind: str, **flags: Any) -> Resource:
     group = "admissionregistration.k8s.io"
     return Resource(group, "v1", plural, kind, namespaced=False, unconditional_update=False, **flags)
@@ -103,6 +121,18 @@ SERVICE_ACCOUNTS = _core("serviceaccounts", "ServiceAccount", "sa", returns_dele
 JOBS = Resource("batch", "v1", "jobs", "Job", categories=("all",), has_status=True, counts_generations=True)
 CLASSES = _storage("storageclasses", "StorageClass", "sc", namespaced=False)
 CAPACITIES = _storage("csistoragecapacities", "CSIStorageCapacity", unconditional_update=False)
+CUSTOM_RESOURCES = Resource(
+    "apiextensions.k8s.io",
+    "v1",
+    "customresourcedefinitions",
+    "CustomResourceDefinition",
+    namespaced=False,
+    short_names=("crd", "crds"),
+    categories=("api-extensions",),
+    has_status=True,
+    counts_generations=True,
+    unconditional_update=False,
+)
 LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease", create_on_update=True, unconditional_update=False)
 
 RESOURCES: tuple[Resource, ...] = (
@@ -142,6 +172,10 @@ RESOURCES: tuple[Resource, ...] = (
         counts_generations=True,
         unconditional_update=False,
     ),
+    CUSTOM_RESOURCES,
+    _snapshot("volumesnapshotclasses", "VolumeSnapshotClass", "vsclass", "vsclasses", namespaced=False),
+    _snapshot("volumesnapshots", "VolumeSnapshot", "vs", has_status=True),
+    _snapshot("volumesnapshotcontents", "VolumeSnapshotContent", "vsc", "vscs", namespaced=False, has_status=True),
     _core("resourcequotas", "ResourceQuota", "quota", has_status=True),
     # As in a cluster with the Prometheus operator.
     Resource("monitoring.coreos.com", "v1", "podmonitors", "PodMonitor", short_names=("pmon",)),
@@ -162,14 +196,18 @@ BY_QUALIFIED = {each.qualified: each for each in RESOURCES}
 BY_KIND = {(each.api_version, each.kind): each for each in RESOURCES}
 
 
-def groups() -> dict[str, list[str]]:
+Serves = Callable[[Resource], bool]
+"""Whether a resource is served now: see Resource.custom."""
+
+
+def groups(serves: Serves) -> dict[str, list[str]]:
     """The named groups that are served with their versions, in the order in which discovery lists them."""
     found: dict[str, list[str]] = {}
-    for each in RESOURCES:
+    for each in filter(serves, RESOURCES):
         if each.group and each.version not in found.setdefault(each.group, []):
             found[each.group].append(each.version)
     return found
 
 
-def served_by(group: str, version: str) -> list[Resource]:
-    return [each for each in RESOURCES if (each.group, each.version) == (group, version)]
+def served_by(group: str, version: str, serves: Serves) -> list[Resource]:
+    return [each for each in filter(serves, RESOURCES) if (each.group, each.version) == (group, version)]

@@ -38,7 +38,7 @@ def application(registry: Registry, bookmark_seconds: float, guard: Guard | None
         app[_GUARD] = guard
         reviews.add_routes(app, guard)
     api = Api(registry, bookmark_seconds)
-    documents.add_routes(app)
+    documents.add_routes(app, registry)
     app.router.add_route("*", "/{path:.*}", api.handle)
     return app
 
@@ -89,7 +89,7 @@ class Api:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         aim: Target | None = request.get(_TARGET)
-        if aim is None:
+        if aim is None or not self._registry.serves(aim.resource):
             raise errors.no_such_path()
         if request[_VERB] == "watch":
             return await self._watch(request, aim)
@@ -264,7 +264,8 @@ def patching(kind: str, patch: Any, aim: Target) -> Callable[[Json], Json]:
         raise errors.bad_request("error decoding patch: a patch of this type is an object")
     if kind == patches.MERGE_PATCH:
         return lambda present: cast(Json, patches.merge(present, patch))
-    if kind == patches.STRATEGIC_PATCH:
+    if kind == patches.STRATEGIC_PATCH and not aim.resource.custom:
         shape = strategic.shape_of(aim.resource.kind)
         return lambda present: strategic.merge(present, patch, shape)
-    raise errors.unsupported_media_type(kind, patches.CONTENT_TYPES)
+    taken = [each for each in patches.CONTENT_TYPES if each != patches.STRATEGIC_PATCH or not aim.resource.custom]
+    raise errors.unsupported_media_type(kind, taken)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from tests.sandbox.apiserver import names, pods, policies, volumes
+from tests.sandbox.apiserver import names, pods, policies, snapshots, volumes
 from tests.sandbox.apiserver.errors import FieldError, forbidden_value, invalid_value, required
 from tests.sandbox.apiserver.resources import Json, Resource
 
@@ -97,6 +97,9 @@ _RULES: dict[str, Check] = {
     "StorageClass": volumes.check_class,
     "CSIStorageCapacity": volumes.check_capacity,
     "Pod": pods.check,
+    "VolumeSnapshotClass": snapshots.check_class,
+    "VolumeSnapshotContent": snapshots.check_content,
+    "VolumeSnapshot": snapshots.check_snapshot,
     "ValidatingAdmissionPolicy": policies.check_policy,
     "ValidatingAdmissionPolicyBinding": policies.check_binding,
     "Event": _event,
@@ -108,13 +111,18 @@ _RULES: dict[str, Check] = {
     "Job": _job,
 }
 
-_STATUS_UPDATE_RULES: dict[str, CheckUpdate] = {"PersistentVolumeClaim": volumes.check_claim_status_update}
+_STATUS_UPDATE_RULES: dict[str, CheckUpdate] = {
+    "PersistentVolumeClaim": volumes.check_claim_status_update,
+    "VolumeSnapshotContent": snapshots.check_content_status_update,
+}
 
 _UPDATE_RULES: dict[str, CheckUpdate] = {
     "PersistentVolume": volumes.check_volume_update,
     "PersistentVolumeClaim": volumes.check_claim_update,
     "StorageClass": volumes.check_class_update,
     "CSIStorageCapacity": volumes.check_capacity_update,
+    "VolumeSnapshotContent": snapshots.check_content_update,
+    "VolumeSnapshot": snapshots.check_snapshot_update,
     "Pod": pods.check_update,
     "Deployment": _immutable("spec", "selector"),
     "DaemonSet": _immutable("spec", "selector"),

@@ -34,18 +34,18 @@ def parse(body: Json) -> str | None:
 
 
 class Following:
-    def __init__(self, cluster: Cluster) -> None:
-        self.informer = Informer(cluster, VOLUMES, parse)
+    def __init__(self, cluster: Cluster, *, optional: bool = False) -> None:
+        self.informer = Informer(cluster, VOLUMES, parse, optional=optional)
         self.told: list[tuple[str, str | None, str | None]] = []
         self.informer.subscribe(lambda *change: self.told.append(change))
 
 
 @asynccontextmanager
-async def following(server: ApiServer, folder: Path) -> AsyncIterator[Following]:
+async def following(server: ApiServer, folder: Path, *, optional: bool = False) -> AsyncIterator[Following]:
     """An informer at work. Once the script is used up, watches stay open and silent."""
     server.script += [("GET", stream(keep_open=True))] * 3
     async with connected(server, folder) as cluster:
-        made = Following(cluster)
+        made = Following(cluster, optional=optional)
         task = asyncio.create_task(made.informer.run())
         try:
             yield made
@@ -290,3 +290,28 @@ async def test_watches_that_end_at_once_are_not_asked_without_pause(
     async with following(server, tmp_path):
         await until(lambda: len(server.asked) == 8)
     assert failures == [1, 2, 3]
+
+
+@pytest.mark.parametrize("answer", [(404, ""), (403, "Forbidden")], ids=["not served", "not allowed"])
+async def test_a_kind_that_not_every_cluster_serves_is_waited_for_in_silence(
+    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    answer: tuple[int, str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("kube.informer._NOT_SERVED", (0.001, 0.002))
+    caplog.set_level(logging.INFO, "kube.informer")
+    server.next("GET", *[status(*answer)] * 20, page(["a"], "5"))
+    async with following(server, tmp_path, optional=True) as it:
+        await until(lambda: it.informer.synced)
+    assert it.told == [("a", None, "small")]
+    assert [record.levelname for record in caplog.records if record.name == "kube.informer"] == ["INFO"]
+
+
+async def test_one_that_is_not_served_any_more_is_listed_anew_when_it_is(
+    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing tells that its objects went with it."""
+    monkeypatch.setattr("kube.informer._AWAY", (0.001, 0.002))
+    server.next("GET", page(["a", "b"], "5"), _LOST, *[status(404, "")] * 3, page(["b"], "50"))
+    async with following(server, tmp_path, optional=True) as it:
+        await until(lambda: ("a", "small", None) in it.told)
+        assert it.informer.get("b") == "small"
