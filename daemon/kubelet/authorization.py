@@ -11,8 +11,9 @@ daemon believes only the folder, which the kubelet made, and asks the API server
   yet.
 
 The same holds for CSI, though there the kubelet names the volume itself and no pod can have an inline one: the rules
-are one, so what a pod may do does not depend on the driver. What CSI asks for without a pod (staging, expanding) needs
-the claim to hold its volume.
+are one, so what a pod may do does not depend on the driver. What CSI asks for without a pod (staging, expanding) shows
+nothing to anybody, and makes and extends no more than the PersistentVolume was granted: it is enough that there is one
+and that it is for this node.
 
 The decision is a pure function of what was found; the fetching around it is thin. Of the request's own arguments two
 are used. "Read-only" can only take rights away. The pod's name is a hint where to look for a pod that the informer has
@@ -78,18 +79,18 @@ def decide(
         raise (NoSuchVolume if volume is None else Refused)(_not_its_claim(folder, pod))
     if isinstance(folder, PodDevice) != (volume.volume_mode == BLOCK):
         raise Refused(f"volume {volume.name} has volumeMode {volume.volume_mode}, and is asked for as the other")
-    check_claim(volume, claim)
+    _check_claim(volume, claim)
     if all(mention.ephemeral for mention in mentions) and (claim is None or claim.controller != pod.uid):
         raise Refused(
             f"claim {volume.claim} was not made for pod {pod.name}: delete it, and Kubernetes makes the pod's own, "
             "or name it under persistentVolumeClaim"
         )
-    check_node(volume, node)
+    _check_node(volume, node)
     only_reads = bool(volume.access_modes) and set(volume.access_modes) == {READ_ONLY_MANY}
     return Authorization(volume, pod, read_only or only_reads or all(mention.read_only for mention in mentions))
 
 
-def check_claim(volume: PersistentVolume, claim: Claim | None) -> None:
+def _check_claim(volume: PersistentVolume, claim: Claim | None) -> None:
     """`claim` is the one of the volume's claimRef. Raises Refused when it does not hold the volume."""
     if volume.claim is None:
         raise Refused(f"volume {volume.name} is bound to no claim: see `kubectl describe pv`")
@@ -99,7 +100,7 @@ def check_claim(volume: PersistentVolume, claim: Claim | None) -> None:
         raise Refused(f"claim {volume.claim} is not bound to volume {volume.name}: see `kubectl describe pvc`")
 
 
-def check_node(volume: PersistentVolume, node: Node) -> None:
+def _check_node(volume: PersistentVolume, node: Node) -> None:
     """Raises Refused when the volume is on another one."""
     if other := other_node(volume, node):
         raise Refused(f"volume {volume.name} lives on node {other} and can't be mounted on {node.name}")
@@ -158,15 +159,15 @@ class Authorizer:
         """The CSI volume of that name, which this node may have. Raises NoSuchVolume, Refused, and Undecided."""
         try:
             volume = await self._volume(name) if _NAME.fullmatch(name) else None
-            claim = await self._claim(volume.claim.namespace, volume.claim.name) if volume and volume.claim else None
         except ApiError as error:
             raise Undecided(
                 f"can't ask the API server about volume {name}, the kubelet tries again: {error}"
             ) from error
         if volume is None or volume.source != CSI:
             raise NoSuchVolume(f"there is no PersistentVolume {name[:253]!r} of our CSI driver")
-        check_claim(volume, claim)
-        check_node(volume, self._node)
+        if volume.claim is None:
+            raise Refused(f"volume {volume.name} is for no claim: see `kubectl describe pv`")
+        _check_node(volume, self._node)
         return volume
 
     async def _pod(self, folder: PodFolder, hint: PodHint) -> Pod | None:
