@@ -71,15 +71,15 @@ async def _by_period(folder: Path, mounted: contextlib.ExitStack) -> list[float]
     folder.mkdir()
     disks = folder / "disks"
     disks.mkdir()
-    async with discovery(folder) as found:
+    async with discovery(folder) as discovered:
 
         async def look_every_period() -> None:
             while True:
-                await found.look(configured(class_config(disks)))
+                await discovered.look(configured(class_config(disks)))
                 await asyncio.sleep(_PERIOD)
 
         async with _beside(look_every_period()):
-            return await _plug(found.cluster, disks, mounted, pause=_PERIOD / _DISKS)
+            return await _plug(discovered.cluster, disks, mounted, pause=_PERIOD / _DISKS)
 
 
 async def _plug(cluster: Cluster, disks: Path, mounted: contextlib.ExitStack, pause: float) -> list[float]:

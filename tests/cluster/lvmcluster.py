@@ -112,9 +112,9 @@ class LvmCluster:
 
     async def volume(self, name: str) -> LogicalVolume:
         """What LVM knows of it."""
-        found = (await self.tools.report()).volume(self.group, name)
-        assert found, f"there is no {self.group}/{name}"
-        return found
+        volume = (await self.tools.report()).volume(self.group, name)
+        assert volume, f"there is no {self.group}/{name}"
+        return volume
 
     def by_hand(self, *arguments: str) -> None:
         """What a person at the node does with LVM."""

@@ -10,13 +10,13 @@ from tests.sandbox.nodes import Node
 
 def sizes(node: Node) -> dict[str, int]:
     """Bytes of each volume that a node with the loop backend holds, by the name of its PersistentVolume."""
-    found = {}
+    bytes_of = {}
     for image in node.data.rglob("*.img"):
         try:
-            found[image.stem] = image.stat().st_size
+            bytes_of[image.stem] = image.stat().st_size
         except FileNotFoundError:
             continue  # removed since it was listed
-    return found
+    return bytes_of
 
 
 def image(node: Node, volume: str) -> Path:

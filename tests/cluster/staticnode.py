@@ -84,13 +84,13 @@ class Offered:
         """As it is in that phase, and made anew if the UID of an earlier one is given."""
 
         async def so() -> Json | None:
-            found = await self.body()
-            if found and found["status"]["phase"] == phase and found["metadata"]["uid"] != not_uid:
-                return found
+            body = await self.body()
+            if body and body["status"]["phase"] == phase and body["metadata"]["uid"] != not_uid:
+                return body
             return None
 
-        found: Json = await until(so, what=f"{self.name} is {phase}")
-        return found
+        body: Json = await until(so, what=f"{self.name} is {phase}")
+        return body
 
     async def until_event(self, reason: str, text: str = "") -> str:
         return await until_event(self._sandbox, self.name, reason, text)

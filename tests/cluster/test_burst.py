@@ -63,11 +63,11 @@ async def until_running(namespace: Namespace, number: int, without: Collection[s
 
     async def ready() -> dict[str, Json] | None:
         pods = {body["metadata"]["name"]: body for body in await namespace.sandbox.api.list(PODS, namespace.name)}
-        found = {name: body for name, body in pods.items() if is_ready(body)}
-        return found if len(found) == number and not pods.keys() & set(without) else None
+        running = {name: body for name, body in pods.items() if is_ready(body)}
+        return running if len(running) == number and not pods.keys() & set(without) else None
 
-    found: dict[str, Json] = await until(ready, what=f"{number} pods are running", seconds=60)
-    return found
+    running: dict[str, Json] = await until(ready, what=f"{number} pods are running", seconds=60)
+    return running
 
 
 async def all_told(namespace: Namespace, waiting: list[str]) -> bool:

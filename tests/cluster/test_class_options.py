@@ -68,6 +68,6 @@ async def test_the_filesystem_is_made_and_mounted_as_the_class_says(
     shown = mount.options | mount.filesystem_options
     for option in mount_options:
         assert any(word == option or word.startswith(f"{option}:") for word in shown), shown
-    found = onnode.output(*tool, onnode.image(node, name))
+    output = onnode.output(*tool, onnode.image(node, name))
     for finding in findings:
-        assert re.search(finding, found), found
+        assert re.search(finding, output), output

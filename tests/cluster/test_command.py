@@ -123,8 +123,8 @@ async def test_a_healthy_node_and_cluster_have_no_fault(namespace: Namespace) ->
     } <= checks
 
     node = sandbox.nodes["node-b"]
-    found = (await on_node(node, "doctor", "--output", "json")).json
-    verdicts = {finding["check"]: finding["verdict"] for finding in found}
+    findings = (await on_node(node, "doctor", "--output", "json")).json
+    verdicts = {finding["check"]: finding["verdict"] for finding in findings}
     assert verdicts["permissions of the daemon"] == "ok"
     assert verdicts["node node-b: published capacity"] == "ok"
     assert verdicts["socket"] == verdicts["driver"] == verdicts["storage (LOOP)"] == "ok"

@@ -123,11 +123,11 @@ async def _until_written(folder: Path, lines: int) -> None:
 
 def _sizes(node: Node) -> list[int]:
     """Bytes of the block devices that the node's volumes are."""
-    found = []
+    sizes = []
     for device in mountspace.loop_devices(node.data):
         with device.open("rb") as opened:
-            found.append(opened.seek(0, os.SEEK_END))
-    return found
+            sizes.append(opened.seek(0, os.SEEK_END))
+    return sizes
 
 
 async def _all_room_is_free(namespace: Namespace) -> bool:

@@ -104,13 +104,13 @@ async def _offers_nothing(sandbox: Sandbox) -> bool:
 async def _leader(sandbox: Sandbox) -> tuple[Program, Program]:
     """Who leads and who follows, once somebody does."""
 
-    async def found() -> Program | None:
+    async def leading() -> Program | None:
         for program in sandbox.provisioners:
             if await _leads(sandbox, program):
                 return program
         return None
 
-    leader: Program = await until(found, what="somebody leads")
+    leader: Program = await until(leading, what="somebody leads")
     return leader, next(program for program in sandbox.provisioners if program is not leader)
 
 

@@ -13,9 +13,9 @@ from tests.waiting import until
 async def lose(node: Node, volume: str) -> None:
     """The volume, record and all."""
     await until(lambda: not (node.staging / volume).exists(), what="nobody uses it")
-    found = list(node.data.rglob(f"{volume}*"))
-    assert found
-    for path in found:
+    paths = list(node.data.rglob(f"{volume}*"))
+    assert paths
+    for path in paths:
         path.unlink()
     assert volume not in onnode.sizes(node)
 

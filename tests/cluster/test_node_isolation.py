@@ -106,10 +106,10 @@ async def unharmed(case: IsolationCase) -> AsyncIterator[None]:
 
 async def _theirs(case: IsolationCase) -> list[Json]:
     """What others than the thief may write as well does not count."""
-    found = [await case.body(name) for name in (case.volume, case.offered)]
+    bodies = [await case.body(name) for name in (case.volume, case.offered)]
     return [
         {"spec": each["spec"], "metadata": {key: each["metadata"][key] for key in ("uid", "labels", "finalizers")}}
-        for each in found
+        for each in bodies
     ]
 
 
@@ -337,9 +337,9 @@ async def test_an_unassigned_volume_can_be_taken_but_not_assigned_elsewhere(
 
 
 async def _read(case: IsolationCase, name: str) -> PersistentVolume:
-    found = contract_volume.read(await case.body(name))
-    assert found
-    return found
+    pv = contract_volume.read(await case.body(name))
+    assert pv
+    return pv
 
 
 async def _lets_go(case: IsolationCase, name: str) -> bool:

@@ -108,9 +108,9 @@ async def test_a_node_that_comes_back_under_another_name_has_its_data(fresh_sand
 
         await namespace.create(PODS, pod("reader", {"/data": "data"}, script=_READ))
         await namespace.until_running("reader")
-        found = await sandbox.api.get(VOLUMES, volume)
-        assert found["metadata"]["labels"][names.NODE_LABEL] == "new-name"
-        assert names.FINALIZER in found["metadata"]["finalizers"]
+        body = await sandbox.api.get(VOLUMES, volume)
+        assert body["metadata"]["labels"][names.NODE_LABEL] == "new-name"
+        assert names.FINALIZER in body["metadata"]["finalizers"]
 
 
 async def test_claims_and_volumes_of_opted_in_classes_go_with_their_node(fresh_sandbox: MakeSandbox) -> None:

@@ -56,38 +56,44 @@ async def test_the_life_of_a_volume_in_figures(fresh_sandbox: MakeSandbox) -> No
         await namespace.create(CLAIMS, claim("shared", "16Mi", "immediate", accessModes=["ReadWriteMany"]))
         await namespace.until_event("shared", "ProvisioningFailed")
 
-        found = await scrape(node)
-        assert found.sum("elastic_local_volumes", state="ready") == 1
-        assert found.sum("elastic_local_pool_size_bytes", pool="loop") == 96 * _MIB
-        assert found.sum("elastic_local_pool_free_bytes", pool="loop") == 64 * _MIB
-        assert found.sum("elastic_local_operation_duration_seconds_count", operation="prepare", outcome="success") >= 1
-        assert found.sum("elastic_local_operation_duration_seconds_count", operation="mount", outcome="success") == 1
-        assert found.sum("elastic_local_callout_duration_seconds_count", verb="mount", outcome="success") == 1
-        assert found.sum("elastic_local_command_duration_seconds_count", command="mkfs.ext4", outcome="success") == 1
+        metrics = await scrape(node)
+        assert metrics.sum("elastic_local_volumes", state="ready") == 1
+        assert metrics.sum("elastic_local_pool_size_bytes", pool="loop") == 96 * _MIB
+        assert metrics.sum("elastic_local_pool_free_bytes", pool="loop") == 64 * _MIB
+        assert (
+            metrics.sum("elastic_local_operation_duration_seconds_count", operation="prepare", outcome="success") >= 1
+        )
+        assert metrics.sum("elastic_local_operation_duration_seconds_count", operation="mount", outcome="success") == 1
+        assert metrics.sum("elastic_local_callout_duration_seconds_count", verb="mount", outcome="success") == 1
+        assert metrics.sum("elastic_local_command_duration_seconds_count", command="mkfs.ext4", outcome="success") == 1
 
         volume = (await namespace.until_bound("data"))["metadata"]["name"]
         await namespace.delete(PODS, "user")
         await namespace.delete(CLAIMS, "data")
         await namespace.until_gone(VOLUMES, volume)
 
-        found = await scrape(node)
-        assert found.sum("elastic_local_volumes") == 0
-        assert found.sum("elastic_local_pool_free_bytes", pool="loop") == 96 * _MIB
-        assert found.sum("elastic_local_operation_duration_seconds_count", operation="unmount", outcome="success") == 1
-        assert found.sum("elastic_local_operation_duration_seconds_count", operation="reclaim", outcome="success") >= 1
+        metrics = await scrape(node)
+        assert metrics.sum("elastic_local_volumes") == 0
+        assert metrics.sum("elastic_local_pool_free_bytes", pool="loop") == 96 * _MIB
+        assert (
+            metrics.sum("elastic_local_operation_duration_seconds_count", operation="unmount", outcome="success") == 1
+        )
+        assert (
+            metrics.sum("elastic_local_operation_duration_seconds_count", operation="reclaim", outcome="success") >= 1
+        )
 
-        found = await scrape(provisioner)
+        metrics = await scrape(provisioner)
         ours, claims = {"class": "elastic-local", "source": ""}, "controller_persistentvolumeclaim_provision"
-        assert found.sum(f"{claims}_total", **ours) == 1
-        assert found.sum(f"{claims}_duration_seconds_count", **ours) == 1
-        assert found.sum(f"{claims}_failed_total", **{"class": "immediate"}) >= 1
-        assert found.sum(f"{claims}_failed_total", **ours) == 0
-        assert found.sum("controller_persistentvolume_delete_total", **ours) == 1
-        assert found.sum("controller_persistentvolume_delete_duration_seconds_count", **ours) == 1
+        assert metrics.sum(f"{claims}_total", **ours) == 1
+        assert metrics.sum(f"{claims}_duration_seconds_count", **ours) == 1
+        assert metrics.sum(f"{claims}_failed_total", **{"class": "immediate"}) >= 1
+        assert metrics.sum(f"{claims}_failed_total", **ours) == 0
+        assert metrics.sum("controller_persistentvolume_delete_total", **ours) == 1
+        assert metrics.sum("controller_persistentvolume_delete_duration_seconds_count", **ours) == 1
         assert {"0.005", "10.0", "+Inf"} <= {
-            labels["le"] for labels in found.labels(f"{claims}_duration_seconds_bucket")
+            labels["le"] for labels in metrics.labels(f"{claims}_duration_seconds_bucket")
         }
-        assert found.sum("elastic_local_provisioner_leading") == 1
+        assert metrics.sum("elastic_local_provisioner_leading") == 1
 
 
 async def test_a_follower_is_ready_and_says_that_it_does_not_lead(fresh_sandbox: MakeSandbox) -> None:
@@ -106,5 +112,5 @@ async def test_a_follower_is_ready_and_says_that_it_does_not_lead(fresh_sandbox:
 
 
 async def _one_leads(urls: list[str]) -> bool:
-    found = await asyncio.gather(*(scrape(url) for url in urls))
-    return sorted(figures.sum("elastic_local_provisioner_leading") for figures in found) == [0, 1]
+    metrics = await asyncio.gather(*(scrape(url) for url in urls))
+    return sorted(figures.sum("elastic_local_provisioner_leading") for figures in metrics) == [0, 1]

@@ -31,8 +31,8 @@ async def told_of_node(sandbox: Sandbox, reason: str, words: str) -> None:
 
     async def told() -> bool:
         path = '{range .items[*]}{.involvedObject.kind} {.reason} {.message}{"\\n"}{end}'
-        found = await sandbox.kubectl("get", "events", "-n", "default", "-o", f"jsonpath={path}")
-        return any(line.startswith(f"Node {reason} ") and words in line for line in found.splitlines())
+        events = await sandbox.kubectl("get", "events", "-n", "default", "-o", f"jsonpath={path}")
+        return any(line.startswith(f"Node {reason} ") and words in line for line in events.splitlines())
 
     await until(told, what=f"{reason} with {words!r} is told of the node")
 

@@ -134,8 +134,8 @@ async def _a_class_comes_and_goes(sandbox: Sandbox) -> None:
     """The daemons publish room for it, and take that away again."""
 
     async def published() -> bool:
-        found = await sandbox.api.list(CAPACITIES, names.NAMESPACE)
-        return any(each["storageClassName"] == "passing" for each in found)
+        bodies = await sandbox.api.list(CAPACITIES, names.NAMESPACE)
+        return any(each["storageClassName"] == "passing" for each in bodies)
 
     await sandbox.api.create(CLASSES, storage_class("passing"))
     await until(published, what="there is room for the class")
@@ -254,8 +254,8 @@ async def _a_disk_is_offered_and_cleaned(namespace: Namespace, node: Node) -> No
         await api.patch(JOBS, job["metadata"]["name"], {"status": {"succeeded": 1}}, names.NAMESPACE, "status")
 
         async def offered_anew() -> bool:
-            found = [each for each in await api.list(VOLUMES) if each["spec"].get("storageClassName") == "disks"]
-            return any(each["metadata"]["uid"] != volume["metadata"]["uid"] for each in found)
+            bodies = [each for each in await api.list(VOLUMES) if each["spec"].get("storageClassName") == "disks"]
+            return any(each["metadata"]["uid"] != volume["metadata"]["uid"] for each in bodies)
 
         await until(offered_anew, what="the clean disk is offered anew")
         await until(lambda: _untainted(namespace.sandbox, node), what="the taint is gone")
@@ -302,11 +302,11 @@ async def deprived(sandbox: Sandbox, right: Right) -> AsyncIterator[None]:
     kind, name = right.role
     roles = _ROLES if kind == "Role" else _CLUSTER_ROLES
     namespace = right.namespace if roles.namespaced else None
-    found = await sandbox.api.get(roles, name, namespace)
-    less = [part for rule in found["rules"] for part in _parts(rule) if Rule.read(part) != right.rule]
+    body = await sandbox.api.get(roles, name, namespace)
+    less = [part for rule in body["rules"] for part in _parts(rule) if Rule.read(part) != right.rule]
     await sandbox.api.patch(roles, name, {"rules": less}, namespace)
     yield
-    await sandbox.api.patch(roles, name, {"rules": found["rules"]}, namespace)
+    await sandbox.api.patch(roles, name, {"rules": body["rules"]}, namespace)
 
 
 def _parts(rule: Json) -> Iterator[Json]:

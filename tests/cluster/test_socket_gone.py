@@ -72,13 +72,13 @@ async def _until_unready(node: Node, words: str) -> None:
 
 async def _offers(sandbox: Sandbox, node: Node, size: int) -> bool:
     """Whether that many bytes are all that the node offers to the class."""
-    found = [
+    offered = [
         quantity.parse(item["capacity"])
         for item in await sandbox.api.list(CAPACITIES, names.NAMESPACE)
         if item["storageClassName"] == "elastic-local"
         and item["nodeTopology"]["matchLabels"][names.HOSTNAME_LABEL] == node.hostname
     ]
-    return found == [size]
+    return offered == [size]
 
 
 async def _told(sandbox: Sandbox, node: Node, words: str) -> bool:

@@ -172,7 +172,7 @@ async def _unmounted_when_it_is_released(namespace: Namespace, volume: Offered, 
 async def _scraped(node: Node) -> None:
     status, text = await fetch(f"{node.url}/metrics")
     assert status == 200
-    found = {}
+    families = {}
     values: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
     for family in text_string_to_metric_families(text):
         # The library adds to each counter and histogram when it was made.
@@ -181,14 +181,14 @@ async def _scraped(node: Node) -> None:
         name, samples = family.name.removeprefix(PREFIX), family.samples
         assert samples, f"{name} was met in this life"
         labels = {frozenset(each.labels) - {"le"} for each in samples}
-        found[name + ("_total" if family.type == "counter" else "")] = (family.type, *map(set, labels))
+        families[name + ("_total" if family.type == "counter" else "")] = (family.type, *map(set, labels))
         if family.type == "histogram":
             first = samples[0].labels
             others = {key: value for key, value in first.items() if key != "le"}
             bounds = [each.labels["le"] for each in samples if others.items() < each.labels.items()]
             assert bounds == BUCKETS
         values |= {(each.name.removeprefix(PREFIX), tuple(sorted(each.labels.items()))): each.value for each in samples}
-    assert found == METRICS
+    assert families == METRICS
 
     def value(name: str, **labels: str) -> float:
         return values[name, tuple(sorted(labels.items()))]

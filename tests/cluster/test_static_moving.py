@@ -43,10 +43,10 @@ async def test_migration_from_the_go_provisioner(fresh_sandbox: MakeSandbox) -> 
         later = Offered(sandbox, node, "later", "sc1")
         mount(fast / "later")
         await later.until("Available")
-        found = await sandbox.api.list(VOLUMES)
-        mine = {body["metadata"]["name"] for body in found if label.items() <= _labels(body).items()}
+        bodies = await sandbox.api.list(VOLUMES)
+        mine = {body["metadata"]["name"] for body in bodies if label.items() <= _labels(body).items()}
         assert mine == {one.name, two.name, later.name}, "no entry has a second one, and no other node's is touched"
-        assert len(found) == 6
+        assert len(bodies) == 6
 
         await namespace.delete(CLAIMS, "in-use")
         again = await one.until("Available", not_uid=before)

@@ -37,8 +37,8 @@ def container(request: pytest.FixtureRequest, buildah: list[str]) -> Iterator[st
 def labels(buildah: list[str], container: str) -> dict[str, str]:
     """Of the image."""
     shown = subprocess.run([*buildah, "inspect", container], capture_output=True, text=True, check=True).stdout
-    found: dict[str, str] = json.loads(shown)["OCIv1"]["config"]["Labels"]
-    return found
+    image_labels: dict[str, str] = json.loads(shown)["OCIv1"]["config"]["Labels"]
+    return image_labels
 
 
 @pytest.fixture(scope="session")

@@ -154,8 +154,8 @@ class CapacityMachine(RuleBasedStateMachine):
         ]
         pool_of = self.storage.node.make_backend().pool_of
         pvs = list(self.storage.pvs.values())
-        found = desired(classes, pool_of, self.volumes.inventory, pvs, NODE)
-        return {published.capacity.storage_class: published.capacity for published in found.values()}
+        objects = desired(classes, pool_of, self.volumes.inventory, pvs, NODE)
+        return {published.capacity.storage_class: published.capacity for published in objects.values()}
 
     # What the provisioner and Kubernetes do.
 
@@ -395,6 +395,6 @@ class CapacityMachine(RuleBasedStateMachine):
     def beyond(self, ratio: float) -> int:
         """Bytes that a pool may have reserved beyond its size."""
         (pool,) = {room.pool for room in self.published.values()}
-        found = self.volumes.inventory.pool(pool)
-        assert found
-        return int(found.size * (ratio - 1)) if found.thin else 0
+        seen = self.volumes.inventory.pool(pool)
+        assert seen
+        return int(seen.size * (ratio - 1)) if seen.thin else 0

@@ -108,9 +108,9 @@ def lvm_node(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Node]:
 
 @pytest.fixture(params=["loop", "folder"])
 def node(request: pytest.FixtureRequest) -> Node:
-    found = request.getfixturevalue(f"{request.param.split('-')[0]}_node")
-    assert isinstance(found, Node)
-    return found
+    made = request.getfixturevalue(f"{request.param.split('-')[0]}_node")
+    assert isinstance(made, Node)
+    return made
 
 
 @pytest.fixture

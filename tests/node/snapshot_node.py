@@ -62,7 +62,7 @@ async def no_snapshots(volumes: Volumes) -> Inventory:
             await asyncio.sleep(0.02)
     noted = volumes.inventory
     await volumes.refresh()
-    found = volumes.inventory
-    assert not [*found.snapshots, *found.foreign, *found.damaged]
-    assert {(pool.name, pool.free) for pool in noted.pools} == {(pool.name, pool.free) for pool in found.pools}
-    return found
+    seen = volumes.inventory
+    assert not [*seen.snapshots, *seen.foreign, *seen.damaged]
+    assert {(pool.name, pool.free) for pool in noted.pools} == {(pool.name, pool.free) for pool in seen.pools}
+    return seen

@@ -122,13 +122,13 @@ async def discovery(folder: Path) -> AsyncIterator[Discovery]:
     async with api(folder) as cluster:
         await cluster.patch(NODES, NODE, {"metadata": {"labels": {"zone": "a"}}})
         await create_class(cluster, "slow", reclaimPolicy="Retain", mountOptions=["noatime"])
-        found = Discovery(cluster, read_node(await cluster.get(NODES, NODE)))
-        await found.cache.set_identity(ProvisionerIdentity.of(found.node, Configuration()))
-        tasks = [asyncio.create_task(part.run()) for part in (found.cache.informer, found.classes)]
+        discovered = Discovery(cluster, read_node(await cluster.get(NODES, NODE)))
+        await discovered.cache.set_identity(ProvisionerIdentity.of(discovered.node, Configuration()))
+        tasks = [asyncio.create_task(part.run()) for part in (discovered.cache.informer, discovered.classes)]
         try:
-            await found.cache.informer.wait_synced()
-            await found.classes.wait_synced()
-            yield found
+            await discovered.cache.informer.wait_synced()
+            await discovered.classes.wait_synced()
+            yield discovered
         finally:
             for task in tasks:
                 task.cancel()

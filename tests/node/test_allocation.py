@@ -32,9 +32,9 @@ def group(metadata: Metadata, make_disks: MakeDisks) -> Iterator[str]:
 
 async def free(metadata: Metadata, name: str) -> FreeExtents:
     state = await metadata.state()
-    found = state.group(name)
-    assert found
-    return state.free_extents(found)
+    group = state.group(name)
+    assert group
+    return state.free_extents(group)
 
 
 async def break_up(metadata: Metadata, name: str, chance: random.Random) -> None:

@@ -62,10 +62,10 @@ async def test_groups_that_differ_and_one_that_is_missing(
 
     commands: list[Completed] = []
     monkeypatch.setattr(command, "observers", [*command.observers, commands.append])
-    found = await backend.inspect()
+    seen = await backend.inspect()
     assert [completed.argv[:2] for completed in commands] == [("lvm", "fullreport")]
-    assert {pool.name: before[pool.name] - pool.available() for pool in found.pools} == dict.fromkeys(before, 64 * MIB)
-    group = found.pool(volume_group)
+    assert {pool.name: before[pool.name] - pool.available() for pool in seen.pools} == dict.fromkeys(before, 64 * MIB)
+    group = seen.pool(volume_group)
     assert group
     assert group.free - group.available() == RESERVE
 

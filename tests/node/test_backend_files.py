@@ -227,17 +227,17 @@ async def test_killed_while_creating(kind: str, data: Path, changes: int) -> Non
     backend = await started(kind, data)
     inventory = await backend.inspect()
     assert not [*inventory.foreign, *inventory.damaged]
-    found = inventory.volume("pvc-1")
-    if found is None:
+    survivor = inventory.volume("pvc-1")
+    if survivor is None:
         assert files(data) == []
-    if found is None or found.record.state is VolumeState.FORMATTING:
+    if survivor is None or survivor.record.state is VolumeState.FORMATTING:
         volume = await backend.create(SPEC)
         assert volume.size == 8 * MIB
-        found = volume
-    async with backend.device(found) as place:
+        survivor = volume
+    async with backend.device(survivor) as place:
         write(place)
         assert holds_data(place)
-    await removed(backend, found)
+    await removed(backend, survivor)
     assert files(data) == []
 
 
@@ -254,12 +254,12 @@ async def test_killed_while_removing(kind: str, data: Path, changes: int) -> Non
     backend = await started(kind, data)
     inventory = await backend.inspect()
     assert not [*inventory.foreign, *inventory.damaged]
-    found = inventory.volume("pvc-1")
-    if found is None:
+    survivor = inventory.volume("pvc-1")
+    if survivor is None:
         assert files(data) == []
         return
-    if found.record.state is VolumeState.READY:
-        async with backend.device(found) as place:
+    if survivor.record.state is VolumeState.READY:
+        async with backend.device(survivor) as place:
             assert holds_data(place)
     else:
         # Somebody wants it again before the removal was done: it comes back whole and without the old data.
@@ -268,8 +268,8 @@ async def test_killed_while_removing(kind: str, data: Path, changes: int) -> Non
         if kind == "folder":
             async with backend.device(again) as place:
                 assert list(place.iterdir()) == []
-        found = again
-    await removed(backend, found)
+        survivor = again
+    await removed(backend, survivor)
     assert files(data) == []
 
 
@@ -282,10 +282,10 @@ async def test_killed_while_rewriting(kind: str, data: Path, changes: int) -> No
     with crash_before_change(changes, data):
         await backend.rewrite(volume, after)
     backend = await started(kind, data)
-    found = (await backend.inspect()).volume("pvc-1")
-    assert found
-    assert found.record in (volume.record, after)
-    assert (found.record == after) == (changes >= 2)
+    seen = (await backend.inspect()).volume("pvc-1")
+    assert seen
+    assert seen.record in (volume.record, after)
+    assert (seen.record == after) == (changes >= 2)
 
 
 async def removed(backend: Backend, volume: Volume) -> None:
@@ -397,9 +397,9 @@ async def test_a_full_disk_keeps_nobody_from_being_noted_or_removed(kind: str, s
     fill(small_disk)
     volumes = [await backend.rewrite(volume, replace(volume.record, policy="Retain")) for volume in volumes]
     backend = await started(kind, data, None)
-    found = await backend.inspect()
-    assert not [*found.foreign, *found.damaged]
-    assert sorted(volume.record.pv for volume in found.volumes if volume.record.policy == "Retain") == [*names]
+    seen = await backend.inspect()
+    assert not [*seen.foreign, *seen.damaged]
+    assert sorted(volume.record.pv for volume in seen.volumes if volume.record.policy == "Retain") == [*names]
     for volume in volumes:
         await removed(backend, volume)
     assert files(data) == []
@@ -432,10 +432,10 @@ async def test_killed_while_removing_from_a_full_disk(kind: str, small_disk: Pat
         await removed(backend, volume)
     assert not (death.came and changes == MOST_CHANGES), "try more of them"
     backend = await started(kind, data, None)
-    found = await backend.inspect()
-    assert not [*found.foreign, *found.damaged]
-    assert found.volume("pvc-2") == other
-    if left := found.volume("pvc-1"):
+    seen = await backend.inspect()
+    assert not [*seen.foreign, *seen.damaged]
+    assert seen.volume("pvc-2") == other
+    if left := seen.volume("pvc-1"):
         await removed(backend, left)
     await removed(backend, other)
     assert files(data) == []

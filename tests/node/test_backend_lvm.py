@@ -45,7 +45,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[Completed]:
     return seen
 
 
-async def found(backend: LvmBackend, pv: str = "pvc-1") -> Volume | None:
+async def present(backend: LvmBackend, pv: str = "pvc-1") -> Volume | None:
     return (await backend.inspect()).volume(pv)
 
 
@@ -112,7 +112,7 @@ async def test_killed_between_creating_and_formatting(
     volume = await restarted.create(grown)
     assert volume.record == grown.record(VolumeState.FORMATTING)
     assert volume.size == 2 * GIB
-    assert await found(restarted) == volume
+    assert await present(restarted) == volume
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ async def test_a_ready_volume_or_one_of_another_is_never_given_out(backend: LvmB
     namesake = replace(volume, record=replace(volume.record, uid="uid-2"))
     with pytest.raises(NotAuthorized, match="uid: uid-1 for uid-2"):
         await backend.remove(namesake)
-    assert await found(backend) == volume
+    assert await present(backend) == volume
 
 
 async def test_foreign_volumes_are_listed_and_untouched(lvm: Lvm, backend: LvmBackend, volume_group: str) -> None:
@@ -225,7 +225,7 @@ async def test_no_room_is_reported_with_the_figures(backend: LvmBackend, volume_
     with pytest.raises(NoSpace) as caught:
         await backend.extend(volume, 10 * GIB)
     assert caught.value.needed == 9 * GIB
-    assert await found(backend) == volume
+    assert await present(backend) == volume
 
 
 @pytest.mark.parametrize("spec", [SPEC, THIN])
@@ -252,7 +252,7 @@ async def test_in_use_it_stays_and_grows_with_its_filesystem(
     async with thin_backend.device(volume) as device:
         await filesystem.check("ext4", device)
     await thin_backend.remove(volume)
-    assert await found(thin_backend) is None
+    assert await present(thin_backend) is None
 
 
 async def test_the_thin_pool_is_made_once_with_room_to_spare(

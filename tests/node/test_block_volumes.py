@@ -157,10 +157,10 @@ async def test_a_copy(node: Node) -> None:
     copy = replace(source, pv=f"pvc-{uuid.uuid4()}", uid="copy", size=24 * MIB, original=original)
     shown = device_of(node, copy.pv)
     await volumes.mount(copy, shown, read_only=False)
-    found = content(shown.path)
-    assert len(found) == 24 * MIB
-    assert found[4 * MIB : 4 * MIB + len(SECRET)] == SECRET
-    assert not any(found[4 * MIB + len(SECRET) :])
+    copied = content(shown.path)
+    assert len(copied) == 24 * MIB
+    assert copied[4 * MIB : 4 * MIB + len(SECRET)] == SECRET
+    assert not any(copied[4 * MIB + len(SECRET) :])
     await volumes.unmount(shown)
     await volumes.unmount(device)
 

@@ -87,9 +87,9 @@ def thick_machine(tools: Lvm, group: str, tmp_path: Path, classes: dict[str, dic
         @staticmethod
         def make_storage() -> Storage:
             async def free() -> int:
-                found = (await tools.report()).group(group)
-                assert found
-                return found.free
+                volume_group = (await tools.report()).group(group)
+                assert volume_group
+                return volume_group.free
 
             async def come(name: str, size: int) -> None:
                 await tools.create_volume(group, name, size)

@@ -165,9 +165,9 @@ async def test_a_copy_that_was_cut_off_is_erased_before_its_space_is_free(
         with pytest.raises(VolumeError, match="cut off"):
             await volumes.prepare(clone)
     assert not await volumes.reclaim(clone.pv, clone.uid, node.pool)
-    found = volumes.inventory.volume(clone.pv)
-    assert found
-    assert found.record.state is VolumeState.ERASING
+    volume = volumes.inventory.volume(clone.pv)
+    assert volume
+    assert volume.record.state is VolumeState.ERASING
     await volumes.close()
 
 

@@ -196,8 +196,8 @@ async def test_a_disk_that_fails_keeps_the_volume_and_its_space(
 async def test_on_a_missing_disk_nothing_can_be_erased(node: Node) -> None:
     class OnMissingDisk(RawBackend):
         async def inspect(self) -> Inventory:
-            found = await super().inspect()
-            return replace(found, volumes=[replace(each, health=VolumeHealth.MISSING_DEVICE) for each in found.volumes])
+            seen = await super().inspect()
+            return replace(seen, volumes=[replace(each, health=VolumeHealth.MISSING_DEVICE) for each in seen.volumes])
 
         async def reread(self, volume: Volume) -> Volume:
             return replace(await super().reread(volume), health=VolumeHealth.MISSING_DEVICE)
@@ -469,8 +469,8 @@ async def test_an_erasure_ends_when_the_volume_was_given_to_another(
     volume = volumes.inventory.volume(node.pv)
     assert volume
     backend = node.make_backend()
-    found = await backend.reread(volume)
-    await backend.rewrite(found, replace(found.record, uid="heir"))
+    present = await backend.reread(volume)
+    await backend.rewrite(present, replace(present.record, uid="heir"))
     record = await stands_still(volumes, node)
     assert record.uid == "heir"
     assert await volumes.reclaim(node.pv, "uid", node.pool)  # of the old one nothing is left, and the heir's stays

@@ -66,9 +66,9 @@ async def look(metadata: Metadata, group: str) -> Inventory:
 
 
 async def pool_of(metadata: Metadata, group: str) -> Pool:
-    found = (await look(metadata, group)).pool(group)
-    assert found
-    return found
+    seen = (await look(metadata, group)).pool(group)
+    assert seen
+    return seen
 
 
 def offered(pool: Pool, **parameters: object) -> int:
@@ -127,18 +127,18 @@ async def test_a_disk_that_lvm_finds_twice(metadata: Metadata, group: str, disks
 async def test_an_exported_group(metadata: Metadata, group: str) -> None:
     metadata.run("vgexport", group)
     assert not metadata.makes(group, "one", 1)
-    found = await look(metadata, group)
-    assert found.pool(group) is None
-    assert f"`vgimport {group}`" in found.why_unavailable(group)
+    seen = await look(metadata, group)
+    assert seen.pool(group) is None
+    assert f"`vgimport {group}`" in seen.why_unavailable(group)
 
 
 async def test_a_group_of_another_host(metadata: Metadata, group: str) -> None:
     metadata.run("vgchange", "--yes", "--systemid=other", group)
     try:
         assert not metadata.makes(group, "one", 1)
-        found = await look(metadata, group)
-        assert found.pool(group) is None
-        assert f'`vgchange --systemid "" {group}`' in found.why_unavailable(group)
+        seen = await look(metadata, group)
+        assert seen.pool(group) is None
+        assert f'`vgchange --systemid "" {group}`' in seen.why_unavailable(group)
     finally:
         identity = 'global { system_id_source = "lvmlocal" } local { system_id = "other" }'
         metadata.run("vgchange", "--yes", "--systemid=", "--config", identity, group)
@@ -165,9 +165,9 @@ async def test_a_group_that_its_metadata_keep_from_being_changed(
     metadata.run("vgcfgrestore", "--force", "--file", str(backup), group)
     try:
         assert not metadata.makes(group, "one", 1)
-        found = await look(metadata, group)
-        pool = found.pool(group)
-        assert told in (pool.blocked if pool else found.why_unavailable(group))
+        seen = await look(metadata, group)
+        pool = seen.pool(group)
+        assert told in (pool.blocked if pool else seen.why_unavailable(group))
         assert pool is None or offered(pool) == 0
     finally:
         backup.write_text(clean_exit_codes)

@@ -205,8 +205,8 @@ async def test_a_disk_that_hangs_is_reported_with_its_remedy_and_others_are_serv
                 return next((event["message"] for event in events if event["reason"] == reason), "")
 
             async def made(name: str) -> bool:
-                found = await read_pv(cluster, name)
-                return bool(found and found.made)
+                pv = await read_pv(cluster, name)
+                return bool(pv and pv.made)
 
             async def create(name: str, disk: str) -> None:
                 options: Any = {"device-class": disk}

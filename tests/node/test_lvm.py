@@ -41,15 +41,15 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[Completed]:
 
 
 async def volume(lvm: Lvm, group: str, name: str) -> LogicalVolume:
-    found = (await lvm.report()).volume(group, name)
-    assert found is not None
-    return found
+    volume = (await lvm.report()).volume(group, name)
+    assert volume is not None
+    return volume
 
 
 async def free(lvm: Lvm, group: str) -> int:
-    found = (await lvm.report()).group(group)
-    assert found is not None
-    return found.free
+    volume_group = (await lvm.report()).group(group)
+    assert volume_group is not None
+    return volume_group.free
 
 
 @contextmanager

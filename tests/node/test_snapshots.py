@@ -103,8 +103,8 @@ async def test_pods_come_go_and_write_while_their_volume_is_copied(
     await volumes.mount(clone, shown, read_only=False)
     assert (shown.path / "file").read_bytes() == SECRET * 4096
     assert (folder.path / "file").read_bytes() == bytes(len(SECRET) * 4096)
-    found = await no_snapshots(volumes)
-    assert {volume.pv for volume in found.volumes} == {source.pv, clone.pv}
+    inventory = await no_snapshots(volumes)
+    assert {volume.pv for volume in inventory.volumes} == {source.pv, clone.pv}
     assert (await volumes.expand(larger)).size == 2 * SIZE
     await volumes.unmount(folder)
     await reclaimed(node, volumes, source)
@@ -152,9 +152,9 @@ async def test_a_snapshot_that_overflows_fails_the_copy_and_not_the_source(
         gate.opened.set()
         with pytest.raises(NotCloned, match=r"so much was written to .* the 8Mi of .* were not enough: this is tried"):
             await copying
-    found = (await no_snapshots(volumes)).volume(clone.pv)
-    assert found
-    assert found.record.state is VolumeState.COPYING
+    seen = (await no_snapshots(volumes)).volume(clone.pv)
+    assert seen
+    assert seen.record.state is VolumeState.COPYING
     write(folder.path / "file", SECRET * 4096)
     assert (await volumes.prepare(clone)).record.state is VolumeState.READY
     await volumes.unmount(folder)

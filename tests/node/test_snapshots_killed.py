@@ -124,15 +124,15 @@ async def test_a_crash_at_any_moment_leaves_nothing(node: Node, owner: Any, name
 
     await asyncio.to_thread(killed, copied, owner, name, when)
 
-    found = await node.make_backend().inspect()
-    assert not [*found.foreign, *found.damaged]
-    original = found.volume(source.pv)
+    seen = await node.make_backend().inspect()
+    assert not [*seen.foreign, *seen.damaged]
+    original = seen.volume(source.pv)
     assert original
     assert (original.size, original.health) == (volumes.inventory.volume(source.pv).size, original.health)  # type: ignore[union-attr]
-    taken = sum(each.size for each in (*found.volumes, *found.snapshots))
-    (pool,) = found.pools
+    taken = sum(each.size for each in (*seen.volumes, *seen.snapshots))
+    (pool,) = seen.pools
     assert (pool.free, pool.ours) == (pool.size - taken, taken)
-    assert len(found.snapshots) == (0 if (name, when) == ("remove", "after") else 1)
+    assert len(seen.snapshots) == (0 if (name, when) == ("remove", "after") else 1)
 
     restarted = await started(node)
     await no_snapshots(restarted)

@@ -188,17 +188,17 @@ class Volume:
 
 @pytest.fixture
 def volume(attach: Attach, tmp_path: Path) -> Iterator[Volume]:
-    found = Volume(tmp_path / "volumes" / "one", tmp_path / "volumes" / "other")
+    prepared = Volume(tmp_path / "volumes" / "one", tmp_path / "volumes" / "other")
     device = attach(32 * MIB)
     subprocess.run(["mkfs.ext4", "-q", device], check=True)
-    for path in (found.path, found.neighbour):
+    for path in (prepared.path, prepared.neighbour):
         path.mkdir(parents=True)
-    subprocess.run(["mount", device, found.path], check=True)
-    (found.neighbour / "data").write_bytes(PATTERN)
-    yield found
+    subprocess.run(["mount", device, prepared.path], check=True)
+    (prepared.neighbour / "data").write_bytes(PATTERN)
+    yield prepared
     with contextlib.suppress(OSError):
-        mounting.unmount(found.path / "nested")
-    mounting.unmount(found.path)
+        mounting.unmount(prepared.path / "nested")
+    mounting.unmount(prepared.path)
 
 
 def test_folder_clean_removes_everything_but_the_folder(volume: Volume) -> None:
@@ -325,10 +325,10 @@ def test_a_folder_swapped_for_a_link_after_it_was_listed(volume: Volume, monkeyp
     swaps = iter([lambda: swap_for_link(volume.path / "victim", volume.neighbour)])
 
     def list_then_swap(descriptor: int) -> list[str]:
-        found = names(descriptor)
-        if "victim" in found:
+        listed = names(descriptor)
+        if "victim" in listed:
             next(swaps, lambda: None)()
-        return found
+        return listed
 
     monkeypatch.setattr(foldertree, "_names", list_then_swap)
     folder.clean(volume.path)

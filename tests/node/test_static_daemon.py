@@ -121,8 +121,8 @@ async def test_offered_released_cleaned_and_offered_again(daemon: RunningDaemon)
     await daemon.cluster.patch(VOLUMES, PV, {"metadata": {"finalizers": None}})
 
     async def anew() -> bool:
-        found = await daemon.volume()
-        return found is not None and found["metadata"]["uid"] != first["metadata"]["uid"]
+        volume = await daemon.volume()
+        return volume is not None and volume["metadata"]["uid"] != first["metadata"]["uid"]
 
     await until(anew)
     assert list(disk.iterdir()) == []

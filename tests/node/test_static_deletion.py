@@ -60,13 +60,13 @@ class Disks:
 @pytest.fixture
 def disks(tmp_path: Path) -> Iterator[Disks]:
     with contextlib.ExitStack() as cleanup:
-        found = Disks(tmp_path / "disks", tmp_path / "images", cleanup)
-        found.images.mkdir()
-        found.folder.mkdir()
+        prepared = Disks(tmp_path / "disks", tmp_path / "images", cleanup)
+        prepared.images.mkdir()
+        prepared.folder.mkdir()
         cleanup.callback(unmount_below, tmp_path)
-        for path in (found.one, found.two):
-            found.mount(path)
-        yield found
+        for path in (prepared.one, prepared.two):
+            prepared.mount(path)
+        yield prepared
 
 
 def unmount_below(folder: Path) -> None:

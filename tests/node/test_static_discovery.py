@@ -22,8 +22,8 @@ MIB = 1 << 20
 
 @pytest.fixture
 async def node(tmp_path: Path) -> AsyncIterator[Discovery]:
-    async with discovery(tmp_path / "api") as found:
-        yield found
+    async with discovery(tmp_path / "api") as discovered:
+        yield discovered
 
 
 async def test_mounts_of_two_classes_become_volumes(node: Discovery, fast: Path, slow: Path) -> None:
@@ -34,9 +34,9 @@ async def test_mounts_of_two_classes_become_volumes(node: Discovery, fast: Path,
         class_config(fast), class_config(slow, "slow", fs_type="xfs"), set_owner=True, node_labels=("zone",)
     )
     assert await node.look(chosen) == []
-    found = await node.volumes()
-    assert set(found) == {"/host/fast/one", "/host/fast/two", "/host/slow/one", "/host/slow/two"}
-    body = found["/host/slow/one"]
+    offered = await node.volumes()
+    assert set(offered) == {"/host/fast/one", "/host/fast/two", "/host/slow/one", "/host/slow/two"}
+    body = offered["/host/slow/one"]
     metadata = body["metadata"]
     assert metadata["name"] == volume_name("one", NODE, "slow")
     assert metadata["labels"] == {"zone": "a", names.NODE_LABEL: NODE, names.OTHER_HOSTNAME_LABEL: "host-1"}
@@ -53,7 +53,7 @@ async def test_mounts_of_two_classes_become_volumes(node: Discovery, fast: Path,
         "mountOptions": ["noatime"],
         "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [hostname]}]}},
     }
-    assert found["/host/fast/one"]["spec"]["persistentVolumeReclaimPolicy"] == "Delete"
+    assert offered["/host/fast/one"]["spec"]["persistentVolumeReclaimPolicy"] == "Delete"
     assert node.value("persistentvolume_discovery_total", mode="Filesystem") == 4
     assert node.value("persistentvolume_discovery_duration_seconds_count", mode="Filesystem") == 4
     assert node.value("persistentvolume_capacity_bytes", mode="Filesystem") == 70 * MIB
@@ -174,9 +174,9 @@ async def test_a_class_that_is_missing_in_the_cluster(node: Discovery, fast: Pat
 async def test_a_reclaim_policy_that_means_nothing(
     node: Discovery, fast: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = node.classes.get("fast")
-    assert found
-    monkeypatch.setattr(node.classes, "get", lambda name: replace(found, reclaim_policy="Recycle"))
+    storage_class = node.classes.get("fast")
+    assert storage_class
+    monkeypatch.setattr(node.classes, "get", lambda name: replace(storage_class, reclaim_policy="Recycle"))
     (error,) = await node.look(configured(class_config(fast)))
     assert error == "class fast: reclaimPolicy of StorageClass fast is Recycle: allowed is Delete or Retain"
 

@@ -25,8 +25,8 @@ MIB = 1 << 20
 
 @pytest.fixture
 async def node(tmp_path: Path) -> AsyncIterator[Discovery]:
-    async with discovery(tmp_path / "api") as found:
-        yield found
+    async with discovery(tmp_path / "api") as discovered:
+        yield discovered
 
 
 async def refused(node: Discovery, reason: str = DUPLICATE) -> str:
@@ -159,7 +159,7 @@ async def given(node: Discovery, entry: str, phase: str) -> str:
     await node.cluster.create(VOLUMES, body)
     await node.cluster.patch(VOLUMES, name, {"metadata": {"finalizers": None}})
     await node.cluster.patch(VOLUMES, name, {"status": {"phase": phase}}, subresource="status")
-    await until(lambda: (found := node.cache.get(name)) is not None and found.phase == phase)
+    await until(lambda: (cached := node.cache.get(name)) is not None and cached.phase == phase)
     return name
 
 

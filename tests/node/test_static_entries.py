@@ -22,8 +22,8 @@ MIB = 1 << 20
 
 @pytest.fixture
 async def node(tmp_path: Path) -> AsyncIterator[Discovery]:
-    async with discovery(tmp_path / "api") as found:
-        yield found
+    async with discovery(tmp_path / "api") as discovered:
+        yield discovered
 
 
 async def test_invalid_entries_are_reported_once(node: Discovery, fast: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -98,9 +98,9 @@ async def test_block_devices_linked_or_made_there(
     (fast / "linked disk").symlink_to(linked)
     os.mknod(fast / "made", 0o660 | 0o060000, Path(made).stat().st_rdev)
     assert await node.look(configured(class_config(fast, volume_mode=mode))) == []
-    found = await node.volumes()
-    assert set(found) == {"/host/fast/linked disk", "/host/fast/made"}
-    for body in found.values():
+    offered = await node.volumes()
+    assert set(offered) == {"/host/fast/linked disk", "/host/fast/made"}
+    for body in offered.values():
         assert body["spec"]["volumeMode"] == expected
         assert body["spec"]["capacity"]["storage"] == "12Mi"
     assert node.value("persistentvolume_capacity_bytes", mode=expected) == 24 * MIB

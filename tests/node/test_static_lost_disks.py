@@ -23,8 +23,8 @@ MIB = 1 << 20
 
 @pytest.fixture
 async def node(tmp_path: Path) -> AsyncIterator[Discovery]:
-    async with discovery(tmp_path / "api") as found:
-        yield found
+    async with discovery(tmp_path / "api") as discovered:
+        yield discovered
 
 
 async def test_an_unmounted_filesystem_is_reported_on_its_volume(node: Discovery, fast: Path) -> None:

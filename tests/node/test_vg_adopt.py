@@ -73,9 +73,9 @@ async def test_old_volumes_get_tags_and_keep_their_data(
     assert not any((await tags()).values()), "a dry run changed something"
 
     assert await asyncio.to_thread(run, "--yes") == expected
-    found = await tags()
-    assert "elastic-local/uid=uid-of-pvc-good" in found.pop("pvc-good")
-    assert not any(found.values())
+    tags_of = await tags()
+    assert "elastic-local/uid=uid-of-pvc-good" in tags_of.pop("pvc-good")
+    assert not any(tags_of.values())
     adopted = cluster.stored(VOLUMES, "pvc-good")
     assert adopted
     metadata = adopted["metadata"]

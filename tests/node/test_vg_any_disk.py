@@ -64,8 +64,8 @@ def test_the_largest_empty_disk_is_taken_and_a_file_when_there_is_none(tmp_path:
         code, output, errors = answers[name]
         assert code == 0, errors
         (group,) = json.loads(output)
-        found: list[str] = group["devices"]
-        return found
+        names: list[str] = group["devices"]
+        return names
 
     assert devices("first") == devices("first again") == ["/dev/ubdb"]
     assert devices("second") == ["/dev/ubda"]

@@ -32,9 +32,9 @@ def metadata(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Metadata:
 
 @pytest.fixture
 def disks(make_disks: MakeDisks, metadata: Metadata) -> list[str]:
-    found = make_disks(2, 32 * MIB)
-    metadata.show(*found)
-    return found
+    devices = make_disks(2, 32 * MIB)
+    metadata.show(*devices)
+    return devices
 
 
 def create(tmp_path: Path, *arguments: str) -> tuple[int, str]:

@@ -135,8 +135,8 @@ class Demo:
 
     async def _room(self) -> dict[tuple[str, str], int]:
         """Bytes that each node offers to each class."""
-        found = map(capacity.read, await self.sandbox.api.list(CAPACITIES, "elastic-local"))
-        return {(room.node, room.storage_class): room.available for room in found if room}
+        bodies = map(capacity.read, await self.sandbox.api.list(CAPACITIES, "elastic-local"))
+        return {(room.node, room.storage_class): room.available for room in bodies if room}
 
     async def _has_room(self, room: dict[tuple[str, str], int]) -> bool:
         return await self._room() == room

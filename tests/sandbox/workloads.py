@@ -137,10 +137,10 @@ class Workspace:
             return body if condition(body) else None
 
         try:
-            found: Json = await self.wait(holds, what=f"{resource} {name} {what}", seconds=seconds)
+            held: Json = await self.wait(holds, what=f"{resource} {name} {what}", seconds=seconds)
         except NeverHappened as error:
             raise NeverHappened(f"{error}; seen last: {seen}; events: {await self.events(name)}") from None
-        return found
+        return held
 
     async def wait(self, condition: Callable[[], Any], *, what: str, seconds: float = 30) -> Any:
         """As waiting.until: all that is waited for here goes through this."""

@@ -82,9 +82,9 @@ def volumes_on(node: Node) -> Iterator[tuple[str, SeenData]]:
     """What lies on a node, with or without a record, and what its file holds."""
     below, suffix = _STORED[node.spec.backend]
     folder = node.data / below
-    found = {path.name.removesuffix(suffix) for path in folder.glob(f"*{suffix}")}
-    found |= {path.stem for path in folder.glob("*.json")}
-    for name in sorted(found):
+    volumes = {path.name.removesuffix(suffix) for path in folder.glob(f"*{suffix}")}
+    volumes |= {path.stem for path in folder.glob("*.json")}
+    for name in sorted(volumes):
         with contextlib.suppress(OSError, ValueError):  # it goes, or comes, at this moment
             yield name, _data(node, folder, name, suffix)
 

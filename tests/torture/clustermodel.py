@@ -205,18 +205,22 @@ class Model:
 
     def complaints(self, seen: Seen) -> list[str]:
         """What is lost, left over or not done (yet)."""
-        found: list[str] = []
+        complaints: list[str] = []
         for each in self.workloads.values():
-            found += [f"{each.name} ({each.volume or 'no volume'}): {words}" for words in self._of(each, seen)]
+            complaints += [f"{each.name} ({each.volume or 'no volume'}): {words}" for words in self._of(each, seen)]
         for name, orphan in self.orphans.items():
             if orphan.sure:
-                found += [f"orphan {name}: {words}" for words in _data_complaints(orphan.workload, seen.data.get(name))]
+                complaints += [
+                    f"orphan {name}: {words}" for words in _data_complaints(orphan.workload, seen.data.get(name))
+                ]
         owners = {each.volume for each in self.workloads.values()} - {""}
-        found += [f"PersistentVolume {name} is nobody's" for name in seen.volumes.keys() - owners]
-        found += [f"volume {name} on a node is nobody's" for name in seen.data.keys() - owners - self.orphans.keys()]
-        found += [f"claim {name} is there still" for name in seen.claims.keys() - self.workloads.keys()]
-        found += [f"pod {name} is there still" for name in seen.pods.keys() - self.workloads.keys()]
-        return found + self._mount_complaints(seen) + _room_complaints(seen)
+        complaints += [f"PersistentVolume {name} is nobody's" for name in seen.volumes.keys() - owners]
+        complaints += [
+            f"volume {name} on a node is nobody's" for name in seen.data.keys() - owners - self.orphans.keys()
+        ]
+        complaints += [f"claim {name} is there still" for name in seen.claims.keys() - self.workloads.keys()]
+        complaints += [f"pod {name} is there still" for name in seen.pods.keys() - self.workloads.keys()]
+        return complaints + self._mount_complaints(seen) + _room_complaints(seen)
 
     def _of(self, each: Workload, seen: Seen) -> Iterable[str]:
         claim, pod = seen.claims.get(each.name), seen.pods.get(each.name)
@@ -264,16 +268,18 @@ class Model:
             for each in self.workloads.values()
             if each.pod and (pod := seen.pods.get(each.name)) and pod.ready
         }
-        found = [f"{volume} is not mounted for pod {uid}" for uid, volume in uses - seen.mounts]
-        found += [f"{volume} is mounted still for pod {uid}" for uid, volume in seen.mounts - uses]
+        complaints = [f"{volume} is not mounted for pod {uid}" for uid, volume in uses - seen.mounts]
+        complaints += [f"{volume} is mounted still for pod {uid}" for uid, volume in seen.mounts - uses]
         used = {volume for _, volume in uses}
-        found += [f"{volume} is staged still" for volume in seen.staged - used]
+        complaints += [f"{volume} is staged still" for volume in seen.staged - used]
         # That of a volume that is there is used again, and goes with it.
-        found += [f"{name} has a staging folder and is on no node" for name in seen.staging_folders - seen.data.keys()]
+        complaints += [
+            f"{name} has a staging folder and is on no node" for name in seen.staging_folders - seen.data.keys()
+        ]
         loops = sum(1 for name in used if (data := seen.data.get(name)) and data.node in seen.loop_nodes)
         if seen.loop_devices != loops:
-            found.append(f"there are {seen.loop_devices} loop devices for {loops} volumes")
-        return found
+            complaints.append(f"there are {seen.loop_devices} loop devices for {loops} volumes")
+        return complaints
 
     def _with(self, workload: Workload) -> "Model":
         return replace(self, workloads={**self.workloads, workload.name: workload})
@@ -289,7 +295,7 @@ def _data_complaints(each: Workload, data: SeenData | None) -> Iterable[str]:
 
 
 def _room_complaints(seen: Seen) -> list[str]:
-    found = []
+    complaints = []
     for node, capacity in seen.capacity.items():
         # One that is not made yet counts too, or was erased before the API server went back in time.
         taken = Counter({name: data.size for name, data in seen.data.items() if data.node == node})
@@ -298,19 +304,19 @@ def _room_complaints(seen: Seen) -> list[str]:
                 taken[name] = max(taken[name] or volume.capacity, volume.granted)
         left = capacity - taken.total()
         if seen.room.get(node) != left:
-            found.append(f"node {node} offers {seen.room.get(node)} bytes and has {left}")
-    return found
+            complaints.append(f"node {node} offers {seen.room.get(node)} bytes and has {left}")
+    return complaints
 
 
 def plan(model: Model, chance: random.Random, number: int) -> list[Operation]:
     """What is asked for next: at most `number` requests, each about another workload."""
-    found: list[Operation] = []
+    operations: list[Operation] = []
     sources = {each.source for each in model.workloads.values() if each.source and not each.copied}
     living = [each for each in model.workloads.values() if not each.deleted]
     for each in chance.sample(sorted(model.workloads.values(), key=lambda one: one.name), len(model.workloads)):
-        if len(found) < number and chance.random() < 0.6:
-            found += _next(each, model, chance, is_source=each.name in sources)
-    while len(found) < number and len(living) < _MOST_WORKLOADS:
+        if len(operations) < number and chance.random() < 0.6:
+            operations += _next(each, model, chance, is_source=each.name in sources)
+    while len(operations) < number and len(living) < _MOST_WORKLOADS:
         name = f"w{model.number}"
         model = replace(model, number=model.number + 1)
         fit = [
@@ -319,10 +325,10 @@ def plan(model: Model, chance: random.Random, number: int) -> list[Operation]:
             if each.node in model.cloning
             and each.file
             and not each.doubtful
-            and not any(each.name == o.name for o in found)
+            and not any(each.name == o.name for o in operations)
         ]
         source = chance.choice(fit) if fit and chance.random() < 0.6 else None
-        found.append(
+        operations.append(
             Operation(
                 "create",
                 name,
@@ -332,7 +338,7 @@ def plan(model: Model, chance: random.Random, number: int) -> list[Operation]:
             )
         )
         living.append(Workload(name, SIZE, False))
-    return found
+    return operations
 
 
 def _next(each: Workload, model: Model, chance: random.Random, *, is_source: bool) -> list[Operation]:

@@ -116,9 +116,9 @@ class Campaign:
 
     async def seen(self) -> Seen:
         """With what is learned from it."""
-        found = await look(self.sandbox, NAMESPACE, DELETE)
-        self.model = self.model.learned(found)
-        return found
+        state = await look(self.sandbox, NAMESPACE, DELETE)
+        self.model = self.model.learned(state)
+        return state
 
     def note(self, words: str) -> None:
         self._trace = [*self._trace[-_TRACED:], f"{time.monotonic() - self._begin:8.2f} {words}"]

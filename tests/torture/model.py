@@ -187,16 +187,16 @@ class Model:
     def complaints(self, seen: Seen, *, settled: bool = False) -> list[str]:
         """What is lost, leaked or wrong. `settled`: nothing is under way, so that nothing may be left over."""
         inventory = seen.inventory
-        found = [*(f"{each.name} is damaged: {each.reason}" for each in inventory.damaged)]
-        found += [f"{each.name} is foreign" for each in inventory.foreign]
-        found += [f"{each.pv} is not known" for each in inventory.volumes if each.pv not in self.volumes]
-        found += [f"{pod}/{pv} is mounted still" for pod, pv in seen.mounts if pv not in self.volumes]
+        complaints = [*(f"{each.name} is damaged: {each.reason}" for each in inventory.damaged)]
+        complaints += [f"{each.name} is foreign" for each in inventory.foreign]
+        complaints += [f"{each.pv} is not known" for each in inventory.volumes if each.pv not in self.volumes]
+        complaints += [f"{pod}/{pv} is mounted still" for pod, pv in seen.mounts if pv not in self.volumes]
         for volume in self.volumes.values():
-            found += [f"{volume.pv}: {words}" for words in _complaints(volume, seen)]
-        found += _sums(inventory)
+            complaints += [f"{volume.pv}: {words}" for words in _complaints(volume, seen)]
+        complaints += _sums(inventory)
         if settled:
-            found += self._leaks(seen)
-        return found
+            complaints += self._leaks(seen)
+        return complaints
 
     def _leaks(self, seen: Seen) -> Iterable[str]:
         if seen.inventory.snapshots:

@@ -259,7 +259,7 @@ async def look(node: Node, *, start: bool) -> Seen:
             while volumes.inventory.snapshots:
                 await asyncio.sleep(0.02)
         await volumes.close()
-    found = await node.make_backend().inspect()
+    seen = await node.make_backend().inspect()
     mounts = node.mounts()
     pods = [Path(each.path) for each in mounts if not Path(each.path).is_relative_to(node.staging)]
     files: dict[str, dict[str, str]] = {}
@@ -271,7 +271,7 @@ async def look(node: Node, *, start: bool) -> Seen:
             except OSError as error:
                 unreadable[path.name] = str(error)
     return Seen(
-        inventory=found,
+        inventory=seen,
         mounts=frozenset((path.parents[2].name, path.name) for path in pods),
         staged=frozenset(Path(each.path).name for each in mounts if Path(each.path).parent == node.staging),
         files=files,

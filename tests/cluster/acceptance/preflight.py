@@ -50,5 +50,5 @@ async def _has_room(cluster: Cluster) -> None:
         remedy = "`kubectl -n elastic-local get pods` and `elastic-local doctor --cluster` say why"
         raise Unfit(f"no daemon publishes capacity for class {CLASSES_SHIPPED[0]}: {remedy}")
     if max(rooms) < quantity.parse(_NEEDED):
-        found = quantity.render(max(max(rooms), 0))
-        raise Unfit(f"the tests need {_NEEDED} on one node, and the most that any has left is {found}: make room")
+        largest = quantity.render(max(max(rooms), 0))
+        raise Unfit(f"the tests need {_NEEDED} on one node, and the most that any has left is {largest}: make room")

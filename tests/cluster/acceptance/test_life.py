@@ -163,12 +163,12 @@ async def test_what_was_retained_can_be_given_to_another_claim(
 
 async def volumes_on(cluster: Cluster, namespace: Trial) -> dict[str, dict[str, str]]:
     """Size of each volume of others, by node."""
-    found: dict[str, dict[str, str]] = {}
+    sizes: dict[str, dict[str, str]] = {}
     for body in await cluster.list(VOLUMES):
         if (body["spec"].get("claimRef") or {}).get("namespace") != namespace.name and _is_ours(body):
             node = body["metadata"].get("labels", {}).get(names.NODE_LABEL, "")
-            found.setdefault(node, {})[body["metadata"]["name"]] = body["spec"]["capacity"]["storage"]
-    return found
+            sizes.setdefault(node, {})[body["metadata"]["name"]] = body["spec"]["capacity"]["storage"]
+    return sizes
 
 
 def _is_ours(volume: Json) -> bool:

@@ -42,9 +42,9 @@ class Bound:
 
 @pytest.fixture
 def bound(api: Client, unique: str) -> Iterator[Bound]:
-    found = Bound(api, unique)
-    yield found
-    if found.made:
+    policy = Bound(api, unique)
+    yield policy
+    if policy.made:
         for plural in ("validatingadmissionpolicybindings", "validatingadmissionpolicies"):
             api.delete(f"{_API}/{plural}/{unique}")
 

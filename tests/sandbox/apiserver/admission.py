@@ -105,8 +105,8 @@ def _admit_growth(store: Store, body: Json, present: Json) -> None:
     name = body["metadata"]["name"]
     if present.get("status", {}).get("phase") != "Bound":
         raise errors.forbidden(CLAIMS, name, "Only bound persistent volume claims can be expanded")
-    found: Stored | None = store.get(CLASSES, "", present["spec"].get("storageClassName") or "")
-    if found is None or not found.object.get("allowVolumeExpansion"):
+    storage_class: Stored | None = store.get(CLASSES, "", present["spec"].get("storageClassName") or "")
+    if storage_class is None or not storage_class.object.get("allowVolumeExpansion"):
         why = (
             "only dynamically provisioned pvc can be resized and the storageclass that provisions the pvc must support"
             " resize"

@@ -73,14 +73,14 @@ def _entry(aim: Target, manager: str, owned: Json) -> Json:
 
 def _fields(value: Json, shape: Shape, *, top: bool = True) -> Json:
     """The set of fields of an applied object in the form of FieldsV1: {"f:spec": {"f:replicas": {}}}."""
-    found: Json = {}
+    fields: Json = {}
     for key, child in value.items():
         if top and key in ("apiVersion", "kind"):
             continue
         if top and key == "metadata":
             child = {k: v for k, v in child.items() if k not in ("name", "namespace", "resourceVersion", "uid")}
-        found[f"f:{key}"] = _fields_of_value(child, shape.fields.get(key, Shape()))
-    return found
+        fields[f"f:{key}"] = _fields_of_value(child, shape.fields.get(key, Shape()))
+    return fields
 
 
 def _fields_of_value(value: Any, shape: Shape) -> Json:
@@ -153,17 +153,17 @@ def _check_conflicts(
 
 def _changed(present: Any, merged: Any, mine: Json, theirs: Json, shape: Shape, path: str) -> set[str]:
     """Paths that both own and that this apply would change."""
-    found: set[str] = set()
+    changed: set[str] = set()
     for key in mine.keys() & theirs.keys():
         name = key[2:]
         before, after = _child(present, key, shape), _child(merged, key, shape)
         inner = shape if key.startswith("k:") else shape.fields.get(name, Shape())
         where = f"{path}[{shape.merge_key}={json_name(name)}]" if key.startswith("k:") else f"{path}.{name}"
         if mine[key] and theirs[key]:
-            found |= _changed(before, after, mine[key], theirs[key], inner, where)
+            changed |= _changed(before, after, mine[key], theirs[key], inner, where)
         elif before != after:
-            found.add(where)
-    return found
+            changed.add(where)
+    return changed
 
 
 def json_name(name: str) -> str:

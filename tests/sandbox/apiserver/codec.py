@@ -70,10 +70,10 @@ async def body_of(request: web.Request, *, optional: bool = False) -> Json:
         return protobuf.decode(await request.read())
     if "Content-Type" in request.headers and request.content_type not in _BODY_TYPES:
         raise errors.unsupported_media_type(request.content_type, _BODY_TYPES)
-    found = await decoded(request)
-    if not isinstance(found, dict):
+    body = await decoded(request)
+    if not isinstance(body, dict):
         raise errors.bad_request("the body of the request must be an object")
-    return found
+    return body
 
 
 def check_kind(aim: Target, body: Json) -> None:

@@ -89,8 +89,8 @@ def _roles(body: Json) -> str:
 
 def _node_address(kind: str) -> Callable[[Json], str]:
     def cell(body: Json) -> str:
-        found = [each["address"] for each in _at(body, "status.addresses") or [] if each["type"] == kind]
-        return found[0] if found else "<none>"
+        addresses = [each["address"] for each in _at(body, "status.addresses") or [] if each["type"] == kind]
+        return addresses[0] if addresses else "<none>"
 
     return cell
 

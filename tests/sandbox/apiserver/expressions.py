@@ -40,7 +40,7 @@ class Expression:
 
     def evaluate(self, known: Mapping[str, Any]) -> Any:
         """The value, in Python's own types. Raises NotEvaluated."""
-        found = self._compiled.eval(data=known)
-        if found.type() == cel.Type.ERROR:
-            raise NotEvaluated(str(found.plain_value()))
-        return found.plain_value()
+        outcome = self._compiled.eval(data=known)
+        if outcome.type() == cel.Type.ERROR:
+            raise NotEvaluated(str(outcome.plain_value()))
+        return outcome.plain_value()

@@ -14,9 +14,9 @@ def ready(pod: Json) -> str:
 
 
 def restarts(pod: Json) -> object:
-    found = _statuses(pod)
-    count = sum(each.get("restartCount", 0) for each in found)
-    ends = [((each.get("lastState") or {}).get("terminated") or {}).get("finishedAt") for each in found]
+    statuses = _statuses(pod)
+    count = sum(each.get("restartCount", 0) for each in statuses)
+    ends = [((each.get("lastState") or {}).get("terminated") or {}).get("finishedAt") for each in statuses]
     last = max(filter(None, ends), default=None)
     return f"{count} ({since(last)} ago)" if count and last else str(count)
 
@@ -52,8 +52,8 @@ def _container_reason(status: Json) -> str:
 
 
 def _initialising(pod: Json) -> str:
-    found = _statuses(pod, "initContainerStatuses")
-    for place, each in enumerate(found):
+    statuses = _statuses(pod, "initContainerStatuses")
+    for place, each in enumerate(statuses):
         state = each.get("state") or {}
         terminated = state.get("terminated")
         if terminated is not None and terminated.get("exitCode", 0) == 0:

@@ -50,7 +50,7 @@ class Request:
     def as_seen(self) -> Json:
         """As expressions see it. A field without a value is not there."""
         kind = {"group": self.resource.group, "version": self.resource.version}
-        found: Json = {
+        seen: Json = {
             "uid": str(uuid.uuid4()),
             "kind": {**kind, "kind": self.resource.kind},
             "resource": {**kind, "resource": self.resource.plural},
@@ -60,8 +60,8 @@ class Request:
             "operation": self.operation,
             "userInfo": {"username": self.user.name, "groups": sorted(self.user.groups), "extra": self.user.extra},
         }
-        found["userInfo"] = {key: value for key, value in found["userInfo"].items() if value}
-        return {key: value for key, value in found.items() if value}
+        seen["userInfo"] = {key: value for key, value in seen["userInfo"].items() if value}
+        return {key: value for key, value in seen.items() if value}
 
 
 @dataclass(frozen=True)
@@ -172,16 +172,16 @@ class Policies:
         if request.resource in (POLICIES, BINDINGS):
             return
         for binding in self._store.all(BINDINGS):
-            found = self._store.get(POLICIES, "", binding.object["spec"]["policyName"])
-            if found is None or not _matches(found.object["spec"].get("matchConstraints"), request, self._store):
+            policy = self._store.get(POLICIES, "", binding.object["spec"]["policyName"])
+            if policy is None or not _matches(policy.object["spec"].get("matchConstraints"), request, self._store):
                 continue
             narrowed = binding.object["spec"].get("matchResources")
             if narrowed is not None and not _matches(narrowed, request, self._store):
                 continue
-            self._apply(found, binding, request)
+            self._apply(policy, binding, request)
 
-    def _apply(self, found: Stored, binding: Stored, request: Request) -> None:
-        policy = self._policy(found)
+    def _apply(self, stored: Stored, binding: Stored, request: Request) -> None:
+        policy = self._policy(stored)
         reference = binding.object["spec"].get("paramRef")
         params = self._params(policy, reference, request)
         decided = [policy.decide(request, each) for each in params]
@@ -189,14 +189,14 @@ class Policies:
             decided = [_refusal("Invalid", "no params found for policy binding with `Deny` parameterNotFoundAction")]
         refused = next((each for each in decided if each is not None), None)
         if refused and _DENY in binding.object["spec"]["validationActions"]:
-            words = f"ValidatingAdmissionPolicy '{found.name}' with binding '{binding.name}' denied request: {refused}"
+            words = f"ValidatingAdmissionPolicy '{stored.name}' with binding '{binding.name}' denied request: {refused}"
             told = errors.forbidden(request.resource, request.name, words, [{"message": words}])
             raise Denied(refused.code, refused.reason, told.message, told.details)
 
-    def _policy(self, found: Stored) -> _Policy:
-        if found.name not in self._known:
-            self._known[found.name] = _Policy.read(found.object)
-        return self._known[found.name]
+    def _policy(self, stored: Stored) -> _Policy:
+        if stored.name not in self._known:
+            self._known[stored.name] = _Policy.read(stored.object)
+        return self._known[stored.name]
 
     def _params(self, policy: _Policy, reference: Json | None, request: Request) -> list[Json | None]:
         """The objects that the policy is evaluated with, once with each. None: once, without any."""

@@ -119,19 +119,19 @@ def decode(content: bytes) -> Json:
 
 
 def _message(content: bytes, fields: Mapping[int, Field]) -> Json:
-    found: Json = {}
+    message: Json = {}
     for number, value in _pairs(content):
         known = fields.get(number)
         if known is None:
             continue
         decoded = _value(known, value)
         if known.repeated:
-            found.setdefault(known.name, []).append(decoded)
+            message.setdefault(known.name, []).append(decoded)
         elif known.form.endswith("map"):
-            found.setdefault(known.name, {}).update(decoded)
+            message.setdefault(known.name, {}).update(decoded)
         elif decoded != "":
-            found[known.name] = decoded
-    return found
+            message[known.name] = decoded
+    return message
 
 
 def _value(known: Field, value: int | bytes) -> object:

@@ -94,7 +94,7 @@ def _token(revision: int, start: str) -> str:
 
 def _read_token(token: str) -> tuple[int, str]:
     try:
-        found = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
-        return int(found["rv"]), str(found["start"])
+        token_fields = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+        return int(token_fields["rv"]), str(token_fields["start"])
     except (ValueError, KeyError, TypeError, binascii.Error):
         raise errors.bad_request("continue key is not valid: start a new list without it") from None

@@ -81,8 +81,8 @@ class Registry:
         defaults.prepare_new(body)
         defaults.fill_in(body)
         admission.on_create(self.store, resource, body)
-        if found := list(validation.check(resource, body)):
-            raise errors.invalid(resource, name or metadata.get("generateName") or "", found)
+        if causes := list(validation.check(resource, body)):
+            raise errors.invalid(resource, name or metadata.get("generateName") or "", causes)
         admit(CREATE, name, body, None)
         if self.store.get(resource, namespace, name) is not None:
             raise errors.already_exists(resource, name)
@@ -138,8 +138,8 @@ class Registry:
             changed = _intent(body) != _intent(present)
             metadata["generation"] = present["metadata"].get("generation", 1) + (1 if changed else 0)
         admission.on_update(self.store, resource, body, present, subresource)
-        if found := list(validation.check_update(resource, body, present, subresource)):
-            raise errors.invalid(resource, name, found)
+        if causes := list(validation.check_update(resource, body, present, subresource)):
+            raise errors.invalid(resource, name, causes)
         _tidy(metadata)
         admit(UPDATE, name, body, present)
         if metadata | {"resourceVersion": ""} == present["metadata"] | {"resourceVersion": ""} and _same(body, present):

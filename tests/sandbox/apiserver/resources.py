@@ -202,11 +202,11 @@ Serves = Callable[[Resource], bool]
 
 def groups(serves: Serves) -> dict[str, list[str]]:
     """The named groups that are served with their versions, in the order in which discovery lists them."""
-    found: dict[str, list[str]] = {}
+    versions: dict[str, list[str]] = {}
     for each in filter(serves, RESOURCES):
-        if each.group and each.version not in found.setdefault(each.group, []):
-            found[each.group].append(each.version)
-    return found
+        if each.group and each.version not in versions.setdefault(each.group, []):
+            versions[each.group].append(each.version)
+    return versions
 
 
 def served_by(group: str, version: str, serves: Serves) -> list[Resource]:

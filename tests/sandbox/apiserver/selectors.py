@@ -31,10 +31,10 @@ class Requirement:
                 return value is None
         (limit,) = self.values
         try:
-            found = int(value) if value is not None else None
+            number = int(value) if value is not None else None
         except ValueError:
             return False
-        return found is not None and (found > int(limit) if self.operator == ">" else found < int(limit))
+        return number is not None and (number > int(limit) if self.operator == ">" else number < int(limit))
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,14 @@ def parse(resource: Resource, labels: str, fields: str) -> Selector:
 
 def _labels(text: str) -> tuple[Requirement, ...]:
     tokens = _Tokens(text)
-    found = []
+    requirements = []
     while tokens.peek():
-        found.append(_requirement(tokens))
+        requirements.append(_requirement(tokens))
         if tokens.peek():
             tokens.expect(",")
             if not tokens.peek():
                 raise tokens.wrong("an identifier after ','")
-    return tuple(found)
+    return tuple(requirements)
 
 
 def _requirement(tokens: "_Tokens") -> Requirement:
@@ -133,12 +133,12 @@ class _Tokens:
 
     def values(self) -> frozenset[str]:
         self.expect("(")
-        found = set()
+        alternatives = set()
         while True:
-            found.add(self.word() if self.peek() not in (",", ")") else "")
+            alternatives.add(self.word() if self.peek() not in (",", ")") else "")
             token = self.next()
             if token == ")":
-                return frozenset(found)
+                return frozenset(alternatives)
             if token != ",":
                 raise self.wrong("',' or ')'")
 
@@ -150,7 +150,7 @@ _FIELD = re.compile(r"([^=!]+?)(==|!=|=)(.*)")
 
 
 def _fields(resource: Resource, labels: str, text: str) -> tuple[Requirement, ...]:
-    found = []
+    requirements = []
     for term in filter(None, re.split(r"(?<!\\),", text)):
         match = _FIELD.fullmatch(term)
         if match is None:
@@ -162,8 +162,8 @@ def _fields(resource: Resource, labels: str, text: str) -> tuple[Requirement, ..
                 f' selector "{labels}", field selector "{text}": field label not supported: {key}'
             )
         value = re.sub(r"\\([\\,=])", r"\1", value)
-        found.append(Requirement(key, "notin" if operator == "!=" else "in", frozenset([value])))
-    return tuple(found)
+        requirements.append(Requirement(key, "notin" if operator == "!=" else "in", frozenset([value])))
+    return tuple(requirements)
 
 
 _FIELDS_OF_ALL = ("metadata.name", "metadata.namespace")
@@ -205,10 +205,10 @@ _INDEXED: dict[str, dict[str, str]] = {
 def fields_of(resource: Resource, body: Json) -> dict[str, str]:
     """The values of the fields that a selector on this resource may name."""
     metadata = body["metadata"]
-    found = {"metadata.name": metadata["name"], "metadata.namespace": metadata.get("namespace", "")}
+    fields = {"metadata.name": metadata["name"], "metadata.namespace": metadata.get("namespace", "")}
     for path, default in _INDEXED.get(resource.kind, {}).items():
-        found[path] = _value(body, path, default)
-    return found
+        fields[path] = _value(body, path, default)
+    return fields
 
 
 def _value(body: Json, path: str, default: str) -> str:

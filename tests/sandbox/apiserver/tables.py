@@ -107,9 +107,9 @@ class WatchLines:
 
     def _row(self, stored: Stored) -> Json:
         metadata = {"resourceVersion": str(stored.revision)}
-        found = table(self._resource, [stored], metadata, self._form, self._embed, head=self._head)
+        row = table(self._resource, [stored], metadata, self._form, self._embed, head=self._head)
         self._head = False
-        return found
+        return row
 
     def _bookmark(self, notice: Notice) -> Json:
         metadata: Json = {"resourceVersion": str(notice.revision), "creationTimestamp": None}

@@ -96,12 +96,12 @@ class Watch:
                 continue
 
     def _drain(self) -> list[Notice]:
-        found = []
+        notices = []
         while self._waiting:
             notice = self._seen(self._waiting.popleft())
             if notice is not None:
-                found.append(notice)
-        return found
+                notices.append(notice)
+        return notices
 
     def _seen(self, change: Change) -> Notice | None:
         """The change as the selector shows it."""

@@ -58,10 +58,12 @@ def claims_of(
     pod: Json, claims: Mapping[str, Json], volumes: Mapping[str, Json], classes: Mapping[str, Json]
 ) -> PodClaims:
     """Raises Unschedulable."""
-    found = [_claim(pod, volume, claims) for volume in pod["spec"].get("volumes") or [] if claim_key(pod, volume)]
+    claims_of_pod = [
+        _claim(pod, volume, claims) for volume in pod["spec"].get("volumes") or [] if claim_key(pod, volume)
+    ]
     bound: list[Json | None] = []
     delayed = []
-    for claim in found:
+    for claim in claims_of_pod:
         volume_name = claim["spec"].get("volumeName") or ""
         if volume_name and BIND_COMPLETED in annotations(claim):
             bound.append(volumes.get(volume_name))

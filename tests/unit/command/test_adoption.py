@@ -35,7 +35,7 @@ def test_one_that_has_no_node_yet_gets_its_affinity_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "pv", "words"),
+    ("untagged", "pv", "words"),
     [
         (replace(_OLD, signature=""), of_elastic(), "nothing was ever written"),
         (replace(_OLD, signature="xfs"), of_elastic(), "it holds xfs"),
@@ -45,8 +45,8 @@ def test_one_that_has_no_node_yet_gets_its_affinity_too() -> None:
         (_OLD, replace(of_elastic(), options={"fsck": "never"}), "'fsck'"),
     ],
 )
-def test_what_is_doubtful_is_left_alone(found: Untagged, pv: volume.PersistentVolume, words: str) -> None:
-    plan = adoption.of_untagged(found, {"pvc-1": pv}, NODE, CLUSTER)
+def test_what_is_doubtful_is_left_alone(untagged: Untagged, pv: volume.PersistentVolume, words: str) -> None:
+    plan = adoption.of_untagged(untagged, {"pvc-1": pv}, NODE, CLUSTER)
     assert plan is not None
     assert not plan.doable
     assert (plan.patch, plan.record, plan.manifest) == (None, None, None)

@@ -166,7 +166,7 @@ def test_filesystems_that_the_kernel_lacks(registered: str, verdict: str) -> Non
 
 
 def test_what_the_daemon_says_of_itself_is_passed_on() -> None:
-    found = nodecheckup.readiness("[+]socket ok\n[-]driver: the kubelet does not call it\nreadyz check failed\n")
-    assert [finding.verdict for finding in found] == [Verdict.OK, Verdict.WRONG]
-    assert "the kubelet does not call it" in found[1].message
+    findings = nodecheckup.readiness("[+]socket ok\n[-]driver: the kubelet does not call it\nreadyz check failed\n")
+    assert [finding.verdict for finding in findings] == [Verdict.OK, Verdict.WRONG]
+    assert "the kubelet does not call it" in findings[1].message
     assert nodecheckup.readiness("<html>")[0].verdict is Verdict.WRONG

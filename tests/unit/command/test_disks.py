@@ -10,7 +10,7 @@ _EMPTY = Disk("/dev/sdb", 10 << 30)
 
 
 @pytest.mark.parametrize(
-    ("found", "words"),
+    ("holds", "words"),
     [
         ({"size": 0}, "no medium"),
         ({"read_only": True}, "read-only"),
@@ -23,9 +23,9 @@ _EMPTY = Disk("/dev/sdb", 10 << 30)
         ({"blank": False}, "blkdiscard --zeroout --force /dev/sdb"),
     ],
 )
-def test_whatever_a_disk_holds_is_a_reason_to_refuse_it(found: dict[str, Any], words: str) -> None:
+def test_whatever_a_disk_holds_is_a_reason_to_refuse_it(holds: dict[str, Any], words: str) -> None:
     assert objection(_EMPTY) == ""
-    disk = replace(_EMPTY, **found)
+    disk = replace(_EMPTY, **holds)
     assert words in objection(disk)
     assert choose([disk]) is None
 

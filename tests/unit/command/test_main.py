@@ -90,10 +90,10 @@ def test_what_flexdriver_install_did_as_json(tmp_path: Path) -> None:
 
     def run() -> dict[str, object]:
         environment = {**os.environ, "PLUGIN_DIR": str(tmp_path)}
-        found: dict[str, object] = json.loads(
+        document: dict[str, object] = json.loads(
             subprocess.run(command, env=environment, check=True, capture_output=True).stdout
         )
-        return found
+        return document
 
     first, second = run(), run()
     assert first["path"] == str(tmp_path / names.DRIVER_FOLDER / names.DRIVER_NAME)

@@ -27,9 +27,9 @@ def test_a_node_reports_all_that_it_holds() -> None:
         [DamagedVolume("pvc-9", "vg", "it has no uid")],
         [snapshot],
     )
-    found = volumerows.of_node(inventory, "node-1", {"pvc-1": 5}, {"pvc-1": ("pod-uid",)})
-    assert rows(*found) == {"cow_0123456789ab": "snapshot", "pvc-1": "ready", "pvc-9": "damaged", "root": "foreign"}
-    passing, mine = found[:2]
+    joined = volumerows.of_node(inventory, "node-1", {"pvc-1": 5}, {"pvc-1": ("pod-uid",)})
+    assert rows(*joined) == {"cow_0123456789ab": "snapshot", "pvc-1": "ready", "pvc-9": "damaged", "root": "foreign"}
+    passing, mine = joined[:2]
     assert (passing.size, passing.remark) == (GIB, "of pvc-1 while that is copied 50% of its data is gone")
     assert (mine.used, mine.pods, mine.remark) == (5, ("pod-uid",), "raid-degraded")
 
@@ -45,15 +45,15 @@ def test_node_and_cluster_meet_by_uid_and_not_by_name() -> None:
     assert (row.source, row.claim) == ("csi", "default/data")
 
     namesake = persistent_volume(uid="uid-2")
-    found = volumerows.joined(held_rows, [namesake], [_POD], [NODE], {"node-1"})
-    assert sorted((row.state, row.claim) for row in found) == [("orphan", ""), ("pending", "default/data")]
+    joined = volumerows.joined(held_rows, [namesake], [_POD], [NODE], {"node-1"})
+    assert sorted((row.state, row.claim) for row in joined) == [("orphan", ""), ("pending", "default/data")]
 
 
 def test_a_snapshot_is_not_its_source() -> None:
     snapshot = Volume(held().record.of_snapshot(), GIB, "vg")
     held_rows = volumerows.of_node(Inventory([held()], snapshots=[snapshot]), "node-1", {}, {})
-    found = volumerows.joined(held_rows, [persistent_volume()], [_POD], [NODE], {"node-1"})
-    assert rows(*found) == {"pvc-1": "ready", snapshot.pv: "snapshot"}
+    joined = volumerows.joined(held_rows, [persistent_volume()], [_POD], [NODE], {"node-1"})
+    assert rows(*joined) == {"pvc-1": "ready", snapshot.pv: "snapshot"}
 
 
 def test_states_that_only_both_together_show() -> None:
@@ -77,9 +77,9 @@ def test_what_a_node_can_not_see_is_not_said_to_be_missing() -> None:
         Inventory(unavailable=[UnavailablePool("vg", "vg is exported: import it")]), "node-1", {}, {}
     )
     assert rows(*held_rows) == {"-": "unseen"}
-    found = volumerows.joined(held_rows, [persistent_volume()], [_POD], [NODE], {"node-1"})
-    assert rows(*found) == {"-": "unseen", "pvc-1": "unseen"}
-    assert {row.remark for row in found} == {"vg is exported: import it"}
+    joined = volumerows.joined(held_rows, [persistent_volume()], [_POD], [NODE], {"node-1"})
+    assert rows(*joined) == {"-": "unseen", "pvc-1": "unseen"}
+    assert {row.remark for row in joined} == {"vg is exported: import it"}
 
 
 def test_a_volume_of_another_cluster_is_no_orphan() -> None:

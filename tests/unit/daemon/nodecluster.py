@@ -120,9 +120,9 @@ async def create_pv(
             **tied["spec"],
         },
     }
-    found = contract_volume.read(await cluster.create(VOLUMES, body))
-    assert found
-    return found
+    pv = contract_volume.read(await cluster.create(VOLUMES, body))
+    assert pv
+    return pv
 
 
 async def read_pv(cluster: Cluster, name: str) -> PersistentVolume | None:

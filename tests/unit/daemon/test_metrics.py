@@ -45,26 +45,26 @@ def test_figures_of_the_node_are_those_of_the_moment() -> None:
             classes=CLASSES,
         )
     )
-    found = scraped(metrics)
-    assert found['elastic_local_pool_size_bytes{pool="vg"}'] == 1000
-    assert found['elastic_local_pool_free_bytes{pool="vg/thin"}'] == -100
-    assert found['elastic_local_thin_pool_data_percent{pool="vg/thin"}'] == 25.5
-    assert found['elastic_local_thin_pool_metadata_percent{pool="vg/thin"}'] == 3
-    assert 'elastic_local_thin_pool_data_percent{pool="vg"}' not in found
+    samples = scraped(metrics)
+    assert samples['elastic_local_pool_size_bytes{pool="vg"}'] == 1000
+    assert samples['elastic_local_pool_free_bytes{pool="vg/thin"}'] == -100
+    assert samples['elastic_local_thin_pool_data_percent{pool="vg/thin"}'] == 25.5
+    assert samples['elastic_local_thin_pool_metadata_percent{pool="vg/thin"}'] == 3
+    assert 'elastic_local_thin_pool_data_percent{pool="vg"}' not in samples
     states = {"ready": 2, "formatting": 1, "orphan": 1, "foreign": 1, "damaged": 1, "copying": 0, "snapshot": 1}
-    assert {state: found[f'elastic_local_volumes{{state="{state}"}}'] for state in states} == states
-    assert found['elastic_local_unhealthy_volumes{state="raid-degraded"}'] == 1
-    assert found['elastic_local_unhealthy_volumes{state="missing-device"}'] == 0
-    assert found['elastic_local_device_class_missing{device_class="default",pool="vg"}'] == 0
-    assert found['elastic_local_device_class_missing{device_class="fast",pool="vg-fast"}'] == 1
+    assert {state: samples[f'elastic_local_volumes{{state="{state}"}}'] for state in states} == states
+    assert samples['elastic_local_unhealthy_volumes{state="raid-degraded"}'] == 1
+    assert samples['elastic_local_unhealthy_volumes{state="missing-device"}'] == 0
+    assert samples['elastic_local_device_class_missing{device_class="default",pool="vg"}'] == 0
+    assert samples['elastic_local_device_class_missing{device_class="fast",pool="vg-fast"}'] == 1
     inventories.pop()
     assert 'elastic_local_pool_size_bytes{pool="vg"}' not in scraped(metrics)
 
 
 def test_nothing_is_an_orphan_while_the_persistent_volumes_are_unknown() -> None:
-    found = scraped(Metrics(Sources(lambda: INVENTORY)))
-    assert found['elastic_local_volumes{state="orphan"}'] == 0
-    assert found['elastic_local_volumes{state="ready"}'] == 3
+    samples = scraped(Metrics(Sources(lambda: INVENTORY)))
+    assert samples['elastic_local_volumes{state="orphan"}'] == 0
+    assert samples['elastic_local_volumes{state="ready"}'] == 3
 
 
 def test_operations_callouts_and_commands_are_timed_by_outcome() -> None:
@@ -72,10 +72,10 @@ def test_operations_callouts_and_commands_are_timed_by_outcome() -> None:
     metrics.operation("prepare", "NoSpace", 0.5)
     metrics.callout("mount", "success", 0.25)
     metrics.command(Completed(("lvm", "lvcreate", "--size=1b"), 5, "", "", 2.0))
-    found = scraped(metrics)
-    assert found['elastic_local_operation_duration_seconds_sum{operation="prepare",outcome="NoSpace"}'] == 0.5
-    assert found['elastic_local_callout_duration_seconds_sum{outcome="success",verb="mount"}'] == 0.25
-    assert found['elastic_local_command_duration_seconds_sum{command="lvcreate",outcome="failure"}'] == 2
+    samples = scraped(metrics)
+    assert samples['elastic_local_operation_duration_seconds_sum{operation="prepare",outcome="NoSpace"}'] == 0.5
+    assert samples['elastic_local_callout_duration_seconds_sum{outcome="success",verb="mount"}'] == 0.25
+    assert samples['elastic_local_command_duration_seconds_sum{command="lvcreate",outcome="failure"}'] == 2
 
 
 def test_every_metric_has_help_and_the_prefix() -> None:

@@ -48,15 +48,15 @@ def of_kind(objects: tuple[Json, ...], kind: str) -> list[Json]:
 
 
 def one(objects: tuple[Json, ...], kind: str, name: str) -> Json:
-    (found,) = (each for each in of_kind(objects, kind) if each["metadata"]["name"] == name)
-    return found
+    (body,) = (each for each in of_kind(objects, kind) if each["metadata"]["name"] == name)
+    return body
 
 
 def container(objects: tuple[Json, ...], kind: str, name: str) -> Json:
     """The only container of the pods of a workload."""
-    (found,) = one(objects, kind, name)["spec"]["template"]["spec"]["containers"]
-    assert isinstance(found, dict)
-    return found
+    (program,) = one(objects, kind, name)["spec"]["template"]["spec"]["containers"]
+    assert isinstance(program, dict)
+    return program
 
 
 def environment(of: Json) -> dict[str, Json]:

@@ -51,11 +51,11 @@ def exported() -> dict[str, set[str]]:
     provisioner.observe_queue("claims", WorkQueue(_nothing, parallelism=1))
     for registry in (daemon.registry, provisioner.registry):
         application(HealthChecks({"storage": lambda: ""}), registry)
-    found: dict[str, set[str]] = {"up": set()}  # Prometheus itself makes this one
+    labels_of: dict[str, set[str]] = {"up": set()}  # Prometheus itself makes this one
     for family in (*daemon.registry.collect(), *provisioner.registry.collect()):
         for sample in family.samples:
-            found.setdefault(sample.name, set()).update(sample.labels)
-    return found
+            labels_of.setdefault(sample.name, set()).update(sample.labels)
+    return labels_of
 
 
 def _inventory() -> Inventory:
@@ -86,16 +86,16 @@ def _panels() -> Iterator[tuple[str, str]]:
 
 def _selectors(expression: str) -> list[promql_parser.VectorSelector]:
     """Of the series that it reads. Raises ValueError when Prometheus could not read it."""
-    found: list[promql_parser.VectorSelector] = []
+    selectors: list[promql_parser.VectorSelector] = []
 
     def visit(part: promql_parser.Expr) -> None:
         if isinstance(part, promql_parser.MatrixSelector):
-            found.append(part.vector_selector)
+            selectors.append(part.vector_selector)
         elif isinstance(part, promql_parser.VectorSelector):
-            found.append(part)
+            selectors.append(part)
 
     promql_parser.walk(promql_parser.parse(expression), visit)
-    return found
+    return selectors
 
 
 EXPORTED = exported()

@@ -65,10 +65,10 @@ def test_objects_are_valid(version: str, tmp_path: Path) -> None:
 
 def _environment(objects: tuple[Json, ...], program: Json) -> Heard:
     """What the container's process finds; what Kubernetes fills in is a word."""
-    found = {name: each.get("value", "filled-in") for name, each in environment(program).items()}
+    variables = {name: each.get("value", "filled-in") for name, each in environment(program).items()}
     for source in program["envFrom"]:
-        found |= one(objects, "ConfigMap", source["configMapRef"]["name"])["data"]
-    return Heard(found)
+        variables |= one(objects, "ConfigMap", source["configMapRef"]["name"])["data"]
+    return Heard(variables)
 
 
 def _daemon_environment(objects: tuple[Json, ...], folder: Path) -> Heard:
@@ -159,10 +159,10 @@ def test_probes_ask_for_what_is_served(objects: tuple[Json, ...]) -> None:
 def test_the_disks_of_the_configuration_are_mounted() -> None:
     objects = kustomize(WAYS["static"])
     told = one(objects, "ConfigMap", "static-volumes")["data"]
-    found = configuration.parse({key: yaml.safe_load(text) for key, text in told.items()})
-    assert found.classes
-    assert not found.unknown_keys
-    for each in found.classes.values():
+    parsed = configuration.parse({key: yaml.safe_load(text) for key, text in told.items()})
+    assert parsed.classes
+    assert not parsed.unknown_keys
+    for each in parsed.classes.values():
         host_path, mount = _mounts(objects)[each.mount_dir]
         assert host_path == each.host_dir
         assert mount["mountPropagation"] == "HostToContainer"

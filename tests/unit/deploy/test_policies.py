@@ -577,9 +577,9 @@ def test_all_are_bound_and_deny(objects: tuple[Json, ...]) -> None:
     bindings = {
         each["spec"]["policyName"]: each["spec"] for each in of_kind(objects, "ValidatingAdmissionPolicyBinding")
     }
-    found = of_kind(objects, "ValidatingAdmissionPolicy")
-    assert {each["metadata"]["name"] for each in found} == bindings.keys()
-    for policy in found:
+    policies = of_kind(objects, "ValidatingAdmissionPolicy")
+    assert {each["metadata"]["name"] for each in policies} == bindings.keys()
+    for policy in policies:
         binding = bindings[policy["metadata"]["name"]]
         assert policy["spec"]["failurePolicy"] == "Fail"
         assert binding["validationActions"] == ["Deny"]
@@ -606,21 +606,21 @@ def _expressions(policy: Json) -> Iterator[str]:
 
 def _chains(text: str) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Where each begins, and the fields and elements (`[`) that it goes through."""
-    for found in _CHAIN.finditer(text):
-        yield found[1], tuple(name or "[" for name, _ in _STEP.findall(found[2]))
+    for chain in _CHAIN.finditer(text):
+        yield chain[1], tuple(name or "[" for name, _ in _STEP.findall(chain[2]))
 
 
 def _aliases(policy: Json) -> dict[str, tuple[str, tuple[str, ...]]]:
     """The variables that stand for a part of an object, by name."""
-    found: dict[str, tuple[str, tuple[str, ...]]] = {}
+    aliases: dict[str, tuple[str, tuple[str, ...]]] = {}
     for each in policy["spec"].get("variables") or ():
         text = each["expression"].strip()
         whole = _CHAIN.match(text)
         if _CHOICE.fullmatch(text):
-            found[each["name"]] = "object", ()
+            aliases[each["name"]] = "object", ()
         elif whole and _END.fullmatch(text[whole.end() :]):
-            found[each["name"]] = next(_chains(text))
-    return found
+            aliases[each["name"]] = next(_chains(text))
+    return aliases
 
 
 def _lacking(schema: Json, steps: tuple[str, ...], version: str) -> str:

@@ -253,7 +253,7 @@ async def test_tokens_rotate(server: ApiServer, tmp_path: Path) -> None:
             write_kubeconfig(tmp_path / "kubeconfig", url, token="new")
             server.next("GET", *[refuse] * 3, *[page(["pv"], "1")] * 3)
             lists = await asyncio.gather(*[cluster.list(VOLUMES) for _ in range(3)])
-    assert [len(found) for found in lists] == [1, 1, 1]
+    assert [len(items) for items in lists] == [1, 1, 1]
     assert [asked.headers["Authorization"] for asked in server.asked] == ["Bearer old"] * 3 + ["Bearer new"] * 3
     assert server.asked[0].headers["User-Agent"] == "tester"
 

@@ -426,8 +426,8 @@ async def test_two_that_grow_at_once_are_not_granted_the_same_capacity(cluster: 
         cluster.watching.set()
         await until(lambda: cluster.messages("VolumeResizeFailed"))
         await drained(term._queues["growing"])
-        found = [contract_volume.read(body) for body in cluster.all(VOLUMES)]
-    assert sorted(each.granted or 0 for each in found if each) == [GIB, 6 * GIB]
+        pvs = [contract_volume.read(body) for body in cluster.all(VOLUMES)]
+    assert sorted(each.granted or 0 for each in pvs if each) == [GIB, 6 * GIB]
 
 
 async def test_a_lost_answer_is_noticed_and_the_capacity_stays_reserved(

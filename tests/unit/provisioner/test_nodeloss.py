@@ -103,9 +103,9 @@ def test_of_a_volume_nobody_uses_only_what_happens_is_said() -> None:
 
 
 def test_a_local_volume_counts_if_its_class_was_named_and_its_node_is_known() -> None:
-    found = pinned_volume(read_any(local_body()), {"disks"})
-    assert found is not None
-    assert (found.nodes, found.ours, found.awaits_node) == (frozenset({"host-n1"}), False, False)
+    pinned = pinned_volume(read_any(local_body()), {"disks"})
+    assert pinned is not None
+    assert (pinned.nodes, pinned.ours, pinned.awaits_node) == (frozenset({"host-n1"}), False, False)
     assert pinned_volume(read_any(local_body()), {"other"}) is None
     assert pinned_volume(read_any(local_body(nodeAffinity={})), {"disks"}) is None
     not_local = local_body()
@@ -127,10 +127,10 @@ def test_a_local_volume_counts_if_its_class_was_named_and_its_node_is_known() ->
 def test_a_volume_of_ours_is_held_by_its_node_or_not(body: Json, held: bool) -> None:
     read = contract_volume.read(body)
     assert read is not None
-    found = pinned_volume(read, ())
-    assert found is not None
-    assert found.awaits_node is held
-    assert found.nodes == {"n1", "host-n1"}
+    pinned = pinned_volume(read, ())
+    assert pinned is not None
+    assert pinned.awaits_node is held
+    assert pinned.nodes == {"n1", "host-n1"}
 
 
 def test_a_volume_without_a_node_lives_nowhere() -> None:

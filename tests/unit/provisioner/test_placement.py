@@ -101,9 +101,9 @@ TIGHT = "take 1.3Gi together, node n1 has 1Gi left in pool vg"
     ],
 )
 def test_shortage(requests: list[VolumeRequest], why: str) -> None:
-    found = on(FREE, *requests)
-    assert shortage(POD, "n1", found) == shortage(POD, "n1", found, cautious=False) == why
-    assert (headroom(found) >= 0) == (not why)
+    fits = on(FREE, *requests)
+    assert shortage(POD, "n1", fits) == shortage(POD, "n1", fits, cautious=False) == why
+    assert (headroom(fits) >= 0) == (not why)
 
 
 def test_pools_that_share_a_filesystem_have_it_once() -> None:
@@ -118,9 +118,9 @@ def test_pools_that_share_a_filesystem_have_it_once() -> None:
 
 def test_with_several_legs_certain_and_possible_capacity_differ() -> None:
     legs = {CLASS: capacity_of(GIB, weight=2)}
-    found = on(legs, need("a", 400 * MIB), need("b", 400 * MIB))
-    assert shortage(POD, "n1", found)
-    assert not shortage(POD, "n1", found, cautious=False)
+    fits = on(legs, need("a", 400 * MIB), need("b", 400 * MIB))
+    assert shortage(POD, "n1", fits)
+    assert not shortage(POD, "n1", fits, cautious=False)
     assert shortage(POD, "n1", on(legs, need("a", 600 * MIB), need("b", 600 * MIB)), cautious=False)
     assert not shortage(POD, "n1", on(legs, need("a", 300 * MIB), need("b", 300 * MIB)))
 
@@ -128,7 +128,7 @@ def test_with_several_legs_certain_and_possible_capacity_differ() -> None:
 @given(st.lists(st.tuples(st.integers(1, 9), st.sampled_from("xy"), st.booleans())), st.integers(0, 30))
 def test_what_fits_together_fits_one_after_the_other(volumes: list[tuple[int, str, bool]], free: int) -> None:
     classes = {pool: capacity_of(free * EXTENT, pool=pool, storage_class=pool) for pool in "xy"}
-    found = on(
+    fits = on(
         classes,
         *(
             need(f"c{number}", size * EXTENT, pool, layout=MIRROR if mirrored else PLAIN)
@@ -136,12 +136,12 @@ def test_what_fits_together_fits_one_after_the_other(volumes: list[tuple[int, st
         ),
     )
     left = {"x": free * EXTENT, "y": free * EXTENT}
-    for each in found:
+    for each in fits:
         assert each.capacity
         left[each.capacity.pool] -= each.required
     used = {pool for _, pool, _ in volumes}
-    assert headroom(found) == min((left[pool] for pool in used), default=0)
-    assert bool(shortage(POD, "n1", found)) == (headroom(found) < 0)
+    assert headroom(fits) == min((left[pool] for pool in used), default=0)
+    assert bool(shortage(POD, "n1", fits)) == (headroom(fits) < 0)
 
 
 def test_the_scheduler_names_one_node_on_all_claims() -> None:

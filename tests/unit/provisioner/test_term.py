@@ -111,9 +111,9 @@ async def test_a_choice_that_changed_since_the_cache_saw_it_is_followed(cluster:
     cluster.before["get", "persistentvolumeclaims"] = [does(choose_again)]
     async with leading(cluster):
         await until(lambda: volume(cluster))
-    found = volume(cluster)
-    assert found is not None
-    assert found["metadata"]["labels"][names.NODE_LABEL] == "n2"
+    body = volume(cluster)
+    assert body is not None
+    assert body["metadata"]["labels"][names.NODE_LABEL] == "n2"
 
 
 @pytest.mark.parametrize("policy", ["Delete", "Retain"])

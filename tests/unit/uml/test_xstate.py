@@ -71,7 +71,7 @@ class Process:
         assert os.WIFSTOPPED(status)
         assert os.WSTOPSIG(status) == signal.SIGSTOP
 
-    def found(self, tracer: Tracer) -> tuple[bytearray, bytes]:
+    def registers_after(self, tracer: Tracer) -> tuple[bytearray, bytes]:
         """What it had filled its registers with, and what it found in them when it went on."""
         tracer.go_on(self.pid)
         printed, _ = self._process.communicate(timeout=30)
@@ -148,8 +148,8 @@ def test_all_registers_are_there_after_a_part_was_written_back(
     """704 ends amid the upper halves of the AVX registers; from 2696 on it is all that most processors have."""
     process = stopped(2)
     tracer.set(process.pid, tracer.get(process.pid, kept))
-    filled, found = process.found(tracer)
-    assert registers(found) == registers(filled)
+    filled, after = process.registers_after(tracer)
+    assert registers(after) == registers(filled)
 
 
 @pytest.mark.parametrize("kept", [HEADER_END, 704])
@@ -164,9 +164,9 @@ def test_the_caller_decides_on_its_part_and_the_process_on_the_rest(
     state[AVX.start :] = bytes(kept - AVX.start)
     state[IN_USE] &= ~AVX_BIT  # as in an area that was read when the AVX registers had not been used yet
     tracer.set(process.pid, state)
-    filled, found = process.found(tracer)
+    filled, after = process.registers_after(tracer)
     filled[XMM] = bytes(range(256))
-    assert registers(found) == registers(filled)
+    assert registers(after) == registers(filled)
 
 
 def test_with_the_whole_area_the_caller_decides_on_all(stopped: Callable[[int], Process], tracer: Tracer) -> None:
@@ -175,9 +175,9 @@ def test_with_the_whole_area_the_caller_decides_on_all(stopped: Callable[[int], 
     state = tracer.get(process.pid, whole(tracer, process))
     state[IN_USE] &= ~AVX_BIT
     tracer.set(process.pid, state)
-    filled, found = process.found(tracer)
+    filled, after = process.registers_after(tracer)
     filled[AVX] = bytes(256)
-    assert registers(found) == registers(filled)
+    assert registers(after) == registers(filled)
 
 
 def test_processes_that_take_turns_keep_their_own(stopped: Callable[[int], Process], tracer: Tracer) -> None:
@@ -187,8 +187,8 @@ def test_processes_that_take_turns_keep_their_own(stopped: Callable[[int], Proce
     tracer.set(first.pid, of_first)
     tracer.set(second.pid, of_second)
     for process in (first, second):
-        filled, found = process.found(tracer)
-        assert registers(found) == registers(filled)
+        filled, after = process.registers_after(tracer)
+        assert registers(after) == registers(filled)
 
 
 def test_errors_are_the_kernel_s(stopped: Callable[[int], Process], tracer: Tracer) -> None:

@@ -50,9 +50,9 @@ async def test_each_class_has_its_own_room(backend: DeviceClassBackend) -> None:
     with pytest.raises(NoSpace):
         await backend.create(spec("d", "fast", 90 * MIB))
 
-    found = await backend.inspect()
-    assert {volume.pv: volume.pool for volume in found.volumes} == {"a": fast.pool, "b": plain.pool, "c": slow.pool}
-    rooms = {pool.name: pool.available() for pool in found.pools}
+    seen = await backend.inspect()
+    assert {volume.pv: volume.pool for volume in seen.volumes} == {"a": fast.pool, "b": plain.pool, "c": slow.pool}
+    rooms = {pool.name: pool.available() for pool in seen.pools}
     assert rooms == {"loop:fast": 50 * MIB, "folder:plain": 260 * MIB, "loop:slow": 160 * MIB}
 
     grown = await backend.extend(plain, 50 * MIB)
@@ -87,10 +87,10 @@ async def test_a_disk_that_is_not_mounted_is_no_room_and_nothing_is_gone(
     volume = await backend.create(spec("a", "fast"))
     away = classes["fast"].folder.rename(classes["fast"].folder.with_name("away"))
     await backend.establish()
-    found = await backend.inspect()
+    seen = await backend.inspect()
     assert not classes["fast"].folder.exists()
-    assert found.pool("loop:fast") is None
-    assert {pool.name for pool in found.pools} == {"loop:slow", "folder:plain"}
+    assert seen.pool("loop:fast") is None
+    assert {pool.name for pool in seen.pools} == {"loop:slow", "folder:plain"}
     for failing in (backend.create(spec("b", "fast")), backend.remove(volume), backend.extend(volume, 50 * MIB)):
         with pytest.raises(PoolMissing, match="mounts the disk"):
             await failing
@@ -101,9 +101,9 @@ async def test_a_disk_that_is_not_mounted_is_no_room_and_nothing_is_gone(
 async def test_a_volume_of_two_classes_is_nobodys(backend: DeviceClassBackend, classes: dict[str, DeviceClass]) -> None:
     for device_class in ("fast", "slow"):
         await backend.create(spec("a", device_class))
-    found = await backend.inspect()
-    assert found.volume("a") is None
-    assert {(each.name, each.pool) for each in found.damaged} == {("a", "loop:fast"), ("a", "loop:slow")}
+    seen = await backend.inspect()
+    assert seen.volume("a") is None
+    assert {(each.name, each.pool) for each in seen.damaged} == {("a", "loop:fast"), ("a", "loop:slow")}
 
 
 class Broken(LoopBackend):
@@ -150,11 +150,11 @@ async def test_the_inventory_says_which_pools_were_not_seen_and_why(
     assert (await backend.inspect()).why_unavailable(volume.pool) == ""
     with monkeypatch.context() as patched:
         patched.setattr(LoopBackend, "inspect", fail)
-        found = await backend.inspect()
-    assert {each.pool for each in found.unavailable} == {"loop:fast", "loop:slow"}
-    assert "Input/output error" in found.why_unavailable(volume.pool)
-    assert found.why_unavailable("folder:plain") == ""
-    assert "does not show" in found.why_unavailable("of another node")
+        seen = await backend.inspect()
+    assert {each.pool for each in seen.unavailable} == {"loop:fast", "loop:slow"}
+    assert "Input/output error" in seen.why_unavailable(volume.pool)
+    assert seen.why_unavailable("folder:plain") == ""
+    assert "does not show" in seen.why_unavailable("of another node")
 
 
 async def test_a_folder_that_can_not_be_read_is_not_an_empty_one(

@@ -55,18 +55,18 @@ def report(*volumes: LogicalVolume, groups: tuple[VolumeGroup, ...] = (GROUP,)) 
 
 
 def test_ours_by_mark_alone() -> None:
-    found = inventory(report(ours("pvc-1"), replace(PLAIN, name="pvc-2")), ["vg"])
-    assert [(volume.record, volume.size, volume.pool) for volume in found.volumes] == [
+    seen = inventory(report(ours("pvc-1"), replace(PLAIN, name="pvc-2")), ["vg"])
+    assert [(volume.record, volume.size, volume.pool) for volume in seen.volumes] == [
         (record("pvc-1"), 10 * EXTENT, "vg")
     ]
-    assert found.foreign == [ForeignVolume("pvc-2", "vg", 10 * EXTENT)]
+    assert seen.foreign == [ForeignVolume("pvc-2", "vg", 10 * EXTENT)]
     free = FreeExtents(())
-    assert found.pool("vg") == Pool("vg", 100 * EXTENT, 40 * EXTENT, 10 * EXTENT, EXTENT, extents=free)
+    assert seen.pool("vg") == Pool("vg", 100 * EXTENT, 40 * EXTENT, 10 * EXTENT, EXTENT, extents=free)
 
 
 def test_a_mirror_takes_its_space_twice() -> None:
-    found = inventory(report(ours("pvc-1", layout=frozenset({"raid", "raid1"}))), ["vg"])
-    assert [pool.ours for pool in found.pools] == [2 * 11 * EXTENT]
+    seen = inventory(report(ours("pvc-1", layout=frozenset({"raid", "raid1"}))), ["vg"])
+    assert [pool.ours for pool in seen.pools] == [2 * 11 * EXTENT]
 
 
 def test_a_snapshot_being_copied_is_ours_and_takes_space_but_is_no_volume() -> None:
@@ -74,37 +74,37 @@ def test_a_snapshot_being_copied_is_ours_and_takes_space_but_is_no_volume() -> N
     snapshot = replace(PLAIN, name=of.pv, tags=of.to_tags(), size=4 * EXTENT, origin="pvc-1")
     split = replace(snapshot, origin="")
     for kind in (snapshot, split, replace(snapshot, overflowed=True)):
-        found = inventory(report(ours("pvc-1"), kind), ["vg"])
-        assert [volume.pv for volume in found.volumes] == ["pvc-1"]
-        assert [(each.record, each.size, each.pool) for each in found.snapshots] == [(of, 4 * EXTENT, "vg")]
-        assert not [*found.foreign, *found.damaged]
-        assert [pool.ours for pool in found.pools] == [14 * EXTENT]
+        seen = inventory(report(ours("pvc-1"), kind), ["vg"])
+        assert [volume.pv for volume in seen.volumes] == ["pvc-1"]
+        assert [(each.record, each.size, each.pool) for each in seen.snapshots] == [(of, 4 * EXTENT, "vg")]
+        assert not [*seen.foreign, *seen.damaged]
+        assert [pool.ours for pool in seen.pools] == [14 * EXTENT]
     renamed = inventory(report(replace(snapshot, name="cow_other")), ["vg"])
     assert not renamed.snapshots
     assert [each.name for each in renamed.damaged] == ["cow_other"]
 
 
 def test_what_lvm_removes_with_its_origin() -> None:
-    found = report(
+    state = report(
         ours("pvc-1"),
         replace(PLAIN, name="backup", origin="pvc-1"),
         thin(replace(PLAIN, name="clone", origin="pvc-1")),
         replace(PLAIN, name="other", origin="pvc-2"),
         replace(PLAIN, name="elsewhere", group="other", origin="pvc-1"),
     )
-    assert [volume.name for volume in found.thick_snapshots("vg", "pvc-1")] == ["backup"]
+    assert [volume.name for volume in state.thick_snapshots("vg", "pvc-1")] == ["backup"]
 
 
 def test_a_thin_pool_counts_what_it_promised_to_anybody() -> None:
-    found = inventory(report(POOL, thin(ours("pvc-1")), thin(replace(PLAIN, name="theirs", size=15 * EXTENT))), ["vg"])
-    assert found.pool("vg/pool") == Pool(
+    seen = inventory(report(POOL, thin(ours("pvc-1")), thin(replace(PLAIN, name="theirs", size=15 * EXTENT))), ["vg"])
+    assert seen.pool("vg/pool") == Pool(
         "vg/pool", 20 * EXTENT, -5 * EXTENT, 10 * EXTENT, EXTENT, thin=ThinPoolUsage(12.5, 1.0)
     )
-    thick = found.pool("vg")
+    thick = seen.pool("vg")
     assert thick is not None
     assert thick.ours == 0
-    assert [volume.pool for volume in found.volumes] == ["vg/pool"]
-    assert [foreign.name for foreign in found.foreign] == ["theirs"]
+    assert [volume.pool for volume in seen.volumes] == ["vg/pool"]
+    assert [foreign.name for foreign in seen.foreign] == ["theirs"]
 
 
 def test_a_missing_or_exported_group_has_no_pool() -> None:
@@ -118,10 +118,10 @@ def test_what_is_in_doubt_is_damaged_and_nothing_else() -> None:
     renamed = replace(ours("pvc-3"), name="renamed")
     twin = ours("pvc-4", group="clone")
     clone = replace(GROUP, name="clone")
-    found = inventory(report(half, renamed, ours("pvc-4"), twin, groups=(GROUP, clone)), ["vg"])
-    assert found.volumes == []
-    assert found.foreign == []
-    assert [(damaged.name, damaged.pool) for damaged in found.damaged] == [
+    seen = inventory(report(half, renamed, ours("pvc-4"), twin, groups=(GROUP, clone)), ["vg"])
+    assert seen.volumes == []
+    assert seen.foreign == []
+    assert [(damaged.name, damaged.pool) for damaged in seen.damaged] == [
         ("half", "vg"),
         ("renamed", "vg"),
         ("pvc-4", "vg"),
@@ -132,24 +132,24 @@ def test_what_is_in_doubt_is_damaged_and_nothing_else() -> None:
 def test_legs_that_a_killed_lvcreate_left_are_part_of_their_mirror() -> None:
     mirror = ours("pvc-1", layout=frozenset({"raid", "raid1"}))
     legs = [replace(mirror, name=f"pvc-1_rmeta_{leg}", layout=frozenset({"linear"}), size=EXTENT) for leg in (0, 1)]
-    found = inventory(report(mirror, *legs), ["vg"])
-    assert [volume.pv for volume in found.volumes] == ["pvc-1"]
-    assert not [*found.foreign, *found.damaged]
-    assert [pool.ours for pool in found.pools] == [2 * 11 * EXTENT]
+    seen = inventory(report(mirror, *legs), ["vg"])
+    assert [volume.pv for volume in seen.volumes] == ["pvc-1"]
+    assert not [*seen.foreign, *seen.damaged]
+    assert [pool.ours for pool in seen.pools] == [2 * 11 * EXTENT]
 
 
 def test_the_system_of_the_node_is_not_reported() -> None:
     system = replace(GROUP, name="debian")
     root = replace(PLAIN, name="root", group="debian")
     assert inventory(report(root, groups=(GROUP, system)), ["vg"]).foreign == []
-    found = inventory(report(root, ours("pvc-1", group="debian"), groups=(GROUP, system)), ["vg"])
-    assert [foreign.name for foreign in found.foreign] == ["root"]
+    seen = inventory(report(root, ours("pvc-1", group="debian"), groups=(GROUP, system)), ["vg"])
+    assert [foreign.name for foreign in seen.foreign] == ["root"]
 
 
 def test_complaints_of_a_pool_are_those_of_its_volumes() -> None:
     full = replace(POOL, health=HealthStatus.OUT_OF_DATA)
-    found = inventory(report(full, thin(ours("pvc-1")), ours("pvc-2", health=HealthStatus.PARTIAL)), ["vg"])
-    assert [volume.health for volume in found.volumes] == [VolumeHealth.THIN_POOL_FULL, VolumeHealth.MISSING_DEVICE]
+    seen = inventory(report(full, thin(ours("pvc-1")), ours("pvc-2", health=HealthStatus.PARTIAL)), ["vg"])
+    assert [volume.health for volume in seen.volumes] == [VolumeHealth.THIN_POOL_FULL, VolumeHealth.MISSING_DEVICE]
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_complaints_of_a_pool_are_those_of_its_volumes() -> None:
 def test_each_complaint_of_lvm_has_a_name(
     health: HealthStatus, linear: VolumeHealth, mirror: VolumeHealth, of_the_pool: VolumeHealth
 ) -> None:
-    found = inventory(
+    seen = inventory(
         report(
             replace(POOL, health=health),
             ours("linear", health=health),
@@ -192,7 +192,7 @@ def test_each_complaint_of_lvm_has_a_name(
         ),
         "vg",
     )
-    assert {volume.pv: volume.health for volume in found.volumes} == {
+    assert {volume.pv: volume.health for volume in seen.volumes} == {
         "linear": linear,
         "mirror": mirror,
         "thin": of_the_pool,
@@ -215,18 +215,18 @@ def test_places_and_names_of_pools() -> None:
     ],
 )
 def test_of_what_is_not_seen_in_a_group_it_says_why(groups: tuple[VolumeGroup, ...], shown: bool, why: str) -> None:
-    found = inventory(report(ours("pvc-1"), POOL, groups=groups), ["vg"])
-    assert (found.pool("vg") is not None) is shown
-    assert (found.volume("pvc-1") is not None) is shown
+    seen = inventory(report(ours("pvc-1"), POOL, groups=groups), ["vg"])
+    assert (seen.pool("vg") is not None) is shown
+    assert (seen.volume("pvc-1") is not None) is shown
     for pool in ("vg", "vg/pool"):
-        assert (why.replace(" vg", f" {pool}") if "does not show" in why else why) in found.why_unavailable(pool)
-        assert bool(found.why_unavailable(pool)) is bool(why)
-    assert "does not show vg/other" in found.why_unavailable("vg/other") or why
+        assert (why.replace(" vg", f" {pool}") if "does not show" in why else why) in seen.why_unavailable(pool)
+        assert bool(seen.why_unavailable(pool)) is bool(why)
+    assert "does not show vg/other" in seen.why_unavailable("vg/other") or why
 
 
 def test_a_group_of_which_a_disk_is_found_twice_is_not_seen_whole() -> None:
     """LVM reads one of the two, and the other one may know of more volumes."""
     device = PhysicalVolume("/dev/a", "u", "vg", 100 * EXTENT, 40 * EXTENT, False, frozenset(), duplicates=("/dev/b",))
-    found = inventory(replace(report(ours("pvc-1")), devices=(device,)), ["vg"])
-    assert found.volume("pvc-1") is not None
-    assert "/dev/a and /dev/b" in found.why_unavailable("vg")
+    seen = inventory(replace(report(ours("pvc-1")), devices=(device,)), ["vg"])
+    assert seen.volume("pvc-1") is not None
+    assert "/dev/a and /dev/b" in seen.why_unavailable("vg")

@@ -24,10 +24,10 @@ def pool(name: str, free: int, identity: str = "8:1", written: int | None = None
 
 
 def test_pools_of_one_filesystem_know_of_each_other() -> None:
-    found = {
+    pools = {
         each.name: each for each in joined([pool("a", 10), pool("b", 10), pool("c", 10, "8:2"), Pool("vg", 1, 1, 0, 1)])
     }
-    assert {name: each.sharing() for name, each in found.items()} == {"a": ("b",), "b": ("a",), "c": (), "vg": ()}
+    assert {name: each.sharing() for name, each in pools.items()} == {"a": ("b",), "b": ("a",), "c": (), "vg": ()}
 
 
 def test_what_is_written_in_images_is_room_of_images() -> None:

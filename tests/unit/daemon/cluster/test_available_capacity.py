@@ -63,8 +63,8 @@ def test_an_orphan_and_a_foreign_volume_are_taken_from_what_is_offered() -> None
 
 
 def test_a_namesake_with_another_uid_does_not_make_a_volume_live() -> None:
-    found = available_capacity(pool(free=900), THICK, [volume("a", 100)], [pv("a", 100, uid="other")])
-    assert (found.allocatable, found.available) == (900, 800)
+    figures = available_capacity(pool(free=900), THICK, [volume("a", 100)], [pv("a", 100, uid="other")])
+    assert (figures.allocatable, figures.available) == (900, 800)
 
 
 def test_a_retained_volume_leaves_the_figure_before_its_finalizer_goes() -> None:
@@ -78,31 +78,31 @@ def test_a_retained_volume_leaves_the_figure_before_its_finalizer_goes() -> None
 
 def test_a_grant_counts_before_the_volume_has_it_and_a_wish_never() -> None:
     for granted, available in ((100, 900), (300, 700)):
-        found = available_capacity(pool(free=900), THICK, [volume("a", 100)], [pv("a", 5000, granted=granted)])
-        assert (found.allocatable, found.available) == (1000, available)
+        figures = available_capacity(pool(free=900), THICK, [volume("a", 100)], [pv("a", 5000, granted=granted)])
+        assert (figures.allocatable, figures.available) == (1000, available)
 
 
 def test_a_volume_counts_with_what_it_has_where_that_is_more() -> None:
     """Volumes never shrink, whatever was written on the PersistentVolume since."""
-    found = available_capacity(pool(free=700), THICK, [volume("a", 300)], [pv("a", 100, granted=100)])
-    assert (found.allocatable, found.available) == (1000, 700)
+    figures = available_capacity(pool(free=700), THICK, [volume("a", 300)], [pv("a", 100, granted=100)])
+    assert (figures.allocatable, figures.available) == (1000, 700)
 
 
 def test_of_one_without_a_grant_all_that_it_may_have_counts() -> None:
     """It may have grown under a provisioner that wrote no grants down."""
-    found = available_capacity(pool(free=1000), THICK, [], [pv("a", 300, options={"size": "100"})])
-    assert found.available == 700
+    figures = available_capacity(pool(free=1000), THICK, [], [pv("a", 300, options={"size": "100"})])
+    assert figures.available == 700
 
 
 def test_a_thin_pool_is_offered_as_often_as_the_class_says() -> None:
     thin = pool(free=400, thin=ThinPoolUsage(1.0, 1.0))
-    found = available_capacity(thin, VolumeParameters(overprovision_ratio=2.5), [volume("a", 600)], [pv("a", 600)])
-    assert (found.allocatable, found.available) == (2500, 1900)
+    figures = available_capacity(thin, VolumeParameters(overprovision_ratio=2.5), [volume("a", 600)], [pv("a", 600)])
+    assert (figures.allocatable, figures.available) == (2500, 1900)
 
 
 def test_other_pools_have_other_promises() -> None:
-    found = available_capacity(pool(free=1000), THICK, [], [pv("a", 100, pool="other")])
-    assert found.available == 1000
+    figures = available_capacity(pool(free=1000), THICK, [], [pv("a", 100, pool="other")])
+    assert figures.available == 1000
     inventory = Inventory(pools=(pool(free=1000),))
     assert reservations([pv("a", 99), pv("b", 1, pool="other")], inventory) == [Reservation("a", "vg", 100)]
 
@@ -142,8 +142,8 @@ def test_legs_are_offered_what_unlike_disks_have_side_by_side() -> None:
 
 def test_what_the_provisioner_has_left_is_what_the_scheduler_reads() -> None:
     """A mirror of 9 extents takes 20 with its own notes."""
-    found = available_capacity(devices(50, 10), MIRROR, [], [])
-    assert (found.allocatable, found.available, found.reserved) == (20 * EXTENT, 20 * EXTENT, 0)
+    figures = available_capacity(devices(50, 10), MIRROR, [], [])
+    assert (figures.allocatable, figures.available, figures.reserved) == (20 * EXTENT, 20 * EXTENT, 0)
 
 
 def test_a_promise_may_lie_where_it_hurts_most() -> None:
@@ -165,8 +165,8 @@ def test_what_was_taken_since_the_last_look_may_too() -> None:
 
 
 def test_a_group_that_lvm_does_not_change_offers_nothing() -> None:
-    found = available_capacity(replace(pool(free=1000), blocked="a disk is missing"), THICK, [], [pv("a", 100)])
-    assert (found.allocatable, found.available, found.largest_volume) == (0, 0, 0)
+    figures = available_capacity(replace(pool(free=1000), blocked="a disk is missing"), THICK, [], [pv("a", 100)])
+    assert (figures.allocatable, figures.available, figures.largest_volume) == (0, 0, 0)
 
 
 def test_volumes_that_can_be_noted_are_promised_too() -> None:
@@ -191,5 +191,5 @@ def test_pools_on_one_filesystem_are_offered_its_room_once() -> None:
     assert [available_capacity(each, THICK, [], reserved).largest_volume for each in (images, folders)] == [30, 30]
     made = [replace(volume("b", 40), pool="folder:b")]
     after = replace(images, filesystem=replace(shared, ours=40))
-    found = available_capacity(after, THICK, made, reserved)
-    assert (found.allocatable, found.largest_volume, found.shared) == (100, 30, 100)
+    figures = available_capacity(after, THICK, made, reserved)
+    assert (figures.allocatable, figures.largest_volume, figures.shared) == (100, 30, 100)

@@ -45,10 +45,10 @@ def room(storage_class: StorageClass, inventory: Inventory, folder_pools: Collec
     def pool_of(wanted: VolumeParameters) -> str:
         return wanted.volume_group or "vg"
 
-    (found,) = desired([storage_class], pool_of, inventory, [], HERE, folder_pools).values()
-    assert found.owners == ("node-uid",)
-    assert found.maximum == found.capacity.available
-    return found.capacity
+    (published_capacity,) = desired([storage_class], pool_of, inventory, [], HERE, folder_pools).values()
+    assert published_capacity.owners == ("node-uid",)
+    assert published_capacity.maximum == published_capacity.capacity.available
+    return published_capacity.capacity
 
 
 def test_a_class_is_offered_what_its_pool_has_less_the_reserve() -> None:
@@ -73,8 +73,8 @@ def test_a_mirror_is_offered_the_size_that_fits_twice() -> None:
     ids=["wrong parameters", "no such group"],
 )
 def test_a_class_that_cannot_be_served_here_has_no_room(storage_class: StorageClass) -> None:
-    found = room(storage_class, Inventory(pools=[VG]))
-    assert (found.allocatable, found.available, found.pool) == (0, 0, "")
+    none = room(storage_class, Inventory(pools=[VG]))
+    assert (none.allocatable, none.available, none.pool) == (0, 0, "")
 
 
 def test_a_node_without_storage_has_no_room() -> None:
@@ -107,19 +107,19 @@ async def test_a_node_says_what_it_has_as_soon_as_it_starts(node: NodeParts) -> 
     body = (await published(node))[CLASS]
     assert body["metadata"]["ownerReferences"][0]["uid"] == node.node.uid
     assert body["nodeTopology"] == {"matchLabels": {names.HOSTNAME_LABEL: node.node.hostname}}
-    found = read_published(body)
-    assert found
-    assert (found.capacity.allocatable, found.capacity.available) == (CAPACITY, CAPACITY)
+    figures = read_published(body)
+    assert figures
+    assert (figures.capacity.allocatable, figures.capacity.available) == (CAPACITY, CAPACITY)
 
 
 async def test_a_promised_volume_lowers_what_is_left_before_it_is_made(node: NodeParts) -> None:
     await create_pv(node.cluster, "pv", mi=30)
 
     async def lowered() -> bool:
-        found = read_published((await published(node))[CLASS])
-        assert found
-        assert found.capacity.allocatable == CAPACITY
-        return found.capacity.available == CAPACITY - 30 * MI
+        figures = read_published((await published(node))[CLASS])
+        assert figures
+        assert figures.capacity.allocatable == CAPACITY
+        return figures.capacity.available == CAPACITY - 30 * MI
 
     await until(lowered)
     await until(lambda: node.volume_names() == {"pv"})

@@ -25,7 +25,7 @@ def of(health: VolumeHealth) -> Volume:
 
 
 @pytest.mark.parametrize(
-    ("inventory", "persistent_volumes", "read_only", "found"),
+    ("inventory", "persistent_volumes", "read_only", "diagnosis"),
     [
         (Inventory([WELL], [POOL]), [PV], [], {}),
         (Inventory([of(VolumeHealth.RAID_DEGRADED)], [POOL]), [PV], [], {"a": VolumeHealth.RAID_DEGRADED}),
@@ -45,9 +45,9 @@ def test_who_is_unwell(
     inventory: Inventory,
     persistent_volumes: list[PersistentVolume],
     read_only: list[str],
-    found: dict[str, VolumeHealth],
+    diagnosis: dict[str, VolumeHealth],
 ) -> None:
-    assert diagnose(inventory, persistent_volumes, read_only) == found
+    assert diagnose(inventory, persistent_volumes, read_only) == diagnosis
 
 
 def test_who_gives_no_answer_is_unwell_whatever_else_he_is() -> None:

@@ -91,8 +91,8 @@ async def node(tmp_path: Path) -> AsyncIterator[NodeParts]:
 
 
 async def allocatable(node: NodeParts) -> int:
-    (found,) = await node.cluster.list(CAPACITIES, NAMESPACE)
-    return int(found["metadata"]["annotations"][names.ALLOCATABLE_ANNOTATION])
+    (body,) = await node.cluster.list(CAPACITIES, NAMESPACE)
+    return int(body["metadata"]["annotations"][names.ALLOCATABLE_ANNOTATION])
 
 
 async def grant(node: NodeParts, name: str, mi: int) -> None:
@@ -102,8 +102,8 @@ async def grant(node: NodeParts, name: str, mi: int) -> None:
 
 async def test_a_volume_grows_to_what_it_is_granted_and_says_so(node: NodeParts) -> None:
     async def says(mi: int) -> bool:
-        found = await read_pv(node.cluster, "pv")
-        return found is not None and found.actual == mi * MI
+        pv = await read_pv(node.cluster, "pv")
+        return pv is not None and pv.actual == mi * MI
 
     await create_pv(node.cluster, "pv", mi=10, size=str(10 * MI))
     await until(lambda: says(10))
@@ -115,8 +115,8 @@ async def test_a_volume_grows_to_what_it_is_granted_and_says_so(node: NodeParts)
 
 
 async def available(node: NodeParts, mi: int) -> bool:
-    (found,) = await node.cluster.list(CAPACITIES, NAMESPACE)
-    return bool(found["capacity"] == f"{mi}Mi")
+    (body,) = await node.cluster.list(CAPACITIES, NAMESPACE)
+    return bool(body["capacity"] == f"{mi}Mi")
 
 
 async def test_a_grant_that_the_node_has_no_room_for_is_reported_and_given_later(node: NodeParts) -> None:
@@ -130,8 +130,8 @@ async def test_a_grant_that_the_node_has_no_room_for_is_reported_and_given_later
     await release_from_claim(node.cluster, "other")
 
     async def says() -> bool:
-        found = await read_pv(node.cluster, "pv")
-        return found is not None and found.actual == 30 * MI
+        pv = await read_pv(node.cluster, "pv")
+        return pv is not None and pv.actual == 30 * MI
 
     await until(says)
 
@@ -157,8 +157,8 @@ async def test_what_was_made_once_and_is_lost_is_not_made_anew(node: NodeParts) 
     await until(lambda: node.volume_names() == {"pv"})
 
     async def says_so() -> bool:
-        found = await read_pv(node.cluster, "pv")
-        return found is not None and found.made
+        pv = await read_pv(node.cluster, "pv")
+        return pv is not None and pv.made
 
     await until(says_so)
     lost = replace(made, name="lost", made=True)
@@ -207,9 +207,9 @@ async def test_an_unseen_retained_volume_keeps_its_finalizer_until_recorded(node
     node.data.mkdir()  # as a daemon does that finds no folder of its own
     node.reconciler.enqueue("pv")
     await until(lambda: _warned(node, "VolumeFailedDelete", "bring back the disk that it lies on"))
-    found = await read_pv(node.cluster, "pv")
-    assert found
-    assert names.FINALIZER in found.finalizers
+    pv = await read_pv(node.cluster, "pv")
+    assert pv
+    assert names.FINALIZER in pv.finalizers
 
     node.data.rmdir()
     away.rename(node.data)
@@ -227,8 +227,8 @@ async def test_what_is_to_be_retained_and_was_never_made_is_let_go(node: NodePar
 
 
 async def _says_made(node: NodeParts, name: str) -> bool:
-    found = await read_pv(node.cluster, name)
-    return found is not None and found.made
+    pv = await read_pv(node.cluster, name)
+    return pv is not None and pv.made
 
 
 async def _warned(node: NodeParts, reason: str, words: str) -> bool:

@@ -45,7 +45,7 @@ class DeleterHarness:
 
     async def pass_over(self, configuration: Configuration) -> None:
         bodies = await self.cluster.list(VOLUMES)
-        self.cache[:] = [found for found in map(static_volume.read, bodies) if found]
+        self.cache[:] = [volume for volume in map(static_volume.read, bodies) if volume]
         await self.deleter.delete_pass(configuration)
 
     async def clean_all(self, configuration: Configuration) -> None:

@@ -52,7 +52,7 @@ async def running(cluster: Cluster, node: Node, configuration: Configuration) ->
 
 
 def known(cache: Cache) -> set[str]:
-    return {found.name for found in cache.volumes()}
+    return {each.name for each in cache.volumes()}
 
 
 BY_UID, BY_NAME = Configuration(), Configuration(use_node_name_only=True)
@@ -94,22 +94,22 @@ async def test_with_the_name_only_those_of_an_earlier_node_too(cluster: Cluster,
 def test_hostname_of_the_alpha_annotation() -> None:
     body = go_pv("pv", f"{NAME_ONLY}-olduid", alpha=True)
     body["metadata"] |= {"uid": "1", "resourceVersion": "1"}
-    found = volume.read(body)
-    assert found is not None
-    assert found.hostnames == (HOSTNAME,)
-    assert ProvisionerIdentity(NAME_ONLY, HOSTNAME, node_name_only=True).owns(found)
+    read = volume.read(body)
+    assert read is not None
+    assert read.hostnames == (HOSTNAME,)
+    assert ProvisionerIdentity(NAME_ONLY, HOSTNAME, node_name_only=True).owns(read)
 
 
 def test_the_hostname_label_is_enough_to_know_the_node_by() -> None:
     body = go_pv("pv", f"{NAME_ONLY}-olduid", labels={names.HOSTNAME_LABEL: HOSTNAME})
     body["metadata"] |= {"uid": "1", "resourceVersion": "1"}
     del body["spec"]["nodeAffinity"]
-    found = volume.read(body)
-    assert found is not None
+    read = volume.read(body)
+    assert read is not None
     identity = ProvisionerIdentity(NAME_ONLY, HOSTNAME, node_name_only=True)
-    assert identity.owns(found)
-    assert not identity.owns(replace(found, hostnames=("host-2",)))
-    assert not replace(identity, node_name_only=False).owns(found)
+    assert identity.owns(read)
+    assert not identity.owns(replace(read, hostnames=("host-2",)))
+    assert not replace(identity, node_name_only=False).owns(read)
 
 
 async def test_a_changed_identity_needs_no_restart(cluster: Cluster, node: Node, with_uid: str) -> None:
@@ -128,7 +128,7 @@ async def test_only_volumes_with_our_label_are_cached(cluster: Cluster, node: No
         ours = go_pv("local-pv-1", with_uid, labels={names.NODE_LABEL: NODE})
         await cluster.create(VOLUMES, ours)
         await until(lambda: known(cache) == {"local-pv-1"})
-        assert [found.name for found in cache.informer.values()] == ["local-pv-1"]
+        assert [each.name for each in cache.informer.values()] == ["local-pv-1"]
 
 
 async def test_a_deletion_during_an_outage_leaves_the_cache(cluster: Cluster, node: Node, with_uid: str) -> None:

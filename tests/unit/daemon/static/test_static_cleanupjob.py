@@ -103,9 +103,9 @@ def test_disks_offered_out_of_dev_itself_are_mounted_once() -> None:
 def read(status: Json, **metadata: Any) -> cleanupjob.CleanupJob:
     body = made()
     body["metadata"] |= {"uid": "job-uid", **metadata}
-    found = cleanupjob.read_job({**body, "status": status}, "node-1")
-    assert found
-    return found
+    job = cleanupjob.read_job({**body, "status": status}, "node-1")
+    assert job
+    return job
 
 
 FAILED = {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", "message": "it failed too often"}
@@ -123,8 +123,8 @@ FAILED = {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", 
     ],
 )
 def test_states(status: Json, state: CleanupState, words: str) -> None:
-    found = read(status)
-    assert (found.state, found.reason) == (state, words)
+    job = read(status)
+    assert (job.state, job.reason) == (state, words)
 
 
 def test_the_job_of_another_node_says_nothing_of_ours() -> None:
@@ -140,9 +140,9 @@ def test_the_job_of_another_node_says_nothing_of_ours() -> None:
 
 
 def test_what_is_written_is_read() -> None:
-    found = read({})
-    assert (found.released, found.command, found.deleting) == (RELEASE, "/scripts/shred.sh", False)
-    assert found.started == datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC).timestamp()
+    job = read({})
+    assert (job.released, job.command, job.deleting) == (RELEASE, "/scripts/shred.sh", False)
+    assert job.started == datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC).timestamp()
     assert read({}, deletionTimestamp="2026-03-04T06:00:00Z").deleting
 
 

@@ -37,8 +37,8 @@ def refused(folder: Path) -> str:
 
 
 def test_an_empty_folder_has_no_classes_and_all_defaults(write: Write) -> None:
-    found = configuration.read(write())
-    assert found == Configuration(
+    parsed = configuration.read(write())
+    assert parsed == Configuration(
         classes={},
         node_labels=(),
         labels={},
@@ -56,8 +56,8 @@ def test_an_empty_folder_has_no_classes_and_all_defaults(write: Write) -> None:
 
 
 def test_defaults_of_a_class(write: Write) -> None:
-    found = configuration.read(write(storageClassMap=f"fast:\n  {FOLDERS}"))
-    assert found.classes == {
+    parsed = configuration.read(write(storageClassMap=f"fast:\n  {FOLDERS}"))
+    assert parsed.classes == {
         "fast": ClassConfiguration(
             name="fast",
             host_dir="/mnt/disks",
@@ -105,8 +105,8 @@ slow: {hostDir: /mnt/slow, mountDir: /mnt/slow}
         maxParallelCleanings="2",
         cleaningTimeout="36h",
     )
-    found = configuration.read(folder)
-    assert found == Configuration(
+    parsed = configuration.read(folder)
+    assert parsed == Configuration(
         classes={
             "fast": ClassConfiguration(
                 name="fast",
@@ -157,21 +157,21 @@ def test_their_opposites(write: Write, word: str) -> None:
 
 
 def test_scalars_where_text_belongs_become_text(write: Write) -> None:
-    found = configuration.read(write(labelsForPV="a: 1\nb: 1.5\nc: true\nd: 2026-11-21\ne: 12:30:00\nf: 1_0\n"))
-    assert found.labels == {"a": "1", "b": "1.5", "c": "true", "d": "2026-11-21", "e": "12:30:00", "f": "10"}
+    parsed = configuration.read(write(labelsForPV="a: 1\nb: 1.5\nc: true\nd: 2026-11-21\ne: 12:30:00\nf: 1_0\n"))
+    assert parsed.labels == {"a": "1", "b": "1.5", "c": "true", "d": "2026-11-21", "e": "12:30:00", "f": "10"}
 
 
 def test_names_of_fields_in_any_case(write: Write) -> None:
     folder = write(storageclassmap="fast: {HostDir: /a, MOUNTDIR: /b, volumemode: Block}", UseNodeNameOnly="true")
-    found = configuration.read(folder)
-    assert found.classes["fast"].host_dir == "/a"
-    assert found.classes["fast"].volume_mode == BLOCK
-    assert found.use_node_name_only
+    parsed = configuration.read(folder)
+    assert parsed.classes["fast"].host_dir == "/a"
+    assert parsed.classes["fast"].volume_mode == BLOCK
+    assert parsed.use_node_name_only
 
 
 def test_of_duplicate_keys_the_last_one_wins(write: Write) -> None:
-    found = configuration.read(write(storageClassMap=f"fast:\n  {FOLDERS}  fsType: xfs\n  fsType: ext4\n"))
-    assert found.classes["fast"].fs_type == "ext4"
+    parsed = configuration.read(write(storageClassMap=f"fast:\n  {FOLDERS}  fsType: xfs\n  fsType: ext4\n"))
+    assert parsed.classes["fast"].fs_type == "ext4"
 
 
 def test_a_key_in_two_spellings_is_refused(write: Write) -> None:
@@ -180,8 +180,8 @@ def test_a_key_in_two_spellings_is_refused(write: Write) -> None:
 
 
 def test_unknown_keys_are_reported_and_ignored(write: Write) -> None:
-    found = configuration.read(write(storageClassMap=f"fast:\n  {FOLDERS}  fstype_: xfs\n", mountPropagation="x"))
-    assert found.unknown_keys == ("mountPropagation", "storageClassMap.fast.fstype_")
+    parsed = configuration.read(write(storageClassMap=f"fast:\n  {FOLDERS}  fstype_: xfs\n", mountPropagation="x"))
+    assert parsed.unknown_keys == ("mountPropagation", "storageClassMap.fast.fstype_")
 
 
 MISCONFIGURED = (

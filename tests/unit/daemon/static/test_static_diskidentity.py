@@ -99,16 +99,16 @@ def test_which_of_two_persistent_volumes_is_kept(
     one: StaticVolume, other: StaticVolume, kept: str, deletable: bool | None
 ) -> None:
     for pair in permutations((one, other)):
-        found = duplicate_volumes([disk(each.name, DISK, each) for each in pair])
+        duplicates = duplicate_volumes([disk(each.name, DISK, each) for each in pair])
         if deletable is None:
-            assert found == [], "it goes already"
+            assert duplicates == [], "it goes already"
         else:
-            assert [(each.kept.name, each.deletable) for each in found] == [(kept, deletable)]
+            assert [(each.kept.name, each.deletable) for each in duplicates] == [(kept, deletable)]
 
 
 def test_a_deleted_duplicate_does_not_block() -> None:
     """The disk was offered as a whole, and its two partitions are used."""
     volumes = [volume("whole"), volume("one", "Bound"), volume("two", "Bound")]
     disks = dict(zip(("whole", "one", "two"), (DISK, PART_1, PART_2), strict=True))
-    found = duplicate_volumes([disk(each.name, disks[each.name], each) for each in volumes])
-    assert [(each.kept.name, each.other.name) for each in found] == [("one", "whole")]
+    duplicates = duplicate_volumes([disk(each.name, disks[each.name], each) for each in volumes])
+    assert [(each.kept.name, each.other.name) for each in duplicates] == [("one", "whole")]

@@ -109,7 +109,7 @@ def test_buckets(registry: CollectorRegistry, metrics: StaticMetrics) -> None:
                 bounds.setdefault(family.name, []).append(sample.labels["le"])
     expected = ["0.005", "0.01", "0.025", "0.05", "0.1", "0.25", "0.5", "1.0", "2.5", "5.0", "10.0", "+Inf"]
     assert len(bounds) == 3
-    assert all(found == expected for found in bounds.values())
+    assert all(bound == expected for bound in bounds.values())
 
 
 def test_figures_are_read_at_every_scrape(registry: CollectorRegistry, metrics: StaticMetrics) -> None:

@@ -41,10 +41,10 @@ def pv(
 
 
 def decide(
-    found: Entry, chosen: ClassConfiguration, *volumes: StaticVolume, is_cleaning: str = "", created: str = ""
+    entry: Entry, chosen: ClassConfiguration, *volumes: StaticVolume, is_cleaning: str = "", created: str = ""
 ) -> Create | Skip | InvalidEntry:
     (step,) = plan(
-        chosen, [found], NODE, volumes, lambda name: name == is_cleaning, {f"{HOST}/disk1": created} if created else {}
+        chosen, [entry], NODE, volumes, lambda name: name == is_cleaning, {f"{HOST}/disk1": created} if created else {}
     )
     return step
 
@@ -54,19 +54,19 @@ MOUNTED = entry(EntryKind.FOLDER, mounted=True)
 
 
 @pytest.mark.parametrize(
-    ("found", "class_mode", "mode"),
+    ("scanned", "class_mode", "mode"),
     [
         (entry(EntryKind.BLOCK), BLOCK, BLOCK),
         (entry(EntryKind.BLOCK), FILESYSTEM, FILESYSTEM),
         (MOUNTED, FILESYSTEM, FILESYSTEM),
     ],
 )
-def test_what_becomes_a_volume_and_of_which_mode(found: Entry, class_mode: str, mode: str) -> None:
-    assert decide(found, class_config(class_mode)) == Create(NAME, found, mode)
+def test_what_becomes_a_volume_and_of_which_mode(scanned: Entry, class_mode: str, mode: str) -> None:
+    assert decide(scanned, class_config(class_mode)) == Create(NAME, scanned, mode)
 
 
 @pytest.mark.parametrize(
-    ("found", "class_mode", "message"),
+    ("scanned", "class_mode", "message"),
     [
         (
             entry(EntryKind.FOLDER),
@@ -87,8 +87,8 @@ def test_what_becomes_a_volume_and_of_which_mode(found: Entry, class_mode: str, 
         ),
     ],
 )
-def test_invalid_entries(found: Entry, class_mode: str, message: str) -> None:
-    assert decide(found, class_config(class_mode)) == InvalidEntry("disk1", message)
+def test_invalid_entries(scanned: Entry, class_mode: str, message: str) -> None:
+    assert decide(scanned, class_config(class_mode)) == InvalidEntry("disk1", message)
 
 
 def test_an_unresponsive_disk_is_reported_on_its_volume() -> None:
@@ -102,11 +102,11 @@ def test_an_unresponsive_disk_is_reported_on_its_volume() -> None:
 
 
 def test_volumes_without_an_entry() -> None:
-    def gone(*volumes: StaticVolume, found: tuple[Entry, ...] = (), wanted: str = "disk1") -> list[str]:
-        return [invalid.name for invalid in missing_volumes(class_config(), wanted.__eq__, found, volumes)]
+    def gone(*volumes: StaticVolume, entries: tuple[Entry, ...] = (), wanted: str = "disk1") -> list[str]:
+        return [invalid.name for invalid in missing_volumes(class_config(), wanted.__eq__, entries, volumes)]
 
     assert gone(pv()) == ["disk1"]
-    assert gone(pv(), found=(MOUNTED,)) == []
+    assert gone(pv(), entries=(MOUNTED,)) == []
     assert gone(pv(), wanted="disk2") == [], "the name pattern leaves it out, so nobody looked"
     assert gone(replace(pv(), deleting=True)) == []
     assert gone(replace(pv(), storage_class="slow")) == [], "of another class in the same folder"
@@ -123,21 +123,21 @@ def test_a_volume_that_is_not_cached_yet_is_left_alone() -> None:
 
 def test_a_folder_at_the_path_of_a_block_volume() -> None:
     known = pv(mode=BLOCK)
-    found = decide(MOUNTED, class_config(BLOCK), known)
-    assert isinstance(found, InvalidEntry)
-    assert found.volume == known
-    assert "is a folder and its PersistentVolume" in found.message
+    decision = decide(MOUNTED, class_config(BLOCK), known)
+    assert isinstance(decision, InvalidEntry)
+    assert decision.volume == known
+    assert "is a folder and its PersistentVolume" in decision.message
 
 
 @pytest.mark.parametrize("where", ["cached", "created"])
 def test_a_path_that_another_class_has_is_not_offered_twice(where: str) -> None:
     other = pv(volume_name("disk1", NODE, "slow"))
-    found = (
+    decision = (
         decide(MOUNTED, class_config(), other)
         if where == "cached"
         else decide(MOUNTED, class_config(), created=other.name)
     )
-    assert found == Skip(MOUNTED, f"its path is that of {other.name}")
+    assert decision == Skip(MOUNTED, f"its path is that of {other.name}")
 
 
 def test_what_is_being_cleaned_is_not_offered() -> None:

@@ -83,14 +83,14 @@ def test_failures_in_a_row_are_those_of_one_release() -> None:
     for expected in (1, 2):
         table.start(RUNNING)
         table.fail("local-pv-1", 200)
-        found = table.get("local-pv-1")
-        assert found
-        assert found.failures == expected
+        failures = table.get("local-pv-1")
+        assert failures
+        assert failures.failures == expected
     table.start(replace(RUNNING, released=replace(RUNNING.released, claim_uid="claim-2")))
     table.fail("local-pv-1", 300)
-    found = table.get("local-pv-1")
-    assert found
-    assert found.failures == 1
+    failures = table.get("local-pv-1")
+    assert failures
+    assert failures.failures == 1
 
 
 SUCCEEDED = replace(RUNNING, state=CleanupState.SUCCEEDED, ended=200)

@@ -42,11 +42,11 @@ GOOD = ClassConfiguration("good", "/mnt/disks", Path("/mnt/disks"))
 )
 def test_a_class_that_would_offer_a_reserved_folder_is_refused_alone(host_dir: str, mount_dir: str, words: str) -> None:
     bad = ClassConfiguration("bad", host_dir, Path(mount_dir))
-    found = refuse_reserved_folders(Configuration({"good": GOOD, "bad": bad}, labels={"a": "b"}), OWN)
-    reason = found.classes["bad"].refusal
+    checked = refuse_reserved_folders(Configuration({"good": GOOD, "bad": bad}, labels={"a": "b"}), OWN)
+    reason = checked.classes["bad"].refusal
     assert reason.startswith(words)
     assert "give the class its own folder, such as /mnt/disks" in reason
-    assert found == Configuration({"good": GOOD, "bad": replace(bad, refusal=reason)}, labels={"a": "b"})
+    assert checked == Configuration({"good": GOOD, "bad": replace(bad, refusal=reason)}, labels={"a": "b"})
 
 
 @pytest.mark.parametrize("folder", ["/mnt/storage2", "/mnt/disks", "/var/lib/kubelet-disks", "/dev", "/var/lib/other"])

@@ -23,14 +23,14 @@ def test_defaults() -> None:
 
 
 def test_variables_of_the_local_static_provisioner() -> None:
-    found = read(
+    settings = read(
         STATIC_CONFIG_DIR="/c",
         MY_NAMESPACE="storage",
         JOB_CONTAINER_IMAGE="cleaner:1",
         DISCOVERY_PERIOD="1m30s",
         CONFIG_SYNC_PERIOD="500ms",
     )
-    assert found == StaticSettings(Path("/c"), "storage", "cleaner:1", 90, 0.5)
+    assert settings == StaticSettings(Path("/c"), "storage", "cleaner:1", 90, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_an_invalid_value_is_reported_with_its_variable(variable: str, value: st
 
 
 def test_they_are_part_of_the_daemons_settings() -> None:
-    found = daemon_settings.read({"MY_NODE_NAME": "node-1", "STATIC_CONFIG_DIR": "/c", "NAMESPACE": "storage"})
-    assert found.node_name == "node-1"
-    assert found.static == StaticSettings(Path("/c"), "storage")
+    settings = daemon_settings.read({"MY_NODE_NAME": "node-1", "STATIC_CONFIG_DIR": "/c", "NAMESPACE": "storage"})
+    assert settings.node_name == "node-1"
+    assert settings.static == StaticSettings(Path("/c"), "storage")
     assert daemon_settings.read({"NODE_NAME": "node-1"}).static is None

@@ -102,8 +102,8 @@ def test_what_is_read_back() -> None:
     body = manifest(class_config())
     body["metadata"] |= {"uid": "pv-uid", "resourceVersion": "1"}
     body["status"] = {"phase": "Released"}
-    found = volume.read(json.loads(json.dumps(body)))
-    assert found == volume.StaticVolume(
+    read = volume.read(json.loads(json.dumps(body)))
+    assert read == volume.StaticVolume(
         name="local-pv-1",
         uid="pv-uid",
         phase="Released",

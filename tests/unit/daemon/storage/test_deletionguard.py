@@ -23,7 +23,7 @@ UNMARKED = replace(RECORD, cluster="")
 
 
 @pytest.mark.parametrize(
-    ("removal", "found", "owner", "cluster", "why"),
+    ("removal", "present", "owner", "cluster", "why"),
     [
         (RemovalReason.RECLAIM, RECORD, OWNER, HERE, ""),
         (RemovalReason.RECLAIM, UNMARKED, OWNER, HERE, ""),
@@ -56,9 +56,9 @@ UNMARKED = replace(RECORD, cluster="")
         ),
     ],
 )
-def test_when_data_may_go(removal: RemovalReason, found: Record, owner: Owner | None, cluster: str, why: str) -> None:
-    believed = RECORD if found.cluster else UNMARKED
-    said = refusal(removal, believed, found, owner, cluster)
+def test_when_data_may_go(removal: RemovalReason, present: Record, owner: Owner | None, cluster: str, why: str) -> None:
+    believed = RECORD if present.cluster else UNMARKED
+    said = refusal(removal, believed, present, owner, cluster)
     assert bool(said) is bool(why)
     assert re.search(why, said)
 
@@ -80,14 +80,14 @@ def test_volumes_of_another_cluster_are_foreign() -> None:
     mine, theirs, unmarked = (Volume(replace(RECORD, cluster=each), 5, "vg") for each in (HERE, ELSEWHERE, ""))
     theirs = replace(theirs, record=replace(theirs.record, pv="other"))
     snapshot = Volume(theirs.record.of_snapshot(), 2, "vg")
-    found = Inventory([mine, theirs, unmarked], snapshots=[snapshot])
-    seen = of_cluster(found, HERE)
+    inventory = Inventory([mine, theirs, unmarked], snapshots=[snapshot])
+    seen = of_cluster(inventory, HERE)
     assert (seen.volumes, seen.snapshots) == ([mine, unmarked], [])
     assert seen.foreign == [
         ForeignVolume("other", "vg", 5, ELSEWHERE),
         ForeignVolume(snapshot.pv, "vg", 2, ELSEWHERE),
     ]
-    assert of_cluster(found, "") == found  # served until it is known
+    assert of_cluster(inventory, "") == inventory  # served until it is known
 
 
 class Answering:

@@ -50,9 +50,9 @@ async def begun(cache: InventoryCache) -> asyncio.Task[None]:
     return look
 
 
-async def looked(cache: InventoryCache, answers: Answers, found: Inventory) -> None:
+async def looked(cache: InventoryCache, answers: Answers, inventory: Inventory) -> None:
     look = await begun(cache)
-    answers.looks[-1].set_result(found)
+    answers.looks[-1].set_result(inventory)
     await look
 
 

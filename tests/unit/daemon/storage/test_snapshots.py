@@ -28,10 +28,10 @@ def test_a_tenth_of_the_source_at_least_and_never_more_than_it_can_fill(spare: i
 @given(source=st.integers(1, 2**44), spare=st.integers(-(2**40), 2**45), extents=st.integers(1, 2**10))
 def test_a_share_is_in_whole_extents_and_within_what_is_there(source: int, spare: int, extents: int) -> None:
     extent = extents * EXTENT
-    found = snapshot_size("vg", source, largest_snapshot(source), spare, extent)
-    assert found.size % extent == 0
-    assert found.size <= max(spare, 0)
-    assert found.size == 0 or 10 * found.size >= source
-    assert found == SnapshotSize("vg", found.minimum, found.maximum, found.free)
-    assert 0 < found.minimum <= found.maximum
-    assert found.maximum - largest_snapshot(source) < extent
+    size = snapshot_size("vg", source, largest_snapshot(source), spare, extent)
+    assert size.size % extent == 0
+    assert size.size <= max(spare, 0)
+    assert size.size == 0 or 10 * size.size >= source
+    assert size == SnapshotSize("vg", size.minimum, size.maximum, size.free)
+    assert 0 < size.minimum <= size.maximum
+    assert size.maximum - largest_snapshot(source) < extent

@@ -29,7 +29,7 @@ def pool(data: float | None = 0.0, metadata: float | None = 0.0, name: str = "vg
 
 
 @pytest.mark.parametrize(
-    ("found", "before", "now"),
+    ("seen", "before", "now"),
     [
         (pool(79.99), Level.OK, Level.OK),
         (pool(80), Level.OK, Level.WARNING),
@@ -46,8 +46,8 @@ def pool(data: float | None = 0.0, metadata: float | None = 0.0, name: str = "vg
         (GROUP, Level.OK, Level.OK),
     ],
 )
-def test_levels(found: Pool, before: Level, now: Level) -> None:
-    assert level(found, before) is now
+def test_levels(seen: Pool, before: Level, now: Level) -> None:
+    assert level(seen, before) is now
 
 
 @given(
@@ -102,11 +102,11 @@ class Node:
 
     def __init__(self, *pools: Pool, autoextend: int = 0) -> None:
         self._volume = volume_in("vg/pool", autoextend)
-        self.found(*pools)
+        self.inspected(*pools)
         self.gives: PoolExtension | Exception = PoolExtension()
         self.asked = 0
 
-    def found(self, *pools: Pool) -> None:
+    def inspected(self, *pools: Pool) -> None:
         self.inventory = Inventory((self._volume,), pools)
 
     async def enlarge(self, name: str) -> PoolExtension:
@@ -114,7 +114,7 @@ class Node:
         if isinstance(self.gives, Exception):
             raise self.gives
         if self.gives.taken:
-            self.found(pool(40, 4))
+            self.inspected(pool(40, 4))
         return self.gives
 
 
@@ -140,12 +140,12 @@ async def test_each_threshold_is_reported_once_and_recovery_too() -> None:
     events.set_node(NODE)
     monitor = ThinPoolMonitor(cast(Volumes, node), {"vg/pool"}, events, lambda: recovered.append(1))
     for percent in (10, 79, 80, 79, 81, 94, 95, 99, 94, 95):
-        node.found(pool(percent))
+        node.inspected(pool(percent))
         await monitor.check()
     assert "has used 80 % of its data and 0 % of its metadata: extend it" in told.words[0][1]
     assert told.reasons() == ["ThinPoolFilling", "ThinPoolNearlyFull"]
     assert not recovered
-    node.found(pool(50))
+    node.inspected(pool(50))
     await monitor.check()
     assert told.reasons() == ["ThinPoolHasRoom"]
     assert recovered == [1]
@@ -158,7 +158,7 @@ async def test_the_last_volume_that_goes_is_a_recovery_too() -> None:
     events.set_node(NODE)
     monitor = ThinPoolMonitor(cast(Volumes, node), (), events, lambda: recovered.append(1))
     await monitor.check()
-    node.found(pool(0))
+    node.inspected(pool(0))
     await monitor.check()
     await monitor.check()
     assert told.reasons() == ["ThinPoolNearlyFull", "ThinPoolHasRoom"]
