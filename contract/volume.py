@@ -111,6 +111,8 @@ class PersistentVolume:
     """See names.GRANTED_ANNOTATION. None: it was made by hand, or by a provisioner that did not say."""
     actual: int = 0
     """Bytes that its node says it has. 0: it did not say."""
+    pre_resize: int = 0
+    """See names.PRE_RESIZE_ANNOTATION. Bytes; 0: it has none."""
     source: str = FLEX_VOLUME
     """FLEX_VOLUME or CSI. Empty: another volume source."""
     driver: str = names.DRIVER
@@ -204,6 +206,7 @@ def read_any(manifest: Json) -> PersistentVolume:
         access_modes=tuple(spec.get("accessModes") or ()),
         granted=_bytes(annotations.get(names.GRANTED_ANNOTATION)) or None,
         actual=_bytes(annotations.get(names.SIZE_ANNOTATION)),
+        pre_resize=_quantity(annotations.get(names.PRE_RESIZE_ANNOTATION)),
         source=kind,
         driver=source.get("driver") or "",
         local_path=(spec.get("local") or {}).get("path") or "",
@@ -238,6 +241,14 @@ def source_spec(kind: str, name: str, filesystem: str, options: Mapping[str, str
 def _bytes(text: object) -> int:
     """0 for what is no number of bytes: annotations and options may have been written by anybody."""
     return int(text) if isinstance(text, str) and re.fullmatch(r"\d{1,18}", text, re.ASCII) else 0
+
+
+def _quantity(text: object) -> int:
+    """0 for what is none, as `_bytes`."""
+    try:
+        return quantity.parse(text) if isinstance(text, str) else 0
+    except ValueError:
+        return 0
 
 
 def _claim_reference(spec: Json) -> ClaimReference | None:
@@ -299,14 +310,17 @@ def made_patch(volume: PersistentVolume, size: int) -> Json:
     return {"metadata": {"uid": volume.uid, "annotations": annotations}}
 
 
-def grant_patch(volume: PersistentVolume, granted: int, capacity: int) -> Json:
+def grant_patch(volume: PersistentVolume, granted: int, capacity: int, pre_resize: int = 0) -> Json:
     """The merge patch that records, on this very version of a PersistentVolume, what it was granted, and sets
-    spec.capacity to no more than that."""
+    spec.capacity to no more than that. `pre_resize`: what its claim has, where that is less."""
+    grown: Json = {names.GRANTED_ANNOTATION: str(granted)}
+    if pre_resize != volume.pre_resize:
+        grown[names.PRE_RESIZE_ANNOTATION] = quantity.render(pre_resize) if pre_resize else None
     return {
         "metadata": {
             "uid": volume.uid,
             "resourceVersion": volume.resource_version,
-            "annotations": {names.GRANTED_ANNOTATION: str(granted)},
+            "annotations": grown,
         },
         **({"spec": {"capacity": {"storage": quantity.render(capacity)}}} if capacity != volume.size else {}),
     }

@@ -16,6 +16,11 @@ Json = dict[str, Any]
 IMMEDIATE, WAIT_FOR_FIRST_CONSUMER = "Immediate", "WaitForFirstConsumer"
 SELECTED_NODE = "volume.kubernetes.io/selected-node"
 
+RESIZING, RESIZE_PENDING = "Resizing", "FileSystemResizePending"
+CONTROLLER_RESIZE_ERROR, NODE_RESIZE_ERROR = "ControllerResizeError", "NodeResizeError"
+RESIZE_CONDITIONS = (RESIZING, RESIZE_PENDING, CONTROLLER_RESIZE_ERROR, NODE_RESIZE_ERROR)
+"""Types of conditions of a claim that grows."""
+_LONGEST_MESSAGE = 1024
 _LONGEST_NAME = 253
 """Characters: DNS subdomains, which all names here are."""
 SNAPSHOT_KIND = "VolumeSnapshot.snapshot.storage.k8s.io"
@@ -68,6 +73,8 @@ class Claim:
     """Bytes that the kubelet is to let it grow to (status.allocatedResources). 0: it never grew."""
     resize_status: str = ""
     """How far its growing is (status.allocatedResourceStatuses)."""
+    resize_conditions: tuple[tuple[str, str], ...] = ()
+    """Type and message of those conditions in its status that are of growing, and true."""
     data_source_namespace: str = ""
     """Where dataSourceRef points to. Empty: the claim's own."""
     controller: str = ""
@@ -193,6 +200,11 @@ def read_claim(body: Json) -> Claim:
         capacity=quantity.parse(str((status.get("capacity") or {}).get("storage") or "0")),
         allocated=quantity.parse(str((status.get("allocatedResources") or {}).get("storage") or "0")),
         resize_status=(status.get("allocatedResourceStatuses") or {}).get("storage") or "",
+        resize_conditions=tuple(
+            (each["type"], str(each.get("message") or "")[:_LONGEST_MESSAGE])
+            for each in status.get("conditions") or []
+            if each.get("type") in RESIZE_CONDITIONS and each.get("status") == "True"
+        ),
         access_modes=tuple(spec.get("accessModes") or ()),
         volume_mode=spec.get("volumeMode") or "Filesystem",
         data_source=bounded(".".join(filter(None, (source.get("kind"), source.get("apiGroup"))))),

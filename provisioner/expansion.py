@@ -1,8 +1,8 @@
 """Volume expansion: what a claim requests beyond what it has is granted only when its pool has the capacity.
 
-Kubernetes raises spec.capacity as soon as a claim asks for more, because it has no driver of ours to ask first, and
-the kubelet starts no pod whose volume does not become as large as spec.capacity says. So the request is granted in
-steps, each of which can be seen on the objects, and none of which keeps a pod from starting:
+A FlexVolume. Kubernetes raises spec.capacity as soon as a claim asks for more, because it has no driver of ours to ask
+first, and the kubelet starts no pod whose volume does not become as large as spec.capacity says. So the request is
+granted in steps, each of which can be seen on the objects, and none of which keeps a pod from starting:
 
 1. The pool has the capacity: it is reserved, and recorded as granted (names.GRANTED_ANNOTATION). Otherwise an event on
    the claim says so, spec.capacity goes back to what the claim has, and it is tried again when capacity is freed.
@@ -12,21 +12,44 @@ steps, each of which can be seen on the objects, and none of which keeps a pod f
 
 A claim may be lowered again. What the kubelet is to grow to is in the claim's status, and stays there when a claim
 is lowered (the recovery of Kubernetes 1.34), so it is corrected before spec.capacity is raised.
+
+A CSI volume. Kubernetes leaves it to its driver (ExternalExpanding), and nobody but us raises spec.capacity. The steps
+are the same, and the claim's status says how far they are, as the external-resizer of Kubernetes writes it (KEP 1790,
+pkg/controller/expand_and_recover.go), but for one thing: there is room before anything is begun.
+
+| the claim requests more than it has, and | status.allocatedResourceStatuses | condition | spec.capacity |
+|---|---|---|---|
+| its node is at it (it is at least allocatedResources) | of the kubelet, left alone | left alone | stays |
+| there is no room | ControllerResizeInfeasible | ControllerResizeError, with the figures | stays |
+| there is, and its node has not given it yet | ControllerResizeInProgress, allocatedResources | Resizing | stays |
+| the volume has it | NodeResizePending, allocatedResources | FileSystemResizePending | what is requested |
+
+In the last step the status comes first: what the kubelet finds there when spec.capacity is raised is what it grows to.
+It calls NodeExpandVolume, for a block volume too, and writes status.capacity. When it gives up (NodeResizeInfeasible)
+the volume is handed to it again, later. A claim that was lowered goes through the same table, and so recovers from any
+of them. An API server before 1.32 drops allocatedResources and its statuses, so no step depends on finding them there.
 """
 
 import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
 from contract import quantity
 from contract import volume as contract_volume
 from contract.capacity import footprint
-from contract.volume import BOUND, PersistentVolume
-from kube.client import Cluster
-from kube.errors import ApiError, Conflict, NotFound, Unreachable
+from contract.volume import BOUND, CSI, PersistentVolume
+from kube.client import STRATEGIC, Cluster
+from kube.errors import ApiError, Conflict, Invalid, Json, NotFound, Unreachable
 from kube.events import Recorder
-from kube.records import Claim
+from kube.records import (
+    CONTROLLER_RESIZE_ERROR,
+    NODE_RESIZE_ERROR,
+    RESIZE_PENDING,
+    RESIZING,
+    Claim,
+)
 from kube.resources import CLAIMS, VOLUMES
 from kube.workqueue import WorkQueue
 from provisioner.capacityledger import layout_of
@@ -36,15 +59,19 @@ from service import logs
 
 _log = logging.getLogger(__name__)
 
-RESIZE_FAILED = "VolumeResizeFailed"
+RESIZE_FAILED, RESIZE_REQUIRED = "VolumeResizeFailed", "FileSystemResizeRequired"
 NODE_GRACE = 5.0
 """Seconds that a node gets to extend a volume before spec.capacity goes back: mostly it takes less than one."""
 RECHECK_SECONDS = 120.0
 """Seconds after which an expansion is tried again, though nothing has changed that we know of."""
 
-NODE_RESIZE_PENDING = "NodeResizePending"
-_UNDER_WAY = ("ControllerResizeInProgress", NODE_RESIZE_PENDING, "NodeResizeInProgress")
-"""Of status.allocatedResourceStatuses: the kubelet lets the volume grow, or will do so soon."""
+CONTROLLER_IN_PROGRESS, CONTROLLER_INFEASIBLE = "ControllerResizeInProgress", "ControllerResizeInfeasible"
+NODE_PENDING, NODE_IN_PROGRESS, NODE_INFEASIBLE = "NodeResizePending", "NodeResizeInProgress", "NodeResizeInfeasible"
+"""Of status.allocatedResourceStatuses."""
+_UNDER_WAY = (CONTROLLER_IN_PROGRESS, NODE_PENDING, NODE_IN_PROGRESS)
+"""The kubelet lets the volume grow, or will do so soon."""
+_PENDING_MESSAGE = "Waiting for user to (re-)start a pod to finish file system resize of volume on node."
+"""The words of Kubernetes, which some programs look for. A pod that runs need not be started again."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +82,10 @@ class ExpansionPlan:
     capacity: int
     allocated: int = 0
     """What the claim's status is to have the kubelet grow to. 0: it is right as it is."""
+    step: str | None = None
+    """What the claim's status is to say how far it is. Empty: nothing; None: it is right as it is."""
+    pre_resize: int = 0
+    """See names.PRE_RESIZE_ANNOTATION, for CSI volumes."""
     waits: bool = False
     """It was granted, and its node has not given it yet."""
     refused: str = ""
@@ -99,6 +130,8 @@ def plan(volume: PersistentVolume, claim: Claim, refused: str, *, in_grace: bool
         refused = ""
     elif not refused:
         granted = requested
+    if volume.source == CSI:
+        return _plan_csi(volume, claim, granted, has, refused)
     if requested <= has:
         return ExpansionPlan(granted, min(volume.size, has))
     actual = volume.actual or (volume.created_size if volume.made else 0)
@@ -107,13 +140,67 @@ def plan(volume: PersistentVolume, claim: Claim, refused: str, *, in_grace: bool
         return ExpansionPlan(
             granted, volume.size if keeps else min(volume.size, has), waits=not refused, refused=refused
         )
-    grows = not claim.allocated or (claim.allocated == requested and claim.resize_status in _UNDER_WAY)
-    return ExpansionPlan(granted, requested, 0 if grows else requested)
+    if not claim.allocated or (claim.allocated == requested and claim.resize_status in _UNDER_WAY):
+        return ExpansionPlan(granted, requested)
+    return ExpansionPlan(granted, requested, requested, NODE_PENDING)
+
+
+def _plan_csi(volume: PersistentVolume, claim: Claim, granted: int, has: int, refused: str) -> ExpansionPlan:
+    """See the table above. `granted`, `has`: of `plan`."""
+    requested, step = claim.requested, claim.resize_status
+    capacity = min(volume.size, max(has, granted))
+    pre_resize = has if capacity > has else 0
+    if requested <= has:
+        begun = step in (CONTROLLER_IN_PROGRESS, CONTROLLER_INFEASIBLE)
+        return ExpansionPlan(granted, capacity, step="" if begun else None, pre_resize=pre_resize)
+    waits = bool(volume.node_label) and (volume.actual or (volume.created_size if volume.made else 0)) < requested
+    if step in (NODE_PENDING, NODE_IN_PROGRESS) and capacity >= claim.allocated > has:
+        return ExpansionPlan(granted, capacity, pre_resize=pre_resize, waits=waits and not refused, refused=refused)
+    if refused:
+        return ExpansionPlan(granted, capacity, step=CONTROLLER_INFEASIBLE, pre_resize=pre_resize, refused=refused)
+    if waits:
+        return ExpansionPlan(granted, capacity, requested, CONTROLLER_IN_PROGRESS, pre_resize, waits=True)
+    return ExpansionPlan(granted, requested, requested, NODE_PENDING, has)
+
+
+def wanted_conditions(step: str, refused: str) -> dict[str, str | None]:
+    """Of the claim of a CSI volume, type to message; None: there is to be none."""
+    if step == CONTROLLER_IN_PROGRESS:
+        return {RESIZING: "", **dict.fromkeys((RESIZE_PENDING, CONTROLLER_RESIZE_ERROR, NODE_RESIZE_ERROR))}
+    if step == CONTROLLER_INFEASIBLE:
+        return {CONTROLLER_RESIZE_ERROR: refused, RESIZING: None}
+    if step == NODE_PENDING:
+        return {RESIZE_PENDING: _PENDING_MESSAGE, CONTROLLER_RESIZE_ERROR: None}
+    return {RESIZING: None, CONTROLLER_RESIZE_ERROR: None}
+
+
+def status_patch(volume: PersistentVolume, claim: Claim, planned: ExpansionPlan, now: str) -> Json:
+    """The strategic merge patch of this very version of a claim, empty when its status is as it should be. `now`: the
+    time as the API writes it."""
+    status: Json = {}
+    if planned.allocated not in (0, claim.allocated):
+        status["allocatedResources"] = {"storage": quantity.render(planned.allocated)}
+    if planned.step not in (None, claim.resize_status):
+        status["allocatedResourceStatuses"] = {"storage": planned.step or None}
+    if planned.step is not None and volume.source == CSI:
+        present = dict(claim.resize_conditions)
+        conditions = [
+            {"type": kind, "$patch": "delete"}
+            if message is None
+            else {"type": kind, "status": "True", "message": message, "lastTransitionTime": now}
+            for kind, message in wanted_conditions(planned.step, planned.refused).items()
+            if (kind in present if message is None else present.get(kind) != message)
+        ]
+        if conditions:
+            status["conditions"] = conditions
+    if not status:
+        return {}
+    return {"metadata": {"uid": claim.uid, "resourceVersion": claim.resource_version}, "status": status}
 
 
 def settled(volume: PersistentVolume) -> bool:
     """Whether it says of itself that it has what it was granted, and nobody raised its spec.capacity."""
-    return volume.size == volume.target_size
+    return volume.size == volume.target_size and not (volume.source == CSI and volume.pre_resize)
 
 
 class ExpansionController:
@@ -136,6 +223,8 @@ class ExpansionController:
         """Volumes whose expansion waits for capacity."""
         self._waiting: dict[str, float] = {}
         """Since when a volume's node has not given it what it was granted."""
+        self._handed_over: dict[str, tuple[int, float]] = {}
+        """Volumes that a kubelet gave up to grow: to how many bytes it was told to try again, and when."""
         self.queue = WorkQueue(self._handle, parallelism=parallelism, of="volume")
         cache.claims.subscribe(self._claim_changed)
         cache.volumes.subscribe(self._volume_changed)
@@ -177,14 +266,14 @@ class ExpansionController:
         if claim is None and settled(volume) and volume.name not in self._waiting:
             self._forget(volume.name)
             return
-        if claim is None or claim.uid != volume.claim.uid or _differs(volume, self._plan(volume, claim)):
+        if claim is None or claim.uid != volume.claim.uid or _differs(volume, claim, self._plan(volume, claim)):
             claim = await live_claim(self._cluster, volume.claim)
             if claim is None or claim.volume_name != volume.name or not claim.capacity:
                 self._forget(volume.name)
                 return
         planned = self._plan(volume, claim)
         self._track(volume, claim, planned)
-        if not _differs(volume, planned):
+        if not _differs(volume, claim, planned) or self._retries_later(volume, claim, planned):
             return
         if planned.granted > volume.charged_size:
             self._cache.ledger.reserve_growth(volume, planned.granted)
@@ -222,22 +311,46 @@ class ExpansionController:
 
     async def _write(self, volume: PersistentVolume, claim: Claim, planned: ExpansionPlan) -> None:
         """The claim's status first: what the kubelet finds there is what it writes down as grown."""
-        if planned.allocated:
-            size = quantity.render(planned.allocated)
-            status = {
-                "allocatedResources": {"storage": size},
-                "allocatedResourceStatuses": {"storage": NODE_RESIZE_PENDING},
-            }
-            body = {"metadata": {"uid": claim.uid, "resourceVersion": claim.resource_version}, "status": status}
-            await self._cluster.patch(CLAIMS, claim.name, body, claim.namespace, "status")
-        if (volume.granted, volume.size) != (planned.granted, planned.capacity):
-            body = contract_volume.grant_patch(volume, planned.granted, planned.capacity)
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        if body := status_patch(volume, claim, planned, now):
+            try:
+                await self._cluster.patch(CLAIMS, claim.name, body, claim.namespace, "status", content_type=STRATEGIC)
+            except Invalid as error:
+                # Before 1.31 there was another word, behind a feature gate. It only reports.
+                if planned.step != CONTROLLER_INFEASIBLE:
+                    raise
+                _log.info("the API server does not know the status of a claim that can't grow: %s", error)
+        if _volume_differs(volume, planned):
+            body = contract_volume.grant_patch(volume, planned.granted, planned.capacity, planned.pre_resize)
             await self._cluster.patch(VOLUMES, volume.name, body)
+            if planned.step == NODE_PENDING and volume.source == CSI:
+                self._recorder.normal(claim.reference, RESIZE_REQUIRED, "Require file system resize of volume on node")
+        if claim.resize_status == NODE_INFEASIBLE:
+            self._handed_over[volume.name] = planned.allocated, self._clock()
+
+    def _retries_later(self, volume: PersistentVolume, claim: Claim, planned: ExpansionPlan) -> bool:
+        """Whether the kubelet, which just gave up, is to be left alone for a while."""
+        if volume.source != CSI or claim.resize_status != NODE_INFEASIBLE or planned.step != NODE_PENDING:
+            return False
+        size, since = self._handed_over.get(volume.name, (0, 0.0))
+        rest = since + RECHECK_SECONDS - self._clock()
+        if size != planned.allocated or rest <= 0:
+            return False
+        self.queue.add_after(volume.name, rest)
+        return True
 
     def _forget(self, name: str) -> None:
         self._refused.discard(name)
         self._waiting.pop(name, None)
+        self._handed_over.pop(name, None)
 
 
-def _differs(volume: PersistentVolume, planned: ExpansionPlan) -> bool:
-    return bool(planned.allocated) or (volume.granted, volume.size) != (planned.granted, planned.capacity)
+def _differs(volume: PersistentVolume, claim: Claim, planned: ExpansionPlan) -> bool:
+    return bool(status_patch(volume, claim, planned, "")) or _volume_differs(volume, planned)
+
+
+def _volume_differs(volume: PersistentVolume, planned: ExpansionPlan) -> bool:
+    """What a FlexVolume's PersistentVolume says of a claim that grows, Kubernetes writes."""
+    if volume.source == CSI and volume.pre_resize != planned.pre_resize:
+        return True
+    return (volume.granted, volume.size) != (planned.granted, planned.capacity)
