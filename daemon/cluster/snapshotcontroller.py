@@ -5,8 +5,7 @@ A snapshot is a volume of its own, a copy of its source (contract.snapshot), so 
 it. Whatever its content says, only what its own record says is believed of what is there: a content that names a
 snapshot of somebody else gets none. A node's contents are those with its label, which the provisioner puts on.
 
-The objects are not Kubernetes' own: where their definitions are not installed, there are no snapshots, and it is looked
-again every minute.
+The objects are not Kubernetes' own: where their CustomResourceDefinitions are not installed, there are no snapshots.
 """
 
 import asyncio
@@ -43,7 +42,6 @@ CREATION_FAILED, DELETE_FAILED = "SnapshotCreationFailed", "SnapshotDeleteError"
 
 _PARALLELISM = 4
 """Snapshots of one disk at a time. Copies of it take their turns in Volumes."""
-_INSTALLED_SECONDS = 60.0
 
 
 class Action(enum.Enum):
@@ -93,6 +91,7 @@ class SnapshotController:
             SNAPSHOT_CONTENTS,
             snapshot.read,
             label_selector=f"{names.NODE_LABEL}={names.node_label_value(node.name)}",
+            optional=True,
         )
         self._queue = WorkQueue(
             self._reconcile, parallelism=_PARALLELISM, expected=(ApiError, VolumeError), of="snapshot", group=self._disk
@@ -102,21 +101,9 @@ class SnapshotController:
 
     async def run(self) -> None:
         """For ever."""
-        while True:
-            if await self._installed():
-                break
-            await asyncio.sleep(_INSTALLED_SECONDS)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._contents.run())
             tasks.create_task(self._queue.run())
-
-    async def _installed(self) -> bool:
-        try:
-            await self._cluster.list(SNAPSHOT_CONTENTS, label_selector=f"{names.NODE_LABEL}=")
-        except ApiError as error:
-            log.debug("no snapshots: %s", error)
-            return False
-        return True
 
     def enqueue(self, volume: str) -> None:
         """The erasure of the volume of that name, a snapshot or not, has ended."""

@@ -1,0 +1,217 @@
+"""The VolumeSnapshotContents of a node, from the object to the logical copy and back, with the API server in this
+process: no kubelet, no provisioner."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contract import names, snapshot
+from contract import volume as contract_volume
+from contract.volume import NodeAssignment, PersistentVolume
+from daemon.backends.loop import LoopBackend
+from daemon.cluster.nodevolumes import NodeVolumes, volume_spec
+from daemon.cluster.ownerlookup import ApiOwnerLookup
+from daemon.cluster.snapshotcontroller import CREATION_FAILED, SnapshotController
+from daemon.storage.record import VolumeState
+from daemon.storage.volumes import Volumes
+from kube.client import Cluster
+from kube.errors import NotFound
+from kube.events import Recorder
+from kube.informer import Informer
+from kube.records import read_node
+from kube.resources import EVENTS, NODES, SNAPSHOT_CONTENTS, VOLUMES
+from tests.node.volume_node import MIB
+from tests.sandbox.snapshots import install
+from tests.unit.daemon.nodecluster import NODE, create_pv, serving
+from tests.waiting import until
+
+Json = dict[str, Any]
+
+
+class Harness:
+    def __init__(self, cluster: Cluster, volumes: Volumes, controller: SnapshotController, events: Recorder) -> None:
+        self.cluster = cluster
+        self.volumes = volumes
+        self.controller = controller
+        self.events = events
+
+    async def content(self, name: str, source: Json, *, policy: str = "Delete", namespace: str = "team") -> str:
+        """The uid of a content as the snapshot controller and the provisioner leave it."""
+        body = {
+            "apiVersion": "snapshot.storage.k8s.io/v1",
+            "kind": "VolumeSnapshotContent",
+            "metadata": {
+                "name": name,
+                "labels": {names.NODE_LABEL: NODE},
+                "finalizers": [snapshot.FINALIZER],
+            },
+            "spec": {
+                "driver": names.CSI_DRIVER,
+                "deletionPolicy": policy,
+                "source": source,
+                "volumeSnapshotRef": {"namespace": namespace, "name": name, "uid": f"uid-of-{name}"},
+                "volumeSnapshotClassName": "class",
+            },
+        }
+        created = await self.cluster.create(SNAPSHOT_CONTENTS, body)
+        return str(created["metadata"]["uid"])
+
+    async def read(self, name: str) -> snapshot.SnapshotContent:
+        content = snapshot.read(await self.cluster.get(SNAPSHOT_CONTENTS, name))
+        assert content
+        return content
+
+    async def until_ready(self, name: str) -> snapshot.SnapshotContent:
+        async def ready() -> bool:
+            content = await self.read(name)
+            return content.ready and not content.being_created
+
+        await until(ready, what=f"{name} is ready")
+        return await self.read(name)
+
+    async def until_error(self, name: str) -> str:
+        async def failed() -> str:
+            return (await self.read(name)).error
+
+        return str(await until(failed, what=f"{name} has an error"))
+
+    async def delete(self, name: str) -> None:
+        """What the snapshot controller does when the VolumeSnapshot goes."""
+        body = {"metadata": {"annotations": {snapshot.BEING_DELETED: "yes"}}}
+        await self.cluster.patch(SNAPSHOT_CONTENTS, name, body)
+        await self.cluster.delete(SNAPSHOT_CONTENTS, name)
+
+    async def until_gone(self, name: str) -> None:
+        async def gone() -> bool:
+            try:
+                await self.read(name)
+            except NotFound:
+                return True
+            return False
+
+        await until(gone, what=f"{name} is gone")
+
+
+@asynccontextmanager
+async def running(folder: Path) -> AsyncIterator[Harness]:
+    async with serving(folder) as (cluster, _):
+        await install(cluster)
+        backend = LoopBackend(folder / "data", 512 * MIB)
+        owner_lookup = ApiOwnerLookup(cluster)
+        await owner_lookup.run()
+        controllers: list[SnapshotController] = []
+        volumes = Volumes(
+            backend,
+            folder / "staging",
+            owner_lookup,
+            may_clone=lambda one, source: controllers[0].may_clone(one, source),
+        )
+        await volumes.start()
+        informer = Informer[PersistentVolume](
+            cluster, VOLUMES, contract_volume.read, label_selector=f"{names.NODE_LABEL}={NODE}"
+        )
+        node, events = read_node(await cluster.get(NODES, NODE)), Recorder(cluster, "test", NODE)
+        node_volumes = NodeVolumes(informer, node)
+        controllers.append(
+            SnapshotController(cluster, node, node_volumes, volumes, owner_lookup, backend.pool_of, events)
+        )
+        tasks = [asyncio.create_task(part.run()) for part in (informer, controllers[0])]
+        await informer.wait_synced()
+        try:
+            yield Harness(cluster, volumes, controllers[0], events)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            await volumes.close()
+
+
+@pytest.fixture
+async def harness(tmp_path: Path) -> AsyncIterator[Harness]:
+    async with running(tmp_path) as it:
+        yield it
+
+
+async def made_volume(harness: Harness, name: str, namespace: str = "team") -> PersistentVolume:
+    """A volume of this node for a claim of that namespace."""
+    pv = await create_pv(harness.cluster, name, mi=16, assignment=NodeAssignment(NODE, "host-1", LoopBackend.POOL))
+    claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": namespace, "name": name, "uid": "c"}
+    await harness.cluster.patch(VOLUMES, name, {"spec": {"claimRef": claim}})
+    await harness.volumes.prepare(volume_spec(pv))
+    return pv
+
+
+async def test_a_snapshot_is_made_reported_and_removed(harness: Harness) -> None:
+    await made_volume(harness, "pv")
+    uid = await harness.content("one", {"volumeHandle": "pv"})
+    content = await harness.until_ready("one")
+    name = snapshot.volume_name(uid)
+    assert content.handle == f"{NODE}/{name}"
+    assert content.restore_size == 16 * MIB
+    assert content.filesystem == "ext4"
+    volume = harness.volumes.inventory.volume(name)
+    assert volume
+    assert (volume.record.uid, volume.record.content, volume.record.state) == (uid, "one", VolumeState.READY)
+    assert harness.controller.has_content(volume.record)
+    await harness.delete("one")
+    await harness.until_gone("one")
+    assert harness.volumes.inventory.volume(name) is None
+
+
+async def test_nobody_gets_a_snapshot_of_another_namespace(harness: Harness) -> None:
+    """Neither when it is taken, nor when a volume is restored from it."""
+    await made_volume(harness, "pv", namespace="another")
+    uid = await harness.content("one", {"volumeHandle": "pv"})
+    assert "namespace team" in await harness.until_error("one")
+    assert harness.volumes.inventory.volume(snapshot.volume_name(uid)) is None
+    await harness.events.flush()
+    assert [event["reason"] for event in await harness.cluster.list(EVENTS)] == [CREATION_FAILED]
+
+    theirs = await harness.content("theirs", {"volumeHandle": "pv"}, namespace="another")
+    await harness.until_ready("theirs")
+    await made_volume(harness, "restored")
+    assert not harness.controller.may_clone("restored", snapshot.volume_name(theirs))
+    await made_volume(harness, "of-another", namespace="another")
+    await until(lambda: harness.controller.may_clone("of-another", snapshot.volume_name(theirs)))
+
+
+async def test_a_retained_one_is_found_again_by_its_handle(harness: Harness) -> None:
+    await made_volume(harness, "pv")
+    uid = await harness.content("one", {"volumeHandle": "pv"}, policy="Retain")
+    content = await harness.until_ready("one")
+
+    await harness.content("thief", {"snapshotHandle": content.handle})
+    assert "belongs to the VolumeSnapshotContent one" in await harness.until_error("thief")
+    await harness.delete("thief")
+    await harness.until_gone("thief")
+    name = snapshot.volume_name(uid)
+    assert harness.volumes.inventory.volume(name)
+
+    await harness.delete("one")
+    await harness.until_gone("one")
+    volume = harness.volumes.inventory.volume(name)
+    assert volume
+    assert volume.record.policy == "Retain"
+    found = await harness.content("found", {"snapshotHandle": content.handle})
+    await harness.until_ready("found")
+    volume = harness.volumes.inventory.volume(name)
+    assert volume
+    assert (volume.record.uid, volume.record.content, volume.record.policy) == (found, "found", "Delete")
+    await harness.delete("found")
+    await harness.until_gone("found")
+    assert harness.volumes.inventory.volume(name) is None
+
+
+async def test_what_is_not_there_is_said(harness: Harness) -> None:
+    await harness.content("one", {"snapshotHandle": f"{NODE}/snap_nothing"})
+    assert "correct snapshotHandle" in await harness.until_error("one")
+    await made_volume(harness, "pv")
+    await harness.content("two", {"snapshotHandle": f"{NODE}/pv"})
+    assert await harness.until_error("two")
+    await harness.delete("two")
+    await harness.until_gone("two")
+    assert harness.volumes.inventory.volume("pv")
