@@ -15,7 +15,8 @@ _HEAD = """\
 
 Written by `make docs` from the code: changes here are lost. Both programs serve them at `/metrics` on `LISTEN_ADDRESS`.
 Histograms have `_bucket`, `_sum` and `_count`; the metrics of Python and of the process are left out.
-Alerts and a dashboard: `deploy/dashboards`.
+Alerts and a dashboard: `deploy/dashboards`. How full the filesystem of each volume is, the kubelet exports
+(`kubelet_volume_stats_*`), and which claims are of which class, kube-state-metrics; both read them, too.
 """
 _ROW = "| `{name}` | {kind} | {labels} | {meaning} |"
 _TABLE = "\n## {title}\n\n| name | type | labels | meaning |\n|---|---|---|---|"

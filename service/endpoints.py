@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.metrics_core import Metric
@@ -88,6 +88,9 @@ class Exposition:
 
 
 def application(health: HealthChecks, registry: CollectorRegistry) -> web.Application:
+    # The client library adds a series for the time at which each of the others began. The local-volume-provisioner, whose
+    # metrics we have, does not export them.
+    disable_created_metrics()
     registry.register(_Readiness(health))
     exposition = Exposition(registry)
 

@@ -27,6 +27,24 @@ _OF_THE_SCRAPE = {"node", "pod", "component", "job", "instance"}
 """Labels that components/monitoring or Prometheus itself gives each series."""
 
 
+_OF_KUBERNETES = {
+    **{
+        f"kubelet_volume_stats_{figure}": {"namespace", "persistentvolumeclaim"}
+        for figure in (
+            "available_bytes",
+            "capacity_bytes",
+            "used_bytes",
+            "inodes",
+            "inodes_free",
+            "inodes_used",
+        )
+    },
+    "kube_persistentvolumeclaim_info": {"namespace", "persistentvolumeclaim", "storageclass", "volumename"},
+    "kube_storageclass_info": {"storageclass", "provisioner"},
+}
+"""Series of the kubelet (pkg/kubelet/metrics/collectors/volume_stats.go) and of kube-state-metrics (its docs/metrics)."""
+
+
 def exported() -> dict[str, set[str]]:
     """Every series of every program, with its labels: each metric was touched once."""
     daemon = DaemonMetrics(
@@ -51,7 +69,7 @@ def exported() -> dict[str, set[str]]:
     provisioner.observe_queue("claims", WorkQueue(_nothing, parallelism=1))
     for registry in (daemon.registry, provisioner.registry):
         application(HealthChecks({"storage": lambda: ""}), registry)
-    labels_of: dict[str, set[str]] = {"up": set()}  # Prometheus itself makes this one
+    labels_of: dict[str, set[str]] = {"up": set(), **_OF_KUBERNETES}  # Prometheus itself makes the first one
     for family in (*daemon.registry.collect(), *provisioner.registry.collect()):
         for sample in family.samples:
             labels_of.setdefault(sample.name, set()).update(sample.labels)
@@ -108,7 +126,7 @@ def _known(expression: str) -> set[str]:
 
 
 @pytest.mark.parametrize(("title", "expression"), EXPRESSIONS)
-def test_every_series_and_label_isexported(title: str, expression: str) -> None:
+def test_every_series_and_label_is_exported(title: str, expression: str) -> None:
     selectors = _selectors(expression)
     assert selectors
     for selector in selectors:

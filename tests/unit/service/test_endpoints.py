@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import aiohttp
 import pytest
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -20,6 +20,8 @@ def problems() -> dict[str, str]:
 async def url(problems: dict[str, str]) -> AsyncIterator[str]:
     registry = CollectorRegistry()
     Gauge("answer", "For the test.", registry=registry).set(42)
+    Counter("questions", "For the test.", registry=registry).inc()
+    Histogram("patience", "For the test.", registry=registry).observe(1)
     checks = {name: lambda name=name: problems[name] for name in problems}
     async with listening(application(HealthChecks(checks), registry), "127.0.0.1", 0) as port:
         yield f"http://127.0.0.1:{port}"
@@ -34,7 +36,10 @@ async def test_a_ready_node(url: str) -> None:
     assert await get(f"{url}/healthz") == (200, "ok")
     assert await get(f"{url}/readyz") == (200, "ok")
     assert await get(f"{url}/readyz?verbose") == (200, "[+]socket ok\n[+]storage ok\nreadyz check passed\n")
-    assert "answer 42.0" in (await get(f"{url}/metrics"))[1]
+    metrics = (await get(f"{url}/metrics"))[1]
+    assert "answer 42.0" in metrics
+    assert "questions_total 1.0" in metrics
+    assert "_created" not in metrics
 
 
 async def test_a_node_that_is_not_ready_says_why_and_is_alive(url: str, problems: dict[str, str]) -> None:
