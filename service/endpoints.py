@@ -88,9 +88,9 @@ class Exposition:
 
 
 def application(health: HealthChecks, registry: CollectorRegistry) -> web.Application:
-    # The client library adds a series for the time at which each of the others began. The local-volume-provisioner, whose
-    # metrics we have, does not export them.
-    disable_created_metrics()
+    # The client library adds a series for the time at which each of the others began. The local-volume-provisioner,
+    # whose metrics we have, does not export them.
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     registry.register(_Readiness(health))
     exposition = Exposition(registry)
 

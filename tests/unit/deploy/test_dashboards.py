@@ -42,7 +42,7 @@ _OF_KUBERNETES = {
     "kube_persistentvolumeclaim_info": {"namespace", "persistentvolumeclaim", "storageclass", "volumename"},
     "kube_storageclass_info": {"storageclass", "provisioner"},
 }
-"""Series of the kubelet (pkg/kubelet/metrics/collectors/volume_stats.go) and of kube-state-metrics (its docs/metrics)."""
+"""Series of the kubelet (pkg/kubelet/metrics/collectors/volume_stats.go) and kube-state-metrics (docs/metrics)."""
 
 
 def exported() -> dict[str, set[str]]:
