@@ -148,11 +148,11 @@ def plan(volume: PersistentVolume, claim: Claim, refused: str, *, in_grace: bool
 def _plan_csi(volume: PersistentVolume, claim: Claim, granted: int, has: int, refused: str) -> ExpansionPlan:
     """See the table above. `granted`, `has`: of `plan`."""
     requested, step = claim.requested, claim.resize_status
-    capacity = min(volume.size, max(has, granted))
-    pre_resize = has if capacity > has else 0
     if requested <= has:
         begun = step in (CONTROLLER_IN_PROGRESS, CONTROLLER_INFEASIBLE)
-        return ExpansionPlan(granted, capacity, step="" if begun else None, pre_resize=pre_resize)
+        return ExpansionPlan(granted, min(volume.size, has), step="" if begun else None)
+    capacity = min(volume.size, max(has, granted))
+    pre_resize = has if capacity > has else 0
     waits = bool(volume.node_label) and (volume.actual or (volume.created_size if volume.made else 0)) < requested
     if step in (NODE_PENDING, NODE_IN_PROGRESS) and capacity >= claim.allocated > has:
         return ExpansionPlan(granted, capacity, pre_resize=pre_resize, waits=waits and not refused, refused=refused)
