@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from contract import names, quantity
+from contract.snapshot import GROUP, SNAPSHOT_KIND
 from contract.volume import CLAIM_KIND, ObjectReference
 
 Json = dict[str, Any]
@@ -23,7 +24,8 @@ RESIZE_CONDITIONS = (RESIZING, RESIZE_PENDING, CONTROLLER_RESIZE_ERROR, NODE_RES
 _LONGEST_MESSAGE = 1024
 _LONGEST_NAME = 253
 """Characters: DNS subdomains, which all names here are."""
-SNAPSHOT_KIND = "VolumeSnapshot.snapshot.storage.k8s.io"
+SNAPSHOT_SOURCE = f"{SNAPSHOT_KIND}.{GROUP}"
+"""A VolumeSnapshot as the data source of a claim."""
 
 _PROVISIONER = "volume.kubernetes.io/storage-provisioner"
 _PROVISIONER_BETA = "volume.beta.kubernetes.io/storage-provisioner"
@@ -90,9 +92,14 @@ class Claim:
         return bool(self.volume_name) and self.requested > self.capacity > 0 and not self.deleting
 
     @property
+    def restores(self) -> bool:
+        """Its volume is to begin as a copy of a snapshot."""
+        return self.data_source == SNAPSHOT_SOURCE
+
+    @property
     def clones(self) -> bool:
-        """Its volume is to begin as a copy of another claim's."""
-        return self.data_source == CLAIM_KIND
+        """Its volume is to begin as a copy, of another claim's or of a snapshot."""
+        return self.data_source == CLAIM_KIND or self.restores
 
     @property
     def reference(self) -> ObjectReference:
@@ -171,6 +178,19 @@ class Node:
     @property
     def reference(self) -> ObjectReference:
         return ObjectReference("Node", "v1", "", self.name, self.uid)
+
+
+@dataclass(frozen=True)
+class VolumeSnapshot:
+    """What a tenant has of a snapshot."""
+
+    namespace: str
+    name: str
+    uid: str
+    content_name: str
+    """The VolumeSnapshotContent that it is bound to. Empty: none yet."""
+    ready: bool
+    deleting: bool
 
 
 _NODE_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
@@ -273,5 +293,17 @@ def read_node(body: Json) -> Node:
         uid=metadata["uid"],
         hostname=labels.get(names.HOSTNAME_LABEL) or "",
         labels=labels,
+        deleting="deletionTimestamp" in metadata,
+    )
+
+
+def read_volume_snapshot(body: Json) -> VolumeSnapshot:
+    metadata, status = body["metadata"], body.get("status") or {}
+    return VolumeSnapshot(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        content_name=bounded(status.get("boundVolumeSnapshotContentName") or ""),
+        ready=status.get("readyToUse") is True,
         deleting="deletionTimestamp" in metadata,
     )

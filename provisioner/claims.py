@@ -13,17 +13,26 @@ from dataclasses import dataclass, replace
 
 from contract import names
 from contract.capacity import Capacity
+from contract.snapshot import SnapshotContent
 from contract.volume import ClaimReference, PersistentVolume
 from kube.client import Cluster
-from kube.errors import ApiError, Conflict, NotFound
+from kube.errors import ApiError, Conflict, NotFound, is_not_served
 from kube.events import Recorder
 from kube.records import SELECTED_NODE, Claim, Pod, StorageClass
 from kube.resources import CLAIMS
 from kube.workqueue import WorkQueue
-from provisioner.clusterstate import ClusterCache, Published, live_claim, live_node, live_source_claim
+from provisioner import clonesource
+from provisioner.clonesource import NO_SOURCE, CloneSource
+from provisioner.clusterstate import (
+    ClusterCache,
+    Published,
+    live_claim,
+    live_content,
+    live_node,
+    live_snapshot,
+    live_source_claim,
+)
 from provisioner.decision import (
-    NO_SOURCE,
-    CloneSource,
     Create,
     Decision,
     Ignore,
@@ -88,6 +97,7 @@ class ClaimController:
         cache.classes.subscribe(self._class_changed)
         cache.capacities.subscribe(self._capacity_changed)
         cache.volumes.subscribe(self._volume_changed)
+        cache.contents.subscribe(self._content_changed)
 
     def _claim_changed(self, key: str, old: Claim | None, new: Claim | None) -> None:
         self.queue.add(key)
@@ -116,7 +126,24 @@ class ClaimController:
         """Look again at claims that wait to become a copy of this one: it may be ready for that now."""
         for key, stalled in self._stalled.items():
             claim = stalled.claim
-            if claim.clones and (claim.namespace, claim.data_source_name) == (source.namespace, source.name):
+            if (
+                claim.clones
+                and not claim.restores
+                and (claim.namespace, claim.data_source_name) == (source.namespace, source.name)
+            ):
+                self.queue.add(key)
+
+    def _content_changed(self, name: str, old: SnapshotContent | None, new: SnapshotContent | None) -> None:
+        """Look again at claims that wait to be restored from the snapshot: it may be ready by now, or gone."""
+        content = new or old
+        if content is None:
+            return
+        for key, stalled in self._stalled.items():
+            claim = stalled.claim
+            if claim.restores and (claim.namespace, claim.data_source_name) == (
+                content.snapshot_namespace,
+                content.snapshot_name,
+            ):
                 self.queue.add(key)
 
     def _class_changed(self, name: str, old: StorageClass | None, new: StorageClass | None) -> None:
@@ -183,8 +210,22 @@ class ClaimController:
         """Asked of the API server: claims that have their volume are not in the cache. Raises ApiError."""
         if not claim.clones or self._exists(claim):
             return NO_SOURCE
+        if claim.restores:
+            return await self._snapshot_source(claim)
         source = await live_source_claim(self._cluster, claim)
-        return CloneSource(source, self._cache.volumes.get(source.volume_name) if source else None)
+        return clonesource.of_claim(claim, source, self._cache.volumes.get(source.volume_name) if source else None)
+
+    async def _snapshot_source(self, claim: Claim) -> CloneSource:
+        try:
+            snapshot = await live_snapshot(self._cluster, claim)
+            bound = snapshot.content_name if snapshot else ""
+            content = await live_content(self._cluster, bound) if bound else self._cache.content_of(claim)
+        except ApiError as error:
+            if not is_not_served(error):
+                raise
+            why = f"VolumeSnapshots can't be read ({error}): install their definitions and deploy/components/snapshots"
+            return CloneSource(obstacle=why)
+        return clonesource.of_snapshot(claim, snapshot, content)
 
     def _exists(self, claim: Claim) -> bool:
         return self._cache.ledger.exists(volume_name(claim.uid), claim.uid)

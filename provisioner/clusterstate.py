@@ -11,18 +11,20 @@ import asyncio
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from contract import capacity, names, volume
+from contract import capacity, names, snapshot, volume
 from contract.capacity import Capacity, footprint
+from contract.snapshot import SnapshotContent
 from contract.volume import PENDING, ClaimReference, PersistentVolume
 from kube import records
 from kube.client import Cluster
-from kube.errors import Json, NotFound
+from kube.errors import Invalid, Json, NotFound
 from kube.informer import Informer
-from kube.records import Claim, Node, Pod, StorageClass
-from kube.resources import CAPACITIES, CLAIMS, CLASSES, NODES, PODS, VOLUMES
+from kube.records import Claim, Node, Pod, StorageClass, VolumeSnapshot
+from kube.resources import CAPACITIES, CLAIMS, CLASSES, NODES, PODS, SNAPSHOT_CONTENTS, SNAPSHOTS, VOLUMES
 from provisioner import decision
 from provisioner.capacityledger import Account, CapacityLedger, layout_of, unplaced
-from provisioner.decision import AvailableCapacity, CloneSource, NodeCapacity
+from provisioner.clonesource import CloneSource
+from provisioner.decision import AvailableCapacity, NodeCapacity
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,10 @@ class ClusterCache:
         self.volumes = Informer[PersistentVolume](cluster, VOLUMES, volume.read)
         self.capacities = Informer[Published](cluster, CAPACITIES, _published, namespace=namespace)
         self.pods = Informer[Pod](cluster, PODS, _pending_pod, field_selector=f"status.phase={PENDING}")
+        self.contents = Informer[SnapshotContent](cluster, SNAPSHOT_CONTENTS, snapshot.read, optional=True)
+        """Empty, and never synced, in a cluster without snapshots."""
+        self._contents_of_snapshot: dict[str, dict[str, None]] = {}
+        """Names of the VolumeSnapshotContents that are for a VolumeSnapshot, by its key."""
         self._pods_of_claim: dict[str, dict[str, None]] = {}
         """Keys of the pods that name a claim, by its key."""
         self._volume_of_claim: dict[str, str] = {}
@@ -52,6 +58,7 @@ class ClusterCache:
         self.volumes.subscribe(self._volume_changed)
         self.capacities.subscribe(self._capacity_changed)
         self.pods.subscribe(self._pod_changed)
+        self.contents.subscribe(self._content_changed)
 
     @property
     def _others(self) -> tuple[Informer[Claim] | Informer[StorageClass] | Informer[Published] | Informer[Pod], ...]:
@@ -71,7 +78,7 @@ class ClusterCache:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.volumes.run(), name="volumes")
             await self.volumes.wait_synced()
-            for cache in self._others:
+            for cache in (*self._others, self.contents):
                 tasks.create_task(cache.run())
 
     async def wait_synced(self) -> None:
@@ -127,6 +134,13 @@ class ClusterCache:
         pods = (self.pods.get(key) for key in self._pods_of_claim.get(claim, ()))
         return [pod for pod in pods if pod is not None]
 
+    def content_of(self, claim: Claim) -> SnapshotContent | None:
+        """The snapshot of ours that a claim is to be restored from. A VolumeSnapshot is bound to one of those that say
+        that they are for it."""
+        found = self._contents_of_snapshot.get(f"{claim.namespace}/{claim.data_source_name}", ())
+        contents = [content for name in found if (content := self.contents.get(name)) is not None]
+        return max(contents, key=lambda content: (bool(content.snapshot_uid), content.ready), default=None)
+
     def published_for(self, storage_class: str) -> dict[str, Capacity]:
         """What nodes publish for a class, by the values of their labels."""
         return {node: published.capacity for node, published in self._of_class.get(storage_class, {}).items()}
@@ -161,6 +175,15 @@ class ClusterCache:
         if held and old is not None:
             for callback in self._on_retained:
                 callback(old.uid)
+
+    def _content_changed(self, name: str, old: SnapshotContent | None, new: SnapshotContent | None) -> None:
+        if old is not None:
+            key = f"{old.snapshot_namespace}/{old.snapshot_name}"
+            self._contents_of_snapshot.get(key, {}).pop(name, None)
+            if not self._contents_of_snapshot.get(key):
+                self._contents_of_snapshot.pop(key, None)
+        if new is not None:
+            self._contents_of_snapshot.setdefault(f"{new.snapshot_namespace}/{new.snapshot_name}", {})[name] = None
 
     def _pod_changed(self, key: str, old: Pod | None, new: Pod | None) -> None:
         for claim in old.claims if old else ():
@@ -229,5 +252,29 @@ async def live_source_claim(cluster: Cluster, claim: Claim) -> Claim | None:
     """The claim that this one is to be a copy of, None when there is none. Raises ApiError."""
     try:
         return records.read_claim(await cluster.get(CLAIMS, claim.data_source_name, claim.namespace))
-    except NotFound:
+    except (NotFound, Invalid):  # its owner may have written any text
+        return None
+
+
+async def live_snapshot(cluster: Cluster, claim: Claim) -> VolumeSnapshot | None:
+    """The VolumeSnapshot that the claim is to be restored from, None when there is none. Raises ApiError."""
+    try:
+        return records.read_volume_snapshot(await cluster.get(SNAPSHOTS, claim.data_source_name, claim.namespace))
+    except (NotFound, Invalid):
+        return None
+
+
+async def live_content(cluster: Cluster, name: str) -> SnapshotContent | None:
+    """The VolumeSnapshotContent of that name, None also for one of another driver. Raises ApiError."""
+    try:
+        return snapshot.read(await cluster.get(SNAPSHOT_CONTENTS, name))
+    except (NotFound, Invalid):
+        return None
+
+
+async def live_volume(cluster: Cluster, name: str) -> PersistentVolume | None:
+    """The PersistentVolume of ours of that name, which anybody may have written. Raises ApiError."""
+    try:
+        return volume.read(await cluster.get(VOLUMES, name))
+    except (NotFound, Invalid):
         return None

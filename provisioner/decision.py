@@ -5,9 +5,9 @@ scheduler chosen a node, and only then whether it can be served. A claim that ca
 message for its owner. One that could be served elsewhere is rescheduled: the scheduler looks at the nodes' capacity
 again.
 
-A claim may ask for a copy of another one. The copy is made by the node that has the source, from disk to disk, so it
-lives there too. All that could make the copy fail for ever is refused here, before there is a PersistentVolume, which
-can't be given another shape any more.
+A claim may ask for a copy of another one, or of a snapshot. The copy is made by the node that has the source, from
+disk to disk, so it lives there too. All that could make the copy fail for ever is refused here, before there is a
+PersistentVolume, which can't be given another shape any more.
 """
 
 from collections.abc import Collection, Sequence
@@ -17,77 +17,51 @@ from contract import capacity, names, parameters, quantity
 from contract.capacity import Capacity
 from contract.filesystems import CLONABLE, RAW
 from contract.parameters import ParameterError, VolumeParameters
-from contract.volume import BLOCK, CSI, FILESYSTEM, FLEX_VOLUME, Original, PersistentVolume
+from contract.volume import BLOCK, CSI, FILESYSTEM, FLEX_VOLUME, Original
 from kube.records import WAIT_FOR_FIRST_CONSUMER, Claim, Pod, StorageClass
+from provisioner.clonesource import NO_SOURCE, CloneSource
 
 READ_WRITE_ONCE, READ_ONLY_MANY, READ_WRITE_MANY = "ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany"
 READ_WRITE_ONCE_POD = "ReadWriteOncePod"
 
+_SETTLING_TIMEOUT = 5.0
+"""Seconds that the snapshot controller gets to say of a snapshot what its content says already."""
+_SETTLING_PERIOD = 0.5
 PUBLISH_TIMEOUT = 5.0
 """Seconds that a chosen node gets to publish its capacity: its daemon may be about to, for a class made just now. The
 scheduler looks once a second, and a pod that waits here could start elsewhere."""
 
 
-@dataclass(frozen=True)
-class CloneSource:
-    """What was found of the claim that is to be copied. `volume` is None also for a volume that is not of our
-    driver."""
-
-    claim: Claim | None = None
-    volume: PersistentVolume | None = None
-
-    @property
-    def node(self) -> str:
-        """Value of names.NODE_LABEL, empty while it has none."""
-        return self.volume.node_label if self.volume else ""
-
-
-NO_SOURCE = CloneSource()
-
-
 def volume_parameters(storage_class: StorageClass, claim: Claim, source: CloneSource) -> VolumeParameters:
     """What the class says of the claim's volume. A copy takes from its source what its class does not say. Raises
     ParameterError."""
-    of_source = {"fsType": source.volume.filesystem} if source.volume and source.volume.filesystem != RAW else {}
+    of_source = {"fsType": source.filesystem} if source.filesystem not in ("", RAW) else {}
     return parameters.parse(
         {**of_source, **storage_class.parameters}, storage_class.mount_options, block=claim.volume_mode == BLOCK
     )
 
 
 def clone_obstacle(claim: Claim, layout: VolumeParameters, source: CloneSource) -> str:
-    """Why the copy can't be made as things are, empty when it can. Who may read the source may copy it: both are of
-    one namespace."""
-    name = claim.data_source_name
-    if claim.data_source_namespace not in ("", claim.namespace):
-        return f"dataSourceRef names a claim of namespace {claim.data_source_namespace}: a copy needs one of its own"
-    if source.claim is None or source.claim.deleting:
-        return f"there is no claim {name} (any more) to copy: create it, or remove dataSource and dataSourceRef"
-    if not source.claim.volume_name:
-        return f"claim {name}, which is to be copied, has no volume yet: start the pod that uses it"
-    volume = source.volume
-    if volume is None or volume.claim is None or volume.claim.uid != source.claim.uid:
-        return f"claim {name} has no volume of elastic-local (that is known yet), and no other can be copied"
-    if source.claim.volume_mode != claim.volume_mode:
-        return f"claim {name} has volumeMode {source.claim.volume_mode}: ask for the same"
-    if not volume.node_label or not volume.made:
-        return f"the volume of claim {name} is not made yet: the copy follows when it is; start the pod that uses it"
-    if volume.deleting:
-        return f"the volume of claim {name} is being deleted: choose another source"
-    if volume.filesystem not in CLONABLE:
+    """Why the copy can't be made as things are, empty when it can."""
+    if source.obstacle:
+        return source.obstacle
+    mode = BLOCK if source.filesystem == RAW else FILESYSTEM
+    if mode != claim.volume_mode:
+        return f"{source.text} has volumeMode {mode}: ask for the same"
+    if source.filesystem not in CLONABLE:
         return (
-            f"claim {name} has {volume.filesystem}, of which the kernel can't have two copies on one node: use "
+            f"{source.text} has {source.filesystem}, of which the kernel can't have two copies on one node: use "
             f"{' or '.join(CLONABLE)}"
         )
-    if layout.filesystem != volume.filesystem:
+    if layout.filesystem != source.filesystem:
         return (
-            f"claim {name} has {volume.filesystem}, and a copy can't have {layout.filesystem}: use a class with the "
+            f"{source.text} has {source.filesystem}, and a copy can't have {layout.filesystem}: use a class with the "
             "same fsType"
         )
-    size = volume.granted or volume.size
-    if claim.requested < size:
+    if claim.requested < source.size:
         return (
-            f"the claim asks for {quantity.humane(claim.requested)}, and {name}, which it is to be a copy of, has "
-            f"{quantity.humane(size)}: ask for at least that"
+            f"the claim asks for {quantity.humane(claim.requested)}, and {claim.data_source_name}, which it is to be a "
+            f"copy of, has {quantity.humane(source.size)}: ask for at least that"
         )
     return ""
 
@@ -172,7 +146,7 @@ def decide(
     source: CloneSource = NO_SOURCE,
 ) -> Decision:
     """`waited`: seconds since the chosen node was first found to publish no capacity for the class. `source`: what was
-    found of the claim that this one is to be a copy of."""
+    found of what this one is to be a copy of."""
     if not is_ours(claim):
         return Ignore()
     if storage_class is None:
@@ -203,7 +177,7 @@ def _placed(
 ) -> Decision:
     """Where a claim that can be served goes."""
     if claim.clones:
-        return _beside_source(claim, layout, available, source)
+        return _beside_source(claim, layout, available, waited, source)
     if waits_for_first_consumer(storage_class):
         return _on_selected_node(claim, claim.selected_node, layout, available, waited)
     if storage_class.allowed_topologies:
@@ -257,8 +231,8 @@ def _unsupported(claim: Claim, provisioner: str, volume_source: str) -> str:
         )
     if claim.data_source and not claim.clones:
         return (
-            f"a new volume can't be filled from a {claim.data_source}, only from another PersistentVolumeClaim: change "
-            "or remove dataSource and dataSourceRef"
+            f"a new volume can't be filled from a {claim.data_source}, only from another PersistentVolumeClaim or a "
+            "VolumeSnapshot: change or remove dataSource and dataSourceRef"
         )
     if claim.has_selector:
         return "a selector picks among volumes that exist, and this class makes new ones: remove the selector"
@@ -304,14 +278,13 @@ def _on_selected_node(
 
 
 def _beside_source(
-    claim: Claim, layout: VolumeParameters, available: AvailableCapacity, source: CloneSource
+    claim: Claim, layout: VolumeParameters, available: AvailableCapacity, waited: float, source: CloneSource
 ) -> Decision:
     """A copy can live on its source's node only, and says so from the start: whichever node the scheduler chose, it
     reads the affinity before it binds the pod, and chooses anew."""
     if reason := clone_obstacle(claim, layout, source):
-        return Refuse(reason)
-    assert source.volume, "or there was an obstacle"
-    node = source.volume.node_label
+        return Wait(_SETTLING_PERIOD) if source.settling and waited < _SETTLING_TIMEOUT else Refuse(reason)
+    node = source.node
     on_node = available.of(node)
     beside = f"node {node}, where {claim.data_source_name} lives,"
     if on_node is None:
@@ -320,8 +293,7 @@ def _beside_source(
         return Refuse(f"{beside} {_NO_BLOCK}: use a class of another kind")
     if required_bytes(claim, layout, on_node) > on_node.free:
         return Refuse(f"{request_text(claim, layout, on_node)}, {beside} has {free_text(on_node)}: free up space there")
-    original = Original(source.volume.name, source.volume.uid)
-    return Create(claim.requested, layout, on_node.published, original)
+    return Create(claim.requested, layout, on_node.published, source.original)
 
 
 def on_any_node(claim: Claim, layout: VolumeParameters, available: AvailableCapacity) -> Create | Refuse:

@@ -20,6 +20,7 @@ from provisioner.nodecleanup import NodeCleanupController
 from provisioner.reclaim import ReclaimController
 from provisioner.reservations import ReservationVerifier
 from provisioner.settings import Settings
+from provisioner.snapshots import SnapshotController
 from provisioner.volumecreation import DeletedClaimCheck, VolumeCreator
 from service import endpoints, logs
 from service.endpoints import HealthChecks
@@ -80,6 +81,7 @@ class Term:
         creator = VolumeCreator(cluster, self.ledger, verifier, self.claim_check, self._recorder)
         self.claims = ClaimController(cluster, self.cache, creator, self._recorder, metrics, parallelism=parallelism)
         self._expansion = ExpansionController(cluster, self.cache, self._recorder, parallelism=parallelism)
+        self.snapshots = SnapshotController(cluster, self.cache, self._recorder, parallelism=parallelism)
         reclaim = ReclaimController(cluster, self.cache.volumes, self._recorder, metrics, parallelism=parallelism)
         self._node_cleanup = NodeCleanupController(
             cluster,
@@ -92,6 +94,7 @@ class Term:
         self._queues = {
             "claims": self.claims.queue,
             "growing": self._expansion.queue,
+            "snapshots": self.snapshots.queue,
             "reclaiming": reclaim.queue,
             "orphans": self.claim_check.queue,
             "reservations": verifier.reservations,

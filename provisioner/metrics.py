@@ -11,13 +11,13 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics import MetricWrapperBase
 
 from contract.volume import CLAIM_KIND
-from kube.records import SNAPSHOT_KIND, StorageClass
+from kube.records import SNAPSHOT_SOURCE, StorageClass
 from kube.workqueue import WorkQueue
 
 M = TypeVar("M", bound=MetricWrapperBase)
 
 _LABELS = ("class", "source")
-_SOURCES = ("", CLAIM_KIND, SNAPSHOT_KIND)
+_SOURCES = ("", CLAIM_KIND, SNAPSHOT_SOURCE)
 _OTHER = "other"
 """Stands for a class that does not exist, or not any more, and for a source of any other kind."""
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)

@@ -12,9 +12,11 @@ from contract.parameters import ParameterError
 from contract.volume import FAILED, RELEASED
 from kube.client import Cluster
 from kube.records import Claim, Pod, StorageClass
+from provisioner import clonesource
 from provisioner.capacityledger import Account, Charge
+from provisioner.clonesource import NO_SOURCE, CloneSource
 from provisioner.clusterstate import ClusterCache, live_nodes, live_pending_pods
-from provisioner.decision import CloneSource, Create, Reschedule, Wait, volume_parameters, waits_for_first_consumer
+from provisioner.decision import Create, Reschedule, Wait, volume_parameters, waits_for_first_consumer
 from provisioner.podcapacity import (
     SELECTION_TIMEOUT,
     VolumeFit,
@@ -180,7 +182,9 @@ class PodPlacement:
 
     def _source(self, claim: Claim) -> CloneSource:
         """Of a claim that is to be a copy, as far as the caches know."""
-        return CloneSource(claim, self._cache.volume_of(f"{claim.namespace}/{claim.data_source_name}"))
+        if claim.restores:
+            return clonesource.of_content(self._cache.content_of(claim))
+        return clonesource.of_volume(self._cache.volume_of(f"{claim.namespace}/{claim.data_source_name}"))
 
     def _clone_conflict(self, pod: Pod, node: str) -> str:
         """Why the pod's volumes can't be made on a node: one becomes a copy, which lives where its source is, and the
@@ -198,7 +202,7 @@ class PodPlacement:
         """All volumes that the pod's claims have no place for yet, and that would be on this node."""
         requests: dict[str, VolumeRequest] = {}
         for claim in self.open_claims(pod):
-            storage_class, source = self._cache.classes.get(claim.storage_class), CloneSource()
+            storage_class, source = self._cache.classes.get(claim.storage_class), NO_SOURCE
             if claim.clones:
                 source = self._source(claim)
             if storage_class is None or (claim.clones and source.node != node):

@@ -89,12 +89,12 @@ class MemoryCluster(InMemory, Cluster):
     ) -> Json:
         aim = target(path)
         assert aim, path
-        if not self.registry.serves(aim.resource):
-            raise from_status(errors.no_such_path().status())
         given: Json = copy.deepcopy(body or {})
         action = verb(method, aim, watch=False)
         self.requests.append((action, aim.resource.plural, aim.name or given.get("metadata", {}).get("name", "")))
         await asyncio.sleep(0)
+        if not self.registry.serves(aim.resource):
+            raise from_status(errors.no_such_path().status())
         await _disturb(self.before, action, aim.resource)
         try:
             if action == "list":

@@ -8,8 +8,9 @@ import pytest
 from contract import names
 from contract import volume as contract_volume
 from contract.volume import ClaimReference, Original, PersistentVolume
-from kube.records import IMMEDIATE
-from provisioner.decision import AvailableCapacity, CloneSource, Create, Decision, Ignore, NodeCapacity, Refuse, decide
+from kube.records import IMMEDIATE, Claim
+from provisioner import clonesource
+from provisioner.decision import AvailableCapacity, Create, Decision, Ignore, NodeCapacity, Refuse, decide
 from provisioner.volumecreation import persistent_volume
 from tests.unit.provisioner.objects import GIB, claim, published, storage_class
 
@@ -34,27 +35,33 @@ SOURCE_VOLUME = PersistentVolume(
     deleting=False,
     made=True,
 )
-SOURCE = CloneSource(SOURCE_CLAIM, SOURCE_VOLUME)
 ROOM = AvailableCapacity([NodeCapacity(published("n1"), 10 * GIB), NodeCapacity(published("n2"), 5 * GIB)])
 
 
+Found = tuple[Claim | None, PersistentVolume | None]
+"""A claim, and its volume."""
+SOURCE: Found = (SOURCE_CLAIM, SOURCE_VOLUME)
+
+
 def decided(
-    source: CloneSource = SOURCE,
+    source: Found = SOURCE,
     *,
     fields: dict[str, Any] | None = None,
     available: AvailableCapacity = ROOM,
     **claimed: Any,
 ) -> Decision:
     asked = claim(**{**OF_SOURCE, **claimed})
-    return decide(asked, storage_class(**(fields or {})), available, waited=0, source=source)
+    return decide(
+        asked, storage_class(**(fields or {})), available, waited=0, source=clonesource.of_claim(asked, *source)
+    )
 
 
-def of_claim(**changes: Any) -> CloneSource:
-    return replace(SOURCE, claim=replace(SOURCE_CLAIM, **changes))
+def of_claim(**changes: Any) -> Found:
+    return replace(SOURCE_CLAIM, **changes), SOURCE_VOLUME
 
 
-def of_volume(**changes: Any) -> CloneSource:
-    return replace(SOURCE, volume=replace(SOURCE_VOLUME, **changes))
+def of_volume(**changes: Any) -> Found:
+    return SOURCE_CLAIM, replace(SOURCE_VOLUME, **changes)
 
 
 def test_a_source_whose_claim_requests_more_is_as_large_as_it_was_granted() -> None:
@@ -89,7 +96,7 @@ def test_a_copy_waits_for_its_first_pod_if_its_class_says_so() -> None:
 
 def test_dataSourceRef_counts_as_well() -> None:  # noqa: N802
     asked = claim(dataSourceRef={"kind": "PersistentVolumeClaim", "name": "source", "namespace": "default"})
-    placed(decide(asked, storage_class(), ROOM, waited=0, source=SOURCE))
+    placed(decide(asked, storage_class(), ROOM, waited=0, source=clonesource.of_claim(asked, *SOURCE)))
 
 
 def test_the_filesystem_is_the_sources_unless_the_class_has_one() -> None:
@@ -104,12 +111,12 @@ def test_the_filesystem_is_the_sources_unless_the_class_has_one() -> None:
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        (CloneSource(), "no claim source (any more) to copy: create it"),
+        ((None, None), "no claim source (any more) to copy: create it"),
         (of_claim(deleting=True), "no claim source (any more) to copy"),
         (of_claim(volume_name=""), "has no volume yet: start the pod"),
-        (CloneSource(SOURCE_CLAIM), "has no volume of elastic-local"),
+        ((SOURCE_CLAIM, None), "has no volume of elastic-local"),
         (of_claim(uid="of another day"), "has no volume of elastic-local"),
-        (of_claim(volume_mode="Block"), "has volumeMode Block"),
+        (of_volume(filesystem="raw"), "has volumeMode Block"),
         (of_volume(node_label=""), "is not made yet"),
         (of_volume(made=False), "is not made yet"),
         (of_volume(deleting=True), "is being deleted"),
@@ -118,7 +125,7 @@ def test_the_filesystem_is_the_sources_unless_the_class_has_one() -> None:
         (of_volume(node_label="n9"), "node n9, where source lives, publishes no capacity for this class"),
     ],
 )
-def test_what_stands_against_a_copy_is_said_before_there_is_a_volume(source: CloneSource, words: str) -> None:
+def test_what_stands_against_a_copy_is_said_before_there_is_a_volume(source: Found, words: str) -> None:
     decision = decided(source, fields={"parameters": {"fsType": "btrfs"}} if "btrfs" in words else None)
     assert isinstance(decision, Refuse), decision
     assert words in decision.why
