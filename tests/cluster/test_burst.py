@@ -42,7 +42,7 @@ async def test_a_burst_fills_all_nodes_and_none_too_much(fresh_sandbox: MakeSand
         assert {name: len(onnode.sizes(node)) for name, node in sandbox.nodes.items()} == _FIT
 
         waiting = [name for name in everyone if name not in first]
-        await until(lambda: all_told(namespace, waiting), what="all that wait were told why")
+        await until(lambda: all_have_events(namespace, waiting), what="all that wait were told why")
 
         leaving = list(first)[:_LEAVING]
         for name in leaving:
@@ -70,12 +70,12 @@ async def until_running(namespace: Namespace, number: int, without: Collection[s
     return running
 
 
-async def all_told(namespace: Namespace, waiting: list[str]) -> bool:
+async def all_have_events(namespace: Namespace, waiting: list[str]) -> bool:
     """Of pod and claim, which have one name, one at least says that there is no room."""
-    told = defaultdict(list)
+    messages = defaultdict(list)
     for event in await namespace.sandbox.api.list(EVENTS, namespace.name):
-        told[event["involvedObject"]["name"]].append(event["message"])
-    return all(any(_no_room(message) for message in told[name]) for name in waiting)
+        messages[event["involvedObject"]["name"]].append(event["message"])
+    return all(any(_no_room(message) for message in messages[name]) for name in waiting)
 
 
 def _no_room(message: str) -> bool:

@@ -31,7 +31,7 @@ async def test_nodes_that_differ(fresh_sandbox: MakeSandbox) -> None:
     assert await rooms("unheard-of") == {"plain": "0", "rich": "0"}
     assert await rooms("elastic-local") == {"plain": "512Mi", "rich": "128Mi"}
 
-    async def told() -> bool:
+    async def reported() -> bool:
         return any(
             event["reason"] == "StorageMissing"
             and event["involvedObject"]["name"] == "plain"
@@ -39,7 +39,7 @@ async def test_nodes_that_differ(fresh_sandbox: MakeSandbox) -> None:
             for event in await sandbox.api.list(EVENTS)
         )
 
-    await until(told, what="an event on the node that lacks the class")
+    await until(reported, what="an event on the node that lacks the class")
 
     async with Namespace(sandbox, "work") as namespace:
         for name in ("fast", "elastic-local"):

@@ -111,12 +111,12 @@ async def test_large_claims_take_no_memory(shaken_sandbox: Sandbox, shaken: Name
 
 
 async def refused(namespace: Namespace, number: int) -> bool:
-    told = {
+    named = {
         event["involvedObject"]["name"]
         for event in await namespace.sandbox.api.list(EVENTS, namespace.name)
         if event["reason"] == "ProvisioningFailed"
     }
-    return len(told) >= number
+    return len(named) >= number
 
 
 def largest_memory(pid: int) -> int:

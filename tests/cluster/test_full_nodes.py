@@ -52,8 +52,8 @@ async def test_two_claims_of_a_pod_that_do_not_fit_together(fresh_sandbox: MakeS
             await namespace.create(CLAIMS, claim(name, "120Mi"))
         await namespace.create(PODS, pod("user", {"/first": "first", "/second": "second"}))
         for name in ("first", "second"):
-            told = await namespace.until_event(name, "ProvisioningFailed")
-            assert told.endswith(
+            message = await namespace.until_event(name, "ProvisioningFailed")
+            assert message.endswith(
                 "the claims first, second of pod user take 240Mi together, node only has 224Mi left in pool loop, and "
                 "no node has space for all of them: ask for less, or free up space"
             )
@@ -78,8 +78,8 @@ async def test_the_claims_of_a_pod_go_together_to_the_node_that_has_room_for_bot
         assert sorted(onnode.sizes(node).values()) == [700 * _MIB] * 2
         assert not onnode.sizes(sandbox.nodes["node-a"])
         for name in ("one", "two"):
-            told = await namespace.until_event(name, "ProvisioningFailed")
-            assert told.endswith("node node-b, which has space for them, is asked for instead")
+            message = await namespace.until_event(name, "ProvisioningFailed")
+            assert message.endswith("node node-b, which has space for them, is asked for instead")
 
         # Also where its own claims are made for the pod.
         await namespace.delete(PODS, "p")
@@ -114,9 +114,9 @@ async def test_an_event_says_why_the_claim_of_a_pod_with_a_node_name_waits(
 ) -> None:
     await namespace.create(CLAIMS, claim("d", "16Mi"))
     await namespace.create(PODS, pod("byhand", {"/d": "d"}, nodeName="node-a"))
-    told = await namespace.until_event("d", "ProvisioningFailed", "pod byhand names its node itself")
-    assert "(spec.nodeName: node-a)" in told
-    assert "make the pod anew without nodeName, and with a nodeSelector for kubernetes.io/hostname" in told
+    message = await namespace.until_event("d", "ProvisioningFailed", "pod byhand names its node itself")
+    assert "(spec.nodeName: node-a)" in message
+    assert "make the pod anew without nodeName, and with a nodeSelector for kubernetes.io/hostname" in message
 
 
 async def test_a_node_outside_of_the_topologies_of_a_class_is_not_taken(
@@ -131,8 +131,8 @@ async def test_a_node_outside_of_the_topologies_of_a_class_is_not_taken(
     by_hand["metadata"]["annotations"] = {SELECTED_NODE: "node-a"}
     await until(lambda: has_room_for(sandbox, name), what="the nodes publish room for the class")
     await namespace.create(CLAIMS, by_hand)
-    told = await namespace.until_event("data", "ProvisioningFailed")
-    assert told.endswith(
+    message = await namespace.until_event("data", "ProvisioningFailed")
+    assert message.endswith(
         f"node node-a is none of the allowedTopologies of StorageClass {name}: another node is asked for"
     )
     await namespace.create(PODS, pod("user", {"/data": "data"}))

@@ -76,8 +76,8 @@ async def test_more_than_the_node_has_is_refused_until_there_is_room(
     volume = (await namespace.until_bound("data"))["metadata"]["name"]
 
     await ask(namespace, "600Mi")
-    told = await namespace.until_event("data", "VolumeResizeFailed", "the claim asks for 600Mi")
-    assert "300Mi more than it has, and node node-a has 224Mi left in pool loop" in told
+    message = await namespace.until_event("data", "VolumeResizeFailed", "the claim asks for 600Mi")
+    assert "300Mi more than it has, and node node-a has 224Mi left in pool loop" in message
     assert onnode.sizes(sandbox.nodes["node-a"])[volume] == 300 * _MIB
 
     await namespace.delete(PODS, "neighbour")
@@ -99,9 +99,13 @@ async def test_a_wish_takes_nothing_from_anybody_and_keeps_no_pod_from_starting(
     await until(lambda: has_room(sandbox, node.hostname, room), what="the volume is charged")
 
     await ask(namespace, "50Gi")
-    told = await namespace.until_event("data", "VolumeResizeFailed", "the claim asks for 50Gi, 49.7Gi more than it has")
-    assert "has 724Mi left in pool loop: it keeps the 300Mi that it has and grows by itself when there is space" in told
-    assert "or lower the claim again, to anything above 300Mi" in told
+    message = await namespace.until_event(
+        "data", "VolumeResizeFailed", "the claim asks for 50Gi, 49.7Gi more than it has"
+    )
+    assert (
+        "has 724Mi left in pool loop: it keeps the 300Mi that it has and grows by itself when there is space" in message
+    )
+    assert "or lower the claim again, to anything above 300Mi" in message
     await until_has_capacity(namespace, volume, 300 * _MIB)
     await namespace.delete(PODS, "user")
     await namespace.until_gone(PODS, "user")

@@ -64,8 +64,8 @@ async def test_of_two_nodes_that_mount_at_once_one_gets_the_volume(
     assert hostnames(await sandbox.api.get(VOLUMES, name)) == [winner.hostname]
     for node in sandbox.nodes.values():
         if node is not winner:
-            told = await namespace.until_event(node.name, "FailedMount")
-            assert f"lives on node {winner.hostname} and" in told or _KUBELETS_WORDS in told
+            message = await namespace.until_event(node.name, "FailedMount")
+            assert f"lives on node {winner.hostname} and" in message or _KUBELETS_WORDS in message
             assert not is_ready(await namespace.get(PODS, node.name))
             assert name not in onnode.sizes(node)
             assert onnode.staged(node, name) is None

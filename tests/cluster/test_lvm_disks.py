@@ -24,7 +24,7 @@ async def test_a_disk_fails_and_comes_back(lvm_cluster: LvmCluster, on_lvm: Name
     await on_lvm.until_running("user")
     name = (await on_lvm.until_bound("data"))["metadata"]["name"]
 
-    async def told(reason: str) -> list[str]:
+    async def reported(reason: str) -> list[str]:
         selector = f"involvedObject.name={name},reason={reason}"
         return [event["message"] for event in await sandbox.api.list(EVENTS, field_selector=selector)]
 
@@ -32,10 +32,10 @@ async def test_a_disk_fails_and_comes_back(lvm_cluster: LvmCluster, on_lvm: Name
     try:
         (node.staging / name / "go").touch()
         await until((node.staging / name / "done").exists, what="the pod has written on what is left")
-        [words] = await until(lambda: told("VolumeUnhealthy"), what="word of the mirror")
+        [words] = await until(lambda: reported("VolumeUnhealthy"), what="word of the mirror")
         assert "is raid-degraded: its mirror lost a leg, the data is there once" in words
         assert (await scrape(node.url)).sum("elastic_local_unhealthy_volumes", state="raid-degraded") == 1
     finally:
         lvm_cluster.bay.mend()
     lvm_cluster.by_hand("lvchange", "--refresh", f"{lvm_cluster.group}/{name}")
-    await until(lambda: told("VolumeHealthy"), what="word that it is well again")
+    await until(lambda: reported("VolumeHealthy"), what="word that it is well again")

@@ -38,8 +38,8 @@ async def test_a_mounted_filesystem_grows_by_extents_but_not_into_the_reserve(
 
     assert ROOM == (500 + 152 + 52) * MIB
     await ask(on_lvm, "250Mi")
-    told = await on_lvm.until_event("data", "VolumeResizeFailed", "the claim asks for 250Mi, 100Mi more than it has")
-    assert f"has 52Mi left in pool {lvm_cluster.group}" in told
+    message = await on_lvm.until_event("data", "VolumeResizeFailed", "the claim asks for 250Mi, 100Mi more than it has")
+    assert f"has 52Mi left in pool {lvm_cluster.group}" in message
     assert (await lvm_cluster.volume(name)).size == 38 * EXTENT
 
     await on_lvm.delete(PODS, "neighbour")

@@ -60,10 +60,10 @@ async def test_a_pool_that_fills_up_takes_no_more_claims_until_there_is_room(
     await on_lvm.until_running("greedy")
     volume = (await on_lvm.until_bound("greedy"))["metadata"]["name"]
 
-    async def told(reason: str) -> list[str]:
+    async def reported(reason: str) -> list[str]:
         return of(pool, await lvm_cluster.told_of_node(reason))
 
-    [filling] = await until(lambda: told("ThinPoolFilling"), what="a first warning")
+    [filling] = await until(lambda: reported("ThinPoolFilling"), what="a first warning")
     assert "extend it (lvextend), or delete volumes" in filling
     await until(lambda: offered(on_paper - 300 * MIB), what="what is promised is no longer offered")
 
@@ -72,7 +72,7 @@ async def test_a_pool_that_fills_up_takes_no_more_claims_until_there_is_room(
     used = (await lvm_cluster.volume(pool)).data_percent
     assert used
     (node.staging / volume / "more").write_text(str(int((96 - used) / 100 * 256 * MIB)))
-    [full] = await until(lambda: told("ThinPoolNearlyFull"), what="a last warning")
+    [full] = await until(lambda: reported("ThinPoolNearlyFull"), what="a last warning")
     assert "so nothing new is made in it" in full
     await until(lambda: offered(0), what="no room is published")
     figures = await scrape(node.url)
@@ -85,7 +85,7 @@ async def test_a_pool_that_fills_up_takes_no_more_claims_until_there_is_room(
 
     await on_lvm.delete(PODS, "greedy")
     await on_lvm.delete(CLAIMS, "greedy")
-    await until(lambda: told("ThinPoolHasRoom"), what="word that there is room")
+    await until(lambda: reported("ThinPoolHasRoom"), what="word that there is room")
     await on_lvm.until_running("late")
 
 
@@ -102,8 +102,8 @@ async def test_a_pool_grows_under_a_pod_that_writes_more_than_it_has(
     await until((staged / "done").exists, what="all is written", seconds=60)
     assert (staged / "file").stat().st_size == 120 * MIB
     assert (await lvm_cluster.volume(pool)).size > 120 * MIB
-    told = of(pool, await lvm_cluster.told_of_node("ThinPoolExtended"))
-    assert any(message.endswith("it got 32Mi for data") for message in told)
+    reported = of(pool, await lvm_cluster.told_of_node("ThinPoolExtended"))
+    assert any(message.endswith("it got 32Mi for data") for message in reported)
 
 
 async def test_a_thin_copy_is_there_at_once_and_takes_what_is_changed_only(

@@ -26,15 +26,15 @@ async def with_grace(node: Node, grace: str) -> None:
     await node.daemon.start()
 
 
-async def told_of_node(sandbox: Sandbox, reason: str, words: str) -> None:
+async def until_node_event(sandbox: Sandbox, reason: str, words: str) -> None:
     """An event on a node. They are in the namespace default, where the API keeps what is about the cluster."""
 
-    async def told() -> bool:
+    async def reported() -> bool:
         path = '{range .items[*]}{.involvedObject.kind} {.reason} {.message}{"\\n"}{end}'
         events = await sandbox.kubectl("get", "events", "-n", "default", "-o", f"jsonpath={path}")
         return any(line.startswith(f"Node {reason} ") and words in line for line in events.splitlines())
 
-    await until(told, what=f"{reason} with {words!r} is told of the node")
+    await until(reported, what=f"{reason} with {words!r} is told of the node")
 
 
 async def figure(node: Node, name: str) -> float:
@@ -60,7 +60,7 @@ async def test_an_orphan_goes_when_nobody_uses_it_and_its_record_says_delete(fre
 
         for name in (kept, volume):
             await tear_out(sandbox, name)
-            await told_of_node(sandbox, "VolumeOrphaned", name)
+            await until_node_event(sandbox, "VolumeOrphaned", name)
         await until(lambda: f"volume {volume} is mounted at" in node.daemon.output, what="the removal was refused")
         size = file.stat().st_size
         await until(lambda: file.stat().st_size > size, what="the pod goes on writing")
@@ -68,7 +68,7 @@ async def test_an_orphan_goes_when_nobody_uses_it_and_its_record_says_delete(fre
 
         await namespace.delete(PODS, "user")
         await until(lambda: volume not in onnode.sizes(node), what="the orphan is removed")
-        await told_of_node(sandbox, "OrphanRemoved", volume)
+        await until_node_event(sandbox, "OrphanRemoved", volume)
         assert content(node, kept) == "kept\n"
         assert await figure(node, 'elastic_local_volumes{state="orphan"}') == 1
 
@@ -81,7 +81,7 @@ async def test_no_orphan_is_removed_while_the_api_server_is_away(fresh_sandbox: 
         await namespace.create(CLAIMS, claim("data", "16Mi"))
         _, volume = await written(namespace)
         await tear_out(sandbox, volume)
-        await told_of_node(sandbox, "VolumeOrphaned", volume)
+        await until_node_event(sandbox, "VolumeOrphaned", volume)
         await sandbox.apiserver.kill()
         # The first question after the grace goes unanswered.
         await until(
@@ -105,11 +105,11 @@ async def test_a_volume_that_became_read_only_is_reported_and_counted(fresh_sand
         assert await figure(node, ill) == 0
         # What ext4 does by itself after an error of its disk (errors=remount-ro), for the whole filesystem.
         subprocess.run(["mount", "-o", "remount,ro", str(node.staging / volume)], check=True)
-        await told_of_node(sandbox, "VolumeUnhealthy", f"volume {volume} is read-only")
+        await until_node_event(sandbox, "VolumeUnhealthy", f"volume {volume} is read-only")
         assert await figure(node, ill) == 1
         described = await sandbox.kubectl("describe", "pv", volume)
         assert "VolumeUnhealthy" in described
 
         subprocess.run(["mount", "-o", "remount,rw", str(node.staging / volume)], check=True)
-        await told_of_node(sandbox, "VolumeHealthy", volume)
+        await until_node_event(sandbox, "VolumeHealthy", volume)
         assert await figure(node, ill) == 0

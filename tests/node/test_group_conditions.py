@@ -145,7 +145,7 @@ async def test_a_group_of_another_host(metadata: Metadata, group: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "told"),
+    ("before", "after", "refusal"),
     [
         ('"READ", "WRITE"]', '"READ"]', "read-only"),
         (
@@ -156,7 +156,7 @@ async def test_a_group_of_another_host(metadata: Metadata, group: str) -> None:
     ],
 )
 async def test_a_group_that_its_metadata_keep_from_being_changed(
-    metadata: Metadata, group: str, tmp_path: Path, before: str, after: str, told: str
+    metadata: Metadata, group: str, tmp_path: Path, before: str, after: str, refusal: str
 ) -> None:
     backup = tmp_path / "backup"
     metadata.run("vgcfgbackup", "--file", str(backup), group)
@@ -167,7 +167,7 @@ async def test_a_group_that_its_metadata_keep_from_being_changed(
         assert not metadata.makes(group, "one", 1)
         seen = await look(metadata, group)
         pool = seen.pool(group)
-        assert told in (pool.blocked if pool else seen.why_unavailable(group))
+        assert refusal in (pool.blocked if pool else seen.why_unavailable(group))
         assert pool is None or offered(pool) == 0
     finally:
         backup.write_text(clean_exit_codes)

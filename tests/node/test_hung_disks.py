@@ -200,7 +200,7 @@ async def test_a_disk_that_hangs_is_reported_with_its_remedy_and_others_are_serv
                     except aiohttp.ClientError:
                         return 0, ""
 
-            async def told(name: str, reason: str) -> str:
+            async def event_message(name: str, reason: str) -> str:
                 events = [e for e in await cluster.list(EVENTS) if e["involvedObject"]["name"] == name]
                 return next((event["message"] for event in events if event["reason"] == reason), "")
 
@@ -219,16 +219,16 @@ async def test_a_disk_that_hangs_is_reported_with_its_remedy_and_others_are_serv
                 await create(f"dead-{number}", "dead")
             await create("alive", "alive")
             await until(lambda: made("alive"), seconds=30)
-            await until(lambda: told("dead-0", "VolumeUnhealthy"), seconds=30)
-            assert "volume dead-0 gives no answer, its disk hangs: see the kernel's log" in await told(
+            await until(lambda: event_message("dead-0", "VolumeUnhealthy"), seconds=30)
+            assert "volume dead-0 gives no answer, its disk hangs: see the kernel's log" in await event_message(
                 "dead-0", "VolumePreparationFailed"
             )
-            message = await told("dead-0", "VolumeUnhealthy")
+            message = await event_message("dead-0", "VolumeUnhealthy")
             assert "unresponsive: its disk gives no answer" in message
             assert "restart the node" in message
             _, words = await ready()
             assert "gives no answer, its disk hangs" in words
             assert not await made("dead-0")
             freezing.thaw(hung)
-            await until(lambda: told("dead-0", "VolumeHealthy"), seconds=60)
+            await until(lambda: event_message("dead-0", "VolumeHealthy"), seconds=60)
             await until(lambda: made("dead-0"), seconds=60)

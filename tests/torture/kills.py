@@ -174,8 +174,8 @@ class Campaign:
         """With all that ever was done to the volumes that are complained about."""
         if complaints:
             named = {pv for pv in self._model.volumes for words in complaints if pv in words}
-            told = [line for line in self._trace if "operation" not in line or any(f'"{pv}"' in line for pv in named)]
-            self._figures.complaints += [*complaints, *(f"    {line}" for line in told)]
+            trace = [line for line in self._trace if "operation" not in line or any(f'"{pv}"' in line for pv in named)]
+            self._figures.complaints += [*complaints, *(f"    {line}" for line in trace)]
 
 
 BACKENDS: dict[str, Callable[[Path], Backend]] = {

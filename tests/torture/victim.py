@@ -85,8 +85,8 @@ def spawn(work: Callable[[Tell], None]) -> tuple[int, int, int]:
             os._exit(0)
     os.close(writing)
     os.close(pid_writing)
-    with os.fdopen(pid_reading) as told:
-        inner = int(told.readline())
+    with os.fdopen(pid_reading) as pid_pipe:
+        inner = int(pid_pipe.readline())
     return inner, outer, reading
 
 

@@ -51,8 +51,8 @@ async def test_a_refused_expansion_keeps_no_pod_from_starting_and_can_be_undone(
     await namespace.create(CLAIMS, claim("data", "300Mi", "elastic-local-xfs"))
     await namespace.run("first", "echo kept > /data/file")
     await namespace.ask("data", "900Ti")
-    told = await namespace.until_event("data", "VolumeResizeFailed", "the claim asks for 900Ti")
-    assert "it keeps the 300Mi that it has and grows by itself when there is space" in told
+    message = await namespace.until_event("data", "VolumeResizeFailed", "the claim asks for 900Ti")
+    assert "it keeps the 300Mi that it has and grows by itself when there is space" in message
     await namespace.run("second", f"grep -q kept /data/file; if {_MORE_THAN_FITS_IN_300_MIB}; then exit 1; fi")
     await namespace.ask("data", "400Mi")
     await namespace.run("third", f"grep -q kept /data/file; until {_MORE_THAN_FITS_IN_300_MIB}; do sleep 0.1; done")

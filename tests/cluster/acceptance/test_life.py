@@ -45,9 +45,9 @@ async def test_a_claim_becomes_a_filesystem_of_its_size(cluster: Cluster, namesp
     await namespace.create(PODS, pod("user", {"/data": "data"}, script=_FILESYSTEM_OF_320_MIB))
 
     async def is_refused() -> bool:
-        told = await namespace.events("user")
+        events = await namespace.events("user")
         offered = max((await rooms(cluster, storage_class)).values(), default=0)
-        return _NO_ROOM in "".join(told) and offered < _KIB_OF_320_MIB * 1024
+        return _NO_ROOM in "".join(events) and offered < _KIB_OF_320_MIB * 1024
 
     async def decision() -> str:
         if (await namespace.get(PODS, "user"))["spec"].get("nodeName"):

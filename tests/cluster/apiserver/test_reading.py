@@ -20,7 +20,7 @@ def revision(body: Json) -> int:
     return int(body["metadata"]["resourceVersion"])
 
 
-def told(events: Iterator[Json], count: int) -> list[tuple[str, str]]:
+def changes_of(events: Iterator[Json], count: int) -> list[tuple[str, str]]:
     return [(each["type"], each["object"]["metadata"]["name"]) for each in islice(events, count)]
 
 
@@ -120,7 +120,7 @@ def test_a_watch_replays_what_it_missed_and_goes_on(api: Client, namespace: str)
     api.post(maps("default"), config(namespace))
     api.patch(maps(namespace, "a"), {"data": {"key": "x"}})
     with api.watch(maps(namespace), resourceVersion=since) as events:
-        assert told(events, 2) == [("ADDED", "a"), ("MODIFIED", "a")]
+        assert changes_of(events, 2) == [("ADDED", "a"), ("MODIFIED", "a")]
         gone = api.delete(maps(namespace, "a"))
         assert gone["status"] == "Success"
         deleted = next(events)
@@ -133,16 +133,16 @@ def test_a_watch_replays_what_it_missed_and_goes_on(api: Client, namespace: str)
 def test_a_watch_from_nowhere_begins_with_what_is_there(api: Client, namespace: str, start: str) -> None:
     api.post(maps(namespace), config("a"))
     with api.watch(maps(namespace), resourceVersion=start) as events:
-        assert told(events, 1) == [("ADDED", "a")]
+        assert changes_of(events, 1) == [("ADDED", "a")]
         api.post(maps(namespace), config("b"))
-        assert told(events, 1) == [("ADDED", "b")]
+        assert changes_of(events, 1) == [("ADDED", "b")]
 
 
 def test_initial_events_end_with_a_bookmark(api: Client, namespace: str) -> None:
     api.post(maps(namespace), config("a"))
     wanted = {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan", "allowWatchBookmarks": "true"}
     with api.watch(maps(namespace), **wanted) as events:
-        assert told(events, 1) == [("ADDED", "a")]
+        assert changes_of(events, 1) == [("ADDED", "a")]
         bookmark = next(events)
     assert bookmark["type"] == "BOOKMARK"
     assert bookmark["object"]["metadata"]["annotations"] == {"k8s.io/initial-events-end": "true"}
@@ -154,23 +154,23 @@ def test_an_object_that_leaves_the_selector_is_reported_as_deleted(api: Client, 
     with api.watch(maps(namespace), labelSelector="on") as events:
         api.post(maps(namespace), config("a"))
         api.patch(maps(namespace, "a"), {"metadata": {"labels": {"on": ""}}})
-        assert told(events, 1) == [("ADDED", "a")]
+        assert changes_of(events, 1) == [("ADDED", "a")]
         api.patch(maps(namespace, "a"), {"data": {"key": "x"}})
-        assert told(events, 1) == [("MODIFIED", "a")]
+        assert changes_of(events, 1) == [("MODIFIED", "a")]
         api.patch(maps(namespace, "a"), {"metadata": {"labels": {"on": None}}})
         left = next(events)
         assert left["type"] == "DELETED"
         assert "labels" not in left["object"]["metadata"]
         api.delete(maps(namespace, "a"))
         api.post(maps(namespace), config("b", labels={"on": ""}))
-        assert told(events, 1) == [("ADDED", "b")]
+        assert changes_of(events, 1) == [("ADDED", "b")]
 
 
 def test_a_watch_of_a_field_follows_the_pods_of_a_node(api: Client, namespace: str) -> None:
     api.post(pods(namespace), pod("p"))
     with api.watch("/api/v1/pods", fieldSelector=f"spec.nodeName=node-{namespace}") as events:
         api.post(pods(namespace, "p") + "/binding", {"target": {"kind": "Node", "name": f"node-{namespace}"}})
-        assert told(events, 1) == [("ADDED", "p")]
+        assert changes_of(events, 1) == [("ADDED", "p")]
 
 
 def test_a_watch_of_one_object(api: Client, namespace: str) -> None:
@@ -178,7 +178,7 @@ def test_a_watch_of_one_object(api: Client, namespace: str) -> None:
     with api.watch(maps(namespace, "a")) as events:
         api.post(maps(namespace), config("b"))
         api.delete(maps(namespace, "a"))
-        assert told(events, 2) == [("ADDED", "a"), ("DELETED", "a")]
+        assert changes_of(events, 2) == [("ADDED", "a"), ("DELETED", "a")]
 
 
 def test_a_watch_ends_after_its_timeout(api: Client, namespace: str) -> None:
@@ -241,5 +241,5 @@ def test_a_killed_server_comes_back_with_its_objects_but_not_its_history(forgetf
         assert [each["object"]["code"] for each in events] == [410]
     with api.watch(maps("default"), resourceVersion=again["metadata"]["resourceVersion"]) as events:
         new = api.post(maps("default"), config("new"))
-        assert told(events, 1) == [("ADDED", "new")]
+        assert changes_of(events, 1) == [("ADDED", "new")]
     assert int(new["metadata"]["resourceVersion"]) > int(again["metadata"]["resourceVersion"])

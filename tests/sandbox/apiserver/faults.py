@@ -96,10 +96,10 @@ class Faults:
     async def _told(self, request: web.Request) -> web.StreamResponse:
         fields = await request.json()
         listed = {name: tuple(fields[name]) for name in ("kinds", "methods") if name in fields}
-        told = dict(self.counts)
+        counts_before = dict(self.counts)
         self.counts.clear()
         self._begin(Plan(**{**fields, **listed}))
-        return web.json_response(told)
+        return web.json_response(counts_before)
 
     def _begin(self, plan: Plan) -> None:
         self._ended.set()

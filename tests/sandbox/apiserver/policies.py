@@ -190,8 +190,8 @@ class Policies:
         refused = next((each for each in decided if each is not None), None)
         if refused and _DENY in binding.object["spec"]["validationActions"]:
             words = f"ValidatingAdmissionPolicy '{stored.name}' with binding '{binding.name}' denied request: {refused}"
-            told = errors.forbidden(request.resource, request.name, words, [{"message": words}])
-            raise Denied(refused.code, refused.reason, told.message, told.details)
+            denied = errors.forbidden(request.resource, request.name, words, [{"message": words}])
+            raise Denied(refused.code, refused.reason, denied.message, denied.details)
 
     def _policy(self, stored: Stored) -> _Policy:
         if stored.name not in self._known:

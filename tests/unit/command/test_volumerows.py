@@ -59,17 +59,17 @@ def test_a_snapshot_is_not_its_source() -> None:
 def test_states_that_only_both_together_show() -> None:
     held_rows = volumerows.of_node(Inventory([held()]), "node-1", {}, {})
 
-    def state(pv: object, answered: set[str], *nodes: object, told: object = held_rows) -> str:
-        [row] = volumerows.joined(told, [pv], [], nodes, answered)  # type: ignore[list-item,arg-type]
+    def state(pv: object, answered: set[str], *nodes: object, node_rows: object = held_rows) -> str:
+        [row] = volumerows.joined(node_rows, [pv], [], nodes, answered)  # type: ignore[list-item,arg-type]
         return row.state
 
     pv = persistent_volume()
     assert state(replace(pv, phase="Released"), {"node-1"}, NODE) == "released"
     assert state(replace(pv, deleting=True), {"node-1"}, NODE) == "deleting"
-    assert state(pv, {"node-1"}, NODE, told=[]) == "pending"
-    assert state(pv, set(), NODE, told=[]) == "unseen"
-    assert state(pv, {"node-2"}, OTHER_NODE, told=[]) == "lost"
-    assert state(persistent_volume(pinned=False), {"node-1"}, NODE, told=[]) == "pending"
+    assert state(pv, {"node-1"}, NODE, node_rows=[]) == "pending"
+    assert state(pv, set(), NODE, node_rows=[]) == "unseen"
+    assert state(pv, {"node-2"}, OTHER_NODE, node_rows=[]) == "lost"
+    assert state(persistent_volume(pinned=False), {"node-1"}, NODE, node_rows=[]) == "pending"
 
 
 def test_what_a_node_can_not_see_is_not_said_to_be_missing() -> None:

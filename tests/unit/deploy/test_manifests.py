@@ -73,25 +73,25 @@ def _environment(objects: tuple[Json, ...], program: Json) -> Heard:
 
 def _daemon_environment(objects: tuple[Json, ...], folder: Path) -> Heard:
     """As `_environment`, with the file of device classes, if there is one, taken from its ConfigMap to `folder`."""
-    told = _environment(objects, container(objects, "DaemonSet", "daemon"))
-    if "DEVICE_CLASSES_FILE" not in told:
-        return told
-    file = Path(told["DEVICE_CLASSES_FILE"])
+    variables = _environment(objects, container(objects, "DaemonSet", "daemon"))
+    if "DEVICE_CLASSES_FILE" not in variables:
+        return variables
+    file = Path(variables["DEVICE_CLASSES_FILE"])
     copy = folder / file.name
     copy.write_text(_mounted(objects, file.parent)[file.name])
-    return Heard({**told, "DEVICE_CLASSES_FILE": str(copy)})
+    return Heard({**variables, "DEVICE_CLASSES_FILE": str(copy)})
 
 
 def test_the_provisioner_reads_all_its_settings(objects: tuple[Json, ...]) -> None:
-    told = _environment(objects, container(objects, "Deployment", "provisioner"))
-    provisioner.settings.read(told)
-    assert set(told) <= told.asked
+    variables = _environment(objects, container(objects, "Deployment", "provisioner"))
+    provisioner.settings.read(variables)
+    assert set(variables) <= variables.asked
 
 
 def test_the_daemon_reads_all_its_settings(objects: tuple[Json, ...], tmp_path: Path) -> None:
-    told = _daemon_environment(objects, tmp_path)
-    daemon.settings.read(told)
-    assert set(told) <= told.asked
+    variables = _daemon_environment(objects, tmp_path)
+    daemon.settings.read(variables)
+    assert set(variables) <= variables.asked
 
 
 def _volumes(objects: tuple[Json, ...]) -> dict[str, Json]:
@@ -117,14 +117,14 @@ def _mounted(objects: tuple[Json, ...], folder: Path) -> dict[str, str]:
 
 
 def test_the_daemon_has_the_folders_of_the_host_that_it_works_in(objects: tuple[Json, ...], tmp_path: Path) -> None:
-    told = daemon.settings.read(_daemon_environment(objects, tmp_path))
+    settings = daemon.settings.read(_daemon_environment(objects, tmp_path))
     mounts = _mounts(objects)
-    for folder in (told.kubelet_root, told.staging_dir, told.data_dir, told.socket.parent):
+    for folder in (settings.kubelet_root, settings.staging_dir, settings.data_dir, settings.socket.parent):
         assert mounts[folder][0] == str(folder)
-    assert (told.plugin_dir in mounts) == told.flex_volume
-    if told.flex_volume:
-        assert mounts[told.plugin_dir][0] == str(told.plugin_dir)
-    for folder in (told.kubelet_root, told.staging_dir):
+    assert (settings.plugin_dir in mounts) == settings.flex_volume
+    if settings.flex_volume:
+        assert mounts[settings.plugin_dir][0] == str(settings.plugin_dir)
+    for folder in (settings.kubelet_root, settings.staging_dir):
         assert mounts[folder][1]["mountPropagation"] == "Bidirectional"
 
 
@@ -158,8 +158,8 @@ def test_probes_ask_for_what_is_served(objects: tuple[Json, ...]) -> None:
 
 def test_the_disks_of_the_configuration_are_mounted() -> None:
     objects = kustomize(WAYS["static"])
-    told = one(objects, "ConfigMap", "static-volumes")["data"]
-    parsed = configuration.parse({key: yaml.safe_load(text) for key, text in told.items()})
+    data = one(objects, "ConfigMap", "static-volumes")["data"]
+    parsed = configuration.parse({key: yaml.safe_load(text) for key, text in data.items()})
     assert parsed.classes
     assert not parsed.unknown_keys
     for each in parsed.classes.values():
@@ -200,11 +200,11 @@ def test_a_component_makes_csi_the_driver_of_all_classes_before_it(tmp_path: Pat
 
 
 def test_both_drivers_can_be_turned_off_each(tmp_path: Path) -> None:
-    told = daemon.settings.read(_daemon_environment(kustomize(BASE), tmp_path))
-    assert (told.csi, told.flex_volume) == (True, True)
+    settings = daemon.settings.read(_daemon_environment(kustomize(BASE), tmp_path))
+    assert (settings.csi, settings.flex_volume) == (True, True)
     alone = with_components(tmp_path, [CSI, WITHOUT_FLEX_VOLUME])
-    told = daemon.settings.read(_daemon_environment(alone, tmp_path))
-    assert (told.csi, told.flex_volume) == (True, False)
+    settings = daemon.settings.read(_daemon_environment(alone, tmp_path))
+    assert (settings.csi, settings.flex_volume) == (True, False)
     assert "plugins" not in _volumes(alone)
 
 
@@ -265,7 +265,7 @@ def test_every_rule_says_who_needs_it(path: Path) -> None:
 
 
 def test_every_component_is_documented() -> None:
-    told = (DEPLOY.parent / "docs" / "install.md").read_text()
-    table = told.partition("### Your own overlay")[2].partition("\n## ")[0]
+    page = (DEPLOY.parent / "docs" / "install.md").read_text()
+    table = page.partition("### Your own overlay")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| (`[a-z`, -]+`) \|", table, re.MULTILINE)
     assert sorted(re.findall(r"`([a-z-]+)`", " ".join(rows))) == [path.name for path in COMPONENTS]

@@ -49,7 +49,7 @@ def asked(read: Callable[[Mapping[str, str]], object]) -> set[str]:
 
 
 def readers(program: str) -> set[str]:
-    return {name for name, (told, _) in VARIABLES.items() if {program, "both"} & set(told.split(", "))}
+    return {name for name, (reader, _) in VARIABLES.items() if {program, "both"} & set(reader.split(", "))}
 
 
 def test_every_variable_is_in_the_table_with_who_reads_it() -> None:

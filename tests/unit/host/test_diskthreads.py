@@ -140,11 +140,11 @@ async def test_each_of_two_threads_that_hang_at_one_place_has_to_come_back(disk:
     running = threading.active_count()
     disk.let_go.set()
     await until(lambda: threading.active_count() == running - 1)
-    with pytest.raises(Hung) as told:
+    with pytest.raises(Hung) as caught:
         threads.refuse(DISK)
-    assert told.value.lasts()
+    assert caught.value.lasts()
     other.set()
-    await until(lambda: not told.value.lasts())
+    await until(lambda: not caught.value.lasts())
     threads.refuse(DISK)
 
 
@@ -152,12 +152,12 @@ async def test_a_disk_whose_threads_are_all_taken_hangs_until_one_is_free(disk: 
     threads = DiskThreads(deadline=0.1, most=1)
     with pytest.raises(Hung):
         await threads.at("volume a", disk.look, disk="dead")
-    with pytest.raises(Hung) as told:
+    with pytest.raises(Hung) as caught:
         async with asyncio.timeout(10):
             await threads.at("volume b", lambda: "there", disk="dead", deadline=60)  # at once
-    assert told.value.lasts()
+    assert caught.value.lasts()
     disk.let_go.set()
-    await until(lambda: not told.value.lasts())
+    await until(lambda: not caught.value.lasts())
 
 
 async def test_what_comes_too_late_is_given_back_by_its_thread(disk: Disk, tmp_path: Path) -> None:

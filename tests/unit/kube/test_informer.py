@@ -36,8 +36,8 @@ def parse(body: Json) -> str | None:
 class Following:
     def __init__(self, cluster: Cluster, *, optional: bool = False) -> None:
         self.informer = Informer(cluster, VOLUMES, parse, optional=optional)
-        self.told: list[tuple[str, str | None, str | None]] = []
-        self.informer.subscribe(lambda *change: self.told.append(change))
+        self.notified: list[tuple[str, str | None, str | None]] = []
+        self.informer.subscribe(lambda *change: self.notified.append(change))
 
 
 @asynccontextmanager
@@ -91,7 +91,7 @@ async def test_list_in_pages_then_watch_from_there(server: ApiServer, tmp_path: 
         assert not it.informer.synced
         await it.informer.wait_synced()
         await until(lambda: len(server.asked) == 4)
-        assert it.told == [
+        assert it.notified == [
             ("a", None, "small"),
             ("b", None, "small"),
             ("a", "small", "large"),
@@ -107,7 +107,7 @@ async def test_a_cut_watch_goes_on_from_where_it_was(server: ApiServer, tmp_path
     server.next("GET", page(["a"], "5"), stream(("ADDED", volume("b", "6")), cut=True), page(["a"], "7", more="b"))
     async with following(server, tmp_path) as it:
         await until(lambda: len(server.asked) == 4)
-        assert it.told == [("a", None, "small"), ("b", None, "small")]
+        assert it.notified == [("a", None, "small"), ("b", None, "small")]
     assert [asked.query.get("resourceVersion") for asked in server.asked] == [None, "5", None, "6"]
     assert server.asked[2].query["limit"] == "1"  # only asked how late it is
 
@@ -136,7 +136,7 @@ async def test_a_server_that_went_back_in_time_is_listed_again(
     server.next("GET", page(["a", "gone"], "5"), *answers, page(["a", "again"], "3"))
     async with following(server, tmp_path) as it:
         await until(lambda: it.informer.get("again") is not None)
-        assert it.told == [
+        assert it.notified == [
             ("a", None, "small"),
             ("gone", None, "small"),
             ("again", None, "small"),
@@ -148,11 +148,11 @@ async def test_a_server_that_went_back_in_time_is_listed_again(
 
 async def test_subscribers_are_called_when_the_server_is_back(server: ApiServer, tmp_path: Path) -> None:
     server.next("GET", page(["a"], "5"), _LOST, status(503, "ServiceUnavailable"), page(["a"], "5"))
-    told = []
+    notified = []
     async with following(server, tmp_path) as it:
-        it.informer.on_return(lambda: told.append(len(server.asked)))
+        it.informer.on_return(lambda: notified.append(len(server.asked)))
         await until(lambda: len(server.asked) == 5)
-    assert told == [4]
+    assert notified == [4]
 
 
 async def test_a_server_that_is_back_and_forgot_our_version_is_listed_at_once(
@@ -188,7 +188,7 @@ async def test_what_vanished_meanwhile_is_reported(server: ApiServer, tmp_path: 
     server.next("GET", page(["a", "b"], "5"), expired, page(["b", "c"], "50"))  # type: ignore[arg-type]
     async with following(server, tmp_path) as it:
         await until(lambda: len(server.asked) == 4)
-        assert it.told == [
+        assert it.notified == [
             ("a", None, "small"),
             ("b", None, "small"),
             ("c", None, "small"),
@@ -201,7 +201,7 @@ async def test_an_expired_continue_begins_the_list_again(server: ApiServer, tmp_
     server.next("GET", page(["a"], "5", more="old"), status(410, "Expired"), page(["a", "b"], "6"))
     async with following(server, tmp_path) as it:
         await it.informer.wait_synced()
-        assert sorted(it.told) == [("a", None, "small"), ("b", None, "small")]
+        assert sorted(it.notified) == [("a", None, "small"), ("b", None, "small")]
     assert "continue" not in server.asked[2].query
 
 
@@ -216,7 +216,7 @@ async def test_a_half_read_list_deletes_nothing(server: ApiServer, tmp_path: Pat
     )
     async with following(server, tmp_path) as it:
         await until(lambda: len(server.asked) == 6)
-        assert it.told == [("a", None, "small"), ("b", None, "small")]
+        assert it.notified == [("a", None, "small"), ("b", None, "small")]
 
 
 async def test_the_server_restarts(server: ApiServer, tmp_path: Path, failures: list[int]) -> None:
@@ -254,15 +254,15 @@ async def test_one_bad_object_spoils_nothing(
     with caplog.at_level(logging.WARNING):
         async with following(server, tmp_path) as it:
             await until(lambda: it.informer.get("a") == "large")
-    assert it.told == [("a", None, "small"), ("b", None, "small"), ("a", "small", "large")]
+    assert it.notified == [("a", None, "small"), ("b", None, "small"), ("a", "small", "large")]
     assert sum("can't be read" in record.message for record in caplog.records) == 1
 
 
 async def test_what_is_not_kept_any_more_is_reported_as_gone(server: ApiServer, tmp_path: Path) -> None:
     server.next("GET", page(["a"], "5"), stream(("MODIFIED", volume("a", "6", foreign=True))))
     async with following(server, tmp_path) as it:
-        await until(lambda: len(it.told) == 2)
-    assert it.told[1] == ("a", "small", None)
+        await until(lambda: len(it.notified) == 2)
+    assert it.notified[1] == ("a", "small", None)
 
 
 async def test_a_failing_subscriber_harms_no_other(server: ApiServer, tmp_path: Path) -> None:
@@ -273,14 +273,14 @@ async def test_a_failing_subscriber_harms_no_other(server: ApiServer, tmp_path: 
 
     async with connected(server, tmp_path) as cluster:
         informer = Informer(cluster, VOLUMES, parse)
-        told: list[str] = []
+        notified: list[str] = []
         informer.subscribe(fail)
-        informer.subscribe(lambda key, _old, _new: told.append(key))
+        informer.subscribe(lambda key, _old, _new: notified.append(key))
         task = asyncio.create_task(informer.run())
         await informer.wait_synced()
-        informer.subscribe(lambda key, _old, _new: told.append(f"late {key}"))
+        informer.subscribe(lambda key, _old, _new: notified.append(f"late {key}"))
         task.cancel()
-    assert told == ["a", "late a"]
+    assert notified == ["a", "late a"]
 
 
 async def test_watches_that_end_at_once_are_not_asked_without_pause(
@@ -302,7 +302,7 @@ async def test_a_kind_that_not_every_cluster_serves_is_waited_for_in_silence(
     server.next("GET", *[status(*answer)] * 20, page(["a"], "5"))
     async with following(server, tmp_path, optional=True) as it:
         await until(lambda: it.informer.synced)
-    assert it.told == [("a", None, "small")]
+    assert it.notified == [("a", None, "small")]
     assert [record.levelname for record in caplog.records if record.name == "kube.informer"] == ["INFO"]
 
 
@@ -313,5 +313,5 @@ async def test_one_that_is_not_served_any_more_is_listed_anew_when_it_is(
     monkeypatch.setattr("kube.informer._AWAY", (0.001, 0.002))
     server.next("GET", page(["a", "b"], "5"), _LOST, *[status(404, "")] * 3, page(["b"], "50"))
     async with following(server, tmp_path, optional=True) as it:
-        await until(lambda: ("a", "small", None) in it.told)
+        await until(lambda: ("a", "small", None) in it.notified)
         assert it.informer.get("b") == "small"

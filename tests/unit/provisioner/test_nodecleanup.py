@@ -308,8 +308,11 @@ async def test_the_finalizer_of_our_volume_is_removed_with_an_event_on_its_claim
         assert metadata_of(cluster)["finalizers"] == ["somebody/else"]
         assert harness.count("elastic_local_provisioner_volumes_let_go_total", **{"class": "fast"}) == 1
         await harness.recorder.flush()
-    told = [event for event in cluster.all(EVENTS) if "finalizer was removed" in event["message"]]
-    assert {event["involvedObject"]["kind"] for event in told} == {"PersistentVolume", "PersistentVolumeClaim"}
+    removal_events = [event for event in cluster.all(EVENTS) if "finalizer was removed" in event["message"]]
+    assert {event["involvedObject"]["kind"] for event in removal_events} == {
+        "PersistentVolume",
+        "PersistentVolumeClaim",
+    }
 
 
 async def test_finalizers_of_static_volumes_are_removed_except_of_retained_ones(cluster: MemoryCluster) -> None:

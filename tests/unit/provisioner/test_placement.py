@@ -204,8 +204,10 @@ async def test_claims_that_do_not_fit_together_go_to_a_node_with_capacity_for_al
         choose(small, "n1", "a", "b")
         await until(lambda: chosen(small, "a", "b") == ["n2", ""])
         await until(lambda: len(small.messages("ProvisioningFailed")) == 2)
-        told = "the claims a, b of pod p take 1.3Gi together, node n1 has 1Gi left in pool vg: node n2, which has space"
-        assert all(told in message for message in small.messages("ProvisioningFailed"))
+        expected = (
+            "the claims a, b of pod p take 1.3Gi together, node n1 has 1Gi left in pool vg: node n2, which has space"
+        )
+        assert all(expected in message for message in small.messages("ProvisioningFailed"))
         assert not homes(small)
         choose(small, "n2", "b")
         await until(lambda: homes(small) == {"a": "n2", "b": "n2"})

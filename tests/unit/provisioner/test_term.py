@@ -46,8 +46,8 @@ async def test_a_burst_takes_the_capacity_and_the_rest_get_an_event(cluster: Mem
     async with leading(cluster):
         await until(lambda: len(cluster.all(VOLUMES)) == 15)
         await until(lambda: sum(SELECTED_NODE not in c["metadata"]["annotations"] for c in cluster.all(CLAIMS)) == 15)
-        told = "the claim asks for 1Gi, node n2 has 0 bytes left in pool vg: another node is asked for"
-        failed = f'failed to provision volume with StorageClass "elastic-local": {told}'
+        expected = "the claim asks for 1Gi, node n2 has 0 bytes left in pool vg: another node is asked for"
+        failed = f'failed to provision volume with StorageClass "elastic-local": {expected}'
         await until(lambda: failed in cluster.messages("ProvisioningFailed"))
     nodes = [body["metadata"]["labels"][names.NODE_LABEL] for body in cluster.all(VOLUMES)]
     assert (nodes.count("n1"), nodes.count("n2")) == (10, 5)
@@ -304,8 +304,8 @@ async def test_a_node_that_publishes_room_under_anothers_hostname_is_not_believe
     async with leading(cluster):
         await until(lambda: volume(cluster, "pvc-uid-of-other"))
         await until(lambda: SELECTED_NODE not in claim(cluster)["metadata"]["annotations"])
-        told = (
+        expected = (
             "publishes capacity for hostname host-n1, and its label says host-of-somebody-else, so it is not believed"
         )
-        await until(lambda: any(told in each for each in cluster.messages("ProvisioningFailed")))
+        await until(lambda: any(expected in each for each in cluster.messages("ProvisioningFailed")))
     assert volume(cluster) is None

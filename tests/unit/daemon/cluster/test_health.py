@@ -89,7 +89,7 @@ class Node:
 
 
 @dataclass
-class Told:
+class RecordedEvents:
     words: list[tuple[str, str, str]] = field(default_factory=list)
 
     def normal(self, reference: ObjectReference, reason: str, message: str) -> None:
@@ -98,34 +98,34 @@ class Told:
     warning = normal
 
 
-def monitor_of(node: Node, told: Told, persistent_volumes: list[PersistentVolume]) -> VolumeHealthMonitor:
-    recorder = cast(Recorder, told)
+def monitor_of(node: Node, recorded: RecordedEvents, persistent_volumes: list[PersistentVolume]) -> VolumeHealthMonitor:
+    recorder = cast(Recorder, recorded)
     node_events = NodeEvents(recorder)
     node_events.set_node(NODE)
     return VolumeHealthMonitor(cast(Volumes, node), lambda: persistent_volumes, recorder, node_events)
 
 
 async def test_a_change_is_reported_once_on_the_volume_and_on_the_node() -> None:
-    node, told = Node(), Told()
-    monitor = monitor_of(node, told, [PV])
+    node, recorded = Node(), RecordedEvents()
+    monitor = monitor_of(node, recorded, [PV])
     await monitor.check()
-    assert told.words == []
+    assert recorded.words == []
 
     node.unwritable = frozenset({"a"})
     for _ in range(2):
         await monitor.check()
-    assert [(kind, reason) for kind, reason, _ in told.words] == [
+    assert [(kind, reason) for kind, reason, _ in recorded.words] == [
         ("Node", "VolumeUnhealthy"),
         ("PersistentVolume", "VolumeUnhealthy"),
     ]
-    assert "volume a is read-only: it can only be read" in told.words[0][2]
+    assert "volume a is read-only: it can only be read" in recorded.words[0][2]
     assert monitor.unhealthy == {"a": VolumeHealth.READ_ONLY}
 
     node.unwritable = frozenset()
-    told.words.clear()
+    recorded.words.clear()
     for _ in range(2):
         await monitor.check()
-    assert [(kind, reason) for kind, reason, _ in told.words] == [
+    assert [(kind, reason) for kind, reason, _ in recorded.words] == [
         ("Node", "VolumeHealthy"),
         ("PersistentVolume", "VolumeHealthy"),
     ]
@@ -133,10 +133,10 @@ async def test_a_change_is_reported_once_on_the_volume_and_on_the_node() -> None
 
 
 async def test_nobody_calls_a_volume_well_that_was_removed() -> None:
-    node, told = Node(Inventory([of(VolumeHealth.RAID_DEGRADED)], [POOL])), Told()
-    monitor = monitor_of(node, told, [])
+    node, recorded = Node(Inventory([of(VolumeHealth.RAID_DEGRADED)], [POOL])), RecordedEvents()
+    monitor = monitor_of(node, recorded, [])
     await monitor.check()
-    told.words.clear()
+    recorded.words.clear()
     node.inventory = Inventory([], [POOL])
     await monitor.check()
-    assert told.words == []
+    assert recorded.words == []

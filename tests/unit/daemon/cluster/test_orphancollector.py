@@ -96,7 +96,7 @@ class OrphanHarness:
         self.orphans.queue.add(name)
         await drained(self.orphans.queue)
 
-    async def told(self) -> list[str]:
+    async def messages(self) -> list[str]:
         await self.node.events.flush()
         events = await self.node.cluster.list(EVENTS)
         return [event["message"] for event in events if event["reason"] == "VolumeOrphaned"]
@@ -154,7 +154,7 @@ async def test_it_is_reported_at_once_and_removed_after_the_grace(node: NodePart
         await torn_off(node)
         await until(lambda: harness.cluster.answered)
         await drained(harness.orphans.queue)
-        assert len(await harness.told()) == 1
+        assert len(await harness.messages()) == 1
         harness.clock.now += GRACE - 1
         await harness.examine()
         assert node.volume_names() == {"pv"}
@@ -162,7 +162,7 @@ async def test_it_is_reported_at_once_and_removed_after_the_grace(node: NodePart
         await harness.examine()
         assert not node.volume_names()
         assert not list(node.data.glob("pv*"))
-        assert len(await harness.told()) == 1
+        assert len(await harness.messages()) == 1
 
 
 async def test_one_that_is_there_when_the_daemon_starts_is_found(node: NodeParts) -> None:
@@ -170,7 +170,7 @@ async def test_one_that_is_there_when_the_daemon_starts_is_found(node: NodeParts
     async with watching(node) as harness:
         await until(lambda: harness.cluster.answered)
         await drained(harness.orphans.queue)
-        assert len(await harness.told()) == 1
+        assert len(await harness.messages()) == 1
 
 
 async def test_by_itself_it_goes_when_the_grace_is_over(node: NodeParts) -> None:
@@ -190,7 +190,7 @@ async def test_what_is_to_be_kept_is_kept_for_ever(node: NodeParts, policy: str,
             await harness.examine()
             harness.clock.now += 1000 * GRACE
         assert node.volume_names() == {"pv"}
-        assert len(await harness.told()) == 1
+        assert len(await harness.messages()) == 1
         answered = harness.cluster.answered
         harness.orphans.enqueue_new()
         await drained(harness.orphans.queue)
@@ -220,7 +220,7 @@ async def test_a_server_that_could_not_say_at_first_does_not_begin_the_grace(nod
         harness.cluster.failure = None
         await harness.examine()
         assert node.volume_names() == {"pv"}
-        assert len(await harness.told()) == 1
+        assert len(await harness.messages()) == 1
 
 
 async def test_a_persistent_volume_that_only_lost_its_label_keeps_its_volume(node: NodeParts) -> None:
@@ -232,7 +232,7 @@ async def test_a_persistent_volume_that_only_lost_its_label_keeps_its_volume(nod
             await harness.examine()
             harness.clock.now += GRACE
         assert node.volume_names() == {"pv"}
-        assert await harness.told() == []
+        assert await harness.messages() == []
 
 
 async def test_one_stays_while_any_persistent_volume_bears_its_name(node: NodeParts) -> None:
@@ -245,7 +245,7 @@ async def test_one_stays_while_any_persistent_volume_bears_its_name(node: NodePa
             harness.clock.now += GRACE
             await harness.examine()
             assert node.volume_names() == {"pv"}
-        assert sorted(namesake.uid in words for words in await harness.told()) == [False, True]
+        assert sorted(namesake.uid in words for words in await harness.messages()) == [False, True]
         await node.cluster.delete(VOLUMES, "pv")
         await node.cluster.patch(VOLUMES, "pv", {"metadata": {"finalizers": []}})
         await harness.examine()  # the grace begins anew
@@ -272,7 +272,7 @@ async def test_a_persistent_volume_restored_with_another_uid_loses_nothing(node:
             await harness.examine()
             harness.clock.now += GRACE
         assert node.volume_names() == {"pv"}
-        assert "elastic-local adopt pv --yes" in (await harness.told())[0]
+        assert "elastic-local adopt pv --yes" in (await harness.messages())[0]
 
 
 @pytest.mark.parametrize("cluster", ["", "another"])
@@ -285,7 +285,7 @@ async def test_what_is_not_certainly_of_this_cluster_is_not_removed(node: NodePa
             await harness.examine()
             harness.clock.now += GRACE
         assert (node.data / "pv.folder").is_dir()
-        assert len(await harness.told()) == (0 if cluster else 1)
+        assert len(await harness.messages()) == (0 if cluster else 1)
     assert [(each.name, each.cluster) for each in node.volumes.inventory.foreign] == (
         [("pv", "another")] if cluster else []
     )

@@ -125,7 +125,7 @@ async def test_a_grant_that_the_node_has_no_room_for_is_reported_and_given_later
     await create_pv(node.cluster, "pv", mi=10)
     await until(lambda: node.volume_names() == {"pv", "other"})
     await grant(node, "pv", 30)
-    await until(lambda: told(node))
+    await until(lambda: reported(node))
     assert {name for name, reason, _ in await node.warnings() if reason == GROWTH_FAILED} == {"pv"}
     await release_from_claim(node.cluster, "other")
 
@@ -136,7 +136,7 @@ async def test_a_grant_that_the_node_has_no_room_for_is_reported_and_given_later
     await until(says)
 
 
-async def told(node: NodeParts) -> bool:
+async def reported(node: NodeParts) -> bool:
     return any(
         "needs 20Mi of folder on this node, which has 10Mi left" in words for _, _, words in await node.warnings()
     )
@@ -232,7 +232,7 @@ async def _says_made(node: NodeParts, name: str) -> bool:
 
 
 async def _warned(node: NodeParts, reason: str, words: str) -> bool:
-    return any(reason == told and words in message for _, told, message in await node.warnings())
+    return any(reason == reported and words in message for _, reported, message in await node.warnings())
 
 
 async def test_what_cannot_be_made_is_reported_and_made_when_there_is_room(node: NodeParts) -> None:
@@ -240,13 +240,13 @@ async def test_what_cannot_be_made_is_reported_and_made_when_there_is_room(node:
     await until(lambda: node.volume_names() == {"large"})
     await create_pv(node.cluster, "second", mi=50)
 
-    async def told() -> bool:
+    async def reported() -> bool:
         return any(
             (name, reason) == ("second", PREPARATION_FAILED) and "20Mi" in message
             for name, reason, message in await node.warnings()
         )
 
-    await until(told)
+    await until(reported)
     await release_from_claim(node.cluster, "large")
     await until(lambda: node.volume_names() == {"second"})
 
@@ -267,14 +267,14 @@ async def test_a_failure_that_nobody_foresaw_is_reported_too(
         broken.setattr(node.volumes._backend, "remove", fails)
         await release_from_claim(node.cluster, "pv")
 
-        async def told() -> bool:
+        async def reported() -> bool:
             kind = type(failure).__name__ if not isinstance(failure, OSError) else "No space left"
             return any(
                 (name, reason) == ("pv", DELETE_FAILED) and kind in message and "log" in message
                 for name, reason, message in await node.warnings()
             )
 
-        await until(told)
+        await until(reported)
     await until(lambda: not node.volume_names())
 
 

@@ -47,7 +47,7 @@ def test_only_what_is_ours_is_reported() -> None:
     assert noticed(Inventory([ours], pools), {"default": THICK}) == ("one disk", "a fault")
 
 
-class Told:
+class RecordedEvents:
     """Events as they were reported: type, reason, message."""
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ async def test_storage_that_fails_is_a_problem_until_it_is_there(tmp_path: Path)
     backend = Bare(tmp_path / "data", 100)
     volumes = Volumes(backend, tmp_path / "staging", Agreeing())
     changes: list[bool] = []
-    monitor = StorageMonitor(volumes, {"default": HERE}, NodeEvents(cast(Recorder, Told())), changes.append)
+    monitor = StorageMonitor(volumes, {"default": HERE}, NodeEvents(cast(Recorder, RecordedEvents())), changes.append)
     await monitor.check()
     await monitor.wait_checked()
     assert monitor.problem == "the disk is out"
@@ -96,19 +96,19 @@ async def test_a_node_that_lacks_some_of_its_classes_is_ready_and_says_which(tmp
     classes = {"default": slow, "fast": fast, "slow": slow}
     backend = backend_of_classes(classes, tmp_path)
     changes: list[bool] = []
-    told = Told()
-    events = NodeEvents(cast(Recorder, told))
+    recorded = RecordedEvents()
+    events = NodeEvents(cast(Recorder, recorded))
     monitor = StorageMonitor(Volumes(backend, tmp_path / "staging", Agreeing()), classes, events, changes.append)
     await monitor.check()
     events.set_node(NODE)
-    assert [kind for kind, *_ in told.events] == ["Warning"]
+    assert [kind for kind, *_ in recorded.events] == ["Warning"]
     assert f"no folder {slow.folder}" in monitor.problem
     assert f"no folder {fast.folder}" in monitor.problem
 
     slow.folder.mkdir()
     await monitor.check()
     assert monitor.problem == ""
-    assert told.events[1:] == [
+    assert recorded.events[1:] == [
         ("Normal", "StorageFound", "this node has folder:slow for volumes now"),
         (
             "Normal",
@@ -119,12 +119,12 @@ async def test_a_node_that_lacks_some_of_its_classes_is_ready_and_says_which(tmp
     ]
     fast.folder.mkdir()
     await monitor.check()
-    assert told.events[3:] == [("Normal", "StorageFound", "this node has device class fast now")]
+    assert recorded.events[3:] == [("Normal", "StorageFound", "this node has device class fast now")]
 
     fast.folder.rmdir()
     await monitor.check()
     assert monitor.problem == ""
-    (lost,) = told.events[4:]
+    (lost,) = recorded.events[4:]
     assert lost[:2] == ("Warning", "StorageMissing")  # it was there: that is not how nodes differ
     assert changes == [False, True, True, False]
 
@@ -140,8 +140,8 @@ class Group(FolderBackend):
 
 async def test_each_condition_of_a_group_is_reported_once_and_so_is_its_end(tmp_path: Path) -> None:
     backend = Group(tmp_path / "data", 100)
-    told = Told()
-    events = NodeEvents(cast(Recorder, told))
+    recorded = RecordedEvents()
+    events = NodeEvents(cast(Recorder, recorded))
     volumes = Volumes(backend, tmp_path / "staging", Agreeing())
     monitor = StorageMonitor(volumes, {"default": THICK}, events, lambda usable: None)
     await monitor.check()
@@ -157,7 +157,7 @@ async def test_each_condition_of_a_group_is_reported_once_and_so_is_its_end(tmp_
     backend.pool = Group.pool
     await monitor.check()
     assert monitor.problem == ""
-    assert told.events == [
+    assert recorded.events == [
         ("Warning", "StorageLessened", "disk /dev/sdb takes no new volumes: `pvchange -xy /dev/sdb`"),
         ("Warning", "StorageBlocked", "a disk is missing: `vgreduce --removemissing vg`"),
         ("Normal", "StorageWhole", "this node's storage gives all of its room again"),

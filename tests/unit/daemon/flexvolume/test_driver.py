@@ -15,7 +15,7 @@ CHOSEN = installation.Driver("a test's", b"#!/bin/true\n")
 NODE = ObjectReference(kind="Node", api_version="v1", namespace="", name="node-1", uid="1")
 
 
-class Told(Recorder):
+class RecordedEvents(Recorder):
     """Notes what is said about the node."""
 
     def __init__(self) -> None:
@@ -29,19 +29,21 @@ class Told(Recorder):
 
 
 @pytest.fixture
-def told() -> Told:
-    return Told()
+def recorded() -> RecordedEvents:
+    return RecordedEvents()
 
 
-def driver(folder: Path, told: Told, patience: float = 300) -> DriverInstaller:
-    events = NodeEvents(told)
+def driver(folder: Path, recorded: RecordedEvents, patience: float = 300) -> DriverInstaller:
+    events = NodeEvents(recorded)
     events.set_node(NODE)
     return DriverInstaller(CHOSEN, folder, events, patience)
 
 
-async def test_the_first_look_puts_it_there_anew_so_that_the_kubelet_calls(tmp_path: Path, told: Told) -> None:
+async def test_the_first_look_puts_it_there_anew_so_that_the_kubelet_calls(
+    tmp_path: Path, recorded: RecordedEvents
+) -> None:
     before = installation.install(CHOSEN, tmp_path).stat().st_ino
-    installer = driver(tmp_path, told)
+    installer = driver(tmp_path, recorded)
     assert installer.problem == "not installed yet"
     await installer.check()
     target = tmp_path / names.DRIVER_FOLDER / names.DRIVER_NAME
@@ -49,12 +51,14 @@ async def test_the_first_look_puts_it_there_anew_so_that_the_kubelet_calls(tmp_p
     assert anew != before
     await installer.check()
     assert target.stat().st_ino == anew
-    assert (installer.problem, told.events) == ("", [])
+    assert (installer.problem, recorded.events) == ("", [])
 
 
 @pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_bytes(b"#!/bin/false\n")])
-async def test_one_that_was_removed_or_changed_is_put_there_again(tmp_path: Path, told: Told, harm: object) -> None:
-    installer = driver(tmp_path, told)
+async def test_one_that_was_removed_or_changed_is_put_there_again(
+    tmp_path: Path, recorded: RecordedEvents, harm: object
+) -> None:
+    installer = driver(tmp_path, recorded)
     await installer.check()
     assert callable(harm)
     harm(tmp_path / names.DRIVER_FOLDER / names.DRIVER_NAME)
@@ -62,35 +66,39 @@ async def test_one_that_was_removed_or_changed_is_put_there_again(tmp_path: Path
     assert installation.installed(CHOSEN, tmp_path)
 
 
-async def test_a_kubelet_that_does_not_call_is_reported_until_it_does(tmp_path: Path, told: Told) -> None:
-    installer = driver(tmp_path, told, patience=0)
+async def test_a_kubelet_that_does_not_call_is_reported_until_it_does(tmp_path: Path, recorded: RecordedEvents) -> None:
+    installer = driver(tmp_path, recorded, patience=0)
     await installer.check()
     await installer.check()
     assert str(tmp_path) in installer.problem
     assert "--volume-plugin-dir" in installer.problem
-    assert told.events == [DRIVER_MISSING]
+    assert recorded.events == [DRIVER_MISSING]
     installer.called()
-    assert (installer.problem, told.events) == ("", [DRIVER_MISSING, DRIVER_FOUND])
+    assert (installer.problem, recorded.events) == ("", [DRIVER_MISSING, DRIVER_FOUND])
     await installer.check()
     assert installer.problem == ""
 
 
-async def test_an_impossible_folder_is_reported_even_if_an_old_driver_is_called(tmp_path: Path, told: Told) -> None:
+async def test_an_impossible_folder_is_reported_even_if_an_old_driver_is_called(
+    tmp_path: Path, recorded: RecordedEvents
+) -> None:
     (tmp_path / "file").touch()
-    installer = driver(tmp_path / "file", told)
+    installer = driver(tmp_path / "file", recorded)
     await installer.check()
     installer.called()
     assert "can't be installed" in installer.problem
-    assert told.events == [DRIVER_MISSING]
+    assert recorded.events == [DRIVER_MISSING]
     (tmp_path / "file").unlink()
     await installer.check()
-    assert (installer.problem, told.events) == ("", [DRIVER_MISSING, DRIVER_FOUND])
+    assert (installer.problem, recorded.events) == ("", [DRIVER_MISSING, DRIVER_FOUND])
 
 
-async def test_problems_from_before_the_node_was_known_are_reported_then(tmp_path: Path, told: Told) -> None:
-    events = NodeEvents(told)
+async def test_problems_from_before_the_node_was_known_are_reported_then(
+    tmp_path: Path, recorded: RecordedEvents
+) -> None:
+    events = NodeEvents(recorded)
     installer = DriverInstaller(CHOSEN, tmp_path, events, 0)
     await installer.check()
-    assert told.events == []
+    assert recorded.events == []
     events.set_node(NODE)
-    assert told.events == [DRIVER_MISSING]
+    assert recorded.events == [DRIVER_MISSING]

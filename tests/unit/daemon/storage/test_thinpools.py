@@ -118,7 +118,7 @@ class Node:
         return self.gives
 
 
-class Told:
+class RecordedEvents:
     def __init__(self) -> None:
         self.words: list[tuple[str, str]] = []
 
@@ -135,68 +135,68 @@ class Told:
 
 
 async def test_each_threshold_is_reported_once_and_recovery_too() -> None:
-    node, told, recovered = Node(pool(10)), Told(), []
-    events = NodeEvents(cast(Recorder, told))
+    node, recorded, recovered = Node(pool(10)), RecordedEvents(), []
+    events = NodeEvents(cast(Recorder, recorded))
     events.set_node(NODE)
     monitor = ThinPoolMonitor(cast(Volumes, node), {"vg/pool"}, events, lambda: recovered.append(1))
     for percent in (10, 79, 80, 79, 81, 94, 95, 99, 94, 95):
         node.inspected(pool(percent))
         await monitor.check()
-    assert "has used 80 % of its data and 0 % of its metadata: extend it" in told.words[0][1]
-    assert told.reasons() == ["ThinPoolFilling", "ThinPoolNearlyFull"]
+    assert "has used 80 % of its data and 0 % of its metadata: extend it" in recorded.words[0][1]
+    assert recorded.reasons() == ["ThinPoolFilling", "ThinPoolNearlyFull"]
     assert not recovered
     node.inspected(pool(50))
     await monitor.check()
-    assert told.reasons() == ["ThinPoolHasRoom"]
+    assert recorded.reasons() == ["ThinPoolHasRoom"]
     assert recovered == [1]
     assert node.asked == 0
 
 
 async def test_the_last_volume_that_goes_is_a_recovery_too() -> None:
-    node, told, recovered = Node(pool(99, ours=EXTENT)), Told(), []
-    events = NodeEvents(cast(Recorder, told))
+    node, recorded, recovered = Node(pool(99, ours=EXTENT)), RecordedEvents(), []
+    events = NodeEvents(cast(Recorder, recorded))
     events.set_node(NODE)
     monitor = ThinPoolMonitor(cast(Volumes, node), (), events, lambda: recovered.append(1))
     await monitor.check()
     node.inspected(pool(0))
     await monitor.check()
     await monitor.check()
-    assert told.reasons() == ["ThinPoolNearlyFull", "ThinPoolHasRoom"]
+    assert recorded.reasons() == ["ThinPoolNearlyFull", "ThinPoolHasRoom"]
     assert recovered == [1]
 
 
 async def test_events_from_before_the_node_was_known_are_written_then() -> None:
-    node, told = Node(pool(85)), Told()
-    events = NodeEvents(cast(Recorder, told))
+    node, recorded = Node(pool(85)), RecordedEvents()
+    events = NodeEvents(cast(Recorder, recorded))
     monitor = ThinPoolMonitor(cast(Volumes, node), {"vg/pool"}, events, lambda: None)
     await monitor.check()
     events.set_node(NODE)
     await monitor.check()
-    assert told.reasons() == ["ThinPoolFilling"]
+    assert recorded.reasons() == ["ThinPoolFilling"]
 
 
 async def test_a_pool_grows_before_anybody_needs_to_be_warned() -> None:
-    node, told = Node(pool(85), autoextend=20), Told()
+    node, recorded = Node(pool(85), autoextend=20), RecordedEvents()
     node.gives = PoolExtension(20 * EXTENT, EXTENT)
-    events = NodeEvents(cast(Recorder, told))
+    events = NodeEvents(cast(Recorder, recorded))
     events.set_node(NODE)
     monitor = ThinPoolMonitor(cast(Volumes, node), {"vg/pool"}, events, lambda: None)
     await monitor.check()
-    assert "it got 80Mi for data and 4Mi for metadata" in told.words[0][1]
-    assert told.reasons() == ["ThinPoolExtended"]
+    assert "it got 80Mi for data and 4Mi for metadata" in recorded.words[0][1]
+    assert recorded.reasons() == ["ThinPoolExtended"]
 
 
 @pytest.mark.parametrize("gives", [PoolExtension(), BackendFailed("LVM says no")])
 async def test_a_pool_that_can_not_grow_is_reported_once(gives: PoolExtension | Exception) -> None:
-    node, told = Node(pool(85), autoextend=20), Told()
+    node, recorded = Node(pool(85), autoextend=20), RecordedEvents()
     node.gives = gives
-    events = NodeEvents(cast(Recorder, told))
+    events = NodeEvents(cast(Recorder, recorded))
     events.set_node(NODE)
     monitor = ThinPoolMonitor(cast(Volumes, node), {"vg/pool"}, events, lambda: None)
     for _ in range(3):
         await monitor.check()
-    assert told.reasons() == ["ThinPoolNotExtended", "ThinPoolFilling"]
+    assert recorded.reasons() == ["ThinPoolNotExtended", "ThinPoolFilling"]
     assert node.asked == 3
     node.gives = PoolExtension(20 * EXTENT)
     await monitor.check()
-    assert told.reasons() == ["ThinPoolExtended", "ThinPoolHasRoom"]
+    assert recorded.reasons() == ["ThinPoolExtended", "ThinPoolHasRoom"]
