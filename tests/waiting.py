@@ -11,7 +11,10 @@ from typing import Any
 from kube.workqueue import WorkQueue
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.02
-"""Seconds."""
+"""Seconds, of a wait that has just begun."""
+_SHARE, _LONGEST_OF_ALL = 1 / 40, 0.1
+"""Who has waited long looks seldom: after such a share of what it waited already, but at least every 0.1 s. A look at
+the API server takes 2 ms of a processor, which others need to bring about what is waited for."""
 
 PATIENCE_VARIABLE = "SANDBOX_PATIENCE"
 """Environment variable: how many times longer everything may take, as on an emulated machine or in a real cluster."""
@@ -58,12 +61,13 @@ async def drained(queue: WorkQueue) -> None:
 def _pauses(what: str, seconds: float) -> Iterator[float]:
     """A pause after each look. Where all takes longer, looking as often as here would be a load of its own. The last
     look begins after `seconds`."""
-    deadline = time.monotonic() + seconds
+    begin = time.monotonic()
     pause = _FIRST_PAUSE
     last = False
     while True:
-        yield pause * patience()
+        waited = time.monotonic() - begin
+        yield max(pause * patience(), min(waited * _SHARE, _LONGEST_OF_ALL))
         if last:
             raise NeverHappened(f"{what or 'the condition'}: still not so after {seconds:g} s")
-        last = time.monotonic() > deadline
+        last = time.monotonic() > begin + seconds
         pause = min(1.5 * pause, _LONGEST_PAUSE)

@@ -72,10 +72,11 @@ because the first process of a namespace can't abort, which is what User-mode Li
 
 _INIT = """\
 #!/bin/sh
-export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_CTYPE=C.UTF-8
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev 2>/dev/null # it is there already if the kernel mounts it by itself
+rm -f /dev/[pt]ty[a-zS]* # 580 terminals that nobody has: each LVM command asks for the status of each
 for folder in {own}; do mount -t tmpfs -o size=80% tmpfs $folder; done
 for folder in {kept}; do mkdir -p "$folder"; mount -t hostfs -o "$folder" host "$folder"; done
 ip link set lo up
