@@ -6,7 +6,7 @@ however long the disk hangs, one place holds one thread, and what is done late i
 One disk with many places (volumes) holds a few. These are not the threads that the rest of the process works with, and
 they do not keep it from ending.
 
-    found = await threads.at("volume a", folder.stat, disk="pool", deadline=30)
+    status = await threads.at("volume a", folder.stat, disk="pool", deadline=30)
 """
 
 import asyncio

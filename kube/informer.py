@@ -148,7 +148,7 @@ class Informer(Generic[T]):
             await asyncio.sleep(min(pause, random.uniform(*_AWAY)) if soon else pause)  # noqa: S311
 
     async def _wait_until_served(self, error: Exception) -> None:
-        # What is served again may have been emptied meanwhile, and a watch would not tell.
+        # What is served again may have been emptied meanwhile, and a watch would not show it.
         self._version = None
         self._not_served += 1
         if self._not_served == 1:

@@ -224,7 +224,7 @@ class ExpansionController:
         self._waiting: dict[str, float] = {}
         """Since when a volume's node has not given it what it was granted."""
         self._handed_over: dict[str, tuple[int, float]] = {}
-        """Volumes that a kubelet gave up to grow: to how many bytes it was told to try again, and when."""
+        """Volumes that a kubelet gave up to grow: to how many bytes it was asked to try again, and when."""
         self.queue = WorkQueue(self._handle, parallelism=parallelism, of="volume")
         cache.claims.subscribe(self._claim_changed)
         cache.volumes.subscribe(self._volume_changed)

@@ -36,7 +36,7 @@ DEFAULTS = [
     for name, default in zip(words(names), words(defaults), strict=False)
     if default not in VARIABLES
 ]
-"""Of variables whose default is a value. Some are only told in words."""
+"""Of variables whose default is a value. Some are only described."""
 
 GIVEN = {"NODE_NAME": "node-1", "STATIC_CONFIG_DIR": "/etc/static"}
 """What makes the daemon read all that it may read."""
