@@ -13,7 +13,7 @@ from daemon.errors import VolumeError
 
 _CODES: dict[type[VolumeError], Status] = {
     errors.NotAPodFolder: Status.INVALID_ARGUMENT,
-    errors.WrongMode: Status.INVALID_ARGUMENT,
+    errors.WrongMode: Status.FAILED_PRECONDITION,
     errors.NoSuchVolume: Status.NOT_FOUND,
     errors.VolumeNotFound: Status.NOT_FOUND,
     errors.FolderMissing: Status.NOT_FOUND,

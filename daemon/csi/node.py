@@ -41,7 +41,7 @@ from daemon.csi.proto.csi_pb2 import (
     VolumeCondition,
     VolumeUsage,
 )
-from daemon.errors import NotAPodFolder, VolumeError
+from daemon.errors import NotAPodFolder, VolumeError, VolumeNotFound, WrongMode
 from daemon.kubelet.authorization import PodHint
 from daemon.kubelet.mounter import Mounter
 from daemon.kubelet.poddevice import PodDevice
@@ -116,6 +116,8 @@ class NodeService(NodeBase):
 
     async def NodePublishVolume(self, stream: Stream[NodePublishVolumeRequest, NodePublishVolumeResponse]) -> None:
         async def publish(request: NodePublishVolumeRequest) -> NodePublishVolumeResponse:
+            if not request.staging_target_path:
+                raise GRPCError(Status.FAILED_PRECONDITION, "staging_target_path is missing: stage the volume first")
             _check_path("staging_target_path", request.staging_target_path)
             block = _volume_mode(request.volume_capability) == BLOCK
             context = request.volume_context
@@ -141,7 +143,7 @@ class NodeService(NodeBase):
 
     async def NodeGetVolumeStats(self, stream: Stream[NodeGetVolumeStatsRequest, NodeGetVolumeStatsResponse]) -> None:
         async def stats(request: NodeGetVolumeStatsRequest) -> NodeGetVolumeStatsResponse:
-            folder = self._target(request.volume_id, request.volume_path)
+            folder = self._shown(request.volume_id, request.volume_path)
             usage = await self._state.usage(folder.name, folder)
             wrong = self._state.condition(folder.name)
             return NodeGetVolumeStatsResponse(
@@ -157,12 +159,19 @@ class NodeService(NodeBase):
     async def NodeExpandVolume(self, stream: Stream[NodeExpandVolumeRequest, NodeExpandVolumeResponse]) -> None:
         async def expand(request: NodeExpandVolumeRequest) -> NodeExpandVolumeResponse:
             _check_path("volume_path", request.volume_path)
-            size = request.capacity_range.required_bytes
-            if size < 0 or request.capacity_range.limit_bytes < 0:
+            size, limit = request.capacity_range.required_bytes, request.capacity_range.limit_bytes
+            if size < 0 or limit < 0:
                 raise invalid("capacity_range is negative")
-            return NodeExpandVolumeResponse(
-                capacity_bytes=await self._mounter.expand_staged(_volume_id(request.volume_id), size)
-            )
+            if limit and size > limit:
+                raise GRPCError(
+                    Status.OUT_OF_RANGE, f"capacity_range asks for {size} bytes and for no more than {limit}"
+                )
+            mode = _volume_mode(request.volume_capability) if request.HasField("volume_capability") else ""
+            try:
+                capacity = await self._mounter.expand_staged(_volume_id(request.volume_id), size, mode)
+            except WrongMode as error:
+                raise invalid(str(error)) from error
+            return NodeExpandVolumeResponse(capacity_bytes=capacity)
 
         await self._answer("NodeExpandVolume", stream, expand)
 
@@ -199,6 +208,23 @@ class NodeService(NodeBase):
         if folder.name != _volume_id(volume_id):
             raise invalid(f"{path[:300]!r} is not the folder of volume {volume_id[:253]!r}")
         return folder
+
+    def _shown(self, volume_id: str, path: str) -> PodFolder:
+        """As `_target`, of a path that the volume is at; and it may be one of the kubelet's own. A volume that is not
+        there is not found."""
+        if not path:
+            raise invalid("volume_path is missing")
+        try:
+            device = PodDevice.parse_mapped(path, self._mounter.kubelet_root)
+        except NotAPodFolder:
+            try:
+                return self._target(volume_id, path)
+            except (NotAPodFolder, GRPCError) as error:
+                _volume_id(volume_id)
+                raise VolumeNotFound(f"volume {volume_id[:253]!r} is not at {path[:300]!r}") from error
+        if device.name != _volume_id(volume_id):
+            raise VolumeNotFound(f"volume {volume_id[:253]!r} is not at {path[:300]!r}")
+        return device
 
     async def _answer(
         self, rpc: str, stream: Stream[Request, Any], serve: Callable[[Request], Awaitable[object]]

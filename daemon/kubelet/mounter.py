@@ -31,6 +31,8 @@ from service.logs import about
 
 log = logging.getLogger(__name__)
 
+READ_WRITE_ONCE_POD = "ReadWriteOncePod"
+
 _PATIENCE = 20.0
 """Seconds that a mount waits for the daemon to have found its node: well within the kubelet's own deadline."""
 
@@ -75,7 +77,8 @@ class Mounter:
                 if pv.source == CSI:
                     await asyncio.to_thread(folder.make)
                 try:
-                    mounted = await self._volumes.mount(spec, folder, authorization.read_only)
+                    exclusive = set(pv.access_modes) == {READ_WRITE_ONCE_POD}
+                    mounted = await self._volumes.mount(spec, folder, authorization.read_only, exclusive=exclusive)
                 except VolumeError:
                     if pv.source == CSI:
                         with contextlib.suppress(VolumeError):
@@ -111,8 +114,7 @@ class Mounter:
         with about(volume=name):
             context = await self._wait_for_context()
             pv = await context.authorizer.authorize_staging(name)
-            if pv.volume_mode != mode:
-                raise WrongMode(f"volume {name} has volumeMode {pv.volume_mode}, and is asked for as {mode}")
+            _check_mode(pv, mode)
             pv = await context.assigner.assign(pv)
             await self._ensure_made(context, pv, volume_spec(pv))
 
@@ -123,11 +125,14 @@ class Mounter:
         if self._context.done():
             self._context.result().reconcile(name)
 
-    async def expand_staged(self, name: str, size: int) -> int:
-        """As `expand`, for the CSI volume of that name, which needs no pod."""
+    async def expand_staged(self, name: str, size: int, mode: str = "") -> int:
+        """As `expand`, for the CSI volume of that name, which needs no pod, and of that volume mode, if it is told."""
         with about(volume=name):
             context = await self._wait_for_context()
-            return await self._expand(context, await context.authorizer.authorize_staging(name), size)
+            pv = await context.authorizer.authorize_staging(name)
+            if mode:
+                _check_mode(pv, mode)
+            return await self._expand(context, pv, size)
 
     async def _expand(self, context: NodeContext, pv: PersistentVolume, size: int) -> int:
         pv = await context.assigner.assign(pv)
@@ -159,6 +164,12 @@ class Mounter:
             await record_made(context.cluster, pv, volume.size)
         except ApiError as error:
             raise Undecided(f"volume {pv.name} is ready, and the API server does not take note: {error}") from error
+
+
+def _check_mode(pv: PersistentVolume, mode: str) -> None:
+    """Raises WrongMode."""
+    if pv.volume_mode != mode:
+        raise WrongMode(f"volume {pv.name} has volumeMode {pv.volume_mode}, and is asked for as {mode}")
 
 
 def _about(authorization: Authorization) -> AbstractContextManager[None]:

@@ -3,8 +3,10 @@ the device on.
 
     <kubelet root>/plugins/kubernetes.io/csi/volumeDevices/publish/<volume>/<pod uid>
 
-The kubelet makes the folder of the volume (pkg/volume/csi/csi_block.go). Pods can't write anywhere on the way; it is
-matched and opened as strictly as their folders (daemon.kubelet.podfolder) all the same.
+The kubelet makes the folder of the volume, and binds that node once more onto a file of its own, which it names when it
+asks for the volume's statistics: .../volumeDevices/<volume>/dev/<pod uid> (pkg/volume/csi/{csi_block,csi_plugin}.go).
+Pods can't write anywhere on the way; it is matched and opened as strictly as their folders (daemon.kubelet.podfolder)
+all the same.
 """
 
 import contextlib
@@ -20,6 +22,7 @@ from daemon.errors import BackendFailed, FolderMissing, NotAPodFolder
 from daemon.kubelet.podfolder import LONGEST_NAME, NAME, POD_UID, PodFolder
 
 _BELOW_ROOT = re.compile(rf"/{re.escape(names.CSI_DEVICES)}/{NAME}/{POD_UID}", re.ASCII)
+_MAPPED = re.compile(rf"/{re.escape(str(Path(names.CSI_DEVICES).parent))}/{NAME}/dev/{POD_UID}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,18 @@ class PodDevice(PodFolder):
     @classmethod
     def parse(cls, text: str, kubelet_root: Path, source: str = CSI) -> "PodDevice":
         """Reads the path of a request. Raises NotAPodFolder."""
+        return cls._parse(_BELOW_ROOT, text, kubelet_root, source)
+
+    @classmethod
+    def parse_mapped(cls, text: str, kubelet_root: Path) -> "PodDevice":
+        """Reads the path of the kubelet's own file. Raises NotAPodFolder."""
+        return cls._parse(_MAPPED, text, kubelet_root, CSI)
+
+    @classmethod
+    def _parse(cls, pattern: re.Pattern[str], text: str, kubelet_root: Path, source: str) -> "PodDevice":
         resolved = os.path.realpath(kubelet_root)
         for root in (str(kubelet_root), resolved):
-            match = _BELOW_ROOT.fullmatch(text.removeprefix(root)) if text.startswith(root) else None
+            match = pattern.fullmatch(text.removeprefix(root)) if text.startswith(root) else None
             if match and len(match["name"]) <= LONGEST_NAME:
                 return cls(Path(resolved), match["uid"], match["name"], source)
         raise NotAPodFolder(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from contract import names
+from contract.volume import CSI
 from daemon.errors import BackendFailed, FolderMissing, InUse, Occupied, VolumeNotFound
 from host import blockdevice, loopdevice, mounting, mounttable, ownfolder, statvfs
 from host.mounting import Attribute
@@ -48,6 +49,14 @@ class TargetPath(Hashable, Protocol):
     @property
     def path(self) -> Path:
         """As the mount table shows it. System calls use what is open."""
+        ...
+
+    @property
+    def pod_uid(self) -> str: ...
+
+    @property
+    def source(self) -> str:
+        """By which kind of volume source the kubelet mounts it."""
         ...
 
     def open(self) -> AbstractContextManager[int]:
@@ -152,6 +161,14 @@ class Staging:
         except OSError as error:
             log.warning("can't remove the staging folder %s: %s", path, error.strerror, extra={"volume": pv})
 
+    def refuse_second_pod(self, pv: str, target: TargetPath) -> None:
+        """Raises InUse when another pod than the target's has the volume."""
+        for user in self.users(pv):
+            if target.pod_uid not in Path(user.path).parts:
+                raise InUse(
+                    f"volume {pv} is for one pod at a time, and mounted at {user.path}: delete the pod that uses it"
+                )
+
     def bind(self, pv: str, target: TargetPath, *, read_only: bool, options: Collection[str] = ()) -> bool:
         """Shows the staged volume in the pod's folder, and returns only when the mount table says so: whether nothing
         was mounted there before.
@@ -160,7 +177,8 @@ class Staging:
         nosuid and nodev. In the pod, which its runtime confines, both work as in every volume of Kubernetes, unless
         `options`, the mount options of the class, say otherwise.
 
-        Raises Occupied when the folder shows something else, which stays there. After any other error there may be a
+        Raises Occupied when the folder shows something else, which stays there; for CSI also when it shows the volume
+        in the other way, read-only or writable. After any other error there may be a
         mount on it, for the caller to take away.
         """
         staged = self.mounted(pv)
@@ -176,6 +194,9 @@ class Staging:
                 )
             if shown.read_only == read_only:
                 return False
+            if target.source == CSI:
+                way = "read-only" if shown.read_only else "writable"
+                raise Occupied(f"{target.path} shows volume {pv} already, and {way}: unpublish it first")
             self.unbind(target)
         with self._opened(pv, staged) as source, target.open() as onto:
             mounting.bind(

@@ -192,15 +192,21 @@ class Volumes:
         spec = self._for_this_cluster(spec)
         return await self._run_queued("prepare", spec.pv, spec, lambda: self._creator.ensure_created(spec))
 
-    async def mount(self, spec: VolumeSpec, target: TargetPath, read_only: bool) -> MountResult:
+    async def mount(
+        self, spec: VolumeSpec, target: TargetPath, read_only: bool, *, exclusive: bool = False
+    ) -> MountResult:
         """The volume, made if need be, mounted in the folder that bears its name: returns only when it is, and after
         an error nothing of it is left there. A folder that shows it already is a success.
 
         One that has not the wanted size is extended. If that can't be, it is mounted as it is, and the result says why:
-        data that could be had is not withheld because there should be more room beside it."""
+        data that could be had is not withheld because there should be more room beside it.
+
+        `exclusive`: for one pod at a time. Raises InUse while another has it."""
         spec = self._for_this_cluster(spec)
-        request = (spec, target, read_only)
-        return await self._run_queued("mount", spec.pv, request, lambda: self._mount(spec, target, read_only))
+        request = (spec, target, read_only, exclusive)
+        return await self._run_queued(
+            "mount", spec.pv, request, lambda: self._mount(spec, target, read_only, exclusive)
+        )
 
     async def unmount(self, target: TargetPath) -> None:
         """Nothing is mounted on the target, whatever lay there; after its last user the volume itself is unmounted.
@@ -281,7 +287,7 @@ class Volumes:
 
         return await self._queue.run(pv, (kind, request), observed)
 
-    async def _mount(self, spec: VolumeSpec, target: TargetPath, read_only: bool) -> MountResult:
+    async def _mount(self, spec: VolumeSpec, target: TargetPath, read_only: bool, exclusive: bool) -> MountResult:
         shortfall: VolumeError | None = None
         try:
             volume = await self._creator.ensure_created(spec)
@@ -297,6 +303,8 @@ class Volumes:
                 async with self._disks.load(volume.pool):
                     unfilled = await self._filesystems.mount(volume, spec.parameters.mount_options)
                 shortfall = shortfall or unfilled
+            if exclusive:
+                await to_thread(self._staging.refuse_second_pod, spec.pv, target)
             options = spec.parameters.mount_options
             bind = partial(self._staging.bind, spec.pv, target, read_only=read_only, options=options)
             return MountResult(await self._disks.at(spec.pv, bind), shortfall)

@@ -2,9 +2,9 @@
 are plain folders, and everything in daemon/ between the two."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,17 @@ from aiohttp import web
 
 from contract import names
 from contract import volume as contract_volume
-from contract.volume import NodeAssignment, PersistentVolume
+from contract.volume import CSI, FLEX_VOLUME, NodeAssignment, PersistentVolume
 from daemon.backends.folder import FolderBackend
 from daemon.cluster.capacitypublisher import CapacityPublisher
 from daemon.cluster.nodevolumes import NodeVolumes
 from daemon.cluster.ownerlookup import ApiOwnerLookup
 from daemon.cluster.reconcile import Reconciler
-from daemon.storage.volumes import Volumes
+from daemon.errors import VolumeError
+from daemon.kubelet.podfolder import PodFolder
+from daemon.storage.backend import Backend
+from daemon.storage.record import VolumeSpec
+from daemon.storage.volumes import MountResult, Volumes
 from kube.client import Cluster
 from kube.errors import NotFound
 from kube.events import Recorder
@@ -105,6 +109,9 @@ async def create_pv(
     mi: int = 10,
     assignment: NodeAssignment | None = ASSIGNMENT,
     policy: str = "Delete",
+    source: str = FLEX_VOLUME,
+    mode: str = "Filesystem",
+    access_modes: Sequence[str] = ("ReadWriteOnce",),
     **options: str,
 ) -> PersistentVolume:
     tied = contract_volume.node_assignment_patch(assignment) if assignment else {"metadata": {}, "spec": {}}
@@ -113,10 +120,15 @@ async def create_pv(
         "metadata": {"name": name, **tied["metadata"]},
         "spec": {
             "capacity": {"storage": f"{mi}Mi"},
-            "accessModes": ["ReadWriteOnce"],
+            "accessModes": list(access_modes),
+            "volumeMode": mode,
             "persistentVolumeReclaimPolicy": policy,
             "storageClassName": CLASS,
-            "flexVolume": {"driver": names.DRIVER, "options": options},
+            **(
+                {CSI: {"driver": names.CSI_DRIVER, "volumeHandle": name, "volumeAttributes": options}}
+                if source == CSI
+                else {FLEX_VOLUME: {"driver": names.DRIVER, "options": options}}
+            ),
             **tied["spec"],
         },
     }
@@ -171,10 +183,13 @@ class NodeParts:
 
 
 @asynccontextmanager
-async def node_parts(folder: Path) -> AsyncIterator[NodeParts]:
+async def node_parts(
+    folder: Path, make_backend: Callable[[Path, int], Backend] = FolderBackend
+) -> AsyncIterator[NodeParts]:
+    """`make_backend` gets the folder of its data, and its capacity in bytes."""
     async with serving(folder) as (cluster, server):
         node = read_node(await cluster.get(NODES, NODE))
-        backend = FolderBackend(folder / "data", CAPACITY)
+        backend = make_backend(folder / "data", CAPACITY)
         owner_lookup = ApiOwnerLookup(cluster)
         await owner_lookup.run()
         volumes = Volumes(backend, folder / "staging", owner_lookup)
@@ -212,3 +227,26 @@ async def node_parts(folder: Path) -> AsyncIterator[NodeParts]:
                 task.cancel()
             await asyncio.wait(tasks)
             await volumes.close()
+
+
+@dataclass
+class Unmounted:
+    """Volumes whose mounts are noted, and not made."""
+
+    volumes: Volumes
+    mounts: list[tuple[str, bool]] = field(default_factory=list)
+    unmounts: list[PodFolder] = field(default_factory=list)
+    shortfall: VolumeError | None = None
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.volumes, name)
+
+    async def mount(
+        self, wanted: VolumeSpec, folder: PodFolder, read_only: bool, *, exclusive: bool = False
+    ) -> MountResult:
+        await self.volumes.prepare(wanted)
+        self.mounts.append((wanted.pv, read_only))
+        return MountResult(True, self.shortfall)
+
+    async def unmount(self, folder: PodFolder) -> None:
+        self.unmounts.append(folder)

@@ -4,51 +4,38 @@ what needs no API server."""
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from contract import callout, names
 from daemon.cluster.nodevolumes import NodeAssigner, is_assigned
-from daemon.errors import NoSpace, NotAPodFolder, NotGranted, PoolMissing, Refused, Undecided, VolumeError
+from daemon.errors import NoSpace, NotAPodFolder, NotGranted, PoolMissing, Refused, Undecided
 from daemon.flexvolume.callouts import NodeCallouts
 from daemon.flexvolume.calls import Expand, Mount, Unmount
 from daemon.kubelet import mounter
 from daemon.kubelet.authorization import Authorizer
 from daemon.kubelet.mounter import Mounter, NodeContext
-from daemon.kubelet.podfolder import PodFolder
-from daemon.storage.record import VolumeSpec
-from daemon.storage.volumes import MountResult, Volumes
 from kube.client import Cluster
 from kube.informer import Informer
 from kube.records import Pod, read_pod
 from kube.resources import CLAIMS, PODS, VOLUMES
-from tests.unit.daemon.nodecluster import ASSIGNMENT, CLASS, MI, NODE, NodeParts, create_pv, kind, node_parts, read_pv
+from tests.unit.daemon.nodecluster import (
+    ASSIGNMENT,
+    CLASS,
+    MI,
+    NODE,
+    NodeParts,
+    Unmounted,
+    create_pv,
+    kind,
+    node_parts,
+    read_pv,
+)
 from tests.waiting import until
 
 KUBELET = Path("/var/lib/kubelet")
-
-
-@dataclass
-class Unmounted:
-    """Volumes whose mounts are noted, and not made."""
-
-    volumes: Volumes
-    mounts: list[tuple[str, bool]] = field(default_factory=list)
-    unmounts: list[PodFolder] = field(default_factory=list)
-    shortfall: VolumeError | None = None
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.volumes, name)
-
-    async def mount(self, wanted: VolumeSpec, folder: PodFolder, read_only: bool) -> MountResult:
-        await self.volumes.prepare(wanted)
-        self.mounts.append((wanted.pv, read_only))
-        return MountResult(True, self.shortfall)
-
-    async def unmount(self, folder: PodFolder) -> None:
-        self.unmounts.append(folder)
 
 
 class Serving:
