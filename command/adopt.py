@@ -11,7 +11,7 @@ from command import adoption, thisnode
 from command.adoption import Plan, TargetClaim, Untagged
 from command.options import Form
 from command.running import Stop, cluster, need_root, patience, run
-from command.table import Column, show, show_json, size
+from command.table import Column, show, show_data, size
 from contract import volume as contract_volume
 from contract.volume import RETAIN, PersistentVolume
 from daemon.cluster.ownerlookup import read_cluster_uid
@@ -49,10 +49,12 @@ def adopt(
     plans = run(_adopt(volumes, target, yes, manifest, kubeconfig))
     if manifest:
         _show_manifests([plan.manifest for plan in plans if plan.manifest], form)
-    elif form is Form.JSON:
-        show_json([{**dataclasses.asdict(plan), "record": plan.record and plan.record.to_fields()} for plan in plans])
+    elif form.structured:
+        data = [{**dataclasses.asdict(plan), "record": plan.record and plan.record.to_fields()} for plan in plans]
+        show_data(data, form)
     else:
-        show(plans, _COLUMNS, form, nothing="nothing on this node is to be adopted")
+        nothing = "nothing on this node is to be adopted"
+        show(plans, _COLUMNS, form, nothing, name=lambda plan: f"persistentvolume/{plan.volume}")
         if not yes and any(plan.doable for plan in plans):
             typer.echo("nothing was changed: the same command with --yes does it", err=True)
 
@@ -60,7 +62,7 @@ def adopt(
 def _show_manifests(manifests: list[adoption.Json], form: Form) -> None:
     """Either form is one that kubectl takes."""
     if form is Form.JSON:
-        show_json({"apiVersion": "v1", "kind": "List", "items": manifests})
+        show_data({"apiVersion": "v1", "kind": "List", "items": manifests}, form)
     else:
         typer.echo(yaml.safe_dump_all(manifests), nl=False)
 

@@ -41,6 +41,7 @@ def capacity(namespace: str, kubeconfig: str | None, form: Form) -> None:
         _COLUMNS,
         form,
         nothing="no node has published capacity: `elastic-local doctor --cluster` says why",
+        name=lambda row: f"csistoragecapacity/{contract_capacity.object_name(row.node, row.storage_class)}",
     )
 
 

@@ -1,37 +1,41 @@
 """`doctor`: what is wrong with this node, or with the cluster, and the command that mends it."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import typer
 
 from command import clustercheckup, nodecheckup, nodeexec, thisnode
-from command.checkup import Finding, Verdict, healthy, unknown, wrong
+from command.checkup import Finding, Verdict, healthy, summary, unknown, wrong
 from command.options import Form
 from command.running import cluster, patience, run
-from command.table import show_json
+from command.table import in_colour, show_data
 from kube.errors import ApiError
 from kube.transport import ConfigurationError
 
-_MARKS = {
-    Verdict.OK: typer.style("ok     ", fg=typer.colors.GREEN),
-    Verdict.WRONG: typer.style("WRONG  ", fg=typer.colors.RED, bold=True),
-    Verdict.UNKNOWN: typer.style("?      ", fg=typer.colors.YELLOW),
+_MARKS: Mapping[Verdict, tuple[str, Mapping[str, Any]]] = {
+    Verdict.OK: ("ok     ", {"fg": typer.colors.GREEN}),
+    Verdict.WRONG: ("WRONG  ", {"fg": typer.colors.RED, "bold": True}),
+    Verdict.UNKNOWN: ("?      ", {"fg": typer.colors.YELLOW}),
 }
 
 
 def doctor(whole_cluster: bool, namespace: str, kubeconfig: str | None, form: Form) -> None:
     results = run(_of_cluster(namespace, kubeconfig) if whole_cluster else _of_node(namespace, kubeconfig))
-    if form is Form.JSON:
-        show_json([dataclasses.asdict(finding) for finding in results])
+    if form.structured:
+        show_data([dataclasses.asdict(finding) for finding in results], form)
     else:
         for finding in results:
             _print(finding)
+        typer.echo(summary(results))
     if not healthy(results):
         raise typer.Exit(1)
 
 
 def _print(finding: Finding) -> None:
-    typer.echo(f"{_MARKS[finding.verdict]}{finding.check}: {finding.message}")
+    mark, style = _MARKS[finding.verdict]
+    typer.echo(f"{in_colour(mark, **style)}{finding.check}: {finding.message}")
     if finding.remedy:
         typer.echo(f"         -> {finding.remedy}")
 

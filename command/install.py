@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from command.options import Form
-from command.table import show_json
+from command.table import show_data
 from flexdriver import installation
 
 
@@ -35,7 +35,7 @@ def install(plugin_dir: Path, interpreter: Path, form: Form) -> None:
             f"can't write to {plugin_dir}: {error.strerror}. Is it a folder of this host, and writable?"
         ) from None
     done = Installed(str(path), driver.description, changed)
-    if form is Form.JSON:
-        show_json(dataclasses.asdict(done))
+    if form.structured:
+        show_data(dataclasses.asdict(done), form)
     else:
         typer.echo(str(done))

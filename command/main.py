@@ -22,9 +22,13 @@ app = typer.Typer(
     help="Local volumes for Kubernetes: logical volumes of exactly the size a claim asks for.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-flexdriver = typer.Typer(help="The executable that the kubelet calls.", no_args_is_help=True)
-vg = typer.Typer(help="The volume group that this node's volumes are made in.", no_args_is_help=True)
+flexdriver = typer.Typer(help="The executable that the kubelet calls.", no_args_is_help=True, rich_markup_mode=None)
+vg = typer.Typer(
+    help="The volume group that this node's volumes are made in.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(flexdriver, name="flexdriver")
 app.add_typer(vg, name="vg")
 
@@ -53,6 +57,7 @@ def volumes(
     local: Annotated[
         bool, typer.Option("--local", help="Ask no API server: no claims, and orphans are not marked.")
     ] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on, and show each volume that changes.")] = False,
     namespace: Namespace = names.NAMESPACE,
     kubeconfig: Kubeconfig = None,
     output: Output = Form.TABLE,
@@ -66,7 +71,7 @@ def volumes(
     """
     from command import volumes
 
-    volumes.volumes(whole_cluster, local, namespace, kubeconfig, output)
+    volumes.volumes(whole_cluster, local, watch, namespace, kubeconfig, output)
 
 
 @app.command()

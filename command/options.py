@@ -11,14 +11,22 @@ from contract import names
 
 class Form(enum.StrEnum):
     TABLE = "table"
+    WIDE = "wide"
     JSON = "json"
+    YAML = "yaml"
+    NAME = "name"
+
+    @property
+    def structured(self) -> bool:
+        """For programs, with all fields."""
+        return self in (Form.JSON, Form.YAML)
 
 
-Output = Annotated[Form, typer.Option("--output", "-o", help="For people or for programs.")]
+Output = Annotated[Form, typer.Option("--output", "-o", help="A table, with more columns, as data, or names alone.")]
 Kubeconfig = Annotated[
     str | None,
     typer.Option(envvar="KUBECONFIG", help="How to reach the API server. Default: as kubectl, or the pod's account."),
 ]
-Namespace = Annotated[str, typer.Option(envvar="NAMESPACE", help="Of daemons and provisioner.")]
+Namespace = Annotated[str, typer.Option("--namespace", "-n", envvar="NAMESPACE", help="Of daemons and provisioner.")]
 DataDir = Annotated[Path, typer.Option(envvar="DATA_DIR", help="Where the daemon keeps its own, loop files included.")]
 DATA_DIR = Path(names.DATA_DIR)

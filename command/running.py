@@ -56,7 +56,7 @@ async def patience(doing: str) -> AsyncIterator[None]:
 
     async def report() -> None:
         await asyncio.sleep(_PATIENCE)
-        if not sys.stderr.isatty():
+        if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
             typer.echo(f"{doing} ...", err=True)
             return
         with Console(stderr=True).status(f"{doing} ..."):

@@ -1,26 +1,25 @@
-"""Answers for a person, as a table, and for a program, as JSON, from the same frozen rows.
+"""Answers for a person, as a table, and for a program, as JSON or YAML, from the same frozen rows.
 
-JSON has all fields of a row, sizes in bytes. A table is cut to the terminal only where there is one: what is piped is
-whole, so that grep finds it.
+JSON and YAML have all fields of a row, sizes in bytes. A table looks like kubectl's: a row is a line however narrow the
+terminal is, so that a name is never broken and grep finds it.
 """
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+import yaml
 
 from command.options import Form
 from contract import quantity
 
 _BAR = 16
-_PIPED_WIDTH = 400
+_GAP = "   "
 
 R = TypeVar("R")
 
@@ -30,27 +29,55 @@ class Column(Generic[R]):
     title: str
     cell: Callable[[R], str]
     right: bool = False
+    wide: bool = False
+    """Shown with `-o wide` only."""
 
 
-def show(rows: Sequence[R], columns: Sequence[Column[R]], form: Form, nothing: str) -> None:
-    """Prints the rows; `nothing` is shown to a person when there are none."""
-    if form is Form.JSON:
-        show_json([dataclasses.asdict(row) for row in rows])  # type: ignore[call-overload]  # rows are dataclasses
+def show(
+    rows: Sequence[R],
+    columns: Sequence[Column[R]],
+    form: Form,
+    nothing: str,
+    name: Callable[[R], str] = lambda row: "",
+    *,
+    titles: bool = True,
+) -> None:
+    """Prints the rows; `nothing` is shown to a person when there are none. `name` is what `-o name` prints of a row, as
+    kubectl takes it; empty: the row is nothing that kubectl knows. Without `titles`, as what follows an earlier one."""
+    if form.structured:
+        show_data([dataclasses.asdict(row) for row in rows], form)  # type: ignore[call-overload]  # rows are dataclasses
+        return
+    if form is Form.NAME:
+        for each in dict.fromkeys(filter(None, map(name, rows))):
+            typer.echo(each)
         return
     if not rows:
         typer.echo(nothing, err=True)
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column.title.upper(), justify="right" if column.right else "left", overflow="fold")
-    for row in rows:
-        # Text: names hold brackets that rich would take for markup.
-        table.add_row(*(Text(column.cell(row)) for column in columns))
-    Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH).print(table)
+    shown = [column for column in columns if form is Form.WIDE or not column.wide]
+    lines = [[column.title.upper() for column in shown], *([column.cell(row) for column in shown] for row in rows)]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    for line in lines if titles else lines[1:]:
+        cells = (
+            cell.rjust(width) if column.right else cell.ljust(width)
+            for column, cell, width in zip(shown, line, widths, strict=True)
+        )
+        typer.echo(_GAP.join(cells).rstrip())
 
 
-def show_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, default=list))
+def show_data(value: Any, form: Form) -> None:
+    """As JSON, or as YAML."""
+    text = json.dumps(value, indent=2, default=list)
+    if form is Form.YAML:
+        typer.echo(yaml.safe_dump(json.loads(text), sort_keys=False, allow_unicode=True), nl=False)
+    else:
+        typer.echo(text)
+
+
+def in_colour(text: str, **style: Any) -> str:
+    """The text, in colour where there is a terminal that wants it. Sources: no-color.org, term(7)."""
+    wanted = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return typer.style(text, **style) if wanted else text
 
 
 def size(count: int | None) -> str:

@@ -1,5 +1,10 @@
 """`volumes`: every volume of this node, or of the cluster, with its claim and what uses it."""
 
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
+from typing import Any, NoReturn
+
 import typer
 
 from command import nodeexec, thisnode
@@ -17,6 +22,10 @@ from kube.records import Pod, read_node, read_pod
 from kube.resources import NODES, PODS, VOLUMES
 from kube.transport import ConfigurationError
 
+GONE = "gone"
+"""State of a volume that was there, with --watch."""
+_WATCH_SECONDS = 2.0
+"""Between two looks."""
 _IMPATIENT = 5.0
 """Seconds for the API server, which only adds to the answer: what the node knows is shown without it."""
 
@@ -27,25 +36,68 @@ _COLUMNS = (
     Column[Row]("pods", lambda row: " ".join(row.pods) or "-"),
     Column[Row]("size", lambda row: size(row.size), right=True),
     Column[Row]("used", lambda row: size(row.used), right=True),
-    Column[Row]("filesystem", lambda row: row.filesystem or "-"),
+    Column[Row]("filesystem", lambda row: row.filesystem or "-", wide=True),
     Column[Row]("source", lambda row: row.source or "-"),
+    Column[Row]("pool", lambda row: row.pool or "-", wide=True),
     Column[Row]("policy", lambda row: row.policy or "-"),
     Column[Row]("state", lambda row: row.state),
     Column[Row]("remark", lambda row: row.remark),
 )
 
 
-def volumes(whole_cluster: bool, local: bool, namespace: str, kubeconfig: str | None, form: Form) -> None:
-    work = _of_cluster(namespace, kubeconfig) if whole_cluster else _of_node(local, kubeconfig)
-    show(run(work), _COLUMNS, form, nothing="no volumes")
+Look = Callable[[], Coroutine[Any, Any, tuple[list[Row], bool]]]
 
 
-async def _of_node(local: bool, kubeconfig: str | None) -> list[Row]:
+def volumes(whole_cluster: bool, local: bool, watch: bool, namespace: str, kubeconfig: str | None, form: Form) -> None:
+    def look() -> Coroutine[Any, Any, tuple[list[Row], bool]]:
+        return _of_cluster(namespace, kubeconfig) if whole_cluster else _of_node(local, kubeconfig)
+
+    if watch:
+        run(_watch(look, form))
+    rows, complete = run(look())
+    _show(rows, form)
+    if not complete:
+        raise typer.Exit(1)
+
+
+def _show(rows: list[Row], form: Form, *, titles: bool = True) -> None:
+    show(rows, _COLUMNS, form, nothing="no volumes", name=_name, titles=titles)
+
+
+async def _watch(look: Look, form: Form) -> NoReturn:
+    """All volumes, and then each that changes; what goes is shown once more as gone. Until it is interrupted."""
+    known: dict[tuple[str, str], Row] | None = None
+    while True:
+        rows, _ = await look()
+        now = {(row.node, row.volume): row for row in rows}
+        if changed := changes(known or {}, now):
+            _show(changed, form, titles=known is None)
+        known = now
+        await asyncio.sleep(_WATCH_SECONDS)
+
+
+def changes(before: Mapping[tuple[str, str], Row], now: Mapping[tuple[str, str], Row]) -> list[Row]:
+    """The volumes that are not as they were, by node and name; how full one is, is no change."""
+    changed = [row for key, row in now.items() if key not in before or _unfilled(before[key]) != _unfilled(row)]
+    return changed + [replace(row, state=GONE) for key, row in before.items() if key not in now]
+
+
+def _unfilled(row: Row) -> Row:
+    return replace(row, used=None)
+
+
+def _name(row: Row) -> str:
+    """What has no PersistentVolume is nothing that kubectl knows."""
+    return f"persistentvolume/{row.volume}" if row.source else ""
+
+
+async def _of_node(local: bool, kubeconfig: str | None) -> tuple[list[Row], bool]:
+    """The rows, and whether they are all that there is to say."""
     chosen = thisnode.chosen()
     async with patience("looking at the volumes of this node"):
         rows = await thisnode.rows(chosen)
     if local:
-        return rows
+        return rows, True
     try:
         async with patience("asking the API server for their claims"), cluster(kubeconfig, _IMPATIENT) as connected:
             volumes, pods = await _known(connected)
@@ -53,13 +105,14 @@ async def _of_node(local: bool, kubeconfig: str | None) -> list[Row]:
             here = await _identity(connected)
     except (ApiError, ConfigurationError) as error:
         typer.echo(f"without claims, and orphans are not marked: {error}", err=True)
-        return rows
+        return rows, False
     label = names.node_label_value(chosen.node_name)
     mine = [volume for volume in volumes if volume.node_label == label or volume.uid in {row.uid for row in rows}]
-    return joined(rows, mine, pods, [node], {chosen.node_name}, here)
+    return joined(rows, mine, pods, [node], {chosen.node_name}, here), True
 
 
-async def _of_cluster(namespace: str, kubeconfig: str | None) -> list[Row]:
+async def _of_cluster(namespace: str, kubeconfig: str | None) -> tuple[list[Row], bool]:
+    """The same of all nodes: it is not all when one did not answer."""
     async with patience("asking the cluster and each of its nodes"), cluster(kubeconfig) as connected:
         volumes, pods = await _known(connected)
         nodes = [read_node(body) for body in await connected.list(NODES)]
@@ -71,7 +124,7 @@ async def _of_cluster(namespace: str, kubeconfig: str | None) -> list[Row]:
     silent = sorted({node.name for node in nodes} - answers.nodes - answers.failures.keys())
     if silent:
         typer.echo(f"no daemon runs on {', '.join(silent)}: `elastic-local doctor --cluster` says more", err=True)
-    return joined(answers.rows, volumes, pods, nodes, answers.nodes, here)
+    return joined(answers.rows, volumes, pods, nodes, answers.nodes, here), not answers.failures and not silent
 
 
 async def _identity(connected: Cluster) -> str:

@@ -76,6 +76,24 @@ def test_a_shell_completes_the_words(program: str) -> None:
     assert done.stdout.split() == ["create", "list"], done.stderr
 
 
+def test_kubectl_completes_the_words() -> None:
+    """As kubectl asks its plugins, which takes descriptions off and reads the number at the end."""
+    program = Path(sys.executable).with_name("kubectl_complete-elastic_local")
+    shown = subprocess.run([program, "vg", ""], capture_output=True, text=True, check=True).stdout
+    assert shown.split() == ["create", "list", ":4"]
+    shown = subprocess.run([program, "volumes", "--wa"], capture_output=True, text=True, check=True).stdout
+    assert shown.split() == ["--watch", ":4"]
+
+
+def test_help_is_kubectls() -> None:
+    runner = typer.testing.CliRunner()
+    for arguments in (["-h"], ["--help"], ["volumes", "-h"], ["vg", "create", "-h"]):
+        shown = runner.invoke(app, arguments)
+        assert shown.exit_code == 0
+        assert "-h, --help" in shown.output
+        assert "<bool>" not in shown.output
+
+
 def test_kubectl_finds_it_as_a_plugin() -> None:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(

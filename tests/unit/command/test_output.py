@@ -2,16 +2,19 @@
 
 import asyncio
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import pytest
 import typer
+import yaml
 
-from command import running, table
+from command import checkup, running, table
 from command.options import Form
 from command.running import Stop, patience, run
 from command.table import Column, share, show
+from command.volumerows import Row as VolumeRow
+from command.volumes import changes
 from lvm import NoSpace
 
 
@@ -39,6 +42,54 @@ def test_programs_get_bytes_and_an_empty_list(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr() == ("[]\n", "")
     show([], _COLUMNS, Form.TABLE, nothing="none")
     assert capsys.readouterr() == ("", "none\n")
+
+
+def test_wide_yaml_and_names(capsys: pytest.CaptureFixture[str]) -> None:
+    columns = (*_COLUMNS, Column[Row]("more", lambda row: "x", wide=True))
+    show([Row("a", 5)], columns, Form.TABLE, nothing="none")
+    assert "MORE" not in capsys.readouterr().out
+    show([Row("a", 5)], columns, Form.WIDE, nothing="none")
+    assert "MORE" in capsys.readouterr().out
+    show([Row("a", 5)], columns, Form.YAML, nothing="none")
+    assert yaml.safe_load(capsys.readouterr().out) == [{"name": "a", "size": 5}]
+    rows = [Row("a", 5), Row("", 6), Row("a", 7)]
+    show(rows, columns, Form.NAME, nothing="none", name=lambda row: row.name and f"persistentvolume/{row.name}")
+    assert capsys.readouterr() == ("persistentvolume/a\n", "")
+
+
+def test_a_row_is_a_line_in_any_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    show([Row("pvc-" + "x" * 100, 5)], _COLUMNS, Form.TABLE, nothing="")
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+@pytest.mark.parametrize(("variables", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)])
+def test_colour_only_where_it_is_wanted(
+    variables: dict[str, str], coloured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NO_COLOR", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert (table.in_colour("WRONG", fg="red") != "WRONG") is coloured
+
+
+def test_a_checkup_ends_with_its_sum() -> None:
+    findings = [checkup.ok("a", ""), checkup.ok("b", ""), checkup.wrong("c", "", ""), checkup.unknown("d", "")]
+    assert checkup.summary(findings) == "4 checks: 2 ok, 1 wrong, 1 could not be found out"
+    assert checkup.summary(findings[:3]) == "3 checks: 2 ok, 1 wrong"
+
+
+def test_watching_shows_what_changes() -> None:
+    row = VolumeRow(volume="pvc-1", uid="u", node="n", state="ready", size=5, used=1)
+    before = {("n", "pvc-1"): row}
+    assert changes({}, before) == [row]
+    assert changes(before, {("n", "pvc-1"): replace(row, used=2)}) == []
+    grown = replace(row, size=6)
+    assert changes(before, {("n", "pvc-1"): grown}) == [grown]
+    assert changes(before, {}) == [replace(row, state="gone")]
 
 
 @pytest.mark.parametrize(
