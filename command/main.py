@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from command.options import DATA_DIR, DataDir, Form, Kubeconfig, Namespace, Output
+from command.options import DATA_DIR, DataDir, DryRun, Form, Kubeconfig, Namespace, Output
 from contract import names
 from flexdriver import bundle, installation
 from service.environment import SettingsError
@@ -142,6 +142,7 @@ def create(
         str | None,
         typer.Option(help="Use a file of this size, such as 10Gi, as a disk. With --any-disk: if there is none."),
     ] = None,
+    dry_run: DryRun = False,
     data_dir: DataDir = DATA_DIR,
     output: Output = Form.TABLE,
 ) -> None:
@@ -153,7 +154,37 @@ def create(
     """
     from command import vg
 
-    vg.create(group, devices or [], any_disk, loop_size, data_dir, output)
+    vg.create(group, devices or [], any_disk, loop_size, dry_run, data_dir, output)
+
+
+@vg.command()
+def extend(
+    group: Annotated[str, typer.Argument(help="Name of the group.")],
+    devices: Annotated[list[Path], typer.Argument(help="Empty disks, such as /dev/sdc.", metavar="DEVICE...")],
+    dry_run: DryRun = False,
+    data_dir: DataDir = DATA_DIR,
+    output: Output = Form.TABLE,
+) -> None:
+    """Add disks to the volume group of this node. One that is in it already stays as it is.
+
+    A disk that holds anything is refused, as by `vg create`.
+    """
+    from command import vg
+
+    vg.extend(group, devices, dry_run, data_dir, output)
+
+
+@vg.command()
+def remove(
+    group: Annotated[str, typer.Argument(help="Name of the group.")],
+    dry_run: DryRun = False,
+    data_dir: DataDir = DATA_DIR,
+    output: Output = Form.TABLE,
+) -> None:
+    """Remove the volume group of this node. It is refused while the group has any volume, ours or not."""
+    from command import vg
+
+    vg.remove(group, dry_run, data_dir, output)
 
 
 @vg.command("list")

@@ -29,4 +29,5 @@ Kubeconfig = Annotated[
 ]
 Namespace = Annotated[str, typer.Option("--namespace", "-n", envvar="NAMESPACE", help="Of daemons and provisioner.")]
 DataDir = Annotated[Path, typer.Option(envvar="DATA_DIR", help="Where the daemon keeps its own, loop files included.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing, and show what would be done.")]
 DATA_DIR = Path(names.DATA_DIR)

@@ -1,22 +1,25 @@
-"""`vg create` and `vg list`: the volume group of a node, which is all that a node needs before it can have volumes.
+"""`vg`: the volume group of a node, which is all that a node needs before it can have volumes.
 
 Creating is safe to repeat, by a person or by a Makefile: a group that is there is left as it is. A disk that holds
-anything is never taken; what speaks against it is said, with the command that would clear it.
+anything is never taken; what speaks against it is said, with the command that would clear it. A group that has volumes
+is never removed. With --dry-run nothing is changed, and what would be is shown.
 """
 
 import asyncio
 import contextlib
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import typer
 
 import lvm
 from command import disks
 from command.disks import Disk
 from command.options import Form
 from command.running import Stop, need_root, patience, run
-from command.table import Column, share, show, size
+from command.table import Column, share, show, show_data, size
 from contract import quantity
 from daemon.backends import groupfile, lvmgroups
 from daemon.storage.record import DamagedRecord, from_tags
@@ -29,6 +32,8 @@ _METADATA_SHARE = 512
 _METADATA_OF_SMALLEST = 8
 """Each disk has the whole text: of a small one beside large ones, no more than that part goes."""
 
+_NAMED = 5
+"""Volumes that a message names."""
 _SMALLEST = 16 << 20
 """Bytes: below, LVM's metadata and extents leave nothing to use."""
 
@@ -47,8 +52,35 @@ class Group:
     problem: str
 
 
-def create(group: str, devices: list[Path], any_disk: bool, loop_size: str | None, data_dir: Path, form: Form) -> None:
-    show([run(_create(group, devices, any_disk, loop_size, data_dir))], _COLUMNS, form, nothing="")
+def create(
+    group: str,
+    devices: list[Path],
+    any_disk: bool,
+    loop_size: str | None,
+    dry_run: bool,
+    data_dir: Path,
+    form: Form,
+) -> None:
+    _show_one(run(_create(group, devices, any_disk, loop_size, dry_run, data_dir)), form, dry_run)
+
+
+def extend(group: str, devices: list[Path], dry_run: bool, data_dir: Path, form: Form) -> None:
+    _show_one(run(_extend(group, devices, dry_run, data_dir)), form, dry_run)
+
+
+def remove(group: str, dry_run: bool, data_dir: Path, form: Form) -> None:
+    removed = run(_remove(group, dry_run, data_dir))
+    if form.structured:
+        show_data({"name": group, "devices": removed, "removed": not dry_run}, form)
+    else:
+        would = "would be" if dry_run else "is"
+        typer.echo(f"volume group {group} {would} removed, {' '.join(removed)} can be used for something else")
+
+
+def _show_one(group: Group, form: Form, dry_run: bool) -> None:
+    show([group], _COLUMNS, form, nothing="")
+    if dry_run:
+        typer.echo("nothing was changed: the same command without --dry-run does it", err=True)
 
 
 def list_groups(data_dir: Path, form: Form) -> None:
@@ -79,7 +111,9 @@ async def _list(data_dir: Path) -> list[Group]:
     return [row(state, group) for group in state.groups]
 
 
-async def _create(name: str, devices: list[Path], any_disk: bool, loop_size: str | None, data_dir: Path) -> Group:
+async def _create(
+    name: str, devices: list[Path], any_disk: bool, loop_size: str | None, dry_run: bool, data_dir: Path
+) -> Group:
     need_root("making a volume group")
     if devices and (any_disk or loop_size):
         raise Stop("name devices, or give --any-disk or --loop-size, not both")
@@ -91,6 +125,8 @@ async def _create(name: str, devices: list[Path], any_disk: bool, loop_size: str
         if present := state.group(name):
             _compare(state, name, [await disks.look(device) for device in devices])
             return row(state, present)
+        if dry_run:
+            return await _planned(name, devices, any_disk, wanted_size, data_dir)
         async with contextlib.AsyncExitStack() as undo:
             taken = await _disks(name, devices, any_disk, wanted_size, data_dir, undo)
             undo.push_async_callback(_given_back, tools, name, taken)
@@ -98,6 +134,79 @@ async def _create(name: str, devices: list[Path], any_disk: bool, loop_size: str
             undo.pop_all()
         state = await tools.report()
     return row(state, next(group for group in state.groups if group.name == name))
+
+
+async def _planned(name: str, devices: list[Path], any_disk: bool, loop_size: int | None, data_dir: Path) -> Group:
+    """What `create` would make, but for what LVM keeps for itself. Raises Stop."""
+    file = groupfile.place(data_dir, name)
+    try:
+        async with contextlib.AsyncExitStack() as undo:
+            taken = await _disks(name, devices, any_disk, None if loop_size else loop_size, data_dir, undo)
+    except Stop:
+        if loop_size is None or devices:
+            raise
+        if file.exists():
+            raise Stop(f"{file} is there already: without --dry-run it would become the disk, if it is empty") from None
+        return _of_disks(name, [Disk(str(file), loop_size)])
+    return _of_disks(name, taken)
+
+
+def _of_disks(name: str, taken: Sequence[Disk]) -> Group:
+    """A group that is not there yet."""
+    whole = sum(disk.size for disk in taken)
+    return Group(name, whole, whole, tuple(sorted(disk.path for disk in taken)), 0, 0, "")
+
+
+async def _extend(name: str, devices: list[Path], dry_run: bool, data_dir: Path) -> Group:
+    need_root("extending a volume group")
+    tools = Lvm(data_dir / "lvm")
+    async with patience(f"extending volume group {name}"):
+        state = await tools.report()
+        group = _existing(state, name)
+        has = _paths(state.devices_of(name))
+        named = [disk for disk in [await disks.look(device) for device in devices] if disk.path not in has]
+        taken = _empty(list(devices), named) if named else []
+        if taken and not dry_run:
+            await tools.extend_group(name, [disk.path for disk in taken], metadata_size=metadata_size(taken))
+            state = await tools.report()
+            return row(state, _existing(state, name))
+    now = row(state, group)
+    more = sum(disk.size for disk in taken)
+    devices_then = tuple(sorted((*now.devices, *(disk.path for disk in taken))))
+    return replace(now, size=now.size + more, free=now.free + more, devices=devices_then)
+
+
+async def _remove(name: str, dry_run: bool, data_dir: Path) -> list[str]:
+    """The devices that it was on. Raises Stop while it has volumes, whoever made them."""
+    need_root("removing a volume group")
+    tools = Lvm(data_dir / "lvm")
+    async with patience(f"removing volume group {name}"):
+        groupfile.attach_all(data_dir)
+        state = await tools.report()
+        _existing(state, name)
+        devices = sorted(_paths(state.devices_of(name)))
+        if there := sorted(volume.name for volume in state.volumes_of(name)):
+            some = ", ".join(there[:_NAMED]) + (f" and {len(there) - _NAMED} more" if len(there) > _NAMED else "")
+            raise Stop(
+                f"volume group {name} has volumes: {some}. Delete their claims first (`elastic-local volumes` shows "
+                f"which), and what is not ours with `lvremove {name}/NAME`"
+            )
+        if not dry_run:
+            await tools.remove_group(name)
+            for device in devices:
+                await tools.remove_device(device)
+                await disks.make_blank(await disks.look(Path(device)))  # so that `create` takes it again
+            await asyncio.to_thread(_forget, groupfile.place(data_dir, name))
+    return devices
+
+
+def _existing(state: lvm.Report, name: str) -> lvm.VolumeGroup:
+    """Raises Stop."""
+    group = state.group(name)
+    if group is None:
+        there = ", ".join(each.name for each in state.groups) or "none"
+        raise Stop(f"this node has no volume group {name} (there is: {there}): `elastic-local vg create {name} DEVICE`")
+    return group
 
 
 def metadata_size(taken: Sequence[Disk]) -> int | None:
@@ -140,12 +249,7 @@ async def _disks(
 ) -> list[Disk]:
     """What the new group is to lie on. Raises Stop."""
     if devices:
-        named = [await disks.look(device) for device in devices]
-        if twice := disks.named_twice([(str(path), disk) for path, disk in zip(devices, named, strict=True)]):
-            raise Stop(f"nothing was changed, because one disk is named twice: {twice}")
-        if any(disks.objection(disk) for disk in named):
-            raise Stop(f"nothing was changed, because not every disk is empty:\n{disks.described(named)}")
-        return named
+        return _empty(devices, [await disks.look(device) for device in devices])
     if any_disk:
         there = [await disks.look(path) for path in disks.whole_disks()]
         if chosen := disks.choose(there):
@@ -159,6 +263,15 @@ async def _disks(
             "or give --any-disk to take one, or --loop-size 10Gi for a file instead of a disk"
         )
     return [await _loop_disk(groupfile.place(data_dir, name), loop_size, undo)]
+
+
+def _empty(devices: list[Path], named: list[Disk]) -> list[Disk]:
+    """The disks, which hold nothing. Raises Stop."""
+    if twice := disks.named_twice([(str(path), disk) for path, disk in zip(devices, named, strict=False)]):
+        raise Stop(f"nothing was changed, because one disk is named twice: {twice}")
+    if any(disks.objection(disk) for disk in named):
+        raise Stop(f"nothing was changed, because not every disk is empty:\n{disks.described(named)}")
+    return named
 
 
 async def _loop_disk(file: Path, size: int, undo: contextlib.AsyncExitStack) -> Disk:
@@ -214,7 +327,7 @@ def _compare(state: lvm.Report, name: str, named: list[Disk]) -> None:
     if others:
         raise Stop(
             f"volume group {name} exists already, on {' '.join(sorted(has))}. To add a disk that is empty: "
-            f"`vgextend {name} {' '.join(others)}`"
+            f"`elastic-local vg extend {name} {' '.join(others)}`"
         )
 
 

@@ -67,6 +67,11 @@ class Lvm:
         area = [f"--metadatasize={_size(metadata_size)}"] if metadata_size else []
         await self._run("vgcreate", *area, names.group(name), *(names.device(device) for device in devices))
 
+    async def extend_group(self, name: str, devices: Sequence[str], *, metadata_size: int | None = None) -> None:
+        """Add whole devices to a volume group, each as `create_group` takes it."""
+        area = [f"--metadatasize={_size(metadata_size)}"] if metadata_size else []
+        await self._run("vgextend", *area, names.group(name), *(names.device(device) for device in devices))
+
     async def remove_group(self, name: str) -> None:
         """Remove a group that has no volumes. Its devices still belong to LVM."""
         await self._run("vgremove", names.group(name))

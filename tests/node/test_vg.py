@@ -65,10 +65,58 @@ def test_disks_become_a_group_and_asking_again_changes_nothing(
     assert group_of(vg("create", "two-disks", *disks[:2], "--output", "json")) == first
     assert group_of(vg("create", "two-disks", "--any-disk", "--output", "json")) == first
 
-    assert f"vgextend two-disks {disks[2]}" in refusal(vg("create", "two-disks", disks[2]))
+    assert f"elastic-local vg extend two-disks {disks[2]}" in refusal(vg("create", "two-disks", disks[2]))
     assert "belongs to LVM" in refusal(vg("create", "another", disks[0]))
     assert [group["name"] for group in json.loads(vg("list", "--output", "json").stdout)] == ["two-disks"]
     assert "two-disks" in vg("list").stdout
+
+
+def test_a_group_is_extended_and_removed(vg: Vg, make_disks: MakeDisks, by_hand: ByHand) -> None:
+    disks = make_disks(2, _DISK)
+    planned = vg("create", "short", disks[0], "--dry-run", "--output", "json")
+    assert group_of(planned)["devices"] == [disks[0]]
+    assert "nothing was changed" in planned.stderr
+    assert "this node has no volume group" in vg("list").stderr
+    first = group_of(vg("create", "short", disks[0], "--output", "json"))
+
+    planned = vg("extend", "short", disks[1], "--dry-run", "--output", "json")
+    assert group_of(planned)["devices"] == sorted(disks)
+    assert json.loads(vg("list", "--output", "json").stdout) == [first]
+    extended = group_of(vg("extend", "short", *disks, "--output", "json"))
+    assert extended["devices"] == sorted(disks)
+    assert extended["size"] > first["size"]
+    assert group_of(vg("extend", "short", disks[1], "--output", "json")) == extended
+    assert "there is: short" in refusal(vg("extend", "absent", disks[1]))
+
+    by_hand("lvcreate", "--yes", "--name", "precious", "--size", "8m", "short")
+    assert "precious" in refusal(vg("remove", "short"))
+    by_hand("lvremove", "--yes", "short/precious")
+    assert "would be removed" in vg("remove", "short", "--dry-run").stdout
+    assert json.loads(vg("list", "--output", "json").stdout) == [extended]
+    assert "is removed" in vg("remove", "short").stdout
+    assert "this node has no volume group" in vg("list").stderr
+    group_of(vg("create", "again", *disks, "--output", "json"))
+    vg("remove", "again")
+
+
+def test_a_group_on_a_file_goes_with_its_file(vg: Vg, tmp_path: Path) -> None:
+    file = groupfile.place(tmp_path, "on-file")
+    assert group_of(vg("create", "on-file", "--loop-size", "64Mi", "--dry-run", "--output", "json"))["devices"]
+    assert not file.exists()
+    group_of(vg("create", "on-file", "--loop-size", "64Mi", "--output", "json"))
+    assert vg("remove", "on-file").exit_code == 0
+    assert not file.exists()
+    assert not [path for path in Path("/sys/block").glob("loop*/loop/backing_file") if str(file) in path.read_text()]
+
+
+def test_a_disk_that_holds_something_is_not_added(vg: Vg, make_disks: MakeDisks, remove: Callable[[str], None]) -> None:
+    disks = make_disks(2, _DISK)
+    group_of(vg("create", "careful", disks[0], "--output", "json"))
+    remove("careful")
+    formatted(disks[1])
+    before = beginning(disks[1])
+    assert "holds ext4" in refusal(vg("extend", "careful", disks[1]))
+    assert beginning(disks[1]) == before
 
 
 def beginning(disk: str) -> bytes:

@@ -73,14 +73,14 @@ def test_a_shell_completes_the_words(program: str) -> None:
         text=True,
         check=False,
     )
-    assert done.stdout.split() == ["create", "list"], done.stderr
+    assert done.stdout.split() == ["create", "extend", "remove", "list"], done.stderr
 
 
 def test_kubectl_completes_the_words() -> None:
     """As kubectl asks its plugins, which takes descriptions off and reads the number at the end."""
     program = Path(sys.executable).with_name("kubectl_complete-elastic_local")
     shown = subprocess.run([program, "vg", ""], capture_output=True, text=True, check=True).stdout
-    assert shown.split() == ["create", "list", ":4"]
+    assert shown.split() == ["create", "extend", "remove", "list", ":4"]
     shown = subprocess.run([program, "volumes", "--wa"], capture_output=True, text=True, check=True).stdout
     assert shown.split() == ["--watch", ":4"]
 
