@@ -9,7 +9,7 @@ from typing import Any
 from contract import names, quantity
 from kube.resources import CLAIMS, PODS, VOLUMES
 from tests.cluster import onnode
-from tests.cluster.conftest import MakeClass
+from tests.cluster.conftest import ClassLike, MakeClass
 from tests.cluster.deaths import revive
 from tests.cluster.published import has_room
 from tests.sandbox.sandbox import Sandbox
@@ -44,13 +44,15 @@ async def until_has_capacity(namespace: Namespace, volume: str, size: int) -> No
     )
 
 
-async def test_a_volume_grows_under_its_pod(sandbox: Sandbox, namespace: Namespace) -> None:
-    await namespace.create(CLAIMS, claim("data", "300Mi", "elastic-local-xfs"))
+async def test_a_volume_grows_under_its_pod(
+    sandbox: Sandbox, namespace: Namespace, volume_source: str, class_like: ClassLike
+) -> None:
+    await namespace.create(CLAIMS, claim("data", "300Mi", class_like("elastic-local-xfs")))
     await namespace.create(PODS, pod("user", {"/data": "data"}, script="touch /data/file; exec sleep infinity"))
     running = await namespace.until_running("user")
     node = sandbox.node_of(running)
     volume = (await namespace.until_bound("data"))["metadata"]["name"]
-    folder = node.volume_folder(running["metadata"]["uid"], volume)
+    folder = node.volume_folder(running["metadata"]["uid"], volume, volume_source)
     await until((folder / "file").exists, what="the pod has written")
     before = os.statvfs(folder)
 
@@ -87,10 +89,10 @@ async def test_more_than_the_node_has_is_refused_until_there_is_room(
 
 
 async def test_a_wish_takes_nothing_from_anybody_and_keeps_no_pod_from_starting(
-    sandbox: Sandbox, namespace: Namespace
+    sandbox: Sandbox, namespace: Namespace, volume_source: str, class_like: ClassLike
 ) -> None:
     """A typing mistake of one tenant, and how it is taken back."""
-    await namespace.create(CLAIMS, claim("data", "300Mi", "elastic-local-xfs"))
+    await namespace.create(CLAIMS, claim("data", "300Mi", class_like("elastic-local-xfs")))
     user = pod("user", {"/data": "data"}, script="touch /data/file; exec sleep infinity")
     await namespace.create(PODS, user)
     node = sandbox.node_of(await namespace.until_running("user"))
@@ -129,7 +131,7 @@ async def test_a_wish_takes_nothing_from_anybody_and_keeps_no_pod_from_starting(
     assert "conditions" not in grown["status"] or not grown["status"]["conditions"]
     await until_has_capacity(namespace, volume, 400_000_000)
     assert 400_000_000 <= onnode.sizes(node)[volume] < 401_000_000
-    folder = node.volume_folder((await namespace.get(PODS, "user"))["metadata"]["uid"], volume)
+    folder = node.volume_folder((await namespace.get(PODS, "user"))["metadata"]["uid"], volume, volume_source)
     assert (folder / "file").exists()
 
 

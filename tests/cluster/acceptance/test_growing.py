@@ -5,7 +5,7 @@ import pytest
 from kube.errors import Forbidden
 from kube.resources import CLAIMS, PODS, VOLUMES
 from tests.cluster.acceptance.trial import Trial
-from tests.cluster.conftest import MakeClass
+from tests.cluster.conftest import ClassLike, MakeClass
 from tests.sandbox.workloads import claim, pod
 
 _SEES = "test $(df -Pk /data | awk 'NR == 2 {{ print $2 }}') -gt {kib}"
@@ -28,8 +28,8 @@ async def until_grown(namespace: Trial, size: str) -> None:
     )
 
 
-async def test_a_pod_sees_its_volume_grow(namespace: Trial) -> None:
-    await namespace.create(CLAIMS, claim("data", "300Mi", "elastic-local-xfs"))
+async def test_a_pod_sees_its_volume_grow(namespace: Trial, class_like: ClassLike) -> None:
+    await namespace.create(CLAIMS, claim("data", "300Mi", class_like("elastic-local-xfs")))
     script = f"echo kept > /data/file; until {_MORE_THAN_FITS_IN_300_MIB}; do sleep 0.1; done; grep -q kept /data/file"
     await namespace.create(PODS, pod("user", {"/data": "data"}, script=script))
     await namespace.until_running("user")
@@ -39,16 +39,18 @@ async def test_a_pod_sees_its_volume_grow(namespace: Trial) -> None:
     await until_grown(namespace, "400Mi")
 
 
-async def test_a_volume_that_nobody_uses_has_grown_for_its_next_pod(namespace: Trial) -> None:
-    await namespace.create(CLAIMS, claim("data", "300Mi", "elastic-local-xfs"))
+async def test_a_volume_that_nobody_uses_has_grown_for_its_next_pod(namespace: Trial, class_like: ClassLike) -> None:
+    await namespace.create(CLAIMS, claim("data", "300Mi", class_like("elastic-local-xfs")))
     await namespace.run("first", f"echo kept > /data/file; if {_MORE_THAN_FITS_IN_300_MIB}; then exit 1; fi")
     await until_asked_of_the_node(namespace, "400Mi")
     await namespace.run("second", f"grep -q kept /data/file; until {_MORE_THAN_FITS_IN_300_MIB}; do sleep 0.1; done")
     await until_grown(namespace, "400Mi")
 
 
-async def test_a_refused_expansion_keeps_no_pod_from_starting_and_can_be_undone(namespace: Trial) -> None:
-    await namespace.create(CLAIMS, claim("data", "300Mi", "elastic-local-xfs"))
+async def test_a_refused_expansion_keeps_no_pod_from_starting_and_can_be_undone(
+    namespace: Trial, class_like: ClassLike
+) -> None:
+    await namespace.create(CLAIMS, claim("data", "300Mi", class_like("elastic-local-xfs")))
     await namespace.run("first", "echo kept > /data/file")
     await namespace.ask("data", "900Ti")
     message = await namespace.until_event("data", "VolumeResizeFailed", "the claim asks for 900Ti")
