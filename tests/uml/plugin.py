@@ -25,6 +25,8 @@ from tests.uml.reports import GuestFailure, Tests
 
 _MARK = "device_mapper"
 _TESTS = Path(__file__).parents[1]
+_PARTS = ("test_m", "test_t")
+"""Where the names of the second and third begin."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -72,10 +74,10 @@ def _has_device_mapper() -> bool:
 
 
 def _group(item: pytest.Item) -> str:
-    """Which guest a test runs in: one of its floor. Two halves of the alphabet, because those of the node floor take
+    """Which guest a test runs in: one of its floor. Three parts of the alphabet, because those of the node floor take
     longer than all other tests together."""
-    half = "1" if item.path.name < "test_m" else "2"
-    return f"uml-{item.path.relative_to(_TESTS).parts[0]}-{half}"
+    part = 1 + sum(item.path.name >= begin for begin in _PARTS)
+    return f"uml-{item.path.relative_to(_TESTS).parts[0]}-{part}"
 
 
 _tests: pytest.StashKey[dict[str, Tests]] = pytest.StashKey()
