@@ -13,6 +13,7 @@ from command.options import Form
 from command.running import Stop, cluster, need_root, patience, run
 from command.table import Column, show, show_data, size
 from contract import volume as contract_volume
+from contract.parameters import ParameterError, volume_source
 from contract.volume import RETAIN, PersistentVolume
 from daemon.cluster.ownerlookup import read_cluster_uid
 from daemon.node import backend_of
@@ -24,8 +25,8 @@ from daemon.storage.record import differences
 from host import blockdevice
 from kube.client import Cluster
 from kube.errors import Forbidden
-from kube.records import Node, read_node
-from kube.resources import NODES, VOLUMES
+from kube.records import Node, read_node, read_storage_class
+from kube.resources import CLASSES, NODES, VOLUMES
 from lvm import Lvm
 
 _COLUMNS = (
@@ -97,6 +98,7 @@ async def _adopt(
     here = thisnode.chosen()
     async with cluster(kubeconfig) as connected:
         async with patience("comparing this node with the API server"):
+            target = target and replace(target, source=await _source_of(target.storage_class, connected))
             view = await _find(here, connected)
             plans = adoption.chosen(await _plans(view, target, named), named)
         if unknown := set(named) - {plan.volume for plan in plans}:
@@ -126,6 +128,15 @@ async def _find(here: Settings, connected: Cluster) -> _View:
         node=read_node(await connected.get(NODES, here.node_name)),
         cluster=await read_cluster_uid(connected),
     )
+
+
+async def _source_of(storage_class: str, connected: Cluster) -> str:
+    """The volume source that a class asks for. Listed, because a daemon's account may not get one."""
+    found = {each.name: each for each in map(read_storage_class, await connected.list(CLASSES))}
+    try:
+        return volume_source(found[storage_class].parameters if storage_class in found else {})
+    except ParameterError as error:
+        raise Stop(f"StorageClass {storage_class}: {error}") from None
 
 
 async def _plans(view: _View, target: TargetClaim | None, named: list[str]) -> list[Plan]:

@@ -17,7 +17,16 @@ from contract import names, parameters, quantity
 from contract import volume as contract_volume
 from contract.filesystems import FILESYSTEMS
 from contract.parameters import RAID1, ParameterError, VolumeParameters
-from contract.volume import RELEASED, RETAIN, NodeAssignment, PersistentVolume
+from contract.volume import (
+    BLOCK,
+    CSI,
+    FILESYSTEM,
+    FLEX_VOLUME,
+    RELEASED,
+    RETAIN,
+    NodeAssignment,
+    PersistentVolume,
+)
 from daemon.cluster.nodevolumes import reclaim_policy
 from daemon.storage.inventory import Volume
 from daemon.storage.record import Record, VolumeState
@@ -66,6 +75,8 @@ class TargetClaim:
     namespace: str
     claim: str
     storage_class: str
+    source: str = FLEX_VOLUME
+    """The volume source that the class asks for: FLEX_VOLUME or CSI."""
 
 
 def of_untagged(untagged: Untagged, volumes: Mapping[str, PersistentVolume], node: Node, cluster: str) -> Plan | None:
@@ -182,7 +193,8 @@ def adoption_patch(pv: PersistentVolume, assignment: NodeAssignment) -> Json | N
 
 
 def recreated_volume(volume: Volume, mirrored: bool, assignment: NodeAssignment, target: TargetClaim) -> Json:
-    """The PersistentVolume of an orphan. Policy Retain: nobody said that the data may go with the next claim."""
+    """The PersistentVolume of an orphan, by the driver of its class; a block device can have CSI only. Policy Retain:
+    nobody said that the data may go with the next claim."""
     group, _, thin_pool = assignment.pool.partition("/")
     layout = VolumeParameters(filesystem=volume.record.filesystem)
     if thin_pool:
@@ -214,11 +226,13 @@ def recreated_volume(volume: Volume, mirrored: bool, assignment: NodeAssignment,
                 "namespace": target.namespace,
                 "name": target.claim,
             },
-            "flexVolume": {
-                "driver": names.DRIVER,
-                "fsType": volume.record.filesystem,
-                "options": parameters.to_options(layout, volume.size),
-            },
+            "volumeMode": BLOCK if layout.block else FILESYSTEM,
+            **contract_volume.source_spec(
+                CSI if layout.block else target.source,
+                volume.pv,
+                volume.record.filesystem,
+                parameters.to_options(layout, volume.size),
+            ),
             **assigned["spec"],
         },
     }

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from command.options import DATA_DIR, DataDir, DryRun, Form, Kubeconfig, Namespace, Output
+from command.options import DATA_DIR, DataDir, DryRun, Form, Kubeconfig, Namespace, Output, VolumeSource
 from contract import names
 from flexdriver import bundle, installation
 from service.environment import SettingsError
@@ -112,6 +112,29 @@ def adopt(
     from command import adopt
 
     adopt.adopt(volumes or [], claim, storage_class, yes, manifest, kubeconfig, output)
+
+
+@app.command()
+def migrate(
+    claims: Annotated[
+        list[str] | None, typer.Argument(help="NAMESPACE/NAME of claims. Default: all that are idle.")
+    ] = None,
+    to: Annotated[VolumeSource, typer.Option("--to", help="The driver that is to mount them.")] = VolumeSource.CSI,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it. Without it, only say what would be done.")] = False,
+    namespace: Namespace = names.NAMESPACE,
+    kubeconfig: Kubeconfig = None,
+    output: Output = Form.TABLE,
+) -> None:
+    """Give the volumes of idle claims the other driver, on the same data. A dry run by default.
+
+    No pod may use the claim. Its PersistentVolume is deleted and made anew, with the same name: the claim is Lost for
+    some seconds, and Bound again. What was cut off is taken up by the same command. --to flexVolume takes it back.
+
+    With an administrator's kubeconfig: it creates PersistentVolumes, and asks the nodes by kubectl exec.
+    """
+    from command import migrate
+
+    migrate.migrate(claims or [], to.value, yes, namespace, kubeconfig, output)
 
 
 @app.command()

@@ -9,9 +9,10 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from command.running import Stop
 from command.volumerows import Row
 from contract import names
-from host.command import CommandError, run
+from host.command import CommandError, Completed, run
 from kube.client import Cluster
 from kube.errors import ApiError
 from kube.records import Pod, read_pod
@@ -67,10 +68,39 @@ def _running(pods: Iterable[Pod]) -> Iterable[Pod]:
 
 
 async def _ask(pod: Pod, kubeconfig: str | None) -> list[Row]:
-    command = ("elastic-local", "volumes", "--local", "--output", "json")
-    answer = await run(
-        *("kubectl", "--namespace", pod.namespace, "exec", pod.name, "--container", "daemon", "--", *command),
+    answer = await _exec(pod, kubeconfig, "volumes", "--local", "--output", "json")
+    return [Row(**{**row, "pods": tuple(row["pods"])}) for row in json.loads(answer.stdout)]
+
+
+async def _exec(pod: Pod, kubeconfig: str | None, *words: str) -> Completed:
+    return await run(
+        *("kubectl", "--namespace", pod.namespace, "exec", pod.name, "--container", "daemon", "--"),
+        *("elastic-local", *words),
         deadline=_DEADLINE,
         env={"KUBECONFIG": kubeconfig} if kubeconfig else None,
     )
-    return [Row(**{**row, "pods": tuple(row["pods"])}) for row in json.loads(answer.stdout)]
+
+
+class DaemonPods:
+    """The daemons' pods of the nodes, one at a time. Methods raise CommandError when kubectl or the command fails, and
+    Stop when no daemon runs there."""
+
+    def __init__(self, cluster: Cluster, namespace: str, kubeconfig: str | None) -> None:
+        self._cluster = cluster
+        self._namespace = namespace
+        self._kubeconfig = kubeconfig
+
+    async def rows(self, node: str) -> list[Row]:
+        """What the node holds, as it says itself."""
+        return await _ask(await self._pod(node), self._kubeconfig)
+
+    async def adopt(self, node: str, volume: str) -> None:
+        """Hands a volume over to the PersistentVolume of its name."""
+        await _exec(await self._pod(node), self._kubeconfig, "adopt", volume, "--yes", "--output", "json")
+
+    async def _pod(self, node: str) -> Pod:
+        found = map(read_pod, await self._cluster.list(PODS, self._namespace, label_selector=DAEMONS))
+        for pod in _running(found):
+            if pod.node_name == node:
+                return pod
+        raise Stop(f"no daemon runs on node {node}: `elastic-local doctor --cluster` says more")

@@ -22,6 +22,13 @@ class Form(enum.StrEnum):
         return self in (Form.JSON, Form.YAML)
 
 
+class VolumeSource(enum.StrEnum):
+    """The volume sources of contract.volume."""
+
+    CSI = "csi"
+    FLEX_VOLUME = "flexVolume"
+
+
 Output = Annotated[Form, typer.Option("--output", "-o", help="A table, with more columns, as data, or names alone.")]
 Kubeconfig = Annotated[
     str | None,

@@ -98,6 +98,25 @@ def test_the_new_persistentvolume_is_bound_to_the_target_claim_only() -> None:
     assert mirrored.manifest["spec"]["flexVolume"]["options"]["raid"] == "raid1"
 
 
+def test_the_new_persistentvolume_has_the_driver_of_its_class_and_a_device_csi_in_any_case() -> None:
+    def made(target: TargetClaim, filesystem: str) -> volume.PersistentVolume:
+        found = replace(held(), record=replace(held().record, filesystem=filesystem))
+        plan = adoption.of_recorded(found, False, {}, NODE, target, CLUSTER, named=False)
+        assert plan is not None
+        assert plan.manifest is not None
+        metadata = {**plan.manifest["metadata"], "uid": "new", "resourceVersion": "1"}
+        read = volume.read({**plan.manifest, "metadata": metadata})
+        assert read is not None
+        return read
+
+    of_csi = replace(_TARGET, source="csi")
+    assert (made(_TARGET, "xfs").source, made(_TARGET, "xfs").filesystem) == ("flexVolume", "xfs")
+    assert (made(of_csi, "xfs").source, made(of_csi, "xfs").volume_mode) == ("csi", "Filesystem")
+    for target in (_TARGET, of_csi):
+        device = made(target, "raw")
+        assert (device.source, device.volume_mode, device.filesystem) == ("csi", "Block", "raw")
+
+
 def test_a_persistentvolume_made_anew_takes_over_what_it_names() -> None:
     again = persistent_volume(uid="uid-2")
     plan = adoption.of_recorded(held(), False, {"pvc-1": again}, NODE, None, CLUSTER, named=False)

@@ -7,6 +7,7 @@ from typing import Any, cast
 import pytest
 
 from command import nodeexec
+from command.running import Stop
 from kube.client import Cluster
 
 _KUBECTL = f"""#!{sys.executable} -IS
@@ -46,6 +47,31 @@ async def test_nodes_that_do_not_answer_are_reported_and_nothing_is_guessed_of_t
     assert answers.nodes == {"well"}
     assert answers.failures.keys() == {"dead", "odd"}
     assert "container is not running" in answers.failures["dead"]
+
+
+_ADOPT = f"""#!{sys.executable} -IS
+import sys
+words = " ".join(sys.argv[1:])
+assert words.startswith("--namespace elastic-local exec daemon-well --container daemon -- elastic-local "), words
+if "adopt" in words:
+    assert words.endswith(" adopt pvc-1 --yes --output json"), words
+    print("[]")
+else:
+    print('[{{"volume": "pvc-1", "uid": "u", "node": "well", "state": "ready", "size": 5, "pods": []}}]')
+"""
+
+
+async def test_one_node_is_asked_and_told_in_the_pod_of_its_daemon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kubectl").write_text(_ADOPT)
+    (tmp_path / "kubectl").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    pods = nodeexec.DaemonPods(cast(Cluster, Daemons()), "elastic-local", None)
+    assert [row.volume for row in await pods.rows("well")] == ["pvc-1"]
+    await pods.adopt("well", "pvc-1")
+    with pytest.raises(Stop, match="no daemon runs on node starting"):
+        await pods.rows("starting")
 
 
 class Elsewhere:
