@@ -1,14 +1,19 @@
 """Volumes behind the CSI driver, in the sandbox: what the kubelet, the driver and the cluster make of them."""
 
+import json
+
 from contract import names
-from kube.resources import CLAIMS, PODS
+from contract.volume import CSI
+from kube.resources import CLAIMS, CLASSES, PODS
 from tests.cluster.conftest import MakeClass
-from tests.sandbox.workloads import Namespace, claim, pod
+from tests.sandbox.controlplane.caches import CSI_NODES
+from tests.sandbox.workloads import Json, Namespace, claim, pod
+from tests.sandbox.workloads import storage_class as class_body
 from tests.waiting import until
 
 
 async def test_a_volume_of_a_csi_class_is_written_and_read(namespace: Namespace, make_class: MakeClass) -> None:
-    storage_class = await make_class(parameters={"volumeSource": "csi"})
+    storage_class = await make_class(volume_source=CSI)
     await namespace.create(CLAIMS, claim("data", "16Mi", storage_class))
     await namespace.create(PODS, pod("writer", {"/data": "data"}))
     running = await namespace.until_running("writer")
@@ -25,7 +30,7 @@ async def test_a_volume_of_a_csi_class_is_written_and_read(namespace: Namespace,
 
 
 async def test_a_block_volume_is_a_device_in_the_pod(namespace: Namespace, make_class: MakeClass) -> None:
-    storage_class = await make_class(parameters={"volumeSource": "csi"})
+    storage_class = await make_class(volume_source=CSI)
     await namespace.create(CLAIMS, claim("data", "16Mi", storage_class, volumeMode="Block"))
     script = "test -b /dev/xvda; echo hello | dd of=/dev/xvda conv=fsync; dd if=/dev/xvda bs=5 count=1; sleep infinity"
     body = pod("user", script=script, volumes=[{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}])
@@ -39,3 +44,68 @@ async def test_a_block_volume_is_a_device_in_the_pod(namespace: Namespace, make_
     await namespace.until_gone(PODS, "user")
     devices = node.kubelet_root / "plugins" / "kubernetes.io" / "csi" / "volumeDevices"
     await until(lambda: not any(devices.glob("*/*")), what="nothing of the device is left")
+
+
+async def test_a_claim_for_one_pod_is_for_one_pod(namespace: Namespace, make_class: MakeClass) -> None:
+    """The scheduler keeps the second one away, and where somebody went past it, the kubelet does."""
+    storage_class = await make_class(volume_source=CSI)
+    await namespace.create(CLAIMS, claim("data", "16Mi", storage_class, accessModes=["ReadWriteOncePod"]))
+    await namespace.create(PODS, pod("first", {"/data": "data"}))
+    running = await namespace.until_running("first")
+    await namespace.create(PODS, pod("second", {"/data": "data"}))
+    await namespace.until_event("second", "FailedScheduling", "and ReadWriteOncePod access mode")
+    await namespace.create(PODS, pod("pinned", {"/data": "data"}, nodeName=running["spec"]["nodeName"]))
+    words = "volume uses the ReadWriteOncePod access mode and is already in use by another pod"
+    await namespace.until_event("pinned", "FailedMount", words)
+    await namespace.delete(PODS, "pinned")
+    await namespace.delete(PODS, "first")
+    await namespace.until_running("second")
+
+
+async def test_the_cluster_knows_the_driver_of_each_node_while_its_daemon_runs(shaken: Namespace) -> None:
+    api, node = shaken.sandbox.api, shaken.sandbox.nodes["node-b"]
+
+    async def drivers() -> list[Json]:
+        found: list[Json] = (await api.get(CSI_NODES, node.name))["spec"].get("drivers") or []
+        return found
+
+    [driver] = await until(drivers, what="the driver is registered")
+    assert (driver["name"], driver["nodeID"]) == (names.CSI_DRIVER, node.name)
+    assert driver["topologyKeys"] == [names.HOSTNAME_LABEL]
+    assert driver["allocatable"]["count"] > 0
+    await node.daemon.stop()
+
+    async def gone() -> bool:
+        return not await drivers()
+
+    await until(gone, what="the driver is gone with its socket")
+    await node.daemon.start()
+    await until(drivers, what="the driver is registered again")
+
+
+async def test_a_kubelet_that_starts_anew_knows_its_csi_volumes(shaken: Namespace) -> None:
+    """By vol_data.json alone: what is wanted stays, and what is no longer is unmounted and unstaged."""
+    storage_class = (await shaken.sandbox.api.create(CLASSES, class_body("restarted", volume_source=CSI)))["metadata"]
+    for name in ("kept", "ended"):
+        await shaken.create(CLAIMS, claim(name, "16Mi", storage_class["name"]))
+        on = {names.HOSTNAME_LABEL: "node-a"}
+        await shaken.create(PODS, pod(name, {"/data": name}, nodeSelector=on))
+    node = shaken.sandbox.nodes["node-a"]
+    uids = {name: (await shaken.until_running(name))["metadata"]["uid"] for name in ("kept", "ended")}
+    volumes = {name: (await shaken.until_bound(name))["metadata"]["name"] for name in ("kept", "ended")}
+    folders = {name: node.volume_folder(uids[name], volumes[name], CSI) for name in uids}
+    data = json.loads((folders["kept"].parent / "vol_data.json").read_text())
+    assert (data["specVolID"], data["driverName"]) == (volumes["kept"], names.CSI_DRIVER)
+
+    await node.kubelet.kill()
+    await shaken.sandbox.api.delete(PODS, "ended", shaken.name, grace_seconds=0)
+    await node.kubelet.start()
+    await until(lambda: not folders["ended"].exists(), what="the volume of the pod that is gone is unmounted")
+    staged = node.kubelet_root / "plugins" / "kubernetes.io" / "csi" / names.CSI_DRIVER
+    await until(lambda: len(list(staged.iterdir())) == 1, what="it is unstaged, and the other is not")
+    assert folders["kept"].is_mount()
+    after = await shaken.until_running("kept")
+    assert after["status"]["containerStatuses"][0]["restartCount"] == 0
+    await shaken.delete(PODS, "kept")
+    await until(lambda: not any(staged.iterdir()), what="the last one is unstaged")
+    await shaken.sandbox.api.delete(CLASSES, storage_class["name"])

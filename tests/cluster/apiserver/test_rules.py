@@ -9,6 +9,7 @@ from tests.sandbox.apiserver.resources import Json
 
 VOLUMES = "/api/v1/persistentvolumes"
 CLASSES = "/apis/storage.k8s.io/v1/storageclasses"
+CSI_NODES = "/apis/storage.k8s.io/v1/csinodes"
 
 
 def claims(namespace: str, name: str = "") -> str:
@@ -66,6 +67,9 @@ def test_a_claim_without_a_class_gets_the_default_one(api: Client, namespace: st
         ({"accessModes": []}, ("spec.accessModes", "FieldValueRequired")),
         ({"flexVolume": None}, ("spec", "FieldValueRequired")),
         ({"flexVolume": {}}, ("spec.flexVolume.driver", "FieldValueRequired")),
+        ({"flexVolume": None, "csi": {"driver": "a.b"}}, ("spec.csi.volumeHandle", "FieldValueRequired")),
+        ({"flexVolume": None, "csi": {"volumeHandle": "v"}}, ("spec.csi.driver", "FieldValueRequired")),
+        ({"flexVolume": None, "csi": {"driver": "a/b", "volumeHandle": "v"}}, ("spec.csi.driver", "FieldValueInvalid")),
         ({"hostPath": {"path": "/x"}}, ("spec.hostPath", "FieldValueForbidden")),
         ({"flexVolume": None, "local": {"path": "/x"}}, ("spec.nodeAffinity", "FieldValueRequired")),
         ({"nodeAffinity": {}}, ("spec.nodeAffinity.required", "FieldValueRequired")),
@@ -84,6 +88,10 @@ def test_the_source_of_a_volume_is_immutable(api: Client, unique: str) -> None:
     assert causes(changed) == [("spec.persistentvolumesource", "FieldValueForbidden")]
     grown = try_patch(api, f"{VOLUMES}/{unique}", {"spec": {"capacity": {"storage": "2Gi"}}})
     assert grown.code == 200
+    of_csi = {"flexVolume": None, "csi": {"driver": "a.b", "volumeHandle": "v"}, "mountOptions": ["noatime"]}
+    api.post(VOLUMES, volume(f"{unique}-csi", **of_csi))
+    moved = try_patch(api, f"{VOLUMES}/{unique}-csi", {"spec": {"csi": {"volumeHandle": "other"}}})
+    assert causes(moved) == [("spec.persistentvolumesource", "FieldValueForbidden")]
 
 
 def test_the_node_affinity_of_a_volume_is_set_once(api: Client, unique: str) -> None:
@@ -179,6 +187,26 @@ def test_a_capacity_keeps_its_place(api: Client, namespace: str) -> None:
     assert causes(moved) == [("nodeTopology", "FieldValueInvalid")]
 
 
+_DEVICE = "spec.containers[0].volumeDevices[0]."
+_CLAIMED = {"name": "v", "persistentVolumeClaim": {"claimName": "c"}}
+
+
+def _with_device(**more: str) -> Json:
+    return {"name": "a", "image": "b", "volumeDevices": [{"name": "v", "devicePath": "/dev/v"} | more]}
+
+
+def test_what_a_node_says_of_csi_must_make_sense(api: Client, unique: str) -> None:
+    driver: Json = {"name": "a.b", "nodeID": "n", "topologyKeys": ["kubernetes.io/hostname"]}
+    for drivers, field in (
+        ([driver | {"nodeID": ""}], "spec.drivers[0].nodeID"),
+        ([driver, driver], "spec.drivers[1].name"),
+        ([driver | {"allocatable": {"count": -1}}], "spec.drivers[0].allocatable.count"),
+    ):
+        refused = api.request("POST", CSI_NODES, {"metadata": {"name": unique}, "spec": {"drivers": drivers}})
+        assert [each for each, _ in causes(refused)] == [field]
+    api.post(CSI_NODES, {"metadata": {"name": unique}, "spec": {"drivers": [driver]}})
+
+
 @pytest.mark.parametrize(
     ("spec", "field"),
     [
@@ -190,6 +218,11 @@ def test_a_capacity_keeps_its_place(api: Client, namespace: str) -> None:
             {"containers": [{"name": "a", "image": "b", "volumeMounts": [{"name": "v", "mountPath": "/v"}]}]},
             "spec.containers[0].volumeMounts[0].name",
         ),
+        ({"containers": [_with_device()]}, "spec.containers[0].volumeDevices[0].name"),
+        ({"containers": [_with_device()], "volumes": [{"name": "v", "emptyDir": {}}]}, _DEVICE + "name"),
+        ({"containers": [_with_device(devicePath="")], "volumes": [_CLAIMED]}, _DEVICE + "devicePath"),
+        ({"containers": [_with_device(devicePath="/a/../b")], "volumes": [_CLAIMED]}, _DEVICE + "devicePath"),
+        ({"volumes": [{"name": "v", "csi": {}}]}, "spec.volumes[0].csi.driver"),
     ],
 )
 def test_a_pod_must_make_sense(api: Client, namespace: str, spec: Json, field: str) -> None:

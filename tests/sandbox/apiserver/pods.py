@@ -24,7 +24,7 @@ def check(body: Json) -> Iterator[FieldError]:
 def check_spec(spec: Json, field: str) -> Iterator[FieldError]:
     volumes = spec.get("volumes") or []
     yield from _volumes(volumes, f"{field}.volumes")
-    declared = {volume.get("name") for volume in volumes}
+    declared = {volume.get("name"): volume for volume in volumes}
     if not spec.get("containers"):
         yield required(f"{field}.containers")
     seen: set[str] = set()
@@ -58,9 +58,11 @@ def _volumes(volumes: list[Json], field: str) -> Iterator[FieldError]:
             yield required(f"{where}.persistentVolumeClaim.claimName")
         if sources == ["flexVolume"] and not volume["flexVolume"].get("driver"):
             yield required(f"{where}.flexVolume.driver")
+        if sources == ["csi"] and not volume["csi"].get("driver"):
+            yield required(f"{where}.csi.driver")
 
 
-def _container(container: Json, field: str, volumes: set[str]) -> Iterator[FieldError]:
+def _container(container: Json, field: str, volumes: dict[str, Json]) -> Iterator[FieldError]:
     if not container.get("name"):
         yield required(f"{field}.name")
     if not container.get("image"):
@@ -76,6 +78,37 @@ def _container(container: Json, field: str, volumes: set[str]) -> Iterator[Field
         elif path in paths:
             yield invalid_value(f"{where}.mountPath", path, "must be unique")
         paths.add(path)
+    yield from _devices(container, field, volumes, paths)
+
+
+def _devices(container: Json, field: str, volumes: dict[str, Json], paths: set[str]) -> Iterator[FieldError]:
+    """ValidateVolumeDevices."""
+    mounted = {mount.get("name") for mount in container.get("volumeMounts") or []}
+    devices, names = set(), set()
+    for place, device in enumerate(container.get("volumeDevices") or []):
+        where = f"{field}.volumeDevices[{place}]"
+        name, path = device.get("name"), device.get("devicePath")
+        if not name:
+            yield required(f"{where}.name")
+        if name in names:
+            yield invalid_value(f"{where}.name", name, "must be unique")
+        names.add(name)
+        if name in volumes and not {"persistentVolumeClaim", "ephemeral"} & volumes[name].keys():
+            words = "can only use volume source type of PersistentVolumeClaim or Ephemeral for block mode"
+            yield invalid_value(f"{where}.name", name, words)
+        elif name not in volumes:
+            yield unknown_reference(f"{where}.name", name)
+        if not path:
+            yield required(f"{where}.devicePath")
+        elif path in devices:
+            yield invalid_value(f"{where}.devicePath", path, "must be unique")
+        elif ".." in path.split("/"):
+            yield invalid_value(f"{where}.devicePath", path, "can not contain backsteps ('..')")
+        elif path in paths:
+            yield invalid_value(f"{where}.devicePath", path, "must not already exist in volumeMounts")
+        devices.add(path)
+        if name in mounted:
+            yield invalid_value(f"{where}.name", name, "must not already exist in volumeMounts")
 
 
 _MUTABLE_WORDS = (

@@ -96,6 +96,7 @@ _RULES: dict[str, Check] = {
     "PersistentVolumeClaim": volumes.check_claim,
     "StorageClass": volumes.check_class,
     "CSIStorageCapacity": volumes.check_capacity,
+    "CSINode": volumes.check_csi_node,
     "Pod": pods.check,
     "VolumeSnapshotClass": snapshots.check_class,
     "VolumeSnapshotContent": snapshots.check_content,

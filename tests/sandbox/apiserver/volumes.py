@@ -8,7 +8,14 @@ from collections.abc import Iterator
 
 from contract import quantity
 from tests.sandbox.apiserver import names
-from tests.sandbox.apiserver.errors import FieldError, forbidden_value, invalid_value, required, unsupported
+from tests.sandbox.apiserver.errors import (
+    FieldError,
+    duplicate,
+    forbidden_value,
+    invalid_value,
+    required,
+    unsupported,
+)
 from tests.sandbox.apiserver.resources import Json
 
 _ACCESS_MODES = ("ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod")
@@ -61,6 +68,11 @@ def _source(spec: Json) -> Iterator[FieldError]:
         yield forbidden_value(f"spec.{extra}", "may not specify more than 1 volume type")
     if "flexVolume" in spec and not (spec["flexVolume"] or {}).get("driver"):
         yield required("spec.flexVolume.driver")
+    if "csi" in spec:
+        csi = spec["csi"] or {}
+        yield from _csi_driver_name("spec.csi.driver", csi.get("driver") or "")
+        if not csi.get("volumeHandle"):
+            yield required("spec.csi.volumeHandle")
     if "local" in spec:
         if not (spec["local"] or {}).get("path"):
             yield required("spec.local.path")
@@ -68,6 +80,34 @@ def _source(spec: Json) -> Iterator[FieldError]:
             yield required("spec.nodeAffinity", "Local volume requires node affinity")
     if "hostPath" in spec and not (spec["hostPath"] or {}).get("path"):
         yield required("spec.hostPath.path")
+
+
+def _csi_driver_name(field: str, name: str) -> Iterator[FieldError]:
+    """ValidateCSIDriverName."""
+    if not name:
+        yield required(field)
+    elif len(name) > 63:
+        yield invalid_value(field, name, "must be no more than 63 characters")
+    else:
+        yield from names.subdomain(field, name.lower())
+
+
+def check_csi_node(body: Json) -> Iterator[FieldError]:
+    """ValidateCSINode."""
+    seen: set[str] = set()
+    for place, driver in enumerate((body.get("spec") or {}).get("drivers") or []):
+        where = f"spec.drivers[{place}]"
+        yield from _csi_driver_name(f"{where}.name", driver.get("name") or "")
+        if driver.get("name") in seen:
+            yield duplicate(f"{where}.name", driver["name"])
+        seen.add(driver.get("name") or "")
+        if not driver.get("nodeID"):
+            yield required(f"{where}.nodeID")
+        for key in driver.get("topologyKeys") or []:
+            yield from names.qualified(f"{where}.topologyKeys", key)
+        count = (driver.get("allocatable") or {}).get("count")
+        if count is not None and count < 0:
+            yield invalid_value(f"{where}.allocatable.count", count, "must be greater than or equal to 0")
 
 
 def _node_affinity(spec: Json) -> Iterator[FieldError]:

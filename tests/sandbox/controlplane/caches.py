@@ -6,10 +6,11 @@ from typing import Any
 from contract.volume import ObjectReference
 from kube.client import Cluster
 from kube.informer import Informer
-from kube.resources import CAPACITIES, CLAIMS, CLASSES, DRIVERS, NODES, PODS, VOLUMES
+from kube.resources import CAPACITIES, CLAIMS, CLASSES, DRIVERS, NODES, PODS, VOLUMES, Resource
 
 Json = dict[str, Any]
 
+CSI_NODES = Resource("storage.k8s.io", "v1", "csinodes", namespaced=False)
 SELECTED_NODE = "volume.kubernetes.io/selected-node"
 STORAGE_PROVISIONER = "volume.kubernetes.io/storage-provisioner"
 STORAGE_PROVISIONER_BETA = "volume.beta.kubernetes.io/storage-provisioner"
@@ -33,6 +34,7 @@ class Caches:
         self.classes: Informer[Json] = Informer(cluster, CLASSES, _whole)
         self.capacities: Informer[Json] = Informer(cluster, CAPACITIES, _whole)
         self.drivers: Informer[Json] = Informer(cluster, DRIVERS, _whole)
+        self.csi_nodes: Informer[Json] = Informer(cluster, CSI_NODES, _whole)
 
     @property
     def all(self) -> list[Informer[Json]]:
@@ -44,6 +46,7 @@ class Caches:
             self.classes,
             self.capacities,
             self.drivers,
+            self.csi_nodes,
         ]
 
     async def wait_synced(self) -> None:

@@ -9,7 +9,7 @@ back-off.
 import asyncio
 import copy
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 
 from kube.backoff import Backoff
@@ -27,6 +27,7 @@ from tests.sandbox.controlplane.caches import (
     claim_keys,
     deleting,
     key_of,
+    phase,
     reference,
     version,
 )
@@ -69,7 +70,8 @@ class Scheduler:
         caches = self._caches
         caches.pods.subscribe(self._pod_changed)
         caches.claims.subscribe(self._claim_changed)
-        for informer in (caches.nodes, caches.volumes, caches.classes, caches.capacities, caches.drivers):
+        others = (caches.nodes, caches.volumes, caches.classes, caches.capacities, caches.drivers, caches.csi_nodes)
+        for informer in others:
             informer.subscribe(lambda *_: self._activate(self._parked))
         async with asyncio.TaskGroup() as tasks:
             while True:
@@ -153,13 +155,22 @@ class Scheduler:
         if not nodes:
             raise Unschedulable("no nodes available to schedule pods")
         try:
-            claims = binding.claims_of(pod, self._claims(), volumes, classes)
+            known = self._claims()
+            claims = binding.claims_of(pod, known, volumes, classes)
         except Unschedulable as error:
             raise Unschedulable(filters.nothing_may_fit(len(nodes), str(error))) from error
         reasons: list[str] = []
+        scheduled = self._scheduled()
+        conflict = filters.conflicts(pod, known, (other for pods in scheduled.values() for other in pods))
         fitting: list[tuple[Json, Placement]] = []
         for node in nodes:
             reason = filters.misfit(pod, node)
+            here = scheduled[node["metadata"]["name"]]
+            if reason is None and conflict:
+                reason = filters.POD_CONFLICT
+            csi_node = caches.csi_nodes.get(node["metadata"]["name"])
+            if reason is None and filters.has_too_many(pod, here, csi_node, known, volumes, classes):
+                reason = filters.TOO_MANY_VOLUMES
             if reason is None:
                 placement = binding.place(node, claims, volumes.values(), classes, drivers, caches.capacities.values())
                 if isinstance(placement, Placement):
@@ -172,6 +183,15 @@ class Scheduler:
             raise Unschedulable(filters.nothing_fits(len(nodes), reasons))
         load = self._load()
         return min(fitting, key=lambda candidate: load[candidate[0]["metadata"]["name"]])
+
+    def _scheduled(self) -> defaultdict[str, list[Json]]:
+        """The pods of each node that have not ended, with those on their way to it."""
+        found: defaultdict[str, list[Json]] = defaultdict(list)
+        for pod in self._caches.pods.values():
+            node = pod["spec"].get("nodeName") or (self._binding[key_of(pod)][1] if self._is_binding(pod) else "")
+            if node and phase(pod) not in ("Succeeded", "Failed"):
+                found[node].append(pod)
+        return found
 
     def _load(self) -> Counter[str]:
         load = Counter(node for _, node in self._binding.values())

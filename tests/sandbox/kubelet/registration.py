@@ -22,14 +22,14 @@ from daemon.csi.proto.pluginregistration_pb2 import InfoRequest, PluginInfo, Reg
 from kube.backoff import Backoff
 from kube.client import Cluster
 from kube.errors import AlreadyExists, ApiError, Conflict, NotFound
-from kube.resources import NODES, Resource
+from kube.resources import NODES
+from tests.sandbox.controlplane.caches import CSI_NODES
 from tests.sandbox.kubelet.csiclient import CsiClient, RpcFailed
 from tests.sandbox.kubelet.layout import FOLDER_MODE, make_folders
 
 Json = dict[str, Any]
 Identity = tuple[int, int]
 
-CSI_NODES = Resource("storage.k8s.io", "v1", "csinodes", namespaced=False)
 _TYPE = "CSIPlugin"
 _LOOK_SECONDS = 0.1
 """The real one is told by inotify and acts once a second."""
