@@ -1,0 +1,134 @@
+"""The samples in deploy/samples: valid for each version of Kubernetes, of classes that there are. The script that moves
+data is run."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from contract import names
+from tests.unit.deploy.rendered import BASE, DEPLOY, kustomize, of_kind
+from tests.unit.deploy.test_manifests import VERSIONS
+
+Json = dict[str, Any]
+
+SAMPLES = sorted((DEPLOY / "samples").rglob("*.yaml"))
+OTHERS = {"data-db-0"}
+"""Claims that the samples use and do not make."""
+
+
+def objects(path: Path) -> list[Json]:
+    return list(yaml.safe_load_all(path.read_text()))
+
+
+def claim_specs(found: list[Json]) -> Iterator[Json]:
+    for each in found:
+        if each["kind"] == "PersistentVolumeClaim":
+            yield each["spec"]
+        yield from (template["spec"] for template in each.get("spec", {}).get("volumeClaimTemplates", []))
+
+
+def pod_specs(found: list[Json]) -> Iterator[tuple[Json, set[str]]]:
+    """Each with the names of the volumes that its StatefulSet adds to it."""
+    for each in found:
+        if each["kind"] == "Pod":
+            yield each["spec"], set()
+        elif "template" in each.get("spec", {}):
+            templates = each["spec"].get("volumeClaimTemplates", [])
+            yield each["spec"]["template"]["spec"], {template["metadata"]["name"] for template in templates}
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_sample_is_valid(path: Path, version: str) -> None:
+    for each in objects(path):
+        kubernetes_validate.validate(each, version, strict=True)
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
+def test_classes_claims_and_volumes_of_a_sample_are_there(path: Path) -> None:
+    classes = {each["metadata"]["name"] for each in of_kind(kustomize(BASE), "StorageClass")}
+    beside = [each for sibling in path.parent.glob("*.yaml") for each in objects(sibling)]
+    claims = {each["metadata"]["name"] for each in beside if each["kind"] == "PersistentVolumeClaim"} | OTHERS
+    found = objects(path)
+    assert {spec["storageClassName"] for spec in claim_specs(found)} <= classes
+    for pod, added in pod_specs(found):
+        volumes = {volume["name"]: volume for volume in pod.get("volumes", [])}
+        assert {volume["persistentVolumeClaim"]["claimName"] for volume in volumes.values()} <= claims
+        mounted = {mount["name"] for container in pod["containers"] for mount in container["volumeMounts"]}
+        assert mounted == volumes.keys() | added
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
+def test_a_stateful_set_and_its_service_select_its_pods(path: Path) -> None:
+    found = objects(path)
+    for each in found:
+        if each["kind"] == "StatefulSet":
+            labels = each["spec"]["template"]["metadata"]["labels"]
+            (service,) = (other for other in found if other["kind"] == "Service")
+            assert service["metadata"]["name"] == each["spec"]["serviceName"]
+            assert service["spec"]["selector"] == each["spec"]["selector"]["matchLabels"] == labels
+
+
+def test_the_capacity_of_a_template_node_is_for_no_real_node() -> None:
+    (capacity,) = objects(DEPLOY / "samples" / "autoscaler" / "template-node.yaml")
+    assert capacity["nodeTopology"]["matchLabels"]["cluster-autoscaler.kubernetes.io/template-node"] == "true"
+    assert capacity["metadata"]["namespace"] != names.NAMESPACE
+
+
+def copy(old: Path, new: Path) -> "subprocess.CompletedProcess[str]":
+    """Runs the script of the Job, on these folders."""
+    _, job = objects(DEPLOY / "samples" / "migration" / "copy.yaml")
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    (script,) = container["args"]
+    assert script.count("old=/old new=/new\n") == 1
+    script = script.replace("old=/old new=/new\n", f"old={old} new={new}\n").replace("\nsync\n", "\n")
+    return subprocess.run([*container["command"], script], capture_output=True, text=True)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    for name in ("old", "new"):
+        (tmp_path / name / "lost+found").mkdir(parents=True)
+    return tmp_path / "old", tmp_path / "new"
+
+
+def test_all_files_are_copied_as_they_are(folders: tuple[Path, Path]) -> None:
+    old, new = folders
+    (old / "lost+found" / "#12").write_text("not this")
+    (old / "base" / "with space").mkdir(parents=True, mode=0o750)
+    (old / "base" / "1").write_bytes(bytes(range(256)) * 100)
+    (old / "base" / "1").chmod(0o640)
+    (old / "base" / "with space" / "2").hardlink_to(old / "base" / "1")
+    (old / ".hidden").symlink_to("base/1")
+    old.chmod(0o700)
+    done = copy(old, new)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "copied and compared: 2 files\n"
+    assert sorted(str(each.relative_to(new)) for each in new.rglob("*")) == [
+        ".hidden", "base", "base/1", "base/with space", "base/with space/2", "lost+found"
+    ]  # fmt: skip
+    first, second = new / "base" / "1", new / "base" / "with space" / "2"
+    assert first.read_bytes() == (old / "base" / "1").read_bytes()
+    assert first.stat().st_ino == second.stat().st_ino
+    assert [each.stat().st_mode & 0o777 for each in (new, first.parent / "with space", first)] == [0o700, 0o750, 0o640]
+    assert (new / ".hidden").readlink() == Path("base/1")
+
+
+def test_an_empty_volume_is_copied_too(folders: tuple[Path, Path]) -> None:
+    done = copy(*folders)
+    assert (done.returncode, done.stdout) == (0, "copied and compared: 0 files\n"), done.stderr
+
+
+def test_nothing_is_copied_over_files(folders: tuple[Path, Path]) -> None:
+    old, new = folders
+    (old / "file").write_text("old")
+    (new / "file").write_text("new")
+    done = copy(old, new)
+    assert done.returncode == 1
+    assert "not empty" in done.stderr
+    assert (new / "file").read_text() == "new"
