@@ -8,7 +8,7 @@ ENVIRONMENT := $(VENV)/.complete
 LIMITS = $(if $(SEED),--seed $(SEED)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(MINUTES),--minutes $(MINUTES))
 CALLOUT = $(MAKE) --silent --directory flexdriver/native PYTHON=$(CURDIR)/$(VENV)/bin/python
 
-.PHONY: help demo test torture bench callout callout-here image lint format lock stubs docs tools clean
+.PHONY: help demo test torture bench callout callout-here image lint format lock stubs docs site tools clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-21s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,8 @@ lock: tools ## choose the dependencies anew and pin them: requirements.lock, and
 		--no-header --no-emit-index-url --constraint requirements.lock pyproject.toml --output-file deploy/requirements.lock
 	@printf 'grpcio-tools\ngrpclib\n' | $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--no-header --no-emit-index-url --constraint requirements.lock - --output-file tools/stubs.lock
+	@printf 'mkdocs-material\n' | $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--no-header --no-emit-index-url - --output-file tools/docs.lock
 
 stubs: ## generate the Python of the CSI protocols from daemon/csi/proto/*.proto, with the generators of tools/stubs.lock
 	@$(PYTHON) -m venv build/stubs
@@ -70,6 +72,14 @@ stubs: ## generate the Python of the CSI protocols from daemon/csi/proto/*.proto
 
 docs: tools ## write docs/metrics.md from the code
 	@$(RUN) python -m command.metricspage > docs/metrics.md.new && mv docs/metrics.md.new docs/metrics.md
+
+site: ## build the site of the docs in build/site, with the generator of tools/docs.lock; a broken link ends it
+	@$(PYTHON) -m venv build/docs
+	@build/docs/bin/pip install --quiet --disable-pip-version-check --require-hashes --requirement tools/docs.lock
+	@rm -rf build/pages build/site && mkdir -p build/pages/deploy
+	@cp *.md LICENSE build/pages && cp -r docs build/pages && cp -r deploy/samples build/pages/deploy
+	@NO_MKDOCS_2_WARNING=1 build/docs/bin/mkdocs build --quiet --strict
+	@echo "the site is in build/site"
 
 tools: $(ENVIRONMENT) ## install what is needed: Debian packages, the virtual environment, kubectl
 	@tools/system-packages
