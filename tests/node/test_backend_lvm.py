@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 import subprocess
-import time
+from collections.abc import Coroutine
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -115,28 +116,62 @@ async def test_killed_between_creating_and_formatting(
     assert await present(restarted) == volume
 
 
+def metadata(folder: Path) -> list[bytes]:
+    """What LVM keeps at the beginning of each disk."""
+    found = []
+    for path in sorted(folder.glob("disk-*")):
+        with path.open("rb") as disk:
+            found.append(disk.read(MIB))
+    assert found
+    return found
+
+
+async def killed_when(step: str, work: Coroutine[Any, Any, object], folder: Path, device: str) -> None:
+    """LVM's command is killed as soon as it has begun, as other metadata stand on the disks, or as there is a device of
+    that name."""
+    before = metadata(folder)
+
+    def reached() -> bool:
+        match step:
+            case "begun":
+                commands = Path("/proc").glob("[0-9]*/cmdline")
+                return any(path.read_bytes().startswith(b"lvm\0lvcreate") for path in commands)
+            case "written":
+                return metadata(folder) != before
+            case _:
+                return any(path.read_text().strip() == device for path in Path("/sys/block").glob("dm-*/dm/name"))
+
+    running = asyncio.ensure_future(work)
+    there = False
+    while not there:
+        assert not running.done(), f"{step}: it ended before"
+        await asyncio.sleep(0)
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # gone since it was listed
+            there = reached()
+    assert running.cancel(), f"{step}: it ended before it was killed"
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+
+
+STEPS = ("begun", "written", "device")
+
+
 @pytest.mark.parametrize(
     "parameters",
     [VolumeParameters(thin=False), VolumeParameters(raid="raid1"), VolumeParameters(thin=True)],
     ids=["thick", "raid1", "thin"],
 )
 async def test_killed_while_lvm_creates(
-    lvm: Lvm, thin_backend: LvmBackend, volume_group: str, parameters: VolumeParameters
+    thin_backend: LvmBackend, volume_group: str, tmp_path: Path, parameters: VolumeParameters
 ) -> None:
-    """Whenever that is, nothing lacks our mark, and the same call makes a volume that works: what lvcreate left may be
-    a thin volume that its pool does not know, or half a mirror."""
+    """Nothing lacks our mark, and the same call makes a volume that works: what lvcreate left may be a thin volume that
+    its pool does not know, or half a mirror."""
     if parameters.thin:
         await thin_backend.establish()
-    begin = time.monotonic()
     whole = await thin_backend.create(replace(SPEC, pv="pvc-whole", size=64 * MIB, parameters=parameters))
-    lasted = time.monotonic() - begin
-    for share in (0.35, 0.55, 0.7, 0.9):
-        spec = replace(SPEC, pv=f"pvc-{share}", size=64 * MIB, parameters=parameters)
-        creating = asyncio.ensure_future(thin_backend.create(spec))
-        await asyncio.wait([creating], timeout=lasted * share)
-        creating.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await creating
+    for step in STEPS:
+        spec = replace(SPEC, pv=f"pvc-{step}", size=64 * MIB, parameters=parameters)
+        await killed_when(step, thin_backend.create(spec), tmp_path, names.mapped(volume_group, spec.pv))
         inventory = await thin_backend.inspect()
         assert not [*inventory.foreign, *inventory.damaged]
         volume = await thin_backend.create(spec)
@@ -275,19 +310,15 @@ async def test_the_thin_pool_is_made_once_with_room_to_spare(
     assert after.allocatable(3.0) == pool.allocatable(3.0) == 3 * pool.size
 
 
-async def test_killed_while_lvm_makes_the_thin_pool(thin_backend: LvmBackend, lvm: Lvm, volume_group: str) -> None:
-    begin = time.monotonic()
-    await thin_backend.establish()
-    lasted = time.monotonic() - begin
-    for share in (0.5, 0.65, 0.8):
-        await lvm.remove(volume_group, "pool")
-        making = asyncio.ensure_future(thin_backend.establish())
-        await asyncio.wait([making], timeout=lasted * share)
-        making.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await making
+async def test_killed_while_lvm_makes_the_thin_pool(
+    thin_backend: LvmBackend, lvm: Lvm, volume_group: str, tmp_path: Path
+) -> None:
+    for step in STEPS:
+        part = names.mapped(volume_group, "pool_tmeta")
+        await killed_when(step, thin_backend.establish(), tmp_path, part)
         await thin_backend.establish()
         assert (await thin_backend.inspect()).pool(f"{volume_group}/pool")
+        await lvm.remove(volume_group, "pool")
 
 
 async def test_somebody_elses_volume_with_the_name_of_the_pool_stays(
