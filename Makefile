@@ -21,7 +21,7 @@ test: tools callout-here ## all tests: unit, node (real LVM, in User-mode Linux 
 
 torture: tools callout-here ## kill, cut the power and refuse at random; SEED, ROUNDS, MINUTES: see docs/reliability.md
 	@for backend in loop folder lvm; do $(RUN) python -m tests.torture kills --backend $$backend $(LIMITS) || exit; done
-	@for campaign in growth powercuts clusterkills apifaults; do \
+	@for campaign in growth powercuts faults clusterkills apifaults; do \
 		$(RUN) python -m tests.torture $$campaign $(LIMITS) || exit; \
 	done
 

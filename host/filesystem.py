@@ -83,6 +83,16 @@ class DamagedFilesystem(Exception):
         self.what = what
 
 
+class FailingDisk(OSError):
+    """A device can't be read or written, which says nothing of the filesystem on it."""
+
+    def __init__(self, device: Path, said: str) -> None:
+        super().__init__(
+            f"the disk under {device} gives errors, its filesystem was not touched: see the kernel's log on the node, "
+            f"and bring the disk back or replace it ({said})"
+        )
+
+
 class OptionsRefused(Exception):
     """The kernel does not mount a filesystem with these options. It is sound: without them it is mounted."""
 
@@ -98,7 +108,7 @@ async def make(kind: str, device: Path, options: Sequence[str] = (), *, deadline
 
 async def check(kind: str, device: Path, *, deadline: float = 3600) -> None:
     """Makes sure that an existing filesystem, not mounted, may be mounted: repairs what is safe to repair. Raises
-    DamagedFilesystem, and CommandError when that can't be found out."""
+    DamagedFilesystem, and FailingDisk or CommandError when that can't be found out."""
     signature = await blockdevice.signature(device)
     facts = FACTS[kind]
     if signature not in facts.signatures:
@@ -112,6 +122,8 @@ async def _checked(kind: str, command: Sequence[str], device: Path, deadline: fl
     if checked.exit_code < 0:
         raise CommandFailed(checked)  # somebody killed it, which says nothing of the filesystem
     if checked.exit_code not in FACTS[kind].clean_exit_codes:
+        if os.strerror(errno.EIO) in checked.output:
+            raise FailingDisk(device, f"{checked.command_line}: {checked.output}")
         raise DamagedFilesystem(
             kind, device, f"{checked.command_line} ended with {checked.exit_code}: {checked.output}"
         )
@@ -120,14 +132,16 @@ async def _checked(kind: str, command: Sequence[str], device: Path, deadline: fl
 _LOOK_SECONDS = 30.0
 """How long a device may take to be opened, and to show its first block."""
 _MOUNT_FAILED = 32
-_REFUSED_BY_KERNEL = ("Structure needs cleaning", "can't read superblock", "wrong fs type, bad option, bad superblock")
+_EIO_OF_MOUNT = "can't read superblock"
+_REFUSED_BY_KERNEL = ("Structure needs cleaning", _EIO_OF_MOUNT, "wrong fs type, bad option, bad superblock")
 """mount(8)'s words for EUCLEAN, EIO and EINVAL."""
 
 
 async def mount(kind: str, device: Path, path: Path, options: Sequence[str] = (), *, deadline: float = 100) -> None:
     """Mounts `device` on the folder `path`, through mount(8) for the sake of its options, and always nosuid and nodev:
-    whoever shows it to others says there what they may (host.mounting.bind). Raises OptionsRefused,
-    DamagedFilesystem when the kernel refuses the filesystem itself, and CommandError for all else."""
+    whoever shows it to others says there what they may (host.mounting.bind). It was checked before, if that is ever
+    done for its kind. Raises OptionsRefused, DamagedFilesystem when the kernel refuses the filesystem itself,
+    FailingDisk, and CommandError for all else."""
     heard = await asyncio.to_thread(kernellog.begin)
     try:
         joined = ",".join(("nosuid", "nodev", *options))
@@ -136,7 +150,10 @@ async def mount(kind: str, device: Path, path: Path, options: Sequence[str] = ()
         output = error.completed.output
         if error.completed.exit_code != _MOUNT_FAILED or not any(sign in output for sign in _REFUSED_BY_KERNEL):
             raise
+        unreadable = _EIO_OF_MOUNT in output
         output = await asyncio.to_thread(heard.about, device) or f"{output} (dmesg on the node says why)"
+        if unreadable and FACTS[kind].check:  # so it is sound
+            raise FailingDisk(device, output) from error
         if options and await _mounts_without_options(kind, device, deadline):
             raise OptionsRefused(kind, options, output) from error
         asked = f"mount options {','.join(options)}" if options else "no mount options"

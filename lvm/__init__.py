@@ -7,13 +7,26 @@
 Every operation is one LVM command: nearly all of a command's time is its start and the scan of devices.
 """
 
-from lvm.errors import AlreadyExists, BadName, Hung, InUse, LvmError, LvmNotFound, NoSpace, TimedOut, Unsupported
+from lvm.errors import (
+    AlreadyExists,
+    BadName,
+    GroupNotFound,
+    Hung,
+    InUse,
+    LvmError,
+    LvmNotFound,
+    NoSpace,
+    TagsDiffer,
+    TimedOut,
+    Unsupported,
+)
 from lvm.lvm import Lvm, largest_snapshot
 from lvm.records import HealthStatus, LogicalVolume, PhysicalVolume, Report, VolumeGroup
 
 __all__ = [
     "AlreadyExists",
     "BadName",
+    "GroupNotFound",
     "HealthStatus",
     "Hung",
     "InUse",
@@ -24,6 +37,7 @@ __all__ = [
     "NoSpace",
     "PhysicalVolume",
     "Report",
+    "TagsDiffer",
     "TimedOut",
     "Unsupported",
     "VolumeGroup",

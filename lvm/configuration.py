@@ -25,6 +25,9 @@ global {
     use_lvmpolld = 0
     # Nor is there a D-Bus to notify of changes.
     notify_dbus = 0
+    # A pool that the kernel made read-only, because its metadata could not be written, is checked when it is activated
+    # and is writable again if they are sound. LVM's own default since 2.03, but not that of every distribution.
+    thin_check_options = ["-q", "--clear-needs-check-flag"]
 }
 
 report {

@@ -27,6 +27,14 @@ class LvmNotFound(LvmError):
     """No such volume group, volume, pool or device."""
 
 
+class GroupNotFound(LvmNotFound):
+    """LVM sees no device of such a group: there is none, or its devices are away or can't be read now."""
+
+
+class TagsDiffer(LvmError):
+    """The volume has not the tags that were named, so nothing was done to it."""
+
+
 class AlreadyExists(LvmError):
     """The name is taken."""
 
@@ -64,11 +72,11 @@ _MEANINGS: tuple[tuple[type[LvmError], re.Pattern[str]], ...] = (
             re.IGNORECASE,
         ),
     ),
+    (GroupNotFound, re.compile(r"^volume group \S+ not found", re.IGNORECASE)),
     (
         LvmNotFound,
         re.compile(
-            r"^volume group \S+ not found"
-            r"|^failed to find logical volume"
+            r"^failed to find logical volume"
             r"|^logical volume \S+ not found in volume group"
             r"|^pool \S+ not found in volume group"
             r"|^no device found for "

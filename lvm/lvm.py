@@ -195,13 +195,15 @@ class Lvm:
         having: Collection[str] = (),
     ) -> None:
         """Exchange tags of a volume in one step: nobody sees the one change without the other. Adding a tag that is
-        there and removing one that is not are no errors. Nothing is done to a volume that has not all of `having`."""
+        there and removing one that is not are no errors. A volume that has not all of `having` is left as it is, with
+        TagsDiffer."""
         changes = [
             *(f"--deltag={names.tag(tag)}" for tag in sorted(remove)),
             *(f"--addtag={names.tag(tag)}" for tag in sorted(add)),
         ]
         if changes:
-            await self._run("lvchange", *changes, *_selected(having), names.volume(group, name))
+            done = await self._run("lvchange", *changes, *_selected(having), names.volume(group, name))
+            _raise_if_left(done, "changed", having)
 
     async def activate(self, group: str, name: str) -> None:
         """Let a volume's device appear. An active one stays so."""
@@ -216,11 +218,21 @@ class Lvm:
         """Let a volume's device go, with whatever a killed command prepared for it. Raises InUse while it is open."""
         await self._run("lvchange", "--activate=n", "--yes", names.volume(group, name))
 
+    async def check_pool(self, group: str, pool: str, volumes: Collection[str]) -> None:
+        """Let a thin pool be checked that the kernel switched off or made read-only, and be writable again if its
+        metadata are sound. That is done when it is activated, so first it and all its `volumes`, which bear no mount,
+        are deactivated. Raises InUse while one is open. The volumes are not active afterwards."""
+        names.volume(group, pool)
+        closed = [names.volume(group, name) for name in (*sorted(volumes), pool)]
+        await self._run("lvchange", "--activate=n", "--yes", *closed)
+        await self.activate(group, pool)
+
     async def remove(self, group: str, name: str, *, having: Collection[str] = ()) -> None:
         """Remove a volume and what is on it. One that is open or mounted is refused with InUse. A thin pool goes
-        together with its volumes. A volume that has not all of the tags in `having` stays: LVM looks at them in the
-        same step, under the lock of its group."""
-        await self._run("lvremove", "--yes", *_selected(having), names.volume(group, name))
+        together with its volumes. A volume that has not all of the tags in `having` stays, with TagsDiffer: LVM looks
+        at them in the same step, under the lock of its group."""
+        done = await self._run("lvremove", "--yes", *_selected(having), names.volume(group, name))
+        _raise_if_left(done, "successfully removed", having)
 
     async def _dmsetup(self, *arguments: str) -> None:
         """Of what is not there, nothing has to be taken back."""
@@ -259,6 +271,13 @@ def _selected(tags: Collection[str]) -> list[str]:
     selects crashes while it keeps a log for its report (seen with LVM 2.03.16): its errors stand on stderr."""
     having = " && ".join(f'"{names.tag(tag)}"' for tag in sorted(tags))
     return [f"{_CONFIG}log/report_command_log=0", f"--select=lv_tags={{{having}}}"] if having else []
+
+
+def _raise_if_left(done: Completed, word: str, having: Collection[str]) -> None:
+    """To LVM it is no error that it selected nothing: what it does to a volume it says."""
+    if having and word not in done.stdout:
+        words = f"the volume has not all of these tags (any more), and was left as it is: {' '.join(sorted(having))}"
+        raise errors.TagsDiffer(done.command_line, done.exit_code, words)
 
 
 def _size(size: int) -> str:

@@ -117,16 +117,21 @@ def state(completed: Completed) -> Report:
 def errors(completed: Completed) -> list[str]:
     """The error messages of a failed command. A command line that LVM does not understand leaves no log: then it is
     all that stands on stderr."""
-    logged = [row["log_message"] for row in _document(completed).get("log", []) if row["log_type"] == "error"]
+    try:
+        rows = _document(completed).get("log", [])
+    except ValueError:
+        rows = []  # it was killed while it wrote them
+    logged = [row["log_message"] for row in rows if row["log_type"] == "error"]
     return logged or [line.strip() for line in completed.stderr.splitlines() if line.strip()]
 
 
 def _document(completed: Completed) -> dict[str, Any]:
-    """The JSON object in the output. Some commands print a remark before it."""
+    """The JSON object in the output. Some commands print a remark before it, or what they have done behind it."""
     start = _OBJECT.search(completed.stdout)
     if start is None:
         return {}
-    document: dict[str, Any] = json.loads(completed.stdout[start.start() :])
+    document: dict[str, Any]
+    document, _ = json.JSONDecoder().raw_decode(completed.stdout[start.start() :].lstrip())
     return document
 
 

@@ -16,7 +16,7 @@ from contract.capacity import footprint
 from contract.parameters import RAID1, VolumeParameters
 from daemon.backends import lvmgroups
 from daemon.backends.lvmerrors import errors_of, volume_errors
-from daemon.backends.lvminventory import inventory, suspended, without_unresponsive
+from daemon.backends.lvminventory import inventory, pools_to_check, suspended, without_unresponsive
 from daemon.backends.lvmsnapshots import LvmSnapshots
 from daemon.errors import BackendFailed, Damaged, Foreign, InUse, NoSpace, NotAuthorized, PoolMissing, VolumeNotFound
 from daemon.storage.backend import StaleData, no_thin_pools
@@ -76,7 +76,7 @@ class LvmBackend:
 
     async def _mend(self) -> None:
         """Takes back what LVM commands left that were killed, as they are with their container: what they suspended is
-        still so, and who writes to it waits for ever."""
+        still so, and who writes to it waits for ever. And has pools checked whose disk has failed."""
         for snapshot in (await self.inspect()).snapshots:
             if snapshot.record.state is VolumeState.COPYING:
                 await self._snapshots.mend(snapshot)
@@ -87,6 +87,13 @@ class LvmBackend:
             )
             with volume_errors(f"volume {volume.name}", volume.group):
                 await self._lvm.refresh(volume.group, volume.name)
+        for pool, members in pools_to_check(state, inventory(state, self._groups)):
+            try:
+                await self._lvm.check_pool(pool.group, pool.name, members)
+                log.warning("thin pool %s/%s had failed, was checked and is sound", pool.group, pool.name)
+            except lvm.LvmError as error:
+                # No reason to stop: what is published of it says so, and what to do.
+                log.warning("thin pool %s/%s has failed, and is not checked: %s", pool.group, pool.name, error)
 
     async def _establish_pool(self, group_name: str, pool: str) -> None:
         state = await self._report()

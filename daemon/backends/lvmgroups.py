@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import lvm
 from contract import quantity
-from lvm import PhysicalVolume, VolumeGroup
+from lvm import HealthStatus, LogicalVolume, PhysicalVolume, VolumeGroup
 
 _METADATA_OF_VOLUME = 2 << 10
 """Bytes of LVM's metadata that a volume takes at most as a rule, tags and all: a plain one takes 0.7 KiB, a mirror,
@@ -68,6 +68,23 @@ def refusal(state: lvm.Report, group: VolumeGroup) -> str:
     if room_for_volumes(group) == 0:
         return f"LVM's metadata area of volume group {name} is nearly full: {_larger_area(state, group)}"
     return ""
+
+
+def needs_check(pool: LogicalVolume) -> bool:
+    """The kernel takes no changes of a thin pool any more, because it could not write down an earlier one."""
+    return pool.is_thin_pool and pool.health in (HealthStatus.FAILED, HealthStatus.METADATA_READ_ONLY)
+
+
+def refusal_of_pool(state: lvm.Report, group: VolumeGroup, pool: LogicalVolume) -> str:
+    """The same of a thin pool."""
+    if needs_check(pool):
+        name = f"{pool.group}/{pool.name}"
+        return (
+            f"the kernel takes no changes of thin pool {name} since its disk failed to write the metadata of it: stop "
+            "the pods that use its volumes, then restart this node's daemon, which has the pool checked; if that does "
+            f"not help, `lvconvert --repair {name}` (lvmthin(7))"
+        )
+    return refusal(state, group)
 
 
 def notices(state: lvm.Report, group: VolumeGroup) -> Iterator[str]:

@@ -127,6 +127,15 @@ def without_unresponsive(seen: Inventory, hung: Mapping[str, Exception]) -> Inve
     )
 
 
+def pools_to_check(state: lvm.Report, seen: Inventory) -> Iterator[tuple[LogicalVolume, list[str]]]:
+    """Thin pools that the kernel takes no changes of, with all their volumes, where these are all ours."""
+    ours = {(PoolName.of(volume.pool), volume.pv) for volume in (*seen.volumes, *seen.snapshots)}
+    for pool in state.volumes:
+        members = [volume.name for volume in state.thin_volumes(pool.group, pool.name)]
+        if lvmgroups.needs_check(pool) and ours.issuperset((PoolName(pool.group, pool.name), each) for each in members):
+            yield pool, members
+
+
 def suspended(state: lvm.Report, seen: Inventory) -> list[LogicalVolume]:
     """Volumes of ours that are suspended, and their thin pools before them: what is suspended below a volume stops
     whoever does anything with it."""
@@ -196,6 +205,6 @@ def _thin_pools(state: lvm.Report, group: VolumeGroup, ours: set[tuple[str, str]
             ours=sum(member.size for member in members if (member.group, member.name) in ours),
             granularity=group.extent_size,
             thin=ThinPoolUsage(pool.data_percent, pool.metadata_percent, pool.metadata_size),
-            blocked=lvmgroups.refusal(state, group),
+            blocked=lvmgroups.refusal_of_pool(state, group, pool),
             more_volumes=lvmgroups.room_for_volumes(group),
         )

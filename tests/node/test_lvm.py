@@ -22,6 +22,7 @@ from lvm import (
     LvmError,
     LvmNotFound,
     NoSpace,
+    TagsDiffer,
     TimedOut,
 )
 from tests.node.conftest import ByHand, MakeDisks
@@ -381,8 +382,10 @@ async def test_a_lost_device_shows(lvm: Lvm, make_disks: MakeDisks, by_hand: ByH
 async def test_only_a_volume_with_the_tags_that_were_named_is_changed_or_removed(lvm: Lvm, volume_group: str) -> None:
     """Others change tags too: LVM compares them under the lock of the group."""
     await lvm.create_volume(volume_group, "one", MIB, {"owner=a", "policy=Delete"})
-    await lvm.retag(volume_group, "one", add={"more=b"}, remove={"owner=a"}, having={"owner=b"})
-    await lvm.remove(volume_group, "one", having={"owner=a", "policy=Retain"})
+    with pytest.raises(TagsDiffer, match="left as it is: owner=b"):
+        await lvm.retag(volume_group, "one", add={"more=b"}, remove={"owner=a"}, having={"owner=b"})
+    with pytest.raises(TagsDiffer, match="left as it is: owner=a policy=Retain"):
+        await lvm.remove(volume_group, "one", having={"owner=a", "policy=Retain"})
     kept = (await lvm.report()).volume(volume_group, "one")
     assert kept
     assert kept.tags == {"owner=a", "policy=Delete"}

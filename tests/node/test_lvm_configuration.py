@@ -21,6 +21,7 @@ def test_lvm_knows_every_setting(tmp_path: Path, udev: bool) -> None:
     assert "valid" in lvmconfig(tmp_path, "--validate")
     assert lvmconfig(tmp_path, "global/use_aio").strip() == "use_aio=0"
     assert lvmconfig(tmp_path, "devices/hints").strip() == 'hints="none"'
+    assert "--clear-needs-check-flag" in lvmconfig(tmp_path, "global/thin_check_options")
 
 
 def test_udev_is_waited_for_only_where_it_runs(tmp_path: Path) -> None:

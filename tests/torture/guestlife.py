@@ -14,6 +14,7 @@ import pickle
 import random
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,10 @@ class Life:
         self.tell({"event": "started"})
         await self._check(node, settled=False)
         await self._perform(volumes, node, cluster, settlement(self._model))
-        async with asyncio.timeout(120):
-            while volumes.inventory.snapshots:
-                await asyncio.sleep(0.05)
-        await self._check(node, settled=True)
-        shown = [volume.pv for volume in self._model.volumes.values() if SETTLED_POD in volume.pods]
-        hide: list[Chain] = [(Operation("unmount", pv, pod=SETTLED_POD),) for pv in shown]
+        late = await victim.without_snapshots(volumes)
+        await self._check(node, settled=True, late=late)
+        shown = [volume for volume in self._model.volumes.values() if SETTLED_POD in volume.pods]
+        hide: list[Chain] = [(volume.operation("unmount", pod=SETTLED_POD),) for volume in shown]
         await self._perform(volumes, node, cluster, hide)
         self.tell({"event": "loading"})
         while True:
@@ -60,8 +59,8 @@ class Life:
         cluster.remove(chains)
         await asyncio.gather(*(victim.follow(volumes, node, chain, self.tell) for chain in chains))
 
-    async def _check(self, node: Node, *, settled: bool) -> None:
-        seen = await victim.look(node, start=False)
+    async def _check(self, node: Node, *, settled: bool, late: str = "") -> None:
+        seen = replace(await victim.look(node, start=False), late=late)
         self.tell({"event": "checked", "complaints": self._model.complaints(seen, settled=settled)})
 
 

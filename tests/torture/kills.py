@@ -87,7 +87,7 @@ class Campaign:
         self._check(settled=True)
         self._live(
             [
-                (Operation("unmount", volume.pv, pod=SETTLED_POD),)
+                (volume.operation("unmount", pod=SETTLED_POD),)
                 for volume in self._model.volumes.values()
                 if SETTLED_POD in volume.pods
             ],

@@ -5,12 +5,15 @@ was seen against that.
 """
 
 import random
+import re
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any
 
+from contract.parameters import DEFAULT_DEVICE_CLASS
+from contract.volume import DELETE, RETAIN
 from daemon.storage.inventory import Inventory
 from daemon.storage.record import VolumeState
 from tests.node.volume_node import MIB
@@ -22,6 +25,9 @@ _MOST_VOLUMES = 5
 _MOST_FILES = 6
 _MOST_CHAINS = 3
 _LARGEST_FILE = 64 * 1024
+_SECTOR = 512
+_MARK = "elastic-local torture "
+_TRACE = re.compile(rf"{_MARK}<(pvc-[0-9-]+)>".encode())
 
 SETTLED_POD = str(uuid.UUID(int=0))
 """Sees all that there is at the end."""
@@ -32,7 +38,8 @@ class Operation:
     """One call of daemon.storage.volumes.Volumes, or what a pod writes."""
 
     kind: str
-    """prepare, mount, write, unmount, expand, reclaim."""
+    """prepare, mount, write, unmount, expand, reclaim; retain, and orphaned: somebody deletes the PersistentVolume, and
+    the volume is to stay."""
     pv: str
     size: int = 0
     """Of the volume: the wish."""
@@ -42,14 +49,24 @@ class Operation:
     made: bool = False
     file: str = ""
     """Its content follows from its name."""
+    device_class: str = DEFAULT_DEVICE_CLASS
+    policy: str = DELETE
 
     def to_fields(self) -> dict[str, Any]:
         return dict(vars(self))
 
 
 def content(file: str) -> bytes:
+    """Of which each sector says whose it is."""
     chance = random.Random(file)
-    return chance.randbytes(chance.randrange(1, _LARGEST_FILE))
+    sectors = chance.randrange(1, _LARGEST_FILE // _SECTOR)
+    mark = f"{_MARK}<{file}>".encode()
+    return b"".join(mark + chance.randbytes(_SECTOR - len(mark)) for _ in range(sectors))
+
+
+def traces(data: bytes) -> set[str]:
+    """The files of which a sector, or the beginning of one, is there."""
+    return {found.decode() for found in _TRACE.findall(data)}
 
 
 def _pod(chance: random.Random) -> str:
@@ -84,6 +101,18 @@ class Expected:
     pending: Operation | None = None
     failures: int = 0
     """In a row, of operations that nobody disturbed."""
+    device_class: str = DEFAULT_DEVICE_CLASS
+    policy: str = DELETE
+    """The one that was asked for last."""
+    retained: bool = False
+    """It was acknowledged as one that stays without its PersistentVolume."""
+    doubtful: bool = False
+    """Its disk lied: what it said to have written, it did not write. Nothing is known of the content."""
+
+    def operation(self, kind: str, *, size: int = 0, pod: str = "", file: str = "") -> Operation:
+        """On this volume as it is now."""
+        original = self.original if kind == "mount" else ""
+        return Operation(kind, self.pv, size, pod, original, self.made, file, self.device_class, self.policy)
 
 
 @dataclass(frozen=True)
@@ -101,6 +130,8 @@ class Seen:
     loop_devices: int = 0
     staging_folders: frozenset[str] = frozenset()
     unreadable: Mapping[str, str] = field(default_factory=dict)
+    late: str = ""
+    """What did not end in time."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +145,10 @@ class Model:
     """Whether the backend copies volumes."""
     grows_mounted: bool = True
     """Whether a volume grows while it is mounted: the kernel does not let everybody."""
+    classes: tuple[str, ...] = (DEFAULT_DEVICE_CLASS,)
+    """Of new volumes."""
+    retains: bool = False
+    """Whether the policy of volumes is changed."""
 
     def begin(self, operation: Operation) -> "Model":
         """The operation may have any part of its effect from now on."""
@@ -136,6 +171,8 @@ class Model:
             after = replace(after, begun=after.begun | {operation.file})
         elif operation.kind == "reclaim":
             after = replace(after, removing=True)
+        elif operation.kind == "retain":
+            after = replace(after, policy=RETAIN)
         return self._with(after)
 
     def _new(self, operation: Operation) -> Expected:
@@ -146,6 +183,8 @@ class Model:
             operation.original,
             files=source.files if source else frozenset(),
             begun=source.begun if source else frozenset(),
+            device_class=operation.device_class,
+            doubtful=source.doubtful if source else False,
         )
 
     def acknowledge(self, operation: Operation, size: int) -> "Model":
@@ -163,11 +202,18 @@ class Model:
             after = replace(after, perhaps=after.perhaps - {operation.pod})
         if operation.kind == "write":
             after = replace(after, files=after.files | {operation.file})
+        if operation.kind == "retain":
+            after = replace(after, retained=True)
         return self._with(after)
 
     def fail(self, operation: Operation, *, disturbed: bool) -> "Model":
         before = self.volumes[operation.pv]
         return self._with(replace(before, failures=0 if disturbed else before.failures + 1))
+
+    def doubt(self, volumes: Iterable[str]) -> "Model":
+        """The disk under these, as far as they are there, forgets what is written to it."""
+        doubtful = {pv: replace(self.volumes[pv], doubtful=True) for pv in volumes if pv in self.volumes}
+        return replace(self, volumes={**self.volumes, **doubtful})
 
     def powered_off(self) -> "Model":
         """Nothing is mounted after a start of the node."""
@@ -194,6 +240,7 @@ class Model:
         for volume in self.volumes.values():
             complaints += [f"{volume.pv}: {words}" for words in _complaints(volume, seen)]
         complaints += _sums(inventory)
+        complaints += [seen.late] if seen.late else []
         if settled:
             complaints += self._leaks(seen)
         return complaints
@@ -238,12 +285,16 @@ def _complaints(volume: Expected, seen: Seen) -> Iterable[str]:
             yield f"it has {there.size} bytes of {volume.size} acknowledged"
         if there.size > volume.wish:
             yield f"it has {there.size} bytes, and {volume.wish} were asked for"
+    if volume.retained and there is not None and there.record.policy != RETAIN and not volume.removing:
+        yield f"it was acknowledged as retained and its record says {there.record.policy}"
     if shown and (there is None or there.record.state is not VolumeState.READY):
         yield f"it is mounted and {there.record.state.value if there else 'not there'}: half made given out"
     if missing := volume.pods - shown:
         yield f"mounts were acknowledged and are gone: {sorted(missing)}"
     if extra := shown - volume.pods - volume.perhaps:
         yield f"it is mounted in folders that it was unmounted from: {sorted(extra)}"
+    if volume.doubtful:
+        return
     if why := seen.unreadable.get(volume.pv):
         yield f"it can't be read: {why}"
     elif volume.pv in seen.files:
@@ -259,6 +310,8 @@ def _complaints(volume: Expected, seen: Seen) -> Iterable[str]:
 
 def _sums(inventory: Inventory) -> Iterable[str]:
     for pool in inventory.pools:
+        if any(each.name.startswith(f"{pool.name}/") for each in inventory.pools):
+            continue  # a thin pool has its share
         taken = sum(each.size for each in (*inventory.volumes, *inventory.snapshots) if each.pool == pool.name)
         if (pool.ours, pool.free) != (taken, pool.size - taken):
             yield f"pool {pool.name} of {pool.size} says {pool.ours} ours, {pool.free} free; volumes take {taken}"
@@ -284,31 +337,38 @@ def plan(model: Model, chance: random.Random) -> tuple[list[Chain], Model]:
     number = model.number
     while len(chains) < _MOST_CHAINS and len(model.volumes) + number - model.number < _MOST_VOLUMES:
         number += 1
-        free = [each for each in model.volumes.values() if each.made and not each.removing and each.pv not in busy]
+        free = [each for each in model.volumes.values() if _copied_now(each) and each.pv not in busy]
         source = chance.choice(free) if model.clones and free and chance.random() < 0.4 else None
         if source:
             busy.add(source.pv)
-        chains.append(_birth(f"pvc-{number}", source, chance))
+        chains.append(_birth(f"pvc-{number}", source, chance, model.classes))
     # A source that is being copied has its turn; what else it does would wait for it, or be refused.
     copied = {chain[0].original for chain in chains} - {""}
     return [chain for chain in chains if chain[0].pv not in copied], replace(model, number=number)
 
 
-def _birth(pv: str, source: Expected | None, chance: random.Random) -> Chain:
+def _copied_now(volume: Expected) -> bool:
+    return volume.made and not volume.removing and not volume.doubtful
+
+
+def _birth(pv: str, source: Expected | None, chance: random.Random, classes: tuple[str, ...]) -> Chain:
     size = source.wish if source else _SIZE
     original = source.pv if source else ""
-    first = Operation("prepare", pv, size, original=original)
+    device_class = classes[0] if len(classes) == 1 else chance.choice(classes)
+    first = Operation("prepare", pv, size, original=original, device_class=device_class)
     mount = replace(first, kind="mount", pod=_pod(chance))
-    write = Operation("write", pv, pod=mount.pod, file=f"{pv}-0")
+    write = replace(first, kind="write", pod=mount.pod, file=f"{pv}-0")
     return chance.choice([(first,), (first, replace(mount, made=True), write), (mount, write), (mount,)])
 
 
 def _next(volume: Expected, chance: random.Random, model: Model, *, is_source: bool) -> Chain:
-    pv, pending = volume.pv, volume.pending
-    reclaim = Operation("reclaim", pv)
-    shown = [Operation("unmount", pv, pod=pod) for pod in sorted(volume.pods | volume.perhaps)]
+    pending = volume.pending
+    reclaim = volume.operation("reclaim")
+    shown = [volume.operation("unmount", pod=pod) for pod in sorted(volume.pods | volume.perhaps)]
     if volume.removing:
         return (reclaim,)
+    if volume.doubtful:
+        return (*shown, reclaim)
     if pending is not None:
         again: Chain = (replace(pending, made=volume.made),)
         if pending.kind == "expand" and not model.grows_mounted:
@@ -316,32 +376,37 @@ def _next(volume: Expected, chance: random.Random, model: Model, *, is_source: b
         return again if volume.made or chance.random() < 0.7 else (*shown, reclaim)
     if shown and not volume.pods:
         return (*shown,)
-    mount = Operation("mount", pv, volume.wish, _pod(chance), original=volume.original, made=volume.made)
+    mount = volume.operation("mount", size=volume.wish, pod=_pod(chance))
     expand = replace(mount, kind="expand", size=min(volume.wish + _STEP, _LARGEST), pod="")
+    write = volume.operation("write", file=f"{volume.pv}-{len(volume.begun)}")
     choices: list[Chain] = [(expand,) if model.grows_mounted else (*shown, expand)]
     if not is_source:
         choices += [(*shown, reclaim)]
+    if model.retains and volume.made:
+        choices += [(*shown, volume.operation("orphaned"))] if volume.retained else [(volume.operation("retain"),)]
     if volume.pods:
-        pod = min(volume.pods)
         if len(volume.begun) < _MOST_FILES:
-            choices += [(Operation("write", pv, pod=pod, file=f"{pv}-{len(volume.begun)}"),)] * 2
+            choices += [(replace(write, pod=min(volume.pods)),)] * 2
         choices += [(shown[0],), (mount,), (*shown, mount)]
     else:
-        choices += [(mount,), (mount, Operation("write", pv, pod=mount.pod, file=f"{pv}-{len(volume.begun)}"))]
+        choices += [(mount,), (mount, replace(write, pod=mount.pod))]
     return chance.choice(choices)
 
 
-def settlement(model: Model) -> list[Chain]:
-    """Ends what is under way, and shows each volume to a pod, so that its data can be read."""
+def settlement(model: Model, restarted: Container[str] = ()) -> list[Chain]:
+    """Ends what is under way, and shows each volume to a pod, so that its data can be read. `restarted`: whose pods go
+    before."""
     chains: list[Chain] = []
     for volume in model.volumes.values():
-        if volume.removing:
-            chains.append((Operation("reclaim", volume.pv),))
+        everywhere = tuple(volume.operation("unmount", pod=pod) for pod in sorted(volume.perhaps | volume.pods))
+        if volume.removing or volume.doubtful:
+            chains.append((*(everywhere if volume.doubtful else ()), volume.operation("reclaim")))
             continue
         again = (replace(volume.pending, made=volume.made),) if volume.pending else ()
         grows = volume.pending is not None and volume.pending.kind == "expand" and not model.grows_mounted
-        unsure = volume.perhaps | volume.pods if grows else volume.perhaps
-        perhaps = tuple(Operation("unmount", volume.pv, pod=pod) for pod in sorted(unsure))
-        show = Operation("mount", volume.pv, volume.wish, SETTLED_POD, original=volume.original, made=volume.made)
-        chains.append((*perhaps, *again, show))
+        perhaps = tuple(volume.operation("unmount", pod=pod) for pod in sorted(volume.perhaps))
+        if volume.pv in restarted and volume.pending and volume.pending.kind in ("write", "unmount"):
+            again = ()  # that pod is gone
+        show = volume.operation("mount", size=volume.wish, pod=SETTLED_POD)
+        chains.append((*(everywhere if grows or volume.pv in restarted else perhaps), *again, show))
     return chains

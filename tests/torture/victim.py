@@ -16,9 +16,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from contract.volume import DELETE, Original
-from daemon.errors import VolumeError
-from daemon.storage.deletionguard import Owner
+from contract.parameters import VolumeParameters
+from contract.volume import DELETE, RETAIN, Original
+from daemon.errors import NotAuthorized, VolumeError
+from daemon.storage.deletionguard import Owner, RemovalReason
 from daemon.storage.record import VolumeSpec
 from daemon.storage.volumes import Volumes
 from host import command, mounting
@@ -55,14 +56,24 @@ class Cluster:
 
     def __init__(self, chains: list[Chain]) -> None:
         self._removed: set[str] = set()
+        self._policies: dict[str, str] = {}
+        self._absent: set[str] = set()
         self.remove(chains)
 
     def remove(self, chains: list[Chain]) -> None:
         """From now on the PersistentVolumes are deleted of which the chains remove the volumes."""
         self._removed |= {each.pv for chain in chains for each in chain if each.kind == "reclaim"}
 
+    def note(self, operation: Operation) -> None:
+        """What is about to be done, in the one state of the PersistentVolume in which that comes about."""
+        policy = DELETE if operation.kind == "reclaim" else operation.policy
+        self._policies[operation.pv] = RETAIN if operation.kind == "retain" else policy
+        (self._absent.add if operation.kind == "orphaned" else self._absent.discard)(operation.pv)
+
     async def owner(self, pv: str, content: str = "") -> Owner | None:
-        return Owner(uid_of(pv), DELETE, reclaimable=pv in self._removed)
+        if pv in self._absent:
+            return None
+        return Owner(uid_of(pv), self._policies.get(pv, DELETE), reclaimable=pv in self._removed)
 
 
 def spawn(work: Callable[[Tell], None]) -> tuple[int, int, int]:
@@ -136,7 +147,7 @@ async def follow(volumes: Volumes, node: Node, chain: Chain, tell: Tell) -> None
             size = await _do(volumes, node, operation)
         except (VolumeError, OSError) as error:
             words = f"{type(error).__name__}: {error}"
-            tell({"event": "failed", "operation": operation.to_fields(), "why": words[-500:]})
+            tell({"event": "failed", "operation": operation.to_fields(), "why": words[:1000]})
             return
         tell({"event": "done", "operation": operation.to_fields(), "size": size})
 
@@ -144,10 +155,19 @@ async def follow(volumes: Volumes, node: Node, chain: Chain, tell: Tell) -> None
 async def _do(volumes: Volumes, node: Node, operation: Operation) -> int:
     """The size that the volume was said to have, 0 when nothing was said."""
     pv = operation.pv
+    pool = node.make_backend().pool_of(VolumeParameters(device_class=operation.device_class))
     if operation.kind == "reclaim":
         async with asyncio.timeout(120):
-            while not await volumes.reclaim(pv, uid_of(pv), node.pool):
+            while not await volumes.reclaim(pv, uid_of(pv), pool):
                 await asyncio.sleep(0.01)
+        return 0
+    if operation.kind == "retain":
+        await volumes.retain(pv, uid_of(pv), pool, made=True)
+        return 0
+    if operation.kind == "orphaned":
+        with contextlib.suppress(NotAuthorized):
+            await volumes.reclaim(pv, uid_of(pv), pool, RemovalReason.ORPHANED)
+            raise AssertionError(f"{pv} was retained, and is removed as an orphan")
         return 0
     if operation.kind == "unmount":
         folder = node.folder(pv, operation.pod)
@@ -168,7 +188,13 @@ async def _do(volumes: Volumes, node: Node, operation: Operation) -> int:
 
 def wanted_of(node: Node, operation: Operation) -> VolumeSpec:
     original = Original(operation.original, uid_of(operation.original)) if operation.original else None
-    spec = node.spec(operation.size, pv=operation.pv, uid=uid_of(operation.pv))
+    spec = node.spec(
+        operation.size,
+        pv=operation.pv,
+        uid=uid_of(operation.pv),
+        policy=operation.policy,
+        device_class=operation.device_class,
+    )
     return replace(spec, made=operation.made, original=original)
 
 
@@ -252,12 +278,11 @@ def _kill_command(arms: Arms, tell: Tell) -> None:
 async def look(node: Node, *, start: bool) -> Seen:
     """What the node shows. `start`: a daemon is started for it, which mends what an LVM command left that was killed,
     so that LVM can be asked at all, and ends what is left over."""
+    late = ""
     if start:
         volumes = _volumes(node, [])
         await volumes.start()
-        async with asyncio.timeout(120):
-            while volumes.inventory.snapshots:
-                await asyncio.sleep(0.02)
+        late = await without_snapshots(volumes)
         await volumes.close()
     seen = await node.make_backend().inspect()
     mounts = node.mounts()
@@ -279,7 +304,33 @@ async def look(node: Node, *, start: bool) -> Seen:
         paths=_names(node.root / "data"),
         loop_devices=_loop_devices(node),
         staging_folders=_names(node.staging),
+        late=late,
     )
+
+
+async def without_snapshots(volumes: Volumes, seconds: float = 120) -> str:
+    """Waits until what was copied from is gone. What keeps it, if it takes longer."""
+    begin = time.monotonic()
+    while left := [each.pv for each in volumes.inventory.snapshots]:
+        if (waited := time.monotonic() - begin) > seconds:
+            return f"snapshots are there after {waited:.0f} s: {left}. {running()}"
+        await asyncio.sleep(0.05)
+    return ""
+
+
+def running() -> str:
+    """What this machine, or namespace of processes, is busy with: when something takes too long, was it the load?"""
+    told = []
+    uptime = float(Path("/proc/uptime").read_text().split()[0])
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command_line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            fields = (process / "stat").read_text().rpartition(")")[2].split()
+            begun = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+            if command_line:  # a thread of the kernel has none
+                told.append(f"{process.name} {fields[0]} {uptime - begun:.0f} s {command_line[:200]}")
+    load = Path("/proc/loadavg").read_text().split()
+    return f"Load {' '.join(load[:3])}; processes, their states and ages:\n" + "\n".join(told)
 
 
 def _names(folder: Path) -> frozenset[str]:

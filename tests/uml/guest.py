@@ -49,7 +49,10 @@ _PROGRAMS = (
 )
 
 _MODULES = Path("/usr/lib/uml/modules")
-_WANTED_MODULES = ("dm-thin-pool", "dm-snapshot", "dm-flakey", "raid1", "dm-raid", "loop", "overlay", "xfs", "btrfs")
+_WANTED_MODULES = (
+    *("dm-thin-pool", "dm-snapshot", "dm-flakey", "dm-delay", "dm-dust", "raid1", "dm-raid"),
+    *("loop", "overlay", "xfs", "btrfs"),
+)
 """raid1 by name: the kernel asks for it through /lib/modules, where the modules of User-mode Linux are not."""
 
 PROJECT = Path(__file__).parents[2]

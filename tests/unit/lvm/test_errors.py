@@ -1,6 +1,6 @@
 import pytest
 
-from lvm import AlreadyExists, BadName, InUse, LvmError, LvmNotFound, NoSpace, Unsupported, errors
+from lvm import AlreadyExists, BadName, GroupNotFound, InUse, LvmError, LvmNotFound, NoSpace, Unsupported, errors
 
 COMMAND = "lvm lvcreate --name=one vg"
 
@@ -13,7 +13,7 @@ COMMAND = "lvm lvcreate --name=one vg"
         ("Insufficient suitable allocatable extents for logical volume rb: 104 more required", NoSpace),
         ("Number of stripes (4) must not exceed number of physical volumes (3)", NoSpace),
         ("Cannot create new thin volume, free space in thin pool vg/pool reached threshold.", NoSpace),
-        ('Volume group "novg" not found', LvmNotFound),
+        ('Volume group "novg" not found', GroupNotFound),
         ('Failed to find logical volume "vg/nope"', LvmNotFound),
         ("Logical volume nope not found in volume group vg.", LvmNotFound),
         ("Pool nopool not found in Volume group vg.", LvmNotFound),
@@ -45,7 +45,7 @@ def test_what_lvm_says_becomes_a_type(message: str, kind: type[LvmError]) -> Non
 def test_the_first_known_message_decides_and_all_are_in_the_error() -> None:
     messages = ['Volume group "vg" not found', "Cannot process volume group vg", "Cannot process volume group vg"]
     error = errors.explain(COMMAND, 5, messages)
-    assert type(error) is LvmNotFound
+    assert type(error) is GroupNotFound
     assert error.message == 'Volume group "vg" not found; Cannot process volume group vg'
 
 

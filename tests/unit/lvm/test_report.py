@@ -154,3 +154,15 @@ def test_errors_are_those_of_the_log() -> None:
 def test_a_command_line_that_lvm_does_not_take_has_no_log() -> None:
     said = '  Names including "_tdata" are reserved.\n  Run `lvcreate --help\' for more information.\n'
     assert report.errors(printed(stderr=said, exit_code=3))[0] == 'Names including "_tdata" are reserved.'
+
+
+def test_what_a_command_had_done_before_it_failed_does_not_hide_the_error() -> None:
+    """Without a log it prints that behind the empty object: an lvchange whose disk fails when it writes."""
+    said = "  Error writing device /dev/sdb at 95232 length 3584.\n  Failed to write VG vg.\n"
+    done = printed("  {\n  }\n  Logical volume vg/one changed.\n", stderr=said, exit_code=5)
+    assert report.errors(done) == ["Error writing device /dev/sdb at 95232 length 3584.", "Failed to write VG vg."]
+
+
+def test_a_log_that_was_cut_off_does_not_hide_the_error() -> None:
+    done = printed('  {\n      "log": [\n          {"log_seq_num":"1", "lo', stderr="  Killed.\n", exit_code=-9)
+    assert report.errors(done) == ["Killed."]

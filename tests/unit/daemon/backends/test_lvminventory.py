@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from daemon.backends.lvminventory import inventory
+from daemon.backends.lvminventory import inventory, pools_to_check
 from daemon.storage.inventory import ForeignVolume, Pool, PoolName, ThinPoolUsage, VolumeHealth
 from daemon.storage.record import Record, VolumeState
 from lvm import HealthStatus, LogicalVolume, PhysicalVolume, Report, VolumeGroup
@@ -150,6 +150,27 @@ def test_complaints_of_a_pool_are_those_of_its_volumes() -> None:
     full = replace(POOL, health=HealthStatus.OUT_OF_DATA)
     seen = inventory(report(full, thin(ours("pvc-1")), ours("pvc-2", health=HealthStatus.PARTIAL)), ["vg"])
     assert [volume.health for volume in seen.volumes] == [VolumeHealth.THIN_POOL_FULL, VolumeHealth.MISSING_DEVICE]
+
+
+@pytest.mark.parametrize("health", [HealthStatus.FAILED, HealthStatus.METADATA_READ_ONLY])
+def test_a_pool_whose_disk_failed_takes_nothing_new_and_says_what_to_do(health: HealthStatus) -> None:
+    state = report(replace(POOL, health=health), thin(ours("pvc-1")))
+    found = inventory(state, ["vg"])
+    pool, group = found.pool("vg/pool"), found.pool("vg")
+    assert pool
+    assert group
+    assert "stop the pods that use its volumes, then restart this node's daemon" in pool.blocked
+    assert group.blocked == ""
+    assert [(pool.name, members) for pool, members in pools_to_check(state, found)] == [("pool", ["pvc-1"])]
+
+
+def test_a_pool_with_volumes_of_others_or_without_a_failure_is_left_alone() -> None:
+    failed = replace(POOL, health=HealthStatus.FAILED)
+    for state in (
+        report(failed, thin(ours("pvc-1")), thin(replace(PLAIN, name="root"))),
+        report(POOL, thin(ours("pvc-1"))),
+    ):
+        assert list(pools_to_check(state, inventory(state, ["vg"]))) == []
 
 
 @pytest.mark.parametrize(
