@@ -17,6 +17,7 @@ from grpclib.exceptions import StreamTerminatedError
 from command.checkup import Finding, ok, unknown, wrong
 from contract.filesystems import FILESYSTEMS
 from contract.names import CSI_DRIVER, DRIVER_FOLDER, DRIVER_NAME, NAMESPACE
+from daemon.backends import newgroups
 from daemon.cluster.storagemonitor import lacking, noticed
 from daemon.csi import server
 from daemon.csi.proto.csi_grpc import IdentityStub
@@ -24,7 +25,7 @@ from daemon.csi.proto.csi_pb2 import GetPluginInfoRequest, GetPluginInfoResponse
 from daemon.errors import VolumeError
 from daemon.node import backend_of
 from daemon.settings import Settings
-from daemon.storage.deviceclasses import BINDMOUNT, LOOP, LVM
+from daemon.storage.deviceclasses import BINDMOUNT, LOOP, LVM, DeviceSelector
 from host import filesystem, mounttable
 from host.command import CommandError, MissingTool, run
 from host.mounttable import Mount
@@ -138,6 +139,8 @@ async def storage(here: Settings) -> list[Finding]:
             remedy = (
                 f"elastic-local vg create {each.group} DEVICE..." if each.kind == LVM else f"mkdir -p {each.folder}"
             )
+            if each.devices:
+                problem = f"{problem}. {await planned_group(here.data_dir, each.group, each.devices)}"
             results.append(judged(check, problem, remedy))
         else:
             count = sum(volume.pool == each.pool for volume in inventory.volumes)
@@ -152,6 +155,17 @@ async def storage(here: Settings) -> list[Finding]:
         names = ", ".join(each.name for each in inventory.damaged)
         results.append(wrong("records", f"volumes with a damaged record: {names}", "elastic-local volumes"))
     return results
+
+
+async def planned_group(data_dir: Path, group: str, selector: DeviceSelector) -> str:
+    """What the daemon will make the group of, if it may."""
+    file = newgroups.seen_file(data_dir, group)
+    if file.exists():
+        return f"This node had it, so it makes no other in its place: bring back its disks, or remove {file} to let it"
+    taken = newgroups.chosen(selector, await newgroups.look_at_all())
+    if not taken:
+        return "No empty disk of this node is what its device class selects"
+    return f"The daemon makes it of {', '.join(disk.path for disk in taken)}"
 
 
 def commands_in(message: str) -> str:

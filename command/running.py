@@ -13,6 +13,7 @@ from rich.console import Console
 
 from daemon.errors import VolumeError
 from host.command import CommandError
+from host.disks import NotADisk
 from kube.client import Cluster
 from kube.errors import ApiError
 from kube.transport import ConfigurationError
@@ -33,7 +34,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     """Runs `work`; what can be expected to go wrong becomes a line on stderr and exit code 1."""
     try:
         return asyncio.run(work)
-    except (Stop, VolumeError, LvmError, CommandError, SettingsError) as error:
+    except (Stop, NotADisk, VolumeError, LvmError, CommandError, SettingsError) as error:
         message = str(error)
     except ConfigurationError as error:
         message = f"{error}, or name a kubeconfig with --kubeconfig"

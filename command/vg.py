@@ -15,22 +15,16 @@ from pathlib import Path
 import typer
 
 import lvm
-from command import disks
-from command.disks import Disk
 from command.options import Form
 from command.running import Stop, need_root, patience, run
 from command.table import Column, share, show, show_data, size
 from contract import quantity
 from daemon.backends import groupfile, lvmgroups
+from daemon.backends.newgroups import metadata_size
 from daemon.storage.record import DamagedRecord, from_tags
-from host import loopdevice, ownfolder
+from host import disks, loopdevice, ownfolder
+from host.disks import Disk
 from lvm import Lvm
-
-_METADATA_MOST = 64 << 20
-_METADATA_SHARE = 512
-"""One part in so many: 8 KiB for each extent of 4 MiB."""
-_METADATA_OF_SMALLEST = 8
-"""Each disk has the whole text: of a small one beside large ones, no more than that part goes."""
 
 _NAMED = 5
 """Volumes that a message names."""
@@ -209,15 +203,6 @@ def _existing(state: lvm.Report, name: str) -> lvm.VolumeGroup:
     return group
 
 
-def metadata_size(taken: Sequence[Disk]) -> int | None:
-    """Bytes on each disk for LVM's metadata: enough for as many volumes as the disks have extents, 10,000 of ours in
-    any case where there is room for so many. A text of up to half of that holds them; LVM's own 1 MiB (None) is full
-    with 700 volumes, and can't be made larger later."""
-    whole, smallest = sum(disk.size for disk in taken), min(disk.size for disk in taken)
-    size = min(_METADATA_MOST, whole // _METADATA_SHARE, smallest // _METADATA_OF_SMALLEST)
-    return size >> 20 << 20 if size >= 2 << 20 else None
-
-
 async def _given_back(tools: Lvm, name: str, taken: Sequence[Disk]) -> None:
     """What was begun with these disks is undone: each was looked at a moment ago, held nothing and was nobody's, and is
     so again. What belongs to another group by now is not touched."""
@@ -255,7 +240,7 @@ async def _disks(
         if chosen := disks.choose(there):
             return [chosen]
         if loop_size is None:
-            seen = disks.described(there) or "  there is none"
+            seen = _described(there) or "  there is none"
             raise Stop(f"no disk of this node is empty:\n{seen}\nAdd a disk, or give --loop-size for a file instead")
     if loop_size is None:
         raise Stop(
@@ -270,8 +255,15 @@ def _empty(devices: list[Path], named: list[Disk]) -> list[Disk]:
     if twice := disks.named_twice([(str(path), disk) for path, disk in zip(devices, named, strict=False)]):
         raise Stop(f"nothing was changed, because one disk is named twice: {twice}")
     if any(disks.objection(disk) for disk in named):
-        raise Stop(f"nothing was changed, because not every disk is empty:\n{disks.described(named)}")
+        raise Stop(f"nothing was changed, because not every disk is empty:\n{_described(named)}")
     return named
+
+
+def _described(looked_at: Iterable[Disk]) -> str:
+    """A line for each disk that was looked at."""
+    return "\n".join(
+        f"  {disk.path} ({quantity.humane(disk.size)}): {disks.objection(disk) or 'empty'}" for disk in looked_at
+    )
 
 
 async def _loop_disk(file: Path, size: int, undo: contextlib.AsyncExitStack) -> Disk:

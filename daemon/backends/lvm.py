@@ -18,6 +18,7 @@ from daemon.backends import lvmgroups
 from daemon.backends.lvmerrors import errors_of, volume_errors
 from daemon.backends.lvminventory import inventory, pools_to_check, suspended, without_unresponsive
 from daemon.backends.lvmsnapshots import LvmSnapshots
+from daemon.backends.newgroups import GroupMaker
 from daemon.errors import BackendFailed, Damaged, Foreign, InUse, NoSpace, NotAuthorized, PoolMissing, VolumeNotFound
 from daemon.storage.backend import StaleData, no_thin_pools
 from daemon.storage.deviceclasses import DeviceClass
@@ -41,10 +42,11 @@ MiB of metadata that it may leave under a name of LVM's choice are listed as for
 class LvmBackend:
     """See daemon.storage.backend.Backend. `classes` are the device classes that are kept in volume groups: what they
     say holds for StorageClasses that say nothing else. The thin pool of a thin one is made if it is missing, with
-    nearly all that is free in its group."""
+    nearly all that is free in its group, and the group of one that selects disks by `groups`."""
 
-    def __init__(self, tools: Lvm, classes: Mapping[str, DeviceClass]) -> None:
+    def __init__(self, tools: Lvm, classes: Mapping[str, DeviceClass], groups: GroupMaker | None = None) -> None:
         self._lvm = tools
+        self._group_maker = groups
         self._snapshots = LvmSnapshots(tools)
         self._classes = classes
         self._groups = {device_class.group for device_class in classes.values()}
@@ -69,6 +71,9 @@ class LvmBackend:
 
     async def establish(self) -> None:
         await self._mend()
+        if self._group_maker:
+            present = {group.name for group in (await self._report()).groups}
+            await self._group_maker.ensure(dict.fromkeys(self._classes.values()), present)
         for device_class in dict.fromkeys(self._classes.values()):
             if device_class.thin:
                 with volume_errors(f"thin pool {device_class.thin_pool}", device_class.group):

@@ -8,6 +8,7 @@ place.
     default: nvme                  # for StorageClasses that name none; without it, what the other settings say
     classes:
       nvme: {kind: LVM, group: vg-nvme, reserve: 10Gi}
+      hdd: {kind: LVM, group: vg-hdd, devices: {rotational: true, minimumSize: 1Ti}}
       thin: {kind: LVM, group: vg-nvme, thin: true, thinPool: pool}
       scratch: {kind: LOOP, folder: /mnt/scratch/volumes, capacity: 100Gi}
 """
@@ -15,12 +16,14 @@ place.
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from contract import parameters, quantity
 from contract.parameters import DEFAULT_DEVICE_CLASS
 from daemon.storage.inventory import PoolName
+from host.disks import Disk
 from service import yamldecoder
 from service.yamldecoder import DecodeError, Fields
 
@@ -33,6 +36,29 @@ FILE_POOLS = {LOOP: "loop", BINDMOUNT: "folder"}
 
 
 @dataclass(frozen=True)
+class DeviceSelector:
+    """Of which disks a node may make the group of a class by itself. A disk has to meet all that is said."""
+
+    paths: tuple[str, ...] = ()
+    """Patterns as a shell has them, of the names of a disk below /dev, /dev/disk/by-... included."""
+    models: tuple[str, ...] = ()
+    """Patterns of what its maker calls it."""
+    minimum_size: int = 0
+    maximum_size: int | None = None
+    rotational: bool | None = None
+
+    def selects(self, disk: Disk) -> bool:
+        """Whether it may be taken, if it is empty."""
+        return (
+            (not self.paths or any(fnmatchcase(name, each) for name in (disk.path, *disk.links) for each in self.paths))
+            and (not self.models or any(fnmatchcase(disk.model, each) for each in self.models))
+            and self.minimum_size <= disk.size
+            and (self.maximum_size is None or disk.size <= self.maximum_size)
+            and (self.rotational is None or disk.rotational == self.rotational)
+        )
+
+
+@dataclass(frozen=True)
 class DeviceClass:
     """One of them. Sizes in bytes."""
 
@@ -42,6 +68,8 @@ class DeviceClass:
     """LVM: the volume group."""
     thin: bool = False
     thin_pool: str = THIN_POOL
+    devices: DeviceSelector | None = None
+    """LVM: of which disks the node makes the group if it never had it. None: people make it."""
     folder: Path = Path()
     """LOOP and BINDMOUNT: where the files or folders are."""
     own_folder: bool = False
@@ -116,6 +144,7 @@ def _class(name: str, where: str, body: object) -> DeviceClass:
             group=fields.take("group", _lvm_name, "") or _required(where, "group", "the name of an LVM volume group"),
             thin=fields.take("thin", yamldecoder.boolean, False),
             thin_pool=fields.take("thinPool", _lvm_name, THIN_POOL),
+            devices=fields.take("devices", _selector, None),
             reserve=reserve,
         )
     else:
@@ -127,9 +156,30 @@ def _class(name: str, where: str, body: object) -> DeviceClass:
             reserve=reserve,
         )
     for key in fields.unknown():
-        allowed = ("group", "reserve", "thin", "thinPool") if kind == LVM else ("capacity", "folder", "reserve")
+        allowed = (
+            ("devices", "group", "reserve", "thin", "thinPool") if kind == LVM else ("capacity", "folder", "reserve")
+        )
         raise DecodeError(f"{key}: there is no such key of kind {kind}, there are {', '.join(allowed)}")
     return device_class
+
+
+def _selector(where: str, body: object) -> DeviceSelector:
+    fields = Fields.of(where, body)
+    selector = DeviceSelector(
+        paths=fields.take("paths", yamldecoder.strings, ()),
+        models=fields.take("models", yamldecoder.strings, ()),
+        minimum_size=fields.take("minimumSize", _size, 0),
+        maximum_size=fields.take("maximumSize", _size, None),
+        rotational=fields.take("rotational", yamldecoder.boolean, None),
+    )
+    for key in fields.unknown():
+        allowed = ("maximumSize", "minimumSize", "models", "paths", "rotational")
+        raise DecodeError(f"{key}: there is no such key, there are {', '.join(allowed)}")
+    if selector == DeviceSelector():
+        raise DecodeError(f"{where} selects every empty disk: say which, or `paths: ['*']` if all are meant")
+    if wrong := next((each for each in selector.paths if each != "*" and not each.startswith("/dev/")), None):
+        raise DecodeError(f"{where}.paths has {wrong!r}: allowed is a pattern of a name below /dev, such as /dev/nvme*")
+    return selector
 
 
 def _check_apart(classes: list[DeviceClass]) -> None:

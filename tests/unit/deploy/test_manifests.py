@@ -211,7 +211,7 @@ def test_both_drivers_can_be_turned_off_each(tmp_path: Path) -> None:
 def test_what_the_file_of_device_classes_has_as_a_comment_is_right_too() -> None:
     text = re.sub(r"^( *)# (\w+: [\w{].*)$", r"\1\2", (DEVICE_CLASSES / "classes.yaml").read_text(), flags=re.MULTILINE)
     classes = deviceclasses.read(text, daemon.settings.Settings("node").own_class)
-    assert classes.keys() == {"default", "nvme", "hdd", "thin", "scratch"}
+    assert classes.keys() == {"default", "nvme", "hdd", "local", "thin", "scratch"}
     assert classes["default"] == classes["nvme"]
     commented = (DEVICE_CLASSES / "daemon.yaml").read_text()
     assert f"#   mountPath: {classes['scratch'].folder.parent}\n" in commented

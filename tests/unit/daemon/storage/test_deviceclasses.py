@@ -1,11 +1,13 @@
 """The file of device classes: what it means, and what is said of a mistake in it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from daemon.settings import read as read_settings
-from daemon.storage.deviceclasses import LOOP, LVM, DeviceClass, read, reserve_of
+from daemon.storage.deviceclasses import LOOP, LVM, DeviceClass, DeviceSelector, read, reserve_of
+from host.disks import Disk
 from service.environment import SettingsError
 from service.yamldecoder import DecodeError
 
@@ -30,6 +32,19 @@ def test_a_file_adds_classes_to_the_one_of_the_settings() -> None:
         "thin": DeviceClass("thin", LVM, group="vg-nvme", thin=True, thin_pool="pool", reserve=2 * GIB),
         "scratch": DeviceClass("scratch", LOOP, folder=Path("/mnt/scratch/volumes"), capacity=100 * GIB),
     }
+
+
+def test_a_class_may_select_the_disks_of_its_group() -> None:
+    devices = "{paths: [/dev/nvme*, '/dev/disk/by-id/*Micron*'], minimumSize: 100Gi, maximumSize: 2Ti, rotational: no}"
+    selector = read(f"classes: {{nvme: {{kind: LVM, group: a, devices: {devices}}}}}", OWN)["nvme"].devices
+    assert selector
+    disk = Disk("/dev/nvme0n1", 500 * GIB, model="Micron 7450")
+    assert selector.selects(disk)
+    assert selector.selects(replace(disk, path="/dev/sda", links=frozenset({"/dev/disk/by-id/nvme-Micron_1"})))
+    for other in ({"path": "/dev/sda"}, {"size": GIB}, {"size": 3 << 40}, {"rotational": True}):
+        assert not selector.selects(replace(disk, **other))
+    assert DeviceSelector(models=("Micron*",)).selects(disk)
+    assert not DeviceSelector(models=("Samsung*",)).selects(disk)
 
 
 def test_a_file_may_say_which_one_is_the_default() -> None:
@@ -63,6 +78,18 @@ def test_each_class_keeps_its_own_reserve_back() -> None:
         ("classes: {nvme: }", "classes.nvme is None: allowed is a map"),
         ("classes: {nvme: {group: a}}", "classes.nvme.kind is missing: allowed is LVM LOOP BINDMOUNT"),
         ("classes: {nvme: {kind: ZFS}}", "classes.nvme.kind is 'ZFS': allowed is LVM LOOP BINDMOUNT"),
+        (
+            "classes: {nvme: {kind: LVM, group: a, devices: {}}}",
+            "classes.nvme.devices selects every empty disk: say which, or `paths: ['*']` if all are meant",
+        ),
+        (
+            "classes: {nvme: {kind: LVM, group: a, devices: {paths: [sdb]}}}",
+            "classes.nvme.devices.paths has 'sdb': allowed is a pattern of a name below /dev, such as /dev/nvme*",
+        ),
+        (
+            "classes: {nvme: {kind: LVM, group: a, devices: {size: 1Gi}}}",
+            "classes.nvme.devices.size: there is no such key, there are maximumSize, minimumSize, models, paths, rotational",
+        ),
         ("classes: {nvme: {kind: LVM}}", "classes.nvme.group is missing: allowed is the name of an LVM volume group"),
         ("classes: {nvme: {kind: LVM, group: -x}}", "classes.nvme.group is '-x': allowed is a name as LVM has them"),
         (
@@ -71,7 +98,7 @@ def test_each_class_keeps_its_own_reserve_back() -> None:
         ),
         (
             "classes: {nvme: {kind: LVM, group: a, folder: /x}}",
-            "classes.nvme.folder: there is no such key of kind LVM, there are group, reserve, thin, thinPool",
+            "classes.nvme.folder: there is no such key of kind LVM, there are devices, group, reserve, thin, thinPool",
         ),
         (
             "classes: {tmp: {kind: LOOP, folder: tmp}}",

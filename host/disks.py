@@ -1,4 +1,4 @@
-"""Which disks this node has, and whether one of them may become part of a volume group.
+"""Which disks this node has, and whether one of them may be taken for something.
 
 May it? Only if it holds nothing at all: no partition, no mount, no signature, no user, and nothing where filesystems
 keep what they need to be found. The kernel is asked by an exclusive open, which sees users in every mount namespace:
@@ -14,8 +14,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from command.running import Stop
-from contract import quantity
 from host import blockdevice, mounttable
 from host.command import run
 
@@ -25,6 +23,10 @@ _EDGE = 1 << 20
 are there."""
 
 _NOT_DISKS = ("loop", "ram", "zram", "sr", "fd", "mtdblock")
+
+
+class NotADisk(Exception):
+    """The path can't be looked at as a disk. The message says why and what to name."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,11 @@ class Disk:
     """Numbers of the devices that it is a part of or built on."""
     hardware: str = ""
     """What names a whole disk in all the world, or the file of a loop device: the same for each path to it."""
+    model: str = ""
+    """As its maker calls it. Empty: it does not say."""
+    rotational: bool = False
+    links: frozenset[str] = frozenset()
+    """Its other names below /dev, as udev makes them: /dev/disk/by-id/... and the like."""
 
 
 def objection(disk: Disk) -> str:
@@ -102,11 +109,6 @@ def choose(disks: Iterable[Disk]) -> Disk | None:
     return min(free, key=lambda disk: (-disk.size, disk.path), default=None)
 
 
-def described(disks: Iterable[Disk]) -> str:
-    """A line for each disk that was looked at."""
-    return "\n".join(f"  {disk.path} ({quantity.humane(disk.size)}): {objection(disk) or 'empty'}" for disk in disks)
-
-
 def whole_disks() -> list[Path]:
     """The disks of this node, without those that are made of something else (loop, device-mapper, md)."""
     disks = []
@@ -118,7 +120,7 @@ def whole_disks() -> list[Path]:
 
 
 async def look(path: Path) -> Disk:
-    """What is on a block device. Raises Stop for what is none, and CommandError."""
+    """What is on a block device. Raises NotADisk for what is none, and CommandError."""
     disk = await asyncio.to_thread(_without_signatures, path)
     return replace(disk, signatures=await _signatures(disk.path)) if disk.size else disk
 
@@ -127,9 +129,9 @@ def _without_signatures(path: Path) -> Disk:
     try:
         status = path.stat()
     except OSError as error:
-        raise Stop(f"{path}: {error.strerror}. `lsblk` lists the disks of this node") from None
+        raise NotADisk(f"{path}: {error.strerror}. `lsblk` lists the disks of this node") from None
     if not stat.S_ISBLK(status.st_mode):
-        raise Stop(f"{path} is no block device: name a disk such as /dev/sdb, or give --loop-size for a file")
+        raise NotADisk(f"{path} is no block device: name a disk such as /dev/sdb")
     device = path.resolve()
     number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
     facts = (_SYSFS / "dev/block" / number).resolve()
@@ -147,9 +149,24 @@ def _without_signatures(path: Path) -> Disk:
             number=number,
             lies_on=_below(facts),
             hardware=_hardware(facts),
+            model=_text(facts / "device/model"),
+            rotational=_text(facts / "queue/rotational") == "1",
+            links=_links(device),
         )
     except OSError as error:
-        raise Stop(f"{device} can't be looked at: {error.strerror}. Is it broken, or is this not root?") from None
+        raise NotADisk(f"{device} can't be looked at: {error.strerror}. Is it broken, or is this not root?") from None
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _links(device: Path) -> frozenset[str]:
+    links = Path("/dev/disk").glob("by-*/*")
+    return frozenset(str(link) for link in links if link.is_symlink() and link.resolve() == device)
 
 
 def _below(facts: Path) -> frozenset[str]:

@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
-from command.disks import Disk, choose, named_twice, objection
-from command.vg import metadata_size
+from daemon.backends.newgroups import metadata_size
+from host.disks import Disk, choose, named_twice, objection
 
 _EMPTY = Disk("/dev/sdb", 10 << 30)
 

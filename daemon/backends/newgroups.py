@@ -1,0 +1,120 @@
+"""Volume groups that a node makes by itself, of disks that nobody uses: so a new node of an autoscaled group is ready
+without a hand. Only for device classes that select disks (`devices` in the file of device classes).
+
+A disk is taken only if it is whole, empty in every way (host.disks) and meets all that the class asks for. A group is
+made once: what this node has had is never made anew, because disks that are away come back, and two groups of one name
+can't be used. So a file remembers each group that was made or seen here, and nothing is made where the file can't be
+written. Nothing is ever added to a group that is there.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+
+from daemon.storage.deviceclasses import DeviceClass, DeviceSelector
+from host import disks, ownfolder
+from host.command import CommandError
+from host.disks import Disk, NotADisk
+from lvm import Lvm, LvmError
+
+log = logging.getLogger(__name__)
+
+_METADATA_MOST = 64 << 20
+_METADATA_SHARE = 512
+"""One part in so many: 8 KiB for each extent of 4 MiB."""
+_METADATA_OF_SMALLEST = 8
+"""Each disk has the whole text: of a small one beside large ones, no more than that part goes."""
+
+
+def metadata_size(taken: Sequence[Disk]) -> int | None:
+    """Bytes on each disk for LVM's metadata: enough for as many volumes as the disks have extents, 10,000 of ours in
+    any case where there is room for so many. A text of up to half of that holds them; LVM's own 1 MiB (None) is full
+    with 700 volumes, and can't be made larger later."""
+    whole, smallest = sum(disk.size for disk in taken), min(disk.size for disk in taken)
+    size = min(_METADATA_MOST, whole // _METADATA_SHARE, smallest // _METADATA_OF_SMALLEST)
+    return size >> 20 << 20 if size >= 2 << 20 else None
+
+
+def chosen(selector: DeviceSelector, looked_at: Iterable[Disk]) -> list[Disk]:
+    """The disks of a node that its class asks for and that hold nothing, each once."""
+    free: list[Disk] = []
+    for disk in looked_at:
+        if selector.selects(disk) and not disks.objection(disk):
+            taken = [(other.path, other) for other in free]
+            if not disks.named_twice([*taken, (disk.path, disk)]):
+                free.append(disk)
+    return free
+
+
+def seen_file(data_dir: Path, group: str) -> Path:
+    """By which a node remembers that it has, or had, the group."""
+    return data_dir / "groups" / f"{group}.seen"
+
+
+class GroupMaker:
+    """Makes the groups of one node. `data_dir` is where it remembers them."""
+
+    def __init__(self, tools: Lvm, data_dir: Path) -> None:
+        self._tools = tools
+        self._data_dir = data_dir
+
+    async def ensure(self, classes: Iterable[DeviceClass], present: Collection[str]) -> None:
+        """Groups that their classes let this node make are made, if they never were there. `present`: the names of
+        those that are there now. What fails is logged, and tried again when this is called again: the node has other
+        storage, and says that this group is missing."""
+        for device_class in classes:
+            if device_class.devices:
+                try:
+                    await self._ensure(device_class.group, device_class.devices, present)
+                except (LvmError, CommandError, OSError) as error:
+                    log.warning("group %s can't be made: %s", device_class.group, error)
+
+    async def _ensure(self, group: str, selector: DeviceSelector, present: Collection[str]) -> None:
+        if group in present:
+            await asyncio.to_thread(self._remember, group)
+        elif not await asyncio.to_thread(seen_file(self._data_dir, group).exists):
+            await self._make(group, selector)
+
+    async def _make(self, group: str, selector: DeviceSelector) -> None:
+        taken = chosen(selector, await look_at_all())
+        if not taken:
+            return
+        await asyncio.to_thread(self._remember, group)
+        log.warning("group %s is made of %s", group, ", ".join(disk.path for disk in taken))
+        try:
+            await self._tools.create_group(group, [disk.path for disk in taken], metadata_size=metadata_size(taken))
+        except LvmError:
+            state = await self._tools.report()
+            if state.group(group) is None:
+                await asyncio.to_thread(seen_file(self._data_dir, group).unlink)  # it was never there
+            raise
+
+    def _remember(self, group: str) -> None:
+        """On the disk when it returns."""
+        file = seen_file(self._data_dir, group)
+        if file.exists():
+            return
+        ownfolder.establish(file.parent)
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+async def look_at_all() -> list[Disk]:
+    """The whole disks of this node. One that can't be looked at is left out."""
+    looked_at = []
+    for path in await asyncio.to_thread(disks.whole_disks):
+        try:
+            looked_at.append(await disks.look(path))
+        except (NotADisk, CommandError, OSError) as error:
+            log.info("disk %s is left out: %s", path, error)
+    return looked_at
