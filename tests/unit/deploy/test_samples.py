@@ -10,7 +10,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from contract import names
+from contract import capacity, names
+from contract.capacity import Capacity
+from tests.sandbox.controlplane.binding import NOT_ENOUGH_SPACE, Placement, PodClaims, place
 from tests.unit.deploy.rendered import BASE, DEPLOY, kustomize, of_kind
 from tests.unit.deploy.test_manifests import VERSIONS
 
@@ -74,10 +76,42 @@ def test_a_stateful_set_and_its_service_select_its_pods(path: Path) -> None:
             assert service["spec"]["selector"] == each["spec"]["selector"]["matchLabels"] == labels
 
 
-def test_the_capacity_of_a_template_node_is_for_no_real_node() -> None:
-    (capacity,) = objects(DEPLOY / "samples" / "autoscaler" / "template-node.yaml")
-    assert capacity["nodeTopology"]["matchLabels"]["cluster-autoscaler.kubernetes.io/template-node"] == "true"
-    assert capacity["metadata"]["namespace"] != names.NAMESPACE
+GROUP = {"example.com/node-group": "databases"}
+TEMPLATE = {
+    "cluster-autoscaler.kubernetes.io/template-node": "true",
+    names.HOSTNAME_LABEL: "template-node-for-databases-1",
+}
+
+
+@pytest.mark.parametrize(
+    ("labels", "fits"),
+    [(GROUP | TEMPLATE, True), (TEMPLATE, False), (GROUP | {names.HOSTNAME_LABEL: "node-1"}, False)],
+    ids=["template", "template of another group", "full node"],
+)
+def test_only_a_template_node_of_the_group_has_the_capacity_that_is_written_for_it(
+    labels: dict[str, str], *, fits: bool
+) -> None:
+    """Told by the rule of the scheduler, whose code the autoscaler runs."""
+    (template,) = objects(DEPLOY / "samples" / "autoscaler" / "template-node.yaml")
+    full = Capacity("node-1", "node-1", "elastic-local", "elastic-local-vg", 1 << 40, available=0, granularity=1 << 22)
+    (postgresql,) = claim_specs(objects(DEPLOY / "samples" / "databases" / "postgresql.yaml"))
+    claim = {"metadata": {"name": "data-postgresql-0", "namespace": "default"}, "spec": postgresql}
+    placed = place(
+        {"metadata": {"name": labels[names.HOSTNAME_LABEL], "labels": labels}},
+        PodClaims(bound=[], delayed=[claim]),
+        [],
+        {each["metadata"]["name"]: each for each in of_kind(kustomize(BASE), "StorageClass")},
+        {each["metadata"]["name"]: each for each in of_kind(kustomize(BASE), "CSIDriver")},
+        [template, capacity.manifest(full, names.NAMESPACE, None)],
+    )
+    assert isinstance(placed, Placement) == fits
+    assert fits or placed == (NOT_ENOUGH_SPACE,)
+
+
+def test_the_capacity_of_a_template_node_is_none_of_a_daemon() -> None:
+    (template,) = objects(DEPLOY / "samples" / "autoscaler" / "template-node.yaml")
+    assert capacity.read(template) is None
+    assert template["metadata"]["namespace"] != names.NAMESPACE
 
 
 def copy(old: Path, new: Path) -> "subprocess.CompletedProcess[str]":

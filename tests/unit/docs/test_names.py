@@ -92,6 +92,61 @@ def test_what_does_not_exist_is_found() -> None:
     assert list(unknown(text)) == ["GONE_AWAY", "VolumeForgotten", "elastic_local_gone"]
 
 
+OF_KUBERNETES = {
+    "node(s) did not have enough free storage",
+    "node(s) had volume node affinity conflict",
+    "node(s) exceed max volume count",
+    "waiting for first consumer to be created",
+    "driver name ... not found in the list of registered CSI drivers",
+    "no such driver",
+    "failed to get Plugin from volumeSpec",
+    "only dynamically provisioned pvc can be resized and the storageclass ... must support resize",
+}
+"""Messages in the docs that are not ours."""
+
+
+@cache
+def said() -> tuple[str, ...]:
+    """The texts in the code. A field of one is an end of line."""
+    texts = []
+    for path in (path for folder in _CODE for path in (ROOT / folder).rglob("*.py") if "build" not in path.parts):
+        tree = ast.parse(path.read_text())
+        comments = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            if id(node) in comments:
+                continue
+            if isinstance(node, ast.JoinedStr):
+                parts = [part.value if isinstance(part, ast.Constant) else "\n" for part in node.values]
+                texts.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    policies = (ROOT / "deploy" / "base" / "policies.yaml").read_text()
+    return (*texts, policies)
+
+
+def is_said(message: str) -> bool:
+    """Parts of a message that are left out are written `...`."""
+    pattern = re.compile(".*".join(re.escape(part.strip()) for part in message.split("...")), re.DOTALL)
+    return any(pattern.search(text) for text in said())
+
+
+def quoted_messages(page: str) -> Iterator[str]:
+    """What stands in backquotes and is a sentence, not a command."""
+    for text in _QUOTED.findall(page):
+        words = text.split()
+        if words[0] in {*("ProvisioningFailed", "VolumeFailedDelete")} and words[1:2] == ["..."]:
+            yield " ".join(words[2:])
+        elif len(words) > 2 and not re.match(r"(kubectl|elastic-local|lv|vg|curl|make|dd|[A-Za-z./]+:)", text):
+            yield text
+
+
+def test_messages_in_troubleshooting_are_said() -> None:
+    messages = set(quoted_messages((ROOT / "docs" / "troubleshooting.md").read_text()))
+    assert "can't ask the API server" in messages
+    assert sorted(message for message in messages - OF_KUBERNETES if not is_said(message)) == []
+    assert not is_said("volume ... was eaten")
+
+
 def reasons(tree: ast.Module) -> Iterator[str]:
     """Words that look like reasons of events: constants of the module, and what its events are reported with."""
 
