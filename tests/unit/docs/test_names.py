@@ -3,12 +3,16 @@ docs/troubleshooting.md."""
 
 import ast
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer.main
+from typer.core import TyperGroup
 
+from command.main import app
 from tests.unit.docs.test_pages import PAGES, ROOT
 
 _CODE = (
@@ -90,6 +94,50 @@ def test_what_a_page_names_exists(page: Path) -> None:
 def test_what_does_not_exist_is_found() -> None:
     text = "`NODE_NAME` `GONE_AWAY=1` `VolumeErased` `VolumeForgotten` `elastic_local_volumes` `elastic_local_gone{a}`"
     assert list(unknown(text)) == ["GONE_AWAY", "VolumeForgotten", "elastic_local_gone"]
+
+
+@cache
+def commands() -> dict[str, frozenset[str]]:
+    """The commands of `elastic-local`, with those below them."""
+
+    def below(command: object) -> Mapping[str, Any]:
+        return command.commands if isinstance(command, TyperGroup) else {}
+
+    return {name: frozenset(below(command)) for name, command in below(typer.main.get_command(app)).items()}
+
+
+@cache
+def targets() -> frozenset[str]:
+    text = (ROOT / "Makefile").read_text() + (ROOT / "deploy" / "targets.mk").read_text()
+    return frozenset(re.findall(r"^([a-z-]+):", text, re.MULTILINE))
+
+
+def spelled(text: str) -> Iterator[str]:
+    """What stands in backquotes, and in blocks of code without their comments."""
+    yield from _QUOTED.findall(text)
+    yield from (line.partition(" # ")[0] for line in re.findall(r"^ {4,}(\S.*)$", text, re.MULTILINE))
+
+
+def not_to_be_run(text: str) -> Iterator[str]:
+    """Commands of ours, and targets of make, that there are not."""
+    for line in spelled(text):
+        for name, below in re.findall(
+            r"(?<!-n )(?<!--namespace )(?<![\w/.-])elastic-local ([a-z]+)(?![\w-])(?: ([a-z]+)\b)?", line
+        ):
+            if name not in commands() or (commands()[name] and below not in commands()[name]):
+                yield f"elastic-local {name} {below}".strip()
+        for called in re.findall(r"(?:^|[`;&] ?)make((?: [a-z][a-z-]+\b(?!=))+)", line):
+            yield from (f"make {target}" for target in called.split() if target not in targets())
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_a_page_says_can_be_run(page: Path) -> None:
+    assert sorted(set(not_to_be_run(page.read_text()))) == []
+
+
+def test_what_can_not_be_run_is_found() -> None:
+    text = "`elastic-local doctor` `elastic-local heal`\n\n    elastic-local vg melt  # now\n    make demo fly\n"
+    assert list(not_to_be_run(text)) == ["elastic-local heal", "elastic-local vg melt", "make fly"]
 
 
 OF_KUBERNETES = {
