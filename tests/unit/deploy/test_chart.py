@@ -1,0 +1,578 @@
+"""The Helm chart: the same objects as kustomize makes with equal settings, valid in every Kubernetes in use, and values
+that are checked."""
+
+import copy
+import json
+import operator
+import re
+import shutil
+import subprocess
+import tarfile
+import textwrap
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+import daemon.settings
+import provisioner.settings
+from contract import names, parameters
+from daemon.static import configuration
+from daemon.storage import deviceclasses
+from service.yamldecoder import DecodeError
+from tests.unit.deploy.rendered import (
+    ADDING,
+    BASE,
+    CHART,
+    COMPONENTS,
+    DEPLOY,
+    OVERLAYS,
+    VALUES,
+    charted,
+    container,
+    environment,
+    helm_template,
+    of_kind,
+    one,
+    run_helm,
+    with_components,
+)
+from tests.unit.heard import Heard
+
+Json = dict[str, Any]
+
+IMAGE = "registry.example.com/elastic-local"
+_OF_THE_CHART = {
+    "helm.sh/chart",
+    "app.kubernetes.io/instance",
+    "app.kubernetes.io/version",
+    "app.kubernetes.io/managed-by",
+    "checksum/config",
+}
+"""Labels and annotations that the chart gives and kustomize does not."""
+_BY_NAME = {"env": "name", "volumes": "name", "volumeMounts": "mountPath"}
+"""Lists whose order is of no meaning, and what their items are told apart by."""
+_GENERATED = re.compile(r"^(daemon|provisioner|device-classes)-[0-9a-z]{10}$")
+"""ConfigMaps whose names kustomize gives a hash. The chart restarts pods by an annotation."""
+_CLEANUP_CLASSES = ["cache", "scratch"]
+
+
+def component(name: str) -> Path:
+    return DEPLOY / "components" / name
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to install, told to both."""
+
+    overlay: Path = BASE
+    components: tuple[str, ...] = ()
+    kustomization: Json = field(default_factory=dict)
+    files: tuple[str, ...] = ()
+    """Of values."""
+    values: Json = field(default_factory=dict)
+
+
+_FLEX_VOLUME: Json = {"volumeSource": "flexVolume"}
+_DEVICE_CLASSES: Json = {
+    "deviceClasses": {
+        "classes": {
+            "nvme": {"kind": "LVM", "group": "vg-nvme", "reserve": "10Gi"},
+            "hdd": {"kind": "LVM", "group": "vg-hdd"},
+        }
+    },
+    "storageClasses": {
+        "elastic-local-nvme": {"parameters": {"device-class": "nvme"}},
+        "elastic-local-hdd": {"parameters": {"device-class": "hdd"}},
+    },
+}
+_MONITORING: Json = {"monitoring": {each: {"enabled": True} for each in ("podMonitor", "alerts", "dashboard")}}
+
+
+def _overlay(name: str) -> Path:
+    return DEPLOY / "overlays" / name
+
+
+def _with_data(name: str, **data: str) -> Json:
+    """Changes a ConfigMap."""
+    metadata = {"name": name, "namespace": "elastic-local"}
+    return {"patch": yaml.safe_dump({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data})}
+
+
+def _job_image() -> Json:
+    """`images:` does not reach into the environment."""
+    of = {"name": "daemon", "env": [{"name": "JOB_CONTAINER_IMAGE", "value": f"{IMAGE}:1"}]}
+    metadata = {"name": "daemon", "namespace": "elastic-local"}
+    spec = {"template": {"spec": {"containers": [of]}}}
+    return {"patch": yaml.safe_dump({"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": metadata, "spec": spec})}
+
+
+_CLEANUP = _with_data("provisioner", NODE_CLEANUP_CLASSES=",".join(_CLEANUP_CLASSES))
+WAYS = {
+    "base": Way(values=_FLEX_VOLUME),
+    "overlay csi": Way(_overlay("csi")),
+    "overlay gke": Way(_overlay("gke"), files=("values-gke",), values=_FLEX_VOLUME),
+    "overlay ha": Way(_overlay("ha"), files=("values-ha",), values=_FLEX_VOLUME),
+    "overlay minikube": Way(_overlay("minikube"), files=("values-minikube",), values=_FLEX_VOLUME),
+    "overlay minikube-loop": Way(_overlay("minikube-loop"), files=("values-minikube-loop",), values=_FLEX_VOLUME),
+    "overlay static": Way(_overlay("static"), values={**_FLEX_VOLUME, "static": {"enabled": True}}),
+    "csi": Way(components=("csi",)),
+    "device-classes": Way(components=("device-classes",), values={**_FLEX_VOLUME, **_DEVICE_CLASSES}),
+    "monitoring": Way(components=("csi", "monitoring"), values=_MONITORING),
+    "node-cleanup": Way(
+        components=("csi", "node-cleanup"),
+        kustomization={"patches": [_CLEANUP]},
+        values={"nodeCleanup": {"classes": _CLEANUP_CLASSES}},
+    ),
+    "static": Way(components=("csi", "static"), values={"static": {"enabled": True}}),
+    "static-jobs": Way(
+        components=("csi", "static", "static-jobs"),
+        kustomization={"patches": [_with_data("static-volumes", useJobForCleaning="true"), _job_image()]},
+        values={"static": {"enabled": True, "jobs": True}},
+    ),
+    "static-taint": Way(
+        components=("csi", "static", "static-taint"),
+        kustomization={"patches": [_with_data("static-volumes", removeNodeNotReadyTaint="true")]},
+        values={"static": {"enabled": True, "taint": True}},
+    ),
+    "without-flex-volume": Way(components=("csi", "without-flex-volume"), values={"flexVolume": {"enabled": False}}),
+    "without-policies": Way(components=("csi", "without-policies"), values={"policies": {"enabled": False}}),
+    "all": Way(
+        components=tuple(path.name for path in sorted(ADDING, key=lambda path: path.name == "csi")),
+        kustomization={
+            "patches": [
+                _with_data("static-volumes", useJobForCleaning="true", removeNodeNotReadyTaint="true"),
+                _CLEANUP,
+                _job_image(),
+            ],
+        },
+        values={
+            **_DEVICE_CLASSES,
+            **_MONITORING,
+            "nodeCleanup": {"classes": _CLEANUP_CLASSES},
+            "static": {"enabled": True, "jobs": True, "taint": True},
+        },
+    ),
+}
+
+
+def test_every_overlay_and_component_is_compared() -> None:
+    """Whoever adds one adds it to the chart, and here."""
+    assert {way.overlay for way in WAYS.values()} == {BASE, *OVERLAYS}
+    assert {name for way in WAYS.values() for name in way.components} == {path.name for path in COMPONENTS}
+
+
+@pytest.mark.parametrize("name", [*WAYS, "all, in another namespace"])
+def test_chart_and_kustomize_make_the_same_objects(name: str, tmp_path: Path) -> None:
+    way, namespace = (WAYS[name], names.NAMESPACE) if name in WAYS else (WAYS["all"], "storage-system")
+    theirs = with_components(
+        tmp_path,
+        map(component, way.components),
+        way.overlay,
+        **{**way.kustomization, "images": [{"name": "elastic-local", "newName": IMAGE, "newTag": "1"}]},
+        **({} if namespace == names.NAMESPACE else {"namespace": namespace}),
+    )
+    ours = charted(
+        *(CHART / f"{file}.yaml" for file in way.files),
+        namespace=namespace,
+        **{**way.values, "image": {"repository": IMAGE, "tag": "1", **_pull_policy(way)}},
+    )
+    wanted, found = _comparable(theirs), _comparable(ours)
+    # Of the release: `helm install --namespace`. docs/install.md and the chart's notes have its labels.
+    del wanted["Namespace", namespace]
+    assert found.keys() == wanted.keys(), "objects of the chart, and those of kustomize"
+    for identity, body in wanted.items():
+        assert found[identity] == body, f"{identity} of the chart, and that of kustomize"
+
+
+def _pull_policy(way: Way) -> Json:
+    """`--set-json` of the image replaces what a file of values has of it."""
+    found: Json = {}
+    for file in way.files:
+        found |= yaml.safe_load((CHART / f"{file}.yaml").read_text()).get("image", {})
+    return found
+
+
+def _comparable(objects: tuple[Json, ...]) -> dict[tuple[str, str], Json]:
+    """By kind and name, without what is different on purpose."""
+    found: dict[tuple[str, str], Json] = {}
+    for each in objects:
+        body = _plain(copy.deepcopy(each))
+        if body["kind"].startswith("ValidatingAdmissionPolicy"):
+            # kustomize does not know that these kinds have no namespace; the API server drops it.
+            body["metadata"].pop("namespace", None)
+        if body["kind"] == "ConfigMap":
+            body["data"] = {key: yaml.safe_load(text) for key, text in body["data"].items()}
+        identity = body["kind"], body["metadata"]["name"]
+        assert identity not in found
+        found[identity] = body
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        return _GENERATED.sub(r"\1", value)
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    plain = {key: _plain(each) for key, each in value.items()}
+    for key, by in _BY_NAME.items():
+        if isinstance(plain.get(key), list):
+            plain[key] = sorted(plain[key], key=operator.itemgetter(by))
+    for key in ("labels", "annotations"):
+        if isinstance(plain.get(key), dict):
+            plain[key] = {name: text for name, text in plain[key].items() if name not in _OF_THE_CHART}
+            if not plain[key]:
+                del plain[key]
+    return plain
+
+
+def test_the_labels_of_the_namespace_are_told() -> None:
+    """Helm makes a namespace without labels."""
+    namespace = yaml.safe_load((BASE / "namespace.yaml").read_text())
+    for text in ((CHART / "templates" / "NOTES.txt").read_text(), (DEPLOY.parent / "docs" / "install.md").read_text()):
+        for label, value in namespace["metadata"]["labels"].items():
+            assert f"{label}={value}" in text
+
+
+_EVERYTHING = WAYS["all"].values
+
+
+@pytest.mark.parametrize("version", ["1.28", "1.32", "1.36"])
+def test_objects_are_valid(version: str) -> None:
+    old = {"policies": {"enabled": False}} if version == "1.28" else {}
+    every = [each for file in VALUES for each in charted(file, kubernetes=version, **old)]
+    every += [*charted(kubernetes=version, **old), *charted(kubernetes=version, **{**_EVERYTHING, **old})]
+    for text in {json.dumps(each, sort_keys=True) for each in every}:
+        body = json.loads(text)
+        if body["apiVersion"] != "monitoring.coreos.com/v1":
+            kubernetes_validate.validate(body, version, strict=True)
+
+
+@pytest.mark.parametrize("file", [None, *VALUES], ids=lambda file: file.stem if file else "values")
+def test_helm_lints(file: Path | None) -> None:
+    told = [f"--values={file}"] if file else []
+    linted = run_helm("lint", CHART, "--strict", "--kube-version=1.32.0", *told)
+    assert linted.returncode == 0, linted.stdout + linted.stderr
+
+
+def test_each_distribution_has_its_folders() -> None:
+    """As their documentation has them: the kubelet's root, where volumes are staged, and its plugin folders."""
+
+    def folders(distribution: str) -> tuple[str, str, list[str]]:
+        objects = charted(CHART / f"values-{distribution}.yaml")
+        mounts = container(objects, "DaemonSet", "daemon")["volumeMounts"]
+        at = {each["name"]: each["mountPath"] for each in mounts}
+        return at["kubelet"], at["staging"], [path for name, path in at.items() if name.startswith("plugins")]
+
+    root, staging = "/var/lib/kubelet", "/mnt/storage"
+    assert folders("openshift") == (root, staging, ["/etc/kubernetes/kubelet-plugins/volume/exec"])
+    assert folders("flatcar") == (root, staging, [])
+    assert folders("talos") == (root, "/var/mnt/elastic-local", [])
+    assert folders("rke") == (root, staging, ["/var/lib/kubelet/volumeplugins"])
+    assert folders("k0s") == ("/var/lib/k0s/kubelet", staging, ["/usr/libexec/k0s/kubelet-plugins/volume/exec"])
+    assert folders("microk8s") == (
+        "/var/snap/microk8s/common/var/lib/kubelet",
+        staging,
+        ["/usr/libexec/kubernetes/kubelet-plugins/volume/exec"],
+    )
+
+
+def test_openshift_admits_the_pods() -> None:
+    objects = charted(CHART / "values-openshift.yaml")
+    bound = {
+        (each["roleRef"]["name"], each["subjects"][0]["name"], each["subjects"][0]["namespace"])
+        for each in of_kind(objects, "RoleBinding")
+        if each["roleRef"]["kind"] == "ClusterRole"
+    }
+    assert bound == {
+        ("system:openshift:scc:privileged", "daemon", "elastic-local"),
+        ("system:openshift:scc:nonroot-v2", "provisioner", "elastic-local"),
+    }
+
+
+def test_a_change_of_settings_restarts_the_pods() -> None:
+    def template(kind: str, name: str, **values: Any) -> Json:
+        found = one(charted(**values), kind, name)["spec"]["template"]
+        assert isinstance(found, dict)
+        return found
+
+    before = template("DaemonSet", "daemon")
+    assert template("DaemonSet", "daemon") == before
+    assert template("DaemonSet", "daemon", storage={"reserve": "1Gi"}) != before
+    one_class = {"classes": {"a": {"kind": "LVM", "group": "a"}}}
+    other = {"classes": {"a": {"kind": "LVM", "group": "b"}}}
+    assert template("DaemonSet", "daemon", deviceClasses=one_class) != template(
+        "DaemonSet", "daemon", deviceClasses=other
+    )
+    calm = template("Deployment", "provisioner")
+    assert template("Deployment", "provisioner", storage={"reserve": "1Gi"}) == calm
+    assert template("Deployment", "provisioner", log={"level": "DEBUG"}) != calm
+
+
+def test_values_reach_the_programs() -> None:
+    objects = charted(
+        storage={"kind": "LVM", "volumeGroup": "data", "thin": True, "thinPool": "pool", "reserve": "1Gi"},
+        daemon={"settings": {"ORPHAN_GRACE": "never", "ERASE_RATE": "1Mi"}, "extraEnv": [{"name": "A", "value": "1"}]},
+        provisioner={"settings": {"NODE_LOSS_DELAY": "5m"}},
+        log={"format": "text", "level": "DEBUG"},
+        kubeletRoot="/k",
+        stagingDir="/s",
+        dataDir="/d",
+    )
+    told = {"NODE_NAME": "n", **one(objects, "ConfigMap", "daemon")["data"]}
+    read = daemon.settings.read(told)
+    assert read == daemon.settings.Settings(
+        "n",
+        lvm_volume_group="data",
+        lvm_use_thin_volumes=True,
+        lvm_thin_pool="pool",
+        reserve=1 << 30,
+        orphan_grace=None,
+        erase_rate=1 << 20,
+        kubelet_root=Path("/k"),
+        staging_dir=Path("/s"),
+        data_dir=Path("/d"),
+        log_level="DEBUG",
+    )
+    assert environment(container(objects, "DaemonSet", "daemon"))["A"]["value"] == "1"
+    assert provisioner.settings.read(one(objects, "ConfigMap", "provisioner")["data"]).node_loss_delay == 300
+
+
+def test_pods_have_what_was_asked_for_them() -> None:
+    digest = "sha256:" + "0" * 64
+    pod = {
+        "priorityClassName": "other",
+        "nodeSelector": {"disks": "yes"},
+        "tolerations": [{"key": "disks", "operator": "Exists"}],
+        "affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}},
+    }
+    volume = {"name": "scratch", "hostPath": {"path": "/mnt/scratch"}}
+    mount = {"name": "scratch", "mountPath": "/mnt/scratch", "mountPropagation": "HostToContainer"}
+    objects = charted(
+        image={"repository": IMAGE, "tag": "1", "digest": digest, "pullSecrets": [{"name": "registry"}]},
+        provisioner=pod,
+        daemon={
+            **pod,
+            "resources": {"limits": {"memory": "1Gi"}},
+            "extraVolumes": [volume],
+            "extraVolumeMounts": [mount],
+        },
+    )
+    for kind, name in (("Deployment", "provisioner"), ("DaemonSet", "daemon")):
+        spec = one(objects, kind, name)["spec"]["template"]["spec"]
+        assert spec["imagePullSecrets"] == [{"name": "registry"}]
+        assert spec["containers"][0]["image"] == f"{IMAGE}@{digest}"
+        assert {key: spec[key] for key in pod} == {**pod, "nodeSelector": {"kubernetes.io/os": "linux", "disks": "yes"}}
+    spec = one(objects, "DaemonSet", "daemon")["spec"]["template"]["spec"]
+    assert volume in spec["volumes"]
+    assert mount in spec["containers"][0]["volumeMounts"]
+    assert spec["containers"][0]["resources"]["limits"] == {"memory": "1Gi"}
+
+
+def test_storage_classes() -> None:
+    objects = charted(
+        storageClasses={
+            "elastic-local": {"default": True, "parameters": {"overprovisionRatio": 1.5, "stripes": 20, "thin": True}},
+            "elastic-local-thin": None,
+            "old": {
+                "parameters": {"volumeSource": "flexVolume"},
+                "reclaimPolicy": "Retain",
+                "allowVolumeExpansion": False,
+            },
+        }
+    )
+    classes = {each["metadata"]["name"]: each for each in of_kind(objects, "StorageClass")}
+    assert classes.keys() == {"elastic-local", "elastic-local-xfs", "old"}
+    ours = classes["elastic-local"]
+    assert ours["metadata"]["annotations"] == {"storageclass.kubernetes.io/is-default-class": "true"}
+    assert ours["parameters"] == {"overprovisionRatio": "1.5", "stripes": "20", "thin": "true", "volumeSource": "csi"}
+    assert classes["old"]["parameters"] == {"volumeSource": "flexVolume"}
+    assert (classes["old"]["reclaimPolicy"], classes["old"]["allowVolumeExpansion"]) == ("Retain", False)
+    for each in classes.values():
+        assert each["provisioner"] == names.PROVISIONER
+        parameters.volume_source(each["parameters"])
+
+
+def test_the_configuration_of_static_volumes_is_read() -> None:
+    """Every key that values.schema.json allows is known."""
+    schema = json.loads((CHART / "values.schema.json").read_text())["properties"]["static"]["properties"]
+    keys = {
+        "nodeLabelsForPV": ["zone"],
+        "labelsForPV": {"made-by": "us"},
+        "jobTolerations": [{"key": "disks", "operator": "Exists"}],
+        "minResyncPeriod": "5m",
+        "useNodeNameOnly": True,
+        "setPVOwnerRef": True,
+        "useAlphaAPI": False,
+        "provisionerNotReadyNodeTaintKey": "not-ready",
+        "maxParallelCleanings": 2,
+        "cleaningTimeout": "1h",
+    }
+    of_class = {
+        "hostDir": "/mnt/nvme",
+        "mountDir": "/mnt/nvme",
+        "blockCleanerCommand": ["/scripts/shred.sh", "2"],
+        "filesystemCleanerCommand": ["/scripts/fsclean.sh"],
+        "volumeMode": "Block",
+        "accessMode": "ReadWriteOnce",
+        "fsType": "ext4",
+        "namePattern": "nvme*",
+        "selector": [{"matchExpressions": [{"key": "a", "operator": "Exists"}]}],
+        "labelsForPV": {"a": "b"},
+    }
+    assert keys.keys() == schema["configuration"]["properties"].keys()
+    assert of_class.keys() == schema["classes"]["additionalProperties"]["properties"].keys()
+    static = {"enabled": True, "jobs": True, "taint": True, "configuration": keys, "classes": {"fast.disks": of_class}}
+    objects = charted(static=static)
+    told = one(objects, "ConfigMap", "static-volumes")["data"]
+    read = configuration.parse({key: yaml.safe_load(text) for key, text in told.items()})
+    assert not read.unknown_keys
+    assert (read.use_job_for_cleaning, read.remove_taint, read.parallel_cleanings) == (True, True, 2)
+    assert read.classes.keys() == {"fast.disks", "local-disks"}
+    assert read.classes["fast.disks"].labels == {"a": "b"}
+    assert {each["metadata"]["name"] for each in of_kind(objects, "StorageClass")} >= {"fast.disks", "local-disks"}
+
+
+def test_device_classes_have_the_keys_that_the_daemon_reads() -> None:
+    properties = json.loads((CHART / "values.schema.json").read_text())["properties"]["deviceClasses"]["properties"]
+    schema = properties["classes"]["additionalProperties"]["properties"]
+    selector = {
+        "paths": ["/dev/nvme*"],
+        "models": ["A*"],
+        "minimumSize": "1Gi",
+        "maximumSize": "1Ti",
+        "rotational": False,
+    }
+    assert selector.keys() == schema["devices"]["properties"].keys()
+    thin = {"kind": "LVM", "group": "g", "thin": True, "thinPool": "p", "reserve": "1Gi", "devices": selector}
+    files = {"kind": "LOOP", "folder": "/mnt/scratch/volumes", "capacity": "100Gi", "reserve": "1Gi"}
+    assert {*thin, *files} == set(schema)
+    objects = charted(deviceClasses={"default": "thin", "classes": {"thin": thin, "scratch": files}})
+    text = one(objects, "ConfigMap", "device-classes")["data"]["classes.yaml"]
+    classes = deviceclasses.read(text, daemon.settings.Settings("n").own_class)
+    assert classes.keys() == {"default", "thin", "scratch"}
+    assert classes["default"] == classes["thin"]
+    known: set[str] = set()
+    for kind in deviceclasses.DRIVER_KINDS:
+        with pytest.raises(DecodeError) as refused:
+            deviceclasses.read(
+                f"classes: {{a: {{kind: {kind}, group: g, folder: /f, nothing: 1}}}}", classes["default"]
+            )
+        known |= set(re.findall(r"\w+", str(refused.value).rpartition("there are ")[2]))
+    assert {"kind", *known} == set(schema)
+
+
+_REFUSED: dict[str, tuple[Json, str]] = {
+    "a key that is not known": ({"storag": {}}, "storag"),
+    "a setting that is not known": ({"daemon": {"settings": {"ORPHAN_GRACEE": "1h"}}}, "ORPHAN_GRACEE"),
+    "a setting's wrong value": ({"daemon": {"settings": {"ORPHAN_GRACE": "soon"}}}, "ORPHAN_GRACE"),
+    "a setting as an extra variable": ({"daemon": {"extraEnv": [{"name": "CSI", "value": "no"}]}}, "extraEnv"),
+    "a relative folder": ({"kubeletRoot": "var/lib/kubelet"}, "kubeletRoot"),
+    "a folder with ..": ({"stagingDir": "/mnt/../storage"}, "stagingDir"),
+    "no plugin folder": ({"flexVolume": {"pluginDirs": []}}, "pluginDirs"),
+    "another driver": ({"volumeSource": "nfs"}, "volumeSource"),
+    "a class of another driver": ({"storageClasses": {"a": {"parameters": {"volumeSource": "nfs"}}}}, "volumeSource"),
+    "classes that no node could mount": ({"csi": {"enabled": False}}, "set volumeSource to the other one"),
+    "a device class without a kind": ({"deviceClasses": {"classes": {"a": {"group": "b"}}}}, "kind"),
+    "a digest that is none": ({"image": {"digest": "latest"}}, "digest"),
+}
+
+
+@pytest.mark.parametrize(("values", "told"), _REFUSED.values(), ids=_REFUSED)
+def test_wrong_values_are_refused(values: Json, told: str) -> None:
+    _refused(helm_template(**values), told)
+
+
+def test_policies_are_refused_before_they_are_known() -> None:
+    _refused(helm_template(kubernetes="1.29"), "set policies.enabled=false")
+
+
+def _refused(rendered: subprocess.CompletedProcess[str], told: str) -> None:
+    assert rendered.returncode != 0
+    assert told in rendered.stderr
+
+
+def test_values_know_every_setting() -> None:
+    """A setting that a program gains is one of the values too: in `settings` of values.schema.json, or by a value of
+    its own, and in neither case an extra variable."""
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    daemons = Heard({"NODE_NAME": "n", "STATIC_CONFIG_DIR": "/c"})
+    daemon.settings.read(daemons)
+    provisioners = Heard({})
+    provisioner.settings.read(provisioners)
+    assert set(schema["$defs"]["ownVariable"]["enum"]) == daemons.asked | provisioners.asked
+    values_of_their_own = {
+        "CAPACITY", "CSI", "DATA_DIR", "DEVICE_CLASSES_FILE", "DRIVER_KIND", "FLEX_VOLUME", "JOB_CONTAINER_IMAGE",
+        "KUBELET_ROOT", "LOG_FORMAT", "LOG_LEVEL", "LVM_THIN_POOL", "LVM_USE_THIN_VOLUMES", "LVM_VOLUME_GROUP",
+        "NODE_CLEANUP_CLASSES", "PLUGIN_DIR", "RESERVE", "STAGING_DIR", "STATIC_CONFIG_DIR",
+    }  # fmt: skip
+    of_the_pod = {"ELASTIC_LOCAL_SOCKET", "KUBECONFIG", "LISTEN_ADDRESS", "NAMESPACE", "NODE_NAME", "POD_NAME"}
+    for name, asked in (("daemon", daemons.asked), ("provisioner", provisioners.asked)):
+        settings = schema["properties"][name]["properties"]["settings"]["properties"].keys()
+        assert settings == asked - values_of_their_own - of_the_pod
+        told = (CHART / "values.yaml").read_text().partition(f"\n{name}:\n")[2].partition("  settings:")[0]
+        assert settings == set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", told))
+
+
+def test_every_value_is_documented_and_in_the_schema() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert values.keys() == schema["properties"].keys() - {"global"}
+    for key, value in values.items():
+        inner = schema["properties"][key].get("properties")
+        if inner:
+            assert value.keys() == inner.keys(), key
+    lines = (CHART / "values.yaml").read_text().splitlines()
+    top = [number for number, line in enumerate(lines) if re.match(r"[a-zA-Z]+:", line)]
+    for number in top:
+        nested = lines[number].endswith(":") and lines[number + 1].startswith("  #")
+        assert lines[number - 1].startswith("#") or nested, lines[number]
+
+
+def test_a_package_has_all_that_the_chart_links_to(tmp_path: Path) -> None:
+    """Policies, alerts and the dashboard are those of kustomize, by links."""
+    assert {path.name for path in (CHART / "files").iterdir() if not path.is_symlink()} == set()
+    packaged = run_helm("package", CHART, "--version=1.2.3", "--app-version=1.2.3", f"--destination={tmp_path}")
+    assert packaged.returncode == 0, packaged.stderr
+    (archive,) = tmp_path.glob("*.tgz")
+    assert archive.name == "elastic-local-1.2.3.tgz"
+    with tarfile.open(archive) as opened:
+        for path in (CHART / "files").iterdir():
+            file = opened.extractfile(f"elastic-local/files/{path.name}")
+            assert file is not None
+            assert file.read() == path.read_bytes()
+    rendered = charted(chart=archive, **_EVERYTHING)
+    assert container(rendered, "DaemonSet", "daemon")["image"] == "elastic-local:1.2.3"
+    assert _comparable(rendered).keys() == _comparable(charted(**_EVERYTHING)).keys()
+
+
+def test_the_notes_say_what_to_do_next(tmp_path: Path) -> None:
+    """Only an installation shows them, so here an object has them as its text."""
+    copy_of_chart = tmp_path / "elastic-local"
+    shutil.copytree(CHART, copy_of_chart)
+    notes_template = 'kind: Notes\ntext: |\n  {{- include "elastic-local/templates/NOTES.txt" . | nindent 2 }}\n'
+    (copy_of_chart / "templates" / "notes.yaml").write_text(notes_template)
+    objects = charted(chart=copy_of_chart, namespace="storage", storage={"volumeGroup": "data"})
+    (notes,) = (each["text"] for each in of_kind(objects, "Notes"))
+    assert "IMAGE=elastic-local:0.0.0 deploy/create-vg data /dev/sdX" in notes
+    assert "NAMESPACE=storage" in notes
+    claim, pod = yaml.safe_load_all(textwrap.dedent(notes.partition("<<END\n")[2].partition("   END\n")[0]))
+    assert claim["spec"]["storageClassName"] in {each["metadata"]["name"] for each in of_kind(objects, "StorageClass")}
+    assert pod["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    for each in (claim, pod):
+        kubernetes_validate.validate(each, "1.32", strict=True)
+    calm = charted(
+        chart=copy_of_chart,
+        storage={"kind": "LOOP"},
+        policies={"enabled": False},
+        storageClasses={"elastic-local": None, "elastic-local-thin": None, "elastic-local-xfs": None},
+    )
+    (notes,) = (each["text"] for each in of_kind(calm, "Notes"))
+    assert "create-vg" not in notes
+    assert "Try a claim" not in notes
+    assert "WARNING: without policies.enabled" in notes
