@@ -122,7 +122,8 @@ def not_to_be_run(text: str) -> Iterator[str]:
     """Commands of ours, and targets of make, that there are not."""
     for line in spelled(text):
         for name, below in re.findall(
-            r"(?<!-n )(?<!--namespace )(?<![\w/.-])elastic-local ([a-z]+)(?![\w-])(?: ([a-z]+)\b)?", line
+            r"(?<!-n )(?<!--namespace )(?<!helm install )(?<![\w/.-])elastic-local ([a-z]+)(?![\w-])(?: ([a-z]+)\b)?",
+            line,
         ):
             if name not in commands() or (commands()[name] and below not in commands()[name]):
                 yield f"elastic-local {name} {below}".strip()
