@@ -11,5 +11,6 @@ events and their words, and when things are tried again. Left out: everything th
     resizing.py    what is written of a growing claim, by the expand controller and by the kubelet (pure)
     growth.py      the expand controller, for a plugin that leaves all to the kubelet
     protection.py  the finalizers that keep what is in use, and pods of nodes that are gone
+    snapshots.py   the common snapshot controller, where the API server serves snapshots
     caches.py      the shared caches
 """

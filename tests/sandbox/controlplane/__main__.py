@@ -12,6 +12,7 @@ from tests.sandbox.controlplane.ephemeral import EphemeralController
 from tests.sandbox.controlplane.growth import GrowthController
 from tests.sandbox.controlplane.protection import ProtectionController
 from tests.sandbox.controlplane.scheduler import Scheduler
+from tests.sandbox.controlplane.snapshots import SnapshotController
 from tests.sandbox.controlplane.volumes import VolumeController
 
 
@@ -33,13 +34,15 @@ async def main() -> None:
         ephemeral = Recorder(cluster, "ephemeral_volume")
         scheduler = Recorder(cluster, "default-scheduler")
         expand = Recorder(cluster, "volume_expand")
-        for recorder in (controllers, ephemeral, expand, scheduler):
+        snapshots = Recorder(cluster, "snapshot-controller")
+        for recorder in (controllers, ephemeral, expand, scheduler, snapshots):
             tasks.create_task(recorder.run())
         await caches.wait_synced()
         tasks.create_task(VolumeController(cluster, caches, controllers).run())
         tasks.create_task(EphemeralController(cluster, caches, ephemeral).run())
         tasks.create_task(GrowthController(cluster, caches, expand).run())
         tasks.create_task(ProtectionController(cluster, caches).run())
+        tasks.create_task(SnapshotController(cluster, caches, snapshots).run())
         tasks.create_task(Scheduler(cluster, caches, scheduler).run())
         logging.info("the control plane is ready")
 
