@@ -112,3 +112,14 @@ async def test_who_writes_a_volume_by_hand_gets_no_copy_of_another_namespaces(
         )
         assert name not in onnode.sizes(sandbox.nodes["node-a"])
         await sandbox.api.delete(VOLUMES, name)
+
+
+async def test_a_cluster_without_snapshots_serves_all_else_and_says_what_is_missing(
+    sandbox: Sandbox, namespace: Namespace, make_class: MakeClass
+) -> None:
+    data = {"dataSource": {"apiGroup": "snapshot.storage.k8s.io", "kind": "VolumeSnapshot", "name": "before"}}
+    await namespace.create(CLAIMS, claim("copy", "32Mi", await make_class("Immediate"), **data))
+    await namespace.until_event("copy", "ProvisioningFailed", "VolumeSnapshots can't be read")
+    (provisioner,) = sandbox.provisioners
+    said = [line for line in provisioner.log.read_text().splitlines() if "volumesnapshotcontents" in line]
+    assert len(said) == 1, said

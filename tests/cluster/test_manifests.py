@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
+from tests.sandbox import snapshots
 from tests.sandbox.apiserver.process import ServerProcess
 from tests.unit.deploy.rendered import BASE, OVERLAYS, with_components
 
@@ -45,6 +47,8 @@ def test_applying_again_changes_nothing(server: ServerProcess) -> None:
 
 
 def test_all_components_apply(server: ServerProcess, tmp_path: Path) -> None:
+    (tmp_path / "definitions.yaml").write_text(yaml.safe_dump_all(snapshots.definitions()))
+    kubectl(server, "apply", "-f", tmp_path / "definitions.yaml")
     (tmp_path / "all").mkdir()
     with_components(tmp_path / "all")
     assert all(line.endswith(" created") for line in kubectl(server, "apply", "-k", tmp_path / "all"))

@@ -67,7 +67,7 @@ async def case(short_folders: Callable[[], Path]) -> AsyncIterator[IsolationCase
     with_components(manifests)
     nodes = (NodeSpec("node-a", hostname="ip-10-0-0-1", static=True), NodeSpec("node-b", static=True))
     async with AsyncExitStack() as stack:
-        sandbox = await stack.enter_async_context(Sandbox(short_folders(), nodes, manifests=manifests))
+        sandbox = await stack.enter_async_context(Sandbox(short_folders(), nodes, manifests=manifests, snapshots=True))
         victim = await stack.enter_async_context(Namespace(sandbox, "victim"))
         attacker = await stack.enter_async_context(Namespace(sandbox, "attacker"))
         node = sandbox.nodes["node-a"]

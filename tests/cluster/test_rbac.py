@@ -17,8 +17,21 @@ import aiohttp
 
 from contract import names
 from contract.volume import NodeAssignment, node_assignment_patch
-from kube.resources import CAPACITIES, CLAIMS, CLASSES, EVENTS, JOBS, NODES, PODS, VOLUMES, Resource
+from kube.resources import (
+    CAPACITIES,
+    CLAIMS,
+    CLASSES,
+    EVENTS,
+    JOBS,
+    NODES,
+    PODS,
+    SNAPSHOT_CONTENTS,
+    SNAPSHOTS,
+    VOLUMES,
+    Resource,
+)
 from tests.cluster.conftest import MakeSandbox
+from tests.sandbox import snapshots
 from tests.sandbox.apiserver import users
 from tests.sandbox.apiserver.guard import Request
 from tests.sandbox.apiserver.rbac import Attributes, Rule
@@ -78,7 +91,7 @@ async def test_every_right_is_used_and_missed_when_it_is_taken_away(
     by then, and the API server is asked about what they had asked."""
     objects = with_components(tmp_path)
     nodes = [NodeSpec("stays", capacity="256Mi", static=True), NodeSpec("goes", capacity="256Mi")]
-    sandbox = Sandbox(short_folders(), nodes, manifests=tmp_path)
+    sandbox = Sandbox(short_folders(), nodes, manifests=tmp_path, snapshots=True)
     (provisioner,) = sandbox.provisioners
     provisioner.environment = {
         **provisioner.environment,
@@ -126,6 +139,7 @@ async def _a_busy_cluster(sandbox: Sandbox) -> None:
             _the_name_of_a_volume_is_taken(namespace),
             _a_pod_is_not_known(stays),
             _a_disk_is_offered_and_cleaned(namespace, stays),
+            _a_snapshot_is_made_and_restored(namespace, stays),
         )
         await _a_node_goes(namespace, goes)
 
@@ -169,8 +183,10 @@ async def _told_again(sandbox: Sandbox, namespace: str, name: str) -> bool:
 
 
 async def _a_claim_is_lowered_again(namespace: Namespace) -> None:
-    """The provisioner corrects what the kubelet is to grow it to."""
-    await namespace.create(CLAIMS, claim("grows", "16Mi"))
+    """The provisioner corrects what the kubelet is to grow a FlexVolume to."""
+    body = storage_class("flex", parameters={"volumeSource": "flexVolume"}, allowVolumeExpansion=True)
+    await namespace.api.create(CLASSES, body)
+    await namespace.create(CLAIMS, claim("grows", "16Mi", "flex"))
     await namespace.create(PODS, pod("grows", {"/data": "grows"}))
     await namespace.until_running("grows")
     for size in ("50Gi", "20Mi"):
@@ -260,6 +276,30 @@ async def _a_disk_is_offered_and_cleaned(namespace: Namespace, node: Node) -> No
         await until(offered_anew, what="the clean disk is offered anew")
         await until(lambda: _untainted(namespace.sandbox, node), what="the taint is gone")
         (node.disks / "one").unlink()
+
+
+async def _a_snapshot_is_made_and_restored(namespace: Namespace, node: Node) -> None:
+    """And one can't be made, because its volume is nobody's."""
+    api = namespace.sandbox.api
+    await api.create(CLASSES, storage_class("csi", parameters={"volumeSource": "csi"}))
+    await namespace.create(CLAIMS, claim("source", "16Mi", "csi"))
+    selector = {names.HOSTNAME_LABEL: node.hostname}
+    await namespace.create(PODS, pod("source", {"/data": "source"}, nodeSelector=selector))
+    await namespace.until_running("source")
+    await namespace.create(SNAPSHOTS, snapshots.snapshot("before", "source"))
+    restored = storage_class("restored", "Immediate", parameters={"volumeSource": "csi"})
+    await api.create(CLASSES, restored)
+    await namespace.create(CLAIMS, claim("restored", "16Mi", "restored", **snapshots.from_snapshot("before")))
+    await namespace.until_bound("restored")
+    await namespace.delete(SNAPSHOTS, "before")
+    await namespace.until_gone(SNAPSHOTS, "before")
+    await api.create(SNAPSHOT_CONTENTS, snapshots.content("nobodys", namespace.name, "any", volumeHandle="nobodys"))
+
+    async def refused() -> bool:
+        return bool((await api.get(SNAPSHOT_CONTENTS, "nobodys")).get("status"))
+
+    await until(refused, what="its status says so")
+    await api.delete(SNAPSHOT_CONTENTS, "nobodys")
 
 
 async def _untainted(sandbox: Sandbox, node: Node) -> bool:

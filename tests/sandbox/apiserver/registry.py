@@ -127,6 +127,8 @@ class Registry:
                 metadata[key] = present["metadata"][key]
             else:
                 metadata.pop(key, None)
+        if subresource == "status" and resource.custom:
+            metadata = dict(present["metadata"])  # of one of them not even a label can be changed this way
         if subresource == "status":
             body = present | {"metadata": metadata, "status": body.get("status", {})}
         elif resource.has_status and not subresource:

@@ -17,6 +17,7 @@ from contract import names, parameters
 from daemon.static import configuration
 from daemon.storage import deviceclasses
 from service.endpoints import HealthChecks, application
+from tests.sandbox.apiserver import snapshots
 from tests.unit.deploy.rendered import (
     ADDING,
     BASE,
@@ -39,7 +40,8 @@ from tests.unit.heard import Heard
 Json = dict[str, Any]
 
 VERSIONS = ("1.28", "1.30", "1.32", "1.34", "1.36", kubernetes_validate.latest_version())
-_WITHOUT_SCHEMA = "monitoring.coreos.com/v1"
+_CUSTOM = "monitoring.coreos.com/v1", "snapshot.storage.k8s.io/v1"
+"""Of kinds that are not Kubernetes' own, and have no schema there."""
 """Of the Prometheus operator, not of Kubernetes."""
 
 DEVICE_CLASSES = DEPLOY / "components" / "device-classes"
@@ -66,7 +68,7 @@ def test_objects_are_valid(version: str, tmp_path: Path) -> None:
         every = list(with_components(tmp_path, [*ADDING, WITHOUT_FLEX_VOLUME, WITHOUT_POLICIES]))
     else:
         every = [each for path in WAYS.values() for each in kustomize(path)] + list(with_components(tmp_path))
-    for text in {json.dumps(each, sort_keys=True) for each in every if each["apiVersion"] != _WITHOUT_SCHEMA}:
+    for text in {json.dumps(each, sort_keys=True) for each in every if each["apiVersion"] not in _CUSTOM}:
         kubernetes_validate.validate(json.loads(text), version, strict=True)
 
 
@@ -277,3 +279,13 @@ def test_every_component_is_documented() -> None:
     table = page.partition("### Your own overlay")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| (`[a-z`, -]+`) \|", table, re.MULTILINE)
     assert sorted(re.findall(r"`([a-z-]+)`", " ".join(rows))) == [path.name for path in COMPONENTS]
+
+
+def test_a_snapshot_is_erased_with_its_object_or_retained(tmp_path: Path) -> None:
+    objects = with_components(tmp_path, [DEPLOY / "components" / "snapshots"])
+    classes = of_kind(objects, "VolumeSnapshotClass")
+    for each in classes:
+        assert not list(snapshots.check_class(each))
+        assert each["driver"] == names.CSI_DRIVER
+    policies = {each["metadata"]["name"]: each["deletionPolicy"] for each in classes}
+    assert policies == {"elastic-local": "Delete", "elastic-local-retain": "Retain"}
