@@ -177,7 +177,9 @@ class NodeCleanupController:
             tasks.create_task(self.queue.run(), name="node cleanup")
 
     def _local(self, body: Json) -> NodePinnedVolume | None:
-        return pinned_volume(read_any(body), self._classes)
+        """Those of ours come from the other informer."""
+        volume = read_any(body)
+        return pinned_volume(volume, self._classes) if volume.local_path else None
 
     def _ours_changed(self, name: str, old: PersistentVolume | None, new: PersistentVolume | None) -> None:
         self._changed(name, pinned_volume(old, ()) if old else None, pinned_volume(new, ()) if new else None)

@@ -64,7 +64,7 @@ class NodePinnedVolume:
 
 def pinned_volume(volume: PersistentVolume, classes: Collection[str]) -> NodePinnedVolume | None:
     """None for a volume whose nodes are not known, and for all but ours and the local ones of these classes."""
-    ours = volume.driver == names.DRIVER
+    ours = volume.driver in (names.DRIVER, names.CSI_DRIVER)
     if not volume.pinned or not (ours or (volume.local_path and volume.storage_class in classes)):
         return None
     label = volume.node_label if ours else ""

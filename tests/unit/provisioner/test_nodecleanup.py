@@ -315,6 +315,19 @@ async def test_the_finalizer_of_our_volume_is_removed_with_an_event_on_its_claim
     }
 
 
+async def test_a_volume_of_ours_counts_once_where_classes_are_named(
+    cluster: MemoryCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = our_body(deletionTimestamp="now")
+    cluster.put(VOLUMES, {**body, "spec": {**body["spec"], "persistentVolumeReclaimPolicy": "Delete"}})
+    cluster.remove(NODES, "n1")
+    async with working(cluster) as harness:
+        await harness.pass_delay()
+        await until(lambda: not harness.cleanup.by_nodes)
+    assert not has(cluster, "pv")
+    assert "a subscriber failed" not in caplog.text
+
+
 async def test_finalizers_of_static_volumes_are_removed_except_of_retained_ones(cluster: MemoryCluster) -> None:
     finalizers = {"finalizers": [names.STATIC_FINALIZER, "somebody/else"], "deletionTimestamp": "now"}
     bodies = (

@@ -133,6 +133,17 @@ def test_a_volume_of_ours_is_held_by_its_node_or_not(body: Json, held: bool) -> 
     assert pinned.nodes == {"n1", "host-n1"}
 
 
+def test_a_csi_volume_of_ours_is_held_by_its_node_like_a_flexvolume() -> None:
+    body = our_body(deletionTimestamp="now")
+    del body["spec"]["flexVolume"]
+    body["spec"]["csi"] = {"driver": names.CSI_DRIVER, "volumeHandle": "pv"}
+    read = contract_volume.read(body)
+    assert read is not None
+    pinned = pinned_volume(read, ())
+    assert pinned is not None
+    assert (pinned.ours, pinned.awaits_node, pinned.nodes) == (True, True, frozenset({"n1", "host-n1"}))
+
+
 def test_a_volume_without_a_node_lives_nowhere() -> None:
     body = our_body()
     del body["spec"]["nodeAffinity"]
