@@ -196,6 +196,13 @@ def test_messages_in_troubleshooting_are_said() -> None:
     assert not is_said("volume ... was eaten")
 
 
+def listed(heading: str) -> set[str]:
+    """What the first column of that table in docs/troubleshooting.md has in backquotes."""
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    table = page.partition(f"\n| {heading} |")[2].partition("\n\n")[0]
+    return {word for line in table.splitlines()[1:] for word in _QUOTED.findall(line.split("|")[1])}
+
+
 def reasons(tree: ast.Module) -> Iterator[str]:
     """Words that look like reasons of events: constants of the module, and what its events are reported with."""
 
@@ -225,6 +232,12 @@ def test_every_event_has_its_line_among_the_events() -> None:
         if "proto" not in path.parts
     ]
     reported = {reason for path in modules for reason in reasons(ast.parse(path.read_text()))} - NO_EVENTS
-    table = (ROOT / "docs" / "troubleshooting.md").read_text().partition("| event |")[2]
-    told = {word for line in table.splitlines() if line.startswith("|") for word in _QUOTED.findall(line.split("|")[1])}
-    assert reported == told
+    assert reported == listed("event")
+
+
+def test_every_alert_has_its_line_among_the_alerts() -> None:
+    alerts = re.findall(
+        r"^ *- alert: (\w+)$", (ROOT / "deploy" / "dashboards" / "alerts.yaml").read_text(), re.MULTILINE
+    )
+    assert alerts
+    assert set(alerts) == listed("alert")
