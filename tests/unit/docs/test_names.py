@@ -121,10 +121,8 @@ def spelled(text: str) -> Iterator[str]:
 def not_to_be_run(text: str) -> Iterator[str]:
     """Commands of ours, and targets of make, that there are not."""
     for line in spelled(text):
-        for name, below in re.findall(
-            r"(?<!-n )(?<!--namespace )(?<!helm install )(?<![\w/.-])elastic-local ([a-z]+)(?![\w-])(?: ([a-z]+)\b)?",
-            line,
-        ):
+        line = re.sub(r"(-n|--namespace|helm \w+) elastic-local\b", "", line)
+        for name, below in re.findall(r"(?<![\w/.-])elastic-local ([a-z]+)(?![\w.-])(?: ([a-z]+)\b)?", line):
             if name not in commands() or (commands()[name] and below not in commands()[name]):
                 yield f"elastic-local {name} {below}".strip()
         for called in re.findall(r"(?:^|[`;&] ?)make((?: [a-z][a-z-]+\b(?!=))+)", line):
