@@ -9,7 +9,7 @@ import yaml
 
 from command import adoption, thisnode
 from command.adoption import Plan, TargetClaim, Untagged
-from command.options import Form
+from command.options import ApiAccess, Form
 from command.running import Stop, cluster, need_root, patience, run
 from command.table import Column, show, show_data, size
 from contract import volume as contract_volume
@@ -43,11 +43,11 @@ def adopt(
     storage_class: str,
     yes: bool,
     manifest: bool,
-    kubeconfig: str | None,
+    access: ApiAccess,
     form: Form,
 ) -> None:
     target = _target_claim(volumes, claim, storage_class)
-    plans = run(_adopt(volumes, target, yes, manifest, kubeconfig))
+    plans = run(_adopt(volumes, target, yes, manifest, access))
     if manifest:
         _show_manifests([plan.manifest for plan in plans if plan.manifest], form)
     elif form.structured:
@@ -92,11 +92,11 @@ class _View:
 
 
 async def _adopt(
-    named: list[str], target: TargetClaim | None, yes: bool, manifest: bool, kubeconfig: str | None
+    named: list[str], target: TargetClaim | None, yes: bool, manifest: bool, access: ApiAccess
 ) -> list[Plan]:
     need_root("looking into volumes")
     here = thisnode.chosen()
-    async with cluster(kubeconfig) as connected:
+    async with cluster(access) as connected:
         async with patience("comparing this node with the API server"):
             target = target and replace(target, source=await _source_of(target.storage_class, connected))
             view = await _find(here, connected)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from command import nodeexec
-from command.options import Form
+from command.options import ApiAccess, Form
 from command.running import cluster, patience, run
 from command.table import Column, share, show, size
 from contract import capacity as contract_capacity
@@ -35,9 +35,9 @@ _COLUMNS = (
 )
 
 
-def capacity(namespace: str, kubeconfig: str | None, form: Form) -> None:
+def capacity(namespace: str, access: ApiAccess, form: Form) -> None:
     show(
-        run(_capacities(namespace, kubeconfig)),
+        run(_capacities(namespace, access)),
         _COLUMNS,
         form,
         nothing="no node has published capacity: `elastic-local doctor --cluster` says why",
@@ -45,9 +45,9 @@ def capacity(namespace: str, kubeconfig: str | None, form: Form) -> None:
     )
 
 
-async def _capacities(namespace: str, kubeconfig: str | None) -> list[Row]:
+async def _capacities(namespace: str, access: ApiAccess) -> list[Row]:
     """Of the namespace in which daemons publish: their account, too, may list them there."""
-    async with patience("asking the API server"), cluster(kubeconfig) as connected:
+    async with patience("asking the API server"), cluster(access) as connected:
         namespace = await nodeexec.namespace_of(connected, namespace)
         capacities = [contract_capacity.read(body) for body in await connected.list(CAPACITIES, namespace)]
     return rows(each for each in capacities if each is not None)

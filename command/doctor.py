@@ -8,7 +8,7 @@ import typer
 
 from command import clustercheckup, nodecheckup, nodeexec, thisnode
 from command.checkup import Finding, Verdict, healthy, summary, unknown, wrong
-from command.options import Form
+from command.options import ApiAccess, Form
 from command.running import cluster, patience, run
 from command.table import in_colour, show_data
 from kube.errors import ApiError
@@ -21,8 +21,8 @@ _MARKS: Mapping[Verdict, tuple[str, Mapping[str, Any]]] = {
 }
 
 
-def doctor(whole_cluster: bool, namespace: str, kubeconfig: str | None, form: Form) -> None:
-    results = run(_of_cluster(namespace, kubeconfig) if whole_cluster else _of_node(namespace, kubeconfig))
+def doctor(whole_cluster: bool, namespace: str, access: ApiAccess, form: Form) -> None:
+    results = run(_of_cluster(namespace, access) if whole_cluster else _of_node(namespace, access))
     if form.structured:
         show_data([dataclasses.asdict(finding) for finding in results], form)
     else:
@@ -40,12 +40,12 @@ def _print(finding: Finding) -> None:
         typer.echo(f"         -> {finding.remedy}")
 
 
-async def _of_node(namespace: str, kubeconfig: str | None) -> list[Finding]:
+async def _of_node(namespace: str, access: ApiAccess) -> list[Finding]:
     here = thisnode.chosen()
     async with patience("checking this node"):
         results = await nodecheckup.findings(here)
     try:
-        async with patience("asking the API server"), cluster(kubeconfig) as connected:
+        async with patience("asking the API server"), cluster(access) as connected:
             namespace = await nodeexec.namespace_of(connected, namespace)
             return results + await clustercheckup.findings(connected, namespace, here.node_name)
     except ConfigurationError as error:
@@ -54,6 +54,6 @@ async def _of_node(namespace: str, kubeconfig: str | None) -> list[Finding]:
         return [*results, wrong("API server", str(error), "kubectl cluster-info")]
 
 
-async def _of_cluster(namespace: str, kubeconfig: str | None) -> list[Finding]:
-    async with patience("checking the cluster"), cluster(kubeconfig) as connected:
+async def _of_cluster(namespace: str, access: ApiAccess) -> list[Finding]:
+    async with patience("checking the cluster"), cluster(access) as connected:
         return await clustercheckup.findings(connected, await nodeexec.namespace_of(connected, namespace))

@@ -13,7 +13,18 @@ from typing import Annotated, Any
 
 import typer
 
-from command.options import DATA_DIR, DataDir, DryRun, Form, Kubeconfig, Namespace, Output, VolumeSource
+from command.options import (
+    DATA_DIR,
+    ApiAccess,
+    Context,
+    DataDir,
+    DryRun,
+    Form,
+    Kubeconfig,
+    Namespace,
+    Output,
+    VolumeSource,
+)
 from contract import names
 from flexdriver import bundle, installation
 from service.environment import SettingsError
@@ -60,6 +71,7 @@ def volumes(
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on, and show each volume that changes.")] = False,
     namespace: Namespace = names.NAMESPACE,
     kubeconfig: Kubeconfig = None,
+    context: Context = None,
     output: Output = Form.TABLE,
 ) -> None:
     """Every volume of this node, or with --cluster of all: claim, pods, size, what is used, state.
@@ -71,12 +83,15 @@ def volumes(
     """
     from command import volumes
 
-    volumes.volumes(whole_cluster, local, watch, namespace, kubeconfig, output)
+    volumes.volumes(whole_cluster, local, watch, namespace, ApiAccess(kubeconfig, context), output)
 
 
 @app.command()
 def capacity(
-    namespace: Namespace = names.NAMESPACE, kubeconfig: Kubeconfig = None, output: Output = Form.TABLE
+    namespace: Namespace = names.NAMESPACE,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+    output: Output = Form.TABLE,
 ) -> None:
     """How much capacity each node has for each class, and how much of it is used or reserved.
 
@@ -84,7 +99,7 @@ def capacity(
     """
     from command import capacity
 
-    capacity.capacity(namespace, kubeconfig, output)
+    capacity.capacity(namespace, ApiAccess(kubeconfig, context), output)
 
 
 @app.command()
@@ -99,6 +114,7 @@ def adopt(
         bool, typer.Option("--manifest", help="Print the PersistentVolumes to be made, for kubectl create -f -.")
     ] = False,
     kubeconfig: Kubeconfig = None,
+    context: Context = None,
     output: Output = Form.TABLE,
 ) -> None:
     """Adopt volumes of elastic/local-volume, and orphans that policy Retain left, of this node. A dry run by default.
@@ -111,7 +127,7 @@ def adopt(
     """
     from command import adopt
 
-    adopt.adopt(volumes or [], claim, storage_class, yes, manifest, kubeconfig, output)
+    adopt.adopt(volumes or [], claim, storage_class, yes, manifest, ApiAccess(kubeconfig, context), output)
 
 
 @app.command()
@@ -123,6 +139,7 @@ def migrate(
     yes: Annotated[bool, typer.Option("--yes", help="Do it. Without it, only say what would be done.")] = False,
     namespace: Namespace = names.NAMESPACE,
     kubeconfig: Kubeconfig = None,
+    context: Context = None,
     output: Output = Form.TABLE,
 ) -> None:
     """Give the volumes of idle claims the other driver, on the same data. A dry run by default.
@@ -134,7 +151,7 @@ def migrate(
     """
     from command import migrate
 
-    migrate.migrate(claims or [], to.value, yes, namespace, kubeconfig, output)
+    migrate.migrate(claims or [], to.value, yes, namespace, ApiAccess(kubeconfig, context), output)
 
 
 @app.command()
@@ -142,6 +159,7 @@ def doctor(
     whole_cluster: Annotated[bool, typer.Option("--cluster", help="Check the cluster instead of this node.")] = False,
     namespace: Namespace = names.NAMESPACE,
     kubeconfig: Kubeconfig = None,
+    context: Context = None,
     output: Output = Form.TABLE,
 ) -> None:
     """Check what can be wrong on this node, or with --cluster in the cluster, in the order in which things depend on
@@ -151,7 +169,7 @@ def doctor(
     """
     from command import doctor
 
-    doctor.doctor(whole_cluster, namespace, kubeconfig, output)
+    doctor.doctor(whole_cluster, namespace, ApiAccess(kubeconfig, context), output)
 
 
 @vg.command()

@@ -14,7 +14,7 @@ import typer
 
 from command import migration, nodeexec
 from command.migration import CONTINUE, LEAVE, MIGRATE, Note, Plan, Step
-from command.options import Form
+from command.options import ApiAccess, Form
 from command.running import Stop, cluster, patience, run
 from command.table import Column, show
 from command.volumerows import Row
@@ -53,21 +53,21 @@ class Nodes(Protocol):
         ...
 
 
-def migrate(claims: list[str], to: str, yes: bool, namespace: str, kubeconfig: str | None, form: Form) -> None:
+def migrate(claims: list[str], to: str, yes: bool, namespace: str, access: ApiAccess, form: Form) -> None:
     for each in claims:
         if len(each.split("/")) != 2 or not all(each.split("/")):
             raise typer.BadParameter(f"{each!r} is not NAMESPACE/NAME of a claim")
-    plans = run(_migrate(claims, to, yes, namespace, kubeconfig))
+    plans = run(_migrate(claims, to, yes, namespace, access))
     nothing = f"no claim has a volume to be migrated to {to}"
     show(plans, _COLUMNS, form, nothing, name=lambda plan: f"persistentvolume/{plan.volume}")
     if not form.structured and not yes and any(plan.doable for plan in plans):
         typer.echo("nothing was changed: the same command with --yes does it", err=True)
 
 
-async def _migrate(claims: list[str], to: str, yes: bool, namespace: str, kubeconfig: str | None) -> list[Plan]:
-    async with cluster(kubeconfig) as connected:
+async def _migrate(claims: list[str], to: str, yes: bool, namespace: str, access: ApiAccess) -> list[Plan]:
+    async with cluster(access) as connected:
         namespace = await nodeexec.namespace_of(connected, namespace)
-        migrator = Migrator(connected, namespace, nodeexec.DaemonPods(connected, namespace, kubeconfig))
+        migrator = Migrator(connected, namespace, nodeexec.DaemonPods(connected, namespace, access))
         async with patience("asking the API server and the nodes"):
             plans = await migrator.plans(to, claims)
         if yes:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from command.options import ApiAccess
 from command.running import Stop
 from command.volumerows import Row
 from contract import names
@@ -46,7 +47,7 @@ async def namespace_of(cluster: Cluster, given: str) -> str:
     return next(iter(namespaces)) if len(namespaces) == 1 else given
 
 
-async def ask(cluster: Cluster, namespace: str, kubeconfig: str | None) -> Answers:
+async def ask(cluster: Cluster, namespace: str, access: ApiAccess) -> Answers:
     """Raises ApiError when not even the daemons are known."""
     pods = await cluster.list(PODS, namespace, label_selector=DAEMONS)
     answers, turns = Answers(), asyncio.Semaphore(_AT_ONCE)
@@ -54,7 +55,7 @@ async def ask(cluster: Cluster, namespace: str, kubeconfig: str | None) -> Answe
     async def one(pod: Pod) -> None:
         async with turns:
             try:
-                answers.rows += await _ask(pod, kubeconfig)
+                answers.rows += await _ask(pod, access)
                 answers.nodes.add(pod.node_name)
             except (CommandError, ValueError, TypeError) as error:
                 answers.failures[pod.node_name] = str(error)
@@ -67,17 +68,19 @@ def _running(pods: Iterable[Pod]) -> Iterable[Pod]:
     return (pod for pod in pods if pod.phase == "Running" and pod.node_name and not pod.deleting)
 
 
-async def _ask(pod: Pod, kubeconfig: str | None) -> list[Row]:
-    answer = await _exec(pod, kubeconfig, "volumes", "--local", "--output", "json")
+async def _ask(pod: Pod, access: ApiAccess) -> list[Row]:
+    answer = await _exec(pod, access, "volumes", "--local", "--output", "json")
     return [Row(**{**row, "pods": tuple(row["pods"])}) for row in json.loads(answer.stdout)]
 
 
-async def _exec(pod: Pod, kubeconfig: str | None, *words: str) -> Completed:
+async def _exec(pod: Pod, access: ApiAccess, *words: str) -> Completed:
     return await run(
-        *("kubectl", "--namespace", pod.namespace, "exec", pod.name, "--container", "daemon", "--"),
+        "kubectl",
+        *(("--context", access.context) if access.context else ()),
+        *("--namespace", pod.namespace, "exec", pod.name, "--container", "daemon", "--"),
         *("elastic-local", *words),
         deadline=_DEADLINE,
-        env={"KUBECONFIG": kubeconfig} if kubeconfig else None,
+        env={"KUBECONFIG": access.kubeconfig} if access.kubeconfig else None,
     )
 
 
@@ -85,18 +88,18 @@ class DaemonPods:
     """The daemons' pods of the nodes, one at a time. Methods raise CommandError when kubectl or the command fails, and
     Stop when no daemon runs there."""
 
-    def __init__(self, cluster: Cluster, namespace: str, kubeconfig: str | None) -> None:
+    def __init__(self, cluster: Cluster, namespace: str, access: ApiAccess) -> None:
         self._cluster = cluster
         self._namespace = namespace
-        self._kubeconfig = kubeconfig
+        self._access = access
 
     async def rows(self, node: str) -> list[Row]:
         """What the node holds, as it says itself."""
-        return await _ask(await self._pod(node), self._kubeconfig)
+        return await _ask(await self._pod(node), self._access)
 
     async def adopt(self, node: str, volume: str) -> None:
         """Hands a volume over to the PersistentVolume of its name."""
-        await _exec(await self._pod(node), self._kubeconfig, "adopt", volume, "--yes", "--output", "json")
+        await _exec(await self._pod(node), self._access, "adopt", volume, "--yes", "--output", "json")
 
     async def _pod(self, node: str) -> Pod:
         found = map(read_pod, await self._cluster.list(PODS, self._namespace, label_selector=DAEMONS))

@@ -1,6 +1,7 @@
 """Options that several commands have. Nothing here knows what the commands do: help and completion are quick."""
 
 import enum
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -34,6 +35,17 @@ Kubeconfig = Annotated[
     str | None,
     typer.Option(envvar="KUBECONFIG", help="How to reach the API server. Default: as kubectl, or the pod's account."),
 ]
+Context = Annotated[str | None, typer.Option(help="Of the kubeconfig. Default: its current one.")]
+
+
+@dataclass(frozen=True)
+class ApiAccess:
+    """How to reach the API server. None: as nobody said."""
+
+    kubeconfig: str | None = None
+    context: str | None = None
+
+
 Namespace = Annotated[str, typer.Option("--namespace", "-n", envvar="NAMESPACE", help="Of daemons and provisioner.")]
 DataDir = Annotated[Path, typer.Option(envvar="DATA_DIR", help="Where the daemon keeps its own, loop files included.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing, and show what would be done.")]

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import typer
 from rich.console import Console
 
+from command.options import ApiAccess
 from daemon.errors import VolumeError
 from host.command import CommandError
 from host.disks import NotADisk
@@ -73,7 +74,9 @@ async def patience(doing: str) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def cluster(kubeconfig: str | None, deadline: float = 30.0) -> AsyncIterator[Cluster]:
+async def cluster(access: ApiAccess, deadline: float = 30.0) -> AsyncIterator[Cluster]:
     """Raises ConfigurationError."""
-    async with await Cluster.connect(kubeconfig, program="elastic-local-command", deadline=deadline) as connected:
+    async with await Cluster.connect(
+        access.kubeconfig, access.context, program="elastic-local-command", deadline=deadline
+    ) as connected:
         yield connected

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import typer
 
 from command import nodeexec, thisnode
-from command.options import Form
+from command.options import ApiAccess, Form
 from command.running import cluster, patience, run
 from command.table import Column, show, size
 from command.volumerows import Row, joined
@@ -48,9 +48,9 @@ _COLUMNS = (
 Look = Callable[[], Coroutine[Any, Any, tuple[list[Row], bool]]]
 
 
-def volumes(whole_cluster: bool, local: bool, watch: bool, namespace: str, kubeconfig: str | None, form: Form) -> None:
+def volumes(whole_cluster: bool, local: bool, watch: bool, namespace: str, access: ApiAccess, form: Form) -> None:
     def look() -> Coroutine[Any, Any, tuple[list[Row], bool]]:
-        return _of_cluster(namespace, kubeconfig) if whole_cluster else _of_node(local, kubeconfig)
+        return _of_cluster(namespace, access) if whole_cluster else _of_node(local, access)
 
     if watch:
         run(_watch(look, form))
@@ -91,7 +91,7 @@ def _name(row: Row) -> str:
     return f"persistentvolume/{row.volume}" if row.source else ""
 
 
-async def _of_node(local: bool, kubeconfig: str | None) -> tuple[list[Row], bool]:
+async def _of_node(local: bool, access: ApiAccess) -> tuple[list[Row], bool]:
     """The rows, and whether they are all that there is to say."""
     chosen = thisnode.chosen()
     async with patience("looking at the volumes of this node"):
@@ -99,7 +99,7 @@ async def _of_node(local: bool, kubeconfig: str | None) -> tuple[list[Row], bool
     if local:
         return rows, True
     try:
-        async with patience("asking the API server for their claims"), cluster(kubeconfig, _IMPATIENT) as connected:
+        async with patience("asking the API server for their claims"), cluster(access, _IMPATIENT) as connected:
             volumes, pods = await _known(connected)
             node = read_node(await connected.get(NODES, chosen.node_name))
             here = await _identity(connected)
@@ -111,13 +111,13 @@ async def _of_node(local: bool, kubeconfig: str | None) -> tuple[list[Row], bool
     return joined(rows, mine, pods, [node], {chosen.node_name}, here), True
 
 
-async def _of_cluster(namespace: str, kubeconfig: str | None) -> tuple[list[Row], bool]:
+async def _of_cluster(namespace: str, access: ApiAccess) -> tuple[list[Row], bool]:
     """The same of all nodes: it is not all when one did not answer."""
-    async with patience("asking the cluster and each of its nodes"), cluster(kubeconfig) as connected:
+    async with patience("asking the cluster and each of its nodes"), cluster(access) as connected:
         volumes, pods = await _known(connected)
         nodes = [read_node(body) for body in await connected.list(NODES)]
         namespace = await nodeexec.namespace_of(connected, namespace)
-        answers = await nodeexec.ask(connected, namespace, kubeconfig)
+        answers = await nodeexec.ask(connected, namespace, access)
         here = await _identity(connected)
     for node, why in sorted(answers.failures.items()):
         typer.echo(f"node {node} did not answer: {why}", err=True)

@@ -50,11 +50,16 @@ class Cluster:
 
     @classmethod
     async def connect(
-        cls, kubeconfig: str | None = None, *, program: str = "elastic-local", deadline: float = 30.0
+        cls,
+        kubeconfig: str | None = None,
+        context: str | None = None,
+        *,
+        program: str = "elastic-local",
+        deadline: float = 30.0,
     ) -> "Cluster":
         """Reads the configuration (transport.load_configuration) and opens no connection yet. `deadline`: seconds for
         each request. `program` names us in the server's audit log. Raises ConfigurationError."""
-        return cls(Transport(await load_configuration(kubeconfig), kubeconfig, program), deadline)
+        return cls(Transport(await load_configuration(kubeconfig, context), kubeconfig, program, context), deadline)
 
     def guarded(self, before_write: Callable[[], None]) -> "Cluster":
         """This connection, over which nothing is written unless `before_write`, asked at the last moment, lets it pass:

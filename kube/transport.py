@@ -38,22 +38,25 @@ class ConfigurationError(Exception):
     """No API server can be reached with what is configured: says where it was looked for and what to set."""
 
 
-async def load_configuration(kubeconfig: str | None) -> Configuration:
+async def load_configuration(kubeconfig: str | None, context: str | None = None) -> Configuration:
     """The configuration of `kubeconfig`, else $KUBECONFIG, else the pod's service account, else ~/.kube/config.
+    `context`: of that file, None: its current one.
 
     Raises ConfigurationError."""
     configuration = Configuration()
     home = Path.home() / ".kube" / "config"
     path = kubeconfig or os.environ.get("KUBECONFIG")
     try:
-        if not path and "KUBERNETES_SERVICE_HOST" in os.environ:
+        if not path and not context and "KUBERNETES_SERVICE_HOST" in os.environ:
             load_incluster_config(configuration)
             return configuration
         if not path and not home.exists():
             raise ConfigurationError(
                 f"no API server is configured: set KUBECONFIG, or create {home}, or run in a pod with a service account"
             )
-        await load_kube_config(path or str(home), client_configuration=configuration, persist_config=False)
+        await load_kube_config(
+            path or str(home), context=context, client_configuration=configuration, persist_config=False
+        )
     except (ConfigException, OSError, yaml.YAMLError, TypeError) as error:
         source = f"kubeconfig {path or home}" if path or home.exists() else "the pod's service account"
         raise ConfigurationError(f"{source} can't be used: {error}") from error
@@ -73,9 +76,12 @@ _before_bytes: ContextVar[Callable[[], None]] = ContextVar("_before_bytes")
 class Transport:
     """To be made inside the event loop that uses it."""
 
-    def __init__(self, configuration: Configuration, kubeconfig: str | None, program: str) -> None:
-        """`kubeconfig`: where the configuration came from, to read it again."""
+    def __init__(
+        self, configuration: Configuration, kubeconfig: str | None, program: str, context: str | None = None
+    ) -> None:
+        """`kubeconfig` and `context`: where the configuration came from, to read it again."""
         self._kubeconfig = kubeconfig
+        self._context = context
         self._api = ApiClient(configuration)
         self._api.user_agent = program
         self._connector = aiohttp.TCPConnector(
@@ -147,7 +153,7 @@ class Transport:
                 return True
             self._renewed = time.monotonic()
             try:
-                fresh = await load_configuration(self._kubeconfig)
+                fresh = await load_configuration(self._kubeconfig, self._context)
                 if fresh.cert_file:
                     self._api.rest_client.ssl_context.load_cert_chain(fresh.cert_file, fresh.key_file)
             except (ConfigurationError, OSError) as error:

@@ -7,6 +7,7 @@ from typing import Any, cast
 import pytest
 
 from command import nodeexec
+from command.options import ApiAccess
 from command.running import Stop
 from kube.client import Cluster
 
@@ -19,7 +20,7 @@ if "daemon-odd" in words:
     print("surprise")
     sys.exit()
 pod, _, command = words.partition(" -- ")
-assert pod == "--namespace elastic-local exec daemon-well --container daemon", words
+assert pod == "--context far --namespace elastic-local exec daemon-well --container daemon", words
 assert command == "elastic-local volumes --local --output json", words
 print('[{{"volume": "pvc-1", "uid": "u", "node": "well", "state": "ready", "size": 5, "pods": ["p"]}}]')
 """
@@ -42,7 +43,7 @@ async def test_nodes_that_do_not_answer_are_reported_and_nothing_is_guessed_of_t
     (tmp_path / "kubectl").write_text(_KUBECTL)
     (tmp_path / "kubectl").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    answers = await nodeexec.ask(cast(Cluster, Daemons()), "elastic-local", None)
+    answers = await nodeexec.ask(cast(Cluster, Daemons()), "elastic-local", ApiAccess(context="far"))
     assert [(row.volume, row.node, row.pods) for row in answers.rows] == [("pvc-1", "well", ("p",))]
     assert answers.nodes == {"well"}
     assert answers.failures.keys() == {"dead", "odd"}
@@ -67,7 +68,7 @@ async def test_one_node_is_asked_and_told_in_the_pod_of_its_daemon(
     (tmp_path / "kubectl").write_text(_ADOPT)
     (tmp_path / "kubectl").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    pods = nodeexec.DaemonPods(cast(Cluster, Daemons()), "elastic-local", None)
+    pods = nodeexec.DaemonPods(cast(Cluster, Daemons()), "elastic-local", ApiAccess())
     assert [row.volume for row in await pods.rows("well")] == ["pvc-1"]
     await pods.adopt("well", "pvc-1")
     with pytest.raises(Stop, match="no daemon runs on node starting"):

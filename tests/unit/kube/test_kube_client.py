@@ -5,6 +5,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+import yaml
 from aiohttp import web
 
 from kube import transport
@@ -22,7 +23,7 @@ from kube.errors import (
     Unreachable,
 )
 from kube.resources import CLAIMS, LEASES, NODES, VOLUMES
-from kube.transport import ConfigurationError
+from kube.transport import ConfigurationError, load_configuration
 from tests.ports import reserved_port
 from tests.unit.kube.apiserver import (
     ApiServer,
@@ -398,3 +399,24 @@ async def test_an_event_of_the_largest_object_there_can_be_is_read(cluster: Clus
     server.next(f"GET {VOLUMES.path()}", stream(("ADDED", huge), ("ADDED", volume("next", "9"))))
     seen = [body["metadata"]["name"] async for _, body in cluster.watch(VOLUMES, resource_version="1")]
     assert seen == ["pv", "next"]
+
+
+async def test_a_context_of_the_kubeconfig_is_taken(tmp_path: Path) -> None:
+    clusters = {"near": "http://127.0.0.1:1", "far": "http://127.0.0.1:2"}
+    file = tmp_path / "kubeconfig"
+    file.write_text(
+        yaml.safe_dump(
+            {
+                "apiVersion": "v1",
+                "kind": "Config",
+                "clusters": [{"name": name, "cluster": {"server": url}} for name, url in clusters.items()],
+                "users": [{"name": "me", "user": {"token": "secret"}}],
+                "contexts": [{"name": name, "context": {"cluster": name, "user": "me"}} for name in clusters],
+                "current-context": "near",
+            }
+        )
+    )
+    assert (await load_configuration(str(file))).host == clusters["near"]
+    assert (await load_configuration(str(file), "far")).host == clusters["far"]
+    with pytest.raises(ConfigurationError, match="elsewhere"):
+        await load_configuration(str(file), "elsewhere")

@@ -88,7 +88,8 @@ def test_each_class_keeps_its_own_reserve_back() -> None:
         ),
         (
             "classes: {nvme: {kind: LVM, group: a, devices: {size: 1Gi}}}",
-            "classes.nvme.devices.size: there is no such key, there are maximumSize, minimumSize, models, paths, rotational",
+            "classes.nvme.devices.size: there is no such key, "
+            "there are maximumSize, minimumSize, models, paths, rotational",
         ),
         ("classes: {nvme: {kind: LVM}}", "classes.nvme.group is missing: allowed is the name of an LVM volume group"),
         ("classes: {nvme: {kind: LVM, group: -x}}", "classes.nvme.group is '-x': allowed is a name as LVM has them"),
