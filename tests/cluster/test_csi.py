@@ -1,12 +1,16 @@
 """Volumes behind the CSI driver, in the sandbox: what the kubelet, the driver and the cluster make of them."""
 
 import json
+import os
+
+import aiohttp
 
 from contract import names
 from contract.volume import CSI
 from kube.resources import CLAIMS, CLASSES, PODS
 from tests.cluster.conftest import MakeClass
 from tests.sandbox.controlplane.caches import CSI_NODES
+from tests.sandbox.nodes import Node
 from tests.sandbox.workloads import Json, Namespace, claim, pod
 from tests.sandbox.workloads import storage_class as class_body
 from tests.waiting import until
@@ -109,3 +113,35 @@ async def test_a_kubelet_that_starts_anew_knows_its_csi_volumes(shaken: Namespac
     await shaken.delete(PODS, "kept")
     await until(lambda: not any(staged.iterdir()), what="the last one is unstaged")
     await shaken.sandbox.api.delete(CLASSES, storage_class["name"])
+
+
+async def figures(node: Node, namespace: Namespace) -> dict[str, int]:
+    """What the kubelet says of the claim `data`."""
+    async with aiohttp.ClientSession() as session, session.get(node.kubelet_metrics, raise_for_status=True) as answer:
+        text = await answer.text()
+    labels = f'{{namespace="{namespace.name}",persistentvolumeclaim="data"}}'
+    parts = (line.partition(labels) for line in text.splitlines())
+    return {name.removeprefix("kubelet_volume_stats_"): int(value) for name, found, value in parts if found}
+
+
+async def test_the_kubelet_says_how_full_a_volume_is(namespace: Namespace, make_class: MakeClass) -> None:
+    await namespace.create(CLAIMS, claim("data", "16Mi", await make_class(volume_source=CSI)))
+    await namespace.create(PODS, pod("user", {"/data": "data"}))
+    running = await namespace.until_running("user")
+    node, volume = namespace.sandbox.node_of(running), (await namespace.until_bound("data"))["metadata"]["name"]
+    seen = os.statvfs(node.volume_folder(running["metadata"]["uid"], volume, CSI))
+    found = await figures(node, namespace)
+    assert found["capacity_bytes"] == seen.f_blocks * seen.f_frsize
+    assert found["available_bytes"] == seen.f_bavail * seen.f_frsize
+    assert (found["inodes"], found["inodes_free"]) == (seen.f_files, seen.f_ffree)
+
+
+async def test_the_kubelet_says_how_large_a_device_is(namespace: Namespace, make_class: MakeClass) -> None:
+    storage_class = await make_class(volume_source=CSI)
+    await namespace.create(CLAIMS, claim("data", "16Mi", storage_class, volumeMode="Block"))
+    body = pod("user", volumes=[{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}])
+    body["spec"]["containers"][0]["volumeDevices"] = [{"name": "data", "devicePath": "/dev/xvda"}]
+    await namespace.create(PODS, body)
+    running = await namespace.until_running("user")
+    found = await figures(namespace.sandbox.node_of(running), namespace)
+    assert (found["capacity_bytes"], found["inodes"]) == (16 << 20, 0)

@@ -398,7 +398,9 @@ def test_a_daemon_finds_the_folders_that_the_kubelet_made_for_its_pod(tmp_path: 
     before = os.umask(0o077)
     try:
         spec = NodeSpec("n", static=True, device_classes={"fast": "1Gi"})
-        node = Node(spec, tmp_path / "node", tmp_path / "a", tmp_path / "b", tmp_path, lifeline=0, port=0)
+        node = Node(
+            spec, tmp_path / "node", tmp_path / "a", tmp_path / "b", tmp_path, lifeline=0, port=0, kubelet_port=0
+        )
         node.make_folders()
     finally:
         os.umask(before)

@@ -48,8 +48,9 @@ class Node:
         logs: Path,
         lifeline: int,
         port: int,
+        kubelet_port: int,
     ) -> None:
-        """`port`: of its daemon's metrics and health."""
+        """`port`: of its daemon's metrics and health. `kubelet_port`: of its kubelet's metrics."""
         self.name = spec.name
         self.hostname = spec.hostname or spec.name
         self.spec = spec
@@ -65,6 +66,8 @@ class Node:
         self.driver = self.plugins / names.DRIVER_FOLDER / names.DRIVER_NAME
         self._address = f"127.0.0.1:{port}"
         self.url = f"http://{self._address}"
+        self._kubelet_port = kubelet_port
+        self.kubelet_metrics = f"http://127.0.0.1:{kubelet_port}/metrics"
         self.kubelet = self._kubelet(kubelet_kubeconfig, logs, lifeline)
         self.daemon = self._daemon(daemon_kubeconfig, logs)
 
@@ -109,6 +112,7 @@ class Node:
                 *("--kubeconfig", str(kubeconfig)),
                 *("--root", str(self.kubelet_root)),
                 *("--plugin-dir", str(self.plugins)),
+                *("--metrics-port", str(self._kubelet_port)),
                 *("--lifeline", str(lifeline)),
                 *("--env", f"{names.SOCKET_VARIABLE}={self.socket}"),
             ],

@@ -82,6 +82,7 @@ class Sandbox:
                 self.logs,
                 self._lifeline,
                 self._port(),
+                self._port(),
             )
             for spec in nodes
         }

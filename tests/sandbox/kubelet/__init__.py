@@ -11,6 +11,7 @@ Time is compressed in one place only: a grown claim is noticed at once, not afte
     csi.py         CSI volumes: staged, published, and what is written down of them
     staged.py      CSI volumes as the node has them, from the first pod to the last
     blockdevices.py  a device on its way into a pod
+    metrics.py     how full CSI volumes are
     sources.py     what a pod's volume refers to, and the JSON that a driver gets for it (pure)
     layout.py      the kubelet's folder: where things are, and what a new kubelet finds there
     volumes.py     mounts what pods want and unmounts what they don't, with retries

@@ -18,6 +18,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--kubeconfig", required=True)
     parser.add_argument("--root", required=True, type=Path)
     parser.add_argument("--plugin-dir", required=True, type=Path)
+    parser.add_argument("--metrics-port", required=True, type=int)
     parser.add_argument("--lifeline", required=True, type=int, help="file descriptor at whose end containers die")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="for the drivers")
     return parser.parse_args()
@@ -31,7 +32,9 @@ async def main() -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
     async with await Cluster.connect(given.kubeconfig, program="kubelet") as cluster:
         identity = Identity(given.node, given.hostname or given.node)
-        await Kubelet(cluster, identity, given.root, given.plugin_dir, environment, given.lifeline).run()
+        await Kubelet(
+            cluster, identity, given.root, given.plugin_dir, environment, given.lifeline, given.metrics_port
+        ).run()
 
 
 if __name__ == "__main__":

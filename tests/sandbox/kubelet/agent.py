@@ -19,6 +19,7 @@ from tests.sandbox.kubelet.container import Container
 from tests.sandbox.kubelet.csi import CsiPlugin
 from tests.sandbox.kubelet.expansion import Expansion
 from tests.sandbox.kubelet.layout import Layout
+from tests.sandbox.kubelet.metrics import VolumeStats
 from tests.sandbox.kubelet.plugins import Plugins
 from tests.sandbox.kubelet.podworker import Host, PodWorker
 from tests.sandbox.kubelet.registration import PluginManager, Registered
@@ -55,8 +56,10 @@ class Kubelet:
         plugin_directory: Path,
         environment: Mapping[str, str],
         lifeline: int,
+        metrics_port: int,
     ) -> None:
         """`environment`: of the drivers. `lifeline`: see shim.py."""
+        self._metrics_port = metrics_port
         self._cluster = cluster
         self._identity = identity
         self._workers: dict[str, PodWorker] = {}
@@ -74,6 +77,7 @@ class Kubelet:
         self._plugin_manager = PluginManager(cluster, identity.name, root / "plugins_registry", registered)
         csi = CsiPlugin(root, identity.name, registered, self._csi_drivers)
         self._volumes = VolumeManager(self._plugins, csi, layout, expansion, self._workers)
+        self._stats = VolumeStats(self._volumes, csi)
         self._host = Host(
             cluster=cluster,
             recorder=self._recorder,
@@ -96,6 +100,7 @@ class Kubelet:
             tasks.create_task(self._recorder.run())
             tasks.create_task(self._probe())
             await self._register()
+            await self._stats.serve(self._metrics_port)
             tasks.create_task(self._plugin_manager.run())
             await asyncio.gather(*(informer.wait_synced() for informer in informers))
             self._pods.subscribe(self._pod_changed)
