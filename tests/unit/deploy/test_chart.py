@@ -138,6 +138,7 @@ WAYS = {
         kustomization={"patches": [_with_data("static-volumes", removeNodeNotReadyTaint="true")]},
         values={"static": {"enabled": True, "taint": True}},
     ),
+    "snapshots": Way(components=("csi", "snapshots"), values={"snapshots": {"enabled": True}}),
     "without-flex-volume": Way(components=("csi", "without-flex-volume"), values={"flexVolume": {"enabled": False}}),
     "without-policies": Way(components=("csi", "without-policies"), values={"policies": {"enabled": False}}),
     "all": Way(
@@ -153,6 +154,7 @@ WAYS = {
             **_DEVICE_CLASSES,
             **_MONITORING,
             "nodeCleanup": {"classes": _CLEANUP_CLASSES},
+            "snapshots": {"enabled": True},
             "static": {"enabled": True, "jobs": True, "taint": True},
         },
     ),
@@ -201,7 +203,7 @@ def _comparable(objects: tuple[Json, ...]) -> dict[tuple[str, str], Json]:
     found: dict[tuple[str, str], Json] = {}
     for each in objects:
         body = _plain(copy.deepcopy(each))
-        if body["kind"].startswith("ValidatingAdmissionPolicy"):
+        if body["kind"].startswith(("ValidatingAdmissionPolicy", "VolumeSnapshotClass")):
             # kustomize does not know that these kinds have no namespace; the API server drops it.
             body["metadata"].pop("namespace", None)
         if body["kind"] == "ConfigMap":
@@ -249,7 +251,7 @@ def test_objects_are_valid(version: str) -> None:
     every += [*charted(kubernetes=version, **old), *charted(kubernetes=version, **{**_EVERYTHING, **old})]
     for text in {json.dumps(each, sort_keys=True) for each in every}:
         body = json.loads(text)
-        if body["apiVersion"] != "monitoring.coreos.com/v1":
+        if body["apiVersion"] not in ("monitoring.coreos.com/v1", "snapshot.storage.k8s.io/v1"):
             kubernetes_validate.validate(body, version, strict=True)
 
 
