@@ -12,6 +12,8 @@ import yaml
 
 from contract import capacity, names
 from contract.capacity import Capacity
+from kube.records import SELECTED_NODE, read_claim, read_storage_class
+from provisioner.decision import AvailableCapacity, Create, NodeCapacity, decide
 from tests.sandbox.controlplane.binding import NOT_ENOUGH_SPACE, Placement, PodClaims, place
 from tests.unit.deploy.rendered import BASE, DEPLOY, kustomize, of_kind
 from tests.unit.deploy.test_manifests import VERSIONS
@@ -74,6 +76,31 @@ def test_a_stateful_set_and_its_service_select_its_pods(path: Path) -> None:
             (service,) = (other for other in found if other["kind"] == "Service")
             assert service["metadata"]["name"] == each["spec"]["serviceName"]
             assert service["spec"]["selector"] == each["spec"]["selector"]["matchLabels"] == labels
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("overlay", ["base", "overlays/csi"])
+def test_the_claims_of_a_sample_are_served(path: Path, overlay: str) -> None:
+    classes = {each["metadata"]["name"]: each for each in of_kind(kustomize(DEPLOY / overlay), "StorageClass")}
+    for spec in claim_specs(objects(path)):
+        name = spec["storageClassName"]
+        empty = Capacity("node-1", "node-1", name, "elastic-local-vg", 1 << 40, available=1 << 40, granularity=1 << 22)
+        annotations = {"volume.kubernetes.io/storage-provisioner": names.PROVISIONER, SELECTED_NODE: "node-1"}
+        metadata = {
+            "namespace": "default",
+            "name": "claim",
+            "uid": "1",
+            "resourceVersion": "1",
+            "annotations": annotations,
+        }
+        decision = decide(
+            read_claim({"metadata": metadata, "spec": spec}),
+            read_storage_class(classes[name]),
+            AvailableCapacity([NodeCapacity(empty, empty.available)]),
+            waited=0,
+        )
+        assert isinstance(decision, Create)
+        assert decision.source == ("csi" if overlay == "overlays/csi" else "flexVolume")
 
 
 GROUP = {"example.com/node-group": "databases"}
