@@ -3,7 +3,8 @@ is, and says what became of it.
 
 Sources: pkg/kubelet/pluginmanager/pluginwatcher and operationexecutor. While the socket is there the driver counts as
 registered, and a socket that goes takes the registration with it; so it is there exactly as long as the driver is
-served.
+served. Only since Kubernetes 1.36 a kubelet that could not register a driver tries again; one before takes no more
+notice of that socket, and has to be shown a new one.
 """
 
 import asyncio
@@ -28,6 +29,8 @@ NOT_REGISTERED, REGISTERED = "CSIDriverNotRegistered", "CSIDriverRegistered"
 _TYPE = "CSIPlugin"
 _VERSIONS = ("1.0.0",)
 """Of CSI, as the kubelet compares them: it takes any 1.x for the same."""
+RETRY = 30.0
+"""Seconds that a kubelet has to register by itself what it refused, before it is shown a new socket."""
 PATIENCE = 120.0
 """Seconds that the kubelet has to come. It notices a new socket at once."""
 
@@ -35,11 +38,13 @@ PATIENCE = 120.0
 class RegistrationService(RegistrationBase):
     """`problem` says why the kubelet does not use the driver, for readiness. Empty: it does, or has time yet."""
 
-    def __init__(self, endpoint: str, events: NodeEvents, patience: float = PATIENCE) -> None:
-        """`endpoint`: the path of the driver's socket, as the kubelet sees it. `patience` in seconds."""
+    def __init__(self, endpoint: str, events: NodeEvents, patience: float = PATIENCE, retry: float = RETRY) -> None:
+        """`endpoint`: the path of the driver's socket, as the kubelet sees it. `patience` and `retry` in seconds."""
         self._endpoint = endpoint
         self._events = events
         self._patience = patience
+        self._retry = retry
+        self._refused = asyncio.Event()
         self.problem = ""
         self._registered = asyncio.Event()
         events.on_known(self._report)
@@ -57,12 +62,23 @@ class RegistrationService(RegistrationBase):
             return
         if status.plugin_registered:
             self._registered.set()
+            self._refused.clear()
             self._set_problem("")
             log.info("the kubelet registered the CSI driver")
         else:
+            self._refused.set()
             self._set_problem(
                 f"the kubelet does not register the CSI driver: {status.error[:500]}; it tries again, see its log"
             )
+
+    async def wait_for_new_socket(self) -> None:
+        """Until the kubelet has refused the driver, and has not registered it for a while after that."""
+        while True:
+            await self._refused.wait()
+            await asyncio.sleep(self._retry)
+            if self._refused.is_set():
+                self._refused.clear()
+                return
 
     async def watch(self) -> None:
         """Says so when the kubelet never comes."""

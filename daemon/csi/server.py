@@ -3,6 +3,7 @@
 Both are below the kubelet's root: `plugins/<driver>/csi.sock` and `plugins_registry/<driver>-reg.sock`.
 """
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Collection
@@ -14,7 +15,7 @@ from grpclib.server import Server
 from contract import names
 from daemon.csi.identity import IdentityService
 from daemon.csi.node import NodeService
-from daemon.csi.registration import RegistrationService
+from daemon.csi.registration import RETRY, RegistrationService
 from service.rootsocket import root_socket
 
 if TYPE_CHECKING:
@@ -42,10 +43,41 @@ async def listening(
     as soon as it has found the other. Raises OSError when one can't be had."""
     async with (
         _serving(driver_socket(kubelet_root), [identity, node]),
-        _serving(registration_socket(kubelet_root), [registration]),
+        _registering(registration_socket(kubelet_root), registration),
     ):
         log.info("CSI is served on %s", driver_socket(kubelet_root))
         yield
+
+
+@contextlib.asynccontextmanager
+async def _registering(path: Path, registration: RegistrationService) -> AsyncIterator[None]:
+    """Serves it, on a new socket whenever the kubelet needs to be shown one."""
+    served: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def serve() -> None:
+        while True:
+            try:
+                async with _serving(path, [registration]):
+                    if not served.done():
+                        served.set_result(None)
+                    await registration.wait_for_new_socket()
+            except OSError as error:
+                if not served.done():
+                    raise
+                log.warning("%s can't be made anew: %s", path, error)
+                await asyncio.sleep(RETRY)
+            else:
+                log.info("%s is made anew, for the kubelet to try again", path)
+
+    task = asyncio.create_task(serve())
+    try:
+        await asyncio.wait({task, served}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
 
 
 @contextlib.asynccontextmanager

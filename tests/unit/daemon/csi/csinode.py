@@ -33,7 +33,7 @@ from daemon.csi.proto.csi_pb2 import (
     VolumeCapability,
 )
 from daemon.csi.proto.pluginregistration_grpc import RegistrationStub
-from daemon.csi.registration import RegistrationService
+from daemon.csi.registration import RETRY, RegistrationService
 from daemon.kubelet.authorization import Authorizer
 from daemon.kubelet.mounter import Mounter, NodeContext
 from daemon.storage.inventory import VolumeHealth
@@ -181,8 +181,10 @@ async def csi_node(
     backend: type[FilesBackend] = FolderBackend,
     mounts: bool = False,
     knows_itself: bool = True,
+    retry: float = RETRY,
 ) -> AsyncIterator[CsiNode]:
-    """`mounts`: real ones, which need root; else they are noted only. `knows_itself`: it has found its Node."""
+    """`mounts`: real ones, which need root; else they are noted only. `knows_itself`: it has found its Node. `retry`:
+    seconds until a kubelet that refused the driver is shown a new socket."""
     # A socket's path has at most 107 bytes.
     with tempfile.TemporaryDirectory(prefix="csi-") as short:
         kubelet = Path(short)
@@ -208,7 +210,7 @@ async def csi_node(
             service = NodeService(mounter, status, lambda rpc, code, _: observed.append((rpc, code)))
             events = NodeEvents(parts.events)
             events.set_node(parts.node.reference)
-            registration = RegistrationService(str(server.driver_socket(kubelet)), events)
+            registration = RegistrationService(str(server.driver_socket(kubelet)), events, retry=retry)
             identity = IdentityService("1.2.3", lambda: True)
             async with server.listening(kubelet, identity, service, registration):
                 async with (

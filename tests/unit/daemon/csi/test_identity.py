@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.message import Message
+from grpclib.client import Channel
 
 from contract import names
 from daemon.csi import server
@@ -23,8 +24,10 @@ from daemon.csi.proto.csi_pb2 import (
     ProbeRequest,
     VolumeCapability,
 )
+from daemon.csi.proto.pluginregistration_grpc import RegistrationStub
 from daemon.csi.proto.pluginregistration_pb2 import InfoRequest, PluginInfo, RegistrationStatus
 from tests.unit.daemon.csi.csinode import CsiNode, csi_node
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -69,6 +72,26 @@ async def test_the_kubelet_learns_of_it_and_says_what_became_of_that(csi: CsiNod
     await csi.registration.NotifyRegistrationStatus(RegistrationStatus(plugin_registered=True))
     assert csi.registered.problem == ""
     assert ("node-1", "CSIDriverNotRegistered") in [each[:2] for each in await csi.parts.warnings()]
+
+
+async def test_a_kubelet_that_refused_the_driver_is_shown_a_new_socket(tmp_path: Path) -> None:
+    """Before 1.36 it does not try again while the socket stays."""
+    refused, taken = RegistrationStatus(plugin_registered=False, error="no API"), RegistrationStatus()
+    taken.plugin_registered = True
+    async with csi_node(tmp_path, retry=0.05) as csi:
+        socket = server.registration_socket(csi.kubelet)
+        first = socket.stat()
+        await csi.registration.NotifyRegistrationStatus(refused)
+        await until(lambda: socket.exists() and socket.stat().st_ctime_ns != first.st_ctime_ns, what="a new socket")
+        async with Channel(path=str(socket)) as channel:
+            kubelet = RegistrationStub(channel)
+            assert (await kubelet.GetInfo(InfoRequest())).name == names.CSI_DRIVER
+            second = socket.stat()
+            await kubelet.NotifyRegistrationStatus(refused)
+            await kubelet.NotifyRegistrationStatus(taken)
+        assert csi.registered.problem == ""
+        await asyncio.sleep(0.1)  # longer than a refusal waits
+        assert socket.stat().st_ctime_ns == second.st_ctime_ns, "one that has registered it meanwhile is left alone"
 
 
 async def test_its_sockets_are_for_root_alone(csi: CsiNode) -> None:
