@@ -8,7 +8,7 @@ ENVIRONMENT := $(VENV)/.complete
 LIMITS = $(if $(SEED),--seed $(SEED)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(MINUTES),--minutes $(MINUTES))
 CALLOUT = $(MAKE) --silent --directory flexdriver/native PYTHON=$(CURDIR)/$(VENV)/bin/python
 
-.PHONY: help demo test torture bench callout callout-here image lint format lock stubs docs site tools clean
+.PHONY: help demo test torture bench callout callout-here image lint format lock stubs docs man site tools clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-21s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +80,10 @@ site: ## build the site of the docs in build/site, with the generator of tools/d
 	@cp *.md LICENSE build/pages && cp -r docs build/pages && cp -r deploy/samples build/pages/deploy
 	@NO_MKDOCS_2_WARNING=1 build/docs/bin/mkdocs build --quiet --strict
 	@echo "the site is in build/site"
+
+man: tools ## write the manual page build/elastic-local.1
+	@mkdir -p build
+	@$(RUN) python -m command.manpage > build/elastic-local.1
 
 tools: $(ENVIRONMENT) ## install what is needed: Debian packages, the virtual environment, kubectl
 	@tools/system-packages

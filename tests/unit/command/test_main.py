@@ -13,6 +13,7 @@ import typer
 import typer.testing
 from typer.core import TyperCommand, TyperGroup
 
+from command import manpage
 from command.main import app
 from contract import names
 
@@ -121,3 +122,15 @@ def test_what_flexdriver_install_did_as_json(tmp_path: Path) -> None:
 def test_the_version_is_that_of_the_installed_package() -> None:
     shown = typer.testing.CliRunner().invoke(app, ["--version"])
     assert (shown.exit_code, shown.output) == (0, f"elastic-local {metadata.version('elastic-local')}\n")
+
+
+def test_the_manual_has_each_command_and_option() -> None:
+    text = manpage.page().replace("\\-", "-")
+    for word, command in ALL.items():
+        assert f"\n.SS {word}" in text
+        section = text.partition(f"\n.SS {word}")[2].partition("\n.SS ")[0]
+        for parameter in command.params:
+            for option in (each for each in parameter.opts if each.startswith("--")):
+                assert option in section
+    requests = {line.split()[0] for line in text.splitlines() if line.startswith((".", "'"))}
+    assert requests == {".TH", ".SH", ".SS", ".B", ".I", ".TP", ".PP"}
