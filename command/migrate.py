@@ -18,14 +18,15 @@ from command.options import ApiAccess, Form
 from command.running import Stop, cluster, patience, run
 from command.table import Column, show
 from command.volumerows import Row
-from contract import names
+from contract import names, snapshot
 from contract import volume as contract_volume
+from contract.snapshot import SnapshotContent
 from contract.volume import PV_PROTECTION, RETAIN, PersistentVolume
 from host.command import CommandError
 from kube.client import Cluster
-from kube.errors import AlreadyExists, Conflict, Json, NotFound
+from kube.errors import AlreadyExists, ApiError, Conflict, Forbidden, Json, NotFound, is_not_served
 from kube.records import Claim, read_claim, read_node, read_pod
-from kube.resources import CLAIMS, CONFIG_MAPS, CSI_NODES, NODES, PODS, VOLUMES
+from kube.resources import CLAIMS, CONFIG_MAPS, CSI_NODES, NODES, PODS, SNAPSHOT_CONTENTS, VOLUMES
 
 _COLUMNS = (
     Column[Plan]("claim", lambda plan: plan.claim),
@@ -247,7 +248,19 @@ class Migrator:
         if not node and pv.node_label:
             return "its node is gone"
         registered = bool(node) and await self._registered(node)
-        return migration.obstacle(pv, claim, pods, _row(rows, pv.name), volumes, to, registered=registered)
+        contents = await self._contents()
+        return migration.obstacle(pv, claim, pods, _row(rows, pv.name), volumes, contents, to, registered=registered)
+
+    async def _contents(self) -> list[SnapshotContent]:
+        """None in a cluster without their definitions."""
+        try:
+            found = map(snapshot.read, await self._cluster.list(SNAPSHOT_CONTENTS))
+        except ApiError as error:
+            # Who may not see them can't know that there are none.
+            if isinstance(error, Forbidden) or not is_not_served(error):
+                raise
+            return []
+        return [content for content in found if content is not None]
 
     async def _used(self, claim: str, row: Row | None) -> str:
         pods = [read_pod(body) for body in await self._cluster.list(PODS, claim.partition("/")[0])]

@@ -27,6 +27,7 @@ from command.volumerows import READY, Row
 from contract import names
 from contract import volume as contract_volume
 from contract.parameters import ParameterError
+from contract.snapshot import SnapshotContent
 from contract.volume import BLOCK, BOUND, CSI, FLEX_VOLUME, PV_PROTECTION, RETAIN, PersistentVolume
 from kube.records import Claim, Pod
 
@@ -163,12 +164,13 @@ def obstacle(
     pods: Collection[Pod],
     row: Row | None,
     others: Iterable[PersistentVolume],
+    contents: Iterable[SnapshotContent],
     to: str,
     *,
     registered: bool,
 ) -> str:
     """Why a volume can't be migrated as things are. Empty: it can. `registered`: the kubelet of its node knows the
-    CSI driver; `others`: all PersistentVolumes of ours."""
+    CSI driver; `others`, `contents`: all PersistentVolumes and VolumeSnapshotContents of ours."""
     if pv.deleting or pv.phase != BOUND or pv.claim is None:
         return f"its PersistentVolume is {'being deleted' if pv.deleting else pv.phase}, and not bound to a claim"
     if claim is None or claim.uid != pv.claim.uid or claim.volume_name != pv.name or claim.deleting:
@@ -189,6 +191,8 @@ def obstacle(
         each.name for each in others if not each.made and each.original and each.original.uid == pv.uid
     ):
         return f"{copies[0]} is to become a copy of it: wait until that was made"
+    if taken := sorted(each.name for each in contents if each.source_volume == pv.name and not each.ready):
+        return f"VolumeSnapshotContent {taken[0]} is to become a snapshot of it: wait until that is ready"
     if to == CSI and not registered:
         return "the kubelet of its node does not know the CSI driver: see `elastic-local doctor --cluster`"
     if to == FLEX_VOLUME and pv.volume_mode == BLOCK:

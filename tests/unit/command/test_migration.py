@@ -11,7 +11,7 @@ from command.migrate import Migrator
 from command.migration import CONTINUE, LEAVE, MIGRATE, Step
 from command.running import Stop
 from command.volumerows import Row
-from contract import names
+from contract import names, snapshot
 from contract import volume as contract_volume
 from contract.volume import NodeAssignment, PersistentVolume
 from host.command import CommandError
@@ -348,6 +348,16 @@ COPY = replace(
 )
 
 
+_CONTENT = snapshot.read(
+    {
+        "metadata": {"name": "snapcontent-1", "uid": "uid-3", "resourceVersion": "1"},
+        "spec": {"driver": names.CSI_DRIVER, "deletionPolicy": "Delete", "source": {"volumeHandle": PV}},
+    }
+)
+assert _CONTENT
+CONTENT = _CONTENT
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -370,6 +380,8 @@ COPY = replace(
         ({"row": replace(HERE, remark="raid-degraded")}, "ready (raid-degraded)"),
         ({"others": [COPY]}, "pvc-2 is to become a copy"),
         ({"others": [replace(COPY, made=True)]}, ""),
+        ({"contents": [CONTENT]}, "snapcontent-1 is to become a snapshot"),
+        ({"contents": [replace(CONTENT, ready=True), replace(CONTENT, source_volume="pvc-2")]}, ""),
         ({"registered": False}, "does not know the CSI driver"),
         ({"registered": False, "to": "flexVolume"}, ""),
         ({"pv": record(volume_body("csi", volumeMode="Block")), "to": "flexVolume"}, "can't be a block device"),
@@ -386,6 +398,7 @@ def test_what_stands_in_the_way(changes: Json, words: str) -> None:
         "pods": [],
         "row": HERE,
         "others": [],
+        "contents": [],
         "to": "csi",
         "registered": True,
         **changes,
