@@ -116,6 +116,16 @@ def test_pools_that_share_a_filesystem_have_it_once() -> None:
     assert why == "the claims a, b of pod p take 1.3Gi together, node n1 has 1Gi left in pool x"
 
 
+def test_a_block_volume_of_a_pod_has_no_place_where_its_class_keeps_folders() -> None:
+    raw, plain = need("a", 500 * MIB, layout=PLAIN.as_block_device()), need("b", 300 * MIB)
+    folders = {CLASS: capacity_of(GIB, block=False)}
+    assert shortage(POD, "n1", on(folders, plain, raw)) == (
+        "node n1 publishes no capacity for block devices of the class of claim a, which pod p needs too"
+    )
+    assert headroom(on(folders, plain, raw)) < 0
+    assert shortage(POD, "n1", on({CLASS: capacity_of(GIB)}, plain, raw)) == ""
+
+
 def test_with_several_legs_certain_and_possible_capacity_differ() -> None:
     legs = {CLASS: capacity_of(GIB, weight=2)}
     fits = on(legs, need("a", 400 * MIB), need("b", 400 * MIB))
