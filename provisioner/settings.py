@@ -1,6 +1,6 @@
 """Settings of the provisioner, read once from the environment and checked before anything is done."""
 
-import os
+import secrets
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,8 +42,8 @@ def read(environment: Mapping[str, str]) -> Settings:
     host, port = set_to.value("LISTEN_ADDRESS", address, (default.listen_host, default.listen_port))
     return Settings(
         # A pod keeps its name when its container restarts, and a lease must not pass to a process that has not seen
-        # what its predecessor did: hence the process id.
-        identity=f"{set_to.text('POD_NAME') or socket.gethostname()}_{os.getpid()}",
+        # what its predecessor did. In a container all have one process id: hence some chance.
+        identity=f"{set_to.text('POD_NAME') or socket.gethostname()}_{secrets.token_hex(4)}",
         namespace=set_to.text("NAMESPACE") or default.namespace,
         listen_host=host,
         listen_port=port,

@@ -120,4 +120,4 @@ async def _leads(sandbox: Sandbox, program: Program) -> bool:
     except NotFound:
         return False
     holder = lease["spec"].get("holderIdentity") or ""
-    return bool(holder == f"{program.environment['POD_NAME']}_{program.pid}")
+    return bool(holder and holder == sandbox.identity_of(program))

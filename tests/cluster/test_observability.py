@@ -103,7 +103,7 @@ async def test_a_follower_is_ready_and_says_that_it_does_not_lead(fresh_sandbox:
     lease = await sandbox.api.get(LEASES, "elastic-local-provisioner", names.NAMESPACE)
     leading = [(await scrape(url)).sum("elastic_local_provisioner_leading") for url in urls]
     leader = sandbox.provisioners[leading.index(1)]
-    assert lease["spec"]["holderIdentity"] == f"{leader.environment['POD_NAME']}_{leader.pid}"
+    assert lease["spec"]["holderIdentity"] == sandbox.identity_of(leader)
     for url in (*urls, sandbox.nodes["only"].url):
         assert (await fetch(f"{url}/healthz"))[0] == 200
         status, report = await fetch(f"{url}/readyz?verbose")

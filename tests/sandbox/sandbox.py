@@ -10,6 +10,7 @@ programs start at once; each copes with the others' absence, as they do in a clu
 import asyncio
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -192,6 +193,11 @@ class Sandbox:
         """Whether a program of ours was refused what it should have. Snapshots are asked for in every cluster, and a
         component gives the rights."""
         return not request.allowed and (self._snapshots or request.asked.group != snapshot.GROUP)
+
+    def identity_of(self, provisioner: Program) -> str:
+        """As which a provisioner that was started competes for the lease. Empty: it has not said so yet."""
+        waiting = re.search(r"waiting to lead as (\S+)", provisioner.output)
+        return waiting[1] if waiting else ""
 
     def node_of(self, pod: Json) -> Node:
         """The node that a pod is bound to."""
