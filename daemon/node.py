@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from itertools import islice
+from pathlib import Path
 
 import host.command
 from contract import names
@@ -282,11 +283,10 @@ class Daemon:
         return "; ".join((*lacking, *self._storage_monitor.notices, *hung))
 
     def _socket_problem(self) -> str:
-        path = self._settings.socket
-        with contextlib.suppress(OSError):
-            if stat.S_ISSOCK(path.stat().st_mode):
-                return ""
-        return f"{path} is gone: restart this pod, and see what removes it"
+        root = self._settings.kubelet_root
+        csi = (server.driver_socket(root), server.registration_socket(root)) if self._settings.csi else ()
+        gone = next((path for path in (self._settings.socket, *csi) if not _is_socket(path)), None)
+        return f"{gone} is gone: restart this pod, and see what removes it" if gone else ""
 
     def _informer_problem(self) -> str:
         synced = {
@@ -296,3 +296,10 @@ class Daemon:
         }
         waiting = [name for name, done in synced.items() if not done]
         return f"the API server has not listed {', '.join(waiting)} yet: see the log" if waiting else ""
+
+
+def _is_socket(path: Path) -> bool:
+    try:
+        return stat.S_ISSOCK(path.stat().st_mode)
+    except OSError:
+        return False

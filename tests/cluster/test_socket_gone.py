@@ -5,29 +5,50 @@ import aiohttp
 import pytest
 
 from contract import names, quantity
+from contract.volume import CSI
+from daemon.csi.server import driver_socket, registration_socket
 from kube.resources import CAPACITIES, CLAIMS, EVENTS, PODS
+from tests.cluster.conftest import ClassLike
+from tests.cluster.published import room
 from tests.sandbox.nodes import Node
 from tests.sandbox.sandbox import Sandbox
 from tests.sandbox.workloads import Namespace, claim, pod
 from tests.waiting import until
 
 
-async def test_a_pod_without_a_daemon_gets_an_event_and_starts_when_there_is_one(shaken: Namespace) -> None:
-    node = shaken.sandbox.nodes["node-b"]
+async def test_a_pod_without_a_daemon_gets_an_event_and_starts_when_there_is_one(
+    shaken: Namespace, volume_source: str, shaken_class_like: ClassLike
+) -> None:
+    """Of FlexVolume it says what to do; to a CSI driver that is not there the kubelet has words of its own."""
+    node, storage_class = shaken.sandbox.nodes["node-b"], shaken_class_like()
+
+    async def offered() -> bool:
+        return node.hostname in await room(shaken.sandbox, storage_class)
+
+    await until(offered, what="the node offers space to the class")
     await node.daemon.kill()
-    await shaken.create(CLAIMS, claim("data", "16Mi"))
+    await shaken.create(CLAIMS, claim("data", "16Mi", storage_class))
     selector = {names.HOSTNAME_LABEL: node.hostname}
     await shaken.create(PODS, pod("user", {"/data": "data"}, nodeSelector=selector))
-    message = await shaken.until_event("user", "FailedMount", "does not run on this node")
-    assert "kubectl get pods -A -o wide" in message
+    if volume_source == CSI:
+        await shaken.until_event("user", "FailedMount", "connect: connection refused")
+    else:
+        message = await shaken.until_event("user", "FailedMount", "does not run on this node")
+        assert "kubectl get pods -A -o wide" in message
     await node.daemon.start()
     await shaken.until_running("user")
 
 
-async def test_a_socket_that_somebody_removed_makes_the_daemon_unready(shaken: Namespace) -> None:
+@pytest.mark.parametrize("which", ["flexVolume", "csi", "csi registration"])
+async def test_a_socket_that_somebody_removed_makes_the_daemon_unready(shaken: Namespace, which: str) -> None:
     node = shaken.sandbox.nodes["node-b"]
-    node.socket.unlink()
-    await _until_unready(node, f"{node.socket} is gone: restart this pod")
+    sockets = {
+        "flexVolume": node.socket,
+        "csi": driver_socket(node.kubelet_root),
+        "csi registration": registration_socket(node.kubelet_root),
+    }
+    sockets[which].unlink()
+    await _until_unready(node, f"{sockets[which]} is gone: restart this pod")
     await node.daemon.restart()
 
 
