@@ -1,6 +1,7 @@
 """`flexdriver install`: puts the driver where this node's kubelet looks for it."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +26,17 @@ class Installed:
         return f"{self.path}: this very driver ({self.driver}) is installed already"
 
 
-def install(plugin_dir: Path, interpreter: Path, form: Form) -> None:
+def install(plugin_dirs: Sequence[Path], interpreter: Path, form: Form) -> None:
     driver = installation.choose(interpreter=str(interpreter))
+    done = [_install(driver, each) for each in plugin_dirs]
+    if form.structured:
+        show_data([dataclasses.asdict(each) for each in done], form)
+    else:
+        for each in done:
+            typer.echo(str(each))
+
+
+def _install(driver: installation.Driver, plugin_dir: Path) -> Installed:
     try:
         changed = not installation.installed(driver, plugin_dir)
         path = installation.install(driver, plugin_dir) if changed else installation.place(plugin_dir)
@@ -34,8 +44,4 @@ def install(plugin_dir: Path, interpreter: Path, form: Form) -> None:
         raise typer.BadParameter(
             f"can't write to {plugin_dir}: {error.strerror}. Is it a folder of this host, and writable?"
         ) from None
-    done = Installed(str(path), driver.description, changed)
-    if form.structured:
-        show_data(dataclasses.asdict(done), form)
-    else:
-        typer.echo(str(done))
+    return Installed(str(path), driver.description, changed)

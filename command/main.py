@@ -238,9 +238,14 @@ def list_groups(data_dir: DataDir = DATA_DIR, output: Output = Form.TABLE) -> No
 
 @flexdriver.command()
 def install(
-    plugin_dir: Annotated[Path, typer.Option(envvar="PLUGIN_DIR", help="The kubelet's volumePluginDir.")] = Path(
-        installation.PLUGIN_DIRECTORY
-    ),
+    plugin_dir: Annotated[
+        list[Path] | None,
+        typer.Option(
+            envvar="PLUGIN_DIR",
+            help="The kubelet's volumePluginDir. May be repeated; in the environment, separated by colons.",
+            show_default=installation.PLUGIN_DIRECTORY,
+        ),
+    ] = None,
     interpreter: Annotated[
         Path, typer.Option(help="Python of the node, 3.11 or later, where no native driver was built for its machine.")
     ] = Path(bundle.INTERPRETER),
@@ -252,7 +257,7 @@ def install(
     """
     from command import install
 
-    install.install(plugin_dir, interpreter, output)
+    install.install(plugin_dir or [Path(installation.PLUGIN_DIRECTORY)], interpreter, output)
 
 
 @app.command()

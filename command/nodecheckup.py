@@ -55,7 +55,7 @@ async def findings(here: Settings) -> list[Finding]:
     results += [*await storage(here), propagation(mounttable.read(), here.kubelet_root)]
     results.append(listening(here.socket, here.namespace))
     if here.flex_volume:
-        results.append(await driver(here.plugin_dir))
+        results += [await driver(each) for each in here.plugin_dirs]
     if here.csi:
         results.append(await csi_driver(here.kubelet_root, here.namespace))
     return [*results, *await daemon(here)]

@@ -131,7 +131,7 @@ class Daemon:
         )
         self._mounter = Mounter(self._volumes, chosen.kubelet_root)
         self._callouts = NodeCallouts(self._mounter)
-        self._driver = DriverInstaller(installation.choose(), chosen.plugin_dir, self._node_events)
+        self._driver = DriverInstaller(installation.choose(), chosen.plugin_dirs, self._node_events)
         self._registration = RegistrationService(str(server.driver_socket(chosen.kubelet_root)), self._node_events)
         self._supervisor = Supervisor(fatal=(NodeChanged,))
         self._node_problem = "not found yet"

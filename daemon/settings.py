@@ -43,8 +43,8 @@ class Settings:
     socket: Path = Path(names.SOCKET)
     staging_dir: Path = Path("/mnt/storage")
     kubelet_root: Path = Path("/var/lib/kubelet")
-    plugin_dir: Path = Path(installation.PLUGIN_DIRECTORY)
-    """The kubelet's --volume-plugin-dir."""
+    plugin_dirs: tuple[Path, ...] = (Path(installation.PLUGIN_DIRECTORY),)
+    """The kubelet's --volume-plugin-dir. Several, where the nodes of a cluster have different ones."""
     csi: bool = True
     """Whether the kubelet gets the CSI driver."""
     flex_volume: bool = True
@@ -90,7 +90,7 @@ class Settings:
         return (
             ("STAGING_DIR", self.staging_dir),
             ("KUBELET_ROOT", self.kubelet_root),
-            ("PLUGIN_DIR", self.plugin_dir),
+            *(("PLUGIN_DIR", each) for each in self.plugin_dirs),
             ("DATA_DIR", self.data_dir),
             (names.SOCKET_VARIABLE, self.socket),
             *folders,
@@ -141,7 +141,7 @@ def read(environment: Mapping[str, str]) -> Settings:
         socket=value(names.SOCKET_VARIABLE, _path, default.socket),
         staging_dir=value("STAGING_DIR", _path, default.staging_dir),
         kubelet_root=value("KUBELET_ROOT", _path, default.kubelet_root),
-        plugin_dir=value("PLUGIN_DIR", _path, default.plugin_dir),
+        plugin_dirs=value("PLUGIN_DIR", _paths, default.plugin_dirs),
         csi=value("CSI", truth, default.csi),
         flex_volume=value("FLEX_VOLUME", truth, default.flex_volume),
         data_dir=value("DATA_DIR", _path, default.data_dir),
@@ -178,6 +178,11 @@ def _path(text: str) -> Path:
     if not text.startswith("/") or ".." in text.split("/"):
         raise ValueError("allowed is an absolute path without `..`")
     return Path(os.path.normpath(text))
+
+
+def _paths(text: str) -> tuple[Path, ...]:
+    """Separated by colons, as in PATH."""
+    return tuple(dict.fromkeys(map(_path, text.split(":"))))
 
 
 def _grace(text: str) -> float | None:

@@ -171,7 +171,7 @@ async def daemon(
         socket=tmp_path / "socket",
         staging_dir=tmp_path / "staging",
         kubelet_root=tmp_path / "kubelet",
-        plugin_dir=tmp_path / "plugins",
+        plugin_dirs=(tmp_path / "plugins",),
         data_dir=tmp_path,
         device_classes=classes,
         refresh_period=0.2,

@@ -107,16 +107,17 @@ def test_kubectl_finds_it_as_a_plugin() -> None:
 def test_what_flexdriver_install_did_as_json(tmp_path: Path) -> None:
     command = [str(Path(sys.executable).with_name("elastic-local")), "flexdriver", "install", "-o", "json"]
 
-    def run() -> dict[str, object]:
-        environment = {**os.environ, "PLUGIN_DIR": str(tmp_path)}
-        document: dict[str, object] = json.loads(
+    def run() -> list[dict[str, object]]:
+        environment = {**os.environ, "PLUGIN_DIR": f"{tmp_path}/one:{tmp_path}/two"}
+        document: list[dict[str, object]] = json.loads(
             subprocess.run(command, env=environment, check=True, capture_output=True).stdout
         )
         return document
 
     first, second = run(), run()
-    assert first["path"] == str(tmp_path / names.DRIVER_FOLDER / names.DRIVER_NAME)
-    assert (first["changed"], second["changed"]) == (True, False)
+    places = [str(tmp_path / name / names.DRIVER_FOLDER / names.DRIVER_NAME) for name in ("one", "two")]
+    assert [each["path"] for each in first] == places
+    assert ([each["changed"] for each in first], [each["changed"] for each in second]) == ([True] * 2, [False] * 2)
 
 
 def test_the_version_is_that_of_the_installed_package() -> None:

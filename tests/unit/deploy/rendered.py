@@ -23,6 +23,8 @@ WITHOUT_POLICIES = DEPLOY / "components" / "without-policies"
 WITHOUT_FLEX_VOLUME = DEPLOY / "components" / "without-flex-volume"
 ADDING = tuple(path for path in COMPONENTS if path not in (WITHOUT_POLICIES, WITHOUT_FLEX_VOLUME))
 """Those that add something, and take nothing away."""
+CUSTOM = "monitoring.coreos.com/v1", "snapshot.storage.k8s.io/v1"
+"""Of kinds that are not Kubernetes' own, and have no schema there."""
 CHART = DEPLOY / "charts" / "elastic-local"
 VALUES = tuple(sorted(CHART.glob("values-*.yaml")))
 """For one kind of cluster each: a distribution, or what a kustomize overlay of that name is for."""

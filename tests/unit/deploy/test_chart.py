@@ -28,6 +28,7 @@ from tests.unit.deploy.rendered import (
     BASE,
     CHART,
     COMPONENTS,
+    CUSTOM,
     DEPLOY,
     OVERLAYS,
     VALUES,
@@ -251,7 +252,7 @@ def test_objects_are_valid(version: str) -> None:
     every += [*charted(kubernetes=version, **old), *charted(kubernetes=version, **{**_EVERYTHING, **old})]
     for text in {json.dumps(each, sort_keys=True) for each in every}:
         body = json.loads(text)
-        if body["apiVersion"] not in ("monitoring.coreos.com/v1", "snapshot.storage.k8s.io/v1"):
+        if body["apiVersion"] not in CUSTOM:
             kubernetes_validate.validate(body, version, strict=True)
 
 
@@ -282,6 +283,21 @@ def test_each_distribution_has_its_folders() -> None:
         staging,
         ["/usr/libexec/kubernetes/kubelet-plugins/volume/exec"],
     )
+
+
+def test_a_cluster_may_have_several_plugin_folders() -> None:
+    """Those of its different nodes."""
+    objects = charted(flexVolume={"pluginDirs": ["/plugins", "/more/plugins"]})
+    program = container(objects, "DaemonSet", "daemon")
+    told = {"NODE_NAME": "n", "PLUGIN_DIR": environment(program)["PLUGIN_DIR"]["value"]}
+    assert daemon.settings.read(told).plugin_dirs == (Path("/plugins"), Path("/more/plugins"))
+    of_host = {
+        each["name"]: each["hostPath"]["path"]
+        for each in one(objects, "DaemonSet", "daemon")["spec"]["template"]["spec"]["volumes"]
+        if "hostPath" in each
+    }
+    mounted = {each["mountPath"]: of_host.get(each["name"]) for each in program["volumeMounts"]}
+    assert (mounted["/plugins"], mounted["/more/plugins"]) == ("/plugins", "/more/plugins")
 
 
 def test_openshift_admits_the_pods() -> None:
@@ -381,6 +397,7 @@ def test_storage_classes() -> None:
         storageClasses={
             "elastic-local": {"default": True, "parameters": {"overprovisionRatio": 1.5, "stripes": 20, "thin": True}},
             "elastic-local-thin": None,
+            "none": None,
             "old": {
                 "parameters": {"volumeSource": "flexVolume"},
                 "reclaimPolicy": "Retain",
@@ -477,6 +494,7 @@ _REFUSED: dict[str, tuple[Json, str]] = {
     "a relative folder": ({"kubeletRoot": "var/lib/kubelet"}, "kubeletRoot"),
     "a folder with ..": ({"stagingDir": "/mnt/../storage"}, "stagingDir"),
     "no plugin folder": ({"flexVolume": {"pluginDirs": []}}, "pluginDirs"),
+    "two plugin folders in one": ({"flexVolume": {"pluginDirs": ["/a:/b"]}}, "pluginDirs"),
     "another driver": ({"volumeSource": "nfs"}, "volumeSource"),
     "a class of another driver": ({"storageClasses": {"a": {"parameters": {"volumeSource": "nfs"}}}}, "volumeSource"),
     "classes that no node could mount": ({"csi": {"enabled": False}}, "set volumeSource to the other one"),

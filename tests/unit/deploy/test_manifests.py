@@ -22,6 +22,7 @@ from tests.unit.deploy.rendered import (
     ADDING,
     BASE,
     COMPONENTS,
+    CUSTOM,
     DEPLOY,
     OVERLAYS,
     VALUES,
@@ -40,10 +41,6 @@ from tests.unit.heard import Heard
 Json = dict[str, Any]
 
 VERSIONS = ("1.28", "1.30", "1.32", "1.34", "1.36", kubernetes_validate.latest_version())
-_CUSTOM = "monitoring.coreos.com/v1", "snapshot.storage.k8s.io/v1"
-"""Of kinds that are not Kubernetes' own, and have no schema there."""
-"""Of the Prometheus operator, not of Kubernetes."""
-
 DEVICE_CLASSES = DEPLOY / "components" / "device-classes"
 CSI = DEPLOY / "components" / "csi"
 WAYS = {path.name: path for path in (BASE, *OVERLAYS)}
@@ -68,7 +65,7 @@ def test_objects_are_valid(version: str, tmp_path: Path) -> None:
         every = list(with_components(tmp_path, [*ADDING, WITHOUT_FLEX_VOLUME, WITHOUT_POLICIES]))
     else:
         every = [each for path in WAYS.values() for each in kustomize(path)] + list(with_components(tmp_path))
-    for text in {json.dumps(each, sort_keys=True) for each in every if each["apiVersion"] not in _CUSTOM}:
+    for text in {json.dumps(each, sort_keys=True) for each in every if each["apiVersion"] not in CUSTOM}:
         kubernetes_validate.validate(json.loads(text), version, strict=True)
 
 
@@ -130,9 +127,10 @@ def test_the_daemon_has_the_folders_of_the_host_that_it_works_in(objects: tuple[
     mounts = _mounts(objects)
     for folder in (settings.kubelet_root, settings.staging_dir, settings.data_dir, settings.socket.parent):
         assert mounts[folder][0] == str(folder)
-    assert (settings.plugin_dir in mounts) == settings.flex_volume
+    assert {each in mounts for each in settings.plugin_dirs} == {settings.flex_volume}
     if settings.flex_volume:
-        assert mounts[settings.plugin_dir][0] == str(settings.plugin_dir)
+        for folder in settings.plugin_dirs:
+            assert mounts[folder][0] == str(folder)
     for folder in (settings.kubelet_root, settings.staging_dir):
         assert mounts[folder][1]["mountPropagation"] == "Bidirectional"
 

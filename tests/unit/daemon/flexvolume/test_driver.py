@@ -33,17 +33,17 @@ def recorded() -> RecordedEvents:
     return RecordedEvents()
 
 
-def driver(folder: Path, recorded: RecordedEvents, patience: float = 300) -> DriverInstaller:
+def driver(*folders: Path, recorded: RecordedEvents, patience: float = 300) -> DriverInstaller:
     events = NodeEvents(recorded)
     events.set_node(NODE)
-    return DriverInstaller(CHOSEN, folder, events, patience)
+    return DriverInstaller(CHOSEN, folders, events, patience)
 
 
 async def test_the_first_look_puts_it_there_anew_so_that_the_kubelet_calls(
     tmp_path: Path, recorded: RecordedEvents
 ) -> None:
     before = installation.install(CHOSEN, tmp_path).stat().st_ino
-    installer = driver(tmp_path, recorded)
+    installer = driver(tmp_path, recorded=recorded)
     assert installer.problem == "not installed yet"
     await installer.check()
     target = tmp_path / names.DRIVER_FOLDER / names.DRIVER_NAME
@@ -58,7 +58,7 @@ async def test_the_first_look_puts_it_there_anew_so_that_the_kubelet_calls(
 async def test_one_that_was_removed_or_changed_is_put_there_again(
     tmp_path: Path, recorded: RecordedEvents, harm: object
 ) -> None:
-    installer = driver(tmp_path, recorded)
+    installer = driver(tmp_path, recorded=recorded)
     await installer.check()
     assert callable(harm)
     harm(tmp_path / names.DRIVER_FOLDER / names.DRIVER_NAME)
@@ -67,7 +67,7 @@ async def test_one_that_was_removed_or_changed_is_put_there_again(
 
 
 async def test_a_kubelet_that_does_not_call_is_reported_until_it_does(tmp_path: Path, recorded: RecordedEvents) -> None:
-    installer = driver(tmp_path, recorded, patience=0)
+    installer = driver(tmp_path, recorded=recorded, patience=0)
     await installer.check()
     await installer.check()
     assert str(tmp_path) in installer.problem
@@ -83,7 +83,7 @@ async def test_an_impossible_folder_is_reported_even_if_an_old_driver_is_called(
     tmp_path: Path, recorded: RecordedEvents
 ) -> None:
     (tmp_path / "file").touch()
-    installer = driver(tmp_path / "file", recorded)
+    installer = driver(tmp_path / "file", recorded=recorded)
     await installer.check()
     installer.called()
     assert "can't be installed" in installer.problem
@@ -93,11 +93,28 @@ async def test_an_impossible_folder_is_reported_even_if_an_old_driver_is_called(
     assert (installer.problem, recorded.events) == ("", [DRIVER_MISSING, DRIVER_FOUND])
 
 
+async def test_it_is_put_into_each_of_several_folders(tmp_path: Path, recorded: RecordedEvents) -> None:
+    """One of them is the kubelet's; a folder that can't be written is told of, and the others have it all the same."""
+    (tmp_path / "file").touch()
+    installer = driver(tmp_path / "file", tmp_path / "b", tmp_path / "c", recorded=recorded, patience=0)
+    await installer.check()
+    assert f"can't be installed in {tmp_path / 'file'} " in installer.problem
+    assert [installation.installed(CHOSEN, tmp_path / name) for name in "bc"] == [True, True]
+    (tmp_path / "file").unlink()
+    await installer.check()
+    assert installation.installed(CHOSEN, tmp_path / "file")
+    assert f"{tmp_path / 'file'} and {tmp_path / 'b'} and {tmp_path / 'c'}" in installer.problem
+    installer.called()
+    (tmp_path / "c" / names.DRIVER_FOLDER / names.DRIVER_NAME).unlink()
+    await installer.check()
+    assert installation.installed(CHOSEN, tmp_path / "c")
+
+
 async def test_problems_from_before_the_node_was_known_are_reported_then(
     tmp_path: Path, recorded: RecordedEvents
 ) -> None:
     events = NodeEvents(recorded)
-    installer = DriverInstaller(CHOSEN, tmp_path, events, 0)
+    installer = DriverInstaller(CHOSEN, [tmp_path], events, 0)
     await installer.check()
     assert recorded.events == []
     events.set_node(NODE)

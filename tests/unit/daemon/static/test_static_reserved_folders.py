@@ -58,15 +58,20 @@ def test_a_folder_beside_a_reserved_one_is_served(folder: str) -> None:
 def test_reserved_folders_of_the_daemon() -> None:
     scratch = DeviceClass("scratch", LOOP, folder=Path("/mnt/scratch/volumes"))
     nvme = DeviceClass("nvme", LVM, group="vg")
-    class_config = Settings("node", device_classes={"default": nvme, "nvme": nvme, "scratch": scratch})
-    assert dict(class_config.reserved_folders) == {
-        "STAGING_DIR": class_config.staging_dir,
-        "KUBELET_ROOT": class_config.kubelet_root,
-        "PLUGIN_DIR": class_config.plugin_dir,
-        "DATA_DIR": class_config.data_dir,
-        "ELASTIC_LOCAL_SOCKET": class_config.socket,
-        "device class scratch": scratch.folder,
-    }
+    class_config = Settings(
+        "node",
+        plugin_dirs=(Path("/plugins"), Path("/more/plugins")),
+        device_classes={"default": nvme, "nvme": nvme, "scratch": scratch},
+    )
+    assert list(class_config.reserved_folders) == [
+        ("STAGING_DIR", class_config.staging_dir),
+        ("KUBELET_ROOT", class_config.kubelet_root),
+        ("PLUGIN_DIR", Path("/plugins")),
+        ("PLUGIN_DIR", Path("/more/plugins")),
+        ("DATA_DIR", class_config.data_dir),
+        ("ELASTIC_LOCAL_SOCKET", class_config.socket),
+        ("device class scratch", scratch.folder),
+    ]
 
 
 async def test_a_released_volume_of_a_refused_class_is_not_cleaned(tmp_path: Path) -> None:
