@@ -16,6 +16,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from contract import names, snapshot
+from contract import volume as contract_volume
 from contract.parameters import VolumeParameters
 from contract.snapshot import Handle, SnapshotContent
 from contract.volume import DELETE, RETAIN, Original, PersistentVolume
@@ -31,7 +32,7 @@ from kube.errors import ApiError, Conflict, NotFound, Unreachable
 from kube.events import Recorder
 from kube.informer import Informer
 from kube.records import Node
-from kube.resources import SNAPSHOT_CONTENTS
+from kube.resources import SNAPSHOT_CONTENTS, VOLUMES
 from kube.workqueue import WorkQueue
 from service.logs import about
 
@@ -39,6 +40,10 @@ log = logging.getLogger(__name__)
 
 CREATION_FAILED, DELETE_FAILED = "SnapshotCreationFailed", "SnapshotDeleteError"
 """Those of the csi-snapshotter."""
+DELETE_PENDING = "SnapshotDeletePending"
+"""That of the snapshot controller."""
+_RESTORING_SECONDS = 15.0
+"""Seconds between two looks whether a volume is still to be restored from one that is deleted."""
 
 _PARALLELISM = 4
 """Snapshots of one disk at a time. Copies of it take their turns in Volumes."""
@@ -155,16 +160,40 @@ class SnapshotController:
                 await self._create(content)
             case Action.FIND:
                 await self._find(content)
-            case Action.REMOVE:
-                if await self._is_its_own(content):
-                    if not await self._volumes.reclaim(content.volume, content.uid, content.pool):
-                        return  # when its data is gone, it is enqueued again
-                    log.info("removed")
+            case Action.REMOVE | Action.RETAIN:
+                if waiting := await self._still_restored(content):
+                    message = f"volume {waiting} is to be restored from it: it goes when that is made, or is deleted"
+                    self._events.warning(content.reference, DELETE_PENDING, message)
+                    self._queue.add_after(content.name, _RESTORING_SECONDS)
+                    return
+                if await self._is_its_own(content) and not await self._let_go(action, content):
+                    return  # when its data is gone, it is enqueued again
                 await self._remove_finalizer(content)
-            case Action.RETAIN:
-                if await self._is_its_own(content):
-                    await self._volumes.retain(content.volume, content.uid, content.pool, made=bool(content.handle))
-                await self._remove_finalizer(content)
+
+    async def _let_go(self, action: Action, content: SnapshotContent) -> bool:
+        """Whether that is done."""
+        if action is Action.RETAIN:
+            await self._volumes.retain(content.volume, content.uid, content.pool, made=bool(content.handle))
+            return True
+        if not await self._volumes.reclaim(content.volume, content.uid, content.pool):
+            return False
+        log.info("removed")
+        return True
+
+    async def _still_restored(self, content: SnapshotContent) -> str:
+        """Name of a volume that is yet to begin as its copy. The snapshot controller keeps a snapshot until the claim
+        is bound, which ours are before they are made. Asked of the API server: what is erased is gone."""
+        on_node = f"{names.NODE_LABEL}={content.node_label}"
+        for body in await self._cluster.list(VOLUMES, label_selector=on_node):
+            pv = contract_volume.read(body)
+            if (
+                pv is not None
+                and pv.original == Original(content.volume, content.uid)
+                and not (pv.made or pv.deleting)
+                and _is_of_namespace(pv, content)
+            ):
+                return pv.name
+        return ""
 
     async def _create(self, content: SnapshotContent) -> None:
         """Makes it, and says so. A content that says already that it was ready has lost it."""

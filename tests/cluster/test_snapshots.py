@@ -147,6 +147,34 @@ async def test_a_snapshot_is_made_restored_and_erased(tenant: Namespace) -> None
     ]
 
 
+async def test_a_block_volume_is_restored_as_a_device(tenant: Namespace) -> None:
+    def device_pod(name: str, claim_name: str, script: str) -> Json:
+        body = pod(name, script=script, volumes=[{"name": "data", "persistentVolumeClaim": {"claimName": claim_name}}])
+        body["spec"]["containers"][0]["volumeDevices"] = [{"name": "data", "devicePath": "/dev/xvda"}]
+        return body
+
+    def log(running: Json) -> str:
+        return tenant.sandbox.node_of(running).container_log(running["metadata"]["uid"], "main").read_text()
+
+    await tenant.create(CLAIMS, claim("device", "16Mi", "csi", volumeMode="Block"))
+    write = "echo precious | dd of=/dev/xvda conv=fsync; echo written; exec sleep infinity"
+    await tenant.create(PODS, device_pod("writer", "device", write))
+    running = await tenant.until_running("writer", seconds=60)
+    await until(lambda: "written" in log(running), what="the pod has written")
+    await tenant.delete(PODS, "writer")  # a loop device in use can't be held still
+    await tenant.until_gone(PODS, "writer")
+    await tenant.create(SNAPSHOTS, snapshot("before", "device"))
+    await until_ready(tenant, "before")
+    await tenant.create(CLAIMS, claim("folder", "16Mi", "csi", **from_snapshot("before")))
+    await tenant.until_event("folder", "ProvisioningFailed", "VolumeSnapshot before has volumeMode Block")
+    await tenant.delete(CLAIMS, "folder")
+    await tenant.create(CLAIMS, claim("copy", "24Mi", "csi", volumeMode="Block", **from_snapshot("before")))
+    read = "head -c 8 /dev/xvda; exec sleep infinity"
+    await tenant.create(PODS, device_pod("reader", "copy", read))
+    restored = await tenant.until_running("reader", seconds=60)
+    await until(lambda: "precious" in log(restored), what="the pod has read what was written")
+
+
 async def test_what_can_not_be_restored(tenant: Namespace) -> None:
     await written(tenant)
     await tenant.create(SNAPSHOTS, snapshot("before", "source"))

@@ -215,3 +215,34 @@ async def test_what_is_not_there_is_said(harness: Harness) -> None:
     await harness.delete("two")
     await harness.until_gone("two")
     assert harness.volumes.inventory.volume("pv")
+
+
+async def test_one_that_is_still_to_be_restored_stays_until_that_is_done(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its claim is bound by then, and nobody else keeps it. A volume of another namespace holds up nothing."""
+    monkeypatch.setattr("daemon.cluster.snapshotcontroller._RESTORING_SECONDS", 0.05)
+    await made_volume(harness, "pv")
+    uid = await harness.content("one", {"volumeHandle": "pv"})
+    await harness.until_ready("one")
+    name = snapshot.volume_name(uid)
+    for restored, namespace in (("restored", "team"), ("stranger", "another")):
+        assignment = NodeAssignment(NODE, "host-1", LoopBackend.POOL)
+        copied = {"cloneOf": name, "cloneOfUid": uid}
+        await create_pv(harness.cluster, restored, mi=16, assignment=assignment, **copied)
+        claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": namespace, "name": "c", "uid": "c"}
+        await harness.cluster.patch(VOLUMES, restored, {"spec": {"claimRef": claim}})
+    await harness.delete("one")
+
+    async def held() -> bool:
+        await harness.events.flush()
+        return any(
+            "volume restored is to be restored" in event["message"] for event in await harness.cluster.list(EVENTS)
+        )
+
+    await until(held, what="an event says what it waits for")
+    assert harness.volumes.inventory.volume(name)
+    made = {"metadata": {"annotations": {names.MADE_ANNOTATION: "true"}}}
+    await harness.cluster.patch(VOLUMES, "restored", made)
+    await harness.until_gone("one")
+    assert harness.volumes.inventory.volume(name) is None
