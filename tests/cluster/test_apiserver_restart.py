@@ -9,7 +9,8 @@ import pytest
 
 from contract import names, quantity
 from kube.resources import CAPACITIES, CLAIMS, PODS, VOLUMES
-from tests.cluster.callouts import driver_of, options_for
+from tests.cluster.callouts import caller_of
+from tests.cluster.conftest import ClassLike
 from tests.sandbox import mountspace
 from tests.sandbox.kubelet.driver import CallFailed
 from tests.sandbox.sandbox import Sandbox
@@ -43,30 +44,32 @@ async def test_a_burst_with_mounts_and_deletions_ends_right(shaken: Namespace) -
     await _until_the_books_are_right(shaken)
 
 
-async def test_a_pods_folder_is_freed_without_the_api_server(shaken: Namespace) -> None:
+async def test_a_pods_folder_is_freed_without_the_api_server(
+    shaken: Namespace, volume_source: str, shaken_class_like: ClassLike
+) -> None:
     sandbox = shaken.sandbox
-    await _create(shaken, "data")
+    await _create(shaken, "data", shaken_class_like())
     running = await shaken.until_running("data")
     node = sandbox.node_of(running)
     uid = running["metadata"]["uid"]
     volume = (await shaken.until_bound("data"))["metadata"]["name"]
-    folder = node.volume_folder(uid, volume)
+    folder = node.volume_folder(uid, volume, volume_source)
     # As after a reboot: what was mounted is there, and nobody holds it but the folder.
     await node.kubelet.kill()
     container = node.container_log(uid, "main").with_name("pid")
     os.kill(int(container.read_text()), signal.SIGINT)
     await until(lambda: container.with_name("exit").exists(), what="the container has ended")
     await sandbox.apiserver.kill()
-    driver = driver_of(node)
+    driver = caller_of(node, volume_source)
     try:
-        await driver.unmount(folder)
+        await driver.unmount(folder, volume)
         assert mountspace.mounts_below(node.kubelet_root) == []
         assert mountspace.mounts_below(node.staging) == []
         assert not list(mountspace.loop_devices(node.data))
-        await driver.unmount(folder)  # again, as a kubelet does whose answer was lost
+        await driver.unmount(folder, volume)  # again, as a kubelet does whose answer was lost
 
         with pytest.raises(CallFailed, match="can't ask the API server whether the pod may mount"):
-            await driver.mount(folder, options_for(running))
+            await driver.mount(folder, volume, running)
         assert mountspace.mounts_below(node.kubelet_root) == []
     finally:
         await sandbox.apiserver.start()
@@ -74,8 +77,8 @@ async def test_a_pods_folder_is_freed_without_the_api_server(shaken: Namespace) 
     await until(lambda: folder in mountspace.mounts_below(node.kubelet_root), what="the pod has its volume again")
 
 
-async def _create(namespace: Namespace, name: str) -> None:
-    await namespace.create(CLAIMS, claim(name, "16Mi"))
+async def _create(namespace: Namespace, name: str, storage_class: str = "elastic-local") -> None:
+    await namespace.create(CLAIMS, claim(name, "16Mi", storage_class))
     await namespace.create(PODS, pod(name, {"/data": name}))
 
 

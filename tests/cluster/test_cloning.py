@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from contract.volume import CSI, FLEX_VOLUME
 from kube.resources import CLAIMS, PODS, VOLUMES
 from tests.cluster import onnode
 from tests.cluster.conftest import MakeClass
@@ -30,14 +31,18 @@ async def source(sandbox: Sandbox, namespace: Namespace, node: str, storage_clas
     return volume
 
 
-@pytest.mark.parametrize("mode", ["Immediate", "WaitForFirstConsumer"])
+@pytest.mark.parametrize(
+    ("mode", "volume_source"), [("Immediate", FLEX_VOLUME), ("WaitForFirstConsumer", CSI)], indirect=["volume_source"]
+)
 async def test_a_copy_of_what_a_running_pod_uses(
-    sandbox: Sandbox, namespace: Namespace, make_class: MakeClass, mode: str
+    sandbox: Sandbox, namespace: Namespace, make_class: MakeClass, mode: str, volume_source: str
 ) -> None:
-    """Its pod comes to the node of the source, also when the scheduler would rather have it elsewhere."""
+    """Its pod comes to the node of the source, also when the scheduler would rather have it elsewhere. The copy may be
+    mounted by another driver than its source."""
     node = sandbox.nodes["node-b"]
     original = await source(sandbox, namespace, "node-b")
-    await namespace.create(CLAIMS, claim("copy", "48Mi", await make_class(mode), **_COPY))
+    storage_class = await make_class(mode, volume_source=volume_source)
+    await namespace.create(CLAIMS, claim("copy", "48Mi", storage_class, **_COPY))
     await namespace.create(PODS, pod("reader", {"/data": "copy"}, script=READ))
     running = await namespace.until_running("reader", seconds=60)
     assert running["spec"]["nodeName"] == "node-b"
@@ -45,7 +50,7 @@ async def test_a_copy_of_what_a_running_pod_uses(
     volume = await namespace.until_bound("copy")
     name, uid = volume["metadata"]["name"], running["metadata"]["uid"]
     assert onnode.sizes(node)[name] == 48 * 1024**2
-    word = node.volume_folder(uid, name) / "word"
+    word = node.volume_folder(uid, name, volume_source) / "word"
     await until(lambda: word.read_text() == "other\n", what="the copy has been written to")
     assert (node.staging / original["metadata"]["name"] / "word").read_text() == "precious\n"
 

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from contract import names, quantity
-from contract.volume import FLEX_VOLUME
+from contract.volume import CSI
 from kube.resources import CAPACITIES, CLAIMS, PODS, VOLUMES
 from tests.cluster.conftest import ClassLike
 from tests.cluster.deaths import launch_dying, revive, until_dead
@@ -61,11 +61,14 @@ async def test_a_mount_cut_off_at_any_step_goes_on_and_data_is_never_formatted(
         assert sorted(mountspace.mounts_below(node.folder)) == sorted([folder, node.staging / volume])
 
 
-async def test_a_removal_cut_off_at_any_step_is_done_whole(shaken: Namespace) -> None:
+async def test_a_removal_cut_off_at_any_step_is_done_whole(
+    shaken: Namespace, shaken_csi_classes: dict[str, str]
+) -> None:
     nodes = shaken.sandbox.nodes.values()
-    await asyncio.gather(*(shaken.create(CLAIMS, claim(node.name, "32Mi")) for node in nodes))
+    storage_class = shaken_csi_classes["elastic-local"]
+    await asyncio.gather(*(shaken.create(CLAIMS, claim(node.name, "32Mi", storage_class)) for node in nodes))
     await asyncio.gather(*(_start_pod(shaken, node) for node in nodes))
-    volumes = {node.name: (await _folder(shaken, node, FLEX_VOLUME)).name for node in nodes}
+    volumes = {node.name: (await _folder(shaken, node, CSI)).parent.name for node in nodes}
     await asyncio.gather(*(_end_pod(shaken, node) for node in nodes))
 
     await asyncio.gather(*(launch_dying(node.daemon, _REMOVING[node.name][0]) for node in nodes))
