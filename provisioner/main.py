@@ -81,7 +81,9 @@ class Term:
         creator = VolumeCreator(cluster, self.ledger, verifier, self.claim_check, self._recorder)
         self.claims = ClaimController(cluster, self.cache, creator, self._recorder, metrics, parallelism=parallelism)
         self._expansion = ExpansionController(cluster, self.cache, self._recorder, parallelism=parallelism)
-        self.snapshots = SnapshotController(cluster, self.cache, self._recorder, parallelism=parallelism)
+        self.snapshots = SnapshotController(
+            cluster, self.cache, self._recorder, parallelism=parallelism, node_loss_delay=settings.node_loss_delay
+        )
         reclaim = ReclaimController(cluster, self.cache.volumes, self._recorder, metrics, parallelism=parallelism)
         self._node_cleanup = NodeCleanupController(
             cluster,
@@ -102,6 +104,7 @@ class Term:
         }
         metrics.observe_queue("claims", self.claims.queue)
         metrics.observe_queue("growth", self._expansion.queue)
+        metrics.observe_queue("snapshots", self.snapshots.queue)
         metrics.observe_queue("volumes", reclaim.queue)
         metrics.observe_queue("orphans", self.claim_check.queue)
         metrics.observe_queue("nodes", self._node_cleanup.queue)

@@ -8,6 +8,8 @@ that snapshot, whose daemon knows whether somebody else has it.
 """
 
 import logging
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -15,7 +17,7 @@ from contract import names
 from contract import snapshot as contract_snapshot
 from contract.filesystems import CLONABLE
 from contract.snapshot import Handle, SnapshotContent
-from contract.volume import BOUND, CSI, PersistentVolume
+from contract.volume import BOUND, CSI, DELETE, PersistentVolume
 from kube.client import Cluster
 from kube.errors import ApiError, Conflict, NotFound
 from kube.events import Recorder
@@ -28,6 +30,7 @@ _log = logging.getLogger(__name__)
 
 CREATION_FAILED = "SnapshotCreationFailed"
 """The reason of the csi-snapshotter."""
+NODE_DELETED = "NodeDeleted"
 RECHECK_SECONDS = 120.0
 """Seconds after which a content that can't be assigned is looked at again, though nothing changed that we know of."""
 
@@ -85,8 +88,22 @@ def assign_to_handle(content: SnapshotContent) -> Handle | Refuse:
 class SnapshotController:
     """The controller: looks at one content at a time, by name."""
 
-    def __init__(self, cluster: Cluster, cache: ClusterCache, recorder: Recorder, *, parallelism: int) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        cache: ClusterCache,
+        recorder: Recorder,
+        *,
+        parallelism: int,
+        node_loss_delay: float | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`node_loss_delay`: seconds that a node may be away, None: for ever."""
         self._cluster = cluster
+        self._node_loss_delay = node_loss_delay
+        self._clock = clock
+        self._lost_since: dict[str, float] = {}
+        """Since when the node of a deleted content is found to be gone."""
         self._cache = cache
         self._recorder = recorder
         self._waiting: dict[str, str] = {}
@@ -107,10 +124,15 @@ class SnapshotController:
         content = self._cache.contents.get(name)
         if content is None or content.node_label:
             self._waiting.pop(name, None)
+        if content is None:
+            self._lost_since.pop(name, None)
             return
         with logs.about(claim=f"{content.snapshot_namespace}/{content.snapshot_name}", volume=content.volume):
             try:
-                await self._reconcile(content)
+                if content.node_label:
+                    await self._release_from_lost_node(content)
+                else:
+                    await self._reconcile(content)
             except (Conflict, NotFound):
                 self.queue.add_after(name, 0.1)  # the watch shows the change in a moment
 
@@ -151,6 +173,30 @@ class SnapshotController:
             body = contract_snapshot.finalizer_removal_patch(content)
             await self._cluster.patch(SNAPSHOT_CONTENTS, content.name, body)
             _log.info("it goes, and never had a snapshot")
+
+    async def _release_from_lost_node(self, content: SnapshotContent) -> None:
+        """A deleted content whose node was deleted, too, and does not come back within the delay. Under policy Retain
+        it waits for the node, whose disks may not have recorded that policy yet; an administrator may know better."""
+        ends = content.reclaimable and content.deletion_policy == DELETE
+        if not ends or contract_snapshot.FINALIZER not in content.finalizers or self._node_loss_delay is None:
+            return
+        handle = Handle.parse(content.handle or content.source_handle)
+        node = handle.node if handle else content.node_label
+        if await live_node(self._cluster, node) is not None:
+            self._lost_since.pop(content.name, None)
+            self.queue.add_after(content.name, RECHECK_SECONDS)
+            return
+        rest = self._lost_since.setdefault(content.name, self._clock()) + self._node_loss_delay - self._clock()
+        if rest > 0:
+            self.queue.add_after(content.name, rest)
+            return
+        await self._cluster.patch(SNAPSHOT_CONTENTS, content.name, contract_snapshot.finalizer_removal_patch(content))
+        message = (
+            f"node {node} was deleted and did not come back: the snapshot's finalizer was removed, and its data on the "
+            "node's disks stays there"
+        )
+        self._recorder.warning(content.reference, NODE_DELETED, message)
+        _log.warning("finalizer removed: %s", message)
 
     async def _report(self, content: SnapshotContent, why: str) -> None:
         self._recorder.warning(content.reference, CREATION_FAILED, why)

@@ -1,5 +1,6 @@
 """Which node a VolumeSnapshotContent is assigned to, and which claims are restored from a snapshot."""
 
+import asyncio
 from dataclasses import replace
 from typing import Any
 
@@ -9,11 +10,15 @@ from contract import names, snapshot
 from contract.snapshot import FILESYSTEM_ANNOTATION, FINALIZER, SnapshotContent
 from contract.volume import BOUND, Original
 from kube.errors import Json
+from kube.events import Recorder
 from kube.records import VolumeSnapshot
 from kube.resources import CLAIMS, CLASSES, SNAPSHOT_CONTENTS, SNAPSHOTS, VOLUMES
 from provisioner import clonesource
+from provisioner.capacityledger import CapacityLedger
+from provisioner.clusterstate import ClusterCache
 from provisioner.decision import AvailableCapacity, Create, Decision, NodeCapacity, Refuse, Wait, decide
 from provisioner.main import Term
+from provisioner.snapshots import SnapshotController
 from tests.memorycluster import MemoryCluster
 from tests.sandbox import snapshots
 from tests.unit.provisioner.leader import leading, volume
@@ -339,3 +344,37 @@ async def test_snapshots_that_are_installed_later_are_served(
         await snapshots.install(cluster)
         cluster.put(SNAPSHOT_CONTENTS, content_body(node="", ready=False))
         await until(lambda: label(cluster) == "n1")
+
+
+def _deleted(name: str, node: str, policy: str = "Delete") -> Json:
+    body = content_body(name, node=node, deletionPolicy=policy)
+    body["metadata"] |= {
+        "deletionTimestamp": "2026-01-01T00:00:00Z",
+        "annotations": {snapshot.BEING_DELETED: "yes"},
+    }
+    body["status"]["snapshotHandle"] = f"{node}/snap_uid-of-{name}"
+    return body
+
+
+async def test_a_deleted_snapshot_of_a_node_that_is_gone_is_let_go_after_the_delay(serving: MemoryCluster) -> None:
+    """Not one of a node that is there, nor one that is to be retained."""
+    now = 0.0
+    serving.put(SNAPSHOT_CONTENTS, _deleted("lost", "n9"))
+    serving.put(SNAPSHOT_CONTENTS, _deleted("retained", "n9", "Retain"))
+    serving.put(SNAPSHOT_CONTENTS, _deleted("served", "n2"))
+    recorder, cache = Recorder(serving, "test"), ClusterCache(serving, names.NAMESPACE, CapacityLedger())
+    controller = SnapshotController(serving, cache, recorder, parallelism=2, node_loss_delay=60, clock=lambda: now)
+    tasks = [asyncio.create_task(part.run()) for part in (recorder, cache, controller.queue)]
+    await until(lambda: len(cache.contents.values()) == 3)
+    await drained(controller.queue)
+    assert len(serving.all(SNAPSHOT_CONTENTS)) == 3
+    now = 61.0
+    for name in ("lost", "retained", "served"):
+        controller.queue.add(name)
+    await until(lambda: serving.stored(SNAPSHOT_CONTENTS, "lost") is None)
+    await drained(controller.queue)
+    assert [body["metadata"]["name"] for body in serving.all(SNAPSHOT_CONTENTS)] == ["retained", "served"]
+    await until(lambda: serving.messages("NodeDeleted"))
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
