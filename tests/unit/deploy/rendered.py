@@ -61,7 +61,7 @@ def with_components(
     return kustomize(folder)
 
 
-def _helm() -> str:
+def helm_program() -> str:
     """The program: of the virtual environment, else of PATH."""
     found = shutil.which("helm", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
     if found is None:
@@ -75,7 +75,7 @@ def _helm() -> str:
 
 
 def run_helm(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([_helm(), *arguments], capture_output=True, text=True)
+    return subprocess.run([helm_program(), *arguments], capture_output=True, text=True)
 
 
 def helm_template(
