@@ -21,6 +21,7 @@ from contract.volume import BOUND, CSI, DELETE, PersistentVolume
 from kube.client import Cluster
 from kube.errors import ApiError, Conflict, NotFound
 from kube.events import Recorder
+from kube.records import bounded
 from kube.resources import SNAPSHOT_CONTENTS
 from kube.workqueue import WorkQueue
 from provisioner.clusterstate import ClusterCache, live_node, live_volume
@@ -54,8 +55,8 @@ def assign_to_source(content: SnapshotContent, volume: PersistentVolume | None) 
     name = content.source_volume[:64]
     if volume is None or volume.claim is None or volume.claim.namespace != content.snapshot_namespace:
         return Refuse(
-            f"volume {name} is none of elastic-local for a claim of namespace {content.snapshot_namespace}, whose "
-            "VolumeSnapshot this is for: make a VolumeSnapshot of a claim of its own namespace"
+            f"volume {name} is none of elastic-local for a claim of namespace {bounded(content.snapshot_namespace)}, "
+            "whose VolumeSnapshot this is for: make a VolumeSnapshot of a claim of its own namespace"
         )
     if volume.source != CSI:
         return Refuse(

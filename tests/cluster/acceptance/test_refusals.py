@@ -60,8 +60,7 @@ async def test_wrong_parameters_are_named_with_what_is_allowed(
         ),
         (
             {"dataSource": {"apiGroup": "snapshot.storage.k8s.io", "kind": "VolumeSnapshot", "name": "other"}},
-            "a new volume can't be filled from a VolumeSnapshot.snapshot.storage.k8s.io, only from another "
-            "PersistentVolumeClaim: change or remove dataSource and dataSourceRef",
+            "VolumeSnapshot",  # there is none of that name, or the cluster has no snapshots
         ),
         (
             {"selector": {"matchLabels": {"disk": "fast"}}},
