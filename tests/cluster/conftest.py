@@ -133,7 +133,7 @@ async def _csi_classes(api: Cluster) -> AsyncIterator[dict[str, str]]:
     for name in _SHIPPED:
         shipped = await api.get(CLASSES, name)
         kept = {key: shipped[key] for key in ("allowVolumeExpansion", "mountOptions", "parameters") if key in shipped}
-        body = storage_class(f"{name}-csi-{secrets.token_hex(2)}", volume_source=CSI, **kept)
+        body = storage_class(f"class-{secrets.token_hex(4)}", volume_source=CSI, **kept)
         made[name] = (await api.create(CLASSES, body))["metadata"]["name"]
     yield made
     for name in made.values():

@@ -11,6 +11,7 @@ import pytest
 
 from contract import capacity, names
 from contract.capacity import Capacity
+from contract.volume import CSI, FLEX_VOLUME
 from kube.client import Cluster
 from kube.resources import CAPACITIES, CLAIMS, CLASSES, DRIVERS, VOLUMES, Resource
 from tests.cluster.acceptance.preflight import CLASSES_SHIPPED, Unfit, check
@@ -66,7 +67,7 @@ async def all_names(api: Cluster, resource: Resource) -> list[str]:
 
 async def test_they_use_the_cluster_that_they_are_given_and_leave_nothing(sandbox: Sandbox) -> None:
     before = await version(sandbox.api)
-    code, output = await run_pytest(_QUICK, "--kubeconfig", str(sandbox.kubeconfig))
+    code, output = await run_pytest(_QUICK, "--kubeconfig", str(sandbox.kubeconfig), "--volume-source", CSI)
     assert code == 0, output
     assert "1 passed" in output
     made = await volumes_made(sandbox.api, before)
@@ -83,7 +84,7 @@ async def test_the_environments_cluster_is_not_touched_unasked(
     """As `make test` runs them on the machine of somebody whose KUBECONFIG is that of a cluster with users."""
     monkeypatch.setenv("KUBECONFIG", str(sandbox.kubeconfig))
     before = await version(sandbox.api)
-    code, output = await run_pytest(_QUICK)
+    code, output = await run_pytest(_QUICK, "--volume-source", FLEX_VOLUME)
     assert code == 0, output
     assert "1 passed" in output
     assert await volumes_made(sandbox.api, before) == []

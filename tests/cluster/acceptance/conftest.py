@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from contract.parameters import VOLUME_SOURCES
 from kube.client import Cluster
 from tests.cluster.acceptance import preflight
 from tests.cluster.acceptance.trial import LIMIT, Trial
@@ -24,6 +25,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("acceptance", "acceptance tests of elastic-local")
     group.addoption(_OPTION, help="test the cluster of this kubeconfig, with elastic-local in it, not a sandbox")
     group.addoption("--pod-image", default="busybox", help="image of the pods that tests start (busybox)")
+    group.addoption(
+        "--volume-source", choices=VOLUME_SOURCES, help="test this driver only, in a cluster that has no other (both)"
+    )
     group.addoption(
         "--patience", type=float, default=2, help="how many times longer than a sandbox a step may take (2)"
     )
@@ -42,10 +46,21 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
+    only = config.getoption("--volume-source", None)
+    others = [item for item in items if here in item.path.parents and _source(item) not in ("", only or _source(item))]
+    if others:
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
     for item in items:
         if here in item.path.parents and not config.getoption(_OPTION, None):
             # `cluster` asks for the sandbox only when it runs, which the fixtures' names do not tell.
             item.add_marker(pytest.mark.xdist_group("sandbox"))
+
+
+def _source(item: pytest.Item) -> str:
+    """By which driver the volumes of the test are mounted. Empty: by that of the shipped classes."""
+    called = getattr(item, "callspec", None)
+    return str(called.params.get("volume_source", "")) if called else ""
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
