@@ -24,7 +24,7 @@ from tests.sandbox.workloads import NAMESPACES, Json, claim, storage_class
 from tests.waiting import NeverHappened
 
 _FOLDER = "tests/cluster/acceptance"
-_QUICK = f"{_FOLDER}/test_access.py::test_two_pods_share_one_claim"
+_QUICK = f"{_FOLDER}/test_access.py::test_two_pods_share_one_claim[csi]"
 
 
 async def run_pytest(*arguments: str) -> tuple[int, str]:
