@@ -172,8 +172,8 @@ class _Server:
             told = b""
         if not told:
             ours.close()
-            words = self.close()
-            raise ForkServerDied(f"the fork server ended with exit code {self._process.returncode}:\n{words}")
+            message = self.close()
+            raise ForkServerDied(f"the fork server ended with exit code {self._process.returncode}:\n{message}")
         return Process(int(told), pidfds[0], ours)
 
     def close(self) -> str:

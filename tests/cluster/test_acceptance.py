@@ -140,8 +140,8 @@ async def test_a_missing_cluster_is_reported_as_such(tmp_path: Path, empty: Serv
 async def test_what_is_not_installed_is_named_with_the_remedy(empty: ServerProcess) -> None:
     """Step by step, as a person would follow what is said."""
     path = str(empty.kubeconfig)
-    words = f"there is no CSIDriver {names.PROVISIONER} in this cluster: install elastic-local first"
-    assert words in await refusal(empty.kubeconfig)
+    message = f"there is no CSIDriver {names.PROVISIONER} in this cluster: install elastic-local first"
+    assert message in await refusal(empty.kubeconfig)
     async with await Cluster.connect(path) as api:
         driver = {"apiVersion": "storage.k8s.io/v1", "kind": "CSIDriver", "metadata": {"name": names.PROVISIONER}}
         await api.create(DRIVERS, {**driver, "spec": {"storageCapacity": True}})

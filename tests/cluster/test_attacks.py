@@ -229,10 +229,10 @@ async def test_links_are_not_followed(victim: Tenant, attacker: Tenant) -> None:
     assert (attacker.folder / "secret").exists()
 
 
-async def _refused(tenant: Tenant, volume: str, pod: Json | None, words: str, **lies: str) -> None:
+async def _refused(tenant: Tenant, volume: str, pod: Json | None, expected: str, **lies: str) -> None:
     """The driver, called for a volume in the tenant's pod, says these words and mounts nothing."""
     folder = tenant.folder_for(volume)
-    with pytest.raises(CallFailed, match=words):
+    with pytest.raises(CallFailed, match=expected):
         await tenant.driver.mount(folder, volume, pod, **lies)
     assert folder not in mountspace.mounts_below(tenant.node.folder)
     assert tenant.source == FLEX_VOLUME or not folder.exists()
@@ -248,8 +248,8 @@ async def test_a_csi_volume_written_into_a_pod_is_not_served(victim: Tenant, att
     body = pod("inline-csi", nodeName=victim.node.name, volumes=[{"name": "data", "csi": source}])
     body["spec"]["containers"][0]["volumeMounts"] = [{"name": "data", "mountPath": "/data"}]
     created = await attacker.namespace.create(PODS, body)
-    words = f'volume mode "Ephemeral" not supported by driver {names.CSI_DRIVER} (only supports ["Persistent"])'
-    await attacker.namespace.until_event("inline-csi", "FailedMount", words)
+    expected = f'volume mode "Ephemeral" not supported by driver {names.CSI_DRIVER} (only supports ["Persistent"])'
+    await attacker.namespace.until_event("inline-csi", "FailedMount", expected)
     client = CsiClient(driver_socket(victim.node.kubelet_root))
     uid, context = str(created["metadata"]["uid"]), {"csi.storage.k8s.io/ephemeral": "true"}
     target = victim.node.volume_folder(uid, "csi-1234", CSI)

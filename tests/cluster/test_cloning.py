@@ -61,7 +61,7 @@ async def test_a_copy_of_what_a_running_pod_uses(
 
 
 @pytest.mark.parametrize(
-    ("spec", "words"),
+    ("spec", "message"),
     [
         ({"dataSource": {"kind": "PersistentVolumeClaim", "name": "other"}}, "there is no claim other (any more)"),
         ({**_COPY, "resources": {"requests": {"storage": "16Mi"}}}, "asks for 16Mi, and source, which it is to be"),
@@ -69,11 +69,11 @@ async def test_a_copy_of_what_a_running_pod_uses(
     ],
 )
 async def test_what_can_not_be_copied(
-    sandbox: Sandbox, namespace: Namespace, make_class: MakeClass, spec: Json, words: str
+    sandbox: Sandbox, namespace: Namespace, make_class: MakeClass, spec: Json, message: str
 ) -> None:
     await source(sandbox, namespace, "node-a")
     await namespace.create(CLAIMS, claim("copy", "32Mi", await make_class("Immediate"), **spec))
-    await namespace.until_event("copy", "ProvisioningFailed", words)
+    await namespace.until_event("copy", "ProvisioningFailed", message)
     assert (await namespace.get(CLAIMS, "copy"))["status"]["phase"] == "Pending"
 
 

@@ -146,26 +146,26 @@ async def test_doctor_names_what_is_broken_and_what_mends_it(fresh_sandbox: Make
 
     answer = await as_administrator(sandbox, "doctor", "--cluster")
     assert answer.code == 1
-    for words in (
+    for message in (
         "WRONG  permissions of the daemon: it may not get nodes; get namespaces; get pods",
         "-> kubectl apply -k deploy/base",
         "WRONG  CSIDriver elastic-local.volumes.k8s.elastic.co: without it",
         "WRONG  provisioner: none leads now",
         "WRONG  node node-a: published capacity: none",
     ):
-        assert words in answer.output, answer.output
+        assert message in answer.output, answer.output
 
     await sandbox.api.patch(NODES, "node-a", {"metadata": {"labels": {"kubernetes.io/hostname": None}}})
     answer = await on_node(node, "doctor", KUBECONFIG=str(sandbox.kubeconfig))
     assert answer.code == 1
-    for words in (
+    for message in (
         "WRONG  socket: nobody answers",
         "WRONG  driver: there is no executable",
         f"-> elastic-local flexdriver install --plugin-dir {node.plugins}",
         "WRONG  node node-a: hostname label",
         "-> kubectl label node node-a kubernetes.io/hostname=node-a",
     ):
-        assert words in answer.output, answer.output
+        assert message in answer.output, answer.output
 
 
 async def test_an_orphan_gets_its_data_to_the_claim_that_is_named(namespace: Namespace) -> None:

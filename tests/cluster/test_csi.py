@@ -59,8 +59,8 @@ async def test_a_claim_for_one_pod_is_for_one_pod(namespace: Namespace, make_cla
     await namespace.create(PODS, pod("second", {"/data": "data"}))
     await namespace.until_event("second", "FailedScheduling", "and ReadWriteOncePod access mode")
     await namespace.create(PODS, pod("pinned", {"/data": "data"}, nodeName=running["spec"]["nodeName"]))
-    words = "volume uses the ReadWriteOncePod access mode and is already in use by another pod"
-    await namespace.until_event("pinned", "FailedMount", words)
+    message = "volume uses the ReadWriteOncePod access mode and is already in use by another pod"
+    await namespace.until_event("pinned", "FailedMount", message)
     await namespace.delete(PODS, "pinned")
     await namespace.delete(PODS, "first")
     await namespace.until_running("second")

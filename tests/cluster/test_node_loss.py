@@ -35,8 +35,8 @@ async def lose(sandbox: Sandbox, node: Node) -> None:
     await sandbox.kubectl("delete", "node", node.name)
 
 
-async def until_warned(namespace: Namespace, name: str, words: str) -> None:
-    await namespace.until_event(name, "ReferencedNodeDeleted", words)
+async def until_warned(namespace: Namespace, name: str, message: str) -> None:
+    await namespace.until_event(name, "ReferencedNodeDeleted", message)
 
 
 async def test_a_released_volume_of_a_lost_node_is_erased_when_it_returns(

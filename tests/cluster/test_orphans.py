@@ -26,15 +26,15 @@ async def with_grace(node: Node, grace: str) -> None:
     await node.daemon.start()
 
 
-async def until_node_event(sandbox: Sandbox, reason: str, words: str) -> None:
+async def until_node_event(sandbox: Sandbox, reason: str, message: str) -> None:
     """An event on a node. They are in the namespace default, where the API keeps what is about the cluster."""
 
     async def reported() -> bool:
         path = '{range .items[*]}{.involvedObject.kind} {.reason} {.message}{"\\n"}{end}'
         events = await sandbox.kubectl("get", "events", "-n", "default", "-o", f"jsonpath={path}")
-        return any(line.startswith(f"Node {reason} ") and words in line for line in events.splitlines())
+        return any(line.startswith(f"Node {reason} ") and message in line for line in events.splitlines())
 
-    await until(reported, what=f"{reason} with {words!r} is told of the node")
+    await until(reported, what=f"{reason} with {message!r} is told of the node")
 
 
 async def figure(node: Node, name: str) -> float:

@@ -399,6 +399,6 @@ async def test_a_missing_right_is_reported_and_all_goes_on_when_it_is_granted(fr
         await namespace.until_gone(VOLUMES, volume)
 
 
-async def _says(node: Node, words: str) -> bool:
+async def _says(node: Node, message: str) -> bool:
     async with aiohttp.ClientSession() as session, session.get(f"{node.url}/readyz?verbose") as response:
-        return words in await response.text()
+        return message in await response.text()

@@ -171,8 +171,8 @@ async def test_a_final_error_leaves_nothing_and_is_no_reason_to_undo(
     volume = await bound(namespace, driver)
     driver.failures["NodePublishVolume"] = Status.INTERNAL
     uid = await started(namespace)
-    words = f'MountVolume.SetUp failed for volume "{volume}" : rpc error: code = Internal {_FAILED}'
-    await namespace.until_event("user", "FailedMount", words)
+    message = f'MountVolume.SetUp failed for volume "{volume}" : rpc error: code = Internal {_FAILED}'
+    await namespace.until_event("user", "FailedMount", message)
     assert not folder_of(node, uid, volume).exists()
     await namespace.delete(PODS, "user")
     await namespace.until_gone(PODS, "user")
@@ -184,8 +184,8 @@ async def test_an_uncertain_error_is_undone(namespace: Namespace, node: Node, dr
     volume = await bound(namespace, driver)
     driver.failures["NodePublishVolume"] = Status.UNAVAILABLE
     uid = await started(namespace)
-    words = f'MountVolume.SetUp failed for volume "{volume}" : rpc error: code = Unavailable {_FAILED}'
-    await namespace.until_event("user", "FailedMount", words)
+    message = f'MountVolume.SetUp failed for volume "{volume}" : rpc error: code = Unavailable {_FAILED}'
+    await namespace.until_event("user", "FailedMount", message)
     assert (folder_of(node, uid, volume) / "vol_data.json").exists()
     await namespace.delete(PODS, "user")
     await namespace.until_gone(PODS, "user")
@@ -198,8 +198,8 @@ async def test_a_stage_that_failed(namespace: Namespace, driver: CsiRecorder, st
     volume = await bound(namespace, driver)
     driver.failures["NodeStageVolume"] = status
     await started(namespace)
-    words = f'MountVolume.MountDevice failed for volume "{volume}" : rpc error: code = '
-    await namespace.until_event("user", "FailedMount", words)
+    message = f'MountVolume.MountDevice failed for volume "{volume}" : rpc error: code = '
+    await namespace.until_event("user", "FailedMount", message)
     await namespace.delete(PODS, "user")
     await namespace.until_gone(PODS, "user")
     if undone:
@@ -252,8 +252,10 @@ async def test_a_registration_that_failed_is_tried_again(namespace: Namespace, n
     async with recorder.serving():
         await until(lambda: recorder.statuses, what="the driver is told")
         assert not recorder.statuses[0].plugin_registered
-        words = f"RegisterPlugin error -- plugin registration failed with err: rpc error: code = Unavailable {_FAILED}"
-        assert recorder.statuses[0].error == words
+        message = (
+            f"RegisterPlugin error -- plugin registration failed with err: rpc error: code = Unavailable {_FAILED}"
+        )
+        assert recorder.statuses[0].error == message
         recorder.failures.clear()
         await until(lambda: recorder.statuses[-1].plugin_registered, what="it is registered")
         assert (await drivers())[recorder.name] == {

@@ -243,7 +243,7 @@ async def test_a_failed_mount_is_reported_undone_tried_again_and_never_unmounted
 
 
 @pytest.mark.parametrize(
-    ("output", "code", "words"),
+    ("output", "code", "expected"),
     [
         ('warning: slow disk\n{"status": "Success"}', 0, "invalid character 'w' looking for beginning of value"),
         ("", 0, "unexpected end of JSON input"),
@@ -252,11 +252,11 @@ async def test_a_failed_mount_is_reported_undone_tried_again_and_never_unmounted
     ],
 )
 async def test_only_a_clean_success_counts(
-    namespace: Namespace, driver: Recorder, output: str, code: int, words: str
+    namespace: Namespace, driver: Recorder, output: str, code: int, expected: str
 ) -> None:
     driver.answer("mount", output, code)
     await namespace.create(PODS, inline(driver))
-    await namespace.until_event("user", "FailedMount", words)
+    await namespace.until_event("user", "FailedMount", expected)
 
 
 async def test_not_supported_is_remembered_until_the_driver_changes(namespace: Namespace, driver: Recorder) -> None:

@@ -75,21 +75,21 @@ async def until_ready(tenant: Namespace, name: str) -> Json:
     return await tenant.sandbox.api.get(SNAPSHOT_CONTENTS, ready["status"]["boundVolumeSnapshotContentName"])
 
 
-async def until_refused(sandbox: Sandbox, name: str, words: str) -> None:
+async def until_refused(sandbox: Sandbox, name: str, message: str) -> None:
     """The status of a content says why there is no snapshot for it, and so does an event."""
 
     async def said() -> bool:
         status = (await sandbox.api.get(SNAPSHOT_CONTENTS, name)).get("status") or {}
         assert not status.get("readyToUse")
-        return words in (status.get("error") or {}).get("message", "")
+        return message in (status.get("error") or {}).get("message", "")
 
-    await until(said, what=f"{name} says {words!r}")
+    await until(said, what=f"{name} says {message!r}")
 
     async def reported() -> bool:
         selector = f"involvedObject.name={name},reason=SnapshotCreationFailed"
-        return any(words in event["message"] for event in await sandbox.api.list(EVENTS, field_selector=selector))
+        return any(message in event["message"] for event in await sandbox.api.list(EVENTS, field_selector=selector))
 
-    await until(reported, what=f"an event on {name} says {words!r}")
+    await until(reported, what=f"an event on {name} says {message!r}")
 
 
 async def remove_content(sandbox: Sandbox, name: str) -> None:
@@ -179,13 +179,13 @@ async def test_what_can_not_be_restored(tenant: Namespace) -> None:
     await written(tenant)
     await tenant.create(SNAPSHOTS, snapshot("before", "source"))
     await until_ready(tenant, "before")
-    for name, size, storage_class_name, words in (
+    for name, size, storage_class_name, message in (
         ("small", "16Mi", "csi", "asks for 16Mi, and before, which it is to be a copy of, has 32Mi"),
         ("xfs", "512Mi", "xfs", "VolumeSnapshot before has ext4, and a copy can't have xfs"),
         ("large", "2Gi", "csi", "asks for 2Gi, node one, where before lives"),
     ):
         await tenant.create(CLAIMS, claim(name, size, storage_class_name, **from_snapshot("before")))
-        await tenant.until_event(name, "ProvisioningFailed", words)
+        await tenant.until_event(name, "ProvisioningFailed", message)
     # What waits for it keeps a snapshot.
     for name in ("small", "xfs", "large"):
         await tenant.delete(CLAIMS, name)
@@ -242,10 +242,10 @@ async def test_nobody_gets_a_snapshot_of_another_tenant(tenant: Namespace) -> No
             ("anything", {"snapshotHandle": f"one/snap_{theirs['metadata']['uid']}x"}, "there is no snapshot one/"),
             ("elsewhere", {"snapshotHandle": "../../nodes/one"}, "is none of elastic-local: write <node>/<snapshot>"),
         )
-        for kind, given, words in attacks:
+        for kind, given, message in attacks:
             name = f"{kind}-{thief.name}"
             await api.create(SNAPSHOT_CONTENTS, content(name, thief.name, kind, **given))
-            await until_refused(sandbox, name, words)
+            await until_refused(sandbox, name, message)
         await thief.create(CLAIMS, claim("copy", "32Mi", "csi", **from_snapshot("before")))
         await thief.until_event("copy", "ProvisioningFailed", "there is no VolumeSnapshot before (any more)")
 

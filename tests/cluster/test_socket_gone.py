@@ -53,7 +53,7 @@ async def test_a_socket_that_somebody_removed_makes_the_daemon_unready(shaken: N
 
 
 @pytest.mark.parametrize(
-    ("environment", "words"),
+    ("environment", "expected"),
     [
         ({"DATA_DIR": "/proc/elastic-local"}, "No such file"),
         ({"DRIVER_KIND": "LVM", "LVM_VOLUME_GROUP": "no-such-group"}, "this node has no no-such-group for volumes"),
@@ -61,7 +61,7 @@ async def test_a_socket_that_somebody_removed_makes_the_daemon_unready(shaken: N
     ids=["folder", "group"],
 )
 async def test_a_node_without_storage_says_so_and_offers_nothing(
-    shaken: Namespace, environment: dict[str, str], words: str
+    shaken: Namespace, environment: dict[str, str], expected: str
 ) -> None:
     node = shaken.sandbox.nodes["node-b"]
     usual = node.daemon.environment
@@ -69,9 +69,9 @@ async def test_a_node_without_storage_says_so_and_offers_nothing(
     node.daemon.environment = {**usual, **environment}
     node.daemon.launch()
     try:
-        await _until_unready(node, words)
+        await _until_unready(node, expected)
         await until(lambda: _offers(shaken.sandbox, node, 0), what="the node offers nothing")
-        await until(lambda: _told(shaken.sandbox, node, words), what="an event on the Node")
+        await until(lambda: _told(shaken.sandbox, node, expected), what="an event on the Node")
     finally:
         await node.daemon.kill()
         node.daemon.environment = usual
@@ -80,15 +80,15 @@ async def test_a_node_without_storage_says_so_and_offers_nothing(
     await until(lambda: _offers(shaken.sandbox, node, whole), what="the node offers what it has")
 
 
-async def _until_unready(node: Node, words: str) -> None:
+async def _until_unready(node: Node, expected: str) -> None:
     async def unready() -> bool:
         try:
             async with aiohttp.ClientSession() as session, session.get(f"{node.url}/readyz") as response:
-                return response.status == 503 and words in await response.text()
+                return response.status == 503 and expected in await response.text()
         except aiohttp.ClientError:
             return False  # not yet listening
 
-    await until(unready, what=f"the daemon of {node.name} is not ready: {words}")
+    await until(unready, what=f"the daemon of {node.name} is not ready: {expected}")
 
 
 async def _offers(sandbox: Sandbox, node: Node, size: int) -> bool:
@@ -102,7 +102,7 @@ async def _offers(sandbox: Sandbox, node: Node, size: int) -> bool:
     return offered == [size]
 
 
-async def _told(sandbox: Sandbox, node: Node, words: str) -> bool:
+async def _told(sandbox: Sandbox, node: Node, expected: str) -> bool:
     selector = f"involvedObject.kind=Node,involvedObject.name={node.name},reason=StorageMissing"
     events = await sandbox.api.list(EVENTS, "default", field_selector=selector)
-    return any(words in event["message"] for event in events)
+    return any(expected in event["message"] for event in events)

@@ -99,8 +99,8 @@ async def test_offered_used_cleaned_and_offered_again(fresh_sandbox: MakeSandbox
         assert (kept / "archive" / "file").read_text() == "kept"
 
         (raw / "disk").unlink()
-        words = f'path "{raw}/disk" is gone: restore the disk or link'
-        assert words in await device.until_event("VolumeVanished")
+        expected = f'path "{raw}/disk" is gone: restore the disk or link'
+        assert expected in await device.until_event("VolumeVanished")
         assert len(await sandbox.api.list(VOLUMES)) == 5, "an entry has one PersistentVolume"
         await _scraped(node)
         _asked_little(sandbox)

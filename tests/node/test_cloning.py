@@ -294,14 +294,14 @@ async def test_what_can_not_be_copied_is_refused_with_the_reason(node: Node) -> 
     await volumes.prepare(brittle)
     itself = replace(source, pv="itself", original=Original("itself", source.uid))
     gone, other_uid = replace(source, pv="gone"), replace(source, uid="of an earlier one")
-    for spec, words in (
+    for spec, message in (
         (itself, "not .any more. on this node for a claim of the same namespace"),
         (clone_of(gone), "volume gone, which .* is not on this node .any more."),
         (clone_of(other_uid), "is not on this node .any more."),
         (clone_of(source_of(node, "xfs")), "with xfs can't be a copy of .* with ext4"),
         (clone_of(brittle), "with btrfs can't be .* copies are made of ext4 and xfs"),
     ):
-        with pytest.raises(NotCloned, match=words):
+        with pytest.raises(NotCloned, match=message):
             await volumes.prepare(spec)
         assert volumes.inventory.volume(spec.pv) is None
 

@@ -172,11 +172,11 @@ async def test_what_somebody_uses_is_not_erased_but_reported_and_tried_again(
 
 
 @pytest.mark.parametrize(
-    ("failure", "words"),
+    ("failure", "message"),
     [(OSError(5, "Input/output error"), "Input/output error"), (KeyError("x" * 900), "KeyError: 'x{399}[.]{3}; .*log")],
 )
 async def test_a_disk_that_fails_keeps_the_volume_and_its_space(
-    node: Node, failure: Exception, words: str, monkeypatch: pytest.MonkeyPatch
+    node: Node, failure: Exception, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     volumes = await started(node)
     await used_by_a_tenant(node, volumes)
@@ -186,7 +186,7 @@ async def test_a_disk_that_fails_keeps_the_volume_and_its_space(
 
     with monkeypatch.context() as patched:
         patched.setattr(erasure, "flush", fail)
-        with pytest.raises(BackendFailed, match=f"can't be erased: .*{words}.*stays, with its space"):
+        with pytest.raises(BackendFailed, match=f"can't be erased: .*{message}.*stays, with its space"):
             await node.reclaim(volumes)
     assert image(node).exists()
     monkeypatch.setattr(erasing, "RETRY_SECONDS", 0)

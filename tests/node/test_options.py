@@ -67,15 +67,15 @@ def item(chance: random.Random, allowed: dict[str, str]) -> tuple[str, str]:
 
 
 def mkfs_words(chance: random.Random, kind: str) -> list[str]:
-    facts, words = FILESYSTEMS[kind], []
+    facts, message = FILESYSTEMS[kind], []
     for _ in range(chance.choice((0, 0, 1, 1, 2))):
         if facts.lists and chance.random() < 0.75:
             flag = chance.choice(sorted(facts.lists))
-            words += [flag, ",".join(dict(item(chance, dict(facts.lists[flag])) for _ in range(2)).values())]
+            message += [flag, ",".join(dict(item(chance, dict(facts.lists[flag])) for _ in range(2)).values())]
         else:
             flag = chance.choice(sorted(facts.flags))
-            words += [flag, *filter(None, [chance.choice(values(facts.flags[flag]))])]
-    return words
+            message += [flag, *filter(None, [chance.choice(values(facts.flags[flag]))])]
+    return message
 
 
 def spec(chance: random.Random, kind: str) -> Iterator[VolumeParameters]:
@@ -118,7 +118,7 @@ async def test_what_is_not_refused_at_the_claim_can_be_mounted(kind: str, seed: 
             refused = await mount(kind, device, folder, options.mount_options)
             if refused:
                 # A kernel without quotas refuses them; that can't be known at the claim.
-                assert any(words in refused for words in LACKS_QUOTA), (options, refused)
+                assert any(message in refused for message in LACKS_QUOTA), (options, refused)
                 assert any(word in f"{options.mkfs_options} {options.mount_options}" for word in QUOTAS)
             else:
                 mounting.unmount(folder)

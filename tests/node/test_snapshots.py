@@ -205,8 +205,8 @@ async def test_without_space_for_a_snapshot_small_volumes_freeze_large_ones_wait
 
 async def test_without_the_kernel_module_it_is_as_without_room(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     async def lacking(*_: object, **__: object) -> None:
-        words = "snapshot: Required device-mapper target(s) not detected in your kernel."
-        raise lvm_errors.explain("lvcreate", 3, ["modprobe: FATAL: Module dm-snapshot not found", words])
+        message = "snapshot: Required device-mapper target(s) not detected in your kernel."
+        raise lvm_errors.explain("lvcreate", 3, ["modprobe: FATAL: Module dm-snapshot not found", message])
 
     monkeypatch.setattr(Lvm, "create_thick_snapshot", lacking)
     volumes = await started(node)

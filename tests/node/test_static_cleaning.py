@@ -158,8 +158,8 @@ def test_quick_reset_leaves_no_signature(attach: Attach, fill: Callable[[Path], 
     assert subprocess.run(["blkid", "--probe", device], capture_output=True, check=False).returncode == 2
 
 
-@pytest.mark.parametrize(("cleaner", "words"), [("quick_reset.sh", "in use"), ("blkdiscard.sh", "resource busy")])
-def test_a_mounted_device_is_left_alone(attach: Attach, tmp_path: Path, cleaner: str, words: str) -> None:
+@pytest.mark.parametrize(("cleaner", "message"), [("quick_reset.sh", "in use"), ("blkdiscard.sh", "resource busy")])
+def test_a_mounted_device_is_left_alone(attach: Attach, tmp_path: Path, cleaner: str, message: str) -> None:
     device, mounted = attach(16 * MIB), tmp_path / "mounted"
     mounted.mkdir()
     subprocess.run(["mkfs.ext4", "-q", device], check=True)
@@ -168,7 +168,7 @@ def test_a_mounted_device_is_left_alone(attach: Attach, tmp_path: Path, cleaner:
     try:
         done = clean_device(device, f"/scripts/{cleaner}")
         assert done.returncode == 1
-        assert words in done.stderr
+        assert message in done.stderr
         assert (mounted / "data").read_bytes() == PATTERN
     finally:
         mounting.unmount(mounted)
@@ -384,7 +384,7 @@ def test_an_entry_that_can_not_be_removed_is_named(volume: Volume) -> None:
 
 def test_a_cleaner_without_its_device_variable(tmp_path: Path) -> None:
     for name in ("quick_reset.sh", "dd_zero.sh", "shred.sh", "blkdiscard.sh"):
-        for variables, words in (
+        for variables, message in (
             ({}, "LOCAL_PV_BLKDEVICE is not set"),
             ({"LOCAL_PV_BLKDEVICE": str(tmp_path / "gone")}, "which does not exist"),
             ({"LOCAL_PV_BLKDEVICE": str(tmp_path)}, "which is no block device"),
@@ -392,18 +392,18 @@ def test_a_cleaner_without_its_device_variable(tmp_path: Path) -> None:
             done = clean(f"/scripts/{name}", **variables)
             assert done.returncode == 1
             assert f"{name}: " in done.stderr
-            assert words in done.stderr
+            assert message in done.stderr
 
 
 def test_a_folder_cleaner_without_its_folder_variable(tmp_path: Path) -> None:
-    for variables, words in (
+    for variables, message in (
         ({}, "LOCAL_PV_FILESYSTEM is not set"),
         ({"LOCAL_PV_FILESYSTEM": str(tmp_path / "gone")}, "does not exist"),
         ({"LOCAL_PV_FILESYSTEM": "/dev/null"}, "is no folder"),
     ):
         done = clean("/scripts/fsclean.sh", **variables)
         assert done.returncode == 1
-        assert words in done.stderr
+        assert message in done.stderr
 
 
 @pytest.mark.parametrize("passes", [["0"], ["two"], ["-1"], ["1000"], ["1", "2"]])

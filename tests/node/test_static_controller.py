@@ -174,8 +174,8 @@ async def test_an_invalid_configuration_at_start_is_reported(node: Running) -> N
     mount(node.disks / "one")
     node.configure(useAlphaAPI="maybe")
     await node.start()
-    words = f"{node.config}/useAlphaAPI is 'maybe': allowed is true or false"
-    await until(lambda: words in node.problem)
+    message = f"{node.config}/useAlphaAPI is 'maybe': allowed is true or false"
+    await until(lambda: message in node.problem)
     assert await node.paths() == set()
     assert not node.deleter.passes
     node.configure(useAlphaAPI="false")

@@ -151,9 +151,9 @@ async def test_readiness_probes(daemon: RunningDaemon) -> None:
         return (await daemon.get("/ready"))[0] == 500
 
     await until(unready)
-    words = "class fast: folder /gone can't be listed (No such file or directory)"
-    assert words in (await daemon.get("/ready/DiscovererReadyzCheck"))[1]
+    message = "class fast: folder /gone can't be listed (No such file or directory)"
+    assert message in (await daemon.get("/ready/DiscovererReadyzCheck"))[1]
     status, report = await daemon.get("/readyz")
     assert status == 503
-    assert f"[-]static-volumes: {words}" in report
+    assert f"[-]static-volumes: {message}" in report
     assert await daemon.get("/ready?exclude=DiscovererReadyzCheck") == (200, "ok")

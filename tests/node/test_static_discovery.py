@@ -85,15 +85,15 @@ async def test_a_missing_folder_is_an_error_of_the_class(
 ) -> None:
     mount(slow / "one")
     chosen = configured(class_config(fast / "missing"), class_config(slow, "slow"))
-    words = (
+    message = (
         f"folder {fast}/missing can't be listed (No such file or directory): "
         "create /host/missing on the node and mount it there"
     )
     for _ in range(2):
-        assert await node.look(chosen) == [f"class fast: {words}"]
+        assert await node.look(chosen) == [f"class fast: {message}"]
     assert set(await node.volumes()) == {"/host/slow/one"}
-    assert await node.recorded_events() == [(NODE, CLASS_FAILED, f"class fast: {words}")]
-    assert caplog.text.count(words) == 1
+    assert await node.recorded_events() == [(NODE, CLASS_FAILED, f"class fast: {message}")]
+    assert caplog.text.count(message) == 1
     (fast / "missing").mkdir()
     assert await node.look(chosen) == []
 
@@ -204,8 +204,8 @@ async def test_a_name_that_an_earlier_node_uses(node: Discovery, fast: Path) -> 
         VOLUMES, go_pv(name, f"local-volume-provisioner-{NODE}-olduid", path="/host/fast/one", hostname=HOSTNAME)
     )
     assert await node.look(configured(class_config(fast))) == []
-    ((*_, words),) = await node.recorded_events()
-    assert words == (
+    ((*_, message),) = await node.recorded_events()
+    assert message == (
         f"PersistentVolume {name} of /host/fast/one exists and belongs to another Node: delete it, or set "
         "useNodeNameOnly if this Node was registered again"
     )

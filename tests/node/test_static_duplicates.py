@@ -31,9 +31,9 @@ async def node(tmp_path: Path) -> AsyncIterator[Discovery]:
 
 async def refused(node: Discovery, reason: str = DUPLICATE) -> str:
     """The message of the one event, on the Node."""
-    ((about, said, words),) = await node.recorded_events()
+    ((about, said, message),) = await node.recorded_events()
     assert (about, said) == (NODE, reason)
-    return words
+    return message
 
 
 async def test_one_device_under_two_of_its_names(node: Discovery, fast: Path, make_disks: MakeDisks) -> None:
@@ -43,8 +43,8 @@ async def test_one_device_under_two_of_its_names(node: Discovery, fast: Path, ma
     for _ in range(3):
         assert await node.look(configured(class_config(fast, volume_mode=BLOCK))) == []
     assert set(await node.volumes()) == {"/host/fast/by-id-one"}
-    words = await refused(node)
-    assert words.startswith('path "/host/fast/by-path-one" is the same disk as "/host/fast/by-id-one"')
+    message = await refused(node)
+    assert message.startswith('path "/host/fast/by-path-one" is the same disk as "/host/fast/by-id-one"')
     assert node.value("stray_entries", storage_class="fast") == 1
     # What was first stays, whatever comes before it later.
     (fast / "a").symlink_to(disk)

@@ -50,8 +50,8 @@ async def test_invalid_entries_are_reported_once(node: Discovery, fast: Path, ca
     no_mount = [f'path "{fast}/{name}" is not a valid mount point: {remedy}' for name in ("link", "lost+found")]
     events = await node.recorded_events()
     assert {(about, reason) for about, reason, _ in events} == {(NODE, INVALID_ENTRY)}
-    assert sorted(words for *_, words in events) == sorted(neither + no_mount)
-    assert all(caplog.text.count(words) == 1 for words in neither + no_mount)
+    assert sorted(message for *_, message in events) == sorted(neither + no_mount)
+    assert all(caplog.text.count(message) == 1 for message in neither + no_mount)
     assert node.value("stray_entries", storage_class="fast") == 7
     (fast / "file").unlink()
     await node.look(chosen)
@@ -109,16 +109,16 @@ async def test_block_devices_linked_or_made_there(
 async def test_a_folder_in_a_class_of_block_volumes_is_invalid(node: Discovery, fast: Path) -> None:
     mount(fast / "one")
     assert await node.look(configured(class_config(fast, volume_mode=BLOCK))) == []
-    ((about, reason, words),) = await node.recorded_events()
+    ((about, reason, message),) = await node.recorded_events()
     assert (about, reason) == (NODE, INVALID_ENTRY)
-    assert words.startswith(f'path "{fast}/one" of filesystem mode cannot be used to create block volume')
+    assert message.startswith(f'path "{fast}/one" of filesystem mode cannot be used to create block volume')
 
 
 async def test_a_device_without_a_medium_is_invalid(node: Discovery, fast: Path, make_disks: MakeDisks) -> None:
     (fast / "empty").symlink_to(make_disks(1, 0)[0])
     assert await node.look(configured(class_config(fast, volume_mode=BLOCK))) == []
-    ((*_, words),) = await node.recorded_events()
-    assert words == f'"{fast}/empty" has no capacity: check whether its device has a medium'
+    ((*_, message),) = await node.recorded_events()
+    assert message == f'"{fast}/empty" has no capacity: check whether its device has a medium'
 
 
 @pytest.mark.device_mapper

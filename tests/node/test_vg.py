@@ -145,7 +145,7 @@ def _write(disk: str, offset: int, data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
+    ("spoil", "message"),
     [
         (formatted, "it holds ext4"),
         (partitioned, "it holds dos"),
@@ -153,13 +153,13 @@ def _write(disk: str, offset: int, data: bytes) -> None:
     ],
 )
 def test_a_disk_that_holds_anything_is_refused_and_stays_as_it_is(
-    vg: Vg, make_disks: MakeDisks, spoil: Callable[[str], None], words: str
+    vg: Vg, make_disks: MakeDisks, spoil: Callable[[str], None], message: str
 ) -> None:
     empty, spoilt = make_disks(2, 64 << 20)
     spoil(spoilt)
     before = beginning(spoilt)
     said = refusal(vg("create", "never", empty, spoilt))
-    assert f"{spoilt} (64Mi): {words}" in said
+    assert f"{spoilt} (64Mi): {message}" in said
     assert f"{empty} (64Mi): empty" in said
     assert beginning(spoilt) == before
     assert json.loads(vg("list", "--output", "json").stdout) == []

@@ -27,11 +27,11 @@ class StartFailed(AssertionError):
     """A program did not become ready; the message has the end of its log."""
 
 
-def says(words: str) -> Check:
+def says(message: str) -> Check:
     """Ready when these words stand in what it wrote since it started."""
 
     async def check(program: "Program") -> bool:
-        return words in program.output
+        return message in program.output
 
     return check
 

@@ -207,11 +207,11 @@ class Model:
         """What is lost, left over or not done (yet)."""
         complaints: list[str] = []
         for each in self.workloads.values():
-            complaints += [f"{each.name} ({each.volume or 'no volume'}): {words}" for words in self._of(each, seen)]
+            complaints += [f"{each.name} ({each.volume or 'no volume'}): {message}" for message in self._of(each, seen)]
         for name, orphan in self.orphans.items():
             if orphan.sure:
                 complaints += [
-                    f"orphan {name}: {words}" for words in _data_complaints(orphan.workload, seen.data.get(name))
+                    f"orphan {name}: {message}" for message in _data_complaints(orphan.workload, seen.data.get(name))
                 ]
         owners = {each.volume for each in self.workloads.values()} - {""}
         complaints += [f"PersistentVolume {name} is nobody's" for name in seen.volumes.keys() - owners]

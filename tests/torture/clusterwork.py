@@ -120,8 +120,8 @@ class Campaign:
         self.model = self.model.learned(state)
         return state
 
-    def note(self, words: str) -> None:
-        self._trace = [*self._trace[-_TRACED:], f"{time.monotonic() - self._begin:8.2f} {words}"]
+    def note(self, message: str) -> None:
+        self._trace = [*self._trace[-_TRACED:], f"{time.monotonic() - self._begin:8.2f} {message}"]
 
     async def _prepare(self) -> None:
         await self.sandbox.api.create(
@@ -207,7 +207,7 @@ class Campaign:
             if not left:
                 break
             await asyncio.sleep(_LOOK_PAUSE)
-        self._complain([f"{words}, {_LAST_SECONDS:.0f} s after ORPHAN_GRACE" for words in left])
+        self._complain([f"{message}, {_LAST_SECONDS:.0f} s after ORPHAN_GRACE" for message in left])
         self.figures.counts["orphans removed"] += sum(1 for name in self.model.orphans if name not in seen.data)
         parted = {each.volume for each in self.model.workloads.values() if each.parted and each.copied}
         self._complain([f"retained volume {name} is LOST" for name in parted - seen.data.keys()])
@@ -228,8 +228,8 @@ class Campaign:
 
     def _complain(self, complaints: list[str]) -> None:
         if complaints:
-            logs = [f"    {words}" for program in self.sandbox.programs for words in _last_lines(program)]
-            self.figures.complaints += [*complaints, *(f"    {words}" for words in self._trace), *logs]
+            logs = [f"    {message}" for program in self.sandbox.programs for message in _last_lines(program)]
+            self.figures.complaints += [*complaints, *(f"    {message}" for message in self._trace), *logs]
 
     @property
     def programs(self) -> list[Program]:

@@ -315,7 +315,7 @@ class Campaign:
     def _complain(self, complaints: Collection[str]) -> None:
         """With all that ever was done to the volumes that are complained about, and all faults."""
         if complaints:
-            named = {pv for words in complaints for pv in re.findall(r"pvc-\d+", words)}
+            named = {pv for message in complaints for pv in re.findall(r"pvc-\d+", message)}
             told = [line for line in self._trace if "operation" not in line or any(f'"{pv}"' in line for pv in named)]
             self._figures.complaints += [
                 *complaints,

@@ -238,7 +238,7 @@ class Model:
         complaints += [f"{each.pv} is not known" for each in inventory.volumes if each.pv not in self.volumes]
         complaints += [f"{pod}/{pv} is mounted still" for pod, pv in seen.mounts if pv not in self.volumes]
         for volume in self.volumes.values():
-            complaints += [f"{volume.pv}: {words}" for words in _complaints(volume, seen)]
+            complaints += [f"{volume.pv}: {message}" for message in _complaints(volume, seen)]
         complaints += _sums(inventory)
         complaints += [seen.late] if seen.late else []
         if settled:

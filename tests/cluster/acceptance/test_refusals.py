@@ -15,7 +15,7 @@ Json = dict[str, Any]
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("fields", "expected"),
     [
         (
             {"parameters": {"fstype": "xfs"}},
@@ -32,16 +32,16 @@ Json = dict[str, Any]
     ],
 )
 async def test_wrong_parameters_are_named_with_what_is_allowed(
-    namespace: Trial, make_class: MakeClass, fields: Json, words: str
+    namespace: Trial, make_class: MakeClass, fields: Json, expected: str
 ) -> None:
     name = await make_class("Immediate", **fields)
     await namespace.create(CLAIMS, claim("data", "16Mi", name))
     message = await namespace.until_event("data", "ProvisioningFailed")
-    assert message.startswith(f'failed to provision volume with StorageClass "{name}": {words}')
+    assert message.startswith(f'failed to provision volume with StorageClass "{name}": {expected}')
 
 
 @pytest.mark.parametrize(
-    ("spec", "words"),
+    ("spec", "expected"),
     [
         (
             {"accessModes": ["ReadWriteMany"]},
@@ -73,11 +73,11 @@ async def test_wrong_parameters_are_named_with_what_is_allowed(
     ],
 )
 async def test_a_claim_that_no_local_volume_can_serve(
-    namespace: Trial, make_class: MakeClass, spec: Json, words: str
+    namespace: Trial, make_class: MakeClass, spec: Json, expected: str
 ) -> None:
     name = await make_class("Immediate")
     await namespace.create(CLAIMS, claim("data", "16Mi", name, **spec))
-    await namespace.until_event("data", "ProvisioningFailed", words)
+    await namespace.until_event("data", "ProvisioningFailed", expected)
 
 
 async def test_a_claim_that_waits_for_its_pod_is_refused_when_that_comes(namespace: Trial) -> None:

@@ -69,7 +69,7 @@ def test_what_is_refused_is_reported_with_policy_binding_and_message(
 
 
 @pytest.mark.parametrize(
-    ("more", "words"),
+    ("more", "message"),
     [
         ({"messageExpression": "'no ' + object.metadata.name", "message": "else"}, "no one"),
         ({"messageExpression": "object.metadata.nothing", "message": "else"}, "else"),
@@ -78,12 +78,12 @@ def test_what_is_refused_is_reported_with_policy_binding_and_message(
     ],
 )
 def test_the_words_are_those_of_the_first_way_that_has_any(
-    api: Client, bound: Bound, namespace: str, unique: str, more: Json, words: str
+    api: Client, bound: Bound, namespace: str, unique: str, more: Json, message: str
 ) -> None:
     bound(policy(unique, namespace, {"expression": "false", "reason": "Forbidden", **more}))
     answer = put(api, namespace)
     assert (answer.code, answer.body["reason"]) == (403, "Forbidden")
-    assert answer.body["message"].endswith(f"denied request: {words}")
+    assert answer.body["message"].endswith(f"denied request: {message}")
 
 
 def test_every_way_to_write_is_asked(api: Client, bound: Bound, namespace: str, unique: str) -> None:

@@ -94,8 +94,8 @@ def _devices(container: Json, field: str, volumes: dict[str, Json], paths: set[s
             yield invalid_value(f"{where}.name", name, "must be unique")
         names.add(name)
         if name in volumes and not {"persistentVolumeClaim", "ephemeral"} & volumes[name].keys():
-            words = "can only use volume source type of PersistentVolumeClaim or Ephemeral for block mode"
-            yield invalid_value(f"{where}.name", name, words)
+            message = "can only use volume source type of PersistentVolumeClaim or Ephemeral for block mode"
+            yield invalid_value(f"{where}.name", name, message)
         elif name not in volumes:
             yield unknown_reference(f"{where}.name", name)
         if not path:

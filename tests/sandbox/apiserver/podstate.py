@@ -23,19 +23,19 @@ def restarts(pod: Json) -> object:
 
 def reason(pod: Json) -> str:
     status = pod.get("status") or {}
-    words: str = status.get("reason") or status.get("phase") or "Unknown"
+    message: str = status.get("reason") or status.get("phase") or "Unknown"
     initialising = _initialising(pod)
     if initialising:
-        words = initialising
+        message = initialising
     else:
         for each in reversed(_statuses(pod)):
-            words = _container_reason(each) or words
+            message = _container_reason(each) or message
         some_run = any(each.get("ready") and "running" in (each.get("state") or {}) for each in _statuses(pod))
-        if words == "Completed" and some_run:
-            words = "Running" if _is_ready(status) else "NotReady"
+        if message == "Completed" and some_run:
+            message = "Running" if _is_ready(status) else "NotReady"
     if "deletionTimestamp" in pod["metadata"]:
         return "Unknown" if status.get("reason") == "NodeLost" else "Terminating"
-    return words
+    return message
 
 
 def _container_reason(status: Json) -> str:

@@ -75,8 +75,8 @@ class EphemeralController:
             raise NotOwner(not_made_for(pod, present))
 
     def _tell(self, pod: Json, volume: Json, why: str) -> None:
-        words = f"ephemeral volume {volume['name']}: {why}"
-        self._recorder.warning(reference("Pod", pod), "FailedBinding", words)
+        message = f"ephemeral volume {volume['name']}: {why}"
+        self._recorder.warning(reference("Pod", pod), "FailedBinding", message)
 
 
 def _owned_by(pod: Json) -> Json:

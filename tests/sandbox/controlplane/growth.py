@@ -100,8 +100,8 @@ class GrowthController:
         if binding.requested(claim) <= resizing.granted(claim) and not waited:
             return
         if "flexVolume" not in volume["spec"]:
-            words = "waiting for an external controller to expand this PVC"
-            self._recorder.normal(reference("PersistentVolumeClaim", claim), "ExternalExpanding", words)
+            message = "waiting for an external controller to expand this PVC"
+            self._recorder.normal(reference("PersistentVolumeClaim", claim), "ExternalExpanding", message)
             return
         has = resizing.granted(claim)
         if waited and has >= binding.requested(claim) and has >= binding.capacity_of(volume):
@@ -110,8 +110,8 @@ class GrowthController:
         try:
             await self._expand(claim, volume)
         except ApiError as error:
-            words = f"error expanding pvc {key}: {error}"
-            self._recorder.warning(reference("PersistentVolumeClaim", claim), "VolumeResizeFailed", words)
+            message = f"error expanding pvc {key}: {error}"
+            self._recorder.warning(reference("PersistentVolumeClaim", claim), "VolumeResizeFailed", message)
             raise
 
     async def _expand(self, claim: Json, volume: Json) -> None:
@@ -126,8 +126,8 @@ class GrowthController:
             volume = await self._cluster.patch(VOLUMES, volume["metadata"]["name"], capacity)
             if (volume["spec"].get("volumeMode") or "Filesystem") != "Filesystem":
                 await self._write(claim, resizing.finished(claim, step.size))
-                words = f"ExpandVolume succeeded for volume {key_of(claim)}"
-                self._recorder.normal(reference("PersistentVolumeClaim", claim), "VolumeResizeSuccessful", words)
+                message = f"ExpandVolume succeeded for volume {key_of(claim)}"
+                self._recorder.normal(reference("PersistentVolumeClaim", claim), "VolumeResizeSuccessful", message)
                 return
         claim = await self._write(claim, resizing.handed_to_node(claim))
         if resizing.PRE_RESIZE_CAPACITY not in annotations(volume):

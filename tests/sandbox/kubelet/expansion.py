@@ -109,14 +109,14 @@ class Expansion:
         await self._write(claim, resizing.finished(claim, size))
         _log.info("%s grew", source.name)
 
-    def _tell(self, pod: Teller, claim: Json, words: str, *, failed: bool) -> None:
+    def _tell(self, pod: Teller, claim: Json, expected: str, *, failed: bool) -> None:
         about = reference("PersistentVolumeClaim", claim)
         if failed:
-            pod.tell("FileSystemResizeFailed", words)
-            self._recorder.warning(about, "FileSystemResizeFailed", words)
+            pod.tell("FileSystemResizeFailed", expected)
+            self._recorder.warning(about, "FileSystemResizeFailed", expected)
         else:
-            pod.tell("FileSystemResizeSuccessful", words, normal=True)
-            self._recorder.normal(about, "FileSystemResizeSuccessful", words)
+            pod.tell("FileSystemResizeSuccessful", expected, normal=True)
+            self._recorder.normal(about, "FileSystemResizeSuccessful", expected)
 
     async def _write(self, claim: Json, patch: Json) -> Json:
         metadata = claim["metadata"]

@@ -208,8 +208,8 @@ class PluginManager:
         }
 
 
-async def _refuse(plugin: RegistrationStub, words: str) -> None:
-    status = RegistrationStatus(plugin_registered=False, error=f"RegisterPlugin error -- {words}")
+async def _refuse(plugin: RegistrationStub, message: str) -> None:
+    status = RegistrationStatus(plugin_registered=False, error=f"RegisterPlugin error -- {message}")
     await plugin.NotifyRegistrationStatus(status, timeout=_INFO_SECONDS)
     raise RegistrationFailed(status.error)
 

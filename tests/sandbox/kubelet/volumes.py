@@ -254,8 +254,8 @@ class PodVolume:
                 f'volumeMapPath "{self._folder.path.parent}"',
             )
             for path in paths:
-                words = f'MapVolume.MapPodDevice succeeded for volume "{source.name}" {path}'
-                self._owner.tell("SuccessfulMountVolume", words, normal=True)
+                message = f'MapVolume.MapPodDevice succeeded for volume "{source.name}" {path}'
+                self._owner.tell("SuccessfulMountVolume", message, normal=True)
 
     async def _set_up(self, source: Flex) -> None:
         driver = await self._plugins.find(source.driver)

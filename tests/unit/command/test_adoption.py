@@ -35,7 +35,7 @@ def test_one_that_has_no_node_yet_gets_its_affinity_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("untagged", "pv", "words"),
+    ("untagged", "pv", "message"),
     [
         (replace(_OLD, signature=""), of_elastic(), "nothing was ever written"),
         (replace(_OLD, signature="xfs"), of_elastic(), "it holds xfs"),
@@ -45,12 +45,12 @@ def test_one_that_has_no_node_yet_gets_its_affinity_too() -> None:
         (_OLD, replace(of_elastic(), options={"fsck": "never"}), "'fsck'"),
     ],
 )
-def test_what_is_doubtful_is_left_alone(untagged: Untagged, pv: volume.PersistentVolume, words: str) -> None:
+def test_what_is_doubtful_is_left_alone(untagged: Untagged, pv: volume.PersistentVolume, message: str) -> None:
     plan = adoption.of_untagged(untagged, {"pvc-1": pv}, NODE, CLUSTER)
     assert plan is not None
     assert not plan.doable
     assert (plan.patch, plan.record, plan.manifest) == (None, None, None)
-    assert words in plan.why
+    assert message in plan.why
 
 
 def test_a_logical_volume_without_a_persistentvolume_is_none_of_our_business() -> None:

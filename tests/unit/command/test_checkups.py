@@ -28,9 +28,9 @@ _PUBLISHED = Published(_CAPACITY, "node-uid", _NOW - timedelta(hours=3))
 _CLASS = StorageClass("elastic-local", names.PROVISIONER, {}, "Delete", (), "WaitForFirstConsumer", ())
 
 
-def wrong(finding: Finding, words: str) -> None:
+def wrong(finding: Finding, expected: str) -> None:
     assert finding.verdict is Verdict.WRONG, finding
-    assert words in finding.message
+    assert expected in finding.message
     assert finding.remedy
 
 

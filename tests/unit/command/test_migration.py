@@ -359,7 +359,7 @@ CONTENT = _CONTENT
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({}, ""),
         ({"pv": record(volume_body(), deleting=True)}, "being deleted"),
@@ -391,7 +391,7 @@ CONTENT = _CONTENT
         ),
     ],
 )
-def test_what_stands_in_the_way(changes: Json, words: str) -> None:
+def test_what_stands_in_the_way(changes: Json, message: str) -> None:
     given: Json = {
         "pv": record(volume_body()),
         "claim": a_claim(),
@@ -405,7 +405,7 @@ def test_what_stands_in_the_way(changes: Json, words: str) -> None:
     }
     registered = given.pop("registered")
     found = migration.obstacle(**given, registered=registered)
-    assert (words in found) if words else found == "", found
+    assert (message in found) if message else found == "", found
 
 
 def test_nothing_is_deleted_before_the_node_has_recorded_that_it_is_to_stay() -> None:

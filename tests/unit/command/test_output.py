@@ -93,11 +93,11 @@ def test_watching_shows_what_changes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("taken", "whole", "words"),
+    ("taken", "whole", "message"),
     [(0, 100, "░" * 16), (50, 100, "████████░░░░░░░░  50 %"), (150, 100, "150 %"), (0, 0, "0 %"), (-5, 100, "-5 %")],
 )
-def test_a_share_is_a_bar_with_a_figure(taken: int, whole: int, words: str) -> None:
-    assert words in share(taken, whole)
+def test_a_share_is_a_bar_with_a_figure(taken: int, whole: int, message: str) -> None:
+    assert message in share(taken, whole)
     assert len(share(taken, whole).split()[0]) == 16
 
 

@@ -110,7 +110,7 @@ def test_fractions_are_rounded_up_and_never_down(whole: int, billionths: int, su
 
 
 @pytest.mark.parametrize(
-    ("count", "words"),
+    ("count", "message"),
     [
         (0, "0 bytes"),
         (1023, "1023 bytes"),
@@ -120,5 +120,5 @@ def test_fractions_are_rounded_up_and_never_down(whole: int, billionths: int, su
         (10**9, "953.6Mi"),
     ],
 )
-def test_for_people(count: int, words: str) -> None:
-    assert quantity.humane(count) == words
+def test_for_people(count: int, message: str) -> None:
+    assert quantity.humane(count) == message

@@ -150,6 +150,6 @@ def test_results_are_grouped_by_labels_that_there_are(title: str, expression: st
 
 @pytest.mark.parametrize("rule", _rules(), ids=lambda rule: rule["alert"])
 def test_an_alert_says_what_it_is_about(rule: Json) -> None:
-    words = " ".join(rule["annotations"][key] for key in ("summary", "description"))
-    assert set(re.findall(r"\$labels\.(\w+)", words)) <= _known(rule["expr"])
+    message = " ".join(rule["annotations"][key] for key in ("summary", "description"))
+    assert set(re.findall(r"\$labels\.(\w+)", message)) <= _known(rule["expr"])
     assert rule["labels"]["severity"] in ("info", "warning", "critical")

@@ -307,7 +307,7 @@ def test_nothing_of_a_volume_of_another_node_changes(policies: Policies, node: N
 
 
 @pytest.mark.parametrize(
-    ("patch", "words"),
+    ("patch", "expected"),
     [
         ({"metadata": {"labels": {names.NODE_LABEL: "three"}}}, OTHERS),
         ({"metadata": {"labels": {names.NODE_LABEL: None}}}, "has to bear the label"),
@@ -330,10 +330,10 @@ def test_nothing_of_a_volume_of_another_node_changes(policies: Policies, node: N
     ],
 )
 def test_of_its_own_volumes_a_daemon_changes_what_is_its_own(
-    policies: Policies, node: Node, source: str, patch: Json, words: str
+    policies: Policies, node: Node, source: str, patch: Json, expected: str
 ) -> None:
     asker = Asker(policies, daemon_of(node.name))
-    assert words in asker.patch(dynamic(node, source), patch)
+    assert expected in asker.patch(dynamic(node, source), patch)
     status = asker.patch(dynamic(node, source), {"status": {"phase": "Available"}}, "status")
     assert "its status is for Kubernetes to write" in status
     assert "only local volumes" in asker.delete(dynamic(node, source))
@@ -459,7 +459,7 @@ def test_a_job_runs_on_the_own_node_as_nobody(policies: Policies, node: Node) ->
     assert "admit this node alone" in thief.create(job(node))
     assert "admit this node alone" in thief.delete(job(node))
     (container,) = job(node)["spec"]["template"]["spec"]["containers"]
-    for words, fields in (
+    for expected, fields in (
         ("admit this node alone", {"affinity": None}),
         ("admit this node alone", {"affinity": {"nodeAffinity": {}}}),
         ("its only image", {"containers": [{**container, "image": "evil"}]}),
@@ -474,7 +474,7 @@ def test_a_job_runs_on_the_own_node_as_nobody(policies: Policies, node: Node) ->
         ("no account", {"containers": [{**container, "envFrom": [{"secretRef": {"name": "x"}}]}]}),
         ("no account", {"containers": [{**container, "env": [{"name": "X", "valueFrom": {"secretKeyRef": {}}}]}]}),
     ):
-        assert words in asker.create(_with_pod(node, **{key: value for key, value in fields.items() if value})) or (
+        assert expected in asker.create(_with_pod(node, **{key: value for key, value in fields.items() if value})) or (
             fields == {"affinity": None}
         )
     by_label = job(node)

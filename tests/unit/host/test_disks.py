@@ -10,7 +10,7 @@ _EMPTY = Disk("/dev/sdb", 10 << 30)
 
 
 @pytest.mark.parametrize(
-    ("holds", "words"),
+    ("holds", "message"),
     [
         ({"size": 0}, "no medium"),
         ({"read_only": True}, "read-only"),
@@ -23,10 +23,10 @@ _EMPTY = Disk("/dev/sdb", 10 << 30)
         ({"blank": False}, "blkdiscard --zeroout --force /dev/sdb"),
     ],
 )
-def test_whatever_a_disk_holds_is_a_reason_to_refuse_it(holds: dict[str, Any], words: str) -> None:
+def test_whatever_a_disk_holds_is_a_reason_to_refuse_it(holds: dict[str, Any], message: str) -> None:
     assert objection(_EMPTY) == ""
     disk = replace(_EMPTY, **holds)
-    assert words in objection(disk)
+    assert message in objection(disk)
     assert choose([disk]) is None
 
 
@@ -48,7 +48,7 @@ LOOPS = [Disk(f"/dev/loop{number}", 1, number=f"7:{number}", hardware="/image") 
 
 
 @pytest.mark.parametrize(
-    ("named", "words"),
+    ("named", "message"),
     [
         ([("/dev/sdb", SDB), ("/dev/disk/by-id/x", SDB)], "/dev/sdb and /dev/disk/by-id/x are one disk, /dev/sdb"),
         ([("/dev/sdb1", PART), ("/dev/sdb", SDB)], "/dev/sdb1 lies on /dev/sdb"),
@@ -57,9 +57,9 @@ LOOPS = [Disk(f"/dev/loop{number}", 1, number=f"7:{number}", hardware="/image") 
         ([("/dev/loop1", LOOPS[0]), ("/dev/loop2", LOOPS[1])], "two paths to one disk (/image)"),
     ],
 )
-def test_one_disk_under_two_names_is_named_so(named: list[tuple[str, Disk]], words: str) -> None:
-    assert words in named_twice(named)
-    assert words in named_twice([("/dev/sdz", replace(_EMPTY, path="/dev/sdz", number="65:1")), *named])
+def test_one_disk_under_two_names_is_named_so(named: list[tuple[str, Disk]], message: str) -> None:
+    assert message in named_twice(named)
+    assert message in named_twice([("/dev/sdz", replace(_EMPTY, path="/dev/sdz", number="65:1")), *named])
 
 
 def test_partitions_of_one_disk_and_disks_without_an_identity_are_two() -> None:

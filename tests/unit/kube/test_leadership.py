@@ -139,14 +139,14 @@ def deleted(server: ApiServer) -> None:
     server.remove(LEASES, "it", "ns")
 
 
-@pytest.mark.parametrize(("happens", "words"), [(taken, "now held by thief"), (deleted, "was deleted")])
+@pytest.mark.parametrize(("happens", "message"), [(taken, "now held by thief"), (deleted, "was deleted")])
 async def test_a_lease_that_is_ours_no_more(
-    cluster: Cluster, server: ApiServer, happens: Callable[[ApiServer], None], words: str
+    cluster: Cluster, server: ApiServer, happens: Callable[[ApiServer], None], message: str
 ) -> None:
     one = Candidate(cluster, "one")
     await until(lambda: one.leads)
     happens(server)
-    with pytest.raises(LeadershipLost, match=words):
+    with pytest.raises(LeadershipLost, match=message):
         await one.task
     assert not one.leads
     assert not server.all(LEASES) or spec(server)["holderIdentity"] == "thief"

@@ -39,7 +39,7 @@ async def test_bad_names(lvm: Lvm, attempt: Callable[[Lvm], Awaitable[None]]) ->
 
 
 @pytest.mark.parametrize(
-    ("attempt", "words"),
+    ("attempt", "message"),
     [
         (lambda lvm: lvm.create_volume("vg", "data", 0), "0 bytes"),
         (lambda lvm: lvm.extend("vg", "data", -1), "-1 bytes"),
@@ -48,8 +48,8 @@ async def test_bad_names(lvm: Lvm, attempt: Callable[[Lvm], Awaitable[None]]) ->
         (lambda lvm: lvm.create_volume("vg", "data", GIB, stripes=2, raid="raid1"), "not both"),
     ],
 )
-async def test_bad_sizes_and_layouts(lvm: Lvm, attempt: Callable[[Lvm], Awaitable[None]], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+async def test_bad_sizes_and_layouts(lvm: Lvm, attempt: Callable[[Lvm], Awaitable[None]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         await attempt(lvm)
 
 

@@ -19,7 +19,7 @@ def test_the_names_we_use_pass() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "message"),
     [
         ("", "allowed are letters"),
         (".", "allowed are letters"),
@@ -37,8 +37,8 @@ def test_the_names_we_use_pass() -> None:
         ("-".join("x" * 40), "too long"),
     ],
 )
-def test_bad_volume_names(name: str, words: str) -> None:
-    with pytest.raises(BadName, match=words) as raised:
+def test_bad_volume_names(name: str, message: str) -> None:
+    with pytest.raises(BadName, match=message) as raised:
         names.volume("vg", name)
     assert raised.value.exit_code is None
 

@@ -144,7 +144,7 @@ async def test_a_content_that_is_there_is_bound_to_the_snapshot_that_it_names(cl
 
 
 @pytest.mark.parametrize(
-    ("body", "words"),
+    ("body", "message"),
     [
         (snapshots.snapshot("s", "flex", "delete"), "cannot find CSI PersistentVolumeSource for volume pv-flex"),
         (snapshots.snapshot("s", "nothing", "delete"), "cannot get claim from snapshot"),
@@ -157,8 +157,8 @@ async def test_a_content_that_is_there_is_bound_to_the_snapshot_that_it_names(cl
         ),
     ],
 )
-async def test_one_that_can_not_be_served_says_why(cluster: MemoryCluster, body: Json, words: str) -> None:
+async def test_one_that_can_not_be_served_says_why(cluster: MemoryCluster, body: Json, message: str) -> None:
     await cluster.create(SNAPSHOT_CONTENTS, snapshots.content("of-another", "others", "s", snapshotHandle="h"))
     await cluster.create(SNAPSHOT_CONTENTS, snapshots.content("dynamic", NAMESPACE, "s", volumeHandle="pv-data"))
     await cluster.create(SNAPSHOTS, body, NAMESPACE)
-    await until(lambda: words in error(cluster, "s"))
+    await until(lambda: message in error(cluster, "s"))

@@ -35,8 +35,8 @@ def test_a_line_of_text_ends_with_its_subjects(capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize("form", [logs.TEXT, logs.JSON])
 def test_what_users_write_looks_like_no_line_of_ours(form: str, capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure(form, "INFO")
-    words = "a\n2026-01-01 00:00:00,000 ERROR   daemon: fire\r\x1b[2J"
-    log.info("node %s has no room", words, extra={"pod": "b\nc"}, exc_info=ValueError(words))
+    message = "a\n2026-01-01 00:00:00,000 ERROR   daemon: fire\r\x1b[2J"
+    log.info("node %s has no room", message, extra={"pod": "b\nc"}, exc_info=ValueError(message))
     written = capsys.readouterr().err
     first, *more = written.splitlines()
     assert "INFO    daemon.mounts: node a" in first or json.loads(first)["pod"] == "b\nc"

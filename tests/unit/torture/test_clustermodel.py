@@ -62,7 +62,7 @@ def test_all_is_well() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seen", "words"),
+    ("seen", "message"),
     [
         (replace(RUNNING, data={"pv": replace(DATA, file="second\n")}), "LOST: its file has"),
         (replace(RUNNING, data={"pv": replace(DATA, file="")}), "its file is not there"),
@@ -80,8 +80,8 @@ def test_all_is_well() -> None:
         (replace(RUNNING, data={"pv": DATA, "other": DATA}), "volume other on a node is nobody's"),
     ],
 )
-def test_what_is_wrong_is_reported(seen: Seen, words: str) -> None:
-    assert [each for each in running().complaints(seen) if words in each]
+def test_what_is_wrong_is_reported(seen: Seen, message: str) -> None:
+    assert [each for each in running().complaints(seen) if message in each]
 
 
 def test_what_is_deleted_leaves_nothing_and_what_is_retained_stays() -> None:

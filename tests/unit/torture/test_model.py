@@ -45,7 +45,7 @@ def test_what_was_acknowledged_and_is_there_is_no_complaint() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shown", "words"),
+    ("shown", "message"),
     [
         (seen(inventory=EMPTY), "acknowledged as ready and is LOST"),
         (seen(VolumeState.FORMATTING), "acknowledged as ready and is formatting"),
@@ -64,8 +64,8 @@ def test_what_was_acknowledged_and_is_there_is_no_complaint() -> None:
         (seen(loop_devices=2), "2 loop devices"),
     ],
 )
-def test_each_loss_and_leak_is_a_complaint(shown: Seen, words: str) -> None:
-    assert any(words in each for each in WRITTEN.complaints(shown, settled=True))
+def test_each_loss_and_leak_is_a_complaint(shown: Seen, message: str) -> None:
+    assert any(message in each for each in WRITTEN.complaints(shown, settled=True))
 
 
 def test_what_was_acknowledged_as_removed_must_be_gone() -> None:

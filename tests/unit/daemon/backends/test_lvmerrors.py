@@ -15,7 +15,7 @@ VOLUME = Volume(
 
 
 @pytest.mark.parametrize(
-    ("said", "meant", "words"),
+    ("said", "meant", "message"),
     [
         pytest.param(
             lvm.GroupNotFound("lvm lvremove", 5, 'Volume group "group" not found'),
@@ -38,8 +38,8 @@ VOLUME = Volume(
     ],
 )
 def test_only_what_was_looked_for_in_its_group_is_not_found(
-    said: lvm.LvmError, meant: type[VolumeError], words: str
+    said: lvm.LvmError, meant: type[VolumeError], message: str
 ) -> None:
-    with pytest.raises(VolumeError, match=words) as raised, errors_of(VOLUME):
+    with pytest.raises(VolumeError, match=message) as raised, errors_of(VOLUME):
         raise said
     assert type(raised.value) is meant

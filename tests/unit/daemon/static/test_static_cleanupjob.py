@@ -112,7 +112,7 @@ FAILED = {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", 
 
 
 @pytest.mark.parametrize(
-    ("status", "state", "words"),
+    ("status", "state", "message"),
     [
         ({}, CleanupState.RUNNING, ""),
         ({"succeeded": 0, "active": 1}, CleanupState.RUNNING, ""),
@@ -122,9 +122,9 @@ FAILED = {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", 
         ({"failed": 7, "conditions": [FAILED]}, CleanupState.FAILED, "BackoffLimitExceeded: it failed too often"),
     ],
 )
-def test_states(status: Json, state: CleanupState, words: str) -> None:
+def test_states(status: Json, state: CleanupState, message: str) -> None:
     job = read(status)
-    assert (job.state, job.reason) == (state, words)
+    assert (job.state, job.reason) == (state, message)
 
 
 def test_the_job_of_another_node_says_nothing_of_ours() -> None:

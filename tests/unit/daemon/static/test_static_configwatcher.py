@@ -83,10 +83,10 @@ async def test_an_invalid_folder_keeps_the_last_valid_configuration(
     for _ in range(3):
         await reloading.look(useAlphaAPI="maybe")
     assert reloading.watcher.current is good
-    words = f"{reloading.folder}/useAlphaAPI is 'maybe': allowed is true or false"
-    assert reloading.watcher.problem == words
-    assert await reloading.recorded_events(INVALID) == [f"{words} (the last valid configuration stays)"]
-    assert caplog.text.count(words) == 1
+    message = f"{reloading.folder}/useAlphaAPI is 'maybe': allowed is true or false"
+    assert reloading.watcher.problem == message
+    assert await reloading.recorded_events(INVALID) == [f"{message} (the last valid configuration stays)"]
+    assert caplog.text.count(message) == 1
     assert reloading.failed == 1
     assert reloading.triggers == 1
     await reloading.look(useAlphaAPI="true")

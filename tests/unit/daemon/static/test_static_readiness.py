@@ -49,5 +49,5 @@ async def test_not_ready(get: Get, problems: list[str]) -> None:
 async def test_what_is_excluded_does_not_count(get: Get, problems: list[str]) -> None:
     problems.append("class fast: why")
     assert await get("/ready?exclude=DiscovererReadyzCheck") == (200, "ok")
-    words = "[+]DiscovererReadyzCheck excluded: ok\nready check passed\n"
-    assert await get("/ready?verbose&exclude=another&exclude=DiscovererReadyzCheck") == (200, words)
+    message = "[+]DiscovererReadyzCheck excluded: ok\nready check passed\n"
+    assert await get("/ready?verbose&exclude=another&exclude=DiscovererReadyzCheck") == (200, message)

@@ -15,7 +15,7 @@ GOOD = ClassConfiguration("good", "/mnt/disks", Path("/mnt/disks"))
 
 
 @pytest.mark.parametrize(
-    ("host_dir", "mount_dir", "words"),
+    ("host_dir", "mount_dir", "expected"),
     [
         (
             "/mnt/storage",
@@ -40,11 +40,13 @@ GOOD = ClassConfiguration("good", "/mnt/disks", Path("/mnt/disks"))
         ),
     ],
 )
-def test_a_class_that_would_offer_a_reserved_folder_is_refused_alone(host_dir: str, mount_dir: str, words: str) -> None:
+def test_a_class_that_would_offer_a_reserved_folder_is_refused_alone(
+    host_dir: str, mount_dir: str, expected: str
+) -> None:
     bad = ClassConfiguration("bad", host_dir, Path(mount_dir))
     checked = refuse_reserved_folders(Configuration({"good": GOOD, "bad": bad}, labels={"a": "b"}), OWN)
     reason = checked.classes["bad"].refusal
-    assert reason.startswith(words)
+    assert reason.startswith(expected)
     assert "give the class its own folder, such as /mnt/disks" in reason
     assert checked == Configuration({"good": GOOD, "bad": replace(bad, refusal=reason)}, labels={"a": "b"})
 

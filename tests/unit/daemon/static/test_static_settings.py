@@ -34,15 +34,15 @@ def test_variables_of_the_local_static_provisioner() -> None:
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "words"),
+    ("variable", "value", "message"),
     [
         ("STATIC_CONFIG_DIR", "config", "STATIC_CONFIG_DIR is 'config': allowed is an absolute path"),
         ("DISCOVERY_PERIOD", "10", "DISCOVERY_PERIOD is '10': '10' is not a duration such as 10s"),
         ("CONFIG_SYNC_PERIOD", "0", "CONFIG_SYNC_PERIOD is '0': allowed is a duration above zero"),
     ],
 )
-def test_an_invalid_value_is_reported_with_its_variable(variable: str, value: str, words: str) -> None:
-    with pytest.raises(SettingsError, match=words):
+def test_an_invalid_value_is_reported_with_its_variable(variable: str, value: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
         read(**{"STATIC_CONFIG_DIR": "/c", variable: value})
 
 
