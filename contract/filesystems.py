@@ -137,8 +137,13 @@ FILESYSTEMS: Mapping[str, Filesystem] = {
 }  # fmt: skip
 
 
-CLONABLE = (*(kind for kind, facts in FILESYSTEMS.items() if facts.clonable), RAW)
-"""What volumes may hold of which there are clones on one node."""
+CLONABLE = tuple(kind for kind, facts in FILESYSTEMS.items() if facts.clonable)
+"""Filesystems of which there may be clones on one node."""
+
+
+def is_clonable(kind: str) -> bool:
+    """Whether there may be clones of a volume that holds this, a filesystem or RAW."""
+    return kind == RAW or kind in CLONABLE
 
 
 class OptionRefused(ValueError):

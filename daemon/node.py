@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import stat
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from itertools import islice
@@ -156,14 +156,13 @@ class Daemon:
             "thin pools": self._thin_pool_monitor.run,
             "persistentvolumes": self._persistent_volumes.run,
             "pods": self._pods.run,
-            **({"csi registration": self._registration.watch} if chosen.csi else {}),
+            **({"csi": self._serve_csi, "csi registration": self._registration.watch} if chosen.csi else {}),
             "events": self._events.run,
             "cluster": self._owner_lookup.run,
         }
         try:
             async with (
                 Api(self._callouts, self._metrics.callout, self._driver.called).listening(chosen.socket),
-                self._csi(),
                 endpoints.listening(served, chosen.listen_host, chosen.listen_port),
                 asyncio.TaskGroup() as tasks,
             ):
@@ -176,17 +175,13 @@ class Daemon:
                 await asyncio.wait_for(self._volumes.close(), _SHUTDOWN_SECONDS)
             await self._events.flush()
 
-    @contextlib.asynccontextmanager
-    async def _csi(self) -> AsyncIterator[None]:
-        """The CSI driver, if it is wanted."""
-        if not self._settings.csi:
-            yield
-            return
+    async def _serve_csi(self) -> None:
+        """For ever. Raises OSError when a socket can't be had: then it is begun anew, and all else is served."""
         status = NodeStatus(self._mounter, self._volumes, lambda: self._services.unhealthy)
         identity = IdentityService(metadata.version("elastic-local"), lambda: not self._storage_monitor.problem)
         service = NodeService(self._mounter, status, self._metrics.csi)
         async with server.listening(self._settings.kubelet_root, identity, service, self._registration):
-            yield
+            await asyncio.Event().wait()
 
     async def _serve_cluster(self) -> None:
         """Finds the Node, and runs the second half for it."""

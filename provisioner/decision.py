@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from contract import capacity, names, parameters, quantity
 from contract.capacity import Capacity
-from contract.filesystems import CLONABLE, RAW
+from contract.filesystems import CLONABLE, RAW, is_clonable
 from contract.parameters import ParameterError, VolumeParameters
 from contract.volume import BLOCK, CSI, FILESYSTEM, FLEX_VOLUME, Original
 from kube.records import WAIT_FOR_FIRST_CONSUMER, Claim, Pod, StorageClass
@@ -48,7 +48,7 @@ def clone_obstacle(claim: Claim, layout: VolumeParameters, source: CloneSource) 
     mode = BLOCK if source.filesystem == RAW else FILESYSTEM
     if mode != claim.volume_mode:
         return f"{source.text} has volumeMode {mode}: ask for the same"
-    if source.filesystem not in CLONABLE:
+    if not is_clonable(source.filesystem):
         return (
             f"{source.text} has {source.filesystem}, of which the kernel can't have two copies on one node: use "
             f"{' or '.join(CLONABLE)}"

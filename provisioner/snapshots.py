@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 
 from contract import names
 from contract import snapshot as contract_snapshot
-from contract.filesystems import CLONABLE
+from contract.filesystems import CLONABLE, is_clonable
 from contract.snapshot import Handle, SnapshotContent
 from contract.volume import BOUND, CSI, DELETE, PersistentVolume
 from kube.client import Cluster
@@ -65,7 +65,7 @@ def assign_to_source(content: SnapshotContent, volume: PersistentVolume | None) 
         )
     if volume.deleting or volume.phase != BOUND:
         return Refuse(f"volume {name} is not bound to its claim (any more): make a VolumeSnapshot of a claim in use")
-    if volume.filesystem not in CLONABLE:
+    if not is_clonable(volume.filesystem):
         return Refuse(
             f"volume {name} has {volume.filesystem}, of which the kernel can't have two copies on one node, so nothing "
             f"could be restored: use {' or '.join(CLONABLE)}"

@@ -24,7 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from contract import quantity
-from contract.filesystems import CLONABLE, RAW
+from contract.filesystems import CLONABLE, RAW, is_clonable
 from daemon.errors import NoSnapshot, NotCloned
 from daemon.storage.backend import Backend
 from daemon.storage.blockdevices import BlockDevices
@@ -114,10 +114,10 @@ class VolumeCloner:
                 f"volume {name}, which {spec.pv} is to be a copy of, is not on this node (any more): bring it back, "
                 "or delete the claim and make it anew from another source"
             )
-        if volume.record.filesystem != spec.parameters.filesystem or volume.record.filesystem not in CLONABLE:
+        if volume.record.filesystem != spec.parameters.filesystem or not is_clonable(volume.record.filesystem):
             raise NotCloned(
                 f"volume {spec.pv} with {spec.parameters.filesystem} can't be a copy of {name} with "
-                f"{volume.record.filesystem}: copies are made of {', '.join(CLONABLE)}, and have the same"
+                f"{volume.record.filesystem}: copies are made of {' and '.join(CLONABLE)} and have the same"
             )
         return volume
 

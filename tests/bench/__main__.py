@@ -6,7 +6,7 @@ when the machine's speed drifts.
 
 import asyncio
 
-from tests.bench import callout, erase, journey, plug
+from tests.bench import callout, erase, journey, plug, snapshots
 
 
 async def main() -> None:
@@ -14,6 +14,7 @@ async def main() -> None:
     await journey.main()
     await erase.main()
     await plug.main()
+    await snapshots.main()
 
 
 asyncio.run(main())

@@ -11,7 +11,7 @@ import pytest
 
 from contract import capacity, names
 from contract.capacity import Capacity
-from contract.volume import CSI, FLEX_VOLUME
+from contract.volume import CSI
 from kube.client import Cluster
 from kube.resources import CAPACITIES, CLAIMS, CLASSES, DRIVERS, VOLUMES, Resource
 from tests.cluster.acceptance.preflight import CLASSES_SHIPPED, Unfit, check
@@ -84,7 +84,7 @@ async def test_the_environments_cluster_is_not_touched_unasked(
     """As `make test` runs them on the machine of somebody whose KUBECONFIG is that of a cluster with users."""
     monkeypatch.setenv("KUBECONFIG", str(sandbox.kubeconfig))
     before = await version(sandbox.api)
-    code, output = await run_pytest(_QUICK, "--volume-source", FLEX_VOLUME)
+    code, output = await run_pytest(_QUICK, "--volume-source", CSI)
     assert code == 0, output
     assert "1 passed" in output
     assert await volumes_made(sandbox.api, before) == []

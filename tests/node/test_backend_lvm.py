@@ -139,7 +139,11 @@ async def killed_when(step: str, work: Coroutine[Any, Any, object], folder: Path
             case "written":
                 return metadata(folder) != before
             case _:
-                return any(path.read_text().strip() == device for path in Path("/sys/block").glob("dm-*/dm/name"))
+                for path in Path("/sys/block").glob("dm-*/dm/name"):
+                    with contextlib.suppress(OSError):  # it went meanwhile
+                        if path.read_text().strip() == device:
+                            return True
+                return False
 
     running = asyncio.ensure_future(work)
     there = False
