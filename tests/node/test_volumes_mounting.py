@@ -146,7 +146,7 @@ async def test_a_part_of_the_volume_mounted_elsewhere_keeps_it(node: Node, tmp_p
 async def test_many_mounts_at_once(node: Node) -> None:
     volumes = await started(node)
     # Under User-mode Linux each LVM command takes a third of a second, and LVM runs them one after the other.
-    count = 25 if isinstance(node.make_backend(), LoopBackend) else 5
+    count = 25 if isinstance(node.make_backend(), LoopBackend) else 3
     pvs = [f"{node.pv}-{number}" for number in range(count)]
     folders = [(pv, node.folder(pv)) for pv in pvs for _ in range(2)]
     await asyncio.gather(*(volumes.mount(node.spec(4 * MIB, pv=pv), folder, read_only=False) for pv, folder in folders))

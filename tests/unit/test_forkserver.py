@@ -59,13 +59,16 @@ _ENDINGS = {
 
 @pytest.fixture(autouse=True, scope="module")
 def server() -> Iterator[None]:
-    """One without modules, for these tests alone: it is there at once, and they end it."""
+    """One without modules, for these tests alone: it is there at once, and they end it. Whoever runs them in the
+    background of a shell has SIGINT ignored, and so would have what they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(forkserver, "_PRELOADED", ())
         patch.setattr(forkserver, "_server", None)
         yield
         assert forkserver._server
         forkserver._server.close()
+    signal.signal(signal.SIGINT, before)
 
 
 @dataclass(frozen=True)
@@ -154,16 +157,6 @@ def test_it_sees_what_an_executed_one_sees(tmp_path: Path, is_module: bool, cust
     assert (executed["sitecustomize"] == str(tmp_path / "sitecustomize.py")) == customized
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Whoever runs the tests in the background of a shell has SIGINT ignored, and so have the programs that they
-    execute."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("text", _ENDINGS.values(), ids=_ENDINGS)
 def test_it_ends_as_an_executed_one_ends(tmp_path: Path, text: str) -> None:
     program = script(tmp_path, text)
