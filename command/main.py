@@ -25,6 +25,7 @@ from command.options import (
     Output,
     VolumeSource,
 )
+from command.programsettings import ProgramCommand
 from contract import names
 from flexdriver import bundle, installation
 from service.environment import SettingsError
@@ -260,22 +261,22 @@ def install(
     install.install(plugin_dir or [Path(installation.PLUGIN_DIRECTORY)], interpreter, output)
 
 
-@app.command()
+@app.command(cls=ProgramCommand)
 def daemon() -> None:
     """Run the daemon of this node: serves the kubelet, makes, mounts and removes volumes.
 
-    Settings come from the environment, NODE_NAME above all; the README has the table.
+    Settings come from the environment, NODE_NAME above all.
     """
     from daemon import node, settings
 
     _run(lambda: node.run(settings.read(os.environ)))
 
 
-@app.command()
+@app.command(cls=ProgramCommand)
 def provisioner() -> None:
     """Run the provisioner, cluster-wide: creates a PersistentVolume for each claim, deletes those that are released.
 
-    Settings come from the environment; the README has the table. Run two: one leads, the other takes over.
+    Settings come from the environment. Run two: one leads, the other takes over.
     """
     from provisioner import main, settings
 

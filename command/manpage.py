@@ -7,6 +7,7 @@ import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from command.main import app
+from command.programsettings import ProgramCommand
 
 _PROGRAM = "elastic-local"
 
@@ -43,6 +44,11 @@ def _commands(group: TyperGroup, path: tuple[str, ...]) -> Iterator[str]:
                     yield ".TP"
                     yield f".B {', '.join(map(_text, parameter.opts))}"
                     yield _text(_described(parameter))
+            if isinstance(command, ProgramCommand):
+                for topic, settings in command.topics.items():
+                    yield f".PP\n{_text(topic)}, from the environment:"
+                    for setting in settings:
+                        yield f".TP\n.B {_text(setting.name)}\n{_text(setting.described)}"
 
 
 def _arguments(command: TyperCommand) -> str:

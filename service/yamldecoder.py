@@ -5,17 +5,23 @@ on three properties of that: `y` and `on` are booleans, field names match in any
 a string belongs becomes a string. A value of the wrong type is an error with its path.
 
 Files that are only ours are decoded strictly: a duplicate key is an error.
+
+Each reader of a value has the JSON Schema of it beside it, so what editors are told is what is checked here, and a
+program needs no library for it. A schema can't say everything: keys are to be spelled as they are documented, and what
+is compared with something else (two classes in one folder) is found here only.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import yaml
 
 T = TypeVar("T")
 D = TypeVar("D")
+
+Schema = dict[str, Any]
 
 
 class DecodeError(ValueError):
@@ -84,41 +90,97 @@ def _load(content: str, loader: type[_Loader]) -> Any:
         raise DecodeError(f"not a YAML value: {' '.join(str(error).split())}") from None
 
 
+@dataclass(frozen=True)
+class Reader(Generic[T]):
+    """How a value is read, by its path and what YAML made of it, and the schema of what is taken."""
+
+    read: Callable[[str, Any], T]
+    """Raises DecodeError."""
+    schema: Schema
+
+    def __call__(self, where: str, value: Any) -> T:
+        return self.read(where, value)
+
+
+@dataclass(frozen=True)
+class Key:
+    """One of the keys that a map may have."""
+
+    reader: Reader[Any]
+    meaning: str
+    """As an editor shows it."""
+    required: bool = False
+
+
+Keys = Mapping[str, Key]
+
+
+def map_schema(keys: Keys, **more: Any) -> Schema:
+    """Of a map with these keys and no others."""
+    required = [name for name, key in keys.items() if key.required]
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            name: {"description": key.meaning, **(key.reader.schema if key.required else _or_null(key.reader.schema))}
+            for name, key in keys.items()
+        },
+        **({"required": required} if required else {}),
+        **more,
+    }
+
+
+def list_schema(item: Schema, **more: Any) -> Schema:
+    return {"type": "array", "items": item, **more}
+
+
+def _or_null(schema: Schema) -> Schema:
+    """A key with nothing behind it is as absent."""
+    if "enum" in schema:
+        return {**schema, "enum": [*schema["enum"], None]}
+    kinds = schema["type"]
+    return {**schema, "type": [*([kinds] if isinstance(kinds, str) else kinds), "null"]}
+
+
 @dataclass
 class Fields:
-    """The fields of a map, taken by name. Fields that were not taken are unknown."""
+    """The fields of a map, taken by the names of its keys."""
 
     where: str
     values: dict[str, Any]
     """By name in lower case."""
+    keys: Keys
     spelling: dict[str, str] = field(default_factory=dict)
-    taken: set[str] = field(default_factory=set)
 
     @classmethod
-    def of(cls, where: str, value: object) -> "Fields":
+    def of(cls, where: str, value: object, keys: Keys) -> "Fields":
         values: dict[str, Any] = {}
         spelling: dict[str, str] = {}
-        for name, item in mapping(where, value).items():
+        for name, item in mapping(where or "the file", value).items():
             lower = name.lower()
             if lower in values:
-                raise DecodeError(f"{where}: {spelling[lower]} and {name} are the same key: keep one of them")
+                place = f"{where}: " if where else ""
+                raise DecodeError(f"{place}{spelling[lower]} and {name} are the same key: keep one of them")
             values[lower], spelling[lower] = item, name
-        return cls(where, values, spelling)
+        return cls(where, values, keys, spelling)
 
-    def take(self, name: str, read: Callable[[str, Any], T], otherwise: D) -> T | D:
-        """The field read by `read(where, value)`, or `otherwise` when it is absent or null. Raises DecodeError."""
-        self.taken.add(name.lower())
+    def take(self, name: str, otherwise: Any) -> Any:
+        """The field as its key reads it, or `otherwise` when it is absent or null. Raises DecodeError."""
         value = self.values.get(name.lower())
-        return otherwise if value is None else read(f"{self.where}.{name}" if self.where else name, value)
+        return otherwise if value is None else self.keys[name].reader(self._path(name), value)
 
     def unknown(self) -> Iterator[str]:
+        """The paths of fields that no key is for."""
+        known = {name.lower() for name in self.keys}
         for lower, name in self.spelling.items():
-            if lower not in self.taken:
-                yield f"{self.where}.{name}" if self.where else name
+            if lower not in known:
+                yield self._path(name)
+
+    def _path(self, name: str) -> str:
+        return f"{self.where}.{name}" if self.where else name
 
 
-def string(where: str, value: object) -> str:
-    """A string; other scalars are rendered: `true`, `2`, `1.5`."""
+def _string(where: str, value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str | int | float):
@@ -126,34 +188,61 @@ def string(where: str, value: object) -> str:
     raise DecodeError(f"{where} is {value!r}: allowed is text")
 
 
-def boolean(where: str, value: object) -> bool:
+string = Reader(_string, {"type": ["string", "number", "boolean"]})
+"""A string; other scalars are rendered: `true`, `2`, `1.5`."""
+
+
+def text(read: Callable[[str], T], allowed: str, **schema: Any) -> Reader[T]:
+    """A string that `read` reads. It raises ValueError or KeyError for what is not `allowed`."""
+
+    def checked(where: str, value: object) -> T:
+        content = _string(where, value)
+        try:
+            return read(content)
+        except (ValueError, KeyError):
+            raise DecodeError(f"{where} is {content!r}: allowed is {allowed}") from None
+
+    return Reader(checked, {"type": "string", **schema})
+
+
+def _boolean(where: str, value: object) -> bool:
     if isinstance(value, bool):
         return value
     raise DecodeError(f"{where} is {value!r}: allowed is true or false")
 
 
-def integer(where: str, value: object) -> int:
+boolean = Reader(_boolean, {"type": "boolean"})
+
+
+def _integer(where: str, value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     raise DecodeError(f"{where} is {value!r}: allowed is a whole number")
 
 
-def strings(where: str, value: object) -> tuple[str, ...]:
-    return tuple(string(path, item) for path, item in items(where, value))
+integer = Reader(_integer, {"type": "integer"})
 
 
-def items(where: str, value: object) -> list[tuple[str, Any]]:
-    """The items of a list, each with its path."""
-    if not isinstance(value, list):
-        raise DecodeError(f"{where} is {value!r}: allowed is a list")
-    return [(f"{where}[{position}]", item) for position, item in enumerate(value)]
+def list_of(reader: Reader[T], **schema: Any) -> Reader[tuple[T, ...]]:
+    def read(where: str, value: object) -> tuple[T, ...]:
+        if not isinstance(value, list):
+            raise DecodeError(f"{where} is {value!r}: allowed is a list")
+        return tuple(reader(f"{where}[{position}]", item) for position, item in enumerate(value))
+
+    return Reader(read, list_schema(reader.schema, **schema))
+
+
+strings = list_of(string)
 
 
 def mapping(where: str, value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DecodeError(f"{where} is {value!r}: allowed is a map")
-    return {string(f"a key of {where}", name): item for name, item in value.items()}
+    return {_string(f"a key of {where}", name): item for name, item in value.items()}
 
 
-def string_map(where: str, value: object) -> dict[str, str]:
-    return {name: string(f"{where}.{name}", item) for name, item in mapping(where, value).items() if item is not None}
+def _string_map(where: str, value: object) -> dict[str, str]:
+    return {name: _string(f"{where}.{name}", item) for name, item in mapping(where, value).items() if item is not None}
+
+
+string_map = Reader(_string_map, {"type": "object", "additionalProperties": _or_null(string.schema)})

@@ -15,7 +15,7 @@ from typing import Any
 from daemon.static.cleaners import QUICK_RESET
 from service import yamldecoder
 from service.environment import Environment, parse_duration, period
-from service.yamldecoder import DecodeError, Fields
+from service.yamldecoder import DecodeError, Fields, Key, Keys, Reader, Schema
 
 Json = dict[str, Any]
 
@@ -147,26 +147,26 @@ def read(folder: Path) -> Configuration:
 def parse(values: Json) -> Configuration:
     """The configuration of decoded keys. Raises DecodeError, whose message begins with the key."""
     default = Configuration()
-    keys = Fields.of("", values)
+    keys = Fields.of("", values, _KEYS)
     unknown: list[str] = []
-    classes = keys.take("storageClassMap", yamldecoder.mapping, {})
+    classes = keys.take("storageClassMap", {})
     configuration = Configuration(
         classes={
             name: _class(f"storageClassMap.{name}", name, {} if value is None else value, unknown)
             for name, value in classes.items()
         },
-        node_labels=keys.take("nodeLabelsForPV", yamldecoder.strings, ()),
-        labels=keys.take("labelsForPV", yamldecoder.string_map, {}),
-        use_alpha_api=keys.take("useAlphaAPI", yamldecoder.boolean, False),
-        use_job_for_cleaning=keys.take("useJobForCleaning", yamldecoder.boolean, False),
-        job_tolerations=keys.take("jobTolerations", _tolerations, ()),
-        min_resync_period=keys.take("minResyncPeriod", _duration, default.min_resync_period),
-        use_node_name_only=keys.take("useNodeNameOnly", yamldecoder.boolean, False),
-        set_owner=keys.take("setPVOwnerRef", yamldecoder.boolean, False),
-        remove_taint=keys.take("removeNodeNotReadyTaint", yamldecoder.boolean, False),
-        taint_key=keys.take("provisionerNotReadyNodeTaintKey", yamldecoder.string, ""),
-        parallel_cleanings=keys.take("maxParallelCleanings", _positive, default.parallel_cleanings),
-        cleaning_timeout=keys.take("cleaningTimeout", _positive_duration, default.cleaning_timeout),
+        node_labels=keys.take("nodeLabelsForPV", ()),
+        labels=keys.take("labelsForPV", {}),
+        use_alpha_api=keys.take("useAlphaAPI", False),
+        use_job_for_cleaning=keys.take("useJobForCleaning", False),
+        job_tolerations=keys.take("jobTolerations", ()),
+        min_resync_period=keys.take("minResyncPeriod", default.min_resync_period),
+        use_node_name_only=keys.take("useNodeNameOnly", False),
+        set_owner=keys.take("setPVOwnerRef", False),
+        remove_taint=keys.take("removeNodeNotReadyTaint", False),
+        taint_key=keys.take("provisionerNotReadyNodeTaintKey", ""),
+        parallel_cleanings=keys.take("maxParallelCleanings", default.parallel_cleanings),
+        cleaning_timeout=keys.take("cleaningTimeout", default.cleaning_timeout),
         unknown_keys=(*keys.unknown(), *unknown),
     )
     if configuration.remove_taint and not configuration.taint_key:
@@ -176,26 +176,40 @@ def parse(values: Json) -> Configuration:
     return configuration
 
 
+def schema() -> Schema:
+    """JSON Schema of the ConfigMap's data, each key decoded, for editors: deploy/schemas."""
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "Static volumes of elastic-local (STATIC_CONFIG_DIR): the keys of the ConfigMap",
+        **yamldecoder.map_schema(_KEYS),
+        "if": {"required": ["removeNodeNotReadyTaint"], "properties": {"removeNodeNotReadyTaint": {"const": True}}},
+        "then": {
+            "required": ["provisionerNotReadyNodeTaintKey"],
+            "properties": {"provisionerNotReadyNodeTaintKey": {"minLength": 1}},
+        },
+    }
+
+
 def _class(where: str, name: str, value: object, unknown: list[str]) -> ClassConfiguration:
     """Checked in the order of the local static provisioner: cleaner, folders, mode."""
-    fields = Fields.of(where, value)
-    cleaner = fields.take("blockCleanerCommand", yamldecoder.strings, QUICK_RESET)
+    fields = Fields.of(where, value, _CLASS_KEYS)
+    cleaner = fields.take("blockCleanerCommand", QUICK_RESET)
     if not cleaner:
         raise DecodeError(
             f"{where}.blockCleanerCommand: Invalid empty block cleaner command for class {name}: "
             "give a program and its arguments, or leave the key out for the quick reset"
         )
-    host_dir = fields.take("hostDir", yamldecoder.string, "")
-    mount_dir = fields.take("mountDir", yamldecoder.string, "")
+    host_dir = fields.take("hostDir", "")
+    mount_dir = fields.take("mountDir", "")
     if not host_dir or not mount_dir:
         raise DecodeError(
             f"{where}: Storage Class {name} is misconfigured, missing HostDir or MountDir parameter: give both, "
             "the folder on the node and the same folder in this container"
         )
-    mode = fields.take("volumeMode", yamldecoder.string, FILESYSTEM) or FILESYSTEM
+    mode = fields.take("volumeMode", FILESYSTEM) or FILESYSTEM
     if mode not in (FILESYSTEM, BLOCK):
         raise DecodeError(f"{where}.volumeMode: unsupported volume mode {mode}: allowed is {FILESYSTEM} or {BLOCK}")
-    access = fields.take("accessMode", yamldecoder.string, ACCESS_MODES[0]) or ACCESS_MODES[0]
+    access = fields.take("accessMode", ACCESS_MODES[0]) or ACCESS_MODES[0]
     if access not in ACCESS_MODES:
         raise DecodeError(f"{where}.accessMode is {access!r}: allowed is {', '.join(ACCESS_MODES)}")
     class_config = ClassConfiguration(
@@ -203,13 +217,13 @@ def _class(where: str, name: str, value: object, unknown: list[str]) -> ClassCon
         host_dir=_folder(f"{where}.hostDir", host_dir),
         mount_dir=Path(_folder(f"{where}.mountDir", mount_dir)),
         block_cleaner=cleaner,
-        filesystem_cleaner=fields.take("filesystemCleanerCommand", yamldecoder.strings, ()),
+        filesystem_cleaner=fields.take("filesystemCleanerCommand", ()),
         volume_mode=mode,
         access_mode=access,
-        fs_type=fields.take("fsType", yamldecoder.string, ""),
-        name_pattern=fields.take("namePattern", yamldecoder.string, "*") or "*",
-        selector=fields.take("selector", _selector, ()),
-        labels=fields.take("labelsForPV", yamldecoder.string_map, {}),
+        fs_type=fields.take("fsType", ""),
+        name_pattern=fields.take("namePattern", "*") or "*",
+        selector=fields.take("selector", ()),
+        labels=fields.take("labelsForPV", {}),
     )
     unknown.extend(fields.unknown())
     return class_config
@@ -245,50 +259,111 @@ def _positive(where: str, value: object) -> int:
     return number
 
 
-def _selector(where: str, value: object) -> tuple[Json, ...]:
-    return tuple(_term(path, item) for path, item in yamldecoder.items(where, value))
-
-
 def _term(where: str, value: object) -> Json:
-    fields = Fields.of(where, value)
-    kinds = ("matchExpressions", "matchFields")
-    term = {kind: [_requirement(*item) for item in fields.take(kind, yamldecoder.items, [])] for kind in kinds}
-    _none_unknown(fields, kinds)
+    fields = Fields.of(where, value, _TERM_KEYS)
+    term = {kind: list(fields.take(kind, ())) for kind in _TERM_KEYS}
+    _none_unknown(fields)
     return {kind: requirements for kind, requirements in term.items() if requirements}
 
 
 def _requirement(where: str, value: object) -> Json:
-    fields = Fields.of(where, value)
-    operator = fields.take("operator", yamldecoder.string, "")
+    fields = Fields.of(where, value, _REQUIREMENT_KEYS)
+    operator = fields.take("operator", "")
     if operator not in _SELECTOR_OPERATORS:
         raise DecodeError(f"{where}.operator is {operator!r}: allowed is {', '.join(_SELECTOR_OPERATORS)}")
-    requirement: Json = {"key": fields.take("key", yamldecoder.string, ""), "operator": operator}
-    if values := fields.take("values", yamldecoder.strings, ()):
+    requirement: Json = {"key": fields.take("key", ""), "operator": operator}
+    if values := fields.take("values", ()):
         requirement["values"] = list(values)
-    _none_unknown(fields, ("key", "operator", "values"))
+    _none_unknown(fields)
     return requirement
 
 
-def _tolerations(where: str, value: object) -> tuple[Json, ...]:
-    return tuple(_toleration(path, item) for path, item in yamldecoder.items(where, value))
-
-
 def _toleration(where: str, value: object) -> Json:
-    fields = Fields.of(where, value)
-    names = ("key", "operator", "value", "effect")
-    toleration: Json = {name: fields.take(name, yamldecoder.string, "") for name in names}
-    toleration["tolerationSeconds"] = fields.take("tolerationSeconds", yamldecoder.integer, None)
+    fields = Fields.of(where, value, _TOLERATION_KEYS)
+    toleration: Json = {name: fields.take(name, None) for name in _TOLERATION_KEYS}
     for name, allowed in (("operator", _TOLERATION_OPERATORS), ("effect", _EFFECTS)):
         if toleration[name] and toleration[name] not in allowed:
             raise DecodeError(f"{where}.{name} is {toleration[name]!r}: allowed is {', '.join(allowed)}")
-    _none_unknown(fields, toleration)
+    _none_unknown(fields)
     return {name: item for name, item in toleration.items() if item not in ("", None)}
 
 
-def _none_unknown(fields: Fields, allowed: Iterable[str]) -> None:
+def _none_unknown(fields: Fields) -> None:
     """For what is passed on to the API server: a misspelt key would make a selector or toleration wider."""
     if unknown := next(fields.unknown(), None):
-        raise DecodeError(f"{unknown} is not known: allowed is {', '.join(allowed)}")
+        raise DecodeError(f"{unknown} is not known: allowed is {', '.join(fields.keys)}")
+
+
+def _choice(allowed: Iterable[str], **more: Any) -> Reader[str]:
+    """A string that is checked where its place is known. Empty is as absent."""
+    return Reader(yamldecoder.string.read, {"enum": ["", *allowed], **more})
+
+
+_DURATION = r"^\+?(0|(([0-9]+\.?[0-9]*|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h))+)$"
+_PATH = Reader(yamldecoder.string.read, {"type": "string", "pattern": "^/+[^/]", "not": {"pattern": r"(^|/)\.\.(/|$)"}})
+_REQUIREMENT_KEYS: Keys = {
+    "key": Key(yamldecoder.string, "The label's key."),
+    "operator": Key(Reader(yamldecoder.string.read, {"enum": list(_SELECTOR_OPERATORS)}), "How it is compared.", True),
+    "values": Key(yamldecoder.strings, "With what it is compared."),
+}
+_REQUIREMENTS = yamldecoder.list_of(Reader(_requirement, yamldecoder.map_schema(_REQUIREMENT_KEYS)))
+_TERM_KEYS: Keys = {
+    "matchExpressions": Key(_REQUIREMENTS, "By labels of the node."),
+    "matchFields": Key(_REQUIREMENTS, "By fields of the node."),
+}
+_TOLERATION_KEYS: Keys = {
+    "key": Key(yamldecoder.string, "The taint's key. Empty: of each, with operator Exists."),
+    "operator": Key(_choice(_TOLERATION_OPERATORS), "Default: Equal."),
+    "value": Key(yamldecoder.string, "The taint's value, with operator Equal."),
+    "effect": Key(_choice(_EFFECTS), "The taint's effect. Empty: each."),
+    "tolerationSeconds": Key(yamldecoder.integer, "For how long NoExecute is tolerated. Default: for ever."),
+}
+_CLASS_KEYS: Keys = {
+    "hostDir": Key(_PATH, "The folder on the node in which disks are mounted or linked.", True),
+    "mountDir": Key(_PATH, "The same folder in the daemon's container.", True),
+    "blockCleanerCommand": Key(
+        yamldecoder.list_of(yamldecoder.string, minItems=1),
+        f"Cleans a block device, which LOCAL_PV_BLKDEVICE names. Default: {' '.join(QUICK_RESET)}.",
+    ),
+    "filesystemCleanerCommand": Key(
+        yamldecoder.strings, "Cleans a folder, which LOCAL_PV_FILESYSTEM names. Default: its contents are removed."
+    ),
+    "volumeMode": Key(_choice((FILESYSTEM, BLOCK)), "Of the PersistentVolumes. Default: Filesystem."),
+    "accessMode": Key(_choice(ACCESS_MODES), "Of the PersistentVolumes. Default: ReadWriteOnce."),
+    "fsType": Key(yamldecoder.string, "With which the kubelet formats a block device of a Filesystem class."),
+    "namePattern": Key(yamldecoder.string, "Patterns of the entries that are offered, with commas between. Default: *"),
+    "selector": Key(
+        yamldecoder.list_of(Reader(_term, yamldecoder.map_schema(_TERM_KEYS))),
+        "NodeSelectorTerms of the PersistentVolumes, alternatives to their own node.",
+    ),
+    "labelsForPV": Key(yamldecoder.string_map, "Labels of the PersistentVolumes of this class."),
+}
+_CLASSES = Reader(yamldecoder.mapping, {"type": "object", "additionalProperties": yamldecoder.map_schema(_CLASS_KEYS)})
+_KEYS: Keys = {
+    "storageClassMap": Key(_CLASSES, "The StorageClasses that have static volumes, by name."),
+    "nodeLabelsForPV": Key(yamldecoder.strings, "Labels of the Node that its PersistentVolumes get."),
+    "labelsForPV": Key(yamldecoder.string_map, "Labels of all PersistentVolumes."),
+    "useAlphaAPI": Key(yamldecoder.boolean, "Node affinity as an annotation, for very old clusters."),
+    "useJobForCleaning": Key(yamldecoder.boolean, "Block devices are cleaned by Jobs."),
+    "jobTolerations": Key(
+        yamldecoder.list_of(Reader(_toleration, yamldecoder.map_schema(_TOLERATION_KEYS))), "Of cleanup Jobs."
+    ),
+    "minResyncPeriod": Key(
+        Reader(_duration, {"type": ["string", "integer"], "pattern": _DURATION, "minimum": 0, "maximum": 0}),
+        "Has no effect: accepted for compatibility.",
+    ),
+    "useNodeNameOnly": Key(yamldecoder.boolean, "PersistentVolumes name their maker without the Node's uid."),
+    "setPVOwnerRef": Key(yamldecoder.boolean, "PersistentVolumes are owned by their Node, and go with it."),
+    "removeNodeNotReadyTaint": Key(
+        yamldecoder.boolean, "Take the taint off the node once its disks are discovered: component static-taint."
+    ),
+    "provisionerNotReadyNodeTaintKey": Key(yamldecoder.string, "The key of that taint."),
+    "maxParallelCleanings": Key(Reader(_positive, {"type": "integer", "minimum": 1}), "Default: 4."),
+    "cleaningTimeout": Key(
+        Reader(_positive_duration, {"type": "string", "pattern": f"^(?=.*[1-9]){_DURATION.removeprefix('^')}"}),
+        "After which a cleanup is killed and counts as failed. Default: 24h.",
+    ),
+}
 
 
 ReservedFolders = Sequence[tuple[str, Path]]

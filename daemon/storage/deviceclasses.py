@@ -14,7 +14,7 @@ place.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -25,7 +25,7 @@ from contract.parameters import DEFAULT_DEVICE_CLASS
 from daemon.storage.inventory import PoolName
 from host.disks import Disk
 from service import yamldecoder
-from service.yamldecoder import DecodeError, Fields
+from service.yamldecoder import DecodeError, Fields, Key, Keys, Reader, Schema
 
 LVM, LOOP, BINDMOUNT = "LVM", "LOOP", "BINDMOUNT"
 DRIVER_KINDS = (LVM, LOOP, BINDMOUNT)
@@ -108,18 +108,26 @@ def reserve_of(classes: Mapping[str, DeviceClass], pool: str) -> int:
 def read(text: str, own: DeviceClass) -> Mapping[str, DeviceClass]:
     """The classes of a file, and the one that stands for StorageClasses that name none: `own`, which the other settings
     describe, or the one that the file says. Raises DecodeError."""
-    fields = Fields.of("the file", yamldecoder.load_strict(text))
-    fields = Fields("", fields.values, fields.spelling)
-    classes = {name: _class(name, where, body) for name, where, body in fields.take("classes", _named, ())}
-    default = fields.take("default", yamldecoder.string, "")
+    fields = Fields.of("", yamldecoder.load_strict(text), _FILE_KEYS)
+    classes = {name: _class(name, where, body) for name, where, body in fields.take("classes", ())}
+    default = fields.take("default", "")
     for key in fields.unknown():
-        raise DecodeError(f"{key}: there is no such key, there are classes, default")
+        raise DecodeError(f"{key}: there is no such key, there are {_spelled(_FILE_KEYS)}")
     if not classes:
         raise DecodeError("classes is empty: name at least one, such as `nvme: {kind: LVM, group: vg-nvme}`")
     if default and default not in classes:
         raise DecodeError(f"default is {default!r}: allowed is one of the classes, {' '.join(sorted(classes))}")
     _check_apart([*classes.values(), *(() if default else (own,))])
     return {DEFAULT_DEVICE_CLASS: classes[default] if default else own, **classes}
+
+
+def schema() -> Schema:
+    """JSON Schema of the file, for editors: deploy/schemas."""
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "Device classes of elastic-local (DEVICE_CLASSES_FILE)",
+        **yamldecoder.map_schema(_FILE_KEYS),
+    }
 
 
 def _named(where: str, value: object) -> list[tuple[str, str, Any]]:
@@ -134,52 +142,52 @@ def _named(where: str, value: object) -> list[tuple[str, str, Any]]:
 
 
 def _class(name: str, where: str, body: object) -> DeviceClass:
-    fields = Fields.of(where, body)
-    kind = fields.take("kind", _kind, "") or _required(where, "kind", " ".join(DRIVER_KINDS))
-    reserve = fields.take("reserve", _size, 0)
+    kind = Fields.of(where, body, _OF_EACH_KIND).take("kind", "") or _required(where, "kind", " ".join(DRIVER_KINDS))
+    keys = _KEYS[kind]
+    fields = Fields.of(where, body, keys)
+    reserve = fields.take("reserve", 0)
     if kind == LVM:
         device_class = DeviceClass(
             name,
             kind,
-            group=fields.take("group", _lvm_name, "") or _required(where, "group", "the name of an LVM volume group"),
-            thin=fields.take("thin", yamldecoder.boolean, False),
-            thin_pool=fields.take("thinPool", _lvm_name, THIN_POOL),
-            devices=fields.take("devices", _selector, None),
+            group=fields.take("group", "") or _required(where, "group", "the name of an LVM volume group"),
+            thin=fields.take("thin", False),
+            thin_pool=fields.take("thinPool", THIN_POOL),
+            devices=fields.take("devices", None),
             reserve=reserve,
         )
     else:
         device_class = DeviceClass(
             name,
             kind,
-            folder=fields.take("folder", _folder, None) or _required(where, "folder", "an absolute path on its disk"),
-            capacity=fields.take("capacity", _size, None),
+            folder=fields.take("folder", None) or _required(where, "folder", "an absolute path on its disk"),
+            capacity=fields.take("capacity", None),
             reserve=reserve,
         )
     for key in fields.unknown():
-        allowed = (
-            ("devices", "group", "reserve", "thin", "thinPool") if kind == LVM else ("capacity", "folder", "reserve")
-        )
-        raise DecodeError(f"{key}: there is no such key of kind {kind}, there are {', '.join(allowed)}")
+        allowed = _spelled(keys.keys() - {"kind"})
+        raise DecodeError(f"{key}: there is no such key of kind {kind}, there are {allowed}")
     return device_class
 
 
 def _selector(where: str, body: object) -> DeviceSelector:
-    fields = Fields.of(where, body)
+    fields = Fields.of(where, body, _SELECTOR_KEYS)
     selector = DeviceSelector(
-        paths=fields.take("paths", yamldecoder.strings, ()),
-        models=fields.take("models", yamldecoder.strings, ()),
-        minimum_size=fields.take("minimumSize", _size, 0),
-        maximum_size=fields.take("maximumSize", _size, None),
-        rotational=fields.take("rotational", yamldecoder.boolean, None),
+        paths=fields.take("paths", ()),
+        models=fields.take("models", ()),
+        minimum_size=fields.take("minimumSize", 0),
+        maximum_size=fields.take("maximumSize", None),
+        rotational=fields.take("rotational", None),
     )
     for key in fields.unknown():
-        allowed = ("maximumSize", "minimumSize", "models", "paths", "rotational")
-        raise DecodeError(f"{key}: there is no such key, there are {', '.join(allowed)}")
+        raise DecodeError(f"{key}: there is no such key, there are {_spelled(_SELECTOR_KEYS)}")
     if selector == DeviceSelector():
         raise DecodeError(f"{where} selects every empty disk: say which, or `paths: ['*']` if all are meant")
-    if wrong := next((each for each in selector.paths if each != "*" and not each.startswith("/dev/")), None):
-        raise DecodeError(f"{where}.paths has {wrong!r}: allowed is a pattern of a name below /dev, such as /dev/nvme*")
     return selector
+
+
+def _spelled(keys: Iterable[str]) -> str:
+    return ", ".join(sorted(keys))
 
 
 def _check_apart(classes: list[DeviceClass]) -> None:
@@ -199,15 +207,10 @@ def _required(where: str, key: str, allowed: str) -> Any:
     raise DecodeError(f"{where}.{key} is missing: allowed is {allowed}")
 
 
-def _checked(read: Callable[[str], Any], allowed: str) -> Callable[[str, object], Any]:
-    def checked(where: str, value: object) -> Any:
-        text = yamldecoder.string(where, value)
-        try:
-            return read(text)
-        except (ValueError, KeyError):
-            raise DecodeError(f"{where} is {text!r}: allowed is {allowed}") from None
-
-    return checked
+def _device_pattern(text: str) -> str:
+    if text != "*" and not text.startswith("/dev/"):
+        raise ValueError
+    return text
 
 
 def _path(text: str) -> Path:
@@ -222,7 +225,94 @@ def _bytes(text: str) -> int:
     return size
 
 
-_kind = _checked(lambda text: {kind: kind for kind in DRIVER_KINDS}[text.upper()], " ".join(DRIVER_KINDS))
-_lvm_name = _checked(parameters.lvm_name, "a name as LVM has them")
-_folder = _checked(_path, "an absolute path without `..`")
-_size = _checked(_bytes, "a quantity such as 10Gi, 500M or 1073741824")
+_kind = yamldecoder.text(
+    lambda text: {kind: kind for kind in DRIVER_KINDS}[text.upper()], " ".join(DRIVER_KINDS), enum=list(DRIVER_KINDS)
+)
+_lvm_name = yamldecoder.text(
+    parameters.lvm_name,
+    "a name as LVM has them",
+    type=["string", "integer", "boolean"],
+    minimum=0,
+    pattern="^(?!\\.+$)[A-Za-z0-9_][A-Za-z0-9_+.-]{0,126}$",
+)
+_folder = yamldecoder.text(
+    _path, "an absolute path without `..`", pattern="^/", **{"not": {"pattern": "(^|/)\\.\\.(/|$)"}}
+)
+_size = yamldecoder.text(
+    _bytes,
+    "a quantity such as 10Gi, 500M or 1073741824",
+    type=["string", "number"],
+    minimum=0,
+    pattern="^\\+?([0-9]+\\.?[0-9]*|\\.[0-9]+)([numkMGTPE]?|[KMGTPE]i|[eE][+-]?[0-9]{1,2})$",
+)
+_patterns = yamldecoder.list_of(
+    yamldecoder.text(_device_pattern, "a pattern of a name below /dev, such as /dev/nvme*", pattern="^(\\*$|/dev/)")
+)
+
+_SELECTOR_KEYS: Keys = {
+    "paths": Key(_patterns, "Patterns, as a shell has them, of a name of the disk: /dev/nvme*, /dev/disk/by-id/*."),
+    "models": Key(yamldecoder.strings, "Patterns of the disk's model, as lsblk shows it."),
+    "minimumSize": Key(_size, "Disks of at least this size, such as 100Gi."),
+    "maximumSize": Key(_size, "Disks of at most this size, such as 2Ti."),
+    "rotational": Key(yamldecoder.boolean, "Disks that rotate, or that do not."),
+}
+_OF_EACH_KIND: Keys = {
+    "kind": Key(_kind, "LVM: logical volumes. LOOP: sparse files. BINDMOUNT: folders, sizes not enforced.", True),
+    "reserve": Key(_size, "Never allocated, such as 10Gi."),
+}
+_LVM_KEYS: Keys = {
+    **_OF_EACH_KIND,
+    "group": Key(_lvm_name, "The LVM volume group.", True),
+    "thin": Key(yamldecoder.boolean, "Whether its volumes are thin, unless the StorageClass sets `thin`."),
+    "thinPool": Key(_lvm_name, "The thin pool, made when it is missing."),
+    "devices": Key(
+        Reader(_selector, yamldecoder.map_schema(_SELECTOR_KEYS, minProperties=1)),
+        "The node makes the group by itself, once, of its empty disks that are all of this.",
+    ),
+}
+_FILE_STORAGE_KEYS: Keys = {
+    **_OF_EACH_KIND,
+    "folder": Key(_folder, "Where its volumes are: a folder on its disk, not the mount point.", True),
+    "capacity": Key(_size, "Of all its volumes together. Default: the size of the filesystem."),
+}
+_KEYS: Mapping[str, Keys] = {LVM: _LVM_KEYS, LOOP: _FILE_STORAGE_KEYS, BINDMOUNT: _FILE_STORAGE_KEYS}
+
+
+def _class_schema() -> Schema:
+    """A map of the keys of all kinds, and by its kind without those of others."""
+    together = yamldecoder.map_schema({**_FILE_STORAGE_KEYS, **_LVM_KEYS})
+    by_kind = [
+        {
+            "if": {"required": ["kind"], "properties": {"kind": {"const": kind}}},
+            "then": {
+                "required": [name for name, key in keys.items() if key.required],
+                "properties": {name: name in keys for name in together["properties"]},
+            },
+        }
+        for kind, keys in _KEYS.items()
+    ]
+    return {**together, "required": ["kind"], "allOf": by_kind}
+
+
+_FILE_KEYS: Keys = {
+    "default": Key(
+        yamldecoder.string,
+        "The class of StorageClasses that name no device-class. Default: what LVM_VOLUME_GROUP and the like describe.",
+    ),
+    "classes": Key(
+        Reader(
+            _named,
+            {
+                "type": "object",
+                "minProperties": 1,
+                "propertyNames": {
+                    "pattern": f"^{parameters.DEVICE_CLASS_NAME.pattern}$",
+                    "not": {"const": DEFAULT_DEVICE_CLASS},
+                },
+                "additionalProperties": _class_schema(),
+            },
+        ),
+        "Device classes by name. Where a node has no such group or folder, the class has no capacity.",
+        True,
+    ),
+}

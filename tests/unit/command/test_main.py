@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -93,6 +94,18 @@ def test_help_is_kubectls() -> None:
         assert shown.exit_code == 0
         assert "-h, --help" in shown.output
         assert "<bool>" not in shown.output
+
+
+def test_help_of_a_program_groups_its_settings_by_topic() -> None:
+    """As plain text, on each terminal."""
+    runner = typer.testing.CliRunner()
+    shown = runner.invoke(app, ["daemon", "--help"], env={"NO_COLOR": "1", "TERM": "dumb"}).output
+    assert "\x1b" not in shown
+    topics = re.findall(r"^(\w.*) \(environment\):$", shown, re.MULTILINE)
+    assert topics[:2] == ["Node and API server", "Storage"]
+    storage = shown.partition("Storage (environment):")[2].partition("\n\n")[0]
+    assert re.search(r"^  DRIVER_KIND +LVM, LOOP", storage, re.MULTILINE)
+    assert ".B DRIVER_KIND" in manpage.page()
 
 
 def test_kubectl_finds_it_as_a_plugin() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 import daemon.settings
 import provisioner.settings
+from command import programsettings
 from contract import parameters
 from contract.filesystems import FILESYSTEMS
 from contract.parameters import ERASE, LINEAR, MOUNT_OPTIONS_OPTION, RAID1, ParameterError
@@ -58,6 +59,16 @@ def test_every_variable_is_in_the_table_with_who_reads_it() -> None:
     assert asked(daemon.settings.read) | {"MY_NODE_NAME"} == readers("daemon")
     assert asked(provisioner.settings.read) == readers("provisioner")
     assert readers("daemon") | readers("provisioner") == VARIABLES.keys()
+
+
+@pytest.mark.parametrize("program", ["daemon", "provisioner"])
+def test_help_has_the_settings_of_the_table(program: str) -> None:
+    settings = [each for topic in programsettings.TOPICS[program].values() for each in topic]
+    assert sorted(each.name for each in settings) == sorted(readers(program))
+    defaults = dict(DEFAULTS)
+    assert {each.name: each.default for each in settings if each.default} == {
+        each.name: defaults[each.name] for each in settings if each.name in defaults
+    }
 
 
 def test_there_are_defaults_to_hold_against_the_programs() -> None:

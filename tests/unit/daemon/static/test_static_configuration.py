@@ -3,12 +3,23 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from daemon.static import configuration
 from daemon.static.configuration import BLOCK, ClassConfiguration, Configuration, ConfigurationError
+from service import yamldecoder
 
 Write = Callable[..., Path]
+SCHEMA = jsonschema.Draft7Validator(configuration.schema())
+
+
+def of_schema(folder: Path) -> bool:
+    """Whether the schema takes the folder's keys."""
+    files = [file for file in folder.iterdir() if not file.name.startswith("..")]
+    valid: bool = SCHEMA.is_valid({file.name: yamldecoder.load(file.read_text()) for file in files})
+    return valid
+
 
 FOLDERS = "hostDir: /mnt/disks\n  mountDir: /mnt/disks\n"
 
@@ -105,6 +116,7 @@ slow: {hostDir: /mnt/slow, mountDir: /mnt/slow}
         maxParallelCleanings="2",
         cleaningTimeout="36h",
     )
+    assert of_schema(folder)
     parsed = configuration.read(folder)
     assert parsed == Configuration(
         classes={
@@ -237,6 +249,7 @@ PATHS = "allowed is an absolute path without `..`, and not /"
 )
 def test_a_class_that_can_not_be_used(write: Write, value: str, message: str) -> None:
     assert refused(write(storageClassMap=value)) == message
+    assert not of_schema(write(storageClassMap=value))
 
 
 @pytest.mark.parametrize(
@@ -264,6 +277,7 @@ def test_a_class_that_can_not_be_used(write: Write, value: str, message: str) ->
 )
 def test_a_key_that_can_not_be_used(write: Write, key: str, value: str, message: str) -> None:
     assert refused(write(**{key: value})) == message
+    assert not of_schema(write(**{key: value}))
 
 
 def test_what_is_no_yaml_names_the_file(write: Write) -> None:

@@ -1,17 +1,21 @@
 """The file of device classes: what it means, and what is said of a mistake in it."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from daemon.settings import read as read_settings
-from daemon.storage.deviceclasses import LOOP, LVM, DeviceClass, DeviceSelector, read, reserve_of
+from daemon.storage.deviceclasses import LOOP, LVM, DeviceClass, DeviceSelector, read, reserve_of, schema
 from host.disks import Disk
+from service import yamldecoder
 from service.environment import SettingsError
 from service.yamldecoder import DecodeError
 
 GIB = 2**30
+SCHEMA = jsonschema.Draft7Validator(schema())
 OWN = DeviceClass("default", LVM, group="elastic-local-vg", reserve=7)
 
 FILE = """
@@ -84,7 +88,7 @@ def test_each_class_keeps_its_own_reserve_back() -> None:
         ),
         (
             "classes: {nvme: {kind: LVM, group: a, devices: {paths: [sdb]}}}",
-            "classes.nvme.devices.paths has 'sdb': allowed is a pattern of a name below /dev, such as /dev/nvme*",
+            "classes.nvme.devices.paths[0] is 'sdb': allowed is a pattern of a name below /dev, such as /dev/nvme*",
         ),
         (
             "classes: {nvme: {kind: LVM, group: a, devices: {size: 1Gi}}}",
@@ -142,6 +146,22 @@ def test_a_mistake_is_named_with_what_is_allowed(text: str, message: str) -> Non
     with pytest.raises(DecodeError) as refused:
         read(text, OWN)
     assert str(refused.value).startswith(message)
+    if not re.search("not a YAML value|there already|allowed is one of the classes|are both in", message):
+        # All that a schema can say: what is the same twice, or not YAML, it can't.
+        assert not SCHEMA.is_valid(yamldecoder.load(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        FILE.replace("lvm", "LVM"),
+        "{default: , classes: {a: {kind: LVM, group: 7, reserve: 1.5, thinPool: , devices: {paths: ['*']}}}}",
+        "classes: {a: {kind: BINDMOUNT, folder: /a..b/c, capacity: 1e3, reserve: +.5Gi}}",
+    ],
+)
+def test_the_schema_takes_what_is_taken(text: str) -> None:
+    read(text, OWN)
+    SCHEMA.validate(yamldecoder.load(text))
 
 
 def test_a_class_may_override_what_it_merges() -> None:
