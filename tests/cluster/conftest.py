@@ -68,7 +68,7 @@ def short_folders() -> Iterator[Callable[[], Path]]:
     made: list[Path] = []
 
     def make() -> Path:
-        made.append(Path(tempfile.mkdtemp(prefix="elastic-")))
+        made.append(Path(tempfile.mkdtemp(prefix="test-")))
         return made[-1]
 
     yield make

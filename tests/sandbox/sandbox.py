@@ -21,6 +21,7 @@ import aiohttp
 import yaml
 
 from contract import names, snapshot
+from daemon.csi.server import registration_socket
 from kube.client import Cluster
 from tests.forkserver import REPOSITORY
 from tests.ports import reserved_port
@@ -39,6 +40,8 @@ DAEMON_ACCOUNT, PROVISIONER_ACCOUNT = "daemon", "provisioner"
 
 _STOP_SECONDS = 5.0
 _CLEAN_SECONDS = 15.0
+_LONGEST_SOCKET = 107
+"""Bytes of the path of a socket (unix(7)). A CSI driver without its own is not registered, and only a log says so."""
 
 
 class KubectlFailed(Exception):
@@ -59,7 +62,7 @@ class Sandbox:
     ) -> None:
         """`folder` must exist, be empty, and have a short path: sockets are made in it. `manifests` is the folder of
         deploy/ that gives our programs their rights. `snapshots`: the API server serves them from the start, and these
-        manifests have the component for them."""
+        manifests have the component for them. Raises ValueError where the path of a node's socket is too long."""
         self.folder = folder.resolve()
         self._snapshots = snapshots
         self._manifests = manifests
@@ -87,6 +90,13 @@ class Sandbox:
             )
             for spec in nodes
         }
+        for node in self.nodes.values():
+            longest = registration_socket(node.kubelet_root)
+            if len(os.fsencode(longest)) > _LONGEST_SOCKET:
+                raise ValueError(
+                    f"{longest} is longer than the {_LONGEST_SOCKET} bytes that the path of a socket may have: shorten "
+                    f"the name of node {node.name} or the folder"
+                )
         self.apiserver = self._apiserver()
         self.controlplane = Program(
             name="control plane",

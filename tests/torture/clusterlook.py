@@ -41,10 +41,10 @@ async def look(sandbox: Sandbox, namespace: str, storage_class: str) -> Seen:
         volumes=volumes,
         data={name: data for node in nodes for name, data in volumes_on(node)},
         mounts=frozenset(
-            (path.parents[2].name, path.name)
+            mounted
             for node in nodes
             for path in paths
-            if path.is_relative_to(node.kubelet_root / "pods") and path.parent.name == names.DRIVER_FOLDER
+            if path.is_relative_to(node.kubelet_root / "pods") and (mounted := _mounted(path))
         ),
         staged=frozenset(path.name for node in nodes for path in paths if path.parent == node.staging),
         staging_folders=frozenset(path.name for node in nodes for path in node.staging.iterdir()),
@@ -53,6 +53,17 @@ async def look(sandbox: Sandbox, namespace: str, storage_class: str) -> Seen:
         capacity={node.hostname: quantity.parse(node.spec.capacity) for node in nodes},
         loop_nodes=frozenset(node.name for node in nodes if node.spec.backend == "loop"),
     )
+
+
+def _mounted(path: Path) -> tuple[str, str] | None:
+    """Uid of the pod and name of the volume that is mounted in its folder, by either driver."""
+    match path.parts[-5:]:
+        case (uid, "volumes", names.CSI_FOLDER, volume, names.CSI_MOUNT):
+            return uid, volume
+        case (_, uid, "volumes", names.DRIVER_FOLDER, volume):
+            return uid, volume
+        case _:
+            return None
 
 
 def _volume(body: Json) -> SeenVolume:

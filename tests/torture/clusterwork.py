@@ -9,10 +9,12 @@ import asyncio
 import contextlib
 import random
 import time
+import zlib
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+from contract.volume import CSI, FLEX_VOLUME
 from host import filesystem
 from kube.errors import AlreadyExists, Conflict, Invalid, NotFound
 from kube.resources import CLAIMS, CLASSES, PODS, VOLUMES
@@ -25,9 +27,11 @@ from tests.torture.clustermodel import Model, Operation, Seen, plan
 from tests.torture.figures import Figures
 from tests.waiting import patience
 
-NODES = (NodeSpec("node-loop", capacity="4Gi"), NodeSpec("node-folder", backend="folder", capacity="4Gi"))
+NODES = (NodeSpec("loop", capacity="4Gi"), NodeSpec("folder", backend="folder", capacity="4Gi"))
 NAMESPACE = "work"
 DELETE, RETAIN = "torture-delete", "torture-retain"
+"""Beginnings of the names of classes, one for each driver."""
+VOLUME_SOURCES = (FLEX_VOLUME, CSI)
 
 SETTLE_SECONDS = 90.0
 """Within which all must have come to its end once nothing disturbs it. Most of that is the kubelet's own back-off."""
@@ -40,6 +44,12 @@ _WRITE = (
     f"test -e /data/{FILE} || cat /proc/sys/kernel/random/uuid > /data/.new && "
     f"{{ test -e /data/{FILE} || mv /data/.new /data/{FILE}; }}; exec sleep infinity"
 )
+
+
+def class_of(name: str, *, retain: bool) -> str:
+    """Of a claim of that name: both drivers are in use, from any seed."""
+    source = VOLUME_SOURCES[zlib.crc32(name.encode()) % len(VOLUME_SOURCES)]
+    return f"{RETAIN if retain else DELETE}-{source.lower()}"
 
 
 class Campaign:
@@ -116,7 +126,7 @@ class Campaign:
 
     async def seen(self) -> Seen:
         """With what is learned from it."""
-        state = await look(self.sandbox, NAMESPACE, DELETE)
+        state = await look(self.sandbox, NAMESPACE, class_of("", retain=False))
         self.model = self.model.learned(state)
         return state
 
@@ -128,7 +138,11 @@ class Campaign:
             NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
         )
         for name, policy in ((DELETE, "Delete"), (RETAIN, "Retain")):
-            await self.sandbox.api.create(CLASSES, storage_class(name, reclaimPolicy=policy, allowVolumeExpansion=True))
+            for source in VOLUME_SOURCES:
+                body = storage_class(
+                    f"{name}-{source.lower()}", volume_source=source, reclaimPolicy=policy, allowVolumeExpansion=True
+                )
+                await self.sandbox.api.create(CLASSES, body)
 
     async def _ask(self) -> None:
         for operation in plan(self.model, self._asking, self._asking.randint(1, _MOST_OPERATIONS)):
@@ -158,7 +172,7 @@ class Campaign:
                     if operation.source
                     else {}
                 )
-                of_class = RETAIN if operation.retain else DELETE
+                of_class = class_of(name, retain=operation.retain)
                 await api.create(CLAIMS, claim(name, str(operation.size), of_class, **more), NAMESPACE)
                 await api.create(PODS, pod(name, {"/data": name}, script=_WRITE), NAMESPACE)
             case "start":
