@@ -63,10 +63,14 @@ def is_claimed(device: Path) -> bool:
 
 
 def _read_signatures(device: Path) -> None:
-    """Raises OSError where the places can't be read at which filesystems have their signatures."""
+    """Raises OSError where the places can't be read at which something may have its signature: blkid gives up at the
+    first, and begins with those at the end."""
     with device.open("rb", buffering=0) as disk:
-        while disk.tell() < _SIGNATURES_END and disk.read(_SIGNATURES_END - disk.tell()):
-            pass
+        end = disk.seek(0, os.SEEK_END)
+        for begin, stop in ((0, min(_SIGNATURES_END, end)), (max(end - _SIGNATURES_END, 0), end)):
+            disk.seek(begin)
+            while disk.tell() < stop and disk.read(stop - disk.tell()):
+                pass
 
 
 async def signature(device: Path, *, deadline: float = 30) -> str:

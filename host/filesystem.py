@@ -135,6 +135,12 @@ _MOUNT_FAILED = 32
 _EIO_OF_MOUNT = "can't read superblock"
 _REFUSED_BY_KERNEL = ("Structure needs cleaning", _EIO_OF_MOUNT, "wrong fs type, bad option, bad superblock")
 """mount(8)'s words for EUCLEAN, EIO and EINVAL."""
+_DAMAGE = re.compile(
+    r"verify failed|corrupted|corrupt (leaf|node|[1-9])|corruption|crc error|bad tree block", re.IGNORECASE
+)
+"""What the kernel logs where blocks could be read and are wrong: btrfs answers EIO then, too."""
+_LONGEST_OUTPUT = 300
+"""Characters: an event of Kubernetes holds 1024."""
 
 
 async def mount(kind: str, device: Path, path: Path, options: Sequence[str] = (), *, deadline: float = 100) -> None:
@@ -151,8 +157,9 @@ async def mount(kind: str, device: Path, path: Path, options: Sequence[str] = ()
         if error.completed.exit_code != _MOUNT_FAILED or not any(sign in output for sign in _REFUSED_BY_KERNEL):
             raise
         unreadable = _EIO_OF_MOUNT in output
-        output = await asyncio.to_thread(heard.about, device) or f"{output} (dmesg on the node says why)"
-        if unreadable and FACTS[kind].check:  # so it is sound
+        said = "; ".join(await asyncio.to_thread(heard.about, device))
+        output = said[-_LONGEST_OUTPUT:] or f"{output} (dmesg on the node says why)"
+        if unreadable and (FACTS[kind].check or not _DAMAGE.search(said)):  # what was checked is sound
             raise FailingDisk(device, output) from error
         if options and await _mounts_without_options(kind, device, deadline):
             raise OptionsRefused(kind, options, output) from error

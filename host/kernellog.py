@@ -10,8 +10,6 @@ from pathlib import Path
 
 _LOG = "/dev/kmsg"
 _LONGEST_RECORD = 8192
-_MOST_WORDS = 300
-"""Characters: an event of Kubernetes holds 1024."""
 
 
 class Heard:
@@ -20,16 +18,16 @@ class Heard:
     def __init__(self, descriptor: int | None) -> None:
         self._descriptor = descriptor
 
-    def about(self, device: Path) -> str:
-        """What was said that names the device, in one line."""
+    def about(self, device: Path) -> list[str]:
+        """The messages that name the device."""
         if self._descriptor is None:
-            return ""
+            return []
         name, messages = device.resolve().name, []
         while record := self._next():
             message = record.partition(";")[2].partition("\n")[0]
-            if f"({name})" in message or f"device {name}" in message:
+            if any(sign in message for sign in (f"({name})", f"device {name}", f"dev {name},")):
                 messages.append(message)
-        return "; ".join(messages)[-_MOST_WORDS:]
+        return messages
 
     def _next(self) -> str:
         assert self._descriptor is not None

@@ -221,14 +221,33 @@ async def test_damaged_ext4_names_the_command_for_a_person(device: Path) -> None
         await filesystem.check("ext4", device)
 
 
-@pytest.mark.parametrize("kind", ["xfs"])
-async def test_damaged_xfs_is_refused_by_the_kernel_with_the_command_for_a_person(
-    kind: str, device: Path, folder: Path
+@pytest.mark.parametrize("kind", ["xfs", "btrfs"])
+async def test_what_is_damaged_is_refused_by_the_kernel_with_the_command_for_a_person(
+    kind: str, device: Path, image: Path, folder: Path
 ) -> None:
     await filesystem.make(kind, device)
-    spoil(device, 512, 16 * 1024)  # the heads of the free space and inode trees
+    if kind == "xfs":
+        spoil(device, 512, 16 * 1024)  # the heads of the free space and inode trees
+    else:
+        spoil(device, 65536 + 4096, image.stat().st_size // 2)  # all trees; the superblock stays
     await filesystem.check(kind, device)
-    with pytest.raises(filesystem.DamagedFilesystem, match=f"run `xfs_repair {device}`"):
+    with pytest.raises(filesystem.DamagedFilesystem, match=f"run `.* {device}`"):
+        await filesystem.mount(kind, device, folder)
+
+
+@pytest.mark.parametrize("kind", ["xfs", "btrfs"])
+async def test_what_can_not_be_read_when_it_is_mounted_is_not_called_damaged(
+    kind: str, device: Path, image: Path, folder: Path
+) -> None:
+    await filesystem.make(kind, device)
+    size = image.stat().st_size
+    os.truncate(image, MIB)  # the device keeps its size, and its superblock
+    with pytest.raises(OSError, match="Input/output error"):
+        await filesystem.check(kind, device)  # blkid looks at the end, too
+    os.truncate(image, size)
+    assert await blockdevice.signature(device) == kind
+    os.truncate(image, MIB)
+    with pytest.raises(filesystem.FailingDisk, match="gives errors"):
         await filesystem.mount(kind, device, folder)
 
 
