@@ -74,9 +74,11 @@ def leg_count(parameters: VolumeParameters) -> int:
 
 
 def object_name(node: str, storage_class: str) -> str:
-    """The name of the object of a node and a class: one object each, so publishing is idempotent."""
-    digest = hashlib.sha256(f"{node}\0{storage_class}".encode()).hexdigest()[:32]
-    return f"{names.DRIVER_NAME}-{digest}"
+    """The name of the object of a class on the node with that value of names.NODE_LABEL: one object each, so publishing
+    is idempotent. It begins with the node, so that the admission policies (deploy/base) can hold each node to names of
+    its own, and nobody takes another one's."""
+    digest = hashlib.sha256(storage_class.encode()).hexdigest()[:32]
+    return f"{names.DRIVER_NAME}.{node}.{digest}"
 
 
 def manifest(capacity: Capacity, namespace: str, owner: Json | None) -> Json:

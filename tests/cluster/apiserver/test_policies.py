@@ -72,7 +72,7 @@ def test_what_is_refused_is_reported_with_policy_binding_and_message(
     ("more", "message"),
     [
         ({"messageExpression": "'no ' + object.metadata.name", "message": "else"}, "no one"),
-        ({"messageExpression": "object.metadata.nothing", "message": "else"}, "else"),
+        ({"messageExpression": "'' + object.metadata.nothing", "message": "else"}, "else"),
         ({"messageExpression": "' '", "message": "else"}, "else"),
         ({}, "failed expression: false"),
     ],
@@ -162,6 +162,25 @@ def test_a_parameter_is_an_object_by_name_or_all_that_a_selector_admits(
     assert put(api, namespace, "free").code == 201
     api.patch(path, {"spec": {"paramRef": {"parameterNotFoundAction": "Deny"}}})
     assert put(api, namespace, "bound").code == 422
+
+
+@pytest.mark.parametrize(
+    ("validation", "message"),
+    [
+        ({"expression": "request.subresource == ''"}, "undefined field 'subresource'"),
+        ({"expression": "variables.name + 1 == 2"}, "found no matching overload"),
+        ({"expression": "variables.name"}, "must evaluate to bool"),
+        ({"expression": "true", "messageExpression": "[variables.name]"}, "must evaluate to string"),
+    ],
+)
+def test_an_expression_of_a_wrong_type_is_refused_when_it_is_written(
+    api: Client, namespace: str, unique: str, validation: dict[str, str], message: str
+) -> None:
+    body = policy(unique, namespace, validation)
+    body["spec"]["variables"] = [{"name": "name", "expression": "request.name"}]
+    answer = api.request("POST", f"{_API}/validatingadmissionpolicies", body)
+    assert answer.code == 422
+    assert message in answer.body["message"]
 
 
 @pytest.mark.parametrize("field", ["matchConditions", "variables", "validations"])

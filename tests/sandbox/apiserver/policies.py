@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.sandbox.apiserver import errors
 from tests.sandbox.apiserver.errors import ApiError, FieldError, invalid_value, required
-from tests.sandbox.apiserver.expressions import Expression, NotCompiled, NotEvaluated
+from tests.sandbox.apiserver.expressions import BOOL, STRING, Declarations, Expression, NotCompiled, NotEvaluated
 from tests.sandbox.apiserver.resources import BY_KIND, NAMESPACES, Json, Resource
 from tests.sandbox.apiserver.store import Change, Store, Stored
 from tests.sandbox.apiserver.users import User
@@ -273,17 +273,31 @@ def check_policy(body: Json) -> Iterator[FieldError]:
         yield required("spec.matchConstraints.resourceRules")
     if not spec.get("validations"):
         yield required("spec.validations", "validations or auditAnnotations must contain at least one item")
+    declarations = Declarations()
     for field in ("matchConditions", "variables", "validations"):
         for place, each in enumerate(spec.get(field) or ()):
             for key in ("expression", "messageExpression"):
                 if text := each.get(key):
-                    try:
-                        Expression.compile(text)
-                    except NotCompiled as error:
-                        yield invalid_value(f"spec.{field}[{place}].{key}", text, f"compilation failed: {error}")
+                    what = _compilation_fault(declarations, field, key, each.get("name", ""), text)
+                    if what:
+                        yield invalid_value(f"spec.{field}[{place}].{key}", text, what)
     for place, each in enumerate(spec.get("validations") or ()):
         if each.get("reason") and each["reason"] not in _CODES:
             yield errors.unsupported(f"spec.validations[{place}].reason", each["reason"], sorted(_CODES))
+
+
+def _compilation_fault(declarations: Declarations, field: str, key: str, name: str, text: str) -> str:
+    """Empty: none. Source: compile.go, cited in expressions.py, and ReturnTypes of the validating package."""
+    try:
+        if field == "variables":
+            declarations.declare(name, text)
+            return ""
+        found = declarations.compile(text).type
+    except NotCompiled as error:
+        return f"compilation failed: {error}"
+    if key == "messageExpression":
+        return "" if found == STRING else "must evaluate to string"
+    return "" if found == BOOL else "must evaluate to bool"
 
 
 def check_binding(body: Json) -> Iterator[FieldError]:

@@ -79,8 +79,9 @@ def test_a_node_with_too_much_reserved_has_nothing_free() -> None:
 
 
 def test_one_object_for_a_node_and_a_class() -> None:
-    made = [capacity.object_name(node, kind) for node in ("a", "a-b") for kind in ("c", "b-c")]
-    assert len(set(made)) == 4
+    label = names.node_label_value("n" * 253)
+    made = [capacity.object_name(node, kind) for node in ("a", "a.b", label) for kind in ("c", "b.c")]
+    assert len(set(made)) == 6
     assert capacity.object_name("a", "c") == made[0]
     assert all(len(name) <= 253 and name.startswith(names.DRIVER_NAME) for name in made)
 

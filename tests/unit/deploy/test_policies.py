@@ -26,9 +26,8 @@ from daemon.static.volume import DiscoveredVolume, provisioner_name
 from kube.records import Node, read_storage_class
 from tests.sandbox import snapshots
 from tests.sandbox.apiserver import patches, users
-from tests.sandbox.apiserver.expressions import Expression
 from tests.sandbox.apiserver.journal import NoJournal
-from tests.sandbox.apiserver.policies import CREATE, DELETE, UPDATE, Denied, Policies, Request
+from tests.sandbox.apiserver.policies import CREATE, DELETE, UPDATE, Denied, Policies, Request, check_policy
 from tests.sandbox.apiserver.resources import BY_KIND, BY_PATH, Resource
 from tests.sandbox.apiserver.store import Store
 from tests.sandbox.apiserver.users import ADMINISTRATOR, User
@@ -438,6 +437,10 @@ def test_room_is_published_for_the_own_node(policies: Policies, node: Node) -> N
     unlabelled = room(a_node("three"))
     del unlabelled["metadata"]["labels"]
     assert OTHERS in thief.create(unlabelled)
+    for name in (theirs["metadata"]["name"], "elastic-local.three.x", f"elastic-local.three.four.{'0' * 32}"):
+        squatter = room(a_node("three"))
+        squatter["metadata"]["name"] = name
+        assert "its name has to be elastic-local.<this node>" in thief.create(squatter)
     wrong: tuple[Json, ...] = (
         {"matchLabels": {}},
         {"matchLabels": {names.HOSTNAME_LABEL: "three", "zone": "a"}},
@@ -751,6 +754,6 @@ def test_all_expressions_are_read(objects: tuple[Json, ...]) -> None:
     """Kubernetes reads more strictly than the library here: the values of a map that is written down have to be of one
     type (cel.HomogeneousAggregateLiterals), so there is none."""
     for policy in of_kind(objects, "ValidatingAdmissionPolicy"):
+        assert not list(check_policy(policy))
         for text in _expressions(policy):
-            Expression.compile(text)
             assert not re.search(r"""\{\s*['"].*:""", text)
