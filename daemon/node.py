@@ -180,8 +180,12 @@ class Daemon:
         status = NodeStatus(self._mounter, self._volumes, lambda: self._services.unhealthy)
         identity = IdentityService(metadata.version("elastic-local"), lambda: not self._storage_monitor.problem)
         service = NodeService(self._mounter, status, self._metrics.csi)
-        async with server.listening(self._settings.kubelet_root, identity, service, self._registration):
-            await asyncio.Event().wait()
+        try:
+            async with server.listening(self._settings.kubelet_root, identity, service, self._registration):
+                await asyncio.Event().wait()
+        except OSError as error:
+            self._registration.not_served(error)
+            raise
 
     async def _serve_cluster(self) -> None:
         """Finds the Node, and runs the second half for it."""

@@ -28,6 +28,7 @@ from service.environment import (
     span,
     truth,
 )
+from service.rootsocket import LONGEST_PATH
 from service.yamldecoder import DecodeError
 
 
@@ -138,7 +139,7 @@ def read(environment: Mapping[str, str]) -> Settings:
         lvm_volume_group=value("LVM_VOLUME_GROUP", str, default.lvm_volume_group),
         lvm_use_thin_volumes=value("LVM_USE_THIN_VOLUMES", truth, default.lvm_use_thin_volumes),
         lvm_thin_pool=value("LVM_THIN_POOL", str, default.lvm_thin_pool),
-        socket=value(names.SOCKET_VARIABLE, _path, default.socket),
+        socket=value(names.SOCKET_VARIABLE, _socket, default.socket),
         staging_dir=value("STAGING_DIR", _path, default.staging_dir),
         kubelet_root=value("KUBELET_ROOT", _path, default.kubelet_root),
         plugin_dirs=value("PLUGIN_DIR", _paths, default.plugin_dirs),
@@ -178,6 +179,13 @@ def _path(text: str) -> Path:
     if not text.startswith("/") or ".." in text.split("/"):
         raise ValueError("allowed is an absolute path without `..`")
     return Path(os.path.normpath(text))
+
+
+def _socket(text: str) -> Path:
+    path = _path(text)
+    if len(os.fsencode(path)) > LONGEST_PATH:
+        raise ValueError(f"the path of a socket may have {LONGEST_PATH} bytes")
+    return path
 
 
 def _paths(text: str) -> tuple[Path, ...]:

@@ -1,13 +1,27 @@
 """A Unix socket for root alone: what the kubelet's side of the daemon is asked through."""
 
 import contextlib
+import errno
 import os
 import socket
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+LONGEST_PATH = 107
+"""Bytes that the path of a socket may have: sun_path of unix(7), without the zero at its end."""
+
 _CREDENTIALS = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
+
+
+class SocketPathTooLong(OSError):
+    """Nobody could connect to a socket there."""
+
+    def __init__(self, path: Path) -> None:
+        size = len(os.fsencode(path))
+        super().__init__(
+            errno.ENAMETOOLONG, f"the path has {size} bytes, a socket's may have {LONGEST_PATH}", str(path)
+        )
 
 
 @contextlib.contextmanager
@@ -16,9 +30,12 @@ def root_socket(path: Path) -> Iterator[socket.socket]:
     is asked of the kernel, which holds even where somebody changed the mode.
 
     Bound under another name and moved into place: so it takes the place of one that a killed daemon left behind, and is
-    never there with other rights. That name is a short one: what is bound may have 107 bytes with all its folders. At
-    the end it is removed, unless a newer daemon has put its own there.
+    never there with other rights. At the end it is removed, unless a newer daemon has put its own there.
+
+    Raises SocketPathTooLong, and OSError when it can't be had.
     """
+    if len(os.fsencode(path)) > LONGEST_PATH:
+        raise SocketPathTooLong(path)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     hidden = path.with_name(f".{os.getpid()}")
     hidden.unlink(missing_ok=True)

@@ -41,7 +41,7 @@ from daemon.csi.proto.csi_pb2 import (
     VolumeCondition,
     VolumeUsage,
 )
-from daemon.errors import NotAPodFolder, VolumeError, VolumeNotFound, WrongMode
+from daemon.errors import NotAPodFolder, VolumeError, VolumeNotFound
 from daemon.kubelet.authorization import PodHint
 from daemon.kubelet.mounter import Mounter
 from daemon.kubelet.poddevice import PodDevice
@@ -167,13 +167,10 @@ class NodeService(NodeBase):
                     Status.OUT_OF_RANGE, f"capacity_range asks for {size} bytes and for no more than {limit}"
                 )
             mode = _volume_mode(request.volume_capability) if request.HasField("volume_capability") else ""
-            try:
-                capacity = await self._mounter.expand_staged(_volume_id(request.volume_id), size, mode)
-            except WrongMode as error:
-                raise invalid(str(error)) from error
+            capacity = await self._mounter.expand_staged(_volume_id(request.volume_id), size, mode)
             return NodeExpandVolumeResponse(capacity_bytes=capacity)
 
-        await self._answer("NodeExpandVolume", stream, expand)
+        await self._answer("NodeExpandVolume", stream, expand, codes.expansion_error)
 
     async def NodeGetCapabilities(
         self, stream: Stream[NodeGetCapabilitiesRequest, NodeGetCapabilitiesResponse]
@@ -227,7 +224,11 @@ class NodeService(NodeBase):
         return device
 
     async def _answer(
-        self, rpc: str, stream: Stream[Request, Any], serve: Callable[[Request], Awaitable[object]]
+        self,
+        rpc: str,
+        stream: Stream[Request, Any],
+        serve: Callable[[Request], Awaitable[object]],
+        refusal: Callable[[VolumeError], GRPCError] = codes.grpc_error,
     ) -> None:
         clock = asyncio.get_running_loop().time
         begun, code = clock(), Status.CANCELLED
@@ -235,7 +236,7 @@ class NodeService(NodeBase):
             request = await stream.recv_message()
             if request is None:
                 raise invalid("the request has no message")
-            response = await _served(rpc, serve, request)
+            response = await _served(rpc, serve, request, refusal)
             code = Status.OK
             await stream.send_message(response)
         except GRPCError as error:
@@ -245,7 +246,12 @@ class NodeService(NodeBase):
             self._observe(rpc, code.name, clock() - begun)
 
 
-async def _served(rpc: str, serve: Callable[[Request], Awaitable[object]], request: Request) -> object:
+async def _served(
+    rpc: str,
+    serve: Callable[[Request], Awaitable[object]],
+    request: Request,
+    refusal: Callable[[VolumeError], GRPCError],
+) -> object:
     """The response. Raises GRPCError for whatever goes wrong."""
     try:
         return await serve(request)
@@ -253,7 +259,7 @@ async def _served(rpc: str, serve: Callable[[Request], Awaitable[object]], reque
         raise
     except VolumeError as error:
         log.info("%s is answered: %s", rpc, error)
-        raise codes.grpc_error(error) from error
+        raise refusal(error) from error
     except Exception as fault:
         log.exception("%s failed by a fault of this program", rpc)
         raise GRPCError(

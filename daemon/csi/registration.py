@@ -21,6 +21,7 @@ from daemon.csi.proto.pluginregistration_pb2 import (
     RegistrationStatus,
     RegistrationStatusResponse,
 )
+from service.rootsocket import SocketPathTooLong
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,13 @@ class RegistrationService(RegistrationBase):
             self._set_problem(
                 f"the kubelet does not register the CSI driver: {status.error[:500]}; it tries again, see its log"
             )
+
+    def not_served(self, error: OSError) -> None:
+        """The sockets can't be had."""
+        remedy = "see what is wrong with that folder"
+        if isinstance(error, SocketPathTooLong):
+            remedy = "run the kubelet with a shorter --root-dir, and set KUBELET_ROOT to it, or set CSI=false"
+        self._set_problem(f"the CSI driver is not served: {error}: {remedy}")
 
     async def wait_for_new_socket(self) -> None:
         """Until the kubelet has refused the driver, and has not registered it for a while after that."""

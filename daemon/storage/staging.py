@@ -186,7 +186,7 @@ class Staging:
             raise BackendFailed(
                 f"volume {pv} vanished from {self.path(pv)}: somebody unmounted it, the next try mounts it"
             )
-        shown = top(mounttable.read(), target.path)
+        shown = self.shown(target)
         if shown is not None:
             if not is_same(shown, staged):
                 raise Occupied(
@@ -207,6 +207,10 @@ class Staging:
             )
         _verify(pv, target, staged, read_only)
         return shown is None
+
+    def shown(self, target: TargetPath) -> Mount | None:
+        """What is mounted on the target."""
+        return top(mounttable.read(), target.path)
 
     def usage(self, pv: str, target: TargetPath) -> FilesystemUsage:
         """Of what the target shows. Raises VolumeNotFound when that is not the volume."""

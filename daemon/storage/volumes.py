@@ -196,7 +196,7 @@ class Volumes:
         self, spec: VolumeSpec, target: TargetPath, read_only: bool, *, exclusive: bool = False
     ) -> MountResult:
         """The volume, made if need be, mounted in the folder that bears its name: returns only when it is, and after
-        an error nothing of it is left there. A folder that shows it already is a success.
+        an error nothing of it is left there, unless it was there before. A folder that shows it already is a success.
 
         One that has not the wanted size is extended. If that can't be, it is mounted as it is, and the result says why:
         data that could be had is not withheld because there should be more room beside it.
@@ -289,6 +289,7 @@ class Volumes:
 
     async def _mount(self, spec: VolumeSpec, target: TargetPath, read_only: bool, exclusive: bool) -> MountResult:
         shortfall: VolumeError | None = None
+        before = await to_thread(self._staging.shown, target)
         try:
             volume = await self._creator.ensure_created(spec)
             if volume.record.filesystem == RAW:
@@ -312,6 +313,9 @@ class Volumes:
             await self._release_if_idle(spec.pv)
             raise
         except BaseException:
+            after = await to_thread(self._staging.shown, target)
+            if before is not None and after is not None and after.id == before.id:
+                raise  # a pod has it: a kubelet that starts anew asks again for what is mounted
             # The kubelet takes a folder that shows anything for a success, and would not ask again.
             try:
                 await self._unmount(target)

@@ -69,6 +69,27 @@ async def test_a_read_only_mount_is_not_turned_into_a_writable_one(csi: CsiNode)
     assert mounts_of(csi, uid) == [mount]
 
 
+async def test_a_pod_keeps_its_mount_when_a_new_kubelet_asks_for_it_and_fails(csi: CsiNode) -> None:
+    """A kubelet that starts anew stages and publishes all that is mounted once more."""
+    await csi.volume(mi=20)
+    uid = await published(csi)
+    [mount] = mounts_of(csi, uid)
+    [record] = csi.parts.data.rglob("pv.json")
+    content = record.read_text()
+    record.write_text("{")
+    await csi.parts.volumes.refresh()
+    status, _ = await refused(csi.node.NodePublishVolume(csi.publish(uid)))
+    assert status is Status.FAILED_PRECONDITION
+    assert mounts_of(csi, uid) == [mount]
+    newcomer = await csi.pod()
+    await refused(csi.node.NodePublishVolume(csi.publish(newcomer)))
+    assert not csi.target(newcomer).exists()
+    record.write_text(content)
+    await csi.parts.volumes.refresh()
+    await csi.node.NodePublishVolume(csi.publish(uid))
+    assert mounts_of(csi, uid) == [mount]
+
+
 async def test_a_volume_for_one_pod_is_published_for_one(csi: CsiNode) -> None:
     await csi.volume(mi=20, access_modes=["ReadWriteOncePod"])
     alone = capability(MODE.SINGLE_NODE_SINGLE_WRITER)

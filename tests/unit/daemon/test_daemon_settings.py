@@ -61,6 +61,7 @@ def test_everything_can_be_set() -> None:
         ("LVM_USE_THIN_VOLUMES", "yes please", "true, false"),
         ("STAGING_DIR", "mnt/storage", "absolute path"),
         ("KUBELET_ROOT", "/var/lib/../kubelet", "absolute path"),
+        ("ELASTIC_LOCAL_SOCKET", "/run/" + "s" * 103, "107 bytes"),
         ("CAPACITY", "ten", "10Gi"),
         ("RESERVE", "-1Gi", "negative"),
         ("REFRESH_PERIOD", "0s", "such as 10s"),

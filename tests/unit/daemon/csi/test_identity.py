@@ -5,7 +5,7 @@ import asyncio
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -14,6 +14,8 @@ from grpclib.client import Channel
 
 from contract import names
 from daemon.csi import server
+from daemon.csi.identity import IdentityService
+from daemon.csi.node import NodeService, NodeState
 from daemon.csi.proto.csi_pb2 import (
     GetPluginCapabilitiesRequest,
     GetPluginInfoRequest,
@@ -26,6 +28,7 @@ from daemon.csi.proto.csi_pb2 import (
 )
 from daemon.csi.proto.pluginregistration_grpc import RegistrationStub
 from daemon.csi.proto.pluginregistration_pb2 import InfoRequest, PluginInfo, RegistrationStatus
+from service.rootsocket import SocketPathTooLong
 from tests.unit.daemon.csi.csinode import CsiNode, csi_node
 from tests.waiting import until
 
@@ -92,6 +95,21 @@ async def test_a_kubelet_that_refused_the_driver_is_shown_a_new_socket(tmp_path:
         assert csi.registered.problem == ""
         await asyncio.sleep(0.1)  # longer than a refusal waits
         assert socket.stat().st_ctime_ns == second.st_ctime_ns, "one that has registered it meanwhile is left alone"
+
+
+async def test_a_path_that_nobody_could_connect_to_is_named_with_its_length(csi: CsiNode, tmp_path: Path) -> None:
+    root = tmp_path / ("k" * 120)
+    root.mkdir()
+    identity = IdentityService("1.2.3", lambda: True)
+    node = NodeService(csi.mounter, cast(NodeState, None), lambda *_: None)
+    with pytest.raises(SocketPathTooLong, match="a socket's may have 107") as refused:
+        async with server.listening(root, identity, node, csi.registered):
+            pass
+    assert not list(root.rglob("*.sock"))
+    csi.registered.not_served(refused.value)
+    assert f"{root}/plugins/" in csi.registered.problem
+    assert "KUBELET_ROOT" in csi.registered.problem
+    assert ("node-1", "CSIDriverNotRegistered") in [each[:2] for each in await csi.parts.warnings()]
 
 
 async def test_its_sockets_are_for_root_alone(csi: CsiNode) -> None:

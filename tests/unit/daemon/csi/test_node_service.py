@@ -11,7 +11,10 @@ import pytest
 from grpclib import Status
 
 from contract import names
+from daemon import errors
+from daemon.csi import codes
 from daemon.csi.proto.csi_pb2 import NodeGetCapabilitiesRequest, NodeGetInfoRequest, NodeServiceCapability
+from daemon.errors import InUse, VolumeError
 from daemon.kubelet import mounter
 from kube.resources import VOLUMES
 from tests.unit.daemon.csi.csinode import MODE, POD_UID, CsiNode, capability, csi_node, refused
@@ -212,3 +215,31 @@ async def test_a_volume_expands_to_what_was_granted_and_to_no_more(csi: CsiNode)
         assert (await csi.node.NodeExpandVolume(request)).capacity_bytes == 20 * MI
     narrow = csi.expand(uid, size=20 * MI, limit=10 * MI)
     assert (await refused(csi.node.NodeExpandVolume(narrow)))[0] is Status.OUT_OF_RANGE
+
+
+async def test_an_expansion_that_passes_by_itself_is_asked_for_again(
+    csi: CsiNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After FAILED_PRECONDITION a kubelet waits until the volume is mounted anew."""
+    await csi.volume(mi=10, size=str(10 * MI))
+
+    async def expand(*_: Any) -> None:
+        raise InUse("a copy of it is made")
+
+    monkeypatch.setattr(csi.parts.volumes, "expand", expand)
+    refusal = await refused(csi.node.NodeExpandVolume(csi.expand(await csi.pod(), size=10 * MI)))
+    assert refusal == (Status.UNAVAILABLE, "a copy of it is made")
+    assert ("NodeExpandVolume", "UNAVAILABLE") in csi.observed
+
+
+@pytest.mark.parametrize("kind", [kind for kind in vars(errors).values() if isinstance(kind, type)])
+def test_no_error_keeps_a_kubelet_from_expanding_a_volume_later(kind: type) -> None:
+    if not issubclass(kind, VolumeError):
+        return
+    arguments = ("pv", "pool", 2, 1) if kind is errors.NoSpace else ("words",)
+    code = codes.expansion_error(kind(*arguments)).status
+    assert code is not Status.FAILED_PRECONDITION
+    infeasible = (errors.NotGranted, errors.WrongMode, errors.NotAPodFolder)
+    absent = (errors.NoSuchVolume, errors.VolumeNotFound, errors.FolderMissing)
+    assert (code in (Status.OUT_OF_RANGE, Status.INVALID_ARGUMENT)) == (kind in infeasible)
+    assert (code is Status.NOT_FOUND) == (kind in absent)
