@@ -25,6 +25,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
+from urllib.request import getproxies_environment
 
 import aiohttp
 import yaml
@@ -91,7 +92,13 @@ class Transport:
         # for the first one, and all requests that write have a body.
         sending = aiohttp.TraceConfig()
         sending.on_request_chunk_sent.append(_check)
-        configuration.client_session_kwargs = {"connector": self._connector, "trace_configs": [sending]}
+        configuration.client_session_kwargs = {
+            "connector": self._connector,
+            "trace_configs": [sending],
+            "cookie_jar": aiohttp.DummyCookieJar(),
+            # It asks the environment, and a file of passwords, in a thread for each request.
+            "trust_env": bool(getproxies_environment()),
+        }
         self._renewing = asyncio.Lock()
         self._renewed = -_RENEWAL_INTERVAL
 

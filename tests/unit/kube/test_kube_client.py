@@ -420,3 +420,25 @@ async def test_a_context_of_the_kubeconfig_is_taken(tmp_path: Path) -> None:
     assert (await load_configuration(str(file), "far")).host == clusters["far"]
     with pytest.raises(ConfigurationError, match="elsewhere"):
         await load_configuration(str(file), "elsewhere")
+
+
+async def test_a_request_takes_no_thread(cluster: Cluster, server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two hops a request to ask the environment for proxies and passwords were half of what a claim cost."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a thread was asked for")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "run_in_executor", refuse)
+    server.next(f"GET {VOLUMES.path()}", page(["pv"], "7"))
+    assert [body["metadata"]["name"] for body in await cluster.list(VOLUMES)] == ["pv"]
+
+
+async def test_a_proxy_of_the_environment_is_used(
+    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(server) as proxy:
+        monkeypatch.setenv("http_proxy", proxy)
+        server.next(f"GET {VOLUMES.path()}", page(["pv"], "7"))
+        kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", "http://api.invalid")
+        async with await Cluster.connect(kubeconfig, deadline=5) as cluster:
+            assert [body["metadata"]["name"] for body in await cluster.list(VOLUMES)] == ["pv"]
