@@ -28,6 +28,9 @@ BEING_DELETED = "snapshot.storage.kubernetes.io/volumesnapshot-being-deleted"
 FILESYSTEM_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/filesystem"
 """What the snapshot holds, as the record of its volume says: what is restored from it has the same."""
 
+HOSTNAME_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/hostname"
+"""The hostname label of the node that the snapshot is on: that stays when the node is registered under another name."""
+
 _VOLUME = re.compile(r"snap_[a-z0-9][a-z0-9-]{0,63}")
 """No PersistentVolume can have such a name: it has an underscore."""
 _HANDLE = re.compile(rf"(?P<node>[a-z0-9][a-z0-9.-]{{0,252}})/(?P<volume>{_VOLUME.pattern})")
@@ -84,6 +87,8 @@ class SnapshotContent:
     """What the status says went wrong."""
     node_label: str
     """Value of names.NODE_LABEL: empty while it is not assigned to a node."""
+    hostname: str
+    """See HOSTNAME_ANNOTATION."""
     filesystem: str
     """See FILESYSTEM_ANNOTATION."""
     pool: str
@@ -140,6 +145,7 @@ def read(manifest: Json) -> SnapshotContent | None:
         restore_size=int(status.get("restoreSize") or 0),
         error=(status.get("error") or {}).get("message") or "",
         node_label=(metadata.get("labels") or {}).get(names.NODE_LABEL, ""),
+        hostname=annotations.get(HOSTNAME_ANNOTATION, ""),
         filesystem=annotations.get(FILESYSTEM_ANNOTATION, ""),
         pool=annotations.get(names.POOL_ANNOTATION, ""),
         finalizers=tuple(metadata.get("finalizers") or ()),
@@ -149,15 +155,22 @@ def read(manifest: Json) -> SnapshotContent | None:
     )
 
 
-def assignment_patch(content: SnapshotContent, node_label: str) -> Json:
-    """The merge patch that assigns this very version of a content to the node with that value of names.NODE_LABEL."""
+def assignment_patch(content: SnapshotContent, node_label: str, hostname: str) -> Json:
+    """The merge patch that assigns this very version of a content to the node with that value of names.NODE_LABEL, and
+    that hostname label. An empty one is not known."""
     return {
         "metadata": {
             "uid": content.uid,
             "resourceVersion": content.resource_version,
             "labels": {names.NODE_LABEL: node_label},
+            **({"annotations": {HOSTNAME_ANNOTATION: hostname}} if hostname else {}),
         }
     }
+
+
+def handle_patch(content: SnapshotContent, handle: Handle) -> Json:
+    """The merge patch of the status that says where the snapshot is, and changes nothing else."""
+    return {"metadata": {"uid": content.uid}, "status": {"snapshotHandle": str(handle)}}
 
 
 def being_created_patch(content: SnapshotContent, pool: str, filesystem: str) -> Json:

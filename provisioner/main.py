@@ -17,6 +17,7 @@ from provisioner.clusterstate import ClusterCache
 from provisioner.expansion import ExpansionController
 from provisioner.metrics import Metrics
 from provisioner.nodecleanup import NodeCleanupController
+from provisioner.nodetracker import NodeTracker
 from provisioner.reclaim import ReclaimController
 from provisioner.reservations import ReservationVerifier
 from provisioner.settings import Settings
@@ -81,8 +82,14 @@ class Term:
         creator = VolumeCreator(cluster, self.ledger, verifier, self.claim_check, self._recorder)
         self.claims = ClaimController(cluster, self.cache, creator, self._recorder, metrics, parallelism=parallelism)
         self._expansion = ExpansionController(cluster, self.cache, self._recorder, parallelism=parallelism)
+        self._tracker = NodeTracker(cluster)
         self.snapshots = SnapshotController(
-            cluster, self.cache, self._recorder, parallelism=parallelism, node_loss_delay=settings.node_loss_delay
+            cluster,
+            self.cache,
+            self._recorder,
+            self._tracker,
+            parallelism=parallelism,
+            node_loss_delay=settings.node_loss_delay,
         )
         reclaim = ReclaimController(cluster, self.cache.volumes, self._recorder, metrics, parallelism=parallelism)
         self._node_cleanup = NodeCleanupController(
@@ -90,6 +97,7 @@ class Term:
             self.cache.volumes,
             self._recorder,
             metrics,
+            self._tracker,
             delay=settings.node_loss_delay,
             classes=settings.node_cleanup_classes,
         )
@@ -122,6 +130,7 @@ class Term:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(supervisor.keep("events", self._recorder.run))
             tasks.create_task(supervisor.keep("caches", self.cache.run))
+            tasks.create_task(supervisor.keep("nodes", self._tracker.run))
             await self.cache.wait_synced()
             _log.info("the state of the cluster is known")
             for name, queue in self._queues.items():

@@ -143,6 +143,7 @@ class NodeCleanupController:
         volumes: Informer[PersistentVolume],
         recorder: Recorder,
         metrics: Metrics,
+        tracker: NodeTracker,
         *,
         delay: float | None,
         classes: Collection[str],
@@ -158,7 +159,7 @@ class NodeCleanupController:
         self.by_nodes: dict[str, _PinnedVolumes] = {}
         self._named: dict[str, set[str]] = {}
         """Name of a node -> keys of the entries of `by_nodes` that it is in."""
-        self._tracker = NodeTracker(cluster)
+        self._tracker = tracker
         self._locals = Informer[NodePinnedVolume](cluster, VOLUMES, self._local)
         self.queue = WorkQueue(self._reconcile, parallelism=4, backoff=Backoff(first=0.5, factor=2, limit=60))
         volumes.subscribe(self._ours_changed)
@@ -168,7 +169,6 @@ class NodeCleanupController:
     async def run(self) -> None:
         """For ever. Begins when all volumes and all nodes are known."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._tracker.run(), name="nodes")
             await self._tracker.wait_synced()
             if self._classes:
                 tasks.create_task(self._locals.run(), name="local volumes")

@@ -84,6 +84,15 @@ class NodeTracker:
         for callback in self._on_change:
             callback((old or frozenset()) | (new or frozenset()))
 
+    async def renamed(self, node_label: str, hostname: str) -> str:
+        """The name that a node has now which was registered again under another one: the only one with that hostname
+        label. Empty: the node with that value of our label is there, or is not gone for certain. Needs all nodes known.
+        Raises ApiError."""
+        if self.is_known(frozenset({node_label})):
+            return ""
+        found = await self.names_with_hostname(hostname)
+        return found[0] if len(found) == 1 and await self.is_gone(frozenset({node_label})) else ""
+
 
 _log = logging.getLogger(__name__)
 
@@ -92,16 +101,16 @@ async def follow_renamed_nodes(cluster: Cluster, tracker: NodeTracker, volumes: 
     """Corrects the label of those volumes of ours whose node has another name now. Raises ApiError."""
     for volume in list(volumes):
         hostnames = volume.nodes - {volume.node_label}
-        if not volume.node_label or len(hostnames) != 1 or tracker.is_known(frozenset({volume.node_label})):
+        if not volume.node_label or len(hostnames) != 1:
             continue
-        renamed = await tracker.names_with_hostname(*hostnames)
-        if len(renamed) != 1 or not await tracker.is_gone(frozenset({volume.node_label})):
+        renamed = await tracker.renamed(volume.node_label, *hostnames)
+        if not renamed:
             continue
-        label = names.node_label_value(renamed[0])
+        label = names.node_label_value(renamed)
         metadata = {"uid": volume.uid, "resourceVersion": volume.resource_version}
         try:
             await cluster.patch(VOLUMES, volume.name, {"metadata": {**metadata, "labels": {names.NODE_LABEL: label}}})
         except NotFound:
             continue
         named = {"volume": volume.name, "claim": str(volume.claim or "")}
-        _log.warning("its node %s is called %s now", volume.node_label, renamed[0], extra=named)
+        _log.warning("its node %s is called %s now", volume.node_label, renamed, extra=named)

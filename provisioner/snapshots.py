@@ -4,7 +4,8 @@ removes it. What was never assigned, no node knows of: it goes here.
 The snapshot controller of Kubernetes makes a content for a VolumeSnapshot of a claim, and copies what its status says
 into that VolumeSnapshot. A content may name any volume, though: it gets a snapshot only of one that a claim in the
 namespace of its VolumeSnapshot has. A content that names a snapshot is made by an administrator. It goes to the node of
-that snapshot, whose daemon knows whether somebody else has it.
+that snapshot, whose daemon knows whether somebody else has it. When a node is registered again under another name, its
+contents follow as its PersistentVolumes do (provisioner.nodetracker).
 """
 
 import logging
@@ -25,6 +26,8 @@ from kube.records import bounded
 from kube.resources import SNAPSHOT_CONTENTS
 from kube.workqueue import WorkQueue
 from provisioner.clusterstate import ClusterCache, live_node, live_volume
+from provisioner.nodeloss import NodeNames
+from provisioner.nodetracker import NodeTracker
 from service import logs
 
 _log = logging.getLogger(__name__)
@@ -38,9 +41,10 @@ RECHECK_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Assign:
-    """To the node with this value of names.NODE_LABEL."""
+    """To the node with this value of names.NODE_LABEL, and this hostname label. An empty one is not known."""
 
     node_label: str
+    hostname: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ def assign_to_source(content: SnapshotContent, volume: PersistentVolume | None) 
         )
     if not volume.node_label or not volume.made:
         return Refuse(f"volume {name} is not made yet: the snapshot follows when it is; start the pod that uses it")
-    return Assign(volume.node_label)
+    return Assign(volume.node_label, volume.hostnames[0] if len(volume.hostnames) == 1 else "")
 
 
 def assign_to_handle(content: SnapshotContent) -> Handle | Refuse:
@@ -94,6 +98,7 @@ class SnapshotController:
         cluster: Cluster,
         cache: ClusterCache,
         recorder: Recorder,
+        tracker: NodeTracker,
         *,
         parallelism: int,
         node_loss_delay: float | None,
@@ -107,11 +112,13 @@ class SnapshotController:
         """Since when the node of a deleted content is found to be gone."""
         self._cache = cache
         self._recorder = recorder
+        self._tracker = tracker
         self._waiting: dict[str, str] = {}
         """Contents that can't be assigned yet, with the volumes that they name."""
         self.queue = WorkQueue(self._handle, parallelism=parallelism, of="snapshot")
         cache.contents.subscribe(self._content_changed)
         cache.volumes.subscribe(self._volume_changed)
+        tracker.on_change(self._nodes_changed)
 
     def _content_changed(self, name: str, old: SnapshotContent | None, new: SnapshotContent | None) -> None:
         self.queue.add(name)
@@ -120,6 +127,11 @@ class SnapshotController:
         for content, volume in self._waiting.items():
             if volume == name:
                 self.queue.add(content)
+
+    def _nodes_changed(self, nodes: NodeNames) -> None:
+        for content in self._cache.contents.values():
+            if {content.node_label, content.hostname} & nodes:
+                self.queue.add(content.name)
 
     async def _handle(self, name: str) -> None:
         content = self._cache.contents.get(name)
@@ -131,7 +143,9 @@ class SnapshotController:
         with logs.about(claim=f"{content.snapshot_namespace}/{content.snapshot_name}", volume=content.volume):
             try:
                 if content.node_label:
-                    await self._release_from_lost_node(content)
+                    await self._tracker.wait_synced()
+                    if not await self._follow_renamed_node(content):
+                        await self._release_from_lost_node(content)
                 else:
                     await self._reconcile(content)
             except (Conflict, NotFound):
@@ -149,9 +163,9 @@ class SnapshotController:
         else:
             decision = assign_to_source(content, await live_volume(self._cluster, content.source_volume))
         match decision:
-            case Assign(node_label):
+            case Assign(node_label, hostname):
                 self._waiting.pop(content.name, None)
-                body = contract_snapshot.assignment_patch(content, node_label)
+                body = contract_snapshot.assignment_patch(content, node_label, hostname)
                 await self._cluster.patch(SNAPSHOT_CONTENTS, content.name, body)
                 _log.info("assigned to node %s", node_label)
             case Refuse(why):
@@ -163,9 +177,10 @@ class SnapshotController:
         handle = assign_to_handle(content)
         if isinstance(handle, Refuse):
             return handle
-        if await live_node(self._cluster, handle.node) is None:
+        node = await live_node(self._cluster, handle.node)
+        if node is None:
             return Refuse(f"there is no node {handle.node} (any more), which snapshotHandle names: correct it")
-        return Assign(names.node_label_value(handle.node))
+        return Assign(names.node_label_value(node.name), node.hostname)
 
     async def _let_go(self, content: SnapshotContent) -> None:
         """No node has heard of it, so there is no snapshot."""
@@ -175,6 +190,25 @@ class SnapshotController:
             await self._cluster.patch(SNAPSHOT_CONTENTS, content.name, body)
             _log.info("it goes, and never had a snapshot")
 
+    async def _follow_renamed_node(self, content: SnapshotContent) -> bool:
+        """Whether its node has another name now: it is assigned to that. The handle comes first, and is corrected again
+        when the label was not: the daemon writes to contents only whose handle names its node."""
+        if not content.hostname:
+            return False
+        renamed = await self._tracker.renamed(content.node_label, content.hostname)
+        if not renamed:
+            return False
+        version: SnapshotContent | None = content
+        if content.handle:
+            body = contract_snapshot.handle_patch(content, Handle(renamed, content.volume))
+            patched = await self._cluster.patch(SNAPSHOT_CONTENTS, content.name, body, subresource="status")
+            version = contract_snapshot.read(patched)
+        if version is not None:
+            body = contract_snapshot.assignment_patch(version, names.node_label_value(renamed), content.hostname)
+            await self._cluster.patch(SNAPSHOT_CONTENTS, content.name, body)
+            _log.warning("its node %s is called %s now", content.node_label, renamed)
+        return True
+
     async def _release_from_lost_node(self, content: SnapshotContent) -> None:
         """A deleted content whose node was deleted, too, and does not come back within the delay. Under policy Retain
         it waits for the node, whose disks may not have recorded that policy yet; an administrator may know better."""
@@ -183,7 +217,7 @@ class SnapshotController:
             return
         handle = Handle.parse(content.handle or content.source_handle)
         node = handle.node if handle else content.node_label
-        if await live_node(self._cluster, node) is not None:
+        if not await self._tracker.is_gone(frozenset({node, content.node_label, content.hostname} - {""})):
             self._lost_since.pop(content.name, None)
             self.queue.add_after(content.name, RECHECK_SECONDS)
             return

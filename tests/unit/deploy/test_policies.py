@@ -550,9 +550,9 @@ def test_of_a_snapshot_of_another_node_nothing_changes(policies: Policies, node:
     handle = snapshot.Handle("three", "snap_uid-1")
     assert refused in thief.patch(theirs, snapshot.ready_status(read, handle, 1 << 30, 1), "status")
     assert refused in thief.patch(theirs, snapshot.being_created_patch(read, "pool", "ext4"))
-    assert "labelled for node" in thief.patch(theirs, snapshot.assignment_patch(read, "three"))
+    assert "labelled for node" in thief.patch(theirs, snapshot.assignment_patch(read, "three", "host-three"))
     nobodys = content(node, labels={})
-    assert "labelled for node" in thief.patch(nobodys, snapshot.assignment_patch(read, "three"))
+    assert "labelled for node" in thief.patch(nobodys, snapshot.assignment_patch(read, "three", "host-three"))
 
 
 @pytest.mark.parametrize(
@@ -565,6 +565,10 @@ def test_of_a_snapshot_of_another_node_nothing_changes(policies: Policies, node:
         ({"metadata": {"finalizers": ["example.org/backup"]}}, "only once it is deleted"),
         ({"metadata": {"finalizers": None}}, "only once it is deleted"),
         ({"metadata": {"annotations": {"any": "other"}}}, "of the annotations only these are its own"),
+        (
+            {"metadata": {"annotations": {snapshot.HOSTNAME_ANNOTATION: "x"}}},
+            "of the annotations only these are its own",
+        ),
         ({"metadata": {"annotations": {snapshot.BEING_DELETED: "yes"}}}, "of the annotations only these are its own"),
         ({"status": {"snapshotHandle": "three/snap_1"}}, "its snapshotHandle has to name this node"),
     ],

@@ -16,6 +16,7 @@ from provisioner.capacityledger import CapacityLedger
 from provisioner.clusterstate import ClusterCache
 from provisioner.metrics import Metrics
 from provisioner.nodecleanup import NodeCleanupController
+from provisioner.nodetracker import NodeTracker
 from tests.memorycluster import MemoryCluster
 from tests.unit.provisioner.leader import does, raises
 from tests.unit.provisioner.objects import affinity, claim_body, local_body, node_body, our_body, term
@@ -43,11 +44,13 @@ class CleanupHarness:
         self.metrics.class_changed("fast", None, read_storage_class({"metadata": {"name": "fast"}, "provisioner": "p"}))
         self.recorder = Recorder(cluster, "test")
         self.cache = ClusterCache(cluster, names.NAMESPACE, CapacityLedger())
+        self.tracker = NodeTracker(cluster)
         self.cleanup = NodeCleanupController(
             cluster,
             self.cache.volumes,
             self.recorder,
             self.metrics,
+            self.tracker,
             delay=delay,
             classes=classes,
             clock=self.clock,
@@ -81,7 +84,7 @@ async def working(
     cluster: MemoryCluster, delay: float | None = DELAY, classes: frozenset[str] = frozenset({CLASS})
 ) -> AsyncIterator[CleanupHarness]:
     harness = CleanupHarness(cluster, delay, set(classes))
-    parts = (harness.recorder, harness.cache, harness.cleanup)
+    parts = (harness.recorder, harness.cache, harness.tracker, harness.cleanup)
     tasks = [asyncio.create_task(part.run()) for part in parts]
     try:
         await harness.cache.wait_synced()

@@ -1,28 +1,40 @@
 """Which node a VolumeSnapshotContent is assigned to, and which claims are restored from a snapshot."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from contract import names, snapshot
-from contract.snapshot import FILESYSTEM_ANNOTATION, FINALIZER, SnapshotContent
+from contract.snapshot import FILESYSTEM_ANNOTATION, FINALIZER, HOSTNAME_ANNOTATION, SnapshotContent
 from contract.volume import BOUND, Original
 from kube.errors import Json
 from kube.events import Recorder
 from kube.records import VolumeSnapshot
-from kube.resources import CLAIMS, CLASSES, SNAPSHOT_CONTENTS, SNAPSHOTS, VOLUMES
+from kube.resources import CLAIMS, CLASSES, NODES, SNAPSHOT_CONTENTS, SNAPSHOTS, VOLUMES
 from provisioner import clonesource
 from provisioner.capacityledger import CapacityLedger
 from provisioner.clusterstate import ClusterCache
 from provisioner.decision import AvailableCapacity, Create, Decision, NodeCapacity, Refuse, Wait, decide
 from provisioner.main import Term
+from provisioner.nodetracker import NodeTracker
 from provisioner.snapshots import SnapshotController
 from tests.memorycluster import MemoryCluster
 from tests.sandbox import snapshots
 from tests.unit.provisioner.leader import leading, volume
-from tests.unit.provisioner.objects import GIB, claim, claim_body, class_body, our_body, published, storage_class
+from tests.unit.provisioner.objects import (
+    GIB,
+    claim,
+    claim_body,
+    class_body,
+    node_body,
+    our_body,
+    published,
+    storage_class,
+)
 from tests.waiting import drained, until
 
 SOURCE: dict[str, Any] = {"dataSource": {"apiGroup": snapshot.GROUP, "kind": "VolumeSnapshot", "name": "before"}}
@@ -173,6 +185,19 @@ def label(cluster: MemoryCluster, name: str = "content") -> str:
     return str((body["metadata"].get("labels") or {}).get(names.NODE_LABEL, ""))
 
 
+def annotations(cluster: MemoryCluster, name: str = "content") -> Json:
+    body = cluster.stored(SNAPSHOT_CONTENTS, name)
+    assert body
+    found: Json = body["metadata"]["annotations"]
+    return found
+
+
+def handle(cluster: MemoryCluster, name: str = "content") -> str:
+    body = cluster.stored(SNAPSHOT_CONTENTS, name)
+    assert body
+    return str((body.get("status") or {}).get("snapshotHandle", ""))
+
+
 def error(cluster: MemoryCluster, name: str = "content") -> str:
     body = cluster.stored(SNAPSHOT_CONTENTS, name)
     assert body
@@ -189,6 +214,7 @@ async def test_a_content_is_assigned_to_the_node_of_its_volume(serving: MemoryCl
     async with leading(serving):
         await until(lambda: label(serving) == "n1")
     assert not error(serving)
+    assert annotations(serving)[HOSTNAME_ANNOTATION] == "host-n1"
 
 
 def _without(field: str) -> Json:
@@ -246,6 +272,7 @@ async def test_a_snapshot_that_exists_is_found_on_the_node_of_its_handle(serving
         await until(lambda: label(serving, "found") == "n2")
         await until(lambda: error(serving, "gone"))
         await until(lambda: error(serving, "foreign"))
+    assert annotations(serving, "found")[HOSTNAME_ANNOTATION] == "host-n2"
     assert error(serving, "gone").startswith("there is no node n9 (any more)")
     assert error(serving, "foreign").startswith("snapshotHandle 'snap-0123' is none of elastic-local: write <node>/")
     assert (label(serving, "gone"), label(serving, "foreign")) == ("", "")
@@ -356,25 +383,82 @@ def _deleted(name: str, node: str, policy: str = "Delete") -> Json:
     return body
 
 
-async def test_a_deleted_snapshot_of_a_node_that_is_gone_is_let_go_after_the_delay(serving: MemoryCluster) -> None:
-    """Not one of a node that is there, nor one that is to be retained."""
-    now = 0.0
-    serving.put(SNAPSHOT_CONTENTS, _deleted("lost", "n9"))
-    serving.put(SNAPSHOT_CONTENTS, _deleted("retained", "n9", "Retain"))
-    serving.put(SNAPSHOT_CONTENTS, _deleted("served", "n2"))
+@asynccontextmanager
+async def delaying(serving: MemoryCluster, times: list[float]) -> AsyncIterator[SnapshotController]:
+    """The controller at work, with a delay of 60 s. `times`: the clock shows the last of them."""
     recorder, cache = Recorder(serving, "test"), ClusterCache(serving, names.NAMESPACE, CapacityLedger())
-    controller = SnapshotController(serving, cache, recorder, parallelism=2, node_loss_delay=60, clock=lambda: now)
-    tasks = [asyncio.create_task(part.run()) for part in (recorder, cache, controller.queue)]
-    await until(lambda: len(cache.contents.values()) == 3)
+    nodes = NodeTracker(serving)
+    controller = SnapshotController(
+        serving, cache, recorder, nodes, parallelism=2, node_loss_delay=60, clock=lambda: times[-1]
+    )
+    tasks = [asyncio.create_task(part.run()) for part in (recorder, cache, nodes, controller.queue)]
+    await until(lambda: cache.contents.synced)
+    await nodes.wait_synced()
     await drained(controller.queue)
-    assert len(serving.all(SNAPSHOT_CONTENTS)) == 3
-    now = 61.0
-    for name in ("lost", "retained", "served"):
-        controller.queue.add(name)
-    await until(lambda: serving.stored(SNAPSHOT_CONTENTS, "lost") is None)
-    await drained(controller.queue)
-    assert [body["metadata"]["name"] for body in serving.all(SNAPSHOT_CONTENTS)] == ["retained", "served"]
-    await until(lambda: serving.messages("NodeDeleted"))
+    yield controller
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
+
+
+async def test_a_deleted_snapshot_of_a_node_that_is_gone_is_let_go_after_the_delay(serving: MemoryCluster) -> None:
+    """Not one of a node that is there, nor one that is to be retained."""
+    times = [0.0]
+    serving.put(SNAPSHOT_CONTENTS, _deleted("lost", "n9"))
+    serving.put(SNAPSHOT_CONTENTS, _deleted("retained", "n9", "Retain"))
+    serving.put(SNAPSHOT_CONTENTS, _deleted("served", "n2"))
+    async with delaying(serving, times) as controller:
+        assert len(serving.all(SNAPSHOT_CONTENTS)) == 3
+        times.append(61)
+        for name in ("lost", "retained", "served"):
+            controller.queue.add(name)
+        await until(lambda: serving.stored(SNAPSHOT_CONTENTS, "lost") is None)
+        await drained(controller.queue)
+        assert [body["metadata"]["name"] for body in serving.all(SNAPSHOT_CONTENTS)] == ["retained", "served"]
+        await until(lambda: serving.messages("NodeDeleted"))
+
+
+def _of_node(name: str, node: str, **more: Any) -> Json:
+    """A content that was assigned to that node; its hostname label is as of `node_body`."""
+    body = content_body(name, node=node, **more)
+    body["metadata"]["annotations"][HOSTNAME_ANNOTATION] = f"host-{node}"
+    if "status" in body:
+        body["status"]["snapshotHandle"] = f"{node}/snap_uid-of-{name}"
+    return body
+
+
+async def test_snapshots_follow_a_node_that_was_registered_under_another_name(serving: MemoryCluster) -> None:
+    """Also one that is not made yet, and one that is deleted: its data is there to be removed."""
+    deleted = _of_node("deleted", "n2")
+    deleted["metadata"] |= {"deletionTimestamp": "2026-01-01T00:00:00Z"}
+    deleted["metadata"]["annotations"][snapshot.BEING_DELETED] = "yes"
+    for body in (_of_node("content", "n2"), _of_node("unmade", "n2", ready=False), deleted, _of_node("other", "n1")):
+        serving.put(SNAPSHOT_CONTENTS, body)
+    async with leading(serving) as term:
+        await until(lambda: term.cache.contents.synced)
+        await settled(term)
+        assert label(serving) == "n2"
+        serving.remove(NODES, "n2")
+        serving.put(NODES, node_body("renamed", "host-n2"))
+        await until(lambda: {label(serving, name) for name in ("content", "unmade", "deleted")} == {"renamed"})
+        await settled(term)
+    assert handle(serving) == "renamed/snap_uid-of-content"
+    assert (handle(serving, "unmade"), handle(serving, "deleted")) == ("", "renamed/snap_uid-of-deleted")
+    assert (label(serving, "other"), handle(serving, "other")) == ("n1", "n1/snap_uid-of-other")
+
+
+async def test_they_follow_none_of_two_with_its_hostname_and_are_not_let_go(serving: MemoryCluster) -> None:
+    deleted = _of_node("content", "n2")
+    deleted["metadata"] |= {"deletionTimestamp": "2026-01-01T00:00:00Z"}
+    deleted["metadata"]["annotations"][snapshot.BEING_DELETED] = "yes"
+    serving.put(SNAPSHOT_CONTENTS, deleted)
+    serving.remove(NODES, "n2")
+    for name in ("one", "two"):
+        serving.put(NODES, node_body(name, "host-n2"))
+    times = [0.0]
+    async with delaying(serving, times) as controller:
+        for now in (61.0, 122.0):
+            times.append(now)
+            controller.queue.add("content")
+            await drained(controller.queue)
+    assert (label(serving), handle(serving)) == ("n2", "n2/snap_uid-of-content")
