@@ -12,7 +12,7 @@ from command.options import ApiAccess, Form
 from command.running import cluster, patience, run
 from command.table import in_colour, show_data
 from kube.errors import ApiError
-from kube.transport import ConfigurationError
+from kube.kubeconfig import ConfigurationError
 
 _MARKS: Mapping[Verdict, tuple[str, Mapping[str, Any]]] = {
     Verdict.OK: ("ok     ", {"fg": typer.colors.GREEN}),

@@ -5,11 +5,8 @@ What a command does is imported when it runs: help and completion take a tenth o
 and the provisioner's process does not carry the daemon.
 """
 
-import asyncio
-import os
-from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -28,7 +25,6 @@ from command.options import (
 from command.programsettings import ProgramCommand
 from contract import names
 from flexdriver import bundle, installation
-from service.environment import SettingsError
 
 app = typer.Typer(
     help="Local volumes for Kubernetes: logical volumes of exactly the size a claim asks for.",
@@ -267,9 +263,9 @@ def daemon() -> None:
 
     Settings come from the environment, NODE_NAME above all.
     """
-    from daemon import node, settings
+    from command import programs
 
-    _run(lambda: node.run(settings.read(os.environ)))
+    programs.daemon()
 
 
 @app.command(cls=ProgramCommand)
@@ -278,15 +274,6 @@ def provisioner() -> None:
 
     Settings come from the environment. Run two: one leads, the other takes over.
     """
-    from provisioner import main, settings
+    from command import programs
 
-    _run(lambda: main.run(settings.read(os.environ)))
-
-
-def _run(program: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run a program until it ends. A wrong setting ends it before it began, with a line instead of a traceback."""
-    try:
-        asyncio.run(program())
-    except SettingsError as error:
-        typer.echo(f"elastic-local: {error}", err=True)
-        raise typer.Exit(2) from None
+    programs.provisioner()

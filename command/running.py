@@ -17,7 +17,7 @@ from host.command import CommandError
 from host.disks import NotADisk
 from kube.client import Cluster
 from kube.errors import ApiError
-from kube.transport import ConfigurationError
+from kube.kubeconfig import ConfigurationError
 from lvm import LvmError
 from service.environment import SettingsError
 

@@ -18,9 +18,9 @@ from contract.volume import PersistentVolume
 from daemon.cluster.ownerlookup import read_cluster_uid
 from kube.client import Cluster
 from kube.errors import ApiError
+from kube.kubeconfig import ConfigurationError
 from kube.records import Pod, read_node, read_pod
 from kube.resources import NODES, PODS, VOLUMES
-from kube.transport import ConfigurationError
 
 GONE = "gone"
 """State of a volume that was there, with --watch."""

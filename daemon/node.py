@@ -50,9 +50,9 @@ from kube.client import Cluster
 from kube.errors import ApiError
 from kube.events import Recorder
 from kube.informer import Informer
+from kube.kubeconfig import ConfigurationError
 from kube.records import Node, Pod, read_node, read_pod
 from kube.resources import NODES, PODS, VOLUMES
-from kube.transport import ConfigurationError
 from service import endpoints, logs
 from service.endpoints import HealthChecks
 from service.environment import SettingsError

@@ -1,6 +1,6 @@
 """The verbs of the API server: plain JSON objects in and out, typed errors, and an end to every request.
 
-The library's generated models are not used, because building them costs more than the request itself. Each request
+There are no generated models, because building them costs more than the request itself. Each request
 has a total deadline, from the first byte sent to the last one read, so a server that hangs is only one that fails.
 There is no client-side rate limit: the server has its own, and answers 429 with a time, which comes out as
 Unreachable.
@@ -14,9 +14,10 @@ from types import TracebackType
 
 import aiohttp
 
+from kube import kubeconfig as configuration
 from kube.errors import Json, Unreachable, from_status
 from kube.resources import Resource
-from kube.transport import Transport, load_configuration
+from kube.transport import Transport
 
 MERGE = "application/merge-patch+json"
 STRATEGIC = "application/strategic-merge-patch+json"
@@ -57,9 +58,9 @@ class Cluster:
         program: str = "elastic-local",
         deadline: float = 30.0,
     ) -> "Cluster":
-        """Reads the configuration (transport.load_configuration) and opens no connection yet. `deadline`: seconds for
+        """Reads the configuration (kubeconfig.load) and opens no connection yet. `deadline`: seconds for
         each request. `program` names us in the server's audit log. Raises ConfigurationError."""
-        return cls(Transport(await load_configuration(kubeconfig, context), kubeconfig, program, context), deadline)
+        return cls(Transport(await configuration.load(kubeconfig, context), kubeconfig, program, context), deadline)
 
     def guarded(self, before_write: Callable[[], None]) -> "Cluster":
         """This connection, over which nothing is written unless `before_write`, asked at the last moment, lets it pass:

@@ -1,73 +1,42 @@
 """One HTTP request to the API server: credentials, connections, and the answer or a typed error.
 
-The library (kubernetes.aio) has the session, TLS and the authentication. Its own retries stay off, because the
-informer, the work queue and the events have theirs. Two things are ours. Credentials are read again when the server
-refuses them: tokens and certificates in files rotate, and a program that must run for months can't wait for its next
-start. And connections get TCP keepalive: a watch is silent for minutes, and a server that lost power says nothing.
+aiohttp has the session and TLS, kubeconfig.py what to say there. There are no retries here, because the informer, the
+work queue and the events have theirs. Credentials are read again when the server refuses them: tokens and certificates
+in files rotate, and a program that must run for months can't wait for its next start. And connections get TCP
+keepalive: a watch is silent for minutes, and a server that lost power says nothing.
 
 Who may only write while a condition holds has it checked here, as late as a process can: after the wait for a
 connection, after new credentials, at each try, right before the bytes go to the kernel. What the kernel has is sent
 even if the process is stopped then; for that there are the preconditions of the API.
-
-Where the API server is and who we are comes from the library's configuration: kubeconfig files (certificates, tokens,
-exec plugins, OIDC) and a pod's service account. Ours is the order in which they are looked for, and an error that says
-what to set.
 """
 
 import asyncio
 import json
 import logging
-import os
 import socket
+import ssl
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlencode
 from urllib.request import getproxies_environment
 
 import aiohttp
-import yaml
-from kubernetes.aio.client import ApiClient, Configuration
-from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
+from yarl import URL
 
+from kube import kubeconfig
 from kube.errors import ApiError, Json, Unauthorized, from_status
-
-
-class ConfigurationError(Exception):
-    """No API server can be reached with what is configured: says where it was looked for and what to set."""
-
-
-async def load_configuration(kubeconfig: str | None, context: str | None = None) -> Configuration:
-    """The configuration of `kubeconfig`, else $KUBECONFIG, else the pod's service account, else ~/.kube/config.
-    `context`: of that file, None: its current one.
-
-    Raises ConfigurationError."""
-    configuration = Configuration()
-    home = Path.home() / ".kube" / "config"
-    path = kubeconfig or os.environ.get("KUBECONFIG")
-    try:
-        if not path and not context and "KUBERNETES_SERVICE_HOST" in os.environ:
-            load_incluster_config(configuration)
-            return configuration
-        if not path and not home.exists():
-            raise ConfigurationError(
-                f"no API server is configured: set KUBECONFIG, or create {home}, or run in a pod with a service account"
-            )
-        await load_kube_config(
-            path or str(home), context=context, client_configuration=configuration, persist_config=False
-        )
-    except (ConfigException, OSError, yaml.YAMLError, TypeError) as error:
-        source = f"kubeconfig {path or home}" if path or home.exists() else "the pod's service account"
-        raise ConfigurationError(f"{source} can't be used: {error}") from error
-    return configuration
-
+from kube.kubeconfig import ConfigurationError, Connection
 
 _log = logging.getLogger(__name__)
 _CONNECTIONS = 256
 _CONNECT_SECONDS = 10.0
 _RENEWAL_INTERVAL = 5.0
+_TOKEN_READ_INTERVAL = 60.0
+"""Seconds: the kubelet replaces a pod's token at 80 % of its life, which is ten minutes or more."""
 _KEEPALIVE_IDLE, _KEEPALIVE_INTERVAL, _KEEPALIVE_PROBES = 15, 5, 3
 
 _before_bytes: ContextVar[Callable[[], None]] = ContextVar("_before_bytes")
@@ -78,33 +47,31 @@ class Transport:
     """To be made inside the event loop that uses it."""
 
     def __init__(
-        self, configuration: Configuration, kubeconfig: str | None, program: str, context: str | None = None
+        self, connection: Connection, kubeconfig: str | None, program: str, context: str | None = None
     ) -> None:
-        """`kubeconfig` and `context`: where the configuration came from, to read it again."""
+        """`kubeconfig` and `context`: where the connection came from, to read it again. Raises ConfigurationError."""
+        self._connection = connection
         self._kubeconfig = kubeconfig
         self._context = context
-        self._api = ApiClient(configuration)
-        self._api.user_agent = program
-        self._connector = aiohttp.TCPConnector(
-            limit=_CONNECTIONS, ssl=self._api.rest_client.ssl_context, socket_factory=_socket
-        )
+        self._token_read = time.monotonic()
+        self._tls = _tls(connection)
         # The name is misleading: it is called with a piece of the body that is about to be written. The headers wait
         # for the first one, and all requests that write have a body.
         sending = aiohttp.TraceConfig()
         sending.on_request_chunk_sent.append(_check)
-        configuration.client_session_kwargs = {
-            "connector": self._connector,
-            "trace_configs": [sending],
-            "cookie_jar": aiohttp.DummyCookieJar(),
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=_CONNECTIONS, ssl=self._tls, socket_factory=_socket),
+            headers={"Accept": "application/json", "User-Agent": program},
+            cookie_jar=aiohttp.DummyCookieJar(),
             # It asks the environment, and a file of passwords, in a thread for each request.
-            "trust_env": bool(getproxies_environment()),
-        }
+            trust_env=bool(getproxies_environment()),
+            trace_configs=[sending],
+        )
         self._renewing = asyncio.Lock()
         self._renewed = -_RENEWAL_INTERVAL
 
     async def close(self) -> None:
-        await self._api.close()
-        await self._connector.close()
+        await self._session.close()
 
     async def open(
         self,
@@ -124,24 +91,29 @@ class Transport:
         here."""
 
         async def send() -> aiohttp.ClientResponse:
-            headers = {"Accept": "application/json", "Content-Type": content_type, **self._api.default_headers}
-            try:
-                await self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
-            except ConfigException as error:
-                raise Unauthorized(0, "", f"the service account's token can't be read: {error}") from error
+            headers = [*self._connection.impersonation, *self._credentials()]
+            if content is not None:
+                headers.append(("Content-Type", content_type))
             _before_bytes.set(before_bytes)
             try:
-                answer = await self._api.call_api(method, url, headers, body, _request_timeout=timeout)
+                return await self._session.request(
+                    method,
+                    url,
+                    headers=headers,
+                    data=content,
+                    timeout=timeout,
+                    server_hostname=self._connection.server_name or None,
+                    proxy=self._connection.proxy or None,
+                )
             except aiohttp.ClientConnectionError as error:
                 if isinstance(error.__cause__, ApiError):
                     raise error.__cause__ from None
                 raise
-            response: aiohttp.ClientResponse = answer.response
-            return response
 
+        content = None if body is None else json.dumps(body).encode()
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=silence)
         given = {key: value for key, value in (query or {}).items() if value}
-        url = self._api.configuration.host + path + (f"?{urlencode(given)}" if given else "")
+        url = URL(self._connection.server + path + (f"?{urlencode(given)}" if given else ""), encoded=True)
         response = await send()
         if response.status == 401 and await self._renew_credentials():
             response.close()
@@ -152,6 +124,17 @@ class Transport:
             text = await response.text(errors="replace")
         raise from_status(_status_body(text), response.status, _seconds(response.headers.get("Retry-After")))
 
+    def _credentials(self) -> list[tuple[str, str]]:
+        """Raises Unauthorized."""
+        file = self._connection.token_file
+        if file is not None and time.monotonic() - self._token_read > _TOKEN_READ_INTERVAL:
+            try:
+                self._connection = replace(self._connection, authorization=kubeconfig.read_token(file))
+            except (OSError, ValueError) as error:
+                raise Unauthorized(0, "", f"our token can't be read: {error}") from error
+            self._token_read = time.monotonic()
+        return [("Authorization", self._connection.authorization)] if self._connection.authorization else []
+
     async def _renew_credentials(self) -> bool:
         """Reads the configuration again, because tokens and certificates in files rotate and exec plugins hand out
         short-lived ones. True: worth another try. Those who fail together share one renewal."""
@@ -160,15 +143,42 @@ class Transport:
                 return True
             self._renewed = time.monotonic()
             try:
-                fresh = await load_configuration(self._kubeconfig, self._context)
-                if fresh.cert_file:
-                    self._api.rest_client.ssl_context.load_cert_chain(fresh.cert_file, fresh.key_file)
-            except (ConfigurationError, OSError) as error:
+                fresh = await kubeconfig.load(self._kubeconfig, self._context)
+                _identify(self._tls, fresh)
+            except ConfigurationError as error:
                 _log.warning("the API server refuses our credentials, and there are no new ones: %s", error)
                 return False
-            self._api.configuration.api_key = fresh.api_key
-            self._api.configuration.refresh_api_key_hook = fresh.refresh_api_key_hook
+            # Not the server: the same requests must not go on elsewhere.
+            self._connection = replace(self._connection, authorization=fresh.authorization, token_file=fresh.token_file)
+            self._token_read = time.monotonic()
             return True
+
+
+def _tls(connection: Connection) -> ssl.SSLContext:
+    """Raises ConfigurationError."""
+    try:
+        context = ssl.create_default_context(cadata=connection.authority or None)
+    except ssl.SSLError as error:
+        raise ConfigurationError(f"the certificate authority of {connection.server} can't be used: {error}") from error
+    if not connection.verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    _identify(context, connection)
+    return context
+
+
+def _identify(context: ssl.SSLContext, connection: Connection) -> None:
+    """Connections that begin from now on have the client's certificate. OpenSSL takes it from a file only: one that
+    nobody else can read, and that is gone at once. Raises ConfigurationError."""
+    if not connection.certificate:
+        return
+    with tempfile.NamedTemporaryFile("w") as pair:
+        pair.write(f"{connection.certificate}\n{connection.key}")
+        pair.flush()
+        try:
+            context.load_cert_chain(pair.name)
+        except ssl.SSLError as error:
+            raise ConfigurationError(f"the client's certificate or key can't be used: {error}") from error
 
 
 async def _check(*_: object) -> None:

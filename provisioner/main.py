@@ -10,7 +10,7 @@ import logging
 from kube import leadership
 from kube.client import Cluster
 from kube.events import Recorder
-from kube.transport import ConfigurationError
+from kube.kubeconfig import ConfigurationError
 from provisioner.capacityledger import CapacityLedger
 from provisioner.claims import ClaimController
 from provisioner.clusterstate import ClusterCache

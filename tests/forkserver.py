@@ -43,6 +43,7 @@ _PRELOADED = (
     "command.capacity",
     "command.doctor",
     "command.main",
+    "command.programs",
     "command.vg",
     "command.volumes",
     "daemon.node",

@@ -3,8 +3,7 @@
 There are three sources, because none reports everything: the kernel's uevents of block devices, inotify on the
 discovery folders (a link or a folder was created there), and the mount table, which signals changes with POLLPRI
 (proc_pid_mounts(5)). They only trigger a pass, which looks for itself, so a lost or meaningless event does no harm. A
-source that the node refuses is reported once and done without. pyroute2's own Inotify is not used: it needs a
-thread, can't remove a watch, and does not notice a watch that the kernel refuses.
+source that the node refuses is reported once and done without.
 
 One disk that is plugged in makes a dozen events, a booting node makes thousands, and one on which pods come and go
 never falls silent. So the delay from event to pass grows while events keep coming, but not beyond what people who have
@@ -18,11 +17,10 @@ import ctypes
 import logging
 import os
 import select
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-
-from pyroute2.netlink.uevent import MONITOR_GROUP_KERNEL, AsyncUeventSocket
 
 from host.diskthreads import DiskThreads, Hung
 from kube.backoff import Backoff
@@ -67,6 +65,11 @@ class Debouncer:
         self._pass_started = clock()
 
 
+# include/uapi/linux/netlink.h; the group is that of lib/kobject_uevent.c
+_NETLINK_KOBJECT_UEVENT, _FROM_KERNEL = 15, 1
+_UEVENT_BYTES = 8192
+"""More than the kernel's UEVENT_BUFFER_SIZE, and a line of what it was about before that."""
+_BLOCK_DEVICE = b"SUBSYSTEM=block"
 # include/uapi/linux/inotify.h
 _IN_MOVED_FROM, _IN_MOVED_TO, _IN_CREATE, _IN_DELETE = 0x40, 0x80, 0x100, 0x200
 _IN_DELETE_SELF, _IN_MOVE_SELF, _IN_ONLYDIR = 0x400, 0x800, 0x01000000
@@ -80,25 +83,26 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 async def watch_uevents(trigger: Trigger) -> None:
     """Triggers at each uevent of a block device, for ever."""
+    loop = asyncio.get_running_loop()
     failures, backoff = 0, Backoff(first=1, factor=4, limit=300)
     while True:
-        socket = AsyncUeventSocket()
         try:
-            await socket.bind(MONITOR_GROUP_KERNEL)
-            while True:
-                async for event in socket.get():
+            with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, _NETLINK_KOBJECT_UEVENT) as events:
+                events.setblocking(False)
+                events.bind((0, _FROM_KERNEL))
+                trigger()  # what happened while nobody listened
+                while True:
+                    event = await loop.sock_recv(events, _UEVENT_BYTES)
                     failures = 0
-                    if event.get("SUBSYSTEM") == "block":
+                    if _BLOCK_DEVICE in event.split(b"\0"):
                         trigger()
-        except Exception as error:
+        except OSError as error:
             failures += 1
             log.log(
                 logging.WARNING if failures == 1 else logging.DEBUG,
                 "uevents can't be received, new disks may only be found once per period: %s",
                 error,
             )
-        finally:
-            socket.close()
         await asyncio.sleep(backoff.delay(failures))
 
 

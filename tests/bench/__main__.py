@@ -6,11 +6,12 @@ when the machine's speed drifts.
 
 import asyncio
 
-from tests.bench import callout, erase, journey, plug, snapshots
+from tests.bench import callout, erase, journey, memory, plug, snapshots
 
 
 async def main() -> None:
     callout.main()
+    await memory.main()
     await journey.main()
     await erase.main()
     await plug.main()

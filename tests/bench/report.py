@@ -12,3 +12,8 @@ def line(name: str, seconds: Sequence[float], yardstick: Sequence[float] | None 
         pairs = [ours / theirs for ours, theirs in zip(seconds, yardstick, strict=True)]
         ratio = f"  ratio {median(pairs):.2f}"
     print(f"{name:<58} {median(seconds) * 1000:8.1f} ms  ({spread}, n={len(seconds)}){ratio}", flush=True)
+
+
+def memory(name: str, sizes: Sequence[int]) -> None:
+    """Print a series of sizes in bytes."""
+    print(f"{name:<58} {median(sizes) / 2**20:8.1f} MiB (n={len(sizes)})", flush=True)

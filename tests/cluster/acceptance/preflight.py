@@ -3,8 +3,8 @@
 from contract import capacity, names, quantity
 from kube.client import Cluster
 from kube.errors import ApiError, NotFound
+from kube.kubeconfig import ConfigurationError
 from kube.resources import CAPACITIES, CLASSES, DRIVERS
-from kube.transport import ConfigurationError
 
 CLASSES_SHIPPED = ("elastic-local", "elastic-local-xfs", "elastic-local-thin")
 _NEEDED = "512Mi"

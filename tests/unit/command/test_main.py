@@ -45,12 +45,29 @@ def imported(statement: str) -> set[str]:
 
 
 def test_help_and_completion_load_nothing_of_what_the_words_do() -> None:
-    assert not imported("import command.main") & {"aiohttp", "kubernetes", "pyroute2", "daemon", "provisioner", "lvm"}
+    assert not imported("import command.main") & {"aiohttp", "yaml", "daemon", "provisioner", "lvm"}
 
 
 def test_the_provisioner_does_not_carry_the_daemon() -> None:
     loaded = imported("import command.main, provisioner.main")
-    assert not loaded & {"daemon", "lvm", "host", "pyroute2", "rich"}
+    assert not loaded & {"daemon", "lvm", "host", "grpclib", "rich"}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_program_runs_without_what_commands_need(program: str) -> None:
+    run = f"""
+import os, sys
+from command import programs
+sys.argv[1:] = [{program!r}]
+os.environ.update(NODE_NAME="n", LOG_LEVEL="LOUD")
+try:
+    programs.main()
+except SystemExit as ended:
+    assert ended.code == 2
+"""
+    loaded = imported(run)
+    assert {program, "aiohttp"} <= loaded
+    assert not loaded & {"typer", "pydantic", "rich"}
 
 
 def test_every_answer_can_be_had_as_json() -> None:

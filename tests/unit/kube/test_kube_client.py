@@ -8,7 +8,7 @@ import pytest
 import yaml
 from aiohttp import web
 
-from kube import transport
+from kube import kubeconfig, transport
 from kube.client import MERGE, STRATEGIC, Cluster
 from kube.errors import (
     AlreadyExists,
@@ -22,8 +22,8 @@ from kube.errors import (
     Unauthorized,
     Unreachable,
 )
+from kube.kubeconfig import ConfigurationError
 from kube.resources import CLAIMS, LEASES, NODES, VOLUMES
-from kube.transport import ConfigurationError, load_configuration
 from tests.ports import reserved_port
 from tests.unit.kube.apiserver import (
     ApiServer,
@@ -416,10 +416,10 @@ async def test_a_context_of_the_kubeconfig_is_taken(tmp_path: Path) -> None:
             }
         )
     )
-    assert (await load_configuration(str(file))).host == clusters["near"]
-    assert (await load_configuration(str(file), "far")).host == clusters["far"]
+    assert (await kubeconfig.load(str(file))).server == clusters["near"]
+    assert (await kubeconfig.load(str(file), "far")).server == clusters["far"]
     with pytest.raises(ConfigurationError, match="elsewhere"):
-        await load_configuration(str(file), "elsewhere")
+        await kubeconfig.load(str(file), "elsewhere")
 
 
 async def test_a_request_takes_no_thread(cluster: Cluster, server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -439,6 +439,6 @@ async def test_a_proxy_of_the_environment_is_used(
     async with serving(server) as proxy:
         monkeypatch.setenv("http_proxy", proxy)
         server.next(f"GET {VOLUMES.path()}", page(["pv"], "7"))
-        kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", "http://api.invalid")
-        async with await Cluster.connect(kubeconfig, deadline=5) as cluster:
+        file = write_kubeconfig(tmp_path / "kubeconfig", "http://api.invalid")
+        async with await Cluster.connect(file, deadline=5) as cluster:
             assert [body["metadata"]["name"] for body in await cluster.list(VOLUMES)] == ["pv"]
