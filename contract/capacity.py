@@ -43,7 +43,7 @@ class Capacity:
     shared: int = 0
     """What volumes of these pools and this one together may take."""
     block: bool = False
-    """Whether its volumes can be raw block devices (volumeMode Block): folders can't."""
+    """Whether its volumes are devices, which can be raw (volumeMode Block) and have I/O limits: folders can't."""
 
     def free(self, reserved: Callable[[str], int]) -> int:
         """Bytes that are not reserved, by what is known to be `reserved` in each of the node's pools. Can be

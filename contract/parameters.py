@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any
 
-from contract import filesystems, fsrules
+from contract import filesystems, fsrules, quantity
 from contract.filesystems import FILESYSTEMS, RAW, OptionRefused
 
 SIZE_OPTION = "size"
@@ -82,6 +82,17 @@ def _stripes(text: str) -> int:
     return stripes
 
 
+def _between(least: int, most: int) -> Callable[[str], int]:
+    """A whole quantity. Fewer would keep a pod's processes waiting for minutes, in a way that can't be interrupted."""
+
+    def read(text: str) -> int:
+        if not least <= (figure := quantity.parse(text)) <= most:
+            raise ValueError
+        return figure
+
+    return read
+
+
 def _one_of(*allowed: str) -> Callable[[str], str]:
     def read(text: str) -> str:
         if text not in allowed:
@@ -100,6 +111,14 @@ class _Key:
     read: Callable[[str], object]
     """Raises ValueError or KeyError."""
     thin_only: bool = False
+
+
+def _bandwidth(name: str) -> _Key:
+    return _Key(name, "a quantity of bytes a second from 64Ki to 1Ti, such as 100Mi", _between(64 << 10, 1 << 40))
+
+
+def _iops(name: str) -> _Key:
+    return _Key(name, "operations a second from 10 to 100M, such as 500 or 2k", _between(10, 100_000_000))
 
 
 def _parameter(key: _Key, default: Any) -> Any:
@@ -136,6 +155,11 @@ class VolumeParameters:
     raid: str = _parameter(_Key("raid", f"{LINEAR} {RAID1}", _one_of(LINEAR, RAID1)), default=LINEAR)
     erase: str = _parameter(_Key("erase", " ".join(ERASE), _one_of(*ERASE)), default=ZERO)
     """What becomes of the data when the volume is removed. The default is the one after which nobody can read it."""
+    read_bandwidth: int = _parameter(_bandwidth("readBandwidth"), default=0)
+    """Bytes a second that each pod may read from the volume. 0: no limit. The others likewise."""
+    write_bandwidth: int = _parameter(_bandwidth("writeBandwidth"), default=0)
+    read_iops: int = _parameter(_iops("readIOPS"), default=0)
+    write_iops: int = _parameter(_iops("writeIOPS"), default=0)
 
     @property
     def needs_thick(self) -> bool:
@@ -146,6 +170,17 @@ class VolumeParameters:
     def block(self) -> bool:
         """It is a raw block device: volumeMode Block."""
         return self.filesystem == RAW
+
+    @property
+    def limits_io(self) -> bool:
+        """Pods may not read or write as much of it as they like."""
+        return bool(self.read_bandwidth or self.write_bandwidth or self.read_iops or self.write_iops)
+
+    @property
+    def needs_device(self) -> bool:
+        """It can't be a folder: it is a block device to its pod, or its I/O is limited, which the kernel does by
+        device."""
+        return self.block or self.limits_io
 
     @property
     def minimum_size(self) -> int:

@@ -241,9 +241,9 @@ def _unsupported(claim: Claim, provisioner: str, volume_source: str) -> str:
     return ""
 
 
-_NO_BLOCK = (
-    f"can't have volumes of this class with volumeMode {BLOCK} (BINDMOUNT keeps them in folders, or its "
-    "elastic-local daemon is of an older version)"
+_NO_DEVICE = (
+    f"can't have volumes of this class with volumeMode {BLOCK} or with I/O limits (BINDMOUNT keeps them in folders, or "
+    "its elastic-local daemon is of an older version)"
 )
 
 
@@ -268,8 +268,8 @@ def _on_selected_node(
             f"node {node} publishes no capacity for this class (is its elastic-local daemon ready?): another node is "
             "asked for"
         )
-    if layout.block and not on_node.published.block:
-        return Reschedule(f"node {node} {_NO_BLOCK}: another node is asked for")
+    if layout.needs_device and not on_node.published.block:
+        return Reschedule(f"node {node} {_NO_DEVICE}: another node is asked for")
     if required_bytes(claim, layout, on_node) > on_node.free:
         return Reschedule(
             f"{request_text(claim, layout, on_node)}, node {node} has {free_text(on_node)}: another node is asked for"
@@ -289,8 +289,8 @@ def _beside_source(
     beside = f"node {node}, where {claim.data_source_name} lives,"
     if on_node is None:
         return Refuse(f"{beside} publishes no capacity for this class: is its elastic-local daemon ready?")
-    if layout.block and not on_node.published.block:
-        return Refuse(f"{beside} {_NO_BLOCK}: use a class of another kind")
+    if layout.needs_device and not on_node.published.block:
+        return Refuse(f"{beside} {_NO_DEVICE}: use a class of another kind")
     if required_bytes(claim, layout, on_node) > on_node.free:
         return Refuse(f"{request_text(claim, layout, on_node)}, {beside} has {free_text(on_node)}: free up space there")
     return Create(claim.requested, layout, on_node.published, source.original)
@@ -300,9 +300,9 @@ def on_any_node(claim: Claim, layout: VolumeParameters, available: AvailableCapa
     """The first pod chooses the node, so all that can be asked is that there is one to choose."""
     if not available.nodes:
         return Refuse("no node publishes capacity for this class: is the elastic-local daemon ready on any?")
-    nodes = [on_node for on_node in available.nodes if on_node.published.block or not layout.block]
+    nodes = [on_node for on_node in available.nodes if on_node.published.block or not layout.needs_device]
     if not nodes:
-        return Refuse(f"each node {_NO_BLOCK}: use a class of another kind")
+        return Refuse(f"each node {_NO_DEVICE}: use a class of another kind")
     best = max(nodes, key=lambda on_node: on_node.free - required_bytes(claim, layout, on_node))
     if required_bytes(claim, layout, best) > best.free:
         return Refuse(

@@ -68,7 +68,7 @@ def fit_volumes(
     placed = []
     for request in requests:
         capacity = published(request.storage_class)
-        if capacity and request.parameters.block and not capacity.block:
+        if capacity and request.parameters.needs_device and not capacity.block:
             capacity = None
         required = footprint(request.size, request.parameters, capacity.granularity) if capacity else 0
         placed.append((request, capacity, required))
@@ -115,8 +115,9 @@ def shortage(pod: Pod, node: str, fits: Sequence[VolumeFit], *, cautious: bool =
     """Why a node has no capacity for all of them, empty when it has."""
     for fit in fits:
         if fit.capacity is None:
+            devices = "block devices of " if fit.request.parameters.needs_device else ""
             return (
-                f"node {node} publishes no capacity for {'block devices of ' if fit.request.parameters.block else ''}"
+                f"node {node} publishes no capacity for {devices}"
                 f"the class of claim {fit.request.claim}, which pod {pod.name} needs too"
             )
     for fit in fits:

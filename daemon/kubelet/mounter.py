@@ -19,19 +19,22 @@ from daemon.cluster.nodevolumes import NodeAssigner, record_made, volume_spec
 from daemon.cluster.reconcile import GROWTH_FAILED
 from daemon.errors import NotGranted, Undecided, VolumeError, WrongMode
 from daemon.kubelet.authorization import Authorization, Authorizer, PodHint
+from daemon.kubelet.iolimits import PodIoLimits
 from daemon.kubelet.podfolder import PodFolder
 from daemon.storage.inventory import Volume
 from daemon.storage.record import VolumeSpec
 from daemon.storage.volumes import Volumes
+from host.cgroup import IoLimits, NoIoController
 from kube.client import Cluster
 from kube.errors import ApiError
 from kube.events import Recorder
-from kube.records import Node
+from kube.records import Node, Pod
 from service.logs import about
 
 log = logging.getLogger(__name__)
 
 READ_WRITE_ONCE_POD = "ReadWriteOncePod"
+IO_LIMITS_NOT_SET = "VolumeIOLimitsNotSet"
 
 _PATIENCE = 20.0
 """Seconds that a mount waits for the daemon to have found its node: well within the kubelet's own deadline."""
@@ -53,9 +56,10 @@ class NodeContext:
 class Mounter:
     """Mounts the volumes of one node for its kubelet. Methods raise VolumeError, worded for the pod's owner."""
 
-    def __init__(self, volumes: Volumes, kubelet_root: Path) -> None:
+    def __init__(self, volumes: Volumes, kubelet_root: Path, io_limits: PodIoLimits | None = None) -> None:
         self.kubelet_root = kubelet_root
         self._volumes = volumes
+        self._io_limits = io_limits or PodIoLimits()
         self._context: asyncio.Future[NodeContext] = asyncio.get_running_loop().create_future()
 
     def set_context(self, context: NodeContext) -> None:
@@ -86,8 +90,23 @@ class Mounter:
                     raise
                 if mounted.shortfall:
                     _report_smaller(context.events, pv, str(mounted.shortfall))
+                if spec.parameters.limits_io:
+                    await self._limit_io(context, spec, authorization.pod)
                 log.info("mounted%s", " read-only" if authorization.read_only else "")
                 return mounted.anew
+
+    async def _limit_io(self, context: NodeContext, spec: VolumeSpec, pod: Pod) -> None:
+        """Holds the pod to the limits of the volume's class. Where that can't be, it starts without them, and an event
+        says so: a node of another kind is no reason to keep a database down."""
+        of_class = spec.parameters
+        limits = IoLimits(of_class.read_bandwidth, of_class.write_bandwidth, of_class.read_iops, of_class.write_iops)
+        try:
+            await self._io_limits.set(pod.uid, await self._volumes.device_number(spec.pv), limits)
+        except (NoIoController, VolumeError, OSError) as error:
+            log.warning("the I/O limits of its class are not set: %s", error)
+            context.events.warning(
+                pod.reference, IO_LIMITS_NOT_SET, f"volume {spec.pv} is mounted without its I/O limits: {error}"
+            )
 
     async def unmount(self, folder: PodFolder) -> None:
         with about(volume=folder.name, pod=folder.pod_uid):

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import logging
 import os
+import stat
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -100,6 +101,18 @@ class Staging:
     def mounted(self, pv: str) -> Mount | None:
         """The staging mount of the volume."""
         return top(mounttable.read(), self.path(pv))
+
+    def device_number(self, pv: str) -> int:
+        """Of the block device that the staged volume is on. Raises VolumeNotFound when nothing is staged, or a folder
+        is."""
+        staged = self.mounted(pv)
+        if staged is None:
+            raise VolumeNotFound(f"volume {pv} is not mounted at {self.path(pv)}")
+        # What the table has for btrfs is not the number of its device.
+        number = self.path(pv).stat().st_rdev if is_device(staged) else _number(staged.source)
+        if not number:
+            raise VolumeNotFound(f"volume {pv} is not on a device of its own")
+        return number
 
     def folders(self) -> list[Path]:
         """Where filesystems of volumes are mounted now."""
@@ -238,6 +251,15 @@ class Staging:
             yield descriptor
         finally:
             os.close(descriptor)
+
+
+def _number(device: str) -> int:
+    """Of the device of that name. 0: there is none."""
+    try:
+        found = Path(device).stat()
+    except OSError:
+        return 0
+    return found.st_rdev if stat.S_ISBLK(found.st_mode) else 0
 
 
 def top(table: Sequence[Mount], path: Path) -> Mount | None:

@@ -219,6 +219,11 @@ class Volumes:
         with _volume_errors(pv):
             return await self._disks.at(pv, partial(self._staging.usage, pv, target))
 
+    async def device_number(self, pv: str) -> int:
+        """Of the block device of a volume that is mounted. Raises VolumeNotFound when it is not, or is a folder."""
+        with _volume_errors(pv):
+            return await to_thread(self._staging.device_number, pv)
+
     async def release(self, pv: str) -> None:
         """The volume is mounted nowhere on this node. Raises InUse, naming who uses it."""
         await self._run_queued("release", pv, None, lambda: self._disks.at(pv, partial(self._staging.release, pv)))

@@ -35,6 +35,18 @@ def test_a_raw_block_device_has_no_filesystem_options() -> None:
         parameters.parse({"fsType": "raw"}, block=True)
 
 
+def test_limits_of_io_are_whole_figures_within_bounds_and_need_a_device() -> None:
+    limited = parameters.parse({"readBandwidth": "100Mi", "writeIOPS": "1k"})
+    assert (limited.read_bandwidth, limited.write_iops) == (100 << 20, 1000)
+    assert limited.needs_device
+    assert not VolumeParameters().needs_device
+    assert parameters.to_options(limited, 5) == {"size": "5", "readBandwidth": "104857600", "writeIOPS": "1000"}
+    for key, values in {"writeBandwidth": ("63Ki", "2Ti", "fast", "-1Gi"), "readIOPS": ("9", "1G", "0")}.items():
+        for value in values:
+            with pytest.raises(ParameterError, match=f"'{key}' is '{value}': allowed"):
+                parameters.parse({key: value})
+
+
 def test_a_class_without_parameters_is_the_default() -> None:
     assert parameters.parse({}) == VolumeParameters()
     assert parameters.to_options(VolumeParameters(), 5) == {"size": "5"}
@@ -50,6 +62,7 @@ def test_a_class_without_parameters_is_the_default() -> None:
         ({"thin": "false", "volumeGroup": "nvme", "stripes": "3"}, []),
         ({"raid": "raid1", "erase": "discard"}, []),
         ({"erase": "none"}, []),
+        ({"readBandwidth": "1.5Gi", "writeBandwidth": "64Ki", "readIOPS": "2k", "writeIOPS": "10"}, []),
         ({"device-class": "nvme-2", "thin": "true"}, []),
     ],
 )

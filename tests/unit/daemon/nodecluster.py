@@ -237,6 +237,11 @@ class Unmounted:
     mounts: list[tuple[str, bool]] = field(default_factory=list)
     unmounts: list[PodFolder] = field(default_factory=list)
     shortfall: VolumeError | None = None
+    device: int = 1
+    """The number of the device that they are on."""
+
+    async def device_number(self, pv: str) -> int:
+        return self.device
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.volumes, name)

@@ -134,7 +134,11 @@ def test_a_block_volume_has_no_filesystem_whatever_its_class_says() -> None:
 def test_a_block_volume_goes_to_no_node_that_keeps_folders() -> None:
     decision = decided(volumeMode="Block", fields=CSI_CLASS, available=FOLDERS)
     assert isinstance(decision, Reschedule)
-    assert "node n1 can't have volumes of this class with volumeMode Block (BINDMOUNT" in decision.why
+    assert (
+        "node n1 can't have volumes of this class with volumeMode Block or with I/O limits (BINDMOUNT" in decision.why
+    )
+    limited = {"parameters": {"writeBandwidth": "10Mi"}}
+    assert decided(fields=limited, available=FOLDERS) == decision
     assert isinstance(decided(fields=CSI_CLASS, available=FOLDERS), Create)
 
 

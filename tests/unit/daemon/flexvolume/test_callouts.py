@@ -2,6 +2,7 @@
 what needs no API server."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -16,6 +17,7 @@ from daemon.flexvolume.callouts import NodeCallouts
 from daemon.flexvolume.calls import Expand, Mount, Unmount
 from daemon.kubelet import mounter
 from daemon.kubelet.authorization import Authorizer
+from daemon.kubelet.iolimits import PodIoLimits
 from daemon.kubelet.mounter import Mounter, NodeContext
 from kube.client import Cluster
 from kube.informer import Informer
@@ -39,12 +41,13 @@ KUBELET = Path("/var/lib/kubelet")
 
 
 class Serving:
-    def __init__(self, parts: NodeParts, pods: Informer[Pod]) -> None:
+    def __init__(self, parts: NodeParts, pods: Informer[Pod], cgroups: Path) -> None:
         self.parts = parts
         self.cluster: Cluster = parts.cluster
         self.volumes = Unmounted(parts.volumes)
         self.enqueued: list[str] = []
-        self.mounter = Mounter(self.volumes, KUBELET)  # type: ignore[arg-type]
+        io_limits = PodIoLimits(cgroups)
+        self.mounter = Mounter(self.volumes, KUBELET, io_limits)  # type: ignore[arg-type]
         self.callouts = NodeCallouts(self.mounter)
         self.authorizer = Authorizer(parts.cluster, pods, parts.node)
         self.context = self.with_pool(ASSIGNMENT.pool)
@@ -113,7 +116,7 @@ def folder_of(pod: str, volume: str) -> str:
 async def running(folder: Path) -> AsyncIterator[Serving]:
     async with node_parts(folder) as parts:
         pods = Informer[Pod](parts.cluster, PODS, read_pod, field_selector=f"spec.nodeName={NODE}")
-        yield Serving(parts, pods)
+        yield Serving(parts, pods, folder / "cgroup")
 
 
 @pytest.fixture
@@ -174,6 +177,28 @@ async def test_a_volume_mounted_smaller_than_it_should_be_is_reported(serving: S
         ("claim-pv", "VolumeResizeFailed"),
     }
     assert "mounted with the size it has: volume pv needs 30 bytes" in warnings[0][2]
+
+
+async def test_the_limits_of_a_volume_are_set_for_its_pod(serving: Serving, tmp_path: Path) -> None:
+    serving.volumes.device = os.makedev(254, 3)
+    await create_pv(serving.cluster, "pv", writeBandwidth="1048576", readIOPS="500")
+    mounts = await serving.pod_with("pv")
+    group = tmp_path / "cgroup" / "kubepods" / "burstable" / f"pod{Path(mounts['pv'].dir).parts[5]}"
+    group.mkdir(parents=True)
+    (group / "io.max").touch()
+    (tmp_path / "cgroup" / "cgroup.controllers").write_text("cpu io memory")
+    assert await serving.callouts.mount(mounts["pv"])
+    assert (group / "io.max").read_text() == "254:3 rbps=max wbps=1048576 riops=500 wiops=max\n"
+    assert not await serving.parts.warnings()
+
+
+async def test_a_pod_starts_without_limits_where_they_can_not_be_set(serving: Serving) -> None:
+    await create_pv(serving.cluster, "pv", writeBandwidth="1048576")
+    mounts = await serving.pod_with("pv")
+    assert await serving.callouts.mount(mounts["pv"])
+    ((name, reason, message),) = await serving.parts.warnings()
+    assert (name, reason) == ("pod-pv", "VolumeIOLimitsNotSet")
+    assert "boot the node with systemd.unified_cgroup_hierarchy=1" in message
 
 
 async def test_a_wish_is_no_success_whatever_the_kubelet_asks_for(serving: Serving) -> None:
