@@ -6,6 +6,7 @@ parses the options of the PersistentVolume again, because it runs as root and be
 of the parameters, so that one table and one parser serve both ways.
 """
 
+import functools
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -226,7 +227,13 @@ def volume_source(parameters: Mapping[str, str]) -> str:
 
 
 def _parse(parameters: Mapping[str, str], mount_options: Sequence[str]) -> VolumeParameters:
-    """Each option for itself."""
+    """Each option for itself. All volumes of a class share what is read of its parameters."""
+    return _parse_once(tuple(parameters.items()), tuple(mount_options))
+
+
+@functools.lru_cache(maxsize=256)
+def _parse_once(items: tuple[tuple[str, str], ...], mount_options: tuple[str, ...]) -> VolumeParameters:
+    parameters = dict(items)
     values: dict[str, object] = {}
     for key, text in parameters.items():
         if key == _MKFS_OPTIONS:

@@ -1,5 +1,6 @@
 """The kinds of objects that we read and write, and where the API server has them."""
 
+import re
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -30,12 +31,17 @@ class Resource:
         return f"{self.plural}.{self.group}" if self.group else self.plural
 
 
+_PLAIN = re.compile(r"[A-Za-z0-9._-]+")
+
+
 def _segment(name: str) -> str:
     """A name as one segment of a path. Encoding alone does not do it: whoever reads the URL may take `..` for the way
     up, encoded or not, and decode a slash before it splits; and without a name the path is the collection's. Source:
     IsValidPathSegmentName of k8s.io/apimachinery, which the API server asks of each name."""
     if name in ("", ".", "..") or any(sign in name for sign in "/%\\") or not name.isprintable():
         raise Invalid(0, "", f"{name[:60]!r} is no name that an object can have")
+    if _PLAIN.fullmatch(name):
+        return name
     return quote(name, safe="")
 
 
