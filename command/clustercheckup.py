@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from command import permissions
+from command import permissions, snapshotcheckup
 from command.checkup import Finding, ok, unknown, wrong
 from contract import capacity as contract_capacity
 from contract import names, parameters
@@ -60,6 +60,7 @@ async def findings(cluster: Cluster, namespace: str, only_node: str = "") -> lis
         results.append(await _registration(cluster, ours, {each.capacity.node for each in published}, nodes))
         volumes = [(contract_volume.read(body), body) for body in await cluster.list(VOLUMES)]
         results.append(stuck([(pv, _age(body)) for pv, body in volumes if pv is not None], nodes))
+        results += await snapshotcheckup.findings(cluster, namespace)
     return results
 
 

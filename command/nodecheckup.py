@@ -22,6 +22,7 @@ from daemon.cluster.storagemonitor import lacking, noticed
 from daemon.csi import server
 from daemon.csi.proto.csi_grpc import IdentityStub
 from daemon.csi.proto.csi_pb2 import GetPluginInfoRequest, GetPluginInfoResponse
+from daemon.csi.registration import SHORTER_ROOT
 from daemon.errors import VolumeError
 from daemon.node import backend_of
 from daemon.settings import Settings
@@ -29,6 +30,7 @@ from daemon.storage.deviceclasses import BINDMOUNT, LOOP, LVM, DeviceSelector
 from host import filesystem, mounttable
 from host.command import CommandError, MissingTool, run
 from host.mounttable import Mount
+from service.rootsocket import LONGEST_PATH, SocketPathTooLong
 
 _LVM_TOOLS = ("lvm", "thin_check")
 _FILESYSTEM_TOOLS = (
@@ -216,21 +218,19 @@ async def driver(plugin_dir: Path) -> Finding:
 
 async def csi_driver(kubelet_root: Path, namespace: str = NAMESPACE) -> Finding:
     """Whether the kubelet registered it, the daemon says in its readiness."""
-    path = server.driver_socket(kubelet_root)
+    path, registration = server.driver_socket(kubelet_root), server.registration_socket(kubelet_root)
     remedy = f"kubectl -n {namespace} get pods -l app.kubernetes.io/component=daemon -o wide"
+    for each in (path, registration):
+        if len(os.fsencode(each)) > LONGEST_PATH:
+            return wrong("CSI driver", f"its socket can't be had: {SocketPathTooLong(each)}", SHORTER_ROOT)
     try:
-        # A socket's path may have 107 bytes, and the kubelet's root any number.
-        folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            answer = await _plugin_info(f"/proc/self/fd/{folder}/{path.name}")
-        finally:
-            os.close(folder)
+        answer = await _plugin_info(str(path))
     except (OSError, GRPCError, StreamTerminatedError) as error:
         return wrong("CSI driver", f"it does not answer at {path} ({error or type(error).__name__})", remedy)
     if answer.name != CSI_DRIVER:
         return wrong("CSI driver", f"another driver, {answer.name[:100]!r}, answers at {path}", f"rm {path}")
-    if not server.registration_socket(kubelet_root).exists():
-        return wrong("CSI driver", f"{server.registration_socket(kubelet_root)} is gone", "restart the daemon's pod")
+    if not registration.exists():
+        return wrong("CSI driver", f"{registration} is gone", "restart the daemon's pod")
     return ok("CSI driver", f"{path} answers")
 
 

@@ -1,4 +1,5 @@
-"""What the accounts of daemon and provisioner must be allowed to do: deploy/base grants it, `doctor` asks for it."""
+"""What the accounts of daemon and provisioner must be allowed to do: deploy/base grants it, and of snapshots
+deploy/components/snapshots. `doctor` asks for it."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -6,7 +7,20 @@ from typing import Any
 
 from kube.client import Cluster
 from kube.errors import ApiError
-from kube.resources import CAPACITIES, CLAIMS, CLASSES, EVENTS, LEASES, NAMESPACES, NODES, PODS, VOLUMES, Resource
+from kube.resources import (
+    CAPACITIES,
+    CLAIMS,
+    CLASSES,
+    EVENTS,
+    LEASES,
+    NAMESPACES,
+    NODES,
+    PODS,
+    SNAPSHOT_CONTENTS,
+    VOLUMES,
+    Resource,
+)
+from kube.resources import SNAPSHOTS as VOLUME_SNAPSHOTS
 
 Json = dict[str, Any]
 
@@ -54,13 +68,21 @@ PROVISIONER = (
     Permission(LEASES, ("get", "update"), own_namespace=True, name=LEASE),
 )
 ACCOUNTS = {"daemon": DAEMON, "provisioner": PROVISIONER}
+_CONTENTS = (
+    Permission(SNAPSHOT_CONTENTS, ("get", "list", "watch", "patch")),
+    Permission(SNAPSHOT_CONTENTS, ("patch",), subresource="status"),
+)
+SNAPSHOTS = {"daemon": _CONTENTS, "provisioner": (*_CONTENTS, Permission(VOLUME_SNAPSHOTS, ("get",)))}
+"""Where the component is deployed."""
 
 
-async def missing(cluster: Cluster, account: str, namespace: str, *, own: bool) -> list[str]:
-    """What the account lacks, as text. `own`: it is the one that asks; else asking takes an administrator. Raises
-    ApiError."""
+async def missing(
+    cluster: Cluster, account: str, namespace: str, *, own: bool, rights: Iterable[Permission] = ()
+) -> list[str]:
+    """What the account lacks, as text: of `rights`, or of what it always needs. `own`: it is the one that asks; else
+    asking takes an administrator. Raises ApiError."""
     absent = []
-    for attributes in _attributes(ACCOUNTS[account], namespace):
+    for attributes in _attributes(rights or ACCOUNTS[account], namespace):
         user = {} if own else {"user": f"system:serviceaccount:{namespace}:{account}"}
         body = {"metadata": {}, "spec": {"resourceAttributes": attributes, **user}}
         answer = await cluster.create(_SELF if own else _SUBJECT, body)

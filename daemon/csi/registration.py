@@ -30,6 +30,8 @@ NOT_REGISTERED, REGISTERED = "CSIDriverNotRegistered", "CSIDriverRegistered"
 _TYPE = "CSIPlugin"
 _VERSIONS = ("1.0.0",)
 """Of CSI, as the kubelet compares them: it takes any 1.x for the same."""
+SHORTER_ROOT = "run the kubelet with a shorter --root-dir, and set KUBELET_ROOT to it, or set CSI=false"
+"""What to do when the path of a socket is too long."""
 RETRY = 30.0
 """Seconds that a kubelet has to register by itself what it refused, before it is shown a new socket."""
 PATIENCE = 120.0
@@ -74,9 +76,7 @@ class RegistrationService(RegistrationBase):
 
     def not_served(self, error: OSError) -> None:
         """The sockets can't be had."""
-        remedy = "see what is wrong with that folder"
-        if isinstance(error, SocketPathTooLong):
-            remedy = "run the kubelet with a shorter --root-dir, and set KUBELET_ROOT to it, or set CSI=false"
+        remedy = SHORTER_ROOT if isinstance(error, SocketPathTooLong) else "see what is wrong with that folder"
         self._set_problem(f"the CSI driver is not served: {error}: {remedy}")
 
     async def wait_for_new_socket(self) -> None:

@@ -15,6 +15,7 @@ from contract.volume import CSI, FLEX_VOLUME
 from kube.errors import NotFound
 from kube.resources import CLAIMS, CLASSES, EVENTS, PODS, SNAPSHOT_CONTENTS, SNAPSHOTS, VOLUMES
 from tests.cluster import onnode
+from tests.cluster.test_command import as_administrator
 from tests.sandbox.nodes import Node, NodeSpec
 from tests.sandbox.sandbox import Sandbox
 from tests.sandbox.snapshots import content, from_snapshot, snapshot
@@ -65,6 +66,13 @@ async def written(tenant: Namespace, word: str = "precious") -> tuple[Node, Json
     done = node.volume_folder(running["metadata"]["uid"], volume["metadata"]["name"], CSI) / "done"
     await until(done.exists, what="the pod has written")
     return node, volume
+
+
+async def test_doctor_finds_nothing_wrong_with_them(cluster_with_snapshots: Sandbox) -> None:
+    answer = await as_administrator(cluster_with_snapshots, "doctor", "--cluster", "--output", "json")
+    verdicts = {finding["check"]: finding["verdict"] for finding in answer.json}
+    checks = ("snapshot-controller", "component snapshots", "VolumeSnapshotContents")
+    assert [verdicts[check] for check in checks] == ["ok", "ok", "ok"], answer.output
 
 
 async def until_ready(tenant: Namespace, name: str) -> Json:

@@ -5,11 +5,10 @@ from typing import Any
 from contract import names
 from contract.snapshot import CONTENT_KIND, GROUP, SNAPSHOT_KIND, VERSION
 from kube.client import Cluster
-from kube.resources import SNAPSHOT_CONTENTS, SNAPSHOTS, Resource
+from kube.resources import SNAPSHOT_CLASSES, SNAPSHOT_CONTENTS, SNAPSHOTS, Resource
 
 Json = dict[str, Any]
 
-SNAPSHOT_CLASSES = Resource(GROUP, VERSION, "volumesnapshotclasses", namespaced=False)
 CUSTOM_RESOURCES = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions", namespaced=False)
 
 _KINDS = {

@@ -16,10 +16,9 @@ from kube.client import Cluster
 from kube.errors import AlreadyExists, ApiError, NotFound
 from kube.events import Recorder
 from kube.informer import Informer
-from kube.resources import CLAIMS, SNAPSHOT_CONTENTS, SNAPSHOTS, VOLUMES, Resource
+from kube.resources import CLAIMS, LEASES, SNAPSHOT_CLASSES, SNAPSHOT_CONTENTS, SNAPSHOTS, VOLUMES, Resource
 from kube.workqueue import WorkQueue
 from tests.sandbox.controlplane.caches import Caches, annotations, deleting, key_of, phase, reference
-from tests.sandbox.snapshots import SNAPSHOT_CLASSES
 
 Json = dict[str, Any]
 
@@ -27,6 +26,8 @@ AS_SOURCE = "snapshot.storage.kubernetes.io/volumesnapshot-as-source-protection"
 BOUND_PROTECTION = "snapshot.storage.kubernetes.io/volumesnapshot-bound-protection"
 OF_CLAIM = "snapshot.storage.kubernetes.io/pvc-as-source-protection"
 _DEFAULT_CLASS = "snapshot.storage.kubernetes.io/is-default-class"
+_LEASE, _LEASE_NAMESPACE, _RENEWED = "snapshot-controller-leader", "kube-system", 5.0
+"""Of the one that leads, and the seconds between two renewals."""
 _NO_SOURCE = "cannot find CSI PersistentVolumeSource for volume {}"
 
 
@@ -61,6 +62,26 @@ class SnapshotController:
                 await informer.wait_synced()
             tasks.create_task(self._snapshot_queue.run())
             tasks.create_task(self._content_queue.run())
+            tasks.create_task(self._hold_lease())
+
+    async def _hold_lease(self) -> None:
+        """It leads alone, and shows it."""
+        while True:
+            now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+            spec = {"holderIdentity": "snapshot-controller", "leaseDurationSeconds": 15, "renewTime": now}
+            lease = {
+                "apiVersion": "coordination.k8s.io/v1",
+                "kind": "Lease",
+                "metadata": {"name": _LEASE},
+                "spec": spec,
+            }
+            try:
+                await self._cluster.patch(LEASES, _LEASE, {"spec": spec}, _LEASE_NAMESPACE)
+            except NotFound:
+                await self._cluster.create(LEASES, lease, _LEASE_NAMESPACE)
+            except ApiError:
+                pass  # while the API server is away
+            await asyncio.sleep(_RENEWED)
 
     def _snapshot_changed(self, key: str, old: Json | None, new: Json | None) -> None:
         self._snapshot_queue.add(key)

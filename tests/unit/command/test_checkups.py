@@ -93,10 +93,10 @@ def test_a_kubelet_that_does_not_know_the_csi_driver_is_told_where_a_class_needs
 
 @pytest.fixture
 def kubelet_root() -> Iterator[Path]:
-    """Below it the driver's socket has a path of 108 bytes, which no socket address can hold."""
+    """Below it the longer of the two sockets has the longest path that a socket may have."""
     with tempfile.TemporaryDirectory(dir="/tmp") as base:
-        root = Path(base, "k" * (107 - len(str(server.driver_socket(Path(base))))))
-        assert len(str(server.driver_socket(root))) == 108
+        root = Path(base, "k" * (106 - len(str(server.registration_socket(Path(base))))))
+        assert len(str(server.registration_socket(root))) == 107
         yield root
 
 
@@ -104,6 +104,7 @@ async def test_the_csi_driver_is_asked_by_its_socket(kubelet_root: Path) -> None
     root = kubelet_root
     path, registration = server.driver_socket(root), server.registration_socket(root)
     wrong(await nodecheckup.csi_driver(root), "does not answer")
+    wrong(await nodecheckup.csi_driver(root.with_name(f"{root.name}k")), "the path has 108 bytes, a socket's may have")
     for folder in (path.parent, registration.parent):
         folder.mkdir(parents=True)
     with root_socket(path) as bound:

@@ -11,7 +11,7 @@ from contract import names
 from contract.snapshot import BEING_DELETED, FINALIZER
 from kube.errors import Json
 from kube.events import Recorder
-from kube.resources import CLAIMS, SNAPSHOT_CONTENTS, SNAPSHOTS, VOLUMES
+from kube.resources import CLAIMS, SNAPSHOT_CLASSES, SNAPSHOT_CONTENTS, SNAPSHOTS, VOLUMES
 from tests.memorycluster import MemoryCluster
 from tests.sandbox import snapshots
 from tests.sandbox.controlplane.caches import Caches
@@ -27,7 +27,7 @@ async def cluster() -> AsyncIterator[MemoryCluster]:
     made = MemoryCluster()
     await snapshots.install(made)
     for policy in ("Delete", "Retain"):
-        await made.create(snapshots.SNAPSHOT_CLASSES, snapshots.snapshot_class(policy.lower(), policy))
+        await made.create(SNAPSHOT_CLASSES, snapshots.snapshot_class(policy.lower(), policy))
     sources: dict[str, Json] = {
         "data": {"csi": {"driver": names.CSI_DRIVER, "volumeHandle": "pv-data"}},
         "flex": {"flexVolume": {"driver": names.DRIVER}},
