@@ -34,6 +34,7 @@ _WATCHING = (
 DAEMON: Topics = {
     "Node and API server": (
         Setting("NODE_NAME", "Required: the name of this node, as `kubectl get nodes` has it."),
+        Setting("STARTUP_TAINT", "Key of the taint that goes off this Node once pods can have volumes. Default: none."),
         _NAMESPACE,
         _KUBECONFIG,
     ),

@@ -25,6 +25,7 @@ from daemon.backends.deviceclassbackend import backend_of_classes
 from daemon.cluster.capacity import reservations
 from daemon.cluster.events import ErasureEvents, NodeEvents
 from daemon.cluster.ownerlookup import ApiOwnerLookup
+from daemon.cluster.startuptaint import StartupTaint
 from daemon.cluster.storagemonitor import StorageMonitor
 from daemon.cluster.thinpoolmonitor import ThinPoolMonitor
 from daemon.csi import server
@@ -159,6 +160,7 @@ class Daemon:
             **({"csi": self._serve_csi, "csi registration": self._registration.watch} if chosen.csi else {}),
             "events": self._events.run,
             "cluster": self._owner_lookup.run,
+            **({"startup taint": self._startup_taint(chosen.startup_taint).run} if chosen.startup_taint else {}),
         }
         try:
             async with (
@@ -174,6 +176,18 @@ class Daemon:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._volumes.close(), _SHUTDOWN_SECONDS)
             await self._events.flush()
+
+    def _startup_taint(self, key: str) -> StartupTaint:
+        """It goes when the readiness checks pass and the kubelet has registered the driver, for which these leave it
+        time."""
+        health = self._health()
+
+        def problem() -> str:
+            if self._settings.csi and not self._registration.registered:
+                return "the kubelet has not registered the CSI driver yet"
+            return next(filter(None, health.problems().values()), "")
+
+        return StartupTaint(self._cluster, self._settings.node_name, key, problem, self._node_events)
 
     async def _serve_csi(self) -> None:
         """For ever. Raises OSError when a socket can't be had: then it is begun anew, and all else is served."""

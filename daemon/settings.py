@@ -12,6 +12,7 @@ from pathlib import Path
 
 from contract import names, quantity
 from contract.parameters import DEFAULT_DEVICE_CLASS
+from daemon.cluster.startuptaint import taint_key
 from daemon.static import configuration as static_configuration
 from daemon.static.configuration import ReservedFolders, StaticSettings
 from daemon.storage import deviceclasses
@@ -72,6 +73,8 @@ class Settings:
     """None: KUBECONFIG's default places, or the service account of the pod."""
     log_format: str = "text"
     log_level: str = "INFO"
+    startup_taint: str = ""
+    """Key of the taint that the daemon takes off its Node once pods can have volumes there. Empty: none."""
     static: StaticSettings | None = None
     """None: this node offers no static volumes."""
 
@@ -157,6 +160,7 @@ def read(environment: Mapping[str, str]) -> Settings:
         kubeconfig=value("KUBECONFIG", str, default.kubeconfig),
         log_format=value("LOG_FORMAT", one_of(LOG_FORMATS), default.log_format),
         log_level=value("LOG_LEVEL", one_of(LOG_LEVELS), default.log_level),
+        startup_taint=value("STARTUP_TAINT", taint_key, default.startup_taint),
         static=static_configuration.read_settings(set_to, namespace),
     )
     file = value("DEVICE_CLASSES_FILE", _path, None)

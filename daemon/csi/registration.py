@@ -52,6 +52,11 @@ class RegistrationService(RegistrationBase):
         self._registered = asyncio.Event()
         events.on_known(self._report)
 
+    @property
+    def registered(self) -> bool:
+        """The kubelet has registered the driver since this daemon started."""
+        return self._registered.is_set()
+
     async def GetInfo(self, stream: Stream[InfoRequest, PluginInfo]) -> None:
         await stream.recv_message()
         await stream.send_message(

@@ -355,7 +355,7 @@ _KEYS: Keys = {
     "useNodeNameOnly": Key(yamldecoder.boolean, "PersistentVolumes name their maker without the Node's uid."),
     "setPVOwnerRef": Key(yamldecoder.boolean, "PersistentVolumes are owned by their Node, and go with it."),
     "removeNodeNotReadyTaint": Key(
-        yamldecoder.boolean, "Take the taint off the node once its disks are discovered: component static-taint."
+        yamldecoder.boolean, "Take the taint off the node once its disks are discovered: component startup-taint."
     ),
     "provisionerNotReadyNodeTaintKey": Key(yamldecoder.string, "The key of that taint."),
     "maxParallelCleanings": Key(Reader(_positive, {"type": "integer", "minimum": 1}), "Default: 4."),

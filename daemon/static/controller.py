@@ -14,7 +14,7 @@ from typing import Protocol
 
 from prometheus_client import CollectorRegistry
 
-from daemon.static import eventsources, readiness
+from daemon.static import eventsources
 from daemon.static.cache import Cache, ProvisionerIdentity
 from daemon.static.configuration import Configuration, ReservedFolders, StaticSettings
 from daemon.static.configwatcher import ConfigWatcher
@@ -29,6 +29,7 @@ from kube.events import Recorder
 from kube.informer import Informer
 from kube.records import Node, StorageClass, read_storage_class
 from kube.resources import CLASSES
+from kube.taints import remove_taint
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +144,7 @@ class StaticVolumeController:
             return
         self._discovery_problem = "; ".join(errors)
         if configuration.remove_taint and not errors and not self._taint_removed:
-            self._taint_removed = await readiness.remove_taint(self._cluster, self._node.name, configuration.taint_key)
+            self._taint_removed = not await remove_taint(self._cluster, self._node.name, configuration.taint_key)
 
 
 def static_volume_controller(

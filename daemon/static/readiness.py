@@ -1,27 +1,14 @@
-"""How the cluster learns that the volumes of this node were discovered: /ready and the not-ready taint.
+"""/ready, by which the cluster learns that the volumes of this node were discovered.
 
-/ready is that of the local static provisioner, for probes and scripts that were written for it: `ok` with 200, or 500.
-/readyz of the daemon has the same check among its own. The taint is for clusters that taint new Nodes so that no pod is
-scheduled before its local volumes are there; it is removed once.
+It is that of the local static provisioner, for probes and scripts that were written for it: `ok` with 200, or 500.
+/readyz of the daemon has the same check among its own.
 """
 
-import logging
 from collections.abc import Callable
-from typing import Any
 
 from aiohttp import web
 
-from kube.client import Cluster
-from kube.errors import ApiError, Conflict
-from kube.resources import NODES
-
-Json = dict[str, Any]
-
-log = logging.getLogger(__name__)
-
 CHECK = "DiscovererReadyzCheck"
-
-_TRIES = 3
 
 
 def routes(problem: Callable[[], str]) -> list[web.RouteDef]:
@@ -41,32 +28,3 @@ def routes(problem: Callable[[], str]) -> list[web.RouteDef]:
         return web.Response(text=f"{error}\n", status=500) if error else web.Response(text="ok")
 
     return [web.get("/ready", ready), web.get(f"/ready/{CHECK}", check)]
-
-
-def without_taint(node: Json, key: str) -> Json | None:
-    """The merge patch that removes the taint, or None if the Node does not have it. A merge patch replaces the whole
-    list of taints, so it applies to this version of the Node only."""
-    taints = (node.get("spec") or {}).get("taints") or []
-    remaining = [taint for taint in taints if taint.get("key") != key]
-    if len(remaining) == len(taints):
-        return None
-    return {"metadata": {"resourceVersion": node["metadata"]["resourceVersion"]}, "spec": {"taints": remaining}}
-
-
-async def remove_taint(cluster: Cluster, node: str, key: str) -> bool:
-    """Whether the Node does not have the taint now. Nodes change often, so a conflict is retried."""
-    for _ in range(_TRIES):
-        try:
-            patch = without_taint(await cluster.get(NODES, node), key)
-            if patch is None:
-                return True
-            await cluster.patch(NODES, node, patch)
-        except Conflict:
-            continue
-        except ApiError as error:
-            log.warning("the taint %s can't be removed from node %s: %s", key, node, error)
-            return False
-        log.info("removed the taint %s from node %s", key, node)
-        return True
-    log.warning("the taint %s can't be removed from node %s: it changed at each of %d attempts", key, node, _TRIES)
-    return False

@@ -20,7 +20,7 @@ from tests.waiting import until
 
 Json = dict[str, Any]
 
-COMPONENTS = [DEPLOY / "components" / name for name in ("static", "static-jobs", "static-taint")]
+COMPONENTS = [DEPLOY / "components" / name for name in ("static", "static-jobs", "startup-taint")]
 IMAGE = "example.org/cleaner:1"
 COMMAND = ["sh", "-ec", 'dd if=/dev/zero of="$LOCAL_PV_BLKDEVICE" bs=1M count=12 && echo clean']
 TAINT = {"key": "storage/not-ready", "value": "", "effect": "NoSchedule"}

@@ -134,10 +134,19 @@ WAYS = {
         kustomization={"patches": [_with_data("static-volumes", useJobForCleaning="true"), _job_image()]},
         values={"static": {"enabled": True, "jobs": True}},
     ),
-    "static-taint": Way(
-        components=("csi", "static", "static-taint"),
-        kustomization={"patches": [_with_data("static-volumes", removeNodeNotReadyTaint="true")]},
-        values={"static": {"enabled": True, "taint": True}},
+    "startup-taint": Way(components=("csi", "startup-taint"), values={"startupTaint": {"enabled": True}}),
+    "static, startup-taint": Way(
+        components=("csi", "static", "startup-taint"),
+        kustomization={
+            "patches": [
+                _with_data("static-volumes", removeNodeNotReadyTaint="true"),
+                _with_data("daemon", STARTUP_TAINT="example.com/starting"),
+            ]
+        },
+        values={
+            "static": {"enabled": True, "taint": True},
+            "startupTaint": {"enabled": True, "key": "example.com/starting"},
+        },
     ),
     "snapshots": Way(components=("csi", "snapshots"), values={"snapshots": {"enabled": True}}),
     "without-flex-volume": Way(components=("csi", "without-flex-volume"), values={"flexVolume": {"enabled": False}}),
@@ -156,6 +165,7 @@ WAYS = {
             **_MONITORING,
             "nodeCleanup": {"classes": _CLEANUP_CLASSES},
             "snapshots": {"enabled": True},
+            "startupTaint": {"enabled": True},
             "static": {"enabled": True, "jobs": True, "taint": True},
         },
     ),
@@ -499,6 +509,7 @@ _REFUSED: dict[str, tuple[Json, str]] = {
     "a class of another driver": ({"storageClasses": {"a": {"parameters": {"volumeSource": "nfs"}}}}, "volumeSource"),
     "classes that no node could mount": ({"csi": {"enabled": False}}, "set volumeSource to the other one"),
     "a device class without a kind": ({"deviceClasses": {"classes": {"a": {"group": "b"}}}}, "kind"),
+    "a taint's wrong key": ({"startupTaint": {"key": "a taint"}}, "startupTaint"),
     "a digest that is none": ({"image": {"digest": "latest"}}, "digest"),
 }
 
@@ -529,7 +540,7 @@ def test_values_know_every_setting() -> None:
     values_of_their_own = {
         "CAPACITY", "CSI", "DATA_DIR", "DEVICE_CLASSES_FILE", "DRIVER_KIND", "FLEX_VOLUME", "JOB_CONTAINER_IMAGE",
         "KUBELET_ROOT", "LOG_FORMAT", "LOG_LEVEL", "LVM_THIN_POOL", "LVM_USE_THIN_VOLUMES", "LVM_VOLUME_GROUP",
-        "NODE_CLEANUP_CLASSES", "PLUGIN_DIR", "RESERVE", "STAGING_DIR", "STATIC_CONFIG_DIR",
+        "NODE_CLEANUP_CLASSES", "PLUGIN_DIR", "RESERVE", "STAGING_DIR", "STARTUP_TAINT", "STATIC_CONFIG_DIR",
     }  # fmt: skip
     of_the_pod = {"ELASTIC_LOCAL_SOCKET", "KUBECONFIG", "LISTEN_ADDRESS", "NAMESPACE", "NODE_NAME", "POD_NAME"}
     for name, asked in (("daemon", daemons.asked), ("provisioner", provisioners.asked)):

@@ -17,12 +17,13 @@ from contract import capacity, names, snapshot, volume
 from contract.capacity import Capacity
 from contract.volume import NodeAssignment
 from daemon.cluster.nodevolumes import assignment_patch
-from daemon.static import cleanupjob, readiness
+from daemon.static import cleanupjob
 from daemon.static import volume as static_volume
 from daemon.static.cleanupprocess import CleanupTarget
 from daemon.static.configuration import BLOCK, ClassConfiguration, Configuration
 from daemon.static.reclaim import ReleasedVolume
 from daemon.static.volume import DiscoveredVolume, provisioner_name
+from kube import taints
 from kube.records import Node, read_storage_class
 from tests.sandbox import snapshots
 from tests.sandbox.apiserver import patches, users
@@ -215,12 +216,12 @@ def event(node: Node) -> Json:
 
 
 def tainted(node: Node) -> Json:
-    taints = [{"key": "not-ready", "effect": "NoSchedule"}, {"key": "other", "effect": "NoSchedule"}]
+    present = [{"key": "not-ready", "effect": "NoSchedule"}, {"key": "other", "effect": "NoSchedule"}]
     return {
         "apiVersion": "v1",
         "kind": "Node",
         "metadata": {"name": node.name, "resourceVersion": "1", "labels": {names.HOSTNAME_LABEL: node.hostname}},
-        "spec": {"podCIDR": "10.0.0.0/24", "taints": taints},
+        "spec": {"podCIDR": "10.0.0.0/24", "taints": present},
     }
 
 
@@ -266,7 +267,7 @@ def test_a_daemon_may_do_what_it_does_on_its_own_node(policies: Policies, node: 
     assert asker.delete(job(node)) == ""
     assert asker.create(event(node)) == ""
     assert asker.patch(event(node), {"count": 2}) == ""
-    assert asker.patch(tainted(node), readiness.without_taint(tainted(node), "not-ready") or {}) == ""
+    assert asker.patch(tainted(node), taints.without_taint(tainted(node), "not-ready") or {}) == ""
 
 
 OTHERS = "labelled for node"

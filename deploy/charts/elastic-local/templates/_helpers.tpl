@@ -76,9 +76,17 @@ STAGING_DIR: {{ .Values.stagingDir }}
 {{- if ne .Values.dataDir "/var/lib/elastic-local" }}
 DATA_DIR: {{ .Values.dataDir }}
 {{- end }}
+{{- if .Values.startupTaint.enabled }}
+STARTUP_TAINT: {{ .Values.startupTaint.key | quote }}
+{{- end }}
 {{- range $name, $value := .Values.daemon.settings }}
 {{ $name }}: {{ $value | toString | quote }}
 {{- end }}
+{{- end }}
+
+{{/* Whether the daemons take taints off their nodes. Empty: they don't. */}}
+{{- define "elastic-local.removesTaints" -}}
+{{- if or .Values.startupTaint.enabled (and .Values.static.enabled .Values.static.taint) }}true{{ end }}
 {{- end }}
 
 {{- define "elastic-local.deviceClasses" -}}
