@@ -59,4 +59,4 @@ def test_a_power_cut_loses_nothing(tmp_path: Path, seed: int) -> None:
     figures = Figures()
     PowerCuts(tmp_path, seed, figures).run(rounds(figures, 1))
     assert not figures.complaints, f"powercuts --seed {seed}\n{figures}"
-    assert (figures.counts["power cuts"], figures.counts["last boots"]) == (1, 1)
+    assert (figures.counts["cuts at work"], figures.counts["checked to the end"], figures.counts["checks"]) == (1, 1, 4)

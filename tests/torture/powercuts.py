@@ -1,27 +1,161 @@
 """The plug of a whole machine is pulled while it works, over and over: User-mode Linux with LVM on two disks, which are
-files of the host. What the host was told stays told, and must be there after the next boot."""
+files of the host. What the host was told stays told, and must be there after the next start.
 
+One guest works without end. A cut is a moment at which it is paused: what its disks hold then, and what it had told by
+then, is all that a pulled plug leaves. Another guest starts from the copies of the disks; it may be cut too, in the
+middle of its mending or of its work afterwards. Then the first one goes on as if nothing had been. So a cut costs no
+boot.
+
+What is written to the disks and not flushed is in the guest's memory for a while, as in a disk's own cache: at a cut
+any part of it is lost.
+"""
+
+import contextlib
 import json
 import os
 import pickle
 import random
-import shutil
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.torture.figures import Figures
-from tests.torture.guestlife import replayed
+from tests.torture.guestlife import FOR_EVER, Job, job_file, replayed
 from tests.torture.lvmnode import DISK_BYTES
-from tests.torture.model import Model
+from tests.torture.model import Model, traces
 from tests.uml.guest import PROJECT, Guest
 
+_DISKS = 2
 _BOOT_SECONDS = 300.0
+_LIFE_SECONDS = 600.0
 _POLL_SECONDS = 0.02
 _LONGEST_LOAD_SECONDS = 4.0
+_AGAIN = 0.25
+"""How often a guest that mends a cut is cut."""
+_ROUNDS_AFTERWARDS = 2
 _TOO_MANY_FAILURES = 4
+_TRACED = 400
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What one left."""
+
+    model: Model
+    disks: Sequence[Path]
+    told: Sequence[str]
+    """Of the machine, before."""
+
+
+class Machine:
+    """A guest, which has other disks in each of its lives."""
+
+    def __init__(self, folder: Path, figures: Figures, processor: int) -> None:
+        folder.mkdir()
+        self._folder = folder
+        self._figures = figures
+        self._disks: list[Path] = []
+        self._model = Model()
+        self._number = 0
+        self._read = 0
+        self._told: list[str] = []
+        self._events: set[str] = set()
+        """Kinds of those of this life."""
+        path = [str(PROJECT), *(each for each in sys.path if each)]
+        self._guest = Guest(
+            folder,
+            # Without -S half of a boot is Python's imports.
+            [sys.executable, "-S", "-m", "tests.torture.guestlife", str(folder)],
+            cwd=PROJECT,
+            environment={"PYTHONPATH": os.pathsep.join(path), "PYTHONDONTWRITEBYTECODE": "1"},
+            processor=processor,
+        )
+
+    def close(self) -> None:
+        self._guest.kill()
+
+    def live(self, model: Model, seed: int, rounds: int, disks: Sequence[Path], told: Sequence[str] = ()) -> None:
+        """Begin a life, on disks that it takes. `told`: what led to it."""
+        for path in self._disks:
+            path.unlink()
+        self._number += 1
+        # A file of a new name each, or the guest shows what it knows of the old one.
+        self._disks = [disk.rename(self._folder / f"{disk.name}-{self._number}") for disk in disks]
+        self._model = model
+        self._told = list(told)
+        self._events.clear()
+        new = self._folder / "job"
+        new.write_bytes(pickle.dumps(Job(model, seed, rounds, self._disks)))
+        new.replace(job_file(self._folder, self._number))
+
+    def wait(self, *kinds: str, seconds: float) -> bool:
+        """Until it told one of them."""
+        deadline = time.monotonic() + seconds
+        while not self._events.intersection(kinds):
+            if not self._guest.running or time.monotonic() > deadline:
+                self._complain([f"the guest never came to {' or '.join(kinds)}", self._guest.console()])
+            if self._figures.complaints:
+                return False
+            time.sleep(_POLL_SECONDS)
+            self._hear()
+        return True
+
+    def cut(self, folder: Path) -> Cut:
+        """What a power cut at this moment leaves, in `folder`. The guest stands still until `go_on`."""
+        folder.mkdir()
+        left = [folder / f"disk-{number}" for number in range(len(self._disks))]
+        if not self._guest.running:
+            self._complain(["the guest is not running any more", self._guest.console()])
+        self._guest.pause()
+        self._hear()
+        for disk, path in zip(self._disks, left, strict=True):
+            subprocess.run(["cp", "--sparse=always", disk, path], check=True)
+        found = {name for path in left for piece in _pieces(path) for name in traces(piece)}
+        known = {name for volume in self._model.volumes.values() for name in volume.begun}
+        self._complain(f"file {name} of a removed volume is on the disk" for name in sorted(found - known))
+        return Cut(self._model.powered_off(), left, [*self._told, "-- cut"])
+
+    def go_on(self) -> None:
+        self._guest.resume()
+
+    def _hear(self) -> None:
+        """What it told since. The last line may be half written."""
+        file = self._folder / "events"
+        if not file.exists():
+            return
+        with file.open("rb") as events:
+            events.seek(self._read)
+            lines = events.read().rpartition(b"\n")[0].splitlines()
+        for line in lines:
+            self._read += len(line) + 1
+            self._told = [*self._told[-_TRACED:], line.decode()]
+            self._replay(json.loads(line))
+
+    def _replay(self, event: dict[str, Any]) -> None:
+        self._model = replayed(self._model, event)
+        kind, counts = event["event"], self._figures.counts
+        self._events.add(kind)
+        if kind == "checked":
+            counts["checks"] += 1
+            self._complain(event["complaints"])
+        elif kind == "crashed":
+            self._complain([f"the daemon ended with {event['why']}"])
+        elif kind == "ended" and event["left"]:
+            self._complain([f"devices are left: {event['left']}"])
+        elif kind == "done":
+            counts[f"{event['operation']['kind']} done"] += 1
+        elif kind == "failed":
+            counts["failed, asked again"] += 1
+            if self._model.volumes[event["operation"]["pv"]].failures >= _TOO_MANY_FAILURES:
+                self._complain([f"fails for ever: {event['why']}"])
+
+    def _complain(self, complaints: Iterator[str] | Sequence[str]) -> None:
+        if found := list(complaints):
+            self._figures.complaints += [*found, *(f"    {line}" for line in self._told)]
 
 
 class PowerCuts:
@@ -31,83 +165,54 @@ class PowerCuts:
         self._folder = folder
         self._chance = random.Random(seed)
         self._figures = figures
-        self._model = Model()
-        self._disks = [folder / "disk-0", folder / "disk-1"]
-        for disk in self._disks:
-            with disk.open("wb") as file:
-                file.truncate(DISK_BYTES)
 
     def run(self, enough: Callable[[], bool]) -> None:
-        """Until `enough`, or the first complaint. The last boot checks what the last cut left."""
-        number = 0
-        while not self._figures.complaints:
-            number += 1
-            last = enough()
-            self._boot(number, cut=not last)
-            if last:
-                return
+        """Until `enough`, or the first complaint. What each cut left is checked."""
+        with contextlib.ExitStack() as stack:
+            machines = [Machine(self._folder / name, self._figures, n) for n, name in enumerate(("works", "mends"))]
+            for machine in machines:
+                stack.callback(machine.close)
+            working, mending = machines
+            working.live(Model(), self._chance.getrandbits(32), FOR_EVER, self._new_disks())
+            working.wait("loading", seconds=_BOOT_SECONDS)
+            cut: Cut | None = None
+            while not self._figures.complaints and (cut or not enough()):
+                if cut is None:
+                    working.go_on()
+                    time.sleep(self._chance.uniform(0, _LONGEST_LOAD_SECONDS))
+                    cut = self._cut(working, "at work")
+                again = self._chance.random() < _AGAIN and not enough()
+                rounds = self._chance.choice([0, _ROUNDS_AFTERWARDS]) if again else 0
+                mending.live(cut.model, self._chance.getrandbits(32), rounds, cut.disks, cut.told)
+                cut = None
+                if again and mending.wait("loading" if rounds else "started", "ended", seconds=_LIFE_SECONDS):
+                    time.sleep(self._chance.uniform(0, _LONGEST_LOAD_SECONDS))
+                    cut = self._cut(mending, "after mending" if rounds else "while mending")
+                    mending.go_on()
+                if mending.wait("ended", seconds=_LIFE_SECONDS):
+                    self._figures.counts["checked to the end"] += 1
 
-    def _boot(self, number: int, *, cut: bool) -> None:
-        shared = self._folder / f"boot-{number}"
-        shared.mkdir()
-        (shared / "model").write_bytes(pickle.dumps(self._model.powered_off()))
-        self._model = self._model.powered_off()
-        # Half a dozen of a hundred cuts come while the last one is mended still.
-        event = "started" if self._chance.random() < 0.06 and number > 1 else "loading"
-        seconds = self._chance.uniform(0, 1.0 if event == "started" else _LONGEST_LOAD_SECONDS)
-        path = [str(PROJECT), *(each for each in sys.path if each)]
-        guest = Guest(
-            shared,
-            [
-                *(sys.executable, "-S", "-m", "tests.torture.guestlife"),  # half of a boot is Python's imports
-                *(str(shared), str(self._chance.getrandbits(32))),
-                *("/dev/ubda", "/dev/ubdb"),
-            ],
-            cwd=PROJECT,
-            environment={"PYTHONPATH": os.pathsep.join(path), "PYTHONDONTWRITEBYTECODE": "1"},
-            disks=self._disks,
-        )
-        try:
-            self._wait(guest, shared, event if cut else "loading")
-            if cut:
-                time.sleep(seconds)
-        finally:
-            guest.kill()
-        events = _events(shared)
-        for each in events:
-            self._note(each)
-        if self._figures.complaints:
-            self._figures.complaints += [f"    {json.dumps(each)}" for each in events[-40:]]
-        self._figures.counts["power cuts" if cut else "last boots"] += 1
+    def _cut(self, machine: Machine, when: str) -> Cut:
         self._figures.counts["rounds"] += 1
-        shutil.rmtree(shared)
+        self._figures.counts[f"cuts {when}"] += 1
+        return machine.cut(self._folder / f"cut-{self._figures.counts['rounds']}")
 
-    def _wait(self, guest: Guest, shared: Path, event: str) -> None:
-        deadline = time.monotonic() + _BOOT_SECONDS
-        while not any(each["event"] == event for each in _events(shared)):
-            if not guest.running or time.monotonic() > deadline:
-                self._figures.complaints += [f"the guest never came to {event}", guest.console()]
+    def _new_disks(self) -> list[Path]:
+        disks = [self._folder / f"disk-{number}" for number in range(_DISKS)]
+        for disk in disks:
+            with disk.open("wb") as file:
+                file.truncate(DISK_BYTES)
+        return disks
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    """What is not a hole."""
+    with path.open("rb", buffering=0) as file:
+        end = 0
+        while True:
+            try:
+                begin = os.lseek(file.fileno(), end, os.SEEK_DATA)
+            except OSError:  # there is no more
                 return
-            time.sleep(_POLL_SECONDS)
-
-    def _note(self, event: dict[str, Any]) -> None:
-        self._model = replayed(self._model, event)
-        kind = event["event"]
-        if kind == "checked":
-            self._figures.counts["checks"] += 1
-            self._figures.complaints += event["complaints"]
-        elif kind == "crashed":
-            self._figures.complaints.append(f"the daemon ended with {event['why']}")
-        elif kind == "done":
-            self._figures.counts[f"{event['operation']['kind']} done"] += 1
-        elif kind == "failed":
-            self._figures.counts["failed, asked again"] += 1
-            if self._model.volumes[event["operation"]["pv"]].failures >= _TOO_MANY_FAILURES:
-                self._figures.complaints.append(f"fails for ever: {event['why']}")
-
-
-def _events(shared: Path) -> list[dict[str, Any]]:
-    """Of which the last may be half written."""
-    file = shared / "events"
-    text = file.read_text() if file.exists() else ""
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+            end = os.lseek(file.fileno(), begin, os.SEEK_HOLE)
+            yield os.pread(file.fileno(), end - begin, begin)

@@ -16,9 +16,10 @@ all the time that one takes there is page faults, and of lvm's two fifths can be
     guest.kill()
 
 A guest that is killed with a host file as its disk has had a power cut; another that is booted on the same file sees
-what was written by then.
+what was written by then. So does one that is shown a copy of the file which was made while the guest was paused.
 """
 
+import contextlib
 import os
 import platform
 import shlex
@@ -26,7 +27,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 INSTALL = (
@@ -63,6 +65,8 @@ _COMPILER = ("gcc", "-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-
 _OWN = ("/run", "/tmp", "/mnt")
 _MEMORY = 2 << 30
 _CONSOLE_TAIL = 60
+_STOPPED = ("T", "Z", "X", "")
+"""States of a process that does nothing (proc(5)), or is gone."""
 
 _TIED_TO_US = (
     *("setpriv", "--pdeathsig", "KILL"),
@@ -142,7 +146,9 @@ class Guest:
         cwd: Path,
         environment: Mapping[str, str] | None = None,
         disks: Sequence[Path] = (),
+        processor: int = 0,
     ) -> None:
+        """`processor`: guests with other numbers run beside each other."""
         if absent := missing():
             raise NoGuest(absent)
         self.folder = folder
@@ -169,7 +175,7 @@ class Guest:
         # Unpinned, the guest's one processor wanders: 2.5 times slower, and erratic. Guests of several workers spread.
         processors = sorted(os.sched_getaffinity(0))
         worker = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw") or os.getpid()
-        processor = processors[int(worker) % len(processors)]
+        processor = processors[(int(worker) + processor) % len(processors)]
         with self._console.open("wb") as console:
             self._process = subprocess.Popen(
                 [*_TIED_TO_US, "taskset", "--cpu-list", str(processor), *kernel],
@@ -199,11 +205,57 @@ class Guest:
         self._process.wait(seconds)
         return self.exit_code
 
+    def pause(self) -> None:
+        """The guest stands still, and writes nothing any more, until `resume`."""
+        # The kernel is several processes, and starts more. Those that it traces are its programs: they stand still
+        # when it does not let them go on, and would tell it of a signal.
+        while running := [each for each in self._kernel() if _state(each) not in _STOPPED]:
+            for each in running:
+                _signal(each, signal.SIGSTOP)
+            time.sleep(0.001)
+
+    def resume(self) -> None:
+        for each in self._kernel():
+            _signal(each, signal.SIGCONT)
+
+    def _kernel(self) -> list[int]:
+        return [each for each in _below(self._process.pid) if _status(each, "TracerPid") == "0"]
+
     def kill(self) -> None:
         """Pull the plug."""
         if self.running:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+
+
+def _below(pid: int) -> Iterator[int]:
+    """All that it started, and what that started."""
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in _read(path).split():
+            yield int(child)
+            yield from _below(int(child))
+
+
+def _status(pid: int, name: str) -> str:
+    """A line of /proc/PID/status; empty when the process is gone."""
+    lines = (line.partition(":") for line in _read(Path(f"/proc/{pid}/status")).splitlines())
+    return next((value.strip() for key, _, value in lines if key == name), "")
+
+
+def _state(pid: int) -> str:
+    return _status(pid, "State")[:1]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def _preloaded_already() -> list[str]:
