@@ -196,7 +196,7 @@ class NodeServices:
             node,
             Authorizer(cluster, pods, node),
             NodeAssigner(cluster, node, node_volumes, lambda: volumes.inventory, backend.pool_of),
-            reconciler.enqueue,
+            self.users_changed,
             events,
         )
         """What the kubelet's callouts need of it."""
@@ -248,6 +248,14 @@ class NodeServices:
         self._reconciler.enqueue(name)
         self._snapshots.enqueue(name)
         self._orphans.enqueue(name)
+
+    def users_changed(self, name: str) -> None:
+        """A pod has the volume of that name, or no longer. It may be waited for, by copies of it too."""
+        self._reconciler.enqueue(name)
+        self._snapshots.enqueue_of(name)
+        for pv in self._node_volumes.all():
+            if pv.original and pv.original.pv == name and not pv.made:
+                self._reconciler.enqueue(pv.name)
 
     def storage_changed(self) -> None:
         self._health.trigger()

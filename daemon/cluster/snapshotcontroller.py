@@ -115,6 +115,12 @@ class SnapshotController:
         if content := self._content_of(volume):
             self._queue.add(content.name)
 
+    def enqueue_of(self, source: str) -> None:
+        """Who uses the volume of that name has changed: a snapshot of it may have waited for that."""
+        for content in self._contents.values():
+            if content.source_volume == source and not content.ready:
+                self._queue.add(content.name)
+
     def has_content(self, record: Record) -> bool:
         """Whether the VolumeSnapshotContent that owns the snapshot with this record is known to be there."""
         content = self._contents.get(record.content)

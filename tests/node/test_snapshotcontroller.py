@@ -11,11 +11,12 @@ import pytest
 
 from contract import names, snapshot
 from contract import volume as contract_volume
-from contract.volume import NodeAssignment, PersistentVolume
+from contract.volume import CSI, NodeAssignment, PersistentVolume
 from daemon.backends.loop import LoopBackend
 from daemon.cluster.nodevolumes import NodeVolumes, volume_spec
 from daemon.cluster.ownerlookup import ApiOwnerLookup
 from daemon.cluster.snapshotcontroller import CREATION_FAILED, SnapshotController
+from daemon.kubelet.poddevice import PodDevice
 from daemon.storage.record import VolumeState
 from daemon.storage.volumes import Volumes
 from kube.client import Cluster
@@ -136,9 +137,12 @@ async def harness(tmp_path: Path) -> AsyncIterator[Harness]:
         yield it
 
 
-async def made_volume(harness: Harness, name: str, namespace: str = "team") -> PersistentVolume:
+async def made_volume(
+    harness: Harness, name: str, namespace: str = "team", mode: str = "Filesystem"
+) -> PersistentVolume:
     """A volume of this node for a claim of that namespace."""
-    pv = await create_pv(harness.cluster, name, mi=16, assignment=NodeAssignment(NODE, "host-1", LoopBackend.POOL))
+    assignment = NodeAssignment(NODE, "host-1", LoopBackend.POOL)
+    pv = await create_pv(harness.cluster, name, mi=16, assignment=assignment, source=CSI, mode=mode)
     claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": namespace, "name": name, "uid": "c"}
     await harness.cluster.patch(VOLUMES, name, {"spec": {"claimRef": claim}})
     await harness.volumes.prepare(volume_spec(pv))
@@ -177,6 +181,29 @@ async def test_nobody_gets_a_snapshot_of_another_namespace(harness: Harness) -> 
     assert not harness.controller.may_clone("restored", snapshot.volume_name(theirs))
     await made_volume(harness, "of-another", namespace="another")
     await until(lambda: harness.controller.may_clone("of-another", snapshot.volume_name(theirs)))
+
+
+async def test_one_of_a_device_in_use_waits_for_its_pod_and_says_so(
+    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a file that is a device nothing below it can be held still. What failed is not tried again by itself here."""
+    monkeypatch.setattr("kube.backoff.Backoff.delay", lambda self, failures: 3600.0)
+    pv = await made_volume(harness, "pv", mode="Block")
+    kubelet = tmp_path / "kubelet"
+    path = kubelet / names.CSI_DEVICES / "pv" / "11111111-2222-3333-4444-555555555555"
+    path.parent.mkdir(parents=True)
+    device = PodDevice.parse(str(path), kubelet)
+    device.make()
+    await harness.volumes.mount(volume_spec(pv), device, False)
+    await harness.content("one", {"volumeHandle": "pv"})
+    error = await harness.until_error("one")
+    assert "volume pv is in use, and a block device can't be held still" in error
+    assert "stop the pods that use it until the snapshot is made" in error
+    await harness.volumes.unmount(device)
+    harness.controller.enqueue_of("another")
+    harness.controller.enqueue_of("pv")
+    content = await harness.until_ready("one")
+    assert (content.error, content.filesystem) == ("", "raw")
 
 
 async def test_a_retained_one_is_found_again_by_its_handle(harness: Harness) -> None:
