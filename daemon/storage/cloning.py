@@ -178,8 +178,8 @@ class VolumeCloner:
                     made = "the snapshot" if spec.content else f"volume {spec.pv}"
                     raise NotCloned(
                         f"volume {source.pv} is in use, and {_not_frozen(source)} while it is copied; there can be no "
-                        f"copy-on-write snapshot of it, because {why}: stop the pods that use it until {made} is made, which "
-                        "begins as soon as they are gone"
+                        f"copy-on-write snapshot of it, because {why}: stop the pods that use it until {made} is made, "
+                        "which begins as soon as they are gone"
                     ) from why
                 volume = await self._target(spec, partial, taken)
             else:
