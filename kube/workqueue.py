@@ -11,6 +11,7 @@ them asks for all every few seconds, and when it is answered the others are trie
 """
 
 import asyncio
+import itertools
 import logging
 import random
 from collections import Counter
@@ -36,7 +37,7 @@ class WorkQueue:
         backoff: Backoff = Backoff(first=0.5, factor=2, limit=300),  # noqa: B008 - frozen
         expected: tuple[type[Exception], ...] = (ApiError,),
         of: str = "",
-        group: Callable[[str], Hashable] = lambda key: None,
+        group: Callable[[str], Hashable] | None = None,
     ) -> None:
         """So many keys of one `group` are handled at once: where one group's wait for something, the others go on.
         `expected` are failures that are the world's and not the program's: their log line has no traceback. `of`
@@ -46,7 +47,8 @@ class WorkQueue:
         self._backoff = backoff
         self._expected = expected
         self._of = of
-        self._group = group
+        self._one_group = group is None
+        self._group = group or (lambda key: None)
         self._waiting: dict[str, None] = {}
         self._running: dict[str, Hashable] = {}
         """With their groups."""
@@ -109,7 +111,9 @@ class WorkQueue:
 
     def _begin(self, tasks: asyncio.TaskGroup) -> None:
         busy = Counter(self._running.values())
-        for key in list(self._waiting):
+        # Thousands may wait, and are not gone through for each of them.
+        free = max(self._parallelism - len(self._running), 0)
+        for key in list(itertools.islice(self._waiting, free) if self._one_group else self._waiting):
             group = self._group(key)
             if busy[group] >= self._parallelism:
                 continue

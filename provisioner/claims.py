@@ -63,6 +63,8 @@ class _Stalled:
     """When the chosen node was first found to publish no capacity."""
 
 
+_HOSTNAME_BELIEVED = 60.0
+"""Seconds for which a node's hostname label, once it was read, is not read again."""
 _CATCHING_UP = 0.2
 """Seconds that the watch of pods may lag behind that of claims before the API server is asked."""
 
@@ -90,6 +92,8 @@ class ClaimController:
             self._handle, parallelism=parallelism, expected=(ApiError, ProvisioningFailed), of="claim"
         )
         self._placement = PodPlacement(cluster, cache, self._wake_stalled)
+        self._hostnames: dict[str, tuple[str, float]] = {}
+        """Of nodes, with the monotonic seconds until which they are believed."""
         self._rescheduling: set[str] = set()
         """Pods whose claims are being sent to another node, by uid."""
         cache.claims.subscribe(self._claim_changed)
@@ -267,8 +271,15 @@ class ClaimController:
 
     async def _hostname_mismatch(self, claim: Claim, target: Capacity) -> str:
         """What a node publishes ends up in the affinity of a volume: it may speak for itself only. Raises ApiError."""
+        now = time.monotonic()
+        hostname, believed = self._hostnames.get(claim.selected_node, ("", 0.0))
+        if hostname == target.hostname and believed > now:
+            return ""
         node = await live_node(self._cluster, claim.selected_node)
         if node is None or node.hostname == target.hostname:
+            if node is not None:
+                self._hostnames = {name: known for name, known in self._hostnames.items() if known[1] > now}
+                self._hostnames[node.name] = node.hostname, now + _HOSTNAME_BELIEVED
             return ""
         return (
             f"node {node.name} publishes capacity for hostname {target.hostname}, and its label says {node.hostname}, "

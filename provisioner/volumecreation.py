@@ -1,14 +1,14 @@
 """Makes the PersistentVolume of a claim: reserves its capacity, requests it, reports it to the claim's owner, and finds
 out what came of it.
 
-Three outcomes. Created: the reservation is confirmed, and the claim is read once more. Refused by the API server: no
+Three outcomes. Created: the reservation is confirmed. Refused by the API server: no
 volume, the reservation is released. No answer: there may be a volume or not, or there may be one in a second; the
 reservation stays, and the next try finds out, because the name follows from the claim.
 
-A claim may be deleted while its volume is made: then nobody would ever delete the volume, so we do. With policy Delete
-the volume would be found Released and reclaimed. With Retain it would stay for ever, empty. So each claim is read once
-more right after its volume exists. Later it is too late: a volume whose claim is gone by then may have been bound,
-written and released without a trace, and so its policy decides.
+A claim may be deleted while its volume is made. With policy Delete the volume is found Released then, and reclaimed.
+With Retain it would stay for ever, empty, so we delete it: each such claim is read once more right after its volume
+exists. Later it is too late: a volume whose claim is gone by then may have been bound, written and released without a
+trace, and so its policy decides.
 """
 
 import logging
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from contract import names, parameters, quantity, volume
-from contract.volume import ClaimReference, NodeAssignment
+from contract.volume import RETAIN, ClaimReference, NodeAssignment
 from kube.backoff import Backoff
 from kube.client import Cluster
 from kube.errors import AlreadyExists, ApiError, Conflict, Json, NotFound, Unreachable
@@ -177,11 +177,6 @@ class VolumeCreator:
         now = self._clock()
         self._ledger.reserve(name, charge, now)
         self._verifier.verify_later(name)
-        self._recorder.normal(
-            claim.reference,
-            "Provisioning",
-            f'External provisioner is provisioning volume for claim "{claim.key}"',
-        )
         try:
             uid = await self._create(name, persistent_volume(claim, storage_class, create), claim)
         except Unreachable as error:
@@ -194,7 +189,8 @@ class VolumeCreator:
                 raise
             raise ProvisioningFailed(f"the API server refuses the volume: {error}") from error
         self._ledger.confirm(name, uid)
-        self._claim_check.check(name, uid, ClaimReference(claim.namespace, claim.name, claim.uid), now)
+        if storage_class.reclaim_policy == RETAIN:
+            self._claim_check.check(name, uid, ClaimReference(claim.namespace, claim.name, claim.uid), now)
         self._recorder.normal(claim.reference, "ProvisioningSucceeded", f"Successfully provisioned volume {name}")
         return name
 

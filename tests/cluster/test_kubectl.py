@@ -34,7 +34,7 @@ async def test_a_person_runs_the_sample(namespace: Namespace) -> None:
     assert "ProvisioningSucceeded" in described
     assert f"Successfully provisioned volume {volume}" in described
     reasons = await kubectl("get", "events", "--sort-by=.lastTimestamp", "-o", "jsonpath={.items[*].reason}")
-    assert {"Provisioning", "ProvisioningSucceeded", "Scheduled"} <= set(reasons.split())
+    assert {"ProvisioningSucceeded", "Scheduled"} <= set(reasons.split())
     assert node.hostname in await kubectl("get", "csistoragecapacities", "--all-namespaces", "-o", "yaml")
 
     assert 'pod "sample" deleted' in await kubectl("delete", "pod", "sample", "--timeout=30s")

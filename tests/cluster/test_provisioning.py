@@ -34,7 +34,6 @@ async def test_the_volume_follows_the_pod_to_its_node(sandbox: Sandbox, namespac
     ]
     assert sandbox.node_of(running).name == "node-b"
     assert onnode.sizes(sandbox.nodes["node-b"])[name] == 24 * 1024**2
-    await namespace.until_event("data", "Provisioning", f'volume for claim "{namespace.name}/data"')
     await namespace.until_event("data", "ProvisioningSucceeded", name)
 
 

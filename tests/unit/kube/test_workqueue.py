@@ -1,5 +1,6 @@
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -199,3 +200,19 @@ async def test_a_group_that_waits_for_something_holds_up_no_other() -> None:
     assert sorted(gate.begun) == ["a1", "a2", "a3", "a4", "b1", "b2", "b3"]
     task.cancel()
     await asyncio.wait({task})
+
+
+async def test_a_burst_of_thousands_is_not_gone_through_for_each_of_them() -> None:
+    number = 10_000
+    handled = 0
+
+    async def handle(_: str) -> None:
+        nonlocal handled
+        handled += 1
+
+    async with working(handle, parallelism=1) as queue:
+        begin = time.process_time()
+        for key in range(number):
+            queue.add(str(key))
+        await until(lambda: handled == number)
+    assert time.process_time() - begin < 5  # seconds; it was half a minute
