@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from command import clustercheckup, nodecheckup, nodeexec, thisnode
+from command import clustercheckup, nodecheckup, nodeexec, thisnode, uninstallcheck
 from command.checkup import Finding, Verdict, healthy, summary, unknown, wrong
 from command.options import ApiAccess, Form
 from command.running import cluster, patience, run
@@ -21,8 +21,11 @@ _MARKS: Mapping[Verdict, tuple[str, Mapping[str, Any]]] = {
 }
 
 
-def doctor(whole_cluster: bool, namespace: str, access: ApiAccess, form: Form) -> None:
-    results = run(_of_cluster(namespace, access) if whole_cluster else _of_node(namespace, access))
+def doctor(whole_cluster: bool, uninstall: bool, namespace: str, access: ApiAccess, form: Form) -> None:
+    if uninstall:
+        results = run(_before_uninstall(access))
+    else:
+        results = run(_of_cluster(namespace, access) if whole_cluster else _of_node(namespace, access))
     if form.structured:
         show_data([dataclasses.asdict(finding) for finding in results], form)
     else:
@@ -52,6 +55,11 @@ async def _of_node(namespace: str, access: ApiAccess) -> list[Finding]:
         return [*results, unknown("API server", str(error), "run doctor in the daemon's pod, or set KUBECONFIG")]
     except ApiError as error:
         return [*results, wrong("API server", str(error), "kubectl cluster-info")]
+
+
+async def _before_uninstall(access: ApiAccess) -> list[Finding]:
+    async with patience("looking for volumes"), cluster(access) as connected:
+        return await uninstallcheck.findings(connected)
 
 
 async def _of_cluster(namespace: str, access: ApiAccess) -> list[Finding]:

@@ -154,6 +154,9 @@ def migrate(
 @app.command()
 def doctor(
     whole_cluster: Annotated[bool, typer.Option("--cluster", help="Check the cluster instead of this node.")] = False,
+    uninstall: Annotated[
+        bool, typer.Option("--uninstall", help="Only whether all volumes are gone, which nobody else could remove.")
+    ] = False,
     namespace: Namespace = names.NAMESPACE,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
@@ -162,11 +165,12 @@ def doctor(
     """Check what can be wrong on this node, or with --cluster in the cluster, in the order in which things depend on
     each other. Under each fault stands the command that corrects it. Exit code 1 when there is one.
 
-    On a node: run it in the daemon's pod, or as root. For the cluster: with an administrator's kubeconfig.
+    On a node: run it in the daemon's pod, or as root. For the cluster: with an administrator's kubeconfig. Before the
+    programs are taken away: with --uninstall.
     """
     from command import doctor
 
-    doctor.doctor(whole_cluster, namespace, ApiAccess(kubeconfig, context), output)
+    doctor.doctor(whole_cluster, uninstall, namespace, ApiAccess(kubeconfig, context), output)
 
 
 @vg.command()

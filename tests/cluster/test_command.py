@@ -94,6 +94,11 @@ async def test_volumes_of_a_node_and_of_the_cluster(namespace: Namespace) -> Non
     writer = await namespace.get(PODS, "writer")
     assert (alone["claim"], alone["pods"], alone["state"]) == ("", [writer["metadata"]["uid"]], "ready")
 
+    answer = await as_administrator(sandbox, "doctor", "--uninstall", "--output", "json")
+    [left] = [each for each in answer.json if each["check"] == f"PersistentVolume {name}"]
+    assert answer.code == 1
+    assert (left["verdict"], left["remedy"]) == ("wrong", f"kubectl -n {namespace.name} delete pvc data")
+
     # Nothing here runs daemons in pods, so no node answers, and that is said instead of guessed.
     answer = await as_administrator(sandbox, "volumes", "--cluster", "--output", "json")
     [unseen] = [row for row in answer.json if row["volume"] == name]

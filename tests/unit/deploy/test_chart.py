@@ -193,12 +193,36 @@ def test_chart_and_kustomize_make_the_same_objects(name: str, tmp_path: Path) ->
         namespace=namespace,
         **{**way.values, "image": {"repository": IMAGE, "tag": "1", **_pull_policy(way)}},
     )
-    wanted, found = _comparable(theirs), _comparable(ours)
+    wanted, found = _comparable(theirs), _comparable(tuple(each for each in ours if not _is_hook(each)))
     # Of the release: `helm install --namespace`. docs/install.md and the chart's notes have its labels.
     del wanted["Namespace", namespace]
     assert found.keys() == wanted.keys(), "objects of the chart, and those of kustomize"
     for identity, body in wanted.items():
         assert found[identity] == body, f"{identity} of the chart, and that of kustomize"
+
+
+def _is_hook(body: Json) -> bool:
+    """What Helm makes for a moment, and kustomize has no word for."""
+    return "helm.sh/hook" in body["metadata"].get("annotations", {})
+
+
+def test_volumes_keep_helm_from_uninstalling() -> None:
+    """By a hook that asks the command, with the rights of the provisioner."""
+    objects = charted(image={"repository": IMAGE, "tag": "1", "pullSecrets": [{"name": "registry"}]})
+    (hook,) = filter(_is_hook, objects)
+    assert (hook["kind"], hook["metadata"]["annotations"]["helm.sh/hook"]) == ("Job", "pre-delete")
+    assert hook["spec"]["backoffLimit"] == 0
+    pod = hook["spec"]["template"]["spec"]
+    assert (pod["serviceAccountName"], pod["restartPolicy"]) == ("provisioner", "Never")
+    assert pod["imagePullSecrets"] == [{"name": "registry"}]
+    (program,) = pod["containers"]
+    assert program["image"] == container(objects, "Deployment", "provisioner")["image"]
+    assert program["command"] == ["elastic-local", "doctor", "--uninstall"]
+    (rules,) = (
+        each["rules"] for each in of_kind(objects, "ClusterRole") if each["metadata"]["name"].endswith("provisioner")
+    )
+    assert any("persistentvolumes" in rule["resources"] and "list" in rule["verbs"] for rule in rules)
+    assert not [each for each in charted(uninstallCheck={"enabled": False}) if _is_hook(each)]
 
 
 def _pull_policy(way: Way) -> Json:
