@@ -27,7 +27,7 @@ from daemon.errors import VolumeError
 from daemon.node import backend_of
 from daemon.settings import Settings
 from daemon.storage.deviceclasses import BINDMOUNT, LOOP, LVM, DeviceSelector
-from host import filesystem, mounttable
+from host import cgroup, filesystem, mounttable
 from host.command import CommandError, MissingTool, run
 from host.mounttable import Mount
 from service.rootsocket import LONGEST_PATH, SocketPathTooLong
@@ -50,7 +50,7 @@ async def findings(here: Settings) -> list[Finding]:
     if LOOP in kinds:
         results.append(loop_devices())
     if kinds != {BINDMOUNT}:
-        results.append(filesystems(_registered(), _built_in()))
+        results += [filesystems(_registered(), _built_in()), io_limits(cgroup.ROOT)]
     results.append(tools(kinds, shutil.which))
     if results[0].remedy:
         return results  # what follows would only repeat that we are not root
@@ -109,6 +109,14 @@ def filesystems(registered: str, available: set[str]) -> Finding:
             "kernel: filesystems", f"no {', '.join(absent)}", f"for such classes: modprobe -a {' '.join(absent)}"
         )
     return ok("kernel: filesystems", ", ".join(FILESYSTEMS))
+
+
+def io_limits(root: Path) -> Finding:
+    try:
+        cgroup.check_version(root)
+    except cgroup.NoIoController as why:
+        return unknown("kernel: I/O limits", str(why), "for classes with I/O limits: as it says")
+    return ok("kernel: I/O limits", "control groups version 2")
 
 
 def tools(kinds: set[str], which: Callable[[str], str | None]) -> Finding:

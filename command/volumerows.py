@@ -7,7 +7,8 @@ pods, and nothing of what really lies on a disk. The two meet by the uid of the 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from contract import names
+from contract import names, quantity
+from contract.parameters import ParameterError
 from contract.volume import RELEASED, PersistentVolume
 from daemon.storage.inventory import Inventory, Volume, VolumeHealth
 from daemon.storage.record import VolumeState
@@ -51,6 +52,8 @@ class Row:
     pods: tuple[str, ...] = ()
     """Uids as the node knows them, namespace/name where the API server was asked."""
     remark: str = ""
+    io_limits: str = ""
+    """Of each of its pods, as the class has them. Empty: none, or the API server was not asked."""
 
 
 def of_node(
@@ -142,6 +145,7 @@ def _known(row: Row, volume: PersistentVolume | None, users: Mapping[str, tuple[
         source=volume.source,
         pods=users.get(claim, ()),
         policy=volume.reclaim_policy,
+        io_limits=io_limits(volume),
     )
 
 
@@ -179,7 +183,22 @@ def _without_node_row(
         source=volume.source,
         pods=users.get(claim, ()),
         remark=remark,
+        io_limits=io_limits(volume),
     )
+
+
+def io_limits(volume: PersistentVolume) -> str:
+    """As `r=100Mi/s,2000/s w=500/s`."""
+    try:
+        asked = volume.parameters()
+    except ParameterError:
+        return ""
+    ways = {"r": (asked.read_bandwidth, asked.read_iops), "w": (asked.write_bandwidth, asked.write_iops)}
+    told = {
+        way: [*([f"{quantity.humane(rate)}/s"] if rate else []), *([f"{iops}/s"] if iops else [])]
+        for way, (rate, iops) in ways.items()
+    }
+    return " ".join(f"{way}={','.join(figures)}" for way, figures in told.items() if figures)
 
 
 def _is_on(volume: PersistentVolume, node: Node) -> bool:

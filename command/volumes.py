@@ -39,6 +39,7 @@ _COLUMNS = (
     Column[Row]("filesystem", lambda row: row.filesystem or "-", wide=True),
     Column[Row]("source", lambda row: row.source or "-"),
     Column[Row]("pool", lambda row: row.pool or "-", wide=True),
+    Column[Row]("limits", lambda row: row.io_limits or "-", wide=True),
     Column[Row]("policy", lambda row: row.policy or "-"),
     Column[Row]("state", lambda row: row.state),
     Column[Row]("remark", lambda row: row.remark),

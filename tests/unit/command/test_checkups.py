@@ -34,6 +34,14 @@ def wrong(finding: Finding, expected: str) -> None:
     assert finding.remedy
 
 
+def test_a_node_without_control_groups_of_version_2_is_told(tmp_path: Path) -> None:
+    finding = nodecheckup.io_limits(tmp_path)
+    assert (finding.verdict, finding.remedy) == (Verdict.UNKNOWN, "for classes with I/O limits: as it says")
+    assert "systemd.unified_cgroup_hierarchy=1" in finding.message
+    (tmp_path / "cgroup.controllers").touch()
+    assert nodecheckup.io_limits(tmp_path).verdict is Verdict.OK
+
+
 def test_published_capacity_is_this_nodes_for_every_class_and_not_stale() -> None:
     def verdict(*published: Published) -> Finding:
         return clustercheckup.capacity_of(NODE, [_CLASS], published, _NOW)

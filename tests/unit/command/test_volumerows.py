@@ -49,6 +49,16 @@ def test_node_and_cluster_meet_by_uid_and_not_by_name() -> None:
     assert sorted((row.state, row.claim) for row in joined) == [("orphan", ""), ("pending", "default/data")]
 
 
+def test_the_io_limits_of_a_class_are_shown() -> None:
+    options = {"size": str(GIB), "readBandwidth": "104857600", "readIOPS": "2000", "writeIOPS": "500"}
+    limited = persistent_volume(flexVolume={"driver": names.DRIVER, "fsType": "ext4", "options": options})
+    held_rows = volumerows.of_node(Inventory([held()]), "node-1", {}, {})
+    for node_rows in (held_rows, []):
+        [row] = volumerows.joined(node_rows, [limited], [], [NODE], {"node-1"})
+        assert row.io_limits == "r=100Mi/s,2000/s w=500/s"
+    assert volumerows.io_limits(persistent_volume()) == ""
+
+
 def test_a_snapshot_is_not_its_source() -> None:
     snapshot = Volume(held().record.of_snapshot(), GIB, "vg")
     held_rows = volumerows.of_node(Inventory([held()], snapshots=[snapshot]), "node-1", {}, {})
