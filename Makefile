@@ -70,16 +70,15 @@ stubs: ## generate the Python of the CSI protocols from daemon/csi/proto/*.proto
 	@PATH="$(CURDIR)/build/stubs/bin:$$PATH" build/stubs/bin/python -m grpc_tools.protoc --proto_path=. \
 		--python_out=. --pyi_out=. --grpclib_python_out=. daemon/csi/proto/*.proto
 
-docs: tools ## write docs/metrics.md and the schemas of configuration files, deploy/schemas, from the code
+docs: tools ## write docs/metrics.md and the schemas of configuration files, daemon/schemas, from the code
 	@$(RUN) python -m command.metricspage > docs/metrics.md.new && mv docs/metrics.md.new docs/metrics.md
-	@mkdir -p deploy/schemas
-	@$(RUN) python -m command.schemas deploy/schemas
+	@$(RUN) python -m command.schemas daemon/schemas
 
 site: ## build the site of the docs in build/site, with the generator of tools/docs.lock; a broken link ends it
 	@$(PYTHON) -m venv build/docs
 	@build/docs/bin/pip install --quiet --disable-pip-version-check --require-hashes --requirement tools/docs.lock
 	@rm -rf build/pages build/site && mkdir -p build/pages/deploy
-	@cp *.md LICENSE build/pages && cp -r docs build/pages && cp -r deploy/samples deploy/schemas build/pages/deploy
+	@cp *.md LICENSE build/pages && cp -r docs build/pages && cp -rL deploy/samples deploy/schemas build/pages/deploy
 	@NO_MKDOCS_2_WARNING=1 build/docs/bin/mkdocs build --quiet --strict
 	@echo "the site is in build/site"
 

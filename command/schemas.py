@@ -1,5 +1,6 @@
-"""The JSON Schemas of the configuration files, for editors: `make docs` writes them to deploy/schemas. A test holds the
-files to it. The daemon checks what it reads by the readers that the schemas are made of."""
+"""The JSON Schemas of the configuration files, for editors: `make docs` writes them to daemon/schemas, so that they are
+in the package, and by a link in deploy/schemas. A test holds the files to it. The daemon checks what it reads by the
+readers that the schemas are made of."""
 
 import json
 import sys

@@ -177,7 +177,7 @@ def parse(values: Json) -> Configuration:
 
 
 def schema() -> Schema:
-    """JSON Schema of the ConfigMap's data, each key decoded, for editors: deploy/schemas."""
+    """JSON Schema of the ConfigMap's data, each key decoded, for editors: daemon/schemas."""
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "Static volumes of elastic-local (STATIC_CONFIG_DIR): the keys of the ConfigMap",

@@ -122,7 +122,7 @@ def read(text: str, own: DeviceClass) -> Mapping[str, DeviceClass]:
 
 
 def schema() -> Schema:
-    """JSON Schema of the file, for editors: deploy/schemas."""
+    """JSON Schema of the file, for editors: daemon/schemas."""
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "Device classes of elastic-local (DEVICE_CLASSES_FILE)",

@@ -81,7 +81,9 @@ def test_what_is_shown_is_valid(text: str) -> None:
 def test_the_file_of_device_classes_names_its_schema() -> None:
     file = DEPLOY / "components" / "device-classes" / "classes.yaml"
     first, _, rest = file.read_text().partition("\n")
-    assert (file.parent / first.removeprefix("# yaml-language-server: $schema=")).resolve() == SHIPPED / DEVICE_CLASSES
+    assert (file.parent / first.removeprefix("# yaml-language-server: $schema=")).resolve() == (
+        SHIPPED / DEVICE_CLASSES
+    ).resolve()
     validate(DEVICE_CLASSES, yamldecoder.load_strict(rest))
     commented = re.sub(r"^(\s*)# (?=default:|\w+: \{)", r"\1", rest, flags=re.MULTILINE)
     assert set(yaml.safe_load(commented)["classes"]) == {"nvme", "hdd", "local", "thin", "scratch"}
