@@ -61,6 +61,10 @@ class UnresponsiveDevices:
             elif self.silent:
                 self._members[group.name] = self.silent  # it may be one of these that is missing
 
+    def members(self, group: str) -> list[Path]:
+        """The devices of a group, when it was last seen whole."""
+        return [_node(name) for name in sorted(self._members.get(group, ()))]
+
     def of_group(self, group: str) -> Hung | None:
         """The device of a group that gives no answer. Of a group that was never seen whole, any."""
         silent = sorted(self._members.get(group, self.silent) & self.silent)
