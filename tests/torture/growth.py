@@ -8,20 +8,17 @@ the cuts would have left it.
 import asyncio
 import os
 import random
-import struct
 import subprocess
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from hashlib import sha256
 from pathlib import Path
 
 from host import filesystem, loopdevice, mounting
+from tests.torture import writelog
 from tests.torture.figures import Figures
-from tests.uml import guest
+from tests.torture.writelog import Log
 
 _MIB = 2**20
-_PAGE = 4096
-"""Bytes that the kernel writes to a disk together."""
 _KIND = "ext4"
 _CUTS = 24
 """Of each growth."""
@@ -34,16 +31,6 @@ _MORE_MIB = ((4, 40), (100, 300), (1000, 2000))
 _FILES = 150
 
 
-@dataclass(frozen=True)
-class Write:
-    offset: int
-    data: bytes
-
-
-Log = Sequence[Write | None]
-"""In order; None: an fsync that came back."""
-
-
 class Growths:
     """In `folder`, from one seed."""
 
@@ -51,7 +38,7 @@ class Growths:
         self._folder = folder
         self._chance = random.Random(seed)
         self._figures = figures
-        self._library = guest.preloaded(Path(__file__).with_name("writelog.c"), folder / "writelog.so")
+        self._library = writelog.library(folder)
         self._mounted = folder / "mounted"
         self._mounted.mkdir()
         self._image = folder / "image"
@@ -119,17 +106,10 @@ class Growths:
         end = self._chance.randint(0, len(log))
         kill = self._chance.random() < 0.5
         self._figures.counts["kills" if kill else "power cuts"] += 1
-        flushed = max((number + 1 for number in range(end) if log[number] is None), default=0)
-        reached: dict[int, int] = {}
+        cut = log[:end]
+        surely = end if kill else writelog.flushed(cut)
         with self._image.open("r+b") as disk:
-            for number, write in enumerate(log[:end]):
-                for offset, data in _by_page(write) if write else ():
-                    page = offset // _PAGE
-                    if page not in reached:
-                        reached[page] = end if kill else self._chance.choice([flushed, self._chance.randint(0, end)])
-                    if number < max(reached[page], flushed):
-                        disk.seek(offset)
-                        disk.write(data)
+            writelog.apply(disk, cut, surely, writelog.any_part(cut, surely, self._chance))
         return f"{'a kill' if kill else 'a power cut'} at step {end} of {len(log)}"
 
     async def _noted(self, work: Awaitable[None]) -> Log:
@@ -143,7 +123,9 @@ class Growths:
         finally:
             for name, value in before.items():
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
-        return list(_parsed(notes.read_bytes() if notes.exists() else b""))
+        of_image = self._image.stat().st_ino
+        parsed = writelog.parsed(notes.read_bytes() if notes.exists() else b"")
+        return [entry for inode, entry in parsed if inode == of_image]
 
     async def _expect(self, files: dict[str, str], when: str) -> None:
         if await self._shown() != files:
@@ -187,21 +169,3 @@ class Growths:
         copy = self._folder / name
         subprocess.run(["cp", "--sparse=always", self._image, copy], check=True)
         return copy
-
-
-def _parsed(notes: bytes) -> Iterator[Write | None]:
-    """What writelog.c wrote."""
-    at = 0
-    while at < len(notes):
-        what, offset, length = struct.unpack_from("=3q", notes, at)
-        at += 24
-        yield Write(offset, notes[at : at + length]) if what == ord("W") else None
-        at += length
-
-
-def _by_page(write: Write) -> Iterator[tuple[int, bytes]]:
-    offset, data = write.offset, write.data
-    while data:
-        here = _PAGE - offset % _PAGE
-        yield offset, data[:here]
-        offset, data = offset + here, data[here:]

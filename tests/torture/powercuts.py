@@ -6,8 +6,7 @@ then, is all that a pulled plug leaves. Another guest starts from the copies of 
 middle of its mending or of its work afterwards. Then the first one goes on as if nothing had been. So a cut costs no
 boot.
 
-What is written to the disks and not flushed is in the guest's memory for a while, as in a disk's own cache: at a cut
-any part of it is lost.
+The disks have a cache that loses what was not flushed: at one cut all of it, at another any part, or nothing.
 """
 
 import contextlib
@@ -18,15 +17,17 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.torture import writelog
 from tests.torture.figures import Figures
 from tests.torture.guestlife import FOR_EVER, Job, job_file, replayed
 from tests.torture.lvmnode import DISK_BYTES
 from tests.torture.model import Model, traces
+from tests.torture.writelog import Write
 from tests.uml.guest import PROJECT, Guest
 
 _DISKS = 2
@@ -34,11 +35,47 @@ _BOOT_SECONDS = 300.0
 _LIFE_SECONDS = 600.0
 _POLL_SECONDS = 0.02
 _LONGEST_LOAD_SECONDS = 4.0
+_LOST = ("all", "any part", "nothing")
+"""Of what was written and not flushed."""
 _AGAIN = 0.25
 """How often a guest that mends a cut is cut."""
 _ROUNDS_AFTERWARDS = 2
 _TOO_MANY_FAILURES = 4
 _TRACED = 400
+
+
+class Disk:
+    """A file that is the disk of a guest, with what its cache would lose."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.inode = path.stat().st_ino
+        self._flushed = path.with_name(f"{path.name}-flushed")
+        self._unflushed: list[Write | None] = []
+        _copy(path, self._flushed)
+
+    def note(self, entries: Iterable[Write | None]) -> None:
+        """It was written to, and flushed."""
+        self._unflushed += entries
+        if surely := writelog.flushed(self._unflushed):
+            with self._flushed.open("r+b") as disk:
+                writelog.apply(disk, self._unflushed[:surely], surely, lambda: surely)
+            del self._unflushed[:surely]
+
+    def cut(self, left: Path, lost: str, chance: random.Random) -> None:
+        """The file `left` becomes what is there after a power cut."""
+        _copy(self._flushed, left)
+        reached = {
+            "all": lambda: 0,
+            "any part": writelog.any_part(self._unflushed, 0, chance),
+            "nothing": lambda: len(self._unflushed),
+        }
+        with left.open("r+b") as disk:
+            writelog.apply(disk, self._unflushed, 0, reached[lost])
+
+    def remove(self) -> None:
+        self.path.unlink()
+        self._flushed.unlink()
 
 
 @dataclass(frozen=True)
@@ -58,7 +95,9 @@ class Machine:
         folder.mkdir()
         self._folder = folder
         self._figures = figures
-        self._disks: list[Path] = []
+        self._disks: list[Disk] = []
+        self._notes = folder / "writes"
+        self._notes.touch()
         self._model = Model()
         self._number = 0
         self._read = 0
@@ -72,6 +111,8 @@ class Machine:
             [sys.executable, "-S", "-m", "tests.torture.guestlife", str(folder)],
             cwd=PROJECT,
             environment={"PYTHONPATH": os.pathsep.join(path), "PYTHONDONTWRITEBYTECODE": "1"},
+            preload=[writelog.library(folder)],
+            kernel_environment={"WRITE_LOG": str(self._notes)},
             processor=processor,
         )
 
@@ -80,16 +121,17 @@ class Machine:
 
     def live(self, model: Model, seed: int, rounds: int, disks: Sequence[Path], told: Sequence[str] = ()) -> None:
         """Begin a life, on disks that it takes. `told`: what led to it."""
-        for path in self._disks:
-            path.unlink()
+        for disk in self._disks:
+            disk.remove()
+        os.truncate(self._notes, 0)
         self._number += 1
         # A file of a new name each, or the guest shows what it knows of the old one.
-        self._disks = [disk.rename(self._folder / f"{disk.name}-{self._number}") for disk in disks]
+        self._disks = [Disk(path.rename(self._folder / f"{path.name}-{self._number}")) for path in disks]
         self._model = model
         self._told = list(told)
         self._events.clear()
         new = self._folder / "job"
-        new.write_bytes(pickle.dumps(Job(model, seed, rounds, self._disks)))
+        new.write_bytes(pickle.dumps(Job(model, seed, rounds, [disk.path for disk in self._disks])))
         new.replace(job_file(self._folder, self._number))
 
     def wait(self, *kinds: str, seconds: float) -> bool:
@@ -104,7 +146,7 @@ class Machine:
             self._hear()
         return True
 
-    def cut(self, folder: Path) -> Cut:
+    def cut(self, folder: Path, lost: str, chance: random.Random) -> Cut:
         """What a power cut at this moment leaves, in `folder`. The guest stands still until `go_on`."""
         folder.mkdir()
         left = [folder / f"disk-{number}" for number in range(len(self._disks))]
@@ -112,8 +154,11 @@ class Machine:
             self._complain(["the guest is not running any more", self._guest.console()])
         self._guest.pause()
         self._hear()
+        entries = list(writelog.parsed(self._notes.read_bytes()))
+        os.truncate(self._notes, 0)
         for disk, path in zip(self._disks, left, strict=True):
-            subprocess.run(["cp", "--sparse=always", disk, path], check=True)
+            disk.note(entry for inode, entry in entries if inode == disk.inode)
+            disk.cut(path, lost, chance)
         found = {name for path in left for piece in _pieces(path) for name in traces(piece)}
         known = {name for volume in self._model.volumes.values() for name in volume.begun}
         self._complain(f"file {name} of a removed volume is on the disk" for name in sorted(found - known))
@@ -153,7 +198,7 @@ class Machine:
             if self._model.volumes[event["operation"]["pv"]].failures >= _TOO_MANY_FAILURES:
                 self._complain([f"fails for ever: {event['why']}"])
 
-    def _complain(self, complaints: Iterator[str] | Sequence[str]) -> None:
+    def _complain(self, complaints: Iterable[str]) -> None:
         if found := list(complaints):
             self._figures.complaints += [*found, *(f"    {line}" for line in self._told)]
 
@@ -195,7 +240,9 @@ class PowerCuts:
     def _cut(self, machine: Machine, when: str) -> Cut:
         self._figures.counts["rounds"] += 1
         self._figures.counts[f"cuts {when}"] += 1
-        return machine.cut(self._folder / f"cut-{self._figures.counts['rounds']}")
+        lost = self._chance.choice(_LOST)
+        self._figures.counts[f"cuts that lose {lost}"] += 1
+        return machine.cut(self._folder / f"cut-{self._figures.counts['rounds']}", lost, self._chance)
 
     def _new_disks(self) -> list[Path]:
         disks = [self._folder / f"disk-{number}" for number in range(_DISKS)]
@@ -203,6 +250,10 @@ class PowerCuts:
             with disk.open("wb") as file:
                 file.truncate(DISK_BYTES)
         return disks
+
+
+def _copy(source: Path, target: Path) -> None:
+    subprocess.run(["cp", "--sparse=always", source, target], check=True)
 
 
 def _pieces(path: Path) -> Iterator[bytes]:

@@ -146,14 +146,17 @@ class Guest:
         cwd: Path,
         environment: Mapping[str, str] | None = None,
         disks: Sequence[Path] = (),
+        preload: Sequence[Path] = (),
+        kernel_environment: Mapping[str, str] | None = None,
         processor: int = 0,
     ) -> None:
-        """`processor`: guests with other numbers run beside each other."""
+        """`preload`: libraries for the guest's kernel, which is a program of the host, and `kernel_environment` for
+        them. `processor`: guests with other numbers run beside each other."""
         if absent := missing():
             raise NoGuest(absent)
         self.folder = folder
         self._console = folder / "console"
-        libraries = [preloaded(_XSTATE, folder / "xstate.so"), *_preloaded_already()]
+        libraries = [preloaded(_XSTATE, folder / "xstate.so"), *preload, *_preloaded_already()]
         inside = {"LD_PRELOAD": str(preloaded(_BSS, folder / "bss.so")), **(environment or {})}
         init = folder / "init"
         init.write_text(_init(folder, command, cwd, inside))
@@ -182,7 +185,7 @@ class Guest:
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "TMPDIR": str(_memory_folder(folder))},
+                env={**os.environ, **(kernel_environment or {}), "TMPDIR": str(_memory_folder(folder))},
                 start_new_session=True,
             )
 
