@@ -13,7 +13,7 @@ from command.options import ApiAccess, Form
 from command.running import Stop, cluster, need_root, patience, run
 from command.table import Column, show, show_data, size
 from contract import volume as contract_volume
-from contract.parameters import ParameterError, volume_source
+from contract.parameters import ParameterError, stage_secret, volume_source
 from contract.volume import RETAIN, PersistentVolume
 from daemon.cluster.ownerlookup import read_cluster_uid
 from daemon.node import backend_of
@@ -98,7 +98,7 @@ async def _adopt(
     here = thisnode.chosen()
     async with cluster(access) as connected:
         async with patience("comparing this node with the API server"):
-            target = target and replace(target, source=await _source_of(target.storage_class, connected))
+            target = target and await _of_class(target, connected)
             view = await _find(here, connected)
             plans = adoption.chosen(await _plans(view, target, named), named)
         if unknown := set(named) - {plan.volume for plan in plans}:
@@ -130,13 +130,14 @@ async def _find(here: Settings, connected: Cluster) -> _View:
     )
 
 
-async def _source_of(storage_class: str, connected: Cluster) -> str:
-    """The volume source that a class asks for. Listed, because a daemon's account may not get one."""
+async def _of_class(target: TargetClaim, connected: Cluster) -> TargetClaim:
+    """With what its class asks for. Listed, because a daemon's account may not get one."""
     found = {each.name: each for each in map(read_storage_class, await connected.list(CLASSES))}
+    asked = found[target.storage_class].parameters if target.storage_class in found else {}
     try:
-        return volume_source(found[storage_class].parameters if storage_class in found else {})
+        return replace(target, source=volume_source(asked), secret=stage_secret(asked))
     except ParameterError as error:
-        raise Stop(f"StorageClass {storage_class}: {error}") from None
+        raise Stop(f"StorageClass {target.storage_class}: {error}") from None
 
 
 async def _plans(view: _View, target: TargetClaim | None, named: list[str]) -> list[Plan]:

@@ -16,7 +16,7 @@ from typing import Any
 from contract import names, parameters, quantity
 from contract import volume as contract_volume
 from contract.filesystems import FILESYSTEMS
-from contract.parameters import RAID1, ParameterError, VolumeParameters
+from contract.parameters import RAID1, ParameterError, SecretReference, VolumeParameters
 from contract.volume import (
     BLOCK,
     CSI,
@@ -77,6 +77,8 @@ class TargetClaim:
     storage_class: str
     source: str = FLEX_VOLUME
     """The volume source that the class asks for: FLEX_VOLUME or CSI."""
+    secret: SecretReference | None = None
+    """The Secret with the passphrase of the class's volumes. None: they are not encrypted."""
 
 
 def of_untagged(untagged: Untagged, volumes: Mapping[str, PersistentVolume], node: Node, cluster: str) -> Plan | None:
@@ -136,6 +138,10 @@ def of_recorded(
         return Plan(volume.pv, volume.size, ASK, why)
     if pv is None:
         assert target is not None
+        if volume.record.encryption and target.secret is None:
+            return refuse(
+                "it is encrypted: --storage-class has to name a class with encryption and the Secret that opens it"
+            )
         why = f"{whose}, for claim {target.namespace}/{target.claim}"
         record = replace(volume.record, policy=RETAIN, cluster=cluster)
         return Plan(
@@ -157,6 +163,10 @@ def of_recorded(
         )
     if pv.filesystem != volume.record.filesystem:
         return refuse(f"it holds {volume.record.filesystem}, and the new PersistentVolume says {pv.filesystem}")
+    if pv.options.get(parameters.ENCRYPTION, "") != volume.record.encryption:
+        return refuse(
+            f"it is {'' if volume.record.encryption else 'not '}encrypted, and the new PersistentVolume says otherwise"
+        )
     record = replace(volume.record, uid=pv.uid, policy=reclaim_policy(pv), cluster=cluster)
     why = f"its PersistentVolume was made anew, for claim {pv.claim or 'any of its class'}"
     if theirs:
@@ -196,7 +206,7 @@ def recreated_volume(volume: Volume, mirrored: bool, assignment: NodeAssignment,
     """The PersistentVolume of an orphan, by the driver of its class; a block device can have CSI only. Policy Retain:
     nobody said that the data may go with the next claim."""
     group, _, thin_pool = assignment.pool.partition("/")
-    layout = VolumeParameters(filesystem=volume.record.filesystem)
+    layout = VolumeParameters(filesystem=volume.record.filesystem, encryption=volume.record.encryption)
     if thin_pool:
         layout = replace(layout, volume_group=group, thin=True, thin_pool=thin_pool)
     elif mirrored:
@@ -232,6 +242,7 @@ def recreated_volume(volume: Volume, mirrored: bool, assignment: NodeAssignment,
                 volume.pv,
                 volume.record.filesystem,
                 parameters.to_options(layout, volume.size),
+                target.secret if layout.encryption else None,
             ),
             **assigned["spec"],
         },

@@ -12,11 +12,12 @@ from contract import capacity as contract_capacity
 from contract import names, parameters
 from contract import volume as contract_volume
 from contract.capacity import Capacity
+from contract.parameters import ParameterError
 from contract.volume import CSI, PersistentVolume
 from kube.client import Cluster
-from kube.errors import ApiError
+from kube.errors import ApiError, NotFound
 from kube.records import Node, StorageClass, read_node, read_storage_class
-from kube.resources import CAPACITIES, CLASSES, CSI_NODES, DRIVERS, LEASES, NODES, VOLUMES
+from kube.resources import CAPACITIES, CLASSES, CSI_NODES, DRIVERS, LEASES, NODES, SECRETS, VOLUMES
 
 Json = dict[str, Any]
 
@@ -52,6 +53,8 @@ async def findings(cluster: Cluster, namespace: str, only_node: str = "") -> lis
     classes = [read_storage_class(body) for body in await cluster.list(CLASSES)]
     ours = [each for each in classes if each.provisioner in names.PROVISIONERS]
     results += storage_classes(ours)
+    if not only_node:
+        results += [await _secret(cluster, each) for each in ours if parameters.ENCRYPTION in each.parameters]
     if not only_node:
         results.append(await _leader(cluster, namespace))
     published = [each for each in map(_published, await cluster.list(CAPACITIES, namespace)) if each is not None]
@@ -163,6 +166,37 @@ def storage_classes(ours: Sequence[StorageClass]) -> list[Finding]:
             )
         ]
     return [ok(check, ", ".join(sorted(each.name for each in ours)))]
+
+
+async def _secret(cluster: Cluster, storage_class: StorageClass) -> Finding:
+    """Whether the kubelet will find the passphrase of the class's volumes. What it is, is not looked at."""
+    try:
+        reference = parameters.stage_secret(storage_class.parameters)
+        assert reference
+        found = await cluster.get(SECRETS, reference.name, reference.namespace)
+    except (ApiError, ParameterError) as error:
+        return secret(storage_class, error)
+    return secret(storage_class, set(found.get("data") or {}))
+
+
+def secret(storage_class: StorageClass, found: ApiError | ParameterError | set[str]) -> Finding:
+    """`found`: the keys that the Secret of an encrypted class has, or why nobody can say."""
+    check = f"encryption: StorageClass {storage_class.name}"
+    if isinstance(found, ParameterError):
+        return wrong(check, str(found), "make the class anew: parameters can't be changed")
+    reference = parameters.stage_secret(storage_class.parameters)
+    assert reference
+    make = (
+        f"kubectl create secret generic {reference.name} --namespace {reference.namespace} "
+        f"--from-file={parameters.SECRET_KEY}=FILE"
+    )
+    if isinstance(found, NotFound):
+        return wrong(check, f"there is no Secret {reference}, so its volumes can't be opened", make)
+    if isinstance(found, ApiError):
+        return unknown(check, f"Secret {reference} can't be read: {found}", "ask as somebody who may")
+    if parameters.SECRET_KEY not in found:
+        return wrong(check, f"Secret {reference} has no {parameters.SECRET_KEY}", make)
+    return ok(check, f"Secret {reference} is there")
 
 
 async def _leader(cluster: Cluster, namespace: str) -> Finding:

@@ -17,6 +17,7 @@ from grpclib.exceptions import StreamTerminatedError
 from command.checkup import Finding, ok, unknown, wrong
 from contract.filesystems import FILESYSTEMS
 from contract.names import CSI_DRIVER, DRIVER_FOLDER, DRIVER_NAME, NAMESPACE
+from contract.parameters import ENCRYPTION
 from daemon.backends import newgroups
 from daemon.cluster.storagemonitor import lacking, noticed
 from daemon.csi import server
@@ -51,6 +52,7 @@ async def findings(here: Settings) -> list[Finding]:
         results.append(loop_devices())
     if kinds != {BINDMOUNT}:
         results += [filesystems(_registered(), _built_in()), io_limits(cgroup.ROOT)]
+        results.append(encryption(_loaded("/proc/modules") | _built_in(), shutil.which))
     results.append(tools(kinds, shutil.which))
     if results[0].remedy:
         return results  # what follows would only repeat that we are not root
@@ -117,6 +119,17 @@ def io_limits(root: Path) -> Finding:
     except cgroup.NoIoController as why:
         return unknown("kernel: I/O limits", str(why), "for classes with I/O limits: as it says")
     return ok("kernel: I/O limits", "control groups version 2")
+
+
+def encryption(modules: set[str], which: Callable[[str], str | None]) -> Finding:
+    check = "encryption"
+    for_classes = f"for classes with {ENCRYPTION}"
+    if which("cryptsetup") is None:
+        missing = MissingTool("cryptsetup")
+        return unknown(check, "cryptsetup is missing", f"{for_classes}: apt-get install {missing.package}")
+    if "dm_crypt" not in modules:
+        return unknown(check, "dm_crypt is neither loaded nor to be found", f"{for_classes}: modprobe dm_crypt")
+    return ok(check, "cryptsetup and dm_crypt are there")
 
 
 def tools(kinds: set[str], which: Callable[[str], str | None]) -> Finding:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from contract import names, quantity
-from contract.parameters import ParameterError
+from contract.parameters import ENCRYPTION, ParameterError
 from contract.volume import RELEASED, PersistentVolume
 from daemon.storage.inventory import Inventory, Volume, VolumeHealth
 from daemon.storage.record import VolumeState
@@ -42,6 +42,8 @@ class Row:
     size: int
     used: int | None = None
     filesystem: str = ""
+    encryption: str = ""
+    """LUKS2. Empty: it is not encrypted."""
     policy: str = ""
     pool: str = ""
     claim: str = ""
@@ -69,6 +71,7 @@ def of_node(
             size=volume.size,
             used=used.get(volume.pv),
             filesystem=volume.record.filesystem,
+            encryption=volume.record.encryption,
             policy=volume.record.policy,
             pool=volume.pool,
             cluster=volume.record.cluster,
@@ -91,7 +94,7 @@ def _remark(volume: Volume) -> str:
     complaint = "" if volume.health is VolumeHealth.OK else volume.health.value
     if volume.record.state is not VolumeState.ERASING:
         return complaint
-    return f"{100 * volume.record.erased // max(volume.size, 1)}% of its data is gone {complaint}".rstrip()
+    return f"{100 * volume.record.erased // max(volume.device_size, 1)}% of its data is gone {complaint}".rstrip()
 
 
 def _snapshot_remark(snapshot: Volume) -> str:
@@ -177,6 +180,7 @@ def _without_node_row(
         state=state,
         size=volume.size,
         filesystem=volume.filesystem,
+        encryption=volume.options.get(ENCRYPTION, ""),
         policy=volume.reclaim_policy,
         pool=volume.pool,
         claim=claim,

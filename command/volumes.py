@@ -37,6 +37,7 @@ _COLUMNS = (
     Column[Row]("size", lambda row: size(row.size), right=True),
     Column[Row]("used", lambda row: size(row.used), right=True),
     Column[Row]("filesystem", lambda row: row.filesystem or "-", wide=True),
+    Column[Row]("encryption", lambda row: row.encryption or "-", wide=True),
     Column[Row]("source", lambda row: row.source or "-"),
     Column[Row]("pool", lambda row: row.pool or "-", wide=True),
     Column[Row]("limits", lambda row: row.io_limits or "-", wide=True),

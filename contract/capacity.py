@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from contract import names, quantity
-from contract.parameters import VolumeParameters
+from contract.parameters import LUKS2, VolumeParameters
 from contract.volume import BLOCK, FILESYSTEM
 
 Json = dict[str, Any]
@@ -44,6 +44,12 @@ class Capacity:
     """What volumes of these pools and this one together may take."""
     block: bool = False
     """Whether its volumes are devices, which can be raw (volumeMode Block) and have I/O limits: folders can't."""
+    encryption: bool = False
+    """Whether its volumes can be encrypted (LUKS2): folders can't, nor can a node without cryptsetup."""
+
+    def serves(self, parameters: VolumeParameters) -> bool:
+        """Whether the node can have volumes of that kind at all, however much is free."""
+        return (self.block or not parameters.needs_device) and (self.encryption or not parameters.encryption)
 
     def free(self, reserved: Callable[[str], int]) -> int:
         """Bytes that are not reserved, by what is known to be `reserved` in each of the node's pools. Can be
@@ -59,9 +65,9 @@ class Capacity:
 
 
 def footprint(size: int, parameters: VolumeParameters, granularity: int) -> int:
-    """Bytes that a volume of `size` bytes takes from its pool: whole extents, a whole number of them on each stripe,
-    twice and with an extent of metadata a leg for a mirror (lvmraid(7))."""
-    extents = -(-size // granularity)
+    """Bytes that a volume of `size` bytes takes from its pool: with the header of an encrypted one, in whole extents, a
+    whole number of them on each stripe, twice and with an extent of metadata a leg for a mirror (lvmraid(7))."""
+    extents = -(-(size + parameters.header_size) // granularity)
     extents = -(-extents // parameters.stripes) * parameters.stripes
     if parameters.raid == "raid1":
         extents = _MIRROR_LEGS * (extents + 1)
@@ -97,6 +103,7 @@ def manifest(capacity: Capacity, namespace: str, owner: Json | None) -> Json:
                 # Also where they say nothing: a merge patch leaves what it does not name.
                 names.LAYOUT_ANNOTATION: f"{capacity.weight} {capacity.reserved}",
                 names.VOLUME_MODES_ANNOTATION: f"{FILESYSTEM} {BLOCK}" if capacity.block else FILESYSTEM,
+                names.ENCRYPTION_ANNOTATION: LUKS2 if capacity.encryption else "",
                 names.SHARED_ANNOTATION: " ".join((str(capacity.shared), *capacity.shared_with)),
             },
             **({"ownerReferences": [owner]} if owner else {}),
@@ -137,6 +144,7 @@ def read(body: Json) -> Capacity | None:
             shared_with=tuple(shared_with),
             shared=_number(shared),
             block=BLOCK in annotations.get(names.VOLUME_MODES_ANNOTATION, "").split(),
+            encryption=LUKS2 in annotations.get(names.ENCRYPTION_ANNOTATION, "").split(),
         )
     except ValueError:
         return None

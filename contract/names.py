@@ -26,6 +26,21 @@ PROVISIONERS = (PROVISIONER, PROVISIONER_OF_ELASTIC)
 CSI_DRIVER = PROVISIONER
 """Name of the CSI driver, of its CSIDriver object and of its folder in the kubelet's `plugins`."""
 
+
+def csi_staging(volume: str) -> tuple[str, ...]:
+    """Folders, below the kubelet's root, of which there is one from before the kubelet stages a volume until after it
+    has unstaged it: of a filesystem, also as kubelets before 1.24 had it, and of a block device
+    (pkg/volume/csi/{csi_attacher,csi_block}.go)."""
+    import hashlib
+
+    plugin, digest = "plugins/kubernetes.io/csi", hashlib.sha256(volume.encode()).hexdigest()
+    return (
+        f"{plugin}/{CSI_DRIVER}/{digest}/globalmount",
+        f"{plugin}/pv/{volume}/globalmount",
+        f"{plugin}/volumeDevices/staging/{volume}",
+    )
+
+
 NAMESPACE = "elastic-local"
 DATA_DIR = "/var/lib/elastic-local"
 SOCKET = "/var/run/elastic-local/socket"
@@ -59,6 +74,9 @@ LAYOUT_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/layout"
 """The weight of other volumes for the class, and how many reserved bytes the node knew of."""
 VOLUME_MODES_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/volume-modes"
 """Which volume modes its volumes can have, separated by spaces. Daemons that don't say know Filesystem only."""
+ENCRYPTION_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/encryption"
+"""How its volumes can be encrypted, empty where they can't. Daemons that don't say can't. On a VolumeSnapshotContent:
+how the snapshot is, and by which Secret, `luks2 <namespace>/<name>`."""
 SHARED_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/shared"
 """What the pools of one filesystem may take together, and the other pools there."""
 

@@ -30,6 +30,19 @@ DEVICE_CLASS = "device-class"
 LINEAR, RAID1 = "none", "raid1"
 NO_ERASE, DISCARD, ZERO = "none", "discard", "zero"
 ERASE = (NO_ERASE, DISCARD, ZERO)
+ENCRYPTION = "encryption"
+LUKS2 = "luks2"
+LUKS_HEADER = 16 << 20
+"""Bytes that the header of an encrypted volume takes at its beginning, on top of what its claim asks for. cryptsetup's
+own default: less would leave no room to change the volume's key (cryptsetup reencrypt)."""
+SECRET_NAME, SECRET_NAMESPACE = (f"csi.storage.k8s.io/node-stage-secret-{each}" for each in ("name", "namespace"))
+"""Of a class: the Secret with the passphrase of its volumes, under the names that all CSI drivers have for it. No
+options of a volume: its PersistentVolume has a field for them, csi.nodeStageSecretRef, and the kubelet reads the
+Secret."""
+SECRET_KEY = "encryptionPassphrase"  # noqa: S105  the name, not what it holds
+"""Under which that Secret has it."""
+_OF_CLASS = (VOLUME_SOURCE, SECRET_NAME, SECRET_NAMESPACE)
+"""Parameters that are no options of a volume."""
 DEFAULT_DEVICE_CLASS = "default"
 """What the node has for StorageClasses that name no device class."""
 
@@ -44,6 +57,10 @@ class ParameterError(ValueError):
 
 # LVM's alphabet; the first character keeps a name from being read as an option or a path (lvm(8), VALID NAMES).
 _LVM_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_+.-]{0,126}", re.ASCII)
+
+_SECRET_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", re.ASCII)
+_NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
+"""Names of Secrets are DNS subdomains, those of namespaces DNS labels."""
 
 DEVICE_CLASS_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 
@@ -104,6 +121,17 @@ def _one_of(*allowed: str) -> Callable[[str], str]:
 
 
 @dataclass(frozen=True)
+class SecretReference:
+    """A Secret that the kubelet reads for a volume."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True)
 class _Key:
     """One parameter: its name, what is allowed as an error message says it, and how it is read."""
 
@@ -161,6 +189,8 @@ class VolumeParameters:
     write_bandwidth: int = _parameter(_bandwidth("writeBandwidth"), default=0)
     read_iops: int = _parameter(_iops("readIOPS"), default=0)
     write_iops: int = _parameter(_iops("writeIOPS"), default=0)
+    encryption: str = _parameter(_Key(ENCRYPTION, LUKS2, _one_of(LUKS2)), default="")
+    """LUKS2, or empty: what is written is on the disk as it is."""
 
     @property
     def needs_thick(self) -> bool:
@@ -184,6 +214,11 @@ class VolumeParameters:
         return self.block or self.limits_io
 
     @property
+    def header_size(self) -> int:
+        """Bytes that the volume needs beyond those that its pod gets."""
+        return LUKS_HEADER if self.encryption else 0
+
+    @property
     def minimum_size(self) -> int:
         """Bytes below which the volume can't be made."""
         return 1 if self.block else FILESYSTEMS[self.filesystem].minimum_size
@@ -198,7 +233,7 @@ _FIELDS: Mapping[str, Field[Any]] = {
 }
 """The parameters that are read one by one, by their names."""
 _MKFS_OPTIONS = "mkfsOptions"
-_NAMES = (*_FIELDS, _MKFS_OPTIONS, VOLUME_SOURCE)
+_NAMES = (*_FIELDS, _MKFS_OPTIONS, *_OF_CLASS)
 
 
 def _key(name: str) -> _Key:
@@ -210,7 +245,8 @@ def parse(parameters: Mapping[str, str], mount_options: Sequence[str] = (), *, b
     """The parameters and mountOptions of a StorageClass. Raises ParameterError for the first that is wrong. For a raw
     `block` device all that is about filesystems is checked and means nothing: one class serves both modes."""
     volume_source(parameters)
-    parsed = _parse({key: text for key, text in parameters.items() if key != VOLUME_SOURCE}, mount_options)
+    parsed = _parse({key: text for key, text in parameters.items() if key not in _OF_CLASS}, mount_options)
+    stage_secret(parameters)
     try:
         fsrules.check(parsed.filesystem, parsed.mkfs_options, parsed.mount_options)
     except fsrules.Contradiction as error:
@@ -224,6 +260,27 @@ def volume_source(parameters: Mapping[str, str]) -> str:
     if chosen not in VOLUME_SOURCES:
         raise ParameterError(VOLUME_SOURCE, chosen, f"allowed is {' '.join(VOLUME_SOURCES)}")
     return chosen
+
+
+def stage_secret(parameters: Mapping[str, str]) -> SecretReference | None:
+    """The Secret that a class says has the passphrase of its volumes. None: they are not encrypted. Its names are
+    taken as they are: a template (${pvc.namespace}) would let who makes a claim choose the key. Raises
+    ParameterError."""
+    for key in (SECRET_NAME, SECRET_NAMESPACE):
+        if key in parameters and ENCRYPTION not in parameters:
+            raise ParameterError(key, parameters[key], f"allowed with {ENCRYPTION} only")
+    if ENCRYPTION not in parameters:
+        return None
+    if volume_source(parameters) == VOLUME_SOURCES[0]:
+        raise ParameterError(
+            ENCRYPTION, parameters[ENCRYPTION], f"allowed with {VOLUME_SOURCE} csi only, where the kubelet has the key"
+        )
+    for key, names in ((SECRET_NAME, _SECRET_NAME), (SECRET_NAMESPACE, _NAMESPACE)):
+        if not names.fullmatch(parameters.get(key, "")):
+            raise ParameterError(
+                key, parameters.get(key, ""), f"{ENCRYPTION} needs the name of a Secret and its namespace, no templates"
+            )
+    return SecretReference(parameters[SECRET_NAMESPACE], parameters[SECRET_NAME])
 
 
 def _parse(parameters: Mapping[str, str], mount_options: Sequence[str]) -> VolumeParameters:

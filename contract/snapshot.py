@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from contract import names
+from contract.parameters import SecretReference
 from contract.volume import DELETE, RETAIN, ObjectReference
 
 Json = dict[str, Any]
@@ -91,6 +92,10 @@ class SnapshotContent:
     """See HOSTNAME_ANNOTATION."""
     filesystem: str
     """See FILESYSTEM_ANNOTATION."""
+    encryption: str
+    """How it is encrypted. Empty: it is not."""
+    secret: SecretReference | None
+    """The Secret that opened its source. None: it is not encrypted, or nobody knows."""
     pool: str
     """The pool of its node that the snapshot is in."""
     finalizers: tuple[str, ...]
@@ -130,6 +135,8 @@ def read(manifest: Json) -> SnapshotContent | None:
         return None
     status, source = manifest.get("status") or {}, spec.get("source") or {}
     reference, annotations = spec.get("volumeSnapshotRef") or {}, metadata.get("annotations") or {}
+    encryption, _, opened_by = annotations.get(names.ENCRYPTION_ANNOTATION, "").partition(" ")
+    namespace, _, secret = opened_by.partition("/")
     return SnapshotContent(
         name=metadata["name"],
         uid=metadata["uid"],
@@ -147,6 +154,8 @@ def read(manifest: Json) -> SnapshotContent | None:
         node_label=(metadata.get("labels") or {}).get(names.NODE_LABEL, ""),
         hostname=annotations.get(HOSTNAME_ANNOTATION, ""),
         filesystem=annotations.get(FILESYSTEM_ANNOTATION, ""),
+        encryption=encryption,
+        secret=SecretReference(namespace, secret) if secret else None,
         pool=annotations.get(names.POOL_ANNOTATION, ""),
         finalizers=tuple(metadata.get("finalizers") or ()),
         deleting="deletionTimestamp" in metadata,
@@ -173,9 +182,15 @@ def handle_patch(content: SnapshotContent, handle: Handle) -> Json:
     return {"metadata": {"uid": content.uid}, "status": {"snapshotHandle": str(handle)}}
 
 
-def being_created_patch(content: SnapshotContent, pool: str, filesystem: str) -> Json:
-    """The merge patch that says, before there is a snapshot, that it is being made, where, and what it will hold."""
+def being_created_patch(
+    content: SnapshotContent, pool: str, filesystem: str, encryption: str = "", secret: SecretReference | None = None
+) -> Json:
+    """The merge patch that says, before there is a snapshot, that it is being made, where, and what it will hold.
+    `secret`: that of its source, where that is known."""
     annotations = {BEING_CREATED: "yes", names.POOL_ANNOTATION: pool, FILESYSTEM_ANNOTATION: filesystem}
+    if encryption:
+        secret = secret or content.secret
+        annotations[names.ENCRYPTION_ANNOTATION] = f"{encryption} {secret}" if secret else encryption
     return {"metadata": {"uid": content.uid, "annotations": annotations}}
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from contract import filesystems, names, parameters, quantity
-from contract.parameters import VolumeParameters
+from contract.parameters import SecretReference, VolumeParameters
 
 Json = dict[str, Any]
 
@@ -120,6 +120,8 @@ class PersistentVolume:
     local_path: str = ""
     """spec.local.path, as the node sees it. Empty: it is no local volume."""
     volume_mode: str = FILESYSTEM
+    secret: SecretReference | None = None
+    """The one that the kubelet reads for it when it stages it (csi.nodeStageSecretRef)."""
 
     @property
     def reference(self) -> ObjectReference:
@@ -211,6 +213,7 @@ def read_any(manifest: Json) -> PersistentVolume:
         driver=source.get("driver") or "",
         local_path=(spec.get("local") or {}).get("path") or "",
         volume_mode=spec.get("volumeMode") or FILESYSTEM,
+        secret=_secret(source.get("nodeStageSecretRef")),
     )
 
 
@@ -224,16 +227,24 @@ def _options(spec: Json, kind: str) -> dict[str, str]:
     return (spec.get(kind) or {}).get("options") or {}
 
 
-def source_spec(kind: str, name: str, filesystem: str, options: Mapping[str, str]) -> Json:
+def _secret(reference: Json | None) -> SecretReference | None:
+    return SecretReference(reference.get("namespace", ""), reference.get("name", "")) if reference else None
+
+
+def source_spec(
+    kind: str, name: str, filesystem: str, options: Mapping[str, str], secret: SecretReference | None = None
+) -> Json:
     """The fields of a PersistentVolume's spec that say what it is, the inverse of `_options`. `kind` is FLEX_VOLUME or
-    CSI. The kubelet mounts no FlexVolume with spec.mountOptions, so there these stay among the options."""
+    CSI. The kubelet mounts no FlexVolume with spec.mountOptions, so there these stay among the options. `secret`, of a
+    CSI volume: what the kubelet hands to NodeStageVolume."""
     of_type = {} if filesystem == filesystems.RAW else {"fsType": filesystem}
     if kind == FLEX_VOLUME:
         return {FLEX_VOLUME: {"driver": names.DRIVER, **of_type, "options": dict(options)}}
     attributes = {key: text for key, text in options.items() if key != parameters.MOUNT_OPTIONS_OPTION}
     mount_options = options.get(parameters.MOUNT_OPTIONS_OPTION)
+    reference = {"nodeStageSecretRef": {"namespace": secret.namespace, "name": secret.name}} if secret else {}
     return {
-        CSI: {"driver": names.CSI_DRIVER, "volumeHandle": name, **of_type, "volumeAttributes": attributes},
+        CSI: {"driver": names.CSI_DRIVER, "volumeHandle": name, **of_type, "volumeAttributes": attributes, **reference},
         **({"mountOptions": mount_options.split(",")} if mount_options else {}),
     }
 

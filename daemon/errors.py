@@ -111,6 +111,18 @@ class InUse(VolumeError):
     """Somebody uses the volume, so it can't be unmounted or removed."""
 
 
+class NoEncryption(VolumeError):
+    """The storage has folders only, and the volume is to be encrypted."""
+
+
+class NotUnlocked(VolumeError):
+    """An encrypted volume is needed open, and is not, and nobody has given its passphrase."""
+
+
+class WrongKey(VolumeError):
+    """What was given as the passphrase of an encrypted volume is none, or does not open it. The data is not touched."""
+
+
 class NotABlockDevice(VolumeError):
     """The storage has folders only, and the volume is to be a block device."""
 

@@ -224,6 +224,7 @@ class Daemon:
         )
         self._services = services
         self._mounter.set_context(services.context)
+        await self._mounter.lock_unstaged()
         log.info("serving node %s (hostname %s)", node.name, node.hostname)
         await services.run(self._supervisor)
 

@@ -6,12 +6,14 @@ import stat
 from functools import partial
 from pathlib import Path
 
-from host.command import CommandFailed, run
+from host.command import CommandFailed, Completed, run
 from host.diskthreads import threads
 
 _NOTHING_FOUND = 2
 _AMBIGUOUS = 8
 AMBIGUOUS = "more than one signature"
+_LOOK_SECONDS = 30.0
+"""How long a device may take to be opened."""
 _SIGNATURES_END = 128 << 10
 """Bytes: ext4 has its signature at 1 KiB, xfs at 0, btrfs at 64 KiB."""
 
@@ -60,6 +62,23 @@ def is_claimed(device: Path) -> bool:
             raise
         return True
     return False
+
+
+async def run_on(
+    device: Path,
+    *command: str,
+    last: tuple[str, ...] = (),
+    deadline: float,
+    check: bool = True,
+    secret: bytes = b"",
+) -> Completed:
+    """Runs a program that writes to `device`, which is named behind its other words but for the `last`, and has it hold
+    the device open from its first moment. When we are killed the program goes on; a loop device that nobody held would
+    be freed by then and its number given to another volume, and the program would open that one. `secret`: see
+    host.command.run. Raises CommandError, OSError and host.diskthreads.Hung."""
+    take = partial(os.open, device, os.O_RDONLY | os.O_CLOEXEC)
+    async with threads.holding(device, take, os.close, deadline=_LOOK_SECONDS) as held:
+        return await run(*command, str(device), *last, deadline=deadline, check=check, pass_fds=[held], secret=secret)
 
 
 def _read_signatures(device: Path) -> None:

@@ -16,6 +16,7 @@ said before it was killed is still there, and a daemon that it leaves behind can
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import shlex
@@ -41,6 +42,7 @@ _KEPT_OUTPUT = 4096
 PACKAGES = {
     "blkdiscard": "util-linux",
     "blkid": "util-linux",
+    "cryptsetup": "cryptsetup-bin",
     "dmsetup": "dmsetup",
     "fsck": "util-linux",
     "lsblk": "util-linux",
@@ -216,12 +218,14 @@ async def run(
     env: Mapping[str, str] | None = None,
     check: bool = True,
     input: bytes | None = None,  # noqa: A002  named like subprocess.run's
+    secret: bytes = b"",
     pass_fds: Collection[int] = (),
     kind: Hashable = None,
 ) -> Completed:
     """Run a program to its end, at most `deadline` seconds.
 
-    `env` is added to our own environment; the locale is always C, so that messages are what we know. `pass_fds` are
+    `env` is added to our own environment; the locale is always C, so that messages are what we know. `secret`, of up to
+    a page, is its standard input in place of `input`, in memory that is never swapped. `pass_fds` are
     our open files that the program holds open as well, for as long as it lives, even after us. `kind` is what it has
     in common with those that would wait for the same disk, None: its command line. Raises MissingTool, CommandHung,
     CommandTimedOut, and with `check` CommandFailed for an exit code other than zero.
@@ -231,7 +235,8 @@ async def run(
     environment = {**os.environ, **(env or {}), "LC_ALL": "C"}
     started = time.time()
     begin = time.monotonic()
-    with _memory_file() as stdout, _memory_file() as stderr, _memory_file(input or b"") as stdin:
+    given = _pipe(secret) if secret else _memory_file(input or b"")
+    with _memory_file() as stdout, _memory_file() as stderr, given as stdin:
         try:
             process = await asyncio.create_subprocess_exec(
                 *argv,
@@ -299,6 +304,22 @@ def _memory_file(content: bytes = b"") -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _pipe(content: bytes) -> Iterator[int]:
+    """The reading end of a pipe with all of the content in it, which is gone when both have closed it."""
+    reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        try:
+            if os.write(writing, content) != len(content):
+                raise OSError(errno.EMSGSIZE, "it is longer than a pipe holds")
+        finally:
+            os.close(writing)
+        os.set_blocking(reading, True)
+        yield reading
+    finally:
+        os.close(reading)
 
 
 def _content(descriptor: int) -> str:

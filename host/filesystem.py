@@ -36,7 +36,7 @@ from functools import partial
 from pathlib import Path
 
 from host import blockdevice, command, ext4, kernellog, mounting
-from host.command import CommandFailed, Completed, run
+from host.command import CommandFailed, run
 from host.diskthreads import threads
 
 
@@ -69,6 +69,8 @@ class Facts:
     Raises PermissionError when a crash meanwhile could cost data."""
     renew_uuid: Callable[[Path, Path, float], Awaitable[None]] | None = None
     """How a copy gets a UUID of its own: `renew_uuid` below. None: there can't be copies."""
+    twin_options: tuple[str, ...] = ()
+    """Mount options without which the kernel does not mount a second one of the same UUID."""
 
 
 class DamagedFilesystem(Exception):
@@ -103,7 +105,7 @@ class OptionsRefused(Exception):
 async def make(kind: str, device: Path, options: Sequence[str] = (), *, deadline: float = 600) -> None:
     """A new filesystem of `kind`, on disk when this returns. Whatever the device held is lost. `options` are passed to
     mkfs and come after our own, so they win. Raises CommandError."""
-    await _run_on(device, *FACTS[kind].make, *options, deadline=deadline)
+    await blockdevice.run_on(device, *FACTS[kind].make, *options, deadline=deadline)
 
 
 async def check(kind: str, device: Path, *, deadline: float = 3600) -> None:
@@ -118,7 +120,7 @@ async def check(kind: str, device: Path, *, deadline: float = 3600) -> None:
 
 
 async def _checked(kind: str, command: Sequence[str], device: Path, deadline: float) -> None:
-    checked = await _run_on(device, *command, deadline=deadline, check=False)
+    checked = await blockdevice.run_on(device, *command, deadline=deadline, check=False)
     if checked.exit_code < 0:
         raise CommandFailed(checked)  # somebody killed it, which says nothing of the filesystem
     if checked.exit_code not in FACTS[kind].clean_exit_codes:
@@ -143,14 +145,18 @@ _LONGEST_OUTPUT = 300
 """Characters: an event of Kubernetes holds 1024."""
 
 
-async def mount(kind: str, device: Path, path: Path, options: Sequence[str] = (), *, deadline: float = 100) -> None:
+async def mount(
+    kind: str, device: Path, path: Path, options: Sequence[str] = (), *, twin: bool = False, deadline: float = 100
+) -> None:
     """Mounts `device` on the folder `path`, through mount(8) for the sake of its options, and always nosuid and nodev:
     whoever shows it to others says there what they may (host.mounting.bind). It was checked before, if that is ever
-    done for its kind. Raises OptionsRefused, DamagedFilesystem when the kernel refuses the filesystem itself,
+    done for its kind. `twin`: it is a copy that has the UUID of its source, which may be mounted too. Raises
+    OptionsRefused, DamagedFilesystem when the kernel refuses the filesystem itself,
     FailingDisk, and CommandError for all else."""
     heard = await asyncio.to_thread(kernellog.begin)
     try:
-        joined = ",".join(("nosuid", "nodev", *options))
+        own = FACTS[kind].twin_options if twin else ()
+        joined = ",".join(("nosuid", "nodev", *own, *options))
         await run("mount", "-t", kind, "-o", joined, str(device), str(path), deadline=deadline)
     except CommandFailed as error:
         output = error.completed.output
@@ -161,7 +167,7 @@ async def mount(kind: str, device: Path, path: Path, options: Sequence[str] = ()
         output = said[-_LONGEST_OUTPUT:] or f"{output} (dmesg on the node says why)"
         if unreadable and (FACTS[kind].check or not _DAMAGE.search(said)):  # what was checked is sound
             raise FailingDisk(device, output) from error
-        if options and await _mounts_without_options(kind, device, deadline):
+        if options and await _mounts_without_options(kind, device, own, deadline):
             raise OptionsRefused(kind, options, output) from error
         asked = f"mount options {','.join(options)}" if options else "no mount options"
         what = f"{output} ({asked}), so it is damaged, or was made with what this kernel does not know"
@@ -170,12 +176,12 @@ async def mount(kind: str, device: Path, path: Path, options: Sequence[str] = ()
         heard.close()
 
 
-async def _mounts_without_options(kind: str, device: Path, deadline: float) -> bool:
+async def _mounts_without_options(kind: str, device: Path, own: Sequence[str], deadline: float) -> bool:
     """Whether the fault lies in the options alone. Nothing is written but what the journal has to."""
     folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="elastic-local-"))
     try:
         # One that hangs is known by its device: the folder is another each time.
-        alone = ("mount", "-t", kind, "-o", "ro", str(device))
+        alone = ("mount", "-t", kind, "-o", ",".join(("ro", *own)), str(device))
         await run(*alone, str(folder), deadline=deadline, kind=alone)
         await run("umount", str(folder), deadline=deadline)
     except CommandFailed:
@@ -224,7 +230,7 @@ async def can_grow_unmounted(kind: str, device: Path, *, deadline: float = 3600)
 async def grow_unmounted(kind: str, device: Path, *, deadline: float = 3600) -> None:
     """Lets a filesystem that `can_grow_unmounted` fill its device. Whatever cuts that off, `mend_growth` comes before
     anything else. Raises CommandError."""
-    await _run_on(device, *FACTS[kind].grow, deadline=deadline)
+    await blockdevice.run_on(device, *FACTS[kind].grow, deadline=deadline)
 
 
 async def mend_growth(kind: str, device: Path, *, deadline: float = 3600) -> None:
@@ -249,15 +255,6 @@ async def renew_uuid(kind: str, device: Path, folder: Path, *, deadline: float =
     if renew is None:
         raise ValueError(f"two copies of one {kind} can't be used on one node")
     await renew(device, folder, deadline)
-
-
-async def _run_on(device: Path, *command: str, deadline: float, check: bool = True) -> Completed:
-    """Runs a program that writes to `device`, and has it hold the device open from its first moment. When we are
-    killed the program goes on; a loop device that nobody held would be freed by then and its number given to another
-    volume, and the program would open that one."""
-    take = partial(os.open, device, os.O_RDONLY | os.O_CLOEXEC)
-    async with threads.holding(device, take, os.close, deadline=_LOOK_SECONDS) as held:
-        return await run(*command, str(device), deadline=deadline, check=check, pass_fds=[held])
 
 
 def _capabilities() -> int:
@@ -318,6 +315,7 @@ FACTS: Mapping[str, Facts] = {
         grows_by_path=True,
         signatures=frozenset({"xfs"}),
         renew_uuid=_renew_uuid_of_xfs,
+        twin_options=("nouuid",),
         programs=dict.fromkeys(("mkfs.xfs", "xfs_growfs", "xfs_repair", "xfs_admin"), "xfsprogs"),
     ),
     "btrfs": Facts(

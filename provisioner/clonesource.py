@@ -4,6 +4,8 @@ on one node, has a filesystem and a size, and is of the claim's own namespace: w
 
 from dataclasses import dataclass, replace
 
+from contract import parameters
+from contract.parameters import SecretReference
 from contract.snapshot import SnapshotContent
 from contract.volume import Original, PersistentVolume
 from kube.records import Claim, VolumeSnapshot
@@ -23,6 +25,9 @@ class CloneSource:
     """filesystems.RAW of a block volume. Empty: not known."""
     size: int = 0
     """Bytes that the copy needs at least."""
+    encryption: str = ""
+    secret: SecretReference | None = None
+    """The Secret that opens it. None: it is not encrypted, or nobody says."""
     text: str = ""
     """What it is, for messages."""
     obstacle: str = ""
@@ -43,6 +48,8 @@ def of_volume(volume: PersistentVolume | None) -> CloneSource:
         node=volume.node_label,
         filesystem=volume.filesystem,
         size=volume.granted or volume.size,
+        encryption=volume.options.get(parameters.ENCRYPTION, ""),
+        secret=volume.secret,
     )
 
 
@@ -66,6 +73,8 @@ def of_content(content: SnapshotContent | None) -> CloneSource:
         node=content.node_label,
         filesystem=content.filesystem,
         size=content.restore_size,
+        encryption=content.encryption,
+        secret=content.secret,
     )
 
 

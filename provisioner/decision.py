@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from contract import capacity, names, parameters, quantity
 from contract.capacity import Capacity
 from contract.filesystems import CLONABLE, RAW, is_clonable
-from contract.parameters import ParameterError, VolumeParameters
+from contract.parameters import ENCRYPTION, ParameterError, SecretReference, VolumeParameters
 from contract.volume import BLOCK, CSI, FILESYSTEM, FLEX_VOLUME, Original
 from kube.records import WAIT_FOR_FIRST_CONSUMER, Claim, Pod, StorageClass
 from provisioner.clonesource import NO_SOURCE, CloneSource
@@ -41,8 +41,10 @@ def volume_parameters(storage_class: StorageClass, claim: Claim, source: CloneSo
     )
 
 
-def clone_obstacle(claim: Claim, layout: VolumeParameters, source: CloneSource) -> str:
-    """Why the copy can't be made as things are, empty when it can."""
+def clone_obstacle(
+    claim: Claim, layout: VolumeParameters, source: CloneSource, secret: SecretReference | None = None
+) -> str:
+    """Why the copy can't be made as things are, empty when it can. `secret` is that of the claim's class."""
     if source.obstacle:
         return source.obstacle
     mode = BLOCK if source.filesystem == RAW else FILESYSTEM
@@ -57,6 +59,19 @@ def clone_obstacle(claim: Claim, layout: VolumeParameters, source: CloneSource) 
         return (
             f"{source.text} has {source.filesystem}, and a copy can't have {layout.filesystem}: use a class with the "
             "same fsType"
+        )
+    if layout.encryption and not source.encryption:
+        return f"{source.text} is not encrypted, and a copy of it can't be: use a class without {ENCRYPTION}"
+    if source.encryption != layout.encryption:
+        opened = f" and Secret {source.secret}" if source.secret else ""
+        return (
+            f"{source.text} is encrypted, and its copy has the same key: use a class with {ENCRYPTION} "
+            f"{source.encryption}{opened}"
+        )
+    if source.secret and secret and source.secret != secret:
+        return (
+            f"{source.text} is opened by Secret {source.secret}, and so is its copy, but the class names {secret}: use "
+            "one that names the same"
         )
     if claim.requested < source.size:
         return (
@@ -122,6 +137,8 @@ class Create:
     original: Original | None = None
     source: str = FLEX_VOLUME
     """The volume source that its PersistentVolume is to have: FLEX_VOLUME or CSI."""
+    secret: SecretReference | None = None
+    """The Secret that the kubelet is to read for it."""
 
 
 Decision = Ignore | Wait | Refuse | Reschedule | Create
@@ -158,13 +175,14 @@ def decide(
     try:
         volume_source = parameters.volume_source(storage_class.parameters)
         layout = volume_parameters(storage_class, claim, source)
+        secret = parameters.stage_secret(storage_class.parameters)
     except ParameterError as error:
         return Refuse(f"{error}. Parameters can't be changed: make the class anew")
     reason = _unsupported(claim, storage_class.provisioner, volume_source) or _too_small(claim, layout)
     if reason:
         return Refuse(reason)
-    decision = _placed(claim, storage_class, layout, available, waited, source)
-    return replace(decision, source=volume_source) if isinstance(decision, Create) else decision
+    decision = _placed(claim, storage_class, layout, available, waited, source, secret)
+    return replace(decision, source=volume_source, secret=secret) if isinstance(decision, Create) else decision
 
 
 def _placed(
@@ -174,10 +192,13 @@ def _placed(
     available: AvailableCapacity,
     waited: float,
     source: CloneSource,
+    secret: SecretReference | None,
 ) -> Decision:
     """Where a claim that can be served goes."""
     if claim.clones:
-        return _beside_source(claim, layout, available, waited, source)
+        if reason := clone_obstacle(claim, layout, source, secret):
+            return Wait(_SETTLING_PERIOD) if source.settling and waited < _SETTLING_TIMEOUT else Refuse(reason)
+        return _beside_source(claim, layout, available, source)
     if waits_for_first_consumer(storage_class):
         return _on_selected_node(claim, claim.selected_node, layout, available, waited)
     if storage_class.allowed_topologies:
@@ -241,10 +262,21 @@ def _unsupported(claim: Claim, provisioner: str, volume_source: str) -> str:
     return ""
 
 
+_NO_ENCRYPTION = (
+    "can't have encrypted volumes (BINDMOUNT keeps them in folders, or its elastic-local daemon has no cryptsetup "
+    "or is of an older version)"
+)
 _NO_DEVICE = (
     f"can't have volumes of this class with volumeMode {BLOCK} or with I/O limits (BINDMOUNT keeps them in folders, or "
     "its elastic-local daemon is of an older version)"
 )
+
+
+def _unable(layout: VolumeParameters, published: Capacity) -> str:
+    """What a node can't do for the class, empty when it can."""
+    if published.serves(layout):
+        return ""
+    return _NO_DEVICE if layout.needs_device and not published.block else _NO_ENCRYPTION
 
 
 def _too_small(claim: Claim, layout: VolumeParameters) -> str:
@@ -268,8 +300,8 @@ def _on_selected_node(
             f"node {node} publishes no capacity for this class (is its elastic-local daemon ready?): another node is "
             "asked for"
         )
-    if layout.needs_device and not on_node.published.block:
-        return Reschedule(f"node {node} {_NO_DEVICE}: another node is asked for")
+    if why := _unable(layout, on_node.published):
+        return Reschedule(f"node {node} {why}: another node is asked for")
     if required_bytes(claim, layout, on_node) > on_node.free:
         return Reschedule(
             f"{request_text(claim, layout, on_node)}, node {node} has {free_text(on_node)}: another node is asked for"
@@ -278,19 +310,17 @@ def _on_selected_node(
 
 
 def _beside_source(
-    claim: Claim, layout: VolumeParameters, available: AvailableCapacity, waited: float, source: CloneSource
+    claim: Claim, layout: VolumeParameters, available: AvailableCapacity, source: CloneSource
 ) -> Decision:
     """A copy can live on its source's node only, and says so from the start: whichever node the scheduler chose, it
     reads the affinity before it binds the pod, and chooses anew."""
-    if reason := clone_obstacle(claim, layout, source):
-        return Wait(_SETTLING_PERIOD) if source.settling and waited < _SETTLING_TIMEOUT else Refuse(reason)
     node = source.node
     on_node = available.of(node)
     beside = f"node {node}, where {claim.data_source_name} lives,"
     if on_node is None:
         return Refuse(f"{beside} publishes no capacity for this class: is its elastic-local daemon ready?")
-    if layout.needs_device and not on_node.published.block:
-        return Refuse(f"{beside} {_NO_DEVICE}: use a class of another kind")
+    if why := _unable(layout, on_node.published):
+        return Refuse(f"{beside} {why}: use a class of another kind")
     if required_bytes(claim, layout, on_node) > on_node.free:
         return Refuse(f"{request_text(claim, layout, on_node)}, {beside} has {free_text(on_node)}: free up space there")
     return Create(claim.requested, layout, on_node.published, source.original)
@@ -300,9 +330,9 @@ def on_any_node(claim: Claim, layout: VolumeParameters, available: AvailableCapa
     """The first pod chooses the node, so all that can be asked is that there is one to choose."""
     if not available.nodes:
         return Refuse("no node publishes capacity for this class: is the elastic-local daemon ready on any?")
-    nodes = [on_node for on_node in available.nodes if on_node.published.block or not layout.needs_device]
+    nodes = [on_node for on_node in available.nodes if on_node.published.serves(layout)]
     if not nodes:
-        return Refuse(f"each node {_NO_DEVICE}: use a class of another kind")
+        return Refuse(f"each node {_unable(layout, available.nodes[0].published)}: use a class of another kind")
     best = max(nodes, key=lambda on_node: on_node.free - required_bytes(claim, layout, on_node))
     if required_bytes(claim, layout, best) > best.free:
         return Refuse(

@@ -68,7 +68,7 @@ def fit_volumes(
     placed = []
     for request in requests:
         capacity = published(request.storage_class)
-        if capacity and request.parameters.needs_device and not capacity.block:
+        if capacity and not capacity.serves(request.parameters):
             capacity = None
         required = footprint(request.size, request.parameters, capacity.granularity) if capacity else 0
         placed.append((request, capacity, required))
@@ -115,10 +115,11 @@ def shortage(pod: Pod, node: str, fits: Sequence[VolumeFit], *, cautious: bool =
     """Why a node has no capacity for all of them, empty when it has."""
     for fit in fits:
         if fit.capacity is None:
-            devices = "block devices of " if fit.request.parameters.needs_device else ""
+            kind = fit.request.parameters
+            what = "encrypted volumes of " if kind.encryption else "block devices of " if kind.needs_device else ""
             return (
-                f"node {node} publishes no capacity for {devices}"
-                f"the class of claim {fit.request.claim}, which pod {pod.name} needs too"
+                f"node {node} publishes no capacity for {what}the class of claim {fit.request.claim}, which pod "
+                f"{pod.name} needs too"
             )
     for fit in fits:
         if fit.capacity is None or not fit.lacks_capacity(cautious=cautious):

@@ -11,6 +11,7 @@ import os
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -149,16 +150,16 @@ class FilesBackend(Backend):
         volumes, damaged = [], [DamagedVolume(pv, self._pool, reason) for pv, reason in unreadable.items()]
         for pv, entry in stored.items():
             if pv in present:
-                volumes.append(Volume(entry.record, self._size(present[pv], entry.size), self._pool))
+                volumes.append(self._volume(entry.record, self._size(present[pv], entry.size)))
             elif entry.record.state is VolumeState.FORMATTING:
-                volumes.append(Volume(entry.record, entry.size, self._pool))
+                volumes.append(self._volume(entry.record, entry.size))
             else:
                 damaged.append(DamagedVolume(pv, self._pool, f"its data is gone: there is no {self._data(pv)}"))
         foreign = [
             ForeignVolume(present[name].name, self._pool, self._size(present[name], 0))
             for name in sorted(present.keys() - stored.keys() - unreadable.keys())
         ]
-        ours = sum(volume.size for volume in volumes)
+        ours = sum(volume.size + volume.overhead for volume in volumes)
         filesystem = self._filesystem([path for pv, path in present.items() if pv in stored], ours)
         size = filesystem.allocatable if self._capacity is None else self._capacity
         pool = Pool(self._pool, size, size - ours, ours, self.BLOCK, filesystem=filesystem)
@@ -172,7 +173,7 @@ class FilesBackend(Backend):
         data = self._data(spec.pv)
         if self._records.claim(spec) is None and os.path.lexists(data):
             raise Foreign(f"{data} exists and is not of elastic-local: ask the node's administrator to move it away")
-        size = self._whole_blocks(spec.size)
+        size = self._whole_blocks(spec.size + spec.parameters.header_size)
         with self._allocating:
             self._check_room(spec.pv, size)
             return self._make(spec, size)
@@ -181,20 +182,20 @@ class FilesBackend(Backend):
         stored = self._records.present(volume.pv)
         data = self._data(volume.pv)
         size = self._size(data, stored.size) if data.exists() else stored.size
-        return Volume(stored.record, size, self._pool)
+        return self._volume(stored.record, size)
 
     def _rewrite(self, volume: Volume, record: Record) -> Volume:
         before = self._records.own(volume)
         self._records.write(record, before.size)
-        return Volume(record, before.size or volume.size, self._pool)
+        return replace(volume, record=record, size=before.size or volume.size)
 
     def _extend(self, volume: Volume, size: int) -> Volume:
         before = self._records.own(volume)
-        size = self._whole_blocks(size)
+        size = self._whole_blocks(size + before.record.header_size)
         with self._allocating:
             if size > self._size(self._data(volume.pv), before.size):
                 self._check_room(volume.pv, size)
-            return Volume(before.record, self._enlarge(before, size), self._pool)
+            return self._volume(before.record, self._enlarge(before, size))
 
     def _remove(self, volume: Volume) -> None:
         try:
@@ -214,9 +215,14 @@ class FilesBackend(Backend):
         inventory = self._inspect()
         (pool,) = inventory.pools
         present = inventory.volume(pv)
-        more = size - (present.size if present else 0)
+        more = size - (present.size + present.overhead if present else 0)
         if more > pool.available():
             raise NoSpace(pv, f"the {pool.name} storage of this node", more, pool.available())
+
+    def _volume(self, record: Record, size: int) -> Volume:
+        """One whose data has `size` bytes, with the header of an encrypted one."""
+        header = min(record.header_size, size)
+        return Volume(record, size - header, self._pool, overhead=header)
 
     def _whole_blocks(self, size: int) -> int:
         return -(-size // self.BLOCK) * self.BLOCK

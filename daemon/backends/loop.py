@@ -73,7 +73,7 @@ class LoopBackend(FilesBackend):
     def _make(self, spec: VolumeSpec, size: int) -> Volume:
         record = spec.record(VolumeState.FORMATTING)
         self._records.write(record)
-        return Volume(record, self._grow_image(spec.pv, size), self._pool)
+        return self._volume(record, self._grow_image(spec.pv, size))
 
     def _enlarge(self, stored: StoredRecord, size: int) -> int:
         pv = stored.record.pv

@@ -145,8 +145,8 @@ class LvmBackend:
         if extent is None:
             return await self._existing(spec.pv, spec.uid)
         # As lvcreate rounds: whole extents, and as many of them on each stripe.
-        chunk = extent * spec.parameters.stripes
-        size = -(-spec.size // chunk) * chunk
+        chunk, header = extent * spec.parameters.stripes, spec.parameters.header_size
+        size = -(-(spec.size + header) // chunk) * chunk - header
         return Volume(record, size, str(pool_name), overhead=footprint(size, spec.parameters, extent) - size)
 
     async def clone_sharing_blocks(self, spec: VolumeSpec, source: Volume) -> Volume | None:
@@ -168,14 +168,14 @@ class LvmBackend:
         return self._snapshots
 
     async def _create(self, pool_name: PoolName, spec: VolumeSpec, record: Record) -> None:
-        tags = record.to_tags()
+        tags, size = record.to_tags(), spec.size + spec.parameters.header_size
         if pool_name.thin_pool:
-            await self._lvm.create_thin_volume(pool_name.group, pool_name.thin_pool, spec.pv, spec.size, tags)
+            await self._lvm.create_thin_volume(pool_name.group, pool_name.thin_pool, spec.pv, size, tags)
         else:
             await self._lvm.create_volume(
                 pool_name.group,
                 spec.pv,
-                spec.size,
+                size,
                 tags,
                 stripes=spec.parameters.stripes,
                 raid=spec.parameters.raid,
@@ -244,7 +244,7 @@ class LvmBackend:
             return volume
         with errors_of(volume):
             try:
-                await self._lvm.extend(PoolName.of(volume.pool).group, volume.pv, size)
+                await self._lvm.extend(PoolName.of(volume.pool).group, volume.pv, size + volume.record.header_size)
             except lvm.NoSpace as error:
                 raise await self._no_space(volume.pv, volume.pool, size - volume.size) from error
             except lvm.TimedOut:

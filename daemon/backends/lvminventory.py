@@ -54,7 +54,9 @@ def inventory(state: lvm.Report, groups: Collection[str]) -> Inventory:
             damaged.append(DamagedVolume(lv.name, _pool_of(lv), f"its tags say that it is {record.pv}: rename it back"))
         else:
             kind = snapshots if record.snapshot_of else volumes
-            kind.append(Volume(record, lv.size, _pool_of(lv), _health(state, lv), _overhead(state, lv)))
+            header = min(record.header_size, lv.size)
+            overhead = header + _overhead(state, lv)
+            kind.append(Volume(record, lv.size - header, _pool_of(lv), _health(state, lv), overhead))
     count = Counter(volume.pv for volume in volumes)
     for volume in volumes:
         if count[volume.pv] > 1:

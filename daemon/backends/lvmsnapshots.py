@@ -23,7 +23,7 @@ class LvmSnapshots:
         return PoolName.of(source.pool).group
 
     def max_size(self, source: Volume) -> int:
-        return lvm.largest_snapshot(source.size)
+        return lvm.largest_snapshot(source.device_size)
 
     async def make(self, source: Volume, record: Record, size: int) -> Volume:
         group = self.pool_for(source)

@@ -127,7 +127,7 @@ def largest_volume(room: int, requested: VolumeParameters, granularity: int) -> 
     if requested.raid == RAID1:
         extents = extents // 2 - 1
     extents -= extents % requested.stripes
-    return max(extents, 0) * granularity
+    return max(extents * granularity - requested.header_size, 0)
 
 
 def is_retained(pv: PersistentVolume) -> bool:

@@ -10,6 +10,7 @@ published with no room: without an object the scheduler could not distinguish "n
 import asyncio
 import contextlib
 import logging
+import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Iterable
 from dataclasses import dataclass, replace
@@ -69,8 +70,11 @@ def desired(
     persistent_volumes: Collection[PersistentVolume],
     node: Node,
     folder_pools: Collection[str] = (),
+    *,
+    encrypts: bool = True,
 ) -> dict[str, PublishedCapacity]:
-    """What should be published, by object name. `folder_pools`: those whose volumes are folders."""
+    """What should be published, by object name. `folder_pools`: those whose volumes are folders. `encrypts`: this node
+    has what encryption takes."""
     classes, objects = list(classes), {}
     shapes = {
         (pool_of(requested), capacity.leg_count(requested)) for each in classes if (requested := _parameters(each))
@@ -78,7 +82,11 @@ def desired(
     mixed = {pool for pool, count in Counter(pool for pool, _ in shapes).items() if count > 1}
     for storage_class in classes:
         room = _capacity(storage_class, pool_of, inventory, persistent_volumes, node, mixed)
-        room = replace(room, block=bool(room.pool) and room.pool not in folder_pools)
+        on_device = bool(room.pool) and room.pool not in folder_pools
+        room = replace(room, block=on_device, encryption=on_device and encrypts)
+        requested = _parameters(storage_class)
+        if requested and requested.encryption and not room.encryption:
+            room = replace(room, available=0)  # the scheduler is to choose another node
         name = capacity.object_name(room.node, room.storage_class)
         objects[name] = PublishedCapacity(name, room, room.available, (node.uid,))
     return objects
@@ -209,6 +217,7 @@ class CapacityPublisher:
                 self._node_volumes.all(),
                 self._node,
                 self._folder_pools,
+                encrypts=shutil.which("cryptsetup") is not None,
             )
             known = {each.name: each for each in self.published.values()}
             for name, room in requested.items():

@@ -56,7 +56,7 @@ class ErasureEvents:
 
     def begun(self, volume: Volume) -> None:
         self._metrics.erasing(1)
-        left = quantity.humane(volume.size - volume.record.erased)
+        left = quantity.humane(volume.device_size - volume.record.erased)
         message = f"the data of volume {volume.pv} is being erased, {left} are left to do"
         self._report(volume, ERASING, f"{message}; until then its space is not free")
 

@@ -66,11 +66,18 @@ def plan(pv: PersistentVolume, volume: Volume | None, cluster: str) -> Action:
             return Action.LEAVE
         return Action.RECLAIM if pv.reclaim_policy == DELETE else Action.RETAIN
     if volume is None:
-        return Action.LEAVE if pv.phase in (RELEASED, FAILED) else Action.PREPARE
+        return Action.LEAVE if pv.phase in (RELEASED, FAILED) or _needs_passphrase(pv) else Action.PREPARE
     ready = volume.record.uid == pv.uid and volume.record.state is VolumeState.READY
+    if not ready and _needs_passphrase(pv):
+        return Action.LEAVE
     recorded = is_recorded(pv, volume.size) and volume.record.policy == reclaim_policy(pv)
     has_cluster = bool(volume.record.cluster or not cluster)
     return Action.LEAVE if ready and recorded and has_cluster and volume.size >= pv.target_size else Action.PREPARE
+
+
+def _needs_passphrase(pv: PersistentVolume) -> bool:
+    """Its volume is made when the kubelet stages it, which has the passphrase. A copy needs none."""
+    return bool(parameters_of(pv).encryption) and not pv.made and pv.original is None
 
 
 class Reconciler:

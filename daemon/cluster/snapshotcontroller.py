@@ -229,7 +229,8 @@ class SnapshotController:
             content=content.name,
         )
         pool = self._pool_of(spec.parameters)
-        body = snapshot.being_created_patch(content, pool, source.record.filesystem)
+        record = source.record
+        body = snapshot.being_created_patch(content, pool, record.filesystem, record.encryption, pv.secret)
         await self._cluster.patch(SNAPSHOT_CONTENTS, content.name, body)
         await self._say_ready(content, await self._volumes.prepare(spec))
 
@@ -250,7 +251,7 @@ class SnapshotController:
         if (record.uid, record.policy) != (content.uid, content.deletion_policy):
             to = replace(record, uid=content.uid, content=content.name, policy=content.deletion_policy)
             volume = await self._volumes.transfer(volume.pv, record.uid, to)
-        body = snapshot.being_created_patch(content, volume.pool, volume.record.filesystem)
+        body = snapshot.being_created_patch(content, volume.pool, volume.record.filesystem, volume.record.encryption)
         await self._cluster.patch(SNAPSHOT_CONTENTS, content.name, body)
         await self._say_ready(content, volume)
 

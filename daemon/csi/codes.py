@@ -34,6 +34,9 @@ _CODES: dict[type[VolumeError], Status] = {
     errors.Foreign: Status.FAILED_PRECONDITION,
     errors.MountRefused: Status.FAILED_PRECONDITION,
     errors.Damaged: Status.FAILED_PRECONDITION,
+    errors.NoEncryption: Status.FAILED_PRECONDITION,
+    errors.NotUnlocked: Status.FAILED_PRECONDITION,
+    errors.WrongKey: Status.FAILED_PRECONDITION,
     errors.Lost: Status.DATA_LOSS,
 }
 """All others are INTERNAL."""

@@ -101,7 +101,7 @@ class NodeService(NodeBase):
         async def stage(request: NodeStageVolumeRequest) -> NodeStageVolumeResponse:
             _check_path("staging_target_path", request.staging_target_path)
             mode = _volume_mode(request.volume_capability)
-            await self._mounter.stage(_volume_id(request.volume_id), mode)
+            await self._mounter.stage(_volume_id(request.volume_id), mode, request.secrets)
             return NodeStageVolumeResponse()
 
         await self._answer("NodeStageVolume", stream, stage)

@@ -8,23 +8,25 @@ first; while it does not, because the API server is away, a mount waits a little
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from contract import quantity
+from contract import names, parameters, quantity
 from contract.volume import CSI, PersistentVolume
 from daemon.cluster.nodevolumes import NodeAssigner, record_made, volume_spec
 from daemon.cluster.reconcile import GROWTH_FAILED
-from daemon.errors import NotGranted, Undecided, VolumeError, WrongMode
+from daemon.errors import NotGranted, Undecided, VolumeError, WrongKey, WrongMode
 from daemon.kubelet.authorization import Authorization, Authorizer, PodHint
 from daemon.kubelet.iolimits import PodIoLimits
 from daemon.kubelet.podfolder import PodFolder
 from daemon.storage.inventory import Volume
 from daemon.storage.record import VolumeSpec
 from daemon.storage.volumes import Volumes
+from host import luks
 from host.cgroup import IoLimits, NoIoController
+from host.luks import Passphrase
 from kube.client import Cluster
 from kube.errors import ApiError
 from kube.events import Recorder
@@ -64,6 +66,14 @@ class Mounter:
 
     def set_context(self, context: NodeContext) -> None:
         self._context.set_result(context)
+
+    async def lock_unstaged(self) -> None:
+        """To be called at start: see Volumes.lock_unstaged."""
+        await self._volumes.lock_unstaged(self._is_staged)
+
+    def _is_staged(self, name: str) -> bool:
+        root = self.kubelet_root
+        return not root.is_dir() or any((root / folder).exists() for folder in names.csi_staging(name))
 
     async def node(self) -> Node:
         """Ours. Raises Undecided while the API server does not return it."""
@@ -127,15 +137,22 @@ class Mounter:
             with _about(authorization):
                 return await self._expand(context, authorization.volume, size)
 
-    async def stage(self, name: str, mode: str) -> None:
+    async def stage(self, name: str, mode: str, secrets: Mapping[str, str]) -> None:
         """The CSI volume of that name, and of that volume mode, is on this node, made and ready to be mounted in a
-        pod."""
+        pod; an encrypted one is open. `secrets`: what the kubelet read in the Secret that its PersistentVolume names.
+        Raises WrongKey."""
         with about(volume=name):
             context = await self._wait_for_context()
             pv = await context.authorizer.authorize_staging(name)
             _check_mode(pv, mode)
             pv = await context.assigner.assign(pv)
-            await self._ensure_made(context, pv, volume_spec(pv))
+            spec = volume_spec(pv)
+            if not spec.parameters.encryption:
+                await self._ensure_made(context, pv, spec)
+                return
+            volume = await self._volumes.unlock(spec, passphrase(pv, secrets))
+            if not pv.made:
+                await _record_made(context, pv, volume)
 
     async def unstage(self, name: str) -> None:
         """No pod uses the CSI volume of that name, and it is mounted nowhere. Raises InUse."""
@@ -178,11 +195,31 @@ class Mounter:
         """Its volume was made, and its PersistentVolume says so for ever: before the pod can write to it."""
         if pv.made:
             return
-        volume = await self._volumes.prepare(spec)
-        try:
-            await record_made(context.cluster, pv, volume.size)
-        except ApiError as error:
-            raise Undecided(f"volume {pv.name} is ready, and the API server does not take note: {error}") from error
+        await _record_made(context, pv, await self._volumes.prepare(spec))
+
+
+async def _record_made(context: NodeContext, pv: PersistentVolume, volume: Volume) -> None:
+    try:
+        await record_made(context.cluster, pv, volume.size)
+    except ApiError as error:
+        raise Undecided(f"volume {pv.name} is ready, and the API server does not take note: {error}") from error
+
+
+def passphrase(pv: PersistentVolume, secrets: Mapping[str, str]) -> Passphrase:
+    """That of an encrypted volume. Raises WrongKey when the Secret has none that could be one."""
+    if pv.secret is None:
+        raise WrongKey(
+            f"volume {pv.name} is encrypted, and its PersistentVolume names no Secret (spec.csi.nodeStageSecretRef): "
+            "make it anew with the reference that it had"
+        )
+    content = secrets.get(parameters.SECRET_KEY, "").encode()
+    if not 0 < len(content) <= luks.LONGEST_PASSPHRASE:
+        what = f"with {len(content)} bytes" if content else "empty or missing"
+        raise WrongKey(
+            f"volume {pv.name} is encrypted, and {parameters.SECRET_KEY} of Secret {pv.secret} is {what}: put 1 to "
+            f"{luks.LONGEST_PASSPHRASE} bytes there"
+        )
+    return Passphrase(content, f"{parameters.SECRET_KEY} of Secret {pv.secret}")
 
 
 def _check_mode(pv: PersistentVolume, mode: str) -> None:

@@ -23,6 +23,7 @@ from contract.filesystems import RAW
 from daemon.errors import BeingCleared, PoolBlocked
 from daemon.storage.backend import Backend, StaleData
 from daemon.storage.disks import CALL_SECONDS, Disks
+from daemon.storage.encryption import EncryptedDevices
 from daemon.storage.erasing import Method, Throttle, steps
 from daemon.storage.inventory import Volume
 from daemon.storage.record import Record
@@ -42,8 +43,17 @@ class BlockDevices:
     """Those of one backend. Methods are called in the volume's turn, and raise VolumeError, CommandError, OSError and
     host.diskthreads.Hung."""
 
-    def __init__(self, backend: Backend, staging: Staging, disks: Disks, rewrite: Rewrite, throttle: Throttle) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        devices: EncryptedDevices,
+        staging: Staging,
+        disks: Disks,
+        rewrite: Rewrite,
+        throttle: Throttle,
+    ) -> None:
         self._backend = backend
+        self._devices = devices
         self._staging = staging
         self._disks = disks
         self._rewrite = rewrite
@@ -51,9 +61,10 @@ class BlockDevices:
 
     async def ensure_clear(self, volume: Volume) -> Volume:
         """The volume, of which no byte is anybody else's. Does nothing to one with a filesystem. Raises BeingCleared
-        when that takes longer: it goes on when asked again."""
+        when that takes longer: it goes on when asked again. What others have left reads as noise through the new key of
+        an encrypted one; so would zeroes."""
         record = volume.record
-        if record.filesystem != RAW or record.cleared >= volume.size:
+        if record.filesystem != RAW or record.encryption or record.cleared >= volume.size:
             return volume
         stale = await self._backend.stale_data(volume)
         if stale is StaleData.THIN_RAW:
@@ -95,12 +106,14 @@ class BlockDevices:
 
     async def stage(self, volume: Volume) -> None:
         """The volume's device is on its staging path."""
-        async with self._backend.device(volume) as device:
+        async with self._devices.device(volume) as device:
             await self._disks.at(volume.pv, partial(self._staging.stage_device, volume.pv, device))
 
     async def flush(self, volume: Volume) -> None:
         """What pods wrote to the device is on the disk."""
-        async with self._backend.device(volume) as device:
+        if volume.record.encryption and not await self._devices.is_open(volume):
+            return
+        async with self._devices.device(volume) as device:
             await self._disks.at(volume.pv, partial(blockdevice.flush, device))
 
 

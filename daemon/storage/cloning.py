@@ -119,6 +119,11 @@ class VolumeCloner:
                 f"volume {spec.pv} with {spec.parameters.filesystem} can't be a copy of {name} with "
                 f"{volume.record.filesystem}: copies are made of {' and '.join(CLONABLE)} and have the same"
             )
+        if volume.record.encryption != spec.parameters.encryption:
+            raise NotCloned(
+                f"volume {spec.pv} and {name}, which it is to be a copy of, must both be encrypted or neither: a "
+                "copy has the header of its source, and its key"
+            )
         return volume
 
     async def _sound_source(self, spec: VolumeSpec) -> Volume:

@@ -8,17 +8,33 @@ import time
 from dataclasses import replace
 
 from contract.filesystems import RAW
-from daemon.errors import BeingErased, ClusterUnknown, Foreign, Lost, NotABlockDevice, PoolMissing
+from daemon.errors import (
+    BeingErased,
+    ClusterUnknown,
+    Damaged,
+    Foreign,
+    Lost,
+    NoEncryption,
+    NotABlockDevice,
+    NotUnlocked,
+    PoolMissing,
+)
 from daemon.storage.backend import Backend
 from daemon.storage.blockdevices import BlockDevices
 from daemon.storage.cloning import VolumeCloner
 from daemon.storage.deletionguard import DeletionGuard
 from daemon.storage.disks import Disks
+from daemon.storage.encryption import EncryptedDevices
 from daemon.storage.filesystems import Filesystems
 from daemon.storage.freespace import FreeSpace
 from daemon.storage.inventory import Volume
 from daemon.storage.inventorycache import InventoryCache
 from daemon.storage.record import VolumeSpec, VolumeState
+from host.luks import Passphrase
+
+
+def _encrypted(encryption: str) -> str:
+    return f"encrypted ({encryption})" if encryption else "not encrypted"
 
 
 def _now() -> int:
@@ -40,6 +56,7 @@ class VolumeCreator:
         guard: DeletionGuard,
         disks: Disks,
         block_devices: BlockDevices,
+        devices: EncryptedDevices,
     ) -> None:
         self._backend = backend
         self._cache = cache
@@ -49,9 +66,11 @@ class VolumeCreator:
         self._guard = guard
         self._disks = disks
         self._block_devices = block_devices
+        self._devices = devices
 
-    async def ensure_created(self, spec: VolumeSpec) -> Volume:
-        """The volume, ready to be mounted, with what the PersistentVolume says of it now."""
+    async def ensure_created(self, spec: VolumeSpec, passphrase: Passphrase | None = None) -> Volume:
+        """The volume, ready to be mounted, with what the PersistentVolume says of it now. Without its passphrase an
+        encrypted one that is neither ready nor a copy can't be made: raises NotUnlocked."""
         volume = await self._cache.volume(spec.pv)
         if volume is None and spec.made:
             await self._cache.refresh()  # who says "lost" must have seen it
@@ -69,6 +88,12 @@ class VolumeCreator:
                 f"this node holds a volume {spec.pv} of an earlier PersistentVolume (uid {volume.record.uid}) and "
                 "does not show its data to another: use another name, or have the administrator remove the old volume, "
                 f"or hand it over with `elastic-local adopt {spec.pv}`"
+            )
+        elif volume.record.encryption != spec.parameters.encryption:
+            raise Damaged(
+                f"volume {spec.pv} is {_encrypted(volume.record.encryption)} on this node, and its PersistentVolume "
+                f"says that it is {_encrypted(spec.parameters.encryption)}: its data is not touched, make a "
+                "PersistentVolume that says what it is"
             )
         if volume is None or volume.record.state in (VolumeState.FORMATTING, VolumeState.COPYING):
             if spec.made:
@@ -88,15 +113,33 @@ class VolumeCreator:
             await self._guard.check_format(spec, partial=volume)
             if spec.original is not None:
                 return await self._clone(spec, partial=volume)
+            if spec.parameters.encryption:
+                self._check_encryption(spec, volume, passphrase)
             if spec.parameters.filesystem == RAW:
-                return await self._create_device(spec, partial=volume)
+                return await self._create_device(spec, partial=volume, passphrase=passphrase)
             pool = volume.pool if volume else self._backend.pool_of(spec.parameters)
             async with self._disks.load(pool):
-                return await self._create_and_format(spec, partial=volume)
+                return await self._create_and_format(spec, partial=volume, passphrase=passphrase)
         current = replace(volume.record, policy=spec.policy, cluster=volume.record.cluster or spec.cluster)
         return volume if volume.record == current else await self._cache.rewrite(volume, current)
 
-    async def _create_and_format(self, spec: VolumeSpec, partial: Volume | None) -> Volume:
+    def _check_encryption(self, spec: VolumeSpec, partial: Volume | None, passphrase: Passphrase | None) -> None:
+        """Raises NoEncryption and NotUnlocked where an encrypted volume can't be made now."""
+        pool = partial.pool if partial else self._backend.pool_of(spec.parameters)
+        if not self._backend.on_device(pool):
+            raise NoEncryption(
+                f"volume {spec.pv} is to be encrypted, and {pool} of this node has folders only: use a class of "
+                "another device class"
+            )
+        if passphrase is None:
+            raise NotUnlocked(
+                f"volume {spec.pv} is encrypted and made when the kubelet stages it for its first pod, by CSI: nobody "
+                "else has its passphrase"
+            )
+
+    async def _create_and_format(
+        self, spec: VolumeSpec, partial: Volume | None, passphrase: Passphrase | None
+    ) -> Volume:
         """A new volume, or one whose making was cut off and that nobody has mounted yet."""
         async with self._free_space.reserve(spec, partial.size if partial else 0) as taken:
             with self._cache.changing(spec.pv):
@@ -104,10 +147,12 @@ class VolumeCreator:
                 self._cache.put(volume, taken)
         if volume.record.state is VolumeState.READY:
             return volume
+        if passphrase and volume.record.encryption:
+            await self._devices.make(volume, passphrase)
         await self._filesystems.make(volume, spec.parameters)
         return await self._cache.rewrite(volume, spec.record(VolumeState.READY))
 
-    async def _create_device(self, spec: VolumeSpec, partial: Volume | None) -> Volume:
+    async def _create_device(self, spec: VolumeSpec, partial: Volume | None, passphrase: Passphrase | None) -> Volume:
         """The same, as a block device that shows nobody's data."""
         pool = partial.pool if partial else self._backend.pool_of(spec.parameters)
         if not self._backend.on_device(pool):
@@ -121,12 +166,18 @@ class VolumeCreator:
                     partial = await self._backend.create(spec)
                     self._cache.put(partial, taken)
         volume = await self._block_devices.ensure_clear(partial)
+        if passphrase and volume.record.encryption:
+            await self._devices.make(volume, passphrase)
         return await self._cache.rewrite(volume, replace(volume.record, state=VolumeState.READY))
 
     async def _clone(self, spec: VolumeSpec, partial: Volume | None) -> Volume:
         """The same, as a copy."""
         volume = await self._cloner.clone(spec, partial)
         record = replace(spec.record(VolumeState.READY), taken=volume.record.taken or _now() if spec.content else 0)
+        if record.encryption:
+            # Without its passphrase nobody can renew what is behind the header; later, a crash meanwhile could cost it.
+            await self._devices.renew_uuid(volume)
+            return await self._cache.rewrite(volume, replace(record, uuid_inherited=record.filesystem != RAW))
         if spec.parameters.filesystem == RAW:
             copied = min(self._cloner.source(spec).size, volume.size)
             volume = await self._cache.rewrite(volume, replace(volume.record, cleared=copied))

@@ -15,6 +15,7 @@ from daemon.errors import Foreign, NotAuthorized, PoolMissing
 from daemon.storage.backend import Backend
 from daemon.storage.deletionguard import DeletionGuard, RemovalReason
 from daemon.storage.disks import Disks
+from daemon.storage.encryption import EncryptedDevices
 from daemon.storage.erasing import Eraser
 from daemon.storage.filesystems import Filesystems
 from daemon.storage.inventory import Volume
@@ -39,6 +40,7 @@ class VolumeDeleter:
         eraser: Eraser,
         guard: DeletionGuard,
         disks: Disks,
+        devices: EncryptedDevices,
     ) -> None:
         self._backend = backend
         self._cache = cache
@@ -48,6 +50,7 @@ class VolumeDeleter:
         self._eraser = eraser
         self._guard = guard
         self._disks = disks
+        self._devices = devices
 
     async def ensure_deleted(self, pv: str, uid: str, pool: str, removal: RemovalReason) -> bool:
         """Whether it is gone. False: not yet, its data is being erased."""
@@ -68,6 +71,7 @@ class VolumeDeleter:
             return True
         self._snapshots.raise_if_copied(pv, "removed")
         await self._disks.at(pv, partial(self._staging.release, pv))
+        await self._devices.lock_device(volume)
         async with self._disks.load(volume.pool):
             try:
                 if not await self._erase_and_delete(volume, removal):

@@ -63,14 +63,19 @@ class Method(enum.Enum):
     ZERO = "zero"
     ZERO_WRITTEN = "zero-written"
     """Reads, and writes zeroes only over what is not zero."""
+    FORGET = "forget"
+    """Of an encrypted volume the header goes, and with it the key: what is left is noise to everybody."""
 
 
-_STEP = {Method.DISCARD: 1024 * MIB, Method.ZERO: 16 * MIB, Method.ZERO_WRITTEN: 16 * MIB}
+_STEP = {Method.DISCARD: 1024 * MIB, Method.ZERO: 16 * MIB, Method.ZERO_WRITTEN: 16 * MIB, Method.FORGET: 16 * MIB}
 """Bytes in one go. Others wait for the disk that long, which for 16 MiB is a tenth of a second on a slow one."""
 
 
-def method(policy: str, stale: StaleData) -> Method | None:
-    """How the data of a volume goes. None: there is nothing to do."""
+def method(policy: str, stale: StaleData, *, encrypted: bool = False) -> Method | None:
+    """How the data of a volume goes. None: there is nothing to do. The header of an encrypted one goes also where the
+    next tenant would not see it: who has the disk itself, and the key, would."""
+    if encrypted and policy != NO_ERASE and (policy != DISCARD or stale is StaleData.CLEAN):
+        return Method.FORGET
     if policy == NO_ERASE or stale is StaleData.CLEAN:
         return None
     if policy == DISCARD:
@@ -83,6 +88,15 @@ def steps(chosen: Method, begin: int, size: int) -> Iterator[range]:
     step = _STEP[chosen]
     for offset in range(begin, size, step):
         yield range(offset, min(offset + step, size))
+
+
+def erasure_steps(chosen: Method, begin: int, size: int, header: int) -> Iterator[tuple[Method, range]]:
+    """The same, and how each part goes. The header of an encrypted volume is always overwritten, and first: a disk may
+    keep what is discarded."""
+    if begin < header:
+        yield from ((Method.ZERO, part) for part in steps(Method.ZERO, begin, min(header, size)))
+    if chosen is not Method.FORGET:
+        yield from ((chosen, part) for part in steps(chosen, max(begin, header), size))
 
 
 _WORK: Mapping[Method, Callable[..., None]] = {
@@ -190,13 +204,14 @@ class Eraser:
             return True
         if volume.pv in self._running:
             return False
-        if record.state is VolumeState.ERASING and record.erased >= volume.size:
+        if record.state is VolumeState.ERASING and record.erased >= volume.device_size:
             return True
         if failure := self._failures.get(volume.pv):
             if self._clock() - failure.at < RETRY_SECONDS:
                 raise failure.error.with_traceback(None)
             del self._failures[volume.pv]
-        chosen = method(record.erase, await self._backend.stale_data(volume))
+        stale = await self._backend.stale_data(volume)
+        chosen = method(record.erase, stale, encrypted=bool(record.encryption))
         if chosen is None:
             return True
         if volume.health is VolumeHealth.MISSING_DEVICE:
@@ -258,20 +273,22 @@ class Eraser:
         async with self._backend.device(volume) as device:
             take = partial(_opened, volume.pv, device)
             async with self._disks.holding(volume.pv, take, os.close) as descriptor:
+                header, size = volume.record.header_size, volume.device_size
                 if chosen is Method.DISCARD and not erasure.discards(descriptor):
-                    chosen = Method.ZERO  # a device that knows no discard would keep everything
+                    # A device that knows no discard would keep everything.
+                    chosen = Method.FORGET if header else Method.ZERO
                 remembered = self._clock()
-                for extent in steps(chosen, volume.record.erased, volume.size):
-                    if chosen is not Method.DISCARD:
+                for how, extent in erasure_steps(chosen, volume.record.erased, size, header):
+                    if how is not Method.DISCARD:
                         await self._throttle.admit(len(extent))
-                    await self._work(volume, descriptor, partial(_WORK[chosen], extent=extent))
+                    await self._work(volume, descriptor, partial(_WORK[how], extent=extent))
                     self._listener.progressed(len(extent))
                     if self._clock() - remembered >= REMEMBER_SECONDS:
                         await self._work(volume, descriptor, erasure.flush)
                         volume = await self._remember(volume, extent.stop, precondition)
                         remembered = self._clock()
                 await self._work(volume, descriptor, erasure.flush)
-            await self._remember(volume, volume.size, precondition)
+            await self._remember(volume, volume.device_size, precondition)
 
     async def _work(self, volume: Volume, descriptor: int, work: Callable[[int], None]) -> None:
         """Who breaks it off waits for it: the next daemon must not find it at work."""

@@ -20,6 +20,7 @@ from contract.parameters import VolumeParameters
 from daemon.errors import BackendFailed, MountRefused, VolumeError
 from daemon.storage.backend import Backend
 from daemon.storage.disks import Disks
+from daemon.storage.encryption import EncryptedDevices
 from daemon.storage.inventory import Volume
 from daemon.storage.inventorycache import InventoryCache
 from daemon.storage.staging import Staging
@@ -41,8 +42,11 @@ class Filesystems:
     """Those of one backend. Methods raise VolumeError, host.filesystem.DamagedFilesystem, CommandError, OSError, and
     host.diskthreads.Hung."""
 
-    def __init__(self, backend: Backend, cache: InventoryCache, staging: Staging, disks: Disks) -> None:
+    def __init__(
+        self, backend: Backend, devices: EncryptedDevices, cache: InventoryCache, staging: Staging, disks: Disks
+    ) -> None:
         self._backend = backend
+        self._devices = devices
         self._cache = cache
         self._staging = staging
         self._disks = disks
@@ -51,7 +55,7 @@ class Filesystems:
 
     async def make(self, volume: Volume, parameters: VolumeParameters) -> None:
         """Whatever the volume held is lost."""
-        async with self._backend.device(volume) as device:
+        async with self._devices.device(volume) as device:
             await filesystem.make(parameters.filesystem, device, parameters.mkfs_options)
         self._fresh.add(volume.pv)
 
@@ -62,7 +66,7 @@ class Filesystems:
     async def mount(self, volume: Volume, options: tuple[str, ...]) -> VolumeError | None:
         """The volume at its staging path. Returns why its filesystem is smaller than the volume, if it is."""
         path = await self._disks.at(volume.pv, partial(self._staging.make_folder, volume.pv))
-        async with self._backend.device(volume) as source:
+        async with self._devices.device(volume) as source:
             if not self._backend.on_device(volume.pool):
                 bind = partial(mounting.bind, source, path, add=Attribute.NOSUID | Attribute.NODEV)
                 await self._disks.at(volume.pv, bind)
@@ -98,7 +102,7 @@ class Filesystems:
             await filesystem.check(kind, device)
             if not grows_mounted:
                 shortfall = await self._grow_unmounted(volume, device)
-        await filesystem.mount(kind, device, path, options)
+        await filesystem.mount(kind, device, path, options, twin=volume.record.uuid_inherited)
         if grows_mounted:
             try:
                 await filesystem.grow(kind, device, path)
@@ -109,7 +113,7 @@ class Filesystems:
     async def mend(self, volume: Volume) -> None:
         """The filesystem of a volume that is not mounted is not half grown any more."""
         if volume.record.growing:
-            async with self._backend.device(volume) as device:
+            async with self._devices.device(volume) as device:
                 if not await self._disks.at(volume.pv, partial(blockdevice.is_claimed, device)):
                     await self._mended(volume, device)
 
@@ -148,6 +152,7 @@ class Filesystems:
 
     async def grow(self, volume: Volume) -> None:
         """It fills its device, if it is mounted. If it isn't, the next mount sees to that."""
+        await self._devices.fill(volume)
         staged = await asyncio.to_thread(self._staging.mounted, volume.pv)
         if staged is not None and volume.record.filesystem != RAW and self._backend.on_device(volume.pool):
             await filesystem.grow(volume.record.filesystem, Path(staged.source), Path(staged.path))

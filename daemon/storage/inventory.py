@@ -49,17 +49,22 @@ class Volume:
 
     record: Record
     size: int
-    """Bytes it really has; the size that was asked for where nothing limits it. 0 when its making stopped before it had
-    any."""
+    """Bytes it really has for its pod; the size that was asked for where nothing limits it. 0 when its making stopped
+    before it had any."""
     pool: str
     health: VolumeHealth = VolumeHealth.OK
     overhead: int = 0
     """Bytes that it takes of its pool beyond its size: the second leg of a mirror, and what mirrors note of
-    themselves."""
+    themselves; the header of an encrypted one."""
 
     @property
     def pv(self) -> str:
         return self.record.pv
+
+    @property
+    def device_size(self) -> int:
+        """Bytes of its device: those of an encrypted one begin with the header."""
+        return self.size + self.record.header_size
 
 
 @dataclass(frozen=True)

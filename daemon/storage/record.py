@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from contract.filesystems import FILESYSTEMS, RAW
-from contract.parameters import ERASE, ZERO, VolumeParameters
+from contract.parameters import ENCRYPTION, ERASE, LUKS2, LUKS_HEADER, ZERO, VolumeParameters
 from contract.snapshot import is_snapshot
 from contract.volume import DELETE, RETAIN, Original
 
@@ -25,6 +25,7 @@ _CLUSTER = "cluster"
 _GROWING = "growing"
 _CONTENT, _TAKEN = "snapshot-content", "taken"
 _CLEARED = "cleared"
+_UUID_INHERITED = "uuid-inherited"
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 """Names of PersistentVolumes are DNS subdomains. They become names of logical volumes and of files, so no more."""
@@ -81,6 +82,15 @@ class Record:
     growing: bool = False
     """Its filesystem, which was sound, is being grown while it is not mounted: a process that was killed meanwhile has
     left it half done (daemon.storage.filesystems)."""
+    encryption: str = ""
+    """LUKS2: whatever is found on a ready one is opened as that, or refused. Empty: it is not encrypted."""
+    uuid_inherited: bool = False
+    """Of an encrypted copy: its filesystem has the UUID of its source's, and is mounted all the same."""
+
+    @property
+    def header_size(self) -> int:
+        """Bytes at the beginning of its device that are not its pod's."""
+        return LUKS_HEADER if self.encryption else 0
 
     def __post_init__(self) -> None:
         for key, value, good in (
@@ -92,6 +102,7 @@ class Record:
             ("policy", self.policy, self.policy in (DELETE, RETAIN)),
             ("filesystem", self.filesystem, self.filesystem in FILESYSTEMS or self.filesystem == RAW),
             ("erase", self.erase, self.erase in ERASE),
+            (ENCRYPTION, self.encryption, self.encryption in ("", LUKS2)),
             (_AUTOEXTEND, self.thin_pool_autoextend, 0 <= self.thin_pool_autoextend <= 100),
         ):
             if not good:
@@ -133,11 +144,14 @@ class Record:
             **({_CLEARED: str(self.cleared)} if self.filesystem == RAW else {}),
             **({_CONTENT: self.content, _TAKEN: str(self.taken)} if self.content else {}),
             **({_GROWING: "yes"} if self.growing else {}),
+            **({ENCRYPTION: self.encryption} if self.encryption else {}),
+            **({_UUID_INHERITED: "yes"} if self.uuid_inherited else {}),
         }
 
     def of_snapshot(self) -> "Record":
         """That of a new snapshot of this one's volume, under a name of its own. It holds the same data, which goes as
-        its class wants it."""
+        its class wants it. What it keeps of an encrypted volume is no volume with a header, and erased whole: an old
+        header may be in it, which a key opens that was taken away since."""
         return replace(
             self,
             pv=f"cow_{uuid.uuid4().hex[:12]}",
@@ -147,6 +161,8 @@ class Record:
             snapshot_of=self.pv,
             content="",
             growing=False,
+            encryption="",
+            uuid_inherited=False,
         )
 
 
@@ -211,6 +227,8 @@ def from_fields(fields: Mapping[str, object]) -> Record | None:
         taken=_number(fields, _TAKEN),
         cleared=_number(fields, _CLEARED) if text["filesystem"] == RAW else 0,
         growing=_GROWING in fields,
+        encryption=str(fields.get(ENCRYPTION, "")),
+        uuid_inherited=_UUID_INHERITED in fields,
     )
 
 
@@ -253,4 +271,5 @@ class VolumeSpec:
             thin_pool_autoextend=self.parameters.thin_pool_autoextend,
             cluster=self.cluster,
             content=self.content,
+            encryption=self.parameters.encryption,
         )

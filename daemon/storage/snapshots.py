@@ -114,7 +114,7 @@ class Snapshots:
         if pool is None:
             raise NoSnapshot(f"this node does not show {name} now")
         return snapshot_size(
-            name, source.size, storage.max_size(source), self._free_space.unreserved("", pool), pool.granularity
+            name, source.device_size, storage.max_size(source), self._free_space.unreserved("", pool), pool.granularity
         )
 
     async def readable(self, snapshot: Volume) -> bool:

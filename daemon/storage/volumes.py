@@ -28,6 +28,7 @@ from daemon.storage.creation import VolumeCreator
 from daemon.storage.deletion import VolumeDeleter
 from daemon.storage.deletionguard import DeletionGuard, OwnerLookup, RemovalReason
 from daemon.storage.disks import Disks
+from daemon.storage.encryption import EncryptedDevices, mapping_name
 from daemon.storage.erasing import Eraser, Listener, Silent, Throttle
 from daemon.storage.filesystems import Filesystems
 from daemon.storage.freespace import FreeSpace, Reservation
@@ -38,9 +39,10 @@ from daemon.storage.record import DamagedRecord, Record, VolumeSpec, VolumeState
 from daemon.storage.snapshots import Snapshots
 from daemon.storage.staging import Staging, TargetPath
 from daemon.storage.thinpools import PoolExtension
-from host import filesystem
+from host import filesystem, luks
 from host.command import CommandError
 from host.diskthreads import DiskThreads, Hung, Unresponsive, threads, unresponsive
+from host.luks import Passphrase
 from host.statvfs import FilesystemUsage
 
 log = logging.getLogger(__name__)
@@ -91,7 +93,8 @@ class Volumes:
         guard = DeletionGuard(backend, owner_lookup)
         self._staging = Staging(staging)
         self._disks = Disks(threads, parallelism, lambda pv: self.inventory.volume(pv) or self.inventory.snapshot(pv))
-        self._filesystems = Filesystems(backend, self._cache, self._staging, self._disks)
+        self._devices = EncryptedDevices(backend, self._disks)
+        self._filesystems = Filesystems(backend, self._devices, self._cache, self._staging, self._disks)
         self._free_space = FreeSpace(backend, self._cache, reservations)
         self._observe = observe
         self._queue = KeyedQueue()
@@ -100,7 +103,9 @@ class Volumes:
         """Why the last operation on a volume got no answer."""
         throttle = Throttle(erase_rate)
         self._eraser = Eraser(backend, self._queue, self._cache.rewrite, throttle, erasing, self._disks)
-        self._block_devices = BlockDevices(backend, self._staging, self._disks, self._cache.rewrite, throttle)
+        self._block_devices = BlockDevices(
+            backend, self._devices, self._staging, self._disks, self._cache.rewrite, throttle
+        )
         self._snapshots = Snapshots(
             backend, self._cache, self._free_space, self._eraser, guard, self._run_queued, self._cache.rewrite
         )
@@ -125,6 +130,7 @@ class Volumes:
             guard,
             self._disks,
             self._block_devices,
+            self._devices,
         )
         self._deleter = VolumeDeleter(
             backend,
@@ -135,6 +141,7 @@ class Volumes:
             self._eraser,
             guard,
             self._disks,
+            self._devices,
         )
 
     @property
@@ -192,6 +199,12 @@ class Volumes:
         spec = self._for_this_cluster(spec)
         return await self._run_queued("prepare", spec.pv, spec, lambda: self._creator.ensure_created(spec))
 
+    async def unlock(self, spec: VolumeSpec, passphrase: Passphrase) -> Volume:
+        """The encrypted volume, made if need be, and open until it is released. Raises WrongKey, and Damaged where a
+        volume that was made has no header any more."""
+        spec = self._for_this_cluster(spec)
+        return await self._run_queued("unlock", spec.pv, (spec, passphrase), lambda: self._unlock(spec, passphrase))
+
     async def mount(
         self, spec: VolumeSpec, target: TargetPath, read_only: bool, *, exclusive: bool = False
     ) -> MountResult:
@@ -225,8 +238,18 @@ class Volumes:
             return await to_thread(self._staging.device_number, pv)
 
     async def release(self, pv: str) -> None:
-        """The volume is mounted nowhere on this node. Raises InUse, naming who uses it."""
-        await self._run_queued("release", pv, None, lambda: self._disks.at(pv, partial(self._staging.release, pv)))
+        """The volume is mounted nowhere on this node, and not open. Raises InUse, naming who uses it."""
+        await self._run_queued("release", pv, None, lambda: self._release_and_lock(pv))
+
+    async def lock_unstaged(self, is_staged: Callable[[str], bool]) -> None:
+        """No encrypted volume is open that the kubelet has not staged, which `is_staged` asks of a name: who was set up
+        anew unstages nothing, nor does one that was killed while it made a volume. Those in use stay so."""
+        encrypted = [volume for volume in self.inventory.volumes if volume.record.encryption]
+        for volume in encrypted:
+            if luks.exists(mapping_name(volume.pv)):
+                lock = partial(self._lock_unstaged, volume, is_staged)
+                with contextlib.suppress(VolumeError):  # it is logged
+                    await self._run_queued("release", volume.pv, ("unstaged", id(is_staged)), lock)
 
     async def extend(self, spec: VolumeSpec) -> Volume:
         """The volume with at least the wanted size, and its filesystem as it is. Raises NoSpace, and then nothing has
@@ -327,6 +350,20 @@ class Volumes:
             except (VolumeError, OSError, Hung) as error:
                 log.warning("%s is left mounted: %s", target.path, error, extra={"volume": spec.pv})
             raise
+
+    async def _unlock(self, spec: VolumeSpec, passphrase: Passphrase) -> Volume:
+        volume = await self._creator.ensure_created(spec, passphrase)
+        await self._devices.unlock(volume, passphrase)
+        return volume
+
+    async def _release_and_lock(self, pv: str) -> None:
+        await self._disks.at(pv, partial(self._staging.release, pv))
+        await self._devices.lock(pv)
+
+    async def _lock_unstaged(self, volume: Volume, is_staged: Callable[[str], bool]) -> None:
+        """In the volume's turn, because the kubelet may stage it at any moment."""
+        if volume.record.state is not VolumeState.READY or not await to_thread(is_staged, volume.pv):
+            await self._release_and_lock(volume.pv)
 
     async def _transfer(self, name: str, uid: str, to: Record) -> Volume:
         volume = await self._cache.volume(name)

@@ -33,7 +33,7 @@ from pathlib import Path
 
 INSTALL = (
     "apt-get install user-mode-linux lvm2 thin-provisioning-tools kmod iproute2 util-linux e2fsprogs xfsprogs "
-    "btrfs-progs procps gcc libc6-dev"
+    "btrfs-progs cryptsetup-bin procps gcc libc6-dev"
 )
 _PROGRAMS = (
     "linux.uml",
@@ -45,6 +45,7 @@ _PROGRAMS = (
     "taskset",
     "setpriv",
     "unshare",
+    "cryptsetup",
     "mkfs.ext4",
     "mkfs.xfs",
     "mkfs.btrfs",
@@ -53,9 +54,11 @@ _PROGRAMS = (
 _MODULES = Path("/usr/lib/uml/modules")
 _WANTED_MODULES = (
     *("dm-thin-pool", "dm-snapshot", "dm-flakey", "dm-delay", "dm-dust", "raid1", "dm-raid"),
+    *("cbc", "hmac", "xts", "dm-crypt"),
     *("loop", "overlay", "xfs", "btrfs"),
 )
-"""raid1 by name: the kernel asks for it through /lib/modules, where the modules of User-mode Linux are not."""
+"""raid1 by name, and what dm-crypt needs: the kernel asks for it through /lib/modules, where the modules of User-mode
+Linux are not."""
 
 PROJECT = Path(__file__).parents[2]
 

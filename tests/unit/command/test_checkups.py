@@ -15,9 +15,11 @@ from command.checkup import Finding, Verdict
 from command.clustercheckup import Published
 from contract import names
 from contract.capacity import Capacity
+from contract.parameters import ParameterError
 from daemon.csi import server
 from daemon.csi.identity import IdentityService
 from host.mounttable import parse
+from kube.errors import Forbidden, NotFound
 from kube.records import StorageClass
 from service.rootsocket import root_socket
 from tests.unit.command.objects import NODE, persistent_volume
@@ -79,6 +81,32 @@ def test_a_class_with_the_old_name_is_pointed_out() -> None:
     [old] = clustercheckup.storage_classes([replace(_CLASS, provisioner=names.PROVISIONER_OF_ELASTIC)])
     assert old.verdict is Verdict.UNKNOWN
     wrong(clustercheckup.hostname(replace(NODE, hostname="")), names.HOSTNAME_LABEL)
+
+
+def test_a_class_whose_secret_is_missing_is_told() -> None:
+    asked = {
+        "volumeSource": "csi",
+        "encryption": "luks2",
+        "csi.storage.k8s.io/node-stage-secret-name": "key",
+        "csi.storage.k8s.io/node-stage-secret-namespace": "storage",
+    }
+    locked = replace(_CLASS, parameters=asked)
+    assert clustercheckup.secret(locked, {"encryptionPassphrase"}).verdict is Verdict.OK
+    wrong(clustercheckup.secret(locked, {"passphrase"}), "Secret storage/key has no encryptionPassphrase")
+    missing = clustercheckup.secret(locked, NotFound(404, "NotFound", "no such secret"))
+    wrong(missing, "there is no Secret storage/key")
+    assert missing.remedy.startswith("kubectl create secret generic key --namespace storage --from-file=")
+    assert clustercheckup.secret(locked, Forbidden(403, "Forbidden", "no")).verdict is Verdict.UNKNOWN
+    wrong(clustercheckup.secret(locked, ParameterError("encryption", "x", "allowed is luks2")), "allowed is luks2")
+
+
+def test_a_node_says_what_encryption_lacks() -> None:
+    def verdict(modules: set[str], *programs: str) -> Finding:
+        return nodecheckup.encryption(modules, lambda program: program if program in programs else None)
+
+    assert verdict({"dm_crypt"}, "cryptsetup").verdict is Verdict.OK
+    assert verdict({"dm_crypt"}).remedy.endswith("apt-get install cryptsetup-bin")
+    assert verdict({"dm_mod"}, "cryptsetup").remedy.endswith("modprobe dm_crypt")
 
 
 def test_a_csi_driver_object_must_be_as_it_is_shipped() -> None:

@@ -34,6 +34,9 @@ HERE = Capacity(
         (10 * EXTENT, VolumeParameters(stripes=4), 12),
         (12 * EXTENT, VolumeParameters(stripes=4), 12),
         (10 * EXTENT, VolumeParameters(raid="raid1"), 22),
+        (10 * EXTENT, VolumeParameters(encryption="luks2"), 14),
+        (10 * EXTENT, VolumeParameters(encryption="luks2", raid="raid1"), 30),
+        (10 * EXTENT, VolumeParameters(encryption="luks2", stripes=4), 16),
     ],
 )
 def test_footprint(size: int, parameters: VolumeParameters, extents: int) -> None:
@@ -54,6 +57,19 @@ def test_what_is_published_is_read_back() -> None:
     body = capacity.manifest(HERE, "elastic-local", {"kind": "Node", "name": "node-1"})
     assert capacity.read(body) == HERE
     assert body["metadata"]["ownerReferences"] == [{"kind": "Node", "name": "node-1"}]
+
+
+def test_a_daemon_that_says_nothing_of_encryption_has_none() -> None:
+    encrypted = VolumeParameters(encryption="luks2")
+    able = replace(HERE, encryption=True)
+    body = capacity.manifest(able, "elastic-local", None)
+    assert capacity.read(body) == able
+    assert able.serves(encrypted)
+    assert not able.serves(encrypted.as_block_device()), "it says nothing of block devices"
+    del body["metadata"]["annotations"][names.ENCRYPTION_ANNOTATION]
+    [old] = filter(None, [capacity.read(body)])
+    assert not old.serves(encrypted)
+    assert old.serves(VolumeParameters())
 
 
 def test_a_daemon_that_says_nothing_of_volume_modes_has_no_block_volumes() -> None:

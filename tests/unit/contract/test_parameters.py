@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract import filesystems, parameters
-from contract.parameters import ParameterError, VolumeParameters
+from contract.parameters import ParameterError, SecretReference, VolumeParameters
 
 
 def test_the_volume_source_is_the_classes_and_no_option_of_a_volume() -> None:
@@ -45,6 +45,55 @@ def test_limits_of_io_are_whole_figures_within_bounds_and_need_a_device() -> Non
         for value in values:
             with pytest.raises(ParameterError, match=f"'{key}' is '{value}': allowed"):
                 parameters.parse({key: value})
+
+
+ENCRYPTED = {
+    "volumeSource": "csi",
+    "encryption": "luks2",
+    "csi.storage.k8s.io/node-stage-secret-name": "volume-key",
+    "csi.storage.k8s.io/node-stage-secret-namespace": "storage",
+}
+
+
+def test_a_class_names_the_secret_of_its_encrypted_volumes() -> None:
+    wanted = parameters.parse(ENCRYPTED)
+    assert wanted == VolumeParameters(encryption="luks2")
+    assert wanted.header_size == 16 << 20
+    assert VolumeParameters().header_size == 0
+    assert parameters.stage_secret(ENCRYPTED) == SecretReference("storage", "volume-key")
+    assert parameters.stage_secret({}) is None
+    options = parameters.to_options(wanted, 5)
+    assert options == {"size": "5", "encryption": "luks2"}, "the Secret is in a field of the PersistentVolume"
+    assert parameters.from_options(options, "ext4") == wanted
+    assert parameters.from_options(options, "raw") == wanted.as_block_device()
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"encryption": "luks1"}, "encryption"),
+        ({"encryption": ""}, "encryption"),
+        ({"volumeSource": "flexVolume"}, "encryption"),
+        ({"csi.storage.k8s.io/node-stage-secret-name": ""}, "csi.storage.k8s.io/node-stage-secret-name"),
+        ({"csi.storage.k8s.io/node-stage-secret-name": "${pvc.name}"}, "csi.storage.k8s.io/node-stage-secret-name"),
+        (
+            {"csi.storage.k8s.io/node-stage-secret-namespace": "${pvc.namespace}"},
+            "csi.storage.k8s.io/node-stage-secret-namespace",
+        ),
+        ({"csi.storage.k8s.io/node-stage-secret-namespace": "a.b"}, "csi.storage.k8s.io/node-stage-secret-namespace"),
+        ({"csi.storage.k8s.io/node-publish-secret-name": "a"}, "csi.storage.k8s.io/node-publish-secret-name"),
+    ],
+)
+def test_a_secret_is_named_whole_and_by_no_template(change: dict[str, str], key: str) -> None:
+    with pytest.raises(ParameterError) as refused:
+        parameters.parse({**ENCRYPTED, **change})
+    assert refused.value.key == key
+
+
+@pytest.mark.parametrize("missing", sorted(ENCRYPTED))
+def test_half_of_what_encryption_takes_is_refused(missing: str) -> None:
+    with pytest.raises(ParameterError):
+        parameters.parse({key: text for key, text in ENCRYPTED.items() if key != missing})
 
 
 def test_a_class_without_parameters_is_the_default() -> None:

@@ -112,8 +112,12 @@ async def create_pv(
     source: str = FLEX_VOLUME,
     mode: str = "Filesystem",
     access_modes: Sequence[str] = ("ReadWriteOnce",),
+    secret: str = "",
     **options: str,
 ) -> PersistentVolume:
+    """`secret`: namespace and name of the Secret that the kubelet reads for it."""
+    reference = dict(zip(("namespace", "name"), secret.split("/"), strict=True)) if secret else {}
+    stage = {"nodeStageSecretRef": reference} if secret else {}
     tied = contract_volume.node_assignment_patch(assignment) if assignment else {"metadata": {}, "spec": {}}
     body = {
         **kind("PersistentVolume"),
@@ -125,7 +129,7 @@ async def create_pv(
             "persistentVolumeReclaimPolicy": policy,
             "storageClassName": CLASS,
             **(
-                {CSI: {"driver": names.CSI_DRIVER, "volumeHandle": name, "volumeAttributes": options}}
+                {CSI: {"driver": names.CSI_DRIVER, "volumeHandle": name, "volumeAttributes": options, **stage}}
                 if source == CSI
                 else {FLEX_VOLUME: {"driver": names.DRIVER, "options": options}}
             ),

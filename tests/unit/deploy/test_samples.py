@@ -3,6 +3,7 @@ data is run."""
 
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def test_a_sample_is_valid(path: Path, version: str) -> None:
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
 def test_classes_claims_and_volumes_of_a_sample_are_there(path: Path) -> None:
-    classes = {each["metadata"]["name"] for each in of_kind(kustomize(BASE), "StorageClass")}
+    classes = {each["metadata"]["name"] for each in of_kind((*kustomize(BASE), *objects(path)), "StorageClass")}
     beside = [each for sibling in path.parent.glob("*.yaml") for each in objects(sibling)]
     claims = {each["metadata"]["name"] for each in beside if each["kind"] == "PersistentVolumeClaim"} | OTHERS
     found = objects(path)
@@ -81,10 +82,13 @@ def test_a_stateful_set_and_its_service_select_its_pods(path: Path) -> None:
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
 @pytest.mark.parametrize("overlay", ["base", "overlays/csi"])
 def test_the_claims_of_a_sample_are_served(path: Path, overlay: str) -> None:
-    classes = {each["metadata"]["name"]: each for each in of_kind(kustomize(DEPLOY / overlay), "StorageClass")}
-    for spec in claim_specs(objects(path)):
+    found = objects(path)
+    own = of_kind(tuple(found), "StorageClass")
+    classes = {each["metadata"]["name"]: each for each in (*of_kind(kustomize(DEPLOY / overlay), "StorageClass"), *own)}
+    for spec in claim_specs(found):
         name = spec["storageClassName"]
         empty = Capacity("node-1", "node-1", name, "elastic-local-vg", 1 << 40, available=1 << 40, granularity=1 << 22)
+        empty = replace(empty, encryption=True)
         annotations = {"volume.kubernetes.io/storage-provisioner": names.PROVISIONER, SELECTED_NODE: "node-1"}
         metadata = {
             "namespace": "default",
@@ -100,7 +104,7 @@ def test_the_claims_of_a_sample_are_served(path: Path, overlay: str) -> None:
             waited=0,
         )
         assert isinstance(decision, Create)
-        assert decision.source == ("csi" if overlay == "overlays/csi" else "flexVolume")
+        assert decision.source == ("csi" if overlay == "overlays/csi" or classes[name] in own else "flexVolume")
 
 
 GROUP = {"example.com/node-group": "databases"}

@@ -97,13 +97,19 @@ def test_every_parameter_is_in_the_table() -> None:
     assert PARAMETERS.keys() == known_parameters() | {MOUNT_OPTIONS_OPTION}
 
 
+BESIDE = {
+    "encryption": {"volumeSource": "csi", parameters.SECRET_NAME: "key", parameters.SECRET_NAMESPACE: "storage"},
+}
+"""Parameters that others take with them."""
+
+
 @pytest.mark.parametrize("key", sorted(PARAMETERS.keys() - {MOUNT_OPTIONS_OPTION}))
 def test_values_and_default_of_a_parameter_are_taken(key: str) -> None:
     values, default = PARAMETERS[key]
     for value in words(values):
         # A name of one of the tables is not a value but a reference.
         if value not in (VARIABLES.keys() | PARAMETERS.keys()):
-            read = parameters.parse({key: value})
+            read = parameters.parse({key: value, **BESIDE.get(key, {})})
             assert parameters.from_options(parameters.to_options(read, 1 << 30), read.filesystem) == read
     if default.startswith("`"):
         assert parameters.parse({key: words(default)[0]}) == parameters.parse({})

@@ -63,6 +63,7 @@ def published(node: str = "n1", free: int = 10 * GIB) -> Capacity:
         available=free,
         granularity=EXTENT,
         block=True,
+        encryption=True,
     )
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from contract import names
 from contract import volume as contract_volume
+from contract.parameters import SecretReference
 from contract.volume import ClaimReference, Original, PersistentVolume
 from kube.records import IMMEDIATE, Claim
 from provisioner import clonesource
@@ -71,6 +72,31 @@ def test_a_source_whose_claim_requests_more_is_as_large_as_it_was_granted() -> N
     refused = decided(of_volume(size=GIB, granted=2 * GIB, actual=GIB), size="1Gi")
     assert isinstance(refused, Refuse)
     assert "source, which it is to be a copy of, has 2Gi: ask for at least that" in refused.why
+
+
+ENCRYPTED = {
+    "volumeSource": "csi",
+    "encryption": "luks2",
+    "csi.storage.k8s.io/node-stage-secret-name": "key",
+    "csi.storage.k8s.io/node-stage-secret-namespace": "storage",
+}
+LOCKED = of_volume(source="csi", options={"encryption": "luks2"}, secret=SecretReference("storage", "key"))
+
+
+def test_a_copy_of_an_encrypted_volume_is_opened_as_its_source_is() -> None:
+    assert placed(decided(LOCKED, fields={"parameters": ENCRYPTED})).secret == SecretReference("storage", "key")
+    for source, fields, words in (
+        (LOCKED, {}, "use a class with encryption luks2 and Secret storage/key"),
+        (SOURCE, {"parameters": ENCRYPTED}, "is not encrypted, and a copy of it can't be"),
+        (
+            LOCKED,
+            {"parameters": {**ENCRYPTED, "csi.storage.k8s.io/node-stage-secret-name": "other"}},
+            "is opened by Secret storage/key, and so is its copy, but the class names storage/other",
+        ),
+    ):
+        refused = decided(source, fields=fields)
+        assert isinstance(refused, Refuse)
+        assert words in refused.why
 
 
 def placed(decision: Decision) -> Create:

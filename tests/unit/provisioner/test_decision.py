@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
-from contract import capacity, names, parameters
-from contract.parameters import VolumeParameters
+from contract import capacity, names, parameters, volume
+from contract.parameters import SecretReference, VolumeParameters
 from kube.records import IMMEDIATE
 from provisioner.decision import (
     PUBLISH_TIMEOUT,
@@ -18,6 +18,7 @@ from provisioner.decision import (
     Wait,
     decide,
 )
+from provisioner.volumecreation import persistent_volume
 from tests.unit.provisioner.objects import EXTENT, GIB, MIB, claim, published, storage_class
 
 
@@ -97,6 +98,53 @@ def test_what_can_not_be_served_is_refused_in_words_that_say_what_to_do(spec: di
 
 
 CSI_CLASS = {"parameters": {"volumeSource": "csi"}}
+
+
+ENCRYPTED = {
+    "volumeSource": "csi",
+    "encryption": "luks2",
+    "csi.storage.k8s.io/node-stage-secret-name": "key",
+    "csi.storage.k8s.io/node-stage-secret-namespace": "storage",
+}
+
+
+def test_an_encrypted_volume_names_the_secret_that_opens_it() -> None:
+    create = decided(fields={"parameters": ENCRYPTED})
+    layout = VolumeParameters(encryption="luks2")
+    assert create == Create(GIB, layout, published("n1"), source="csi", secret=SecretReference("storage", "key"))
+    assert isinstance(create, Create)
+    body = persistent_volume(claim(), storage_class(parameters=ENCRYPTED), create)
+    assert body["spec"]["csi"]["nodeStageSecretRef"] == {"namespace": "storage", "name": "key"}
+    assert body["spec"]["csi"]["volumeAttributes"] == {"size": str(GIB), "encryption": "luks2"}
+    read = volume.read({**body, "metadata": {**body["metadata"], "uid": "u", "resourceVersion": "1"}})
+    assert read
+    assert read.secret == SecretReference("storage", "key")
+    assert read.parameters() == layout
+
+
+def test_an_encrypted_volume_needs_room_for_its_header() -> None:
+    exactly = available(("n1", GIB))
+    assert isinstance(decided(available=exactly), Create)
+    assert isinstance(decided(available=exactly, fields={"parameters": ENCRYPTED}), Reschedule)
+    assert isinstance(decided(available=available(("n1", GIB + 16 * MIB)), fields={"parameters": ENCRYPTED}), Create)
+
+
+def test_an_encrypted_volume_goes_where_it_can_be() -> None:
+    unable = AvailableCapacity([NodeCapacity(replace(published("n1"), encryption=False), 10 * GIB)])
+    assert "encrypted volumes" in why(decided(available=unable, fields={"parameters": ENCRYPTED}))
+    assert isinstance(decided(available=unable), Create)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"volumeSource": "flexVolume"}, "volumeSource csi"),
+        ({"encryption": "aes"}, "allowed is luks2"),
+        ({"csi.storage.k8s.io/node-stage-secret-name": ""}, "needs the name of a Secret"),
+    ],
+)
+def test_half_of_what_encryption_takes_is_said_at_the_claim(change: dict[str, str], words: str) -> None:
+    assert words in why(decided(fields={"parameters": {**ENCRYPTED, **change}}))
 
 
 def test_a_class_chooses_the_driver_by_which_its_volumes_are_mounted() -> None:

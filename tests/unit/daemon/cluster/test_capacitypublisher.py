@@ -52,8 +52,25 @@ def room(storage_class: StorageClass, inventory: Inventory, folder_pools: Collec
 
 
 def test_a_class_is_offered_what_its_pool_has_less_the_reserve() -> None:
-    expected = capacity.Capacity(NODE, "host-1", "fast", "vg", 500, 500, 10, block=True)
+    expected = capacity.Capacity(NODE, "host-1", "fast", "vg", 500, 500, 10, block=True, encryption=True)
     assert room(FAST, Inventory(pools=[VG])) == expected
+
+
+def test_encrypted_volumes_are_offered_without_their_header_and_not_of_folders() -> None:
+    mi = 1 << 20
+    asked = {
+        "volumeSource": "csi",
+        "encryption": "luks2",
+        "csi.storage.k8s.io/node-stage-secret-name": "key",
+        "csi.storage.k8s.io/node-stage-secret-namespace": "storage",
+    }
+    encrypted = replace(FAST, parameters=asked)
+    large = Inventory(pools=[Pool("vg", size=100 * mi, free=100 * mi, ours=0, granularity=4 * mi)])
+    assert room(encrypted, large).available == 84 * mi
+    assert room(encrypted, large).allocatable == 100 * mi
+    of_folders = room(encrypted, large, folder_pools=["vg"])
+    assert (of_folders.encryption, of_folders.available) == (False, 0)
+    assert room(FAST, large, folder_pools=["vg"]).available == 100 * mi
 
 
 def test_no_block_devices_are_offered_of_folders() -> None:

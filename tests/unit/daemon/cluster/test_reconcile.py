@@ -74,6 +74,27 @@ def test_plan(persistent_volume: PersistentVolume, volume: Volume | None, action
     assert plan(persistent_volume, marked, "here") is action
 
 
+ENCRYPTED = replace(PV, source="csi", options={"encryption": "luks2"})
+
+
+@pytest.mark.parametrize(
+    ("persistent_volume", "volume", "action"),
+    [
+        (ENCRYPTED, None, Action.LEAVE),
+        (ENCRYPTED, recorded(state=VolumeState.FORMATTING), Action.LEAVE),
+        (ENCRYPTED, MADE, Action.PREPARE),
+        (replace(ENCRYPTED, made=True, granted=120), MADE, Action.PREPARE),
+        (replace(ENCRYPTED, made=True), None, Action.PREPARE),
+        (replace(ENCRYPTED, options={**ENCRYPTED.options, "cloneOf": "b"}), None, Action.PREPARE),
+    ],
+)
+def test_an_encrypted_volume_is_made_by_who_has_its_passphrase(
+    persistent_volume: PersistentVolume, volume: Volume | None, action: Action
+) -> None:
+    """That it is there, or lost, and how large it is, takes none; nor does a copy."""
+    assert plan(persistent_volume, volume, "") is action
+
+
 def test_a_volume_that_does_not_say_of_which_cluster_it_is_is_marked() -> None:
     assert plan(replace(PV, made=True), MADE, "") is Action.LEAVE
     assert plan(replace(PV, made=True), MADE, "here") is Action.PREPARE

@@ -3,6 +3,7 @@
 tests/node/test_csi.py has those."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,27 @@ async def test_staging_makes_the_volume_and_publishing_mounts_it_however_often(c
     for _ in range(2):
         await csi.node.NodeUnstageVolume(csi.unstage())
     assert {code for _, code in csi.observed} == {"OK"}
+
+
+@pytest.mark.parametrize(
+    ("secrets", "words"),
+    [
+        ({}, "encryptionPassphrase of Secret storage/key is empty or missing"),
+        ({"encryptionPassphrase": ""}, "is empty or missing"),
+        ({"passphrase": "s3cret"}, "is empty or missing"),
+        ({"encryptionPassphrase": "s3cret" * 1000}, "is with 6000 bytes"),
+        ({"encryptionPassphrase": "s3cret"}, "has folders only"),
+    ],
+)
+async def test_staging_an_encrypted_volume_says_which_secret_lacks_what(
+    csi: CsiNode, secrets: dict[str, str], words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    await csi.volume(encryption="luks2", secret="storage/key")
+    status, said = await refused(csi.node.NodeStageVolume(csi.stage(secrets=secrets)))
+    assert status is Status.FAILED_PRECONDITION
+    assert words in said
+    assert "s3cret" not in said + caplog.text
 
 
 async def test_many_calls_at_once_are_one(csi: CsiNode) -> None:

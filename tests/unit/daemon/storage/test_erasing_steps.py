@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from contract.parameters import DISCARD, ERASE, NO_ERASE, ZERO
 from daemon.storage.backend import StaleData
-from daemon.storage.erasing import MIB, Method, Throttle, method, steps
+from daemon.storage.erasing import MIB, Method, Throttle, erasure_steps, method, steps
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,45 @@ from daemon.storage.erasing import MIB, Method, Throttle, method, steps
 )
 def test_how_data_goes(policy: str, stale_data: StaleData, expected: Method | None) -> None:
     assert method(policy, stale_data) is expected
+
+
+@pytest.mark.parametrize(
+    ("policy", "stale_data", "expected"),
+    [
+        (ZERO, StaleData.RAW, Method.FORGET),
+        (ZERO, StaleData.THIN_RAW, Method.FORGET),
+        (ZERO, StaleData.CLEAN, Method.FORGET),
+        (DISCARD, StaleData.RAW, Method.DISCARD),
+        (DISCARD, StaleData.THIN_RAW, Method.DISCARD),
+        (DISCARD, StaleData.CLEAN, Method.FORGET),
+        *((NO_ERASE, stale_data, None) for stale_data in StaleData),
+    ],
+)
+def test_of_an_encrypted_volume_the_header_goes(policy: str, stale_data: StaleData, expected: Method | None) -> None:
+    assert method(policy, stale_data, encrypted=True) is expected
+
+
+@pytest.mark.parametrize(
+    ("chosen", "begin", "expected"),
+    [
+        (Method.FORGET, 0, [(Method.ZERO, range(16 * MIB))]),
+        (Method.FORGET, 4 * MIB, [(Method.ZERO, range(4 * MIB, 16 * MIB))]),
+        (Method.FORGET, 16 * MIB, []),
+        (Method.DISCARD, 0, [(Method.ZERO, range(16 * MIB)), (Method.DISCARD, range(16 * MIB, 90 * MIB))]),
+        (Method.DISCARD, 20 * MIB, [(Method.DISCARD, range(20 * MIB, 90 * MIB))]),
+    ],
+)
+def test_the_header_is_overwritten_before_anything_else_goes(
+    chosen: Method, begin: int, expected: list[tuple[Method, range]]
+) -> None:
+    assert list(erasure_steps(chosen, begin, 90 * MIB, 16 * MIB)) == expected
+
+
+@pytest.mark.parametrize("chosen", [Method.ZERO, Method.ZERO_WRITTEN, Method.DISCARD])
+def test_without_a_header_all_goes_in_one_way(chosen: Method) -> None:
+    parts = list(erasure_steps(chosen, 3, 90 * MIB, 0))
+    assert {how for how, _ in parts} == {chosen}
+    assert [part for _, part in parts] == list(steps(chosen, 3, 90 * MIB))
 
 
 @given(chosen=st.sampled_from(Method), begin=st.integers(0, 5 << 30), more=st.integers(0, 5 << 30))

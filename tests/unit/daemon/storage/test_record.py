@@ -26,6 +26,8 @@ RECORDS = (
         thin_pool_autoextend=st.integers(0, 100),
         cluster=st.just("") | st.uuids().map(str),
         growing=st.booleans(),
+        encryption=st.sampled_from(["", "luks2"]),
+        uuid_inherited=st.booleans(),
     )
     | st.builds(
         Record,
@@ -82,6 +84,11 @@ def test_a_record_with_a_part_missing_or_twice_is_damaged_or_foreign(record: Rec
         assert from_tags(rest) == replace(record, cluster="")
     elif lost.startswith("elastic-local/growing="):
         assert from_tags(rest) == replace(record, growing=False)
+    elif lost.startswith("elastic-local/encryption="):
+        # Its PersistentVolume says otherwise, so neither is touched (daemon.storage.creation).
+        assert from_tags(rest) == replace(record, encryption="")
+    elif lost.startswith("elastic-local/uuid-inherited="):
+        assert from_tags(rest) == replace(record, uuid_inherited=False)
     elif lost.startswith("elastic-local/snapshot-of="):
         with pytest.raises(DamagedRecord, match="pv is 'cow_"):
             from_tags(rest)
@@ -140,6 +147,17 @@ def test_what_the_class_asks_for_is_remembered() -> None:
     asked = VolumeParameters(thin=True, erase=DISCARD, thin_pool_autoextend=20)
     record = VolumeSpec("pvc-1", "uid", 1, DELETE, asked).record(VolumeState.READY)
     assert (record.erase, record.thin_pool_autoextend) == (DISCARD, 20)
+
+
+def test_a_volume_says_for_ever_that_it_is_encrypted() -> None:
+    asked = VolumeSpec("pvc-1", "uid", 1, DELETE, VolumeParameters(encryption="luks2"))
+    record = asked.record(VolumeState.FORMATTING)
+    assert record.encryption == "luks2"
+    assert from_tags(record.to_tags()) == record
+    kept = replace(record, state=VolumeState.READY, uuid_inherited=True).of_snapshot()
+    assert (kept.encryption, kept.uuid_inherited) == ("", False), "what a snapshot keeps has no header of its own"
+    with pytest.raises(DamagedRecord, match="encryption"):
+        from_fields({**record.to_fields(), "encryption": "luks7"})
 
 
 def test_a_change_of_state_changes_one_tag() -> None:
