@@ -15,11 +15,13 @@ from command.checkup import Finding, ok, unknown, wrong
 from contract import names, snapshot
 from contract.snapshot import SnapshotContent
 from kube.client import Cluster
-from kube.errors import ApiError, NotFound
+from kube.errors import ApiError
 from kube.resources import LEASES, PODS, SNAPSHOT_CLASSES, SNAPSHOT_CONTENTS, SNAPSHOTS, Resource
 
 Json = dict[str, Any]
 
+NOT_SERVED = 404
+"""The status of a list of a kind that there is not: a list names no object that could be missing."""
 _CHECK = "snapshots"
 _KINDS = (SNAPSHOTS, SNAPSHOT_CONTENTS, SNAPSHOT_CLASSES)
 _LEASE = "snapshot-controller-leader"
@@ -64,14 +66,20 @@ async def findings(cluster: Cluster, namespace: str) -> list[Finding]:
     return verdicts(state, datetime.now(UTC), namespace)
 
 
+async def listed(cluster: Cluster, kind: Resource) -> list[Json] | None:
+    """The objects of a kind, None where the API server does not serve it. Raises ApiError."""
+    try:
+        return await cluster.list(kind)
+    except ApiError as error:
+        if error.status == NOT_SERVED:
+            return None
+        raise
+
+
 async def _state(cluster: Cluster, namespace: str) -> SnapshotState:
     """Raises ApiError."""
-    objects: dict[Resource, list[Json]] = {}
-    for kind in _KINDS:
-        try:
-            objects[kind] = await cluster.list(kind)
-        except NotFound:
-            continue
+    served = {kind: await listed(cluster, kind) for kind in _KINDS}
+    objects = {kind: found for kind, found in served.items() if found is not None}
     leases = await cluster.list(LEASES, field_selector=f"metadata.name={_LEASE}")
     renewed = [_time(lease["spec"].get("renewTime")) for lease in leases]
     ages = [(datetime.now(UTC) - time).total_seconds() for time in renewed if time]

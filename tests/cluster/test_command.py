@@ -119,6 +119,7 @@ async def test_a_healthy_node_and_cluster_have_no_fault(namespace: Namespace) ->
     answer = await as_administrator(sandbox, "doctor", "--cluster", "--output", "json")
     assert (answer.code, [finding for finding in answer.json if finding["verdict"] == "wrong"]) == (0, [])
     checks = {finding["check"] for finding in answer.json}
+    assert {"ok"} == {finding["verdict"] for finding in answer.json if finding["check"] == "snapshots"}
     assert {
         "provisioner",
         "reclaim",

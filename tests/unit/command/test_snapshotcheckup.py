@@ -12,6 +12,7 @@ from command.snapshotcheckup import SnapshotState
 from contract import names, snapshot
 from kube.errors import Json
 from kube.resources import SNAPSHOT_CLASSES, SNAPSHOT_CONTENTS, SNAPSHOTS
+from tests.memorycluster import MemoryCluster
 from tests.sandbox import snapshots
 
 _NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -49,6 +50,13 @@ def wrong(state: SnapshotState) -> list[Finding]:
     found = snapshotcheckup.verdicts(state, _NOW)
     assert all(each.remedy for each in found if each.verdict is Verdict.WRONG)
     return [each for each in found if each.verdict is Verdict.WRONG]
+
+
+async def test_a_kind_that_is_not_served_is_told_from_one_without_objects() -> None:
+    cluster = MemoryCluster()
+    assert await snapshotcheckup.listed(cluster, SNAPSHOTS) is None
+    await snapshots.install(cluster)
+    assert await snapshotcheckup.listed(cluster, SNAPSHOTS) == []
 
 
 @pytest.mark.parametrize(
