@@ -8,7 +8,7 @@ ENVIRONMENT := $(VENV)/.complete
 LIMITS = $(if $(SEED),--seed $(SEED)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(MINUTES),--minutes $(MINUTES))
 CALLOUT = $(MAKE) --silent --directory flexdriver/native PYTHON=$(CURDIR)/$(VENV)/bin/python
 
-.PHONY: help demo test torture bench callout callout-here image lint format lock stubs docs man site tools clean
+.PHONY: help demo test test-driver torture bench callout callout-here image lint format lock stubs docs man site tools clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-21s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ demo: tools callout-here ## the main job on this machine, no cluster needed: a c
 
 test: tools callout-here ## all tests: unit, node (real LVM, in User-mode Linux where the kernel has no device-mapper), cluster
 	@$(RUN) pytest --numprocesses 3 --dist loadgroup
+
+test-driver: tools callout-here ## all cluster tests with volumes of one driver only: VOLUME_SOURCE=flexVolume (or csi)
+	@$(RUN) pytest tests/cluster --numprocesses 3 --dist loadgroup --volume-source $(or $(VOLUME_SOURCE),flexVolume)
 
 torture: tools callout-here ## kill, cut the power and refuse at random; SEED, ROUNDS, MINUTES: see docs/reliability.md
 	@for backend in loop folder lvm; do $(RUN) python -m tests.torture kills --backend $$backend $(LIMITS) || exit; done

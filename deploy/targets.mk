@@ -58,7 +58,7 @@ redeploy-samples: ## delete the samples, their volumes too, and apply them again
 
 acceptance: cluster-named tools ## test the cluster of KUBECONFIG=/path, in which elastic-local is installed, in namespaces of its own
 	@$(RUN) pytest tests/cluster/acceptance --verbose --maxfail 3 --kubeconfig "$(KUBECONFIG)" --pod-image "$(POD_IMAGE)" \
-		$(if $(VOLUME_SOURCE),--volume-source "$(VOLUME_SOURCE)")
+		$(if $(VOLUME_SOURCE),--volume-source "$(VOLUME_SOURCE)") $(if $(SNAPSHOTS),--snapshots)
 
 # Not by the environment: it may name a cluster that nobody means just now.
 cluster-named:

@@ -7,9 +7,20 @@ what others need. `on_lvm` is a namespace of `lvm_cluster`, whose node has real 
 event loop, for the client of a shared sandbox lives in it.
 
 What says something of the driver runs with both: a test that asks for `volume_source` runs once for each, and takes its
-classes from `class_like` (`shaken_class_like`). All others have one of them, mostly FlexVolume as the shipped classes.
+classes from `class_like` (`shaken_class_like`). All others have CSI volumes, as a new installation has: the classes of
+every sandbox are those of the component `csi`. `--volume-source flexVolume` (`make test-driver`) runs them all with the
+other driver. Of FlexVolume alone are, whatever is chosen:
+
+| test | is of |
+|---|---|
+| test_sandbox_kubelet.py | the callouts that a kubelet makes |
+| test_socket_callers.py | the socket that the callout asks |
+| in acceptance/test_refusals.py what names FlexVolume | what FlexVolume can't do |
+| in test_provisioning.py the old name of the provisioner | a name that no CSIDriver can have |
+| in test_migrating.py, test_snapshots.py and test_rbac.py what is made as `flexVolume` | from one driver to the other |
 """
 
+import os
 import secrets
 import shutil
 import tempfile
@@ -21,14 +32,14 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from contract.parameters import VOLUME_SOURCES
+from contract.parameters import VOLUME_SOURCE, VOLUME_SOURCES
 from contract.volume import CSI, FLEX_VOLUME
 from kube.client import Cluster
 from kube.resources import CLASSES
 from tests.cluster import lvmcluster
 from tests.cluster.deaths import revive
 from tests.cluster.lvmcluster import LvmCluster
-from tests.sandbox.nodes import NodeSpec
+from tests.sandbox.nodes import VOLUME_SOURCE_VARIABLE, NodeSpec
 from tests.sandbox.sandbox import Sandbox
 from tests.sandbox.workloads import Namespace, storage_class
 
@@ -37,6 +48,9 @@ MakeClass = Callable[..., Awaitable[str]]
 ClassLike = Callable[..., str]
 """The name of a class like that of the given name, `elastic-local` unless told, whose volumes have the source that the
 test is run with."""
+
+ClassesAlike = dict[tuple[str, str], str]
+"""Names of classes, by their volumes' source and the name of the shipped class that each is like, or is."""
 
 _SHIPPED = ("elastic-local", "elastic-local-xfs")
 
@@ -48,9 +62,30 @@ THREE_NODES = (
 )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.getgroup("acceptance", "acceptance tests of elastic-local").addoption(
+        "--volume-source",
+        choices=VOLUME_SOURCES,
+        help="run all with volumes of this driver, and nothing with the other (both, most with csi)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if only := config.getoption("--volume-source", None):
+        os.environ[VOLUME_SOURCE_VARIABLE] = only
+    else:
+        # Set where a test of another process, or a guest, is run for this one.
+        os.environ.setdefault(VOLUME_SOURCE_VARIABLE, CSI)
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
+    only = config.getoption("--volume-source", None)
+    others = [item for item in items if here in item.path.parents and _source(item) not in ("", only or _source(item))]
+    if others:
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
     for item in items:
         if here not in item.path.parents:
             continue
@@ -60,6 +95,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if shared in getattr(item, "fixturenames", ()):
                 # One process makes the shared sandbox, and the others get on with the rest.
                 item.add_marker(pytest.mark.xdist_group(shared))
+
+
+def _source(item: pytest.Item) -> str:
+    """By which driver the volumes of the test are mounted. Empty: by that of the sandbox's classes."""
+    called = getattr(item, "callspec", None)
+    given = called.params if called else {}
+    return str(given.get("volume_source") or given.get("tenants") or "")
 
 
 @pytest.fixture(scope="session")
@@ -128,44 +170,49 @@ def volume_source(request: pytest.FixtureRequest) -> str:
     return source
 
 
-async def _csi_classes(api: Cluster) -> AsyncIterator[dict[str, str]]:
-    made = {}
+async def _classes_alike(api: Cluster) -> AsyncIterator[ClassesAlike]:
+    made: dict[tuple[str, str], str] = {}
     for name in _SHIPPED:
         shipped = await api.get(CLASSES, name)
-        kept = {key: shipped[key] for key in ("allowVolumeExpansion", "mountOptions", "parameters") if key in shipped}
-        body = storage_class(f"class-{secrets.token_hex(4)}", volume_source=CSI, **kept)
-        made[name] = (await api.create(CLASSES, body))["metadata"]["name"]
+        kept = {key: shipped[key] for key in ("allowVolumeExpansion", "mountOptions") if key in shipped}
+        parameters = dict(shipped.get("parameters") or {})
+        made[parameters.pop(VOLUME_SOURCE, FLEX_VOLUME), name] = name
+        for source in VOLUME_SOURCES:
+            if (source, name) not in made:
+                body = storage_class(
+                    f"class-{secrets.token_hex(4)}", volume_source=source, parameters=parameters, **kept
+                )
+                made[source, name] = (await api.create(CLASSES, body))["metadata"]["name"]
     yield made
-    for name in made.values():
+    for name in set(made.values()) - set(_SHIPPED):
         await api.delete(CLASSES, name)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def csi_classes(cluster: Cluster) -> AsyncIterator[dict[str, str]]:
-    """By the name of the shipped class that each is like."""
-    async for made in _csi_classes(cluster):
+async def classes_alike(cluster: Cluster) -> AsyncIterator[ClassesAlike]:
+    async for made in _classes_alike(cluster):
         yield made
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def shaken_csi_classes(shaken_sandbox: Sandbox) -> AsyncIterator[dict[str, str]]:
-    async for made in _csi_classes(shaken_sandbox.api):
+async def shaken_classes_alike(shaken_sandbox: Sandbox) -> AsyncIterator[ClassesAlike]:
+    async for made in _classes_alike(shaken_sandbox.api):
         yield made
 
 
 @pytest.fixture
-def class_like(request: pytest.FixtureRequest, volume_source: str) -> ClassLike:
-    return _class_like({} if volume_source == FLEX_VOLUME else request.getfixturevalue("csi_classes"))
+def class_like(classes_alike: ClassesAlike, volume_source: str) -> ClassLike:
+    return _class_like(classes_alike, volume_source)
 
 
 @pytest.fixture
-def shaken_class_like(request: pytest.FixtureRequest, volume_source: str) -> ClassLike:
-    return _class_like({} if volume_source == FLEX_VOLUME else request.getfixturevalue("shaken_csi_classes"))
+def shaken_class_like(shaken_classes_alike: ClassesAlike, volume_source: str) -> ClassLike:
+    return _class_like(shaken_classes_alike, volume_source)
 
 
-def _class_like(others: dict[str, str]) -> ClassLike:
+def _class_like(alike: ClassesAlike, source: str) -> ClassLike:
     def like(name: str = "elastic-local") -> str:
-        return others.get(name, name)
+        return alike[source, name]
 
     return like
 

@@ -18,7 +18,7 @@ from kube.resources import CLASSES, EVENTS
 from lvm import Lvm
 from lvm.records import LogicalVolume
 from tests.sandbox.nodes import Node, NodeSpec
-from tests.sandbox.sandbox import Sandbox
+from tests.sandbox.sandbox import COMPONENTS, Sandbox
 from tests.sandbox.workloads import storage_class
 
 MIB = 2**20
@@ -145,7 +145,7 @@ async def running(folder: Path, state: Path) -> AsyncIterator[LvmCluster]:
         stack.callback(_by_hand, folder / "lvm", "vgremove", "--force", "--yes", group)
         settings = {"RESERVE": str(RESERVE), "ERASE_RATE": str(ERASE_RATE)}
         node = NodeSpec("node-lvm", backend="lvm", group=group, settings=settings)
-        async with Sandbox(state, [node]) as sandbox:
+        async with Sandbox(state, [node], components=[COMPONENTS / "snapshots"], snapshots=True) as sandbox:
             yield LvmCluster(sandbox, group, tools, folder / "lvm", bay, images)
 
 

@@ -13,11 +13,12 @@ from contract import capacity, names
 from contract.capacity import Capacity
 from contract.volume import CSI
 from kube.client import Cluster
-from kube.resources import CAPACITIES, CLAIMS, CLASSES, DRIVERS, VOLUMES, Resource
+from kube.resources import CAPACITIES, CLAIMS, CLASSES, DRIVERS, SNAPSHOT_CLASSES, VOLUMES, Resource
 from tests.cluster.acceptance.preflight import CLASSES_SHIPPED, Unfit, check
 from tests.cluster.acceptance.trial import Trial
 from tests.cluster.conftest import MakeClass
 from tests.forkserver import REPOSITORY
+from tests.sandbox import snapshots
 from tests.sandbox.apiserver.process import ServerProcess
 from tests.sandbox.sandbox import Sandbox
 from tests.sandbox.workloads import NAMESPACES, Json, claim, storage_class
@@ -161,3 +162,11 @@ async def test_what_is_not_installed_is_named_with_the_remedy(empty: ServerProce
         name = published["metadata"]["name"]
         await api.patch(CAPACITIES, name, {"capacity": "1Gi"}, names.NAMESPACE)
         await check(path)
+        with pytest.raises(Unfit, match=r"has no volumesnapshotcontents.*: install the kinds of snapshots first"):
+            await check(path, snapshots=True)
+        await snapshots.install(api)
+        await api.create(SNAPSHOT_CLASSES, snapshots.snapshot_class("elastic-local", driver="example.com"))
+        with pytest.raises(Unfit, match="there is no VolumeSnapshotClass elastic-local: deploy components/snapshots"):
+            await check(path, snapshots=True)
+        await api.patch(SNAPSHOT_CLASSES, "elastic-local", {"driver": names.CSI_DRIVER})
+        await check(path, snapshots=True)

@@ -17,6 +17,7 @@ from contract.volume import CSI, FLEX_VOLUME
 from daemon.csi.server import driver_socket
 from kube.resources import CLAIMS, PODS
 from tests.cluster.callouts import MountCaller, caller_of
+from tests.cluster.conftest import ClassesAlike
 from tests.sandbox import mountspace
 from tests.sandbox.kubelet.csiclient import CsiClient, Use
 from tests.sandbox.kubelet.driver import CallFailed
@@ -75,10 +76,10 @@ async def _tenant(sandbox: Sandbox, name: str, source: str, storage_class: str, 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session", params=VOLUME_SOURCES)
 async def tenants(
-    request: pytest.FixtureRequest, sandbox: Sandbox, csi_classes: dict[str, str]
+    request: pytest.FixtureRequest, sandbox: Sandbox, classes_alike: ClassesAlike
 ) -> AsyncIterator[tuple[Tenant, Tenant]]:
     source: str = request.param
-    storage_class = csi_classes["elastic-local"] if source == CSI else "elastic-local"
+    storage_class = classes_alike[source, "elastic-local"]
     async with AsyncExitStack() as stack:
         yield (
             await _tenant(sandbox, "victim", source, storage_class, stack),

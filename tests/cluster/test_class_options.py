@@ -4,11 +4,12 @@ import re
 
 import pytest
 
+from contract.volume import CSI
 from kube.resources import CLAIMS, PODS
 from tests.cluster import onnode
 from tests.cluster.conftest import MakeClass
 from tests.sandbox.sandbox import Sandbox
-from tests.sandbox.workloads import Namespace, claim, pod
+from tests.sandbox.workloads import Namespace, claim, pod, source_of
 
 
 @pytest.mark.parametrize(
@@ -59,8 +60,11 @@ async def test_the_filesystem_is_made_and_mounted_as_the_class_says(
     node = sandbox.node_of(await namespace.until_running("user"))
     volume = await namespace.until_bound("data")
     name = volume["metadata"]["name"]
-    assert volume["spec"]["flexVolume"]["fsType"] == kind
-    assert "mountOptions" not in volume["spec"], "the kubelet would refuse to mount it"
+    assert source_of(volume)["fsType"] == kind
+    if CSI in volume["spec"]:
+        assert volume["spec"]["mountOptions"] == mount_options
+    else:
+        assert "mountOptions" not in volume["spec"], "the kubelet would refuse to mount it"
 
     mount = onnode.staged(node, name)
     assert mount is not None

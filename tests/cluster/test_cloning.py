@@ -9,7 +9,7 @@ from kube.resources import CLAIMS, PODS, VOLUMES
 from tests.cluster import onnode
 from tests.cluster.conftest import MakeClass
 from tests.sandbox.sandbox import Sandbox
-from tests.sandbox.workloads import Namespace, claim, pod
+from tests.sandbox.workloads import Namespace, claim, options_of, pod, source_of
 from tests.waiting import until
 
 Json = dict[str, Any]
@@ -106,10 +106,9 @@ async def test_who_writes_a_volume_by_hand_gets_no_copy_of_another_namespaces(
                 "claimRef": {"namespace": thief.name, "name": "copy", "uid": asking["metadata"]["uid"]},
             },
         }
-        forged["spec"]["flexVolume"]["options"] |= {
-            "cloneOf": original["metadata"]["name"],
-            "cloneOfUid": original["metadata"]["uid"],
-        }
+        options_of(forged).update(cloneOf=original["metadata"]["name"], cloneOfUid=original["metadata"]["uid"])
+        if CSI in forged["spec"]:
+            source_of(forged)["volumeHandle"] = name
         await sandbox.api.create(VOLUMES, forged)
         await thief.create(PODS, pod("reader", {"/data": "copy"}))
         await thief.until_event(

@@ -46,9 +46,9 @@ async def test_a_volume_whose_record_is_damaged_is_refused_until_it_is_restored(
     node = shaken.sandbox.nodes["node-a"]
     await shaken.create(CLAIMS, claim("data", "16Mi"))
     await _start(shaken, node, script="echo kept > /data/file; exec sleep infinity")
-    folder = node.volume_folder((await shaken.until_running("user"))["metadata"]["uid"], "")
+    uid = (await shaken.until_running("user"))["metadata"]["uid"]
     volume = (await shaken.until_bound("data"))["metadata"]["name"]
-    await until((folder / volume / "file").exists, what="the pod has written")
+    await until((node.volume_folder(uid, volume) / "file").exists, what="the pod has written")
     await shaken.delete(PODS, "user")
     await shaken.until_gone(PODS, "user")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from contract import names, quantity
 from contract.volume import CSI
 from kube.resources import CAPACITIES, CLAIMS, PODS, VOLUMES
-from tests.cluster.conftest import ClassLike
+from tests.cluster.conftest import ClassesAlike, ClassLike
 from tests.cluster.deaths import launch_dying, revive, until_dead
 from tests.sandbox import mountspace
 from tests.sandbox.nodes import Node
@@ -62,10 +62,10 @@ async def test_a_mount_cut_off_at_any_step_goes_on_and_data_is_never_formatted(
 
 
 async def test_a_removal_cut_off_at_any_step_is_done_whole(
-    shaken: Namespace, shaken_csi_classes: dict[str, str]
+    shaken: Namespace, shaken_classes_alike: ClassesAlike
 ) -> None:
     nodes = shaken.sandbox.nodes.values()
-    storage_class = shaken_csi_classes["elastic-local"]
+    storage_class = shaken_classes_alike[CSI, "elastic-local"]
     await asyncio.gather(*(shaken.create(CLAIMS, claim(node.name, "32Mi", storage_class)) for node in nodes))
     await asyncio.gather(*(_start_pod(shaken, node) for node in nodes))
     volumes = {node.name: (await _folder(shaken, node, CSI)).parent.name for node in nodes}

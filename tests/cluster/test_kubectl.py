@@ -2,7 +2,10 @@
 
 import json
 
+from contract import names
+from contract.volume import CSI
 from tests.sandbox import mountspace
+from tests.sandbox.nodes import default_source
 from tests.sandbox.sandbox import SAMPLES
 from tests.sandbox.workloads import Namespace
 
@@ -28,7 +31,8 @@ async def test_a_person_runs_the_sample(namespace: Namespace) -> None:
     node = namespace.sandbox.node_of(pod)
 
     described = await kubectl("describe", "pv", volume)
-    for words in ("volumes.k8s.elastic.co/elastic-local", f"in [{node.hostname}]", f"{namespace.name}/sample", "64Mi"):
+    driver = names.CSI_DRIVER if default_source() == CSI else names.DRIVER
+    for words in (driver, f"in [{node.hostname}]", f"{namespace.name}/sample", "64Mi"):
         assert words in described
     described = await kubectl("describe", "pvc", "sample")
     assert "ProvisioningSucceeded" in described

@@ -3,7 +3,9 @@
 from command.migrate import Migrator
 from command.volumerows import Row
 from contract import names
+from contract.volume import FLEX_VOLUME
 from kube.resources import CLAIMS, PODS, VOLUMES
+from tests.cluster.conftest import MakeClass
 from tests.cluster.test_command import on_node
 from tests.sandbox.sandbox import Sandbox
 from tests.sandbox.workloads import Namespace, claim, pod
@@ -24,10 +26,10 @@ class Commands:
         assert answer.code == 0, answer.errors
 
 
-async def test_a_volume_changes_its_driver_and_keeps_its_data(namespace: Namespace) -> None:
+async def test_a_volume_changes_its_driver_and_keeps_its_data(namespace: Namespace, make_class: MakeClass) -> None:
     sandbox = namespace.sandbox
     migrator = Migrator(sandbox.api, names.NAMESPACE, Commands(sandbox))
-    await namespace.create(CLAIMS, claim("data", "64Mi"))
+    await namespace.create(CLAIMS, claim("data", "64Mi", await make_class(volume_source=FLEX_VOLUME)))
     key = f"{namespace.name}/data"
     await namespace.create(PODS, pod("first", {"/data": "data"}, script="echo kept > /data/file; exec sleep infinity"))
     await namespace.until_running("first")

@@ -7,9 +7,10 @@ import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
 from contract import names
+from contract.volume import CSI
 from kube.resources import CLAIMS, LEASES, PODS, VOLUMES
 from tests.cluster.conftest import MakeSandbox
-from tests.sandbox.nodes import NodeSpec
+from tests.sandbox.nodes import NodeSpec, default_source
 from tests.sandbox.workloads import Namespace, claim, pod, storage_class
 from tests.waiting import until
 
@@ -64,7 +65,11 @@ async def test_the_life_of_a_volume_in_figures(fresh_sandbox: MakeSandbox) -> No
             metrics.sum("elastic_local_operation_duration_seconds_count", operation="prepare", outcome="success") >= 1
         )
         assert metrics.sum("elastic_local_operation_duration_seconds_count", operation="mount", outcome="success") == 1
-        assert metrics.sum("elastic_local_callout_duration_seconds_count", verb="mount", outcome="success") == 1
+        if default_source() == CSI:
+            rpc = {"rpc": "NodePublishVolume", "code": "OK"}
+            assert metrics.sum("elastic_local_csi_duration_seconds_count", **rpc) == 1
+        else:
+            assert metrics.sum("elastic_local_callout_duration_seconds_count", verb="mount", outcome="success") == 1
         assert metrics.sum("elastic_local_command_duration_seconds_count", command="mkfs.ext4", outcome="success") == 1
 
         volume = (await namespace.until_bound("data"))["metadata"]["name"]

@@ -15,13 +15,14 @@ from contract.volume import CSI, FLEX_VOLUME
 from kube.errors import NotFound
 from kube.resources import CLAIMS, CLASSES, EVENTS, PODS, SNAPSHOT_CONTENTS, SNAPSHOTS, VOLUMES
 from tests.cluster import onnode
+from tests.cluster.acceptance.test_snapshots import restore, take
+from tests.cluster.acceptance.trial import LIMIT, Trial
 from tests.cluster.test_command import as_administrator
 from tests.sandbox.nodes import Node, NodeSpec
-from tests.sandbox.sandbox import Sandbox
+from tests.sandbox.sandbox import COMPONENTS, Sandbox
 from tests.sandbox.snapshots import content, from_snapshot, snapshot
 from tests.sandbox.workloads import Namespace, claim, pod, storage_class
-from tests.unit.deploy.rendered import DEPLOY, with_components
-from tests.waiting import until
+from tests.waiting import patience, until
 
 Json = dict[str, Any]
 
@@ -33,14 +34,15 @@ READ = "grep -q {word} /data/word; echo changed > /data/word; exec sleep infinit
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def cluster_with_snapshots(
-    short_folders: Callable[[], Path], tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Sandbox]:
-    manifests = tmp_path_factory.mktemp("manifests")
-    with_components(manifests, [DEPLOY / "components" / "snapshots"])
+async def cluster_with_snapshots(short_folders: Callable[[], Path]) -> AsyncIterator[Sandbox]:
     nodes = [NodeSpec("one", hostname="ip-10-0-0-1.internal", device_classes={"slow": "256Mi"}), NodeSpec("two")]
-    async with Sandbox(short_folders(), nodes, manifests=manifests, snapshots=True) as sandbox:
-        classes = {"csi": {}, "slow": {"device-class": "slow"}, "xfs": {"fsType": "xfs"}}
+    async with Sandbox(short_folders(), nodes, components=[COMPONENTS / "snapshots"], snapshots=True) as sandbox:
+        classes = {
+            "csi": {},
+            "slow": {"device-class": "slow"},
+            "xfs": {"fsType": "xfs"},
+            "flex": {"volumeSource": FLEX_VOLUME},
+        }
         for name, parameters in classes.items():
             body = storage_class(name, "Immediate", parameters={"volumeSource": CSI, **parameters})
             await sandbox.api.create(CLASSES, body)
@@ -113,6 +115,13 @@ async def remove_content(sandbox: Sandbox, name: str) -> None:
     await until(gone, what=f"content {name} is gone")
 
 
+async def test_the_acceptance_test_of_snapshots_passes(cluster_with_snapshots: Sandbox) -> None:
+    api = cluster_with_snapshots.api
+    async with Trial(api, "busybox", LIMIT * patience()) as trial:
+        await take(trial, "csi")
+        await restore(trial, "csi")
+
+
 async def restored(tenant: Namespace, name: str, word: str = "precious") -> str:
     """The node of a pod that finds the word on the volume of that claim, and writes to it."""
     await tenant.create(PODS, pod(f"reader-of-{name}", {"/data": name}, script=READ.format(word=word)))
@@ -139,7 +148,7 @@ async def test_a_snapshot_is_made_restored_and_erased(tenant: Namespace) -> None
     await tenant.delete(CLAIMS, "source")
 
     await tenant.create(CLAIMS, claim("slow", "48Mi", "slow", **from_snapshot("before")))
-    await tenant.create(CLAIMS, claim("flex", "64Mi", "elastic-local", **from_snapshot("before")))
+    await tenant.create(CLAIMS, claim("flex", "64Mi", "flex", **from_snapshot("before")))
     for copy, size, kind in (("same", 32, CSI), ("slow", 48, CSI), ("flex", 64, FLEX_VOLUME)):
         assert await restored(tenant, copy) == "one"
         volume = await tenant.until_bound(copy)
@@ -153,6 +162,10 @@ async def test_a_snapshot_is_made_restored_and_erased(tenant: Namespace) -> None
     assert made["metadata"]["name"] not in [
         each["metadata"]["name"] for each in await tenant.sandbox.api.list(SNAPSHOT_CONTENTS)
     ]
+
+
+def _error(body: Json) -> str:
+    return str(((body.get("status") or {}).get("error") or {}).get("message", ""))
 
 
 async def test_a_block_volume_is_restored_as_a_device(tenant: Namespace) -> None:
@@ -169,9 +182,12 @@ async def test_a_block_volume_is_restored_as_a_device(tenant: Namespace) -> None
     await tenant.create(PODS, device_pod("writer", "device", write))
     running = await tenant.until_running("writer", seconds=60)
     await until(lambda: "written" in log(running), what="the pod has written")
-    await tenant.delete(PODS, "writer")  # a loop device in use can't be held still
-    await tenant.until_gone(PODS, "writer")
     await tenant.create(SNAPSHOTS, snapshot("before", "device"))
+    await tenant.until(
+        SNAPSHOTS, "before", lambda body: "stop the pods" in _error(body), what="says what it waits for", seconds=60
+    )
+    await tenant.delete(PODS, "writer")
+    await tenant.until_gone(PODS, "writer")
     await until_ready(tenant, "before")
     await tenant.create(CLAIMS, claim("folder", "16Mi", "csi", **from_snapshot("before")))
     await tenant.until_event("folder", "ProvisioningFailed", "VolumeSnapshot before has volumeMode Block")

@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 
 from contract import callout
+from contract.volume import FLEX_VOLUME
 from tests.cluster.callouts import driver_of
 from tests.sandbox.nodes import Node
 from tests.sandbox.sandbox import Sandbox
@@ -79,7 +80,7 @@ async def test_garbage_is_refused_and_the_daemon_works_on(node: Node, sent: byte
         writer.close()
     assert callout.SUCCESS.encode() not in answer
 
-    gone = node.volume_folder(str(uuid.uuid4()), "pvc-nothing")
+    gone = node.volume_folder(str(uuid.uuid4()), "pvc-nothing", FLEX_VOLUME)
     await driver_of(node).unmount(gone)
     async with aiohttp.ClientSession() as session, session.get(f"{node.url}/readyz") as ready:
         assert ready.status == 200

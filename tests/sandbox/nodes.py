@@ -1,5 +1,6 @@
 """A node of the sandbox: its folders, its kubelet and its daemon. Several share this machine."""
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,8 +14,16 @@ from contract.volume import CSI, FLEX_VOLUME
 from tests.sandbox.kubelet.layout import FOLDER_MODE, HOST_PATH_MODE, make_folders
 from tests.sandbox.programs import Program, answers, says
 
+VOLUME_SOURCE_VARIABLE = "SANDBOX_VOLUME_SOURCE"
+"""Of the environment: which volumes the classes of a sandbox make that don't say so, `flexVolume` or `csi`."""
+
 COMMAND = str(Path(sys.executable).with_name("elastic-local"))
 _DRIVER_KINDS = {"loop": "LOOP", "folder": "BINDMOUNT", "lvm": "LVM"}
+
+
+def default_source() -> str:
+    """See VOLUME_SOURCE_VARIABLE. Unless it is set, that of the shipped classes."""
+    return os.environ.get(VOLUME_SOURCE_VARIABLE, FLEX_VOLUME)
 
 
 @dataclass(frozen=True)
@@ -90,12 +99,13 @@ class Node:
         """Where the files of a device class are."""
         return self.folder / f"class-{device_class}"
 
-    def volume_folder(self, pod_uid: str, name: str, source: str = FLEX_VOLUME) -> Path:
-        """Where the kubelet has our driver mount the volume `name` for a pod, by the source of its PersistentVolume."""
+    def volume_folder(self, pod_uid: str, name: str, source: str = "") -> Path:
+        """Where the kubelet has our driver mount the volume `name` for a pod, by the source of its PersistentVolume:
+        that of the sandbox's classes, unless told."""
         volumes = self.kubelet_root / "pods" / pod_uid / "volumes"
         return (
             volumes / names.CSI_FOLDER / name / names.CSI_MOUNT
-            if source == CSI
+            if (source or default_source()) == CSI
             else volumes / names.DRIVER_FOLDER / name
         )
 

@@ -21,19 +21,21 @@ import aiohttp
 import yaml
 
 from contract import names, snapshot
+from contract.volume import FLEX_VOLUME
 from daemon.csi.server import registration_socket
 from kube.client import Cluster
 from tests.forkserver import REPOSITORY
 from tests.ports import reserved_port
 from tests.sandbox import mountspace, snapshots
 from tests.sandbox.apiserver import faults, guard, kubeconfig, users
-from tests.sandbox.nodes import COMMAND, Node, NodeSpec
+from tests.sandbox.nodes import COMMAND, Node, NodeSpec, default_source
 from tests.sandbox.programs import Program, answers, says, start_all
 from tests.waiting import NeverHappened, until
 
 Json = dict[str, Any]
 
 BASE = REPOSITORY / "deploy" / "base"
+COMPONENTS = REPOSITORY / "deploy" / "components"
 SAMPLES = REPOSITORY / "deploy" / "samples"
 
 DAEMON_ACCOUNT, PROVISIONER_ACCOUNT = "daemon", "provisioner"
@@ -58,14 +60,17 @@ class Sandbox:
         provisioners: int = 1,
         manifests: Path = BASE,
         *,
+        components: Sequence[Path] = (),
         snapshots: bool = False,
     ) -> None:
         """`folder` must exist, be empty, and have a short path: sockets are made in it. `manifests` is the folder of
-        deploy/ that gives our programs their rights. `snapshots`: the API server serves them from the start, and these
-        manifests have the component for them. Raises ValueError where the path of a node's socket is too long."""
+        deploy/ that gives our programs their rights, to which these `components` are added. `snapshots`: the API server
+        serves them from the start, and the manifests have the component for them. Raises ValueError where the path of a
+        node's socket is too long."""
         self.folder = folder.resolve()
         self._snapshots = snapshots
         self._manifests = manifests
+        self._components = [*components, *([] if default_source() == FLEX_VOLUME else [COMPONENTS / "csi"])]
         self.kubeconfig = self.folder / "kubeconfig"
         # Programs are killed and started again under the same address.
         self._ports = contextlib.ExitStack()
@@ -138,7 +143,7 @@ class Sandbox:
             first = [self.controlplane, *(node.kubelet for node in self.nodes.values())]
             for program in first:
                 program.launch()
-            await self.kubectl("apply", "-k", str(self._manifests))
+            await self.kubectl("apply", "-k", str(self._overlay()))
             await asyncio.gather(
                 start_all([*self.provisioners, *(node.daemon for node in self.nodes.values())]),
                 *(program.wait_ready() for program in first),
@@ -198,6 +203,26 @@ class Sandbox:
     async def apply(self, *objects: Json) -> None:
         """kubectl apply, for objects made in Python."""
         await self.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(objects))
+
+    def _overlay(self) -> Path:
+        """The folder of the manifests with all components. Their classes make the volumes that the environment asks
+        for."""
+        if not self._components:
+            return self._manifests
+        folder = self.folder / "manifests"
+        folder.mkdir()
+        # kustomize takes relative paths only.
+        manifests, *components = (
+            os.path.relpath(path.resolve(), folder) for path in (self._manifests, *self._components)
+        )
+        kustomization = {
+            "apiVersion": "kustomize.config.k8s.io/v1beta1",
+            "kind": "Kustomization",
+            "resources": [manifests],
+            "components": components,
+        }
+        (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+        return folder
 
     def _is_missed(self, request: guard.Request) -> bool:
         """Whether a program of ours was refused what it should have. Snapshots are asked for in every cluster, and a

@@ -8,9 +8,11 @@ from typing import Any, Self
 
 from contract import names
 from contract.parameters import VOLUME_SOURCE
+from contract.volume import CSI, FLEX_VOLUME
 from kube.client import Cluster
 from kube.errors import AlreadyExists, NotFound
 from kube.resources import CLAIMS, EVENTS, PODS, VOLUMES, Resource
+from tests.sandbox.nodes import default_source
 from tests.sandbox.sandbox import Sandbox
 from tests.waiting import NeverHappened, until
 
@@ -70,7 +72,9 @@ def storage_class(
     **more: Any,
 ) -> Json:
     """A StorageClass of ours; `mode` is when its claims get their volumes, `volume_source` how the kubelet mounts
-    them, `more` its other fields."""
+    them, as those of the sandbox's classes unless told, `more` its other fields."""
+    if not volume_source and VOLUME_SOURCE not in (parameters or {}) and default_source() != FLEX_VOLUME:
+        volume_source = default_source()
     source = {VOLUME_SOURCE: volume_source} if volume_source else {}
     return {
         "apiVersion": "storage.k8s.io/v1",
@@ -82,6 +86,20 @@ def storage_class(
         **({"parameters": {**(parameters or {}), **source}} if parameters is not None or source else {}),
         **more,
     }
+
+
+def source_of(volume: Json) -> Json:
+    """The source of a PersistentVolume of ours, as either driver has it."""
+    spec = volume["spec"]
+    source: Json = spec[CSI] if CSI in spec else spec[FLEX_VOLUME]
+    return source
+
+
+def options_of(volume: Json) -> Json:
+    """What the source of a PersistentVolume of ours says of it beside its filesystem."""
+    source = source_of(volume)
+    options: Json = source["volumeAttributes" if "volumeHandle" in source else "options"]
+    return options
 
 
 class Workspace:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.sandbox.nodes import VOLUME_SOURCE_VARIABLE, default_source
 from tests.uml.guest import PROJECT, Guest
 from tests.waiting import PATIENCE_VARIABLE
 
@@ -63,6 +64,7 @@ class Tests:
             environment={
                 _REPORTS: str(self._file),
                 PATIENCE_VARIABLE: "4",
+                VOLUME_SOURCE_VARIABLE: default_source(),
                 "PYTHONPATH": str(PROJECT),
                 "PYTHONDONTWRITEBYTECODE": "1",
             },

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from contract.parameters import VOLUME_SOURCES
 from kube.client import Cluster
 from tests.cluster.acceptance import preflight
 from tests.cluster.acceptance.trial import LIMIT, Trial
@@ -24,10 +23,8 @@ _OPTION = "--kubeconfig"
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("acceptance", "acceptance tests of elastic-local")
     group.addoption(_OPTION, help="test the cluster of this kubeconfig, with elastic-local in it, not a sandbox")
+    group.addoption("--snapshots", action="store_true", help="test snapshots, too: the cluster has their component")
     group.addoption("--pod-image", default="busybox", help="image of the pods that tests start (busybox)")
-    group.addoption(
-        "--volume-source", choices=VOLUME_SOURCES, help="test this driver only, in a cluster that has no other (both)"
-    )
     group.addoption(
         "--patience", type=float, default=2, help="how many times longer than a sandbox a step may take (2)"
     )
@@ -38,7 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if kubeconfig := config.getoption(_OPTION, None):
         os.environ[PATIENCE_VARIABLE] = str(config.getoption("--patience"))
         try:
-            asyncio.run(preflight.check(kubeconfig))
+            asyncio.run(preflight.check(kubeconfig, snapshots=config.getoption("--snapshots")))
         except preflight.Unfit as unfit:
             raise pytest.UsageError(str(unfit)) from None
 
@@ -46,21 +43,15 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
-    only = config.getoption("--volume-source", None)
-    others = [item for item in items if here in item.path.parents and _source(item) not in ("", only or _source(item))]
-    if others:
-        config.hook.pytest_deselected(items=others)
-        items[:] = [item for item in items if item not in others]
+    if not config.getoption("--snapshots", None):
+        # In the sandbox tests/cluster/test_snapshots.py runs them, where there are the kinds for them.
+        unasked = [item for item in items if item.path == here / "test_snapshots.py"]
+        config.hook.pytest_deselected(items=unasked)
+        items[:] = [item for item in items if item not in unasked]
     for item in items:
         if here in item.path.parents and not config.getoption(_OPTION, None):
             # `cluster` asks for the sandbox only when it runs, which the fixtures' names do not tell.
             item.add_marker(pytest.mark.xdist_group("sandbox"))
-
-
-def _source(item: pytest.Item) -> str:
-    """By which driver the volumes of the test are mounted. Empty: by that of the shipped classes."""
-    called = getattr(item, "callspec", None)
-    return str(called.params.get("volume_source", "")) if called else ""
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

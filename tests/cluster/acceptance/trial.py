@@ -97,6 +97,11 @@ class Trial(Workspace):
         await self.end(name)
         return str(ended["spec"]["nodeName"])
 
+    async def start(self, name: str, script: str, claims: dict[str, str] | None = None) -> None:
+        """As `run`, of a pod that goes on until `end`."""
+        await self.create(PODS, pod(name, {"/data": "data"} if claims is None else claims, script=script))
+        await self.until_running(name)
+
     async def end(self, name: str) -> None:
         """Delete the pod and wait until its node has let go of it."""
         await self.delete(PODS, name)
