@@ -47,6 +47,10 @@ devices {
     use_devicesfile = 0
     # The hints file in /run/lvm is renewed by commands that share it: one made on the host would be missed here.
     hints = "none"
+    # Mappings of encrypted volumes show what pods write to block devices, and a pod may write LVM's metadata there: a
+    # group of the name of ours would hide ours. LVM looks into no logical volume by itself, but into these. A name that
+    # no pattern matches is accepted; global_filter is for what hangs.
+    filter = ["r|^/dev/mapper/elastic_local_|"]
 }
 
 activation {

@@ -14,7 +14,7 @@ from grpclib import Status
 
 from contract import names
 from contract.filesystems import RAW
-from contract.parameters import LUKS2, LUKS_HEADER
+from contract.parameters import DISCARD, LUKS2, LUKS_HEADER
 from contract.volume import Original
 from daemon.backends.loop import LoopBackend
 from daemon.errors import Damaged, InUse, NoEncryption, NotCloned, NotUnlocked, WrongKey
@@ -49,10 +49,11 @@ def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
 async def disk_node(
     request: pytest.FixtureRequest, lvm: Lvm, make_disks: MakeDisks, by_hand: ByHand, tmp_path: Path
 ) -> AsyncIterator[Node]:
-    """With one group of one disk of so many MiB, small enough to be searched."""
+    """With one group of one disk of so many MiB, small enough to be searched, and a thin pool in it if asked for."""
+    size, thin = request.param
     group = f"encrypted-{uuid.uuid4().hex[:8]}"
-    await lvm.create_group(group, make_disks(1, request.param * MIB))
-    node = Node(tmp_path, lambda: lvm_backend(lvm, group, thin=False))
+    await lvm.create_group(group, make_disks(1, size * MIB))
+    node = Node(tmp_path, lambda: lvm_backend(lvm, group, thin=thin))
     yield node
     close_all(node)
     by_hand("vgremove", "--force", "--yes", group)
@@ -117,7 +118,7 @@ def found(node: Node, needle: bytes) -> list[str]:
 
 
 @pytest.mark.usefixtures("cheap")
-@pytest.mark.parametrize("disk_node", [100], indirect=True)
+@pytest.mark.parametrize("disk_node", [(100, False)], ids=["thick"], indirect=True)
 async def test_the_life_of_an_encrypted_volume_leaves_neither_data_nor_passphrase_behind(
     disk_node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -175,7 +176,7 @@ async def test_the_life_of_an_encrypted_volume_leaves_neither_data_nor_passphras
 
 
 @pytest.mark.usefixtures("cheap")
-@pytest.mark.parametrize("disk_node", [300], indirect=True)
+@pytest.mark.parametrize("disk_node", [(300, False)], ids=["thick"], indirect=True)
 async def test_a_copy_has_the_key_of_its_source_and_is_mounted_beside_it(disk_node: Node) -> None:
     """And made while its source is in use."""
     node, source = disk_node, encrypted(disk_node)
@@ -199,6 +200,28 @@ async def test_a_copy_has_the_key_of_its_source_and_is_mounted_beside_it(disk_no
     await volumes.refresh()
     assert not volumes.inventory.damaged
     assert not found(node, PRECIOUS), "nor did a snapshot keep anything plain"
+
+
+@pytest.mark.usefixtures("cheap")
+@pytest.mark.parametrize("disk_node", [(400, True)], ids=["thin"], indirect=True)
+async def test_a_snapshot_shares_what_is_encrypted_and_is_restored_with_the_same_key(disk_node: Node) -> None:
+    node, source = disk_node, encrypted(disk_node, erase=DISCARD)
+    volumes = await started(node)
+    folder = await mounted(node, volumes, source)
+    write(folder)
+    snapshot = dataclasses.replace(copy_of(source), pv=f"snap_{uuid.uuid4()}", content="snapcontent-1")
+    taken = await volumes.prepare(snapshot)
+    assert (taken.record.encryption, taken.size) == (LUKS2, SIZE)
+    (folder.path / "later").write_text("not in it")
+    restored = dataclasses.replace(copy_of(snapshot, size=96 * MIB), content="")
+    assert (await volumes.prepare(restored)).size == 96 * MIB
+    free = node.free(volumes)
+    await volumes.refresh()
+    assert node.free(volumes) == free, "headers are counted as they are"
+    there = await mounted(node, volumes, restored)
+    assert not (there.path / "later").exists()
+    await gone(node, volumes, source, folder)
+    assert (there.path / "precious").read_bytes() == PRECIOUS, "each has a header of its own"
 
 
 @pytest.mark.usefixtures("cheap")
@@ -250,6 +273,9 @@ async def test_a_block_volume_shows_what_is_behind_the_header(node: Node) -> Non
     await (await started(node)).unlock(spec, KEY)
     with mapping.open("rb", buffering=0) as device:
         assert device.read(len(PRECIOUS)) == PRECIOUS
+    subprocess.run(["lvm", "vgcreate", "elastic-local-vg", mapping], check=True, capture_output=True)
+    assert (await Lvm(node.root / "lvm").report()).group("elastic-local-vg") is None, "a pod's group hides none of ours"
+    subprocess.run(["lvm", "vgremove", "elastic-local-vg"], check=True, capture_output=True)
     await node.reclaim(volumes, spec.pv)
     assert not is_open(spec), "who removes a volume closes it"
     assert not image(node).exists()

@@ -7,6 +7,7 @@ import pytest
 from command import adoption
 from command.adoption import TargetClaim, Untagged
 from contract import names, volume
+from contract.parameters import SecretReference
 from daemon.storage.record import VolumeState
 from tests.agreeing import CLUSTER
 from tests.unit.command.objects import GIB, NODE, held, of_elastic, persistent_volume
@@ -128,6 +129,32 @@ def test_a_persistentvolume_made_anew_takes_over_what_it_names() -> None:
     )
     assert plan is not None
     assert plan.action == adoption.REFUSE
+
+
+def test_an_encrypted_orphan_goes_to_a_class_that_names_what_opens_it() -> None:
+    locked = replace(held(), record=replace(held().record, encryption="luks2"))
+    plan = adoption.of_recorded(locked, False, {}, NODE, replace(_TARGET, source="csi"), CLUSTER, named=True)
+    assert plan is not None
+    assert plan.action == adoption.REFUSE
+    assert "--storage-class has to name a class with encryption" in plan.why
+    target = replace(_TARGET, source="csi", secret=SecretReference("storage", "key"))
+    plan = adoption.of_recorded(locked, False, {}, NODE, target, CLUSTER, named=True)
+    assert plan is not None
+    assert plan.manifest is not None
+    metadata = {**plan.manifest["metadata"], "uid": "u", "resourceVersion": "1"}
+    read = volume.read({**plan.manifest, "metadata": metadata})
+    assert read
+    assert read.secret == SecretReference("storage", "key")
+    assert read.parameters().encryption == "luks2"
+
+
+def test_a_persistentvolume_that_says_otherwise_of_encryption_takes_nothing_over() -> None:
+    locked = replace(held(), record=replace(held().record, encryption="luks2"))
+    again = persistent_volume(uid="uid-2")
+    for there, pv in ((locked, again), (held(), replace(again, options={"encryption": "luks2"}))):
+        plan = adoption.of_recorded(there, False, {"pvc-1": pv}, NODE, None, CLUSTER, named=False)
+        assert plan is not None
+        assert plan.action == adoption.REFUSE
 
 
 def test_what_is_taken_over_says_of_which_cluster_it_is() -> None:

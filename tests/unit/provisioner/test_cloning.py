@@ -6,12 +6,22 @@ from typing import Any
 import pytest
 
 from contract import names
+from contract import snapshot as contract_snapshot
 from contract import volume as contract_volume
-from contract.parameters import SecretReference
+from contract.parameters import SecretReference, VolumeParameters
 from contract.volume import ClaimReference, Original, PersistentVolume
 from kube.records import IMMEDIATE, Claim
 from provisioner import clonesource
-from provisioner.decision import AvailableCapacity, Create, Decision, Ignore, NodeCapacity, Refuse, decide
+from provisioner.decision import (
+    AvailableCapacity,
+    Create,
+    Decision,
+    Ignore,
+    NodeCapacity,
+    Refuse,
+    clone_obstacle,
+    decide,
+)
 from provisioner.volumecreation import persistent_volume
 from tests.unit.provisioner.objects import GIB, claim, published, storage_class
 
@@ -97,6 +107,34 @@ def test_a_copy_of_an_encrypted_volume_is_opened_as_its_source_is() -> None:
         refused = decided(source, fields=fields)
         assert isinstance(refused, Refuse)
         assert words in refused.why
+
+
+@pytest.mark.parametrize(
+    ("annotation", "encryption", "secret"),
+    [
+        (None, "", None),
+        ("luks2 storage/key", "luks2", SecretReference("storage", "key")),
+        ("luks2", "luks2", None),
+    ],
+)
+def test_a_snapshot_says_how_it_is_encrypted_and_what_opens_it(
+    annotation: str | None, encryption: str, secret: SecretReference | None
+) -> None:
+    """Its source, and the PersistentVolume of that, may be gone when it is restored."""
+    metadata = {"name": "snapcontent-1", "uid": "u", "resourceVersion": "1"}
+    body = {"metadata": metadata, "spec": {"driver": names.CSI_DRIVER, "source": {"volumeHandle": "pvc-source"}}}
+    content = contract_snapshot.read(body)
+    assert content
+    patch = contract_snapshot.being_created_patch(content, "vg", "ext4", encryption, secret)
+    assert patch["metadata"]["annotations"].get(names.ENCRYPTION_ANNOTATION) == annotation
+    again = contract_snapshot.read({**body, "metadata": {**metadata, **patch["metadata"]}})
+    source = clonesource.of_content(again)
+    assert (source.encryption, source.secret) == (encryption, secret)
+    layout = VolumeParameters(encryption="luks2")
+    refusal = clone_obstacle(claim(), layout, source, SecretReference("storage", "another"))
+    assert bool(refusal) == (annotation != "luks2"), (
+        "of one whose Secret nobody knows, staging says whether it opens it"
+    )
 
 
 def placed(decision: Decision) -> Create:
