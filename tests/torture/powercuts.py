@@ -2,9 +2,8 @@
 files of the host. What the host was told stays told, and must be there after the next start.
 
 One guest works without end. A cut is a moment at which it is paused: what its disks hold then, and what it had told by
-then, is all that a pulled plug leaves. Another guest starts from the copies of the disks; it may be cut too, in the
-middle of its mending or of its work afterwards. Then the first one goes on as if nothing had been. So a cut costs no
-boot.
+then, is all that a pulled plug leaves. It goes on as if nothing had been. Another guest starts from the copies of the
+disks; it may be cut too, in the middle of its mending or of its work afterwards. So a cut costs no boot.
 
 The disks have a cache that loses what was not flushed: at one cut all of it, at another any part, or nothing.
 """
@@ -147,15 +146,19 @@ class Machine:
         return True
 
     def cut(self, folder: Path, lost: str, chance: random.Random) -> Cut:
-        """What a power cut at this moment leaves, in `folder`. The guest stands still until `go_on`."""
+        """What a power cut at this moment leaves, in `folder`. The guest itself goes on."""
         folder.mkdir()
         left = [folder / f"disk-{number}" for number in range(len(self._disks))]
         if not self._guest.running:
             self._complain(["the guest is not running any more", self._guest.console()])
         self._guest.pause()
-        self._hear()
-        entries = list(writelog.parsed(self._notes.read_bytes()))
-        os.truncate(self._notes, 0)
+        try:
+            self._hear()
+            notes = self._notes.read_bytes()
+            os.truncate(self._notes, 0)
+        finally:
+            self._guest.resume()
+        entries = list(writelog.parsed(notes))
         for disk, path in zip(self._disks, left, strict=True):
             disk.note(entry for inode, entry in entries if inode == disk.inode)
             disk.cut(path, lost, chance)
@@ -163,9 +166,6 @@ class Machine:
         known = {name for volume in self._model.volumes.values() for name in volume.begun}
         self._complain(f"file {name} of a removed volume is on the disk" for name in sorted(found - known))
         return Cut(self._model.powered_off(), left, [*self._told, "-- cut"])
-
-    def go_on(self) -> None:
-        self._guest.resume()
 
     def _hear(self) -> None:
         """What it told since. The last line may be half written."""
@@ -223,7 +223,6 @@ class PowerCuts:
             cut: Cut | None = None
             while not self._figures.complaints and (cut or not enough()):
                 if cut is None:
-                    working.go_on()
                     time.sleep(self._chance.uniform(0, _LONGEST_LOAD_SECONDS))
                     cut = self._cut(working, "at work")
                 again = self._chance.random() < _AGAIN and not enough()
@@ -233,7 +232,6 @@ class PowerCuts:
                 if again and mending.wait("loading" if rounds else "started", "ended", seconds=_LIFE_SECONDS):
                     time.sleep(self._chance.uniform(0, _LONGEST_LOAD_SECONDS))
                     cut = self._cut(mending, "after mending" if rounds else "while mending")
-                    mending.go_on()
                 if mending.wait("ended", seconds=_LIFE_SECONDS):
                     self._figures.counts["checked to the end"] += 1
 

@@ -19,7 +19,6 @@ A guest that is killed with a host file as its disk has had a power cut; another
 what was written by then. So does one that is shown a copy of the file which was made while the guest was paused.
 """
 
-import contextlib
 import os
 import platform
 import shlex
@@ -212,20 +211,21 @@ class Guest:
         return self.exit_code
 
     def pause(self) -> None:
-        """The guest stands still, and writes nothing any more, until `resume`."""
-        # The kernel is several processes, and starts more. Those that it traces are its programs: they stand still
-        # when it does not let them go on, and would tell it of a signal.
-        while running := [each for each in self._kernel() if _state(each) not in _STOPPED]:
-            for each in running:
-                _signal(each, signal.SIGSTOP)
-            time.sleep(0.001)
+        """The guest stands still until `resume`, and no file of the host is written through hostfs."""
+        # The others of its processes wait for this one, sooner or later. A signal to them would be taken for one of its
+        # programs' own.
+        for kernel in self._kernel():
+            os.kill(kernel, signal.SIGSTOP)
+            while _status(kernel, "State")[:1] not in _STOPPED:
+                time.sleep(0.001)
 
     def resume(self) -> None:
-        for each in self._kernel():
-            _signal(each, signal.SIGCONT)
+        for kernel in self._kernel():
+            os.kill(kernel, signal.SIGCONT)
 
     def _kernel(self) -> list[int]:
-        return [each for each in _below(self._process.pid) if _status(each, "TracerPid") == "0"]
+        """Its first process; none when it is gone."""
+        return [pid for pid in _below(self._process.pid) if _status(pid, "Name") == "linux.uml"][:1]
 
     def kill(self) -> None:
         """Pull the plug."""
@@ -248,20 +248,11 @@ def _status(pid: int, name: str) -> str:
     return next((value.strip() for key, _, value in lines if key == name), "")
 
 
-def _state(pid: int) -> str:
-    return _status(pid, "State")[:1]
-
-
 def _read(path: Path) -> str:
     try:
         return path.read_text()
     except (FileNotFoundError, ProcessLookupError):
         return ""
-
-
-def _signal(pid: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
 
 
 def _preloaded_already() -> list[str]:
