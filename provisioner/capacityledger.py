@@ -9,7 +9,7 @@ none (reservations.py). Everything here is synchronous: a decision and its reser
 any number of claims may be worked on at the same time.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 from contract import capacity, names, parameters
@@ -99,6 +99,15 @@ class CapacityLedger:
         self._pod_reservations: dict[str, Charge] = {}
         self._retained: dict[str, Charge] = {}
         self._totals: dict[Account, _AccountTotal] = {}
+        self._on_change: Callable[[Account], None] = lambda account: None
+
+    def on_change(self, callback: Callable[[Account], None]) -> None:
+        """Calls it with each account whose charges change, from now on."""
+        self._on_change = callback
+
+    def accounts(self, name: str) -> set[Account]:
+        """What the volume of that name is charged to."""
+        return {charge.account for charge in self._charges(name)}
 
     def reserved(self, account: Account, granularity: int, *, excluding: Collection[str] = ()) -> int:
         """Bytes reserved in an account, in whole extents of `granularity` bytes, without the volumes `excluding`."""
@@ -241,6 +250,7 @@ class CapacityLedger:
             total.set(key, tuple(charge for charge in after if charge.account == account))
             if total.empty:
                 del self._totals[account]
+            self._on_change(account)
 
 
 class _AccountTotal:

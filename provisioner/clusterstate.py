@@ -54,6 +54,9 @@ class ClusterCache:
         self._volume_of_claim: dict[str, str] = {}
         """Name of the volume that a claim has, by its key."""
         self._of_class: dict[str, dict[str, Published]] = {}
+        self._counted: dict[str, dict[str, NodeCapacity]] = {}
+        """Of the nodes of a class, what they have left: counted when it was asked for, and gone when it changes."""
+        ledger.on_change(lambda account: self._recount(account.node))
         self._on_retained: list[Callable[[str], None]] = []
         self.volumes.subscribe(self._volume_changed)
         self.capacities.subscribe(self._capacity_changed)
@@ -107,13 +110,26 @@ class ClusterCache:
         return self._on_all_nodes(name, {excluding})
 
     def _on_all_nodes(self, name: str, excluding: Collection[str]) -> AvailableCapacity:
-        """What all nodes have left for a class."""
+        """What all nodes have left for a class. A claim that any node may serve asks for all of them, so only those are
+        counted anew that changed since the last one asked."""
         nodes = self._of_class.get(name, {})
+        counted = self._counted.setdefault(name, {})
+        for node in nodes.keys() - counted.keys():
+            counted[node] = self._node_capacity(nodes[node].capacity, ())
+        excluded = {account.node for volume in excluding for account in self.ledger.accounts(volume)}
         granularity = max((published.capacity.granularity for published in nodes.values()), default=1)
         return AvailableCapacity(
-            [self._node_capacity(published.capacity, excluding) for published in nodes.values()],
+            [
+                self._node_capacity(published.capacity, excluding) if node in excluded else counted[node]
+                for node, published in nodes.items()
+            ],
             self.ledger.reserved(unplaced(name), granularity, excluding=excluding),
         )
+
+    def _recount(self, node: str) -> None:
+        """By the value of its label."""
+        for counted in self._counted.values():
+            counted.pop(node, None)
 
     def available_for_growth(self, volume: PersistentVolume) -> AvailableCapacity:
         """What there is for a volume to grow: of its own pool, beyond what it counts with there; while it has no node,
@@ -194,6 +210,8 @@ class ClusterCache:
             self._pods_of_claim.setdefault(claim, {})[key] = None
 
     def _capacity_changed(self, key: str, old: Published | None, new: Published | None) -> None:
+        for changed in filter(None, (old, new)):
+            self._recount(changed.capacity.node)
         if old is not None:
             self._of_class.get(old.capacity.storage_class, {}).pop(old.capacity.node, None)
         if new is not None:

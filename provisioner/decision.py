@@ -333,7 +333,12 @@ def on_any_node(claim: Claim, layout: VolumeParameters, available: AvailableCapa
     nodes = [on_node for on_node in available.nodes if on_node.published.serves(layout)]
     if not nodes:
         return Refuse(f"each node {_unable(layout, available.nodes[0].published)}: use a class of another kind")
-    best = max(nodes, key=lambda on_node: on_node.free - required_bytes(claim, layout, on_node))
+    # There may be thousands, and nearly all have the same granularity.
+    required = {
+        granularity: capacity.footprint(claim.requested, layout, granularity)
+        for granularity in {on_node.published.granularity for on_node in nodes}
+    }
+    best = max(nodes, key=lambda on_node: on_node.free - required[on_node.published.granularity])
     if required_bytes(claim, layout, best) > best.free:
         return Refuse(
             f"{request_text(claim, layout, best)}, and the most that a node has is {free_text(best)}, on "
