@@ -8,7 +8,7 @@ ENVIRONMENT := $(VENV)/.complete
 LIMITS = $(if $(SEED),--seed $(SEED)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(MINUTES),--minutes $(MINUTES))
 CALLOUT = $(MAKE) --silent --directory flexdriver/native PYTHON=$(CURDIR)/$(VENV)/bin/python
 
-.PHONY: help demo test test-driver torture bench callout callout-here image lint format lock stubs docs man site tools clean
+.PHONY: help demo test test-driver torture bench bench-scale callout callout-here image lint format lock stubs docs man site tools clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-21s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,11 @@ torture: tools callout-here ## kill, cut the power and refuse at random; SEED, R
 
 bench: tools callout-here ## measure: start of the callout, idle memory, time from claim to mount, erasing, snapshots
 	@$(RUN) python -m tests.bench
+
+bench-scale: tools callout-here ## measure what grows: 50,000 PersistentVolumes of 1,000 nodes, 2,000 volumes of one node; half an hour
+	@$(RUN) python -m tests.bench.scale
+	@$(RUN) python -m tests.bench.node
+	@$(RUN) python -m tests.bench.figures
 
 callout: tools ## build the executable that the kubelet calls, for amd64 and arm64, and try the one that is not this machine's
 	@tools/system-packages callout

@@ -17,7 +17,7 @@ from contract.parameters import VolumeParameters
 from contract.volume import DELETE, FAILED, RELEASED, PersistentVolume
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Account:
     """What a volume is charged to: a pool of a node, or, while no node is chosen, its class (`unplaced`)."""
 
@@ -31,7 +31,7 @@ def unplaced(storage_class: str) -> Account:
     return Account("", storage_class)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Charge:
     """What a volume takes: its size in bytes, and the layout that makes it more."""
 
@@ -59,7 +59,7 @@ class _PendingGrowth:
     resource_version: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Observed:
     uid: str
     claim_uid: str

@@ -6,7 +6,7 @@ when the machine's speed drifts.
 
 import asyncio
 
-from tests.bench import callout, erase, journey, memory, plug, snapshots
+from tests.bench import callout, erase, figures, journey, memory, plug, report, snapshots
 
 
 async def main() -> None:
@@ -16,6 +16,8 @@ async def main() -> None:
     await erase.main()
     await plug.main()
     await snapshots.main()
+    report.write(figures.MEASURED / "bench.json")
+    figures.main()
 
 
 asyncio.run(main())

@@ -6,8 +6,10 @@ refuse. So what it does with a group can be asked on any kernel, in hundredths o
 
 import os
 import subprocess
+import uuid
 from pathlib import Path
 
+from daemon.storage.record import Record, VolumeState
 from host.command import Completed
 from lvm import Lvm, Report, configuration
 
@@ -44,3 +46,47 @@ class Metadata:
 
     async def state(self) -> Report:
         return await self.tools.report()
+
+
+def volumes(count: int) -> str:
+    """The metadata of so many volumes of ours, as a backup has it, each an extent of pv0."""
+    parts = []
+    for number in range(count):
+        uid = uuid.uuid4()
+        tags = sorted(Record(f"pvc-{uid}", str(uid), "Delete", "ext4", VolumeState.READY).to_tags())
+        lv_id = f"{number:06d}-{'-'.join(4 * ['aaaa'])}-{'a' * 4}-{'b' * 6}"
+        parts.append(f"""
+		pvc-{uid} {{
+			id = "{lv_id}"
+			status = ["READ", "WRITE", "VISIBLE"]
+			flags = []
+			tags = [{", ".join(f'"{tag}"' for tag in tags)}]
+			creation_time = 1700000000
+			creation_host = "a-host-with-a-name-of-some-length"
+			segment_count = 1
+
+			segment1 {{
+				start_extent = 0
+				extent_count = 1
+				type = "striped"
+				stripe_count = 1
+				stripes = ["pv0", {number}]
+			}}
+		}}""")
+    return "\n\tlogical_volumes {" + "".join(parts) + "\n\t}\n"
+
+
+def restored(metadata: Metadata, group: str, folder: Path, count: int) -> bool:
+    """Whether LVM can write the metadata of a group that had no volume with so many of them."""
+    backup = folder / "backup"
+    metadata.run("vgcfgbackup", "--file", str(backup), group)
+    backup.with_name("empty").write_text(backup.read_text())
+    head = backup.read_text().rstrip().removesuffix("}")
+    backup.write_text(f"{head}{volumes(count)}}}\n")
+    return metadata.run("vgcfgrestore", "--force", "--file", str(backup), group, check=False).exit_code == 0
+
+
+def remove(metadata: Metadata, group: str, folder: Path) -> None:
+    """At once: LVM removes volumes one by one."""
+    metadata.run("vgcfgrestore", "--force", "--file", str(folder / "empty"), group)
+    metadata.run("vgremove", group)

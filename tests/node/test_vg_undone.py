@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import subprocess
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,11 +12,10 @@ from typer.testing import CliRunner
 
 from command.main import app
 from daemon.backends import lvmgroups
-from daemon.storage.record import Record, VolumeState
 from host import loopdevice
 from lvm import Lvm, LvmError, configuration
 from tests.node.conftest import MakeDisks
-from tests.node.lvmmetadata import Metadata
+from tests.node.lvmmetadata import Metadata, remove, restored
 
 MIB = 2**20
 
@@ -115,50 +113,6 @@ def large(tmp_path: Path) -> Iterator[str]:
     os.truncate(image, 48 << 30)
     with loopdevice.attached(image) as device:
         yield str(device)
-
-
-def volumes(count: int) -> str:
-    """The metadata of so many volumes of ours, as a backup has it, each an extent of pv0."""
-    parts = []
-    for number in range(count):
-        uid = uuid.uuid4()
-        tags = sorted(Record(f"pvc-{uid}", str(uid), "Delete", "ext4", VolumeState.READY).to_tags())
-        lv_id = f"{number:06d}-{'-'.join(4 * ['aaaa'])}-{'a' * 4}-{'b' * 6}"
-        parts.append(f"""
-		pvc-{uid} {{
-			id = "{lv_id}"
-			status = ["READ", "WRITE", "VISIBLE"]
-			flags = []
-			tags = [{", ".join(f'"{tag}"' for tag in tags)}]
-			creation_time = 1700000000
-			creation_host = "a-host-with-a-name-of-some-length"
-			segment_count = 1
-
-			segment1 {{
-				start_extent = 0
-				extent_count = 1
-				type = "striped"
-				stripe_count = 1
-				stripes = ["pv0", {number}]
-			}}
-		}}""")
-    return "\n\tlogical_volumes {" + "".join(parts) + "\n\t}\n"
-
-
-def restored(metadata: Metadata, group: str, folder: Path, count: int) -> bool:
-    """Whether LVM can write the metadata of a group that had no volume with so many of them."""
-    backup = folder / "backup"
-    metadata.run("vgcfgbackup", "--file", str(backup), group)
-    backup.with_name("empty").write_text(backup.read_text())
-    head = backup.read_text().rstrip().removesuffix("}")
-    backup.write_text(f"{head}{volumes(count)}}}\n")
-    return metadata.run("vgcfgrestore", "--force", "--file", str(backup), group, check=False).exit_code == 0
-
-
-def remove(metadata: Metadata, group: str, folder: Path) -> None:
-    """At once: LVM removes volumes one by one."""
-    metadata.run("vgcfgrestore", "--force", "--file", str(folder / "empty"), group)
-    metadata.run("vgremove", group)
 
 
 def test_ten_thousand_volumes_have_room_in_the_metadata(large: str, metadata: Metadata, tmp_path: Path) -> None:

@@ -1,0 +1,87 @@
+"""Draws what was measured, for docs/performance.md: from build/bench/*.json, whichever are there, to docs/images."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.bench import plot
+
+MEASURED = Path("build/bench")
+_IMAGES = Path("docs/images")
+_GO_CREATE, _GO_DELETE = 2.7, 1.6
+"""Milliseconds of a provisioner built on the library of SIG Storage, measured by ourselves."""
+
+
+def main() -> None:
+    drawers: dict[str, Callable[[Any], None]] = {"bench": _bench, "provisioner": _provisioner, "node": _node}
+    for name, draw in drawers.items():
+        file = MEASURED / f"{name}.json"
+        if file.exists():
+            draw(json.loads(file.read_text()))
+            print(f"{file}: drawn to {_IMAGES}")
+
+
+def _bench(measured: dict[str, float]) -> None:
+    plot.bars(_IMAGES / "bench.svg", "make bench: medians, on a logarithmic scale", "ms", measured)
+
+
+def _provisioner(measured: list[dict[str, Any]]) -> None:
+    across = "PersistentVolumes, on 40, 200 and 1,000 nodes"
+
+    def points(of: str, storage_class: str) -> plot.Points:
+        return [(each["volumes"], 1000 * each[of][storage_class]) for each in measured]
+
+    plot.lines(
+        _IMAGES / "scale-create.svg",
+        "Processor time of the provisioner to create a volume",
+        across,
+        "ms",
+        {"WaitForFirstConsumer": points("create_processor", "late"), "Immediate": points("create_processor", "any")},
+        bound=1.5 * _GO_CREATE,
+    )
+    plot.lines(
+        _IMAGES / "scale-delete.svg",
+        "Processor time of the provisioner to delete a volume",
+        across,
+        "ms",
+        {"WaitForFirstConsumer": points("delete_processor", "late"), "Immediate": points("delete_processor", "any")},
+        bound=1.5 * _GO_DELETE,
+    )
+    plot.lines(
+        _IMAGES / "scale-memory.svg",
+        "Memory of the provisioner that leads",
+        across,
+        "MiB",
+        {"resident": [(each["volumes"], each["memory"] / 2**20) for each in measured]},
+        bound=250,
+    )
+
+
+def _node(measured: list[dict[str, Any]]) -> None:
+    def points(of: str) -> plot.Points:
+        return [(each["volumes"], 1000 * each[of]) for each in measured]
+
+    across = "volumes of one node"
+    plot.lines(
+        _IMAGES / "scale-look.svg",
+        "One look at all volumes of LVM",
+        across,
+        "ms",
+        {"daemon": points("look"), "bare lvm report": points("bare_look")},
+    )
+    plot.lines(
+        _IMAGES / "scale-mount.svg",
+        "Mount of a volume that is there",
+        across,
+        "ms",
+        {
+            "daemon": points("mount"),
+            "losetup, mount(2)": points("bare_mount"),
+            "daemon, one more pod": points("bind"),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

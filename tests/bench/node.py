@@ -1,0 +1,201 @@
+"""The other half of `make bench-scale`: one node with 125, 500 and 2,000 volumes.
+
+What LVM reports is asked of real LVM with that many volumes in its metadata (tests/node/lvmmetadata.py), so the kernel
+needs no device-mapper. Mounts are of images on loop devices, of which all but those that are mounted are empty.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Awaitable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from daemon.backends.loop import LoopBackend
+from host import command, loopdevice, mounting
+from host.command import Completed
+from lvm import report
+from tests.bench import figures
+from tests.node.lvmmetadata import Metadata, remove, restored
+from tests.node.volume_node import MIB, Node, lvm_backend
+from tests.sandbox import mountspace
+
+SIZES = (125, 500, 2_000)
+_GROUP = "benchmark"
+_LOOKS, _MOUNTS = 7, 15
+_SIZE = 32 * MIB
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds, the best of several runs, because others may use the machine. Each `bare` is the yardstick of what
+    stands before it, measured in turn with it."""
+
+    volumes: int
+    look: float
+    bare_look: float
+    bare_look_with_aio: float
+    commands_for_look: float
+    mount: float
+    bare_mount: float
+    bind: float
+    """Of a volume that is mounted for another pod."""
+    bare_bind: float
+    commands_for_mount: float
+
+
+async def main() -> None:
+    results = []
+    for number in SIZES:
+        with tempfile.TemporaryDirectory(prefix="elastic-") as folder:
+            looks = await _looks(Path(folder), number)
+        with tempfile.TemporaryDirectory(prefix="elastic-") as folder:
+            mounts = await _mounts(Path(folder), number)
+        results.append(Measured(number, *looks, *mounts))
+        _print(results[-1])
+    figures.MEASURED.mkdir(parents=True, exist_ok=True)
+    (figures.MEASURED / "node.json").write_text(json.dumps([asdict(each) for each in results], indent=1))
+
+
+def _print(found: Measured) -> None:
+    print(f"{found.volumes} volumes on a node")
+    print(
+        f"  one look at LVM {1000 * found.look:.0f} ms, {found.commands_for_look:.0f} command; the bare report"
+        f" {1000 * found.bare_look:.0f} ms, as LVM is configured by default {1000 * found.bare_look_with_aio:.0f} ms"
+    )
+    print(
+        f"  mount {1000 * found.mount:.1f} ms, {found.commands_for_mount:.1f} commands; losetup and mount(2)"
+        f" {1000 * found.bare_mount:.1f} ms; for one more pod {1000 * found.bind:.2f} ms, mount(2)"
+        f" {1000 * found.bare_bind:.2f} ms",
+        flush=True,
+    )
+
+
+async def _looks(folder: Path, number: int) -> tuple[float, float, float, float]:
+    disk = folder / "disk"
+    with disk.open("wb") as file:
+        file.truncate(48 << 30)
+    (folder / "lvm").mkdir()
+    metadata = Metadata(folder / "lvm")
+    with loopdevice.attached(disk) as device:
+        metadata.show(str(device))
+        metadata.run("vgcreate", "--metadatasize=64m", _GROUP, str(device))
+        assert restored(metadata, _GROUP, folder, number)
+        try:
+            backend = lvm_backend(metadata.tools, _GROUP, thin=False)
+            aio = folder / "aio"
+            shutil.copytree(folder / "lvm", aio)
+            (aio / "lvm.conf").write_text((aio / "lvm.conf").read_text().replace("use_aio = 0", "use_aio = 1"))
+            ours, bare, with_aio, commands = [], [], [], 0
+            for _ in range(_LOOKS):
+                begin = time.perf_counter()
+                with _counted() as counted:
+                    assert len((await backend.inspect()).volumes) == number
+                ours.append(time.perf_counter() - begin)
+                commands += len(counted)
+                bare.append(_report(folder / "lvm"))
+                with_aio.append(_report(aio))
+        finally:
+            remove(metadata, _GROUP, folder)
+    return min(ours), min(bare), min(with_aio), commands / _LOOKS
+
+
+def _report(folder: Path) -> float:
+    environment = {**os.environ, "LVM_SYSTEM_DIR": str(folder), "LVM_SUPPRESS_FD_WARNINGS": "1"}
+    begin = time.perf_counter()
+    subprocess.run(["lvm", *report.FULL_REPORT], env=environment, capture_output=True, check=True)
+    return time.perf_counter() - begin
+
+
+async def _mounts(folder: Path, number: int) -> tuple[float, float, float, float, float]:
+    node = Node(folder, lambda: LoopBackend(folder / "data", number * _SIZE))
+    try:
+        await _make(node, number)
+        volumes = node.volumes()
+        await volumes.start()
+        ours, bare, binds, bare_binds, commands = [], [], [], [], 0
+        for run in range(_MOUNTS):
+            spec = node.spec(_SIZE, pv=_name(run))
+            first, second = node.folder(spec.pv), node.folder(spec.pv)
+            with _counted() as counted:
+                ours.append(await _seconds(volumes.mount(spec, first, False)))
+            commands += len(counted)
+            binds.append(await _seconds(volumes.mount(spec, second, False)))
+            for target in (first, second):
+                await volumes.unmount(target)
+            took, took_bind = _by_hand(folder / "data" / f"{spec.pv}.img", folder / "by-hand")
+            bare.append(took)
+            bare_binds.append(took_bind)
+        await volumes.close()
+    finally:
+        node.unmount_all()
+    return min(ours), min(bare), min(binds), min(bare_binds), commands / _MOUNTS
+
+
+def _name(number: int) -> str:
+    return f"pvc-{number:08d}"
+
+
+async def _make(node: Node, number: int) -> None:
+    """Volumes as a daemon before us left them."""
+    volumes = node.volumes()
+    await volumes.start()
+    for run in range(_MOUNTS):
+        target = node.folder(_name(run))
+        await volumes.mount(node.spec(_SIZE, pv=_name(run)), target, False)
+        await volumes.unmount(target)
+    await volumes.close()
+    data = node.root / "data"
+    record = next(data.glob(f"{_name(0)}*.json")).read_text()
+    for other in range(_MOUNTS, number):
+        (data / f"{_name(other)}.json").write_text(record.replace(_name(0), _name(other)))
+        with (data / f"{_name(other)}.img").open("wb") as image:
+            image.truncate(_SIZE)
+
+
+def _by_hand(image: Path, folder: Path) -> tuple[float, float]:
+    """Seconds for what the mount of a volume is made of, and for one more folder of it."""
+    there, again = folder / "there", folder / "again"
+    for each in (there, again):
+        each.mkdir(parents=True, exist_ok=True)
+    begin = time.perf_counter()
+    with loopdevice.attached(image) as device:
+        if _libc.mount(os.fsencode(device), os.fsencode(there), b"ext4", 0, None) != 0:
+            raise OSError(ctypes.get_errno(), "mount(2)")
+        took = time.perf_counter() - begin
+        begin = time.perf_counter()
+        mounting.bind(there, again)
+        took_bind = time.perf_counter() - begin
+        for each in (again, there):
+            mounting.unmount(each)
+    return took, took_bind
+
+
+@contextlib.contextmanager
+def _counted() -> Iterator[list[Completed]]:
+    """The commands that run meanwhile."""
+    seen: list[Completed] = []
+    note = seen.append
+    command.observers.append(note)
+    try:
+        yield seen
+    finally:
+        command.observers.remove(note)
+
+
+async def _seconds(work: Awaitable[object]) -> float:
+    begin = time.perf_counter()
+    await work
+    return time.perf_counter() - begin
+
+
+if __name__ == "__main__":
+    mountspace.enter_private()
+    asyncio.run(main())
