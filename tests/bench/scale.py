@@ -53,7 +53,7 @@ _ONE_BY_ONE, _AT_ONCE = 30, 300
 _KNOWN = "the state of the cluster is known"
 _SETTLE_SECONDS = 3.0
 """Events and the second look at each claim come after its volume."""
-_START_SECONDS = 300.0
+_START_SECONDS = 1200.0
 _LATE, _AT_ANY = "late", "any"
 """The classes: WaitForFirstConsumer and Immediate."""
 _MODES = {_LATE: "WaitForFirstConsumer", _AT_ANY: "Immediate"}
@@ -292,7 +292,7 @@ class _Run:
             assert not self._watching.done(), f"nobody watches any more: {self._watching}"
             return all(name in seen for name in wanted)
 
-        await until(arrived, what=f"each of {len(wanted)} has {what}", seconds=300)
+        await until(arrived, what=f"each of {len(wanted)} has {what}", seconds=1200)
 
     async def _watch(self) -> None:
         version = ""
