@@ -3,7 +3,8 @@
 SHELL := /bin/bash
 VENV := .venv
 PYTHON ?= python3
-RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
+# Bytecode is kept, whatever the environment says: else each process of a test run compiles all of it anew.
+RUN := PYTHONDONTWRITEBYTECODE= PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 ENVIRONMENT := $(VENV)/.complete
 LIMITS = $(if $(SEED),--seed $(SEED)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(MINUTES),--minutes $(MINUTES))
 CALLOUT = $(MAKE) --silent --directory flexdriver/native PYTHON=$(CURDIR)/$(VENV)/bin/python

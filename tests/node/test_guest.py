@@ -44,23 +44,35 @@ def test_reports_come_back_and_a_hang_ends(
 ) -> None:
     tests = boot(
         """
-        import os, time
+        import mmap, os, resource, time
         def test_good():
             assert os.path.exists("/dev/mapper/control")
+        def test_that_needs_memory():
+            size = 4 << 20
+            with mmap.mmap(-1, size) as mapped:
+                block = bytearray(size)
+                before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+                for memory in (mapped, block):
+                    for page in range(0, size, mmap.PAGESIZE):
+                        memory[page] = 1
+                faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+            assert faults < 100
         def test_bad():
             assert "device" == "mapper"
         def test_that_hangs():
             time.sleep(600)
         """,
         "test_good",
+        "test_that_needs_memory",
         "test_bad",
         "test_that_hangs",
     )
-    assert [(each.when, each.outcome) for each in reports_of(tests, pytestconfig, "test_good")] == [
-        ("setup", "passed"),
-        ("call", "passed"),
-        ("teardown", "passed"),
-    ]
+    for good in ("test_good", "test_that_needs_memory"):
+        assert [(each.when, each.outcome) for each in reports_of(tests, pytestconfig, good)] == [
+            ("setup", "passed"),
+            ("call", "passed"),
+            ("teardown", "passed"),
+        ]
     (failed,) = [each for each in reports_of(tests, pytestconfig, "test_bad") if each.outcome != "passed"]
     assert (failed.when, failed.outcome) == ("call", "failed")
     assert 'assert "device" == "mapper"' in failed.longreprtext

@@ -8,8 +8,8 @@ Needs linux.uml and its modules (Debian: user-mode-linux) and a C compiler, no K
 
 linux.uml 6.1 panics at its first process where the processor has more extended state than AVX-512 and PKRU (AMX has):
 "ptrace set fp regs failed, errno = 14". xstate.c, which is compiled here and preloaded into every guest, completes what
-it hands to the kernel; where nothing is missing it changes nothing. bss.c is preloaded into the programs inside: nearly
-all the time that one takes there is page faults, and of lvm's two fifths can be spared.
+it hands to the kernel; where nothing is missing it changes nothing. prefault.c is preloaded into all programs inside:
+nearly all the time that one takes there is page faults, and most of them can be spared.
 
     guest = Guest(folder, ["python", "-m", "pytest", "..."], cwd=root)
     ...
@@ -61,7 +61,9 @@ Linux are not."""
 
 PROJECT = Path(__file__).parents[2]
 
-_XSTATE, _BSS = (Path(__file__).with_name(name) for name in ("xstate.c", "bss.c"))
+_XSTATE, _PREFAULT, _PREFAULT_LIBRARIES = (
+    Path(__file__).with_name(name) for name in ("xstate.c", "prefault.c", "prefault_libraries.c")
+)
 _COMPILER = ("gcc", "-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror")
 
 _OWN = ("/run", "/tmp", "/mnt")
@@ -83,16 +85,16 @@ because the first process of a namespace can't abort, which is what User-mode Li
 _INIT = """\
 #!/bin/sh
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_CTYPE=C.UTF-8
+export LD_PRELOAD={prefault}
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev 2>/dev/null # it is there already if the kernel mounts it by itself
-rm -f /dev/[pt]ty[a-zS]* # 580 terminals that nobody has: each LVM command asks for the status of each
-for folder in {own}; do mount -t tmpfs -o size=80% tmpfs $folder; done
-for folder in {kept}; do mkdir -p "$folder"; mount -t hostfs -o "$folder" host "$folder"; done
+rm -f /dev/[pt]ty[0-9a-zS]* # 600 terminals that nobody has: each LVM command asks for the status of each
+mount --all --fstab {fstab}
 ip link set lo up
 mkdir -p /run/kernel/lib /run/lock
 ln -s {modules} /run/kernel/lib/modules
-for module in {wanted}; do modprobe --dirname /run/kernel $module; done
+modprobe --dirname /run/kernel --all {wanted}
 cd {cwd} && {environment} {command}
 echo $? >{folder}/exit-code
 sync
@@ -131,9 +133,9 @@ def compiled(source: Path, target: Path, *options: str) -> Path:
     return target
 
 
-def preloaded(source: Path, target: Path) -> Path:
+def preloaded(source: Path, target: Path, *options: str) -> Path:
     """Compile a library to preload. Raises NoGuest."""
-    return compiled(source, target, "-shared", "-fPIC")
+    return compiled(source, target, "-shared", "-fPIC", *options)
 
 
 class Guest:
@@ -159,9 +161,12 @@ class Guest:
         self.folder = folder
         self._console = folder / "console"
         libraries = [preloaded(_XSTATE, folder / "xstate.so"), *preload, *_preloaded_already()]
-        inside = {"LD_PRELOAD": str(preloaded(_BSS, folder / "bss.so")), **(environment or {})}
+        # Each needs the one before it, so that the first is loaded behind what the libraries of a program need.
+        first = preloaded(_PREFAULT_LIBRARIES, folder / "libraries.so", "-Wl,-z,now")
+        between = preloaded(Path(os.devnull), folder / "between.so", "-Wl,--no-as-needed", str(first), "-x", "c")
+        prefault = preloaded(_PREFAULT, folder / "prefault.so", "-Wl,--no-as-needed", str(between))
         init = folder / "init"
-        init.write_text(_init(folder, command, cwd, inside))
+        init.write_text(_init(folder, command, cwd, environment or {}, prefault))
         init.chmod(0o755)
         kernel = [
             *("env", f"LD_PRELOAD={os.pathsep.join(map(str, libraries))}"),
@@ -260,14 +265,19 @@ def _preloaded_already() -> list[str]:
     return os.environ.get("LD_PRELOAD", "").replace(":", " ").split()
 
 
-def _init(folder: Path, command: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> str:
+def _init(folder: Path, command: Sequence[str], cwd: Path, environment: Mapping[str, str], prefault: Path) -> str:
     """The first process of the guest. What is needed of the host's /tmp and the like is mounted again over the guest's
     own: a fresh clone may well be there."""
     needed = (str(PROJECT), str(cwd), sys.prefix, sys.base_prefix, str(folder))
     kept = [path for path in needed if path.startswith(tuple(f"{hidden}/" for hidden in _OWN))]
+    fstab = folder / "fstab"
+    fstab.write_text(
+        "".join(f"tmpfs {hidden} tmpfs size=80%\n" for hidden in _OWN)
+        + "".join(f"host {each} hostfs {each},X-mount.mkdir\n" for each in map(_in_fstab, dict.fromkeys(kept)))
+    )
     return _INIT.format(
-        own=" ".join(_OWN),
-        kept=" ".join(shlex.quote(path) for path in dict.fromkeys(kept)),
+        prefault=shlex.quote(str(prefault)),
+        fstab=shlex.quote(str(fstab)),
         modules=_MODULES,
         wanted=" ".join(_WANTED_MODULES),
         cwd=shlex.quote(str(cwd)),
@@ -275,6 +285,11 @@ def _init(folder: Path, command: Sequence[str], cwd: Path, environment: Mapping[
         command=shlex.join(command),
         folder=shlex.quote(str(folder)),
     )
+
+
+def _in_fstab(path: str) -> str:
+    """As a field of fstab(5)."""
+    return path.replace("\\", "\\134").replace(" ", "\\040").replace("\t", "\\011")
 
 
 def _memory_folder(folder: Path) -> Path:
