@@ -26,6 +26,7 @@ from host import blockdevice, command, filesystem, luks, mounttable
 from host.luks import Passphrase
 from lvm import Lvm
 from tests.node.conftest import ByHand, MakeDisks
+from tests.node.snapshot_node import no_snapshots
 from tests.node.test_volumes_killed import run, run_and_kill
 from tests.node.volume_node import MIB, Node, image, lvm_backend, started
 from tests.unit.daemon.csi.csinode import csi_node, refused
@@ -197,8 +198,7 @@ async def test_a_copy_has_the_key_of_its_source_and_is_mounted_beside_it(disk_no
         for pv in (source.pv, copy.pv)
     }
     assert len(uuids) == 2
-    await volumes.refresh()
-    assert not volumes.inventory.damaged
+    assert not (await no_snapshots(volumes)).damaged
     assert not found(node, PRECIOUS), "nor did a snapshot keep anything plain"
 
 
