@@ -17,7 +17,7 @@ other driver. Of FlexVolume alone are, whatever is chosen:
 | test_socket_callers.py | the socket that the callout asks |
 | in acceptance/test_refusals.py what names FlexVolume | what FlexVolume can't do |
 | in test_provisioning.py the old name of the provisioner | a name that no CSIDriver can have |
-| in test_migrating.py, test_snapshots.py and test_rbac.py what is made as `flexVolume` | from one driver to the other |
+| in test_migrating.py, test_snapshots.py, test_rbac.py what is made as `flexVolume` | what only it does |
 """
 
 import os

@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 
 from contract import names
-from contract.volume import NodeAssignment, node_assignment_patch
+from contract.volume import FLEX_VOLUME, NodeAssignment, node_assignment_patch
 from kube.resources import (
     CAPACITIES,
     CLAIMS,
@@ -231,7 +231,7 @@ async def _the_name_of_a_volume_is_taken(namespace: Namespace) -> None:
 
 async def _a_pod_is_not_known(node: Node) -> None:
     """The kubelet may know of a pod before the daemon's watch does: it is asked for by name."""
-    folder = node.volume_folder("00000000-0000-0000-0000-000000000000", "pvc-any")
+    folder = node.volume_folder("00000000-0000-0000-0000-000000000000", "pvc-any", FLEX_VOLUME)
     folder.mkdir(parents=True)
     options = {"kubernetes.io/pod.name": "early", "kubernetes.io/pod.namespace": "default"}
     process = await asyncio.create_subprocess_exec(
