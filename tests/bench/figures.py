@@ -27,7 +27,7 @@ def _bench(measured: dict[str, float]) -> None:
 
 
 def _provisioner(measured: list[dict[str, Any]]) -> None:
-    across = "PersistentVolumes, on 40, 200 and 1,000 nodes"
+    across = "PersistentVolumes of the cluster"
 
     def points(of: str, storage_class: str) -> plot.Points:
         return [(each["volumes"], 1000 * each[of][storage_class]) for each in measured]
