@@ -15,6 +15,7 @@ from command.table import Column, show, show_data, size
 from contract import volume as contract_volume
 from contract.parameters import ParameterError, stage_secret, volume_source
 from contract.volume import RETAIN, PersistentVolume
+from daemon.backends.loop import volume_devices
 from daemon.cluster.ownerlookup import read_cluster_uid
 from daemon.node import backend_of
 from daemon.settings import Settings
@@ -120,9 +121,12 @@ async def _adopt(
 async def _find(here: Settings, connected: Cluster) -> _View:
     read = [contract_volume.read(body) for body in await connected.list(VOLUMES)]
     backend = backend_of(here)
+    kinds = {each.kind for each in here.classes.values()}
     return _View(
         backend=backend,
-        tools=Lvm(here.data_dir / "lvm") if any(each.kind == LVM for each in here.classes.values()) else None,
+        tools=Lvm(here.data_dir / "lvm", foreign=volume_devices)
+        if any(each.kind == LVM for each in here.classes.values())
+        else None,
         inventory=await backend.inspect(),
         volumes={volume.name: volume for volume in read if volume},
         node=read_node(await connected.get(NODES, here.node_name)),

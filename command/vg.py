@@ -20,6 +20,7 @@ from command.running import Stop, need_root, patience, run
 from command.table import Column, share, show, show_data, size
 from contract import quantity
 from daemon.backends import groupfile, lvmgroups
+from daemon.backends.loop import volume_devices
 from daemon.backends.newgroups import metadata_size
 from daemon.storage.record import DamagedRecord, from_tags
 from host import disks, loopdevice, ownfolder
@@ -101,7 +102,7 @@ _COLUMNS = (
 async def _list(data_dir: Path) -> list[Group]:
     need_root("asking LVM")
     async with patience("asking LVM for the groups of this node"):
-        state = await Lvm(data_dir / "lvm").report()
+        state = await Lvm(data_dir / "lvm", foreign=volume_devices).report()
     return [row(state, group) for group in state.groups]
 
 
@@ -112,7 +113,7 @@ async def _create(
     if devices and (any_disk or loop_size):
         raise Stop("name devices, or give --any-disk or --loop-size, not both")
     wanted_size = _size(loop_size) if loop_size else None
-    tools = Lvm(data_dir / "lvm")
+    tools = Lvm(data_dir / "lvm", foreign=volume_devices)
     async with patience(f"making volume group {name}"):
         groupfile.attach_all(data_dir)
         state = await tools.report()
@@ -153,7 +154,7 @@ def _of_disks(name: str, taken: Sequence[Disk]) -> Group:
 
 async def _extend(name: str, devices: list[Path], dry_run: bool, data_dir: Path) -> Group:
     need_root("extending a volume group")
-    tools = Lvm(data_dir / "lvm")
+    tools = Lvm(data_dir / "lvm", foreign=volume_devices)
     async with patience(f"extending volume group {name}"):
         state = await tools.report()
         group = _existing(state, name)
@@ -173,7 +174,7 @@ async def _extend(name: str, devices: list[Path], dry_run: bool, data_dir: Path)
 async def _remove(name: str, dry_run: bool, data_dir: Path) -> list[str]:
     """The devices that it was on. Raises Stop while it has volumes, whoever made them."""
     need_root("removing a volume group")
-    tools = Lvm(data_dir / "lvm")
+    tools = Lvm(data_dir / "lvm", foreign=volume_devices)
     async with patience(f"removing volume group {name}"):
         groupfile.attach_all(data_dir)
         state = await tools.report()

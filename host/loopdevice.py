@@ -164,16 +164,24 @@ def set_capacity(device: Path) -> None:
 def _open_attached(file: Path) -> tuple[int, Path] | None:
     """The open device of `file`. Compared by inode: names of files differ between mount namespaces."""
     status = file.stat()
-    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
-        device = Path("/dev", backing.parent.parent.name)
+    for device, backing in backing_files().items():
+        if backing.name != file.name:
+            continue
         with contextlib.suppress(OSError):  # it was detached a moment ago
-            if Path(backing.read_text().rstrip("\n")).name != file.name:
-                continue
             descriptor = os.open(device, os.O_RDWR | os.O_CLOEXEC)
             if _shows(descriptor, status):
                 return descriptor, device
             os.close(descriptor)
     return None
+
+
+def backing_files() -> dict[Path, Path]:
+    """Of all loop devices of the machine, by the name that this mount namespace has for each, if it has any."""
+    files = {}
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):  # it was detached a moment ago
+            files[Path("/dev", backing.parent.parent.name)] = Path(backing.read_text().rstrip("\n"))
+    return files
 
 
 def _shows(descriptor: int, file: os.stat_result) -> bool:

@@ -9,7 +9,7 @@ leaves them in the disks' own caches (seen with LVM 2.03.16), so the disks are f
 
 import asyncio
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -53,11 +53,20 @@ class Lvm:
     """LVM2 on this node.
 
     `folder` gets an lvm.conf and is LVM's system folder from then on. `deadline` is in seconds and holds for each
-    command. All methods raise LvmError or one of its kinds, and host.command.MissingTool where lvm2 is not installed.
+    command. `foreign` are devices that LVM must not look into, whatever they show; it is asked before each command. All
+    methods raise LvmError or one of its kinds, and host.command.MissingTool where lvm2 is not installed.
     """
 
-    def __init__(self, folder: Path, *, deadline: float = 60, udev: bool | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        deadline: float = 60,
+        udev: bool | None = None,
+        foreign: Callable[[], Collection[Path]] = tuple,
+    ) -> None:
         self._deadline = deadline
+        self._foreign = foreign
         self.unresponsive = UnresponsiveDevices()
         self._flushed: set[str] = set()
         """Groups whose metadata are on their disks, as far as this process knows: one before it may have been killed
@@ -299,7 +308,11 @@ class Lvm:
         # What one group's disks keep waiting is no reason not to change another group.
         kind = ("lvm", verb, group, self.unresponsive.silent)
         settings = [each.removeprefix(_CONFIG) for each in arguments if each.startswith(_CONFIG)]
-        if settings := [*settings, *self.unresponsive.options()]:  # LVM takes the option once
+        left_out = [*self.unresponsive.paths(), *await asyncio.to_thread(self._foreign)]
+        if left_out:
+            refused = ",".join(f'"r|^{path}$|"' for path in left_out)
+            settings.append(f"devices/global_filter=[{refused}]")
+        if settings:  # LVM takes the option once
             plain = (each for each in arguments[1:] if not each.startswith(_CONFIG))
             arguments = (verb, f"{_CONFIG}{' '.join(settings)}", *plain)
         try:

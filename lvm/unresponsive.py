@@ -75,10 +75,9 @@ class UnresponsiveDevices:
         groups = sorted({*self._members, *more})
         return {group: hung for group in groups if (hung := self.of_group(group))}
 
-    def options(self) -> list[str]:
-        """Settings by which LVM looks at none of them."""
-        refused = ",".join(f'"r|^/dev/{name}$|"' for name in sorted(self.silent))
-        return [f"devices/global_filter=[{refused}]"] if refused else []
+    def paths(self) -> list[Path]:
+        """Of those that gave no answer."""
+        return [_node(name) for name in sorted(self.silent)]
 
 
 def _candidates() -> list[str]:

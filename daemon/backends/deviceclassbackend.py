@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from contract.parameters import VolumeParameters
 from daemon.backends.folder import FolderBackend
-from daemon.backends.loop import LoopBackend
+from daemon.backends.loop import LoopBackend, volume_devices
 from daemon.backends.lvm import LvmBackend
 from daemon.backends.newgroups import GroupMaker
 from daemon.errors import PoolMissing, VolumeError
@@ -38,7 +38,7 @@ T = TypeVar("T")
 def backend_of_classes(classes: Mapping[str, DeviceClass], data_dir: Path) -> "DeviceClassBackend":
     """The storage of a node that is configured so. LVM keeps its backups of metadata in `data_dir`."""
     of_lvm = {name: device_class for name, device_class in classes.items() if device_class.kind == LVM}
-    tools = Lvm(data_dir / "lvm") if of_lvm else None
+    tools = Lvm(data_dir / "lvm", foreign=volume_devices) if of_lvm else None
     with_lvm = LvmBackend(tools, of_lvm, GroupMaker(tools, data_dir)) if tools else None
     files = {device_class: _files(device_class) for device_class in classes.values() if device_class.kind != LVM}
     members = {

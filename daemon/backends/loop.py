@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from daemon.backends.files import FilesBackend
-from daemon.backends.recordfiles import StoredRecord, volume_errors
+from daemon.backends.recordfiles import RECORD_SUFFIX, StoredRecord, volume_errors
 from daemon.errors import BackendFailed, InUse, VolumeNotFound
 from daemon.storage import disks
 from daemon.storage.deviceclasses import FILE_POOLS, LOOP
@@ -19,6 +19,16 @@ from daemon.storage.disks import disk_of, place_of
 from daemon.storage.inventory import Volume
 from daemon.storage.record import VolumeSpec, VolumeState
 from host import loopdevice
+
+
+def volume_devices() -> list[Path]:
+    """Loop devices of volumes, of all folders: beside each image is its record. What pods write
+    to a block volume may be LVM's metadata, and a group of the name of ours would hide ours."""
+    return [
+        device
+        for device, image in loopdevice.backing_files().items()
+        if image.suffix == LoopBackend.SUFFIX and image.with_suffix(RECORD_SUFFIX).exists()
+    ]
 
 
 class LoopBackend(FilesBackend):

@@ -28,7 +28,7 @@ from host.foldertree import NotEmptied
 log = logging.getLogger(__name__)
 
 RESERVE = ".reserve"
-_SUFFIX = ".json"
+RECORD_SUFFIX = ".json"
 _UNFINISHED = ".new"
 _SIZE = "size"
 _BLOCK = 4096
@@ -75,9 +75,9 @@ class RecordFiles:
         """What is remembered, and of what the memory is damaged and why; both by name of the PersistentVolume."""
         sound, damaged = {}, {}
         for path in sorted(self._folder.iterdir()):
-            if path.name.startswith(".") or not path.name.endswith(_SUFFIX):
+            if path.name.startswith(".") or not path.name.endswith(RECORD_SUFFIX):
                 continue
-            pv = path.name.removesuffix(_SUFFIX)
+            pv = path.name.removesuffix(RECORD_SUFFIX)
             try:
                 if stored := self._read(pv):
                     sound[pv] = stored
@@ -210,7 +210,7 @@ class RecordFiles:
     def _drop_idle_reserve(self) -> bool:
         """Without any record there is nothing to replace."""
         with self._alone(), os.scandir(self._folder) as entries:
-            if any(entry.name.endswith(_SUFFIX) for entry in entries):
+            if any(entry.name.endswith(RECORD_SUFFIX) for entry in entries):
                 return False
             self._reserve.unlink(missing_ok=True)
             return True
@@ -250,7 +250,7 @@ class RecordFiles:
             os.close(descriptor)
 
     def _path(self, pv: str) -> Path:
-        return self._folder / f"{pv}{_SUFFIX}"
+        return self._folder / f"{pv}{RECORD_SUFFIX}"
 
 
 def _content(path: Path) -> str:

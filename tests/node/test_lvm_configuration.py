@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from daemon.backends.loop import volume_devices
+from host import loopdevice
 from lvm import Lvm, configuration
 
 
@@ -36,3 +38,18 @@ async def test_a_node_without_any_group_is_a_normal_state(tmp_path: Path) -> Non
     state = await Lvm(tmp_path / "not" / "there" / "yet").report()
     assert state.group("elastic-local-vg") is None
     assert state.volume("elastic-local-vg", "pvc-1") is None
+
+
+async def test_lvm_does_not_look_into_volumes_that_are_files(tmp_path: Path) -> None:
+    """A pod may write LVM's metadata to its block volume: a group of the name of ours would hide ours."""
+    for name in ("pvc-1.img", "disk.img"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(16 << 20)
+    (tmp_path / "pvc-1.json").touch()
+    with loopdevice.attached(tmp_path / "pvc-1.img") as volume, loopdevice.attached(tmp_path / "disk.img") as disk:
+        for device in (volume, disk):
+            subprocess.run(["lvm", "pvcreate", device], check=True, capture_output=True)
+        assert {volume, disk} <= {Path(each.path) for each in (await Lvm(tmp_path / "all").report()).devices}
+        seen = {Path(each.path) for each in (await Lvm(tmp_path / "lvm", foreign=volume_devices).report()).devices}
+        assert disk in seen
+        assert volume not in seen
