@@ -124,9 +124,7 @@ async def _find(here: Settings, connected: Cluster) -> _View:
     kinds = {each.kind for each in here.classes.values()}
     return _View(
         backend=backend,
-        tools=Lvm(here.data_dir / "lvm", foreign=volume_devices)
-        if any(each.kind == LVM for each in here.classes.values())
-        else None,
+        tools=Lvm(here.data_dir / "lvm", foreign=volume_devices) if LVM in kinds else None,
         inventory=await backend.inspect(),
         volumes={volume.name: volume for volume in read if volume},
         node=read_node(await connected.get(NODES, here.node_name)),
