@@ -422,10 +422,10 @@ async def test_fs_group_owns_what_is_in_the_volume(namespace: Namespace, node: N
 
 
 async def test_a_broken_driver_leaves_the_one_before_it_in_use(namespace: Namespace, driver: Recorder) -> None:
-    await until(lambda: driver.of("init"), what="the driver was probed")
+    await until(lambda: driver.answered("init"), what="the driver was probed")
     driver.answer("init", "broken")
     driver.install()
-    await until(lambda: len(driver.of("init")) >= 2, what="the new one was probed")
+    await until(lambda: driver.answered("init") >= 2, what="the new one was probed")
     await namespace.create(PODS, inline(driver))
     await namespace.until_running("user")
 

@@ -2,7 +2,9 @@
 
 import os
 import subprocess
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,28 @@ def _names(api: Client, path: str) -> set[str]:
     return {each["metadata"]["name"] for each in api.get(path)["items"]}
 
 
+def _uninstall(helm: Helm, api: Client, outcome: dict[str, str]) -> str:
+    """What helm prints while its check ends so: no Job runs on an API server alone."""
+    jobs = f"/apis/batch/v1/namespaces/{names.NAMESPACE}/jobs"
+    before = {each["metadata"]["uid"] for each in api.get(jobs)["items"]}
+    with ThreadPoolExecutor() as beside:
+        said = beside.submit(helm, "uninstall", "elastic-local", fails=outcome["type"] == "Failed")
+        deadline = time.monotonic() + _SECONDS
+        while not (checks := [each for each in api.get(jobs)["items"] if each["metadata"]["uid"] not in before]):
+            assert not said.done(), said.result()
+            assert time.monotonic() < deadline, "helm asks nobody"
+            time.sleep(0.05)
+        (check,) = checks
+        assert check["spec"]["template"]["spec"]["containers"][0]["command"] == [
+            "elastic-local",
+            "doctor",
+            "--uninstall",
+        ]
+        path = f"{jobs}/{check['metadata']['name']}/status"
+        api.patch(path, {"status": {"conditions": [{**outcome, "status": "True"}]}})
+        return said.result()
+
+
 def test_install_upgrade_and_uninstall(helm: Helm, server: ServerProcess) -> None:
     api = Client(server.port)
     told = helm("install", "elastic-local", CHART, "--create-namespace", "--set=static.enabled=true")
@@ -73,7 +97,12 @@ def test_install_upgrade_and_uninstall(helm: Helm, server: ServerProcess) -> Non
     helm("upgrade", "elastic-local", CHART, "--set=storage.reserve=1Gi")
     assert _settings(api)["RESERVE"] == "1Gi"
     assert "local-disks" not in _names(api, "/apis/storage.k8s.io/v1/storageclasses")
-    helm("uninstall", "elastic-local")
+    refused = _uninstall(helm, api, {"type": "Failed", "reason": "BackoffLimitExceeded"})
+    assert "uninstall-check" in refused
+    assert _names(api, "/apis/storage.k8s.io/v1/csidrivers") == {names.PROVISIONER}, "all is as it was"
+    helm("rollback", "elastic-local")
+    assert "STATUS: deployed" in helm("status", "elastic-local")
+    _uninstall(helm, api, {"type": "Complete"})
     for path in (
         f"/apis/apps/v1/namespaces/{names.NAMESPACE}/daemonsets",
         f"/apis/apps/v1/namespaces/{names.NAMESPACE}/deployments",
