@@ -10,6 +10,8 @@ DISK_GIB ?= 10
 KUBECTL ?= kubectl
 # What the pods of `make acceptance` run: an image with a shell and the usual tools that the nodes can pull.
 POD_IMAGE ?= busybox
+# What a released image is built on. It is pinned to the digest that it has when the release is built.
+BASE ?= debian:bookworm-slim
 # Nodes of GKE whose local SSDs are raw block devices.
 GKE_SELECTOR ?= cloud.google.com/gke-local-nvme-ssd=true
 # On them: an empty disk. Several: DISKS="/dev/nvme0n1 /dev/nvme1n1".
@@ -27,14 +29,22 @@ NAMESPACE = $(eval NAMESPACE := $(or $(shell $(KUBECTL) kustomize deploy/overlay
 	awk '/^kind:/ { kind = $$2 } /^  namespace:/ && kind == "DaemonSet" { print $$2; exit }'),elastic-local))$(NAMESPACE)
 HERE = $(KUBECTL) --namespace $(NAMESPACE)
 
-.PHONY: docker-build-push deploy delete redeploy redeploy-samples driver-logs provisioner-logs
+.PHONY: docker-build-push release-image deploy delete redeploy redeploy-samples driver-logs provisioner-logs
 .PHONY: acceptance cluster-named
 .PHONY: minikube-attach-disk minikube-create-vg gke-create-vg
 
+VERSION_OF_IMAGE = --build-arg VERSION="$$(tools/version)" \
+	--build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null || echo unknown)"
+
 docker-build-push: ## build the image IMAGE and push it, or load it into minikube when its name has no registry
-	docker build --file deploy/Dockerfile --build-arg VERSION="$$(tools/version)" \
-		--build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null || echo unknown)" --tag $(IMAGE) .
+	docker build --file deploy/Dockerfile $(VERSION_OF_IMAGE) --tag $(IMAGE) .
 	$(if $(findstring /,$(IMAGE)),docker push $(IMAGE),minikube --profile $(PROFILE) image load $(IMAGE))
+
+release-image: ## build IMAGE for amd64 and arm64, on a base pinned by digest, with SBOM and provenance, and push it
+	digest=$$(docker buildx imagetools inspect $(BASE) --format '{{.Manifest.Digest}}') && \
+	docker buildx build --platform linux/amd64,linux/arm64 --sbom=true --provenance=mode=max \
+		--file deploy/Dockerfile --build-arg BASE=$(BASE)@$${digest:?the base has no digest} $(VERSION_OF_IMAGE) \
+		--tag $(IMAGE) --push .
 
 deploy: ## deploy OVERLAY (csi, minikube, minikube-loop, gke, ha, static) with IMAGE and wait until it works
 	$(MANIFESTS) | $(KUBECTL) apply --filename -

@@ -169,6 +169,25 @@ def test_the_image_is_pushed_to_its_registry_or_loaded_into_minikube(make: Make)
     assert make("docker-build-push").calls[-1] == "minikube --profile minikube image load elastic-local"
 
 
+def test_a_release_is_for_both_architectures_on_a_base_that_stays_the_same(make: Make) -> None:
+    inspect, build = make(
+        "release-image",
+        "IMAGE=registry/elastic-local:1",
+        answers={"imagetools inspect debian:bookworm-slim": "sha256:0a1b\n"},
+    ).calls
+    assert inspect.startswith("docker buildx imagetools inspect debian:bookworm-slim ")
+    assert re.fullmatch(
+        r"docker buildx build --platform linux/amd64,linux/arm64 --sbom=true --provenance=mode=max "
+        r"--file deploy/Dockerfile --build-arg BASE=debian:bookworm-slim@sha256:0a1b "
+        r"--build-arg VERSION=\d\S* --build-arg REVISION=\w+ "
+        r"--tag registry/elastic-local:1 --push \.",
+        build,
+    )
+    failed = make("release-image", "IMAGE=registry/elastic-local:1")
+    assert failed.code != 0
+    assert "the base has no digest" in failed.output
+
+
 def test_deploy_puts_the_image_into_the_manifests_and_waits(make: Make) -> None:
     made = make("deploy", "OVERLAY=gke", "IMAGE=r/e:2", answers={"kustomize": "kind: X\nimage: elastic-local\n"})
     assert made.code == 0, made.output
@@ -235,7 +254,16 @@ def test_acceptance_tests_the_cluster_that_was_named(make: Make) -> None:
 def test_help_has_a_line_for_each_target(make: Make) -> None:
     lines = {line.split()[0] for line in make("help").output.splitlines() if len(line.split()) > 1}
     assert lines >= {
-        *("docker-build-push", "deploy", "delete", "redeploy", "redeploy-samples", "driver-logs", "provisioner-logs"),
+        *(
+            "docker-build-push",
+            "release-image",
+            "deploy",
+            "delete",
+            "redeploy",
+            "redeploy-samples",
+            "driver-logs",
+            "provisioner-logs",
+        ),
         *("minikube-attach-disk", "minikube-create-vg", "gke-create-vg", "test", "demo", "acceptance"),
     }
 
