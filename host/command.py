@@ -23,7 +23,7 @@ import shlex
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Coroutine, Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -238,7 +238,7 @@ async def run(
     given = _pipe(secret) if secret else _memory_file(input or b"")
     with _memory_file() as stdout, _memory_file() as stderr, given as stdin:
         try:
-            process = await asyncio.create_subprocess_exec(
+            start = asyncio.create_subprocess_exec(
                 *argv,
                 stdin=stdin,
                 stdout=stdout,
@@ -247,6 +247,7 @@ async def run(
                 start_new_session=True,
                 pass_fds=tuple(pass_fds),
             )
+            process = await _started(start, kind, shlex.join(argv))
         except FileNotFoundError as missing:
             raise MissingTool(argv[0]) from missing
         timed_out, survivor = False, None
@@ -273,6 +274,19 @@ async def run(
     if failed:
         raise CommandFailed(completed)
     return completed
+
+
+async def _started(
+    start: Coroutine[None, None, asyncio.subprocess.Process], kind: Hashable, command_line: str
+) -> asyncio.subprocess.Process:
+    """Cancelled on the way, asyncio would kill the process, which runs by then, and not its group."""
+    starting = asyncio.ensure_future(start)
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        with contextlib.suppress(OSError):
+            await _kill(await starting, kind, command_line)
+        raise
 
 
 async def _kill(process: asyncio.subprocess.Process, kind: Hashable, command_line: str) -> Survivor | None:

@@ -3,6 +3,7 @@ import logging
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,6 +73,29 @@ async def test_cancellation_kills_the_whole_group(tmp_path: Path) -> None:
         await task
     assert not alive(shell)
     await until(lambda: not alive(child))
+
+
+async def test_cancellation_kills_the_whole_group_of_what_is_being_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, create = tmp_path / "pids", asyncio.create_subprocess_exec
+
+    async def slow(*arguments: Any, **keywords: Any) -> asyncio.subprocess.Process:
+        process = await create(*arguments, **keywords)
+        await family(file)
+        running.set()
+        await asyncio.sleep(0.1)
+        return process
+
+    running = asyncio.Event()
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", slow)
+    task = asyncio.create_task(run("sh", "-c", FAMILY, str(file), deadline=60))
+    await running.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    for pid in await family(file):
+        await until(lambda pid=pid: not alive(pid))  # type: ignore[misc]
 
 
 async def test_a_daemon_that_is_left_behind_keeps_nobody_waiting(tmp_path: Path) -> None:
