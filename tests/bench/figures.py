@@ -9,7 +9,7 @@ from tests.bench import plot
 
 MEASURED = Path("build/bench")
 _IMAGES = Path("docs/images")
-_GO_CREATE, _GO_DELETE = 2.7, 1.6
+_GO = {"create": 2.7, "delete": 1.6}
 """Milliseconds of a provisioner built on the library of SIG Storage, measured by ourselves."""
 
 
@@ -32,22 +32,18 @@ def _provisioner(measured: list[dict[str, Any]]) -> None:
     def points(of: str, storage_class: str) -> plot.Points:
         return [(each["volumes"], 1000 * each[of][storage_class]) for each in measured]
 
-    plot.lines(
-        _IMAGES / "scale-create.svg",
-        "Processor time of the provisioner to create a volume",
-        across,
-        "ms",
-        {"WaitForFirstConsumer": points("create_processor", "late"), "Immediate": points("create_processor", "any")},
-        bound=1.5 * _GO_CREATE,
-    )
-    plot.lines(
-        _IMAGES / "scale-delete.svg",
-        "Processor time of the provisioner to delete a volume",
-        across,
-        "ms",
-        {"WaitForFirstConsumer": points("delete_processor", "late"), "Immediate": points("delete_processor", "any")},
-        bound=1.5 * _GO_DELETE,
-    )
+    for verb, of_go in _GO.items():
+        plot.lines(
+            _IMAGES / f"scale-{verb}.svg",
+            f"Processor time of the provisioner to {verb} a volume",
+            across,
+            "ms",
+            {
+                "WaitForFirstConsumer": points(f"{verb}_processor", "late"),
+                "Immediate": points(f"{verb}_processor", "any"),
+            },
+            bound=1.5 * of_go,
+        )
     plot.lines(
         _IMAGES / "scale-memory.svg",
         "Memory of the provisioner that leads",
