@@ -67,7 +67,7 @@ except SystemExit as ended:
 """
     loaded = imported(run)
     assert {program, "aiohttp"} <= loaded
-    assert not loaded & {"typer", "pydantic", "rich"}
+    assert not loaded & {"typer", "rich"}
 
 
 def test_every_answer_can_be_had_as_json() -> None:
