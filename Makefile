@@ -32,7 +32,7 @@ torture: tools callout-here ## kill, cut the power and refuse at random; SEED, R
 bench: tools callout-here ## measure: start of the callout, idle memory, time from claim to mount, erasing, snapshots
 	@$(RUN) python -m tests.bench
 
-bench-scale: tools callout-here ## measure what grows: 50,000 PersistentVolumes of 1,000 nodes, 2,000 volumes of one node; half an hour
+bench-scale: tools callout-here ## measure what grows: 50,000 PersistentVolumes of 1,000 nodes, 2,000 volumes of one node; a quarter of an hour
 	@$(RUN) python -m tests.bench.scale
 	@$(RUN) python -m tests.bench.node
 	@$(RUN) python -m tests.bench.figures

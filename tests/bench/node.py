@@ -60,8 +60,8 @@ async def main() -> None:
             mounts = await _mounts(Path(folder), number)
         results.append(Measured(number, *looks, *mounts))
         _print(results[-1])
-    figures.MEASURED.mkdir(parents=True, exist_ok=True)
-    (figures.MEASURED / "node.json").write_text(json.dumps([asdict(each) for each in results], indent=1))
+        figures.MEASURED.mkdir(parents=True, exist_ok=True)
+        (figures.MEASURED / "node.json").write_text(json.dumps([asdict(each) for each in results], indent=1))
 
 
 def _print(found: Measured) -> None:

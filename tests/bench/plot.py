@@ -28,8 +28,11 @@ Points = Sequence[tuple[float, float]]
 
 def lines(file: Path, title: str, across: str, unit: str, series: Mapping[str, Points], bound: float = 0.0) -> None:
     """Writes a plot of points (x, y), x on a logarithmic scale and y from 0, with a line at `bound` unless that is 0.
-    Each series is named beside its last point."""
-    assert series, "there is nothing to plot"
+    Each series is named beside its last point. What was not measured is left out: a series without points, and a plot
+    without series."""
+    series = {name: points for name, points in series.items() if points}
+    if not series:
+        return
     marks = sorted({x for points in series.values() for x, _ in points})
     top = _nice(max([bound, *(y for points in series.values() for _, y in points)]))
     width, height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM

@@ -14,9 +14,9 @@ import tempfile
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Container, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -50,8 +50,10 @@ SIZES = ((40, 2_000), (200, 10_000), (1_000, 50_000))
 
 _GIB = 1 << 30
 _ONE_BY_ONE, _AT_ONCE = 30, 300
+_ROUNDS = 3
+"""Of which the median counts: other work on the machine takes caches from this one."""
 _KNOWN = "the state of the cluster is known"
-_SETTLE_SECONDS = 3.0
+_SETTLE_SECONDS = 2.0
 """Events and the second look at each claim come after its volume."""
 _START_SECONDS = 1200.0
 _LATE, _AT_ANY = "late", "any"
@@ -59,63 +61,59 @@ _LATE, _AT_ANY = "late", "any"
 _MODES = {_LATE: "WaitForFirstConsumer", _AT_ANY: "Immediate"}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Measured:
-    """At one size. Seconds, bytes, and numbers of requests for each claim."""
+    """At one size. Seconds, bytes, and numbers of requests for each claim. What is not measured yet is None, or not
+    there."""
 
     nodes: int
     volumes: int
-    memory: int
-    most_memory: int
-    start: float
+    start: float | None = None
     """From its own start until the state of the cluster is known."""
-    start_processor: float
-    after_crash: float
-    """From SIGKILL to the next volume, with the wait for the dead one's lease."""
-    one: dict[str, float]
+    start_processor: float | None = None
+    one: dict[str, float] = field(default_factory=dict)
     """By class: one claim to its PersistentVolume."""
-    create_processor: dict[str, float]
-    delete_processor: dict[str, float]
-    requests: dict[str, float]
-    """By class: to create one."""
-    delete_requests: dict[str, float]
+    create_processor: dict[str, float] = field(default_factory=dict)
+    delete_processor: dict[str, float] = field(default_factory=dict)
+    requests: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By class: to create one, by verb and resource."""
+    delete_requests: dict[str, dict[str, float]] = field(default_factory=dict)
+    memory: int | None = None
+    most_memory: int | None = None
+    after_crash: float | None = None
+    """From SIGKILL to the next volume, with the wait for the dead one's lease."""
+
+
+Keep = Callable[[str], None]
+"""Prints a line, and writes down what was measured so far: a run that is cut off keeps that."""
 
 
 async def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.scale", description=__doc__)
     parser.add_argument("--largest", type=int, default=SIZES[-1][1], help="leave out sizes with more PersistentVolumes")
     largest = parser.parse_args().largest
-    results = []
-    for nodes, volumes in SIZES:
-        if volumes <= largest:
-            results.append(await _measure(nodes, volumes))
-            _report(results[-1])
+    results: list[Measured] = []
+
+    def keep(line: str) -> None:
+        print(line, flush=True)
         figures.MEASURED.mkdir(parents=True, exist_ok=True)
         kept = json.dumps([asdict(each) for each in results], indent=1)
         (figures.MEASURED / "provisioner.json").write_text(kept)
 
-
-def _report(found: Measured) -> None:
-    print(f"{found.nodes} nodes, {found.volumes} PersistentVolumes")
-    print(f"  memory {found.memory / 2**20:.0f} MiB, the most {found.most_memory / 2**20:.0f} MiB (bound: 250 MiB)")
-    print(f"  start {found.start:.1f} s, {found.start_processor:.1f} s of processor; after SIGKILL, with the lease's")
-    print(f"  wait, {found.after_crash:.1f} s to the next volume")
-    for name, mode in _MODES.items():
-        print(
-            f"  {mode}: one claim {1000 * found.one[name]:.1f} ms; processor {1000 * found.create_processor[name]:.2f}"
-            f" ms to create, {1000 * found.delete_processor[name]:.2f} to delete (Go: 2.7, 1.6); requests"
-            f" {found.requests[name]:.1f} and {found.delete_requests[name]:.1f}",
-            flush=True,
-        )
+    for nodes, volumes in SIZES:
+        if volumes <= largest:
+            results.append(Measured(nodes, volumes))
+            keep(f"{nodes} nodes, {volumes} PersistentVolumes")
+            await _measure(results[-1], keep)
 
 
-async def _measure(nodes: int, volumes: int) -> Measured:
+async def _measure(found: Measured, keep: Keep) -> None:
     folder = Path(tempfile.mkdtemp(prefix="elastic-"))
     try:
         sandbox = Sandbox(folder, [])
-        _fill(folder / "etcd", nodes, volumes)
+        _fill(folder / "etcd", found.nodes, found.volumes)
         async with _served(sandbox) as cluster:
-            return await _Run(sandbox, cluster, nodes, volumes).measure()
+            await _Run(sandbox, cluster, found, keep).measure()
     finally:
         shutil.rmtree(folder)
 
@@ -192,57 +190,72 @@ async def _served(sandbox: Sandbox) -> AsyncIterator[Cluster]:
 
 
 class _Run:
-    def __init__(self, sandbox: Sandbox, cluster: Cluster, nodes: int, volumes: int) -> None:
+    def __init__(self, sandbox: Sandbox, cluster: Cluster, found: Measured, keep: Keep) -> None:
         self._sandbox = sandbox
         self._cluster = cluster
-        self._nodes = nodes
-        self._volumes = volumes
+        self._found = found
+        self._keep = keep
         self._numbers = iter(range(1_000_000))
         self._made: dict[str, float] = {}
         """When the PersistentVolume of a claim was seen, by the claim's name and time.perf_counter()."""
         self._going: set[str] = set()
         """PersistentVolumes that were seen being deleted."""
 
-    async def measure(self) -> Measured:
+    async def measure(self) -> None:
         watching = self._watching = asyncio.create_task(self._watch())
         program = self._sandbox.provisioners[0]
         program.ready = says(_KNOWN)
+        found = self._found
         try:
             begin = time.perf_counter()
             async with executed(program, _START_SECONDS) as process:
-                start, start_processor = time.perf_counter() - begin, process.processor_seconds
-                figures = {name: await self._of_class(process, name) for name in _MODES}
-                await asyncio.sleep(_SETTLE_SECONDS)
-                memory, most = process.resident, process.most_resident
+                found.start, found.start_processor = time.perf_counter() - begin, process.processor_seconds
+                self._keep(f"  start {found.start:.1f} s, {found.start_processor:.1f} s of processor")
+                for name in _MODES:
+                    await self._of_class(process, name)
+                found.memory, found.most_memory = process.resident, process.most_resident
+                resident, most = found.memory >> 20, found.most_memory >> 20
+                self._keep(f"  memory {resident} MiB, the most {most} MiB (bound: 250 MiB)")
                 process.process.kill()
                 begin = time.perf_counter()
             async with executed(program, _START_SECONDS):
                 await self._create(_LATE, 1)
-                after_crash = time.perf_counter() - begin
+                found.after_crash = time.perf_counter() - begin
+            self._keep(f"  after SIGKILL {found.after_crash:.1f} s to the next volume, with the wait for the lease")
         finally:
             watching.cancel()
             await asyncio.wait([watching])
-        columns = [dict(zip(figures, column, strict=True)) for column in zip(*figures.values(), strict=True)]
-        return Measured(self._nodes, self._volumes, memory, most, start, start_processor, after_crash, *columns)
 
-    async def _of_class(self, process: Executed, name: str) -> tuple[float, float, float, float, float]:
+    async def _of_class(self, process: Executed, name: str) -> None:
+        found, mode = self._found, _MODES[name]
         await self._create(name, 5)
-        one = median([(await self._create(name, 1))[1] for _ in range(_ONE_BY_ONE)])
+        found.one[name] = median([(await self._create(name, 1))[1] for _ in range(_ONE_BY_ONE)])
+        self._keep(f"  {mode}: one claim {1000 * found.one[name]:.1f} ms")
         await asyncio.sleep(_SETTLE_SECONDS)
+        rounds = [await self._round(process, name) for _ in range(_ROUNDS)]
+        found.create_processor[name], found.delete_processor[name] = map(median, zip(*rounds, strict=True))
+        for what, seconds, asked, of_go in (
+            ("create", found.create_processor[name], found.requests[name], figures.GO["create"]),
+            ("delete", found.delete_processor[name], found.delete_requests[name], figures.GO["delete"]),
+        ):
+            verbs = ", ".join(f"{number:.2f} {verb}" for verb, number in sorted(asked.items()))
+            self._keep(f"  {mode}: {what} {1000 * seconds:.2f} ms of processor (Go: {of_go}); requests: {verbs}")
+
+    async def _round(self, process: Executed, name: str) -> tuple[float, float]:
+        """Claims at once, and their end: seconds of processor for each. Their requests are those of the last round."""
         processor, asked = process.processor_seconds, self._requests()
         claims, _ = await self._create(name, _AT_ONCE)
         await asyncio.sleep(_SETTLE_SECONDS)
-        created, asked_to_create = process.processor_seconds - processor, self._requests() - asked
+        created, to_create = process.processor_seconds - processor, self._requests() - asked
         await self._bind(claims)
         await asyncio.sleep(_SETTLE_SECONDS)
         processor, asked = process.processor_seconds, self._requests()
         await self._release(claims)
         await asyncio.sleep(_SETTLE_SECONDS)
-        deleted, asked_to_delete = process.processor_seconds - processor, self._requests() - asked
-        for verb, number in sorted((asked_to_create + asked_to_delete).items()):
-            print(f"    {name}: {verb} {number / _AT_ONCE:.2f}")
-        totals = asked_to_create.total(), asked_to_delete.total()
-        return one, created / _AT_ONCE, deleted / _AT_ONCE, totals[0] / _AT_ONCE, totals[1] / _AT_ONCE
+        deleted, to_delete = process.processor_seconds - processor, self._requests() - asked
+        self._found.requests[name] = {verb: number / _AT_ONCE for verb, number in to_create.items()}
+        self._found.delete_requests[name] = {verb: number / _AT_ONCE for verb, number in to_delete.items()}
+        return created / _AT_ONCE, deleted / _AT_ONCE
 
     def _requests(self) -> Counter[str]:
         """What the provisioner asked so far, without its lease and its watches."""
@@ -264,7 +277,7 @@ class _Run:
         body = claim(name, "1Gi", storage_class)
         annotations = {"volume.kubernetes.io/storage-provisioner": names.PROVISIONER}
         if storage_class == _LATE:
-            annotations[SELECTED_NODE] = _node(int(name.rpartition("-")[2]) % self._nodes)
+            annotations[SELECTED_NODE] = _node(int(name.rpartition("-")[2]) % self._found.nodes)
             await self._cluster.create(PODS, pod(name, {"/data": name}), "default")
         body["metadata"]["annotations"] = annotations
         await self._cluster.create(CLAIMS, body, "default")

@@ -8,6 +8,7 @@ import binascii
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from tests.sandbox.apiserver import errors, selectors
 from tests.sandbox.apiserver.resources import Resource
@@ -49,16 +50,17 @@ def select(store: Store, resource: Resource, namespace: str, query: Mapping[str,
     selector = selectors.parse(resource, query.get("labelSelector", ""), query.get("fieldSelector", ""))
     limit = int(query.get("limit") or 0)
     revision, start = _begin(store, resource, query)
-    if revision == store.revision:
-        stored = store.all(resource, namespace)
-    else:
-        stored = store.all_at(resource, namespace, revision)
-    matching = [each for each in stored if each.key >= start and selector.admits(each.object)]
-    if not limit or len(matching) <= limit:
-        return Page(matching, revision)
-    token = _token(revision, matching[limit].key)
-    exact = len(matching) - limit if not (selector.labels or selector.fields) else None
-    return Page(matching[:limit], revision, token, exact)
+    keys, stored = store.at(resource, namespace, revision, start)
+    if not (selector.labels or selector.fields):
+        chosen = [stored(key) for key in keys[: limit or None]]
+        rest = keys[len(chosen) :]
+        return Page(chosen, revision, _token(revision, rest[0]), len(rest)) if rest else Page(chosen, revision)
+    matching = (each for each in map(stored, keys) if selector.admits(each.object))
+    if not limit:
+        return Page(list(matching), revision)
+    chosen = list(islice(matching, limit))
+    following = next(matching, None)
+    return Page(chosen, revision, _token(revision, following.key)) if following else Page(chosen, revision)
 
 
 def _begin(store: Store, resource: Resource, query: Mapping[str, str]) -> tuple[int, str]:

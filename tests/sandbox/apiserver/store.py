@@ -1,14 +1,17 @@
 """The objects, one growing revision for all of them, and per resource the bounded history that watches replay.
 
 An object is never changed once stored: whoever wants another one stores another one. That makes reads free of copies
-and lets an earlier state be told from the present one and the history, which is how a list is paged consistently.
+and lets an earlier state be told from the present one and the history, which is how a list is paged consistently. The
+keys are kept in order, so that a page costs what it has, and not what the whole list has.
 """
 
 import json
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 
 from tests.sandbox.apiserver import errors
 from tests.sandbox.apiserver.journal import Journal
@@ -19,7 +22,7 @@ ADDED, MODIFIED, DELETED = "ADDED", "MODIFIED", "DELETED"
 
 @dataclass(frozen=True)
 class Stored:
-    """An object as stored, and its encodings, made once however many clients ask."""
+    """An object as stored, and its encoding, made once however many clients ask."""
 
     resource: Resource
     object: Json
@@ -29,7 +32,7 @@ class Stored:
         """Without kind and apiVersion, as in the items of a list."""
         return encode({key: value for key, value in self.object.items() if key not in ("kind", "apiVersion")})
 
-    @cached_property
+    @property
     def encoded(self) -> bytes:
         head = f'{{"kind":"{self.resource.kind}","apiVersion":"{self.resource.api_version}",'
         return head.encode() + self.item[1:]
@@ -88,6 +91,8 @@ class Store:
         self._journal = journal
         self.revision = 1
         self._objects: dict[Resource, dict[str, Stored]] = {each: {} for each in RESOURCES}
+        self._keys: dict[Resource, list[str]] = {each: [] for each in RESOURCES}
+        """In the order of a list."""
         self._history: dict[Resource, deque[Change]] = {each: deque(maxlen=history) for each in RESOURCES}
         self._followers: dict[Resource, set[Callable[[Change], None]]] = {each: set() for each in RESOURCES}
         self._load()
@@ -103,6 +108,7 @@ class Store:
                 self._objects[resource].pop(entry.key, None)
             else:
                 self._objects[resource][entry.key] = Stored(resource, entry.object)
+        self._keys = {resource: sorted(objects) for resource, objects in self._objects.items()}
         self._journal.compact(
             self.revision,
             (
@@ -117,17 +123,21 @@ class Store:
 
     def all(self, resource: Resource, namespace: str = "") -> list[Stored]:
         """In the order of their keys, which is the order of a list."""
-        return _ordered(self._objects[resource], namespace)
+        objects = self._objects[resource]
+        return [objects[key] for key in _within(self._keys[resource], namespace)]
 
-    def all_at(self, resource: Resource, namespace: str, revision: int) -> list[Stored]:
-        """As of an earlier revision. Raises Expired when the history does not reach back so far."""
-        objects = dict(self._objects[resource])
-        for change in reversed(self.since(resource, revision)):
-            if change.before is None:
-                objects.pop(change.now.key, None)
-            else:
-                objects[change.now.key] = change.before
-        return _ordered(objects, namespace)
+    def at(self, resource: Resource, namespace: str, revision: int, start: str) -> tuple[list[str], "Lookup"]:
+        """As of an earlier revision, or the present one: the keys from `start` on, in order, and what they stand for.
+        Raises Expired when the history does not reach back so far."""
+        objects = self._objects[resource]
+        past = {change.now.key: change.before for change in reversed(self.since(resource, revision))}
+        keys = _within(self._keys[resource], namespace, start)
+        if not past:
+            return keys, objects.__getitem__
+        gone = (key for key, stored in past.items() if stored is not None and key not in objects)
+        keys = [key for key in keys if past.get(key, objects[key]) is not None]
+        keys = sorted([*keys, *_within(sorted(gone), namespace, start)])
+        return keys, lambda key: past.get(key) or objects[key]
 
     def everything(self) -> Iterable[Stored]:
         for objects in self._objects.values():
@@ -140,6 +150,8 @@ class Store:
         now = Stored(resource, body)
         self._journal.append(self.revision, resource.qualified, now.key, now.encoded)
         before = self._objects[resource].get(now.key)
+        if before is None:
+            insort(self._keys[resource], now.key)
         self._objects[resource][now.key] = now
         self._publish(Change(MODIFIED if before else ADDED, self.revision, now, before))
         return now
@@ -151,6 +163,8 @@ class Store:
         now = Stored(stored.resource, last)
         self._journal.append(self.revision, stored.resource.qualified, stored.key, None)
         before = self._objects[stored.resource].pop(stored.key)
+        keys = self._keys[stored.resource]
+        del keys[bisect_left(keys, stored.key)]
         self._publish(Change(DELETED, self.revision, now, before))
         return now
 
@@ -169,7 +183,8 @@ class Store:
             raise errors.too_new(revision, self.revision)
         if revision < self._oldest[resource]:
             raise errors.expired(f"too old resource version: {revision} ({self._oldest[resource]})")
-        return [change for change in self._history[resource] if change.revision > revision]
+        recent = takewhile(lambda change: change.revision > revision, reversed(self._history[resource]))
+        return list(recent)[::-1]
 
     def follow(self, resource: Resource, follower: Callable[[Change], None]) -> None:
         self._followers[resource].add(follower)
@@ -181,6 +196,10 @@ class Store:
         self._journal.close()
 
 
-def _ordered(objects: dict[str, Stored], namespace: str) -> list[Stored]:
-    prefix = f"{namespace}/" if namespace else ""
-    return [objects[key] for key in sorted(objects) if key.startswith(prefix)]
+Lookup = Callable[[str], Stored]
+
+
+def _within(keys: list[str], namespace: str, start: str = "") -> list[str]:
+    """Those of a namespace, empty for all, from `start` on. `keys` are in order."""
+    first, end = (f"{namespace}/", f"{namespace}0") if namespace else ("", None)  # "0" comes right after "/"
+    return keys[bisect_left(keys, max(first, start)) : len(keys) if end is None else bisect_left(keys, end)]
