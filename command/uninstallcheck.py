@@ -27,11 +27,8 @@ async def findings(cluster: Cluster) -> list[Finding]:
         contents = [read for body in await cluster.list(SNAPSHOT_CONTENTS) if (read := snapshot.read(body))]
     except NotFound:  # the cluster has no such kind
         return results
-    except ApiError as error:
-        return [
-            *results,
-            unknown("snapshots", f"the API server does not list them: {error}", "ask as an administrator"),
-        ]
+    except ApiError as error:  # they may be there
+        return [*results, wrong("snapshots", f"the API server does not list them: {error}", "ask as an administrator")]
     return [*results, *snapshots(contents)]
 
 
@@ -72,8 +69,12 @@ def snapshots(present: Sequence[SnapshotContent]) -> list[Finding]:
 def _snapshot(content: SnapshotContent) -> Finding:
     check = f"VolumeSnapshotContent {content.name}"
     where = f" on node {content.node_label}" if content.node_label else ""
-    if content.snapshot_uid:
+    if content.deleting and content.reclaimable:
+        remedy = f"wait for it: kubectl describe volumesnapshotcontent {content.name}"
+        return wrong(check, f"it is being removed{where}", remedy)
+    if content.snapshot_uid and not content.being_deleted:
         of = f"{content.snapshot_namespace}/{content.snapshot_name}"
         remedy = f"kubectl -n {content.snapshot_namespace} delete volumesnapshot {content.snapshot_name}"
         return wrong(check, f"it has the data of VolumeSnapshot {of}{where}", remedy)
-    return wrong(check, f"it is there{where}", f"kubectl delete volumesnapshotcontent {content.name}")
+    kept = ", and its data is kept there" if content.deletion_policy == RETAIN else ""
+    return wrong(check, f"it is there{where}{kept}", f"kubectl delete volumesnapshotcontent {content.name}")

@@ -19,6 +19,8 @@ DISKS ?= --any-disk
 
 OURS := '{range .items[?(@.spec.flexVolume.driver=="volumes.k8s.elastic.co/elastic-local")]}{.metadata.name}{"\n"}{end}$\
 	{range .items[?(@.spec.csi.driver=="elastic-local.volumes.k8s.elastic.co")]}{.metadata.name}{"\n"}{end}'
+CONTENTS := volumesnapshotcontents.snapshot.storage.k8s.io
+OUR_CONTENTS := '{range .items[?(@.spec.driver=="elastic-local.volumes.k8s.elastic.co")]}{.metadata.name}{"\n"}{end}'
 # Cleaning Jobs run the same image (components/static-jobs).
 MANIFESTS = $(KUBECTL) kustomize deploy/overlays/$(OVERLAY) | sed -e 's|image: elastic-local$$|image: $(IMAGE)|' \
 	-e '/name: JOB_CONTAINER_IMAGE$$/ { n; s|value: elastic-local$$|value: $(IMAGE)|; }'
@@ -51,9 +53,15 @@ deploy: ## deploy OVERLAY (csi, minikube, minikube-loop, gke, ha, static) with I
 	$(HERE) rollout status --timeout 180s deployment/provisioner
 	$(HERE) rollout status --timeout 180s daemonset/daemon
 
-delete: ## take OVERLAY away; refused while there are volumes, whose space only the daemons can give back
+delete: ## take OVERLAY away; refused while there are volumes or snapshots, whose space only the daemons can give back
 	@left=$$($(KUBECTL) get persistentvolumes --output jsonpath=$(OURS)) && if [ -n "$$left" ]; then \
 		echo "delete the claims of these first: without daemons their PersistentVolumes would stay for ever:" $$left >&2; \
+		exit 1; fi
+	@known=$$($(KUBECTL) get customresourcedefinitions $(CONTENTS) --ignore-not-found --output name) && \
+		left=$$(if [ -n "$$known" ]; then $(KUBECTL) get $(CONTENTS) --output jsonpath=$(OUR_CONTENTS); fi) && \
+		if [ -n "$$left" ]; then \
+		echo "delete the VolumeSnapshots of these first: without daemons their VolumeSnapshotContents and the data of the" \
+			"snapshots would stay for ever (elastic-local doctor --uninstall has the commands):" $$left >&2; \
 		exit 1; fi
 	$(MANIFESTS) | $(KUBECTL) delete --ignore-not-found --filename -
 

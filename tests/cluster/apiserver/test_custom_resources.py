@@ -1,6 +1,8 @@
 """Snapshots are custom resources: there while their definitions are, with the rules of those."""
 
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +10,7 @@ from tests.cluster.apiserver.test_rules import causes, try_patch
 from tests.sandbox import snapshots
 from tests.sandbox.apiserver.client import Client
 from tests.sandbox.apiserver.patches import MERGE_PATCH, STRATEGIC_PATCH
+from tests.sandbox.apiserver.process import ServerProcess
 from tests.sandbox.apiserver.resources import Json
 
 GROUP = "/apis/snapshot.storage.k8s.io/v1"
@@ -40,6 +43,37 @@ def test_with_them_they_are_discovered(api: Client) -> None:
     assert {"volumesnapshots", "volumesnapshots/status", "volumesnapshotcontents/status", "volumesnapshotclasses"} <= {
         each["name"] for each in listed
     }
+
+
+def _make_delete(server: ServerProcess) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["make", "--no-print-directory", "delete", "OVERLAY=csi", f"KUBECTL=kubectl --kubeconfig {server.kubeconfig}"],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_make_delete_asks_whether_they_are_known(server: ServerProcess) -> None:
+    gone = _make_delete(server)
+    assert gone.returncode == 0, gone.stderr
+
+
+@pytest.mark.usefixtures("served")
+def test_make_delete_finds_those_of_our_driver(api: Client, server: ServerProcess, unique: str) -> None:
+    others = snapshots.content(f"{unique}-others", "default", "s", volumeHandle="v")
+    others["spec"]["driver"] = "other.example.com"
+    api.post(CONTENTS, others)
+    api.post(CONTENTS, snapshots.content(unique, "default", "s", volumeHandle="pvc-1"))
+    refused = _make_delete(server)
+    assert refused.returncode != 0
+    assert refused.stderr.startswith("delete the VolumeSnapshots of these first")
+    assert unique in refused.stderr
+    assert f"{unique}-others" not in refused.stderr
+    for each in (unique, f"{unique}-others"):
+        api.delete(f"{CONTENTS}/{each}")
 
 
 @pytest.mark.usefixtures("served")

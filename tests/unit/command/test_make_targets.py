@@ -209,14 +209,21 @@ def test_cleaning_jobs_get_the_same_image(make: Make, tmp_path: Path) -> None:
     assert yaml.safe_dump_all(given).replace("r/e:2", "elastic-local") == yaml.safe_dump_all(objects)
 
 
-def test_delete_is_refused_while_there_are_volumes(make: Make) -> None:
+def test_delete_is_refused_while_there_are_volumes_or_snapshots(make: Make) -> None:
     made = make("delete", answers={"get persistentvolumes": "pvc-1\npvc-2\n"})
     assert made.code != 0
     assert "delete the claims of these first" in made.output
     assert "pvc-1 pvc-2" in made.output
     assert len(made.calls) == 1
 
-    made = make("delete", answers={"kustomize": "kind: X\n"})
+    snapshots = {"get volumesnapshotcontents": "content-1\ncontent-2\n"}
+    made = make("delete", answers=snapshots | {"get customresourcedefinitions": "customresourcedefinition/..."})
+    assert made.code != 0
+    assert "delete the VolumeSnapshots of these first" in made.output
+    assert "content-1 content-2" in made.output
+    assert not [call for call in made.calls if "delete" in call]
+
+    made = make("delete", answers=snapshots | {"kustomize": "kind: X\n"})
     assert made.code == 0, made.output
     assert made.calls[-1] == "kubectl delete --ignore-not-found --filename -"
 

@@ -15,15 +15,16 @@ STATIC = {"metadata": {"name": "local-pv-1", "finalizers": [names.STATIC_FINALIZ
 OTHERS = {"metadata": {"name": "nfs"}, "spec": {"nfs": {"path": "/"}}}
 
 
-def content(**reference: str) -> SnapshotContent:
+def content(policy: str = "Delete", metadata: dict[str, object] | None = None, **reference: str) -> SnapshotContent:
     body = {
         "metadata": {
             "name": "snapcontent-1",
             "uid": "u",
             "resourceVersion": "1",
             "labels": {names.NODE_LABEL: "node-1"},
+            **(metadata or {}),
         },
-        "spec": {"driver": names.CSI_DRIVER, "volumeSnapshotRef": reference, "deletionPolicy": "Delete", "source": {}},
+        "spec": {"driver": names.CSI_DRIVER, "volumeSnapshotRef": reference, "deletionPolicy": policy, "source": {}},
     }
     read = snapshot.read(body)
     assert read
@@ -55,18 +56,27 @@ def test_snapshots_are_named() -> None:
     assert alone.remedy == "kubectl delete volumesnapshotcontent snapcontent-1"
 
 
+def test_of_a_snapshot_that_is_gone_the_content_is_named() -> None:
+    gone: dict[str, object] = {"annotations": {snapshot.BEING_DELETED: "yes"}}
+    (kept,) = uninstallcheck.snapshots([content("Retain", gone, namespace="team", name="before", uid="s")])
+    assert kept.remedy == "kubectl delete volumesnapshotcontent snapcontent-1"
+    assert "its data is kept there" in kept.message
+    removed = gone | {"deletionTimestamp": "2026-01-01T00:00:00Z"}
+    (going,) = uninstallcheck.snapshots([content("Delete", removed, namespace="team", name="before", uid="s")])
+    assert (going.verdict, going.message) == (Verdict.WRONG, "it is being removed on node node-1")
+    assert going.remedy == "wait for it: kubectl describe volumesnapshotcontent snapcontent-1"
+
+
 def test_static_volumes_are_told_and_keep_nobody() -> None:
     (told,) = uninstallcheck.static_volumes([STATIC, OTHERS])
     assert (told.verdict, told.message) == (Verdict.UNKNOWN, "1 stay, are not cleaned any more and can't be deleted")
     assert healthy([told])
 
 
-@pytest.mark.parametrize(("code", "reason", "more"), [(404, "NotFound", 0), (403, "Forbidden", 1)])
-async def test_a_cluster_without_snapshots_is_asked_too(tmp_path: Path, code: int, reason: str, more: int) -> None:
-    """It has no such kind, or whoever asks may not list them."""
+@pytest.mark.parametrize(("code", "reason", "well"), [(404, "NotFound", True), (403, "Forbidden", False)])
+async def test_a_cluster_without_snapshots_has_none_left(tmp_path: Path, code: int, reason: str, well: bool) -> None:
+    """It has no such kind. Snapshots that whoever asks may not list are not gone."""
     server = ApiServer()
     server.next("GET /apis/snapshot.storage.k8s.io/v1/volumesnapshotcontents", status(code, reason))
     async with connected(server, tmp_path) as cluster:
-        found = await uninstallcheck.findings(cluster)
-    assert healthy(found)
-    assert len(found) == 1 + more
+        assert healthy(await uninstallcheck.findings(cluster)) == well

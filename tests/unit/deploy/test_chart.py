@@ -191,9 +191,11 @@ def test_chart_and_kustomize_make_the_same_objects(name: str, tmp_path: Path) ->
     ours = charted(
         *(CHART / f"{file}.yaml" for file in way.files),
         namespace=namespace,
+        # What asks before `helm uninstall` has no counterpart.
+        uninstallCheck={"enabled": False},
         **{**way.values, "image": {"repository": IMAGE, "tag": "1", **_pull_policy(way)}},
     )
-    wanted, found = _comparable(theirs), _comparable(tuple(each for each in ours if not _is_hook(each)))
+    wanted, found = _comparable(theirs), _comparable(ours)
     # Of the release: `helm install --namespace`. docs/install.md and the chart's notes have its labels.
     del wanted["Namespace", namespace]
     assert found.keys() == wanted.keys(), "objects of the chart, and those of kustomize"
@@ -201,15 +203,10 @@ def test_chart_and_kustomize_make_the_same_objects(name: str, tmp_path: Path) ->
         assert found[identity] == body, f"{identity} of the chart, and that of kustomize"
 
 
-def _is_hook(body: Json) -> bool:
-    """What Helm makes for a moment, and kustomize has no word for."""
-    return "helm.sh/hook" in body["metadata"].get("annotations", {})
-
-
 def test_volumes_keep_helm_from_uninstalling() -> None:
     """By a hook that asks the command, with the rights of the provisioner."""
     objects = charted(image={"repository": IMAGE, "tag": "1", "pullSecrets": [{"name": "registry"}]})
-    (hook,) = filter(_is_hook, objects)
+    (hook,) = (each for each in objects if "helm.sh/hook" in each["metadata"].get("annotations", {}))
     assert (hook["kind"], hook["metadata"]["annotations"]["helm.sh/hook"]) == ("Job", "pre-delete")
     assert hook["spec"]["backoffLimit"] == 0
     pod = hook["spec"]["template"]["spec"]
@@ -222,7 +219,13 @@ def test_volumes_keep_helm_from_uninstalling() -> None:
         each["rules"] for each in of_kind(objects, "ClusterRole") if each["metadata"]["name"].endswith("provisioner")
     )
     assert any("persistentvolumes" in rule["resources"] and "list" in rule["verbs"] for rule in rules)
-    assert not [each for each in charted(uninstallCheck={"enabled": False}) if _is_hook(each)]
+    # Also where the component is switched off (as here): snapshots of earlier days may be there.
+    binding = one(objects, "ClusterRoleBinding", "elastic-local-uninstall-check")
+    role = one(objects, "ClusterRole", binding["roleRef"]["name"])
+    assert [(rule["resources"], rule["verbs"]) for rule in role["rules"]] == [(["volumesnapshotcontents"], ["list"])]
+    assert [(each["kind"], each["name"]) for each in binding["subjects"]] == [("ServiceAccount", "provisioner")]
+    without = charted(uninstallCheck={"enabled": False})
+    assert not [each for each in without if "uninstall-check" in each["metadata"]["name"]]
 
 
 def _pull_policy(way: Way) -> Json:
