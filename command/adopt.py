@@ -13,7 +13,7 @@ from command.options import ApiAccess, Form
 from command.running import Stop, cluster, need_root, patience, run
 from command.table import Column, show, show_data, size
 from contract import volume as contract_volume
-from contract.parameters import ParameterError, stage_secret, volume_source
+from contract.parameters import ParameterError, node_secrets, volume_source
 from contract.volume import RETAIN, PersistentVolume
 from daemon.backends.loop import volume_devices
 from daemon.cluster.ownerlookup import read_cluster_uid
@@ -137,7 +137,7 @@ async def _of_class(target: TargetClaim, connected: Cluster) -> TargetClaim:
     found = {each.name: each for each in map(read_storage_class, await connected.list(CLASSES))}
     asked = found[target.storage_class].parameters if target.storage_class in found else {}
     try:
-        return replace(target, source=volume_source(asked), secret=stage_secret(asked))
+        return replace(target, source=volume_source(asked), secrets=node_secrets(asked))
     except ParameterError as error:
         raise Stop(f"StorageClass {target.storage_class}: {error}") from None
 

@@ -16,7 +16,7 @@ from typing import Any
 from contract import names, parameters, quantity
 from contract import volume as contract_volume
 from contract.filesystems import FILESYSTEMS
-from contract.parameters import RAID1, ParameterError, SecretReference, VolumeParameters
+from contract.parameters import RAID1, NodeSecrets, ParameterError, VolumeParameters
 from contract.volume import (
     BLOCK,
     CSI,
@@ -77,8 +77,8 @@ class TargetClaim:
     storage_class: str
     source: str = FLEX_VOLUME
     """The volume source that the class asks for: FLEX_VOLUME or CSI."""
-    secret: SecretReference | None = None
-    """The Secret with the passphrase of the class's volumes. None: they are not encrypted."""
+    secrets: NodeSecrets | None = None
+    """Those that the class names. None: its volumes are not encrypted."""
 
 
 def of_untagged(untagged: Untagged, volumes: Mapping[str, PersistentVolume], node: Node, cluster: str) -> Plan | None:
@@ -138,7 +138,7 @@ def of_recorded(
         return Plan(volume.pv, volume.size, ASK, why)
     if pv is None:
         assert target is not None
-        if volume.record.encryption and target.secret is None:
+        if volume.record.encryption and target.secrets is None:
             return refuse(
                 "it is encrypted: --storage-class has to name a class with encryption and the Secret that opens it"
             )
@@ -242,7 +242,7 @@ def recreated_volume(volume: Volume, mirrored: bool, assignment: NodeAssignment,
                 volume.pv,
                 volume.record.filesystem,
                 parameters.to_options(layout, volume.size),
-                target.secret if layout.encryption else None,
+                target.secrets if layout.encryption else None,
             ),
             **assigned["spec"],
         },

@@ -12,7 +12,7 @@ from contract import capacity as contract_capacity
 from contract import names, parameters
 from contract import volume as contract_volume
 from contract.capacity import Capacity
-from contract.parameters import ParameterError
+from contract.parameters import ParameterError, SecretReference
 from contract.volume import CSI, PersistentVolume
 from kube.client import Cluster
 from kube.errors import ApiError, NotFound
@@ -54,7 +54,8 @@ async def findings(cluster: Cluster, namespace: str, only_node: str = "") -> lis
     ours = [each for each in classes if each.provisioner in names.PROVISIONERS]
     results += storage_classes(ours)
     if not only_node:
-        results += [await _secret(cluster, each) for each in ours if parameters.ENCRYPTION in each.parameters]
+        for each in ours:
+            results += await _secrets(cluster, each)
     if not only_node:
         results.append(await _leader(cluster, namespace))
     published = [each for each in map(_published, await cluster.list(CAPACITIES, namespace)) if each is not None]
@@ -168,33 +169,46 @@ def storage_classes(ours: Sequence[StorageClass]) -> list[Finding]:
     return [ok(check, ", ".join(sorted(each.name for each in ours)))]
 
 
-async def _secret(cluster: Cluster, storage_class: StorageClass) -> Finding:
-    """Whether the kubelet will find the passphrase of the class's volumes. What it is, is not looked at."""
+async def _secrets(cluster: Cluster, storage_class: StorageClass) -> list[Finding]:
+    """Whether the kubelet will find what the class names for its volumes. The passphrase itself is not looked at."""
     try:
-        reference = parameters.stage_secret(storage_class.parameters)
-        assert reference
-        found = await cluster.get(SECRETS, reference.name, reference.namespace)
-    except (ApiError, ParameterError) as error:
-        return secret(storage_class, error)
-    return secret(storage_class, set(found.get("data") or {}))
+        named = parameters.node_secrets(storage_class.parameters)
+    except ParameterError as error:
+        remedy = "make the class anew: parameters can't be changed"
+        return [wrong(_encryption(storage_class), str(error), remedy)]
+    if named is None:
+        return []
+    findings = []
+    for reference in dict.fromkeys(each for each in (named.stage, named.expand) if each):
+        try:
+            found: ApiError | set[str] = set((await cluster.get(SECRETS, reference.name, reference.namespace))["data"])
+        except KeyError:
+            found = set()
+        except ApiError as error:
+            found = error
+        findings.append(secret(storage_class, reference, found, opens=reference == named.stage))
+    return findings
 
 
-def secret(storage_class: StorageClass, found: ApiError | ParameterError | set[str]) -> Finding:
-    """`found`: the keys that the Secret of an encrypted class has, or why nobody can say."""
-    check = f"encryption: StorageClass {storage_class.name}"
-    if isinstance(found, ParameterError):
-        return wrong(check, str(found), "make the class anew: parameters can't be changed")
-    reference = parameters.stage_secret(storage_class.parameters)
-    assert reference
+def _encryption(storage_class: StorageClass) -> str:
+    return f"encryption: StorageClass {storage_class.name}"
+
+
+def secret(
+    storage_class: StorageClass, reference: SecretReference, found: ApiError | set[str], *, opens: bool
+) -> Finding:
+    """`found`: the keys that a Secret has which an encrypted class names, or why nobody can say. `opens`: it is the one
+    with the passphrase."""
+    check = _encryption(storage_class)
     make = (
         f"kubectl create secret generic {reference.name} --namespace {reference.namespace} "
         f"--from-file={parameters.SECRET_KEY}=FILE"
     )
     if isinstance(found, NotFound):
-        return wrong(check, f"there is no Secret {reference}, so its volumes can't be opened", make)
+        return wrong(check, f"there is no Secret {reference}, which its volumes need", make)
     if isinstance(found, ApiError):
         return unknown(check, f"Secret {reference} can't be read: {found}", "ask as somebody who may")
-    if parameters.SECRET_KEY not in found:
+    if opens and parameters.SECRET_KEY not in found:
         return wrong(check, f"Secret {reference} has no {parameters.SECRET_KEY}", make)
     return ok(check, f"Secret {reference} is there")
 

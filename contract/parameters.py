@@ -39,9 +39,14 @@ SECRET_NAME, SECRET_NAMESPACE = (f"csi.storage.k8s.io/node-stage-secret-{each}" 
 """Of a class: the Secret with the passphrase of its volumes, under the names that all CSI drivers have for it. No
 options of a volume: its PersistentVolume has a field for them, csi.nodeStageSecretRef, and the kubelet reads the
 Secret."""
+EXPAND_SECRET_NAME, EXPAND_SECRET_NAMESPACE = (
+    f"csi.storage.k8s.io/node-expand-secret-{each}" for each in ("name", "namespace")
+)
+"""Likewise, for csi.nodeExpandSecretRef. Growing needs none, but a class may name one, as for other drivers."""
 SECRET_KEY = "encryptionPassphrase"  # noqa: S105  the name, not what it holds
 """Under which that Secret has it."""
-_OF_CLASS = (VOLUME_SOURCE, SECRET_NAME, SECRET_NAMESPACE)
+_SECRETS = (SECRET_NAME, SECRET_NAMESPACE, EXPAND_SECRET_NAME, EXPAND_SECRET_NAMESPACE)
+_OF_CLASS = (VOLUME_SOURCE, *_SECRETS)
 """Parameters that are no options of a volume."""
 DEFAULT_DEVICE_CLASS = "default"
 """What the node has for StorageClasses that name no device class."""
@@ -129,6 +134,15 @@ class SecretReference:
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True)
+class NodeSecrets:
+    """Those that the kubelet hands to the driver with its calls."""
+
+    stage: SecretReference
+    """It has the passphrase."""
+    expand: SecretReference | None = None
 
 
 @dataclass(frozen=True)
@@ -246,7 +260,7 @@ def parse(parameters: Mapping[str, str], mount_options: Sequence[str] = (), *, b
     `block` device all that is about filesystems is checked and means nothing: one class serves both modes."""
     volume_source(parameters)
     parsed = _parse({key: text for key, text in parameters.items() if key not in _OF_CLASS}, mount_options)
-    stage_secret(parameters)
+    node_secrets(parameters)
     try:
         fsrules.check(parsed.filesystem, parsed.mkfs_options, parsed.mount_options)
     except fsrules.Contradiction as error:
@@ -262,11 +276,10 @@ def volume_source(parameters: Mapping[str, str]) -> str:
     return chosen
 
 
-def stage_secret(parameters: Mapping[str, str]) -> SecretReference | None:
-    """The Secret that a class says has the passphrase of its volumes. None: they are not encrypted. Its names are
-    taken as they are: a template (${pvc.namespace}) would let who makes a claim choose the key. Raises
-    ParameterError."""
-    for key in (SECRET_NAME, SECRET_NAMESPACE):
+def node_secrets(parameters: Mapping[str, str]) -> NodeSecrets | None:
+    """The Secrets that a class names for its volumes. None: they are not encrypted. Their names are taken as they are:
+    a template (${pvc.namespace}) would let who makes a claim choose the key. Raises ParameterError."""
+    for key in _SECRETS:
         if key in parameters and ENCRYPTION not in parameters:
             raise ParameterError(key, parameters[key], f"allowed with {ENCRYPTION} only")
     if ENCRYPTION not in parameters:
@@ -275,12 +288,19 @@ def stage_secret(parameters: Mapping[str, str]) -> SecretReference | None:
         raise ParameterError(
             ENCRYPTION, parameters[ENCRYPTION], f"allowed with {VOLUME_SOURCE} csi only, where the kubelet has the key"
         )
-    for key, names in ((SECRET_NAME, _SECRET_NAME), (SECRET_NAMESPACE, _NAMESPACE)):
+    expand = None
+    if EXPAND_SECRET_NAME in parameters or EXPAND_SECRET_NAMESPACE in parameters:
+        expand = _secret(parameters, EXPAND_SECRET_NAME, EXPAND_SECRET_NAMESPACE)
+    return NodeSecrets(_secret(parameters, SECRET_NAME, SECRET_NAMESPACE), expand)
+
+
+def _secret(parameters: Mapping[str, str], of_name: str, of_namespace: str) -> SecretReference:
+    for key, names in ((of_name, _SECRET_NAME), (of_namespace, _NAMESPACE)):
         if not names.fullmatch(parameters.get(key, "")):
             raise ParameterError(
                 key, parameters.get(key, ""), f"{ENCRYPTION} needs the name of a Secret and its namespace, no templates"
             )
-    return SecretReference(parameters[SECRET_NAMESPACE], parameters[SECRET_NAME])
+    return SecretReference(parameters[of_namespace], parameters[of_name])
 
 
 def _parse(parameters: Mapping[str, str], mount_options: Sequence[str]) -> VolumeParameters:

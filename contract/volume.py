@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 from contract import filesystems, names, parameters, quantity
-from contract.parameters import SecretReference, VolumeParameters
+from contract.parameters import NodeSecrets, SecretReference, VolumeParameters
 
 Json = dict[str, Any]
 
@@ -251,19 +251,26 @@ def _secret(reference: Json | None) -> SecretReference | None:
 
 
 def source_spec(
-    kind: str, name: str, filesystem: str, options: Mapping[str, str], secret: SecretReference | None = None
+    kind: str, name: str, filesystem: str, options: Mapping[str, str], secrets: NodeSecrets | None = None
 ) -> Json:
     """The fields of a PersistentVolume's spec that say what it is, the inverse of `_options`. `kind` is FLEX_VOLUME or
-    CSI. The kubelet mounts no FlexVolume with spec.mountOptions, so there these stay among the options. `secret`, of a
-    CSI volume: what the kubelet hands to NodeStageVolume."""
+    CSI. The kubelet mounts no FlexVolume with spec.mountOptions, so there these stay among the options. `secrets` are
+    of a CSI volume."""
     of_type = {} if filesystem == filesystems.RAW else {"fsType": filesystem}
     if kind == FLEX_VOLUME:
         return {FLEX_VOLUME: {"driver": names.DRIVER, **of_type, "options": dict(options)}}
     attributes = {key: text for key, text in options.items() if key != parameters.MOUNT_OPTIONS_OPTION}
     mount_options = options.get(parameters.MOUNT_OPTIONS_OPTION)
-    reference = {"nodeStageSecretRef": {"namespace": secret.namespace, "name": secret.name}} if secret else {}
+    named = {"nodeStageSecretRef": secrets.stage, "nodeExpandSecretRef": secrets.expand} if secrets else {}
+    references = {field: {"namespace": each.namespace, "name": each.name} for field, each in named.items() if each}
     return {
-        CSI: {"driver": names.CSI_DRIVER, "volumeHandle": name, **of_type, "volumeAttributes": attributes, **reference},
+        CSI: {
+            "driver": names.CSI_DRIVER,
+            "volumeHandle": name,
+            **of_type,
+            "volumeAttributes": attributes,
+            **references,
+        },
         **({"mountOptions": mount_options.split(",")} if mount_options else {}),
     }
 

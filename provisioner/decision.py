@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from contract import capacity, names, parameters, quantity
 from contract.capacity import Capacity
 from contract.filesystems import CLONABLE, RAW, is_clonable
-from contract.parameters import ENCRYPTION, ParameterError, SecretReference, VolumeParameters
+from contract.parameters import ENCRYPTION, NodeSecrets, ParameterError, SecretReference, VolumeParameters
 from contract.volume import BLOCK, CSI, FILESYSTEM, FLEX_VOLUME, Original
 from kube.records import WAIT_FOR_FIRST_CONSUMER, Claim, Pod, StorageClass
 from provisioner.clonesource import NO_SOURCE, CloneSource
@@ -137,8 +137,8 @@ class Create:
     original: Original | None = None
     source: str = FLEX_VOLUME
     """The volume source that its PersistentVolume is to have: FLEX_VOLUME or CSI."""
-    secret: SecretReference | None = None
-    """The Secret that the kubelet is to read for it."""
+    secrets: NodeSecrets | None = None
+    """Those that the kubelet is to read for it."""
 
 
 Decision = Ignore | Wait | Refuse | Reschedule | Create
@@ -175,14 +175,14 @@ def decide(
     try:
         volume_source = parameters.volume_source(storage_class.parameters)
         layout = volume_parameters(storage_class, claim, source)
-        secret = parameters.stage_secret(storage_class.parameters)
+        secrets = parameters.node_secrets(storage_class.parameters)
     except ParameterError as error:
         return Refuse(f"{error}. Parameters can't be changed: make the class anew")
     reason = _unsupported(claim, storage_class.provisioner, volume_source) or _too_small(claim, layout)
     if reason:
         return Refuse(reason)
-    decision = _placed(claim, storage_class, layout, available, waited, source, secret)
-    return replace(decision, source=volume_source, secret=secret) if isinstance(decision, Create) else decision
+    decision = _placed(claim, storage_class, layout, available, waited, source, secrets.stage if secrets else None)
+    return replace(decision, source=volume_source, secrets=secrets) if isinstance(decision, Create) else decision
 
 
 def _placed(

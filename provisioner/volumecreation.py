@@ -85,7 +85,7 @@ def _volume_source(name: str, create: Create) -> Json:
         **parameters.to_options(create.parameters, create.size),
         **(create.original.to_options() if create.original else {}),
     }
-    return volume.source_spec(create.source, name, create.parameters.filesystem, options, create.secret)
+    return volume.source_spec(create.source, name, create.parameters.filesystem, options, create.secrets)
 
 
 @dataclass(frozen=True)

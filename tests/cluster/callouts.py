@@ -61,7 +61,7 @@ class _Csi:
         told = {} if pod is None else json.loads(options_for(pod, **lies))
         context = {key.replace("kubernetes.io/", "csi.storage.k8s.io/"): value for key, value in told.items()}
         use = Use("ReadWriteOnce", "ext4")
-        await self._client.publish(volume, self._staged, folder, use, context, None, read_only=False)
+        await self._client.publish(volume, self._staged, folder, use, context, None, {}, read_only=False)
 
     async def unmount(self, folder: Path, volume: str) -> None:
         await self._client.unpublish(volume, folder)

@@ -1,6 +1,7 @@
 """The sandbox's kubelet treats a CSI driver as the real one does: which calls it makes, in which order, what it makes
 of an error, what it writes down. Source: as in tests/sandbox/README.md."""
 
+import base64
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest_asyncio
 from grpclib import Status
 
 from daemon.csi.proto.csi_pb2 import NodeServiceCapability, VolumeCapability
-from kube.resources import CLAIMS, DRIVERS, NODES, PODS, VOLUMES
+from kube.resources import CLAIMS, DRIVERS, NODES, PODS, SECRETS, VOLUMES
 from tests.cluster.csirecorder import CsiRecorder
 from tests.sandbox.controlplane import resizing
 from tests.sandbox.controlplane.caches import CSI_NODES
@@ -55,10 +56,13 @@ async def driver(node: Node, namespace: Namespace) -> AsyncIterator[CsiRecorder]
     await api.delete(DRIVERS, name)
 
 
-async def bound(namespace: Namespace, driver: CsiRecorder, size: str = "16Mi", **spec: Any) -> str:
-    """The name of a volume of the driver, to which the claim `data` is bound."""
+async def bound(
+    namespace: Namespace, driver: CsiRecorder, size: str = "16Mi", references: Json | None = None, **spec: Any
+) -> str:
+    """The name of a volume of the driver, to which the claim `data` is bound. `references` are to Secrets."""
     name = f"pv-{namespace.name}"
     source = {"driver": driver.name, "volumeHandle": f"handle-{name}", "fsType": "ext4", "volumeAttributes": {"a": "b"}}
+    source |= references or {}
     body: Json = {
         "apiVersion": "v1",
         "kind": "PersistentVolume",
@@ -301,6 +305,66 @@ async def test_a_volume_grows_under_its_pod_and_before_the_next(namespace: Names
     await started(namespace)
     await namespace.until_running("user")
     assert driver.rpcs[-3:] == ["Stage", "Publish", "Expand"]
+
+
+async def secret(namespace: Namespace, name: str, content: bytes) -> None:
+    body = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}}
+    await namespace.create(SECRETS, body | {"data": {"key": base64.b64encode(content).decode()}})
+
+
+async def test_each_call_has_its_secret_and_waits_for_it(namespace: Namespace, driver: CsiRecorder) -> None:
+    calls = ("Stage", "Publish", "Expand")
+    references = {f"node{call}SecretRef": {"name": call.lower(), "namespace": namespace.name} for call in calls}
+    await bound(namespace, driver, references=references)
+    await started(namespace)
+
+    def missing(call: str) -> str:
+        return f'Node{call}SecretRef {namespace.name}/{call.lower()} failed: secrets "{call.lower()}" not found'
+
+    await namespace.until_event("user", "FailedMount", f"fetching {missing('Stage')}")
+    assert not driver.rpcs
+    await secret(namespace, "stage", "schlüssel".encode())
+    await namespace.until_event("user", "FailedMount", f"fetching {missing('Publish')}")
+    await secret(namespace, "publish", b"\xff")
+    await namespace.until_event("user", "FailedMount", "string field contains invalid UTF-8")
+    assert driver.rpcs == ["Stage"], "what is no text can't be sent"
+    await namespace.delete(SECRETS, "publish")
+    await secret(namespace, "publish", b"")
+    await namespace.until_running("user")
+    await resized(namespace, resizing.NODE_PENDING, "32Mi")
+    words = f"expander.NodeExpand failed to get NodeExpandSecretRef {namespace.name}/expand: secrets"
+    await namespace.until_event("user", "VolumeResizeFailed", words)
+    assert "Expand" not in driver.rpcs
+    claimed = await namespace.get(CLAIMS, "data")
+    assert claimed["status"]["conditions"][0]["type"] == "NodeResizeError"
+    assert resizing.step_of(claimed) == resizing.NODE_IN_PROGRESS
+    await secret(namespace, "expand", b"bytes")
+    await until(lambda: "Expand" in driver.rpcs, what="it grows")
+    for call, content in (("Stage", "schlüssel"), ("Publish", ""), ("Expand", "bytes")):
+        [request] = driver.requests(f"Node{call}Volume")
+        assert dict(request.secrets) == {"key": content}
+
+
+async def test_a_block_volume_waits_for_its_secrets_in_words_of_its_own(
+    namespace: Namespace, driver: CsiRecorder
+) -> None:
+    references = {f"node{call}SecretRef": {"name": "key", "namespace": namespace.name} for call in ("Stage", "Publish")}
+    volume = await bound(namespace, driver, references=references, volumeMode="Block")
+    body = pod("user", {"/data": "data"}, nodeName="node-a")
+    [container] = body["spec"]["containers"]
+    del container["volumeMounts"]
+    container["volumeDevices"] = [{"name": "data", "devicePath": "/dev/data"}]
+    await namespace.create(PODS, body)
+    about = f'for volume "{volume}" : kubernetes.io/csi:'
+    missing = f'{namespace.name}/key: secrets "key" not found'
+    words = f"MapVolume.SetUpDevice failed {about} failed to get NodeStageSecretRef {missing}"
+    await namespace.until_event("user", "FailedMapVolume", words)
+    await secret(namespace, "key", b"key")
+    await until(lambda: "Stage" in driver.rpcs, what="it is staged")
+    [staged] = driver.requests("NodeStageVolume")
+    assert dict(staged.secrets) == {"key": "key"}
+    await until(lambda: "Publish" in driver.rpcs, what="it is published")
+    assert dict(driver.requests("NodePublishVolume")[0].secrets) == {"key": "key"}
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from tests.sandbox.kubelet.metrics import VolumeStats
 from tests.sandbox.kubelet.plugins import Plugins
 from tests.sandbox.kubelet.podworker import Host, PodWorker
 from tests.sandbox.kubelet.registration import PluginManager, Registered
+from tests.sandbox.kubelet.secretrefs import SecretReader
 from tests.sandbox.kubelet.volumes import VolumeManager
 
 Json = dict[str, Any]
@@ -75,7 +76,7 @@ class Kubelet:
         expansion = Expansion(cluster, self._recorder, identity.name, self._claims, self._persistent_volumes)
         registered = Registered()
         self._plugin_manager = PluginManager(cluster, identity.name, root / "plugins_registry", registered)
-        csi = CsiPlugin(root, identity.name, registered, self._csi_drivers)
+        csi = CsiPlugin(SecretReader(cluster), root, identity.name, registered, self._csi_drivers)
         self._volumes = VolumeManager(self._plugins, csi, layout, expansion, self._workers)
         self._stats = VolumeStats(self._volumes, csi)
         self._host = Host(

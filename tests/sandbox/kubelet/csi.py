@@ -18,9 +18,10 @@ from typing import Any
 from kube.informer import Informer
 from tests.sandbox.kubelet import blockdevices
 from tests.sandbox.kubelet.csiclient import BLOCK, CsiClient, Use
-from tests.sandbox.kubelet.driver import CallFailed
+from tests.sandbox.kubelet.driver import CallFailed, Transient
 from tests.sandbox.kubelet.layout import FOLDER_MODE, VolumeFolder, make_folders, own_by_group
 from tests.sandbox.kubelet.registration import NotRegistered, Registered
+from tests.sandbox.kubelet.secretrefs import SecretReader
 from tests.sandbox.kubelet.sources import Csi, InlineCsi, fs_group
 
 Json = dict[str, Any]
@@ -28,12 +29,6 @@ Json = dict[str, Any]
 DATA_FILE = "vol_data.json"
 _PLUGIN = "kubernetes.io/csi"
 _log = logging.getLogger(__name__)
-
-
-class DriverMissing(CallFailed):
-    """A driver that is not registered: it may come back any moment, so what was known of the volume stays true."""
-
-    finished = False
 
 
 class ApplyGroupFailed(CallFailed):
@@ -107,9 +102,12 @@ class CsiPaths:
 class CsiPlugin:
     """Methods raise CallFailed, in the words of the real one, and OSError."""
 
-    def __init__(self, root: Path, node: str, registered: Registered, csi_drivers: Informer[Json]) -> None:
+    def __init__(
+        self, secrets: SecretReader, root: Path, node: str, registered: Registered, csi_drivers: Informer[Json]
+    ) -> None:
         """`csi_drivers`: the CSIDriver objects."""
         self.paths = CsiPaths(root)
+        self._secrets = secrets
         self._node = node
         self._registered = registered
         self._csi_drivers = csi_drivers
@@ -145,6 +143,7 @@ class CsiPlugin:
         client = self._client(source.driver, words)
         path = self.paths.stage(volume)
         stages = await client.stages()
+        secrets = await self._secrets.to_stage(source) if stages else {}
         make_folders(path, FOLDER_MODE)
         if not source.block:
             _write(path.parent / DATA_FILE, {"volumeHandle": source.handle, "driverName": source.driver})
@@ -152,7 +151,7 @@ class CsiPlugin:
             return
         group = fs_group(pod) if not source.block and await client.takes_groups() else None
         try:
-            await client.stage(source.handle, path, _use(source), source.attributes, group)
+            await client.stage(source.handle, path, _use(source), source.attributes, group, secrets)
         except CallFailed as error:
             if error.finished:
                 self._clear_stage(volume)
@@ -184,12 +183,15 @@ class CsiPlugin:
         staged = self.paths.stage(volume_of(source)) if stages else None
         make_folders(target.parent, FOLDER_MODE)
         self._write_data(source, folder)
+        secrets = await self._secrets.to_publish(source)
         group = fs_group(pod) if not source.block and await client.takes_groups() else None
         context = dict(source.attributes) | self._pod_info(source, pod)
         if source.block:
             use = replace(use, mount_options=())
         try:
-            await client.publish(source.handle, staged, target, use, context, group, read_only=source.read_only)
+            await client.publish(
+                source.handle, staged, target, use, context, group, secrets, read_only=source.read_only
+            )
         except CallFailed as error:
             if error.finished and not source.block:
                 _clear_target(target)
@@ -223,7 +225,8 @@ class CsiPlugin:
                 f"Expander.NodeExpand found CSI plugin {_PLUGIN}/{source.driver} to not support node expansion"
             )
         staged = self.paths.stage(volume_of(source))
-        await client.expand(source.handle, self.paths.target(folder), staged, _use(source), size)
+        secrets = await self._secrets.to_expand(source)
+        await client.expand(source.handle, self.paths.target(folder), staged, _use(source), size, secrets)
 
     def volume_in(self, folder: VolumeFolder) -> CsiVolume | None:
         """Which volume a pod's folder is of, as a kubelet before this one noted. None: it noted nothing
@@ -241,7 +244,7 @@ class CsiPlugin:
         try:
             return self._registered.client(driver)
         except NotRegistered as error:
-            raise DriverMissing(f"{_PLUGIN}: {words}: {error}") from error
+            raise Transient(f"{_PLUGIN}: {words}: {error}") from error
 
     def _spec(self, driver: str) -> Json:
         found = self._csi_drivers.get(driver)

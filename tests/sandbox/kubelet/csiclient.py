@@ -45,6 +45,9 @@ _UNCERTAIN = frozenset(
 _INFEASIBLE = frozenset({Status.INVALID_ARGUMENT, Status.OUT_OF_RANGE, Status.NOT_FOUND})
 _GO_NAMES = {Status.OK: "OK", Status.CANCELLED: "Canceled"}
 
+Secrets = Mapping[str, bytes]
+"""What a Secret holds."""
+
 _SINGLE_WRITER = {
     "ReadWriteOnce": _MODE.SINGLE_NODE_WRITER,
     "ReadWriteOncePod": _MODE.SINGLE_NODE_WRITER,
@@ -81,6 +84,15 @@ class ExpansionFailed(CallFailed):
 
 def _go_name(status: Status) -> str:
     return _GO_NAMES.get(status) or "".join(word.capitalize() for word in status.name.split("_"))
+
+
+def _texts(secrets: Secrets) -> dict[str, str]:
+    """In CSI they are text: what is none can't be sent."""
+    try:
+        return {key: content.decode() for key, content in secrets.items()}
+    except UnicodeDecodeError as error:
+        words = "grpc: error while marshaling: string field contains invalid UTF-8"
+        raise RpcFailed(Status.INTERNAL, words) from error
 
 
 @dataclass(frozen=True)
@@ -124,13 +136,22 @@ class CsiClient:
         """Whether it gives a volume to the pod's group by itself."""
         return await self._can(_RPC.VOLUME_MOUNT_GROUP)
 
-    async def stage(self, handle: str, path: Path, use: Use, attributes: Mapping[str, str], group: int | None) -> None:
+    async def stage(
+        self,
+        handle: str,
+        path: Path,
+        use: Use,
+        attributes: Mapping[str, str],
+        group: int | None,
+        secrets: Secrets,
+    ) -> None:
         await self._call(
             "NodeStageVolume",
             NodeStageVolumeRequest(
                 volume_id=handle,
                 staging_target_path=str(path),
                 volume_capability=await self._capability(use, group),
+                secrets=_texts(secrets),
                 volume_context=attributes,
             ),
         )
@@ -147,6 +168,7 @@ class CsiClient:
         use: Use,
         context: Mapping[str, str],
         group: int | None,
+        secrets: Secrets,
         *,
         read_only: bool,
     ) -> None:
@@ -158,6 +180,7 @@ class CsiClient:
                 target_path=str(path),
                 volume_capability=await self._capability(use, group),
                 readonly=read_only,
+                secrets=_texts(secrets),
                 volume_context=context,
             ),
         )
@@ -166,16 +189,18 @@ class CsiClient:
         request = NodeUnpublishVolumeRequest(volume_id=handle, target_path=str(path))
         await self._call("NodeUnpublishVolume", request)
 
-    async def expand(self, handle: str, path: Path, staged: Path, use: Use, size: int) -> None:
+    async def expand(self, handle: str, path: Path, staged: Path, use: Use, size: int, secrets: Secrets) -> None:
         """`size` in bytes. Raises ExpansionFailed, too."""
-        request = NodeExpandVolumeRequest(
-            volume_id=handle,
-            volume_path=str(path),
-            staging_target_path=str(staged),
-            capacity_range=CapacityRange(required_bytes=size),
-            volume_capability=await self._capability(use, None),
-        )
+        capability = await self._capability(use, None)
         try:
+            request = NodeExpandVolumeRequest(
+                volume_id=handle,
+                volume_path=str(path),
+                staging_target_path=str(staged),
+                capacity_range=CapacityRange(required_bytes=size),
+                volume_capability=capability,
+                secrets=_texts(secrets),
+            )
             await self._call("NodeExpandVolume", request)
         except RpcFailed as failure:
             raise ExpansionFailed(failure) from failure

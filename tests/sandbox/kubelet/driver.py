@@ -35,6 +35,13 @@ class CallFailed(Exception):
     """Whether an expansion waits until no pod has the volume."""
 
 
+class Transient(CallFailed):
+    """A CSI driver that is not registered, or a Secret that can't be read: it may come any moment, so what was known of
+    the volume stays true (TransientOperationFailure)."""
+
+    finished = False
+
+
 class NotSupported(CallFailed):
     """The driver doesn't implement the verb: the kubelet does what it does without a driver."""
 

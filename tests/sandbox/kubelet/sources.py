@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from contract import callout
+from contract.parameters import SecretReference
 from tests.sandbox.controlplane import selectors
 from tests.sandbox.controlplane.caches import claim_key, deleting, key_of, made_for, not_made_for, phase
 from tests.sandbox.controlplane.protection import PVC_PROTECTION
@@ -85,6 +86,9 @@ class Csi:
     block: bool
     claim: str
     """namespace/name."""
+    stage_secret: SecretReference | None = None
+    publish_secret: SecretReference | None = None
+    expand_secret: SecretReference | None = None
 
 
 @dataclass(frozen=True)
@@ -202,7 +206,14 @@ def _csi(name: str, spec: Json, read_only: bool, claim: str) -> Csi:
         mount_options=tuple(spec.get("mountOptions") or ()),
         block=spec.get("volumeMode") == "Block",
         claim=claim,
+        stage_secret=_secret(source.get("nodeStageSecretRef")),
+        publish_secret=_secret(source.get("nodePublishSecretRef")),
+        expand_secret=_secret(source.get("nodeExpandSecretRef")),
     )
+
+
+def _secret(reference: Json | None) -> SecretReference | None:
+    return SecretReference(reference.get("namespace", ""), reference.get("name", "")) if reference else None
 
 
 def _flex(name: str, source: Json, read_only: bool, *, claim: str = "") -> Flex:

@@ -7,7 +7,7 @@ import pytest
 from command import adoption
 from command.adoption import TargetClaim, Untagged
 from contract import names, volume
-from contract.parameters import SecretReference
+from contract.parameters import NodeSecrets, SecretReference
 from daemon.storage.record import VolumeState
 from tests.agreeing import CLUSTER
 from tests.unit.command.objects import GIB, NODE, held, of_elastic, persistent_volume
@@ -137,7 +137,7 @@ def test_an_encrypted_orphan_goes_to_a_class_that_names_what_opens_it() -> None:
     assert plan is not None
     assert plan.action == adoption.REFUSE
     assert "--storage-class has to name a class with encryption" in plan.why
-    target = replace(_TARGET, source="csi", secret=SecretReference("storage", "key"))
+    target = replace(_TARGET, source="csi", secrets=NodeSecrets(SecretReference("storage", "key")))
     plan = adoption.of_recorded(locked, False, {}, NODE, target, CLUSTER, named=True)
     assert plan is not None
     assert plan.manifest is not None

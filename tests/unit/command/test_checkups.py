@@ -15,11 +15,11 @@ from command.checkup import Finding, Verdict
 from command.clustercheckup import Published
 from contract import names
 from contract.capacity import Capacity
-from contract.parameters import ParameterError
+from contract.parameters import SecretReference
 from daemon.csi import server
 from daemon.csi.identity import IdentityService
 from host.mounttable import parse
-from kube.errors import Forbidden, NotFound
+from kube.errors import ApiError, Forbidden, NotFound
 from kube.records import StorageClass
 from service.rootsocket import root_socket
 from tests.unit.command.objects import NODE, persistent_volume
@@ -84,20 +84,16 @@ def test_a_class_with_the_old_name_is_pointed_out() -> None:
 
 
 def test_a_class_whose_secret_is_missing_is_told() -> None:
-    asked = {
-        "volumeSource": "csi",
-        "encryption": "luks2",
-        "csi.storage.k8s.io/node-stage-secret-name": "key",
-        "csi.storage.k8s.io/node-stage-secret-namespace": "storage",
-    }
-    locked = replace(_CLASS, parameters=asked)
-    assert clustercheckup.secret(locked, {"encryptionPassphrase"}).verdict is Verdict.OK
-    wrong(clustercheckup.secret(locked, {"passphrase"}), "Secret storage/key has no encryptionPassphrase")
-    missing = clustercheckup.secret(locked, NotFound(404, "NotFound", "no such secret"))
+    def told(found: ApiError | set[str], *, opens: bool = True) -> Finding:
+        return clustercheckup.secret(_CLASS, SecretReference("storage", "key"), found, opens=opens)
+
+    assert told({"encryptionPassphrase"}).verdict is Verdict.OK
+    wrong(told({"passphrase"}), "Secret storage/key has no encryptionPassphrase")
+    assert told({"passphrase"}, opens=False).verdict is Verdict.OK, "of an expansion nothing is needed"
+    missing = told(NotFound(404, "NotFound", "no such secret"))
     wrong(missing, "there is no Secret storage/key")
     assert missing.remedy.startswith("kubectl create secret generic key --namespace storage --from-file=")
-    assert clustercheckup.secret(locked, Forbidden(403, "Forbidden", "no")).verdict is Verdict.UNKNOWN
-    wrong(clustercheckup.secret(locked, ParameterError("encryption", "x", "allowed is luks2")), "allowed is luks2")
+    assert told(Forbidden(403, "Forbidden", "no")).verdict is Verdict.UNKNOWN
 
 
 def test_a_node_says_what_encryption_lacks() -> None:

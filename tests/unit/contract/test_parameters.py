@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract import filesystems, parameters
-from contract.parameters import ParameterError, SecretReference, VolumeParameters
+from contract.parameters import NodeSecrets, ParameterError, SecretReference, VolumeParameters
 
 
 def test_the_volume_source_is_the_classes_and_no_option_of_a_volume() -> None:
@@ -55,13 +55,22 @@ ENCRYPTED = {
 }
 
 
+EXPANDED = {
+    "csi.storage.k8s.io/node-expand-secret-name": "grow-key",
+    "csi.storage.k8s.io/node-expand-secret-namespace": "other",
+}
+
+
 def test_a_class_names_the_secret_of_its_encrypted_volumes() -> None:
     wanted = parameters.parse(ENCRYPTED)
     assert wanted == VolumeParameters(encryption="luks2")
     assert wanted.header_size == 16 << 20
     assert VolumeParameters().header_size == 0
-    assert parameters.stage_secret(ENCRYPTED) == SecretReference("storage", "volume-key")
-    assert parameters.stage_secret({}) is None
+    stage = SecretReference("storage", "volume-key")
+    assert parameters.node_secrets(ENCRYPTED) == NodeSecrets(stage)
+    expand = SecretReference("other", "grow-key")
+    assert parameters.node_secrets({**ENCRYPTED, **EXPANDED}) == NodeSecrets(stage, expand)
+    assert parameters.node_secrets({}) is None
     options = parameters.to_options(wanted, 5)
     assert options == {"size": "5", "encryption": "luks2"}, "the Secret is in a field of the PersistentVolume"
     assert parameters.from_options(options, "ext4") == wanted
@@ -81,6 +90,8 @@ def test_a_class_names_the_secret_of_its_encrypted_volumes() -> None:
             "csi.storage.k8s.io/node-stage-secret-namespace",
         ),
         ({"csi.storage.k8s.io/node-stage-secret-namespace": "a.b"}, "csi.storage.k8s.io/node-stage-secret-namespace"),
+        ({"csi.storage.k8s.io/node-expand-secret-name": "a"}, "csi.storage.k8s.io/node-expand-secret-namespace"),
+        ({"csi.storage.k8s.io/node-expand-secret-namespace": "a"}, "csi.storage.k8s.io/node-expand-secret-name"),
         ({"csi.storage.k8s.io/node-publish-secret-name": "a"}, "csi.storage.k8s.io/node-publish-secret-name"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 from contract import names
 from contract import snapshot as contract_snapshot
 from contract import volume as contract_volume
-from contract.parameters import SecretReference, VolumeParameters
+from contract.parameters import NodeSecrets, SecretReference, VolumeParameters
 from contract.volume import ClaimReference, Original, PersistentVolume
 from kube.records import IMMEDIATE, Claim
 from provisioner import clonesource
@@ -94,7 +94,8 @@ LOCKED = of_volume(source="csi", options={"encryption": "luks2"}, secret=SecretR
 
 
 def test_a_copy_of_an_encrypted_volume_is_opened_as_its_source_is() -> None:
-    assert placed(decided(LOCKED, fields={"parameters": ENCRYPTED})).secret == SecretReference("storage", "key")
+    copy = placed(decided(LOCKED, fields={"parameters": ENCRYPTED}))
+    assert copy.secrets == NodeSecrets(SecretReference("storage", "key"))
     for source, fields, words in (
         (LOCKED, {}, "use a class with encryption luks2 and Secret storage/key"),
         (SOURCE, {"parameters": ENCRYPTED}, "is not encrypted, and a copy of it can't be"),

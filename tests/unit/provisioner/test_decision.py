@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from contract import capacity, names, parameters, volume
-from contract.parameters import SecretReference, VolumeParameters
+from contract.parameters import NodeSecrets, SecretReference, VolumeParameters
 from kube.records import IMMEDIATE
 from provisioner.decision import (
     PUBLISH_TIMEOUT,
@@ -109,12 +109,20 @@ ENCRYPTED = {
 
 
 def test_an_encrypted_volume_names_the_secret_that_opens_it() -> None:
-    create = decided(fields={"parameters": ENCRYPTED})
+    grows_with = {
+        "csi.storage.k8s.io/node-expand-secret-name": "grow-key",
+        "csi.storage.k8s.io/node-expand-secret-namespace": "other",
+    }
+    create = decided(fields={"parameters": {**ENCRYPTED, **grows_with}})
     layout = VolumeParameters(encryption="luks2")
-    assert create == Create(GIB, layout, published("n1"), source="csi", secret=SecretReference("storage", "key"))
+    secrets = NodeSecrets(SecretReference("storage", "key"), SecretReference("other", "grow-key"))
+    assert create == Create(GIB, layout, published("n1"), source="csi", secrets=secrets)
     assert isinstance(create, Create)
     body = persistent_volume(claim(), storage_class(parameters=ENCRYPTED), create)
     assert body["spec"]["csi"]["nodeStageSecretRef"] == {"namespace": "storage", "name": "key"}
+    assert body["spec"]["csi"]["nodeExpandSecretRef"] == {"namespace": "other", "name": "grow-key"}
+    alone = persistent_volume(claim(), storage_class(), replace(create, secrets=NodeSecrets(secrets.stage)))
+    assert "nodeExpandSecretRef" not in alone["spec"]["csi"]
     assert body["spec"]["csi"]["volumeAttributes"] == {"size": str(GIB), "encryption": "luks2"}
     read = volume.read({**body, "metadata": {**body["metadata"], "uid": "u", "resourceVersion": "1"}})
     assert read
