@@ -254,8 +254,8 @@ async def test_a_csi_volume_written_into_a_pod_is_not_served(victim: Tenant, att
     client = CsiClient(driver_socket(victim.node.kubelet_root))
     uid, context = str(created["metadata"]["uid"]), {"csi.storage.k8s.io/ephemeral": "true"}
     target = victim.node.volume_folder(uid, "csi-1234", CSI)
+    use = Use("ReadWriteOnce", "ext4")
     with pytest.raises(CallFailed, match="use a claim"):
-        use = Use("ReadWriteOnce", "ext4")
         await client.publish("csi-1234", target, target, use, context, None, {}, read_only=False)
     await attacker.namespace.delete(PODS, "inline-csi")
     await attacker.namespace.until_gone(PODS, "inline-csi")
