@@ -8,6 +8,7 @@ _SUFFIXES: dict[str, Decimal] = {
     **{letter: Decimal(1000) ** power for power, letter in enumerate(("n", "u", "m", "", "k", *"MGTPE"), start=-3)},
     **{f"{letter}i": Decimal(1024) ** power for power, letter in enumerate("KMGTPE", start=1)},
 }
+_WHOLE: dict[str, int] = {suffix: int(scale) for suffix, scale in _SUFFIXES.items() if scale >= 1}
 _QUANTITY = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))(?:([numkMGTPE]?|[KMGTPE]i)|[eE]([+-]?\d{1,2}))", re.ASCII)
 _EXACT = Context(prec=200, rounding=ROUND_CEILING)
 """The default of 28 digits would round down what needs more."""
@@ -23,6 +24,8 @@ def parse(text: str) -> int:
     if match is None:
         raise ValueError(f"{text!r} is not a quantity such as 10Gi, 500M or 1073741824")
     number, suffix, exponent = match.groups()
+    if suffix in _WHOLE and number.isdigit():
+        return int(number) * _WHOLE[suffix]  # nearly all are, and Decimal takes its time
     scale = _SUFFIXES[suffix] if exponent is None else Decimal(10) ** int(exponent)
     return int(_EXACT.multiply(Decimal(number), scale).to_integral_value(ROUND_CEILING))
 

@@ -277,7 +277,10 @@ def source_spec(
 
 def _bytes(text: object) -> int:
     """0 for what is no number of bytes: annotations and options may have been written by anybody."""
-    return int(text) if isinstance(text, str) and re.fullmatch(r"\d{1,18}", text, re.ASCII) else 0
+    return int(text) if isinstance(text, str) and _NUMBER.fullmatch(text) else 0
+
+
+_NUMBER = re.compile(r"\d{1,18}", re.ASCII)
 
 
 def _quantity(text: object) -> int:

@@ -177,6 +177,8 @@ class CapacityLedger:
         """What the watch shows of a volume. True when its charge went and is held (see `observe_deleted`)."""
         before = self._observed.get(volume.name)
         charge = charge_of(volume)
+        if before is not None and before.charge == charge:
+            charge = before.charge  # most changes of a volume change nothing here
         held = before is not None and (charge is None or before.uid != volume.uid) and self._retain(before)
         claim_uid = volume.claim.uid if volume.claim else ""
         self._set_observed(volume.name, _Observed(volume.uid, claim_uid, volume.reclaim_policy, charge))
@@ -240,11 +242,18 @@ class CapacityLedger:
         self._update(name, before, self._charges(name))
 
     def _charges(self, name: str) -> tuple[Charge, ...]:
-        reservation, observed, growth = self._reservations.get(name), self._observed.get(name), self._growths.get(name)
-        charges = [entry.charge for entry in (reservation, observed, growth) if entry is not None]
-        return tuple(charge for charge in (*charges, self._pod_reservations.get(name)) if charge is not None)
+        found = [
+            entry.charge
+            for entries in (self._observed, self._reservations, self._growths)
+            if (entry := entries.get(name)) is not None and entry.charge is not None
+        ]
+        if (of_pod := self._pod_reservations.get(name)) is not None:
+            found.append(of_pod)
+        return tuple(found)
 
     def _update(self, key: str, before: tuple[Charge, ...], after: tuple[Charge, ...]) -> None:
+        if before == after:
+            return
         for account in {charge.account for charge in (*before, *after)}:
             total = self._totals.setdefault(account, _AccountTotal())
             total.set(key, tuple(charge for charge in after if charge.account == account))
@@ -279,6 +288,5 @@ class _AccountTotal:
         return self._sum - sum(self._footprint(self._charges.get(name, ())) for name in set(excluding))
 
     def _footprint(self, charges: tuple[Charge, ...]) -> int:
-        return max(
-            (capacity.footprint(charge.size, charge.parameters, self._granularity) for charge in charges), default=0
-        )
+        sizes = [capacity.footprint(charge.size, charge.parameters, self._granularity) for charge in charges]
+        return max(sizes, default=0)

@@ -5,6 +5,7 @@ what starts next sees the cluster as it is.
 """
 
 import asyncio
+import gc
 import logging
 
 from kube import leadership
@@ -31,6 +32,9 @@ from service.lifecycle import Supervisor, raise_open_files, run_until_signal
 COMPONENT = "elastic-local-provisioner"
 
 _log = logging.getLogger(__name__)
+_COLLECTED_AFTER = 10_000
+"""Objects made beyond those that went, after which Python looks for cycles. With its 700, a start that makes records of
+50,000 PersistentVolumes goes through all of them two dozen times, a fifth of its processor time."""
 
 
 async def run(settings: Settings) -> None:
@@ -38,6 +42,7 @@ async def run(settings: Settings) -> None:
     process must end with a failure, and SettingsError when the API server's address can't be found."""
     logs.configure(settings.log_format, settings.log_level)
     raise_open_files()
+    gc.set_threshold(_COLLECTED_AFTER)
     try:
         cluster = await Cluster.connect(settings.kubeconfig, program=COMPONENT)
     except ConfigurationError as error:

@@ -31,7 +31,7 @@ NodeNames = frozenset[str]
 """Names and hostname labels of nodes: the volume has a node as long as one has one of these names."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class NodePinnedVolume:
     """A PersistentVolume that can be used on certain nodes only."""
 
