@@ -9,7 +9,7 @@ ENVIRONMENT := $(VENV)/.complete
 LIMITS = $(if $(SEED),--seed $(SEED)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(MINUTES),--minutes $(MINUTES))
 CALLOUT = $(MAKE) --silent --directory flexdriver/native PYTHON=$(CURDIR)/$(VENV)/bin/python
 
-.PHONY: help demo test test-driver torture bench bench-scale callout callout-here image lint format lock stubs docs man site tools clean
+.PHONY: help demo test test-driver torture bench bench-scale callout callout-here image krew lint format lock stubs docs man site tools clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-21s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -94,6 +94,10 @@ site: ## build the site of the docs in build/site, with the generator of tools/d
 man: tools ## write the manual page build/elastic-local.1
 	@mkdir -p build
 	@$(RUN) python -m command.manpage > build/elastic-local.1
+
+krew: tools ## build the kubectl plugin for krew in build/krew: an archive, and a manifest with REPOSITORY, or RELEASE_URL
+	@$(RUN) python -m command.krew build/krew "$$(tools/version)" "$(or $(REPOSITORY),https://example.com/elastic-local)" \
+		"$(RELEASE_URL)"
 
 tools: $(ENVIRONMENT) ## install what is needed: Debian packages, the virtual environment, kubectl
 	@tools/system-packages

@@ -17,7 +17,6 @@ from contract.parameters import ParameterError, node_secrets, volume_source
 from contract.volume import RETAIN, PersistentVolume
 from daemon.backends.loop import volume_devices
 from daemon.cluster.ownerlookup import read_cluster_uid
-from daemon.node import backend_of
 from daemon.settings import Settings
 from daemon.storage.backend import Backend
 from daemon.storage.deviceclasses import LVM
@@ -120,7 +119,7 @@ async def _adopt(
 
 async def _find(here: Settings, connected: Cluster) -> _View:
     read = [contract_volume.read(body) for body in await connected.list(VOLUMES)]
-    backend = backend_of(here)
+    backend = thisnode.backend(here)
     kinds = {each.kind for each in here.classes.values()}
     return _View(
         backend=backend,

@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from command import clustercheckup, nodecheckup, nodeexec, thisnode, uninstallcheck
+from command import clustercheckup, nodeexec, uninstallcheck
 from command.checkup import Finding, Verdict, healthy, summary, unknown, wrong
 from command.options import ApiAccess, Form
 from command.running import cluster, patience, run
@@ -44,6 +44,8 @@ def _print(finding: Finding) -> None:
 
 
 async def _of_node(namespace: str, access: ApiAccess) -> list[Finding]:
+    from command import nodecheckup, thisnode
+
     here = thisnode.chosen()
     async with patience("checking this node"):
         results = await nodecheckup.findings(here)

@@ -5,6 +5,7 @@ What a command does is imported when it runs: help and completion take a tenth o
 and the provisioner's process does not carry the daemon.
 """
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,7 @@ from command.options import (
     Output,
     VolumeSource,
 )
+from command.programs import EXECUTABLE
 from command.programsettings import ProgramCommand
 from contract import names
 from flexdriver import bundle, installation
@@ -29,6 +31,7 @@ from flexdriver import bundle, installation
 app = typer.Typer(
     help="Local volumes for Kubernetes: logical volumes of exactly the size a claim asks for.",
     no_args_is_help=True,
+    add_completion=Path(sys.argv[0]).name != EXECUTABLE,  # kubectl completes its plugins: command.completion
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -39,6 +42,24 @@ vg = typer.Typer(
 )
 app.add_typer(flexdriver, name="flexdriver")
 app.add_typer(vg, name="vg")
+
+
+def _on_a_node(instead: str = "") -> None:
+    """What looks at a node can't even be imported without Linux, which a person's own machine may not have."""
+    if sys.platform != "linux":
+        command = f"kubectl -n {names.NAMESPACE} exec POD -c daemon -- elastic-local"
+        typer.echo(
+            f"elastic-local: this asks the node that it runs on, and {sys.platform} is none: {instead}run it in the "
+            f"daemon's pod, `{command} ...`",
+            err=True,
+        )
+        raise typer.Exit(1)
+
+
+@vg.callback()
+@flexdriver.callback()
+def _of_nodes() -> None:
+    _on_a_node()
 
 
 def _print_version(asked: bool) -> None:
@@ -78,6 +99,8 @@ def volumes(
     touched); damaged (ours, with a record that can't be relied on); lost (its node is gone); unseen (its node did not
     answer).
     """
+    if not whole_cluster:
+        _on_a_node("add --cluster, or ")
     from command import volumes
 
     volumes.volumes(whole_cluster, local, watch, namespace, ApiAccess(kubeconfig, context), output)
@@ -122,6 +145,7 @@ def adopt(
     In the daemon's pod nobody may create PersistentVolumes: print them there with --manifest, create them with kubectl,
     then run it again with --yes.
     """
+    _on_a_node()
     from command import adopt
 
     adopt.adopt(volumes or [], claim, storage_class, yes, manifest, ApiAccess(kubeconfig, context), output)
@@ -168,6 +192,8 @@ def doctor(
     On a node: run it in the daemon's pod, or as root. For the cluster: with an administrator's kubeconfig. Before the
     programs are taken away: with --uninstall.
     """
+    if not whole_cluster and not uninstall:
+        _on_a_node("add --cluster, or ")
     from command import doctor
 
     doctor.doctor(whole_cluster, uninstall, namespace, ApiAccess(kubeconfig, context), output)

@@ -14,6 +14,7 @@ from grpclib import GRPCError
 from grpclib.client import Channel
 from grpclib.exceptions import StreamTerminatedError
 
+from command import thisnode
 from command.checkup import Finding, ok, unknown, wrong
 from contract.filesystems import FILESYSTEMS
 from contract.names import CSI_DRIVER, DRIVER_FOLDER, DRIVER_NAME, NAMESPACE
@@ -25,7 +26,6 @@ from daemon.csi.proto.csi_grpc import IdentityStub
 from daemon.csi.proto.csi_pb2 import GetPluginInfoRequest, GetPluginInfoResponse
 from daemon.csi.registration import SHORTER_ROOT
 from daemon.errors import VolumeError
-from daemon.node import backend_of
 from daemon.settings import Settings
 from daemon.storage.deviceclasses import BINDMOUNT, LOOP, LVM, DeviceSelector
 from host import cgroup, filesystem, mounttable
@@ -146,7 +146,7 @@ def tools(kinds: set[str], which: Callable[[str], str | None]) -> Finding:
 async def storage(here: Settings) -> list[Finding]:
     """One finding for each device class. That a node lacks some of several is nothing wrong."""
     try:
-        inventory = await backend_of(here).inspect()
+        inventory = await thisnode.backend(here).inspect()
     except (VolumeError, CommandError) as error:
         return [wrong("storage", str(error), "see the log of this node's daemon")]
     absent = lacking(inventory, here.classes)

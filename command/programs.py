@@ -8,9 +8,13 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 from service.environment import SettingsError
+
+EXECUTABLE = "kubectl-elastic_local"
+"""By which kubectl finds the command as its plugin `kubectl elastic-local`."""
 
 
 def main() -> None:
@@ -20,10 +24,12 @@ def main() -> None:
         return
     from command.main import app
 
-    app()
+    app(prog_name="kubectl elastic-local" if Path(sys.argv[0]).name == EXECUTABLE else None)
 
 
 def daemon() -> None:
+    if sys.platform != "linux":
+        sys.exit(f"elastic-local: the daemon runs on a node, which has Linux, and not on {sys.platform}")
     from daemon import node, settings
 
     _run(lambda: node.run(settings.read(os.environ)))

@@ -10,8 +10,9 @@ from command import volumerows
 from command.volumerows import Row
 from contract import names
 from daemon import settings
-from daemon.node import backend_of
+from daemon.backends.deviceclassbackend import backend_of_classes
 from daemon.settings import Settings
+from daemon.storage.backend import Backend
 from host import mounttable
 from host.mounttable import Mount
 
@@ -22,9 +23,13 @@ def chosen() -> Settings:
     return settings.read({"NODE_NAME": socket.gethostname(), **os.environ})
 
 
+def backend(of: Settings) -> Backend:
+    return backend_of_classes(of.classes, of.data_dir)
+
+
 async def rows(of: Settings) -> list[Row]:
     """Raises VolumeError."""
-    inventory = await backend_of(of).inspect()
+    inventory = await backend(of).inspect()
     mounts = mounttable.read()
     return volumerows.of_node(inventory, of.node_name, _used(mounts, of.staging_dir), users(mounts, of.kubelet_root))
 

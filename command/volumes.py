@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from command import nodeexec, thisnode
+from command import nodeexec
 from command.options import ApiAccess, Form
 from command.running import cluster, patience, run
 from command.table import Column, show, size
@@ -57,13 +57,13 @@ def volumes(whole_cluster: bool, local: bool, watch: bool, namespace: str, acces
     if watch:
         run(_watch(look, form))
     rows, complete = run(look())
-    _show(rows, form)
+    _show(rows, form, nothing="no volumes" if whole_cluster else "no volumes on this node; with --cluster: of all")
     if not complete:
         raise typer.Exit(1)
 
 
-def _show(rows: list[Row], form: Form, *, titles: bool = True) -> None:
-    show(rows, _COLUMNS, form, nothing="no volumes", name=_name, titles=titles)
+def _show(rows: list[Row], form: Form, *, nothing: str = "", titles: bool = True) -> None:
+    show(rows, _COLUMNS, form, nothing=nothing, name=_name, titles=titles)
 
 
 async def _watch(look: Look, form: Form) -> NoReturn:
@@ -95,6 +95,8 @@ def _name(row: Row) -> str:
 
 async def _of_node(local: bool, access: ApiAccess) -> tuple[list[Row], bool]:
     """The rows, and whether they are all that there is to say."""
+    from command import thisnode
+
     chosen = thisnode.chosen()
     async with patience("looking at the volumes of this node"):
         rows = await thisnode.rows(chosen)

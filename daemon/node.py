@@ -85,12 +85,9 @@ async def run(chosen: Settings) -> None:
     if any(device_class.kind == LVM for device_class in chosen.classes.values()):
         groupfile.attach_all(chosen.data_dir)
     async with cluster:
-        await run_until_signal(Daemon(chosen, cluster, backend_of(chosen)).run())
+        backend = backend_of_classes(chosen.classes, chosen.data_dir)
+        await run_until_signal(Daemon(chosen, cluster, backend).run())
     log.info("ended; mounts stay as they are")
-
-
-def backend_of(chosen: Settings) -> Backend:
-    return backend_of_classes(chosen.classes, chosen.data_dir)
 
 
 class Daemon:

@@ -21,6 +21,7 @@ import logging
 import os
 import shlex
 import signal
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Hashable, Iterator, Mapping
@@ -178,7 +179,11 @@ class Survivor:
 
     @property
     def alive(self) -> bool:
-        return any(_in_group(process, self.group) for process in Path("/proc").iterdir() if process.name.isdigit())
+        try:
+            processes = list(Path("/proc").iterdir())
+        except FileNotFoundError:
+            return False  # no node but a person's macOS, where its leader was reaped
+        return any(_in_group(process, self.group) for process in processes if process.name.isdigit())
 
 
 def _in_group(process: Path, group: int) -> bool:
@@ -309,7 +314,7 @@ async def _kill(process: asyncio.subprocess.Process, kind: Hashable, command_lin
 
 @contextlib.contextmanager
 def _memory_file(content: bytes = b"") -> Iterator[int]:
-    descriptor = os.memfd_create("command")
+    descriptor = os.memfd_create("command") if hasattr(os, "memfd_create") else _temporary_file()
     try:
         if content:
             with os.fdopen(os.dup(descriptor), "wb") as file:
@@ -318,6 +323,12 @@ def _memory_file(content: bytes = b"") -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _temporary_file() -> int:
+    """For macOS, where a person's kubectl is asked and nodes are none."""
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
 
 
 @contextlib.contextmanager

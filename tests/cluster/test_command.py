@@ -1,13 +1,20 @@
 """The command against a running cluster: what a person at a terminal, or in a daemon's pod, reads of it."""
 
 import asyncio
+import io
 import json
 import os
+import sys
+import tarfile
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from command import krew
+from command.programs import EXECUTABLE
+from host.command import run
 from kube.resources import CLAIMS, NODES, PODS, VOLUMES
 from tests import forkserver
 from tests.cluster.conftest import MakeSandbox
@@ -68,7 +75,7 @@ async def running_volume(namespace: Namespace) -> tuple[Node, str]:
     return node, name
 
 
-async def test_volumes_of_a_node_and_of_the_cluster(namespace: Namespace) -> None:
+async def test_volumes_of_a_node_and_of_the_cluster(namespace: Namespace, tmp_path: Path) -> None:
     sandbox = namespace.sandbox
     node, name = await running_volume(namespace)
 
@@ -104,6 +111,19 @@ async def test_volumes_of_a_node_and_of_the_cluster(namespace: Namespace) -> Non
     [unseen] = [row for row in answer.json if row["volume"] == name]
     assert (unseen["state"], unseen["node"], unseen["used"]) == ("unseen", node.name, None)
     assert "no daemon runs on" in answer.errors
+
+    # As krew unpacks the plugin, and with nothing else installed.
+    with tarfile.open(fileobj=io.BytesIO(krew.archive("1.2.0"))) as members:
+        members.extractall(tmp_path, filter="data")
+    listed = await run(
+        *(sys.executable, "-I", "-S", str(tmp_path / EXECUTABLE), "volumes", "--cluster", "--output", "wide"),
+        deadline=60,
+        env={"KUBECONFIG": str(sandbox.kubeconfig)},
+        check=False,
+    )
+    [line] = [line for line in listed.stdout.splitlines() if name in line]
+    assert f"{namespace.name}/data" in line
+    assert (listed.exit_code, "no daemon runs on" in listed.stderr) == (1, True)
 
 
 async def test_capacity_shows_what_every_node_published(namespace: Namespace) -> None:

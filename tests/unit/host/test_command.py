@@ -41,6 +41,13 @@ async def test_output_input_environment_and_locale() -> None:
     assert (done.stdout, done.stderr, done.exit_code) == ("text", "blue C\n", 0)
 
 
+async def test_output_and_input_without_memory_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """macOS has none, on which a person's command asks kubectl."""
+    monkeypatch.delattr(os, "memfd_create")
+    done = await run("sh", "-c", "cat; echo error >&2", deadline=10, input=b"text")
+    assert (done.stdout, done.stderr) == ("text", "error\n")
+
+
 async def test_output_that_is_no_utf8_is_kept_readable() -> None:
     assert (await run("printf", r"\377", deadline=10)).stdout == r"\xff"
 
