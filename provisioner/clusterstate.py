@@ -8,6 +8,7 @@ volumes are never older than what the volumes say.
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from kube.informer import Informer
 from kube.records import Claim, Node, Pod, StorageClass, VolumeSnapshot
 from kube.resources import CAPACITIES, CLAIMS, CLASSES, NODES, PODS, SNAPSHOT_CONTENTS, SNAPSHOTS, VOLUMES
 from provisioner import decision
+from provisioner.capacityindex import CapacityIndex
 from provisioner.capacityledger import Account, CapacityLedger, layout_of, unplaced
 from provisioner.clonesource import CloneSource
 from provisioner.decision import AvailableCapacity, NodeCapacity
@@ -54,9 +56,11 @@ class ClusterCache:
         self._volume_of_claim: dict[str, str] = {}
         """Name of the volume that a claim has, by its key."""
         self._of_class: dict[str, dict[str, Published]] = {}
-        self._counted: dict[str, dict[str, NodeCapacity]] = {}
-        """Of the nodes of a class, what they have left: counted when it was asked for, and gone when it changes."""
-        ledger.on_change(lambda account: self._recount(account.node))
+        self._indexes: defaultdict[str, CapacityIndex] = defaultdict(CapacityIndex)
+        """Of a class, what its nodes had left when that was last asked for."""
+        self._changed: defaultdict[str, set[str]] = defaultdict(set)
+        """The nodes of a class that changed since."""
+        ledger.on_change(self._charges_changed)
         self._on_retained: list[Callable[[str], None]] = []
         self.volumes.subscribe(self._volume_changed)
         self.capacities.subscribe(self._capacity_changed)
@@ -112,24 +116,19 @@ class ClusterCache:
     def _on_all_nodes(self, name: str, excluding: Collection[str]) -> AvailableCapacity:
         """What all nodes have left for a class. A claim that any node may serve asks for all of them, so only those are
         counted anew that changed since the last one asked."""
-        nodes = self._of_class.get(name, {})
-        counted = self._counted.setdefault(name, {})
-        for node in nodes.keys() - counted.keys():
-            counted[node] = self._node_capacity(nodes[node].capacity, ())
-        excluded = {account.node for volume in excluding for account in self.ledger.accounts(volume)}
-        granularity = max((published.capacity.granularity for published in nodes.values()), default=1)
-        return AvailableCapacity(
-            [
-                self._node_capacity(published.capacity, excluding) if node in excluded else counted[node]
-                for node, published in nodes.items()
-            ],
-            self.ledger.reserved(unplaced(name), granularity, excluding=excluding),
-        )
+        nodes, index = self._of_class.get(name, {}), self._indexes[name]
+        for node in self._changed.pop(name, ()):
+            published = nodes.get(node)
+            index.put(node, self._node_capacity(published.capacity, ()) if published else None)
+        own = {account.node for volume in excluding for account in self.ledger.accounts(volume)}
+        without = {node: self._node_capacity(nodes[node].capacity, excluding) for node in own & nodes.keys()}
+        unplaced_bytes = self.ledger.reserved(unplaced(name), index.granularity, excluding=excluding)
+        return AvailableCapacity(index.best(without), unplaced_bytes)
 
-    def _recount(self, node: str) -> None:
-        """By the value of its label."""
-        for counted in self._counted.values():
-            counted.pop(node, None)
+    def _charges_changed(self, account: Account) -> None:
+        for name, nodes in self._of_class.items():
+            if account.node in nodes:
+                self._changed[name].add(account.node)
 
     def available_for_growth(self, volume: PersistentVolume) -> AvailableCapacity:
         """What there is for a volume to grow: of its own pool, beyond what it counts with there; while it has no node,
@@ -211,7 +210,7 @@ class ClusterCache:
 
     def _capacity_changed(self, key: str, old: Published | None, new: Published | None) -> None:
         for changed in filter(None, (old, new)):
-            self._recount(changed.capacity.node)
+            self._changed[changed.capacity.storage_class].add(changed.capacity.node)
         if old is not None:
             self._of_class.get(old.capacity.storage_class, {}).pop(old.capacity.node, None)
         if new is not None:

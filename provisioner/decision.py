@@ -87,6 +87,9 @@ class NodeCapacity:
 
     published: Capacity
     free: int
+    others: int = 0
+    """Bytes that those nodes have left, all of them, for which this one stands, because it has most (see
+    provisioner.capacityindex)."""
 
 
 @dataclass(frozen=True)
@@ -332,19 +335,17 @@ def on_any_node(claim: Claim, layout: VolumeParameters, available: AvailableCapa
         return Refuse("no node publishes capacity for this class: is the elastic-local daemon ready on any?")
     nodes = [on_node for on_node in available.nodes if on_node.published.serves(layout)]
     if not nodes:
-        return Refuse(f"each node {_unable(layout, available.nodes[0].published)}: use a class of another kind")
-    # There may be thousands, and nearly all have the same granularity.
-    required = {
-        granularity: capacity.footprint(claim.requested, layout, granularity)
-        for granularity in {on_node.published.granularity for on_node in nodes}
-    }
-    best = max(nodes, key=lambda on_node: on_node.free - required[on_node.published.granularity])
+        folders_first = min(available.nodes, key=lambda on_node: on_node.published.block)
+        return Refuse(f"each node {_unable(layout, folders_first.published)}: use a class of another kind")
+    best = max(
+        nodes, key=lambda on_node: (on_node.free - required_bytes(claim, layout, on_node), on_node.published.node)
+    )
     if required_bytes(claim, layout, best) > best.free:
         return Refuse(
             f"{request_text(claim, layout, best)}, and the most that a node has is {free_text(best)}, on "
             f"{best.published.node}: ask for less, or free up space"
         )
-    together = sum(max(on_node.free, 0) for on_node in nodes)
+    together = sum(max(on_node.free, 0) + on_node.others for on_node in nodes)
     if required_bytes(claim, layout, best) + available.unplaced > together:
         return Refuse(
             f"{request_text(claim, layout, best)}, and of the {quantity.humane(together)} that all nodes have left, "

@@ -1,9 +1,16 @@
+import random
+from dataclasses import replace
+
+import pytest
+
 from contract.parameters import VolumeParameters
+from kube.records import IMMEDIATE, StorageClass
 from provisioner.capacityledger import Account, CapacityLedger, Charge, unplaced
 from provisioner.clonesource import NO_SOURCE
 from provisioner.clusterstate import ClusterCache, Published
+from provisioner.decision import AvailableCapacity, Create, NodeCapacity, Refuse, decide
 from tests.memorycluster import MemoryCluster
-from tests.unit.provisioner.objects import GIB, claim, published
+from tests.unit.provisioner.objects import CLASS, EXTENT, GIB, MIB, claim, published, storage_class
 
 
 def test_what_all_nodes_have_left_follows_each_change(cluster: MemoryCluster) -> None:
@@ -12,9 +19,11 @@ def test_what_all_nodes_have_left_follows_each_change(cluster: MemoryCluster) ->
     cache = ClusterCache(cluster, "elastic-local", ledger)
     asked = claim("data")
 
-    def left() -> dict[str, int]:
+    def left() -> tuple[dict[str, int], int]:
+        """The node with most, and what the others have."""
         available = cache.available(asked, "pvc-own", NO_SOURCE)
-        return {node.published.node: node.free // GIB for node in available.nodes}
+        most = {node.published.node: node.free // GIB for node in available.nodes}
+        return most, sum(node.others for node in available.nodes) // GIB
 
     def publish(node: str, gib: int | None) -> None:
         cache.capacities._put(node, Published(published(node, gib * GIB), str(gib)) if gib is not None else None)
@@ -22,20 +31,111 @@ def test_what_all_nodes_have_left_follows_each_change(cluster: MemoryCluster) ->
     def charge(node: str, gib: int) -> Charge:
         return Charge(Account(node, "vg"), gib * GIB, VolumeParameters())
 
-    assert left() == {}
+    assert left() == ({}, 0)
     publish("n1", 10)
     publish("n2", 20)
-    assert left() == {"n1": 10, "n2": 20}
+    assert left() == ({"n2": 20}, 10)
     ledger.reserve("pvc-a", charge("n1", 4), 0.0)
-    assert left() == {"n1": 6, "n2": 20}
+    assert left() == ({"n2": 20}, 6)
     publish("n2", 15)
-    assert left() == {"n1": 6, "n2": 15}
+    assert left() == ({"n2": 15}, 6)
     ledger.reserve("pvc-own", charge("n2", 5), 0.0)
-    assert left() == {"n1": 6, "n2": 15}, "the claim's own volume does not count"
+    assert left() == ({"n2": 15}, 6), "the claim's own volume does not count"
     ledger.release("pvc-own")
     ledger.release("pvc-a")
     ledger.reserve("pvc-b", Charge(unplaced(asked.storage_class), 3 * GIB, VolumeParameters()), 0.0)
-    assert left() == {"n1": 10, "n2": 15}
+    assert left() == ({"n2": 15}, 10)
     assert cache.available(asked, "pvc-own", NO_SOURCE).unplaced == 3 * GIB
     publish("n1", None)
-    assert left() == {"n2": 15}
+    assert left() == ({"n2": 15}, 0)
+
+
+KINDS: list[dict[str, object]] = [
+    {},
+    {"raid": "raid1", "thin": "false"},
+    {"stripes": "2", "thin": "false"},
+    {
+        "encryption": "luks2",
+        "volumeSource": "csi",
+        "csi.storage.k8s.io/node-stage-secret-name": "key",
+        "csi.storage.k8s.io/node-stage-secret-namespace": "keys",
+    },
+]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_claim_for_any_node_is_decided_as_if_all_nodes_were_gone_through(cluster: MemoryCluster, seed: int) -> None:
+    chance = random.Random(seed)
+    ledger = CapacityLedger()
+    cache = ClusterCache(cluster, "elastic-local", ledger)
+    pools, decisions = ("vg", "vg/thin"), set()
+
+    def change() -> None:
+        node = f"n{chance.randrange(7)}"
+        match chance.randrange(6):
+            case 0:
+                cache.capacities._put(node, None)
+            case 1 | 2:
+                offered = replace(
+                    published(node),
+                    allocatable=chance.randrange(8) * GIB,
+                    granularity=chance.choice((EXTENT, EXTENT, 512 * MIB)),
+                    block=chance.random() < 0.7,
+                    encryption=chance.random() < 0.5,
+                    weight=chance.choice((1, 1, 2)),
+                    shared_with=chance.choice(((), pools[1:])),
+                    shared=5 * GIB,
+                )
+                cache.capacities._put(node, Published(offered, str(chance.random())))
+            case 3:
+                name = f"pvc-{chance.randrange(6)}"
+                ledger.release(name)
+                account = chance.choice((Account(node, chance.choice(pools)), unplaced(CLASS)))
+                ledger.reserve(name, Charge(account, chance.randrange(1, 4 * GIB), VolumeParameters()), 0.0)
+            case 4:
+                ledger.release(f"pvc-{chance.randrange(6)}")
+            case 5:
+                name, account = f"pvc-{chance.randrange(6)}", Account(node, "vg")
+                ledger.reserve_for_pod(name, Charge(account, GIB, VolumeParameters()))
+
+    def plain(own: str) -> AvailableCapacity:
+        nodes = cache.published_for(CLASS).values()
+        granularity = max((offered.granularity for offered in nodes), default=1)
+        return AvailableCapacity(
+            [NodeCapacity(offered, offered.free(cache.reserved(offered, {own}))) for offered in nodes],
+            ledger.reserved(unplaced(CLASS), granularity, excluding={own}),
+        )
+
+    def of_kind(parameters: object) -> StorageClass:
+        return storage_class(volumeBindingMode=IMMEDIATE, parameters=parameters)
+
+    for _ in range(150):
+        for _ in range(chance.randrange(4)):
+            change()
+        own = f"pvc-{chance.randrange(6)}"
+        asked = claim(size=f"{chance.randrange(1, 16) * 512}Mi", node="")
+        kind = of_kind(chance.choice(KINDS))
+        decision = decide(asked, kind, cache.available(asked, own, NO_SOURCE), waited=0)
+        assert decision == decide(asked, kind, plain(own), waited=0)
+        decisions.add(type(decision))
+    assert decisions == {Create, Refuse}
+
+
+def test_a_claim_for_any_node_costs_what_changed(cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = CapacityLedger()
+    cache = ClusterCache(cluster, "elastic-local", ledger)
+    for number in range(1000):
+        cache.capacities._put(f"n{number}", Published(published(f"n{number}"), "1"))
+    asked = claim(node="")
+    cache.available(asked, "pvc-own", NO_SOURCE)
+    counted = []
+    count = ledger.reserved
+
+    def counting(account: Account, granularity: int, **others: object) -> int:
+        counted.append(account)
+        return count(account, granularity)
+
+    monkeypatch.setattr(ledger, "reserved", counting)
+    ledger.reserve("pvc-a", Charge(Account("n7", "vg"), GIB, VolumeParameters()), 0.0)
+    assert cache.available(asked, "pvc-own", NO_SOURCE).nodes[0].others == 999 * 10 * GIB - GIB
+    assert counted == [Account("n7", "vg"), unplaced(CLASS)]
