@@ -17,6 +17,10 @@ class NoIoController(Exception):
     """Nothing can be limited here. The message says why and what to do."""
 
 
+class WrongVersion(NoIoController):
+    """Nor will it be before the node is started anew."""
+
+
 @dataclass(frozen=True)
 class IoLimits:
     """Bytes a second, and operations a second. 0: no limit."""
@@ -42,9 +46,9 @@ class IoLimits:
 
 
 def check_version(root: Path = ROOT) -> None:
-    """Raises NoIoController where the hierarchy is not that of version 2."""
+    """Raises WrongVersion where the hierarchy is not that of version 2."""
     if not (root / "cgroup.controllers").is_file():
-        raise NoIoController(
+        raise WrongVersion(
             f"{root} is not of control groups version 2 (this node has version 1, or both, or the daemon's container "
             "does not have it): boot the node with systemd.unified_cgroup_hierarchy=1, and mount the host's "
             "/sys/fs/cgroup into the daemon's container"

@@ -12,15 +12,21 @@ which the dashes of the uid are underscores, and a --cgroup-root of /kubelet mak
 `kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-burstable.slice/...`. A guaranteed pod is in no folder of its QoS
 class.
 
-The kubelet makes the group and mounts the volumes in two loops, which begin at the same time, so it is waited for.
+The kubelet makes the group and mounts the volumes in two loops, which begin at the same time, so it is waited for: a
+few seconds by the mount, and beside it from then on, until the volume is unmounted.
 """
 
 import asyncio
-from collections.abc import Iterator
+import itertools
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
 
 from host import cgroup
 from host.cgroup import IoLimits, NoIoController
+from kube.backoff import Backoff
+
+log = logging.getLogger(__name__)
 
 _QOS_CLASSES = ("", "burstable", "besteffort")
 _SLICE = ".slice"
@@ -30,6 +36,8 @@ _DEEPEST = 3
 _PATIENCE = 5.0
 """Seconds that the kubelet may take to make the group after it asked for the mount."""
 _POLL = 0.1
+_LATER = Backoff(first=1, factor=1.5, limit=30)
+"""Between two tries when the mount has not waited any longer. What is written then holds for all that follows."""
 
 
 def pod_groups(pods: PurePath, uid: str) -> tuple[PurePath, ...]:
@@ -53,9 +61,12 @@ class PodIoLimits:
 
     def __init__(self, root: Path = cgroup.ROOT) -> None:
         self._root = root
+        self._trying: dict[tuple[str, str], asyncio.Task[None]] = {}
+        """By the pod's uid, and the volume."""
 
     async def set(self, pod_uid: str, device: int, limits: IoLimits) -> None:
-        """Holds a pod to the limits on a device. Raises NoIoController and OSError."""
+        """Holds a pod to the limits on a device. Raises NoIoController, where no time changes that WrongVersion, and
+        OSError."""
         await asyncio.to_thread(cgroup.check_version, self._root)
         for _ in range(round(_PATIENCE / _POLL)):
             if await asyncio.to_thread(self._set, pod_uid, device, limits):
@@ -65,6 +76,29 @@ class PodIoLimits:
             f"pod {pod_uid} has no control group below {self._root}: let the kubelet make them (cgroupsPerQOS), and "
             "mount the host's /sys/fs/cgroup into the daemon's container"
         )
+
+    def keep_trying(
+        self, pod_uid: str, volume: str, device: int, limits: IoLimits, succeeded: Callable[[], None]
+    ) -> None:
+        """Beside all else, until it succeeds or the volume is unmounted from the pod (`stop`)."""
+        self.stop(pod_uid, volume)
+        trying = self._keep_trying(pod_uid, device, limits, succeeded)
+        self._trying[pod_uid, volume] = asyncio.create_task(trying, name=f"I/O limits of {volume}")
+
+    def stop(self, pod_uid: str, volume: str) -> None:
+        """The device may be another volume's in a moment."""
+        if trying := self._trying.pop((pod_uid, volume), None):
+            trying.cancel()
+
+    async def _keep_trying(self, pod_uid: str, device: int, limits: IoLimits, succeeded: Callable[[], None]) -> None:
+        for tried in itertools.count(1):
+            await asyncio.sleep(_LATER.delay(tried))
+            try:
+                if await asyncio.to_thread(self._set, pod_uid, device, limits):
+                    succeeded()
+                    return
+            except (NoIoController, OSError) as error:
+                log.debug("pod %s still has no I/O limits: %s", pod_uid, error)
 
     def _set(self, pod_uid: str, device: int, limits: IoLimits) -> bool:
         """Whether there was a group."""

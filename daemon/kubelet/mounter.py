@@ -25,7 +25,7 @@ from daemon.storage.inventory import Volume
 from daemon.storage.record import VolumeSpec
 from daemon.storage.volumes import Volumes
 from host import luks
-from host.cgroup import IoLimits, NoIoController
+from host.cgroup import IoLimits, NoIoController, WrongVersion
 from host.luks import Passphrase
 from kube.client import Cluster
 from kube.errors import ApiError
@@ -36,7 +36,7 @@ from service.logs import about
 log = logging.getLogger(__name__)
 
 READ_WRITE_ONCE_POD = "ReadWriteOncePod"
-IO_LIMITS_NOT_SET = "VolumeIOLimitsNotSet"
+IO_LIMITS_NOT_SET, IO_LIMITS_SET = "VolumeIOLimitsNotSet", "VolumeIOLimitsSet"
 
 _PATIENCE = 20.0
 """Seconds that a mount waits for the daemon to have found its node: well within the kubelet's own deadline."""
@@ -101,24 +101,42 @@ class Mounter:
                 if mounted.shortfall:
                     _report_smaller(context.events, pv, str(mounted.shortfall))
                 if spec.parameters.limits_io:
-                    await self._limit_io(context, spec, authorization.pod)
+                    await self._limit_io(context, spec, folder, authorization.pod)
                 log.info("mounted%s", " read-only" if authorization.read_only else "")
                 return mounted.anew
 
-    async def _limit_io(self, context: NodeContext, spec: VolumeSpec, pod: Pod) -> None:
-        """Holds the pod to the limits of the volume's class. Where that can't be, it starts without them, and an event
-        says so: a node of another kind is no reason to keep a database down."""
+    async def _limit_io(self, context: NodeContext, spec: VolumeSpec, folder: PodFolder, pod: Pod) -> None:
+        """Holds the pod to the limits of the volume's class. Where that can't be, it starts without them, an event
+        says so, and it goes on being tried: a node of another kind is no reason to keep a database down."""
         of_class = spec.parameters
         limits = IoLimits(of_class.read_bandwidth, of_class.write_bandwidth, of_class.read_iops, of_class.write_iops)
-        try:
-            await self._io_limits.set(pod.uid, await self._volumes.device_number(spec.pv), limits)
-        except (NoIoController, VolumeError, OSError) as error:
+
+        def not_set(error: Exception, rest: str = "") -> None:
             log.warning("the I/O limits of its class are not set: %s", error)
             context.events.warning(
-                pod.reference, IO_LIMITS_NOT_SET, f"volume {spec.pv} is mounted without its I/O limits: {error}"
+                pod.reference, IO_LIMITS_NOT_SET, f"volume {spec.pv} is mounted without its I/O limits: {error}{rest}"
             )
 
+        def are_set() -> None:
+            log.info("the I/O limits of its class are set by now")
+            message = f"volume {spec.pv} has its I/O limits from now on"
+            context.events.normal(pod.reference, IO_LIMITS_SET, message)
+
+        try:
+            device = await self._volumes.device_number(spec.pv)
+        except (VolumeError, OSError) as error:
+            not_set(error)
+            return
+        try:
+            await self._io_limits.set(folder.pod_uid, device, limits)
+        except WrongVersion as error:
+            not_set(error)
+        except (NoIoController, OSError) as error:
+            not_set(error, "; it is tried again while the pod runs")
+            self._io_limits.keep_trying(folder.pod_uid, folder.name, device, limits, are_set)
+
     async def unmount(self, folder: PodFolder) -> None:
+        self._io_limits.stop(folder.pod_uid, folder.name)
         with about(volume=folder.name, pod=folder.pod_uid):
             await self._volumes.unmount(folder)
             if folder.source == CSI:

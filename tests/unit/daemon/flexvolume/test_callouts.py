@@ -15,10 +15,11 @@ from daemon.cluster.nodevolumes import NodeAssigner, is_assigned
 from daemon.errors import NoSpace, NotAPodFolder, NotGranted, PoolMissing, Refused, Undecided
 from daemon.flexvolume.callouts import NodeCallouts
 from daemon.flexvolume.calls import Expand, Mount, Unmount
-from daemon.kubelet import mounter
+from daemon.kubelet import iolimits, mounter
 from daemon.kubelet.authorization import Authorizer
 from daemon.kubelet.iolimits import PodIoLimits
 from daemon.kubelet.mounter import Mounter, NodeContext
+from kube.backoff import Backoff
 from kube.client import Cluster
 from kube.informer import Informer
 from kube.records import Pod, read_pod
@@ -199,6 +200,35 @@ async def test_a_pod_starts_without_limits_where_they_can_not_be_set(serving: Se
     ((name, reason, message),) = await serving.parts.warnings()
     assert (name, reason) == ("pod-pv", "VolumeIOLimitsNotSet")
     assert "boot the node with systemd.unified_cgroup_hierarchy=1" in message
+
+
+@pytest.mark.parametrize("late", ["group", "controller"])
+async def test_a_group_that_comes_late_gets_the_limits_then(
+    serving: Serving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    """The mount does not wait for it that long. It is over with the volume's time in the pod."""
+    monkeypatch.setattr(iolimits, "_PATIENCE", 0.2)
+    monkeypatch.setattr(iolimits, "_LATER", Backoff(first=0.05, limit=0.05))
+    serving.volumes.device = os.makedev(254, 3)
+    await create_pv(serving.cluster, "pv", writeBandwidth="1048576")
+    mounts = await serving.pod_with("pv")
+    (tmp_path / "cgroup").mkdir()
+    (tmp_path / "cgroup" / "cgroup.controllers").write_text("cpu io memory")
+    group = tmp_path / "cgroup" / "kubepods" / "burstable" / f"pod{Path(mounts['pv'].dir).parts[5]}"
+    if late == "controller":
+        group.mkdir(parents=True)
+    assert await serving.callouts.mount(mounts["pv"])
+    ((_, reason, message),) = await serving.parts.warnings()
+    assert (reason, message.endswith("; it is tried again while the pod runs")) == ("VolumeIOLimitsNotSet", True)
+    group.mkdir(parents=True, exist_ok=True)
+    (group / "io.max").touch()
+    await until(lambda: (group / "io.max").read_text() == "254:3 rbps=max wbps=1048576 riops=max wiops=max\n")
+
+    (group / "io.max").unlink()
+    assert await serving.callouts.mount(mounts["pv"])
+    assert "I/O limits of pv" in {task.get_name() for task in asyncio.all_tasks()}
+    await serving.callouts.unmount(Unmount(mounts["pv"].dir))
+    await until(lambda: "I/O limits of pv" not in {task.get_name() for task in asyncio.all_tasks()})
 
 
 async def test_a_wish_is_no_success_whatever_the_kubelet_asks_for(serving: Serving) -> None:
