@@ -115,6 +115,10 @@ class ClaimController:
             if self._cache.claims.get(claim) is not None:
                 self.queue.add(claim)
 
+    def restore_reservations(self) -> None:
+        """Once, when the caches are synced and before the queue runs."""
+        self._placement.restore_reservations()
+
     def requeue_all(self) -> None:
         """At every claim without a volume: what we took for one may be none."""
         for claim in self._cache.claims.values():

@@ -138,6 +138,7 @@ class Term:
             tasks.create_task(supervisor.keep("nodes", self._tracker.run))
             await self.cache.wait_synced()
             _log.info("the state of the cluster is known")
+            self.claims.restore_reservations()
             for name, queue in self._queues.items():
                 tasks.create_task(supervisor.keep(name, queue.run))
             tasks.create_task(supervisor.keep("node cleanup", self._node_cleanup.run))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from contract import names
 from contract.capacity import Capacity
 from contract.parameters import ParameterError
 from contract.volume import FAILED, RELEASED
@@ -102,7 +103,7 @@ class PodPlacement:
             to_move = ReschedulePod(pod, claims, node, why)
             # Where it may turn out that they fit, any node is better on which they do for certain.
             if not why or (not impossible and not self._candidates(to_move)):
-                self._reserve(claim, create.target, fits)
+                self._reserve(pod, node, [fit for fit in fits if fit.request.claim != claim.name])
                 return create
             move = move or to_move
         if move is not None:
@@ -230,15 +231,32 @@ class PodPlacement:
             lambda published: self._cache.reserved(published, excluding),
         )
 
-    def _reserve(self, claim: Claim, target: Capacity, fits: Sequence[VolumeFit]) -> None:
+    def restore_reservations(self) -> None:
+        """What the leader before this one reserved went with it. So before anything is decided, capacity is reserved
+        for the claims of each pod that has a volume on their node already, and can't go anywhere else."""
+        for pod in self._cache.pods.values():
+            claims = self.open_claims(pod)
+            for node in self._nodes_of_volumes(pod) if claims and not pod.node_name and not pod.deleting else ():
+                if any(names.node_label_value(claim.selected_node) != node for claim in claims):
+                    continue
+                fits = self._fits(self._requests(pod, node), node)
+                if not shortage(pod, node, fits, cautious=False):
+                    self._reserve(pod, node, fits)
+
+    def _nodes_of_volumes(self, pod: Pod) -> set[str]:
+        """Where the pod has volumes, by the value of names.NODE_LABEL."""
+        volumes = (self._cache.volume_of(key) for key in pod.claims)
+        return {volume.node_label for volume in volumes if volume and volume.node_label and not volume.deleting}
+
+    def _reserve(self, pod: Pod, node: str, fits: Sequence[VolumeFit]) -> None:
         """Reserves capacity for what is decided in a moment."""
         for fit in fits:
             request = fit.request
-            if fit.capacity is None or request.claim == claim.name:
+            if fit.capacity is None:
                 continue
-            key = f"{claim.namespace}/{request.claim}"
+            key = f"{pod.namespace}/{request.claim}"
             self.release(key)
-            charge = Charge(Account(target.node, fit.capacity.pool), request.size, request.parameters)
+            charge = Charge(Account(node, fit.capacity.pool), request.size, request.parameters)
             self._cache.ledger.reserve_for_pod(request.volume, charge)
             timer = asyncio.get_running_loop().call_later(_RESERVED, self._expire, key)
             self._reserved[key] = request.volume, timer

@@ -1,5 +1,6 @@
 """The claims of one pod: on one node all of them, or none."""
 
+import asyncio
 from dataclasses import replace
 from typing import Any
 
@@ -312,6 +313,31 @@ async def test_room_for_the_other_claims_is_kept(small: MemoryCluster) -> None:
         small.put(PODS, pod_body("s", "stranger"))
         choose(small, "n1", "stranger")
         await until(lambda: chosen(small, "stranger") == [""])
+        await until(lambda: homes(small) == {"a": "n1", "b": "n1"})
+        await until(lambda: not term.ledger._pod_reservations)
+
+
+async def test_the_next_leader_keeps_room_for_the_other_claims(small: MemoryCluster) -> None:
+    """The one before it was killed when it had made the first volume. A stranger, whose claim is looked at first,
+    would take the room of the second, and the pod could never start."""
+    small.put(CAPACITIES, capacity_body("n2", GIB))
+    waiting(small, "a", size="500Mi")
+    choose(small, "n1", "a")
+    async with leading(small):
+        await until(lambda: homes(small) == {"a": "n1"})
+    waiting(small, "a-stranger", "b", size="500Mi")
+    small.put(PODS, pod_body("p", "a", "b"))
+    small.put(PODS, pod_body("s", "a-stranger"))
+    choose(small, "n1", "a-stranger", "b")
+    stranger_decided = asyncio.Event()
+
+    async def hold() -> None:
+        await stranger_decided.wait()
+
+    small.before["get", "persistentvolumeclaims"] = [does(lambda: None), hold]
+    async with leading(small) as term:
+        await until(lambda: chosen(small, "a-stranger") == [""])
+        stranger_decided.set()
         await until(lambda: homes(small) == {"a": "n1", "b": "n1"})
         await until(lambda: not term.ledger._pod_reservations)
 
