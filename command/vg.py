@@ -115,7 +115,7 @@ async def _create(
     wanted_size = _size(loop_size) if loop_size else None
     tools = Lvm(data_dir / "lvm", foreign=volume_devices)
     async with patience(f"making volume group {name}"):
-        groupfile.attach_all(data_dir)
+        await groupfile.attach_all(data_dir)
         state = await tools.report()
         if present := state.group(name):
             _compare(state, name, [await disks.look(device) for device in devices])
@@ -176,7 +176,7 @@ async def _remove(name: str, dry_run: bool, data_dir: Path) -> list[str]:
     need_root("removing a volume group")
     tools = Lvm(data_dir / "lvm", foreign=volume_devices)
     async with patience(f"removing volume group {name}"):
-        groupfile.attach_all(data_dir)
+        await groupfile.attach_all(data_dir)
         state = await tools.report()
         _existing(state, name)
         devices = sorted(_paths(state.devices_of(name)))

@@ -20,7 +20,6 @@ import host.command
 from contract import names
 from contract import volume as contract_volume
 from contract.volume import PersistentVolume
-from daemon.backends import groupfile
 from daemon.backends.deviceclassbackend import backend_of_classes
 from daemon.cluster.capacity import reservations
 from daemon.cluster.events import ErasureEvents, NodeEvents
@@ -82,8 +81,6 @@ async def run(chosen: Settings) -> None:
         cluster = await Cluster.connect(chosen.kubeconfig, program=COMPONENT)
     except ConfigurationError as error:
         raise SettingsError(f"KUBECONFIG: {error}") from error
-    if any(device_class.kind == LVM for device_class in chosen.classes.values()):
-        groupfile.attach_all(chosen.data_dir)
     async with cluster:
         backend = backend_of_classes(chosen.classes, chosen.data_dir)
         await run_until_signal(Daemon(chosen, cluster, backend).run())

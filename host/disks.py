@@ -12,16 +12,19 @@ import os
 import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from host import blockdevice, mounttable
 from host.command import run
+from host.diskthreads import Hung, threads
 
 _SYSFS = Path("/sys")
 _EDGE = 1 << 20
 """Bytes at both ends of a disk that must be zero: partition tables, superblocks and headers of what blkid does not know
 are there."""
 
+_LOOK_SECONDS = 30.0
 _NOT_DISKS = ("loop", "ram", "zram", "sr", "fd", "mtdblock")
 
 
@@ -120,8 +123,11 @@ def whole_disks() -> list[Path]:
 
 
 async def look(path: Path) -> Disk:
-    """What is on a block device. Raises NotADisk for what is none, and CommandError."""
-    disk = await asyncio.to_thread(_without_signatures, path)
+    """What is on a block device. Raises NotADisk for what is none or gives no answer, and CommandError."""
+    try:
+        disk = await threads.at(path, partial(_without_signatures, path), deadline=_LOOK_SECONDS)
+    except Hung as error:
+        raise NotADisk(str(error)) from error
     return replace(disk, signatures=await _signatures(disk.path)) if disk.size else disk
 
 
@@ -211,7 +217,7 @@ def _zero_ends(device: Path, size: int) -> None:
 
 
 async def _signatures(device: str) -> tuple[str, ...]:
-    answer = await run("wipefs", "--no-act", "--json", device, deadline=30)
+    answer = await run("wipefs", "--no-act", "--json", device, deadline=_LOOK_SECONDS)
     signatures = json.loads(answer.stdout)["signatures"] if answer.stdout.strip() else []
     return tuple(dict.fromkeys(signature["type"] for signature in signatures))
 

@@ -15,10 +15,12 @@ All functions block.
 import contextlib
 import errno
 import fcntl
+import math
 import os
 import re
 import secrets
 import struct
+import time
 from itertools import count
 from pathlib import Path
 
@@ -36,14 +38,17 @@ class NotEmptied(Exception):
     """Something stands in the way: says what, and what to do."""
 
 
-def remove(path: Path) -> None:
-    """The folder `path` and all in it are gone; who wants that to outlast a power cut flushes its parent. Raises
-    NotEmptied when a part of it can't go, and OSError when `path` is no folder or can't be opened."""
+def remove(path: Path, seconds: float = math.inf) -> bool:
+    """Whether the folder `path` and all in it are gone; who wants that to outlast a power cut flushes its parent.
+    False: not yet, after so many seconds of removing. Raises NotEmptied when a part of it can't go, and OSError when
+    `path` is no folder or can't be opened."""
     parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         folder = os.open(path.name, OPEN, dir_fd=parent)
         try:
-            empty(folder, path, mount_id(parent))
+            _empty(folder, path, mount_id(parent), seconds)
+        except _TimeUp:
+            return False
         finally:
             os.close(folder)
         try:
@@ -52,14 +57,19 @@ def remove(path: Path) -> None:
             raise _refused(path, error) from None
     finally:
         os.close(parent)
+    return True
 
 
 def empty(folder: int, path: Path, mount: int) -> int:
     """Removes all that is in an open folder, which stays. The answer is the number of entries removed. `path` is its
     name in messages, and `mount` the mount that all of it must be on. Raises NotEmptied."""
+    return _empty(folder, path, mount, math.inf)
+
+
+def _empty(folder: int, path: Path, mount: int, seconds: float) -> int:
     if mount_id(folder) != mount:
         raise _mounted(path)
-    return Emptying(folder, path, mount).run()
+    return Emptying(folder, path, mount, seconds).run()
 
 
 def mount_id(descriptor: int) -> int:
@@ -74,8 +84,16 @@ class _NotMoved(Exception):
     subvolume."""
 
 
+class _TimeUp(Exception):
+    """It has been removing for as long as it may."""
+
+
 class Emptying:
-    def __init__(self, top: int, path: Path, mount: int) -> None:
+    """`seconds` begin with the first removal, so that each one gets on, whatever it takes to find something."""
+
+    def __init__(self, top: int, path: Path, mount: int, seconds: float = math.inf) -> None:
+        self._seconds = seconds
+        self._end = math.inf
         self._path = path
         self._top = top
         self._mount = mount
@@ -183,6 +201,7 @@ class Emptying:
                 raise _NotMoved from None
             raise _refused(path / name, error) from None
         self._lifted += 1
+        self._raise_if_late()
 
     def _take_into_project(self, name: str, folder: int) -> None:
         """Gives a folder the quota project of the top (ioctl_fsgetxattr in xfsctl(3), the same for ext4)."""
@@ -209,7 +228,15 @@ class Emptying:
         except OSError as error:
             raise _refused(path / name, error) from None
         self._removed += 1
+        self._raise_if_late()
         return True
+
+    def _raise_if_late(self) -> None:
+        """After a removal."""
+        now = time.monotonic()
+        self._end = min(self._end, now + self._seconds)
+        if now >= self._end:
+            raise _TimeUp
 
 
 def _identity(folder: int) -> tuple[int, int]:

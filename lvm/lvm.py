@@ -9,7 +9,7 @@ leaves them in the disks' own caches (seen with LVM 2.03.16), so the disks are f
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -49,12 +49,17 @@ def largest_snapshot(size: int) -> int:
     return (1 + chunks + -(-chunks // _CHUNKS_NOTED)) * _CHUNK
 
 
+async def _nothing() -> Collection[Path]:
+    return ()
+
+
 class Lvm:
     """LVM2 on this node.
 
-    `folder` gets an lvm.conf and is LVM's system folder from then on. `deadline` is in seconds and holds for each
-    command. `foreign` are devices that LVM must not look into, whatever they show; it is asked before each command. All
-    methods raise LvmError or one of its kinds, and host.command.MissingTool where lvm2 is not installed.
+    `folder` is LVM's system folder, and gets an lvm.conf before the first command unless it is `configured` already.
+    `deadline` is in seconds and holds for each command. `foreign` are devices that LVM must not look into, whatever
+    they show; it is asked before each command. All methods raise LvmError or one of its kinds, and
+    host.command.MissingTool where lvm2 is not installed.
     """
 
     def __init__(
@@ -62,9 +67,11 @@ class Lvm:
         folder: Path,
         *,
         deadline: float = 60,
-        udev: bool | None = None,
-        foreign: Callable[[], Collection[Path]] = tuple,
+        configured: bool = False,
+        foreign: Callable[[], Awaitable[Collection[Path]]] = _nothing,
     ) -> None:
+        self._folder = folder
+        self._configured = configured
         self._deadline = deadline
         self._foreign = foreign
         self.unresponsive = UnresponsiveDevices()
@@ -72,7 +79,6 @@ class Lvm:
         """Groups whose metadata are on their disks, as far as this process knows: one before it may have been killed
         after its LVM command."""
         self._environment = {"LVM_SYSTEM_DIR": str(folder), "LVM_SUPPRESS_FD_WARNINGS": "1"}
-        configuration.write(folder, configuration.text(udev=configuration.udev_runs() if udev is None else udev))
 
     async def report(self) -> Report:
         """Groups, volumes and devices of the whole node."""
@@ -301,14 +307,27 @@ class Lvm:
         if devices:
             self._flushed.add(group)
 
+    async def _configure(self) -> None:
+        """Not at the start of the program: the folder's disk may hang, and other storage is served without LVM."""
+        text = configuration.text(udev=configuration.udev_runs())
+        try:
+            await threads.at(self._folder, partial(configuration.write, self._folder, text))
+        except diskthreads.Hung as error:
+            raise errors.Hung("lvm", None, str(error)) from error
+        except OSError as error:
+            raise errors.LvmError("lvm", None, f"{self._folder} gets no lvm.conf: {error}") from error
+        self._configured = True
+
     async def _run(self, *arguments: str) -> Completed:
+        if not self._configured:
+            await self._configure()
         verb, group = arguments[0], arguments[-1].partition("/")[0]
         if verb != report.FULL_REPORT[0] and group and (silent := self.unresponsive.of_group(group)):
             raise errors.Hung(verb, None, str(silent)) from silent
         # What one group's disks keep waiting is no reason not to change another group.
         kind = ("lvm", verb, group, self.unresponsive.silent)
         settings = [each.removeprefix(_CONFIG) for each in arguments if each.startswith(_CONFIG)]
-        left_out = [*self.unresponsive.paths(), *await asyncio.to_thread(self._foreign)]
+        left_out = [*self.unresponsive.paths(), *await self._foreign()]
         if left_out:
             refused = ",".join(f'"r|^{path}$|"' for path in left_out)
             settings.append(f"devices/global_filter=[{refused}]")

@@ -30,8 +30,8 @@ from host.diskthreads import DiskThreads, threads
 
 T = TypeVar("T")
 
-_REMOVAL_SECONDS = 3600.0
-"""Deleting a folder with some million files takes as long on a slow disk."""
+_DELETE_SECONDS = 600.0
+"""For one step of a removal: the kernel frees a large file of many pieces in one call."""
 
 
 class FilesBackend(Backend):
@@ -98,7 +98,12 @@ class FilesBackend(Backend):
         raise no_thin_pools(pool)
 
     async def remove(self, volume: Volume) -> None:
-        await self._at(volume.pv, partial(self._remove, volume), deadline=_REMOVAL_SECONDS)
+        """However long that takes, as it does with some million files, each step of it has to end in time."""
+        pv = volume.pv
+        if await self._at(pv, partial(self._void, volume)):
+            while not await self._at(pv, partial(self._delete, pv), deadline=_DELETE_SECONDS):
+                pass
+            await self._at(pv, partial(self._records.forget, pv))
 
     async def _at(self, where: Path | str, work: Callable[[], T], deadline: float | None = None) -> T:
         """In the folder, or on the volume of that name."""
@@ -133,8 +138,9 @@ class FilesBackend(Backend):
         """Raises InUse."""
 
     @abstractmethod
-    def _delete(self, pv: str) -> None:
-        """The data is gone, on disk when this returns. What is not there is no error."""
+    def _delete(self, pv: str) -> bool:
+        """Whether the data is gone, on disk when this returns. False: a part of it is left, as it may be after some
+        seconds. What is not there is no error."""
 
     def _establish(self) -> None:
         if self._own_folder or self._folder.is_dir():
@@ -197,17 +203,17 @@ class FilesBackend(Backend):
                 self._check_room(volume.pv, size)
             return self._volume(before.record, self._enlarge(before, size))
 
-    def _remove(self, volume: Volume) -> None:
+    def _void(self, volume: Volume) -> bool:
+        """The first step of a removal. False: nothing is there."""
         try:
             before = self._records.present(volume.pv)
         except VolumeNotFound:
-            return
+            return False
         self._refuse_in_use(volume.pv)
         if changed := differences(volume.record, before.record):
             raise NotAuthorized(f"volume {volume.pv} is not removed: its record changed meanwhile ({changed})")
         self._records.void(before)
-        self._delete(volume.pv)
-        self._records.forget(volume.pv)
+        return True
 
     def _check_room(self, pv: str, size: int) -> None:
         """Raises NoSpace unless the volume may have `size` bytes, its present ones included. Asked because more can be

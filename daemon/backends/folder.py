@@ -21,6 +21,9 @@ from daemon.storage.inventory import Volume
 from daemon.storage.record import VolumeSpec, VolumeState
 from host import foldertree, mounttable
 
+_STEP_SECONDS = 10.0
+"""A removal is done in steps of so many seconds, so that a disk that hangs is known as such."""
+
 
 class FolderBackend(FilesBackend):
     """See daemon.backends.files."""
@@ -58,7 +61,8 @@ class FolderBackend(FilesBackend):
     def _make(self, spec: VolumeSpec, size: int) -> Volume:
         self._records.write(spec.record(VolumeState.FORMATTING), size)
         self._refuse_in_use(spec.pv)
-        self._delete(spec.pv)
+        while not self._delete(spec.pv):
+            pass
         self._data(spec.pv).mkdir(mode=0o755)
         self._records.flush()
         ready = spec.record(VolumeState.READY)
@@ -77,7 +81,9 @@ class FolderBackend(FilesBackend):
             if f"{mount.path}/".startswith(inside):
                 raise InUse(f"volume {pv} is still in use, something is mounted on {mount.path}: unmount it")
 
-    def _delete(self, pv: str) -> None:
+    def _delete(self, pv: str) -> bool:
         if os.path.lexists(self._data(pv)):
-            foldertree.remove(self._data(pv))
+            if not foldertree.remove(self._data(pv), _STEP_SECONDS):
+                return False
             self._records.flush()
+        return True

@@ -4,14 +4,17 @@
 
 LVM sees a disk like any other, so volumes, thin pools and tags are the real thing. A loop device does not outlive a
 restart of the node, and nothing on the node would know that there should be one. So the file's place is the memory: the
-daemon attaches what it finds there when it starts, before it looks for its group.
+daemon attaches what it finds there when it starts, before it looks for its group, and again while one is missing.
 """
 
+import asyncio
 import logging
 import os
+from functools import partial
 from pathlib import Path
 
 from host import loopdevice, ownfolder
+from host.diskthreads import Hung, threads
 
 log = logging.getLogger(__name__)
 
@@ -19,9 +22,13 @@ _SUFFIX = ".img"
 _UNFINISHED = ".new"
 
 
+def _folder(data_dir: Path) -> Path:
+    return data_dir / "groups"
+
+
 def place(data_dir: Path, group: str) -> Path:
     """Where the file of a group is, or would be."""
-    return data_dir / "groups" / f"{group}{_SUFFIX}"
+    return _folder(data_dir) / f"{group}{_SUFFIX}"
 
 
 def make(file: Path, size: int) -> None:
@@ -41,13 +48,22 @@ def make(file: Path, size: int) -> None:
     unfinished.rename(file)
 
 
-def attach_all(data_dir: Path) -> list[Path]:
-    """The devices of all files there are. One that can't be attached is logged: the node may have other
-    groups, and whoever needs this one says that it is missing."""
-    devices = []
-    for file in sorted((data_dir / "groups").glob(f"*{_SUFFIX}")):
-        try:
-            devices.append(loopdevice.attach(file))
-        except OSError as error:
-            log.warning("%s, which has a volume group, gets no loop device: %s", file, error)
-    return devices
+async def attach_all(data_dir: Path) -> list[Path]:
+    """The devices of all files there are. One that can't be attached, or whose disk hangs, is logged: the node may
+    have other groups, and whoever needs this one says that it is missing."""
+    folder = _folder(data_dir)
+    try:
+        files = await threads.at(folder, lambda: sorted(folder.glob(f"*{_SUFFIX}")))
+    except Hung as error:
+        log.warning("volume groups on files get no loop devices: %s", error)
+        return []
+    answers = await asyncio.gather(*(_attach(file) for file in files))
+    return [device for device in answers if device]
+
+
+async def _attach(file: Path) -> Path | None:
+    try:
+        return await threads.at(file, partial(loopdevice.attach, file), disk=file.parent)
+    except (OSError, Hung) as error:
+        log.warning("%s, which has a volume group, gets no loop device: %s", file, error)
+        return None

@@ -4,10 +4,13 @@
 <folder>/<pv>.img    the data
 """
 
+import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Collection
+from collections import defaultdict
+from collections.abc import AsyncIterator, Collection, Mapping
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from daemon.backends.files import FilesBackend
@@ -19,16 +22,29 @@ from daemon.storage.disks import disk_of, place_of
 from daemon.storage.inventory import Volume
 from daemon.storage.record import VolumeSpec, VolumeState
 from host import loopdevice
+from host.diskthreads import Hung, threads
 
 
-def volume_devices() -> list[Path]:
+async def volume_devices() -> list[Path]:
     """Loop devices of volumes, of all folders: beside each image is its record. What pods write
-    to a block volume may be LVM's metadata, and a group of the name of ours would hide ours."""
-    return [
-        device
-        for device, image in loopdevice.backing_files().items()
-        if image.suffix == LoopBackend.SUFFIX and image.with_suffix(RECORD_SUFFIX).exists()
-    ]
+    to a block volume may be LVM's metadata, and a group of the name of ours would hide ours. Where a folder gives no
+    answer each image counts as one: nothing on it can be used now."""
+    images: defaultdict[Path, dict[Path, Path]] = defaultdict(dict)
+    for device, image in (await asyncio.to_thread(loopdevice.backing_files)).items():
+        if image.suffix == LoopBackend.SUFFIX:
+            images[image.parent][device] = image
+    found = await asyncio.gather(*(_of_volumes(folder, devices) for folder, devices in images.items()))
+    return list(chain.from_iterable(found))
+
+
+async def _of_volumes(folder: Path, images: Mapping[Path, Path]) -> Collection[Path]:
+    def with_record() -> list[Path]:
+        return [device for device, image in images.items() if image.with_suffix(RECORD_SUFFIX).exists()]
+
+    try:
+        return await threads.at(folder, with_record)
+    except Hung:
+        return images.keys()
 
 
 class LoopBackend(FilesBackend):
@@ -115,6 +131,7 @@ class LoopBackend(FilesBackend):
         if device:
             raise InUse(f"volume {pv} is still in use as {device}: stop what uses it")
 
-    def _delete(self, pv: str) -> None:
+    def _delete(self, pv: str) -> bool:
         self._data(pv).unlink(missing_ok=True)
         self._records.flush()
+        return True

@@ -70,6 +70,8 @@ class LvmBackend:
         return PoolName(group, parameters.thin_pool or here.thin_pool)
 
     async def establish(self) -> None:
+        if self._group_maker:
+            await self._group_maker.attach_files()
         await self._mend()
         if self._group_maker:
             present = {group.name for group in (await self._report()).groups}

@@ -10,16 +10,22 @@ written. Nothing is ever added to a group that is there.
 import asyncio
 import logging
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
+from daemon.backends import groupfile
 from daemon.storage.deviceclasses import DeviceClass, DeviceSelector
 from host import disks, ownfolder
 from host.command import CommandError
 from host.disks import Disk, NotADisk
+from host.diskthreads import Hung, threads
 from lvm import Lvm, LvmError
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _METADATA_MOST = 64 << 20
 _METADATA_SHARE = 512
@@ -60,6 +66,10 @@ class GroupMaker:
         self._tools = tools
         self._data_dir = data_dir
 
+    async def attach_files(self) -> None:
+        """What is on files has its loop devices, which a restart of the node took."""
+        await groupfile.attach_all(self._data_dir)
+
     async def ensure(self, classes: Iterable[DeviceClass], present: Collection[str]) -> None:
         """Groups that their classes let this node make are made, if they never were there. `present`: the names of
         those that are there now. What fails is logged, and tried again when this is called again: the node has other
@@ -68,32 +78,37 @@ class GroupMaker:
             if device_class.devices:
                 try:
                     await self._ensure(device_class.group, device_class.devices, present)
-                except (LvmError, CommandError, OSError) as error:
+                except (LvmError, CommandError, OSError, Hung) as error:
                     log.warning("group %s can't be made: %s", device_class.group, error)
 
     async def _ensure(self, group: str, selector: DeviceSelector, present: Collection[str]) -> None:
         if group in present:
-            await asyncio.to_thread(self._remember, group)
-        elif not await asyncio.to_thread(seen_file(self._data_dir, group).exists):
+            await self._at_file(group, self._remember)
+        elif not await self._at_file(group, Path.exists):
             await self._make(group, selector)
 
     async def _make(self, group: str, selector: DeviceSelector) -> None:
         taken = chosen(selector, await look_at_all())
         if not taken:
             return
-        await asyncio.to_thread(self._remember, group)
+        await self._at_file(group, self._remember)
         log.warning("group %s is made of %s", group, ", ".join(disk.path for disk in taken))
         try:
             await self._tools.create_group(group, [disk.path for disk in taken], metadata_size=metadata_size(taken))
         except LvmError:
             state = await self._tools.report()
             if state.group(group) is None:
-                await asyncio.to_thread(seen_file(self._data_dir, group).unlink)  # it was never there
+                await self._at_file(group, Path.unlink)  # it was never there
             raise
 
-    def _remember(self, group: str) -> None:
-        """On the disk when it returns."""
+    async def _at_file(self, group: str, work: Callable[[Path], T]) -> T:
+        """What is done to the file by which a group is remembered. Raises Hung."""
         file = seen_file(self._data_dir, group)
+        return await threads.at(file, partial(work, file), disk=file.parent)
+
+    @staticmethod
+    def _remember(file: Path) -> None:
+        """On the disk when it returns."""
         if file.exists():
             return
         ownfolder.establish(file.parent)

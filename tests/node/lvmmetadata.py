@@ -21,7 +21,8 @@ class Metadata:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._seen: set[str] = set()
-        self.tools = Lvm(folder)
+        self.tools = Lvm(folder, configured=True)
+        folder.mkdir(exist_ok=True)
         self.show()
 
     def show(self, *devices: str) -> None:

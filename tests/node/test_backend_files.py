@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from contract.parameters import VolumeParameters
+from daemon.backends import folder
 from daemon.backends.folder import FolderBackend
 from daemon.backends.loop import LoopBackend
 from daemon.backends.recordfiles import RESERVE
@@ -463,6 +464,40 @@ async def test_a_tree_of_any_depth_goes(data: Path) -> None:
         await backend.remove(volume)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert files(data) == []
+
+
+@pytest.mark.parametrize("shape", ["files", "folders", "deep"])
+def test_a_tree_goes_in_steps(tmp_path: Path, shape: str) -> None:
+    """Each of which gets on, however short it is."""
+    top = tmp_path / "top"
+    top.mkdir()
+    if shape == "files":
+        for number in range(20):
+            (top / str(number)).touch()
+    elif shape == "folders":
+        for number in range(20):
+            (top / str(number) / "below").mkdir(parents=True)
+    else:
+        deep_tree(top, 20)
+    steps = 1
+    while not foldertree.remove(top, 0):
+        steps += 1
+        assert steps < 100
+    assert steps > 10
+    assert not top.exists()
+
+
+async def test_a_volume_of_many_files_goes_however_many_steps_that_takes(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder, "_STEP_SECONDS", 0)
+    backend = await started("folder", data)
+    volume = await formatted(backend)
+    async with backend.device(volume) as place:
+        for number in range(5):
+            (place / str(number)).touch()
+    await backend.remove(volume)
     assert files(data) == []
 
 

@@ -1,5 +1,6 @@
 """`elastic-local vg create` as a person or a Makefile types it, on disks and on a file."""
 
+import asyncio
 import json
 import struct
 import subprocess
@@ -192,7 +193,7 @@ def test_a_group_on_a_file_is_there_again_after_a_restart(
         subprocess.run(["losetup", "--detach", first["devices"][0]], check=True)  # as a restart of the node does
         assert json.loads(vg("list", "--output", "json").stdout) == []
 
-        assert groupfile.attach_all(tmp_path)
+        assert asyncio.run(groupfile.attach_all(tmp_path))
         (again,) = json.loads(vg("list", "--output", "json").stdout)
         assert (again["name"], again["volumes"], again["ours"]) == ("on-file", 1, 0)
         by_hand("vgchange", "--activate=n", "on-file")

@@ -55,7 +55,7 @@ def disks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disks:
 
 @pytest.fixture
 def lvm(tmp_path: Path, disks: Disks, monkeypatch: pytest.MonkeyPatch) -> Lvm:
-    made = Lvm(tmp_path / "lvm", udev=False)
+    made = Lvm(tmp_path / "lvm")
     monkeypatch.setattr(made.unresponsive, "members", lambda group: DISKS)
     return made
 

@@ -1,21 +1,29 @@
 """Which backend of a node a volume goes to, and that one that fails leaves the others alone."""
 
+import asyncio
 import errno
 import os
+import threading
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PosixPath
+from unittest.mock import AsyncMock
 
 import pytest
 
 from contract.parameters import VolumeParameters
 from contract.volume import DELETE
+from daemon.backends import groupfile, newgroups
 from daemon.backends.deviceclassbackend import DeviceClassBackend, backend_of_classes
 from daemon.backends.folder import FolderBackend
 from daemon.backends.loop import LoopBackend
+from daemon.backends.newgroups import GroupMaker
 from daemon.errors import BackendFailed, NoSpace, NotCloned, PoolMissing
-from daemon.storage.deviceclasses import BINDMOUNT, LOOP, DeviceClass
+from daemon.storage.deviceclasses import BINDMOUNT, LOOP, LVM, DeviceClass, DeviceSelector
 from daemon.storage.inventory import Inventory
 from daemon.storage.record import VolumeSpec
+from host import diskthreads, loopdevice
+from host.disks import Disk
+from lvm import Report, configuration, report
 
 MIB = 2**20
 
@@ -125,6 +133,53 @@ async def test_one_that_fails_leaves_the_others_alone(classes: dict[str, DeviceC
     alone = DeviceClassBackend({"default": broken}, {"default": replace(classes["fast"], name="default")})
     with pytest.raises(BackendFailed, match="the disk is out"):
         await alone.inspect()
+
+
+@pytest.mark.parametrize("hanging", ["a group's file", "LVM's folder", "what remembers a group", "a volume's folder"])
+async def test_what_lvm_needs_hangs_and_folders_are_served(
+    classes: dict[str, DeviceClass], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hanging: str
+) -> None:
+    """From the start of a daemon on, whichever of it hangs."""
+    classes["plain"].folder.mkdir(mode=0o700)
+    program = tmp_path / "bin" / "lvm"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    monkeypatch.setattr(diskthreads.threads, "_deadline", 0.2)
+    monkeypatch.setattr(report, "state", lambda done: Report((), (), ()))
+    monkeypatch.setattr(newgroups, "look_at_all", AsyncMock(return_value=[Disk("/dev/not-there", 1 << 40)]))
+    file = groupfile.place(tmp_path, "on-file")
+    file.parent.mkdir()
+    file.touch()
+    hung, answers = threading.Event(), threading.Event()
+
+    def hang(*_: object) -> bool:
+        hung.set()
+        return answers.wait(60)
+
+    monkeypatch.setattr(loopdevice, "attach", lambda file: Path("/dev/loop0"))
+    monkeypatch.setattr(loopdevice, "backing_files", dict)
+    match hanging:
+        case "a group's file":
+            monkeypatch.setattr(loopdevice, "attach", hang)
+        case "LVM's folder":
+            monkeypatch.setattr(configuration, "write", hang)
+        case "what remembers a group":
+            monkeypatch.setattr(GroupMaker, "_remember", staticmethod(hang))
+        case _:
+            silent = type("Silent", (PosixPath,), {"exists": hang})(tmp_path / "silent" / "a.img")
+            monkeypatch.setattr(loopdevice, "backing_files", lambda: {Path("/dev/loop1"): silent})
+    plain = dict.fromkeys(("default", "plain"), classes["plain"])
+    of_lvm = DeviceClass("lvm", LVM, group="on-disks", devices=DeviceSelector())
+    backend = backend_of_classes({**plain, "lvm": of_lvm}, tmp_path)
+    try:
+        async with asyncio.timeout(20):
+            await backend.establish()
+            assert [pool.name for pool in (await backend.inspect()).pools] == ["folder:plain"]
+        assert hung.is_set()
+    finally:
+        answers.set()
 
 
 async def test_what_is_being_written_survives_a_look_for_what_is_missing(
