@@ -11,7 +11,9 @@ granted in steps, each of which can be seen on the objects, and none of which ke
    enough by now, and writes the new size into the claim's status.
 
 A claim may be lowered again. What the kubelet is to grow to is in the claim's status, and stays there when a claim
-is lowered (the recovery of Kubernetes 1.34), so it is corrected before spec.capacity is raised.
+is lowered (the recovery of Kubernetes 1.34), so it is corrected before spec.capacity is raised. A claim may also be
+deleted meanwhile. Kubernetes tells the next claim of its volume, if that is retained, that it has what spec.capacity
+says, so there that goes back to what the volume has.
 
 A CSI volume. Kubernetes leaves it to its driver (ExternalExpanding), and nobody but us raises spec.capacity. The steps
 are the same, and the claim's status says how far they are, as the external-resizer of Kubernetes writes it (KEP 1790,
@@ -30,6 +32,7 @@ the volume is handed to it again, later. A claim that was lowered goes through t
 of them. An API server before 1.32 drops allocatedResources and its statuses, so no step depends on finding them there.
 """
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -39,7 +42,7 @@ from datetime import UTC, datetime
 from contract import quantity
 from contract import volume as contract_volume
 from contract.capacity import footprint
-from contract.volume import BOUND, CSI, PersistentVolume
+from contract.volume import AVAILABLE, BOUND, CSI, DELETE, RELEASED, PersistentVolume
 from kube.client import STRATEGIC, Cluster
 from kube.errors import ApiError, Conflict, Invalid, Json, NotFound, Unreachable
 from kube.events import Recorder
@@ -143,6 +146,15 @@ def plan(volume: PersistentVolume, claim: Claim, refused: str, *, in_grace: bool
     if not claim.allocated or (claim.allocated == requested and claim.resize_status in _UNDER_WAY):
         return ExpansionPlan(granted, requested)
     return ExpansionPlan(granted, requested, requested, NODE_PENDING)
+
+
+def plan_without_claim(volume: PersistentVolume) -> ExpansionPlan | None:
+    """None for one that is right as it is, or goes."""
+    goes = volume.deleting or (volume.phase == RELEASED and volume.reclaim_policy == DELETE)
+    has = volume.actual or volume.target_size
+    if goes or not volume.created_size or volume.size <= has:
+        return None
+    return ExpansionPlan(max(volume.created_size, has) if volume.granted is None else volume.granted, has)
 
 
 def _plan_csi(volume: PersistentVolume, claim: Claim, granted: int, has: int, refused: str) -> ExpansionPlan:
@@ -253,6 +265,9 @@ class ExpansionController:
 
     async def _handle(self, name: str) -> None:
         volume = self._cache.volumes.get(name)
+        if volume is not None and volume.phase in (AVAILABLE, RELEASED) and (planned := plan_without_claim(volume)):
+            with logs.about(volume=name):
+                await self._reset(volume, planned)
         if volume is None or volume.claim is None or volume.deleting or volume.phase != BOUND:
             self._forget(name)
             return
@@ -289,6 +304,13 @@ class ExpansionController:
         except ApiError:
             self._cache.ledger.release_growth(volume.name)
             raise
+
+    async def _reset(self, volume: PersistentVolume, planned: ExpansionPlan) -> None:
+        """Of this very version: it may be bound by now, or gone, and either is shown by the watch."""
+        body = contract_volume.grant_patch(volume, planned.granted, planned.capacity, volume.pre_resize)
+        with contextlib.suppress(Conflict, NotFound):
+            await self._cluster.patch(VOLUMES, volume.name, body)
+            _log.info("spec.capacity is %d bytes again: that is what it has", planned.capacity)
 
     def _plan(self, volume: PersistentVolume, claim: Claim) -> ExpansionPlan:
         in_grace = self._clock() - self._waiting.get(volume.name, self._clock()) < NODE_GRACE

@@ -16,10 +16,10 @@ from kube.errors import Forbidden, Invalid, Json
 from kube.records import IMMEDIATE, Claim
 from kube.resources import CAPACITIES, CLAIMS, CLASSES, VOLUMES
 from provisioner.decision import AvailableCapacity, NodeCapacity
-from provisioner.expansion import ExpansionPlan, plan, refusal, status_patch, wanted_conditions
+from provisioner.expansion import ExpansionPlan, plan, plan_without_claim, refusal, status_patch, wanted_conditions
 from provisioner.main import Term
 from tests.memorycluster import MemoryCluster, lose_answer
-from tests.unit.provisioner.leader import PV, does, leading, raises, volume
+from tests.unit.provisioner.leader import PV, does, leading, raises, release, volume
 from tests.unit.provisioner.leader import claim as stored
 from tests.unit.provisioner.objects import (
     CLASS,
@@ -689,6 +689,41 @@ async def test_what_the_api_server_refuses_is_not_reserved(cluster: MemoryCluste
         await until(lambda: not cluster.before["patch", "persistentvolumes"])
         await until(lambda: not term.ledger._growths)
         await until(lambda: figures(cluster)[0] == "9Gi")
+
+
+def left(size: int, **fields: Any) -> PersistentVolume:
+    """A retained volume whose claim is gone."""
+    return grown(size, **{"phase": "Released", "reclaim_policy": "Retain", **fields})
+
+
+@pytest.mark.parametrize(
+    ("volume", "planned"),
+    [
+        pytest.param(left(5000), ExpansionPlan(300, 300), id="a request that was not granted"),
+        pytest.param(left(5000, granted=None, actual=0), ExpansionPlan(300, 300), id="nobody wrote down anything"),
+        pytest.param(left(400, granted=400), ExpansionPlan(400, 300), id="granted, and not given yet"),
+        pytest.param(left(400, granted=400, actual=400), None, id="grown"),
+        pytest.param(left(5000, phase="Available"), ExpansionPlan(300, 300), id="its claim was taken off already"),
+        pytest.param(left(5000, reclaim_policy="Delete"), None, id="it goes"),
+        pytest.param(left(5000, deleting=True), None, id="it is being deleted"),
+        pytest.param(left(5000, given=0, granted=None, actual=0), None, id="made by hand"),
+    ],
+)
+def test_a_volume_without_a_claim_says_what_it_has(volume: PersistentVolume, planned: ExpansionPlan | None) -> None:
+    assert plan_without_claim(volume) == planned
+
+
+async def test_a_claim_that_goes_before_its_request_was_refused_leaves_none_of_it(cluster: MemoryCluster) -> None:
+    """Kubernetes would tell the next claim of that volume that it has all that the last one asked for."""
+    cluster.put(CLASSES, class_body(reclaimPolicy="Retain"))
+    cluster.put(CLAIMS, claim_body())
+    async with leading(cluster):
+        await bound(cluster)
+    ask(cluster, "50Gi")
+    cluster.remove(CLAIMS, "data", "default")
+    release(cluster)
+    async with leading(cluster):
+        await until(lambda: figures(cluster) == ("1Gi", "1Gi"))
 
 
 async def test_a_volume_without_a_node_is_granted_what_some_node_has(cluster: MemoryCluster) -> None:
