@@ -73,7 +73,7 @@ def remove(group: str, dry_run: bool, data_dir: Path, form: Form) -> None:
 
 
 def _show_one(group: Group, form: Form, dry_run: bool) -> None:
-    show([group], _COLUMNS, form, nothing="")
+    show([group], _COLUMNS, form, nothing="", name=_name)
     if dry_run:
         typer.echo("nothing was changed: the same command without --dry-run does it", err=True)
 
@@ -84,7 +84,13 @@ def list_groups(data_dir: Path, form: Form) -> None:
         _COLUMNS,
         form,
         nothing="this node has no volume group: make one with `elastic-local vg create elastic-local-vg DEVICE...`",
+        name=_name,
     )
+
+
+def _name(group: Group) -> str:
+    """As LVM's commands take it: kubectl knows no volume groups."""
+    return group.name
 
 
 _COLUMNS = (

@@ -70,6 +70,7 @@ def test_disks_become_a_group_and_asking_again_changes_nothing(
     assert "belongs to LVM" in refusal(vg("create", "another", disks[0]))
     assert [group["name"] for group in json.loads(vg("list", "--output", "json").stdout)] == ["two-disks"]
     assert "two-disks" in vg("list").stdout
+    assert vg("list", "--output", "name").stdout == "two-disks\n"
 
 
 def test_a_group_is_extended_and_removed(vg: Vg, make_disks: MakeDisks, by_hand: ByHand) -> None:

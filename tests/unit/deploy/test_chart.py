@@ -53,7 +53,7 @@ _OF_THE_CHART = {
     "app.kubernetes.io/managed-by",
     "checksum/config",
 }
-"""Labels and annotations that the chart gives and kustomize does not."""
+"""Labels and annotations that the chart gives otherwise than kustomize, or alone."""
 _BY_NAME = {"env": "name", "volumes": "name", "volumeMounts": "mountPath"}
 """Lists whose order is of no meaning, and what their items are told apart by."""
 _GENERATED = re.compile(r"^(daemon|provisioner|device-classes)-[0-9a-z]{10}$")

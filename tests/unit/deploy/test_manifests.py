@@ -245,6 +245,19 @@ def test_jobs_clean_with_our_own_image(tmp_path: Path) -> None:
     assert environment(program)["JOB_CONTAINER_IMAGE"]["value"] == program["image"]
 
 
+def test_every_object_has_the_recommended_labels(objects: tuple[Json, ...]) -> None:
+    """Source: kubernetes.io/docs/concepts/overview/working-with-objects/common-labels. Files know no version."""
+    for each in objects:
+        labels = each["metadata"].get("labels", {})
+        labels = {key.removeprefix("app.kubernetes.io/"): value for key, value in labels.items()}
+        who = f"{each['kind']} {each['metadata']['name']}"
+        assert labels.get("name") == labels.get("part-of") == "elastic-local", who
+        assert labels["instance"], who
+        assert labels["managed-by"] in ("kustomize", "Helm"), who
+        assert ("version" in labels) == (labels["managed-by"] == "Helm"), who
+        assert ("component" in labels) == (each["kind"] in ("Deployment", "DaemonSet", "Job")), who
+
+
 def test_names_are_those_of_the_contract() -> None:
     objects = kustomize(BASE)
     one(objects, "Namespace", names.NAMESPACE)
