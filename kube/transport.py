@@ -18,13 +18,13 @@ import ssl
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlencode
 from urllib.request import getproxies_environment
 
 import aiohttp
+from aiohttp.abc import AbstractStreamWriter
 from yarl import URL
 
 from kube import kubeconfig
@@ -34,13 +34,26 @@ from kube.kubeconfig import ConfigurationError, Connection
 _log = logging.getLogger(__name__)
 _CONNECTIONS = 256
 _CONNECT_SECONDS = 10.0
+_IDLE_SECONDS = 60.0
+"""For which a connection is kept that nobody uses: a new one costs a TLS handshake, and the API server keeps it for 90
+(IdleTimeout in k8s.io/apiserver/pkg/server/secure_serving.go)."""
 _RENEWAL_INTERVAL = 5.0
 _TOKEN_READ_INTERVAL = 60.0
 """Seconds: the kubelet replaces a pod's token at 80 % of its life, which is ten minutes or more."""
 _KEEPALIVE_IDLE, _KEEPALIVE_INTERVAL, _KEEPALIVE_PROBES = 15, 5, 3
 
-_before_bytes: ContextVar[Callable[[], None]] = ContextVar("_before_bytes")
-"""Of the request that is being sent: the session is shared, its hooks don't know whose request they see."""
+
+class _Body(aiohttp.BytesPayload):
+    """Content that is not sent when `before_bytes` raises. The headers wait for it, and all requests that write have a
+    body."""
+
+    def __init__(self, content: bytes, before_bytes: Callable[[], None]) -> None:
+        super().__init__(content)
+        self._before_bytes = before_bytes
+
+    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+        self._before_bytes()
+        await super().write_with_length(writer, content_length)
 
 
 class Transport:
@@ -55,17 +68,14 @@ class Transport:
         self._context = context
         self._token_read = time.monotonic()
         self._tls = _tls(connection)
-        # The name is misleading: it is called with a piece of the body that is about to be written. The headers wait
-        # for the first one, and all requests that write have a body.
-        sending = aiohttp.TraceConfig()
-        sending.on_request_chunk_sent.append(_check)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=_CONNECTIONS, ssl=self._tls, socket_factory=_socket),
+            connector=aiohttp.TCPConnector(
+                limit=_CONNECTIONS, ssl=self._tls, socket_factory=_socket, keepalive_timeout=_IDLE_SECONDS
+            ),
             headers={"Accept": "application/json", "User-Agent": program},
             cookie_jar=aiohttp.DummyCookieJar(),
             # It asks the environment, and a file of passwords, in a thread for each request.
             trust_env=bool(getproxies_environment()),
-            trace_configs=[sending],
         )
         self._renewing = asyncio.Lock()
         self._renewed = -_RENEWAL_INTERVAL
@@ -94,13 +104,12 @@ class Transport:
             headers = [*self._connection.impersonation, *self._credentials()]
             if content is not None:
                 headers.append(("Content-Type", content_type))
-            _before_bytes.set(before_bytes)
             try:
                 return await self._session.request(
                     method,
                     url,
                     headers=headers,
-                    data=content,
+                    data=None if content is None else _Body(content, before_bytes),
                     timeout=timeout,
                     server_hostname=self._connection.server_name or None,
                     proxy=self._connection.proxy or None,
@@ -179,10 +188,6 @@ def _identify(context: ssl.SSLContext, connection: Connection) -> None:
             context.load_cert_chain(pair.name)
         except ssl.SSLError as error:
             raise ConfigurationError(f"the client's certificate or key can't be used: {error}") from error
-
-
-async def _check(*_: object) -> None:
-    _before_bytes.get()()
 
 
 def _status_body(text: str) -> Any:

@@ -44,6 +44,7 @@ from provisioner.decision import (
     waits_for_first_consumer,
 )
 from provisioner.metrics import Metrics
+from provisioner.nodetracker import NodeTracker
 from provisioner.placement import PodPlacement, ReschedulePod
 from provisioner.volumecreation import ProvisioningFailed, VolumeCreator, volume_name
 from service import logs
@@ -63,8 +64,6 @@ class _Stalled:
     """When the chosen node was first found to publish no capacity."""
 
 
-_HOSTNAME_BELIEVED = 60.0
-"""Seconds for which a node's hostname label, once it was read, is not read again."""
 _CATCHING_UP = 0.2
 """Seconds that the watch of pods may lag behind that of claims before the API server is asked."""
 
@@ -79,11 +78,13 @@ class ClaimController:
         creator: VolumeCreator,
         recorder: Recorder,
         metrics: Metrics,
+        tracker: NodeTracker,
         *,
         parallelism: int,
     ) -> None:
         self._cluster = cluster
         self._cache = cache
+        self._tracker = tracker
         self._creator = creator
         self._recorder = recorder
         self._metrics = metrics
@@ -92,8 +93,6 @@ class ClaimController:
             self._handle, parallelism=parallelism, expected=(ApiError, ProvisioningFailed), of="claim"
         )
         self._placement = PodPlacement(cluster, cache, self._wake_stalled)
-        self._hostnames: dict[str, tuple[str, float]] = {}
-        """Of nodes, with the monotonic seconds until which they are believed."""
         self._rescheduling: set[str] = set()
         """Pods whose claims are being sent to another node, by uid."""
         cache.claims.subscribe(self._claim_changed)
@@ -274,16 +273,12 @@ class ClaimController:
         return next((move for move in moves if len(move.claims) > 1), decision)
 
     async def _hostname_mismatch(self, claim: Claim, target: Capacity) -> str:
-        """What a node publishes ends up in the affinity of a volume: it may speak for itself only. Raises ApiError."""
-        now = time.monotonic()
-        hostname, believed = self._hostnames.get(claim.selected_node, ("", 0.0))
-        if hostname == target.hostname and believed > now:
+        """What a node publishes ends up in the affinity of a volume: it may speak for itself only. A label that another
+        one had a moment ago is refused by what the API server says. Raises ApiError."""
+        if self._tracker.hostname(claim.selected_node) == target.hostname:
             return ""
         node = await live_node(self._cluster, claim.selected_node)
         if node is None or node.hostname == target.hostname:
-            if node is not None:
-                self._hostnames = {name: known for name, known in self._hostnames.items() if known[1] > now}
-                self._hostnames[node.name] = node.hostname, now + _HOSTNAME_BELIEVED
             return ""
         return (
             f"node {node.name} publishes capacity for hostname {target.hostname}, and its label says {node.hostname}, "

@@ -85,9 +85,11 @@ class Term:
         self.claim_check = DeletedClaimCheck(cluster, parallelism=parallelism)
         verifier = ReservationVerifier(cluster, self.cache, settings.namespace, on_freed=self._capacity_freed)
         creator = VolumeCreator(cluster, self.ledger, verifier, self.claim_check, self._recorder)
-        self.claims = ClaimController(cluster, self.cache, creator, self._recorder, metrics, parallelism=parallelism)
-        self._expansion = ExpansionController(cluster, self.cache, self._recorder, parallelism=parallelism)
         self._tracker = NodeTracker(cluster)
+        self.claims = ClaimController(
+            cluster, self.cache, creator, self._recorder, metrics, self._tracker, parallelism=parallelism
+        )
+        self._expansion = ExpansionController(cluster, self.cache, self._recorder, parallelism=parallelism)
         self.snapshots = SnapshotController(
             cluster,
             self.cache,

@@ -193,7 +193,10 @@ class NodeCleanupController:
             pinned.volumes[name] = new
             for node in new.nodes:
                 self._named.setdefault(node, set()).add(key)
-            self.queue.add(key)
+            # A node that is there is not looked at with each change of each of its volumes: when it goes or comes under
+            # another name, its own change says so.
+            if old is None or old.nodes != new.nodes or pinned.lost_since is not None:
+                self.queue.add(key)
 
     def _leave(self, name: str, old: NodePinnedVolume) -> None:
         key = _key(old.nodes)

@@ -13,6 +13,7 @@ the old one is gone for certain, and exactly one Node has the hostname.
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from contract import names
 from kube.client import Cluster
@@ -22,10 +23,23 @@ from kube.resources import NODES, VOLUMES
 from provisioner.nodeloss import NodeNames, NodePinnedVolume
 
 
-def node_names(body: Json) -> NodeNames:
-    """What a volume may know this node by: its name, the label value that stands for it, its hostname label."""
-    name, labels = body["metadata"]["name"], body["metadata"].get("labels") or {}
-    return frozenset({name, names.node_label_value(name), labels.get(names.HOSTNAME_LABEL, "")} - {""})
+@dataclass(frozen=True, slots=True)
+class TrackedNode:
+    """What is kept of a Node."""
+
+    name: str
+    hostname: str
+    """Value of the hostname label. Empty: it has none."""
+
+    @property
+    def names(self) -> NodeNames:
+        """What a volume may know this node by: its name, the label value that stands for it, its hostname label."""
+        return frozenset({self.name, names.node_label_value(self.name), self.hostname} - {""})
+
+
+def read(body: Json) -> TrackedNode:
+    metadata = body["metadata"]
+    return TrackedNode(metadata["name"], (metadata.get("labels") or {}).get(names.HOSTNAME_LABEL) or "")
 
 
 class NodeTracker:
@@ -35,7 +49,7 @@ class NodeTracker:
         self._cluster = cluster
         self._counts: Counter[str] = Counter()
         self._on_change: list[Callable[[NodeNames], None]] = []
-        self._informer = Informer[NodeNames](cluster, NODES, node_names)
+        self._informer = Informer[TrackedNode](cluster, NODES, read)
         self._informer.subscribe(self._changed)
 
     def on_change(self, callback: Callable[[NodeNames], None]) -> None:
@@ -48,6 +62,11 @@ class NodeTracker:
 
     async def wait_synced(self) -> None:
         await self._informer.wait_synced()
+
+    def hostname(self, name: str) -> str:
+        """The hostname label of a node, as the cache has it. Empty: it has no such node, or none with that label."""
+        node = self._informer.get(name)
+        return node.hostname if node else ""
 
     def is_known(self, nodes: NodeNames) -> bool:
         """Whether the cache has a node that answers to one of these names."""
@@ -75,14 +94,15 @@ class NodeTracker:
             return False
         return True
 
-    def _changed(self, _: str, old: NodeNames | None, new: NodeNames | None) -> None:
-        self._counts.update(new or ())
-        self._counts.subtract(old or ())
-        for name in (old or frozenset()) - (new or frozenset()):
+    def _changed(self, _: str, old: TrackedNode | None, new: TrackedNode | None) -> None:
+        before, after = (node.names if node else frozenset() for node in (old, new))
+        self._counts.update(after)
+        self._counts.subtract(before)
+        for name in before - after:
             if not self._counts[name]:
                 del self._counts[name]
         for callback in self._on_change:
-            callback((old or frozenset()) | (new or frozenset()))
+            callback(before | after)
 
     async def renamed(self, node_label: str, hostname: str) -> str:
         """The name that a node has now which was registered again under another one: the only one with that hostname

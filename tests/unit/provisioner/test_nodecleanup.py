@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from contract import names
+from contract.volume import BOUND, RELEASED
 from kube.errors import Forbidden, Json, Unreachable
 from kube.events import Recorder
 from kube.records import read_storage_class
@@ -136,6 +137,31 @@ async def test_while_the_node_is_there_nothing_is_said_or_done(local: MemoryClus
         await harness.pass_delay()
     assert not writes(local)
     assert not local.messages("ReferencedNodeDeleted") + local.messages("NodeDeleted")
+
+
+async def test_a_node_that_is_there_is_not_looked_at_with_each_change_of_its_volumes(
+    cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be hundreds of volumes on it, and a claim is a handful of changes."""
+    cluster.put(VOLUMES, our_body(BOUND))
+    async with working(cluster) as harness:
+        looked = []
+        is_gone = harness.tracker.is_gone
+
+        async def looks(nodes: frozenset[str]) -> bool:
+            looked.append(nodes)
+            return await is_gone(nodes)
+
+        monkeypatch.setattr(harness.tracker, "is_gone", looks)
+        cluster.put(VOLUMES, our_body())
+        await until(lambda: harness.cache.volumes.values()[0].phase == RELEASED)
+        await drained(harness.cleanup.queue)
+        assert not looked
+        cluster.remove(NODES, "n1")
+        await until(lambda: [each for each in harness.cleanup.by_nodes.values() if each.lost_since is not None])
+        looked.clear()
+        cluster.put(VOLUMES, our_body(BOUND))
+        await until(lambda: looked, what="a look at a node that is gone")
 
 
 @pytest.mark.parametrize("node", [node_body("host-n1", "other"), node_body("other", "host-n1")])

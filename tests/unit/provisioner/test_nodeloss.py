@@ -19,8 +19,8 @@ from contract.volume import (
     read_any,
 )
 from kube.errors import Json
+from provisioner import nodetracker
 from provisioner.nodeloss import NodeLossStep, NodePinnedVolume, next_step, pinned_volume, warning
-from provisioner.nodetracker import node_names
 from tests.unit.provisioner.objects import local_body, node_body, our_body
 
 VOLUME = NodePinnedVolume(
@@ -153,7 +153,7 @@ def test_a_volume_without_a_node_lives_nowhere() -> None:
 
 
 def test_a_node_answers_to_its_name_its_label_value_and_its_hostname() -> None:
-    assert node_names(node_body("n1", "ip-1")) == {"n1", "ip-1"}
-    assert node_names({"metadata": {"name": "n1"}}) == {"n1"}
+    assert nodetracker.read(node_body("n1", "ip-1")).names == {"n1", "ip-1"}
+    assert nodetracker.read({"metadata": {"name": "n1"}}).names == {"n1"}
     long = "n" * 70
-    assert node_names(node_body(long, "ip-1")) == {long, names.node_label_value(long), "ip-1"}
+    assert nodetracker.read(node_body(long, "ip-1")).names == {long, names.node_label_value(long), "ip-1"}
