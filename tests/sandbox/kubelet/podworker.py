@@ -7,6 +7,7 @@ containers stop, volumes are unmounted, only then the pod object goes.
 
 import asyncio
 import logging
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -52,6 +53,17 @@ class Host:
     node_labels: dict[str, str]
     address: str
     lifeline: int
+
+
+def _sub_path(volume: Path, inside: str) -> Path:
+    """Made when it is missing, with the mode of the volume's root, whose setgid bit gives it the group as well.
+
+    Source: makeMounts (pkg/kubelet/kubelet_pods.go), SafeMakeDir (pkg/volume/util/subpath/subpath_linux.go)."""
+    folder = volume / inside
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        folder.chmod(stat.S_IMODE(volume.stat().st_mode))
+    return folder
 
 
 class PodWorker:
@@ -261,7 +273,7 @@ class PodWorker:
     async def _start(self, container: Container, spec: Json, volumes: dict[str, PodVolume]) -> None:
         binds = [
             Bind(
-                source=volumes[mount["name"]].path / (mount.get("subPath") or ""),
+                source=_sub_path(volumes[mount["name"]].path, mount.get("subPath") or ""),
                 target=mount["mountPath"],
                 read_only=bool(mount.get("readOnly")),
             )
