@@ -2,7 +2,7 @@
 
 The thief has the token of node-b, the right to create claims and pods in a namespace of his own, and all components are
 deployed, so that the daemons' rights are as many as they can be. What refuses him are the admission policies of
-deploy/, as far as RBAC does not. What they say to each field stands in tests/unit/deploy/test_policies.py."""
+deploy/, as far as RBAC does not. What they say to each field stands in tests/unit/deploy."""
 
 import asyncio
 import dataclasses

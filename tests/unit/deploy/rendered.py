@@ -25,6 +25,7 @@ ADDING = tuple(path for path in COMPONENTS if path not in (WITHOUT_POLICIES, WIT
 """Those that add something, and take nothing away."""
 CUSTOM = "monitoring.coreos.com/v1", "snapshot.storage.k8s.io/v1"
 """Of kinds that are not Kubernetes' own, and have no schema there."""
+IMAGE = "registry.example.com/elastic-local"
 CHART = DEPLOY / "charts" / "elastic-local"
 VALUES = tuple(sorted(CHART.glob("values-*.yaml")))
 """For one kind of cluster each: a distribution, or what a kustomize overlay of that name is for."""
