@@ -10,7 +10,7 @@ import yaml
 
 from tests.sandbox import snapshots
 from tests.sandbox.apiserver.process import ServerProcess
-from tests.unit.deploy.rendered import BASE, OVERLAYS, with_components
+from tests.unit.deploy.rendered import BASE, DEPLOY, OVERLAYS, with_components
 
 
 @pytest.fixture
@@ -52,3 +52,11 @@ def test_all_components_apply(server: ServerProcess, tmp_path: Path) -> None:
     (tmp_path / "all").mkdir()
     with_components(tmp_path / "all")
     assert all(line.endswith(" created") for line in kubectl(server, "apply", "-k", tmp_path / "all"))
+
+
+def test_the_samples_of_databases_apply(server: ServerProcess) -> None:
+    folder = DEPLOY / "samples" / "databases"
+    made = kubectl(server, "apply", "-f", folder)
+    assert [line for line in made if not line.endswith(" created")] == []
+    names = kubectl(server, "get", "statefulsets", "-o", "name")
+    assert names == [f"statefulset.apps/{path.stem}" for path in sorted(folder.iterdir())]

@@ -421,6 +421,43 @@ async def test_fs_group_owns_what_is_in_the_volume(namespace: Namespace, node: N
     assert (file.stat().st_uid, file.stat().st_gid) == (1000, 4242)
 
 
+async def test_a_sub_path_is_made_as_the_volumes_root_is(namespace: Namespace, node: Node, driver: Recorder) -> None:
+    body = inline(driver)
+    body["spec"]["securityContext"] = {"fsGroup": 4242, "runAsUser": 1000, "runAsGroup": 1000}
+    body["spec"]["containers"][0]["volumeMounts"][0]["subPath"] = "below/data"
+    body["spec"]["containers"][0]["command"] = ["sh", "-ec", "touch /scratch/mine; exec sleep infinity"]
+    created = await namespace.create(PODS, body)
+    await namespace.until_running("user")
+    folder = folder_of(node, created, driver, "scratch") / "below" / "data"
+    await until((folder / "mine").exists, what="the container may write")
+    found = folder.stat()
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o2070) == (0, 4242, 0o2070)
+
+
+@pytest.mark.parametrize(("policy", "changed"), [("Always", True), ("OnRootMismatch", False)])
+async def test_fs_group_goes_through_all_files_again_unless_told_otherwise(
+    namespace: Namespace, make_class: MakeClass, policy: str, *, changed: bool
+) -> None:
+    """Databases hide their files from the group, and mind when a kubelet changes that."""
+    await namespace.create(CLAIMS, claim("data", "32Mi", await make_class()))
+    security = {"fsGroup": 4242, "runAsUser": 1000, "runAsGroup": 1000, "fsGroupChangePolicy": policy}
+    script = "test -e /data/own || mkdir -m 700 /data/own; touch /data/ready; exec sleep infinity"
+    body = pod("user", {"/data": "data"}, script=script, securityContext=security)
+    modes = []
+    for _ in range(2):
+        created = await namespace.create(PODS, body)
+        running = await namespace.until_running("user")
+        volume = (await namespace.until_bound("data"))["metadata"]["name"]
+        folder = namespace.sandbox.node_of(running).volume_folder(created["metadata"]["uid"], volume)
+        await until((folder / "ready").exists, what="the container has written")
+        modes.append((folder / "own").stat().st_mode & 0o7070)
+        (folder / "ready").unlink()
+        await namespace.delete(PODS, "user")
+        await namespace.until_gone(PODS, "user")
+    # The folder has the bit that hands the group down from its making on.
+    assert modes == [0o2000, 0o2070 if changed else 0o2000]
+
+
 async def test_a_broken_driver_leaves_the_one_before_it_in_use(namespace: Namespace, driver: Recorder) -> None:
     await until(lambda: driver.answered("init"), what="the driver was probed")
     driver.answer("init", "broken")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from tests.sandbox.apiserver import names, pods, policies, snapshots, volumes
-from tests.sandbox.apiserver.errors import FieldError, forbidden_value, invalid_value, required
+from tests.sandbox.apiserver.errors import FieldError, forbidden_value, invalid_value, required, unsupported
 from tests.sandbox.apiserver.resources import Json, Resource
 
 Check = Callable[[Json], Iterator[FieldError]]
@@ -76,7 +76,21 @@ def _lease(body: Json) -> Iterator[FieldError]:
 
 
 def _workload(body: Json) -> Iterator[FieldError]:
-    spec = body.get("spec") or {}
+    yield from _selects_its_pods(body)
+    yield from pods.check_spec((body["spec"].get("template") or {}).get("spec") or {}, "spec.template.spec")
+
+
+def _stateful_set(body: Json) -> Iterator[FieldError]:
+    """The containers are not looked at: they mount volumes that the claims' templates make
+    (ValidatePodTemplateSpecForStatefulSet)."""
+    yield from _selects_its_pods(body)
+    policy = ((body["spec"].get("template") or {}).get("spec") or {}).get("restartPolicy")
+    if policy != "Always":
+        yield unsupported("spec.template.spec.restartPolicy", policy, ("Always",))
+
+
+def _selects_its_pods(body: Json) -> Iterator[FieldError]:
+    spec = body["spec"]
     template = spec.get("template") or {}
     labels = (template.get("metadata") or {}).get("labels") or {}
     wanted = (spec.get("selector") or {}).get("matchLabels") or {}
@@ -84,7 +98,6 @@ def _workload(body: Json) -> Iterator[FieldError]:
         yield required("spec.selector")
     elif any(labels.get(key) != value for key, value in wanted.items()):
         yield invalid_value("spec.template.metadata.labels", labels, "`selector` does not match template `labels`")
-    yield from pods.check_spec(template.get("spec") or {}, "spec.template.spec")
 
 
 def _job(body: Json) -> Iterator[FieldError]:
@@ -108,7 +121,7 @@ _RULES: dict[str, Check] = {
     "Deployment": _workload,
     "DaemonSet": _workload,
     "ReplicaSet": _workload,
-    "StatefulSet": _workload,
+    "StatefulSet": _stateful_set,
     "Job": _job,
 }
 

@@ -22,7 +22,7 @@ from tests.sandbox.kubelet.driver import CallFailed, Transient
 from tests.sandbox.kubelet.layout import FOLDER_MODE, VolumeFolder, make_folders, own_by_group
 from tests.sandbox.kubelet.registration import NotRegistered, Registered
 from tests.sandbox.kubelet.secretrefs import SecretReader
-from tests.sandbox.kubelet.sources import Csi, InlineCsi, fs_group
+from tests.sandbox.kubelet.sources import Csi, InlineCsi, changes_on_root_mismatch, fs_group
 
 Json = dict[str, Any]
 
@@ -272,7 +272,8 @@ class CsiPlugin:
         if policy != "File" and not (source.filesystem and once):
             return
         try:
-            await asyncio.to_thread(own_by_group, target, group)
+            quick = changes_on_root_mismatch(pod)
+            await asyncio.to_thread(own_by_group, target, group, on_root_mismatch=quick)
         except OSError as error:
             raise ApplyGroupFailed(f"applyFSGroup failed for vol {source.handle}: {error}") from error
 

@@ -132,8 +132,11 @@ class Layout:
         return True
 
 
-def own_by_group(folder: Path, group: int) -> None:
-    """What fsGroup means: everything belongs to the group, which may read and write it (SetVolumeOwnership)."""
+def own_by_group(folder: Path, group: int, *, on_root_mismatch: bool = False) -> None:
+    """What fsGroup means: everything belongs to the group, which may read and write it (VolumeOwnership). With
+    `on_root_mismatch` (fsGroupChangePolicy) only if the root of the volume says that this was not done yet."""
+    if on_root_mismatch and _is_owned_by_group(folder, group):
+        return
     for parent, _, files in os.walk(folder):
         for path in (Path(parent), *(Path(parent) / file for file in files)):
             found = path.lstat()
@@ -142,3 +145,10 @@ def own_by_group(folder: Path, group: int) -> None:
                 continue
             bits = _GROUP_BITS | (_GROUP_FOLDER_BITS if stat.S_ISDIR(found.st_mode) else 0)
             path.chmod(stat.S_IMODE(found.st_mode) | bits)
+
+
+def _is_owned_by_group(root: Path, group: int) -> bool:
+    """As requiresPermissionChange sees it: for the owner, too, it wants to read, write and enter."""
+    found = root.stat()
+    wanted = _GROUP_BITS | _GROUP_FOLDER_BITS | stat.S_IRWXU
+    return found.st_gid == group and found.st_mode & wanted == wanted

@@ -271,3 +271,8 @@ def _containers(pod: Json) -> list[Json]:
 def fs_group(pod: Json) -> int | None:
     group = (pod["spec"].get("securityContext") or {}).get("fsGroup")
     return None if group is None else int(group)
+
+
+def changes_on_root_mismatch(pod: Json) -> bool:
+    """Whether fsGroup is applied only where the volume's root does not show that it was."""
+    return (pod["spec"].get("securityContext") or {}).get("fsGroupChangePolicy") == "OnRootMismatch"

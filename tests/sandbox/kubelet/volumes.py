@@ -37,6 +37,7 @@ from tests.sandbox.kubelet.sources import (
     InlineCsi,
     Local,
     Source,
+    changes_on_root_mismatch,
     fs_group,
     mount_options,
     spec_options,
@@ -297,7 +298,8 @@ class PodVolume:
     async def _apply_group(self) -> None:
         group = fs_group(self._pod)
         if group is not None:
-            await asyncio.to_thread(own_by_group, self._folder.path, group)
+            quick = changes_on_root_mismatch(self._pod)
+            await asyncio.to_thread(own_by_group, self._folder.path, group, on_root_mismatch=quick)
 
     async def _grow(self, source: Source, *, mounting: bool) -> None:
         if isinstance(source, Csi) and self._staged:
