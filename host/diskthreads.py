@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Callable, Hashable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 log = logging.getLogger(__name__)
@@ -64,26 +65,70 @@ class Hung(Unresponsive):
         return self._lasts()
 
 
-class _Thread(Executor):
-    """One for each call. It does not keep the process from ending."""
+_IDLE_SECONDS = 2.0
+_IDLE = "waits for another disk"
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+
+class _Threads(Executor):
+    """One for each call. They do not keep the process from ending. One that is back waits a moment for another call:
+    most calls take less than the start of a thread."""
+
+    def __init__(self) -> None:
+        self._begin()
+        os.register_at_fork(after_in_child=self._begin)  # which has none of our threads
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: list[SimpleQueue[Callable[[], None]]] = []
 
     def submit(self, work: Callable[..., Seen], /, *args: Any, **kwargs: Any) -> "Future[Seen]":
         future: Future[Seen] = Future()
         future.set_running_or_notify_cancel()  # from here on nobody can take it back
+        calls = self._thread()
 
         def run() -> None:
             try:
                 seen = work(*args, **kwargs)
             except BaseException as error:
+                self._done(calls)
                 future.set_exception(error)
             else:
+                self._done(calls)
                 future.set_result(seen)
 
-        threading.Thread(target=run, name=self._name, daemon=True).start()
+        calls.put(run)
         return future
+
+    def _thread(self) -> "SimpleQueue[Callable[[], None]]":
+        """The calls of one that has none."""
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+        calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        threading.Thread(target=self._serve, args=(calls,), daemon=True).start()
+        return calls
+
+    def _done(self, calls: "SimpleQueue[Callable[[], None]]") -> None:
+        """Before anybody hears of the end, and calls again."""
+        threading.current_thread().name = _IDLE
+        with self._lock:
+            self._idle.append(calls)
+
+    def _serve(self, calls: "SimpleQueue[Callable[[], None]]") -> None:
+        while True:
+            try:
+                run = calls.get(timeout=_IDLE_SECONDS)
+            except Empty:
+                with self._lock:
+                    if calls in self._idle:
+                        self._idle.remove(calls)
+                        return
+                continue  # it was taken a moment ago
+            run()
+            del run
+
+
+_executor = _Threads()
 
 
 @dataclass
@@ -193,6 +238,7 @@ class DiskThreads:
         call = _Call(place, disk)
 
         def run() -> Seen:
+            threading.current_thread().name = f"look at {place}"
             seen: list[Seen] = []
             try:
                 seen.append(look())
@@ -204,7 +250,7 @@ class DiskThreads:
         with self._lock:
             self._running[disk] += 1
         try:
-            answer = asyncio.get_running_loop().run_in_executor(_Thread(f"look at {place}"), run)
+            answer = asyncio.get_running_loop().run_in_executor(_executor, run)
         except BaseException:
             self._back(call)
             raise

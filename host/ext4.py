@@ -1,15 +1,45 @@
-"""What the superblock of an ext4 says of its size, and of how far it can grow.
+"""What the superblock of an ext4 says of its size, of how far it can grow, and of whether it needs a check.
 
-Source: ext4(5), the kernel's Documentation/filesystems/ext4/super.rst; adjust_fs_info and blocks_to_move of resize2fs;
-get_backup_sb of e2fsck.
+`needs_no_check` asks what `e2fsck -p` asks before it says "clean" and ends: not only whether it was unmounted cleanly,
+but for the state of the journal, which may hold an error or data that the superblock knows nothing of, and whether the
+first copy of the superblock agrees. Whatever is not as in a filesystem of today's mkfs is left to e2fsck. What is not
+asked here, because the kernel refuses the mount before it writes anything: the checksums of the superblock, of the
+journal's and of the group descriptors, and whether the descriptors point into the filesystem. So who goes by this must
+have the filesystem checked when the kernel does not mount it.
+
+Source: ext4(5), the kernel's Documentation/filesystems/ext4/super.rst and journal.rst, ext4_load_super and
+ext4_check_descriptors of fs/ext4/super.c; adjust_fs_info and blocks_to_move of resize2fs; get_backup_sb,
+e2fsck_check_ext3_journal, check_super_block, check_backup_super_block and check_if_skip of e2fsck 1.47.
 """
 
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 _SUPERBLOCK = 1024
 _LENGTH = 1024
+
+_MAGIC, _JOURNAL_MAGIC, _EXTENT_MAGIC = 0xEF53, 0xC03B3998, 0xF30A
+_VALID = 1
+"""Of s_state, alone: errors (2) and orphans being recovered (4) are not set."""
+_HASH_IS_SIGNED_OR_NOT, _TEST_FILESYSTEM = 0x3, 0x4
+"""Of s_flags."""
+_JOURNAL_INODE = 8
+_JOURNAL_V2 = 4
+_LONGEST_EXTENT = 32768
+
+_HAS_JOURNAL, _METADATA_CSUM = 0x4, 0x400
+_COMPATIBLE = _HAS_JOURNAL | 0x8 | 0x10 | 0x20 | 0x1000
+"""Features with which `needs_no_check` knows what it does. These: ext_attr, resize_inode, dir_index, orphan_file."""
+_INCOMPATIBLE = 0x2 | 0x40 | 0x80 | 0x200 | 0x2000 | 0x4000 | 0x8000
+"""filetype, extents, 64bit, flex_bg, metadata_csum_seed, large_dir, inline_data; a journal to be replayed (0x4) is
+another."""
+_READ_ONLY = _METADATA_CSUM | 0x1 | 0x2 | 0x8 | 0x20 | 0x40 | 0x200 | 0x2000
+"""sparse_super, large_file, huge_file, dir_nlink, extra_isize, bigalloc, project; orphans that are present (0x10000)
+are another."""
+_SET_BY_KERNEL = (0, 0x44, 0x10022)
+"""Features in which a superblock may differ from its copies: the kernel sets them when it first needs them."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +89,103 @@ class Geometry:
             return "data would have to be moved"
         return ""
 
+    @property
+    def copy(self) -> int | None:
+        """Byte at which the first copy of the superblock is, if there is one."""
+        if self._groups(self.blocks) < 2:
+            return None
+        return (self.first_block + self.blocks_per_group) * self.block_size
+
     def _groups(self, blocks: int) -> int:
         return -(-(blocks - self.first_block) // self.blocks_per_group)
 
     def _descriptor_blocks(self, blocks: int) -> int:
         return -(-self._groups(blocks) * self.descriptor_size // self.block_size)
+
+
+def needs_no_check(device: Path) -> Geometry | None:
+    """Of a filesystem, not mounted, of which `e2fsck -p` would say that it is clean. None: it may be damaged, or it is
+    of a kind that only e2fsck knows. Raises OSError."""
+    with device.open("rb", buffering=0) as file:
+        superblock = _read(file, _SUPERBLOCK)
+        size = file.seek(0, 2)
+        journal = _journal(superblock) if _unmounted_cleanly(superblock, size) else None
+        if journal is None:
+            return None
+        geometry = Geometry.parse(superblock)
+        if not _is_empty(_read(file, journal), geometry.block_size):
+            return None
+        if geometry.copy is not None and not _agree(superblock, _read(file, geometry.copy)):
+            return None
+        return geometry
+
+
+def _read(file: BinaryIO, offset: int) -> bytes:
+    file.seek(offset)
+    return file.read(_LENGTH).ljust(_LENGTH, b"\0")
+
+
+def _unmounted_cleanly(superblock: bytes, size: int) -> bool:
+    """And is whole on a device of `size` bytes."""
+
+    def number(offset: int, layout: str = "<I") -> int:
+        return int(struct.unpack_from(layout, superblock, offset)[0])
+
+    if number(0x38, "<H") != _MAGIC or number(0x4C) != 1:
+        return False
+    compatible, incompatible, read_only = _features(superblock)
+    known = not (compatible & ~_COMPATIBLE or incompatible & ~_INCOMPATIBLE or read_only & ~_READ_ONLY)
+    if not known or not compatible & _HAS_JOURNAL or not read_only & _METADATA_CSUM:
+        return False
+    most_mounts = number(0x36, "<h")
+    flags = number(0x160)
+    geometry = Geometry.parse(superblock)
+    return (
+        number(0x3A, "<H") == _VALID
+        and number(0x194) == 0  # errors since the last check
+        and number(0xE8) == 0  # the first of the inodes to be deleted
+        and (most_mounts <= 0 or number(0x34, "<H") < most_mounts)
+        and number(0x44) == 0  # seconds between checks
+        and number(0x48) == 0  # made on Linux
+        and flags & _HASH_IS_SIGNED_OR_NOT != 0
+        and not flags & _TEST_FILESYSTEM
+        and geometry.block_size <= 65536
+        and geometry.blocks_per_group > 0
+        and 0 < geometry.blocks * geometry.block_size <= size
+    )
+
+
+def _features(superblock: bytes) -> tuple[int, int, int]:
+    """Compatible, incompatible, and those with which it may be mounted read-only."""
+    compatible, incompatible, read_only = struct.unpack_from("<3I", superblock, 0x5C)
+    return compatible, incompatible, read_only
+
+
+def _journal(superblock: bytes) -> int | None:
+    """Byte at which the journal begins, if it is inside: by the extents of its inode, which the superblock keeps."""
+    uuid, inode, device = struct.unpack_from("<16sII", superblock, 0xD0)
+    (kept,) = struct.unpack_from("<B", superblock, 0xFD)
+    if any(uuid) or inode != _JOURNAL_INODE or device or kept != 1:
+        return None
+    magic, entries, _, depth, _, logical, length, high, low = struct.unpack_from("<HHHHIIHHI", superblock, 0x10C)
+    if magic != _EXTENT_MAGIC or not entries or depth or logical or not 0 < length <= _LONGEST_EXTENT:
+        return None
+    geometry = Geometry.parse(superblock)
+    block = int(high << 32 | low)
+    return block * geometry.block_size if geometry.first_block < block < geometry.blocks else None
+
+
+def _is_empty(journal: bytes, block_size: int) -> bool:
+    """And without an error that the kernel noted there, because it could not in the superblock."""
+    magic, kind, _, size, _, _, _, start, error = struct.unpack_from(">9I", journal)
+    (users,) = struct.unpack_from(">I", journal, 0x40)
+    return (magic, kind, size, start, error) == (_JOURNAL_MAGIC, _JOURNAL_V2, block_size, 0, 0) and users <= 1
+
+
+def _agree(superblock: bytes, copy: bytes) -> bool:
+    differing = (one ^ other for one, other in zip(_features(superblock), _features(copy), strict=True))
+    if any(bits & ~allowed for bits, allowed in zip(differing, _SET_BY_KERNEL, strict=True)):
+        return False
+    # Magic number, inodes, blocks and the upper half of their number, UUID.
+    spans = ((0x38, 0x3A), (0x0, 0x8), (0x150, 0x154), (0x68, 0x78))
+    return all(superblock[begin:end] == copy[begin:end] for begin, end in spans)

@@ -5,6 +5,10 @@ when it finds damage is acted on only by e2fsck, and the check of a clean filesy
 don't: they replay their log when they are mounted and verify each block by its checksum when it is read, while
 xfs_repair refuses a filesystem with a log to replay and both checkers read all metadata, minutes for nothing.
 
+Most filesystems were unmounted cleanly and fill their device. Their superblock says so, which is what the programs
+would read to do nothing: `mount_sound` mounts those by two or three reads and one system call, and leaves all others,
+and what the kernel then refuses, to blkid, e2fsck, mount(8) and the program that grows it.
+
 Growing. xfs and btrfs grow mounted, and so does ext4 where the kernel lets us (CAP_SYS_RESOURCE): through its journal,
 so no crash can hurt. Elsewhere ext4 grows before it is mounted; resize2fs then wants all metadata checked, which takes
 minutes on a large one, so it is asked only when there is something to grow.
@@ -26,6 +30,7 @@ tune2fs(8), xfs_admin(8), xfs(5), ext4(5), capabilities(7).
 """
 
 import asyncio
+import contextlib
 import errno
 import os
 import re
@@ -35,9 +40,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from host import blockdevice, command, ext4, kernellog, mounting
+from host import blockdevice, command, ext4, kernellog, mounting, superblock
 from host.command import CommandFailed, run
 from host.diskthreads import threads
+from host.superblock import Fit
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,8 @@ class Facts:
     """Growing takes the mount point; otherwise the device."""
     signatures: frozenset[str]
     """What blkid may call it."""
+    fit: Callable[[Path], Fit | None]
+    """What its superblock says while it is not mounted: host.superblock."""
     programs: Mapping[str, str]
     """All that are run for it, and Debian's package of each."""
     check: tuple[str, ...] = ()
@@ -145,19 +153,57 @@ _LONGEST_OUTPUT = 300
 """Characters: an event of Kubernetes holds 1024."""
 
 
+_MOUNT_SECONDS = 100.0
+"""How long a mount may take: a log may be long."""
+
+
+async def mount_sound(
+    kind: str, device: Path, path: Path, options: Sequence[str] = (), *, twin: bool = False, smaller: bool = True
+) -> Fit | None:
+    """What `check` and `mount` do together, for a filesystem whose superblock says that there is nothing to check, and
+    of which no mount is known to the kernel. Unless `smaller` it has to fill its device, too. None: nothing was
+    mounted, they have to be called. Raises host.diskthreads.Hung."""
+    words = _words(kind, options, twin)
+
+    def work() -> Fit | None:
+        with contextlib.suppress(OSError):  # whoever is called then finds the same, and says what it means
+            if blockdevice.is_claimed(device):
+                return None
+            fit = FACTS[kind].fit(device)
+            if fit is Fit.FILLS or (fit is Fit.SMALLER and smaller):
+                mounting.mount(kind, device, path, words)
+                return fit
+        return None
+
+    return await threads.at(device, work, deadline=_MOUNT_SECONDS) if mounting.is_mountable(words) else None
+
+
+def _words(kind: str, options: Sequence[str], twin: bool) -> tuple[str, ...]:
+    return ("nosuid", "nodev", *(FACTS[kind].twin_options if twin else ()), *options)
+
+
 async def mount(
-    kind: str, device: Path, path: Path, options: Sequence[str] = (), *, twin: bool = False, deadline: float = 100
+    kind: str,
+    device: Path,
+    path: Path,
+    options: Sequence[str] = (),
+    *,
+    twin: bool = False,
+    deadline: float = _MOUNT_SECONDS,
 ) -> None:
-    """Mounts `device` on the folder `path`, through mount(8) for the sake of its options, and always nosuid and nodev:
-    whoever shows it to others says there what they may (host.mounting.bind). It was checked before, if that is ever
-    done for its kind. `twin`: it is a copy that has the UUID of its source, which may be mounted too. Raises
-    OptionsRefused, DamagedFilesystem when the kernel refuses the filesystem itself,
-    FailingDisk, and CommandError for all else."""
+    """Mounts `device` on the folder `path`, and always nosuid and nodev: whoever shows it to others says there what
+    they may (host.mounting.bind). It was checked before, if that is ever done for its kind. `twin`: it is a copy that
+    has the UUID of its source, which may be mounted too. Where the system call fails, mount(8) is asked, which knows
+    more ways and says what is wrong. Raises OptionsRefused, DamagedFilesystem when the kernel refuses the filesystem
+    itself, FailingDisk, CommandError for all else, and host.diskthreads.Hung."""
+    words = _words(kind, options, twin)
+    if mounting.is_mountable(words):
+        with contextlib.suppress(OSError):
+            await threads.at(device, partial(mounting.mount, kind, device, path, words), deadline=deadline)
+            return
     heard = await asyncio.to_thread(kernellog.begin)
     try:
-        own = FACTS[kind].twin_options if twin else ()
-        joined = ",".join(("nosuid", "nodev", *own, *options))
-        await run("mount", "-t", kind, "-o", joined, str(device), str(path), deadline=deadline)
+        await run("mount", "-t", kind, "-o", ",".join(words), str(device), str(path), deadline=deadline)
     except CommandFailed as error:
         output = error.completed.output
         if error.completed.exit_code != _MOUNT_FAILED or not any(sign in output for sign in _REFUSED_BY_KERNEL):
@@ -167,6 +213,7 @@ async def mount(
         output = said[-_LONGEST_OUTPUT:] or f"{output} (dmesg on the node says why)"
         if unreadable and (FACTS[kind].check or not _DAMAGE.search(said)):  # what was checked is sound
             raise FailingDisk(device, output) from error
+        own = FACTS[kind].twin_options if twin else ()
         if options and await _mounts_without_options(kind, device, own, deadline):
             raise OptionsRefused(kind, options, output) from error
         asked = f"mount options {','.join(options)}" if options else "no mount options"
@@ -299,6 +346,7 @@ FACTS: Mapping[str, Facts] = {
         grow=("resize2fs",),
         grows_by_path=False,
         signatures=frozenset({"ext4", "ext3", "ext2"}),  # with enough features turned off it looks like its elders
+        fit=superblock.of_ext4,
         check=("e2fsck", "-p"),
         clean_exit_codes=frozenset({0, 1, 2}),  # clean; repaired; repaired, and a root filesystem would need a reboot
         check_all=("e2fsck", "-f", "-p"),
@@ -314,6 +362,7 @@ FACTS: Mapping[str, Facts] = {
         grow=("xfs_growfs", "-d"),
         grows_by_path=True,
         signatures=frozenset({"xfs"}),
+        fit=superblock.of_xfs,
         renew_uuid=_renew_uuid_of_xfs,
         twin_options=("nouuid",),
         programs=dict.fromkeys(("mkfs.xfs", "xfs_growfs", "xfs_repair", "xfs_admin"), "xfsprogs"),
@@ -324,6 +373,7 @@ FACTS: Mapping[str, Facts] = {
         grow=("btrfs", "filesystem", "resize", "max"),
         grows_by_path=True,
         signatures=frozenset({"btrfs"}),
+        fit=superblock.of_btrfs,
         programs=dict.fromkeys(("mkfs.btrfs", "btrfs"), "btrfs-progs"),
     ),
 }

@@ -1,9 +1,13 @@
-"""Bind mounts and unmounting by system call.
+"""Mounting and unmounting by system call.
 
 By system call and not by mount(8), because only so a mount can be tied to an open directory: it appears on the very
 folder that was checked, whatever is renamed or linked meanwhile. A bind mount is built aside (open_tree), made
 read-only there (mount_setattr) and then attached whole (move_mount): there is no moment at which it can be written to
 and no half-made mount to undo. Needs Linux 5.12.
+
+A filesystem is mounted by mount(2), which takes a tenth of what starting mount(8) takes. What mount(8) makes of its
+options is done here for those that need no more than a flag: `is_mountable` says which. Source: mount(2), mount(8),
+libmount's optmap.c and context_mount.c.
 
 The calls may block as long as the disk does: call them from a thread. Errors are OSErrors with the kernel's errno,
 worded for people.
@@ -13,6 +17,7 @@ import ctypes
 import enum
 import errno
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -27,6 +32,34 @@ _AT_EMPTY_PATH = 0x1000
 
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
+
+
+_FLAGS = {
+    "nosuid": 2,
+    "nodev": 4,
+    "noexec": 8,
+    "sync": 16,
+    "dirsync": 128,
+    "noatime": 1 << 10,
+    "nodiratime": 1 << 11,
+    "relatime": 1 << 21,
+    "strictatime": 1 << 24,
+    "lazytime": 1 << 25,
+}
+"""Words of mount(8) that are flags of mount(2)."""
+_ACCESS_TIMES = frozenset({"noatime", "relatime", "strictatime"})
+_OF_MOUNT_8 = frozenset({
+    "ro", "rw", "exec", "suid", "dev", "async", "remount", "bind", "rbind", "sub", "nosub", "silent", "loud", "mand",
+    "nomand", "atime", "iversion", "noiversion", "diratime", "norelatime", "nostrictatime", "nolazytime",
+    "unbindable", "runbindable", "private", "rprivate", "slave", "rslave", "shared", "rshared", "symfollow",
+    "nosymfollow", "defaults", "auto", "noauto", "user", "nouser", "users", "nousers", "owner", "noowner", "group",
+    "nogroup", "_netdev", "comment", "loop", "offset", "sizelimit", "encryption", "nofail", "uhelper", "helper",
+    "context", "fscontext", "defcontext", "rootcontext", "seclabel",
+})  # fmt: skip
+"""Its other words, with which it does more, or with which it is of no use to us."""
+_OF_MOUNT_8_BY_PREFIX = ("x-", "X-", "verity.")
+_LONGEST_DATA = 4095
+"""Bytes that mount(2) takes, of a page: what is longer is cut off without a word."""
 
 
 class Attribute(enum.IntFlag):
@@ -44,6 +77,43 @@ class _MountAttributes(ctypes.Structure):
         ("propagation", ctypes.c_uint64),
         ("userns_fd", ctypes.c_uint64),
     )
+
+
+def is_mountable(options: Sequence[str]) -> bool:
+    """Whether `mount` does with these options what mount(8) does: no word of them is one that it takes for itself,
+    beyond a flag."""
+    words = [option.partition("=")[0] for option in options]
+    return (
+        not any(not word or word in _OF_MOUNT_8 or word.startswith(_OF_MOUNT_8_BY_PREFIX) for word in words)
+        and not any(option != word and word in _FLAGS for option, word in zip(options, words, strict=True))
+        and not any(sign in option for option in options for sign in ',"\\\0')
+        and len(_ACCESS_TIMES.intersection(words)) <= 1
+        and len(_data(options)) <= _LONGEST_DATA
+    )
+
+
+def _data(options: Sequence[str]) -> bytes:
+    return os.fsencode(",".join(option for option in options if option not in _FLAGS))
+
+
+def mount(kind: str, device: Path, path: Path, options: Sequence[str]) -> None:
+    """Mounts the filesystem on `device`, of that kind, on a folder. The options are some of which `is_mountable` is
+    true: flags, and those of the filesystem. Raises OSError."""
+    flags = sum({_FLAGS[option] for option in options if option in _FLAGS})
+    source = os.fsencode(_shown_name(device))
+    if _libc.mount(source, os.fsencode(path), kind.encode(), ctypes.c_ulong(flags), _data(options)) != 0:
+        raise _error("mount", path)
+
+
+def _shown_name(device: Path) -> str:
+    """Which the mount table shows: as mount(8) has it, without links, and of device-mapper with a name that says what
+    it is."""
+    real = os.path.realpath(device)
+    try:
+        name = Path("/dev/mapper", Path("/sys/block", Path(real).name, "dm/name").read_text().rstrip("\n"))
+    except FileNotFoundError:
+        return real
+    return str(name) if name.exists() else real
 
 
 def bind(

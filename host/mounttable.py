@@ -11,6 +11,8 @@ from pathlib import Path
 _MOUNTINFO = Path("/proc/self/mountinfo")
 _TRIES = 3
 _ESCAPE = re.compile(r"\\([0-7]{3})")
+_ESCAPED = re.compile(r"[ \t\n\\#]")
+"""What is written otherwise in the table, some of it by some kernels only."""
 
 
 @dataclass(frozen=True)
@@ -70,17 +72,39 @@ def _decode(field: str) -> str:
 
 
 def read() -> list[Mount]:
-    """The table as it is now.
+    """The table as it is now."""
+    return parse(_text())
 
-    The kernel hands a long table out in pieces, between which mounts come and go, and may then leave out one that was
-    there all the time. Two equal readings show that nothing moved; if it never calms down, the last one must do.
+
+def read_at(*paths: Path) -> list[list[Mount]]:
+    """What is mounted on each of these paths, of one reading, the uppermost last. Of a long table only those lines are
+    parsed."""
+    text = _text()
+    return [_at(text, path) for path in paths]
+
+
+def _at(text: str, path: Path) -> list[Mount]:
+    if _ESCAPED.search(str(path)):
+        return [mount for mount in parse(text) if mount.path == str(path)]
+    word = f" {path} "
+    lines, begin = [], text.find(word)
+    while begin >= 0:
+        end = text.find("\n", begin)
+        lines.append(text[text.rfind("\n", 0, begin) + 1 : end])
+        begin = text.find(word, end)
+    return [mount for mount in map(_parse_line, lines) if mount.path == str(path)]
+
+
+def _text() -> str:
+    """The kernel hands a long table out in pieces, between which mounts come and go, and may then leave out one that
+    was there all the time. Two equal readings show that nothing moved; if it never calms down, the last one must do.
     """
     text = _read_once()
     for _ in range(_TRIES - 1):
         before, text = text, _read_once()
         if text == before:
             break
-    return parse(text)
+    return text
 
 
 def _read_once() -> str:

@@ -27,6 +27,7 @@ from daemon.storage.staging import Staging
 from host import blockdevice, filesystem, mounting
 from host.command import CommandError, CommandFailed
 from host.mounting import Attribute
+from host.superblock import Fit
 
 log = logging.getLogger(__name__)
 
@@ -94,21 +95,27 @@ class Filesystems:
     async def _mount_old(
         self, volume: Volume, device: Path, path: Path, options: tuple[str, ...]
     ) -> VolumeError | None:
-        kind = volume.record.filesystem
+        kind, twin = volume.record.filesystem, volume.record.uuid_inherited
         grows_mounted, shortfall = filesystem.grows_mounted(kind), None
+        if not volume.record.growing:
+            fit = await filesystem.mount_sound(kind, device, path, options, twin=twin, smaller=grows_mounted)
+            if fit is not None:
+                return await self._fill(volume, device, path) if fit is Fit.SMALLER else None
         # A container may keep it mounted in a mount namespace of its own: it was checked then, and can't be now.
         if not await self._disks.at(volume.pv, partial(blockdevice.is_claimed, device)):
             volume = await self._mended(volume, device)
             await filesystem.check(kind, device)
             if not grows_mounted:
                 shortfall = await self._grow_unmounted(volume, device)
-        await filesystem.mount(kind, device, path, options, twin=volume.record.uuid_inherited)
-        if grows_mounted:
-            try:
-                await filesystem.grow(kind, device, path)
-            except (CommandError, OSError) as error:
-                shortfall = self._shortfall(volume, error)
-        return shortfall
+        await filesystem.mount(kind, device, path, options, twin=twin)
+        return await self._fill(volume, device, path) if grows_mounted else shortfall
+
+    async def _fill(self, volume: Volume, device: Path, path: Path) -> VolumeError | None:
+        try:
+            await filesystem.grow(volume.record.filesystem, device, path)
+        except (CommandError, OSError) as error:
+            return self._shortfall(volume, error)
+        return None
 
     async def mend(self, volume: Volume) -> None:
         """The filesystem of a volume that is not mounted is not half grown any more."""

@@ -5,8 +5,9 @@ gone.
 """
 
 import enum
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from contract.capacity import leg_count
 from contract.parameters import VolumeParameters
@@ -201,8 +202,12 @@ class Inventory:
     """Ours, and no volumes of PersistentVolumes: they live while they are copied, and until their data is erased."""
     unavailable: Collection[UnavailablePool] = ()
 
+    @cached_property
+    def _by_name(self) -> Mapping[str, Volume]:
+        return {volume.pv: volume for volume in reversed(tuple(self.volumes))}
+
     def volume(self, pv: str) -> Volume | None:
-        return next((volume for volume in self.volumes if volume.pv == pv), None)
+        return self._by_name.get(pv)
 
     def snapshot(self, name: str) -> Volume | None:
         return next((snapshot for snapshot in self.snapshots if snapshot.pv == name), None)

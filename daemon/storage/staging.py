@@ -100,7 +100,12 @@ class Staging:
 
     def mounted(self, pv: str) -> Mount | None:
         """The staging mount of the volume."""
-        return top(mounttable.read(), self.path(pv))
+        return _on(self.path(pv))
+
+    def mounted_and_shown(self, pv: str, target: TargetPath) -> tuple[Mount | None, Mount | None]:
+        """The staging mount of the volume, and what is mounted on the target."""
+        staged, shown = mounttable.read_at(self.path(pv), target.path)
+        return _uppermost(staged), _uppermost(shown)
 
     def device_number(self, pv: str) -> int:
         """Of the block device that the staged volume is on. Raises VolumeNotFound when nothing is staged, or a folder
@@ -194,12 +199,11 @@ class Staging:
         in the other way, read-only or writable. After any other error there may be a
         mount on it, for the caller to take away.
         """
-        staged = self.mounted(pv)
+        staged, shown = self.mounted_and_shown(pv, target)
         if staged is None:
             raise BackendFailed(
                 f"volume {pv} vanished from {self.path(pv)}: somebody unmounted it, the next try mounts it"
             )
-        shown = self.shown(target)
         if shown is not None:
             if not is_same(shown, staged):
                 raise Occupied(
@@ -223,12 +227,11 @@ class Staging:
 
     def shown(self, target: TargetPath) -> Mount | None:
         """What is mounted on the target."""
-        return top(mounttable.read(), target.path)
+        return _on(target.path)
 
     def usage(self, pv: str, target: TargetPath) -> FilesystemUsage:
         """Of what the target shows. Raises VolumeNotFound when that is not the volume."""
-        table = mounttable.read()
-        staged, shown = top(table, self.path(pv)), top(table, target.path)
+        staged, shown = self.mounted_and_shown(pv, target)
         if staged is None or shown is None or not is_same(shown, staged):
             raise VolumeNotFound(f"volume {pv} is not mounted at {target.path}")
         with target.open() as folder:
@@ -264,7 +267,17 @@ def _number(device: str) -> int:
 
 def top(table: Sequence[Mount], path: Path) -> Mount | None:
     """What one sees at `path` when it is a mount point: the last of those stacked there."""
-    return next((mount for mount in reversed(table) if mount.path == str(path)), None)
+    return _uppermost([mount for mount in table if mount.path == str(path)])
+
+
+def _on(path: Path) -> Mount | None:
+    """The same of the table as it is now."""
+    (mounts,) = mounttable.read_at(path)
+    return _uppermost(mounts)
+
+
+def _uppermost(mounts: Sequence[Mount]) -> Mount | None:
+    return mounts[-1] if mounts else None
 
 
 def is_device(mount: Mount | None) -> bool:
@@ -292,14 +305,14 @@ def is_part(mount: Mount, whole: Mount) -> bool:
 
 
 def _verify(pv: str, target: TargetPath, staged: Mount, read_only: bool) -> None:
-    shown = top(mounttable.read(), target.path)
+    shown = _on(target.path)
     if shown is None or not is_same(shown, staged) or shown.read_only != read_only:
         raise BackendFailed(f"volume {pv} was mounted at {target.path} but does not show there: something unmounts it")
 
 
 def _unmount_all(handle: Path, path: Path, pv: str) -> None:
     """Unmounts through `handle` until the mount table shows nothing at `path`."""
-    while top(mounttable.read(), path) is not None:
+    while _on(path) is not None:
         try:
             mounting.unmount(handle)
         except OSError as error:

@@ -317,12 +317,15 @@ class Volumes:
 
     async def _mount(self, spec: VolumeSpec, target: TargetPath, read_only: bool, exclusive: bool) -> MountResult:
         shortfall: VolumeError | None = None
-        before = await to_thread(self._staging.shown, target)
+        known = self.inventory.volume(spec.pv)
+        staged, before = await to_thread(self._staging.mounted_and_shown, spec.pv, target)
         try:
             volume = await self._creator.ensure_created(spec)
+            if volume is not known:  # a copy is mounted while it is made
+                staged = await to_thread(self._staging.mounted, spec.pv)
             if volume.record.filesystem == RAW:
                 await self._block_devices.stage(await self._block_devices.ensure_clear(volume))
-            elif await to_thread(self._staging.mounted, spec.pv) is None:
+            elif staged is None:
                 if volume.size < spec.size:
                     try:
                         volume = await self._ensure_size(volume, spec)

@@ -4,14 +4,17 @@ import asyncio
 import contextlib
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from contract.filesystems import FILESYSTEMS
-from host import blockdevice, command, filesystem, loopdevice, mounting
+from host import blockdevice, command, filesystem, kernellog, loopdevice, mounting, mounttable
 from host.command import CommandFailed, Completed
+from host.mounttable import Mount
+from host.superblock import Fit
 
 MIB = 1024**2
 SIZES = {kind: max(facts.minimum_size // MIB + 20, 16) * MIB for kind, facts in FILESYSTEMS.items()}
@@ -64,6 +67,169 @@ async def test_data_outlives_the_mount(kind: str, device: Path, folder: Path) ->
     await filesystem.mount(kind, device, folder)
     assert (folder / "file").read_text() == "data"
     mounting.unmount(folder)
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[Completed]:
+    """The commands that were run."""
+    commands: list[Completed] = []
+    monkeypatch.setattr(command, "observers", [commands.append])
+    return commands
+
+
+@every_kind
+async def test_what_was_unmounted_cleanly_is_mounted_without_a_command(
+    kind: str, device: Path, image: Path, folder: Path, seen: list[Completed]
+) -> None:
+    """Also after the kernel has written its superblock; and until its device grows, or is too small."""
+    await filesystem.make(kind, device)
+    for text in ("first", "second"):
+        seen.clear()
+        assert await filesystem.mount_sound(kind, device, folder, ("noatime",)) is Fit.FILLS
+        assert seen == []
+        assert await filesystem.mount_sound(kind, device, folder) is None, "it is mounted"
+        (folder / text).write_text(text)
+        mounting.unmount(folder)
+    os.truncate(image, image.stat().st_size + 40 * MIB)
+    loopdevice.set_capacity(device)
+    assert await filesystem.mount_sound(kind, device, folder, smaller=False) is None
+    assert await filesystem.mount_sound(kind, device, folder) is Fit.SMALLER
+    assert sorted(each.name for each in folder.iterdir() if each.is_file()) == ["first", "second"]
+    mounting.unmount(folder)
+    os.truncate(image, SIZES[kind] - 65536)
+    loopdevice.set_capacity(device)
+    assert await filesystem.mount_sound(kind, device, folder) is None
+    assert not os.path.ismount(folder)
+
+
+def debugfs(*commands: str) -> Callable[[Path], None]:
+    """Changes that keep the checksum of the superblock right."""
+
+    def change(device: Path) -> None:
+        for each in commands:
+            subprocess.run(["debugfs", "-w", "-R", each, device], check=True, capture_output=True)
+
+    return change
+
+
+def flipped(offset: int, bits: int = 0xFF) -> Callable[[Path], None]:
+    def change(device: Path) -> None:
+        with device.open("r+b") as file:
+            file.seek(offset)
+            (before,) = file.read(1)
+            file.seek(offset)
+            file.write(bytes([before ^ bits]))
+            file.flush()
+            os.fsync(file.fileno())
+
+    return change
+
+
+def in_journal(offset: int, value: int) -> Callable[[Path], None]:
+    """A big-endian number of the journal's superblock, which has no checksum before it was mounted."""
+
+    def change(device: Path) -> None:
+        said = subprocess.run(["debugfs", "-R", "blocks <8>", device], check=True, capture_output=True, text=True)
+        flip = value.to_bytes(4, "big")
+        for number, bits in enumerate(flip):
+            flipped(int(said.stdout.split()[0]) * 1024 + offset + number, bits)(device)
+
+    return change
+
+
+def without_checksums(device: Path) -> None:
+    subprocess.run(["tune2fs", "-O", "^metadata_csum", device], check=True)
+
+
+HARM = {
+    "an error that the kernel saw": debugfs("ssv state 3"),
+    "an error that it counted": debugfs("ssv error_count 1"),
+    "not unmounted": debugfs("ssv state 0"),
+    "an inode to be deleted": debugfs("ssv last_orphan 12"),
+    "a journal to be replayed": debugfs("feature needs_recovery"),
+    "a journal with data that the superblock does not know of": in_journal(0x1C, 1),
+    "a journal with an error": in_journal(0x20, 0xFFFFFFFB),
+    "not a journal": in_journal(0x0, 0xFFFFFFFF),
+    "a journal elsewhere": debugfs("ssv journal_inum 11"),
+    "a superblock with a wrong checksum": flipped(1024 + 0x78),
+    "a group with a wrong checksum": flipped(2048 + 0x1E),
+    "a copy that does not agree": flipped(8193 * 1024 + 0x5C, 0x20),
+    "no copy": flipped(8193 * 1024 + 0x38),
+    "enough mounts": debugfs("ssv max_mnt_count 2", "ssv mnt_count 2"),
+    "checks at intervals": debugfs("ssv checkinterval 1", "ssv lastcheck 20010101"),
+    "larger than its device": debugfs("ssv blocks_count 99999"),
+    "a feature of which little is known": debugfs("feature mmp"),
+    "without checksums": without_checksums,
+}
+
+
+@pytest.mark.parametrize("harm", HARM)
+async def test_an_ext4_that_may_not_be_sound_is_left_to_its_check(
+    harm: str, device: Path, folder: Path, seen: list[Completed]
+) -> None:
+    """Nor does the kernel mount it: that would take away what e2fsck is to find."""
+    await filesystem.make("ext4", device, ("-b", "1024"))
+    assert await filesystem.mount_sound("ext4", device, folder) is Fit.FILLS
+    (folder / "file").write_text("data")
+    mounting.unmount(folder)
+    HARM[harm](device)
+    before, log = device.read_bytes(), kernellog.begin()
+    assert await filesystem.mount_sound("ext4", device, folder) is None
+    assert not os.path.ismount(folder)
+    assert device.read_bytes() == before
+    said = log.about(device)
+    log.close()
+    refused_by_kernel = {"a superblock with a wrong checksum", "a group with a wrong checksum"}
+    assert bool(said) == (harm in refused_by_kernel), said
+    seen.clear()
+    with contextlib.suppress(filesystem.DamagedFilesystem):
+        await filesystem.check("ext4", device)
+    assert [each.argv[0] for each in seen] == ["blkid", "e2fsck"]
+
+
+async def test_what_a_crash_leaves_is_checked_and_nothing_is_lost(
+    device: Path, folder: Path, tmp_path: Path, seen: list[Completed]
+) -> None:
+    await filesystem.make("ext4", device)
+    await filesystem.mount("ext4", device, folder)
+    (folder / "file").write_text("data")
+    subprocess.run(["sync", "-f", folder], check=True)
+    crashed = tmp_path / "crashed"
+    crashed.write_bytes(device.read_bytes())
+    mounting.unmount(folder)
+    with loopdevice.attached(crashed) as found:
+        assert await filesystem.mount_sound("ext4", found, folder) is None
+        await filesystem.check("ext4", found)
+        assert await filesystem.mount_sound("ext4", found, folder) is Fit.FILLS
+        assert (folder / "file").read_text() == "data"
+        mounting.unmount(folder)
+
+
+OPTIONS = {
+    "ext4": ["commit=30", "data=journal", "errors=continue", "nobarrier", "discard", "stripe=4", "noauto_da_alloc"],
+    "xfs": ["allocsize=64k", "inode32", "logbufs=4", "swalloc"],
+    "btrfs": ["compress=zstd:3", "discard=async", "nodatacow", "max_inline=1k", "thread_pool=2"],
+}
+ANY = ["noatime", "relatime", "strictatime", "nodiratime", "lazytime", "noexec", "sync", "dirsync"]
+
+
+@every_kind
+async def test_the_system_call_mounts_as_the_program_does(kind: str, device: Path, folder: Path) -> None:
+    await filesystem.make(kind, device)
+    for option in (*ANY, *OPTIONS[kind]):
+        options = ("nosuid", "nodev", option)
+        assert mounting.is_mountable(options)
+        mounting.mount(kind, device, folder, options)
+        ours = mounted_on(folder)
+        mounting.unmount(folder)
+        subprocess.run(["mount", "-t", kind, "-o", ",".join(options), device, folder], check=True)
+        assert ours == mounted_on(folder)
+        mounting.unmount(folder)
+
+
+def mounted_on(folder: Path) -> Mount:
+    ((mount,),) = mounttable.read_at(folder)
+    return replace(mount, id=0)
 
 
 @pytest.mark.parametrize("kind", ["xfs", "btrfs"])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from host import diskthreads
 from host.diskthreads import DiskThreads, Hung, unresponsive
 from tests.unit.daemon.static.shortdeadline import ShortDeadline
 from tests.waiting import until
@@ -99,7 +100,7 @@ def test_a_daemon_ends_though_a_disk_hangs(disk: Disk) -> None:
             await ShortDeadline(disk.hangs).at(DISK, disk.look)
 
     asyncio.run(daemon())
-    (hanging,) = (thread for thread in threading.enumerate() if thread.name == f"look at {DISK}")
+    (hanging,) = there()
     assert hanging.daemon, "the interpreter would wait for it"
     disk.let_go.set()
     hanging.join(5)
@@ -133,13 +134,29 @@ async def test_who_finds_all_threads_of_a_disk_busy_waits_for_one(disk: Disk) ->
     assert (await first, await waiting) == ("there", "there")
 
 
+def there() -> list[threading.Thread]:
+    """The threads that are at the disk."""
+    return [thread for thread in threading.enumerate() if thread.name == f"look at {DISK}"]
+
+
+async def test_threads_are_used_again_and_end_when_nothing_calls_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diskthreads, "_IDLE_SECONDS", 0.5)
+    threads = DiskThreads()
+    used = {await threads.at(f"volume {number}", threading.current_thread) for number in range(20)}
+    assert all(each.daemon for each in used)
+    assert len(used) < 20
+    both = threading.Barrier(2, timeout=30)
+    await asyncio.gather(*(threads.at(f"volume {number}", both.wait) for number in range(2)))
+    await until(lambda: not any(each.is_alive() for each in used))
+
+
 async def test_each_of_two_threads_that_hang_at_one_place_has_to_come_back(disk: Disk) -> None:
     threads, other = DiskThreads(deadline=0.1), threading.Event()
     looks = (threads.at(DISK, disk.look), threads.at(DISK, lambda: other.wait(60)))
     assert [type(each) for each in await asyncio.gather(*looks, return_exceptions=True)] == [Hung, Hung]
-    running = threading.active_count()
+    assert len(there()) == 2
     disk.let_go.set()
-    await until(lambda: threading.active_count() == running - 1)
+    await until(lambda: len(there()) == 1)
     with pytest.raises(Hung) as caught:
         threads.refuse(DISK)
     assert caught.value.lasts()
@@ -216,7 +233,7 @@ def test_a_thread_that_comes_back_after_its_loop_is_remembered_by_nobody(disk: D
             await threads.at(DISK, disk.look)
 
     asyncio.run(daemon())
-    (hanging,) = (thread for thread in threading.enumerate() if thread.name == f"look at {DISK}")
+    (hanging,) = there()
     disk.let_go.set()
     hanging.join(30)
     assert asyncio.run(threads.at(DISK, lambda: "there")) == "there"

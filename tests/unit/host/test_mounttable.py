@@ -55,6 +55,20 @@ def test_any_path_survives(path: str, root: str, source: str, tags: list[str]) -
     assert (mount.path, mount.root, mount.source) == (path, root, source)
 
 
+@given(paths=st.lists(PATHS, min_size=1, max_size=6), sources=st.lists(PATHS, min_size=6, max_size=6))
+def test_what_is_on_a_path_is_what_the_whole_table_says(paths: list[str], sources: list[str]) -> None:
+    lines = [
+        f"{number} 2 3:4 {escaped(source)} {escaped(path)} rw - xfs {escaped(source)} rw\n"
+        for number, (path, source) in enumerate(zip((*paths, *paths), sources, strict=False))
+    ]
+    table = mounttable.parse("".join(lines))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Path, "read_text", lambda self, **kwargs: "".join(lines))
+        found = mounttable.read_at(*(Path(path) for path in (*paths, *sources)))
+    for path, mounts in zip((*paths, *sources), found, strict=True):
+        assert mounts == [mount for mount in table if mount.path == str(Path(path))]
+
+
 def test_a_table_in_motion_is_read_until_it_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second, third = LINES.splitlines(keepends=True)
     readings: Iterator[str] = iter([first, first + second, first + second, third])

@@ -1,0 +1,60 @@
+"""Whether the superblock of a filesystem that is not mounted says that it needs no check, and how large it is.
+
+xfs and btrfs are not checked before a mount (host.filesystem says why), so it is enough that the device shows the
+filesystem and that it is whole there. Checksums are not looked at: the kernel does, of the same blocks and before
+anything else, and refuses the mount. All functions block, and raise OSError.
+
+Source: xfs_dsb of the kernel's fs/xfs/libxfs/xfs_format.h; btrfs_super_block and btrfs_dev_item of
+include/uapi/linux/btrfs_tree.h.
+"""
+
+import enum
+import struct
+from pathlib import Path
+
+from host import blockdevice, ext4
+
+
+class Fit(enum.Enum):
+    """A filesystem that may be mounted as it is."""
+
+    FILLS = "it fills its device"
+    SMALLER = "its device has grown since"
+
+
+def of_ext4(device: Path) -> Fit | None:
+    """None: that can't be said, have it checked."""
+    geometry = ext4.needs_no_check(device)
+    if geometry is None:
+        return None
+    return Fit.SMALLER if geometry.lacks(blockdevice.size(device)) else Fit.FILLS
+
+
+def of_xfs(device: Path) -> Fit | None:
+    """The same. A log that is still to be replayed may say that it is larger, never that it is smaller."""
+    magic, block_size, blocks = struct.unpack(">4sIQ", _read(device, 0, 16))
+    if magic != b"XFSB" or not 512 <= block_size <= 65536:
+        return None
+    return _fit(blockdevice.size(device) // block_size, blocks)
+
+
+def of_btrfs(device: Path) -> Fit | None:
+    """The same, of one on a single device."""
+    superblock = _read(device, 65536, 4096)
+    (devices, sector), (size,) = struct.unpack_from("<QI", superblock, 0x88), struct.unpack_from("<Q", superblock, 0xD1)
+    if superblock[0x40:0x48] != b"_BHRfS_M" or devices != 1 or not 4096 <= sector <= 65536:
+        return None
+    return _fit(blockdevice.size(device) // sector, size // sector)
+
+
+def _fit(device: int, filesystem: int) -> Fit | None:
+    """Of the sizes of both, in blocks."""
+    if not 0 < filesystem <= device:
+        return None
+    return Fit.FILLS if filesystem == device else Fit.SMALLER
+
+
+def _read(device: Path, offset: int, length: int) -> bytes:
+    with device.open("rb", buffering=0) as file:
+        file.seek(offset)
+        return file.read(length).ljust(length, b"\0")
