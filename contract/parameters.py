@@ -257,7 +257,14 @@ def _key(name: str) -> _Key:
 
 def parse(parameters: Mapping[str, str], mount_options: Sequence[str] = (), *, block: bool = False) -> VolumeParameters:
     """The parameters and mountOptions of a StorageClass. Raises ParameterError for the first that is wrong. For a raw
-    `block` device all that is about filesystems is checked and means nothing: one class serves both modes."""
+    `block` device all that is about filesystems is checked and means nothing: one class serves both modes. Each claim
+    asks for it several times, so it is kept."""
+    return _parse_class(tuple(parameters.items()), tuple(mount_options), block)
+
+
+@functools.lru_cache(maxsize=256)
+def _parse_class(items: tuple[tuple[str, str], ...], mount_options: tuple[str, ...], block: bool) -> VolumeParameters:
+    parameters = dict(items)
     volume_source(parameters)
     parsed = _parse({key: text for key, text in parameters.items() if key not in _OF_CLASS}, mount_options)
     node_secrets(parameters)

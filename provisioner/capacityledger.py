@@ -181,7 +181,9 @@ class CapacityLedger:
             charge = before.charge  # most changes of a volume change nothing here
         held = before is not None and (charge is None or before.uid != volume.uid) and self._retain(before)
         claim_uid = volume.claim.uid if volume.claim else ""
-        self._set_observed(volume.name, _Observed(volume.uid, claim_uid, volume.reclaim_policy, charge))
+        observed = _Observed(volume.uid, claim_uid, volume.reclaim_policy, charge)
+        if observed != before:
+            self._set_observed(volume.name, observed)
         reservation = self._reservations.get(volume.name)
         if reservation is not None and reservation.uid == volume.uid:
             self._set_reservation(volume.name, None)
@@ -255,7 +257,9 @@ class CapacityLedger:
         if before == after:
             return
         for account in {charge.account for charge in (*before, *after)}:
-            total = self._totals.setdefault(account, _AccountTotal())
+            total = self._totals.get(account)
+            if total is None:
+                total = self._totals[account] = _AccountTotal()
             total.set(key, tuple(charge for charge in after if charge.account == account))
             if total.empty:
                 del self._totals[account]
