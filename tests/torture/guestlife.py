@@ -80,7 +80,7 @@ class Life:
 
     async def live(self, disks: Sequence[str]) -> None:
         chance = random.Random(self._job.seed)
-        node = await lvm_node(_ROOT, disks)
+        node = await lvm_node(_ROOT, disks, self._model.classes)
         cluster = victim.Cluster([])
         volumes = Volumes(node.make_backend(), node.staging, cluster)
         await volumes.start()
@@ -99,12 +99,18 @@ class Life:
             await self._perform(volumes, node, cluster, chains)
         await volumes.close()
         node.unmount_all()
+        await volumes.lock_unstaged(lambda _: False)
         environment = {**os.environ, "LVM_SYSTEM_DIR": str(_ROOT / "lvm"), "LVM_SUPPRESS_FD_WARNINGS": "1"}
         subprocess.run(["lvm", "vgchange", "--activate=n", GROUP], check=True, capture_output=True, env=environment)
 
     async def _perform(self, volumes: Volumes, node: Node, cluster: victim.Cluster, chains: list[Chain]) -> None:
+        def tell(event: dict[str, Any]) -> None:
+            if event["event"] == "begin":
+                cluster.note(Operation(**event["operation"]))
+            self.tell(event)
+
         cluster.remove(chains)
-        await asyncio.gather(*(victim.follow(volumes, node, chain, self.tell) for chain in chains))
+        await asyncio.gather(*(victim.follow(volumes, node, chain, tell) for chain in chains))
 
     async def _check(self, node: Node, *, settled: bool, late: str = "") -> None:
         seen = replace(await victim.look(node, start=False), late=late)

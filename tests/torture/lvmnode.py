@@ -4,11 +4,18 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from contract.parameters import DEFAULT_DEVICE_CLASS
+from daemon.backends.lvm import LvmBackend
+from daemon.storage.deviceclasses import LVM, DeviceClass
 from lvm import Lvm
-from tests.node.volume_node import MIB, Node, lvm_backend
+from tests.node.volume_node import MIB, Node
+from tests.torture.model import kind_of
 
 GROUP = "torture"
 DISK_BYTES = 300 * MIB
+LARGE_DISK_BYTES = 1200 * MIB
+"""With room for xfs."""
+_POOL, _POOL_BYTES = "pool", 400 * MIB
 
 
 def has_device_mapper() -> bool:
@@ -20,9 +27,16 @@ def has_device_mapper() -> bool:
     return True
 
 
-async def lvm_node(root: Path, disks: Sequence[str]) -> Node:
-    """The group is made on `disks` where it is not there yet."""
+async def lvm_node(root: Path, disks: Sequence[str], classes: Sequence[str] = (DEFAULT_DEVICE_CLASS,)) -> Node:
+    """The group, and a thin pool for those of the device classes that want one, is made on `disks` where it is not
+    there yet."""
     tools = Lvm(root / "lvm")
+    here = {
+        name: DeviceClass(name, LVM, group=GROUP, thin=kind_of(name).thin, thin_pool=_POOL)
+        for name in dict.fromkeys(classes)
+    }
     if (await tools.report()).group(GROUP) is None:
         await tools.create_group(GROUP, disks)
-    return Node(root, lambda: lvm_backend(tools, GROUP, thin=False))
+        if any(each.thin for each in here.values()):
+            await tools.create_pool(GROUP, _POOL, _POOL_BYTES)
+    return Node(root, lambda: LvmBackend(tools, here))

@@ -12,15 +12,16 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any
 
-from contract.parameters import DEFAULT_DEVICE_CLASS
+from contract.filesystems import EXT4, FILESYSTEMS
+from contract.parameters import DEFAULT_DEVICE_CLASS, LUKS2
 from contract.volume import DELETE, RETAIN
 from daemon.storage.inventory import Inventory
 from daemon.storage.record import VolumeState
 from tests.node.volume_node import MIB
 
-_SIZE = 16 * MIB
 _STEP = 8 * MIB
-_LARGEST = 48 * MIB
+_STEPS = 4
+"""How often a volume grows, at the most."""
 _MOST_VOLUMES = 5
 _MOST_FILES = 6
 _MOST_CHAINS = 3
@@ -28,6 +29,39 @@ _LARGEST_FILE = 64 * 1024
 _SECTOR = 512
 _MARK = "elastic-local torture "
 _TRACE = re.compile(rf"{_MARK}<(pvc-[0-9-]+)>".encode())
+
+THIN, XFS, ENCRYPTED, ENCRYPTED_THIN = "thin", "xfs", "encrypted", "encrypted-thin"
+"""Device classes."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the volumes of a device class are like."""
+
+    filesystem: str = EXT4
+    encryption: str = ""
+    thin: bool = False
+
+    @property
+    def size(self) -> int:
+        """Of a new one."""
+        return max(16 * MIB, FILESYSTEMS[self.filesystem].minimum_size)
+
+    def takes_copies_of(self, other: "Kind") -> bool:
+        return (self.filesystem, self.encryption) == (other.filesystem, other.encryption)
+
+
+_KINDS = {
+    THIN: Kind(thin=True),
+    XFS: Kind("xfs"),
+    ENCRYPTED: Kind(encryption=LUKS2),
+    ENCRYPTED_THIN: Kind(encryption=LUKS2, thin=True),
+}
+
+
+def kind_of(device_class: str) -> Kind:
+    return _KINDS.get(device_class, Kind())
+
 
 SETTLED_POD = str(uuid.UUID(int=0))
 """Sees all that there is at the end."""
@@ -139,6 +173,11 @@ class Model:
     volumes: Mapping[str, Expected] = field(default_factory=dict)
     gone: frozenset[str] = frozenset()
     """Acknowledged as removed."""
+    thin: frozenset[str] = frozenset()
+    """Files that were ever in a thin pool: what a removed volume overwrote there went to other blocks where it shared
+    them, so the old ones hold it until they are given out, zeroed."""
+    hidden: frozenset[str] = frozenset()
+    """Files that were in encrypted volumes only."""
     number: int = 0
     """Of names given out."""
     clones: bool = True
@@ -173,7 +212,17 @@ class Model:
             after = replace(after, removing=True)
         elif operation.kind == "retain":
             after = replace(after, policy=RETAIN)
-        return self._with(after)
+        kind = kind_of(after.device_class)
+        return replace(
+            self._with(after),
+            thin=self.thin | after.begun if kind.thin else self.thin,
+            hidden=self.hidden | after.begun if kind.encryption else self.hidden,
+        )
+
+    def may_show(self) -> frozenset[str]:
+        """The files that may be found on the disks as they are."""
+        known = frozenset(name for volume in self.volumes.values() for name in volume.begun)
+        return (known | self.thin) - self.hidden
 
     def _new(self, operation: Operation) -> Expected:
         source = self.volumes.get(operation.original)
@@ -312,7 +361,8 @@ def _sums(inventory: Inventory) -> Iterable[str]:
     for pool in inventory.pools:
         if any(each.name.startswith(f"{pool.name}/") for each in inventory.pools):
             continue  # a thin pool has its share
-        taken = sum(each.size for each in (*inventory.volumes, *inventory.snapshots) if each.pool == pool.name)
+        held = [each for each in (*inventory.volumes, *inventory.snapshots) if each.pool == pool.name]
+        taken = sum(each.size + each.overhead for each in held)
         if (pool.ours, pool.free) != (taken, pool.size - taken):
             yield f"pool {pool.name} of {pool.size} says {pool.ours} ours, {pool.free} free; volumes take {taken}"
 
@@ -352,9 +402,12 @@ def _copied_now(volume: Expected) -> bool:
 
 
 def _birth(pv: str, source: Expected | None, chance: random.Random, classes: tuple[str, ...]) -> Chain:
-    size = source.wish if source else _SIZE
-    original = source.pv if source else ""
+    if source:
+        kind = kind_of(source.device_class)
+        classes = tuple(each for each in classes if kind_of(each).takes_copies_of(kind))
     device_class = classes[0] if len(classes) == 1 else chance.choice(classes)
+    size = source.wish if source else kind_of(device_class).size
+    original = source.pv if source else ""
     first = Operation("prepare", pv, size, original=original, device_class=device_class)
     mount = replace(first, kind="mount", pod=_pod(chance))
     write = replace(first, kind="write", pod=mount.pod, file=f"{pv}-0")
@@ -377,7 +430,8 @@ def _next(volume: Expected, chance: random.Random, model: Model, *, is_source: b
     if shown and not volume.pods:
         return (*shown,)
     mount = volume.operation("mount", size=volume.wish, pod=_pod(chance))
-    expand = replace(mount, kind="expand", size=min(volume.wish + _STEP, _LARGEST), pod="")
+    largest = kind_of(volume.device_class).size + _STEPS * _STEP
+    expand = replace(mount, kind="expand", size=min(volume.wish + _STEP, largest), pod="")
     write = volume.operation("write", file=f"{volume.pv}-{len(volume.begun)}")
     choices: list[Chain] = [(expand,) if model.grows_mounted else (*shown, expand)]
     if not is_source:

@@ -21,15 +21,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from contract.parameters import DEFAULT_DEVICE_CLASS
 from tests.torture import writelog
 from tests.torture.figures import Figures
 from tests.torture.guestlife import FOR_EVER, Job, job_file, replayed
-from tests.torture.lvmnode import DISK_BYTES
-from tests.torture.model import Model, traces
+from tests.torture.lvmnode import LARGE_DISK_BYTES
+from tests.torture.model import ENCRYPTED, ENCRYPTED_THIN, THIN, XFS, Model, traces
 from tests.torture.writelog import Write
 from tests.uml.guest import PROJECT, Guest
 
 _DISKS = 2
+CLASSES = (DEFAULT_DEVICE_CLASS, DEFAULT_DEVICE_CLASS, THIN, THIN, XFS, ENCRYPTED, ENCRYPTED, ENCRYPTED_THIN)
+"""Device classes of new volumes, each as often as it stands here."""
 _BOOT_SECONDS = 300.0
 _LIFE_SECONDS = 600.0
 _POLL_SECONDS = 0.02
@@ -163,8 +166,7 @@ class Machine:
             disk.note(entry for inode, entry in entries if inode == disk.inode)
             disk.cut(path, lost, chance)
         found = {name for path in left for piece in _pieces(path) for name in traces(piece)}
-        known = {name for volume in self._model.volumes.values() for name in volume.begun}
-        self._complain(f"file {name} of a removed volume is on the disk" for name in sorted(found - known))
+        self._complain(f"file {name} is on the disk" for name in sorted(found - self._model.may_show()))
         return Cut(self._model.powered_off(), left, [*self._told, "-- cut"])
 
     def _hear(self) -> None:
@@ -193,6 +195,8 @@ class Machine:
             self._complain([f"devices are left: {event['left']}"])
         elif kind == "done":
             counts[f"{event['operation']['kind']} done"] += 1
+            if event["operation"]["kind"] == "prepare":
+                counts[f"made of class {event['operation']['device_class']}"] += 1
         elif kind == "failed":
             counts["failed, asked again"] += 1
             if self._model.volumes[event["operation"]["pv"]].failures >= _TOO_MANY_FAILURES:
@@ -218,7 +222,8 @@ class PowerCuts:
             for machine in machines:
                 stack.callback(machine.close)
             working, mending = machines
-            working.live(Model(), self._chance.getrandbits(32), FOR_EVER, self._new_disks())
+            model = Model(classes=CLASSES, retains=True)
+            working.live(model, self._chance.getrandbits(32), FOR_EVER, self._new_disks())
             working.wait("loading", seconds=_BOOT_SECONDS)
             cut: Cut | None = None
             while not self._figures.complaints and (cut or not enough()):
@@ -246,7 +251,7 @@ class PowerCuts:
         disks = [self._folder / f"disk-{number}" for number in range(_DISKS)]
         for disk in disks:
             with disk.open("wb") as file:
-                file.truncate(DISK_BYTES)
+                file.truncate(LARGE_DISK_BYTES)
         return disks
 
 

@@ -18,16 +18,17 @@ from typing import Any
 
 from contract.parameters import VolumeParameters
 from contract.volume import DELETE, RETAIN, Original
-from daemon.errors import NotAuthorized, VolumeError
+from daemon.errors import InUse, NotAuthorized, VolumeError
 from daemon.storage.deletionguard import Owner, RemovalReason
 from daemon.storage.record import VolumeSpec
 from daemon.storage.volumes import Volumes
 from host import command, mounting
 from host.command import Completed
+from host.luks import Passphrase
 from tests.agreeing import CLUSTER
 from tests.node.volume_node import Node
 from tests.sandbox import mountspace
-from tests.torture.model import Chain, Operation, Seen, content, uid_of
+from tests.torture.model import Chain, Operation, Seen, content, kind_of, uid_of
 
 _CLONE_NEWPID = 0x20000000
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -35,6 +36,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 Tell = Callable[[dict[str, Any]], None]
 """Writes one event, at once: what was told stays told when the process is killed."""
 
+_KEY = Passphrase(b"of all encrypted volumes", "the campaign")
+"""What the kubelet has from the Secret."""
 _STEPS = frozenset({"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "fcntl.ioctl", "subprocess.Popen"})
 
 
@@ -173,11 +176,17 @@ async def _do(volumes: Volumes, node: Node, operation: Operation) -> int:
         folder = node.folder(pv, operation.pod)
         await volumes.unmount(folder)
         folder.path.rmdir()
+        with contextlib.suppress(InUse):  # the kubelet unstages after the last pod
+            await volumes.release(pv)
         return 0
     if operation.kind == "write":
         await asyncio.to_thread(_write, node.folder(pv, operation.pod).path, operation.file)
         return 0
     spec = wanted_of(node, operation)
+    if spec.parameters.encryption and not (operation.kind == "expand" and operation.made):
+        size = (await volumes.unlock(spec, _KEY)).size  # the kubelet stages it
+        if operation.kind == "prepare":
+            return size
     if operation.kind == "prepare":
         return (await volumes.prepare(spec)).size
     if operation.kind == "expand":
@@ -194,6 +203,8 @@ def wanted_of(node: Node, operation: Operation) -> VolumeSpec:
         uid=uid_of(operation.pv),
         policy=operation.policy,
         device_class=operation.device_class,
+        filesystem=kind_of(operation.device_class).filesystem,
+        encryption=kind_of(operation.device_class).encryption,
     )
     return replace(spec, made=operation.made, original=original)
 

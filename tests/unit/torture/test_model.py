@@ -6,10 +6,24 @@ from hashlib import sha256
 
 import pytest
 
+from contract.parameters import DEFAULT_DEVICE_CLASS
 from daemon.storage.inventory import DamagedVolume, ForeignVolume, Inventory, Pool, Volume
 from daemon.storage.record import Record, VolumeState
 from tests.node.volume_node import MIB
-from tests.torture.model import Model, Operation, Seen, content, plan, settlement, uid_of
+from tests.torture.model import (
+    ENCRYPTED,
+    ENCRYPTED_THIN,
+    THIN,
+    XFS,
+    Model,
+    Operation,
+    Seen,
+    content,
+    kind_of,
+    plan,
+    settlement,
+    uid_of,
+)
 
 PV, POD, FILE = "pvc-1", "pod", "pvc-1-0"
 MOUNT = Operation("mount", PV, 16 * MIB, POD)
@@ -103,6 +117,46 @@ def test_nothing_is_mounted_after_a_power_cut_and_data_is_still_expected() -> No
     assert off.complaints(seen(mounts=frozenset(), files={PV: {}})) == [
         f"{PV}: file {FILE} was acknowledged and is LOST"
     ]
+
+
+@pytest.mark.parametrize(
+    ("device_class", "shown", "shown_when_it_is_gone"),
+    [
+        (DEFAULT_DEVICE_CLASS, {FILE}, set()),
+        (THIN, {FILE}, {FILE}),
+        (ENCRYPTED, set(), set()),
+        (ENCRYPTED_THIN, set(), set()),
+    ],
+)
+def test_what_the_disks_may_show(device_class: str, shown: set[str], shown_when_it_is_gone: set[str]) -> None:
+    mount, write = (replace(each, device_class=device_class) for each in (MOUNT, WRITE))
+    model = done(Model(), mount).begin(write)
+    assert model.may_show() == shown
+    gone = done(model.acknowledge(write, 0), replace(write, kind="reclaim"))
+    assert gone.may_show() == shown_when_it_is_gone
+
+
+def test_a_copy_in_a_pool_leaves_what_it_held_there() -> None:
+    model = done(WRITTEN, Operation("prepare", "pvc-2", 16 * MIB, original=PV, device_class=THIN))
+    for pv in (PV, "pvc-2"):
+        model = done(model, Operation("reclaim", pv))
+    assert model.may_show() == {FILE}
+
+
+def test_copies_are_of_the_kind_of_their_source_and_all_kinds_are_made() -> None:
+    chance, model = random.Random(1), Model(classes=(DEFAULT_DEVICE_CLASS, THIN, XFS, ENCRYPTED, ENCRYPTED_THIN))
+    copied: set[tuple[str, str]] = set()
+    for _ in range(400):
+        chains, model = plan(model, chance)
+        for operation in (each for chain in chains for each in chain):
+            source = model.volumes.get(operation.original)
+            if source and operation.kind == "prepare":
+                copied.add((source.device_class, operation.device_class))
+                assert kind_of(operation.device_class).takes_copies_of(kind_of(source.device_class))
+            assert operation.kind != "prepare" or operation.size >= kind_of(operation.device_class).size
+            model = done(model, operation)
+    assert {(XFS, XFS), (THIN, DEFAULT_DEVICE_CLASS)} <= copied
+    assert {ENCRYPTED, ENCRYPTED_THIN} & {source for source, _ in copied}
 
 
 def test_a_plan_follows_from_its_seed_and_does_all_kinds_of_things() -> None:
