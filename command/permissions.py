@@ -8,6 +8,7 @@ from typing import Any
 from kube.client import Cluster
 from kube.errors import ApiError
 from kube.resources import (
+    ATTRIBUTES_CLASSES,
     CAPACITIES,
     CLAIMS,
     CLASSES,
@@ -62,6 +63,7 @@ PROVISIONER = (
     Permission(PODS, ("list", "watch")),
     Permission(NODES, ("get", "list", "watch")),
     Permission(CLASSES, ("list", "watch")),
+    Permission(ATTRIBUTES_CLASSES, ("list", "watch")),
     Permission(EVENTS, ("create", "patch")),
     Permission(CAPACITIES, ("list", "watch"), own_namespace=True),
     Permission(LEASES, ("create",), own_namespace=True),

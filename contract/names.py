@@ -60,6 +60,9 @@ MADE_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/made"
 GRANTED_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/granted"
 """Bytes that the provisioner granted to the volume, from its creation on. What spec.capacity has beyond that is only
 requested: Kubernetes raises it as soon as the claim does."""
+IO_LIMITS_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/io-limits"
+"""The I/O limits of a volume whose VolumeAttributesClass was changed (parameters.render_limits): these count then, and
+no longer those of its source, which can't be changed."""
 PRE_RESIZE_ANNOTATION = "volume.alpha.kubernetes.io/pre-resize-capacity"
 """On a PersistentVolume whose spec.capacity was raised and whose claim does not have that yet: what the claim has. The
 controller of volumes writes that, and not spec.capacity, into the status of a claim that it binds anew."""

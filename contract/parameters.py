@@ -48,6 +48,10 @@ SECRET_KEY = "encryptionPassphrase"  # noqa: S105  the name, not what it holds
 _SECRETS = (SECRET_NAME, SECRET_NAMESPACE, EXPAND_SECRET_NAME, EXPAND_SECRET_NAMESPACE)
 _OF_CLASS = (VOLUME_SOURCE, *_SECRETS)
 """Parameters that are no options of a volume."""
+IO_LIMITS = ("readBandwidth", "writeBandwidth", "readIOPS", "writeIOPS")
+"""What a VolumeAttributesClass may say, and so what may change of a volume that exists."""
+NO_LIMIT = "max"
+"""As the kernel says it (io.max)."""
 DEFAULT_DEVICE_CLASS = "default"
 """What the node has for StorageClasses that name no device class."""
 
@@ -105,10 +109,12 @@ def _stripes(text: str) -> int:
     return stripes
 
 
-def _between(least: int, most: int) -> Callable[[str], int]:
+def _limit(least: int, most: int) -> Callable[[str], int]:
     """A whole quantity. Fewer would keep a pod's processes waiting for minutes, in a way that can't be interrupted."""
 
     def read(text: str) -> int:
+        if text == NO_LIMIT:
+            return 0
         if not least <= (figure := quantity.parse(text)) <= most:
             raise ValueError
         return figure
@@ -157,11 +163,13 @@ class _Key:
 
 
 def _bandwidth(name: str) -> _Key:
-    return _Key(name, "a quantity of bytes a second from 64Ki to 1Ti, such as 100Mi", _between(64 << 10, 1 << 40))
+    allowed = f"a quantity of bytes a second from 64Ki to 1Ti, such as 100Mi, or {NO_LIMIT}"
+    return _Key(name, allowed, _limit(64 << 10, 1 << 40))
 
 
 def _iops(name: str) -> _Key:
-    return _Key(name, "operations a second from 10 to 100M, such as 500 or 2k", _between(10, 100_000_000))
+    allowed = f"operations a second from 10 to 100M, such as 500 or 2k, or {NO_LIMIT}"
+    return _Key(name, allowed, _limit(10, 100_000_000))
 
 
 def _parameter(key: _Key, default: Any) -> Any:
@@ -198,11 +206,11 @@ class VolumeParameters:
     raid: str = _parameter(_Key("raid", f"{LINEAR} {RAID1}", _one_of(LINEAR, RAID1)), default=LINEAR)
     erase: str = _parameter(_Key("erase", " ".join(ERASE), _one_of(*ERASE)), default=ZERO)
     """What becomes of the data when the volume is removed. The default is the one after which nobody can read it."""
-    read_bandwidth: int = _parameter(_bandwidth("readBandwidth"), default=0)
+    read_bandwidth: int = _parameter(_bandwidth(IO_LIMITS[0]), default=0)
     """Bytes a second that each pod may read from the volume. 0: no limit. The others likewise."""
-    write_bandwidth: int = _parameter(_bandwidth("writeBandwidth"), default=0)
-    read_iops: int = _parameter(_iops("readIOPS"), default=0)
-    write_iops: int = _parameter(_iops("writeIOPS"), default=0)
+    write_bandwidth: int = _parameter(_bandwidth(IO_LIMITS[1]), default=0)
+    read_iops: int = _parameter(_iops(IO_LIMITS[2]), default=0)
+    write_iops: int = _parameter(_iops(IO_LIMITS[3]), default=0)
     encryption: str = _parameter(_Key(ENCRYPTION, LUKS2, _one_of(LUKS2)), default="")
     """LUKS2, or empty: what is written is on the disk as it is."""
 
@@ -396,3 +404,29 @@ def from_options(options: Mapping[str, str], filesystem: str) -> VolumeParameter
     mount_options = options.get(MOUNT_OPTIONS_OPTION, "")
     parameters = {key: value for key, value in options.items() if key not in _OF_ONE_VOLUME}
     return _parse({**parameters, "fsType": filesystem}, [mount_options] if mount_options else [])
+
+
+def limited(parameters: VolumeParameters, limits: Mapping[str, str]) -> VolumeParameters:
+    """The parameters with the I/O limits that are named in `limits`, those of a VolumeAttributesClass. What it does not
+    name stays as it is: so says ControllerModifyVolume in the specification of CSI. Raises ParameterError."""
+    values: dict[str, Any] = {}
+    for key, text in limits.items():
+        if key not in IO_LIMITS:
+            raise ParameterError(
+                key, text, f"only I/O limits can be changed, so allowed here are {' '.join(IO_LIMITS)}"
+            )
+        try:
+            values[_FIELDS[key].name] = _key(key).read(text)
+        except ValueError:
+            raise ParameterError(key, text, f"allowed is {_key(key).allowed}") from None
+    return replace(parameters, **values)
+
+
+def render_limits(parameters: VolumeParameters) -> str:
+    """All four I/O limits as one text, so that none of earlier stays: how they travel to the node once changed."""
+    return " ".join(f"{key}={getattr(parameters, _FIELDS[key].name) or NO_LIMIT}" for key in IO_LIMITS)
+
+
+def parse_limits(text: str) -> dict[str, str]:
+    """The inverse of render_limits, for `limited` to check."""
+    return {key: limit for key, _, limit in (word.partition("=") for word in text.split())}

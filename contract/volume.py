@@ -123,6 +123,10 @@ class PersistentVolume:
     volume_mode: str = FILESYSTEM
     secret: SecretReference | None = None
     """The one that the kubelet reads for it when it stages it (csi.nodeStageSecretRef)."""
+    attributes_class: str = ""
+    """The VolumeAttributesClass that it has. Empty: none."""
+    io_limits: str = ""
+    """See names.IO_LIMITS_ANNOTATION. Empty: they were never changed."""
 
     @property
     def reference(self) -> ObjectReference:
@@ -167,7 +171,8 @@ class PersistentVolume:
 
     def parameters(self) -> VolumeParameters:
         """Raises parameters.ParameterError: options are checked again on the node, whoever wrote them."""
-        return parameters.from_options(self.options, self.filesystem)
+        created = parameters.from_options(self.options, self.filesystem)
+        return parameters.limited(created, parameters.parse_limits(self.io_limits)) if self.io_limits else created
 
 
 def read(manifest: Json) -> PersistentVolume | None:
@@ -217,6 +222,8 @@ def read_any(manifest: Json) -> PersistentVolume:
         local_path=(spec.get("local") or {}).get("path") or "",
         volume_mode=_one(spec.get("volumeMode") or FILESYSTEM),
         secret=_secret(source.get("nodeStageSecretRef")),
+        attributes_class=_one(spec.get("volumeAttributesClassName") or ""),
+        io_limits=_io_limits(annotations.get(names.IO_LIMITS_ANNOTATION)),
     )
 
 
@@ -291,6 +298,17 @@ def _quantity(text: object) -> int:
         return 0
 
 
+def _io_limits(text: object) -> str:
+    """Empty for what is none, as `_bytes`: the volume has those then that it was made with."""
+    if not isinstance(text, str) or not 0 < len(text) <= _LONGEST_SHARED:
+        return ""
+    try:
+        parameters.limited(VolumeParameters(), parameters.parse_limits(text))
+    except parameters.ParameterError:
+        return ""
+    return _one(text)
+
+
 def _claim_reference(spec: Json) -> ClaimReference | None:
     """Which claim the volume of this spec is for."""
     claim = spec.get("claimRef")
@@ -363,6 +381,19 @@ def grant_patch(volume: PersistentVolume, granted: int, capacity: int, pre_resiz
             "annotations": grown,
         },
         **({"spec": {"capacity": {"storage": quantity.render(capacity)}}} if capacity != volume.size else {}),
+    }
+
+
+def modification_patch(volume: PersistentVolume, attributes_class: str, changed: VolumeParameters) -> Json:
+    """The merge patch that gives this very version of a PersistentVolume another VolumeAttributesClass, and the I/O
+    limits that follow from it: both or neither."""
+    return {
+        "metadata": {
+            "uid": volume.uid,
+            "resourceVersion": volume.resource_version,
+            "annotations": {names.IO_LIMITS_ANNOTATION: parameters.render_limits(changed)},
+        },
+        "spec": {"volumeAttributesClassName": attributes_class},
     }
 
 

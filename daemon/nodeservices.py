@@ -23,6 +23,7 @@ from daemon.cluster.ownerlookup import ApiOwnerLookup
 from daemon.cluster.reconcile import Reconciler
 from daemon.cluster.snapshotcontroller import SnapshotController
 from daemon.kubelet.authorization import Authorizer
+from daemon.kubelet.iolimits import IoLimitController
 from daemon.kubelet.mounter import NodeContext
 from daemon.settings import Settings
 from daemon.static.controller import StaticVolumeController, static_volume_controller
@@ -181,12 +182,14 @@ class NodeServices:
             has_content=snapshots.has_content,
         )
         self._health = VolumeHealthMonitor(volumes, node_volumes.all, events, node_events, chosen.refresh_period)
+        self._io_limits = io_limits = IoLimitController(node_volumes, pods, volumes, events)
         self._static: StaticVolumeController | None = (
             static_volume_controller(cluster, node, events, registry, chosen.static, chosen.reserved_folders)
             if chosen.static
             else None
         )
         persistent_volumes.subscribe(lambda key, *_: reconciler.enqueue(key))
+        persistent_volumes.subscribe(lambda key, *_: io_limits.enqueue(key))
         persistent_volumes.subscribe(lambda *_: publisher.trigger())
         persistent_volumes.on_return(reconciler.hurry)
         persistent_volumes.on_return(orphans.queue.hurry)
@@ -198,6 +201,7 @@ class NodeServices:
             NodeAssigner(cluster, node, node_volumes, lambda: volumes.inventory, backend.pool_of),
             self.users_changed,
             events,
+            io_limits,
         )
         """What the kubelet's callouts need of it."""
 
@@ -211,6 +215,7 @@ class NodeServices:
             "orphans": self._orphans.run,
             "snapshots": self._snapshots.run,
             "health": self._health.run,
+            "I/O limits": self._io_limits.run,
             "node": PeriodicLoop(self._check_node, lambda: _NODE_PERIOD).run,
             **({"static volumes": self._static.run} if self._static else {}),
         }

@@ -59,10 +59,12 @@ class Informer(Generic[T]):
         label_selector: str = "",
         field_selector: str = "",
         optional: bool = False,
+        older: Resource | None = None,
     ) -> None:
         """`parse` makes the record of an object, or None for one that is not kept. `optional`: not every cluster serves
         this kind (errors.is_not_served). That is no failure: it is said once, and asked again within a minute. Who
-        waits for its first list may wait for ever."""
+        waits for its first list may wait for ever. `older`: such a kind in the version that is asked for where
+        `resource` is not served."""
         self._cluster = cluster
         self._resource = resource
         self._parse = parse
@@ -70,6 +72,7 @@ class Informer(Generic[T]):
         self._label_selector = label_selector
         self._field_selector = field_selector
         self._optional = optional
+        self._other_version = older
         self._not_served = 0
         """Answers in succession that it is not served."""
         self._records: dict[str, T] = {}
@@ -103,6 +106,15 @@ class Informer(Generic[T]):
     def synced(self) -> bool:
         """The first whole list is in the cache."""
         return self._synced.is_set()
+
+    @property
+    def not_served(self) -> bool:
+        """Of an optional kind: the server said so when it was asked last."""
+        return self._not_served >= self._versions
+
+    @property
+    def _versions(self) -> int:
+        return 1 if self._other_version is None else 2
 
     async def wait_synced(self) -> None:
         await self._synced.wait()
@@ -151,7 +163,11 @@ class Informer(Generic[T]):
         # What is served again may have been emptied meanwhile, and a watch would not show it.
         self._version = None
         self._not_served += 1
-        if self._not_served == 1:
+        if self._other_version is not None:
+            self._resource, self._other_version = self._other_version, self._resource
+            if self._not_served % 2:
+                return
+        if self._not_served == self._versions:
             _log.info("%s: not served to us, which is looked at again: %s", self._resource, error)
         # A server that has just started answers like one that does not have the kind.
         soon = self.synced and self._not_served <= _STARTING

@@ -4,13 +4,13 @@ Each `read_` function takes the JSON object and raises KeyError or ValueError fo
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from contract import names, quantity
 from contract.snapshot import GROUP, SNAPSHOT_KIND
-from contract.volume import CLAIM_KIND, ObjectReference
+from contract.volume import BOUND, CLAIM_KIND, ObjectReference
 
 Json = dict[str, Any]
 
@@ -21,7 +21,11 @@ RESIZING, RESIZE_PENDING = "Resizing", "FileSystemResizePending"
 CONTROLLER_RESIZE_ERROR, NODE_RESIZE_ERROR = "ControllerResizeError", "NodeResizeError"
 RESIZE_CONDITIONS = (RESIZING, RESIZE_PENDING, CONTROLLER_RESIZE_ERROR, NODE_RESIZE_ERROR)
 """Types of conditions of a claim that grows."""
-_LONGEST_MESSAGE = 1024
+MODIFYING_VOLUME, MODIFY_VOLUME_ERROR = "ModifyingVolume", "ModifyVolumeError"
+MODIFY_CONDITIONS = (MODIFYING_VOLUME, MODIFY_VOLUME_ERROR)
+"""Types of conditions of a claim whose VolumeAttributesClass is changed."""
+LONGEST_MESSAGE = 1024
+"""Characters of a condition's message that are kept."""
 _LONGEST_NAME = 253
 """Characters: DNS subdomains, which all names here are."""
 SNAPSHOT_SOURCE = f"{SNAPSHOT_KIND}.{GROUP}"
@@ -69,7 +73,7 @@ class Claim:
     has_selector: bool = False
     """It asks for one of the volumes that exist, by their labels."""
     attributes_class: str = ""
-    """The VolumeAttributesClass, which CSI drivers serve."""
+    """The VolumeAttributesClass that it asks for. Empty: none."""
     data_source_name: str = ""
     allocated: int = 0
     """Bytes that the kubelet is to let it grow to (status.allocatedResources). 0: it never grew."""
@@ -77,6 +81,13 @@ class Claim:
     """How far its growing is (status.allocatedResourceStatuses)."""
     resize_conditions: tuple[tuple[str, str], ...] = ()
     """Type and message of those conditions in its status that are of growing, and true."""
+    current_attributes_class: str = ""
+    """The VolumeAttributesClass that its volume has (status.currentVolumeAttributesClassName)."""
+    modify_status: str = ""
+    """How far the change to `modify_target` is (status.modifyVolumeStatus). Empty: none is under way."""
+    modify_target: str = ""
+    modify_conditions: tuple[tuple[str, str], ...] = ()
+    """As `resize_conditions`, of MODIFY_CONDITIONS."""
     data_source_namespace: str = ""
     """Where dataSourceRef points to. Empty: the claim's own."""
     controller: str = ""
@@ -90,6 +101,12 @@ class Claim:
     def grows(self) -> bool:
         """It has a volume, and asks for more than that has."""
         return bool(self.volume_name) and self.requested > self.capacity > 0 and not self.deleting
+
+    @property
+    def modifies(self) -> bool:
+        """It has a volume, and asks for another VolumeAttributesClass, or did so and its status says that still."""
+        asks = self.attributes_class != self.current_attributes_class or self.modify_status or self.modify_conditions
+        return bool(self.volume_name and asks) and self.phase == BOUND and not self.deleting
 
     @property
     def restores(self) -> bool:
@@ -124,6 +141,16 @@ class StorageClass:
         return not self.allowed_topologies or any(
             all(labels.get(key) in values for key, values in term.items()) for term in self.allowed_topologies
         )
+
+
+@dataclass(frozen=True)
+class VolumeAttributesClass:
+    """What of a volume may change while it exists. It can't be changed itself."""
+
+    name: str
+    driver: str
+    """The CSI driver that it is for."""
+    parameters: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -220,11 +247,11 @@ def read_claim(body: Json) -> Claim:
         capacity=quantity.parse(str((status.get("capacity") or {}).get("storage") or "0")),
         allocated=quantity.parse(str((status.get("allocatedResources") or {}).get("storage") or "0")),
         resize_status=(status.get("allocatedResourceStatuses") or {}).get("storage") or "",
-        resize_conditions=tuple(
-            (each["type"], str(each.get("message") or "")[:_LONGEST_MESSAGE])
-            for each in status.get("conditions") or []
-            if each.get("type") in RESIZE_CONDITIONS and each.get("status") == "True"
-        ),
+        resize_conditions=_conditions(status, RESIZE_CONDITIONS),
+        current_attributes_class=bounded(status.get("currentVolumeAttributesClassName") or ""),
+        modify_status=bounded((status.get("modifyVolumeStatus") or {}).get("status") or ""),
+        modify_target=bounded((status.get("modifyVolumeStatus") or {}).get("targetVolumeAttributesClassName") or ""),
+        modify_conditions=_conditions(status, MODIFY_CONDITIONS),
         access_modes=tuple(spec.get("accessModes") or ()),
         volume_mode=spec.get("volumeMode") or "Filesystem",
         data_source=bounded(".".join(filter(None, (source.get("kind"), source.get("apiGroup"))))),
@@ -235,6 +262,20 @@ def read_claim(body: Json) -> Claim:
         attributes_class=bounded(spec.get("volumeAttributesClassName") or ""),
         controller=bounded(next((o["uid"] for o in metadata.get("ownerReferences") or [] if o.get("controller")), "")),
     )
+
+
+def _conditions(status: Json, types: Collection[str]) -> tuple[tuple[str, str], ...]:
+    """Type and message of those that are true."""
+    return tuple(
+        (each["type"], str(each.get("message") or "")[:LONGEST_MESSAGE])
+        for each in status.get("conditions") or []
+        if each.get("type") in types and each.get("status") == "True"
+    )
+
+
+def read_volume_attributes_class(body: Json) -> VolumeAttributesClass:
+    parameters = {bounded(key): bounded(text) for key, text in (body.get("parameters") or {}).items()}
+    return VolumeAttributesClass(body["metadata"]["name"], bounded(body["driverName"]), parameters)
 
 
 def read_storage_class(body: Json) -> StorageClass:

@@ -18,7 +18,7 @@ from contract.volume import ClaimReference, PersistentVolume
 from kube.client import Cluster
 from kube.errors import ApiError, Conflict, NotFound, is_not_served
 from kube.events import Recorder
-from kube.records import SELECTED_NODE, Claim, Pod, StorageClass
+from kube.records import SELECTED_NODE, Claim, Pod, StorageClass, VolumeAttributesClass
 from kube.resources import CLAIMS
 from kube.workqueue import WorkQueue
 from provisioner import clonesource
@@ -98,6 +98,7 @@ class ClaimController:
         cache.claims.subscribe(self._claim_changed)
         cache.pods.subscribe(self._pod_changed)
         cache.classes.subscribe(self._class_changed)
+        cache.attributes_classes.subscribe(self._attributes_class_changed)
         cache.capacities.subscribe(self._capacity_changed)
         cache.volumes.subscribe(self._volume_changed)
         cache.contents.subscribe(self._content_changed)
@@ -157,6 +158,13 @@ class ClaimController:
         for claim in self._cache.claims.values():
             if claim.storage_class == name:
                 self.queue.add(claim.key)
+
+    def _attributes_class_changed(
+        self, name: str, old: VolumeAttributesClass | None, new: VolumeAttributesClass | None
+    ) -> None:
+        for key, stalled in self._stalled.items():
+            if stalled.claim.attributes_class == name:
+                self.queue.add(key)
 
     def _capacity_changed(self, key: str, old: Published | None, new: Published | None) -> None:
         # Each new volume moves `available`, on which nothing is decided here.
@@ -244,7 +252,8 @@ class ClaimController:
         if storage_class is not None and waits_for_first_consumer(storage_class) and not claim.selected_node:
             return unscheduled(claim, self._cache.pods_of(claim.key))
         available = self._cache.available(claim, volume_name(claim.uid), source)
-        return decide(claim, storage_class, available, waited=self._waited(claim), source=source)
+        attributes = self._cache.attributes_class(claim.attributes_class)
+        return decide(claim, storage_class, available, waited=self._waited(claim), source=source, attributes=attributes)
 
     async def _decide_with_pod(self, claim: Claim, decision: Create | Reschedule) -> Decision | ReschedulePod:
         """What becomes of the claim, as one of those that its pod needs together. Raises ApiError."""

@@ -20,13 +20,24 @@ from kube import records
 from kube.client import Cluster
 from kube.errors import Invalid, Json, NotFound
 from kube.informer import Informer
-from kube.records import Claim, Node, Pod, StorageClass, VolumeSnapshot
-from kube.resources import CAPACITIES, CLAIMS, CLASSES, NODES, PODS, SNAPSHOT_CONTENTS, SNAPSHOTS, VOLUMES
+from kube.records import Claim, Node, Pod, StorageClass, VolumeAttributesClass, VolumeSnapshot
+from kube.resources import (
+    ATTRIBUTES_CLASSES,
+    ATTRIBUTES_CLASSES_BETA,
+    CAPACITIES,
+    CLAIMS,
+    CLASSES,
+    NODES,
+    PODS,
+    SNAPSHOT_CONTENTS,
+    SNAPSHOTS,
+    VOLUMES,
+)
 from provisioner import decision
 from provisioner.capacityindex import CapacityIndex
 from provisioner.capacityledger import Account, CapacityLedger, layout_of, unplaced
 from provisioner.clonesource import CloneSource
-from provisioner.decision import AvailableCapacity, NodeCapacity
+from provisioner.decision import AvailableCapacity, ClassMissing, NodeCapacity
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,14 @@ class ClusterCache:
         self.pods = Informer[Pod](cluster, PODS, _pending_pod, field_selector=f"status.phase={PENDING}")
         self.contents = Informer[SnapshotContent](cluster, SNAPSHOT_CONTENTS, snapshot.read, optional=True)
         """Empty, and never synced, in a cluster without snapshots."""
+        self.attributes_classes = Informer[VolumeAttributesClass](
+            cluster,
+            ATTRIBUTES_CLASSES,
+            records.read_volume_attributes_class,
+            optional=True,
+            older=ATTRIBUTES_CLASSES_BETA,
+        )
+        """Likewise before Kubernetes 1.34, unless it serves the beta."""
         self._contents_of_snapshot: dict[str, dict[str, None]] = {}
         """Names of the VolumeSnapshotContents that are for a VolumeSnapshot, by its key."""
         self._pods_of_claim: dict[str, dict[str, None]] = {}
@@ -85,7 +104,7 @@ class ClusterCache:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.volumes.run(), name="volumes")
             await self.volumes.wait_synced()
-            for cache in (*self._others, self.contents):
+            for cache in (*self._others, self.contents, self.attributes_classes):
                 tasks.create_task(cache.run())
 
     async def wait_synced(self) -> None:
@@ -156,6 +175,20 @@ class ClusterCache:
         contents = [content for name in found if (content := self.contents.get(name)) is not None]
         return max(contents, key=lambda content: (bool(content.snapshot_uid), content.ready), default=None)
 
+    def attributes_class(self, name: str) -> VolumeAttributesClass | ClassMissing | None:
+        """The VolumeAttributesClass of that name; None when nothing is named."""
+        if not name:
+            return None
+        if found := self.attributes_classes.get(name):
+            return found
+        if self.attributes_classes.synced and not self.attributes_classes.not_served:
+            return ClassMissing(f"there is no VolumeAttributesClass {name!r}: create it, it is tried again then")
+        return ClassMissing(
+            f"VolumeAttributesClass {name!r} can't be read: this takes Kubernetes 1.34, or 1.31 with the feature and "
+            "its beta API turned on, and the provisioner's ClusterRole as deployed with it",
+            unread=not self.attributes_classes.not_served,
+        )
+
     def published_for(self, storage_class: str) -> dict[str, Capacity]:
         """What nodes publish for a class, by the values of their labels."""
         return {node: published.capacity for node, published in self._of_class.get(storage_class, {}).items()}
@@ -218,11 +251,11 @@ class ClusterCache:
 
 
 def _waiting_claim(body: Json) -> Claim | None:
-    """Most claims have what they request, or wait for other provisioners: they are not kept. Of one that is not
+    """Most claims have what they ask for, or wait for other provisioners: they are not kept. Of one that is not
     scheduled yet, only its class says which provisioner it waits for."""
     claim = records.read_claim(body)
     waits = not claim.volume_name and claim.provisioner in ("", *names.PROVISIONERS) and not claim.deleting
-    return claim if waits or claim.grows else None
+    return claim if waits or claim.grows or claim.modifies else None
 
 
 def _pending_pod(body: Json) -> Pod | None:

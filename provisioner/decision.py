@@ -18,7 +18,7 @@ from contract.capacity import Capacity
 from contract.filesystems import CLONABLE, RAW, is_clonable
 from contract.parameters import ENCRYPTION, NodeSecrets, ParameterError, SecretReference, VolumeParameters
 from contract.volume import BLOCK, CSI, FILESYSTEM, FLEX_VOLUME, Original
-from kube.records import WAIT_FOR_FIRST_CONSUMER, Claim, Pod, StorageClass
+from kube.records import WAIT_FOR_FIRST_CONSUMER, Claim, Pod, StorageClass, VolumeAttributesClass
 from provisioner.clonesource import NO_SOURCE, CloneSource
 
 READ_WRITE_ONCE, READ_ONLY_MANY, READ_WRITE_MANY = "ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany"
@@ -32,13 +32,35 @@ PUBLISH_TIMEOUT = 5.0
 scheduler looks once a second, and a pod that waits here could start elsewhere."""
 
 
-def volume_parameters(storage_class: StorageClass, claim: Claim, source: CloneSource) -> VolumeParameters:
-    """What the class says of the claim's volume. A copy takes from its source what its class does not say. Raises
-    ParameterError."""
+@dataclass(frozen=True)
+class ClassMissing:
+    """The VolumeAttributesClass that a claim names is not there, and why."""
+
+    why: str
+    unread: bool = False
+    """They are being read still: in a moment it is known."""
+
+
+def volume_parameters(
+    storage_class: StorageClass,
+    claim: Claim,
+    source: CloneSource,
+    attributes: VolumeAttributesClass | ClassMissing | None = None,
+) -> VolumeParameters:
+    """What the class says of the claim's volume, and over it its VolumeAttributesClass. A copy takes from its source
+    what its class does not say. Raises ParameterError."""
     of_source = {"fsType": source.filesystem} if source.filesystem not in ("", RAW) else {}
-    return parameters.parse(
+    parsed = parameters.parse(
         {**of_source, **storage_class.parameters}, storage_class.mount_options, block=claim.volume_mode == BLOCK
     )
+    return limited(parsed, attributes) if isinstance(attributes, VolumeAttributesClass) else parsed
+
+
+def limited(layout: VolumeParameters, attributes: VolumeAttributesClass) -> VolumeParameters:
+    """What a volume becomes by a VolumeAttributesClass. Raises ParameterError."""
+    if attributes.driver != names.CSI_DRIVER:
+        raise ParameterError("driverName", attributes.driver, f"the driver of this volume is {names.CSI_DRIVER}")
+    return parameters.limited(layout, attributes.parameters)
 
 
 def clone_obstacle(
@@ -142,6 +164,8 @@ class Create:
     """The volume source that its PersistentVolume is to have: FLEX_VOLUME or CSI."""
     secrets: NodeSecrets | None = None
     """Those that the kubelet is to read for it."""
+    attributes_class: str = ""
+    """The VolumeAttributesClass that `parameters` are of, too. Empty: none."""
 
 
 Decision = Ignore | Wait | Refuse | Reschedule | Create
@@ -164,9 +188,10 @@ def decide(
     *,
     waited: float,
     source: CloneSource = NO_SOURCE,
+    attributes: VolumeAttributesClass | ClassMissing | None = None,
 ) -> Decision:
     """`waited`: seconds since the chosen node was first found to publish no capacity for the class. `source`: what was
-    found of what this one is to be a copy of."""
+    found of what this one is to be a copy of. `attributes`: of the VolumeAttributesClass that it names."""
     if not is_ours(claim):
         return Ignore()
     if storage_class is None:
@@ -184,8 +209,19 @@ def decide(
     reason = _unsupported(claim, storage_class.provisioner, volume_source) or _too_small(claim, layout)
     if reason:
         return Refuse(reason)
+    if isinstance(attributes, ClassMissing):
+        return Wait(_SETTLING_PERIOD) if attributes.unread else Refuse(attributes.why)
+    try:
+        layout = limited(layout, attributes) if attributes else layout
+    except ParameterError as error:
+        return Refuse(
+            f"VolumeAttributesClass {claim.attributes_class}: {error}. It can't be changed: make another one, and the "
+            "claim anew"
+        )
     decision = _placed(claim, storage_class, layout, available, waited, source, secrets.stage if secrets else None)
-    return replace(decision, source=volume_source, secrets=secrets) if isinstance(decision, Create) else decision
+    if isinstance(decision, Create):
+        return replace(decision, source=volume_source, secrets=secrets, attributes_class=claim.attributes_class)
+    return decision
 
 
 def _placed(
@@ -260,8 +296,11 @@ def _unsupported(claim: Claim, provisioner: str, volume_source: str) -> str:
         )
     if claim.has_selector:
         return "a selector picks among volumes that exist, and this class makes new ones: remove the selector"
-    if claim.attributes_class:
-        return "volumeAttributesClassName is not served, nothing of a volume can be changed by it: remove it"
+    if claim.attributes_class and volume_source != CSI:
+        return (
+            f"volumeAttributesClassName is served for CSI volumes only: use a class with {parameters.VOLUME_SOURCE} "
+            f"{CSI}, or make the claim without it"
+        )
     return ""
 
 

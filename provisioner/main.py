@@ -17,6 +17,7 @@ from provisioner.claims import ClaimController
 from provisioner.clusterstate import ClusterCache
 from provisioner.expansion import ExpansionController
 from provisioner.metrics import Metrics
+from provisioner.modification import ModificationController
 from provisioner.nodecleanup import NodeCleanupController
 from provisioner.nodetracker import NodeTracker
 from provisioner.reclaim import ReclaimController
@@ -90,6 +91,7 @@ class Term:
             cluster, self.cache, creator, self._recorder, metrics, self._tracker, parallelism=parallelism
         )
         self._expansion = ExpansionController(cluster, self.cache, self._recorder, parallelism=parallelism)
+        self._modification = ModificationController(cluster, self.cache, self._recorder, parallelism=parallelism)
         self.snapshots = SnapshotController(
             cluster,
             self.cache,
@@ -111,6 +113,7 @@ class Term:
         self._queues = {
             "claims": self.claims.queue,
             "growing": self._expansion.queue,
+            "modifying": self._modification.queue,
             "snapshots": self.snapshots.queue,
             "reclaiming": reclaim.queue,
             "orphans": self.claim_check.queue,
@@ -119,6 +122,7 @@ class Term:
         }
         metrics.observe_queue("claims", self.claims.queue)
         metrics.observe_queue("growth", self._expansion.queue)
+        metrics.observe_queue("modification", self._modification.queue)
         metrics.observe_queue("snapshots", self.snapshots.queue)
         metrics.observe_queue("volumes", reclaim.queue)
         metrics.observe_queue("orphans", self.claim_check.queue)

@@ -209,7 +209,8 @@ class PodPlacement:
             if storage_class is None or (claim.clones and source.node != node):
                 continue
             with contextlib.suppress(ParameterError):  # an event says so, and it takes nothing
-                layout = volume_parameters(storage_class, claim, source)
+                attributes = self._cache.attributes_class(claim.attributes_class)
+                layout = volume_parameters(storage_class, claim, source, attributes)
                 name = volume_name(claim.uid)
                 requests[name] = VolumeRequest(claim.name, name, claim.requested, layout, claim.storage_class)
         for mention in pod.volumes:

@@ -60,6 +60,7 @@ def persistent_volume(claim: Claim, storage_class: StorageClass, create: Create)
             "volumeMode": claim.volume_mode,
             "persistentVolumeReclaimPolicy": storage_class.reclaim_policy,
             "storageClassName": storage_class.name,
+            **({"volumeAttributesClassName": create.attributes_class} if create.attributes_class else {}),
             "claimRef": {
                 "kind": "PersistentVolumeClaim",
                 "apiVersion": "v1",

@@ -19,24 +19,22 @@ from daemon.cluster.nodevolumes import NodeAssigner, record_made, volume_spec
 from daemon.cluster.reconcile import GROWTH_FAILED
 from daemon.errors import NotGranted, Undecided, VolumeError, WrongKey, WrongMode
 from daemon.kubelet.authorization import Authorization, Authorizer, PodHint
-from daemon.kubelet.iolimits import PodIoLimits
+from daemon.kubelet.iolimits import IoLimitController
 from daemon.kubelet.podfolder import PodFolder
 from daemon.storage.inventory import Volume
 from daemon.storage.record import VolumeSpec
 from daemon.storage.volumes import Volumes
 from host import luks
-from host.cgroup import IoLimits, NoIoController, WrongVersion
 from host.luks import Passphrase
 from kube.client import Cluster
 from kube.errors import ApiError
 from kube.events import Recorder
-from kube.records import Node, Pod
+from kube.records import Node
 from service.logs import about
 
 log = logging.getLogger(__name__)
 
 READ_WRITE_ONCE_POD = "ReadWriteOncePod"
-IO_LIMITS_NOT_SET, IO_LIMITS_SET = "VolumeIOLimitsNotSet", "VolumeIOLimitsSet"
 
 _PATIENCE = 20.0
 """Seconds that a mount waits for the daemon to have found its node: well within the kubelet's own deadline."""
@@ -53,15 +51,15 @@ class NodeContext:
     reconcile: Callable[[str], None]
     """Has the reconciler look at the PersistentVolume of a name."""
     events: Recorder
+    io_limits: IoLimitController
 
 
 class Mounter:
     """Mounts the volumes of one node for its kubelet. Methods raise VolumeError, worded for the pod's owner."""
 
-    def __init__(self, volumes: Volumes, kubelet_root: Path, io_limits: PodIoLimits | None = None) -> None:
+    def __init__(self, volumes: Volumes, kubelet_root: Path) -> None:
         self.kubelet_root = kubelet_root
         self._volumes = volumes
-        self._io_limits = io_limits or PodIoLimits()
         self._context: asyncio.Future[NodeContext] = asyncio.get_running_loop().create_future()
 
     def set_context(self, context: NodeContext) -> None:
@@ -100,43 +98,13 @@ class Mounter:
                     raise
                 if mounted.shortfall:
                     _report_smaller(context.events, pv, str(mounted.shortfall))
-                if spec.parameters.limits_io:
-                    await self._limit_io(context, spec, folder, authorization.pod)
+                await context.io_limits.mounted(authorization.pod, spec.pv, spec.parameters)
                 log.info("mounted%s", " read-only" if authorization.read_only else "")
                 return mounted.anew
 
-    async def _limit_io(self, context: NodeContext, spec: VolumeSpec, folder: PodFolder, pod: Pod) -> None:
-        """Holds the pod to the limits of the volume's class. Where that can't be, it starts without them, an event
-        says so, and it goes on being tried: a node of another kind is no reason to keep a database down."""
-        of_class = spec.parameters
-        limits = IoLimits(of_class.read_bandwidth, of_class.write_bandwidth, of_class.read_iops, of_class.write_iops)
-
-        def not_set(error: Exception, rest: str = "") -> None:
-            log.warning("the I/O limits of its class are not set: %s", error)
-            context.events.warning(
-                pod.reference, IO_LIMITS_NOT_SET, f"volume {spec.pv} is mounted without its I/O limits: {error}{rest}"
-            )
-
-        def are_set() -> None:
-            log.info("the I/O limits of its class are set by now")
-            message = f"volume {spec.pv} has its I/O limits from now on"
-            context.events.normal(pod.reference, IO_LIMITS_SET, message)
-
-        try:
-            device = await self._volumes.device_number(spec.pv)
-        except (VolumeError, OSError) as error:
-            not_set(error)
-            return
-        try:
-            await self._io_limits.set(folder.pod_uid, device, limits)
-        except WrongVersion as error:
-            not_set(error)
-        except (NoIoController, OSError) as error:
-            not_set(error, "; it is tried again while the pod runs")
-            self._io_limits.keep_trying(folder.pod_uid, folder.name, device, limits, are_set)
-
     async def unmount(self, folder: PodFolder) -> None:
-        self._io_limits.stop(folder.pod_uid, folder.name)
+        if self._context.done():
+            self._context.result().io_limits.unmounted(folder.pod_uid, folder.name)
         with about(volume=folder.name, pod=folder.pod_uid):
             await self._volumes.unmount(folder)
             if folder.source == CSI:

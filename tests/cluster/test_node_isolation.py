@@ -132,6 +132,7 @@ CHANGES: dict[str, Json] = {
     "other label": {"metadata": {"labels": {"app": "mine"}}},
     "no labels": {"metadata": {"labels": None}},
     "annotation": {"metadata": {"annotations": {names.MADE_ANNOTATION: None}}},
+    "I/O limits": {"metadata": {"annotations": {names.IO_LIMITS_ANNOTATION: "readIOPS=max"}}},
     "other annotation": {"metadata": {"annotations": {"pv.kubernetes.io/provisioned-by": "me"}}},
     "no finalizers": {"metadata": {"finalizers": None}},
     "owner": {"metadata": {"ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": "node-b", "uid": "any"}]}},

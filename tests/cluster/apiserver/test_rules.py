@@ -164,6 +164,47 @@ def test_how_far_a_claim_has_grown_is_one_of_five_words_and_of_storage(api: Clie
     assert causes(other) == [("status.allocatedResources", "FieldValueNotSupported")]
 
 
+def test_a_bound_claim_may_name_another_attributes_class_and_none_before_it_had_one(
+    api: Client, namespace: str
+) -> None:
+    path = claims(namespace, "c")
+    api.post(claims(namespace), claim("c", volumeAttributesClassName="a"))
+    other, none = ({"spec": {"volumeAttributesClassName": name}} for name in ("b", None))
+    unbound = try_patch(api, path, other)
+    assert causes(unbound) == [("spec", "FieldValueForbidden")]
+    api.patch(f"{path}/status", {"status": {"phase": "Bound", "capacity": {"storage": "1Gi"}}})
+    assert api.patch(path, other)["spec"]["volumeAttributesClassName"] == "b"
+    assert "volumeAttributesClassName" not in api.patch(path, none)["spec"]
+    api.patch(path, other)
+    api.patch(f"{path}/status", {"status": {"currentVolumeAttributesClassName": "b"}})
+    for emptied, word in ((none, "nil"), ({"spec": {"volumeAttributesClassName": ""}}, "empty string")):
+        refused = try_patch(api, path, emptied)
+        assert causes(refused) == [("spec.volumeAttributesClassName", "FieldValueForbidden")]
+        assert f"update to {word} is forbidden when status.currentVolumeAttributesClassName" in refused.body["message"]
+
+
+def test_only_a_csi_volume_has_an_attributes_class_and_keeps_one(api: Client, unique: str) -> None:
+    named = {"spec": {"volumeAttributesClassName": "a"}}
+    api.post(VOLUMES, volume(unique))
+    refused = try_patch(api, f"{VOLUMES}/{unique}", named)
+    assert causes(refused) == [("spec.csi", "FieldValueRequired")]
+    body = volume(f"{unique}-csi", csi={"driver": "a.b", "volumeHandle": "h"})
+    del body["spec"]["flexVolume"]
+    path = f"{VOLUMES}/{api.post(VOLUMES, body)['metadata']['name']}"
+    assert api.patch(path, named)["spec"]["volumeAttributesClassName"] == "a"
+    refused = try_patch(api, path, {"spec": {"volumeAttributesClassName": None}})
+    assert causes(refused) == [("spec.volumeAttributesClassName", "FieldValueForbidden")]
+
+
+@pytest.mark.parametrize(
+    ("change", "field"), [({"parameters": {"a": "c"}}, "parameters"), ({"driverName": "c.d"}, "driverName")]
+)
+def test_an_attributes_class_keeps_its_meaning(api: Client, unique: str, change: Json, field: str) -> None:
+    path = "/apis/storage.k8s.io/v1/volumeattributesclasses"
+    api.post(path, {"metadata": {"name": unique}, "driverName": "a.b", "parameters": {"a": "b"}})
+    assert causes(try_patch(api, f"{path}/{unique}", change)) == [(field, "FieldValueForbidden")]
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [

@@ -203,6 +203,7 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
         _field("AllowVolumeExpansion", "allowVolumeExpansion", False),
         _AGE,
     ),
+    "VolumeAttributesClass": (_NAME, _field("DriverName", "driverName"), _AGE),
     "CSIStorageCapacity": (
         _NAME,
         _field("StorageClassName", "storageClassName"),

@@ -120,6 +120,7 @@ EVENTS = _core("events", "Event", "ev", create_on_update=True)
 SERVICE_ACCOUNTS = _core("serviceaccounts", "ServiceAccount", "sa", returns_deleted=True)
 JOBS = Resource("batch", "v1", "jobs", "Job", categories=("all",), has_status=True, counts_generations=True)
 CLASSES = _storage("storageclasses", "StorageClass", "sc", namespaced=False)
+ATTRIBUTES_CLASSES = _storage("volumeattributesclasses", "VolumeAttributesClass", "vac", namespaced=False)
 CAPACITIES = _storage("csistoragecapacities", "CSIStorageCapacity", unconditional_update=False)
 CUSTOM_RESOURCES = Resource(
     "apiextensions.k8s.io",
@@ -152,6 +153,7 @@ RESOURCES: tuple[Resource, ...] = (
     _apps("statefulsets", "StatefulSet", "sts"),
     JOBS,
     CLASSES,
+    ATTRIBUTES_CLASSES,
     _storage("csidrivers", "CSIDriver", namespaced=False, counts_generations=True, unconditional_update=False),
     CAPACITIES,
     _storage("csinodes", "CSINode", namespaced=False, unconditional_update=False),

@@ -22,6 +22,7 @@ _ACCESS_MODES = ("ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOnc
 _RECLAIM_POLICIES = ("Delete", "Recycle", "Retain")
 _VOLUME_MODES = ("Block", "Filesystem")
 _BINDING_MODES = ("Immediate", "WaitForFirstConsumer")
+_ATTRIBUTES_CLASS = "volumeAttributesClassName"
 _STATUSES = "allocatedResourceStatuses"
 _RESIZE_STATUSES = (
     "ControllerResizeInProgress",
@@ -56,8 +57,21 @@ def check_volume(body: Json) -> Iterator[FieldError]:
         yield unsupported("spec.volumeMode", spec.get("volumeMode"), _VOLUME_MODES)
     if spec.get("storageClassName"):
         yield from names.subdomain("spec.storageClassName", spec["storageClassName"])
+    yield from _attributes_class_of_volume(spec)
     yield from _source(spec)
     yield from _node_affinity(spec)
+
+
+def _attributes_class_of_volume(spec: Json) -> Iterator[FieldError]:
+    name = spec.get(_ATTRIBUTES_CLASS)
+    if name is None:
+        return
+    if not name:
+        yield required(f"spec.{_ATTRIBUTES_CLASS}", "an empty string is disallowed")
+    else:
+        yield from names.subdomain(f"spec.{_ATTRIBUTES_CLASS}", name)
+    if not spec.get("csi"):
+        yield required("spec.csi", f"has to be specified when using {_ATTRIBUTES_CLASS}")
 
 
 def _source(spec: Json) -> Iterator[FieldError]:
@@ -146,6 +160,8 @@ def check_volume_update(body: Json, present: Json) -> Iterator[FieldError]:
         yield invalid_value(
             "nodeAffinity", new.get("nodeAffinity"), "field is immutable, except for updating from beta label to GA"
         )
+    if old.get(_ATTRIBUTES_CLASS) is not None and new.get(_ATTRIBUTES_CLASS) is None:
+        yield forbidden_value(f"spec.{_ATTRIBUTES_CLASS}", "update from non-nil value to nil is forbidden")
 
 
 def check_claim(body: Json) -> Iterator[FieldError]:
@@ -163,6 +179,8 @@ def check_claim(body: Json) -> Iterator[FieldError]:
         yield from names.subdomain("spec.storageClassName", spec["storageClassName"])
     if spec.get("volumeMode") not in _VOLUME_MODES:
         yield unsupported("spec.volumeMode", spec.get("volumeMode"), _VOLUME_MODES)
+    if spec.get(_ATTRIBUTES_CLASS):
+        yield from names.subdomain(f"spec.{_ATTRIBUTES_CLASS}", spec[_ATTRIBUTES_CLASS])
 
 
 def check_claim_update(body: Json, present: Json) -> Iterator[FieldError]:
@@ -176,7 +194,7 @@ def check_claim_update(body: Json, present: Json) -> Iterator[FieldError]:
         old = old | {"storageClassName": new["storageClassName"]}
     if bound:
         new.setdefault("resources", {}).setdefault("requests", {})["storage"] = old["resources"]["requests"]["storage"]
-        new["volumeAttributesClassName"] = old.get("volumeAttributesClassName")
+        new[_ATTRIBUTES_CLASS] = old.get(_ATTRIBUTES_CLASS)
     if {k: v for k, v in new.items() if v is not None} != {k: v for k, v in old.items() if v is not None}:
         yield forbidden_value(
             "spec",
@@ -188,6 +206,14 @@ def check_claim_update(body: Json, present: Json) -> Iterator[FieldError]:
         yield forbidden_value("spec.resources.requests.storage", "field can not be less than status.capacity")
     if body["spec"].get("volumeMode") != present["spec"].get("volumeMode"):
         yield invalid_value("volumeMode", body["spec"].get("volumeMode"), "field is immutable")
+    if (present.get("status") or {}).get("currentVolumeAttributesClassName") is not None:
+        named = body["spec"].get(_ATTRIBUTES_CLASS)
+        if not named and named != present["spec"].get(_ATTRIBUTES_CLASS):
+            yield forbidden_value(
+                f"spec.{_ATTRIBUTES_CLASS}",
+                f"update to {'nil' if named is None else 'empty string'} is forbidden when "
+                "status.currentVolumeAttributesClassName is not nil",
+            )
 
 
 def check_claim_status_update(body: Json, _present: Json) -> Iterator[FieldError]:
@@ -255,6 +281,22 @@ def check_class_update(body: Json, present: Json) -> Iterator[FieldError]:
     for key in ("parameters", "provisioner", "reclaimPolicy", "volumeBindingMode"):
         if (body.get(key) or {}) != (present.get(key) or {}):
             yield invalid_value(key, body.get(key), "field is immutable")
+
+
+def check_attributes_class(body: Json) -> Iterator[FieldError]:
+    """ValidateVolumeAttributesClass."""
+    if not body.get("driverName"):
+        yield required("driverName")
+    else:
+        yield from names.qualified("driverName", str(body["driverName"]).lower())
+    if not body.get("parameters"):
+        yield required("parameters", "must contain at least one key/value pair")
+
+
+def check_attributes_class_update(body: Json, present: Json) -> Iterator[FieldError]:
+    for key in ("driverName", "parameters"):
+        if body.get(key) != present.get(key):
+            yield forbidden_value(key, f"updates to {key} are forbidden.")
 
 
 def check_capacity(body: Json) -> Iterator[FieldError]:

@@ -179,6 +179,7 @@ def _could_serve(volume: Json, claim: Json) -> bool:
     return (
         not deleting(volume)
         and mode_of(volume) == mode_of(claim)
+        and _attributes_class(volume) == _attributes_class(claim)
         and _has_access_modes(volume, claim)
         and capacity_of(volume) >= requested(claim)
     )
@@ -192,6 +193,8 @@ def mismatch(volume: Json, claim: Json) -> str:
         return "requested PV is too small"
     if (volume["spec"].get("storageClassName") or "") != class_name(claim):
         return "storageClassName does not match"
+    if _attributes_class(volume) != _attributes_class(claim):
+        return "volumeAttributesClassName does not match"
     if mode_of(volume) != mode_of(claim):
         return "incompatible volumeMode"
     return "" if _has_access_modes(volume, claim) else "incompatible accessMode"
@@ -228,6 +231,10 @@ def promised(volume: Json, claim: Json) -> Json:
 
 def mode_of(volume_or_claim: Json) -> str:
     return volume_or_claim["spec"].get("volumeMode") or "Filesystem"
+
+
+def _attributes_class(volume_or_claim: Json) -> str:
+    return volume_or_claim["spec"].get("volumeAttributesClassName") or ""
 
 
 def _has_access_modes(volume: Json, claim: Json) -> bool:

@@ -296,7 +296,13 @@ def _bound_status(volume: Json) -> Json:
     # Before a growth that its node has yet to do: a volume that changed its claim meanwhile.
     before = annotations(volume).get(resizing.PRE_RESIZE_CAPACITY)
     capacity = before or quantity.render(binding.capacity_of(volume))
-    return {"phase": "Bound", "accessModes": volume["spec"].get("accessModes"), "capacity": {"storage": capacity}}
+    attributes = volume["spec"].get("volumeAttributesClassName")
+    return {
+        "phase": "Bound",
+        "accessModes": volume["spec"].get("accessModes"),
+        "capacity": {"storage": capacity},
+        **({"currentVolumeAttributesClassName": attributes} if attributes else {}),
+    }
 
 
 def _policy(volume: Json) -> str:

@@ -271,3 +271,19 @@ def test_options_that_exclude_each_other_are_refused_for_new_claims_only(
 def test_what_can_be_mounted_together_is_not_refused(filesystem: str, mkfs: str, mount: str) -> None:
     wanted = parameters.parse({"fsType": filesystem, "mkfsOptions": mkfs}, [mount])
     assert ",".join(wanted.mount_options) == mount
+
+
+def test_limits_that_were_changed_travel_as_one_text_and_leave_nothing_of_earlier() -> None:
+    created = parameters.parse({"fsType": "xfs", "readIOPS": "500", "writeIOPS": "600"})
+    changed = parameters.limited(created, {"readIOPS": "2k", "writeIOPS": "max", "writeBandwidth": "1Mi"})
+    text = parameters.render_limits(changed)
+    assert text == "readBandwidth=max writeBandwidth=1048576 readIOPS=2000 writeIOPS=max"
+    assert parameters.limited(created, parameters.parse_limits(text)) == changed
+    assert (changed.filesystem, changed.limits_io) == ("xfs", True)
+    assert parameters.limited(created, {}) == created, "what is not named stays"
+
+
+@pytest.mark.parametrize("text", ["fsType=btrfs", "readIOPS", "readIOPS=", "readIOPS=-1", "=5", "readIOPS=1e3 x"])
+def test_what_nobody_of_ours_wrote_there_is_refused(text: str) -> None:
+    with pytest.raises(ParameterError):
+        parameters.limited(parameters.VolumeParameters(), parameters.parse_limits(text))

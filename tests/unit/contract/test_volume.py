@@ -60,6 +60,30 @@ def test_its_target_size_and_what_it_counts_with(
     assert (record.target_size, record.charged_size) == (target_size, charged_size)
 
 
+@pytest.mark.parametrize(
+    ("text", "read_iops", "write_iops"),
+    [
+        ("readBandwidth=max writeBandwidth=max readIOPS=2000 writeIOPS=max", 2000, 0),
+        ("readIOPS=max", 0, 600),
+        ("", 500, 600),
+        ("fsType=xfs", 500, 600),
+        ("readIOPS=1", 500, 600),
+        (f"readIOPS=2000{' ' * 900_000}", 500, 600),
+    ],
+)
+def test_limits_that_were_changed_count_and_what_can_not_be_read_does_not(
+    text: str, read_iops: int, write_iops: int
+) -> None:
+    """Least of all for what the volume takes of its pool."""
+    options = {"size": "5", "raid": "raid1", "thin": "false", "readIOPS": "500", "writeIOPS": "600"}
+    body = manifest(flexVolume={"driver": names.DRIVER, "options": options})
+    body["metadata"]["annotations"] = {names.IO_LIMITS_ANNOTATION: text}
+    record = read(body)
+    assert len(record.io_limits) < 300
+    of_volume = record.parameters()
+    assert (of_volume.raid, of_volume.read_iops, of_volume.write_iops) == ("raid1", read_iops, write_iops)
+
+
 def test_a_volume_in_use() -> None:
     body = manifest(
         claimRef={"namespace": "shop", "name": "data", "uid": "c"},

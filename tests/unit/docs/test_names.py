@@ -46,7 +46,7 @@ NO_EVENTS = {
     *("ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"),
     *("NotIn", "DoesNotExist", "NoSchedule", "PreferNoSchedule", "NoExecute"),
     *("DiscovererReadyzCheck", "NodeResizePending", "NodeResizeInProgress", "NodeResizeInfeasible"),
-    *("ControllerResizeInProgress", "ControllerResizeInfeasible"),
+    *("ControllerResizeInProgress", "ControllerResizeInfeasible", "InProgress"),
 }
 """Constants of daemon and provisioner that look like reasons of events."""
 

@@ -9,7 +9,7 @@ import pytest
 from kube.backoff import Backoff
 from kube.client import Cluster
 from kube.informer import Informer
-from kube.resources import VOLUMES
+from kube.resources import ATTRIBUTES_CLASSES, ATTRIBUTES_CLASSES_BETA, VOLUMES
 from tests.ports import reserved_port
 from tests.unit.kube.apiserver import (
     Answer,
@@ -315,3 +315,24 @@ async def test_one_that_is_not_served_any_more_is_listed_anew_when_it_is(
     async with following(server, tmp_path, optional=True) as it:
         await until(lambda: ("a", "small", None) in it.notified)
         assert it.informer.get("b") == "small"
+
+
+async def test_a_kind_is_asked_for_in_its_older_version_where_the_newer_is_not_served(
+    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And again in the newer one when a server that was upgraded does not serve the older one any more."""
+    monkeypatch.setattr("kube.informer._NOT_SERVED", (0.001, 0.002))
+    monkeypatch.setattr("kube.informer._AWAY", (0.001, 0.002))
+    newer, older = (f"GET {resource.path()}" for resource in (ATTRIBUTES_CLASSES, ATTRIBUTES_CLASSES_BETA))
+    server.next(newer, status(404, ""), status(404, ""), page(["b"], "50"), stream(keep_open=True))
+    server.next(older, status(404, ""), page(["a"], "5"), _LOST, status(404, ""))
+    async with connected(server, tmp_path) as cluster:
+        informer = Informer(cluster, ATTRIBUTES_CLASSES, parse, optional=True, older=ATTRIBUTES_CLASSES_BETA)
+        seen: list[tuple[str, bool]] = []
+        informer.subscribe(lambda key, old, new: seen.append((key, new is not None)))
+        following = asyncio.create_task(informer.run())
+        await until(lambda: informer.get("b"))
+        following.cancel()
+        await asyncio.wait([following])
+    assert seen == [("a", True), ("b", True), ("a", False)]
+    assert not informer.not_served

@@ -5,10 +5,11 @@ import pytest
 
 from contract import capacity, names, parameters, volume
 from contract.parameters import NodeSecrets, SecretReference, VolumeParameters
-from kube.records import IMMEDIATE
+from kube.records import IMMEDIATE, VolumeAttributesClass
 from provisioner.decision import (
     PUBLISH_TIMEOUT,
     AvailableCapacity,
+    ClassMissing,
     Create,
     Decision,
     Ignore,
@@ -86,7 +87,7 @@ def test_a_missing_class_is_said_before_anything_else() -> None:
             ["PersistentVolumeClaim.example.com", "remove dataSource"],
         ),
         ({"selector": {"matchLabels": {"a": "b"}}}, ["selector", "remove"]),
-        ({"volumeAttributesClassName": "fast"}, ["volumeAttributesClassName", "remove"]),
+        ({"volumeAttributesClassName": "fast"}, ["volumeAttributesClassName", "volumeSource csi"]),
         ({"size": "512Ki"}, ["512Ki", "ext4 needs at least 1Mi"]),
         ({"size": "0"}, ["0 bytes", "ext4 needs at least 1Mi"]),
         ({"size": "-5Gi"}, ["-5Gi", "ext4 needs at least 1Mi"]),
@@ -106,6 +107,46 @@ ENCRYPTED = {
     "csi.storage.k8s.io/node-stage-secret-name": "key",
     "csi.storage.k8s.io/node-stage-secret-namespace": "storage",
 }
+
+
+LIMITED = {"parameters": {"volumeSource": "csi", "readIOPS": "500", "writeIOPS": "600"}}
+FAST = VolumeAttributesClass("fast", names.CSI_DRIVER, {"readIOPS": "2k", "readBandwidth": "1Mi", "writeIOPS": "max"})
+
+
+def with_class(attributes: VolumeAttributesClass | ClassMissing, fields: dict[str, Any] = LIMITED) -> Decision:
+    asked = claim(volumeAttributesClassName="fast")
+    return decide(asked, storage_class(**fields), ROOM, waited=0, attributes=attributes)
+
+
+def test_the_limits_of_the_attributes_class_are_over_those_of_the_storage_class() -> None:
+    create = with_class(FAST)
+    assert isinstance(create, Create)
+    assert create.parameters == VolumeParameters(read_bandwidth=MIB, read_iops=2000)
+    body = persistent_volume(claim(), storage_class(**LIMITED), create)
+    assert body["spec"]["volumeAttributesClassName"] == "fast"
+    attributes = body["spec"]["csi"]["volumeAttributes"]
+    assert attributes == {"size": str(GIB), "readBandwidth": str(MIB), "readIOPS": "2000"}
+    plain = persistent_volume(claim(), storage_class(**LIMITED), replace(create, attributes_class=""))
+    assert "volumeAttributesClassName" not in plain["spec"]
+
+
+def test_a_claim_waits_for_its_attributes_class() -> None:
+    assert why(with_class(ClassMissing("there is none"))) == "there is none"
+    assert isinstance(with_class(ClassMissing("", unread=True)), Wait)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"parameters": {"iops": "5"}}, ["'iops'", "readBandwidth writeBandwidth readIOPS writeIOPS"]),
+        ({"parameters": {"fsType": "xfs"}}, ["'fsType'", "readBandwidth writeBandwidth readIOPS writeIOPS"]),
+        ({"parameters": {"readIOPS": "1"}}, ["'readIOPS' is '1'", "from 10 to 100M"]),
+        ({"driver": "ebs.csi.aws.com"}, ["'driverName' is 'ebs.csi.aws.com'", names.CSI_DRIVER]),
+    ],
+)
+def test_a_wrong_attributes_class_is_refused(change: dict[str, Any], words: list[str]) -> None:
+    message = why(with_class(replace(FAST, **change)))
+    assert all(word in message for word in ("VolumeAttributesClass fast", *words)), message
 
 
 def test_an_encrypted_volume_names_the_secret_that_opens_it() -> None:

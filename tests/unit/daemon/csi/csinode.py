@@ -35,6 +35,7 @@ from daemon.csi.proto.csi_pb2 import (
 from daemon.csi.proto.pluginregistration_grpc import RegistrationStub
 from daemon.csi.registration import RETRY, RegistrationService
 from daemon.kubelet.authorization import Authorizer
+from daemon.kubelet.iolimits import IoLimitController
 from daemon.kubelet.mounter import Mounter, NodeContext
 from daemon.storage.inventory import VolumeHealth
 from kube.informer import Informer
@@ -200,8 +201,9 @@ async def csi_node(
                 lambda _: backend.POOL,
             )
             authorizer = Authorizer(parts.cluster, pods, parts.node)
+            io_limits = IoLimitController(parts.node_volumes, pods, volumes, parts.events)
             context = NodeContext(
-                parts.cluster, parts.node, authorizer, assigner, parts.reconciler.enqueue, parts.events
+                parts.cluster, parts.node, authorizer, assigner, parts.reconciler.enqueue, parts.events, io_limits
             )
             if knows_itself:
                 mounter.set_context(context)

@@ -6,6 +6,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,13 +18,13 @@ from daemon.flexvolume.callouts import NodeCallouts
 from daemon.flexvolume.calls import Expand, Mount, Unmount
 from daemon.kubelet import iolimits, mounter
 from daemon.kubelet.authorization import Authorizer
-from daemon.kubelet.iolimits import PodIoLimits
+from daemon.kubelet.iolimits import IoLimitController, PodIoLimits
 from daemon.kubelet.mounter import Mounter, NodeContext
 from kube.backoff import Backoff
 from kube.client import Cluster
 from kube.informer import Informer
 from kube.records import Pod, read_pod
-from kube.resources import CLAIMS, PODS, VOLUMES
+from kube.resources import CLAIMS, EVENTS, PODS, VOLUMES
 from tests.unit.daemon.nodecluster import (
     ASSIGNMENT,
     CLASS,
@@ -47,8 +48,14 @@ class Serving:
         self.cluster: Cluster = parts.cluster
         self.volumes = Unmounted(parts.volumes)
         self.enqueued: list[str] = []
-        io_limits = PodIoLimits(cgroups)
-        self.mounter = Mounter(self.volumes, KUBELET, io_limits)  # type: ignore[arg-type]
+        self.mounter = Mounter(self.volumes, KUBELET)  # type: ignore[arg-type]
+        self.io_limits = IoLimitController(
+            parts.node_volumes,
+            pods,
+            self.volumes,  # type: ignore[arg-type]
+            parts.events,
+            PodIoLimits(cgroups),
+        )
         self.callouts = NodeCallouts(self.mounter)
         self.authorizer = Authorizer(parts.cluster, pods, parts.node)
         self.context = self.with_pool(ASSIGNMENT.pool)
@@ -64,8 +71,25 @@ class Serving:
             lambda _: pool,
         )
         return NodeContext(
-            self.cluster, self.parts.node, self.authorizer, assigner, self.enqueued.append, self.parts.events
+            self.cluster,
+            self.parts.node,
+            self.authorizer,
+            assigner,
+            self.enqueued.append,
+            self.parts.events,
+            self.io_limits,
         )
+
+    @asynccontextmanager
+    async def limiting(self) -> AsyncIterator[None]:
+        """As long as the limits of pods that run are looked after."""
+        parts = [asyncio.create_task(part.run()) for part in (self.pods, self.io_limits)]
+        try:
+            yield
+        finally:
+            for part in parts:
+                part.cancel()
+            await asyncio.wait(parts)
 
     async def pod_with(self, *volumes: str, node: str = NODE) -> dict[str, Mount]:
         """A pod with a claim bound to each volume: the callouts that the kubelet makes for it."""
@@ -193,6 +217,53 @@ async def test_the_limits_of_a_volume_are_set_for_its_pod(serving: Serving, tmp_
     assert not await serving.parts.warnings()
 
 
+async def test_limits_that_change_are_set_for_the_pods_that_run(serving: Serving, tmp_path: Path) -> None:
+    """Also where this daemon saw neither their mount nor the change."""
+    serving.volumes.device = os.makedev(254, 3)
+    (tmp_path / "cgroup").mkdir()
+    (tmp_path / "cgroup" / "cgroup.controllers").write_text("cpu io memory")
+    await create_pv(serving.cluster, "pv", writeBandwidth="1048576")
+    await create_pv(serving.cluster, "unlimited")
+    groups = {}
+    for volume in ("pv", "unlimited"):
+        uid = Path((await serving.pod_with(volume))[volume].dir).parts[5]
+        groups[volume] = tmp_path / "cgroup" / "kubepods" / f"pod{uid}" / "io.max"
+        groups[volume].parent.mkdir(parents=True)
+        groups[volume].touch()
+        await serving.cluster.patch(PODS, f"pod-{volume}", {"status": {"phase": "Running"}}, "default", "status")
+    async with serving.limiting():
+        await until(lambda: groups["pv"].read_text() == "254:3 rbps=max wbps=1048576 riops=max wiops=max\n")
+        for text, limits in (
+            ("readBandwidth=max writeBandwidth=max readIOPS=500000 writeIOPS=max", "wbps=max riops=500000"),
+            ("readIOPS=max", "wbps=1048576 riops=max"),
+        ):
+            annotations = {names.IO_LIMITS_ANNOTATION: text}
+            await serving.cluster.patch(VOLUMES, "pv", {"metadata": {"annotations": annotations}})
+            await until(partial(seen, serving, text))
+            serving.io_limits.enqueue("pv")
+            serving.io_limits.enqueue("unlimited")
+            await until(partial(is_limited, groups["pv"], f"254:3 rbps=max {limits}"))
+        assert not groups["unlimited"].read_text()
+        groups["pv"].unlink()
+        serving.io_limits.enqueue("pv")
+
+        async def told() -> bool:
+            return any("io is off" in message for _, _, message in await serving.parts.warnings())
+
+        await until(told)
+
+
+def is_limited(limits: Path, beginning: str) -> bool:
+    """A regular file keeps what is behind the last line, if that was longer."""
+    return limits.read_text().startswith(beginning)
+
+
+def seen(serving: Serving, text: str) -> bool:
+    """Whether the volumes of this node are known to have these limits."""
+    volume = serving.parts.node_volumes.get("pv")
+    return volume is not None and volume.io_limits == text
+
+
 async def test_a_pod_starts_without_limits_where_they_can_not_be_set(serving: Serving) -> None:
     await create_pv(serving.cluster, "pv", writeBandwidth="1048576")
     mounts = await serving.pod_with("pv")
@@ -217,18 +288,23 @@ async def test_a_group_that_comes_late_gets_the_limits_then(
     group = tmp_path / "cgroup" / "kubepods" / "burstable" / f"pod{Path(mounts['pv'].dir).parts[5]}"
     if late == "controller":
         group.mkdir(parents=True)
-    assert await serving.callouts.mount(mounts["pv"])
-    ((_, reason, message),) = await serving.parts.warnings()
-    assert (reason, message.endswith("; it is tried again while the pod runs")) == ("VolumeIOLimitsNotSet", True)
-    group.mkdir(parents=True, exist_ok=True)
-    (group / "io.max").touch()
-    await until(lambda: (group / "io.max").read_text() == "254:3 rbps=max wbps=1048576 riops=max wiops=max\n")
+    async with serving.limiting():
+        await until(lambda: serving.pods.values())
+        assert await serving.callouts.mount(mounts["pv"])
+        ((_, reason, message),) = await serving.parts.warnings()
+        assert (reason, message.endswith("; it is tried again while the pod runs")) == ("VolumeIOLimitsNotSet", True)
+        group.mkdir(parents=True, exist_ok=True)
+        (group / "io.max").touch()
+        await until(lambda: (group / "io.max").read_text() == "254:3 rbps=max wbps=1048576 riops=max wiops=max\n")
+        await until(lambda: not serving.io_limits._unset)
+        await serving.parts.events.flush()
+        assert "VolumeIOLimitsSet" in {event["reason"] for event in await serving.cluster.list(EVENTS)}
 
-    (group / "io.max").unlink()
-    assert await serving.callouts.mount(mounts["pv"])
-    assert "I/O limits of pv" in {task.get_name() for task in asyncio.all_tasks()}
-    await serving.callouts.unmount(Unmount(mounts["pv"].dir))
-    await until(lambda: "I/O limits of pv" not in {task.get_name() for task in asyncio.all_tasks()})
+        (group / "io.max").unlink()
+        assert await serving.callouts.mount(mounts["pv"])
+        assert serving.io_limits._unset
+        await serving.callouts.unmount(Unmount(mounts["pv"].dir))
+        assert not serving.io_limits._unset
 
 
 async def test_a_wish_is_no_success_whatever_the_kubelet_asks_for(serving: Serving) -> None:
