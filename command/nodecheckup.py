@@ -72,11 +72,16 @@ def rights(uid: int) -> Finding:
 
 
 def device_mapper() -> Finding:
+    return _control("device-mapper", "/dev/mapper/control", "dm_mod")
+
+
+def _control(what: str, device: str, module: str) -> Finding:
+    """Whether the kernel has it, which its control device shows."""
     try:
-        os.close(os.open("/dev/mapper/control", os.O_RDWR))
+        os.close(os.open(device, os.O_RDWR))
     except OSError as error:
-        return wrong("kernel: device-mapper", f"/dev/mapper/control: {error.strerror}", "modprobe dm_mod")
-    return ok("kernel: device-mapper", "there")
+        return wrong(f"kernel: {what}", f"{device}: {error.strerror}", f"modprobe {module}")
+    return ok(f"kernel: {what}", "there")
 
 
 def lvm_modules(loaded: set[str], available: set[str]) -> Iterable[Finding]:
@@ -94,11 +99,7 @@ def lvm_modules(loaded: set[str], available: set[str]) -> Iterable[Finding]:
 
 
 def loop_devices() -> Finding:
-    try:
-        os.close(os.open("/dev/loop-control", os.O_RDWR))
-    except OSError as error:
-        return wrong("kernel: loop devices", f"/dev/loop-control: {error.strerror}", "modprobe loop")
-    return ok("kernel: loop devices", "there")
+    return _control("loop devices", "/dev/loop-control", "loop")
 
 
 def filesystems(registered: str, available: set[str]) -> Finding:

@@ -28,6 +28,18 @@ async def ask(namespace: Namespace, size: str) -> None:
     )
 
 
+async def beside_a_neighbour(namespace: Namespace) -> str:
+    """The volume of `data` is on node-a, whose room is 224Mi beside it and that of the neighbour."""
+    on_a = {"kubernetes.io/hostname": "node-a"}
+    await namespace.create(CLAIMS, claim("neighbour", "500Mi"))
+    await namespace.create(PODS, pod("neighbour", {"/data": "neighbour"}, nodeSelector=on_a))
+    await namespace.create(CLAIMS, claim("data", "300Mi", "elastic-local-xfs"))
+    await namespace.create(PODS, pod("user", {"/data": "data"}, nodeSelector=on_a))
+    await namespace.until_running("neighbour")
+    await namespace.until_running("user")
+    return str((await namespace.until_bound("data"))["metadata"]["name"])
+
+
 async def until_grown(namespace: Namespace, size: str) -> None:
     await namespace.until(
         CLAIMS, "data", lambda body: body["status"]["capacity"]["storage"] == size, what=f"has {size}"
@@ -68,15 +80,7 @@ async def test_a_volume_grows_under_its_pod(
 async def test_more_than_the_node_has_is_refused_until_there_is_room(
     sandbox: Sandbox, namespace: Namespace, make_class: MakeClass
 ) -> None:
-    on_a = {"kubernetes.io/hostname": "node-a"}
-    await namespace.create(CLAIMS, claim("neighbour", "500Mi"))
-    await namespace.create(PODS, pod("neighbour", {"/data": "neighbour"}, nodeSelector=on_a))
-    await namespace.create(CLAIMS, claim("data", "300Mi", "elastic-local-xfs"))
-    await namespace.create(PODS, pod("user", {"/data": "data"}, nodeSelector=on_a))
-    await namespace.until_running("neighbour")
-    await namespace.until_running("user")
-    volume = (await namespace.until_bound("data"))["metadata"]["name"]
-
+    volume = await beside_a_neighbour(namespace)
     await ask(namespace, "600Mi")
     message = await namespace.until_event("data", "VolumeResizeFailed", "the claim asks for 600Mi")
     assert "300Mi more than it has, and node node-a has 224Mi left in pool loop" in message
@@ -137,14 +141,7 @@ async def test_a_wish_takes_nothing_from_anybody_and_keeps_no_pod_from_starting(
 
 async def test_a_wish_outlives_the_programs(shaken_sandbox: Sandbox, shaken: Namespace) -> None:
     """Nobody remembers it but the claim: a provisioner and a daemon that start anew grant it when there is room."""
-    on_a = {"kubernetes.io/hostname": "node-a"}
-    await shaken.create(CLAIMS, claim("neighbour", "500Mi"))
-    await shaken.create(PODS, pod("neighbour", {"/data": "neighbour"}, nodeSelector=on_a))
-    await shaken.create(CLAIMS, claim("data", "300Mi", "elastic-local-xfs"))
-    await shaken.create(PODS, pod("user", {"/data": "data"}, nodeSelector=on_a))
-    await shaken.until_running("neighbour")
-    await shaken.until_running("user")
-    volume = (await shaken.until_bound("data"))["metadata"]["name"]
+    volume = await beside_a_neighbour(shaken)
     await ask(shaken, "600Mi")
     await shaken.until_event("data", "VolumeResizeFailed", "node node-a has 224Mi left")
     node = shaken_sandbox.nodes["node-a"]

@@ -6,22 +6,27 @@
 import asyncio
 import contextlib
 import subprocess
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from prometheus_client import CollectorRegistry
 
+from daemon.static import entries
 from daemon.static.cache import Cache, ProvisionerIdentity
 from daemon.static.configuration import ClassConfiguration, Configuration
 from daemon.static.discovery import Discoverer
 from daemon.static.metrics import ProcessCounts, StaticMetrics
+from host.mounttable import Mount
 from kube.client import Cluster
 from kube.events import Recorder
 from kube.informer import Informer
 from kube.records import Node, StorageClass, read_node, read_storage_class
 from kube.resources import CLASSES, EVENTS, NODES, VOLUMES
 from tests.unit.daemon.nodecluster import NODE, api, kind
+from tests.unit.daemon.static.shortdeadline import ShortDeadline
 from tests.waiting import until
 
 Json = dict[str, Any]
@@ -54,6 +59,25 @@ def mount(folder: Path, size: str = "20m") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
     return folder
+
+
+@contextlib.contextmanager
+def folder_hangs(node: "Discovery", silent: Path) -> Iterator[None]:
+    """Its list gets no answer, for as long as the context lasts."""
+    let_go, list_of = threading.Event(), entries._list
+
+    def hanging(folder: Path, spec: Callable[[str], bool]) -> dict[str, Mount | None]:
+        if folder == silent:
+            let_go.wait()
+        return list_of(folder, spec)
+
+    node.discoverer._disk_threads = ShortDeadline(lambda place: place == silent)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(entries, "_list", hanging)
+        try:
+            yield
+        finally:
+            let_go.set()
 
 
 def unmount(folder: Path) -> None:

@@ -226,11 +226,7 @@ async def test_killed_while_creating(kind: str, data: Path, changes: int) -> Non
         await backend.create(SPEC)
     assert not (death.came and changes == MOST_CHANGES), "try more of them"
     backend = await started(kind, data)
-    inventory = await backend.inspect()
-    assert not [*inventory.foreign, *inventory.damaged]
-    survivor = inventory.volume("pvc-1")
-    if survivor is None:
-        assert files(data) == []
+    survivor = await left(backend, data)
     if survivor is None or survivor.record.state is VolumeState.FORMATTING:
         volume = await backend.create(SPEC)
         assert volume.size == 8 * MIB
@@ -253,11 +249,8 @@ async def test_killed_while_removing(kind: str, data: Path, changes: int) -> Non
         await removed(backend, volume)
     assert not (death.came and changes == MOST_CHANGES), "try more of them"
     backend = await started(kind, data)
-    inventory = await backend.inspect()
-    assert not [*inventory.foreign, *inventory.damaged]
-    survivor = inventory.volume("pvc-1")
+    survivor = await left(backend, data)
     if survivor is None:
-        assert files(data) == []
         return
     if survivor.record.state is VolumeState.READY:
         async with backend.device(survivor) as place:
@@ -287,6 +280,15 @@ async def test_killed_while_rewriting(kind: str, data: Path, changes: int) -> No
     assert seen
     assert seen.record in (volume.record, after)
     assert (seen.record == after) == (changes >= 2)
+
+
+async def left(backend: Backend, data: Path) -> Volume | None:
+    """What a crash left of the volume: nothing at all, or one that can be used."""
+    inventory = await backend.inspect()
+    assert not [*inventory.foreign, *inventory.damaged]
+    survivor = inventory.volume("pvc-1")
+    assert survivor or files(data) == []
+    return survivor
 
 
 async def removed(backend: Backend, volume: Volume) -> None:

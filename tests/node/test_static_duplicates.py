@@ -1,23 +1,19 @@
 """One disk is offered once, by however many paths it stands in the folders."""
 
 import subprocess
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
-from daemon.static import entries
 from daemon.static.configuration import BLOCK
 from daemon.static.plan import DUPLICATE, INVALID_ENTRY
 from daemon.static.volume import volume_name
-from host.mounttable import Mount
 from kube.resources import VOLUMES
 from tests.node.conftest import MakeDisks
-from tests.node.staticvolumes import Discovery, class_config, configured, discovery, mount, unmount
+from tests.node.staticvolumes import Discovery, class_config, configured, discovery, folder_hangs, mount, unmount
 from tests.unit.daemon.nodecluster import NODE
 from tests.unit.daemon.static.gopv import go_pv
-from tests.unit.daemon.static.shortdeadline import ShortDeadline
 from tests.waiting import until
 
 MIB = 1 << 20
@@ -181,27 +177,14 @@ async def test_two_persistent_volumes_of_one_device_from_before(
     assert "is the same disk as" in events[0][2]
 
 
-async def test_an_unresponsive_disk_keeps_its_identity(
-    node: Discovery, fast: Path, slow: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_unresponsive_disk_keeps_its_identity(node: Discovery, fast: Path, slow: Path) -> None:
     """What can't be seen is not gone: its other path is not offered in its place."""
     one = mount(fast / "one")
     chosen = configured(class_config(fast), class_config(slow, "slow"))
     await node.look(chosen)
     (slow / "a").mkdir()
     subprocess.run(["mount", "--bind", one, slow / "a"], check=True)
-    let_go, list_of = threading.Event(), entries._list
-
-    def hanging(folder: Path, spec: Callable[[str], bool]) -> dict[str, Mount | None]:
-        if folder == fast:
-            let_go.wait()
-        return list_of(folder, spec)
-
-    monkeypatch.setattr(entries, "_list", hanging)
-    node.discoverer._disk_threads = ShortDeadline(lambda place: place == fast)
-    try:
+    with folder_hangs(node, fast):
         assert len(await node.look(chosen)) == 1
         assert set(await node.volumes()) == {"/host/fast/one"}
-    finally:
-        let_go.set()
     assert DUPLICATE in {reason for _, reason, _ in await node.recorded_events()}

@@ -1,7 +1,7 @@
 """Disks that were offered and are gone, or give no answer any more."""
 
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -11,9 +11,8 @@ from daemon.static.configuration import BLOCK
 from daemon.static.entries import EntryKind
 from daemon.static.plan import NOT_A_DEVICE, UNMOUNTED, UNRESPONSIVE, VANISHED
 from daemon.static.volume import volume_name
-from host.mounttable import Mount
 from tests.node.conftest import MakeDisks
-from tests.node.staticvolumes import Discovery, class_config, configured, discovery, mount, unmount
+from tests.node.staticvolumes import Discovery, class_config, configured, discovery, folder_hangs, mount, unmount
 from tests.unit.daemon.nodecluster import NODE
 from tests.unit.daemon.static.shortdeadline import ShortDeadline
 from tests.waiting import until
@@ -145,22 +144,9 @@ async def test_a_disk_of_unknown_size_is_invalid_and_the_others_are_served(
         let_go.set()
 
 
-async def test_a_folder_that_hangs_is_the_classes_error(
-    node: Discovery, fast: Path, slow: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    let_go, list_of = threading.Event(), entries._list
-
-    def hanging(folder: Path, spec: Callable[[str], bool]) -> dict[str, Mount | None]:
-        if folder == fast:
-            let_go.wait()
-        return list_of(folder, spec)
-
-    monkeypatch.setattr(entries, "_list", hanging)
-    node.discoverer._disk_threads = ShortDeadline(lambda place: place == fast)
+async def test_a_folder_that_hangs_is_the_classes_error(node: Discovery, fast: Path, slow: Path) -> None:
     mount(slow / "one")
-    try:
+    with folder_hangs(node, fast):
         [error] = await node.look(configured(class_config(fast), class_config(slow, "slow")))
         assert f'class fast: path "{fast}" gives no answer' in error
         assert set(await node.volumes()) == {"/host/slow/one"}
-    finally:
-        let_go.set()
