@@ -24,7 +24,7 @@ from contract.snapshot import SnapshotContent
 from contract.volume import PV_PROTECTION, RETAIN, PersistentVolume
 from host.command import CommandError
 from kube.client import Cluster
-from kube.errors import AlreadyExists, ApiError, Conflict, Forbidden, Json, NotFound, is_not_served
+from kube.errors import AlreadyExists, ApiError, Conflict, Json, NotFound, is_unknown_kind
 from kube.records import Claim, read_claim, read_node, read_pod
 from kube.resources import CLAIMS, CONFIG_MAPS, CSI_NODES, NODES, PODS, SNAPSHOT_CONTENTS, VOLUMES
 
@@ -257,7 +257,7 @@ class Migrator:
             found = map(snapshot.read, await self._cluster.list(SNAPSHOT_CONTENTS))
         except ApiError as error:
             # Who may not see them can't know that there are none.
-            if isinstance(error, Forbidden) or not is_not_served(error):
+            if not is_unknown_kind(error):
                 raise
             return []
         return [content for content in found if content is not None]

@@ -10,7 +10,7 @@ from contract import volume as contract_volume
 from contract.snapshot import SnapshotContent
 from contract.volume import RETAIN, PersistentVolume
 from kube.client import Cluster
-from kube.errors import ApiError, NotFound
+from kube.errors import ApiError, is_unknown_kind
 from kube.resources import SNAPSHOT_CONTENTS, VOLUMES
 
 Json = dict[str, Any]
@@ -25,9 +25,10 @@ async def findings(cluster: Cluster) -> list[Finding]:
     results = [*volumes(dynamic), *static_volumes(bodies)]
     try:
         contents = [read for body in await cluster.list(SNAPSHOT_CONTENTS) if (read := snapshot.read(body))]
-    except NotFound:  # the cluster has no such kind
-        return results
-    except ApiError as error:  # they may be there
+    except ApiError as error:
+        if is_unknown_kind(error):
+            return results
+        # They may be there.
         return [*results, wrong("snapshots", f"the API server does not list them: {error}", "ask as an administrator")]
     return [*results, *snapshots(contents)]
 

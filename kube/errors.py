@@ -74,10 +74,15 @@ class Unreachable(ApiError):
         self.retry_after = retry_after
 
 
+def is_unknown_kind(error: Exception) -> bool:
+    """Whether the server does not have that kind of object: its CustomResourceDefinition is not there (yet)."""
+    return isinstance(error, Unreachable) and error.status == 404
+
+
 def is_not_served(error: Exception) -> bool:
-    """Whether the server does not have that kind of object, or not for us: its CustomResourceDefinition, or our RBAC
-    rule for it, is not there (yet). Both are of a component that not every cluster has. Rights are asked first."""
-    return isinstance(error, Forbidden) or (isinstance(error, Unreachable) and error.status == 404)
+    """Whether the server does not have that kind of object, or not for us: our RBAC rule for it is not there (yet).
+    Both are of a component that not every cluster has. Rights are asked first."""
+    return isinstance(error, Forbidden) or is_unknown_kind(error)
 
 
 _BY_STATUS: Mapping[int, type[ApiError]] = {

@@ -104,6 +104,7 @@ async def test_volumes_of_a_node_and_of_the_cluster(namespace: Namespace, tmp_pa
     answer = await as_administrator(sandbox, "doctor", "--uninstall", "--output", "json")
     [left] = [each for each in answer.json if each["check"] == f"PersistentVolume {name}"]
     assert answer.code == 1
+    assert "snapshots" not in {each["check"] for each in answer.json}, "this cluster has no such kind"
     assert (left["verdict"], left["remedy"]) == ("wrong", f"kubectl -n {namespace.name} delete pvc data")
 
     # Nothing here runs daemons in pods, so no node answers, and that is said instead of guessed.

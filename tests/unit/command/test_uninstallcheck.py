@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from command import uninstallcheck
 from command.checkup import Verdict, healthy
 from contract import names, snapshot
 from contract.snapshot import SnapshotContent
 from tests.unit.command.objects import persistent_volume
-from tests.unit.kube.apiserver import ApiServer, connected, status
+from tests.unit.kube.apiserver import Answer, ApiServer, connected, status
 
 STATIC = {"metadata": {"name": "local-pv-1", "finalizers": [names.STATIC_FINALIZER]}, "spec": {"local": {"path": "/a"}}}
 OTHERS = {"metadata": {"name": "nfs"}, "spec": {"nfs": {"path": "/"}}}
@@ -73,10 +74,31 @@ def test_static_volumes_are_told_and_keep_nobody() -> None:
     assert healthy([told])
 
 
-@pytest.mark.parametrize(("code", "reason", "well"), [(404, "NotFound", True), (403, "Forbidden", False)])
-async def test_a_cluster_without_snapshots_has_none_left(tmp_path: Path, code: int, reason: str, well: bool) -> None:
+async def unknown_group(_: web.Request) -> web.StreamResponse:
+    """As the API server answers where no kind of the group is known."""
+    return web.Response(text="404 page not found\n", status=404)
+
+
+async def unknown_kind(_: web.Request) -> web.StreamResponse:
+    """Where the group has others."""
+    message = "the server could not find the requested resource"
+    body = {"kind": "Status", "code": 404, "reason": "NotFound", "message": message, "details": {}}
+    return web.json_response(body, status=404)
+
+
+@pytest.mark.parametrize(
+    ("answer", "well"),
+    [
+        (unknown_group, True),
+        (unknown_kind, True),
+        (status(403, "Forbidden"), False),
+        (status(503, "ServiceUnavailable"), False),
+    ],
+    ids=["group", "kind", "forbidden", "unavailable"],
+)
+async def test_a_cluster_without_snapshots_has_none_left(tmp_path: Path, answer: Answer, well: bool) -> None:
     """It has no such kind. Snapshots that whoever asks may not list are not gone."""
     server = ApiServer()
-    server.next("GET /apis/snapshot.storage.k8s.io/v1/volumesnapshotcontents", status(code, reason))
+    server.next("GET /apis/snapshot.storage.k8s.io/v1/volumesnapshotcontents", answer)
     async with connected(server, tmp_path) as cluster:
         assert healthy(await uninstallcheck.findings(cluster)) == well
