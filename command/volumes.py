@@ -1,8 +1,8 @@
 """`volumes`: every volume of this node, or of the cluster, with its claim and what uses it."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import typer
@@ -47,19 +47,36 @@ _COLUMNS = (
 )
 
 
-Look = Callable[[], Coroutine[Any, Any, tuple[list[Row], bool]]]
+@dataclass(frozen=True)
+class Seen:
+    """What one look found."""
+
+    rows: list[Row]
+    remarks: tuple[str, ...] = ()
+    """Why it is not all that there is to say."""
+    complete: bool = True
+    """Whether each node, and the API server, answered."""
+
+
+Look = Callable[[], Coroutine[Any, Any, Seen]]
 
 
 def volumes(whole_cluster: bool, local: bool, watch: bool, namespace: str, access: ApiAccess, form: Form) -> None:
-    def look() -> Coroutine[Any, Any, tuple[list[Row], bool]]:
+    def look() -> Coroutine[Any, Any, Seen]:
         return _of_cluster(namespace, access) if whole_cluster else _of_node(local, access)
 
     if watch:
         run(_watch(look, form))
-    rows, complete = run(look())
-    _show(rows, form, nothing="no volumes" if whole_cluster else "no volumes on this node; with --cluster: of all")
-    if not complete:
+    seen = run(look())
+    _tell(seen.remarks)
+    _show(seen.rows, form, nothing="no volumes" if whole_cluster else "no volumes on this node; with --cluster: of all")
+    if not seen.complete:
         raise typer.Exit(1)
+
+
+def _tell(remarks: Iterable[str]) -> None:
+    for each in remarks:
+        typer.echo(each, err=True)
 
 
 def _show(rows: list[Row], form: Form, *, nothing: str = "", titles: bool = True) -> None:
@@ -67,11 +84,15 @@ def _show(rows: list[Row], form: Form, *, nothing: str = "", titles: bool = True
 
 
 async def _watch(look: Look, form: Form) -> NoReturn:
-    """All volumes, and then each that changes; what goes is shown once more as gone. Until it is interrupted."""
+    """All volumes, and then each that changes; what goes is shown once more as gone. Until it is interrupted. A remark
+    is told when it was not one of the look before."""
     known: dict[tuple[str, str], Row] | None = None
+    told: tuple[str, ...] = ()
     while True:
-        rows, _ = await look()
-        now = {(row.node, row.volume): row for row in rows}
+        seen = await look()
+        _tell(remark for remark in seen.remarks if remark not in told)
+        told = seen.remarks
+        now = {(row.node, row.volume): row for row in seen.rows}
         if changed := changes(known or {}, now):
             _show(changed, form, titles=known is None)
         known = now
@@ -93,51 +114,48 @@ def _name(row: Row) -> str:
     return f"persistentvolume/{row.volume}" if row.source else ""
 
 
-async def _of_node(local: bool, access: ApiAccess) -> tuple[list[Row], bool]:
-    """The rows, and whether they are all that there is to say."""
+async def _of_node(local: bool, access: ApiAccess) -> Seen:
     from command import thisnode
 
     chosen = thisnode.chosen()
     async with patience("looking at the volumes of this node"):
         rows = await thisnode.rows(chosen)
     if local:
-        return rows, True
+        return Seen(rows)
     try:
         async with patience("asking the API server for their claims"), cluster(access, _IMPATIENT) as connected:
             volumes, pods = await _known(connected)
             node = read_node(await connected.get(NODES, chosen.node_name))
-            here = await _identity(connected)
+            here, remarks = await _identity(connected)
     except (ApiError, ConfigurationError) as error:
-        typer.echo(f"without claims, and orphans are not marked: {error}", err=True)
-        return rows, False
+        return Seen(rows, (f"without claims, and orphans are not marked: {error}",), complete=False)
     label = names.node_label_value(chosen.node_name)
     mine = [volume for volume in volumes if volume.node_label == label or volume.uid in {row.uid for row in rows}]
-    return joined(rows, mine, pods, [node], {chosen.node_name}, here), True
+    return Seen(joined(rows, mine, pods, [node], {chosen.node_name}, here), remarks)
 
 
-async def _of_cluster(namespace: str, access: ApiAccess) -> tuple[list[Row], bool]:
+async def _of_cluster(namespace: str, access: ApiAccess) -> Seen:
     """The same of all nodes: it is not all when one did not answer."""
     async with patience("asking the cluster and each of its nodes"), cluster(access) as connected:
         volumes, pods = await _known(connected)
         nodes = [read_node(body) for body in await connected.list(NODES)]
         namespace = await nodeexec.namespace_of(connected, namespace)
         answers = await nodeexec.ask(connected, namespace, access)
-        here = await _identity(connected)
-    for node, why in sorted(answers.failures.items()):
-        typer.echo(f"node {node} did not answer: {why}", err=True)
+        here, remarks = await _identity(connected)
+    remarks += tuple(f"node {node} did not answer: {why}" for node, why in sorted(answers.failures.items()))
     silent = sorted({node.name for node in nodes} - answers.nodes - answers.failures.keys())
     if silent:
-        typer.echo(f"no daemon runs on {', '.join(silent)}: `elastic-local doctor --cluster` says more", err=True)
-    return joined(answers.rows, volumes, pods, nodes, answers.nodes, here), not answers.failures and not silent
+        remarks += (f"no daemon runs on {', '.join(silent)}: `elastic-local doctor --cluster` says more",)
+    rows = joined(answers.rows, volumes, pods, nodes, answers.nodes, here)
+    return Seen(rows, remarks, complete=not answers.failures and not silent)
 
 
-async def _identity(connected: Cluster) -> str:
-    """Empty for who may not read it: then volumes of other clusters look like orphans."""
+async def _identity(connected: Cluster) -> tuple[str, tuple[str, ...]]:
+    """Empty for who may not read it: then volumes of other clusters look like orphans. And the remark about that."""
     try:
-        return await read_cluster_uid(connected)
+        return await read_cluster_uid(connected), ()
     except ApiError as error:
-        typer.echo(f"volumes of other clusters are not marked: {error}", err=True)
-        return ""
+        return "", (f"volumes of other clusters are not marked: {error}",)
 
 
 async def _known(connected: Cluster) -> tuple[list[PersistentVolume], list[Pod]]:

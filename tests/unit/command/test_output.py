@@ -9,7 +9,7 @@ import pytest
 import typer
 import yaml
 
-from command import checkup, running, table
+from command import checkup, running, table, volumes
 from command.options import Form
 from command.running import Stop, patience, run
 from command.table import Column, share, show
@@ -90,6 +90,27 @@ def test_watching_shows_what_changes() -> None:
     grown = replace(row, size=6)
     assert changes(before, {("n", "pvc-1"): grown}) == [grown]
     assert changes(before, {}) == [replace(row, state="gone")]
+
+
+async def test_watching_tells_a_remark_when_it_is_new(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(volumes, "_WATCH_SECONDS", 0)
+    row = VolumeRow(volume="pvc-1", uid="u", node="n", state="ready", size=5)
+    silent = volumes.Seen([row], ("node m did not answer",), complete=False)
+    looks = iter([silent, silent, volumes.Seen([row]), silent])
+
+    async def look() -> volumes.Seen:
+        try:
+            return next(looks)
+        except StopIteration:
+            raise Stop("enough") from None
+
+    with pytest.raises(Stop):
+        await volumes._watch(look, Form.TABLE)
+    shown = capsys.readouterr()
+    assert shown.err == "node m did not answer\n" * 2
+    assert shown.out.count("pvc-1") == 1
 
 
 @pytest.mark.parametrize(
