@@ -19,7 +19,7 @@ from command.checkup import Finding, ok, unknown, wrong
 from contract.filesystems import FILESYSTEMS
 from contract.names import CSI_DRIVER, DRIVER_FOLDER, DRIVER_NAME, NAMESPACE
 from contract.parameters import ENCRYPTION
-from daemon.backends import newgroups
+from daemon.backends import volumegroups
 from daemon.cluster.storagemonitor import lacking, noticed
 from daemon.csi import server
 from daemon.csi.proto.csi_grpc import IdentityStub
@@ -183,10 +183,10 @@ async def storage(here: Settings) -> list[Finding]:
 
 async def planned_group(data_dir: Path, group: str, selector: DeviceSelector) -> str:
     """What the daemon will make the group of, if it may."""
-    file = newgroups.seen_file(data_dir, group)
+    file = volumegroups.seen_file(data_dir, group)
     if file.exists():
         return f"This node had it, so it makes no other in its place: bring back its disks, or remove {file} to let it"
-    taken = newgroups.chosen(selector, await newgroups.look_at_all())
+    taken = volumegroups.chosen(selector, await volumegroups.look_at_all())
     if not taken:
         return "No empty disk of this node is what its device class selects"
     return f"The daemon makes it of {', '.join(disk.path for disk in taken)}"

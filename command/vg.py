@@ -19,9 +19,9 @@ from command.options import Form
 from command.running import Stop, need_root, patience, run
 from command.table import Column, share, show, show_data, size
 from contract import quantity
-from daemon.backends import groupfile, lvmgroups
+from daemon.backends import lvmgroups, volumegroups
 from daemon.backends.loop import volume_devices
-from daemon.backends.newgroups import metadata_size
+from daemon.backends.volumegroups import metadata_size
 from daemon.storage.record import DamagedRecord, from_tags
 from host import disks, loopdevice, ownfolder
 from host.disks import Disk
@@ -121,7 +121,7 @@ async def _create(
     wanted_size = _size(loop_size) if loop_size else None
     tools = Lvm(data_dir / "lvm", foreign=volume_devices)
     async with patience(f"making volume group {name}"):
-        await groupfile.attach_all(data_dir)
+        await volumegroups.attach_files(data_dir)
         state = await tools.report()
         if present := state.group(name):
             _compare(state, name, [await disks.look(device) for device in devices])
@@ -139,7 +139,7 @@ async def _create(
 
 async def _planned(name: str, devices: list[Path], any_disk: bool, loop_size: int | None, data_dir: Path) -> Group:
     """What `create` would make, but for what LVM keeps for itself. Raises Stop."""
-    file = groupfile.place(data_dir, name)
+    file = volumegroups.disk_file(data_dir, name)
     try:
         async with contextlib.AsyncExitStack() as undo:
             taken = await _disks(name, devices, any_disk, None if loop_size else loop_size, data_dir, undo)
@@ -182,7 +182,7 @@ async def _remove(name: str, dry_run: bool, data_dir: Path) -> list[str]:
     need_root("removing a volume group")
     tools = Lvm(data_dir / "lvm", foreign=volume_devices)
     async with patience(f"removing volume group {name}"):
-        await groupfile.attach_all(data_dir)
+        await volumegroups.attach_files(data_dir)
         state = await tools.report()
         _existing(state, name)
         devices = sorted(_paths(state.devices_of(name)))
@@ -197,7 +197,7 @@ async def _remove(name: str, dry_run: bool, data_dir: Path) -> list[str]:
             for device in devices:
                 await tools.remove_device(device)
                 await disks.make_blank(await disks.look(Path(device)))  # so that `create` takes it again
-            await asyncio.to_thread(_forget, groupfile.place(data_dir, name))
+            await asyncio.to_thread(_forget, volumegroups.disk_file(data_dir, name))
     return devices
 
 
@@ -254,7 +254,7 @@ async def _disks(
             f"volume group {name} does not exist: name empty disks to make it from (`lsblk` lists those of this node), "
             "or give --any-disk to take one, or --loop-size 10Gi for a file instead of a disk"
         )
-    return [await _loop_disk(groupfile.place(data_dir, name), loop_size, undo)]
+    return [await _loop_disk(volumegroups.disk_file(data_dir, name), loop_size, undo)]
 
 
 def _empty(devices: list[Path], named: list[Disk]) -> list[Disk]:
@@ -304,7 +304,7 @@ def _attached(file: Path, size: int) -> Path:
                 f"the filesystem of {file.parent} has {quantity.humane(free)} left for a file of "
                 f"{quantity.humane(size)}: give a smaller --loop-size, or another --data-dir"
             )
-        groupfile.make(file, size)
+        volumegroups.make_disk_file(file, size)
     return loopdevice.attach(file)
 
 

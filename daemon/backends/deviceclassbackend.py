@@ -20,7 +20,7 @@ from contract.parameters import VolumeParameters
 from daemon.backends.folder import FolderBackend
 from daemon.backends.loop import LoopBackend, volume_devices
 from daemon.backends.lvm import LvmBackend
-from daemon.backends.newgroups import GroupMaker
+from daemon.backends.volumegroups import GroupMaker
 from daemon.errors import PoolMissing, VolumeError
 from daemon.storage.backend import Backend, SnapshotStorage, StaleData
 from daemon.storage.deviceclasses import LOOP, LVM, DeviceClass, reserve_of

@@ -18,7 +18,7 @@ from daemon.backends import lvmgroups
 from daemon.backends.lvmerrors import errors_of, volume_errors
 from daemon.backends.lvminventory import inventory, pools_to_check, suspended, without_unresponsive
 from daemon.backends.lvmsnapshots import LvmSnapshots
-from daemon.backends.newgroups import GroupMaker
+from daemon.backends.volumegroups import GroupMaker
 from daemon.errors import BackendFailed, Damaged, Foreign, InUse, NoSpace, NotAuthorized, PoolMissing, VolumeNotFound
 from daemon.storage.backend import StaleData, no_thin_pools
 from daemon.storage.deviceclasses import DeviceClass

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from command.main import app
-from daemon.backends import groupfile
+from daemon.backends import volumegroups
 from host import loopdevice
 from lvm import Lvm
 from tests.node.conftest import ByHand, MakeDisks
@@ -102,7 +102,7 @@ def test_a_group_is_extended_and_removed(vg: Vg, make_disks: MakeDisks, by_hand:
 
 
 def test_a_group_on_a_file_goes_with_its_file(vg: Vg, tmp_path: Path) -> None:
-    file = groupfile.place(tmp_path, "on-file")
+    file = volumegroups.disk_file(tmp_path, "on-file")
     assert group_of(vg("create", "on-file", "--loop-size", "64Mi", "--dry-run", "--output", "json"))["devices"]
     assert not file.exists()
     group_of(vg("create", "on-file", "--loop-size", "64Mi", "--output", "json"))
@@ -182,7 +182,7 @@ def test_a_disk_in_use_is_refused(vg: Vg, make_disks: MakeDisks, tmp_path: Path)
 def test_a_group_on_a_file_is_there_again_after_a_restart(
     vg: Vg, lvm: Lvm, by_hand: ByHand, tmp_path: Path, remove: Callable[[str], None]
 ) -> None:
-    file = groupfile.place(tmp_path, "on-file")
+    file = volumegroups.disk_file(tmp_path, "on-file")
     try:
         first = group_of(vg("create", "on-file", "--loop-size", "64Mi", "--output", "json"))
         assert file.stat().st_size == 64 << 20
@@ -194,7 +194,7 @@ def test_a_group_on_a_file_is_there_again_after_a_restart(
         subprocess.run(["losetup", "--detach", first["devices"][0]], check=True)  # as a restart of the node does
         assert json.loads(vg("list", "--output", "json").stdout) == []
 
-        assert asyncio.run(groupfile.attach_all(tmp_path))
+        assert asyncio.run(volumegroups.attach_files(tmp_path))
         (again,) = json.loads(vg("list", "--output", "json").stdout)
         assert (again["name"], again["volumes"], again["ours"]) == ("on-file", 1, 0)
         by_hand("vgchange", "--activate=n", "on-file")

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from daemon.backends.newgroups import metadata_size
+from daemon.backends.volumegroups import metadata_size
 from host.disks import Disk, choose, named_twice, objection
 
 _EMPTY = Disk("/dev/sdb", 10 << 30)

@@ -12,11 +12,11 @@ import pytest
 
 from contract.parameters import VolumeParameters
 from contract.volume import DELETE
-from daemon.backends import groupfile, newgroups
+from daemon.backends import volumegroups
 from daemon.backends.deviceclassbackend import DeviceClassBackend, backend_of_classes
 from daemon.backends.folder import FolderBackend
 from daemon.backends.loop import LoopBackend
-from daemon.backends.newgroups import GroupMaker
+from daemon.backends.volumegroups import GroupMaker
 from daemon.errors import BackendFailed, NoSpace, NotCloned, PoolMissing
 from daemon.storage.deviceclasses import BINDMOUNT, LOOP, LVM, DeviceClass, DeviceSelector
 from daemon.storage.inventory import Inventory
@@ -147,9 +147,10 @@ async def test_what_lvm_needs_hangs_and_folders_are_served(
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
     monkeypatch.setattr(diskthreads.threads, "_deadline", 0.2)
+    monkeypatch.setattr(volumegroups, "CALL_SECONDS", 0.2)
     monkeypatch.setattr(report, "state", lambda done: Report((), (), ()))
-    monkeypatch.setattr(newgroups, "look_at_all", AsyncMock(return_value=[Disk("/dev/not-there", 1 << 40)]))
-    file = groupfile.place(tmp_path, "on-file")
+    monkeypatch.setattr(volumegroups, "look_at_all", AsyncMock(return_value=[Disk("/dev/not-there", 1 << 40)]))
+    file = volumegroups.disk_file(tmp_path, "on-file")
     file.parent.mkdir()
     file.touch()
     hung, answers = threading.Event(), threading.Event()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from command import nodecheckup
-from daemon.backends.newgroups import GroupMaker, seen_file
+from daemon.backends.volumegroups import GroupMaker, seen_file
 from daemon.storage.deviceclasses import LVM, DeviceClass, DeviceSelector
 from host import disks
 from lvm import Lvm, NoSpace

@@ -1,10 +1,18 @@
-"""Volume groups that a node makes by itself, of disks that nobody uses: so a new node of an autoscaled group is ready
-without a hand. Only for device classes that select disks (`devices` in the file of device classes).
+"""The volume groups of a node that are not simply there: those on files, and those that it makes by itself.
 
-A disk is taken only if it is whole, empty in every way (host.disks) and meets all that the class asks for. A group is
-made once: what this node has had is never made anew, because disks that are away come back, and two groups of one name
-can't be used. So a file remembers each group that was made or seen here, and nothing is made where the file can't be
-written. Nothing is ever added to a group that is there.
+    <data folder>/groups/<volume group>.img     the disk of a group on a file
+    <data folder>/groups/<volume group>.seen    the node has, or had, this group
+
+On a file, for nodes that have no disk to spare: minikube, laptops. LVM sees a disk like any other, so volumes, thin
+pools and tags are the real thing. A loop device does not outlive a restart of the node, and nothing on the node would
+know that there should be one. So the file's place is the memory: the daemon attaches what it finds there when it
+starts, before it looks for its group, and again while one is missing.
+
+Of disks that nobody uses, so that a new node of an autoscaled group is ready without a hand: only for device classes
+that select disks (`devices` in the file of device classes). A disk is taken only if it is whole, empty in every way
+(host.disks) and meets all that the class asks for. A group is made once: what this node has had is never made anew,
+because disks that are away come back, and two groups of one name can't be used. So a file remembers each group that was
+made or seen here, and nothing is made where the file can't be written. Nothing is ever added to a group that is there.
 """
 
 import asyncio
@@ -15,9 +23,9 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from daemon.backends import groupfile
 from daemon.storage.deviceclasses import DeviceClass, DeviceSelector
-from host import disks, ownfolder
+from daemon.storage.disks import CALL_SECONDS
+from host import disks, loopdevice, ownfolder
 from host.command import CommandError
 from host.disks import Disk, NotADisk
 from host.diskthreads import Hung, threads
@@ -27,11 +35,60 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_SUFFIX = ".img"
+_UNFINISHED = ".new"
 _METADATA_MOST = 64 << 20
 _METADATA_SHARE = 512
 """One part in so many: 8 KiB for each extent of 4 MiB."""
 _METADATA_OF_SMALLEST = 8
 """Each disk has the whole text: of a small one beside large ones, no more than that part goes."""
+
+
+def _folder(data_dir: Path) -> Path:
+    return data_dir / "groups"
+
+
+def disk_file(data_dir: Path, group: str) -> Path:
+    """Where the file of a group is, or would be."""
+    return _folder(data_dir) / f"{group}{_SUFFIX}"
+
+
+def make_disk_file(file: Path, size: int) -> None:
+    """A new file of `size` bytes that has them all: a sparse one would fail its volumes when the disk under it is
+    full. It is there whole or not at all. Raises OSError."""
+    ownfolder.establish(file.parent)
+    unfinished = file.with_suffix(_UNFINISHED)
+    descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+        os.fsync(descriptor)
+    except OSError:
+        unfinished.unlink()
+        raise
+    finally:
+        os.close(descriptor)
+    unfinished.rename(file)
+
+
+async def attach_files(data_dir: Path) -> list[Path]:
+    """The devices of all files there are. One that can't be attached, or whose disk hangs, is logged: the node may
+    have other groups, and whoever needs this one says that it is missing."""
+    folder = _folder(data_dir)
+    try:
+        files = await threads.at(folder, lambda: sorted(folder.glob(f"*{_SUFFIX}")))
+    except Hung as error:
+        log.warning("volume groups on files get no loop devices: %s", error)
+        return []
+    answers = await asyncio.gather(*(_attach(file) for file in files))
+    return [device for device in answers if device]
+
+
+async def _attach(file: Path) -> Path | None:
+    try:
+        return await threads.at(file, partial(loopdevice.attach, file), disk=file.parent)
+    except (OSError, Hung) as error:
+        log.warning("%s, which has a volume group, gets no loop device: %s", file, error)
+        return None
 
 
 def metadata_size(taken: Sequence[Disk]) -> int | None:
@@ -56,7 +113,7 @@ def chosen(selector: DeviceSelector, looked_at: Iterable[Disk]) -> list[Disk]:
 
 def seen_file(data_dir: Path, group: str) -> Path:
     """By which a node remembers that it has, or had, the group."""
-    return data_dir / "groups" / f"{group}.seen"
+    return _folder(data_dir) / f"{group}.seen"
 
 
 class GroupMaker:
@@ -68,7 +125,7 @@ class GroupMaker:
 
     async def attach_files(self) -> None:
         """What is on files has its loop devices, which a restart of the node took."""
-        await groupfile.attach_all(self._data_dir)
+        await attach_files(self._data_dir)
 
     async def ensure(self, classes: Iterable[DeviceClass], present: Collection[str]) -> None:
         """Groups that their classes let this node make are made, if they never were there. `present`: the names of
@@ -102,9 +159,10 @@ class GroupMaker:
             raise
 
     async def _at_file(self, group: str, work: Callable[[Path], T]) -> T:
-        """What is done to the file by which a group is remembered. Raises Hung."""
+        """What is done to the file by which a group is remembered. Raises Hung, after long enough for a busy disk:
+        when it is noted too late, the group is never made."""
         file = seen_file(self._data_dir, group)
-        return await threads.at(file, partial(work, file), disk=file.parent)
+        return await threads.at(file, partial(work, file), disk=file.parent, deadline=CALL_SECONDS)
 
     @staticmethod
     def _remember(file: Path) -> None:
