@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from contract import quantity
+from contract.parameters import DEFAULT_DEVICE_CLASS
 from daemon.backends.folder import FolderBackend
 from daemon.backends.loop import LoopBackend
 from daemon.storage.backend import Backend
@@ -24,7 +25,17 @@ from tests.node.volume_node import MIB, Node
 from tests.torture import victim
 from tests.torture.figures import Figures
 from tests.torture.lvmnode import DISK_BYTES, GROUP, lvm_node
-from tests.torture.model import SETTLED_POD, Chain, Model, Operation, plan, settlement
+from tests.torture.model import (
+    ENCRYPTED,
+    ENCRYPTED_THIN,
+    SETTLED_POD,
+    THIN,
+    Chain,
+    Model,
+    Operation,
+    plan,
+    settlement,
+)
 from tests.torture.victim import Arms
 from tests.uml.guest import PROJECT, Guest
 
@@ -35,6 +46,10 @@ _SETTLE_EVERY = 50
 _MOST_STEPS = 60
 _LONGEST_SECONDS = 0.3
 _MOST_COMMANDS = 5
+
+
+_LVM_CLASSES = (DEFAULT_DEVICE_CLASS, DEFAULT_DEVICE_CLASS, THIN, ENCRYPTED, ENCRYPTED_THIN)
+"""Device classes of new volumes there."""
 
 
 class Campaign:
@@ -49,6 +64,7 @@ class Campaign:
         *,
         restart_first: bool = False,
         slow: float = 1,
+        classes: tuple[str, ...] = (DEFAULT_DEVICE_CLASS,),
     ) -> None:
         self._node = node
         self._chance = random.Random(seed)
@@ -57,7 +73,7 @@ class Campaign:
         self._slow = slow
         self._commands = node.pool != "folder"
         grows_mounted = filesystem.grows_mounted("ext4") or not self._commands
-        self._model = Model(clones=self._commands, grows_mounted=grows_mounted)
+        self._model = Model(clones=self._commands, grows_mounted=grows_mounted, classes=classes)
         self._trace: list[str] = []
 
     def run(self, enough: Callable[[], bool]) -> None:
@@ -203,9 +219,10 @@ def lvm(root: Path) -> Iterator[Node]:
             file.truncate(DISK_BYTES)
         disks.append(loopdevice.attach(image))
     try:
-        node = asyncio.run(lvm_node(root, [str(disk) for disk in disks]))
+        node = asyncio.run(lvm_node(root, [str(disk) for disk in disks], _LVM_CLASSES))
         yield node
         node.unmount_all()
+        asyncio.run(victim.close_all(node))
         environment = {**os.environ, "LVM_SYSTEM_DIR": str(root / "lvm"), "LVM_SUPPRESS_FD_WARNINGS": "1"}
         subprocess.run(["lvm", "vgremove", "--force", "--yes", GROUP], check=True, capture_output=True, env=environment)
     finally:
@@ -215,7 +232,7 @@ def lvm(root: Path) -> Iterator[Node]:
 
 def on_lvm(root: Path, seed: int, figures: Figures, enough: Callable[[], bool]) -> None:
     with lvm(root) as node:
-        Campaign(node, seed, figures, restart_first=True, slow=5).run(enough)
+        Campaign(node, seed, figures, restart_first=True, slow=5, classes=_LVM_CLASSES).run(enough)
 
 
 def in_guest(arguments: list[str], folder: Path) -> int:

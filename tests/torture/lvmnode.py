@@ -12,9 +12,8 @@ from tests.node.volume_node import MIB, Node
 from tests.torture.model import kind_of
 
 GROUP = "torture"
-DISK_BYTES = 300 * MIB
-LARGE_DISK_BYTES = 1200 * MIB
-"""With room for xfs."""
+DISK_BYTES = 1200 * MIB
+"""With room for some volumes of xfs."""
 _POOL, _POOL_BYTES = "pool", 400 * MIB
 
 

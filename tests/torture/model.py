@@ -15,6 +15,7 @@ from typing import Any
 from contract.filesystems import EXT4, FILESYSTEMS
 from contract.parameters import DEFAULT_DEVICE_CLASS, LUKS2
 from contract.volume import DELETE, RETAIN
+from daemon.storage.encryption import mapping_name
 from daemon.storage.inventory import Inventory
 from daemon.storage.record import VolumeState
 from tests.node.volume_node import MIB
@@ -166,6 +167,8 @@ class Seen:
     unreadable: Mapping[str, str] = field(default_factory=dict)
     late: str = ""
     """What did not end in time."""
+    mappings: frozenset[str] = frozenset()
+    """Of encrypted volumes."""
 
 
 @dataclass(frozen=True)
@@ -304,6 +307,8 @@ class Model:
             volume = self.volumes.get(pv)
             if volume is None or not volume.pods:
                 yield f"the staging folder of {pv} is left"
+        for name in sorted(seen.mappings - {mapping_name(pv) for pv in self.volumes}):
+            yield f"the mapping {name} of a removed volume is left"
         if seen.loop_devices != len({pv for _, pv in seen.mounts}) and seen.loop_devices >= 0:
             yield f"{seen.loop_devices} loop devices for {len(seen.staged)} mounted volumes"
 

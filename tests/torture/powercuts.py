@@ -25,7 +25,7 @@ from contract.parameters import DEFAULT_DEVICE_CLASS
 from tests.torture import writelog
 from tests.torture.figures import Figures
 from tests.torture.guestlife import FOR_EVER, Job, job_file, replayed
-from tests.torture.lvmnode import LARGE_DISK_BYTES
+from tests.torture.lvmnode import DISK_BYTES
 from tests.torture.model import ENCRYPTED, ENCRYPTED_THIN, THIN, XFS, Model, traces
 from tests.torture.writelog import Write
 from tests.uml.guest import PROJECT, Guest
@@ -251,7 +251,7 @@ class PowerCuts:
         disks = [self._folder / f"disk-{number}" for number in range(_DISKS)]
         for disk in disks:
             with disk.open("wb") as file:
-                file.truncate(LARGE_DISK_BYTES)
+                file.truncate(DISK_BYTES)
         return disks
 
 

@@ -20,6 +20,7 @@ from contract.parameters import VolumeParameters
 from contract.volume import DELETE, RETAIN, Original
 from daemon.errors import InUse, NotAuthorized, VolumeError
 from daemon.storage.deletionguard import Owner, RemovalReason
+from daemon.storage.encryption import mapping_name
 from daemon.storage.record import VolumeSpec
 from daemon.storage.volumes import Volumes
 from host import command, mounting
@@ -286,6 +287,14 @@ def _kill_command(arms: Arms, tell: Tell) -> None:
     asyncio.create_subprocess_exec = started
 
 
+async def close_all(node: Node) -> None:
+    """No encrypted volume is open that nobody has mounted."""
+    volumes = _volumes(node, [])
+    await volumes.start()
+    await volumes.lock_unstaged(lambda _: False)
+    await volumes.close()
+
+
 async def look(node: Node, *, start: bool) -> Seen:
     """What the node shows. `start`: a daemon is started for it, which mends what an LVM command left that was killed,
     so that LVM can be asked at all, and ends what is left over."""
@@ -316,6 +325,7 @@ async def look(node: Node, *, start: bool) -> Seen:
         loop_devices=_loop_devices(node),
         staging_folders=_names(node.staging),
         late=late,
+        mappings=frozenset(path.name for path in Path("/dev/mapper").glob(f"{mapping_name('pvc-')}[0-9]*")),
     )
 
 

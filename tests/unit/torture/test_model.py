@@ -76,6 +76,7 @@ def test_what_was_acknowledged_and_is_there_is_no_complaint() -> None:
         (seen(paths=frozenset({f".{PV}.new"})), "is left"),
         (seen(staging_folders=frozenset({PV, "pvc-9"})), "the staging folder of pvc-9 is left"),
         (seen(loop_devices=2), "2 loop devices"),
+        (seen(mappings=frozenset({"elastic_local_pvc--9"})), "the mapping elastic_local_pvc--9 of a removed volume"),
     ],
 )
 def test_each_loss_and_leak_is_a_complaint(shown: Seen, message: str) -> None:
