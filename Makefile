@@ -9,7 +9,7 @@ ENVIRONMENT := $(VENV)/.complete
 LIMITS = $(if $(SEED),--seed $(SEED)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(MINUTES),--minutes $(MINUTES))
 CALLOUT = $(MAKE) --silent --directory flexdriver/native PYTHON=$(CURDIR)/$(VENV)/bin/python
 
-.PHONY: help demo test test-driver torture bench bench-scale callout callout-here image krew lint format lock stubs docs man site tools clean
+.PHONY: help demo test test-driver torture databases bench bench-scale callout callout-here image krew lint format lock stubs docs man site tools clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-21s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,10 @@ torture: tools callout-here ## kill, cut the power and refuse at random; SEED, R
 	@for campaign in growth powercuts faults clusterkills apifaults; do \
 		$(RUN) python -m tests.torture $$campaign $(LIMITS) || exit; \
 	done
+
+databases: tools callout-here ## try databases on volumes: killed, copied, filled and grown while they write; installs them with apt
+	@tools/system-packages databases
+	@$(RUN) python -m tests.databases $(DATABASES)
 
 bench: tools callout-here ## measure: start of the callout, idle memory, time from claim to mount, erasing, snapshots
 	@$(RUN) python -m tests.bench

@@ -1,0 +1,1 @@
+"""`make databases`: databases of Debian on volumes of the sandbox. See docs/databases.md."""
