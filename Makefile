@@ -39,6 +39,7 @@ bench: tools callout-here ## measure: start of the callout, idle memory, time fr
 bench-scale: tools callout-here ## measure what grows: 50,000 PersistentVolumes of 1,000 nodes, 2,000 volumes of one node; a quarter of an hour
 	@$(RUN) python -m tests.bench.scale
 	@$(RUN) python -m tests.bench.node
+	@$(RUN) python -m tests.bench.lvm
 	@$(RUN) python -m tests.bench.figures
 
 callout: tools ## build the executable that the kubelet calls, for amd64 and arm64, and try the one that is not this machine's

@@ -5,7 +5,6 @@ needs no device-mapper. Mounts are of images on loop devices, of which all but t
 """
 
 import asyncio
-import contextlib
 import ctypes
 import json
 import os
@@ -13,15 +12,14 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Awaitable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from daemon.backends.loop import LoopBackend
-from host import command, loopdevice, mounting
-from host.command import Completed
+from host import loopdevice, mounting
 from lvm import report
 from tests.bench import figures
+from tests.bench.commandcount import counted, seconds
 from tests.node.lvmmetadata import Metadata, remove, restored
 from tests.node.volume_node import MIB, Node, lvm_backend
 from tests.sandbox import mountspace
@@ -43,6 +41,8 @@ class Measured:
     bare_look: float
     bare_look_with_aio: float
     commands_for_look: float
+    memory: int
+    """Bytes by which this process grew with its first look, at all volumes."""
     mount: float
     bare_mount: float
     bind: float
@@ -68,7 +68,8 @@ def _print(found: Measured) -> None:
     print(f"{found.volumes} volumes on a node")
     print(
         f"  one look at LVM {1000 * found.look:.0f} ms, {found.commands_for_look:.0f} command; the bare report"
-        f" {1000 * found.bare_look:.0f} ms, as LVM is configured by default {1000 * found.bare_look_with_aio:.0f} ms"
+        f" {1000 * found.bare_look:.0f} ms, as LVM is configured by default {1000 * found.bare_look_with_aio:.0f} ms;"
+        f" {found.memory / MIB:.1f} MiB more memory"
     )
     print(
         f"  mount {1000 * found.mount:.1f} ms, {found.commands_for_mount:.1f} commands; losetup and mount(2)"
@@ -78,7 +79,7 @@ def _print(found: Measured) -> None:
     )
 
 
-async def _looks(folder: Path, number: int) -> tuple[float, float, float, float]:
+async def _looks(folder: Path, number: int) -> tuple[float, float, float, float, int]:
     disk = folder / "disk"
     with disk.open("wb") as file:
         file.truncate(48 << 30)
@@ -94,17 +95,26 @@ async def _looks(folder: Path, number: int) -> tuple[float, float, float, float]
             shutil.copytree(folder / "lvm", aio)
             (aio / "lvm.conf").write_text((aio / "lvm.conf").read_text().replace("use_aio = 0", "use_aio = 1"))
             ours, bare, with_aio, commands = [], [], [], 0
+            before = _resident()
+            kept = await backend.inspect()
+            memory = _resident() - before
+            assert len(kept.volumes) == number
             for _ in range(_LOOKS):
                 begin = time.perf_counter()
-                with _counted() as counted:
+                with counted() as seen:
                     assert len((await backend.inspect()).volumes) == number
                 ours.append(time.perf_counter() - begin)
-                commands += len(counted)
+                commands += len(seen)
                 bare.append(_report(folder / "lvm"))
                 with_aio.append(_report(aio))
         finally:
             remove(metadata, _GROUP, folder)
-    return min(ours), min(bare), min(with_aio), commands / _LOOKS
+    return min(ours), min(bare), min(with_aio), commands / _LOOKS, memory
+
+
+def _resident() -> int:
+    """Bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _report(folder: Path) -> float:
@@ -124,10 +134,10 @@ async def _mounts(folder: Path, number: int) -> tuple[float, float, float, float
         for run in range(_MOUNTS):
             spec = node.spec(_SIZE, pv=_name(run))
             first, second = node.folder(spec.pv), node.folder(spec.pv)
-            with _counted() as counted:
-                ours.append(await _seconds(volumes.mount(spec, first, False)))
-            commands += len(counted)
-            binds.append(await _seconds(volumes.mount(spec, second, False)))
+            with counted() as seen:
+                ours.append(await seconds(volumes.mount(spec, first, False)))
+            commands += len(seen)
+            binds.append(await seconds(volumes.mount(spec, second, False)))
             for target in (first, second):
                 await volumes.unmount(target)
             took, took_bind = _by_hand(folder / "data" / f"{spec.pv}.img", folder / "by-hand")
@@ -176,24 +186,6 @@ def _by_hand(image: Path, folder: Path) -> tuple[float, float]:
         for each in (again, there):
             mounting.unmount(each)
     return took, took_bind
-
-
-@contextlib.contextmanager
-def _counted() -> Iterator[list[Completed]]:
-    """The commands that run meanwhile."""
-    seen: list[Completed] = []
-    note = seen.append
-    command.observers.append(note)
-    try:
-        yield seen
-    finally:
-        command.observers.remove(note)
-
-
-async def _seconds(work: Awaitable[object]) -> float:
-    begin = time.perf_counter()
-    await work
-    return time.perf_counter() - begin
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-    if item.get_closest_marker(_MARK) is None or _has_device_mapper():
+    if item.get_closest_marker(_MARK) is None or has_device_mapper():
         return None
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for report in _reports(item):
@@ -59,12 +59,12 @@ def user_mode_linux() -> None:
     """For a test that boots a guest by itself, whatever kernel runs the tests. What stands in its way is said in one
     sentence. For other machines than x86-64 there is none, and nothing is lost where device-mapper is at hand."""
     if absent := guest.missing():
-        if guest.other_machine() and _has_device_mapper():
+        if guest.other_machine() and has_device_mapper():
             pytest.skip(absent)
         pytest.fail(absent, pytrace=False)
 
 
-def _has_device_mapper() -> bool:
+def has_device_mapper() -> bool:
     """The file alone says nothing: it may be there without the driver."""
     try:
         os.close(os.open("/dev/mapper/control", os.O_RDWR))

@@ -53,7 +53,7 @@ def test_another_machine_needs_a_kernel_with_device_mapper(
         from tests.uml import plugin
         platform.machine = lambda: "aarch64"
         plugin._TESTS = Path(__file__).parents[1]
-        plugin._has_device_mapper = lambda: {device_mapper}
+        plugin.has_device_mapper = lambda: {device_mapper}
         """)
     )
     (tmp_path / "test_two.py").write_text(

@@ -1,0 +1,196 @@
+"""The third part of `make bench-scale`: the life of a volume on thick LVM beside the bare commands, in turn, in a group
+that has 125 volumes already.
+
+Where the kernel has no device-mapper this runs in User-mode Linux (tests/uml), where all takes 3 to 9 times as long:
+the ratios are what to look at. The other volumes are in LVM's metadata alone.
+"""
+
+import asyncio
+import ctypes
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from daemon.errors import VolumeError
+from daemon.storage.erasing import Silent
+from daemon.storage.inventory import Volume
+from daemon.storage.volumes import Volumes
+from host import loopdevice, mounting
+from lvm import Lvm
+from tests.agreeing import Agreeing
+from tests.bench import figures
+from tests.bench.commandcount import counted, seconds
+from tests.node.lvmmetadata import Metadata, restored
+from tests.node.volume_node import MIB, Node, lvm_backend
+from tests.sandbox import mountspace
+from tests.uml.guest import PROJECT, Guest
+from tests.uml.plugin import has_device_mapper
+
+_VOLUMES, _ROUNDS = 125, 3
+"""With 2,000 one round takes longer in a guest than anybody waits: a command of LVM takes seconds there."""
+_GROUP = "benchmark"
+_SIZE, _MORE = 32 * MIB, 64 * MIB
+_GUEST_SECONDS, _COMMAND_SECONDS = 1200, 300
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Seconds, the best of several runs. `bare` is what a person would type."""
+
+    name: str
+    ours: float
+    bare: float
+    lvm: int
+    """Commands of LVM that ours ran."""
+    others: int
+
+
+def main() -> None:
+    if has_device_mapper():
+        found = inside()
+    else:
+        with tempfile.TemporaryDirectory(prefix="elastic-") as folder:
+            found = _in_guest(Path(folder))
+    for number, steps in found.items():
+        print(f"{number} volumes in a group of LVM")
+        for step in map(Step, *zip(*(each.values() for each in steps), strict=True)):
+            print(
+                f"  {step.name} {1000 * step.ours:.0f} ms, bare {1000 * step.bare:.0f} ms: "
+                f"{step.ours / step.bare:.2f} times; {step.lvm} commands of LVM and {step.others} others"
+            )
+    figures.MEASURED.mkdir(parents=True, exist_ok=True)
+    (figures.MEASURED / "lvm.json").write_text(json.dumps(found, indent=1))
+
+
+def _in_guest(folder: Path) -> dict[str, list[dict[str, object]]]:
+    output = folder / "output"
+    command = shlex.join([sys.executable, "-m", "tests.bench.lvm", str(folder / "found")])
+    guest = Guest(
+        folder,
+        ["sh", "-c", f"{command} >{output} 2>&1"],
+        cwd=PROJECT,
+        environment={"PYTHONPATH": str(PROJECT), "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    try:
+        if guest.wait(_GUEST_SECONDS) != 0:
+            raise SystemExit(output.read_text() if output.exists() else guest.console())
+    finally:
+        guest.kill()
+    found: dict[str, list[dict[str, object]]] = json.loads((folder / "found").read_text())
+    return found
+
+
+def inside() -> dict[str, list[dict[str, object]]]:
+    """The steps by the number of volumes."""
+    return {str(_VOLUMES): [asdict(step) for step in asyncio.run(_measured(_VOLUMES, _ROUNDS))]}
+
+
+async def _measured(number: int, count: int) -> list[Step]:
+    with tempfile.TemporaryDirectory(prefix="elastic-") as name:
+        folder = Path(name)
+        disk = folder / "disk"
+        with disk.open("wb") as file:
+            file.truncate(48 << 30)
+        with loopdevice.attached(disk) as device:
+            metadata = Metadata(folder / "metadata")
+            metadata.show(str(device))
+            metadata.run("vgcreate", "--metadatasize=64m", _GROUP, str(device))
+            assert restored(metadata, _GROUP, folder, number)
+            tools = Lvm(folder / "lvm", deadline=_COMMAND_SECONDS)
+            node = Node(folder, lambda: lvm_backend(tools, _GROUP, thin=False))
+            try:
+                erased = _Erased()
+                volumes = Volumes(node.make_backend(), node.staging, Agreeing(), erasing=erased)
+                await volumes.start()
+                rounds = [await _round(node, volumes, erased, each) for each in range(count)]
+                await volumes.close()
+            finally:
+                node.unmount_all()
+                metadata.run("vgcfgrestore", "--force", "--file", str(folder / "empty"), _GROUP)
+                metadata.run("vgremove", "--force", "--force", "--yes", _GROUP, check=False)
+    return [
+        replace(steps[0], ours=min(step.ours for step in steps), bare=min(step.bare for step in steps))
+        for steps in zip(*rounds, strict=True)
+    ]
+
+
+class _Erased(Silent):
+    """Asks no more often than the daemon does: when an erasure has ended."""
+
+    def __init__(self) -> None:
+        self.heard = asyncio.Event()
+
+    def ended(self, volume: Volume, error: VolumeError | None) -> None:
+        assert error is None, error
+        self.heard.set()
+
+
+async def _round(node: Node, volumes: Volumes, erased: _Erased, number: int) -> list[Step]:
+    pv, by_hand, there = f"pvc-round-{number}", f"by-hand-{number}", node.root / "by-hand"
+    there.mkdir(exist_ok=True)
+    spec, larger, target = node.spec(_SIZE, pv=pv), node.spec(_MORE, pv=pv), node.folder(pv)
+    device = Path("/dev", _GROUP, by_hand)
+
+    async def removed() -> None:
+        await volumes.unmount(target)
+        while not await volumes.reclaim(pv, "uid", node.pool):
+            await erased.heard.wait()
+            erased.heard.clear()
+
+    def mounted() -> None:
+        if _libc.mount(os.fsencode(device), os.fsencode(there), b"ext4", 0, None) != 0:
+            raise OSError(ctypes.get_errno(), "mount(2)")
+
+    def created() -> None:
+        run(
+            *("lvm", "lvcreate", "--yes", "--wipesignatures=y", "--zero=y", f"--size={_SIZE}b", f"--name={by_hand}"),
+            _GROUP,
+        )
+        run("mkfs.ext4", "-q", "-F", "-m", "0", str(device))
+        run("mount", str(device), str(there))
+
+    def expanded() -> None:
+        run("lvm", "lvextend", f"--size={_MORE}b", f"{_GROUP}/{by_hand}")
+        run("resize2fs", str(device))
+
+    def removed_by_hand() -> None:
+        mounting.unmount(there)
+        run("lvm", "lvremove", "--yes", f"{_GROUP}/{by_hand}")
+
+    def run(*command: str) -> None:
+        environment = {**os.environ, "LVM_SYSTEM_DIR": str(node.root / "lvm"), "LVM_SUPPRESS_FD_WARNINGS": "1"}
+        subprocess.run(command, check=True, capture_output=True, env=environment)
+
+    return [
+        await _step("lvcreate, mkfs, mount", volumes.mount(spec, target, False), created),
+        await _step("unmount", volumes.unmount(target), lambda: mounting.unmount(there)),
+        await _step("mount", volumes.mount(spec, target, False), mounted),
+        await _step("expand", volumes.expand(larger), expanded),
+        await _step("unmount, erase, lvremove (bare: nothing is erased)", removed(), removed_by_hand),
+    ]
+
+
+async def _step(name: str, ours: Awaitable[object], bare: Callable[[], None]) -> Step:
+    with counted() as commands:
+        took = await seconds(ours)
+    of_lvm = sum(command.argv[0] == "lvm" for command in commands)
+
+    async def by_hand() -> None:
+        bare()
+
+    return Step(name, took, await seconds(by_hand()), of_lvm, len(commands) - of_lvm)
+
+
+if __name__ == "__main__":
+    mountspace.enter_private()
+    if sys.argv[1:]:
+        Path(sys.argv[1]).write_text(json.dumps(inside()))
+    else:
+        main()
