@@ -151,7 +151,7 @@ def plan(volume: PersistentVolume, claim: Claim, refused: str, *, in_grace: bool
 def plan_without_claim(volume: PersistentVolume) -> ExpansionPlan | None:
     """None for one that is right as it is, or goes."""
     goes = volume.deleting or (volume.phase == RELEASED and volume.reclaim_policy == DELETE)
-    has = volume.actual or volume.target_size
+    has = max(volume.actual, volume.target_size)  # its node may have made it as large, and not said so yet
     if goes or not volume.created_size or volume.size <= has:
         return None
     return ExpansionPlan(max(volume.created_size, has) if volume.granted is None else volume.granted, has)

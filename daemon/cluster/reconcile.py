@@ -166,7 +166,7 @@ class Reconciler:
 
     async def _prepare(self, pv: PersistentVolume) -> None:
         """Ahead of the kubelet also where it grows: the kubelet starts no pod whose volume fails to grow at its mount,
-        so it hears of the new size only when the volume has it (provisioner/growth.py)."""
+        so it hears of the new size only when the volume has it (provisioner/expansion.py)."""
         spec = volume_spec(pv)
         volume = await self._volumes.prepare(spec)
         await record_made(self._cluster, pv, volume.size)

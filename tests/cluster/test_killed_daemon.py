@@ -23,8 +23,8 @@ _MAKING = {
     "node-c": ["before subprocess.Popen mkfs.ext4", "before os.rename *.json"],
 }
 _MOUNTING = {
-    "node-a": ["before subprocess.Popen e2fsck"],
-    "node-b": ["before subprocess.Popen mount"],
+    "node-a": ["before open /dev/loop[0-9]*"],
+    "node-b": ["before ctypes.dlsym mount"],  # mount(2) is looked up when it is first called
     "node-c": ["before open */staging/pvc-*"],
 }
 _REMOVING = {

@@ -370,7 +370,8 @@ def left(size: int, **fields: Any) -> PersistentVolume:
     [
         pytest.param(left(5000), ExpansionPlan(300, 300), id="a request that was not granted"),
         pytest.param(left(5000, granted=None, actual=0), ExpansionPlan(300, 300), id="nobody wrote down anything"),
-        pytest.param(left(400, granted=400), ExpansionPlan(400, 300), id="granted, and not given yet"),
+        pytest.param(left(400, granted=400), None, id="granted: its node gives it, or gave it and did not say so yet"),
+        pytest.param(left(5000, granted=400), ExpansionPlan(400, 400), id="granted, and more was requested then"),
         pytest.param(left(400, granted=400, actual=400), None, id="grown"),
         pytest.param(left(5000, phase="Available"), ExpansionPlan(300, 300), id="its claim was taken off already"),
         pytest.param(left(5000, reclaim_policy="Delete"), None, id="it goes"),
