@@ -33,6 +33,7 @@ from host import command, loopdevice
 from host.command import Completed
 from lvm import Lvm
 from tests.node.volume_node import MIB, Node, lvm_backend
+from tests.waiting import until
 
 _DISK = 3 << 30
 _CAPACITY = 4096 * MIB
@@ -76,7 +77,16 @@ async def volume_group(lvm: Lvm, make_disks: MakeDisks, by_hand: ByHand) -> Asyn
     name = f"test-{uuid.uuid4().hex[:8]}"
     await lvm.create_group(name, make_disks(3, _DISK))
     yield name
-    by_hand("vgremove", "--force", "--yes", name)
+
+    def removed() -> bool:
+        try:
+            by_hand("vgremove", "--force", "--yes", name)
+        except subprocess.CalledProcessError as error:
+            print(error.stderr.decode())
+            return False
+        return True
+
+    await until(removed, what=f"{name} is removed: a daemon that the test left erases to its end")
 
 
 @pytest.fixture
