@@ -1,5 +1,6 @@
 """Volumes that are block devices to their pods: what is read from them, whose data is not, what stays of them."""
 
+import contextlib
 import os
 import uuid
 from dataclasses import replace
@@ -17,6 +18,7 @@ from daemon.storage.record import VolumeSpec, VolumeState
 from daemon.storage.volumes import Volumes
 from host import blockdevice, loopdevice
 from tests.node.volume_node import MIB, Node, image, on, started
+from tests.waiting import until
 
 SECRET = b"another tenant's" * 4096  # 64 KiB
 
@@ -195,9 +197,15 @@ async def test_a_staged_node_of_another_device_is_not_shown(node: Node, tmp_path
     loopdevice.let_go(attached)  # as an administrator's `losetup --detach`
     foreign = tmp_path / "foreign"
     foreign.write_bytes(SECRET)
-    descriptor, shown = loopdevice.hold(foreign)
-    try:
-        assert shown == attached
+    with contextlib.ExitStack() as held:
+
+        def got() -> bool:
+            """Other tests take devices and let them go, so another one may be the first that is free."""
+            descriptor, shown = loopdevice.hold(foreign)
+            held.callback(os.close, descriptor)
+            return shown == attached
+
+        await until(got, what=f"{attached} is free and taken")
         second = device_of(node)
         with pytest.raises((InUse, Occupied)):
             await volumes.mount(spec, second, read_only=False)
@@ -206,5 +214,3 @@ async def test_a_staged_node_of_another_device_is_not_shown(node: Node, tmp_path
         await volumes.mount(spec, second, read_only=False)
         assert not any(content(second.path))
         await volumes.unmount(second)
-    finally:
-        os.close(descriptor)
