@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _LONGEST_LINE = 1 << 24
-"""Bytes of one answer of a client program."""
+"""Bytes of one answer."""
 _ANSWER_SECONDS = 60.0
 _END_SECONDS = 5.0
 
@@ -34,6 +34,19 @@ class Session(ABC):
     @abstractmethod
     async def check(self) -> None:
         """Have the database look for damage, where it has a command for that."""
+
+
+@contextlib.asynccontextmanager
+async def connection(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """To a server of this machine, for a protocol of lines. Raises Refused."""
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=_LONGEST_LINE)
+    except OSError as error:
+        raise Refused(str(error)) from None
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
 
 
 @dataclass(frozen=True)

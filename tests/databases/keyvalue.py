@@ -12,10 +12,9 @@ from typing import Any
 
 import aiohttp
 
-from tests.databases.engine import ClientProgram, Engine, Refused, Session, client_program, digest
+from tests.databases.engine import ClientProgram, Engine, Refused, Session, client_program, connection, digest
 
 _SECONDS = 30.0
-_LONGEST = 1 << 24
 _LARGE_REQUESTS = "-Djute.maxbuffer=8388608"
 _ZOOKEEPER_JARS = "/usr/share/java/zookeeper.jar:/usr/share/java/slf4j-simple.jar"
 
@@ -165,16 +164,10 @@ class JetStream(Engine):
 
     @contextlib.asynccontextmanager
     async def connect(self, port: int) -> AsyncIterator[Session]:
-        try:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=_LONGEST)
-        except OSError as error:
-            raise Refused(str(error)) from None
-        try:
+        async with connection(port) as (reader, writer):
             session = _StreamSession(reader, writer)
             await session.open()
             yield session
-        finally:
-            writer.close()
 
 
 class _ZooKeeperSession(Session):

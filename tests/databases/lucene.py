@@ -10,10 +10,9 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.databases.engine import Engine, Refused, Session
+from tests.databases.engine import Engine, Refused, Session, connection
 
 _SECONDS = 60.0
-_LONGEST = 1 << 24
 _JARS = ("core", "analyzers-common", "backward-codecs")
 
 
@@ -67,14 +66,8 @@ class Lucene(Engine):
 
     @contextlib.asynccontextmanager
     async def connect(self, port: int) -> AsyncIterator[Session]:
-        try:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=_LONGEST)
-        except OSError as error:
-            raise Refused(str(error)) from None
-        try:
+        async with connection(port) as (reader, writer):
             yield _IndexSession(reader, writer)
-        finally:
-            writer.close()
 
 
 @functools.cache

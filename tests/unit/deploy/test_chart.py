@@ -291,24 +291,6 @@ def test_helm_lints(file: Path | None) -> None:
     assert linted.returncode == 0, linted.stdout + linted.stderr
 
 
-_REFUSED: dict[str, tuple[Json, str]] = {
-    "a key that is not known": ({"storag": {}}, "storag"),
-    "a setting that is not known": ({"daemon": {"settings": {"ORPHAN_GRACEE": "1h"}}}, "ORPHAN_GRACEE"),
-    "a setting's wrong value": ({"daemon": {"settings": {"ORPHAN_GRACE": "soon"}}}, "ORPHAN_GRACE"),
-    "a setting as an extra variable": ({"daemon": {"extraEnv": [{"name": "CSI", "value": "no"}]}}, "extraEnv"),
-    "a relative folder": ({"kubeletRoot": "var/lib/kubelet"}, "kubeletRoot"),
-    "a folder with ..": ({"stagingDir": "/mnt/../storage"}, "stagingDir"),
-    "no plugin folder": ({"flexVolume": {"pluginDirs": []}}, "pluginDirs"),
-    "two plugin folders in one": ({"flexVolume": {"pluginDirs": ["/a:/b"]}}, "pluginDirs"),
-    "another driver": ({"volumeSource": "nfs"}, "volumeSource"),
-    "a class of another driver": ({"storageClasses": {"a": {"parameters": {"volumeSource": "nfs"}}}}, "volumeSource"),
-    "classes that no node could mount": ({"csi": {"enabled": False}}, "set volumeSource to the other one"),
-    "a device class without a kind": ({"deviceClasses": {"classes": {"a": {"group": "b"}}}}, "kind"),
-    "a taint's wrong key": ({"startupTaint": {"key": "a taint"}}, "startupTaint"),
-    "a digest that is none": ({"image": {"digest": "latest"}}, "digest"),
-}
-
-
 def test_a_package_has_all_that_the_chart_links_to(tmp_path: Path) -> None:
     """Policies, alerts and the dashboard are those of kustomize, by links."""
     assert {path.name for path in (CHART / "files").iterdir() if not path.is_symlink()} == set()
