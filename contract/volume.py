@@ -164,6 +164,11 @@ class PersistentVolume:
         return self.deleting and self.phase != BOUND and PV_PROTECTION not in self.finalizers
 
     @property
+    def released(self) -> bool:
+        """See `is_released`."""
+        return is_released(self.phase, self.claim.uid if self.claim else "")
+
+    @property
     def original(self) -> Original | None:
         """What it begins as a copy of. None: it begins empty."""
         pv = self.options.get(parameters.CLONE_OF_OPTION, "")
@@ -173,6 +178,13 @@ class PersistentVolume:
         """Raises parameters.ParameterError: options are checked again on the node, whoever wrote them."""
         created = parameters.from_options(self.options, self.filesystem)
         return parameters.limited(created, parameters.parse_limits(self.io_limits)) if self.io_limits else created
+
+
+def is_released(phase: str, claim_uid: str) -> bool:
+    """Whether a claim that the volume still names has left it behind. The phase alone does not say so: an administrator
+    who takes the claimRef off, or its uid, offers the volume with its data to the next claim, and it is called Released
+    until the control plane has seen that (syncVolume in pkg/controller/volume/persistentvolume)."""
+    return phase == RELEASED and bool(claim_uid)
 
 
 def read(manifest: Json) -> PersistentVolume | None:

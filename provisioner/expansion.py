@@ -150,7 +150,7 @@ def plan(volume: PersistentVolume, claim: Claim, refused: str, *, in_grace: bool
 
 def plan_without_claim(volume: PersistentVolume) -> ExpansionPlan | None:
     """None for one that is right as it is, or goes."""
-    goes = volume.deleting or (volume.phase == RELEASED and volume.reclaim_policy == DELETE)
+    goes = volume.deleting or (volume.released and volume.reclaim_policy == DELETE)
     has = max(volume.actual, volume.target_size)  # its node may have made it as large, and not said so yet
     if goes or not volume.created_size or volume.size <= has:
         return None

@@ -20,10 +20,10 @@ from contract.volume import (
     BOUND,
     DELETE,
     PENDING,
-    RELEASED,
     ClaimReference,
     ObjectReference,
     PersistentVolume,
+    is_released,
     volume_reference,
 )
 
@@ -55,6 +55,10 @@ class NodePinnedVolume:
     def reference(self) -> ObjectReference:
         """For events."""
         return volume_reference(self.name, self.uid)
+
+    @property
+    def released(self) -> bool:
+        return is_released(self.phase, self.claim.uid if self.claim else "")
 
     @property
     def claim_reference(self) -> ObjectReference | None:
@@ -92,7 +96,7 @@ def _local_awaits_node(volume: PersistentVolume) -> bool:
     """Data that was to be kept is the administrator's to give up, so that waits for him and not for its node."""
     if not volume.deleting or names.STATIC_FINALIZER not in volume.finalizers:
         return False
-    if volume.phase == RELEASED:
+    if volume.released:
         return volume.reclaim_policy == DELETE
     return volume.phase in (AVAILABLE, PENDING) and not (volume.claim and volume.claim.uid)
 
@@ -111,7 +115,7 @@ def next_step(volume: NodePinnedVolume, opted_in: bool) -> NodeLossStep:
         return (
             NodeLossStep.REMOVE_FINALIZER if volume.awaits_node and not must_be_retained(volume) else NodeLossStep.KEEP
         )
-    if volume.phase == RELEASED and volume.reclaim_policy == DELETE:
+    if volume.released and volume.reclaim_policy == DELETE:
         return NodeLossStep.DELETE if volume.ours or opted_in else NodeLossStep.KEEP
     if not opted_in:
         return NodeLossStep.KEEP

@@ -7,7 +7,7 @@ import logging
 import time
 
 from contract import names
-from contract.volume import DELETE, RELEASED, PersistentVolume
+from contract.volume import DELETE, PersistentVolume
 from kube.client import Cluster
 from kube.errors import ApiError, Conflict, NotFound
 from kube.events import Recorder
@@ -28,7 +28,7 @@ class DeletionRefused(Exception):
 def should_delete(volume: PersistentVolume) -> bool:
     """Whether a volume is ours to delete."""
     return (
-        volume.phase == RELEASED
+        volume.released
         and volume.reclaim_policy == DELETE
         and volume.provisioned_by in names.PROVISIONERS
         and not volume.deleting

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from contract import names
-from contract.volume import AVAILABLE, BOUND, DELETE, PENDING, RELEASED, RETAIN
+from contract.volume import AVAILABLE, BOUND, DELETE, PENDING, RELEASED, RETAIN, is_released
 from daemon.static.metrics import ProcessCounts
 from daemon.static.volume import RECYCLE, StaticVolume
 from kube.backoff import Backoff
@@ -165,8 +165,10 @@ def abort_reason(volume: StaticVolume, released: ReleasedVolume) -> str:
         return "its PersistentVolume was recreated"
     if volume.phase != RELEASED:
         return f"it is {volume.phase}"
+    if not volume.claim_uid:
+        return "its claim reference was removed"
     if volume.claim_uid != released.claim_uid:
-        return "it was given to another claim" if volume.claim_uid else "its claim reference was removed"
+        return "it was given to another claim"
     return "" if volume.reclaim_policy == DELETE else f"its reclaim policy is {volume.reclaim_policy}"
 
 
@@ -181,6 +183,8 @@ def next_step(
         return DoNothing()
     if volume.deleting and volume.phase in (AVAILABLE, PENDING) and not volume.claim_uid:
         return RemoveFinalizer()
+    if volume.phase == RELEASED and not is_released(volume.phase, volume.claim_uid):
+        return DoNothing()  # the control plane will call it Available
     if volume.phase != RELEASED or volume.reclaim_policy == RETAIN:
         # A volume that is bound to a claim, or about to be, is examined again after that.
         has_data = volume.deleting and volume.phase not in (AVAILABLE, PENDING, BOUND)

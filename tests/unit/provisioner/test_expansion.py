@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from contract import capacity, names
 from contract import volume as contract_volume
-from contract.volume import PersistentVolume
+from contract.volume import ClaimReference, PersistentVolume
 from kube.errors import Forbidden, Json
 from kube.records import IMMEDIATE, Claim
 from kube.resources import CAPACITIES, CLAIMS, CLASSES, VOLUMES
@@ -360,6 +360,9 @@ async def test_what_the_api_server_refuses_is_not_reserved(cluster: MemoryCluste
         await until(lambda: figures(cluster)[0] == "9Gi")
 
 
+LAST = ClaimReference("default", "data", "last")
+
+
 def left(size: int, **fields: Any) -> PersistentVolume:
     """A retained volume whose claim is gone."""
     return grown(size, **{"phase": "Released", "reclaim_policy": "Retain", **fields})
@@ -374,7 +377,7 @@ def left(size: int, **fields: Any) -> PersistentVolume:
         pytest.param(left(5000, granted=400), ExpansionPlan(400, 400), id="granted, and more was requested then"),
         pytest.param(left(400, granted=400, actual=400), None, id="grown"),
         pytest.param(left(5000, phase="Available"), ExpansionPlan(300, 300), id="its claim was taken off already"),
-        pytest.param(left(5000, reclaim_policy="Delete"), None, id="it goes"),
+        pytest.param(left(5000, reclaim_policy="Delete", claim=LAST), None, id="it goes"),
         pytest.param(left(5000, deleting=True), None, id="it is being deleted"),
         pytest.param(left(5000, given=0, granted=None, actual=0), None, id="made by hand"),
     ],

@@ -69,6 +69,14 @@ def test_what_is_done(
     assert next_step(local, opted_in=False) is KEEP
 
 
+@pytest.mark.parametrize("claim", [None, ClaimReference("ns", "data", "")])
+@pytest.mark.parametrize("named", [False, True])
+def test_one_that_is_offered_to_the_next_claim_is_not_deleted_as_released(
+    claim: ClaimReference | None, named: bool
+) -> None:
+    assert next_step(replace(VOLUME, phase=RELEASED, claim=claim), named) is KEEP
+
+
 @pytest.mark.parametrize("named", [False, True])
 @pytest.mark.parametrize("policy", [DELETE, RETAIN])
 @pytest.mark.parametrize("phase", [PENDING, AVAILABLE, BOUND, RELEASED, FAILED])

@@ -3,6 +3,9 @@
 import asyncio
 import re
 
+import pytest
+
+from kube.errors import Json
 from kube.resources import CLAIMS, VOLUMES
 from provisioner.metrics import Metrics
 from tests.memorycluster import MemoryCluster
@@ -36,6 +39,23 @@ async def test_a_released_volume_whose_claim_is_alive_is_kept_and_reported(clust
         await until(lambda: cluster.messages("VolumeFailedDelete"))
     assert "deletionTimestamp" not in (volume(cluster) or {})["metadata"]
     assert "exists with the same uid" in cluster.messages("VolumeFailedDelete")[0]
+
+
+@pytest.mark.parametrize("reference", [None, {"namespace": "default", "name": "data"}])
+async def test_a_volume_that_is_offered_to_the_next_claim_is_not_deleted(
+    cluster: MemoryCluster, reference: Json | None
+) -> None:
+    """An administrator takes the claimRef of a retained volume off, or names the next claim, and sets policy Delete in
+    the same patch: it is called Released until the control plane has seen that."""
+    await released(cluster)
+    body = volume(cluster)
+    assert body
+    cluster.put(VOLUMES, {**body, "spec": {**body["spec"], "claimRef": reference}})
+    cluster.put(VOLUMES, {**body, "metadata": {**body["metadata"], "name": "other", "uid": "other"}})
+    async with leading(cluster):
+        await until(lambda: "deletionTimestamp" in (volume(cluster, "other") or {})["metadata"])
+    assert ("delete", "persistentvolumes", PV) not in cluster.requests
+    assert "deletionTimestamp" not in (volume(cluster) or {})["metadata"]
 
 
 async def test_a_namesake_of_the_claim_does_not_keep_the_volume(cluster: MemoryCluster) -> None:

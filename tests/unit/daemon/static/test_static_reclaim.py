@@ -106,6 +106,15 @@ def test_only_a_released_volume_is_cleaned(phase: str) -> None:
     assert next_step(replace(VOLUME, phase=phase), SUCCEEDED, 0, RETRY) == DoNothing()
 
 
+@pytest.mark.parametrize("deleting", [False, True])
+def test_one_that_is_offered_with_its_data_is_not_cleaned(deleting: bool) -> None:
+    """An administrator took the claimRef off, or its uid, and the control plane has not seen that yet."""
+    offered = replace(VOLUME, claim_uid="", deleting=deleting, has_finalizer=True)
+    assert next_step(offered, None, 0, RETRY) == DoNothing()
+    of_nobody = replace(RUNNING, released=ReleasedVolume.of(offered))
+    assert next_step(offered, of_nobody, 0, RETRY) == AbortCleanup(of_nobody, "its claim reference was removed")
+
+
 @pytest.mark.parametrize("volume", [replace(VOLUME, deleting=True), replace(VOLUME, reclaim_policy="Retain")])
 def test_deleted_or_retained_volumes_are_left_alone(volume: StaticVolume) -> None:
     assert next_step(volume, None, 0, RETRY) == DoNothing()
