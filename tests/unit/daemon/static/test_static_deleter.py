@@ -172,6 +172,7 @@ async def test_a_cleaner_that_succeeds(node: DeleterHarness, disks: Path) -> Non
     await node.create("pv", ONE, mode=BLOCK)
     configuration = configured(disks, cleaner=("sh", "-c", "exit 0"))
     await node.clean_all(configuration)
+    await until(lambda: node.triggers)
     assert len(node.triggers) == 1
     assert await node.phase("pv") == "Released"
     await node.pass_over(configuration)
