@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from command.programs import EXECUTABLE
+from command.main import EXECUTABLE
 
 PLUGIN = "elastic-local"
 ARCHIVE = "kubectl-elastic_local.tar.gz"

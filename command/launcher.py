@@ -18,14 +18,12 @@ def main() -> None:
         _with_newer()
     # In place of this folder, and before anything that the person has installed.
     sys.path[0:1] = [os.path.join(os.path.dirname(os.path.realpath(__file__)), "lib")]  # noqa: PTH118, PTH120
+    from command import entrypoints
+
     if os.path.basename(sys.argv[0]).startswith("kubectl_complete"):  # noqa: PTH119
-        from command import completion
-
-        completion.main()
+        entrypoints.complete()
     else:
-        from command import programs
-
-        programs.main()
+        entrypoints.main()
 
 
 def _with_newer() -> None:

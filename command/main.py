@@ -23,15 +23,23 @@ from command.options import (
     Output,
     VolumeSource,
 )
-from command.programs import EXECUTABLE
 from command.programsettings import ProgramCommand
 from contract import names
 from flexdriver import bundle, installation
 
+EXECUTABLE = "kubectl-elastic_local"
+"""By which kubectl finds the command as its plugin `kubectl elastic-local`."""
+
+
+def is_plugin() -> bool:
+    """Whether kubectl started it."""
+    return Path(sys.argv[0]).name == EXECUTABLE
+
+
 app = typer.Typer(
     help="Local volumes for Kubernetes: logical volumes of exactly the size a claim asks for.",
     no_args_is_help=True,
-    add_completion=Path(sys.argv[0]).name != EXECUTABLE,  # kubectl completes its plugins: command.completion
+    add_completion=not is_plugin(),  # kubectl completes its plugins: command.entrypoints
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -1,30 +1,16 @@
-"""The entry point of `elastic-local`, and the two programs that run for months.
+"""The two programs that run for months: settings from the environment, and off they go.
 
-Those are started without the library of the commands: typer takes 7 MB for as long as a program runs that has no
+They are started without the library of the commands: typer takes 7 MB for as long as a program runs that has no
 options.
 """
 
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Coroutine
-from pathlib import Path
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from service.environment import SettingsError
-
-EXECUTABLE = "kubectl-elastic_local"
-"""By which kubectl finds the command as its plugin `kubectl elastic-local`."""
-
-
-def main() -> None:
-    program = _PROGRAMS.get(sys.argv[1]) if len(sys.argv) == 2 else None
-    if program is not None:
-        program()
-        return
-    from command.main import app
-
-    app(prog_name="kubectl elastic-local" if Path(sys.argv[0]).name == EXECUTABLE else None)
 
 
 def daemon() -> None:
@@ -41,7 +27,7 @@ def provisioner() -> None:
     _run(lambda: main.run(settings.read(os.environ)))
 
 
-_PROGRAMS: dict[str, Callable[[], None]] = {"daemon": daemon, "provisioner": provisioner}
+PROGRAMS: Mapping[str, Callable[[], None]] = {"daemon": daemon, "provisioner": provisioner}
 
 
 def _run(program: Callable[[], Coroutine[Any, Any, None]]) -> None:

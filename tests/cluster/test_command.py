@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from command import krew
-from command.programs import EXECUTABLE
+from command.main import EXECUTABLE
 from host.command import run
 from kube.resources import CLAIMS, NODES, PODS, VOLUMES
 from tests import forkserver

@@ -19,7 +19,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from command import krew, launcher
-from command.programs import EXECUTABLE
+from command.main import EXECUTABLE
 
 _ROOT = Path(__file__).parents[3]
 _WITHOUT_LINUX = Path(__file__).with_name("withoutlinux.py")

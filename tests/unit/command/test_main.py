@@ -57,11 +57,11 @@ def test_the_provisioner_does_not_carry_the_daemon() -> None:
 def test_a_program_runs_without_what_commands_need(program: str) -> None:
     run = f"""
 import os, sys
-from command import programs
+from command import entrypoints
 sys.argv[1:] = [{program!r}]
 os.environ.update(NODE_NAME="n", LOG_LEVEL="LOUD")
 try:
-    programs.main()
+    entrypoints.main()
 except SystemExit as ended:
     assert ended.code == 2
 """

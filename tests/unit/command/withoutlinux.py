@@ -37,6 +37,6 @@ for module, names in _LINUX.items():
 ctypes.CDLL = _NoLibrary  # type: ignore[assignment,misc]
 sys.platform = "darwin"
 
-from command import programs  # noqa: E402
+from command import entrypoints  # noqa: E402
 
-programs.main()
+entrypoints.main()

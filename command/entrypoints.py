@@ -1,0 +1,40 @@
+"""The entry points: `elastic-local`, which is also `kubectl elastic-local`, and how kubectl completes that."""
+
+import contextlib
+import os
+import shlex
+import sys
+
+from command.programs import PROGRAMS
+
+_PROGRAM = "elastic-local"
+_NO_FILES = 4
+
+
+def main() -> None:
+    """A program that runs for months starts by itself, without what the commands need (command.programs)."""
+    if len(sys.argv) == 2 and (program := PROGRAMS.get(sys.argv[1])):
+        program()
+        return
+    from command.main import app, is_plugin
+
+    app(prog_name=f"kubectl {_PROGRAM}" if is_plugin() else None)
+
+
+def complete() -> None:
+    """kubectl runs kubectl_complete-elastic_local with the words so far, of which the last is being typed, and reads a
+    line for each that may follow, and a number that says what else to offer.
+
+    Source: kubectl help plugin; the numbers are those of cobra's shell completion (4: no names of files).
+    """
+    from command.main import app
+
+    words = [_PROGRAM, *sys.argv[1:]]
+    os.environ |= {
+        f"_{_PROGRAM.replace('-', '_').upper()}_COMPLETE": "complete_bash",
+        "COMP_WORDS": shlex.join(words[:-1]) + f" {words[-1]}",
+        "COMP_CWORD": str(len(words) - 1),
+    }
+    with contextlib.suppress(SystemExit):
+        app(prog_name=_PROGRAM)
+    print(f":{_NO_FILES}")
