@@ -85,8 +85,8 @@ stubs: ## generate the Python of the CSI protocols from daemon/csi/proto/*.proto
 		--python_out=. --pyi_out=. --grpclib_python_out=. daemon/csi/proto/*.proto
 
 docs: tools ## write docs/metrics.md and the schemas of configuration files, daemon/schemas, from the code
-	@$(RUN) python -m command.metricspage > docs/metrics.md.new && mv docs/metrics.md.new docs/metrics.md
-	@$(RUN) python -m command.schemas daemon/schemas
+	@$(RUN) python -m tools.metricspage > docs/metrics.md.new && mv docs/metrics.md.new docs/metrics.md
+	@$(RUN) python -m tools.schemas daemon/schemas
 
 site: ## build the site of the docs in build/site, with the generator of tools/docs.lock; a broken link ends it
 	@$(PYTHON) -m venv build/docs
@@ -98,10 +98,10 @@ site: ## build the site of the docs in build/site, with the generator of tools/d
 
 man: tools ## write the manual page build/elastic-local.1
 	@mkdir -p build
-	@$(RUN) python -m command.manpage > build/elastic-local.1
+	@$(RUN) python -m tools.manpage > build/elastic-local.1
 
 krew: tools ## build the kubectl plugin for krew in build/krew: an archive, and a manifest with REPOSITORY, or RELEASE_URL
-	@$(RUN) python -m command.krew build/krew "$$(tools/version)" "$(or $(REPOSITORY),https://example.com/elastic-local)" \
+	@$(RUN) python -m tools.krew build/krew "$$(tools/version)" "$(or $(REPOSITORY),https://example.com/elastic-local)" \
 		"$(RELEASE_URL)"
 
 tools: $(ENVIRONMENT) ## install what is needed: Debian packages, the virtual environment, kubectl

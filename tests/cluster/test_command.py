@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from command import krew
 from command.main import EXECUTABLE
 from host.command import run
 from kube.resources import CLAIMS, NODES, PODS, VOLUMES
@@ -22,6 +21,7 @@ from tests.sandbox.nodes import COMMAND, Node, NodeSpec
 from tests.sandbox.sandbox import Sandbox
 from tests.sandbox.workloads import Namespace, claim, pod
 from tests.waiting import until
+from tools import krew
 
 _MIB = 1024**2
 

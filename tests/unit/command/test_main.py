@@ -14,11 +14,11 @@ import typer
 import typer.testing
 from typer.core import TyperCommand, TyperGroup
 
-from command import manpage
 from command.main import app
 from contract import names
 
 PROGRAMS = ("daemon", "provisioner")
+NOWHERE = "elastic-local: kubeconfig /nowhere can't be used: there is no such file"
 
 
 def words(command: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str, TyperCommand]]:
@@ -120,7 +120,6 @@ def test_help_of_a_program_groups_its_settings_by_topic() -> None:
     assert topics[:2] == ["Node and API server", "Storage"]
     storage = shown.partition("Storage (environment):")[2].partition("\n\n")[0]
     assert re.search(r"^  DRIVER_KIND +LVM, LOOP", storage, re.MULTILINE)
-    assert ".B DRIVER_KIND" in manpage.page()
 
 
 def test_kubectl_finds_it_as_a_plugin() -> None:
@@ -154,13 +153,21 @@ def test_the_version_is_that_of_the_installed_package() -> None:
     assert (shown.exit_code, shown.output) == (0, f"elastic-local {metadata.version('elastic-local')}\n")
 
 
-def test_the_manual_has_each_command_and_option() -> None:
-    text = manpage.page().replace("\\-", "-")
-    for word, command in ALL.items():
-        assert f"\n.SS {word}" in text
-        section = text.partition(f"\n.SS {word}")[2].partition("\n.SS ")[0]
-        for parameter in command.params:
-            for option in (each for each in parameter.opts if each.startswith("--")):
-                assert option in section
-    requests = {line.split()[0] for line in text.splitlines() if line.startswith((".", "'"))}
-    assert requests == {".TH", ".SH", ".SS", ".B", ".I", ".TP", ".PP"}
+def without_linux(*words: str) -> "subprocess.CompletedProcess[str]":
+    program = Path(__file__).with_name("withoutlinux.py")
+    return subprocess.run([sys.executable, program, *words], capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("words", ["volumes --cluster", "doctor --cluster", "migrate"])
+def test_the_cluster_can_be_asked_without_linux(words: str) -> None:
+    done = without_linux(*words.split(), "--kubeconfig", "/nowhere")
+    assert (done.returncode, done.stderr.partition(",")[0]) == (1, NOWHERE)
+
+
+@pytest.mark.parametrize("words", ["volumes", "doctor", "vg list", "daemon"])
+def test_what_is_asked_of_a_node_says_so_without_linux(words: str) -> None:
+    done = without_linux(*words.split())
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert ("add --cluster" in done.stderr) == (words in ("volumes", "doctor"))
+    assert "darwin" in done.stderr

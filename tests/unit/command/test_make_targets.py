@@ -191,9 +191,9 @@ def test_a_release_is_for_both_architectures_on_a_base_that_stays_the_same(make:
 def test_the_plugin_is_for_the_release_that_was_named(make: Make) -> None:
     made = make("--dry-run", "krew", "REPOSITORY=https://example.com/owner/x", "RELEASE_URL=https://inside/1.2.0")
     assert made.code == 0, made.output
-    (line,) = (line for line in made.output.replace("\\\n", "").splitlines() if "command.krew" in line)
+    (line,) = (line for line in made.output.replace("\\\n", "").splitlines() if "tools.krew" in line)
     assert re.search(
-        r'-m command\.krew build/krew "\$\(tools/version\)" "https://example.com/owner/x"\s+"https://inside/1\.2\.0"$',
+        r'-m tools\.krew build/krew "\$\(tools/version\)" "https://example.com/owner/x"\s+"https://inside/1\.2\.0"$',
         line,
     )
 

@@ -11,10 +11,10 @@ import jsonschema
 import pytest
 import yaml
 
-from command import schemas
 from daemon.storage import deviceclasses
 from service import yamldecoder
 from tests.unit.deploy.rendered import DEPLOY, charted, one
+from tools import schemas
 
 ROOT = DEPLOY.parent
 SHIPPED = DEPLOY / "schemas"

@@ -64,7 +64,7 @@ def code() -> frozenset[str]:
 
 @cache
 def metrics() -> frozenset[str]:
-    """Of the page that is written from the code (tests/unit/command/test_metricspage.py)."""
+    """Of the page that is written from the code (tests/unit/tools/test_metricspage.py)."""
     names = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE)
     return frozenset(f"{name}{end}" for name in names for end in ("", "_bucket", "_sum", "_count"))
 

@@ -18,12 +18,11 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from command import krew, launcher
 from command.main import EXECUTABLE
+from tests.unit.command.test_main import NOWHERE
+from tools import krew, krewlauncher
 
 _ROOT = Path(__file__).parents[3]
-_WITHOUT_LINUX = Path(__file__).with_name("withoutlinux.py")
-_NOWHERE = "elastic-local: kubeconfig /nowhere can't be used: there is no such file"
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +54,11 @@ def test_it_runs_with_nothing_installed(unpacked: Path) -> None:
     assert bare(plugin, "--version").stdout == "elastic-local 1.2.0\n"
     assert bare(plugin, "--help").stdout.startswith("Usage: kubectl elastic-local [OPTIONS] COMMAND")
     done = bare(plugin, "capacity", "--kubeconfig", "/nowhere")
-    assert (done.returncode, done.stderr.partition(",")[0]) == (1, _NOWHERE)
+    assert (done.returncode, done.stderr.partition(",")[0]) == (1, NOWHERE)
 
 
 def test_no_word_lacks_a_module(unpacked: Path) -> None:
-    building = {"krew", "launcher", "manpage", "metricspage", "schemas"}
-    words = {file.stem for file in (unpacked / "lib" / "command").glob("*.py")} - building
+    words = {file.stem for file in (unpacked / "lib" / "command").glob("*.py")}
     done = bare(
         "-c",
         f"import sys; sys.path.insert(0, {str(unpacked / 'lib')!r})\n"
@@ -99,27 +97,12 @@ def test_an_old_python_looks_for_a_newer_one_or_says_what_is_needed(unpacked: Pa
     newer.chmod(0o755)
     done = run(sys.executable, "-I", "-S", "-c", old, PATH=str(tmp_path))
     assert done.stdout == "newer: kubectl-elastic_local volumes\n"
-    assert launcher.OLDEST == (3, 11)
-
-
-@pytest.mark.parametrize("words", ["volumes --cluster", "doctor --cluster", "migrate"])
-def test_the_cluster_can_be_asked_without_linux(words: str) -> None:
-    done = run(sys.executable, _WITHOUT_LINUX, *words.split(), "--kubeconfig", "/nowhere")
-    assert (done.returncode, done.stderr.partition(",")[0]) == (1, _NOWHERE)
-
-
-@pytest.mark.parametrize("words", ["volumes", "doctor", "vg list", "daemon"])
-def test_what_is_asked_of_a_node_says_so_without_linux(words: str) -> None:
-    done = run(sys.executable, _WITHOUT_LINUX, *words.split())
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert ("add --cluster" in done.stderr) == (words in ("volumes", "doctor"))
-    assert "darwin" in done.stderr
+    assert krewlauncher.OLDEST == (3, 11)
 
 
 def test_the_same_tree_gives_the_same_bytes(content: bytes, tmp_path: Path) -> None:
     made = run(
-        *(sys.executable, "-m", "command.krew", tmp_path, "1.2.0", "https://example.com/x", "https://inside/files/"),
+        *(sys.executable, "-m", "tools.krew", tmp_path, "1.2.0", "https://example.com/x", "https://inside/files/"),
         PYTHONHASHSEED="7",
     )
     assert made.returncode == 0, made.stderr

@@ -1,7 +1,7 @@
 from pathlib import Path
 
-from command.metricspage import page
 from tests.unit.deploy.test_dashboards import exported
+from tools.metricspage import page
 
 
 def test_the_page_about_metrics_is_what_the_code_has() -> None:

@@ -52,7 +52,7 @@ Completion of its words by kubectl needs one more link:
 def archive(version: str) -> bytes:
     """Raises ValueError when what is installed is not what is locked."""
     files = {
-        EXECUTABLE: (_ROOT / "command" / "launcher.py").read_bytes(),
+        EXECUTABLE: Path(__file__).with_name("krewlauncher.py").read_bytes(),
         "LICENSE": (_ROOT / "LICENSE").read_bytes(),
         f"lib/elastic_local-{version}.dist-info/METADATA": _metadata(version),
     }
