@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,8 @@ with (folder / "calls").open("a") as file:
 if given:
     with (folder / "given").open("a") as file:
         file.write("---\\n" + given)
-sys.stdout.write(next((answer for key, answer in answers.items() if key in words), ""))
+answer = next((answer for key, answer in answers.items() if key in words), "")
+sys.exit(answer["fails"]) if isinstance(answer, dict) else sys.stdout.write(answer)
 """
 
 
@@ -54,7 +55,7 @@ def make(tmp_path: Path) -> Make:
         (tmp_path / name).write_text(_RECORDER)
         (tmp_path / name).chmod(0o755)
 
-    def run(*arguments: str, answers: dict[str, str] | None = None) -> Made:
+    def run(*arguments: str, answers: Mapping[str, object] | None = None) -> Made:
         (tmp_path / "answers").write_text(json.dumps(answers or {}))
         done = subprocess.run(
             ["make", "--no-print-directory", f"PYTHON={sys.executable}", *arguments],
@@ -124,6 +125,30 @@ def test_a_node_where_it_fails_fails_the_target_and_shows_why(make: Make) -> Non
     made = make("minikube-create-vg", answers={**answers, "get pod create-vg": "Pending"})
     assert made.code != 0
     assert "is the image elastic-local on the node?" in made.output
+
+
+def test_a_namespace_that_is_there_is_left_as_it_is(make: Make) -> None:
+    """Its labels are those of the deployment, of Helm or of an administrator; a missing one is made as deploy/base
+    has it, so that the deployment may apply its own."""
+    answers = minikube_of("kvm2")
+    made = make("minikube-create-vg", answers={**answers, "get namespace elastic-local": "namespace/elastic-local"})
+    assert made.code == 0, made.output
+    assert {document["kind"] for document in made.given} == {"Pod"}
+
+    made = make("minikube-create-vg", answers=answers)
+    assert made.code == 0, made.output
+    [namespace] = [document for document in made.given if document["kind"] == "Namespace"]
+    assert namespace == yaml.safe_load((_ROOT / "deploy/base/namespace.yaml").read_text())
+    [call] = [call for call in made.calls if call.startswith("kubectl --context minikube create ")]
+    assert "--save-config" in call
+
+
+def test_a_pod_that_is_refused_ends_it_with_what_to_do(make: Make) -> None:
+    refusing = {"apply --filename -": {"fails": "violates PodSecurity"}, "get nodes": "gke-1"}
+    made = make("gke-create-vg", answers=refusing)
+    assert made.code != 0
+    assert "violates PodSecurity" in made.output
+    assert "kubectl label namespace elastic-local pod-security.kubernetes.io/enforce=privileged" in made.output
 
 
 def test_gke_create_vg_takes_the_nodes_with_raw_disks(make: Make) -> None:
