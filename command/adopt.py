@@ -46,6 +46,10 @@ def adopt(
     access: ApiAccess,
     form: Form,
 ) -> None:
+    if manifest and yes:
+        raise typer.BadParameter("what it prints, somebody else is to create: leave out --yes", param_hint="--manifest")
+    if manifest and form is Form.NAME:
+        raise typer.BadParameter("with --manifest it is yaml, or json.", param_hint="--output")
     target = _target_claim(volumes, claim, storage_class)
     plans = run(_adopt(volumes, target, yes, manifest, access))
     if manifest:
@@ -62,6 +66,8 @@ def adopt(
 
 def _show_manifests(manifests: list[adoption.Json], form: Form) -> None:
     """Either form is one that kubectl takes."""
+    if not manifests:
+        typer.echo("no PersistentVolume is to be made: name an orphan, and the claim that is to have it", err=True)
     if form is Form.JSON:
         show_data({"apiVersion": "v1", "kind": "List", "items": manifests}, form)
     else:

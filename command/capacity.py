@@ -27,6 +27,7 @@ class Row:
 
 _COLUMNS = (
     Column[Row]("node", lambda row: row.node),
+    Column[Row]("hostname", lambda row: row.hostname, wide=True),
     Column[Row]("class", lambda row: row.storage_class),
     Column[Row]("pool", lambda row: row.pool or "-"),
     Column[Row]("allocatable", lambda row: size(row.allocatable), right=True),

@@ -21,7 +21,9 @@ from command.options import (
     Kubeconfig,
     Namespace,
     Output,
+    ReportOutput,
     VolumeSource,
+    WideOutput,
 )
 from command.programsettings import ProgramCommand
 from contract import names
@@ -98,7 +100,7 @@ def volumes(
     namespace: Namespace = names.NAMESPACE,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
-    output: Output = Form.TABLE,
+    output: WideOutput = Form.TABLE,
 ) -> None:
     """Every volume of this node, or with --cluster of all: claim, pods, size, what is used, state.
 
@@ -119,7 +121,7 @@ def capacity(
     namespace: Namespace = names.NAMESPACE,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
-    output: Output = Form.TABLE,
+    output: WideOutput = Form.TABLE,
 ) -> None:
     """How much capacity each node has for each class, and how much of it is used or reserved.
 
@@ -192,7 +194,7 @@ def doctor(
     namespace: Namespace = names.NAMESPACE,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
-    output: Output = Form.TABLE,
+    output: ReportOutput = Form.TABLE,
 ) -> None:
     """Check what can be wrong on this node, or with --cluster in the cluster, in the order in which things depend on
     each other. Under each fault stands the command that corrects it. Exit code 1 when there is one.
@@ -284,7 +286,7 @@ def install(
     interpreter: Annotated[
         Path, typer.Option(help="Python of the node, 3.11 or later, where no native driver was built for its machine.")
     ] = Path(bundle.INTERPRETER),
-    output: Output = Form.TABLE,
+    output: ReportOutput = Form.TABLE,
 ) -> None:
     """Install the driver into the kubelet's plugin directory, whole or not at all; the kubelet sees it at once.
 

@@ -3,7 +3,7 @@
 import enum
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,7 +30,30 @@ class VolumeSource(enum.StrEnum):
     FLEX_VOLUME = "flexVolume"
 
 
-Output = Annotated[Form, typer.Option("--output", "-o", help="A table, with more columns, as data, or names alone.")]
+def _output(meaning: str, *forms: Form) -> Any:
+    """`--output` of a command that has these forms. Another one is refused: it would change nothing."""
+
+    def read(text: str) -> Form:
+        if (form := _attached(text)) not in forms:
+            raise typer.BadParameter(f"{form!r} is not one of {', '.join(forms)}.")
+        return Form(form)
+
+    def complete(begun: str) -> list[str]:
+        return [form for form in forms if form.startswith(begun)]
+
+    return typer.Option(
+        "--output", "-o", parser=read, metavar=f"[{'|'.join(forms)}]", autocompletion=complete, help=meaning
+    )
+
+
+def _attached(text: str) -> str:
+    """The value of a short option. kubectl takes `-o=json`, too, where others see `=json`."""
+    return text.removeprefix("=")
+
+
+WideOutput = Annotated[Form, _output("A table, with more columns, as data, or names alone.", *Form)]
+Output = Annotated[Form, _output("A table, as data, or names alone.", Form.TABLE, Form.JSON, Form.YAML, Form.NAME)]
+ReportOutput = Annotated[Form, _output("As text, or as data.", Form.TABLE, Form.JSON, Form.YAML)]
 Kubeconfig = Annotated[
     str | None,
     typer.Option(envvar="KUBECONFIG", help="How to reach the API server. Default: as kubectl, or the pod's account."),

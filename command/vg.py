@@ -67,13 +67,20 @@ def remove(group: str, dry_run: bool, data_dir: Path, form: Form) -> None:
     removed = run(_remove(group, dry_run, data_dir))
     if form.structured:
         show_data({"name": group, "devices": removed, "removed": not dry_run}, form)
+    elif form is Form.NAME:
+        typer.echo(group)
     else:
         would = "would be" if dry_run else "is"
         typer.echo(f"volume group {group} {would} removed, {' '.join(removed)} can be used for something else")
+    _tell(dry_run)
 
 
 def _show_one(group: Group, form: Form, dry_run: bool) -> None:
     show([group], _COLUMNS, form, nothing="", name=_name)
+    _tell(dry_run)
+
+
+def _tell(dry_run: bool) -> None:
     if dry_run:
         typer.echo("nothing was changed: the same command without --dry-run does it", err=True)
 

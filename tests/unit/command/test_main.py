@@ -1,5 +1,6 @@
 """What a person types: every word answers at once, and every answer can be had as JSON."""
 
+import importlib
 import json
 import os
 import re
@@ -70,9 +71,34 @@ except SystemExit as ended:
     assert not loaded & {"typer", "rich"}
 
 
+def forms(word: str) -> list[str]:
+    """Those that `-o` of a command takes, as its help has them."""
+    shown = [option.metavar for option in ALL[word].params if option.name == "output"]
+    return shown[0].strip("[]").split("|") if shown and shown[0] else []
+
+
 def test_every_answer_can_be_had_as_json() -> None:
-    without = {word for word, command in ALL.items() if "output" not in {each.name for each in command.params}}
-    assert without == set(PROGRAMS)
+    assert {word for word in ALL if not {"json", "yaml"} <= set(forms(word))} == set(PROGRAMS)
+
+
+@pytest.mark.parametrize("word", sorted(set(ALL) - set(PROGRAMS)))
+def test_a_form_that_would_change_nothing_is_refused(word: str) -> None:
+    taken = forms(word)
+    module = importlib.import_module(f"command.{word.split()[-1] if word == 'flexdriver install' else word.split()[0]}")
+    assert ("wide" in taken) == any(column.wide for column in getattr(module, "_COLUMNS", ()))
+    for form in {"name", "wide", "jsonpath"} - set(taken):
+        done = typer.testing.CliRunner().invoke(app, [*word.split(), "-o", form])
+        assert done.exit_code == 2
+        assert f"'{form}' is not one of {', '.join(taken)}." in done.output
+
+
+def completion(*words: str) -> list[str]:
+    """As kubectl asks its plugins, which takes descriptions off and reads the number at the end."""
+    program = Path(sys.executable).with_name("kubectl_complete-elastic_local")
+    shown = subprocess.run([program, *words], capture_output=True, text=True, check=True)
+    *offered, number = shown.stdout.split()
+    assert number == ":4"
+    return offered
 
 
 @pytest.mark.parametrize("word", ALL)
@@ -94,12 +120,9 @@ def test_a_shell_completes_the_words() -> None:
 
 
 def test_kubectl_completes_the_words() -> None:
-    """As kubectl asks its plugins, which takes descriptions off and reads the number at the end."""
-    program = Path(sys.executable).with_name("kubectl_complete-elastic_local")
-    shown = subprocess.run([program, "vg", ""], capture_output=True, text=True, check=True).stdout
-    assert shown.split() == ["create", "extend", "remove", "list", ":4"]
-    shown = subprocess.run([program, "volumes", "--wa"], capture_output=True, text=True, check=True).stdout
-    assert shown.split() == ["--watch", ":4"]
+    assert completion("vg", "") == ["create", "extend", "remove", "list"]
+    assert completion("volumes", "--wa") == ["--watch"]
+    assert completion("doctor", "-o", "") == ["table", "json", "yaml"]
 
 
 def test_help_is_kubectls() -> None:
