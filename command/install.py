@@ -1,6 +1,7 @@
 """`flexdriver install`: puts the driver where this node's kubelet looks for it."""
 
 import dataclasses
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ import typer
 
 from command.options import Form
 from command.table import show_data
-from flexdriver import installation
+from flexdriver import bundle, installation
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,19 @@ class Installed:
         return f"{self.path}: this very driver ({self.driver}) is installed already"
 
 
-def install(plugin_dirs: Sequence[Path], interpreter: Path, form: Form) -> None:
-    driver = installation.choose(interpreter=str(interpreter))
+def install(plugin_dirs: Sequence[Path], interpreter: Path | None, form: Form) -> None:
+    """Where no native driver was built, as for the plugin of kubectl, the one that needs a Python of the node is for
+    who says which: nobody means to install it by mistake, and the next start of the daemon would replace it."""
+    machine = platform.machine()
+    if interpreter is None and installation.native(machine) is None:
+        typer.echo(
+            f"elastic-local: this installation of the command has no native driver for {machine}. The daemon has one, "
+            "and installs it when it starts. For a node where it may not: run `elastic-local flexdriver install` from "
+            "the image there, or name a Python of that node, 3.11 or later, with --interpreter",
+            err=True,
+        )
+        raise typer.Exit(1)
+    driver = installation.choose(machine, str(interpreter or bundle.INTERPRETER))
     done = [_install(driver, each) for each in plugin_dirs]
     if form.structured:
         show_data([dataclasses.asdict(each) for each in done], form)

@@ -27,7 +27,7 @@ from command.options import (
 )
 from command.programsettings import ProgramCommand
 from contract import names
-from flexdriver import bundle, installation
+from flexdriver import installation
 
 EXECUTABLE = "kubectl-elastic_local"
 """By which kubectl finds the command as its plugin `kubectl elastic-local`."""
@@ -284,13 +284,15 @@ def install(
         ),
     ] = None,
     interpreter: Annotated[
-        Path, typer.Option(help="Python of the node, 3.11 or later, where no native driver was built for its machine.")
-    ] = Path(bundle.INTERPRETER),
+        Path | None,
+        typer.Option(help="Python of the node, 3.11 or later, where no native driver was built for its machine."),
+    ] = None,
     output: ReportOutput = Form.TABLE,
 ) -> None:
     """Install the driver into the kubelet's plugin directory, whole or not at all; the kubelet sees it at once.
 
-    The daemon does this by itself; this is for a node where no daemon may write there.
+    The daemon does this by itself; this is for a node where no daemon may write there. Run it from the image, which has
+    the driver for amd64 and arm64.
     """
     from command import install
 

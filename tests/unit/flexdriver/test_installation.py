@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from command.main import app
@@ -52,6 +53,20 @@ def test_the_command_says_what_it_installed_and_that_it_did(tmp_path: Path) -> N
     assert chosen.description in first.output
     assert "installed already" in again.output
     assert installation.installed(chosen, tmp_path)
+
+
+def test_the_command_installs_no_other_driver_by_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the plugin of kubectl, for which none is built."""
+    monkeypatch.setattr(installation, "native", lambda machine: None)
+    words = ["flexdriver", "install", "--plugin-dir", str(tmp_path)]
+    refused = CliRunner().invoke(app, words)
+    assert refused.exit_code == 1
+    assert "The daemon has one, and installs it when it starts" in refused.output
+    assert not list(tmp_path.iterdir())
+
+    done = CliRunner().invoke(app, [*words, "--interpreter", "/opt/python"])
+    assert done.exit_code == 0, done.output
+    assert installation.place(tmp_path).read_bytes() == bundle.build("/opt/python")
 
 
 def test_the_command_says_what_to_do_about_a_folder_that_can_not_be(tmp_path: Path) -> None:

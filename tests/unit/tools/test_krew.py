@@ -57,6 +57,13 @@ def test_it_runs_with_nothing_installed(unpacked: Path) -> None:
     assert (done.returncode, done.stderr.partition(",")[0]) == (1, NOWHERE)
 
 
+def test_it_installs_no_driver(unpacked: Path, tmp_path: Path) -> None:
+    """The archive is for every machine, so it has none."""
+    done = bare(unpacked / EXECUTABLE, "flexdriver", "install", "--plugin-dir", tmp_path)
+    assert (done.returncode, list(tmp_path.iterdir())) == (1, [])
+    assert "The daemon has one, and installs it when it starts" in done.stderr
+
+
 def test_no_word_lacks_a_module(unpacked: Path) -> None:
     words = {file.stem for file in (unpacked / "lib" / "command").glob("*.py")}
     done = bare(
