@@ -202,8 +202,9 @@ class SnapshotController:
         return ""
 
     async def _create(self, content: SnapshotContent) -> None:
-        """Makes it, and says so. A content that says already that it was ready has lost it."""
-        if content.ready:
+        """Makes it, and says so. A content with a handle had it, and has lost it: `ready` does not say that, an error
+        resets it, and what the volume holds by now would be taken for what it held then."""
+        if content.handle:
             raise VolumeNotFound(
                 f"snapshot {content.volume} was made on this node and is not there any more: bring back the disks that "
                 "it lies on; if they are gone for good, delete the VolumeSnapshot"
@@ -274,11 +275,13 @@ class SnapshotController:
         log.info("ready")
 
     async def _is_its_own(self, content: SnapshotContent) -> bool:
-        """Whether there may be a snapshot to be removed or retained for it. One that was never handed to it is not."""
+        """Whether there may be a snapshot to be removed or retained for it. One that was never handed to it is not: its
+        record says so or, while that can't be seen, the content: it has the annotation right after that, and then the
+        handle for good. `ready` it is until the next error only."""
         if not content.source_handle:
             return True
         volume = self._volumes.inventory.volume(content.volume)
-        return content.ready and (volume is None or volume.record.uid == content.uid)
+        return bool(content.handle or content.being_created) if volume is None else volume.record.uid == content.uid
 
     async def _remove_finalizer(self, content: SnapshotContent) -> None:
         try:

@@ -28,7 +28,7 @@ from kube.resources import EVENTS, NODES, SNAPSHOT_CONTENTS, VOLUMES
 from tests.node.volume_node import MIB
 from tests.sandbox.snapshots import install
 from tests.unit.daemon.nodecluster import NODE, create_pv, serving
-from tests.waiting import until
+from tests.waiting import drained, until
 
 Json = dict[str, Any]
 
@@ -231,6 +231,56 @@ async def test_a_retained_one_is_found_again_by_its_handle(harness: Harness) -> 
     await harness.delete("found")
     await harness.until_gone("found")
     assert harness.volumes.inventory.volume(name) is None
+
+
+async def test_one_that_is_lost_is_not_made_anew(harness: Harness, tmp_path: Path) -> None:
+    """The volume holds something else by now. What went wrong is said in the status, which is not ready any more."""
+    await made_volume(harness, "pv")
+    uid = await harness.content("one", {"volumeHandle": "pv"})
+    content = await harness.until_ready("one")
+    name = snapshot.volume_name(uid)
+    for file in (tmp_path / "data").glob(f"{name}.*"):
+        file.unlink()
+    await harness.volumes.refresh()
+    harness.controller.enqueue(name)
+    assert "was made on this node and is not there any more" in await harness.until_error("one")
+    for _ in range(2):
+        harness.controller.enqueue(name)
+        await drained(harness.controller._queue)
+        lost = await harness.read("one")
+        assert harness.volumes.inventory.volume(name) is None
+        assert (lost.handle, lost.ready) == (content.handle, False)
+
+
+async def test_one_that_is_to_be_retained_is_so_though_it_could_not_be_seen(harness: Harness, tmp_path: Path) -> None:
+    """It was handed over under policy Delete, which its record says still, and was not ready for a while."""
+    await made_volume(harness, "pv")
+    uid = await harness.content("one", {"volumeHandle": "pv"}, policy="Retain")
+    handle = (await harness.until_ready("one")).handle
+    await harness.delete("one")
+    await harness.until_gone("one")
+    name = snapshot.volume_name(uid)
+    await harness.content("found", {"snapshotHandle": handle})
+    await harness.until_ready("found")
+    data, away = tmp_path / "data", tmp_path / "away"
+    data.rename(away)
+    await harness.volumes.refresh()
+    await harness.cluster.patch(SNAPSHOT_CONTENTS, "found", {"spec": {"deletionPolicy": "Retain"}})
+    await harness.until_error("found")
+    await harness.delete("found")
+
+    async def held() -> bool:
+        await harness.events.flush()
+        return any("is to be retained" in event["message"] for event in await harness.cluster.list(EVENTS))
+
+    await until(held, what="an event says that it can't be noted")
+    away.rename(data)
+    await harness.volumes.refresh()
+    harness.controller.enqueue(name)
+    await harness.until_gone("found")
+    volume = harness.volumes.inventory.volume(name)
+    assert volume
+    assert volume.record.policy == "Retain"
 
 
 async def test_what_is_not_there_is_said(harness: Harness) -> None:
