@@ -70,14 +70,15 @@ class _Observed:
 def charge_of(volume: PersistentVolume) -> Charge | None:
     """What an existing PersistentVolume takes, None when it takes nothing any more."""
     if volume.node_label:
-        if volume.deleting and names.FINALIZER not in volume.finalizers:
-            return None
-        account = Account(volume.node_label, volume.pool)
-    elif volume.deleting or volume.phase in (RELEASED, FAILED):
-        return None
+        gone = volume.deleting and names.FINALIZER not in volume.finalizers
     else:
-        account = unplaced(volume.storage_class)
-    return Charge(account, volume.charged_size, layout_of(volume))
+        gone = volume.deleting or volume.phase in (RELEASED, FAILED)
+    return None if gone else Charge(account_of(volume), volume.charged_size, layout_of(volume))
+
+
+def account_of(volume: PersistentVolume) -> Account:
+    """What it is charged to for as long as it is."""
+    return Account(volume.node_label, volume.pool) if volume.node_label else unplaced(volume.storage_class)
 
 
 def layout_of(volume: PersistentVolume) -> VolumeParameters:

@@ -8,8 +8,8 @@ or the scheduler's last choice but one.
 
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from contract import names
 from contract.capacity import Capacity
@@ -22,6 +22,7 @@ from kube.records import SELECTED_NODE, Claim, Pod, StorageClass, VolumeAttribut
 from kube.resources import CLAIMS
 from kube.workqueue import WorkQueue
 from provisioner import clonesource
+from provisioner.capacityledger import Account, account_of
 from provisioner.clonesource import NO_SOURCE, CloneSource
 from provisioner.clusterstate import (
     ClusterCache,
@@ -43,9 +44,11 @@ from provisioner.decision import (
     unscheduled,
     waits_for_first_consumer,
 )
+from provisioner.index import Index
 from provisioner.metrics import Metrics
 from provisioner.nodetracker import NodeTracker
 from provisioner.placement import PodPlacement, ReschedulePod
+from provisioner.stalledclaims import StalledClaims
 from provisioner.volumecreation import ProvisioningFailed, VolumeCreator, volume_name
 from service import logs
 
@@ -53,15 +56,6 @@ _log = logging.getLogger(__name__)
 
 RECHECK_SECONDS = 120.0
 """Seconds after which a refused claim is looked at again, though nothing has changed that we know of."""
-
-
-@dataclass(frozen=True)
-class _Stalled:
-    """A claim that waits for capacity or for its class."""
-
-    claim: Claim
-    since: float | None
-    """When the chosen node was first found to publish no capacity."""
 
 
 _CATCHING_UP = 0.2
@@ -88,11 +82,14 @@ class ClaimController:
         self._creator = creator
         self._recorder = recorder
         self._metrics = metrics
-        self._stalled: dict[str, _Stalled] = {}
+        self._stalled = StalledClaims()
         self.queue = WorkQueue(
             self._handle, parallelism=parallelism, expected=(ApiError, ProvisioningFailed), of="claim"
         )
-        self._placement = PodPlacement(cluster, cache, self._wake_stalled)
+        self._placement = PodPlacement(cluster, cache, self.capacity_freed)
+        self._by_class = Index[str]()
+        self._by_volume = Index[str]()
+        """Claims by the name that their volume has, or will have."""
         self._rescheduling: set[str] = set()
         """Pods whose claims are being sent to another node, by uid."""
         cache.claims.subscribe(self._claim_changed)
@@ -104,6 +101,8 @@ class ClaimController:
         cache.contents.subscribe(self._content_changed)
 
     def _claim_changed(self, key: str, old: Claim | None, new: Claim | None) -> None:
+        self._by_class.put(key, (new.storage_class,) if new else ())
+        self._by_volume.put(key, (volume_name(new.uid),) if new else ())
         self.queue.add(key)
         for pod in self._cache.pods_of(key):
             for other in pod.claims:
@@ -119,70 +118,52 @@ class ClaimController:
         """Once, when the caches are synced and before the queue runs."""
         self._placement.restore_reservations()
 
-    def requeue_all(self) -> None:
-        """At every claim without a volume: what we took for one may be none."""
-        for claim in self._cache.claims.values():
-            self.queue.add(claim.key)
+    def volume_missing(self, name: str) -> None:
+        """Look again at the claim that we took to have this volume."""
+        self._look_again(self._by_volume.get(name))
 
-    def _wake_stalled(self, storage_class: str | None = None) -> None:
-        """Look again at claims that wait, of one class or of all: there may be capacity now."""
-        for key, stalled in self._stalled.items():
-            if storage_class in (None, stalled.claim.storage_class):
-                self.queue.add(key)
+    def capacity_freed(self, account: Account) -> None:
+        """Look again at the claims that wait for capacity and may find it now: those that ask for no more than a node
+        has left for their class."""
+        for storage_class in self._cache.classes_of(account):
+            self._look_again(self._stalled.lacking(storage_class, self._cache.most_free))
 
-    def _wake_clones(self, source: ClaimReference) -> None:
-        """Look again at claims that wait to become a copy of this one: it may be ready for that now."""
-        for key, stalled in self._stalled.items():
-            claim = stalled.claim
-            if (
-                claim.clones
-                and not claim.restores
-                and (claim.namespace, claim.data_source_name) == (source.namespace, source.name)
-            ):
-                self.queue.add(key)
+    def _look_again(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            self.queue.add(key)
 
     def _content_changed(self, name: str, old: SnapshotContent | None, new: SnapshotContent | None) -> None:
         """Look again at claims that wait to be restored from the snapshot: it may be ready by now, or gone."""
-        content = new or old
-        if content is None:
-            return
-        for key, stalled in self._stalled.items():
-            claim = stalled.claim
-            if claim.restores and (claim.namespace, claim.data_source_name) == (
-                content.snapshot_namespace,
-                content.snapshot_name,
-            ):
-                self.queue.add(key)
+        if content := new or old:
+            self._look_again(self._stalled.restoring(content.snapshot_namespace, content.snapshot_name))
 
     def _class_changed(self, name: str, old: StorageClass | None, new: StorageClass | None) -> None:
-        for claim in self._cache.claims.values():
-            if claim.storage_class == name:
-                self.queue.add(claim.key)
+        self._look_again(self._by_class.get(name))
 
     def _attributes_class_changed(
         self, name: str, old: VolumeAttributesClass | None, new: VolumeAttributesClass | None
     ) -> None:
-        for key, stalled in self._stalled.items():
-            if stalled.claim.attributes_class == name:
-                self.queue.add(key)
+        self._look_again(self._stalled.naming(name))
 
     def _capacity_changed(self, key: str, old: Published | None, new: Published | None) -> None:
         # Each new volume moves `available`, on which nothing is decided here.
         if new and (not old or replace(new.capacity, available=0) != replace(old.capacity, available=0)):
-            self._wake_stalled(new.capacity.storage_class)
+            self._look_again(self._stalled.of_class(new.capacity.storage_class))
 
     def _volume_changed(self, name: str, old: PersistentVolume | None, new: PersistentVolume | None) -> None:
-        if new is not None and new.claim is not None:
-            self._wake_clones(new.claim)
-        if new is None:
-            self._wake_stalled()
-            if old is not None and old.claim is not None:
+        """Look again at claims that wait to become copies of its claim's: it may be ready for that now, or gone."""
+        volume = new or old
+        if volume is not None and volume.claim is not None:
+            self._look_again(self._stalled.copying(volume.claim))
+        if new is None and old is not None:
+            self.capacity_freed(account_of(old))
+            if old.claim is not None:
                 self.queue.add(str(old.claim))
 
     async def _handle(self, key: str) -> None:
         claim = self._cache.claims.get(key)
         if claim is None:
-            self._stalled.pop(key, None)
+            self._stalled.discard(key)
             self._placement.release(key)
             return
         with logs.about(claim=key, volume=volume_name(claim.uid)):
@@ -205,13 +186,12 @@ class ClaimController:
             decision = await self._decide_with_pod(claim, decision)
         match decision:
             case Ignore():
-                self._stalled.pop(claim.key, None)
+                self._stalled.discard(claim.key)
             case Wait(seconds):
-                waited = self._waited(claim)
-                self._stalled[claim.key] = _Stalled(claim, time.monotonic() - waited)
+                self._stalled.wait(claim)
                 self.queue.add_after(claim.key, seconds)
-            case Refuse(why):
-                self._stalled[claim.key] = _Stalled(claim, None)
+            case Refuse(why, lacks_capacity):
+                self._stalled.refuse(claim, self._lacks(claim) if lacks_capacity else None)
                 self._report_failure(claim, why)
                 self.queue.add_after(claim.key, RECHECK_SECONDS)
             case Reschedule(why):
@@ -242,6 +222,11 @@ class ClaimController:
             return CloneSource(obstacle=why)
         return clonesource.of_snapshot(claim, snapshot, content)
 
+    def _lacks(self, claim: Claim) -> int:
+        """What a node must have left at least for the claim, by the count of all others. Of what it has reserved itself
+        nothing is known here."""
+        return 0 if self._cache.ledger.reservation(volume_name(claim.uid)) else claim.requested
+
     def _exists(self, claim: Claim) -> bool:
         return self._cache.ledger.exists(volume_name(claim.uid), claim.uid)
 
@@ -253,7 +238,9 @@ class ClaimController:
             return unscheduled(claim, self._cache.pods_of(claim.key))
         available = self._cache.available(claim, volume_name(claim.uid), source)
         attributes = self._cache.attributes_class(claim.attributes_class)
-        return decide(claim, storage_class, available, waited=self._waited(claim), source=source, attributes=attributes)
+        return decide(
+            claim, storage_class, available, waited=self._stalled.waited(claim), source=source, attributes=attributes
+        )
 
     async def _decide_with_pod(self, claim: Claim, decision: Create | Reschedule) -> Decision | ReschedulePod:
         """What becomes of the claim, as one of those that its pod needs together. Raises ApiError."""
@@ -276,7 +263,7 @@ class ClaimController:
             again = self._decide(claim, NO_SOURCE)  # others may have been decided meanwhile
             if not pods or not isinstance(again, Create):
                 return again
-            return self._placement.decide(claim, again, pods, self._waited(claim))
+            return self._placement.decide(claim, again, pods, self._stalled.waited(claim))
         node = names.node_label_value(claim.selected_node)
         moves = (ReschedulePod(pod, self._placement.open_claims(pod, claim), node, decision.why) for pod in pods)
         return next((move for move in moves if len(move.claims) > 1), decision)
@@ -297,7 +284,11 @@ class ClaimController:
     def _pod_may_follow(self, claim: Claim) -> bool:
         """The pod that the scheduler knows may not have come to this cache yet. Where a person chose the node there may
         be none."""
-        return bool(claim.selected_node) and not self._cache.pods_of(claim.key) and self._waited(claim) < _CATCHING_UP
+        return (
+            bool(claim.selected_node)
+            and not self._cache.pods_of(claim.key)
+            and self._stalled.waited(claim) < _CATCHING_UP
+        )
 
     async def _reschedule_pod(self, move: ReschedulePod) -> None:
         """All claims of a pod at once, so that none is left behind on a node that can't have the others."""
@@ -310,15 +301,8 @@ class ClaimController:
         finally:
             self._rescheduling.discard(move.pod.uid)
 
-    def _waited(self, claim: Claim) -> float:
-        stalled = self._stalled.get(claim.key)
-        if stalled is None or stalled.since is None:
-            return 0.0
-        same = (stalled.claim.uid, stalled.claim.selected_node) == (claim.uid, claim.selected_node)
-        return time.monotonic() - stalled.since if same else 0.0
-
     async def _create(self, claim: Claim, create: Create, started: float) -> None:
-        self._stalled.pop(claim.key, None)
+        self._stalled.discard(claim.key)
         storage_class = self._cache.classes.get(claim.storage_class)
         assert storage_class is not None, "decided on a moment ago"
         try:
@@ -338,7 +322,7 @@ class ClaimController:
         for claim, node in choices:
             if claim.selected_node == node:
                 continue
-            self._stalled.pop(claim.key, None)
+            self._stalled.discard(claim.key)
             self._placement.release(claim.key)
             annotations = {SELECTED_NODE: node or None}
             body = {"metadata": {"resourceVersion": claim.resource_version, "annotations": annotations}}

@@ -9,8 +9,9 @@ volumes are never older than what the volumes say.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from contract import capacity, names, snapshot, volume
 from contract.capacity import Capacity, footprint
@@ -34,10 +35,12 @@ from kube.resources import (
     VOLUMES,
 )
 from provisioner import decision
-from provisioner.capacityindex import CapacityIndex
+from provisioner.capacityindex import CapacityIndex, best_first
 from provisioner.capacityledger import Account, CapacityLedger, layout_of, unplaced
 from provisioner.clonesource import CloneSource
 from provisioner.decision import AvailableCapacity, ClassMissing, NodeCapacity
+from provisioner.index import Index
+from provisioner.podcapacity import VolumeRequest, least_required
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,9 @@ class ClusterCache:
             older=ATTRIBUTES_CLASSES_BETA,
         )
         """Likewise before Kubernetes 1.34, unless it serves the beta."""
-        self._contents_of_snapshot: dict[str, dict[str, None]] = {}
+        self._contents_of_snapshot = Index[str]()
         """Names of the VolumeSnapshotContents that are for a VolumeSnapshot, by its key."""
-        self._pods_of_claim: dict[str, dict[str, None]] = {}
+        self._pods_of_claim = Index[str]()
         """Keys of the pods that name a claim, by its key."""
         self._volume_of_claim: dict[str, str] = {}
         """Name of the volume that a claim has, by its key."""
@@ -135,19 +138,52 @@ class ClusterCache:
     def _on_all_nodes(self, name: str, excluding: Collection[str]) -> AvailableCapacity:
         """What all nodes have left for a class. A claim that any node may serve asks for all of them, so only those are
         counted anew that changed since the last one asked."""
-        nodes, index = self._of_class.get(name, {}), self._indexes[name]
-        for node in self._changed.pop(name, ()):
-            published = nodes.get(node)
-            index.put(node, self._node_capacity(published.capacity, ()) if published else None)
+        nodes, index = self._of_class.get(name, {}), self._index(name)
         own = {account.node for volume in excluding for account in self.ledger.accounts(volume)}
         without = {node: self._node_capacity(nodes[node].capacity, excluding) for node in own & nodes.keys()}
         unplaced_bytes = self.ledger.reserved(unplaced(name), index.granularity, excluding=excluding)
         return AvailableCapacity(index.best(without), unplaced_bytes)
 
+    def _index(self, name: str) -> CapacityIndex:
+        """That of a class, with what changed since it was last asked for."""
+        nodes, index = self._of_class.get(name, {}), self._indexes[name]
+        for node in self._changed.pop(name, ()):
+            if published := nodes.get(node):
+                pool = published.capacity.pool
+                beside = (each for each in self._classes_on(node) if self._of_class[each][node].capacity.pool == pool)
+                index.put(node, self._node_capacity(published.capacity, ()), frozenset(beside))
+            else:
+                index.remove(node)
+        return index
+
+    def _classes_on(self, node: str) -> list[str]:
+        """The classes for which a node, by the value of its label, publishes capacity."""
+        return [name for name, nodes in self._of_class.items() if node in nodes]
+
+    def classes_of(self, account: Account) -> list[str]:
+        """The classes for which there is more capacity when something of an account is freed."""
+        return self._classes_on(account.node) if account.node else [account.pool]
+
+    def most_free(self, storage_class: str) -> int:
+        """Bytes: what that node of a class has left that has most."""
+        return max((on_node.free for on_node in self._index(storage_class).best({})), default=0)
+
+    def nodes_by_headroom(
+        self, requests: Sequence[VolumeRequest], storage_class: str, headroom: Callable[[str], int]
+    ) -> Iterator[str]:
+        """The nodes, by the values of their labels, that have capacity for all of these volumes and publish some for
+        the class, those with most first. No await between them. `headroom`: of a node, podcapacity.headroom. It is
+        asked for those nodes only that may be next."""
+        ordered = [
+            self._index(name).by_headroom(partial(least_required, requests, name))
+            for name in {request.storage_class for request in requests} or {storage_class}
+        ]
+        charged = {account.node for each in requests for account in self.ledger.accounts(each.volume)}
+        return best_first(ordered, headroom, charged & self._of_class.get(storage_class, {}).keys())
+
     def _charges_changed(self, account: Account) -> None:
-        for name, nodes in self._of_class.items():
-            if account.node in nodes:
-                self._changed[name].add(account.node)
+        for name in self._classes_on(account.node):
+            self._changed[name].add(account.node)
 
     def available_for_growth(self, volume: PersistentVolume) -> AvailableCapacity:
         """What there is for a volume to grow: of its own pool, beyond what it counts with there; while it has no node,
@@ -165,13 +201,13 @@ class ClusterCache:
 
     def pods_of(self, claim: str) -> list[Pod]:
         """The pods not running yet that name a claim, by its key."""
-        pods = (self.pods.get(key) for key in self._pods_of_claim.get(claim, ()))
+        pods = map(self.pods.get, self._pods_of_claim.get(claim))
         return [pod for pod in pods if pod is not None]
 
     def content_of(self, claim: Claim) -> SnapshotContent | None:
         """The snapshot of ours that a claim is to be restored from. A VolumeSnapshot is bound to one of those that say
         that they are for it."""
-        found = self._contents_of_snapshot.get(f"{claim.namespace}/{claim.data_source_name}", ())
+        found = self._contents_of_snapshot.get(f"{claim.namespace}/{claim.data_source_name}")
         contents = [content for name in found if (content := self.contents.get(name)) is not None]
         return max(contents, key=lambda content: (bool(content.snapshot_uid), content.ready), default=None)
 
@@ -188,10 +224,6 @@ class ClusterCache:
             "its beta API turned on, and the provisioner's ClusterRole as deployed with it",
             unread=not self.attributes_classes.not_served,
         )
-
-    def published_for(self, storage_class: str) -> dict[str, Capacity]:
-        """What nodes publish for a class, by the values of their labels."""
-        return {node: published.capacity for node, published in self._of_class.get(storage_class, {}).items()}
 
     def published_by(self, node: str, storage_class: str) -> Capacity | None:
         """What a node, by the value of its label, publishes for a class."""
@@ -225,29 +257,21 @@ class ClusterCache:
                 callback(old.uid)
 
     def _content_changed(self, name: str, old: SnapshotContent | None, new: SnapshotContent | None) -> None:
-        if old is not None:
-            key = f"{old.snapshot_namespace}/{old.snapshot_name}"
-            self._contents_of_snapshot.get(key, {}).pop(name, None)
-            if not self._contents_of_snapshot.get(key):
-                self._contents_of_snapshot.pop(key, None)
-        if new is not None:
-            self._contents_of_snapshot.setdefault(f"{new.snapshot_namespace}/{new.snapshot_name}", {})[name] = None
+        self._contents_of_snapshot.put(name, (f"{new.snapshot_namespace}/{new.snapshot_name}",) if new else ())
 
     def _pod_changed(self, key: str, old: Pod | None, new: Pod | None) -> None:
-        for claim in old.claims if old else ():
-            self._pods_of_claim.get(claim, {}).pop(key, None)
-            if not self._pods_of_claim.get(claim):
-                self._pods_of_claim.pop(claim, None)
-        for claim in new.claims if new else ():
-            self._pods_of_claim.setdefault(claim, {})[key] = None
+        self._pods_of_claim.put(key, new.claims if new else ())
 
     def _capacity_changed(self, key: str, old: Published | None, new: Published | None) -> None:
-        for changed in filter(None, (old, new)):
-            self._changed[changed.capacity.storage_class].add(changed.capacity.node)
         if old is not None:
             self._of_class.get(old.capacity.storage_class, {}).pop(old.capacity.node, None)
         if new is not None:
             self._of_class.setdefault(new.capacity.storage_class, {})[new.capacity.node] = new
+        for changed in filter(None, (old, new)):
+            self._changed[changed.capacity.storage_class].add(changed.capacity.node)
+            # Its other classes may be of the same pool, or not any more.
+            for name in self._classes_on(changed.capacity.node):
+                self._changed[name].add(changed.capacity.node)
 
 
 def _waiting_claim(body: Json) -> Claim | None:

@@ -143,6 +143,8 @@ class Refuse:
     """It can't be served as things are: an event says why."""
 
     why: str
+    lacks_capacity: bool = False
+    """It can be as soon as enough is freed."""
 
 
 @dataclass(frozen=True)
@@ -364,7 +366,10 @@ def _beside_source(
     if why := _unable(layout, on_node.published):
         return Refuse(f"{beside} {why}: use a class of another kind")
     if required_bytes(claim, layout, on_node) > on_node.free:
-        return Refuse(f"{request_text(claim, layout, on_node)}, {beside} has {free_text(on_node)}: free up space there")
+        return Refuse(
+            f"{request_text(claim, layout, on_node)}, {beside} has {free_text(on_node)}: free up space there",
+            lacks_capacity=True,
+        )
     return Create(claim.requested, layout, on_node.published, source.original)
 
 
@@ -382,14 +387,16 @@ def on_any_node(claim: Claim, layout: VolumeParameters, available: AvailableCapa
     if required_bytes(claim, layout, best) > best.free:
         return Refuse(
             f"{request_text(claim, layout, best)}, and the most that a node has is {free_text(best)}, on "
-            f"{best.published.node}: ask for less, or free up space"
+            f"{best.published.node}: ask for less, or free up space",
+            lacks_capacity=True,
         )
     together = sum(max(on_node.free, 0) + on_node.others for on_node in nodes)
     if required_bytes(claim, layout, best) + available.unplaced > together:
         return Refuse(
             f"{request_text(claim, layout, best)}, and of the {quantity.humane(together)} that all nodes have left, "
             f"{quantity.humane(available.unplaced)} are reserved for volumes that wait for their first pod: "
-            "free up space"
+            "free up space",
+            lacks_capacity=True,
         )
     return Create(claim.requested, layout, None)
 

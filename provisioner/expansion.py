@@ -55,9 +55,10 @@ from kube.records import (
 )
 from kube.resources import CLAIMS, VOLUMES
 from kube.workqueue import WorkQueue
-from provisioner.capacityledger import layout_of
+from provisioner.capacityledger import Account, account_of, layout_of, unplaced
 from provisioner.clusterstate import ClusterCache, Published, live_claim
 from provisioner.decision import AvailableCapacity, Refuse, on_any_node, request_text, required_bytes
+from provisioner.index import Index
 from service import logs
 
 _log = logging.getLogger(__name__)
@@ -231,8 +232,8 @@ class ExpansionController:
         self._cache = cache
         self._recorder = recorder
         self._clock = clock
-        self._refused: set[str] = set()
-        """Volumes whose expansion waits for capacity."""
+        self._refused = Index[Account]()
+        """Volumes whose expansion waits for capacity, by where it may come from: their node, or the class."""
         self._waiting: dict[str, float] = {}
         """Since when a volume's node has not given it what it was granted."""
         self._handed_over: dict[str, tuple[int, float]] = {}
@@ -248,20 +249,22 @@ class ExpansionController:
             self.queue.add(claim.volume_name)
 
     def _volume_changed(self, name: str, old: PersistentVolume | None, new: PersistentVolume | None) -> None:
-        if new is None or (old is not None and new.charged_size < old.charged_size):
-            self.requeue_refused()
+        if old is not None and (new is None or new.charged_size < old.charged_size):
+            self.capacity_freed(account_of(old))
         if new is not None and (not settled(new) or name in self._waiting):
             self.queue.add(name)
 
     def _capacity_changed(self, key: str, old: Published | None, new: Published | None) -> None:
         # Each new volume moves `available`, on which nothing is decided here.
         if new and (not old or replace(new.capacity, available=0) != replace(old.capacity, available=0)):
-            self.requeue_refused()
+            self.capacity_freed(Account(new.capacity.node, new.capacity.pool))
 
-    def requeue_refused(self) -> None:
-        """Those that wait: there may be capacity now."""
-        for name in self._refused:
-            self.queue.add(name)
+    def capacity_freed(self, account: Account) -> None:
+        """Look again at those that wait for it."""
+        of_classes = map(unplaced, self._cache.classes_of(account))
+        for place in (*of_classes, _any_pool(account.node)):
+            for name in self._refused.get(place):
+                self.queue.add(name)
 
     async def _handle(self, name: str) -> None:
         volume = self._cache.volumes.get(name)
@@ -320,7 +323,8 @@ class ExpansionController:
         if planned.refused:
             if volume.name not in self._refused:
                 _log.info("not granted: %s", planned.refused)
-            self._refused.add(volume.name)
+            account = _any_pool(volume.node_label) if volume.node_label else unplaced(volume.storage_class)
+            self._refused.put(volume.name, (account,))
             self._recorder.warning(claim.reference, RESIZE_FAILED, planned.refused)
             self.queue.add_after(volume.name, RECHECK_SECONDS)
         else:
@@ -365,6 +369,11 @@ class ExpansionController:
         self._refused.discard(name)
         self._waiting.pop(name, None)
         self._handed_over.pop(name, None)
+
+
+def _any_pool(node: str) -> Account:
+    """Pools of a node may share a filesystem."""
+    return Account(node, "")
 
 
 def _differs(volume: PersistentVolume, claim: Claim, planned: ExpansionPlan) -> bool:

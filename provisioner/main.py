@@ -12,7 +12,7 @@ from kube import leadership
 from kube.client import Cluster
 from kube.events import Recorder
 from kube.kubeconfig import ConfigurationError
-from provisioner.capacityledger import CapacityLedger
+from provisioner.capacityledger import Account, CapacityLedger
 from provisioner.claims import ClaimController
 from provisioner.clusterstate import ClusterCache
 from provisioner.expansion import ExpansionController
@@ -84,7 +84,13 @@ class Term:
         self.cache.classes.subscribe(metrics.class_changed)
         self._recorder = Recorder(cluster, COMPONENT)
         self.claim_check = DeletedClaimCheck(cluster, parallelism=parallelism)
-        verifier = ReservationVerifier(cluster, self.cache, settings.namespace, on_freed=self._capacity_freed)
+        verifier = ReservationVerifier(
+            cluster,
+            self.cache,
+            settings.namespace,
+            on_missing=lambda name: self.claims.volume_missing(name),
+            on_freed=self._capacity_freed,
+        )
         creator = VolumeCreator(cluster, self.ledger, verifier, self.claim_check, self._recorder)
         self._tracker = NodeTracker(cluster)
         self.claims = ClaimController(
@@ -131,10 +137,10 @@ class Term:
             self.cache.volumes.on_return(queue.hurry)
         self.cache.volumes.on_return(self._recorder.hurry)
 
-    def _capacity_freed(self) -> None:
+    def _capacity_freed(self, account: Account) -> None:
         """A reserved volume was never made, or is known to be part of what a node published."""
-        self.claims.requeue_all()
-        self._expansion.requeue_refused()
+        self.claims.capacity_freed(account)
+        self._expansion.capacity_freed(account)
 
     async def run(self, supervisor: Supervisor) -> None:
         """For ever. Nothing is decided before the whole cluster was seen: the ledger must hold every volume."""

@@ -3,8 +3,9 @@ the pod, and which other node to propose if not (podcapacity.py says how, and de
 
 import asyncio
 import contextlib
+import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from contract import names
@@ -50,12 +51,12 @@ class ReschedulePod:
 
 
 class PodPlacement:
-    """`wake` is called when reserved capacity is free again."""
+    """`on_freed` is called when capacity that was reserved is free again."""
 
-    def __init__(self, cluster: Cluster, cache: ClusterCache, wake: Callable[[], None]) -> None:
+    def __init__(self, cluster: Cluster, cache: ClusterCache, on_freed: Callable[[Account], None]) -> None:
         self._cluster = cluster
         self._cache = cache
-        self._wake = wake
+        self._on_freed = on_freed
         self._reserved: dict[str, tuple[str, asyncio.TimerHandle]] = {}
         """By the claim's key: the name of its volume, and what ends it."""
         self._excluded: dict[str, dict[str, float]] = {}
@@ -102,7 +103,7 @@ class PodPlacement:
             why = impossible or shortage(pod, node, fits)
             to_move = ReschedulePod(pod, claims, node, why)
             # Where it may turn out that they fit, any node is better on which they do for certain.
-            if not why or (not impossible and not self._candidates(to_move)):
+            if not why or (not impossible and next(self._candidates(to_move), None) is None):
                 self._reserve(pod, node, [fit for fit in fits if fit.request.claim != claim.name])
                 return create
             move = move or to_move
@@ -139,7 +140,7 @@ class PodPlacement:
     async def proposal(self, move: ReschedulePod) -> tuple[list[tuple[Claim, str]], str]:
         """Which node each of the claims is to name from now on, empty for none, and the message for their owners.
         Raises ApiError."""
-        candidates = self._candidates(move)
+        candidates = list(itertools.islice(self._candidates(move), _PROPOSALS))
         proposed = await self._first_admitted(move.claims, candidates) if len(move.claims) > 1 else ""
         if proposed:
             message = f"{move.why}: node {proposed}, which has space for them, is asked for instead"
@@ -151,22 +152,26 @@ class PodPlacement:
         # The one that proposes a node comes last: two that name different ones would leave the pod without any.
         return [*((other, "") for other in others), (first, proposed)], message
 
-    def _candidates(self, move: ReschedulePod) -> list[Capacity]:
-        """The nodes that have capacity for all claims of a pod, those with most first."""
+    def _candidates(self, move: ReschedulePod) -> Iterator[Capacity]:
+        """The nodes that have capacity for all claims of a pod, those with most first. No await between them."""
         excluded, now = self._excluded.get(move.pod.uid, {}), time.monotonic()
-        fitting: list[tuple[int, Capacity]] = []
-        # Thousands of nodes may have to be looked at. Only copies belong to one of them.
-        copies = any(claim.clones for claim in self.open_claims(move.pod))
-        requests = self._requests(move.pod, "")
-        for node, published in self._cache.published_for(move.claims[0].storage_class).items():
-            if node == move.node or excluded.get(node, 0) > now or (copies and self._clone_conflict(move.pod, node)):
-                continue
-            if copies:
-                requests = self._requests(move.pod, node)
-            left = headroom(self._fits(requests, node))
-            if left >= 0:
-                fitting.append((left, published))
-        return [published for _, published in sorted(fitting, key=lambda each: -each[0])]
+        storage_class = move.claims[0].storage_class
+
+        def left(node: str) -> int:
+            if node == move.node or excluded.get(node, 0) > now or not self._cache.published_by(node, storage_class):
+                return -1
+            return headroom(self._fits(requests, node))
+
+        # Copies belong to the node of their source, and take the pod's other volumes along.
+        sources = {self._source(claim).node for claim in self.open_claims(move.pod) if claim.clones} - {""}
+        requests = self._requests(move.pod, min(sources, default=move.node))
+        if sources:
+            nodes = iter([node for node in sources if len(sources) == 1 and left(node) >= 0])
+        else:
+            nodes = self._cache.nodes_by_headroom(requests, storage_class, left)
+        for node in nodes:
+            if published := self._cache.published_by(node, storage_class):
+                yield published
 
     async def _first_admitted(self, claims: Sequence[Claim], candidates: Sequence[Capacity]) -> str:
         """The name of the first node that all classes of the claims may have volumes on. Empty: none."""
@@ -175,7 +180,7 @@ class PodPlacement:
             for each in claims
             if (storage_class := self._cache.classes.get(each.storage_class)) is not None
         ]
-        for candidate in candidates[:_PROPOSALS]:
+        for candidate in candidates:
             for node in await live_nodes(self._cluster, candidate.hostname):
                 if all(each.admits(node.labels) for each in classes):
                     return node.name
@@ -259,7 +264,7 @@ class PodPlacement:
             self.release(key)
             charge = Charge(Account(node, fit.capacity.pool), request.size, request.parameters)
             self._cache.ledger.reserve_for_pod(request.volume, charge)
-            timer = asyncio.get_running_loop().call_later(_RESERVED, self._expire, key)
+            timer = asyncio.get_running_loop().call_later(_RESERVED, self._expire, key, charge.account)
             self._reserved[key] = request.volume, timer
 
     def release(self, key: str) -> None:
@@ -269,9 +274,9 @@ class PodPlacement:
             timer.cancel()
             self._cache.ledger.release_for_pod(name)
 
-    def _expire(self, key: str) -> None:
+    def _expire(self, key: str, account: Account) -> None:
         self.release(key)
-        self._wake()
+        self._on_freed(account)
 
 
 def _belongs(claim: Claim, pod: Pod) -> bool:

@@ -95,6 +95,22 @@ def fit_volumes(
     return fits
 
 
+def least_required(
+    requests: Sequence[VolumeRequest], storage_class: str, published: Capacity, classes: Collection[str]
+) -> int | None:
+    """Bytes that these take at least of what a node publishes for one of their classes, from a pool that all of
+    `classes` have there. None: it can't have them."""
+    if not all(published.serves(each.parameters) for each in requests if each.storage_class == storage_class):
+        return None
+    # With several legs the others may take less than their size: what the node knew to be reserved may be theirs.
+    alone = published.weight > 1
+    counted = [
+        each for each in requests if (each.storage_class == storage_class if alone else each.storage_class in classes)
+    ]
+    sizes = [footprint(each.size, each.parameters, published.granularity) for each in counted]
+    return max(sizes, default=0) if alone else sum(sizes)
+
+
 def _sum(reserved: Callable[[str], int], more: Mapping[str, int]) -> Callable[[str], int]:
     return lambda pool: reserved(pool) + more.get(pool, 0)
 

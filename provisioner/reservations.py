@@ -16,7 +16,7 @@ from kube.client import Cluster
 from kube.errors import NotFound
 from kube.resources import CAPACITIES, VOLUMES
 from kube.workqueue import WorkQueue
-from provisioner.capacityledger import charge_of
+from provisioner.capacityledger import Account, charge_of
 from provisioner.clusterstate import ClusterCache
 
 _log = logging.getLogger(__name__)
@@ -35,14 +35,17 @@ class ReservationVerifier:
         cache: ClusterCache,
         namespace: str,
         *,
-        on_freed: Callable[[], None] = lambda: None,
+        on_missing: Callable[[str], None] = lambda name: None,
+        on_freed: Callable[[Account], None] = lambda account: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`on_freed` is called when a volume turned out not to exist, or capacity was freed."""
+        """`on_missing` is called with the name of each volume that turned out not to exist, `on_freed` with the account
+        of all capacity that was freed."""
         self._cluster = cluster
         self._cache = cache
         self._ledger = cache.ledger
         self._namespace = namespace
+        self._on_missing = on_missing
         self._on_freed = on_freed
         self._clock = clock
         backoff = Backoff(first=0.5, factor=2, limit=30)
@@ -76,7 +79,8 @@ class ReservationVerifier:
         else:
             _log.info("it was requested and does not exist: its reservation is released", extra={"volume": name})
             self._ledger.release(name)
-            self._on_freed()
+            self._on_missing(name)
+            self._on_freed(reservation.charge.account)
 
     async def _verify_retained(self, uid: str) -> None:
         """Let go once the caches have the figures that the node publishes now: they are from after the volume went,
@@ -93,6 +97,6 @@ class ReservationVerifier:
         }
         if published == self._cache.published(node):
             self._ledger.release_retained(uid)
-            self._on_freed()
+            self._on_freed(charge.account)
         else:
             self.retained.add_after(uid, _CATCHING_UP)

@@ -26,6 +26,7 @@ from kube.records import bounded
 from kube.resources import SNAPSHOT_CONTENTS
 from kube.workqueue import WorkQueue
 from provisioner.clusterstate import ClusterCache, live_node, live_volume
+from provisioner.index import Index
 from provisioner.nodeloss import NodeNames
 from provisioner.nodetracker import NodeTracker
 from service import logs
@@ -113,30 +114,31 @@ class SnapshotController:
         self._cache = cache
         self._recorder = recorder
         self._tracker = tracker
-        self._waiting: dict[str, str] = {}
-        """Contents that can't be assigned yet, with the volumes that they name."""
+        self._waiting = Index[str]()
+        """Contents that can't be assigned yet, by the volume that each names."""
+        self._of_node = Index[str]()
+        """Contents by the names of their node."""
         self.queue = WorkQueue(self._handle, parallelism=parallelism, of="snapshot")
         cache.contents.subscribe(self._content_changed)
         cache.volumes.subscribe(self._volume_changed)
         tracker.on_change(self._nodes_changed)
 
     def _content_changed(self, name: str, old: SnapshotContent | None, new: SnapshotContent | None) -> None:
+        self._of_node.put(name, {new.node_label, new.hostname} - {""} if new else ())
         self.queue.add(name)
 
     def _volume_changed(self, name: str, old: PersistentVolume | None, new: PersistentVolume | None) -> None:
-        for content, volume in self._waiting.items():
-            if volume == name:
-                self.queue.add(content)
+        for content in self._waiting.get(name):
+            self.queue.add(content)
 
     def _nodes_changed(self, nodes: NodeNames) -> None:
-        for content in self._cache.contents.values():
-            if {content.node_label, content.hostname} & nodes:
-                self.queue.add(content.name)
+        for content in {content for node in nodes for content in self._of_node.get(node)}:
+            self.queue.add(content)
 
     async def _handle(self, name: str) -> None:
         content = self._cache.contents.get(name)
         if content is None or content.node_label:
-            self._waiting.pop(name, None)
+            self._waiting.discard(name)
         if content is None:
             self._lost_since.pop(name, None)
             return
@@ -164,12 +166,12 @@ class SnapshotController:
             decision = assign_to_source(content, await live_volume(self._cluster, content.source_volume))
         match decision:
             case Assign(node_label, hostname):
-                self._waiting.pop(content.name, None)
+                self._waiting.discard(content.name)
                 body = contract_snapshot.assignment_patch(content, node_label, hostname)
                 await self._cluster.patch(SNAPSHOT_CONTENTS, content.name, body)
                 _log.info("assigned to node %s", node_label)
             case Refuse(why):
-                self._waiting[content.name] = content.source_volume
+                self._waiting.put(content.name, (content.source_volume,))
                 self.queue.add_after(content.name, RECHECK_SECONDS)
                 await self._report(content, why)
 
@@ -184,7 +186,7 @@ class SnapshotController:
 
     async def _let_go(self, content: SnapshotContent) -> None:
         """No node has heard of it, so there is no snapshot."""
-        self._waiting.pop(content.name, None)
+        self._waiting.discard(content.name)
         if content.reclaimable and contract_snapshot.FINALIZER in content.finalizers:
             body = contract_snapshot.finalizer_removal_patch(content)
             await self._cluster.patch(SNAPSHOT_CONTENTS, content.name, body)

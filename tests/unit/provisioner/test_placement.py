@@ -16,6 +16,7 @@ from kube.errors import Json
 from kube.records import IMMEDIATE, SELECTED_NODE, Pod
 from kube.resources import CAPACITIES, CLAIMS, CLASSES, NODES, PODS, VOLUMES
 from provisioner import placement
+from provisioner.index import Index
 from provisioner.podcapacity import (
     VolumeFit,
     VolumeRequest,
@@ -387,7 +388,7 @@ async def test_a_pod_that_the_cache_does_not_show_yet_is_asked_for(small: Memory
     waiting(small, "a", "b")
     async with leading(small) as term:
         await term.cache.wait_synced()
-        term.cache._pods_of_claim = {}
+        term.cache._pods_of_claim = Index()
         term.cache._pod_changed = lambda *_: None  # type: ignore[method-assign]
         term.cache.pods._subscribers.clear()
         small.put(PODS, pod_body("p", "a", "b"))
