@@ -12,6 +12,7 @@ from command.adoption import Plan, TargetClaim, Untagged
 from command.options import ApiAccess, Form
 from command.running import Stop, cluster, need_root, patience, run
 from command.table import Column, show, show_data, size
+from contract import names
 from contract import volume as contract_volume
 from contract.parameters import ParameterError, node_secrets, volume_source
 from contract.volume import RETAIN, PersistentVolume
@@ -138,9 +139,15 @@ async def _find(here: Settings, connected: Cluster) -> _View:
 
 
 async def _of_class(target: TargetClaim, connected: Cluster) -> TargetClaim:
-    """With what its class asks for. Listed, because a daemon's account may not get one."""
+    """With what its class asks for. Classes are listed, because a daemon's account may not get one. Raises Stop."""
     found = {each.name: each for each in map(read_storage_class, await connected.list(CLASSES))}
-    asked = found[target.storage_class].parameters if target.storage_class in found else {}
+    if target.storage_class not in found:
+        there = ", ".join(sorted(name for name, each in found.items() if each.provisioner in names.PROVISIONERS))
+        raise Stop(
+            f"there is no StorageClass {target.storage_class}, and it says how the volume is mounted: create it, or "
+            f"name another with --storage-class (ours are: {there or 'none'})"
+        )
+    asked = found[target.storage_class].parameters
     try:
         return replace(target, source=volume_source(asked), secrets=node_secrets(asked))
     except ParameterError as error:

@@ -37,21 +37,22 @@ _COLUMNS = (
 
 
 def capacity(namespace: str, access: ApiAccess, form: Form) -> None:
+    namespace, found = run(_capacities(namespace, access))
     show(
-        run(_capacities(namespace, access)),
+        found,
         _COLUMNS,
         form,
-        nothing="no node has published capacity: `elastic-local doctor --cluster` says why",
+        nothing=f"no node has published capacity in namespace {namespace}: `elastic-local doctor --cluster` says why",
         name=lambda row: f"csistoragecapacity/{contract_capacity.object_name(row.node, row.storage_class)}",
     )
 
 
-async def _capacities(namespace: str, access: ApiAccess) -> list[Row]:
-    """Of the namespace in which daemons publish: their account, too, may list them there."""
+async def _capacities(namespace: str, access: ApiAccess) -> tuple[str, list[Row]]:
+    """Of the namespace in which daemons publish, which it says: their account, too, may list them there."""
     async with patience("asking the API server"), cluster(access) as connected:
         namespace = await nodeexec.namespace_of(connected, namespace)
         capacities = [contract_capacity.read(body) for body in await connected.list(CAPACITIES, namespace)]
-    return rows(each for each in capacities if each is not None)
+    return namespace, rows(each for each in capacities if each is not None)
 
 
 def rows(published: Iterable[Capacity]) -> list[Row]:

@@ -17,7 +17,7 @@ from contract.volume import CSI, PersistentVolume
 from kube.client import Cluster
 from kube.errors import ApiError, NotFound
 from kube.records import Node, StorageClass, read_node, read_storage_class
-from kube.resources import CAPACITIES, CLASSES, CSI_NODES, DRIVERS, LEASES, NODES, SECRETS, VOLUMES
+from kube.resources import CAPACITIES, CLASSES, CSI_NODES, DRIVERS, LEASES, NAMESPACES, NODES, SECRETS, VOLUMES
 
 Json = dict[str, Any]
 
@@ -47,6 +47,8 @@ async def findings(cluster: Cluster, namespace: str, only_node: str = "") -> lis
         remedy = "kubectl get nodes"
         return [wrong("API server", f"it does not return {only_node or 'the nodes'}: {error}", remedy)]
     results = [ok("API server", f"it knows {only_node or f'{len(nodes)} nodes'}"), *map(hostname, nodes)]
+    if not only_node and (elsewhere := await _namespace(cluster, namespace)):
+        return [*results, elsewhere]
     results += await _permissions(cluster, namespace)
     if not only_node:
         results.append(await _driver_object(cluster))
@@ -66,6 +68,18 @@ async def findings(cluster: Cluster, namespace: str, only_node: str = "") -> lis
         results.append(stuck([(pv, _age(body)) for pv, body in volumes if pv is not None], nodes))
         results += await snapshotcheckup.findings(cluster, namespace)
     return results
+
+
+async def _namespace(cluster: Cluster, namespace: str) -> Finding | None:
+    """Without it, what follows would only repeat that there is nothing."""
+    try:
+        await cluster.get(NAMESPACES, namespace)
+    except NotFound:
+        where = "kubectl get daemonsets --all-namespaces -l app.kubernetes.io/name=elastic-local"
+        return wrong("namespace", f"there is no namespace {namespace}, so no daemon or provisioner in it", where)
+    except ApiError:
+        pass  # who may not see it may see what is in it
+    return None
 
 
 def hostname(node: Node) -> Finding:

@@ -109,6 +109,8 @@ def volumes(
     touched); damaged (ours, with a record that can't be relied on); lost (its node is gone); unseen (its node did not
     answer).
     """
+    if whole_cluster and local:
+        raise typer.BadParameter("it is for this node alone: leave out --cluster.", param_hint="--local")
     if not whole_cluster:
         _on_a_node("add --cluster, or ")
     from command import volumes

@@ -67,7 +67,8 @@ async def findings(here: Settings) -> list[Finding]:
 
 def rights(uid: int) -> Finding:
     if uid:
-        return wrong("rights", "not root, so most of this node can't be seen", "sudo elastic-local doctor")
+        remedy = "sudo elastic-local doctor; or for the cluster: elastic-local doctor --cluster"
+        return wrong("rights", "not root, so most of this node can't be seen", remedy)
     return ok("rights", "root")
 
 

@@ -1,6 +1,7 @@
 """Options that several commands have. Nothing here knows what the commands do: help and completion are quick."""
 
 import enum
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,6 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from contract import names
+
+_NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+"""A label of RFC 1123, as the API server asks it of namespaces."""
 
 
 class Form(enum.StrEnum):
@@ -69,7 +73,24 @@ class ApiAccess:
     context: str | None = None
 
 
-Namespace = Annotated[str, typer.Option("--namespace", "-n", envvar="NAMESPACE", help="Of daemons and provisioner.")]
+def _namespace(text: str) -> str:
+    name = _attached(text)
+    if not _NAMESPACE.fullmatch(name):
+        raise typer.BadParameter(f"{name!r} is no name of a namespace: it has lower case letters, digits and -.")
+    return name
+
+
+Namespace = Annotated[
+    str,
+    typer.Option(
+        "--namespace",
+        "-n",
+        envvar="NAMESPACE",
+        parser=_namespace,
+        metavar="<str>",
+        help="Of daemons and provisioner.",
+    ),
+]
 DataDir = Annotated[Path, typer.Option(envvar="DATA_DIR", help="Where the daemon keeps its own, loop files included.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing, and show what would be done.")]
 DATA_DIR = Path(names.DATA_DIR)

@@ -47,9 +47,10 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     raise typer.Exit(1)
 
 
-def need_root(what: str) -> None:
+def need_root(what: str, instead: str = "") -> None:
+    """`instead`: what else may have been meant. Raises Stop."""
     if os.geteuid() != 0:
-        raise Stop(f"{what} needs root: try again with sudo")
+        raise Stop(f"{what} needs root: {', '.join(filter(None, ('try again with sudo', instead)))}")
 
 
 @contextlib.asynccontextmanager

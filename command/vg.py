@@ -18,7 +18,7 @@ import lvm
 from command.options import Form
 from command.running import Stop, need_root, patience, run
 from command.table import Column, share, show, show_data, size
-from contract import quantity
+from contract import parameters, quantity
 from daemon.backends import lvmgroups, volumegroups
 from daemon.backends.loop import volume_devices
 from daemon.backends.volumegroups import metadata_size
@@ -125,6 +125,7 @@ async def _create(
     need_root("making a volume group")
     if devices and (any_disk or loop_size):
         raise Stop("name devices, or give --any-disk or --loop-size, not both")
+    _check_name(name)
     wanted_size = _size(loop_size) if loop_size else None
     tools = Lvm(data_dir / "lvm", foreign=volume_devices)
     async with patience(f"making volume group {name}"):
@@ -144,17 +145,30 @@ async def _create(
     return row(state, next(group for group in state.groups if group.name == name))
 
 
+def _check_name(name: str) -> None:
+    """Also of the file of a group. Raises Stop."""
+    try:
+        parameters.lvm_name(name)
+    except ValueError:
+        hint = f". The group comes first: `elastic-local vg create GROUP {name}`" if name.startswith("/dev/") else ""
+        raise Stop(
+            f"{name!r} is no name of a volume group: it has letters, digits and _ + . -, and begins with one of the "
+            f"first three{hint}"
+        ) from None
+
+
 async def _planned(name: str, devices: list[Path], any_disk: bool, loop_size: int | None, data_dir: Path) -> Group:
     """What `create` would make, but for what LVM keeps for itself. Raises Stop."""
     file = volumegroups.disk_file(data_dir, name)
     try:
         async with contextlib.AsyncExitStack() as undo:
-            taken = await _disks(name, devices, any_disk, None if loop_size else loop_size, data_dir, undo)
+            taken = await _disks(name, devices, any_disk, None, data_dir, undo)
     except Stop:
         if loop_size is None or devices:
             raise
         if file.exists():
             raise Stop(f"{file} is there already: without --dry-run it would become the disk, if it is empty") from None
+        _check_room(file, loop_size)
         return _of_disks(name, [Disk(str(file), loop_size)])
     return _of_disks(name, taken)
 
@@ -172,8 +186,9 @@ async def _extend(name: str, devices: list[Path], dry_run: bool, data_dir: Path)
         state = await tools.report()
         group = _existing(state, name)
         has = _paths(state.devices_of(name))
-        named = [disk for disk in [await disks.look(device) for device in devices] if disk.path not in has]
-        taken = _empty(list(devices), named) if named else []
+        looked_at = [(device, await disks.look(device)) for device in devices]
+        named = [(device, disk) for device, disk in looked_at if disk.path not in has]
+        taken = _empty(named)
         if taken and not dry_run:
             await tools.extend_group(name, [disk.path for disk in taken], metadata_size=metadata_size(taken))
             state = await tools.report()
@@ -213,7 +228,7 @@ def _existing(state: lvm.Report, name: str) -> lvm.VolumeGroup:
     group = state.group(name)
     if group is None:
         there = ", ".join(each.name for each in state.groups) or "none"
-        raise Stop(f"this node has no volume group {name} (there is: {there}): `elastic-local vg create {name} DEVICE`")
+        raise Stop(f"this node has no volume group {name} (there is: {there}): `elastic-local vg create` makes one")
     return group
 
 
@@ -248,7 +263,7 @@ async def _disks(
 ) -> list[Disk]:
     """What the new group is to lie on. Raises Stop."""
     if devices:
-        return _empty(devices, [await disks.look(device) for device in devices])
+        return _empty([(device, await disks.look(device)) for device in devices])
     if any_disk:
         there = [await disks.look(path) for path in disks.whole_disks()]
         if chosen := disks.choose(there):
@@ -264,13 +279,14 @@ async def _disks(
     return [await _loop_disk(volumegroups.disk_file(data_dir, name), loop_size, undo)]
 
 
-def _empty(devices: list[Path], named: list[Disk]) -> list[Disk]:
-    """The disks, which hold nothing. Raises Stop."""
-    if twice := disks.named_twice([(str(path), disk) for path, disk in zip(devices, named, strict=False)]):
+def _empty(named: Sequence[tuple[Path, Disk]]) -> list[Disk]:
+    """The disks, by how they were named, which hold nothing. Raises Stop."""
+    if twice := disks.named_twice([(str(path), disk) for path, disk in named]):
         raise Stop(f"nothing was changed, because one disk is named twice: {twice}")
-    if any(disks.objection(disk) for disk in named):
-        raise Stop(f"nothing was changed, because not every disk is empty:\n{_described(named)}")
-    return named
+    found = [disk for _, disk in named]
+    if any(disks.objection(disk) for disk in found):
+        raise Stop(f"nothing was changed, because not every disk is empty:\n{_described(found)}")
+    return found
 
 
 def _described(looked_at: Iterable[Disk]) -> str:
@@ -304,15 +320,20 @@ def _forget(file: Path) -> None:
 def _attached(file: Path, size: int) -> Path:
     if not file.exists():
         ownfolder.establish(file.parent)
-        filesystem = os.statvfs(file.parent)
-        free = filesystem.f_bavail * filesystem.f_frsize
-        if size > free:
-            raise Stop(
-                f"the filesystem of {file.parent} has {quantity.humane(free)} left for a file of "
-                f"{quantity.humane(size)}: give a smaller --loop-size, or another --data-dir"
-            )
+        _check_room(file, size)
         volumegroups.make_disk_file(file, size)
     return loopdevice.attach(file)
+
+
+def _check_room(file: Path, size: int) -> None:
+    """Its folder may not be there yet. Raises Stop."""
+    filesystem = os.statvfs(next(folder for folder in file.parents if folder.is_dir()))
+    free = filesystem.f_bavail * filesystem.f_frsize
+    if size > free:
+        raise Stop(
+            f"the filesystem of {file.parent} has {quantity.humane(free)} left for a file of "
+            f"{quantity.humane(size)}: give a smaller --loop-size, or another --data-dir"
+        )
 
 
 def _size(text: str) -> int:

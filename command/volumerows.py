@@ -172,7 +172,7 @@ def _without_node_row(
     elif node and node.name in answered:
         remark = "its node has not made it yet: see the events of the PersistentVolume"
     elif node:
-        state, remark = UNSEEN, "its node was not asked"
+        state, remark = UNSEEN, "its node did not answer"
     return Row(
         volume=volume.name,
         uid=volume.uid,

@@ -9,7 +9,7 @@ import typer
 
 from command import nodeexec
 from command.options import ApiAccess, Form
-from command.running import cluster, patience, run
+from command.running import cluster, need_root, patience, run
 from command.table import Column, show, size
 from command.volumerows import Row, joined
 from contract import names
@@ -117,6 +117,7 @@ def _name(row: Row) -> str:
 async def _of_node(local: bool, access: ApiAccess) -> Seen:
     from command import thisnode
 
+    need_root("looking into the volumes of this node", "or add --cluster for those of all nodes")
     chosen = thisnode.chosen()
     async with patience("looking at the volumes of this node"):
         rows = await thisnode.rows(chosen)
@@ -145,7 +146,8 @@ async def _of_cluster(namespace: str, access: ApiAccess) -> Seen:
     remarks += tuple(f"node {node} did not answer: {why}" for node, why in sorted(answers.failures.items()))
     silent = sorted({node.name for node in nodes} - answers.nodes - answers.failures.keys())
     if silent:
-        remarks += (f"no daemon runs on {', '.join(silent)}: `elastic-local doctor --cluster` says more",)
+        lacking = f"no daemon of namespace {namespace} runs on {', '.join(silent)}"
+        remarks += (f"{lacking}: `elastic-local doctor --cluster` says more",)
     rows = joined(answers.rows, volumes, pods, nodes, answers.nodes, here)
     return Seen(rows, remarks, complete=not answers.failures and not silent)
 

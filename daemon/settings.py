@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from contract import names, quantity
+from contract import names, parameters, quantity
 from contract.parameters import DEFAULT_DEVICE_CLASS
 from daemon.cluster.startuptaint import taint_key
 from daemon.static import configuration as static_configuration
@@ -139,9 +139,9 @@ def read(environment: Mapping[str, str]) -> Settings:
     chosen = Settings(
         node_name=node_name,
         driver_kind=value("DRIVER_KIND", one_of(DRIVER_KINDS), default.driver_kind),
-        lvm_volume_group=value("LVM_VOLUME_GROUP", str, default.lvm_volume_group),
+        lvm_volume_group=value("LVM_VOLUME_GROUP", _lvm_name, default.lvm_volume_group),
         lvm_use_thin_volumes=value("LVM_USE_THIN_VOLUMES", truth, default.lvm_use_thin_volumes),
-        lvm_thin_pool=value("LVM_THIN_POOL", str, default.lvm_thin_pool),
+        lvm_thin_pool=value("LVM_THIN_POOL", _lvm_name, default.lvm_thin_pool),
         socket=value(names.SOCKET_VARIABLE, _socket, default.socket),
         staging_dir=value("STAGING_DIR", _path, default.staging_dir),
         kubelet_root=value("KUBELET_ROOT", _path, default.kubelet_root),
@@ -176,6 +176,13 @@ def _device_classes(file: Path, own: DeviceClass) -> Mapping[str, DeviceClass]:
         ) from None
     except DecodeError as error:
         raise SettingsError(f"DEVICE_CLASSES_FILE {file}: {error}") from None
+
+
+def _lvm_name(text: str) -> str:
+    try:
+        return parameters.lvm_name(text)
+    except ValueError:
+        raise ValueError("allowed is a name as LVM has them: letters, digits and _ + . -") from None
 
 
 def _path(text: str) -> Path:

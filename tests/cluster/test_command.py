@@ -111,7 +111,7 @@ async def test_volumes_of_a_node_and_of_the_cluster(namespace: Namespace, tmp_pa
     answer = await as_administrator(sandbox, "volumes", "--cluster", "--output", "json")
     [unseen] = [row for row in answer.json if row["volume"] == name]
     assert (unseen["state"], unseen["node"], unseen["used"]) == ("unseen", node.name, None)
-    assert "no daemon runs on" in answer.errors
+    assert "no daemon of namespace elastic-local runs on" in answer.errors
 
     # As krew unpacks the plugin, and with nothing else installed.
     with tarfile.open(fileobj=io.BytesIO(krew.archive("1.2.0"))) as members:
@@ -124,7 +124,7 @@ async def test_volumes_of_a_node_and_of_the_cluster(namespace: Namespace, tmp_pa
     )
     [line] = [line for line in listed.stdout.splitlines() if name in line]
     assert f"{namespace.name}/data" in line
-    assert (listed.exit_code, "no daemon runs on" in listed.stderr) == (1, True)
+    assert (listed.exit_code, "no daemon of namespace" in listed.stderr) == (1, True)
 
 
 async def test_capacity_shows_what_every_node_published(namespace: Namespace) -> None:

@@ -205,7 +205,15 @@ def test_a_group_on_a_file_is_there_again_after_a_restart(
 
 
 def test_a_file_that_does_not_fit_is_refused_with_what_is_left(vg: Vg) -> None:
-    assert "give a smaller --loop-size" in refusal(vg("create", "never", "--loop-size", "900Ti"))
+    for dry_run in ((), ("--dry-run",)):
+        assert "give a smaller --loop-size" in refusal(vg("create", "never", "--loop-size", "900Ti", *dry_run))
+
+
+def test_a_name_that_no_group_can_have_makes_no_file(vg: Vg, tmp_path: Path) -> None:
+    for name in ("../never", "below/never", "..", ""):
+        assert "is no name of a volume group" in refusal(vg("create", name, "--loop-size", "32Mi"))
+    assert "`elastic-local vg create GROUP /dev/sdb`" in refusal(vg("create", "/dev/sdb"))
+    assert not list(tmp_path.rglob("*never*"))
 
 
 def test_only_devices_are_taken(vg: Vg, tmp_path: Path) -> None:

@@ -4,12 +4,15 @@ from dataclasses import replace
 
 import pytest
 
-from command import adoption
+from command import adopt, adoption
 from command.adoption import TargetClaim, Untagged
+from command.running import Stop
 from contract import names, volume
 from contract.parameters import NodeSecrets, SecretReference
 from daemon.storage.record import VolumeState
+from kube.resources import CLASSES
 from tests.agreeing import CLUSTER
+from tests.memorycluster import MemoryCluster
 from tests.unit.command.objects import GIB, NODE, held, of_elastic, persistent_volume
 
 _OLD = Untagged("pvc-1", "vg", GIB, "ext4")
@@ -191,3 +194,13 @@ def test_a_volume_of_another_cluster_is_taken_over_only_by_name(uid: str) -> Non
     ask = adoption.of_recorded(theirs, False, {}, NODE, None, CLUSTER, named=True)
     assert ask is not None
     assert (ask.action, ask.record) == (adoption.ASK, None)
+
+
+async def test_a_class_that_is_not_there_chooses_no_driver() -> None:
+    """A name that was mistyped would give the claim a volume of the default one, for ever."""
+    cluster = MemoryCluster()
+    parameters = {"volumeSource": volume.CSI}
+    cluster.put(CLASSES, {"metadata": {"name": "local"}, "provisioner": names.PROVISIONER, "parameters": parameters})
+    with pytest.raises(Stop, match=r"no StorageClass locl.* --storage-class \(ours are: local\)"):
+        await adopt._of_class(replace(_TARGET, storage_class="locl"), cluster)
+    assert (await adopt._of_class(replace(_TARGET, storage_class="local"), cluster)).source == volume.CSI

@@ -22,6 +22,7 @@ from host.mounttable import parse
 from kube.errors import ApiError, Forbidden, NotFound
 from kube.records import StorageClass
 from service.rootsocket import root_socket
+from tests.memorycluster import MemoryCluster
 from tests.unit.command.objects import NODE, persistent_volume
 
 _NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -203,3 +204,10 @@ def test_what_the_daemon_says_of_itself_is_passed_on() -> None:
     assert [finding.verdict for finding in findings] == [Verdict.OK, Verdict.WRONG]
     assert "the kubelet does not call it" in findings[1].message
     assert nodecheckup.readiness("<html>")[0].verdict is Verdict.WRONG
+
+
+async def test_a_namespace_that_is_not_there_is_the_one_fault_to_mend() -> None:
+    *_, finding = await clustercheckup.findings(MemoryCluster(), "nope")
+    wrong(finding, "there is no namespace nope")
+    assert finding.check == "namespace"
+    assert await clustercheckup._namespace(MemoryCluster(), names.NAMESPACE) is None

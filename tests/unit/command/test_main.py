@@ -92,6 +92,26 @@ def test_a_form_that_would_change_nothing_is_refused(word: str) -> None:
         assert f"'{form}' is not one of {', '.join(taken)}." in done.output
 
 
+@pytest.mark.parametrize("name", ["Bad_NS", "a/b", "..", "", "x" * 64])
+def test_a_name_that_no_namespace_can_have_is_refused(name: str) -> None:
+    done = typer.testing.CliRunner().invoke(app, ["capacity", "-n", name])
+    assert done.exit_code == 2
+    assert "is no name of a namespace" in done.output
+
+
+def test_a_short_option_is_read_as_kubectl_reads_it() -> None:
+    for words in (["-n=storage", "-o=yaml"], ["-nstorage", "-oyaml"], ["--namespace=storage", "--output=yaml"]):
+        done = typer.testing.CliRunner().invoke(app, ["capacity", *words, "--kubeconfig", "/nowhere"])
+        assert (done.exit_code, done.stderr.partition(",")[0]) == (1, NOWHERE)
+
+
+def test_options_that_contradict_each_other_are_refused() -> None:
+    for words in ("volumes --cluster --local", "adopt --yes --manifest", "adopt --manifest -o name"):
+        done = typer.testing.CliRunner().invoke(app, words.split())
+        assert done.exit_code == 2
+        assert "Error: Invalid value for --" in done.output
+
+
 def completion(*words: str) -> list[str]:
     """As kubectl asks its plugins, which takes descriptions off and reads the number at the end."""
     program = Path(sys.executable).with_name("kubectl_complete-elastic_local")

@@ -68,6 +68,8 @@ def test_everything_can_be_set() -> None:
         ("LISTEN_ADDRESS", "8080", ":8080"),
         ("LISTEN_ADDRESS", ":99999", ":8080"),
         ("LOG_LEVEL", "LOUD", "WARNING"),
+        ("LVM_VOLUME_GROUP", "../vg", "a name as LVM has them"),
+        ("LVM_THIN_POOL", "-pool", "a name as LVM has them"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_allowed(name: str, value: str, allowed: str) -> None:
