@@ -52,7 +52,7 @@ def adopt(
     if manifest and form is Form.NAME:
         raise typer.BadParameter("with --manifest it is yaml, or json.", param_hint="--output")
     target = _target_claim(volumes, claim, storage_class)
-    plans = run(_adopt(volumes, target, yes, manifest, access))
+    plans = run(_adopt(volumes, target, yes, manifest, access), resumable=True)
     if manifest:
         _show_manifests([plan.manifest for plan in plans if plan.manifest], form)
     elif form.structured:

@@ -10,7 +10,8 @@ from command import clustercheckup, nodeexec, uninstallcheck
 from command.checkup import Finding, Verdict, healthy, summary, unknown, wrong
 from command.options import ApiAccess, Form
 from command.running import cluster, patience, run
-from command.table import in_colour, show_data
+from command.table import show_data
+from command.terminal import in_colour, visible
 from kube.errors import ApiError
 from kube.kubeconfig import ConfigurationError
 
@@ -38,9 +39,9 @@ def doctor(whole_cluster: bool, uninstall: bool, namespace: str, access: ApiAcce
 
 def _print(finding: Finding) -> None:
     mark, style = _MARKS[finding.verdict]
-    typer.echo(f"{in_colour(mark, **style)}{finding.check}: {finding.message}")
+    typer.echo(f"{in_colour(mark, **style)}{visible(f'{finding.check}: {finding.message}')}")
     if finding.remedy:
-        typer.echo(f"         -> {finding.remedy}")
+        typer.echo(f"         -> {visible(finding.remedy)}")
 
 
 async def _of_node(namespace: str, access: ApiAccess) -> list[Finding]:

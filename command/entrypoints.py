@@ -1,6 +1,8 @@
 """The entry points: `elastic-local`, which is also `kubectl elastic-local`, and how kubectl completes that."""
 
 import contextlib
+import errno
+import io
 import os
 import shlex
 import sys
@@ -9,6 +11,8 @@ from command.programs import PROGRAMS
 
 _PROGRAM = "elastic-local"
 _NO_FILES = 4
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+"""A closed pipe, as of `| head`, typer handles."""
 
 
 def main() -> None:
@@ -18,7 +22,15 @@ def main() -> None:
         return
     from command.main import app, is_plugin
 
-    app(prog_name=f"kubectl {_PROGRAM}" if is_plugin() else None)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what the locale's encoding lacks
+    try:
+        app(prog_name=f"kubectl {_PROGRAM}" if is_plugin() else None)
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to be written at the end
+        sys.exit(f"elastic-local: the answer can't be written: {error.strerror}")
 
 
 def complete() -> None:

@@ -58,7 +58,7 @@ def migrate(claims: list[str], to: str, yes: bool, namespace: str, access: ApiAc
     for each in claims:
         if len(each.split("/")) != 2 or not all(each.split("/")):
             raise typer.BadParameter(f"{each!r} is not NAMESPACE/NAME of a claim")
-    plans = run(_migrate(claims, to, yes, namespace, access))
+    plans = run(_migrate(claims, to, yes, namespace, access), resumable=True)
     nothing = f"no claim has a volume to be migrated to {to}"
     show(plans, _COLUMNS, form, nothing, name=lambda plan: f"persistentvolume/{plan.volume}")
     if not form.structured and not yes and any(plan.doable for plan in plans):

@@ -3,7 +3,9 @@ says what to do when it fails. Tracebacks are for what nobody foresaw."""
 
 import asyncio
 import contextlib
+import logging
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any, TypeVar
@@ -12,17 +14,20 @@ import typer
 from rich.console import Console
 
 from command.options import ApiAccess
+from command.terminal import in_unicode, visible
 from daemon.errors import VolumeError
 from host.command import CommandError
 from host.disks import NotADisk
 from kube.client import Cluster
-from kube.errors import ApiError
+from kube.errors import ApiError, Unreachable
 from kube.kubeconfig import ConfigurationError
 from lvm import LvmError
 from service.environment import SettingsError
 
 T = TypeVar("T")
 
+_INTERRUPTED = 128 + signal.SIGINT
+"""Exit code, as a shell has it for a program that the signal ended."""
 _PATIENCE = 2.0
 """Seconds for which a person waits without wondering."""
 
@@ -31,19 +36,25 @@ class Stop(Exception):
     """The command can't go on. The message says why and what to do."""
 
 
-def run(work: Coroutine[Any, Any, T]) -> T:
-    """Runs `work`; what can be expected to go wrong becomes a line on stderr and exit code 1."""
+def run(work: Coroutine[Any, Any, T], *, resumable: bool = False) -> T:
+    """Runs `work`; what can be expected to go wrong becomes a line on stderr and exit code 1. `resumable`: the same
+    command goes on where it was interrupted."""
+    logging.getLogger("host.command").setLevel(logging.CRITICAL)  # a command that fails is in the line
     try:
         return asyncio.run(work)
     except (Stop, NotADisk, VolumeError, LvmError, CommandError, SettingsError) as error:
         message = str(error)
     except ConfigurationError as error:
-        message = f"{error}, or name a kubeconfig with --kubeconfig"
+        message = f"{error}; see --kubeconfig and --context"
+    except Unreachable as error:
+        message = f"{error}. Does `kubectl cluster-info` reach it?"
     except ApiError as error:
         message = f"the API server answers: {error}"
     except KeyboardInterrupt:
-        message = "interrupted; the same command goes on from here"
-    typer.echo(f"elastic-local: {message}", err=True)
+        if resumable:
+            typer.echo("elastic-local: interrupted; the same command goes on from here", err=True)
+        raise typer.Exit(_INTERRUPTED) from None
+    typer.echo("\n".join(map(visible, f"elastic-local: {message}".splitlines())), err=True)
     raise typer.Exit(1)
 
 
@@ -62,7 +73,7 @@ async def patience(doing: str) -> AsyncIterator[None]:
         if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
             typer.echo(f"{doing} ...", err=True)
             return
-        with Console(stderr=True).status(f"{doing} ..."):
+        with Console(stderr=True).status(f"{doing} ...", spinner="dots" if in_unicode(sys.stderr) else "line"):
             await asyncio.Event().wait()
 
     reporting = asyncio.create_task(report())

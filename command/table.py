@@ -6,7 +6,6 @@ terminal is, so that a name is never broken and grep finds it.
 
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import typer
 import yaml
 
 from command.options import Form
+from command.terminal import in_unicode, visible
 from contract import quantity
 
 _BAR = 16
@@ -55,7 +55,10 @@ def show(
         typer.echo(nothing, err=True)
         return
     shown = [column for column in columns if form is Form.WIDE or not column.wide]
-    lines = [[column.title.upper() for column in shown], *([column.cell(row) for column in shown] for row in rows)]
+    lines = [
+        [column.title.upper() for column in shown],
+        *([visible(column.cell(row)) for column in shown] for row in rows),
+    ]
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     for line in lines if titles else lines[1:]:
         cells = (
@@ -69,15 +72,10 @@ def show_data(value: Any, form: Form) -> None:
     """As JSON, or as YAML."""
     text = json.dumps(value, indent=2, default=list)
     if form is Form.YAML:
-        typer.echo(yaml.safe_dump(json.loads(text), sort_keys=False, allow_unicode=True), nl=False)
+        unicode = in_unicode(sys.stdout)
+        typer.echo(yaml.safe_dump(json.loads(text), sort_keys=False, allow_unicode=unicode), nl=False)
     else:
         typer.echo(text)
-
-
-def in_colour(text: str, **style: Any) -> str:
-    """The text, in colour where there is a terminal that wants it. Sources: no-color.org, term(7)."""
-    wanted = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    return typer.style(text, **style) if wanted else text
 
 
 def size(count: int | None) -> str:
@@ -88,4 +86,5 @@ def share(taken: int, whole: int) -> str:
     """A bar with the percentage. What is overcommitted fills it, and the figure says by how much."""
     percent = 100 * taken // whole if whole > 0 else (100 if taken > 0 else 0)
     filled = max(0, min(_BAR, _BAR * percent // 100))
-    return f"{'█' * filled}{'░' * (_BAR - filled)} {percent:3d} %"
+    full, empty = "█░" if in_unicode(sys.stdout) else "#."
+    return f"{full * filled}{empty * (_BAR - filled)} {percent:3d} %"

@@ -56,15 +56,15 @@ def create(
     data_dir: Path,
     form: Form,
 ) -> None:
-    _show_one(run(_create(group, devices, any_disk, loop_size, dry_run, data_dir)), form, dry_run)
+    _show_one(run(_create(group, devices, any_disk, loop_size, dry_run, data_dir), resumable=True), form, dry_run)
 
 
 def extend(group: str, devices: list[Path], dry_run: bool, data_dir: Path, form: Form) -> None:
-    _show_one(run(_extend(group, devices, dry_run, data_dir)), form, dry_run)
+    _show_one(run(_extend(group, devices, dry_run, data_dir), resumable=True), form, dry_run)
 
 
 def remove(group: str, dry_run: bool, data_dir: Path, form: Form) -> None:
-    removed = run(_remove(group, dry_run, data_dir))
+    removed = run(_remove(group, dry_run, data_dir), resumable=True)
     if form.structured:
         show_data({"name": group, "devices": removed, "removed": not dry_run}, form)
     elif form is Form.NAME:

@@ -11,6 +11,7 @@ from command import nodeexec
 from command.options import ApiAccess, Form
 from command.running import cluster, need_root, patience, run
 from command.table import Column, show, size
+from command.terminal import visible
 from command.volumerows import Row, joined
 from contract import names
 from contract import volume as contract_volume
@@ -76,7 +77,7 @@ def volumes(whole_cluster: bool, local: bool, watch: bool, namespace: str, acces
 
 def _tell(remarks: Iterable[str]) -> None:
     for each in remarks:
-        typer.echo(each, err=True)
+        typer.echo(visible(each), err=True)
 
 
 def _show(rows: list[Row], form: Form, *, nothing: str = "", titles: bool = True) -> None:

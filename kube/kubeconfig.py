@@ -78,7 +78,7 @@ async def load(kubeconfig: str | None, context: str | None = None) -> Connection
     try:
         return await _of_context(_read(paths or str(home)), context)
     except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"{source} can't be used: {error}") from error
+        raise ConfigurationError(f"{source} can't be used: {' '.join(str(error).split())}") from error
 
 
 def read_token(file: Path) -> str:

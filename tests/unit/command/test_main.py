@@ -102,7 +102,7 @@ def test_a_name_that_no_namespace_can_have_is_refused(name: str) -> None:
 def test_a_short_option_is_read_as_kubectl_reads_it() -> None:
     for words in (["-n=storage", "-o=yaml"], ["-nstorage", "-oyaml"], ["--namespace=storage", "--output=yaml"]):
         done = typer.testing.CliRunner().invoke(app, ["capacity", *words, "--kubeconfig", "/nowhere"])
-        assert (done.exit_code, done.stderr.partition(",")[0]) == (1, NOWHERE)
+        assert (done.exit_code, done.stderr.partition(";")[0]) == (1, NOWHERE)
 
 
 def test_options_that_contradict_each_other_are_refused() -> None:
@@ -191,6 +191,43 @@ def test_what_flexdriver_install_did_as_json(tmp_path: Path) -> None:
     assert ([each["changed"] for each in first], [each["changed"] for each in second]) == ([True] * 2, [False] * 2)
 
 
+_SHOWS = """
+import sys
+from command import entrypoints, main, table
+from command.options import Form
+column = table.Column(title="share", cell=lambda row: f"{table.share(row, 4)} \u20ac")
+main.app.command("show")(lambda: table.show([1], [column], Form.TABLE, nothing=""))
+sys.argv[1:] = ["show"]
+entrypoints.main()
+"""
+
+
+def test_a_table_is_for_each_locale() -> None:
+    def shown(encoding: str) -> str:
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        done = subprocess.run([sys.executable, "-c", _SHOWS], env=environment, capture_output=True, check=True)
+        return done.stdout.decode(encoding).splitlines()[1]
+
+    assert shown("utf-8") == "████░░░░░░░░░░░░  25 % \u20ac"
+    assert shown("latin-1") == "####............  25 % \\u20ac"
+
+
+def test_an_answer_that_can_not_be_written_is_a_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", _SHOWS], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (
+        1,
+        "elastic-local: the answer can't be written: No space left on device\n",
+    )
+    with subprocess.Popen([sys.executable, "-c", _SHOWS], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as closed:
+        assert closed.stdout
+        closed.stdout.close()  # as `| head` does
+        assert closed.stderr
+        assert closed.stderr.read() == b""
+
+
 def test_the_version_is_that_of_the_installed_package() -> None:
     shown = typer.testing.CliRunner().invoke(app, ["--version"])
     assert (shown.exit_code, shown.output) == (0, f"elastic-local {metadata.version('elastic-local')}\n")
@@ -204,7 +241,7 @@ def without_linux(*words: str) -> "subprocess.CompletedProcess[str]":
 @pytest.mark.parametrize("words", ["volumes --cluster", "doctor --cluster", "migrate"])
 def test_the_cluster_can_be_asked_without_linux(words: str) -> None:
     done = without_linux(*words.split(), "--kubeconfig", "/nowhere")
-    assert (done.returncode, done.stderr.partition(",")[0]) == (1, NOWHERE)
+    assert (done.returncode, done.stderr.partition(";")[0]) == (1, NOWHERE)
 
 
 @pytest.mark.parametrize("words", ["volumes", "doctor", "vg list", "daemon"])

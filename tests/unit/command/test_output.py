@@ -9,7 +9,7 @@ import pytest
 import typer
 import yaml
 
-from command import checkup, running, table, volumes
+from command import checkup, running, table, terminal, volumes
 from command.options import Form
 from command.running import Stop, patience, run
 from command.table import Column, share, show
@@ -64,6 +64,12 @@ def test_a_row_is_a_line_in_any_terminal(capsys: pytest.CaptureFixture[str], mon
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
+def test_what_others_wrote_is_one_line_that_no_terminal_obeys(capsys: pytest.CaptureFixture[str]) -> None:
+    show([Row("two\nlines \x1b[31mred\x1b[0m \u202eabc", 5)], _COLUMNS, Form.TABLE, nothing="")
+    _, line = capsys.readouterr().out.splitlines()
+    assert line.startswith("two lines \\x1b[31mred\\x1b[0m \\u202eabc ")
+
+
 @pytest.mark.parametrize(("variables", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)])
 def test_colour_only_where_it_is_wanted(
     variables: dict[str, str], coloured: bool, monkeypatch: pytest.MonkeyPatch
@@ -73,7 +79,7 @@ def test_colour_only_where_it_is_wanted(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    assert (table.in_colour("WRONG", fg="red") != "WRONG") is coloured
+    assert (terminal.in_colour("WRONG", fg="red") != "WRONG") is coloured
 
 
 def test_a_checkup_ends_with_its_sum() -> None:
@@ -131,6 +137,21 @@ async def test_what_takes_long_says_what_it_does(
     async with patience("asking LVM"):
         while capsys.readouterr().err != "asking LVM ...\n":
             await asyncio.sleep(0.001)
+
+
+async def _interrupted() -> NoReturn:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("resumable", "told"), [(True, "the same command goes on from here"), (False, "")])
+def test_an_interrupt_ends_it_as_it_ends_any_program(
+    resumable: bool, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(typer.Exit) as ended:
+        run(_interrupted(), resumable=resumable)
+    assert ended.value.exit_code == 130
+    shown = capsys.readouterr().err
+    assert told in shown if told else not shown
 
 
 @pytest.mark.parametrize("error", [Stop("no disk: add one"), NoSpace("vgcreate", 5, "no room: free some")])
