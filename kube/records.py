@@ -10,7 +10,7 @@ from typing import Any
 
 from contract import names, quantity
 from contract.snapshot import GROUP, SNAPSHOT_KIND
-from contract.volume import BOUND, CLAIM_KIND, ObjectReference
+from contract.volume import BOUND, CLAIM_KIND, PENDING, ObjectReference
 
 Json = dict[str, Any]
 
@@ -117,6 +117,12 @@ class Claim:
     def clones(self) -> bool:
         """Its volume is to begin as a copy, of another claim's or of a snapshot."""
         return self.data_source == CLAIM_KIND or self.restores
+
+    def holds(self, volume: str, phase: str) -> bool:
+        """Whether it has the PersistentVolume of this name, whose claimRef names it with its uid, or is about to get
+        it. A claim without a volume gets the one that was offered to it; one that was just made for it (Pending) holds
+        nothing yet, and a claim that got another volume needs none."""
+        return self.volume_name == volume or (not self.volume_name and phase != PENDING)
 
     @property
     def reference(self) -> ObjectReference:

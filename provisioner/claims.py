@@ -15,6 +15,7 @@ from contract import names
 from contract.capacity import Capacity
 from contract.snapshot import SnapshotContent
 from contract.volume import ClaimReference, PersistentVolume
+from kube.claims import live_claim
 from kube.client import Cluster
 from kube.errors import ApiError, Conflict, NotFound, is_not_served
 from kube.events import Recorder
@@ -27,7 +28,6 @@ from provisioner.clonesource import NO_SOURCE, CloneSource
 from provisioner.clusterstate import (
     ClusterCache,
     Published,
-    live_claim,
     live_content,
     live_node,
     live_snapshot,

@@ -1,5 +1,6 @@
 """What the leader sees of the cluster: caches, the capacity ledger that follows one of them, what nodes publish; and
-reads of the API server itself (`live_...`), where a cache that lags would lose data or make a volume for nobody.
+reads of the API server itself (`live_...`, those of claims in kube.claims), where a cache that lags would lose data or
+make a volume for nobody.
 
 The caches start after the lease is won and not before. A list that is taken then holds every volume that the leader
 before us made, and so does the ledger; a cache kept warm while following could lag behind its last second. Volumes come
@@ -16,7 +17,7 @@ from functools import partial
 from contract import capacity, names, snapshot, volume
 from contract.capacity import Capacity, footprint
 from contract.snapshot import SnapshotContent
-from contract.volume import PENDING, ClaimReference, PersistentVolume
+from contract.volume import PENDING, PersistentVolume
 from kube import records
 from kube.client import Cluster
 from kube.errors import Invalid, Json, NotFound
@@ -291,15 +292,6 @@ def _pending_pod(body: Json) -> Pod | None:
 def _published(body: Json) -> Published | None:
     offered = capacity.read(body)
     return Published(offered, body["metadata"]["resourceVersion"]) if offered else None
-
-
-async def live_claim(cluster: Cluster, reference: ClaimReference) -> Claim | None:
-    """The claim as it is now, None when it, and not only its name, is gone. Raises ApiError: no answer is not a no."""
-    try:
-        live = records.read_claim(await cluster.get(CLAIMS, reference.name, reference.namespace))
-    except NotFound:
-        return None
-    return live if live.uid == reference.uid else None
 
 
 async def live_pending_pods(cluster: Cluster, claim: Claim) -> list[Pod]:

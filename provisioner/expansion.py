@@ -43,6 +43,7 @@ from contract import quantity
 from contract import volume as contract_volume
 from contract.capacity import footprint
 from contract.volume import AVAILABLE, BOUND, CSI, DELETE, RELEASED, PersistentVolume
+from kube.claims import live_claim
 from kube.client import STRATEGIC, Cluster
 from kube.errors import ApiError, Conflict, Invalid, Json, NotFound, Unreachable
 from kube.events import Recorder
@@ -56,7 +57,7 @@ from kube.records import (
 from kube.resources import CLAIMS, VOLUMES
 from kube.workqueue import WorkQueue
 from provisioner.capacityledger import Account, account_of, layout_of, unplaced
-from provisioner.clusterstate import ClusterCache, Published, live_claim
+from provisioner.clusterstate import ClusterCache, Published
 from provisioner.decision import AvailableCapacity, Refuse, on_any_node, request_text, required_bytes
 from provisioner.index import Index
 from service import logs

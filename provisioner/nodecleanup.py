@@ -14,17 +14,18 @@ import logging
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 from contract import names
 from contract.volume import BOUND, PersistentVolume, finalizer_removal_patch, read_any
 from kube.backoff import Backoff
+from kube.claims import holding_claim, live_claim
 from kube.client import Cluster
 from kube.errors import ApiError, Conflict, Json, NotFound
 from kube.events import Recorder
 from kube.informer import Informer
 from kube.resources import CLAIMS, VOLUMES
 from kube.workqueue import WorkQueue
-from provisioner.clusterstate import live_claim
 from provisioner.metrics import Metrics
 from provisioner.nodeloss import (
     NodeLossStep,
@@ -70,16 +71,14 @@ class NodeLossExecutor:
 
     async def _remove_finalizer(self, volume: NodePinnedVolume) -> None:
         if volume.ours:
-            live = self._volumes.get(volume.name)
-            if live is None or live.uid != volume.uid:
-                return
-            finalizer = names.FINALIZER
+            whole, finalizer = self._volumes.get(volume.name), names.FINALIZER
         else:
-            live = read_any(await self._cluster.get(VOLUMES, volume.name))
-            if (live.uid, live.resource_version) != (volume.uid, volume.resource_version):
-                return  # the watch shows the change in a moment
-            finalizer = names.STATIC_FINALIZER
-        await self._cluster.patch(VOLUMES, live.name, finalizer_removal_patch(live, finalizer))
+            whole, finalizer = read_any(await self._cluster.get(VOLUMES, volume.name)), names.STATIC_FINALIZER
+        if not _is_judged(whole, volume):
+            return
+        if await holding_claim(self._cluster, volume.claim, volume.name, volume.phase) is not None:
+            return
+        await self._cluster.patch(VOLUMES, volume.name, finalizer_removal_patch(whole, finalizer))
         message = (
             f"node {node_text(volume.nodes)} was deleted and did not come back: the volume's finalizer was removed, "
             "and the data on the node's disks stays there"
@@ -104,7 +103,10 @@ class NodeLossExecutor:
         _log.warning("deleted, because node %s is gone", node_text(volume.nodes))
 
     async def _delete_claim(self, volume: NodePinnedVolume) -> None:
-        """Only while it is the very claim that the volume is for, and still points at it."""
+        """Only while it is the very claim that the volume is for, and still points at it. That may be one of the same
+        name by now, which somebody made anew on another node, so the volume is asked for as well."""
+        if not _is_judged(read_any(await self._cluster.get(VOLUMES, volume.name)), volume):
+            return
         claim = await live_claim(self._cluster, volume.claim) if volume.claim else None
         if claim is None or claim.deleting or claim.volume_name != volume.name:
             return
@@ -119,6 +121,11 @@ class NodeLossExecutor:
             raise
         self._metrics.lost_claim_deleted()
         _log.warning("claim deleted, because node %s is gone", node_text(volume.nodes))
+
+
+def _is_judged(present: PersistentVolume | None, volume: NodePinnedVolume) -> TypeGuard[PersistentVolume]:
+    """Whether `present` is the very version that was judged. Else the watch shows the change in a moment."""
+    return present is not None and (present.uid, present.resource_version) == (volume.uid, volume.resource_version)
 
 
 @dataclass

@@ -8,13 +8,13 @@ import time
 
 from contract import names
 from contract.volume import DELETE, PersistentVolume
+from kube.claims import live_claim
 from kube.client import Cluster
 from kube.errors import ApiError, Conflict, NotFound
 from kube.events import Recorder
 from kube.informer import Informer
 from kube.resources import VOLUMES
 from kube.workqueue import WorkQueue
-from provisioner.clusterstate import live_claim
 from provisioner.metrics import Metrics
 from service import logs
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from contract import names, parameters, quantity, volume
 from contract.volume import RETAIN, ClaimReference, NodeAssignment
 from kube.backoff import Backoff
+from kube.claims import live_claim
 from kube.client import Cluster
 from kube.errors import AlreadyExists, ApiError, Conflict, Json, NotFound, Unreachable
 from kube.events import Recorder
@@ -26,7 +27,6 @@ from kube.records import Claim, StorageClass
 from kube.resources import VOLUMES
 from kube.workqueue import WorkQueue
 from provisioner.capacityledger import Account, CapacityLedger, Charge, unplaced
-from provisioner.clusterstate import live_claim
 from provisioner.decision import Create
 from provisioner.reservations import ReservationVerifier
 

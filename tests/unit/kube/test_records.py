@@ -35,6 +35,23 @@ def test_a_bound_claim_that_grows_and_goes() -> None:
 
 
 @pytest.mark.parametrize(
+    ("has", "phase", "holds"),
+    [
+        ("pv", "Bound", True),
+        ("pv", "Pending", True),
+        ("pv", "Released", True),
+        ("", "Released", True),
+        ("", "Available", True),
+        ("", "Pending", False),
+        ("another", "Released", False),
+        ("another", "Available", False),
+    ],
+)
+def test_whether_a_claim_holds_a_volume_that_names_it(has: str, phase: str, holds: bool) -> None:
+    assert read_claim(claim(volumeName=has)).holds("pv", phase) is holds
+
+
+@pytest.mark.parametrize(
     ("annotations", "storage_class", "provisioner"),
     [
         ({}, "spec", ""),

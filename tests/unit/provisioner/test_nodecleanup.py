@@ -344,6 +344,49 @@ async def test_the_finalizer_of_our_volume_is_removed_with_an_event_on_its_claim
     }
 
 
+async def test_a_volume_that_was_retained_at_the_last_moment_keeps_our_finalizer(cluster: MemoryCluster) -> None:
+    """Its node has to record that, or would remove the data when it is back."""
+    for name in ("one", "two"):
+        body = our_body(name=name, deletionTimestamp="now")
+        cluster.put(VOLUMES, {**body, "spec": {**body["spec"], "persistentVolumeReclaimPolicy": "Delete"}})
+    cluster.remove(NODES, "n1")
+
+    async def retained() -> None:
+        cluster.put(VOLUMES, our_body(name="two", deletionTimestamp="now"))
+        await settled(cluster)
+
+    async with working(cluster, classes=frozenset()) as harness:
+        cluster.after["patch", "persistentvolumes"] = [retained]
+        await harness.pass_delay()
+    assert volume_names(cluster) == {"two"}
+    assert metadata_of(cluster, "two")["finalizers"] == [names.FINALIZER]
+
+
+@pytest.mark.parametrize(("holds", "kept"), [("pv", True), ("", True), ("another", False)])
+async def test_a_volume_whose_claim_lives_keeps_our_finalizer(cluster: MemoryCluster, holds: str, kept: bool) -> None:
+    """Whatever its phase says."""
+    body, claim = our_body(deletionTimestamp="now"), claim_body()
+    spec = {"claimRef": CLAIM, "persistentVolumeReclaimPolicy": "Delete"}
+    cluster.put(VOLUMES, {**body, "spec": {**body["spec"], **spec}})
+    cluster.put(CLAIMS, {**claim, "spec": {**claim["spec"], "volumeName": holds}})
+    cluster.remove(NODES, "n1")
+    async with working(cluster, classes=frozenset()) as harness:
+        await harness.pass_delay()
+    assert has(cluster, "pv") is kept
+
+
+async def test_a_claim_whose_volume_was_made_anew_elsewhere_is_kept(local: MemoryCluster) -> None:
+    """By somebody who has its data elsewhere, which the cache has not seen yet."""
+    local.remove(NODES, "n1")
+    async with working(local) as harness:
+        local.watching.clear()
+        local.put(NODES, node_body("n2"))
+        local.put(VOLUMES, local_body(claimRef=CLAIM, **affinity(term(["host-n2"]))))
+        await harness.pass_delay()
+        assert not writes(local)
+        local.watching.set()
+
+
 async def test_a_volume_of_ours_counts_once_where_classes_are_named(
     cluster: MemoryCluster, caplog: pytest.LogCaptureFixture
 ) -> None:
