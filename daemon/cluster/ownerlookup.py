@@ -8,6 +8,7 @@ share; the uid of the namespace kube-system, which is as old as it is and never 
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 from contract import snapshot
 from contract import volume as contract_volume
@@ -15,6 +16,7 @@ from contract.volume import RETAIN
 from daemon.errors import ApiUnavailable
 from daemon.storage.deletionguard import Owner
 from kube.backoff import Backoff
+from kube.claims import holding_claim
 from kube.client import Cluster
 from kube.errors import ApiError, Json, NotFound
 from kube.resources import NAMESPACES, SNAPSHOT_CONTENTS, VOLUMES
@@ -69,15 +71,35 @@ class ApiOwnerLookup:
         resource, name = (SNAPSHOT_CONTENTS, content) if content else (VOLUMES, pv)
         try:
             async with asyncio.timeout(_PATIENCE):
-                body = await self._api.get(resource, name)
-        except NotFound:
-            return None
+                try:
+                    body = await self._api.get(resource, name)
+                except NotFound:
+                    await self._check_cluster()
+                    return None
+                return read_content_owner(body) if content else await self._owner_of_volume(body)
         except (ApiError, OSError, TimeoutError) as error:
             raise ApiUnavailable(
                 f"the API server can't be asked for {'VolumeSnapshotContent' if content else 'PersistentVolume'} "
                 f"{name}, so nothing is done to its data until it can: {error or 'it does not answer'}"
             ) from error
-        return read_content_owner(body) if content else read_owner(body)
+
+    async def _owner_of_volume(self, body: Json) -> Owner:
+        owner = read_owner(body)
+        if not owner.reclaimable:
+            return owner
+        volume = contract_volume.read_any(body)
+        claim = await holding_claim(self._api, volume.claim, volume.name, volume.phase)
+        return replace(owner, reclaimable=False, claim=claim.key) if claim else owner
+
+    async def _check_cluster(self) -> None:
+        """An API server that was set up anew at the address of another has nothing of what that had. Raises ApiError
+        and ApiUnavailable."""
+        uid = await read_cluster_uid(self._api)
+        if self.cluster and uid != self.cluster:
+            raise ApiUnavailable(
+                f"the API server is that of another cluster ({uid}) than when this daemon started ({self.cluster}), so "
+                "nothing is done to its data: restart the daemon"
+            )
 
 
 def read_owner(body: Json) -> Owner:

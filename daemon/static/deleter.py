@@ -37,6 +37,7 @@ from daemon.static.reclaim import (
 from daemon.static.volume import StaticVolume
 from host.diskthreads import DEADLINE, DiskThreads, Hung
 from kube.backoff import Backoff
+from kube.claims import holding_claim
 from kube.client import Cluster
 from kube.errors import ApiError, Conflict, NotFound
 from kube.events import Recorder
@@ -229,7 +230,7 @@ class Deleter:
                     raise _ReclaimFailed(BLOCK, JOB, message)
                 if not await self._jobs.start(ReleasedVolume.of(volume), target, class_config, configuration):
                     return
-        except ApiError as error:
+        except (ApiError, CleanupRefused) as error:
             raise _ReclaimFailed(target.mode, JOB if as_job else PROCESS, str(error)) from None
         if not as_job:
             self._start_process(volume, target, class_config, configuration.cleaning_timeout)
@@ -240,18 +241,26 @@ class Deleter:
 
     async def _still_released(self, volume: StaticVolume) -> bool:
         """Whether the API server itself says that the volume is to be cleaned: the cache may be behind, and a cleanup
-        can't be undone. Raises ApiError."""
+        can't be undone. Raises ApiError, and CleanupRefused while its claim has it: a volume is called Released also
+        when it was given to that a moment ago."""
         try:
-            live = static_volume.read(await self._cluster.get(VOLUMES, volume.name))
+            body = await self._cluster.get(VOLUMES, volume.name)
         except NotFound:
             return False
-        # While the answer was on its way, the cache may have received a newer version.
+        if not self._is_to_be_cleaned(static_volume.read(body), volume):
+            return False
+        reference = contract_volume.read_any(body).claim
+        if claim := await holding_claim(self._cluster, reference, volume.name, volume.phase):
+            raise CleanupRefused(f"it is Released, and claim {claim.key} has it: if its data is to go, delete that")
+        # While the answers were on their way, the cache may have received a newer version.
         cached = next((known for known in self._volumes() if known.name == volume.name), None)
-        return all(
+        return self._is_to_be_cleaned(cached, volume)
+
+    def _is_to_be_cleaned(self, version: StaticVolume | None, judged: StaticVolume) -> bool:
+        return (
             version is not None
-            and ReleasedVolume.of(version) == ReleasedVolume.of(volume)
+            and ReleasedVolume.of(version) == ReleasedVolume.of(judged)
             and isinstance(self._judge(version), StartCleanup)
-            for version in (live, cached)
         )
 
     def _judge(self, volume: StaticVolume) -> object:

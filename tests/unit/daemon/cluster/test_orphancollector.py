@@ -14,7 +14,7 @@ import pytest
 from contract import names
 from contract.volume import DELETE, RETAIN, PersistentVolume
 from daemon.cluster.orphancollector import ORPHAN_FAILED, OrphanCollector, message, removable_after
-from daemon.cluster.ownerlookup import ApiOwnerLookup
+from daemon.cluster.ownerlookup import NAMESPACE, ApiOwnerLookup
 from daemon.errors import InUse
 from daemon.storage.deletionguard import RemovalReason
 from daemon.storage.inventory import Volume
@@ -22,7 +22,7 @@ from daemon.storage.record import Record, VolumeState
 from kube.client import Cluster
 from kube.errors import ApiError, Forbidden, Json, Unreachable
 from kube.informer import Informer
-from kube.resources import EVENTS, VOLUMES
+from kube.resources import EVENTS, NAMESPACES, VOLUMES, Resource
 from tests.unit.daemon.nodecluster import NodeParts, create_pv, node_parts, release_from_claim
 from tests.waiting import drained, until
 
@@ -77,13 +77,14 @@ class Asked(Cluster):
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self.failure: ApiError | None = None
+        self.instead: dict[tuple[Resource, str], Json] = {}
         self.answered = 0
 
     async def get(self, resource: Any, name: str, namespace: str | None = None) -> Json:
         if self.failure:
             raise self.failure
         try:
-            return await self._cluster.get(resource, name, namespace)
+            return self.instead.get((resource, name)) or await self._cluster.get(resource, name, namespace)
         finally:
             self.answered += 1
 
@@ -372,6 +373,21 @@ async def test_a_cluster_that_was_built_anew_over_old_disks_loses_nothing(tmp_pa
         new.reconciler.enqueue("pv")
         await until(lambda: new.volume_names() == {"pv"})
         assert (new.data / "pv.folder" / "precious").read_text() == "data"
+
+
+async def test_another_cluster_at_the_address_of_this_one_has_no_say(node: NodeParts) -> None:
+    """It was set up anew without what it had, and this daemon, which runs still, has asked it once who it is."""
+    await torn_off(node)
+    async with watching(node) as harness:
+        await harness.examine()
+        harness.clock.now += GRACE
+        anew = {"metadata": {"name": NAMESPACE, "uid": "another", "resourceVersion": "1"}}
+        harness.cluster.instead[NAMESPACES, NAMESPACE] = anew
+        await harness.examine()
+        assert node.volume_names() == {"pv"}
+        harness.cluster.instead.clear()
+        await harness.examine()
+        assert not node.volume_names()
 
 
 async def _warned(node: NodeParts, words: str) -> bool:

@@ -16,7 +16,7 @@ from daemon.errors import InUse, Lost
 from daemon.storage.inventory import Volume
 from daemon.storage.record import Record, VolumeState
 from kube.backoff import Backoff
-from kube.resources import CAPACITIES, VOLUMES
+from kube.resources import CAPACITIES, CLAIMS, VOLUMES
 from tests.unit.daemon.cluster.pv import pv
 from tests.unit.daemon.nodecluster import (
     ASSIGNMENT,
@@ -26,6 +26,7 @@ from tests.unit.daemon.nodecluster import (
     NODE,
     NodeParts,
     create_pv,
+    kind,
     node_parts,
     read_pv,
     release_from_claim,
@@ -171,6 +172,24 @@ async def test_a_volume_is_made_ahead_of_its_mount_and_removed_with_its_space(no
     await until(lambda: not node.node_volumes.all())
     assert await read_pv(node.cluster, "pv") is None
     assert not list(node.data.glob("pv.*"))
+
+
+async def test_a_volume_whose_claim_lives_is_not_removed_whatever_its_phase_says(node: NodeParts) -> None:
+    """It was given to that claim a moment ago, and somebody deletes all that is called Released."""
+    claim = {**kind("PersistentVolumeClaim"), "metadata": {"name": "next", "namespace": "default"}}
+    spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "10Mi"}}}
+    uid = (await node.cluster.create(CLAIMS, {**claim, "spec": spec}))["metadata"]["uid"]
+    await create_pv(node.cluster, "pv")
+    await until(lambda: node.volume_names() == {"pv"})
+    reference = {**kind("PersistentVolumeClaim"), "namespace": "default", "name": "next", "uid": uid}
+    await node.cluster.patch(VOLUMES, "pv", {"spec": {"claimRef": reference}})
+    await release_from_claim(node.cluster, "pv")
+    await until(lambda: _warned(node, DELETE_FAILED, "claim default/next has it: if its data is to go, delete that"))
+    assert node.volume_names() == {"pv"}
+    await node.cluster.delete(CLAIMS, "next", "default")
+    await node.cluster.patch(CLAIMS, "next", {"metadata": {"finalizers": None}}, "default")
+    node.reconciler.enqueue("pv")
+    await until(lambda: not node.volume_names())
 
 
 async def test_what_was_made_once_and_is_lost_is_not_made_anew(node: NodeParts) -> None:

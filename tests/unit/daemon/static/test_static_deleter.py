@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from daemon.static.metrics import ProcessCounts
 from daemon.static.volume import StaticVolume
 from kube.backoff import Backoff
 from kube.errors import Unreachable
-from kube.resources import VOLUMES
+from kube.resources import CLAIMS, VOLUMES
+from tests.unit.daemon.nodecluster import Json, kind
 from tests.unit.daemon.static.deleterharness import CLASS, GONE, HOST_DIR, DeleterHarness, configured, deleter_harness
 from tests.unit.daemon.static.shortdeadline import ShortDeadline
 from tests.waiting import until
@@ -149,6 +151,30 @@ async def test_the_api_server_is_asked_before_a_cleanup(node: DeleterHarness, di
     await node.deleter.delete_pass(configuration)
     assert node.deleter.counts().running == 0
     assert cleanings(disks) == 0
+
+
+@pytest.mark.parametrize("cleaned_as", ["process", "job"])
+async def test_one_that_was_given_to_a_claim_is_not_cleaned_though_it_is_called_released(
+    node: DeleterHarness, disks: Path, cleaned_as: str
+) -> None:
+    """An administrator names the next claim with its uid, and sets policy Delete in the same patch. The control plane
+    has not seen that yet."""
+    claim: Json = {
+        **kind("PersistentVolumeClaim"),
+        "metadata": {"name": "claim", "namespace": "default"},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "10Gi"}}},
+    }
+    uid = (await node.cluster.create(CLAIMS, claim))["metadata"]["uid"]
+    await node.create("pv", ONE, mode=BLOCK, claim=uid)
+    configuration = replace(counting(disks), use_job_for_cleaning=cleaned_as == "job")
+    await node.clean_all(configuration)
+    assert (cleanings(disks), await node.job("cleanup-pv")) == (0, None)
+    why = "it is Released, and claim default/claim has it: if its data is to go, delete that"
+    assert await node.recorded_events() == [("pv", "VolumeFailedDelete", f'Error cleaning PV "pv": {why}')]
+    bound = {"spec": {"volumeName": "another"}}
+    await node.cluster.patch(CLAIMS, "claim", bound, "default")
+    await node.pass_over(configuration)
+    assert node.deleter.counts().running == 1
 
 
 async def test_the_policy_that_we_do_not_serve(node: DeleterHarness, disks: Path) -> None:
