@@ -12,6 +12,7 @@ from command.adoption import Plan, TargetClaim, Untagged
 from command.options import ApiAccess, Form
 from command.running import Stop, cluster, need_root, patience, run
 from command.table import Column, show, show_data, size
+from command.terminal import visible
 from contract import names
 from contract import volume as contract_volume
 from contract.parameters import ParameterError, node_secrets, volume_source
@@ -63,6 +64,10 @@ def adopt(
         show(plans, _COLUMNS, form, nothing, name=lambda plan: f"persistentvolume/{plan.volume}")
         if not yes and any(plan.doable for plan in plans):
             typer.echo("nothing was changed: the same command with --yes does it", err=True)
+    if yes and volumes and (left := [plan for plan in plans if not plan.doable]):
+        for plan in left:
+            typer.echo(f"elastic-local: {plan.volume} is not adopted: {visible(plan.why)}", err=True)
+        raise typer.Exit(1)
 
 
 def _show_manifests(manifests: list[adoption.Json], form: Form) -> None:

@@ -13,7 +13,7 @@ from typing import Protocol
 import typer
 
 from command import migration, nodeexec
-from command.migration import CONTINUE, LEAVE, MIGRATE, Note, Plan, Step
+from command.migration import CONTINUE, LEAVE, MIGRATE, UNKNOWN, Note, Plan, Step
 from command.options import ApiAccess, Form
 from command.running import Stop, cluster, patience, run
 from command.table import Column, show
@@ -63,6 +63,9 @@ def migrate(claims: list[str], to: str, yes: bool, namespace: str, access: ApiAc
     show(plans, _COLUMNS, form, nothing, name=lambda plan: f"persistentvolume/{plan.volume}")
     if not form.structured and not yes and any(plan.doable for plan in plans):
         typer.echo("nothing was changed: the same command with --yes does it", err=True)
+    left = [plan for plan in plans if not plan.doable]
+    if (claims and yes and left) or any(plan.action == UNKNOWN for plan in left):
+        raise typer.Exit(1)
 
 
 async def _migrate(claims: list[str], to: str, yes: bool, namespace: str, access: ApiAccess) -> list[Plan]:
@@ -124,14 +127,16 @@ class Migrator:
             if pv.name in notes or pv.source == to or pv.claim is None or (claims and str(pv.claim) not in claims):
                 continue
             node = await self._node_name(pv.node_label)
+            action = LEAVE
             try:
                 if node not in rows:
                     rows[node] = await self._nodes.rows(node) if node else []
                 why = await self._obstacle(pv, node, rows[node], volumes, to)
             except (CommandError, Stop) as error:
-                why = f"node {node} did not answer: {error}"
-            action = LEAVE if why else MIGRATE
-            plans.append(Plan(str(pv.claim), pv.name, node, action, why or f"from {pv.source} to {to}"))
+                action, why = UNKNOWN, f"node {node} did not answer: {error}"
+            if not why:
+                action, why = MIGRATE, f"from {pv.source} to {to}"
+            plans.append(Plan(str(pv.claim), pv.name, node, action, why))
         if claims:
             plans = [plan for plan in plans if plan.claim in claims]
         done = {str(pv.claim) for pv in volumes if pv.source == to}

@@ -83,10 +83,12 @@ class Plan:
 
     @property
     def doable(self) -> bool:
-        return self.action != LEAVE
+        return self.action in (MIGRATE, CONTINUE)
 
 
 MIGRATE, CONTINUE, LEAVE = "migrate", "continue", "leave"
+UNKNOWN = "unknown"
+"""Its node did not answer."""
 
 
 def note_name(pv: str) -> str:

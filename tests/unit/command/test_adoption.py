@@ -3,9 +3,11 @@
 from dataclasses import replace
 
 import pytest
+from typer.testing import CliRunner
 
 from command import adopt, adoption
-from command.adoption import TargetClaim, Untagged
+from command.adoption import Plan, TargetClaim, Untagged
+from command.main import app
 from command.running import Stop
 from contract import names, volume
 from contract.parameters import NodeSecrets, SecretReference
@@ -204,3 +206,16 @@ async def test_a_class_that_is_not_there_chooses_no_driver() -> None:
     with pytest.raises(Stop, match=r"no StorageClass locl.* --storage-class \(ours are: local\)"):
         await adopt._of_class(replace(_TARGET, storage_class="locl"), cluster)
     assert (await adopt._of_class(replace(_TARGET, storage_class="local"), cluster)).source == volume.CSI
+
+
+def test_a_volume_that_was_asked_for_and_is_not_adopted_fails_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `migrate` asks on the node of a claim."""
+
+    async def planned(*_: object) -> list[Plan]:
+        return [Plan("pvc-1", GIB, adoption.REFUSE, "it holds xfs")]
+
+    monkeypatch.setattr(adopt, "_adopt", planned)
+    done = CliRunner().invoke(app, ["adopt", "pvc-1", "--yes", "-o", "json"])
+    assert (done.exit_code, done.stderr) == (1, "elastic-local: pvc-1 is not adopted: it holds xfs\n")
+    assert CliRunner().invoke(app, ["adopt", "--yes"]).exit_code == 0
+    assert CliRunner().invoke(app, ["adopt", "pvc-1"]).exit_code == 0

@@ -5,10 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
-from command import migration
+from command import migrate, migration
+from command.main import app
 from command.migrate import Migrator
-from command.migration import CONTINUE, LEAVE, MIGRATE, Step
+from command.migration import CONTINUE, LEAVE, MIGRATE, UNKNOWN, Plan, Step
 from command.running import Stop
 from command.volumerows import Row
 from contract import names, snapshot
@@ -324,8 +326,29 @@ async def test_a_dry_run_writes_nothing_and_a_node_that_is_silent_is_left_alone(
             raise AssertionError
 
     (plan,) = await Migrator(scene, names.NAMESPACE, Silent()).plans("csi")
-    assert plan.action == LEAVE
+    assert (plan.action, plan.doable) == (UNKNOWN, False)
     assert "no daemon runs" in plan.why
+
+
+@pytest.mark.parametrize(
+    ("claims", "yes", "actions", "code"),
+    [
+        ([], True, [MIGRATE, LEAVE], 0),
+        ([CLAIM], True, [CONTINUE], 0),
+        ([CLAIM], False, [LEAVE], 0),
+        ([CLAIM], True, [LEAVE], 1),
+        ([], False, [MIGRATE, UNKNOWN], 1),
+    ],
+)
+def test_a_claim_that_was_asked_for_and_a_node_that_is_silent_fail_the_command(
+    claims: list[str], yes: bool, actions: list[str], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def planned(*_: object) -> list[Plan]:
+        return [Plan(CLAIM, PV, "n1", action, "") for action in actions]
+
+    monkeypatch.setattr(migrate, "_migrate", planned)
+    words = ["migrate", *claims, *(["--yes"] if yes else [])]
+    assert CliRunner().invoke(app, words).exit_code == code
 
 
 def record(body: Json, **changes: Any) -> PersistentVolume:
