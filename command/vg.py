@@ -8,7 +8,7 @@ is never removed. With --dry-run nothing is changed, and what would be is shown.
 import asyncio
 import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -208,6 +208,8 @@ async def _remove(name: str, dry_run: bool, data_dir: Path) -> list[str]:
         state = await tools.report()
         _existing(state, name)
         devices = sorted(_paths(state.devices_of(name)))
+        file = volumegroups.disk_file(data_dir, name)
+        on_file = await asyncio.to_thread(_is_disk, file, devices)
         if there := sorted(volume.name for volume in state.volumes_of(name)):
             some = ", ".join(there[:_NAMED]) + (f" and {len(there) - _NAMED} more" if len(there) > _NAMED else "")
             raise Stop(
@@ -219,8 +221,14 @@ async def _remove(name: str, dry_run: bool, data_dir: Path) -> list[str]:
             for device in devices:
                 await tools.remove_device(device)
                 await disks.make_blank(await disks.look(Path(device)))  # so that `create` takes it again
-            await asyncio.to_thread(_forget, volumegroups.disk_file(data_dir, name))
+            if on_file:
+                await asyncio.to_thread(_forget, file)
     return devices
+
+
+def _is_disk(file: Path, devices: Collection[str]) -> bool:
+    """Whether the file is one of these devices. That of a group's name may be the disk of one that was renamed."""
+    return file.exists() and str(loopdevice.find(file)) in devices
 
 
 def _existing(state: lvm.Report, name: str) -> lvm.VolumeGroup:

@@ -111,6 +111,25 @@ def test_a_group_on_a_file_goes_with_its_file(vg: Vg, tmp_path: Path) -> None:
     assert not [path for path in Path("/sys/block").glob("loop*/loop/backing_file") if str(file) in path.read_text()]
 
 
+def test_the_file_of_a_group_that_was_renamed_stays_when_its_namesake_goes(
+    vg: Vg, make_disks: MakeDisks, by_hand: ByHand, tmp_path: Path
+) -> None:
+    (disk,) = make_disks(1, _DISK)
+    file = volumegroups.disk_file(tmp_path, "on-file")
+    before = group_of(vg("create", "on-file", "--loop-size", "64Mi", "--output", "json"))
+    try:
+        by_hand("vgrename", "on-file", "renamed")
+        group_of(vg("create", "on-file", disk, "--output", "json"))
+        assert vg("remove", "on-file").exit_code == 0
+        (renamed,) = json.loads(vg("list", "--output", "json").stdout)
+        assert (renamed["name"], renamed["devices"]) == ("renamed", before["devices"])
+        assert file.exists()
+        vg("remove", "renamed")
+    finally:
+        if device := loopdevice.find(file):
+            loopdevice.detach(device)
+
+
 def test_a_disk_that_holds_something_is_not_added(vg: Vg, make_disks: MakeDisks, remove: Callable[[str], None]) -> None:
     disks = make_disks(2, _DISK)
     group_of(vg("create", "careful", disks[0], "--output", "json"))
