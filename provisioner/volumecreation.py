@@ -37,6 +37,10 @@ _GOING = 0.5
 """Seconds between two looks at a claim that is being deleted. No new pod may use it, so it stays as unused as it is."""
 
 
+_CHANGING = 0.1
+"""Seconds after which one that changed while it was to be deleted is looked at again."""
+
+
 def volume_name(claim_uid: str) -> str:
     """The name follows from the claim, so that two who provision the same claim collide instead of making two."""
     return f"pvc-{claim_uid}"
@@ -134,11 +138,23 @@ class DeletedClaimCheck:
             named = {"volume": name, "claim": str(made.claim)}
             _log.info("the claim went while its volume was made: deleting the volume", extra=named)
         try:
-            await self._cluster.delete(VOLUMES, name, uid=made.uid)
-        except (NotFound, Conflict):
+            await self._delete(name, made)
+        except NotFound:
             _log.info("somebody else deleted it", extra={"volume": name})
+        except Conflict:
+            self.queue.add_after(name, _CHANGING)
+            return
         if self._created.get(name) is made:
             del self._created[name]
+
+    async def _delete(self, name: str, made: _Created) -> None:
+        """As it is now, and only while it is for that claim: it may take many tries, and somebody may have given it to
+        another one meanwhile. Raises ApiError."""
+        present = volume.read_any(await self._cluster.get(VOLUMES, name))
+        if present.uid != made.uid or present.claim is None or present.claim.uid != made.claim.uid:
+            _log.info("somebody has another use for it", extra={"volume": name})
+            return
+        await self._cluster.delete(VOLUMES, name, uid=made.uid, resource_version=present.resource_version)
 
 
 class ProvisioningFailed(Exception):

@@ -301,6 +301,28 @@ async def test_a_retained_volume_that_may_have_been_used_is_left_to_its_policy(
     assert "deletionTimestamp" not in (volume(cluster) or {})["metadata"]
 
 
+async def test_a_retained_volume_that_was_given_away_before_it_could_be_deleted_is_kept(
+    cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its claim went in time, and the API server did not take the deletion for a while."""
+    monkeypatch.setattr(volumecreation, "_UNUSED", 60.0)
+    cluster.put(CLASSES, class_body(reclaimPolicy="Retain"))
+    cluster.put(CLAIMS, claim_body())
+
+    def given_away() -> None:
+        body = volume(cluster) or {}
+        reference = {"namespace": "default", "name": "next", "uid": "uid-of-next"}
+        cluster.put(VOLUMES, {**body, "spec": {**body["spec"], "claimRef": reference}})
+        raise Unreachable(503, "", "later")
+
+    cluster.after["create", "persistentvolumes"] = [does(lambda: cluster.remove(CLAIMS, "data", "default"))]
+    cluster.before["delete", "persistentvolumes"] = [does(given_away)]
+    async with leading(cluster) as term:
+        await until(lambda: not cluster.before["delete", "persistentvolumes"])
+        await until(lambda: not term.claim_check._created, what="a decision about the volume")
+    assert "deletionTimestamp" not in (volume(cluster) or {})["metadata"]
+
+
 async def test_a_claim_that_takes_its_time_to_go_leaves_nothing_either(
     cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
