@@ -38,8 +38,12 @@ def healthy(findings: Sequence[Finding]) -> bool:
     return all(finding.verdict is not Verdict.WRONG for finding in findings)
 
 
+def counted(number: int, what: str, several: str = "") -> str:
+    return f"{number} {what if number == 1 else several or f'{what}s'}"
+
+
 def summary(findings: Sequence[Finding]) -> str:
     """The last line of a check-up."""
     counts = {verdict: sum(finding.verdict is verdict for finding in findings) for verdict in Verdict}
     unclear = f", {counts[Verdict.UNKNOWN]} could not be found out" if counts[Verdict.UNKNOWN] else ""
-    return f"{len(findings)} checks: {counts[Verdict.OK]} ok, {counts[Verdict.WRONG]} wrong{unclear}"
+    return f"{counted(len(findings), 'check')}: {counts[Verdict.OK]} ok, {counts[Verdict.WRONG]} wrong{unclear}"

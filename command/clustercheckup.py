@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from command import permissions, snapshotcheckup
-from command.checkup import Finding, ok, unknown, wrong
+from command.checkup import Finding, counted, ok, unknown, wrong
 from contract import capacity as contract_capacity
 from contract import names, parameters
 from contract import volume as contract_volume
@@ -46,7 +46,7 @@ async def findings(cluster: Cluster, namespace: str, only_node: str = "") -> lis
     except ApiError as error:
         remedy = "kubectl get nodes"
         return [wrong("API server", f"it does not return {only_node or 'the nodes'}: {error}", remedy)]
-    results = [ok("API server", f"it knows {only_node or f'{len(nodes)} nodes'}"), *map(hostname, nodes)]
+    results = [ok("API server", f"it knows {only_node or counted(len(nodes), 'node')}"), *map(hostname, nodes)]
     if not only_node and (elsewhere := await _namespace(cluster, namespace)):
         return [*results, elsewhere]
     results += await _permissions(cluster, namespace)
@@ -157,7 +157,7 @@ def registration(classes: Iterable[StorageClass], serving: Collection[str], regi
     check = "CSI driver"
     absent = sorted(set(serving) - set(registered))
     if not absent:
-        return ok(check, f"registered on {len(serving)} nodes")
+        return ok(check, f"registered on {counted(len(serving), 'node')}")
     message = f"the kubelet has not registered it on {', '.join(absent[:5])}{', ...' if len(absent) > 5 else ''}"
     remedy = "elastic-local doctor in the daemon's pod of that node; is CSI=false set there?"
     wanted = any(each.parameters.get(parameters.VOLUME_SOURCE) == CSI for each in classes)
@@ -276,7 +276,7 @@ def capacity_of(
     if ahead > _LEASE_AGE:
         return wrong(check, f"written {ahead:.0f} s in the future: clocks differ", "timedatectl status")
     last = f", last changed {_humane((now - max(written)).total_seconds())} ago" if written else ""
-    return ok(check, f"for {len(here)} classes{last}")
+    return ok(check, f"for {counted(len(here), 'class', 'classes')}{last}")
 
 
 def stuck(volumes: Iterable[tuple[PersistentVolume, float | None]], nodes: Collection[Node]) -> Finding:

@@ -14,6 +14,7 @@ import typer
 from command.options import (
     DATA_DIR,
     ApiAccess,
+    Commands,
     Context,
     DataDir,
     DryRun,
@@ -40,16 +41,14 @@ def is_plugin() -> bool:
 
 app = typer.Typer(
     help="Local volumes for Kubernetes: logical volumes of exactly the size a claim asks for.",
-    no_args_is_help=True,
+    cls=Commands,
     add_completion=not is_plugin(),  # kubectl completes its plugins: command.entrypoints
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
-flexdriver = typer.Typer(help="The executable that the kubelet calls.", no_args_is_help=True, rich_markup_mode=None)
-vg = typer.Typer(
-    help="The volume group that this node's volumes are made in.", no_args_is_help=True, rich_markup_mode=None
-)
+flexdriver = typer.Typer(help="Install the executable that the kubelet calls.", cls=Commands, rich_markup_mode=None)
+vg = typer.Typer(help="Make, extend, list and remove this node's volume groups.", cls=Commands, rich_markup_mode=None)
 app.add_typer(flexdriver, name="flexdriver")
 app.add_typer(vg, name="vg")
 
@@ -102,7 +101,7 @@ def volumes(
     context: Context = None,
     output: WideOutput = Form.TABLE,
 ) -> None:
-    """Every volume of this node, or with --cluster of all: claim, pods, size, what is used, state.
+    """List the volumes of this node, or with --cluster of all. With claim, pods, size, what is used, state.
 
     States: ready; formatting (being made); erasing (being removed, its data first); pending (not made yet); released
     (its claim is gone); deleting; orphan (ours, without a PersistentVolume: see `adopt`); foreign (not ours, never
@@ -125,7 +124,7 @@ def capacity(
     context: Context = None,
     output: WideOutput = Form.TABLE,
 ) -> None:
-    """How much capacity each node has for each class, and how much of it is used or reserved.
+    """Show how much capacity each node has for each class. And how much of it is used or reserved.
 
     Classes that share a pool show the same capacity: it can be used only once.
     """
@@ -136,7 +135,9 @@ def capacity(
 
 @app.command()
 def adopt(
-    volumes: Annotated[list[str] | None, typer.Argument(help="Names. Default: all that can be.")] = None,
+    volumes: Annotated[
+        list[str] | None, typer.Argument(help="Names. Default: all that can be.", metavar="[VOLUME]...")
+    ] = None,
     claim: Annotated[
         str | None, typer.Option(help="NAMESPACE/NAME of the claim that is to have an orphan's data.")
     ] = None,
@@ -149,7 +150,8 @@ def adopt(
     context: Context = None,
     output: Output = Form.TABLE,
 ) -> None:
-    """Adopt volumes of elastic/local-volume, and orphans that policy Retain left, of this node. A dry run by default.
+    """Adopt orphans, and volumes of elastic/local-volume. Orphans are what policy Retain left on this node. A dry run
+    by default.
 
     No data is touched: a volume gets tags, its PersistentVolume a finalizer, an annotation and a label; an orphan gets
     a new PersistentVolume, for the claim that --claim names.
@@ -166,7 +168,7 @@ def adopt(
 @app.command()
 def migrate(
     claims: Annotated[
-        list[str] | None, typer.Argument(help="NAMESPACE/NAME of claims. Default: all that are idle.")
+        list[str] | None, typer.Argument(help="Claims. Default: all that are idle.", metavar="[NAMESPACE/NAME]...")
     ] = None,
     to: Annotated[VolumeSource, typer.Option("--to", help="The driver that is to mount them.")] = VolumeSource.CSI,
     yes: Annotated[bool, typer.Option("--yes", help="Do it. Without it, only say what would be done.")] = False,
@@ -175,7 +177,7 @@ def migrate(
     context: Context = None,
     output: Output = Form.TABLE,
 ) -> None:
-    """Give the volumes of idle claims the other driver, on the same data. A dry run by default.
+    """Give the volumes of idle claims the other driver. Their data stays. A dry run by default.
 
     No pod may use the claim. Its PersistentVolume is deleted and made anew, with the same name: the claim is Lost for
     some seconds, and Bound again. What was cut off is taken up by the same command. --to flexVolume takes it back.
@@ -198,8 +200,8 @@ def doctor(
     context: Context = None,
     output: ReportOutput = Form.TABLE,
 ) -> None:
-    """Check what can be wrong on this node, or with --cluster in the cluster, in the order in which things depend on
-    each other. Under each fault stands the command that corrects it. Exit code 1 when there is one.
+    """Check this node, or with --cluster the cluster. In the order in which things depend on each other; under each
+    fault stands the command that corrects it. Exit code 1 when there is one.
 
     On a node: run it in the daemon's pod, or as root. For the cluster: with an administrator's kubeconfig. Before the
     programs are taken away: with --uninstall.
@@ -213,7 +215,9 @@ def doctor(
 
 @vg.command()
 def create(
-    group: Annotated[str, typer.Argument(envvar="LVM_VOLUME_GROUP", help="Name of the group.")] = "elastic-local-vg",
+    group: Annotated[
+        str, typer.Argument(envvar="LVM_VOLUME_GROUP", help="Name of the group.", metavar="[GROUP]")
+    ] = "elastic-local-vg",
     devices: Annotated[
         list[Path] | None, typer.Argument(help="Empty disks, such as /dev/sdb.", metavar="[DEVICE]...")
     ] = None,
@@ -239,7 +243,7 @@ def create(
 
 @vg.command()
 def extend(
-    group: Annotated[str, typer.Argument(help="Name of the group.")],
+    group: Annotated[str, typer.Argument(help="Name of the group.", metavar="GROUP")],
     devices: Annotated[list[Path], typer.Argument(help="Empty disks, such as /dev/sdc.", metavar="DEVICE...")],
     dry_run: DryRun = False,
     data_dir: DataDir = DATA_DIR,
@@ -256,7 +260,7 @@ def extend(
 
 @vg.command()
 def remove(
-    group: Annotated[str, typer.Argument(help="Name of the group.")],
+    group: Annotated[str, typer.Argument(help="Name of the group.", metavar="GROUP")],
     dry_run: DryRun = False,
     data_dir: DataDir = DATA_DIR,
     output: Output = Form.TABLE,
@@ -269,7 +273,7 @@ def remove(
 
 @vg.command("list")
 def list_groups(data_dir: DataDir = DATA_DIR, output: Output = Form.TABLE) -> None:
-    """The volume groups of this node: size, what is free, devices, volumes."""
+    """List the volume groups of this node. With size, what is free, devices and volumes."""
     from command import vg
 
     vg.list_groups(data_dir, output)
@@ -291,7 +295,7 @@ def install(
     ] = None,
     output: ReportOutput = Form.TABLE,
 ) -> None:
-    """Install the driver into the kubelet's plugin directory, whole or not at all; the kubelet sees it at once.
+    """Install the driver where the kubelet looks for it. Whole or not at all; the kubelet sees it at once.
 
     The daemon does this by itself; this is for a node where no daemon may write there. Run it from the image, which has
     the driver for amd64 and arm64.
@@ -303,7 +307,7 @@ def install(
 
 @app.command(cls=ProgramCommand)
 def daemon() -> None:
-    """Run the daemon of this node: serves the kubelet, makes, mounts and removes volumes.
+    """Run the daemon of this node. It serves the kubelet, and makes, mounts and removes volumes.
 
     Settings come from the environment, NODE_NAME above all.
     """
@@ -314,7 +318,8 @@ def daemon() -> None:
 
 @app.command(cls=ProgramCommand)
 def provisioner() -> None:
-    """Run the provisioner, cluster-wide: creates a PersistentVolume for each claim, deletes those that are released.
+    """Run the provisioner of the cluster. It creates a PersistentVolume for each claim, and deletes those that are
+    released.
 
     Settings come from the environment. Run two: one leads, the other takes over.
     """

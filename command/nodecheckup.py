@@ -15,7 +15,7 @@ from grpclib.client import Channel
 from grpclib.exceptions import StreamTerminatedError
 
 from command import thisnode
-from command.checkup import Finding, ok, unknown, wrong
+from command.checkup import Finding, counted, ok, unknown, wrong
 from contract.filesystems import FILESYSTEMS
 from contract.names import CSI_DRIVER, DRIVER_FOLDER, DRIVER_NAME, NAMESPACE
 from contract.parameters import ENCRYPTION
@@ -169,7 +169,7 @@ async def storage(here: Settings) -> list[Finding]:
             results.append(judged(check, problem, remedy))
         else:
             count = sum(volume.pool == each.pool for volume in inventory.volumes)
-            results.append(ok(check, f"{each.pool} with {count} volumes"))
+            results.append(ok(check, f"{each.pool} with {counted(count, 'volume')}"))
     results += [
         wrong(f"storage: all of {each.pool}", each.reason, "as it says, then elastic-local doctor again")
         for each in inventory.unavailable

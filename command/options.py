@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from contract import names
 
@@ -25,6 +26,32 @@ class Form(enum.StrEnum):
     def structured(self) -> bool:
         """For programs, with all fields."""
         return self in (Form.JSON, Form.YAML)
+
+
+class Commands(TyperGroup):
+    """Commands as kubectl has them: without one it shows help, which is no mistake, and options that several of them
+    have may come before it."""
+
+    _SHARED = ("-n", "-o", "--namespace", "--output", "--context", "--kubeconfig")
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        before = self._options_before(args)
+        words = args[before:]
+        if not words and not ctx.resilient_parsing:
+            typer.echo(ctx.get_help())
+            ctx.exit()
+        end = words.index("--") if "--" in words else len(words)
+        return super().parse_args(ctx, [*words[:end], *args[:before], *words[end:]])
+
+    def _options_before(self, args: list[str]) -> int:
+        """How many of the words they are, with their values."""
+        count = 0
+        while count < len(args):
+            name = args[count].partition("=")[0] if args[count].startswith("--") else args[count][:2]
+            if name not in self._SHARED:
+                break
+            count += 2 if args[count] == name else 1
+        return min(count, len(args))
 
 
 class VolumeSource(enum.StrEnum):

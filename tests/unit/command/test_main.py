@@ -154,6 +154,42 @@ def test_help_is_kubectls() -> None:
         assert "<bool>" not in shown.output
 
 
+def test_help_lists_each_command_in_a_line_and_is_no_mistake() -> None:
+    """On a terminal of 80 columns, and longer lines on a wider one."""
+
+    def shown(columns: int, *words: str) -> str:
+        program = [str(Path(sys.executable).with_name("elastic-local")), *words]
+        environment = {**os.environ, "COLUMNS": str(columns)}
+        return subprocess.run(program, env=environment, capture_output=True, text=True, check=True).stdout
+
+    for words in ([], ["vg"], ["flexdriver"]):
+        text = shown(80, *words)
+        assert text == shown(80, *words, "--help")
+        listed = text.partition("Commands:\n")[2].splitlines()
+        assert len(listed) == len({word.split()[len(words)] for word in ALL if word.startswith(" ".join(words))})
+        assert all(line.endswith(".") and not line.endswith("...") for line in listed)
+    assert 100 < max(map(len, shown(200, "adopt", "--help").splitlines())) <= 120
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "-n storage -o json --kubeconfig /nowhere capacity",
+        "-nstorage -o=json --kubeconfig=/nowhere volumes --cluster",
+        "--context far --kubeconfig /nowhere migrate -- a/b",
+    ],
+)
+def test_shared_options_may_come_before_the_command(words: str) -> None:
+    done = typer.testing.CliRunner().invoke(app, words.split())
+    assert (done.exit_code, done.stderr.partition(";")[0]) == (1, NOWHERE)
+
+
+def test_an_option_before_a_command_that_has_it_not_is_refused() -> None:
+    done = typer.testing.CliRunner().invoke(app, ["-n", "storage", "vg", "list"])
+    assert (done.exit_code, "No such option: -n" in done.output) == (2, True)
+    assert typer.testing.CliRunner().invoke(app, ["-n"]).exit_code == 0
+
+
 def test_help_of_a_program_groups_its_settings_by_topic() -> None:
     """As plain text, on each terminal."""
     runner = typer.testing.CliRunner()

@@ -86,6 +86,7 @@ def test_a_checkup_ends_with_its_sum() -> None:
     findings = [checkup.ok("a", ""), checkup.ok("b", ""), checkup.wrong("c", "", ""), checkup.unknown("d", "")]
     assert checkup.summary(findings) == "4 checks: 2 ok, 1 wrong, 1 could not be found out"
     assert checkup.summary(findings[:3]) == "3 checks: 2 ok, 1 wrong"
+    assert checkup.summary(findings[:1]) == "1 check: 1 ok, 0 wrong"
 
 
 def test_watching_shows_what_changes() -> None:
