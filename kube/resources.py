@@ -38,10 +38,10 @@ def _segment(name: str) -> str:
     """A name as one segment of a path. Encoding alone does not do it: whoever reads the URL may take `..` for the way
     up, encoded or not, and decode a slash before it splits; and without a name the path is the collection's. Source:
     IsValidPathSegmentName of k8s.io/apimachinery, which the API server asks of each name."""
-    if name in ("", ".", "..") or any(sign in name for sign in "/%\\") or not name.isprintable():
+    if _PLAIN.fullmatch(name) and name not in (".", ".."):
+        return name  # nearly all are
+    if not name or name in (".", "..") or any(sign in name for sign in "/%\\") or not name.isprintable():
         raise Invalid(0, "", f"{name[:60]!r} is no name that an object can have")
-    if _PLAIN.fullmatch(name):
-        return name
     return quote(name, safe="")
 
 

@@ -1,9 +1,9 @@
 """The controller of claims: looks at a claim, decides, and does what was decided.
 
 It is level-triggered: each trigger (a claim, its class, a node's capacity) means only that a claim may be worth a look.
-The decision is made twice. First from the caches, which costs nothing and settles most claims. Before a volume is made,
-the claim is read from the API server and decided on again: the cache may show a claim that was deleted a moment ago,
-or the scheduler's last choice but one.
+The decision is made twice. First from the caches, which costs no request and settles each claim that is not to get its
+volume now. Before one is made, the claim is read from the API server and decided on again: the cache may show a claim
+that was deleted a moment ago, or the scheduler's last choice but one, and other claims took capacity meanwhile.
 """
 
 import logging
@@ -181,9 +181,9 @@ class ClaimController:
                 _log.info("the claim is gone, the cache will know in a moment")
                 return
             claim = fresh
-            decision = self._decide(claim, source)
-        if isinstance(decision, Create | Reschedule):
-            decision = await self._decide_with_pod(claim, decision)
+            decision = await self._decide_live(claim, source)
+        elif isinstance(decision, Reschedule):
+            decision = self._with_pod(claim, decision, await self._placement.pods(claim, certain=False))
         match decision:
             case Ignore():
                 self._stalled.discard(claim.key)
@@ -242,31 +242,37 @@ class ClaimController:
             claim, storage_class, available, waited=self._stalled.waited(claim), source=source, attributes=attributes
         )
 
-    async def _decide_with_pod(self, claim: Claim, decision: Create | Reschedule) -> Decision | ReschedulePod:
-        """What becomes of the claim, as one of those that its pod needs together. Raises ApiError."""
+    async def _decide_live(self, claim: Claim, source: CloneSource) -> Decision | ReschedulePod:
+        """On the claim as it is now, as one of those that its pod needs together. Whatever is to be asked for comes
+        first: nothing awaits between the decision and the reservation. Raises ApiError."""
         storage_class = self._cache.classes.get(claim.storage_class)
         if storage_class is None or not waits_for_first_consumer(storage_class):
-            return decision
-        # The scheduler heeds topologies, but anybody may write a node into a claim, and a copy goes to its source.
-        target = decision.target if isinstance(decision, Create) else None
-        if target and not claim.clones and (why := await self._hostname_mismatch(claim, target)):
-            return Reschedule(f"{why}: another node is asked for")
-        if target and await self._placement.violates_topology(storage_class, target.hostname):
-            why = f"node {target.node} is none of the allowedTopologies of StorageClass {storage_class.name}"
-            if claim.clones:
-                return Refuse(why)
-            decision = Reschedule(f"{why}: another node is asked for")
-        if claim.clones:
-            return decision
-        pods = await self._placement.pods(claim, certain=isinstance(decision, Create))
-        if isinstance(decision, Create):
-            again = self._decide(claim, NO_SOURCE)  # others may have been decided meanwhile
-            if not pods or not isinstance(again, Create):
-                return again
-            return self._placement.decide(claim, again, pods, self._stalled.waited(claim))
+            return self._decide(claim, source)
+        label = source.node if claim.clones else names.node_label_value(claim.selected_node)
+        target = self._cache.published_by(label, storage_class.name)
+        unfit = await self._unfit(claim, storage_class, target) if target else ""
+        pods = [] if claim.clones else await self._placement.pods(claim, certain=not unfit)
+        decision = self._decide(claim, source)
+        if isinstance(decision, Create) and unfit:
+            decision = Refuse(unfit) if claim.clones else Reschedule(f"{unfit}: another node is asked for")
+        if isinstance(decision, Create) and pods:
+            return self._placement.decide(claim, decision, pods, self._stalled.waited(claim))
+        return self._with_pod(claim, decision, pods) if isinstance(decision, Reschedule) else decision
+
+    def _with_pod(self, claim: Claim, decision: Reschedule, pods: Sequence[Pod]) -> Reschedule | ReschedulePod:
+        """The other claims of its pod go along."""
         node = names.node_label_value(claim.selected_node)
         moves = (ReschedulePod(pod, self._placement.open_claims(pod, claim), node, decision.why) for pod in pods)
         return next((move for move in moves if len(move.claims) > 1), decision)
+
+    async def _unfit(self, claim: Claim, storage_class: StorageClass, target: Capacity) -> str:
+        """Why a node can't have the volume, whatever it has left; empty when it can. The scheduler heeds topologies,
+        but anybody may write a node into a claim, and a copy goes to its source. Raises ApiError."""
+        if not claim.clones and (why := await self._hostname_mismatch(claim, target)):
+            return why
+        if await self._placement.violates_topology(storage_class, target.hostname):
+            return f"node {target.node} is none of the allowedTopologies of StorageClass {storage_class.name}"
+        return ""
 
     async def _hostname_mismatch(self, claim: Claim, target: Capacity) -> str:
         """What a node publishes ends up in the affinity of a volume: it may speak for itself only. A label that another

@@ -200,9 +200,10 @@ class NodeCleanupController:
             pinned.volumes[name] = new
             for node in new.nodes:
                 self._named.setdefault(node, set()).add(key)
-            # A node that is there is not looked at with each change of each of its volumes: when it goes or comes under
-            # another name, its own change says so.
-            if old is None or old.nodes != new.nodes or pinned.lost_since is not None:
+            # A node that is there, under the name that the volume has of it, is not looked at with each new volume and
+            # each change of one: when it goes or comes under another name, its own change says so.
+            there = self._tracker.is_known(frozenset({new.node_label}) if new.node_label else new.nodes)
+            if pinned.lost_since is not None or ((old is None or old.nodes != new.nodes) and not there):
                 self.queue.add(key)
 
     def _leave(self, name: str, old: NodePinnedVolume) -> None:

@@ -6,6 +6,7 @@ volume that came and went faster than the watch showed. A "not found" says nothi
 its way, so it counts only after the time that a request can live.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -54,8 +55,12 @@ class ReservationVerifier:
         cache.on_retained(self.retained.add)
 
     def verify_later(self, name: str) -> None:
-        """Verify, later, a reservation that was just made."""
-        self.reservations.add_after(name, REQUEST_LIFETIME)
+        """Verify, later, a reservation that was just made, if it is still open then."""
+        asyncio.get_running_loop().call_later(REQUEST_LIFETIME, self._verify_open, name)
+
+    def _verify_open(self, name: str) -> None:
+        if self._ledger.reservation(name) is not None:
+            self.reservations.add(name)
 
     async def _verify(self, name: str) -> None:
         reservation = self._ledger.reservation(name)

@@ -155,6 +155,8 @@ async def test_a_node_that_is_there_is_not_looked_at_with_each_change_of_its_vol
         monkeypatch.setattr(harness.tracker, "is_gone", looks)
         cluster.put(VOLUMES, our_body())
         await until(lambda: harness.cache.volumes.values()[0].phase == RELEASED)
+        cluster.put(VOLUMES, our_body(BOUND, name="new", uid="another"))
+        await until(lambda: len(harness.cache.volumes.values()) == 2)
         await drained(harness.cleanup.queue)
         assert not looked
         cluster.remove(NODES, "n1")

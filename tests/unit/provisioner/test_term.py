@@ -1,12 +1,16 @@
 """A term of leadership against an API server in memory: what users see of provisioning, and its races."""
 
+import asyncio
+from typing import Any
+
 import pytest
 
 from contract import names
 from kube.errors import Forbidden, Unreachable
-from kube.records import IMMEDIATE, SELECTED_NODE
+from kube.records import IMMEDIATE, SELECTED_NODE, Claim
 from kube.resources import CAPACITIES, CLAIMS, CLASSES, NODES, PODS, VOLUMES
-from provisioner import reservations, volumecreation
+from provisioner import claims, reservations, volumecreation
+from provisioner.decision import Decision, decide
 from provisioner.metrics import Metrics
 from tests.memorycluster import MemoryCluster, lose_answer
 from tests.sandbox.workloads import pod
@@ -151,6 +155,32 @@ async def test_a_claim_takes_no_request_that_nobody_needs(cluster: MemoryCluster
         ("create", "persistentvolumes"),
         ("create", "events"),
     ]
+
+
+async def test_a_claim_is_decided_on_twice_and_leaves_nothing_to_do(
+    cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once from the cache, once as it is now; and nobody verifies a reservation that the watch has closed."""
+    monkeypatch.setattr(reservations, "REQUEST_LIFETIME", 0.5)
+    decided: list[str] = []
+    verified: list[str] = []
+
+    def counted(asked: Claim, *arguments: Any, **more: Any) -> Decision:
+        decided.append(asked.name)
+        return decide(asked, *arguments, **more)
+
+    monkeypatch.setattr(claims, "decide", counted)
+    waiting = {"metadata": {"name": "data", "namespace": "default"}, "status": {"phase": "Pending"}}
+    cluster.put(PODS, {**pod("data", {"/data": "data"}), **waiting})
+    async with leading(cluster) as term:
+        await term.cache.wait_synced()
+        verifies = term._queues["reservations"]
+        monkeypatch.setattr(verifies, "add", verified.append)
+        cluster.put(CLAIMS, claim_body())
+        await until(lambda: term.cache.volumes.get(PV))
+        await asyncio.sleep(0.6)
+        assert decided == ["data", "data"]
+        assert not verified
 
 
 async def test_an_answer_that_was_lost_is_found_out_by_the_next_try(cluster: MemoryCluster) -> None:
