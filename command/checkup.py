@@ -1,8 +1,11 @@
 """A check-up: questions in the order in which things depend on each other, each with the command that corrects it."""
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+_NAMED = 5
+"""Objects that a message names at most."""
 
 
 class Verdict(enum.StrEnum):
@@ -40,6 +43,12 @@ def healthy(findings: Sequence[Finding]) -> bool:
 
 def counted(number: int, what: str, several: str = "") -> str:
     return f"{number} {what if number == 1 else several or f'{what}s'}"
+
+
+def first(found: Iterable[str]) -> str:
+    """The first of them, by name, for a message."""
+    names = sorted(found)
+    return f"{', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''}"
 
 
 def summary(findings: Sequence[Finding]) -> str:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from command import permissions, snapshotcheckup
-from command.checkup import Finding, counted, ok, unknown, wrong
+from command import nodeexec, permissions, snapshotcheckup
+from command.checkup import Finding, counted, first, ok, unknown, wrong
 from contract import capacity as contract_capacity
 from contract import names, parameters
 from contract import volume as contract_volume
@@ -17,7 +17,7 @@ from contract.volume import CSI, PersistentVolume
 from kube.client import Cluster
 from kube.errors import ApiError, NotFound
 from kube.records import Node, StorageClass, read_node, read_storage_class
-from kube.resources import CAPACITIES, CLASSES, CSI_NODES, DRIVERS, LEASES, NAMESPACES, NODES, SECRETS, VOLUMES
+from kube.resources import CAPACITIES, CLASSES, CSI_NODES, DRIVERS, LEASES, NAMESPACES, NODES, PODS, SECRETS, VOLUMES
 
 Json = dict[str, Any]
 
@@ -59,7 +59,7 @@ async def findings(cluster: Cluster, namespace: str, only_node: str = "") -> lis
         for each in ours:
             results += await _secrets(cluster, each)
     if not only_node:
-        results.append(await _leader(cluster, namespace))
+        results += [await _leader(cluster, namespace), await _daemons(cluster, namespace)]
     published = [each for each in map(_published, await cluster.list(CAPACITIES, namespace)) if each is not None]
     results += [capacity_of(node, ours, published, datetime.now(UTC), namespace) for node in nodes]
     if not only_node:
@@ -158,7 +158,7 @@ def registration(classes: Iterable[StorageClass], serving: Collection[str], regi
     absent = sorted(set(serving) - set(registered))
     if not absent:
         return ok(check, f"registered on {counted(len(serving), 'node')}")
-    message = f"the kubelet has not registered it on {', '.join(absent[:5])}{', ...' if len(absent) > 5 else ''}"
+    message = f"the kubelet has not registered it on {first(absent)}"
     remedy = "elastic-local doctor in the daemon's pod of that node; is CSI=false set there?"
     wanted = any(each.parameters.get(parameters.VOLUME_SOURCE) == CSI for each in classes)
     if not wanted:
@@ -247,6 +247,44 @@ def leader(spec: Json, now: datetime, namespace: str) -> Finding:
     if age < -_LEASE_AGE:
         return wrong("provisioner", f"the clock of {holder} is {-age:.0f} s ahead of this one", "timedatectl status")
     return ok("provisioner", f"{holder} leads")
+
+
+async def _daemons(cluster: Cluster, namespace: str) -> Finding:
+    try:
+        return daemons(await cluster.list(PODS, namespace, label_selector=nodeexec.DAEMONS), namespace)
+    except ApiError as error:
+        return unknown("daemons", f"the API server does not list their pods: {error}", "ask as an administrator")
+
+
+def daemons(pods: Iterable[Json], namespace: str) -> Finding:
+    """Whether there is one that is ready on each node that has any. What a daemon published stays when it is not."""
+    check, see = "daemons", f"kubectl -n {namespace} get pods -l app.kubernetes.io/component=daemon -o wide"
+    ready, late = set(), dict[str, str]()
+    for body in pods:
+        node = body["spec"].get("nodeName") or "a pod without a node"
+        if why := _not_ready(body):
+            late.setdefault(node, why)
+        else:
+            ready.add(node)
+    if missing := late.keys() - ready:
+        return wrong(check, f"not ready: {first(f'{node} ({late[node]})' for node in missing)}", f"{see}; then its log")
+    if not ready:
+        return unknown(check, f"no pod of one is in namespace {namespace}", see)
+    return ok(check, f"ready on {counted(len(ready), 'node')}")
+
+
+def _not_ready(pod: Json) -> str:
+    """Why a pod is not ready, in a word of Kubernetes. Empty: it is."""
+    status = pod.get("status") or {}
+    conditions = {each["type"]: each["status"] for each in status.get("conditions") or ()}
+    if "deletionTimestamp" in pod["metadata"]:
+        return "Terminating"
+    if conditions.get("Ready") == "True":
+        return ""
+    containers = (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ()))
+    waiting = ((each.get("state") or {}).get("waiting") or {} for each in containers)
+    reasons = [str(each["reason"]) for each in waiting if each.get("reason")]
+    return str(status.get("reason") or next(iter(reasons), "") or status.get("phase") or "Pending")
 
 
 def capacity_of(

@@ -13,7 +13,7 @@ from command.options import ApiAccess
 from command.running import Stop
 from command.volumerows import Row
 from contract import names
-from host.command import CommandError, Completed, run
+from host.command import CommandError, Completed, MissingTool, run
 from kube.client import Cluster
 from kube.errors import ApiError
 from kube.records import Pod, read_pod
@@ -48,7 +48,7 @@ async def namespace_of(cluster: Cluster, given: str) -> str:
 
 
 async def ask(cluster: Cluster, namespace: str, access: ApiAccess) -> Answers:
-    """Raises ApiError when not even the daemons are known."""
+    """Raises ApiError when not even the daemons are known, and Stop without kubectl."""
     pods = await cluster.list(PODS, namespace, label_selector=DAEMONS)
     answers, turns = Answers(), asyncio.Semaphore(_AT_ONCE)
 
@@ -74,14 +74,18 @@ async def _ask(pod: Pod, access: ApiAccess) -> list[Row]:
 
 
 async def _exec(pod: Pod, access: ApiAccess, *words: str) -> Completed:
-    return await run(
-        "kubectl",
-        *(("--context", access.context) if access.context else ()),
-        *("--namespace", pod.namespace, "exec", pod.name, "--container", "daemon", "--"),
-        *("elastic-local", *words),
-        deadline=_DEADLINE,
-        env={"KUBECONFIG": access.kubeconfig} if access.kubeconfig else None,
-    )
+    """Raises CommandError, and Stop without kubectl: then no node can be asked."""
+    try:
+        return await run(
+            "kubectl",
+            *(("--context", access.context) if access.context else ()),
+            *("--namespace", pod.namespace, "exec", pod.name, "--container", "daemon", "--"),
+            *("elastic-local", *words),
+            deadline=_DEADLINE,
+            env={"KUBECONFIG": access.kubeconfig} if access.kubeconfig else None,
+        )
+    except MissingTool:
+        raise Stop("there is no kubectl on your PATH, and nodes are asked by kubectl exec: install it") from None
 
 
 class DaemonPods:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from command import permissions
-from command.checkup import Finding, ok, unknown, wrong
+from command.checkup import Finding, first, ok, unknown, wrong
 from contract import names, snapshot
 from contract.snapshot import SnapshotContent
 from kube.client import Cluster
@@ -26,8 +26,6 @@ _CHECK = "snapshots"
 _KINDS = (SNAPSHOTS, SNAPSHOT_CONTENTS, SNAPSHOT_CLASSES)
 _LEASE = "snapshot-controller-leader"
 _LABELS = ("app.kubernetes.io/name=snapshot-controller", "app in (snapshot-controller,csi-snapshot-controller)")
-_NAMED = 5
-"""Objects that a message names at most."""
 _LATE = 60.0
 """Seconds. The snapshot-controller renews its lease every few, and binds a VolumeSnapshot at once."""
 _STUCK = 600.0
@@ -133,7 +131,7 @@ def _controller(state: SnapshotState, now: datetime) -> Finding:
         if not _status(body) and "deletionTimestamp" not in body["metadata"] and (_age(body, now) or 0) > _LATE
     ]
     if waiting:
-        return wrong(check, f"nobody takes notice of VolumeSnapshots, as of {_first(waiting)}", _INSTALL)
+        return wrong(check, f"nobody takes notice of VolumeSnapshots, as of {first(waiting)}", _INSTALL)
     if state.lease_age is not None and state.lease_age > _LATE and not state.controller:
         return wrong(check, f"it last renewed its lease {state.lease_age:.0f} s ago", "see its pods and their log")
     if state.controller or state.lease_age is not None:
@@ -175,18 +173,14 @@ def _contents(state: SnapshotState, now: datetime, namespace: str) -> Finding:
             (silent if content.node_label else unassigned).append(content.name)
     if unassigned:
         log = f"kubectl -n {namespace} logs -l app.kubernetes.io/component=provisioner --tail 50"
-        return wrong(check, f"the provisioner takes no notice of {_first(unassigned)}", log)
+        return wrong(check, f"the provisioner takes no notice of {first(unassigned)}", log)
     if silent:
         daemons = f"kubectl -n {namespace} get pods -l app.kubernetes.io/component=daemon -o wide"
-        return wrong(check, f"the daemon of their node takes no notice of {_first(silent)}", daemons)
+        return wrong(check, f"the daemon of their node takes no notice of {first(silent)}", daemons)
     if staying:
-        message = f"waiting for more than {_STUCK / 60:.0f} minutes to go: {_first(staying)}"
+        message = f"waiting for more than {_STUCK / 60:.0f} minutes to go: {first(staying)}"
         return wrong(check, message, f"kubectl describe volumesnapshotcontent {staying[0]}")
     return ok(check, f"{len(state.contents)} of ours, and none waits for us")
-
-
-def _first(found: Sequence[str]) -> str:
-    return f"{', '.join(sorted(found)[:_NAMED])}{', ...' if len(found) > _NAMED else ''}"
 
 
 def _status(body: Json) -> Json:

@@ -19,7 +19,7 @@ from contract.parameters import SecretReference
 from daemon.csi import server
 from daemon.csi.identity import IdentityService
 from host.mounttable import parse
-from kube.errors import ApiError, Forbidden, NotFound
+from kube.errors import ApiError, Forbidden, Json, NotFound
 from kube.records import StorageClass
 from service.rootsocket import root_socket
 from tests.memorycluster import MemoryCluster
@@ -211,3 +211,22 @@ async def test_a_namespace_that_is_not_there_is_the_one_fault_to_mend() -> None:
     wrong(finding, "there is no namespace nope")
     assert finding.check == "namespace"
     assert await clustercheckup._namespace(MemoryCluster(), names.NAMESPACE) is None
+
+
+def test_daemons_that_are_not_ready_are_named_with_the_reason() -> None:
+    """What they published is there all the same."""
+
+    def daemon(node: str, ready: bool, **status: object) -> Json:
+        conditions = [{"type": "Ready", "status": str(ready)}]
+        return {"metadata": {}, "spec": {"nodeName": node}, "status": {"conditions": conditions, **status}}
+
+    waiting = [{"state": {"running": {}}}, {"state": {"waiting": {"reason": "CrashLoopBackOff"}}}]
+    well, crashing = daemon("a", True), daemon("b", False, phase="Running", containerStatuses=waiting)
+    evicted = daemon("a", False, phase="Failed", reason="Evicted")
+    going = {**daemon("c", True), "metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}
+
+    fine = clustercheckup.daemons([well, evicted], "ns")
+    assert (fine.verdict, fine.message) == (Verdict.OK, "ready on 1 node")
+    wrong(clustercheckup.daemons([well, crashing, going], "ns"), "not ready: b (CrashLoopBackOff), c (Terminating)")
+    wrong(clustercheckup.daemons([evicted], "ns"), "a (Evicted)")
+    assert clustercheckup.daemons([], "ns").verdict is Verdict.UNKNOWN

@@ -75,6 +75,12 @@ async def test_one_node_is_asked_and_told_in_the_pod_of_its_daemon(
         await pods.rows("starting")
 
 
+async def test_without_kubectl_no_node_can_be_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(Stop, match="no kubectl on your PATH"):
+        await nodeexec.ask(cast(Cluster, Daemons()), "elastic-local", ApiAccess())
+
+
 class Elsewhere:
     """Pods of daemons, by namespace."""
 
