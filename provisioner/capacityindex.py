@@ -17,17 +17,20 @@ from contract.capacity import Capacity
 from provisioner.decision import NodeCapacity
 
 
+class Beside(NamedTuple):
+    """What volumes of other classes cost the class on a node."""
+
+    classes: frozenset[str]
+    """Those of the same pool, and itself."""
+    rate: int
+    """Bytes for each of theirs, at least."""
+
+
 class _Kind(NamedTuple):
     block: bool
     encryption: bool
     granularity: int
-    weight: int
-    classes: frozenset[str]
-    """All classes of the same pool."""
-
-
-def _kind(published: Capacity, classes: frozenset[str]) -> _Kind:
-    return _Kind(published.block, published.encryption, published.granularity, published.weight, classes)
+    beside: Beside
 
 
 @dataclass
@@ -56,10 +59,11 @@ class CapacityIndex:
         """The largest of all nodes, 1 without any."""
         return max((kind.granularity for kind in self._kinds), default=1)
 
-    def put(self, node: str, on_node: NodeCapacity, classes: frozenset[str]) -> None:
-        """What the node has now, and the classes for which it publishes capacity of the same pool."""
+    def put(self, node: str, on_node: NodeCapacity, beside: Beside) -> None:
+        """What the node has now."""
         self.remove(node)
-        kind = _kind(on_node.published, classes)
+        published = on_node.published
+        kind = _Kind(published.block, published.encryption, published.granularity, beside)
         self._nodes[node] = kind, on_node
         ordered = self._kinds.setdefault(kind, _Ordered())
         insort(ordered.by_free, (on_node.free, node))
@@ -81,21 +85,20 @@ class CapacityIndex:
         the one who asks, whose own volume does not count for him."""
         before = {node: self._nodes[node] for node in instead}
         for node, on_node in instead.items():
-            self.put(node, on_node, before[node][0].classes)
+            self.put(node, on_node, before[node][0].beside)
         best = []
         for ordered in self._kinds.values():
             most = self._first(ordered)
             best.append(replace(most, others=ordered.together - max(most.free, 0)))
         for node, (kind, on_node) in before.items():
-            self.put(node, on_node, kind.classes)
+            self.put(node, on_node, kind.beside)
         return best
 
-    def by_headroom(self, required: Callable[[Capacity, Collection[str]], int | None]) -> Iterator[tuple[int, str]]:
+    def by_headroom(self, required: Callable[[Capacity, Beside], int | None]) -> Iterator[tuple[int, str]]:
         """What each node has left without what is `required` on those of its kind, and the node, those with most first.
-        It is asked for one of each kind, with all classes of the pool. None: those can't have it. To be used up before
-        anything changes."""
+        It is asked for one of each kind. None: those can't have it. To be used up before anything changes."""
         needs = [
-            (ordered, required(self._first(ordered).published, kind.classes)) for kind, ordered in self._kinds.items()
+            (ordered, required(self._first(ordered).published, kind.beside)) for kind, ordered in self._kinds.items()
         ]
         return heapq.merge(*(ordered.without(need) for ordered, need in needs if need is not None), reverse=True)
 

@@ -36,7 +36,7 @@ from kube.resources import (
     VOLUMES,
 )
 from provisioner import decision
-from provisioner.capacityindex import CapacityIndex, best_first
+from provisioner.capacityindex import Beside, CapacityIndex, best_first
 from provisioner.capacityledger import Account, CapacityLedger, layout_of, unplaced
 from provisioner.clonesource import CloneSource
 from provisioner.decision import AvailableCapacity, ClassMissing, NodeCapacity
@@ -150,12 +150,18 @@ class ClusterCache:
         nodes, index = self._of_class.get(name, {}), self._indexes[name]
         for node in self._changed.pop(name, ()):
             if published := nodes.get(node):
-                pool = published.capacity.pool
-                beside = (each for each in self._classes_on(node) if self._of_class[each][node].capacity.pool == pool)
-                index.put(node, self._node_capacity(published.capacity, ()), frozenset(beside))
+                index.put(node, self._node_capacity(published.capacity, ()), self._beside(published.capacity))
             else:
                 index.remove(node)
         return index
+
+    def _beside(self, offered: Capacity) -> Beside:
+        on_node = {name: self._of_class[name][offered.node].capacity for name in self._classes_on(offered.node)}
+        classes = frozenset(name for name, capacity in on_node.items() if capacity.pool == offered.pool)
+        # For a class of several legs, what its node knew to be reserved, and is not counted here yet, costs nothing.
+        counted = offered.weight == 1 or self.reserved(offered, ())(offered.pool) >= offered.reserved
+        rate = 1 if offered.shared_with else offered.weight
+        return Beside(classes, rate if counted else 0)
 
     def _classes_on(self, node: str) -> list[str]:
         """The classes for which a node, by the value of its label, publishes capacity."""

@@ -15,6 +15,7 @@ from contract import quantity
 from contract.capacity import Capacity, footprint
 from contract.parameters import VolumeParameters
 from kube.records import Claim, Pod
+from provisioner.capacityindex import Beside
 
 SELECTION_TIMEOUT = 15.0
 """Seconds after which a node that only some of the claims name is given up. The scheduler tries a pod again after ten,
@@ -96,19 +97,19 @@ def fit_volumes(
 
 
 def least_required(
-    requests: Sequence[VolumeRequest], storage_class: str, published: Capacity, classes: Collection[str]
+    requests: Sequence[VolumeRequest], storage_class: str, published: Capacity, beside: Beside
 ) -> int | None:
-    """Bytes that these take at least of what a node publishes for one of their classes, from a pool that all of
-    `classes` have there. None: it can't have them."""
-    if not all(published.serves(each.parameters) for each in requests if each.storage_class == storage_class):
-        return None
-    # With several legs the others may take less than their size: what the node knew to be reserved may be theirs.
-    alone = published.weight > 1
-    counted = [
-        each for each in requests if (each.storage_class == storage_class if alone else each.storage_class in classes)
+    """Bytes that these take at least of what a node publishes for one of their classes. None: it can't have them."""
+    sizes = [
+        (each, footprint(each.size, each.parameters, published.granularity))
+        for each in requests
+        if each.storage_class in beside.classes
     ]
-    sizes = [footprint(each.size, each.parameters, published.granularity) for each in counted]
-    return max(sizes, default=0) if alone else sum(sizes)
+    together = sum(size for _, size in sizes)
+    of_class = [(each.parameters, size) for each, size in sizes if each.storage_class == storage_class]
+    if not all(published.serves(layout) for layout, _ in of_class):
+        return None
+    return max((size + beside.rate * (together - size) for _, size in of_class), default=0)
 
 
 def _sum(reserved: Callable[[str], int], more: Mapping[str, int]) -> Callable[[str], int]:

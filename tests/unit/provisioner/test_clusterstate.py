@@ -220,6 +220,7 @@ def test_the_nodes_for_a_pod_come_in_the_order_of_what_they_have_left(cluster: M
         pytest.param([request("a", GIB), request("b", GIB)], 8, 9, id="any of them"),
         pytest.param([request("a", GIB), request("b", GIB, "same pool")], 8, 9, id="two classes of one pool"),
         pytest.param([request("a", GIB), request("b", GIB, "fast")], 8, 16, id="one class has less"),
+        pytest.param([request("a", GIB, "mirrored", MIRROR), request("b", GIB)], 8, 9, id="several legs"),
         pytest.param([request("a", GIB), request("b", 9 * GIB, "fast")], 0, 0, id="one class is full"),
         pytest.param([request("a", GIB), request("b", GIB, "unheard-of")], 0, 0, id="nobody has one class"),
     ],
@@ -230,12 +231,13 @@ def test_few_of_many_nodes_are_looked_at_for_a_pod(
     cache = ClusterCache(cluster, "elastic-local", CapacityLedger())
     for number in range(1000):
         node = f"n{number}"
-        for name, pool, gib in (
-            (CLASS, "vg", 100 + number // 10),
-            ("same pool", "vg", 100 + number // 10),
-            ("fast", "ssd", 8),
+        for name, pool, gib, weight in (
+            (CLASS, "vg", 100 + number // 10, 1),
+            ("same pool", "vg", 100 + number // 10, 1),
+            ("mirrored", "vg", 100 + number // 10, 2),
+            ("fast", "ssd", 8, 1),
         ):
-            offered = replace(published(node, gib * GIB), storage_class=name, pool=pool)
+            offered = replace(published(node, gib * GIB), storage_class=name, pool=pool, weight=weight)
             cache.capacities._put(f"{node}-{name}", Published(offered, "1"))
     for _ in range(2):
         places = Places(cache, requests)
