@@ -30,6 +30,10 @@ class Installed:
 def install(plugin_dirs: Sequence[Path], interpreter: Path | None, form: Form) -> None:
     """Where no native driver was built, as for the plugin of kubectl, the one that needs a Python of the node is for
     who says which: nobody means to install it by mistake, and the next start of the daemon would replace it."""
+    if relative := [str(each) for each in plugin_dirs if not each.is_absolute()]:
+        raise typer.BadParameter(
+            f"{', '.join(relative)} is no absolute path, as the kubelet has it", param_hint="--plugin-dir"
+        )
     machine = platform.machine()
     if interpreter is None and installation.native(machine) is None:
         typer.echo(
@@ -54,6 +58,7 @@ def _install(driver: installation.Driver, plugin_dir: Path) -> Installed:
         path = installation.install(driver, plugin_dir) if changed else installation.place(plugin_dir)
     except OSError as error:
         raise typer.BadParameter(
-            f"can't write to {plugin_dir}: {error.strerror}. Is it a folder of this host, and writable?"
+            f"can't write to {plugin_dir}: {error.strerror}. Is it a folder of this host, and writable?",
+            param_hint="--plugin-dir",
         ) from None
     return Installed(str(path), driver.description, changed)

@@ -69,11 +69,18 @@ def test_the_command_installs_no_other_driver_by_mistake(tmp_path: Path, monkeyp
     assert installation.place(tmp_path).read_bytes() == bundle.build("/opt/python")
 
 
-def test_the_command_says_what_to_do_about_a_folder_that_can_not_be(tmp_path: Path) -> None:
+def test_the_command_says_what_to_do_about_a_folder_that_can_not_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").touch()
     refused = CliRunner().invoke(app, ["flexdriver", "install", "--plugin-dir", str(tmp_path / "file")])
     assert refused.exit_code == 2
     assert "Is it a folder of this host" in refused.output
+
+    monkeypatch.chdir(tmp_path)
+    refused = CliRunner().invoke(app, ["flexdriver", "install", "--plugin-dir", "exec"])
+    assert (refused.exit_code, "exec is no absolute path" in refused.output) == (2, True)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
 def test_the_archive_holds_all_that_it_imports() -> None:
