@@ -3,9 +3,10 @@
 Nobody will ever mount such a volume or ask for its removal, and its space stays taken. It is reported at once. It is
 removed only if its own record says Delete, and names this cluster, after a grace period, and when the API server has
 said twice, at the period's beginning and at its end, that no PersistentVolume bears its name: one of another uid may
-have been restored from a backup, or made by a person who is about to adopt the volume. An API server that can't say
-has said nothing. The grace begins anew with the daemon, and when such a PersistentVolume goes, which is the safe
-mistake. What is mounted is not removed, and what is to be retained stays for a person to decide.
+have been restored from a backup, or made by a person who is about to adopt the volume. For a snapshot it is a
+VolumeSnapshotContent that has the name of its own, or names it. An API server that can't say has said nothing. The
+grace begins anew with the daemon, and when such an object goes, which is the safe mistake. What is mounted is not
+removed, and what is to be retained stays for a person to decide.
 """
 
 import logging
@@ -61,6 +62,8 @@ def message(volume: Volume, grace: float | None, *, namesake: str = "") -> str:
         f"volume {volume.pv} ({quantity.humane(volume.size)} in {volume.pool}) has no "
         f"{CONTENT_KIND if volume.record.content else 'PersistentVolume'} of its uid {volume.record.uid} any more"
     )
+    if namesake and volume.record.content:
+        return f"{lost}, and another one that names it or has its name (uid {namesake}): it is kept"
     if namesake:
         return (
             f"{lost}, and another one of its name (uid {namesake}): it is kept; if that one is to have its data, run "

@@ -75,7 +75,7 @@ class ApiOwnerLookup:
                     body = await self._api.get(resource, name)
                 except NotFound:
                     await self._check_cluster()
-                    return None
+                    return await self._naming(pv) if content else None
                 return read_content_owner(body) if content else await self._owner_of_volume(body)
         except (ApiError, OSError, TimeoutError) as error:
             raise ApiUnavailable(
@@ -90,6 +90,15 @@ class ApiOwnerLookup:
         volume = contract_volume.read_any(body)
         claim = await holding_claim(self._api, volume.claim, volume.name, volume.phase)
         return replace(owner, reclaimable=False, claim=claim.key) if claim else owner
+
+    async def _naming(self, snapshot_volume: str) -> Owner | None:
+        """The VolumeSnapshotContent that names by its handle the snapshot of one that is gone: an administrator made it
+        to have that. Its own it is only once the record says so."""
+        async for page in self._api.pages(SNAPSHOT_CONTENTS):
+            for content in map(snapshot.read, page.items):
+                if content is not None and content.source_handle and content.volume == snapshot_volume:
+                    return Owner(content.uid, RETAIN, reclaimable=False)
+        return None
 
     async def _check_cluster(self) -> None:
         """An API server that was set up anew at the address of another has nothing of what that had. Raises ApiError

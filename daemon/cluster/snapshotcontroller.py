@@ -19,7 +19,7 @@ from contract import names, snapshot
 from contract import volume as contract_volume
 from contract.parameters import VolumeParameters
 from contract.snapshot import Handle, SnapshotContent
-from contract.volume import DELETE, RETAIN, Original, PersistentVolume
+from contract.volume import DELETE, Original, PersistentVolume
 from daemon.cluster.nodevolumes import NodeVolumes, checked_parameters
 from daemon.errors import Foreign, PoolMissing, Refused, VolumeError, VolumeNotFound, message_of
 from daemon.storage.deletionguard import OwnerLookup
@@ -236,8 +236,8 @@ class SnapshotController:
         await self._say_ready(content, await self._volumes.prepare(spec))
 
     async def _find(self, content: SnapshotContent) -> None:
-        """The snapshot that is there belongs to the content, or is handed to it: one that was retained, and whose
-        content is gone. Raises VolumeNotFound, Foreign, PoolMissing."""
+        """The snapshot that is there belongs to the content, or is handed to it: one whose content is gone. Raises
+        VolumeNotFound, Foreign, PoolMissing."""
         volume = self._volumes.inventory.volume(content.volume)
         if volume is None:
             if hidden := self._volumes.inventory.unavailable:
@@ -257,9 +257,10 @@ class SnapshotController:
         await self._say_ready(content, volume)
 
     async def _check_free(self, content: SnapshotContent, record: Record) -> None:
-        """Raises Foreign unless the snapshot was retained and its content is gone."""
+        """Raises Foreign unless its content is gone, whatever policy that had: somebody may have torn its finalizer
+        off."""
         owner = await self._owner_lookup.owner(content.volume, record.content)
-        if record.policy != RETAIN or (owner is not None and owner.uid == record.uid):
+        if owner is not None and owner.uid == record.uid:
             raise Foreign(
                 f"snapshot {content.source_handle} belongs to the VolumeSnapshotContent {record.content}: set its "
                 "deletionPolicy to Retain and delete it first"

@@ -16,7 +16,9 @@ from daemon.backends.loop import LoopBackend
 from daemon.cluster.nodevolumes import NodeVolumes, volume_spec
 from daemon.cluster.ownerlookup import ApiOwnerLookup
 from daemon.cluster.snapshotcontroller import CREATION_FAILED, SnapshotController
+from daemon.errors import NotAuthorized
 from daemon.kubelet.poddevice import PodDevice
+from daemon.storage.deletionguard import RemovalReason
 from daemon.storage.record import VolumeState
 from daemon.storage.volumes import Volumes
 from kube.client import Cluster
@@ -40,14 +42,16 @@ class Harness:
         self.controller = controller
         self.events = events
 
-    async def content(self, name: str, source: Json, *, policy: str = "Delete", namespace: str = "team") -> str:
-        """The uid of a content as the snapshot controller and the provisioner leave it."""
+    async def content(
+        self, name: str, source: Json, *, policy: str = "Delete", namespace: str = "team", assigned: bool = True
+    ) -> str:
+        """The uid of a content as the snapshot controller and, if it is `assigned`, the provisioner leave it."""
         body = {
             "apiVersion": "snapshot.storage.k8s.io/v1",
             "kind": "VolumeSnapshotContent",
             "metadata": {
                 "name": name,
-                "labels": {names.NODE_LABEL: NODE},
+                "labels": {names.NODE_LABEL: NODE} if assigned else {},
                 "finalizers": [snapshot.FINALIZER],
             },
             "spec": {
@@ -231,6 +235,24 @@ async def test_a_retained_one_is_found_again_by_its_handle(harness: Harness) -> 
     await harness.delete("found")
     await harness.until_gone("found")
     assert harness.volumes.inventory.volume(name) is None
+
+
+async def test_one_whose_content_was_torn_off_is_kept_for_the_one_that_names_it(harness: Harness) -> None:
+    """Somebody removed the finalizer, and its record says Delete. The provisioner has not seen the new one yet."""
+    await made_volume(harness, "pv")
+    uid = await harness.content("one", {"volumeHandle": "pv"})
+    handle = (await harness.until_ready("one")).handle
+    await harness.cluster.patch(SNAPSHOT_CONTENTS, "one", {"metadata": {"finalizers": None}})
+    await harness.cluster.delete(SNAPSHOT_CONTENTS, "one")
+    found = await harness.content("found", {"snapshotHandle": handle}, assigned=False)
+    name = snapshot.volume_name(uid)
+    with pytest.raises(NotAuthorized, match=f"there is a VolumeSnapshotContent of its name .uid {found}"):
+        await harness.volumes.reclaim(name, uid, LoopBackend.POOL, RemovalReason.ORPHANED)
+    await harness.cluster.patch(SNAPSHOT_CONTENTS, "found", {"metadata": {"labels": {names.NODE_LABEL: NODE}}})
+    await harness.until_ready("found")
+    volume = harness.volumes.inventory.volume(name)
+    assert volume
+    assert (volume.record.uid, volume.record.content) == (found, "found")
 
 
 async def test_one_that_is_lost_is_not_made_anew(harness: Harness, tmp_path: Path) -> None:

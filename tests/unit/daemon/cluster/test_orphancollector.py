@@ -178,7 +178,7 @@ async def test_by_itself_it_goes_when_the_grace_is_over(node: NodeParts) -> None
     await torn_off(node)
     async with watching(node, grace=0.05) as harness:
         harness.clock.now = 0
-        await until(lambda: harness.cluster.answered)
+        await until(harness.messages)
         harness.clock.now = 1
         await until(lambda: not node.volume_names())
 
