@@ -26,7 +26,7 @@ from daemon.storage.inventory import Inventory, Volume
 from daemon.storage.record import differences
 from host import blockdevice
 from kube.client import Cluster
-from kube.errors import Forbidden
+from kube.errors import Forbidden, NotFound
 from kube.records import Node, read_node, read_storage_class
 from kube.resources import CLASSES, NODES, VOLUMES
 from lvm import Lvm
@@ -208,6 +208,14 @@ async def _unchanged(volume: Volume, view: _View) -> Volume:
     return now
 
 
+async def _present(volume: str, connected: Cluster) -> PersistentVolume | None:
+    """The PersistentVolume of ours of that name, as it is now."""
+    try:
+        return contract_volume.read(await connected.get(VOLUMES, volume))
+    except NotFound:
+        return None
+
+
 async def _carry_out(plan: Plan, view: _View, connected: Cluster) -> None:
     """The record first: from then on nobody takes the volume for anything else, and a second run does the rest."""
     record = plan.record
@@ -222,6 +230,8 @@ async def _carry_out(plan: Plan, view: _View, connected: Cluster) -> None:
             ) from error
         assert record is not None
         record = replace(record, uid=created["metadata"]["uid"])
+    elif record and not adoption.is_for(record, await _present(plan.volume, connected)):
+        raise Stop(f"PersistentVolume {plan.volume} changed while it was looked at: run the same command again")
     if record and (volume := view.inventory.volume(plan.volume)):
         await view.backend.rewrite(await _unchanged(volume, view), record)
     elif record and view.tools:

@@ -174,6 +174,12 @@ def of_recorded(
     return Plan(volume.pv, volume.size, RETAG, why, record, adoption_patch(pv, assignment))
 
 
+def is_for(record: Record, pv: PersistentVolume | None) -> bool:
+    """Whether a record that was planned for a PersistentVolume is right for the one that has its name now: it may say
+    Delete, and one that is gone would leave data that was retained to be removed as an orphan."""
+    return pv is not None and not pv.deleting and (pv.uid, reclaim_policy(pv)) == (record.uid, record.policy)
+
+
 def _not_here(pv: PersistentVolume, node: Node) -> str:
     """Why the PersistentVolume can't have a volume of this node."""
     if pv.deleting or (pv.phase == RELEASED and pv.reclaim_policy != RETAIN):

@@ -1,6 +1,8 @@
 """What may be adopted. The data of one tenant must never come to another by it."""
 
+import contextlib
 from dataclasses import replace
+from typing import cast
 
 import pytest
 from typer.testing import CliRunner
@@ -11,8 +13,11 @@ from command.main import app
 from command.running import Stop
 from contract import names, volume
 from contract.parameters import NodeSecrets, SecretReference
-from daemon.storage.record import VolumeState
-from kube.resources import CLASSES
+from daemon.storage.backend import Backend
+from daemon.storage.inventory import Inventory, Volume
+from daemon.storage.record import Record, VolumeState
+from kube.errors import Json
+from kube.resources import CLASSES, VOLUMES
 from tests.agreeing import CLUSTER
 from tests.memorycluster import MemoryCluster
 from tests.unit.command.objects import GIB, NODE, held, of_elastic, persistent_volume
@@ -57,6 +62,47 @@ def test_what_is_doubtful_is_left_alone(untagged: Untagged, pv: volume.Persisten
     assert not plan.doable
     assert (plan.patch, plan.record, plan.manifest) == (None, None, None)
     assert message in plan.why
+
+
+_SOURCE: Json = {"persistentVolumeReclaimPolicy": "Delete", "flexVolume": {"driver": names.DRIVER, "fsType": "ext4"}}
+
+
+class _Rewritten:
+    """A backend, of which a test sees what is written."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+
+    async def reread(self, volume: Volume) -> Volume:
+        return volume
+
+    async def rewrite(self, volume: Volume, record: Record) -> Volume:
+        self.records.append(record)
+        return replace(volume, record=record)
+
+
+@pytest.mark.parametrize(
+    ("changed", "written"),
+    [({}, True), (None, False), ({"uid": "uid-2"}, False), ({"deletionTimestamp": "now"}, False)],
+    ids=["the same", "gone", "made anew", "being deleted"],
+)
+async def test_no_record_is_written_for_a_persistentvolume_that_changed_meanwhile(
+    changed: Json | None, written: bool
+) -> None:
+    """Data that was retained would say Delete then, and be removed as an orphan."""
+    found, pv, cluster, backend = held("uid-0"), persistent_volume(), MemoryCluster(), _Rewritten()
+    plan = adoption.of_recorded(found, False, {"pvc-1": pv}, NODE, None, CLUSTER, named=False)
+    assert plan is not None
+    assert plan.record is not None
+    assert (found.record.policy, plan.record.policy) == ("Retain", "Delete")
+    if changed is not None:
+        metadata = {"name": "pvc-1", "uid": "uid-1", "resourceVersion": "7", "finalizers": ["x/y"], **changed}
+        spec = {"capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], **_SOURCE}
+        cluster.put(VOLUMES, {"metadata": metadata, "spec": spec})
+    view = adopt._View(cast(Backend, backend), None, Inventory([found]), {"pvc-1": pv}, NODE, CLUSTER)
+    with contextlib.nullcontext() if written else pytest.raises(Stop, match="changed while it was looked at"):
+        await adopt._carry_out(plan, view, cluster)
+    assert backend.records == ([plan.record] if written else [])
 
 
 def test_a_logical_volume_without_a_persistentvolume_is_none_of_our_business() -> None:
