@@ -71,12 +71,12 @@ def pinned_volume(volume: PersistentVolume, classes: Collection[str]) -> NodePin
     ours = volume.driver in (names.DRIVER, names.CSI_DRIVER)
     if not volume.pinned or not (ours or (volume.local_path and volume.storage_class in classes)):
         return None
-    label = volume.node_label if ours else ""
     return NodePinnedVolume(
         name=volume.name,
         uid=volume.uid,
         resource_version=volume.resource_version,
-        nodes=frozenset({label, *volume.hostnames} - {""}),
+        # Local ones that our daemons offer have the label as well: a Node may lose its hostname label and be there.
+        nodes=frozenset({volume.node_label, *volume.hostnames} - {""}),
         phase=volume.phase,
         reclaim_policy=volume.reclaim_policy,
         storage_class=volume.storage_class,
@@ -84,7 +84,7 @@ def pinned_volume(volume: PersistentVolume, classes: Collection[str]) -> NodePin
         deleting=volume.deleting,
         awaits_node=_awaits_node(volume) if ours else _local_awaits_node(volume),
         ours=ours,
-        node_label=label,
+        node_label=volume.node_label if ours else "",
     )
 
 

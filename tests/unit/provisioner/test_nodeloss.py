@@ -116,6 +116,11 @@ def test_a_local_volume_counts_if_its_class_was_named_and_its_node_is_known() ->
     assert (pinned.nodes, pinned.ours, pinned.awaits_node) == (frozenset({"host-n1"}), False, False)
     assert pinned_volume(read_any(local_body()), {"other"}) is None
     assert pinned_volume(read_any(local_body(nodeAffinity={})), {"disks"}) is None
+    offered = local_body()
+    offered["metadata"]["labels"] = {names.NODE_LABEL: "n1"}
+    pinned = pinned_volume(read_any(offered), {"disks"})
+    assert pinned is not None
+    assert (pinned.nodes, pinned.node_label) == (frozenset({"n1", "host-n1"}), "")
     not_local = local_body()
     del not_local["spec"]["local"]
     assert pinned_volume(read_any(not_local), {"disks"}) is None
