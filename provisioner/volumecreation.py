@@ -6,9 +6,9 @@ volume, the reservation is released. No answer: there may be a volume or not, or
 reservation stays, and the next try finds out, because the name follows from the claim.
 
 A claim may be deleted while its volume is made. With policy Delete the volume is found Released then, and reclaimed.
-With Retain it would stay for ever, empty, so we delete it: each such claim is read once more right after its volume
-exists. Later it is too late: a volume whose claim is gone by then may have been bound, written and released without a
-trace, and so its policy decides.
+With Retain it would stay for ever, empty, so we give it policy Delete and delete it: each such claim is read once more
+right after its volume exists. Later it is too late: a volume whose claim is gone by then may have been bound, written
+and released without a trace, and so its policy decides.
 """
 
 import logging
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from contract import names, parameters, quantity, volume
-from contract.volume import RETAIN, ClaimReference, NodeAssignment
+from contract.volume import DELETE, RETAIN, ClaimReference, NodeAssignment
 from kube.backoff import Backoff
 from kube.claims import live_claim
 from kube.client import Cluster
@@ -149,12 +149,18 @@ class DeletedClaimCheck:
 
     async def _delete(self, name: str, made: _Created) -> None:
         """As it is now, and only while it is for that claim: it may take many tries, and somebody may have given it to
-        another one meanwhile. Raises ApiError."""
-        present = volume.read_any(await self._cluster.get(VOLUMES, name))
+        another one meanwhile. With policy Delete, or its node, which may have made it by now, would keep it for ever.
+        Raises ApiError."""
+        body = await self._cluster.get(VOLUMES, name)
+        present = volume.read_any(body)
         if present.uid != made.uid or present.claim is None or present.claim.uid != made.claim.uid:
             _log.info("somebody has another use for it", extra={"volume": name})
             return
-        await self._cluster.delete(VOLUMES, name, uid=made.uid, resource_version=present.resource_version)
+        if present.reclaim_policy != DELETE:
+            policy = {"persistentVolumeReclaimPolicy": DELETE}
+            change = {"metadata": {"resourceVersion": present.resource_version}, "spec": policy}
+            body = await self._cluster.patch(VOLUMES, name, change)
+        await self._cluster.delete(VOLUMES, name, uid=made.uid, resource_version=body["metadata"]["resourceVersion"])
 
 
 class ProvisioningFailed(Exception):

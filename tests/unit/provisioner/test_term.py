@@ -137,6 +137,8 @@ async def test_a_claim_deleted_while_its_volume_is_made_leaves_nothing(
     cluster.before["delete", "persistentvolumes"] = [lose_answer]
     async with leading(cluster):
         await until(lambda: "deletionTimestamp" in ((volume(cluster) or {}).get("metadata") or {}))
+    # Or its node would keep what it may have made meanwhile.
+    assert (volume(cluster) or {})["spec"]["persistentVolumeReclaimPolicy"] == "Delete"
 
 
 async def test_a_claim_takes_no_request_that_nobody_needs(cluster: MemoryCluster) -> None:
@@ -331,8 +333,9 @@ async def test_a_retained_volume_that_may_have_been_used_is_left_to_its_policy(
     assert "deletionTimestamp" not in (volume(cluster) or {})["metadata"]
 
 
+@pytest.mark.parametrize("verb", ["patch", "delete"])
 async def test_a_retained_volume_that_was_given_away_before_it_could_be_deleted_is_kept(
-    cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch
+    cluster: MemoryCluster, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its claim went in time, and the API server did not take the deletion for a while."""
     monkeypatch.setattr(volumecreation, "_UNUSED", 60.0)
@@ -346,11 +349,13 @@ async def test_a_retained_volume_that_was_given_away_before_it_could_be_deleted_
         raise Unreachable(503, "", "later")
 
     cluster.after["create", "persistentvolumes"] = [does(lambda: cluster.remove(CLAIMS, "data", "default"))]
-    cluster.before["delete", "persistentvolumes"] = [does(given_away)]
+    cluster.before[verb, "persistentvolumes"] = [does(given_away)]
     async with leading(cluster) as term:
-        await until(lambda: not cluster.before["delete", "persistentvolumes"])
+        await until(lambda: not cluster.before[verb, "persistentvolumes"])
         await until(lambda: not term.claim_check._created, what="a decision about the volume")
-    assert "deletionTimestamp" not in (volume(cluster) or {})["metadata"]
+    kept = volume(cluster) or {}
+    assert "deletionTimestamp" not in kept["metadata"]
+    assert verb == "delete" or kept["spec"]["persistentVolumeReclaimPolicy"] == "Retain"
 
 
 async def test_a_claim_that_takes_its_time_to_go_leaves_nothing_either(
