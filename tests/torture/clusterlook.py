@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ from tests.sandbox.workloads import is_ready
 from tests.torture.clustermodel import Seen, SeenClaim, SeenData, SeenPod, SeenVolume
 
 FILE = "file"
+_UUID = re.compile(r"[0-9a-f-]{36}\n")
+"""What a pod writes there."""
 _STORED = {"loop": ("loop", ".img"), "folder": ("folders", ".folder")}
 """By backend: the folder below that of the data, and how the names in it end."""
 
@@ -116,4 +119,5 @@ def _file(node: Node, data: Path, name: str) -> str:
             return (staged / FILE).read_text()
         return ""
     shown = subprocess.run(["debugfs", "-R", f"cat /{FILE}", data], capture_output=True, text=True, check=False)
-    return shown.stdout
+    # Of a filesystem that is being made it says on stdout what it found.
+    return shown.stdout if _UUID.fullmatch(shown.stdout) else ""

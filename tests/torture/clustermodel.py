@@ -22,14 +22,17 @@ _MOST_RETAINED = 4
 @dataclass(frozen=True)
 class Operation:
     """One request of a user or an administrator. The kinds: create, start and stop (the pod), grow, policy, delete (pod
-    and claim), part (the PersistentVolume of a claim that is gone), free (let it be removed)."""
+    and claim); part (the PersistentVolume of a claim that is gone), free (let it be removed), rebind (give it to a new
+    claim)."""
 
     kind: str
     name: str
     size: int = 0
     retain: bool = False
     source: str = ""
-    """Name of the claim that a new one is a copy of."""
+    """Name of the claim that a new one is a copy of, or has the volume of."""
+    reserved: bool = False
+    """The volume names the new claim before there is one, in place of no claim."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,11 @@ class Model:
             if source:
                 made = replace(made, file=source.file)
             return replace(self._with(made), number=self.number + 1)
+        if operation.kind == "rebind":
+            before = self.workloads[operation.source]
+            others = {key: each for key, each in self.workloads.items() if key != before.name}
+            again = replace(before, name=name, size=operation.size, retain=operation.retain, pod=True, deleted=False)
+            return replace(self, workloads={**others, name: again}, number=self.number + 1)
         before = self.workloads[name]
         changes: dict[str, Workload] = {
             "start": replace(before, pod=True),
@@ -186,14 +194,17 @@ class Model:
         """The API server is as it was when all was quiet and as in `saved`; the nodes are not. `there`: names of the
         volumes that it knew of or the nodes had right before."""
         workloads = {}
+        holders = {each.volume: each for each in self.workloads.values() if each.volume}
         for name, then in saved.workloads.items():
-            now = self.workloads.get(name)
+            # Another claim may have its volume by now.
+            now = self.workloads.get(name) or holders.get(then.volume)
             erased = now is None or (now.deleted and not now.retain) or now.doubtful
             has, file = (max(now.has, then.has), now.file or then.file) if now else (then.has, then.file)
             workloads[name] = replace(then, has=has, file=file, doubtful=then.doubtful or erased)
         orphans = dict(self.orphans)
+        given = {each.volume for each in saved.workloads.values()}
         for name, now in self.workloads.items():
-            if name not in saved.workloads and now.volume:
+            if name not in saved.workloads and now.volume and now.volume not in given:
                 sure = bool(now.file and now.copied) and (not now.deleted or now.retain)
                 orphans[now.volume] = Orphan(now, sure)
         known = {each.volume for each in workloads.values()} | orphans.keys()
@@ -259,7 +270,7 @@ class Model:
             yield f"its PersistentVolume says {volume.capacity} bytes, and it has {data.size}"
 
     def _vanished(self, each: Workload, seen: Seen) -> bool:
-        """A volume that nobody was seen to use goes with its claim, whatever its policy (provisioner/orphans.py)."""
+        """One that nobody was seen to use goes with its claim, whatever its policy (provisioner/volumecreation.py)."""
         return each.deleted and not each.copied and each.volume not in seen.volumes and each.volume not in seen.data
 
     def _mount_complaints(self, seen: Seen) -> list[str]:
@@ -316,6 +327,7 @@ def plan(model: Model, chance: random.Random, number: int) -> list[Operation]:
     for each in chance.sample(sorted(model.workloads.values(), key=lambda one: one.name), len(model.workloads)):
         if len(operations) < number and chance.random() < 0.6:
             operations += _next(each, model, chance, is_source=each.name in sources)
+            model = replace(model, number=model.number + sum(one.kind == "rebind" for one in operations[-1:]))
     while len(operations) < number and len(living) < _MOST_WORKLOADS:
         name = f"w{model.number}"
         model = replace(model, number=model.number + 1)
@@ -349,6 +361,9 @@ def _next(each: Workload, model: Model, chance: random.Random, *, is_source: boo
         retained = sum(1 for one in model.workloads.values() if one.kept and not one.parted)
         if retained < _MOST_RETAINED and chance.random() < 0.5:
             return []
+        if each.file and each.copied and not each.doubtful and chance.random() < 0.4:
+            retain, reserved = chance.random() < 0.4, chance.random() < 0.5
+            return [Operation("rebind", f"w{model.number}", SIZE, retain=retain, source=each.name, reserved=reserved)]
         part = kept < _MOST_KEPT and not each.doubtful and chance.random() < 0.4
         return [Operation("part" if part else "free", each.name)]
     if each.doubtful:

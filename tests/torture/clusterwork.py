@@ -52,6 +52,10 @@ def class_of(name: str, *, retain: bool) -> str:
     return f"{RETAIN if retain else DELETE}-{source.lower()}"
 
 
+class _NotReleased(Exception):
+    """The claim of a volume has not gone yet."""
+
+
 class Campaign:
     """From one seed. `settle_every`: rounds between two times of quiet."""
 
@@ -154,9 +158,9 @@ class Campaign:
         """As a user or an administrator does it, to whom the API server answers."""
         self.note(str(operation))
         try:
-            if operation.name in self.model.workloads or operation.kind == "create":
+            if operation.name in self.model.workloads or operation.kind in ("create", "rebind"):
                 await self._request(operation)
-        except (AlreadyExists, NotFound, Conflict, Invalid) as error:
+        except (AlreadyExists, NotFound, Conflict, Invalid, _NotReleased) as error:
             self.note(f"  refused: {error}")
             return
         self.model = self.model.after(operation)
@@ -164,7 +168,7 @@ class Campaign:
 
     async def _request(self, operation: Operation) -> None:
         api, name = self.sandbox.api, operation.name
-        known = self.model.workloads.get(name)
+        known = self.model.workloads.get(operation.source if operation.kind == "rebind" else name)
         match operation.kind:
             case "create":
                 more = (
@@ -191,6 +195,22 @@ class Campaign:
                 await api.patch(VOLUMES, known.volume, {"spec": {"persistentVolumeReclaimPolicy": policy}})
             case "part" if known:
                 await api.delete(VOLUMES, known.volume)
+            case "rebind" if known:
+                await self._rebind(operation, known.volume)
+
+    async def _rebind(self, operation: Operation, volume: str) -> None:
+        """In one change of the PersistentVolume, so that its phase is older than all the rest for a moment."""
+        api, name = self.sandbox.api, operation.name
+        body = await api.get(VOLUMES, volume)
+        if body["status"]["phase"] != "Released":
+            raise _NotReleased(f"{volume} is {body['status']['phase']}")
+        policy = "Retain" if operation.retain else "Delete"
+        reserved = {"namespace": NAMESPACE, "name": name, "uid": None, "resourceVersion": None}
+        spec = {"claimRef": reserved if operation.reserved else None, "persistentVolumeReclaimPolicy": policy}
+        await api.patch(VOLUMES, volume, {"spec": spec})
+        storage_class = body["spec"]["storageClassName"]
+        await api.create(CLAIMS, claim(name, str(operation.size), storage_class, volumeName=volume), NAMESPACE)
+        await api.create(PODS, pod(name, {"/data": name}, script=_WRITE), NAMESPACE)
 
     async def _remove_all(self) -> None:
         """Nothing stays but what a person retained on purpose; orphans go when their time is over."""

@@ -120,6 +120,29 @@ def test_after_a_restore_nothing_that_was_not_given_up_may_be_lost() -> None:
     assert [each for each in erased.complaints(empty) if "LOST" in each]
 
 
+REBIND = Operation("rebind", "w1", SIZE, source="w0")
+
+
+def test_a_volume_that_another_claim_has_keeps_what_is_in_it() -> None:
+    retained = running(Operation("policy", "w0", retain=True), Operation("delete", "w0"))
+    model = retained.after(REBIND)
+    (again,) = model.workloads.values()
+    assert (again.name, again.volume, again.deleted, model.number) == ("w1", "pv", False, 2)
+    seen = replace(
+        RUNNING,
+        claims={"w1": RUNNING.claims["w0"]},
+        pods={"w1": RUNNING.pods["w0"]},
+        volumes={"pv": replace(VOLUME, claim="w1")},
+    )
+    assert model.complaints(seen) == []
+    empty = replace(seen, data={"pv": replace(DATA, file="second\n")})
+    assert [each for each in model.complaints(empty) if "LOST" in each]
+    restored = model.restored(retained, ["pv"])
+    assert (restored.workloads["w0"].doubtful, restored.orphans) == (False, {})
+    gone = model.after(Operation("delete", "w1")).restored(retained, ["pv"])
+    assert (gone.workloads["w0"].doubtful, gone.orphans) == (True, {})
+
+
 def test_names_are_not_given_again() -> None:
     assert running().restored(Model(), []).number == 1
     assert Model().after(CREATE).workloads["w0"] == Workload("w0", SIZE, retain=False)
