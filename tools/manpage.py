@@ -42,7 +42,7 @@ def _commands(group: TyperGroup, path: tuple[str, ...]) -> Iterator[str]:
             for parameter in command.params:
                 if isinstance(parameter, TyperOption) and not parameter.hidden:
                     yield ".TP"
-                    yield f".B {', '.join(map(_text, parameter.opts))}"
+                    yield f".B {', '.join(map(_text, parameter.opts))}{_value(parameter)}"
                     yield _text(_described(parameter))
             if isinstance(command, ProgramCommand):
                 for topic, settings in command.topics.items():
@@ -54,6 +54,14 @@ def _commands(group: TyperGroup, path: tuple[str, ...]) -> Iterator[str]:
 def _arguments(command: TyperCommand) -> str:
     shown = (each.metavar or (each.name or "").upper() for each in command.params if isinstance(each, TyperArgument))
     return "".join(f" {_text(each)}" for each in shown)
+
+
+def _value(option: TyperOption) -> str:
+    """What may follow it, as help has it."""
+    if option.is_flag:
+        return ""
+    kind = "|".join(getattr(option.type, "choices", ())) or option.type.name
+    return f" {_text(option.metavar or f'<{kind}>')}"
 
 
 def _described(option: TyperOption) -> str:

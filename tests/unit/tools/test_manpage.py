@@ -13,5 +13,8 @@ def test_the_manual_has_each_command_and_option() -> None:
             for option in (each for each in parameter.opts if each.startswith("--")):
                 assert option in section
     assert ".B DRIVER_KIND" in text.partition("\n.SS daemon")[2].partition("\n.SS ")[0]
+    assert "\n.B --output, -o [table|json|yaml]\n" in text.partition("\n.SS doctor")[2].partition("\n.SS ")[0]
+    assert "\n.B --to <csi|flexVolume>\n" in text
+    assert "\n.B --yes\n" in text
     requests = {line.split()[0] for line in text.splitlines() if line.startswith((".", "'"))}
     assert requests == {".TH", ".SH", ".SS", ".B", ".I", ".TP", ".PP"}
