@@ -10,7 +10,7 @@ import pytest
 import yaml
 from grpclib.server import Server
 
-from command import clustercheckup, nodecheckup, thisnode
+from command import classcheckup, clustercheckup, nodecheckup, thisnode
 from command.checkup import Finding, Verdict
 from command.clustercheckup import Published
 from contract import names
@@ -78,15 +78,15 @@ def test_a_volume_that_waits_for_a_node_that_is_gone_is_reported() -> None:
 
 
 def test_a_class_with_the_old_name_is_pointed_out() -> None:
-    wrong(clustercheckup.storage_classes([])[0], "none has the provisioner")
-    [old] = clustercheckup.storage_classes([replace(_CLASS, provisioner=names.PROVISIONER_OF_ELASTIC)])
+    wrong(classcheckup.storage_classes([])[0], "none has the provisioner")
+    [old] = classcheckup.storage_classes([replace(_CLASS, provisioner=names.PROVISIONER_OF_ELASTIC)])
     assert old.verdict is Verdict.UNKNOWN
     wrong(clustercheckup.hostname(replace(NODE, hostname="")), names.HOSTNAME_LABEL)
 
 
 def test_a_class_whose_secret_is_missing_is_told() -> None:
     def told(found: ApiError | set[str], *, opens: bool = True) -> Finding:
-        return clustercheckup.secret(_CLASS, SecretReference("storage", "key"), found, opens=opens)
+        return classcheckup.secret(_CLASS, SecretReference("storage", "key"), found, opens=opens)
 
     assert told({"encryptionPassphrase"}).verdict is Verdict.OK
     wrong(told({"passphrase"}), "Secret storage/key has no encryptionPassphrase")
@@ -108,18 +108,18 @@ def test_a_node_says_what_encryption_lacks() -> None:
 
 def test_a_csi_driver_object_must_be_as_it_is_shipped() -> None:
     (shipped,) = yaml.safe_load_all((Path(__file__).parents[3] / "deploy/base/csidriver.yaml").read_text())
-    assert clustercheckup.driver_object(shipped["spec"]).verdict is Verdict.OK
-    wrong(clustercheckup.driver_object({**shipped["spec"], "storageCapacity": False}), "storageCapacity is not True")
-    wrong(clustercheckup.driver_object({**shipped["spec"], "attachRequired": True}), "attachRequired is not False")
+    assert classcheckup.driver_object(shipped["spec"]).verdict is Verdict.OK
+    wrong(classcheckup.driver_object({**shipped["spec"], "storageCapacity": False}), "storageCapacity is not True")
+    wrong(classcheckup.driver_object({**shipped["spec"], "attachRequired": True}), "attachRequired is not False")
     both = ["Persistent", "Ephemeral"]
-    wrong(clustercheckup.driver_object({**shipped["spec"], "volumeLifecycleModes": both}), "inline volumes")
+    wrong(classcheckup.driver_object({**shipped["spec"], "volumeLifecycleModes": both}), "inline volumes")
 
 
 def test_a_kubelet_that_does_not_know_the_csi_driver_is_told_where_a_class_needs_it() -> None:
     csi = replace(_CLASS, parameters={"volumeSource": "csi"})
-    assert clustercheckup.registration([csi], {"n1", "n2"}, {"n1", "n2", "n3"}).verdict is Verdict.OK
-    wrong(clustercheckup.registration([_CLASS, csi], {"n1", "n2"}, {"n1"}), "has not registered it on n2")
-    unused = clustercheckup.registration([_CLASS], {"n1"}, set())
+    assert classcheckup.registration([csi], {"n1", "n2"}, {"n1", "n2", "n3"}).verdict is Verdict.OK
+    wrong(classcheckup.registration([_CLASS, csi], {"n1", "n2"}, {"n1"}), "has not registered it on n2")
+    unused = classcheckup.registration([_CLASS], {"n1"}, set())
     assert unused.verdict is Verdict.UNKNOWN
     assert "no class asks for it" in unused.message
 
