@@ -188,7 +188,7 @@ class NodeServices:
             if chosen.static
             else None
         )
-        persistent_volumes.subscribe(lambda key, *_: reconciler.enqueue(key))
+        persistent_volumes.subscribe(reconciler.volume_changed)
         persistent_volumes.subscribe(lambda key, *_: io_limits.enqueue(key))
         persistent_volumes.subscribe(lambda *_: publisher.trigger())
         persistent_volumes.on_return(reconciler.hurry)

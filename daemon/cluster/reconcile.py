@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable
 
 from contract.parameters import VolumeParameters
-from contract.volume import DELETE, FAILED, RELEASED, PersistentVolume
+from contract.volume import DELETE, FAILED, RELEASED, Original, PersistentVolume
 from daemon.cluster.capacity import parameters_of
 from daemon.cluster.capacitypublisher import CapacityPublisher
 from daemon.cluster.nodevolumes import (
@@ -24,7 +24,7 @@ from daemon.cluster.nodevolumes import (
     remove_finalizer,
     volume_spec,
 )
-from daemon.errors import VolumeError, message_of
+from daemon.errors import InUse, VolumeError, message_of
 from daemon.storage.disks import disk_of
 from daemon.storage.inventory import Volume
 from daemon.storage.record import VolumeState
@@ -108,6 +108,12 @@ class Reconciler:
         """Something about the PersistentVolume of that name changed: it is looked at soon."""
         self._queue.add(name)
 
+    def volume_changed(self, name: str, old: PersistentVolume | None, new: PersistentVolume | None) -> None:
+        """A subscriber of the PersistentVolumes of this node."""
+        self.enqueue(name)
+        if (changed := new or old) and changed.original:
+            self.enqueue(changed.original.pv)  # its removal may wait for this
+
     def hurry(self) -> None:
         """The API server is there again."""
         self._queue.hurry()
@@ -143,6 +149,7 @@ class Reconciler:
             case Action.PREPARE:
                 await self._prepare(pv)
             case Action.RECLAIM:
+                self._raise_if_to_be_copied(pv)
                 if not await self._volumes.reclaim(pv.name, pv.uid, self._pool(pv)):
                     return  # when its data is gone, it is enqueued again
                 there = self._volumes.inventory.pool(pv.pool)
@@ -156,6 +163,25 @@ class Reconciler:
                 # published figure before that, or it would be reserved a second time.
                 await self._publisher.publish(certain=True)
                 await remove_finalizer(self._cluster, pv)
+
+    def _raise_if_to_be_copied(self, pv: PersistentVolume) -> None:
+        """Raises InUse while another volume is yet to begin as a copy of it. The claim of that is bound by then, which
+        says to its owner that the source may go. A copy is made of a claim that is there, so whoever has seen that the
+        source is deleted has seen its copies before: the cache is right for this."""
+        volume = self._volumes.inventory.volume(pv.name)
+        if volume is None or volume.record.uid != pv.uid or volume.record.state is not VolumeState.READY:
+            return
+        for other in self._node_volumes.all():
+            if (
+                other.original == Original(pv.name, pv.uid)
+                and not other.made
+                and self._plan(other) is Action.PREPARE
+                and self._node_volumes.may_clone(other.name, pv.name)
+            ):
+                raise InUse(
+                    f"volume {other.name} of claim {other.claim} is to be a copy of it: it goes when that is made, or "
+                    "is deleted"
+                )
 
     def _disk(self, name: str) -> str:
         pv = self._node_volumes.get(name)

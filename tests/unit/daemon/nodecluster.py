@@ -207,7 +207,7 @@ async def node_parts(
         )
         events = Recorder(cluster, "test", NODE)
         reconciler = Reconciler(cluster, node_volumes, volumes, backend.pool_of, publisher, events)
-        informer.subscribe(lambda key, *_: reconciler.enqueue(key))
+        informer.subscribe(reconciler.volume_changed)
         informer.subscribe(lambda *_: publisher.trigger())
         informer.on_return(reconciler.hurry)
         runs = (informer, publisher.classes, publisher.published, publisher, reconciler)

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -189,6 +190,27 @@ async def test_a_volume_whose_claim_lives_is_not_removed_whatever_its_phase_says
     await node.cluster.delete(CLAIMS, "next", "default")
     await node.cluster.patch(CLAIMS, "next", {"metadata": {"finalizers": None}}, "default")
     node.reconciler.enqueue("pv")
+    await until(lambda: not node.volume_names())
+
+
+async def test_a_volume_stays_until_those_are_made_that_are_to_be_its_copies(node: NodeParts) -> None:
+    """Their claims are bound by then, so who waits for that may delete the source. (Folders can't be copied.) A volume
+    of another namespace holds up nothing."""
+
+    async def claimed(name: str, namespace: str, **options: Any) -> PersistentVolume:
+        pv = await create_pv(node.cluster, name, **options)
+        reference = {**kind("PersistentVolumeClaim"), "namespace": namespace, "name": name, "uid": f"uid-of-{name}"}
+        await node.cluster.patch(VOLUMES, name, {"spec": {"claimRef": reference}})
+        return pv
+
+    source = await claimed("source", "team")
+    await until(lambda: node.volume_names() == {"source"})
+    await claimed("copy", "team", cloneOf="source", cloneOfUid=source.uid)
+    await claimed("strange", "another", cloneOf="source", cloneOfUid=source.uid)
+    await release_from_claim(node.cluster, "source")
+    await until(lambda: _warned(node, DELETE_FAILED, "volume copy of claim team/copy is to be a copy of it"))
+    assert node.volume_names() == {"source"}
+    await release_from_claim(node.cluster, "copy")
     await until(lambda: not node.volume_names())
 
 
