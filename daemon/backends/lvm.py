@@ -19,11 +19,11 @@ from daemon.backends.lvmerrors import errors_of, volume_errors
 from daemon.backends.lvminventory import inventory, pools_to_check, suspended, without_unresponsive
 from daemon.backends.lvmsnapshots import LvmSnapshots
 from daemon.backends.volumegroups import GroupMaker
-from daemon.errors import BackendFailed, Damaged, Foreign, InUse, NoSpace, NotAuthorized, PoolMissing, VolumeNotFound
+from daemon.errors import BackendFailed, Damaged, Foreign, InUse, NoSpace, PoolMissing, VolumeNotFound
 from daemon.storage.backend import StaleData, no_thin_pools
 from daemon.storage.deviceclasses import DeviceClass
 from daemon.storage.inventory import Inventory, Pool, PoolName, Volume
-from daemon.storage.record import Record, VolumeSpec, VolumeState, differences
+from daemon.storage.record import Record, VolumeSpec, VolumeState
 from daemon.storage.thinpools import PoolExtension
 from lvm import Lvm
 
@@ -198,10 +198,7 @@ class LvmBackend:
         await self._lvm.remove(group, volume.pv, having=volume.record.deciding_tags())
 
     async def reread(self, volume: Volume) -> Volume:
-        return self._present(await self._report(), volume)
-
-    def _present(self, state: lvm.Report, volume: Volume) -> Volume:
-        """What bears its name in its pool. Raises VolumeNotFound, PoolMissing, Damaged."""
+        state = await self._report()
         seen = inventory(state, self._groups)
         _refuse_damaged(seen, volume.pv)
         if seen.pool(volume.pool) is None:
@@ -213,6 +210,7 @@ class LvmBackend:
         present = seen.volume(volume.pv) or seen.snapshot(volume.pv)
         if present is None or present.pool != volume.pool:
             raise VolumeNotFound(f"volume {volume.pv} is not on this node (any more)")
+        _refuse_snapshots(state, present)
         return present
 
     async def rewrite(self, volume: Volume, record: Record) -> Volume:
@@ -257,11 +255,9 @@ class LvmBackend:
     async def stale_data(self, volume: Volume) -> StaleData:
         """A thin pool is asked each time: whether it zeroes new blocks can be switched (lvchange --zero)."""
         pool_name = PoolName.of(volume.pool)
-        state = await self._report()
         if not pool_name.thin_pool:
-            _refuse_snapshots(state, volume)
             return StaleData.RAW
-        pool = state.volume(pool_name.group, pool_name.thin_pool)
+        pool = (await self._report()).volume(pool_name.group, pool_name.thin_pool)
         return StaleData.CLEAN if pool is not None and pool.zeroes_new_blocks else StaleData.THIN_RAW
 
     async def extend_pool(self, pool: Pool, more: PoolExtension) -> None:
@@ -275,18 +271,10 @@ class LvmBackend:
                 await self._lvm.extend(pool_name.group, pool_name.thin_pool, pool.size + more.data)
 
     async def remove(self, volume: Volume) -> None:
-        # Looked at once more: what is removed must be ours at this moment, whatever was found hours ago.
-        state = await self._report()
-        try:
-            present = self._present(state, volume)
-        except VolumeNotFound:
-            return
-        if changed := differences(volume.record, present.record):
-            raise NotAuthorized(f"volume {volume.pv} is not removed: its record changed meanwhile ({changed})")
-        group = PoolName.of(present.pool).group
-        _refuse_snapshots(state, present)
-        with contextlib.suppress(VolumeNotFound), errors_of(present):
-            await self._lvm.remove(group, present.pv, having=present.record.deciding_tags())
+        # LVM compares the tags under the lock of the group: what goes is ours at that moment.
+        group = PoolName.of(volume.pool).group
+        with contextlib.suppress(VolumeNotFound), errors_of(volume):
+            await self._lvm.remove(group, volume.pv, having=volume.record.deciding_tags())
 
     async def _no_space(self, pv: str, name: str, needed: int, legs: int = 1) -> NoSpace:
         pool = (await self.inspect()).pool(name)

@@ -72,7 +72,8 @@ class Backend(Protocol):
 
     async def reread(self, volume: Volume) -> Volume:
         """What bears the name of the volume, or snapshot, in its pool, as its disk shows it now: whoever is about to
-        destroy it compares its record, all of which is of one moment. Raises VolumeNotFound, PoolMissing, Damaged."""
+        destroy it compares its record, all of which is of one moment. Raises VolumeNotFound, PoolMissing, Damaged, and
+        InUse when it has a snapshot of somebody else, which would overflow or go with it."""
         ...
 
     async def rewrite(self, volume: Volume, record: Record) -> Volume:
@@ -90,8 +91,7 @@ class Backend(Protocol):
         ...
 
     async def stale_data(self, volume: Volume) -> StaleData:
-        """What others would find where the volume's data was, were it removed as it is now. Raises InUse when it can't
-        be, and so must not be erased either."""
+        """What others would find where the volume's data was, were it removed as it is now."""
         ...
 
     async def extend_pool(self, pool: Pool, more: PoolExtension) -> None:
@@ -100,9 +100,9 @@ class Backend(Protocol):
         ...
 
     async def remove(self, volume: Volume) -> None:
-        """The volume is gone and its space is free, if its record still has the uid, policy, state and cluster of the
-        one given: asked for as late as the storage allows. One that is gone already is no error. Raises NotAuthorized
-        when its record is another by now, InUse."""
+        """The volume, which `reread` has just shown, is gone and its space is free, if its record still has the uid,
+        policy, state and cluster of the one given: asked for as late as the storage allows. One that is gone already is
+        no error. Raises NotAuthorized when its record is another by now, InUse."""
         ...
 
 

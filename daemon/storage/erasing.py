@@ -242,12 +242,16 @@ class Eraser:
     async def _run(self, volume: Volume, chosen: Method, precondition: Precondition) -> None:
         error: VolumeError | None = None
         try:
-            async with self._lines[volume.pool]:
+            line = self._lines[volume.pool]
+            waits = line.locked()
+            async with line:
                 log.info(
                     "erasing (%s) from byte %d on", chosen.value, volume.record.erased, extra={"volume": volume.pv}
                 )
                 self._listener.begun(volume)
-                await self._erase(await precondition(volume), chosen, precondition)
+                if waits:  # else it was asked a moment ago
+                    volume = await precondition(volume)
+                await self._erase(volume, chosen, precondition)
         except VolumeError as failed:
             error = failed
         except Exception as failed:

@@ -72,7 +72,7 @@ async def test_life_of_a_volume_takes_few_commands(
     assert pool.allocatable() == before.allocatable()
     commands.clear()
     await backend.remove(volume)
-    assert [done.argv[1] for done in commands] == ["fullreport", "lvremove"]
+    assert [done.argv[1] for done in commands] == ["lvremove"]
     assert (await backend.inspect()).pool(volume_group) == before
     await backend.remove(volume)
 
@@ -193,7 +193,7 @@ async def test_a_ready_volume_or_one_of_another_is_never_given_out(backend: LvmB
     with pytest.raises(Foreign, match="pvc-1"):
         await backend.create(SPEC)
     namesake = replace(volume, record=replace(volume.record, uid="uid-2"))
-    with pytest.raises(NotAuthorized, match="uid: uid-1 for uid-2"):
+    with pytest.raises(NotAuthorized, match="its record changed meanwhile"):
         await backend.remove(namesake)
     assert await present(backend) == volume
 
@@ -204,7 +204,11 @@ async def test_foreign_volumes_are_listed_and_untouched(lvm: Lvm, backend: LvmBa
     assert [foreign.name for foreign in inventory.foreign] == ["pvc-1"]
     with pytest.raises(Foreign, match="administrator"):
         await backend.create(SPEC)
-    await backend.remove(Volume(SPEC.record(VolumeState.READY), GIB, volume_group))
+    ours = Volume(SPEC.record(VolumeState.READY), GIB, volume_group)
+    with pytest.raises(VolumeNotFound):
+        await backend.reread(ours)
+    with pytest.raises(NotAuthorized, match="its record changed meanwhile"):
+        await backend.remove(ours)
     state = await lvm.report()
     volume = state.volume(volume_group, "pvc-1")
     assert volume
@@ -220,6 +224,8 @@ async def test_a_volume_with_half_a_record_is_damaged_and_untouched(
     with pytest.raises(Damaged, match="no uid"):
         await backend.create(SPEC)
     with pytest.raises(Damaged, match="no uid"):
+        await backend.reread(volume)
+    with pytest.raises(NotAuthorized, match="its record changed meanwhile"):
         await backend.remove(volume)
     assert (await lvm.report()).volume(volume_group, "pvc-1")
 
