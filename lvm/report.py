@@ -78,6 +78,8 @@ _ZEROING = 7
 
 _OVERFLOWED = "snapshot invalid"
 """What lv_snapshot_invalid says of one. Of what is no snapshot it says "unknown"."""
+_SUSPENDED = "suspended"
+"""What lv_suspended says of one. Of what is not active it says "unknown"."""
 
 _DUPLICATE = re.compile(r"Not using device (\S+) for PV ([A-Za-z0-9-]+)")
 _MISSING = re.compile(r"is missing PV ([A-Za-z0-9-]+) \(last written to (\S+)\)")
@@ -201,7 +203,7 @@ def _volume(group: str, row: Row) -> LogicalVolume:
         origin=row["origin"],
         zeroes_new_blocks=row["lv_attr"][_ZEROING : _ZEROING + 1] == "z",
         active=row["lv_active"].startswith("active"),
-        suspended=bool(row["lv_suspended"]),
+        suspended=row["lv_suspended"] == _SUSPENDED,
         open=row["lv_device_open"] == "open",
         health=_health(row["lv_health_status"]),
         data_percent=_percent(row["data_percent"]),

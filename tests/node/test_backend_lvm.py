@@ -230,9 +230,14 @@ async def test_a_volume_with_half_a_record_is_damaged_and_untouched(
     assert (await lvm.report()).volume(volume_group, "pvc-1")
 
 
-async def test_a_volume_that_is_not_active_becomes_so(lvm: Lvm, backend: LvmBackend, volume_group: str) -> None:
+async def test_a_volume_that_is_not_active_becomes_so(
+    lvm: Lvm, backend: LvmBackend, volume_group: str, commands: list[Completed]
+) -> None:
     volume = await backend.create(SPEC)
     await lvm._run("lvchange", "--activate=n", f"{volume_group}/pvc-1")
+    commands.clear()
+    await backend.establish()
+    assert {done.argv[1] for done in commands} == {"fullreport"}, "as after a reboot: nothing was suspended"
     async with backend.device(volume) as device:
         assert blockdevice.is_block_device(device)
     await backend.remove(volume)

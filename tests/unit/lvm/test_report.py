@@ -124,6 +124,15 @@ def test_volumes(state: Report, name: str, expected: dict[str, Any]) -> None:
     assert {attribute: getattr(volume, attribute) for attribute in expected} == expected
 
 
+def test_of_what_is_not_active_nobody_knows_whether_it_is_suspended() -> None:
+    """All volumes of a node that booted, unless it activates its groups itself."""
+    volume = report.state(printed(STATE.replace('"lv_suspended":"suspended"', '"lv_suspended":"unknown"'))).volume(
+        "vg", "thin"
+    )
+    assert volume
+    assert not volume.suspended
+
+
 def test_a_health_of_a_newer_lvm_is_unknown_and_no_error() -> None:
     newer = report.state(printed(STATE.replace('"partial"', '"on holiday"'))).volume("vg", "mirror")
     assert newer is not None
