@@ -74,7 +74,8 @@ _CONTENTS = (
     Permission(SNAPSHOT_CONTENTS, ("get", "list", "watch", "patch")),
     Permission(SNAPSHOT_CONTENTS, ("patch",), subresource="status"),
 )
-SNAPSHOTS = {"daemon": _CONTENTS, "provisioner": (*_CONTENTS, Permission(VOLUME_SNAPSHOTS, ("get",)))}
+_OF_SNAPSHOTS = (*_CONTENTS, Permission(VOLUME_SNAPSHOTS, ("get",)))
+SNAPSHOTS = {"daemon": _OF_SNAPSHOTS, "provisioner": _OF_SNAPSHOTS}
 """Where the component is deployed."""
 
 

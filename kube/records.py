@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from contract import names, quantity
-from contract.snapshot import GROUP, SNAPSHOT_KIND
+from contract.snapshot import GROUP, SNAPSHOT_KIND, SnapshotContent
 from contract.volume import BOUND, CLAIM_KIND, PENDING, ObjectReference
 
 Json = dict[str, Any]
@@ -224,6 +224,14 @@ class VolumeSnapshot:
     """The VolumeSnapshotContent that it is bound to. Empty: none yet."""
     ready: bool
     deleting: bool
+    wanted_content: str = ""
+    """The VolumeSnapshotContent that it is to be bound to. Empty: one is made for it."""
+
+    def holds(self, content: SnapshotContent) -> bool:
+        """Whether it has this VolumeSnapshotContent, which names it, or is about to be bound to it. What the content
+        says of being deleted may have been said of another VolumeSnapshot, before it was given to this one."""
+        is_for = self.uid == content.snapshot_uid if content.snapshot_uid else self.wanted_content == content.name
+        return is_for and not self.deleting
 
 
 _NODE_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
@@ -353,4 +361,5 @@ def read_volume_snapshot(body: Json) -> VolumeSnapshot:
         content_name=bounded(status.get("boundVolumeSnapshotContentName") or ""),
         ready=status.get("readyToUse") is True,
         deleting="deletionTimestamp" in metadata,
+        wanted_content=bounded(((body.get("spec") or {}).get("source") or {}).get("volumeSnapshotContentName") or ""),
     )

@@ -19,7 +19,8 @@ from kube.backoff import Backoff
 from kube.claims import holding_claim
 from kube.client import Cluster
 from kube.errors import ApiError, Json, NotFound
-from kube.resources import NAMESPACES, SNAPSHOT_CONTENTS, VOLUMES
+from kube.records import read_volume_snapshot
+from kube.resources import NAMESPACES, SNAPSHOT_CONTENTS, SNAPSHOTS, VOLUMES
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class ApiOwnerLookup:
                 except NotFound:
                     await self._check_cluster()
                     return await self._naming(pv) if content else None
-                return read_content_owner(body) if content else await self._owner_of_volume(body)
+                return await self._owner_of_snapshot(body) if content else await self._owner_of_volume(body)
         except (ApiError, OSError, TimeoutError) as error:
             raise ApiUnavailable(
                 f"the API server can't be asked for {'VolumeSnapshotContent' if content else 'PersistentVolume'} "
@@ -89,7 +90,21 @@ class ApiOwnerLookup:
             return owner
         volume = contract_volume.read_any(body)
         claim = await holding_claim(self._api, volume.claim, volume.name, volume.phase)
-        return replace(owner, reclaimable=False, claim=claim.key) if claim else owner
+        return replace(owner, reclaimable=False, holder=f"claim {claim.key}") if claim else owner
+
+    async def _owner_of_snapshot(self, body: Json) -> Owner:
+        """Deleted by whomever: as long as there is the VolumeSnapshot that it is for, its data stays."""
+        owner, content = read_content_owner(body), snapshot.read(body)
+        if content is None or not owner.reclaimable or not content.snapshot_name:
+            return owner
+        try:
+            found = await self._api.get(SNAPSHOTS, content.snapshot_name, content.snapshot_namespace)
+        except NotFound:
+            return owner
+        if not read_volume_snapshot(found).holds(content):
+            return owner
+        holder = f"{snapshot.SNAPSHOT_KIND} {content.snapshot_namespace}/{content.snapshot_name}"
+        return replace(owner, reclaimable=False, holder=holder)
 
     async def _naming(self, snapshot_volume: str) -> Owner | None:
         """The VolumeSnapshotContent that names by its handle the snapshot of one that is gone: an administrator made it

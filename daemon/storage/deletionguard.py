@@ -27,8 +27,8 @@ class Owner:
     policy: str
     reclaimable: bool
     """Deleted, and nobody can be using it any more."""
-    claim: str = ""
-    """Namespace and name of the claim that has it still, whatever its phase says. Empty: none, or nobody asked."""
+    holder: str = ""
+    """The claim, or the VolumeSnapshot, that has it still, whatever it says itself. Empty: none, or nobody asked."""
 
 
 class OwnerLookup(Protocol):
@@ -74,8 +74,8 @@ def refusal(removal: RemovalReason, expected: Record, actual: Record, owner: Own
     if owner.policy != DELETE:
         policy = "deletion" if actual.content else "reclaim"
         return f"its {_kind(actual.content)} has the {policy} policy {owner.policy}"
-    if owner.claim:
-        return f"claim {owner.claim} has it: if its data is to go, delete that"
+    if owner.holder:
+        return f"{owner.holder} has it: if its data is to go, delete that"
     return "" if owner.reclaimable else f"its {_kind(actual.content)} is not deleted, or may be in use still"
 
 

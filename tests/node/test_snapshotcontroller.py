@@ -26,7 +26,7 @@ from kube.errors import NotFound
 from kube.events import Recorder
 from kube.informer import Informer
 from kube.records import read_node
-from kube.resources import EVENTS, NODES, SNAPSHOT_CONTENTS, VOLUMES
+from kube.resources import EVENTS, NAMESPACES, NODES, SNAPSHOT_CONTENTS, SNAPSHOTS, VOLUMES
 from tests.node.volume_node import MIB
 from tests.sandbox.snapshots import install
 from tests.unit.daemon.nodecluster import NODE, create_pv, serving
@@ -253,6 +253,39 @@ async def test_one_whose_content_was_torn_off_is_kept_for_the_one_that_names_it(
     volume = harness.volumes.inventory.volume(name)
     assert volume
     assert (volume.record.uid, volume.record.content) == (found, "found")
+
+
+async def test_one_that_a_volumesnapshot_has_stays_though_its_content_is_deleted(harness: Harness) -> None:
+    """The content was another's, which was deleted, and given to this one. Whoever deletes it gives up no data."""
+    await made_volume(harness, "pv")
+    uid = await harness.content("one", {"volumeHandle": "pv"})
+    await harness.until_ready("one")
+    body = {
+        "apiVersion": "snapshot.storage.k8s.io/v1",
+        "kind": "VolumeSnapshot",
+        "metadata": {"name": "one", "namespace": "team"},
+        "spec": {"source": {"volumeSnapshotContentName": "one"}},
+    }
+    await harness.cluster.create(NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "team"}})
+    bound_to = (await harness.cluster.create(SNAPSHOTS, body))["metadata"]["uid"]
+    given = {"spec": {"volumeSnapshotRef": {"uid": bound_to}}}
+    await harness.cluster.patch(SNAPSHOT_CONTENTS, "one", given)
+    await harness.delete("one")
+
+    async def held() -> bool:
+        await harness.events.flush()
+        return any(
+            "VolumeSnapshot team/one has it: if its data is to go, delete that" in event["message"]
+            for event in await harness.cluster.list(EVENTS)
+        )
+
+    await until(held, what="an event says who has it")
+    name = snapshot.volume_name(uid)
+    assert harness.volumes.inventory.volume(name)
+    await harness.cluster.delete(SNAPSHOTS, "one", "team")
+    harness.controller.enqueue(name)
+    await harness.until_gone("one")
+    assert harness.volumes.inventory.volume(name) is None
 
 
 async def test_one_that_is_lost_is_not_made_anew(harness: Harness, tmp_path: Path) -> None:

@@ -2,8 +2,18 @@ from typing import Any
 
 import pytest
 
+from contract import names, snapshot
 from contract.volume import ObjectReference
-from kube.records import SELECTED_NODE, PodVolume, bounded, read_claim, read_node, read_pod, read_storage_class
+from kube.records import (
+    SELECTED_NODE,
+    PodVolume,
+    bounded,
+    read_claim,
+    read_node,
+    read_pod,
+    read_storage_class,
+    read_volume_snapshot,
+)
 
 Json = dict[str, Any]
 
@@ -49,6 +59,34 @@ def test_a_bound_claim_that_grows_and_goes() -> None:
 )
 def test_whether_a_claim_holds_a_volume_that_names_it(has: str, phase: str, holds: bool) -> None:
     assert read_claim(claim(volumeName=has)).holds("pv", phase) is holds
+
+
+@pytest.mark.parametrize(
+    ("metadata", "wanted", "bound_to", "holds"),
+    [
+        ({}, "content", "u", True),
+        ({}, None, "u", True),
+        ({}, "content", "", True),
+        ({}, None, "", False),
+        ({}, "another", "", False),
+        ({}, "content", "of-another", False),
+        ({"deletionTimestamp": "2026-01-01T00:00:00Z"}, "content", "u", False),
+    ],
+)
+def test_whether_a_volumesnapshot_holds_a_content_that_names_it(
+    metadata: Json, wanted: str | None, bound_to: str, holds: bool
+) -> None:
+    body = {"metadata": {"namespace": "shop", "name": "s", "uid": "u", **metadata}}
+    source = {"volumeSnapshotContentName": wanted} if wanted else {"persistentVolumeClaimName": "data"}
+    reference = {"namespace": "shop", "name": "s", "uid": bound_to}
+    content = snapshot.read(
+        {
+            "metadata": {"name": "content", "uid": "c", "resourceVersion": "1"},
+            "spec": {"driver": names.CSI_DRIVER, "volumeSnapshotRef": reference},
+        }
+    )
+    assert content
+    assert read_volume_snapshot({**body, "spec": {"source": source}}).holds(content) is holds
 
 
 @pytest.mark.parametrize(
