@@ -94,6 +94,7 @@ class VolumeDeleter:
         with self._cache.changing(volume.pv):
             await self._backend.remove(volume)
             self._cache.remove(volume)
+        self._eraser.forget(volume.pv)
         self._filesystems.changed(volume.pv)
         return True
 

@@ -6,8 +6,8 @@ is to be done about that depends on what the class asks for and on how the stora
 
 Erasing takes minutes or hours, so it is nobody's turn and holds up nobody: whoever asks for the removal hears "not
 yet" and, when the erasure has ended, asks again. The record alone says how far it is. It is marked before the first
-byte goes, so a volume with half its data gone is never mounted; it says where to go on every few seconds, so what a
-crash costs is those seconds; and it says that all is gone, so a crash after that costs nothing.
+byte goes, so a volume with half its data gone is never mounted; and it says where to go on every few seconds, so what a
+crash costs is those seconds. That all is gone need not be written down: the volume goes at once.
 
 Whether it may go at all is asked anew whenever bytes are about to: when its turn among those of its pool has come, and
 each time when the record notes how far it is. An erasure that meets another owner, or Retain, ends there; so does one
@@ -166,6 +166,13 @@ class Throttle:
 
 
 @dataclass(frozen=True)
+class _Erased:
+    uid: str
+    size: int
+    """Bytes."""
+
+
+@dataclass(frozen=True)
 class _Failure:
     error: VolumeError
     at: float
@@ -193,6 +200,8 @@ class Eraser:
         self._clock = clock
         self._running: dict[str, asyncio.Task[None]] = {}
         self._failures: dict[str, _Failure] = {}
+        self._erased: dict[str, _Erased] = {}
+        """Volumes of which this process has left nothing, until they are gone."""
         self._lines: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def ensure_erased(self, volume: Volume, precondition: Precondition) -> bool:
@@ -204,7 +213,10 @@ class Eraser:
             return True
         if volume.pv in self._running:
             return False
-        if record.state is VolumeState.ERASING and record.erased >= volume.device_size:
+        if record.state is VolumeState.ERASING and (
+            record.erased >= volume.device_size
+            or self._erased.get(volume.pv) == _Erased(record.uid, volume.device_size)
+        ):
             return True
         if failure := self._failures.get(volume.pv):
             if self._clock() - failure.at < RETRY_SECONDS:
@@ -225,6 +237,10 @@ class Eraser:
         task = asyncio.create_task(self._run(volume, chosen, precondition), name=f"erase {volume.pv}")
         self._running[volume.pv] = task
         return False
+
+    def forget(self, pv: str) -> None:
+        """The volume is gone."""
+        self._erased.pop(pv, None)
 
     async def wait_idle(self, pv: str) -> None:
         """Returns when the volume is not being erased, or not any more."""
@@ -292,7 +308,7 @@ class Eraser:
                         volume = await self._remember(volume, extent.stop, precondition)
                         remembered = self._clock()
                 await self._work(volume, descriptor, erasure.flush)
-            await self._remember(volume, volume.device_size, precondition)
+        self._erased[volume.pv] = _Erased(volume.record.uid, volume.device_size)
 
     async def _work(self, volume: Volume, descriptor: int, work: Callable[[int], None]) -> None:
         """Who breaks it off waits for it: the next daemon must not find it at work."""

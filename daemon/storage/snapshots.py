@@ -173,6 +173,7 @@ class Snapshots:
         with self._cache.changing(name):
             await self._of(snapshot).remove(snapshot)
             self._cache.remove(snapshot)
+        self._eraser.forget(name)
         return True
 
     def _of(self, volume: Volume) -> SnapshotStorage:

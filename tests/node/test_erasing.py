@@ -82,8 +82,7 @@ def image(node: Node) -> Path:
 async def ended(volumes: Volumes, node: Node) -> None:
     """Asked until the erasure is over, but not for the removal that follows."""
     async with asyncio.timeout(20):
-        while (volume := volumes.inventory.volume(node.pv)) and volume.record.erased < volume.size:
-            await asyncio.sleep(0.01)
+        await volumes._eraser.wait_idle(node.pv)
 
 
 @pytest.mark.parametrize("erase", ["zero", "discard"])
@@ -96,6 +95,21 @@ async def test_nothing_is_left_before_the_volume_goes(node: Node, erase: str) ->
     assert secrets(image(node)) == 0
     assert await volumes.reclaim(node.pv, "uid", node.pool)
     assert not image(node).exists()
+
+
+async def test_what_is_erased_is_remembered_of_one_owner(node: Node) -> None:
+    volumes = await started(node)
+    await used_by_a_tenant(node, volumes)
+    assert not await volumes.reclaim(node.pv, "uid", node.pool)
+    await ended(volumes, node)
+    backend = node.make_backend()
+    volume = volumes.inventory.volume(node.pv)
+    assert volume
+    await backend.rewrite(volume, replace(volume.record, uid="heir"))
+    await volumes.refresh()
+    assert not await volumes.reclaim(node.pv, "heir", node.pool)
+    await ended(volumes, node)
+    assert await volumes.reclaim(node.pv, "heir", node.pool)
 
 
 async def test_a_device_that_knows_no_discard_gets_zeroes(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
