@@ -20,7 +20,9 @@ from provisioner.capacityledger import CapacityLedger
 from provisioner.clusterstate import ClusterCache
 from provisioner.decision import AvailableCapacity, Create, Decision, NodeCapacity, Refuse, Wait, decide
 from provisioner.main import Term
+from provisioner.metrics import Metrics
 from provisioner.nodetracker import NodeTracker
+from provisioner.settings import Settings
 from provisioner.snapshots import SnapshotController
 from tests.memorycluster import MemoryCluster
 from tests.sandbox import snapshots
@@ -445,6 +447,29 @@ async def test_snapshots_follow_a_node_that_was_registered_under_another_name(se
     assert handle(serving) == "renamed/snap_uid-of-content"
     assert (handle(serving, "unmade"), handle(serving, "deleted")) == ("", "renamed/snap_uid-of-deleted")
     assert (label(serving, "other"), handle(serving, "other")) == ("n1", "n1/snap_uid-of-other")
+
+
+async def test_a_node_or_a_volume_has_its_own_contents_looked_at_and_no_others(serving: MemoryCluster) -> None:
+    term = Term(serving, Settings(identity="test"), Metrics())
+    contents = [content(name=f"on-n1-{number}", node_label="n1", hostname="host-n1") for number in range(300)]
+    for each in (*contents, content(name="on-n2", node_label="n2", hostname="host-n2")):
+        term.cache.contents._put(each.name, each)
+    waits = content(name="waits", node_label="", hostname="", source_volume="pv-2", source_handle="")
+    term.snapshots._waiting.put("waits", ("pv-2",))
+    term.cache.contents._put("waits", waits)
+
+    def woken() -> list[str]:
+        keys = list(term.snapshots.queue._waiting)
+        term.snapshots.queue._waiting.clear()
+        return keys
+
+    woken()
+    term.snapshots._nodes_changed(frozenset({"n2", "host-n2"}))
+    assert woken() == ["on-n2"]
+    term.snapshots._volume_changed("pv-1", None, None)
+    assert woken() == []
+    term.snapshots._volume_changed("pv-2", None, None)
+    assert woken() == ["waits"]
 
 
 async def test_they_follow_none_of_two_with_its_hostname_and_are_not_let_go(serving: MemoryCluster) -> None:
