@@ -4,7 +4,8 @@ staged.
 Storage gives out again what others gave back. A filesystem shows nobody what it never wrote; a raw device shows all.
 So what a block volume takes from storage that does not read as zeroes is overwritten before a pod sees it, also what it
 grows by. Its record says up to which byte that is done, so a crash costs the last seconds. It is done in turns of a
-minute, between which others get at the volume: who waits for the volume asks again.
+minute, between which others get at the volume: who waits for the volume asks again. What an administrator adds to a
+ready one by hand is its pod's at once, and may hold its data: by the record it is told from what we add.
 
 The staging mount of a block volume is its device node, on a file of the staging folder. A node holds no device open,
 and a loop device that nobody has open goes, and its number comes back for another file; so a loop device is kept until
@@ -12,6 +13,7 @@ the staging mount is released, and whoever mounts a node compares it with the vo
 """
 
 import asyncio
+import logging
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -26,9 +28,11 @@ from daemon.storage.disks import CALL_SECONDS, Disks
 from daemon.storage.encryption import EncryptedDevices
 from daemon.storage.erasing import Method, Throttle, steps
 from daemon.storage.inventory import Volume
-from daemon.storage.record import Record
+from daemon.storage.record import Record, VolumeState
 from daemon.storage.staging import Staging
 from host import blockdevice, erasure
+
+log = logging.getLogger(__name__)
 
 _TURN_SECONDS = 60.0
 """How long clearing keeps others from a volume. The kubelet waits two minutes for an answer."""
@@ -64,19 +68,33 @@ class BlockDevices:
         when that takes longer: it goes on when asked again. What others have left reads as noise through the new key of
         an encrypted one; so would zeroes."""
         record = volume.record
-        if record.filesystem != RAW or record.encryption or record.cleared >= volume.size:
+        if record.filesystem != RAW or record.encryption:
             return volume
+        if record.cleared >= volume.size and not record.growing:
+            return volume
+        if record.state is VolumeState.READY and not record.growing:
+            log.warning("it was extended by hand: what was added stays as it is", extra={"volume": volume.pv})
+        elif record.cleared < volume.size:
+            volume = await self._cleared(volume)
+        return await self._rewrite(volume, replace(volume.record, cleared=volume.size, growing=False))
+
+    async def begin_growth(self, volume: Volume) -> Volume:
+        """To be called before a volume that its pods may use is extended: from now on what it gets is ours to clear."""
+        record = volume.record
+        if record.filesystem != RAW or record.encryption or record.growing or record.state is not VolumeState.READY:
+            return volume
+        return await self._rewrite(volume, replace(record, cleared=volume.size, growing=True))
+
+    async def _cleared(self, volume: Volume) -> Volume:
         stale = await self._backend.stale_data(volume)
         if stale is StaleData.THIN_RAW:
             raise PoolBlocked(
                 f"volume {volume.pv} is to be a block device, and its thin pool {volume.pool} does not zero what it "
                 f"hands out, so it would show others' data: lvchange --zero y {volume.pool}"
             )
-        if stale is StaleData.RAW:
-            volume = await self._clear(volume)
-        return await self._rewrite(volume, replace(volume.record, cleared=volume.size))
+        return await self._overwritten(volume) if stale is StaleData.RAW else volume
 
-    async def _clear(self, volume: Volume) -> Volume:
+    async def _overwritten(self, volume: Volume) -> Volume:
         clock = asyncio.get_running_loop().time
         begun = recorded = clock()
         async with (

@@ -119,7 +119,7 @@ class Filesystems:
 
     async def mend(self, volume: Volume) -> None:
         """The filesystem of a volume that is not mounted is not half grown any more."""
-        if volume.record.growing:
+        if volume.record.growing and volume.record.filesystem != RAW:
             async with self._devices.device(volume) as device:
                 if not await self._disks.at(volume.pv, partial(blockdevice.is_claimed, device)):
                     await self._mended(volume, device)

@@ -81,7 +81,7 @@ class Record:
     """Of such a snapshot: of which moment it is, in seconds since 1970."""
     growing: bool = False
     """Its filesystem, which was sound, is being grown while it is not mounted: a process that was killed meanwhile has
-    left it half done (daemon.storage.filesystems)."""
+    left it half done (daemon.storage.filesystems). Of a block volume: what lies beyond `cleared` is added by us."""
     encryption: str = ""
     """LUKS2: whatever is found on a ready one is opened as that, or refused. Empty: it is not encrypted."""
     uuid_inherited: bool = False

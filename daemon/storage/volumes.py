@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from contract.filesystems import RAW
-from daemon.errors import BackendFailed, Damaged, Foreign, InUse, Occupied, VolumeError, VolumeNotFound
+from daemon.errors import BackendFailed, Damaged, Foreign, InUse, NoSpace, Occupied, VolumeError, VolumeNotFound
 from daemon.storage.backend import Backend
 from daemon.storage.blockdevices import BlockDevices
 from daemon.storage.cloning import VolumeCloner
@@ -403,9 +403,15 @@ class Volumes:
             self._snapshots.raise_if_copied(spec.pv, "extended")
         self._filesystems.changed(spec.pv)
         async with self._disks.load(volume.pool), self._free_space.reserve(spec, volume.size) as taken:
-            with self._cache.changing(spec.pv):
-                volume = await self._backend.extend(volume, spec.size)
-                self._cache.put(volume, taken)
+            if volume.size < spec.size:
+                volume = await self._block_devices.begin_growth(volume)
+            try:
+                with self._cache.changing(spec.pv):
+                    volume = await self._backend.extend(volume, spec.size)
+                    self._cache.put(volume, taken)
+            except NoSpace:
+                await self._block_devices.ensure_clear(volume)  # nothing was added
+                raise
         return await self._block_devices.ensure_clear(volume)
 
     async def _enlarge(self, name: str) -> PoolExtension:

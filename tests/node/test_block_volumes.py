@@ -11,9 +11,10 @@ import pytest
 from contract import names
 from contract.filesystems import RAW
 from contract.volume import Original
-from daemon.errors import BeingCleared, InUse, NotABlockDevice, Occupied
+from daemon.errors import BackendFailed, BeingCleared, InUse, NoSpace, NotABlockDevice, Occupied
 from daemon.kubelet.poddevice import PodDevice
 from daemon.storage import blockdevices
+from daemon.storage.inventory import Volume
 from daemon.storage.record import VolumeSpec, VolumeState
 from daemon.storage.volumes import Volumes
 from host import blockdevice, loopdevice
@@ -117,6 +118,51 @@ async def test_no_byte_of_it_is_anybody_elses(node: Node) -> None:
     assert len(grown) == 32 * MIB
     assert grown.startswith(b"mine")
     assert not any(grown[4:])
+    await volumes.unmount(device)
+    await node.reclaim(volumes)
+
+
+@on("lvm-thick")
+async def test_what_was_added_by_hand_is_not_cleared(node: Node) -> None:
+    """Its pod has it at once, and may have written there when the volume is mounted again, or grows."""
+    volumes = await started(node)
+    spec, device = block_spec(node, 16 * MIB), device_of(node)
+    await volumes.mount(spec, device, read_only=False)
+    with pytest.raises(NoSpace):
+        await volumes.expand(replace(spec, size=1 << 50))
+    volume = volumes.inventory.volume(spec.pv)
+    assert volume
+    await node.make_backend().extend(volume, 32 * MIB)
+    written(device.path, b"theirs", 24 * MIB)
+    await volumes.unmount(device)
+    volumes = await started(node)
+    await volumes.mount(spec, device, read_only=False)
+    await volumes.expand(replace(spec, size=48 * MIB))
+    grown = content(device.path)
+    assert (len(grown), grown.find(b"theirs")) == (48 * MIB, 24 * MIB)
+    await volumes.unmount(device)
+    await node.reclaim(volumes)
+
+
+@on("lvm-thick")
+async def test_what_was_added_is_cleared_after_a_crash(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    volumes = await started(node)
+    await filled_and_removed(node, volumes, 48 * MIB)
+    spec, device = block_spec(node, 16 * MIB), device_of(node)
+    await volumes.mount(spec, device, read_only=False)
+
+    async def dies(volume: Volume) -> Volume:
+        raise BackendFailed("killed")
+
+    monkeypatch.setattr(volumes._block_devices, "ensure_clear", dies)
+    with pytest.raises(BackendFailed):
+        await volumes.expand(replace(spec, size=48 * MIB))
+    await volumes.unmount(device)
+    volumes = await started(node)
+    await volumes.mount(replace(spec, size=48 * MIB), device, read_only=False)
+    grown = content(device.path)
+    assert len(grown) == 48 * MIB
+    assert not any(grown)
     await volumes.unmount(device)
     await node.reclaim(volumes)
 
