@@ -88,7 +88,13 @@ class ReclaimController:
                 f"the volume has a node and not our finalizer, so its data would stay there unseen: add the finalizer "
                 f"{names.FINALIZER} to have node {node} remove it, or delete the object yourself"
             )
-        if volume.claim is not None and await live_claim(self._cluster, volume.claim) is not None:
+        claim = await live_claim(self._cluster, volume.claim) if volume.claim else None
+        if claim is not None and claim.volume_name not in ("", volume.name):
+            raise DeletionRefused(
+                f"the volume is Released, and its claim {volume.claim} is there and has volume {claim.volume_name}: "
+                "if nothing on this one is needed, delete its PersistentVolume; if it is, set the policy to Retain"
+            )
+        if claim is not None:
             raise DeletionRefused(
                 f"the volume is Released, yet its claim {volume.claim} exists with the same uid: delete the claim, or "
                 "set the policy to Retain and repair the volume"

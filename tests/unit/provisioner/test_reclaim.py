@@ -41,6 +41,17 @@ async def test_a_released_volume_whose_claim_is_alive_is_kept_and_reported(clust
     assert "exists with the same uid" in cluster.messages("VolumeFailedDelete")[0]
 
 
+async def test_of_a_volume_whose_claim_has_another_one_is_said_how_it_goes(cluster: MemoryCluster) -> None:
+    """Who deleted the claim would lose that other one."""
+    await released(cluster)
+    cluster.put(CLAIMS, {**claim_body(), "spec": {**claim_body()["spec"], "volumeName": "by-hand"}})
+    async with leading(cluster):
+        await until(lambda: cluster.messages("VolumeFailedDelete"))
+    assert "deletionTimestamp" not in (volume(cluster) or {})["metadata"]
+    assert "delete its PersistentVolume" in cluster.messages("VolumeFailedDelete")[0]
+    assert "delete the claim" not in cluster.messages("VolumeFailedDelete")[0]
+
+
 @pytest.mark.parametrize("reference", [None, {"namespace": "default", "name": "data"}])
 async def test_a_volume_that_is_offered_to_the_next_claim_is_not_deleted(
     cluster: MemoryCluster, reference: Json | None
