@@ -23,6 +23,7 @@ _LOOP_GET_STATUS64 = 0x4C05
 _LOOP_SET_CAPACITY = 0x4C07
 _LOOP_CONFIGURE = 0x4C0A
 _LOOP_CTL_GET_FREE = 0x4C82
+_READ_ONLY = 1
 _AUTOCLEAR = 4
 _DIRECT_IO = 16
 
@@ -91,10 +92,11 @@ def backing(device: Path) -> Backing | None:
 
 
 def hold(file: Path) -> tuple[int, Path]:
-    """The loop device of `file`, opened: the one it is attached to already, else a new one. It is held until that is
+    """The loop device of `file`, opened: the one it is attached to already, else a new one. One that shows only a part
+    of the file, or does not let it be written, is not taken: somebody looks into it by hand. It is held until that is
     closed, and beyond for as long as it is mounted. Past the page cache (direct I/O) where the file's filesystem can,
     so that data is not cached twice. Raises OSError."""
-    return _open_attached(file) or _attach(file, _AUTOCLEAR | _DIRECT_IO)
+    return _open_attached(file, whole=True) or _attach(file, _AUTOCLEAR | _DIRECT_IO)
 
 
 @contextlib.contextmanager
@@ -110,7 +112,7 @@ def attached(file: Path) -> Iterator[Path]:
 def attach(file: Path) -> Path:
     """The loop device of `file`, which stays when nobody uses it: until `losetup --detach`, or the node's next start.
     Raises OSError."""
-    descriptor, device = _open_attached(file) or _attach(file, _DIRECT_IO)
+    descriptor, device = _open_attached(file, whole=True) or _attach(file, _DIRECT_IO)
     os.close(descriptor)
     return device
 
@@ -145,9 +147,9 @@ def detach(device: Path) -> None:
         fcntl.ioctl(descriptor, _LOOP_CLR_FD)
 
 
-def find(file: Path) -> Path | None:
-    """The device that `file` is attached to, or None."""
-    attached = _open_attached(file)
+def find(file: Path, *, whole: bool = False) -> Path | None:
+    """The device that `file` is attached to, or None. `whole`: as `hold` would take it."""
+    attached = _open_attached(file, whole=whole)
     if attached is None:
         return None
     descriptor, device = attached
@@ -161,15 +163,15 @@ def set_capacity(device: Path) -> None:
         fcntl.ioctl(descriptor, _LOOP_SET_CAPACITY)
 
 
-def _open_attached(file: Path) -> tuple[int, Path] | None:
+def _open_attached(file: Path, *, whole: bool) -> tuple[int, Path] | None:
     """The open device of `file`. Compared by inode: names of files differ between mount namespaces."""
-    status = file.stat()
+    status, name = file.stat(), file.resolve().name
     for device, backing in backing_files().items():
-        if backing.name != file.name:
+        if backing.name != name:
             continue
         with contextlib.suppress(OSError):  # it was detached a moment ago
             descriptor = os.open(device, os.O_RDWR | os.O_CLOEXEC)
-            if _shows(descriptor, status):
+            if _shows(descriptor, status, whole=whole):
                 return descriptor, device
             os.close(descriptor)
     return None
@@ -184,11 +186,13 @@ def backing_files() -> dict[Path, Path]:
     return files
 
 
-def _shows(descriptor: int, file: os.stat_result) -> bool:
+def _shows(descriptor: int, file: os.stat_result, *, whole: bool) -> bool:
     info = _Info()
     try:
         fcntl.ioctl(descriptor, _LOOP_GET_STATUS64, info)
     except OSError:  # nothing is attached to it any more
+        return False
+    if whole and (info.lo_offset or info.lo_sizelimit or info.lo_flags & _READ_ONLY):
         return False
     return (info.lo_device, info.lo_inode) == (file.st_dev, file.st_ino)
 

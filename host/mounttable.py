@@ -45,11 +45,14 @@ def parse(text: str) -> list[Mount]:
 
 
 def _parse_line(line: str) -> Mount:
-    # Single spaces separate, and a field may be empty: a mount without a source has two in a row.
+    # Single spaces separate, and a field may be empty: a mount without a source has two in a row. Some filesystems
+    # write blanks in their options as they are, such as the 9p of WSL in its paths of Windows.
     fields = line.split(" ")
     try:
         dash = fields.index("-", 6)
-        filesystem, source, filesystem_options = fields[dash + 1 :]
+        filesystem, source, *words = fields[dash + 1 :]
+        if not words:
+            raise ValueError("it has no options")
         return Mount(
             id=int(fields[0]),
             parent=int(fields[1]),
@@ -59,7 +62,7 @@ def _parse_line(line: str) -> Mount:
             options=frozenset(fields[5].split(",")),
             filesystem=_decode(filesystem),
             source=_decode(source),
-            filesystem_options=frozenset(_decode(option) for option in filesystem_options.split(",")),
+            filesystem_options=frozenset(_decode(option) for option in " ".join(words).split(",")),
             shared=any(field.startswith("shared:") for field in fields[6:dash]),
         )
     except (ValueError, IndexError) as error:

@@ -150,8 +150,8 @@ class FilesBackend(Backend):
         if not self._folder.is_dir():
             return Inventory()
         stored, unreadable = self._records.read_all()
-        # Not by glob, which shows a folder that can't be read as an empty one.
-        paths = sorted(path for path in self._folder.iterdir() if path.name.endswith(self.SUFFIX))
+        # Not by glob, which shows a folder that can't be read as an empty one. A link that leads nowhere is no data.
+        paths = sorted(path for path in self._folder.iterdir() if path.name.endswith(self.SUFFIX) and path.exists())
         present = {path.name.removesuffix(self.SUFFIX): path for path in paths}
         volumes, damaged = [], [DamagedVolume(pv, self._pool, reason) for pv, reason in unreadable.items()]
         for pv, entry in stored.items():

@@ -105,7 +105,7 @@ class LoopBackend(FilesBackend):
         pv = stored.record.pv
         grown = self._grow_image(pv, size)
         # Also when there was nothing to grow: the process may have ended between the two, the last time.
-        device = loopdevice.find(self._data(pv))
+        device = loopdevice.find(self._data(pv), whole=True)
         if device:
             loopdevice.set_capacity(device)
         return grown
@@ -132,6 +132,12 @@ class LoopBackend(FilesBackend):
             raise InUse(f"volume {pv} is still in use as {device}: stop what uses it")
 
     def _delete(self, pv: str) -> bool:
-        self._data(pv).unlink(missing_ok=True)
+        image = self._data(pv)
+        if image.is_symlink():
+            raise BackendFailed(
+                f"volume {pv} is not gone: {image} is a link that somebody made, and its data is in "
+                f"{os.path.realpath(image)}: remove first that on the node, then the link"
+            )
+        image.unlink(missing_ok=True)
         self._records.flush()
         return True

@@ -208,6 +208,36 @@ async def test_data_that_vanished_is_damage_and_not_an_empty_volume(kind: str, d
 
 
 @both
+async def test_a_link_that_leads_nowhere_hides_no_other_volume(kind: str, data: Path, tmp_path: Path) -> None:
+    """Somebody moved a volume to another disk, which is not mounted now."""
+    backend = await started(kind, data)
+    await formatted(backend)
+    moved = data / f"pvc-1{backend.SUFFIX}"
+    moved.rename(tmp_path / "moved")
+    moved.symlink_to(tmp_path / "away")
+    await backend.create(replace(SPEC, pv="pvc-2", uid="uid-2"))
+    inventory = await backend.inspect()
+    assert [volume.pv for volume in inventory.volumes] == ["pvc-2"]
+    assert [damaged.name for damaged in inventory.damaged] == ["pvc-1"]
+
+
+async def test_an_image_behind_a_link_is_not_left_there_without_a_word(data: Path, tmp_path: Path) -> None:
+    backend = await started("loop", data)
+    volume = await formatted(backend)
+    link, moved = data / "pvc-1.img", tmp_path / "moved.img"
+    link.rename(moved)
+    link.symlink_to(moved)
+    with pytest.raises(BackendFailed, match=str(moved)):
+        await backend.remove(volume)
+    assert moved.exists()
+    moved.unlink()
+    link.unlink()
+    (left,) = (await backend.inspect()).volumes
+    await backend.remove(left)
+    assert not list((await backend.inspect()).volumes)
+
+
+@both
 async def test_a_folder_that_can_not_be_written_is_reported(kind: str, data: Path) -> None:
     data.parent.joinpath("data").write_text("a file is in the way")
     with pytest.raises(BackendFailed, match="administrator"):

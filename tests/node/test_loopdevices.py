@@ -1,6 +1,7 @@
 """Files as block devices, on the real loop driver."""
 
 import os
+import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -36,6 +37,31 @@ def test_a_file_of_the_same_name_is_another(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     with loopdevice.attached(image(tmp_path)) as one, loopdevice.attached(image(tmp_path / "other")) as other:
         assert one != other
+
+
+@pytest.mark.parametrize("words", [("--offset", "4096"), ("--sizelimit", "4096"), ("--read-only",)])
+def test_what_somebody_attached_to_look_into_it_is_not_taken(tmp_path: Path, words: tuple[str, ...]) -> None:
+    """It would be a device with nothing on it, or one that can't be written."""
+    file = image(tmp_path)
+    losetup = ("losetup", "--find", "--show", *words, str(file))
+    theirs = Path(subprocess.run(losetup, check=True, capture_output=True, text=True).stdout.strip())
+    try:
+        with loopdevice.attached(file) as device:
+            assert device != theirs
+            assert blockdevice.size(device) == MIB
+            assert loopdevice.find(file, whole=True) == device
+        eventually(lambda: loopdevice.find(file, whole=True) is None)
+        assert loopdevice.find(file) == theirs, "the file is in use all the same"
+    finally:
+        loopdevice.detach(theirs)
+
+
+def test_attached_once_by_a_link_too(tmp_path: Path) -> None:
+    """As one makes who moves an image to a larger disk."""
+    file, link = image(tmp_path), tmp_path / "link"
+    link.symlink_to(file)
+    with loopdevice.attached(link) as device, loopdevice.attached(link) as again:
+        assert device == again == loopdevice.find(file)
 
 
 def test_what_is_written_is_in_the_file(tmp_path: Path) -> None:

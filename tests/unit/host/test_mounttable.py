@@ -40,6 +40,14 @@ def test_a_line_of_another_format_is_refused(line: str) -> None:
         mounttable.parse(line + "\n" if line else "nonsense\n")
 
 
+def test_blanks_in_options_that_the_kernel_leaves_as_they_are() -> None:
+    """As the 9p of WSL shows a path of Windows. One such mount must not hide all others."""
+    line = "560 77 0:138 / /Docker/host rw - 9p drvfs rw,aname=drvfs;path=C:\\Program Files\\Docker,msize=65536\n"
+    (mount,) = mounttable.parse(line)
+    assert (mount.filesystem, mount.source, mount.path) == ("9p", "drvfs", "/Docker/host")
+    assert mount.filesystem_options == {"rw", "aname=drvfs;path=C:\\Program Files\\Docker", "msize=65536"}
+
+
 PATHS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1).map("/".__add__)
 
 
