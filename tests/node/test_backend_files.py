@@ -212,7 +212,7 @@ async def test_a_link_that_leads_nowhere_hides_no_other_volume(kind: str, data: 
     """Somebody moved a volume to another disk, which is not mounted now."""
     backend = await started(kind, data)
     await formatted(backend)
-    moved = data / f"pvc-1{backend.SUFFIX}"
+    moved = data / {"loop": "pvc-1.img", "folder": "pvc-1.folder"}[kind]
     moved.rename(tmp_path / "moved")
     moved.symlink_to(tmp_path / "away")
     await backend.create(replace(SPEC, pv="pvc-2", uid="uid-2"))
