@@ -172,6 +172,7 @@ class VolumeCloner:
         if source.record.filesystem == RAW:
             await self._block_devices.flush(source)
         elif staged:
+            await self._filesystems.check_staged(source)
             await self._disks.at(source.pv, functools.partial(freezing.flush, Path(staged.path)))
         async with self._free_space.reserve(spec, partial.size if partial else 0) as taken:
             try:

@@ -92,6 +92,11 @@ class Filesystems:
             self._fresh.discard(volume.pv)
             return None
 
+    async def check_staged(self, volume: Volume) -> None:
+        """Raises Occupied when something else is mounted on its staging path."""
+        async with self._devices.device(volume) as source:
+            await self._disks.at(volume.pv, partial(self._staging.raise_if_covered, volume.pv, source))
+
     async def _mount_old(
         self, volume: Volume, device: Path, path: Path, options: tuple[str, ...]
     ) -> VolumeError | None:
@@ -162,4 +167,5 @@ class Filesystems:
         await self._devices.fill(volume)
         staged = await asyncio.to_thread(self._staging.mounted, volume.pv)
         if staged is not None and volume.record.filesystem != RAW and self._backend.on_device(volume.pool):
+            await self.check_staged(volume)
             await filesystem.grow(volume.record.filesystem, Path(staged.source), Path(staged.path))

@@ -107,6 +107,16 @@ class Staging:
         staged, shown = mounttable.read_at(self.path(pv), target.path)
         return _uppermost(staged), _uppermost(shown)
 
+    def raise_if_covered(self, pv: str, source: Path) -> None:
+        """Raises Occupied when the staging path shows something else than this device, or folder: a pod would get that
+        in place of its data. Nothing is mounted there, or what is, stays."""
+        staged = self.mounted(pv)
+        if staged is not None and not _shows(staged, source):
+            raise Occupied(
+                f"{staged.path} shows {staged.source}, which somebody mounted over volume {pv}: unmount that on the "
+                f"node (umount {staged.path})"
+            )
+
     def device_number(self, pv: str) -> int:
         """Of the block device that the staged volume is on. Raises VolumeNotFound when nothing is staged, or a folder
         is."""
@@ -139,7 +149,8 @@ class Staging:
         """All mounts that show the volume or a part of it, but for the staging mount: pod folders and the kubelet's
         mounts for subPath. If somebody took the staging mount away, the pod folders that bear its name."""
         table = mounttable.read()
-        staged = top(table, self.path(pv))
+        # What somebody mounted over it is not what pods have.
+        staged = next((mount for mount in table if mount.path == str(self.path(pv))), None)
         if staged is None:
             suffixes = (f"/{names.DRIVER_FOLDER}/{pv}", f"/{names.CSI_FOLDER}/{pv}/{names.CSI_MOUNT}")
             published = f"/{names.CSI_DEVICES}/{pv}/"
@@ -153,7 +164,7 @@ class Staging:
         staged: dict[str, Mount] = {}
         for mount in table:
             if Path(mount.path).parent == self._root:
-                staged[Path(mount.path).name] = mount
+                staged.setdefault(Path(mount.path).name, mount)
             else:
                 elsewhere.setdefault(mount.device, []).append(mount)
         return [
@@ -256,6 +267,16 @@ class Staging:
             os.close(descriptor)
 
 
+def _shows(mount: Mount, source: Path) -> bool:
+    status = source.stat()
+    if not stat.S_ISBLK(status.st_mode):
+        return os.path.samestat(status, Path(mount.path).stat())
+    if mount.filesystem == "btrfs":
+        # The table has no number of its device, and the name of that may have changed since (vgrename).
+        return _number(mount.source) in (0, status.st_rdev)
+    return mount.device == f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+
+
 def _number(device: str) -> int:
     """Of the device of that name. 0: there is none."""
     try:
@@ -265,13 +286,8 @@ def _number(device: str) -> int:
     return found.st_rdev if stat.S_ISBLK(found.st_mode) else 0
 
 
-def top(table: Sequence[Mount], path: Path) -> Mount | None:
-    """What one sees at `path` when it is a mount point: the last of those stacked there."""
-    return _uppermost([mount for mount in table if mount.path == str(path)])
-
-
 def _on(path: Path) -> Mount | None:
-    """The same of the table as it is now."""
+    """What one sees at `path` when it is a mount point: the last of those stacked there."""
     (mounts,) = mounttable.read_at(path)
     return _uppermost(mounts)
 

@@ -335,6 +335,8 @@ class Volumes:
                 async with self._disks.load(volume.pool):
                     unfilled = await self._filesystems.mount(volume, spec.parameters.mount_options)
                 shortfall = shortfall or unfilled
+            else:
+                await self._filesystems.check_staged(volume)
             if exclusive:
                 await to_thread(self._staging.refuse_second_pod, spec.pv, target)
             options = spec.parameters.mount_options

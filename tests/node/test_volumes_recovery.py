@@ -6,11 +6,12 @@ Daemons that are killed at each of their steps: test_volumes_killed.py.
 import asyncio
 import os
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from daemon.errors import BackendFailed, Damaged, Foreign, InUse
+from daemon.errors import BackendFailed, Damaged, Foreign, InUse, Occupied
 from daemon.kubelet.podfolder import PodFolder
 from daemon.storage import staging
 from daemon.storage.deletionguard import Owner, RemovalReason
@@ -46,6 +47,31 @@ async def test_a_volume_whose_staging_mount_somebody_took_away(node: Node) -> No
     await volumes.unmount(second)
     await volumes.unmount(first)
     assert node.mounts() == []
+
+
+@on("loop", "folder", "lvm-thick")
+async def test_what_somebody_mounted_over_a_volume_is_shown_to_no_pod(node: Node, tmp_path: Path) -> None:
+    volumes = await started(node)
+    first, second = node.folder(), node.folder()
+    await volumes.mount(node.spec(), first, read_only=False)
+    (first.path / "data").touch()
+    other = tmp_path / "other"
+    other.mkdir()
+    staged = node.staging / node.pv
+    mounting.bind(other, staged)
+    with pytest.raises(Occupied, match=f"umount {staged}"):
+        await volumes.mount(node.spec(), second, read_only=False)
+    with pytest.raises(InUse, match=f"mounted at {first.path}"):
+        await volumes.reclaim(node.pv, "uid", node.pool)
+    await volumes.refresh()
+    assert (first.path / "data").exists()
+    mounting.unmount(staged)
+    await volumes.mount(node.spec(), second, read_only=False)
+    assert (second.path / "data").exists()
+    await volumes.unmount(second)
+    await volumes.unmount(first)
+    assert node.mounts() == []
+    await node.reclaim(volumes)
 
 
 async def test_a_sound_volume_is_not_checked_and_one_that_may_not_be_is(loop_node: Node, commands: list[str]) -> None:
