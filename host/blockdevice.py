@@ -43,6 +43,13 @@ def size(device: Path) -> int:
         os.close(descriptor)
 
 
+def is_write_protected(device: Path) -> bool:
+    """Whether the kernel refuses all writes to it: a logical volume of permission r, a disk with a switch. Raises
+    OSError."""
+    number = device.stat().st_rdev
+    return Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/ro").read_text().strip() == "1"
+
+
 def flush(device: Path) -> None:
     """What was written to the device is on the disk. Blocks. Raises OSError."""
     descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)

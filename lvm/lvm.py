@@ -244,8 +244,9 @@ class Lvm:
             _raise_if_left(done, "changed", having)
 
     async def activate(self, group: str, name: str) -> None:
-        """Let a volume's device appear. An active one stays so."""
-        await self._run("lvchange", "--activate=y", "--yes", names.volume(group, name))
+        """Let a volume's device appear, also one that its administrator has left out when its group is activated
+        (`--setactivationskip y`): LVM would do nothing, and call that a success. An active one stays so."""
+        await self._run("lvchange", "--activate=y", "--ignoreactivationskip", "--yes", names.volume(group, name))
 
     async def refresh(self, group: str, name: str) -> None:
         """Let an active volume, or thin pool, be what the metadata say, also one that is suspended because a command

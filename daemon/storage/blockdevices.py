@@ -83,7 +83,8 @@ class BlockDevices:
         record = volume.record
         if record.filesystem != RAW or record.encryption or record.growing or record.state is not VolumeState.READY:
             return volume
-        return await self._rewrite(volume, replace(record, cleared=volume.size, growing=True))
+        present = await self._backend.reread(volume)  # an administrator may have extended it since the last look
+        return await self._rewrite(volume, replace(record, cleared=present.size, growing=True))
 
     async def _cleared(self, volume: Volume) -> Volume:
         stale = await self._backend.stale_data(volume)

@@ -106,6 +106,12 @@ class Filesystems:
             fit = await filesystem.mount_sound(kind, device, path, options, twin=twin, smaller=grows_mounted)
             if fit is not None:
                 return await self._fill(volume, device, path) if fit is Fit.SMALLER else None
+        if await self._disks.at(volume.pv, partial(blockdevice.is_write_protected, device)):
+            # To e2fsck it would be damage, and mount(8) would mount it read-only without being asked to.
+            raise BackendFailed(
+                f"volume {volume.pv} can't be mounted: {device} is write-protected, its data was not touched; on the "
+                f"node `lvchange --permission rw` or `blockdev --setrw {device}` ends that, or see its disk"
+            )
         # A container may keep it mounted in a mount namespace of its own: it was checked then, and can't be now.
         if not await self._disks.at(volume.pv, partial(blockdevice.is_claimed, device)):
             volume = await self._mended(volume, device)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from contract.filesystems import RAW
-from daemon.errors import BackendFailed, Damaged, Foreign, InUse, NoSpace, Occupied, VolumeError, VolumeNotFound
+from daemon.errors import BackendFailed, Damaged, Foreign, InUse, Occupied, VolumeError, VolumeNotFound
 from daemon.storage.backend import Backend
 from daemon.storage.blockdevices import BlockDevices
 from daemon.storage.cloning import VolumeCloner
@@ -411,10 +411,20 @@ class Volumes:
                 with self._cache.changing(spec.pv):
                     volume = await self._backend.extend(volume, spec.size)
                     self._cache.put(volume, taken)
-            except NoSpace:
-                await self._block_devices.ensure_clear(volume)  # nothing was added
+            except VolumeError:
+                with contextlib.suppress(VolumeError):
+                    await self._end_growth(volume)
                 raise
         return await self._block_devices.ensure_clear(volume)
+
+    async def _end_growth(self, volume: Volume) -> None:
+        """Where nothing was added, what is added from now on is not ours: an administrator does by hand what failed,
+        and its pods write there before it is asked for again."""
+        if volume.record.filesystem != RAW or not volume.record.growing:
+            return
+        present = await self._backend.reread(volume)
+        if present.size == present.record.cleared:
+            await self._block_devices.ensure_clear(present)
 
     async def _enlarge(self, name: str) -> PoolExtension:
         await self._cache.refresh()

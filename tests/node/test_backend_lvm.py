@@ -235,6 +235,7 @@ async def test_a_volume_that_is_not_active_becomes_so(
 ) -> None:
     volume = await backend.create(SPEC)
     await lvm._run("lvchange", "--activate=n", f"{volume_group}/pvc-1")
+    await lvm._run("lvchange", "--setactivationskip=y", f"{volume_group}/pvc-1")  # by an administrator
     commands.clear()
     await backend.establish()
     assert {done.argv[1] for done in commands} == {"fullreport"}, "as after a reboot: nothing was suspended"

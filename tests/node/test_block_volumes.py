@@ -145,6 +145,33 @@ async def test_what_was_added_by_hand_is_not_cleared(node: Node) -> None:
 
 
 @on("lvm-thick")
+async def test_what_was_added_by_hand_after_a_failure_is_not_cleared(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An administrator who sees that we can't extend it does it himself."""
+    volumes = await started(node)
+    spec, device = block_spec(node, 16 * MIB), device_of(node)
+    await volumes.mount(spec, device, read_only=False)
+
+    async def refused(volume: Volume, size: int) -> Volume:
+        raise BackendFailed("LVM refused it")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(volumes._backend, "extend", refused)
+        with pytest.raises(BackendFailed, match="LVM refused it"):
+            await volumes.expand(replace(spec, size=32 * MIB))
+    volume = volumes.inventory.volume(spec.pv)
+    assert volume
+    await node.make_backend().extend(volume, 32 * MIB)
+    written(device.path, b"theirs", 24 * MIB)
+    await volumes.expand(replace(spec, size=48 * MIB))
+    grown = content(device.path)
+    assert (len(grown), grown.find(b"theirs")) == (48 * MIB, 24 * MIB)
+    await volumes.unmount(device)
+    await node.reclaim(volumes)
+
+
+@on("lvm-thick")
 async def test_what_was_added_is_cleared_after_a_crash(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     volumes = await started(node)
     await filled_and_removed(node, volumes, 48 * MIB)

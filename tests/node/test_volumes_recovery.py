@@ -74,6 +74,28 @@ async def test_what_somebody_mounted_over_a_volume_is_shown_to_no_pod(node: Node
     await node.reclaim(volumes)
 
 
+async def test_a_write_protected_volume_is_not_called_damaged(loop_node: Node, commands: list[str]) -> None:
+    """As after `lvchange --permission r`, for both kinds of mount."""
+    volumes = await started(loop_node)
+    folder = loop_node.folder()
+    for kind, pv in (("ext4", loop_node.pv), ("xfs", "pvc-xfs")):
+        spec = loop_node.spec(300 * MIB if kind == "xfs" else 32 * MIB, pv=pv, filesystem=kind)
+        folder = loop_node.folder(pv)
+        await volumes.mount(spec, folder, read_only=False)
+        (staged,) = [mount for mount in loop_node.mounts() if mount.path == str(loop_node.staging / pv)]
+        with Path(staged.source).open("rb"):
+            await volumes.unmount(folder)
+            subprocess.run(["blockdev", "--setro", staged.source], check=True)
+            try:
+                with pytest.raises(BackendFailed, match=f"{staged.source} is write-protected"):
+                    await volumes.mount(spec, folder, read_only=False)
+            finally:
+                subprocess.run(["blockdev", "--setrw", staged.source], check=True)
+        await volumes.mount(spec, folder, read_only=False)
+        await volumes.unmount(folder)
+    assert "e2fsck" not in commands
+
+
 async def test_a_sound_volume_is_not_checked_and_one_that_may_not_be_is(loop_node: Node, commands: list[str]) -> None:
     volumes = await started(loop_node)
     folder = loop_node.folder()
