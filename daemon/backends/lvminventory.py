@@ -37,6 +37,7 @@ def inventory(state: lvm.Report, groups: Collection[str]) -> Inventory:
     snapshots: list[Volume] = []
     damaged: list[DamagedVolume] = []
     strangers: list[LogicalVolume] = []
+    renamed: list[tuple[str, LogicalVolume]] = []
     usable = {group.name for group in state.groups} - _hidden(state).keys()
     for lv in state.volumes:
         if lv.is_thin_pool or lv.group not in usable:
@@ -51,16 +52,22 @@ def inventory(state: lvm.Report, groups: Collection[str]) -> Inventory:
         elif _LEG.fullmatch(lv.name.removeprefix(record.pv)):
             continue
         elif record.pv != lv.name:
-            damaged.append(DamagedVolume(lv.name, _pool_of(lv), f"its tags say that it is {record.pv}: rename it back"))
+            renamed.append((record.pv, lv))
         else:
             kind = snapshots if record.snapshot_of else volumes
             header = min(record.header_size, lv.size)
             overhead = header + _overhead(state, lv)
             kind.append(Volume(record, lv.size - header, _pool_of(lv), _health(state, lv), overhead))
+    there = {volume.pv for volume in (*volumes, *snapshots)}
+    for pv, lv in renamed:
+        # Under the name that is asked for: its volume is neither lost nor gone. Beside that volume, it is a copy.
+        why = f"the tags of {lv.group}/{lv.name} say that it is {pv}: `lvrename {lv.group} {lv.name} {pv}`"
+        damaged.append(DamagedVolume(lv.name if pv in there else pv, _pool_of(lv), why))
     count = Counter(volume.pv for volume in volumes)
     for volume in volumes:
         if count[volume.pv] > 1:
-            damaged.append(DamagedVolume(volume.pv, volume.pool, "another group has a volume with the same record"))
+            why = "another group has a volume with the same record: take away the disks of the one that is a copy"
+            damaged.append(DamagedVolume(volume.pv, volume.pool, why))
     volumes = [volume for volume in volumes if count[volume.pv] == 1]
     ours = {(PoolName.of(volume.pool).group, volume.pv) for volume in (*volumes, *snapshots)}
     shown = {*groups} | {name for name, _ in ours}

@@ -81,7 +81,7 @@ def test_a_snapshot_being_copied_is_ours_and_takes_space_but_is_no_volume() -> N
         assert [pool.ours for pool in seen.pools] == [14 * EXTENT]
     renamed = inventory(report(replace(snapshot, name="cow_other")), ["vg"])
     assert not renamed.snapshots
-    assert [each.name for each in renamed.damaged] == ["cow_other"]
+    assert [each.name for each in renamed.damaged] == [of.pv]
 
 
 def test_what_lvm_removes_with_its_origin() -> None:
@@ -123,10 +123,21 @@ def test_what_is_in_doubt_is_damaged_and_nothing_else() -> None:
     assert seen.foreign == []
     assert [(damaged.name, damaged.pool) for damaged in seen.damaged] == [
         ("half", "vg"),
-        ("renamed", "vg"),
+        ("pvc-3", "vg"),
         ("pvc-4", "vg"),
         ("pvc-4", "clone"),
     ]
+
+
+def test_a_volume_that_was_renamed_is_not_gone() -> None:
+    """Who asks for it by its name is told how to name it so again; as "gone" its PersistentVolume would go."""
+    aside = replace(ours("pvc-1"), name="pvc-1-old")
+    (damaged,) = inventory(report(aside), ["vg"]).damaged
+    assert damaged.name == "pvc-1"
+    assert "lvrename vg pvc-1-old pvc-1" in damaged.reason
+    seen = inventory(report(ours("pvc-1"), aside), ["vg"])
+    assert [volume.pv for volume in seen.volumes] == ["pvc-1"], "a copy with its tags beside it does not stop it"
+    assert [damaged.name for damaged in seen.damaged] == ["pvc-1-old"]
 
 
 def test_legs_that_a_killed_lvcreate_left_are_part_of_their_mirror() -> None:
