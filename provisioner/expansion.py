@@ -252,7 +252,10 @@ class ExpansionController:
     def _volume_changed(self, name: str, old: PersistentVolume | None, new: PersistentVolume | None) -> None:
         if old is not None and (new is None or new.charged_size < old.charged_size):
             self.capacity_freed(account_of(old))
-        if new is not None and (not settled(new) or name in self._waiting):
+        # The cache of claims may have been ahead of this one: then the claim was looked at and left.
+        claim = self._cache.claims.get(str(new.claim)) if new else None
+        grows = claim is not None and claim.grows
+        if new is not None and (grows or not settled(new) or name in self._waiting):
             self.queue.add(name)
 
     def _capacity_changed(self, key: str, old: Published | None, new: Published | None) -> None:

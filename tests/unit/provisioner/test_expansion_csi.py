@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from contract import names
 from contract.volume import PersistentVolume
-from kube.errors import Invalid
+from kube.errors import Invalid, Json
 from kube.records import Claim
-from kube.resources import CAPACITIES, CLAIMS, CLASSES
+from kube.resources import CAPACITIES, CLAIMS, CLASSES, VOLUMES
 from provisioner.expansion import ExpansionPlan, plan, status_patch
 from provisioner.main import Term
 from tests.memorycluster import MemoryCluster
@@ -30,8 +30,8 @@ from tests.unit.provisioner.expanding import (
     planned_again,
     written,
 )
+from tests.unit.provisioner.leader import PV, does, leading, raises, volume
 from tests.unit.provisioner.leader import claim as stored
-from tests.unit.provisioner.leader import does, leading, raises, volume
 from tests.unit.provisioner.objects import (
     GIB,
     capacity_body,
@@ -310,6 +310,25 @@ async def test_a_csi_volume_grows_step_by_step(growing: MemoryCluster) -> None:
     await until(lambda: not pre_resize(growing))
     assert figures(growing) == ("5Gi", "5Gi")
     assert growing.messages("VolumeResizeFailed") == []
+
+
+@pytest.mark.parametrize("behind", [{"status": {"phase": "Pending"}}, None])
+async def test_a_claim_that_was_seen_before_its_volume_grows(cluster: MemoryCluster, behind: Json | None) -> None:
+    """Each cache has a watch of its own, and one may be behind the other."""
+    async with leading_with_csi(cluster) as term:
+        body = volume(cluster)
+        assert body
+        if behind is None:
+            cluster.remove(VOLUMES, PV)
+        else:
+            cluster.put(VOLUMES, {**body, **behind})
+        await until(lambda: (seen := term.cache.volumes.get(PV)) is None or seen.phase == "Pending")
+        request(cluster, "5Gi")
+        await until(lambda: term.cache.claims.get("default/data"))
+        await drained(term._expansion.queue)
+        assert figures(cluster) == ("1Gi", "1Gi") if behind else volume(cluster) is None
+        cluster.put(VOLUMES, body)
+        await until(lambda: figures(cluster) == ("5Gi", "1Gi"))
 
 
 async def test_a_csi_volume_without_room_keeps_its_size_until_the_claim_is_lowered(growing: MemoryCluster) -> None:
