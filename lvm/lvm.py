@@ -83,7 +83,12 @@ class Lvm:
     async def report(self) -> Report:
         """Groups, volumes and devices of the whole node."""
         await self.unresponsive.look_again()
-        state = report.state(await self._run(*report.FULL_REPORT))
+        done = await self._run(*report.FULL_REPORT)
+        try:
+            state = report.state(done)
+        except ValueError as error:
+            said = f"what LVM reports can't be read: {error}"
+            raise errors.LvmError(done.command_line, done.exit_code, said) from error
         self.unresponsive.note(state)
         for group in state.groups:
             if group.name not in self._flushed and not self.unresponsive.of_group(group.name):
@@ -309,7 +314,9 @@ class Lvm:
             self._flushed.add(group)
 
     async def _configure(self) -> None:
-        """Not at the start of the program: the folder's disk may hang, and other storage is served without LVM."""
+        """Before each command: without the file, which somebody may have removed with its folder, LVM reports other
+        figures and no JSON. Not at the start of the program: the folder's disk may hang, and other storage is served
+        without LVM."""
         text = configuration.text(udev=configuration.udev_runs())
         try:
             await threads.at(self._folder, partial(configuration.write, self._folder, text))
@@ -317,7 +324,6 @@ class Lvm:
             raise errors.Hung("lvm", None, str(error)) from error
         except OSError as error:
             raise errors.LvmError("lvm", None, f"{self._folder} gets no lvm.conf: {error}") from error
-        self._configured = True
 
     async def _run(self, *arguments: str) -> Completed:
         if not self._configured:

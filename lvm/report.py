@@ -90,15 +90,18 @@ _OBJECT = re.compile(r"^\s*\{\s*$", re.MULTILINE)
 
 def state(completed: Completed) -> Report:
     """The state of the node from the output of FULL_REPORT. Each element of the report is a group with all that is in
-    it; devices in no group are in an element without one."""
+    it; devices in no group are in an element without one. Raises ValueError for what is no report: that is not a node
+    without volumes."""
     groups: list[VolumeGroup] = []
     volumes: list[LogicalVolume] = []
     devices: list[PhysicalVolume] = []
     document = _document(completed)
+    if "report" not in document:
+        raise ValueError(f"it is no JSON with a report: {completed.stdout[:200]!r}")
     warnings = [row["log_message"] for row in document.get("log", [])]
     duplicates = _duplicates(warnings)
     last_paths = {match[1]: match[2] for match in map(_MISSING.search, warnings) if match}
-    for part in document.get("report", []):
+    for part in document["report"]:
         rows = part.get("vg", [])
         name = rows[0]["vg_name"] if rows else ""
         groups.extend(_group(row) for row in rows if row["vg_name"])

@@ -1,6 +1,7 @@
 """The lvm.conf that we write, read by LVM itself. No device-mapper needed."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -38,6 +39,15 @@ async def test_a_node_without_any_group_is_a_normal_state(tmp_path: Path) -> Non
     state = await Lvm(tmp_path / "not" / "there" / "yet").report()
     assert state.group("elastic-local-vg") is None
     assert state.volume("elastic-local-vg", "pvc-1") is None
+
+
+async def test_a_folder_that_somebody_removed_is_made_again(tmp_path: Path) -> None:
+    """While the daemon runs. Without it LVM reports no JSON, which was taken for a node without volumes."""
+    tools = Lvm(tmp_path / "lvm")
+    await tools.report()
+    shutil.rmtree(tmp_path / "lvm")
+    await tools.report()
+    assert (tmp_path / "lvm" / "lvm.conf").read_text() == configuration.text(udev=configuration.udev_runs())
 
 
 async def test_lvm_does_not_look_into_volumes_that_are_files(tmp_path: Path) -> None:

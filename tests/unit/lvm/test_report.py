@@ -139,9 +139,16 @@ def test_a_health_of_a_newer_lvm_is_unknown_and_no_error() -> None:
     assert newer.health is HealthStatus.UNKNOWN
 
 
-@pytest.mark.parametrize("text", ["", '  {\n      "report": [\n      ]\n      ,\n      "log": [\n      ]\n  }\n'])
-def test_a_node_without_lvm_devices_is_empty(text: str) -> None:
+def test_a_node_without_lvm_devices_is_empty() -> None:
+    text = '  {\n      "report": [\n      ]\n      ,\n      "log": [\n      ]\n  }\n'
     assert report.state(printed(text)) == Report((), (), ())
+
+
+@pytest.mark.parametrize("text", ["", "  VG #PV #LV\n  vg   1   2\n", '  {\n      "log": [\n      ]\n  }\n'])
+def test_what_is_no_report_is_not_a_node_without_volumes(text: str) -> None:
+    """As LVM prints without our lvm.conf: nothing, on a node that it sees no group of."""
+    with pytest.raises(ValueError, match="no JSON with a report"):
+        report.state(printed(text))
 
 
 def test_errors_are_those_of_the_log() -> None:
