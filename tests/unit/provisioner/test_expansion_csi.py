@@ -324,7 +324,7 @@ async def test_a_claim_that_was_seen_before_its_volume_grows(cluster: MemoryClus
             cluster.put(VOLUMES, {**body, **behind})
         await until(lambda: (seen := term.cache.volumes.get(PV)) is None or seen.phase == "Pending")
         request(cluster, "5Gi")
-        await until(lambda: term.cache.claims.get("default/data"))
+        await until(lambda: (seen := term.cache.claims.get("default/data")) and seen.grows)
         await drained(term._expansion.queue)
         assert figures(cluster) == ("1Gi", "1Gi") if behind else volume(cluster) is None
         cluster.put(VOLUMES, body)
