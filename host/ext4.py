@@ -103,6 +103,16 @@ class Geometry:
         return -(-self._groups(blocks) * self.descriptor_size // self.block_size)
 
 
+def size(device: Path) -> int:
+    """Bytes that the filesystem says it has; 0: there is none. Raises OSError."""
+    with device.open("rb", buffering=0) as file:
+        superblock = _read(file, _SUPERBLOCK)
+    if struct.unpack_from("<H", superblock, 0x38)[0] != _MAGIC:
+        return 0
+    geometry = Geometry.parse(superblock)
+    return geometry.blocks * geometry.block_size
+
+
 def needs_no_check(device: Path) -> Geometry | None:
     """Of a filesystem, not mounted, of which `e2fsck -p` would say that it is clean. None: it may be damaged, or it is
     of a kind that only e2fsck knows. Raises OSError."""

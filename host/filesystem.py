@@ -61,6 +61,8 @@ class Facts:
     """What blkid may call it."""
     fit: Callable[[Path], Fit | None]
     """What its superblock says while it is not mounted: host.superblock."""
+    size: Callable[[Path], int]
+    """Bytes that its superblock says it has; 0: there is none."""
     programs: Mapping[str, str]
     """All that are run for it, and Debian's package of each."""
     check: tuple[str, ...] = ()
@@ -176,6 +178,12 @@ async def mount_sound(
         return None
 
     return await threads.at(device, work, deadline=_MOUNT_SECONDS) if mounting.is_mountable(words) else None
+
+
+def missing(kind: str, device: Path) -> int:
+    """Bytes of the filesystem that lie beyond the end of its device: somebody made that smaller. Blocks. Raises
+    OSError."""
+    return max(FACTS[kind].size(device) - blockdevice.size(device), 0)
 
 
 def _words(kind: str, options: Sequence[str], twin: bool) -> tuple[str, ...]:
@@ -347,6 +355,7 @@ FACTS: Mapping[str, Facts] = {
         grows_by_path=False,
         signatures=frozenset({"ext4", "ext3", "ext2"}),  # with enough features turned off it looks like its elders
         fit=superblock.of_ext4,
+        size=ext4.size,
         check=("e2fsck", "-p"),
         clean_exit_codes=frozenset({0, 1, 2}),  # clean; repaired; repaired, and a root filesystem would need a reboot
         check_all=("e2fsck", "-f", "-p"),
@@ -363,6 +372,7 @@ FACTS: Mapping[str, Facts] = {
         grows_by_path=True,
         signatures=frozenset({"xfs"}),
         fit=superblock.of_xfs,
+        size=superblock.size_of_xfs,
         renew_uuid=_renew_uuid_of_xfs,
         twin_options=("nouuid",),
         programs=dict.fromkeys(("mkfs.xfs", "xfs_growfs", "xfs_repair", "xfs_admin"), "xfsprogs"),
@@ -374,6 +384,7 @@ FACTS: Mapping[str, Facts] = {
         grows_by_path=True,
         signatures=frozenset({"btrfs"}),
         fit=superblock.of_btrfs,
+        size=superblock.size_of_btrfs,
         programs=dict.fromkeys(("mkfs.btrfs", "btrfs"), "btrfs-progs"),
     ),
 }

@@ -47,6 +47,18 @@ def of_btrfs(device: Path) -> Fit | None:
     return _fit(blockdevice.size(device) // sector, size // sector)
 
 
+def size_of_xfs(device: Path) -> int:
+    """Bytes that the filesystem says it has; 0: there is none. For that of ext4: host.ext4."""
+    magic, block_size, blocks = struct.unpack(">4sIQ", _read(device, 0, 16))
+    return int(block_size * blocks) if magic == b"XFSB" else 0
+
+
+def size_of_btrfs(device: Path) -> int:
+    """The same, of what it has on this device."""
+    superblock = _read(device, 65536, 4096)
+    return int(struct.unpack_from("<Q", superblock, 0xD1)[0]) if superblock[0x40:0x48] == b"_BHRfS_M" else 0
+
+
 def _fit(device: int, filesystem: int) -> Fit | None:
     """Of the sizes of both, in blocks."""
     if not 0 < filesystem <= device:

@@ -15,14 +15,16 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from contract import quantity
 from contract.filesystems import RAW
 from contract.parameters import VolumeParameters
-from daemon.errors import BackendFailed, MountRefused, VolumeError
+from daemon.errors import BackendFailed, Damaged, MountRefused, VolumeError
 from daemon.storage.backend import Backend
 from daemon.storage.disks import Disks
 from daemon.storage.encryption import EncryptedDevices
 from daemon.storage.inventory import Volume
 from daemon.storage.inventorycache import InventoryCache
+from daemon.storage.record import VolumeState
 from daemon.storage.staging import Staging
 from host import blockdevice, filesystem, mounting
 from host.command import CommandError, CommandFailed
@@ -92,6 +94,23 @@ class Filesystems:
             self._fresh.discard(volume.pv)
             return None
 
+    async def raise_if_cut_off(self, volume: Volume) -> None:
+        """Raises Damaged when the volume is smaller than its filesystem: extended, it would show zeroes, or what others
+        left, for what it held, and nobody would hear of it."""
+        record = volume.record
+        if record.state is not VolumeState.READY or record.filesystem == RAW:
+            return
+        if not self._backend.on_device(volume.pool) or (record.encryption and not await self._devices.is_open(volume)):
+            return
+        async with self._devices.device(volume) as device:
+            gone = await self._disks.at(volume.pv, partial(filesystem.missing, record.filesystem, device))
+        if gone:
+            raise Damaged(
+                f"volume {volume.pv} was made smaller on the node than its filesystem, of which "
+                f"{quantity.humane(gone)} are cut off: it is neither mounted nor extended until its administrator brings them back (after "
+                "lvreduce: `vgcfgrestore`), or restores it from a backup"
+            )
+
     async def check_staged(self, volume: Volume) -> None:
         """Raises Occupied when something else is mounted on its staging path."""
         async with self._devices.device(volume) as source:
@@ -112,6 +131,7 @@ class Filesystems:
                 f"volume {volume.pv} can't be mounted: {device} is write-protected, its data was not touched; on the "
                 f"node `lvchange --permission rw` or `blockdev --setrw {device}` ends that, or see its disk"
             )
+        await self.raise_if_cut_off(volume)
         # A container may keep it mounted in a mount namespace of its own: it was checked then, and can't be now.
         if not await self._disks.at(volume.pv, partial(blockdevice.is_claimed, device)):
             volume = await self._mended(volume, device)

@@ -403,6 +403,7 @@ class Volumes:
     async def _ensure_size(self, volume: Volume, spec: VolumeSpec) -> Volume:
         if volume.size < spec.size:
             self._snapshots.raise_if_copied(spec.pv, "extended")
+            await self._filesystems.raise_if_cut_off(volume)
         self._filesystems.changed(spec.pv)
         async with self._disks.load(volume.pool), self._free_space.reserve(spec, volume.size) as taken:
             if volume.size < spec.size:

@@ -6,6 +6,7 @@ Daemons that are killed at each of their steps: test_volumes_killed.py.
 import asyncio
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,22 @@ async def test_what_somebody_mounted_over_a_volume_is_shown_to_no_pod(node: Node
     await volumes.unmount(first)
     assert node.mounts() == []
     await node.reclaim(volumes)
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
+async def test_a_volume_that_was_cut_off_is_not_filled_up_with_zeroes(loop_node: Node, kind: str) -> None:
+    """As after `lvreduce`, or by a backup that was restored in part. It was, and looked sound."""
+    volumes = await started(loop_node)
+    spec, folder = loop_node.spec(320 * MIB, filesystem=kind), loop_node.folder()
+    await volumes.mount(spec, folder, read_only=False)
+    await volumes.unmount(folder)
+    os.truncate(image(loop_node), 200 * MIB)
+    volumes = await started(loop_node)
+    with pytest.raises(Damaged, match="120Mi are cut off"):
+        await volumes.mount(spec, folder, read_only=False)
+    with pytest.raises(Damaged, match="120Mi are cut off"):
+        await volumes.expand(replace(spec, size=400 * MIB))
+    assert image(loop_node).stat().st_size == 200 * MIB
 
 
 async def test_a_write_protected_volume_is_not_called_damaged(loop_node: Node, commands: list[str]) -> None:
