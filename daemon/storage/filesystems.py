@@ -107,8 +107,8 @@ class Filesystems:
         if gone:
             raise Damaged(
                 f"volume {volume.pv} was made smaller on the node than its filesystem, of which "
-                f"{quantity.humane(gone)} are cut off: it is neither mounted nor extended until its administrator brings them back (after "
-                "lvreduce: `vgcfgrestore`), or restores it from a backup"
+                f"{quantity.humane(gone)} are cut off: it is neither mounted nor extended until its administrator "
+                "brings them back (after lvreduce: `vgcfgrestore`), or restores it from a backup"
             )
 
     async def check_staged(self, volume: Volume) -> None:
