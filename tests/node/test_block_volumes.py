@@ -1,7 +1,7 @@
 """Volumes that are block devices to their pods: what is read from them, whose data is not, what stays of them."""
 
-import contextlib
 import os
+import subprocess
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -270,15 +270,14 @@ async def test_a_staged_node_of_another_device_is_not_shown(node: Node, tmp_path
     loopdevice.let_go(attached)  # as an administrator's `losetup --detach`
     foreign = tmp_path / "foreign"
     foreign.write_bytes(SECRET)
-    with contextlib.ExitStack() as held:
 
-        def got() -> bool:
-            """Other tests take devices and let them go, so another one may be the first that is free."""
-            descriptor, shown = loopdevice.hold(foreign)
-            held.callback(os.close, descriptor)
-            return shown == attached
+    def got() -> bool:
+        """Another test may have it for a while."""
+        return subprocess.run(["losetup", attached, foreign], capture_output=True, check=False).returncode == 0
 
-        await until(got, what=f"{attached} is free and taken")
+    await until(got, what=f"{attached} is free and taken")
+    with attached.open("rb"):
+        loopdevice.let_go(attached)  # with its last user
         second = device_of(node)
         with pytest.raises((InUse, Occupied)):
             await volumes.mount(spec, second, read_only=False)

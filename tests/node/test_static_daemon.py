@@ -117,6 +117,8 @@ async def test_offered_released_cleaned_and_offered_again(daemon: RunningDaemon)
     assert first
     assert first["spec"]["local"]["path"] == str(disk)
     (disk / "data of a claim").write_text("secret")
+    gone = {"namespace": "default", "name": "data", "uid": "claim-1"}
+    await daemon.cluster.patch(VOLUMES, PV, {"spec": {"claimRef": gone}})
     await daemon.cluster.patch(VOLUMES, PV, {"status": {"phase": "Released"}}, subresource="status")
     await daemon.cluster.patch(VOLUMES, PV, {"metadata": {"finalizers": None}})
 
