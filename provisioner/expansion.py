@@ -252,11 +252,16 @@ class ExpansionController:
     def _volume_changed(self, name: str, old: PersistentVolume | None, new: PersistentVolume | None) -> None:
         if old is not None and (new is None or new.charged_size < old.charged_size):
             self.capacity_freed(account_of(old))
-        # The cache of claims may have been ahead of this one: then the claim was looked at and left.
-        claim = self._cache.claims.get(str(new.claim)) if new else None
-        grows = claim is not None and claim.grows
-        if new is not None and (grows or not settled(new) or name in self._waiting):
+        if new is not None and (not settled(new) or name in self._waiting or self._was_left(old, new)):
             self.queue.add(name)
+
+    def _was_left(self, old: PersistentVolume | None, new: PersistentVolume) -> bool:
+        """Whether its claim, which grows, may have been looked at and left: the cache of claims was ahead of this one,
+        in which the volume was not, or not Bound yet."""
+        if old is not None and old.phase == new.phase:
+            return False
+        claim = self._cache.claims.get(str(new.claim))
+        return claim is not None and claim.grows
 
     def _capacity_changed(self, key: str, old: Published | None, new: Published | None) -> None:
         # Each new volume moves `available`, on which nothing is decided here.

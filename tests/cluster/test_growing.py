@@ -40,9 +40,14 @@ async def beside_a_neighbour(namespace: Namespace) -> str:
     return str((await namespace.until_bound("data"))["metadata"]["name"])
 
 
+_BACKED_OFF = 90
+"""Seconds: a kubelet that was refused for half a minute tries again after another one."""
+
+
 async def until_grown(namespace: Namespace, size: str) -> None:
+    grown = f"has {size}"
     await namespace.until(
-        CLAIMS, "data", lambda body: body["status"]["capacity"]["storage"] == size, what=f"has {size}"
+        CLAIMS, "data", lambda body: body["status"]["capacity"]["storage"] == size, what=grown, seconds=_BACKED_OFF
     )
 
 
