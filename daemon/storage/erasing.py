@@ -18,13 +18,14 @@ All together keep to one rate.
 """
 
 import asyncio
+import contextlib
 import enum
 import errno
 import logging
 import os
 import time
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -203,6 +204,8 @@ class Eraser:
         self._erased: dict[str, _Erased] = {}
         """Volumes of which this process has left nothing, until they are gone."""
         self._lines: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._in_line: Counter[str] = Counter()
+        """By pool, whose turn it is and who waits. A lock that was just let go, for the next one, is not locked."""
 
     async def ensure_erased(self, volume: Volume, precondition: Precondition) -> bool:
         """Whether nothing is left of the data of a volume that is not mounted, so that it may be removed. Else that is
@@ -258,14 +261,12 @@ class Eraser:
     async def _run(self, volume: Volume, chosen: Method, precondition: Precondition) -> None:
         error: VolumeError | None = None
         try:
-            line = self._lines[volume.pool]
-            waits = line.locked()
-            async with line:
+            async with self._turn(volume.pool) as waited:
                 log.info(
                     "erasing (%s) from byte %d on", chosen.value, volume.record.erased, extra={"volume": volume.pv}
                 )
                 self._listener.begun(volume)
-                if waits:  # else it was asked a moment ago
+                if waited:  # else it was asked a moment ago
                     volume = await precondition(volume)
                 await self._erase(volume, chosen, precondition)
         except VolumeError as failed:
@@ -288,6 +289,17 @@ class Eraser:
             ):  # who asks again is refused again, with the reason
                 self._failures[volume.pv] = _Failure(error, self._clock())
         self._listener.ended(volume, error)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, pool: str) -> AsyncIterator[bool]:
+        """Whether there was anybody before it among those of its pool."""
+        others = self._in_line[pool] > 0
+        self._in_line[pool] += 1
+        try:
+            async with self._lines[pool]:
+                yield others
+        finally:
+            self._in_line[pool] -= 1
 
     async def _erase(self, volume: Volume, chosen: Method, precondition: Precondition) -> None:
         async with self._backend.device(volume) as device:

@@ -122,6 +122,14 @@ async def test_no_byte_of_it_is_anybody_elses(node: Node) -> None:
     await node.reclaim(volumes)
 
 
+async def extended_by_hand(node: Node, volumes: Volumes, device: PodDevice) -> None:
+    """To 32 MiB, and its pod writes there."""
+    volume = volumes.inventory.volume(node.pv)
+    assert volume
+    await node.make_backend().extend(volume, 32 * MIB)
+    written(device.path, b"theirs", 24 * MIB)
+
+
 @on("lvm-thick")
 async def test_what_was_added_by_hand_is_not_cleared(node: Node) -> None:
     """Its pod has it at once, and may have written there when the volume is mounted again, or grows."""
@@ -130,10 +138,7 @@ async def test_what_was_added_by_hand_is_not_cleared(node: Node) -> None:
     await volumes.mount(spec, device, read_only=False)
     with pytest.raises(NoSpace):
         await volumes.expand(replace(spec, size=1 << 50))
-    volume = volumes.inventory.volume(spec.pv)
-    assert volume
-    await node.make_backend().extend(volume, 32 * MIB)
-    written(device.path, b"theirs", 24 * MIB)
+    await extended_by_hand(node, volumes, device)
     await volumes.unmount(device)
     volumes = await started(node)
     await volumes.mount(spec, device, read_only=False)
@@ -160,10 +165,7 @@ async def test_what_was_added_by_hand_after_a_failure_is_not_cleared(
         patch.setattr(volumes._backend, "extend", refused)
         with pytest.raises(BackendFailed, match="LVM refused it"):
             await volumes.expand(replace(spec, size=32 * MIB))
-    volume = volumes.inventory.volume(spec.pv)
-    assert volume
-    await node.make_backend().extend(volume, 32 * MIB)
-    written(device.path, b"theirs", 24 * MIB)
+    await extended_by_hand(node, volumes, device)
     await volumes.expand(replace(spec, size=48 * MIB))
     grown = content(device.path)
     assert (len(grown), grown.find(b"theirs")) == (48 * MIB, 24 * MIB)
