@@ -116,15 +116,16 @@ class NodeService(NodeBase):
 
     async def NodePublishVolume(self, stream: Stream[NodePublishVolumeRequest, NodePublishVolumeResponse]) -> None:
         async def publish(request: NodePublishVolumeRequest) -> NodePublishVolumeResponse:
+            _check_path("target_path", request.target_path)
+            block = _volume_mode(request.volume_capability) == BLOCK
+            volume_id, context = _volume_id(request.volume_id), request.volume_context
+            if context.get(_EPHEMERAL) == "true":
+                raise invalid("a volume written into a pod (CSI ephemeral inline) is not served: use a claim")
             if not request.staging_target_path:
                 raise GRPCError(Status.FAILED_PRECONDITION, "staging_target_path is missing: stage the volume first")
             _check_path("staging_target_path", request.staging_target_path)
-            block = _volume_mode(request.volume_capability) == BLOCK
-            context = request.volume_context
-            if context.get(_EPHEMERAL) == "true":
-                raise invalid("a volume written into a pod (CSI ephemeral inline) is not served: use a claim")
             hint = PodHint(context.get(_POD_NAMESPACE, ""), context.get(_POD_NAME, ""))
-            folder = self._target(request.volume_id, request.target_path)
+            folder = self._target(volume_id, request.target_path)
             if isinstance(folder, PodDevice) != block:
                 raise invalid("volume_capability and target_path are of different volume modes")
             await self._mounter.mount(folder, hint, read_only=request.readonly)
@@ -158,7 +159,8 @@ class NodeService(NodeBase):
 
     async def NodeExpandVolume(self, stream: Stream[NodeExpandVolumeRequest, NodeExpandVolumeResponse]) -> None:
         async def expand(request: NodeExpandVolumeRequest) -> NodeExpandVolumeResponse:
-            _check_path("volume_path", request.volume_path)
+            if not request.volume_path:
+                raise invalid("volume_path is missing")
             size, limit = request.capacity_range.required_bytes, request.capacity_range.limit_bytes
             if size < 0 or limit < 0:
                 raise invalid("capacity_range is negative")

@@ -16,6 +16,7 @@ from contract import names
 from daemon.csi.identity import IdentityService
 from daemon.csi.node import NodeService
 from daemon.csi.registration import RETRY, RegistrationService
+from daemon.csi.unserved import UnservedServices
 from service.rootsocket import root_socket
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ async def listening(
     """Serves both for as long as the context lasts. The driver's comes first and goes last, for the kubelet asks it
     as soon as it has found the other. Raises OSError when one can't be had."""
     async with (
-        _serving(driver_socket(kubelet_root), [identity, node]),
+        _serving(driver_socket(kubelet_root), [identity, node, UnservedServices()]),
         _registering(registration_socket(kubelet_root), registration),
     ):
         log.info("CSI is served on %s", driver_socket(kubelet_root))

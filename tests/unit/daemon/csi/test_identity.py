@@ -10,7 +10,8 @@ from typing import Any, cast
 import grpc
 import pytest
 from google.protobuf.message import Message
-from grpclib.client import Channel
+from grpclib import Status
+from grpclib.client import Channel, UnaryUnaryMethod
 
 from contract import names
 from daemon.csi import server
@@ -21,6 +22,7 @@ from daemon.csi.proto.csi_pb2 import (
     GetPluginInfoRequest,
     GetPluginInfoResponse,
     NodePublishVolumeResponse,
+    NodeStageVolumeRequest,
     NodeStageVolumeResponse,
     PluginCapability,
     ProbeRequest,
@@ -28,8 +30,9 @@ from daemon.csi.proto.csi_pb2 import (
 )
 from daemon.csi.proto.pluginregistration_grpc import RegistrationStub
 from daemon.csi.proto.pluginregistration_pb2 import InfoRequest, PluginInfo, RegistrationStatus
+from daemon.csi.unserved import METHODS
 from service.rootsocket import SocketPathTooLong
-from tests.unit.daemon.csi.csinode import CsiNode, csi_node
+from tests.unit.daemon.csi.csinode import CsiNode, csi_node, refused
 from tests.waiting import until
 
 
@@ -139,9 +142,16 @@ async def test_a_client_of_another_grpc_is_served(csi: CsiNode) -> None:
             await called(csi.socket, "/csi.v1.Node/NodeStageVolume", request, NodeStageVolumeResponse)
         assert failed.value.code() is code
         assert failed.value.details()
-    with pytest.raises(grpc.RpcError) as failed:
-        await called(csi.socket, "/csi.v1.Controller/CreateVolume", csi.stage(), NodeStageVolumeResponse)
-    assert failed.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_what_it_does_not_serve_is_unimplemented(csi: CsiNode, method: str) -> None:
+    """Also to clients that want a content-type, as grpclib's does and Go's."""
+    async with Channel(path=str(csi.socket)) as channel:
+        call = UnaryUnaryMethod(channel, method, NodeStageVolumeRequest, NodeStageVolumeResponse)
+        status, words = await refused(call(csi.stage()))
+    assert status is Status.UNIMPLEMENTED
+    assert "without sidecars" in words
 
 
 async def test_a_message_in_any_script_arrives(csi: CsiNode) -> None:

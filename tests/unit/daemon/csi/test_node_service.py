@@ -74,7 +74,16 @@ _MISSING: dict[str, Missing] = {
     "unstage: volume_id": lambda csi: csi.node.NodeUnstageVolume(csi.unstage(volume_id="")),
     "unstage: staging_target_path": lambda csi: csi.node.NodeUnstageVolume(csi.unstage(staging_target_path="")),
     "publish: volume_id": lambda csi: csi.node.NodePublishVolume(csi.publish(POD_UID, volume_id="")),
+    "publish: volume_id, not staged": lambda csi: csi.node.NodePublishVolume(
+        csi.publish(POD_UID, volume_id="", staging_target_path="")
+    ),
     "publish: target_path": lambda csi: csi.node.NodePublishVolume(csi.publish(POD_UID, target_path="")),
+    "publish: target_path, not staged": lambda csi: csi.node.NodePublishVolume(
+        csi.publish(POD_UID, target_path="", staging_target_path="")
+    ),
+    "publish: volume_capability, not staged": lambda csi: csi.node.NodePublishVolume(
+        csi.publish(POD_UID, volume_capability=None, staging_target_path="")
+    ),
     "publish: volume_capability": lambda csi: csi.node.NodePublishVolume(csi.publish(POD_UID, volume_capability=None)),
     "publish: path elsewhere": lambda csi: csi.node.NodePublishVolume(csi.publish(POD_UID, target_path="/etc")),
     "publish: path of another volume": lambda csi: csi.node.NodePublishVolume(
@@ -116,6 +125,7 @@ async def test_a_volume_that_does_not_exist_is_not_found(csi: CsiNode) -> None:
     for call in (
         csi.node.NodeStageVolume(csi.stage("absent")),
         csi.node.NodeExpandVolume(csi.expand(POD_UID, "absent", size=MI)),
+        csi.node.NodeExpandVolume(csi.expand(POD_UID, "absent", volume_path="some/path")),
         csi.node.NodeGetVolumeStats(csi.stats(POD_UID, "absent")),
         csi.node.NodeGetVolumeStats(csi.stats(POD_UID, "absent", volume_path="some/path")),
     ):
