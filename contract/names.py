@@ -53,6 +53,10 @@ FINALIZER = "elastic-local.volumes.k8s.elastic.co/volume"
 STATIC_FINALIZER = "elastic-local.volumes.k8s.elastic.co/static-volume"
 """On static PersistentVolumes: one that was deleted by hand while it had data stays until it is cleaned.
 The daemon of its node puts it on and takes it off."""
+DISK_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/disk"
+"""On a static PersistentVolume: which disk it was made of (daemon/static/diskrecord.py). Its daemon writes it once,
+when the entry is offered, or when it sees one without it Available or Bound. What stands at its path later is cleaned,
+or offered anew, only if it is that disk. An administrator removes it to accept another one."""
 PROVISIONED_BY = "pv.kubernetes.io/provisioned-by"
 MADE_ANNOTATION = "elastic-local.volumes.k8s.elastic.co/made"
 """Its volume was created and may hold data: if it is not there, it is lost, and no empty one may replace it."""

@@ -5,11 +5,13 @@ filesystem and that it is whole there. Checksums are not looked at: the kernel d
 anything else, and refuses the mount. All functions block, and raise OSError.
 
 Source: xfs_dsb of the kernel's fs/xfs/libxfs/xfs_format.h; btrfs_super_block and btrfs_dev_item of
-include/uapi/linux/btrfs_tree.h.
+include/uapi/linux/btrfs_tree.h; ext4_super_block of fs/ext4/ext4.h.
 """
 
 import enum
+import os
 import struct
+import uuid
 from pathlib import Path
 
 from host import blockdevice, ext4
@@ -57,6 +59,18 @@ def size_of_btrfs(device: Path) -> int:
     """The same, of what it has on this device."""
     superblock = _read(device, 65536, 4096)
     return int(struct.unpack_from("<Q", superblock, 0xD1)[0]) if superblock[0x40:0x48] == b"_BHRfS_M" else 0
+
+
+_UUIDS = ((0x438, b"\x53\xef", 0x468), (0, b"XFSB", 0x20), (0x10040, b"_BHRfS_M", 0x10020))
+"""Of ext2 to ext4, xfs and btrfs: where the magic is, the magic, where the UUID is."""
+
+
+def filesystem_uuid(descriptor: int) -> str:
+    """Of the filesystem that is mounted from an open block device. Empty: it is of another kind."""
+    for place, magic, begin in _UUIDS:
+        if os.pread(descriptor, len(magic), place) == magic:
+            return str(uuid.UUID(bytes=os.pread(descriptor, 16, begin).ljust(16, b"\0")))
+    return ""
 
 
 def _fit(device: int, filesystem: int) -> Fit | None:
