@@ -33,6 +33,29 @@ VOLUME_LABEL, UID_LABEL = "pv", "pvuuid"
 DEVICE, START_TIME, CLAIM = "device", "start-time", "elastic-local.volumes.k8s.elastic.co/claim-uid"
 _CONTAINER = "cleaner"
 _DEVICES = "/dev"
+_PROOF = "ELASTIC_LOCAL_DISK"
+_CHECKED = r"""
+LOCAL_PV_BLKDEVICE="$(readlink -f "$LOCAL_PV_BLKDEVICE")"
+export LOCAL_PV_BLKDEVICE
+exec 9<"$LOCAL_PV_BLKDEVICE"
+number="$(stat -L -c %t:%T /proc/self/fd/9)"
+folder="/sys/dev/block/$((0x${number%:*})):$((0x${number#*:}))"
+while IFS= read -r line; do
+    file="${line%%=*}"
+    case "$file" in /*) ;; *) file="$folder/$file" ;; esac
+    seen="$(cat "$file")" || seen=
+    if [ "$seen" != "${line#*=}" ]; then
+        echo "$LOCAL_PV_BLKDEVICE is not the disk that is to be cleaned: $file has '$seen' in place of '${line#*=}'" >&2
+        exit 1
+    fi
+done <<END
+$ELASTIC_LOCAL_DISK
+END
+exec "$0" "$@"
+"""
+"""Runs the cleaner, which follows as arguments, if the device is the one that was judged (diskevidence.proof): the pod
+may start long after that, also after a boot, when a link leads elsewhere. The device stays open while the cleaner runs,
+so that its name can't become another's. In the words of any POSIX shell, for images that have nothing of ours."""
 
 NODE_FIELD = "metadata.name"
 """The field by which the affinity selects the node. Two nodes can have the same hostname label; the admission policy
@@ -105,8 +128,12 @@ def job_manifest(
             {
                 "name": _CONTAINER,
                 "image": image,
-                "command": list(class_config.block_cleaner),
-                "env": [{"name": BLOCK_DEVICE, "value": str(target.path)}],
+                "command": ["sh", "-euc", _CHECKED],
+                "args": list(class_config.block_cleaner),
+                "env": [
+                    {"name": BLOCK_DEVICE, "value": str(target.path)},
+                    {"name": _PROOF, "value": "\n".join(target.proof)},
+                ],
                 # Root, because the image may set another user, as ours does, who can't open devices.
                 "securityContext": {"privileged": True, "runAsUser": 0},
                 "volumeMounts": [{"name": volume, "mountPath": path} for path, (volume, _) in folders.items()],
@@ -153,7 +180,8 @@ def read_job(body: Json, node: str) -> CleanupJob | None:
         name=metadata["name"],
         uid=metadata["uid"],
         released=ReleasedVolume(volume, labels.get(UID_LABEL, ""), annotations.get(CLAIM, "")),
-        command=next(iter(containers[0].get("command") or []), ""),
+        # Jobs of older versions have no arguments.
+        command=next(iter(containers[0].get("args") or containers[0].get("command") or []), ""),
         started=_seconds(annotations.get(START_TIME) or metadata.get("creationTimestamp") or ""),
         state=state,
         reason=": ".join(filter(None, (failed.get("reason"), failed.get("message")))) if failed else "",

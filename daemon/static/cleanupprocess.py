@@ -6,6 +6,10 @@ mounted on it: an unmounted volume leaves an empty folder, which would count as 
 come back with the next mount. Nothing is cleaned that another volume shows too, or that somebody on the node still has
 mounted or open: a container that outlived its pod would write into the next user's volume.
 
+Nor is a disk cleaned that is not the one that the PersistentVolume was made of. Since a path may lead elsewhere at any
+time, that is asked of what is open, and it stays open while the cleaner runs: no other disk can get the name of one
+that somebody has open.
+
 Folders too are cleaned by a program (cleaners/folder.py), for the same reason as devices: a program that hangs on a
 broken disk can be killed, and takes nothing of the daemon with it.
 """
@@ -14,15 +18,16 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from daemon.static import cleaners
+from daemon.static import cleaners, diskevidence, diskrecord
 from daemon.static.configuration import BLOCK, FILESYSTEM, ClassConfiguration
 from daemon.static.diskidentity import mounts_overlap, same_disk
+from daemon.static.diskrecord import DiskRecord, Match
 from daemon.static.volume import StaticVolume
 from host import mounttable, usage
 from host.command import CommandError, CommandFailed, CommandTimedOut, run
@@ -52,6 +57,12 @@ class CleanupTarget:
     changed meanwhile has no effect."""
     mode: str
     """Of what is there. A PersistentVolume of mode Filesystem may have a raw device, which the kubelet formats."""
+    disk: str = ""
+    """Which disk it is to be, by the PersistentVolume (names.DISK_ANNOTATION). Empty: it does not say."""
+    judged: DiskRecord | None = None
+    """The one that was looked at. None: it can't be identified."""
+    proof: tuple[str, ...] = ()
+    """By what a Job knows it again: diskevidence.proof."""
 
 
 def container_path(class_config: ClassConfiguration, path: str) -> Path:
@@ -83,12 +94,64 @@ def find_target(
     by name. Blocking. Raises CleanupRefused."""
     path = container_path(class_config, volume.path)
     mode = _mode(path, volume)
+    real_path = Path(os.path.realpath(path)) if mode == BLOCK else path
+    descriptor = _open(real_path, mode)
+    try:
+        judged = _check_disk(volume.name, volume.disk, descriptor, path, mode)
+        number = os.fstat(descriptor).st_rdev
+    finally:
+        os.close(descriptor)  # who has it open is asked next
     if mode == FILESYSTEM:
         _check_mount(path, other_paths)
-        return CleanupTarget(path, path, mode)
-    device = Path(os.path.realpath(path))
-    _check_device(device, other_paths)
-    return CleanupTarget(path, device, mode)
+        return CleanupTarget(path, real_path, mode, volume.disk, judged)
+    _check_device(real_path, number, other_paths)
+    return CleanupTarget(path, real_path, mode, volume.disk, judged, _proof(number, real_path))
+
+
+def _proof(number: int, device: Path) -> tuple[str, ...]:
+    try:
+        return tuple(diskevidence.proof(number))
+    except OSError as error:
+        raise CleanupRefused(f"device {device} can't be identified: {error.strerror}", BLOCK) from None
+
+
+def check_entry(volume: StaticVolume, path: Path) -> None:
+    """Whether the entry of a volume that is clean, and is to be offered anew, still leads to its disk, or to nothing.
+    Blocking. Raises CleanupRefused."""
+    if not volume.disk or not os.path.lexists(path):
+        return
+    mode = _mode(path, volume)
+    descriptor = _open(path, mode)
+    try:
+        _check_disk(volume.name, volume.disk, descriptor, path, mode)
+    finally:
+        os.close(descriptor)
+
+
+def _open(path: Path, mode: str) -> int:
+    """What is there, for as long as it is looked at or cleaned. Raises CleanupRefused."""
+    try:
+        # Without waiting: a FIFO may be there by now.
+        flags = os.O_RDONLY | os.O_CLOEXEC | (os.O_NONBLOCK if mode == BLOCK else os.O_DIRECTORY | os.O_NOFOLLOW)
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        what = "device" if mode == BLOCK else "path"
+        raise CleanupRefused(f"{what} {path} can't be opened: {error.strerror}", mode) from None
+    if mode == BLOCK and not stat.S_ISBLK(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise CleanupRefused(f"{path} was a block device a moment ago: see who changes the link to it")
+    return descriptor
+
+
+def _check_disk(volume: str, disk: str, descriptor: int, path: Path, mode: str) -> DiskRecord | None:
+    """The disk that is open. Raises CleanupRefused unless it is the one that the PersistentVolume was made of."""
+    try:
+        seen = diskevidence.of_open(descriptor)
+    except OSError:
+        seen = None
+    if diskrecord.match(disk, seen) is not Match.SAME:
+        raise CleanupRefused(f"path {path} {diskrecord.difference(volume, disk, seen)}", mode)
+    return seen
 
 
 def _mode(path: Path, volume: StaticVolume) -> str:
@@ -111,16 +174,14 @@ def _mode(path: Path, volume: StaticVolume) -> str:
     return FILESYSTEM
 
 
-def _check_device(device: Path, other_paths: Mapping[str, Path]) -> None:
-    status = device.stat()
-    if not stat.S_ISBLK(status.st_mode):
-        raise CleanupRefused(f"{device} was a block device a moment ago: see who changes the link to it")
+def _check_device(device: Path, number: int, other_paths: Mapping[str, Path]) -> None:
+    """`number`: st_rdev of what is open."""
     for name, path in other_paths.items():
         try:
             other = path.stat()
         except OSError:
             continue  # a missing device shares nothing
-        if stat.S_ISBLK(other.st_mode) and same_disk(_sysfs(other.st_rdev), _sysfs(status.st_rdev)):
+        if stat.S_ISBLK(other.st_mode) and same_disk(_sysfs(other.st_rdev), _sysfs(number)):
             conflict = f"is the same disk as PersistentVolume {name}, at {path}: remove one of the two entries"
             raise CleanupRefused(f"device {device} {conflict}", BLOCK)
     try:
@@ -163,16 +224,26 @@ def command(mode: str, class_config: ClassConfiguration) -> tuple[str, ...]:
 
 async def clean(volume: str, target: CleanupTarget, class_config: ClassConfiguration, deadline: float) -> None:
     """At most `deadline` seconds. Raises CleanupFailed."""
-    argv = cleaners.bundled(command(target.mode, class_config))
+    configured = command(target.mode, class_config)
+    argv = cleaners.bundled(configured)
     variable = cleaners.BLOCK_DEVICE if target.mode == BLOCK else cleaners.FOLDER
+    environment = {variable: str(target.real_path)}
+    take = partial(_take, volume, target)
     try:
         if target.mode == BLOCK:
-            # Kept open, so that the kernel can't reuse the name of a disk that is unplugged.
-            take = partial(os.open, target.real_path, os.O_RDONLY | os.O_CLOEXEC)
             async with threads.holding(target.real_path, take, os.close):
-                await _run(volume, argv, {variable: str(target.real_path)}, deadline)
+                await _run(volume, argv, environment, deadline)
+        elif configured == cleaners.FOLDER_CLEAN:
+            # It empties the very folder that was looked at, whatever is mounted there by then.
+            async with threads.holding(target.real_path, take, os.close) as folder:
+                await _run(volume, argv, {**environment, cleaners.OPEN_FOLDER: str(folder)}, deadline, [folder])
         else:
-            await _run(volume, argv, {variable: str(target.real_path)}, deadline)
+            # Not kept open: such a command may unmount the filesystem, to make it anew.
+            async with threads.holding(target.real_path, take, os.close):
+                pass
+            await _run(volume, argv, environment, deadline)
+    except CleanupRefused as error:
+        raise CleanupFailed(str(error)) from None
     except CommandTimedOut as error:
         raise CleanupFailed(f"{error}: raise cleaningTimeout if it needs longer") from None
     except CommandFailed as error:
@@ -184,7 +255,26 @@ async def clean(volume: str, target: CleanupTarget, class_config: ClassConfigura
         raise CleanupFailed(f"{argv[0]} can't be run: {error}") from None
 
 
-async def _run(volume: str, argv: tuple[str, ...], environment: Mapping[str, str], deadline: float) -> None:
-    completed = await run(*argv, deadline=deadline, env=environment)
+def _take(volume: str, target: CleanupTarget) -> int:
+    """Opens what was judged. Raises CleanupRefused when it is not there any more."""
+    descriptor = _open(target.real_path, target.mode)
+    try:
+        seen = _check_disk(volume, target.disk, descriptor, target.path, target.mode)
+        if target.judged and not (seen and target.judged.is_now(seen) is Match.SAME):
+            raise CleanupRefused(f"path {target.path} leads to another disk than a moment ago: see who changes that")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+async def _run(
+    volume: str,
+    argv: tuple[str, ...],
+    environment: Mapping[str, str],
+    deadline: float,
+    open_files: Collection[int] = (),
+) -> None:
+    completed = await run(*argv, deadline=deadline, env=environment, pass_fds=open_files)
     for line in (completed.stdout + completed.stderr).splitlines():
         log.info("cleaning %s: %s", volume, line)

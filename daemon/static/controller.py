@@ -83,7 +83,12 @@ class StaticVolumeController:
         self._discoverer = Discoverer(
             cluster, self._cache, self._classes, node, events, metrics, self._deleter.is_cleaning
         )
-        metrics.collect_from(self._cache.volumes, self._deleter.counts, self._discoverer.invalid_entries)
+        metrics.collect_from(
+            self._cache.volumes,
+            self._deleter.counts,
+            self._discoverer.invalid_entries,
+            self._discoverer.changed_disks,
+        )
         self._taint_removed = False
         self._discovery_problem = "no pass was made yet"
 

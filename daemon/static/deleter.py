@@ -181,7 +181,7 @@ class Deleter:
             case Warn(reason, message):
                 self._events.warning(volume.reference, reason, message)
             case DeleteVolume(cleanup):
-                await self._delete_volume(volume, cleanup)
+                await self._delete_volume(volume, cleanup, configuration)
             case AbortCleanup(cleanup, reason):
                 await self._abort(cleanup, volume, reason)
             case RemoveFinalizer():
@@ -260,6 +260,7 @@ class Deleter:
         return (
             version is not None
             and ReleasedVolume.of(version) == ReleasedVolume.of(judged)
+            and version.disk == judged.disk
             and isinstance(self._judge(version), StartCleanup)
         )
 
@@ -326,7 +327,13 @@ class Deleter:
     def _job_failed(self, released: ReleasedVolume, message: str) -> None:
         self._report_failure(volume_reference(released.volume, released.uid), BLOCK, JOB, message)
 
-    async def _delete_volume(self, volume: StaticVolume, cleanup: Cleanup) -> None:
+    async def _check_entry(self, volume: StaticVolume, configuration: Configuration) -> None:
+        """Without its PersistentVolume the entry is offered anew: not with another disk. Raises CleanupRefused and
+        Hung."""
+        for path in cleanupprocess.container_paths([volume], configuration.classes).values():
+            await self._disk_threads.at(path, partial(cleanupprocess.check_entry, volume, path))
+
+    async def _delete_volume(self, volume: StaticVolume, cleanup: Cleanup, configuration: Configuration) -> None:
         """Deletes the PersistentVolume and removes our finalizer. If that fails the cleanup is remembered and not
         repeated. Only the version that was examined is deleted: a Released one may be given to a claim."""
         try:
@@ -338,6 +345,7 @@ class Deleter:
                 if now is None or abort_reason(now, cleanup.released):
                     return  # the cache receives that version in a moment
                 if not now.deleting:
+                    await self._check_entry(now, configuration)
                     with self._metrics.request(DELETE), suppress(NotFound):
                         version = body["metadata"]["resourceVersion"]
                         await self._cluster.delete(VOLUMES, volume.name, uid=volume.uid, resource_version=version)
@@ -348,7 +356,7 @@ class Deleter:
         except Conflict:
             log.info("%s: changed while it was being deleted, it is examined again", volume.name)
             return
-        except ApiError as error:
+        except (ApiError, CleanupRefused, Hung) as error:
             message = f"it is clean and can't be deleted: {error}"
             raise _ReclaimFailed(cleanup.mode, cleanup.cleanup_type, message) from None
         self._deleted.add(volume.uid)

@@ -15,18 +15,23 @@ from daemon.static import entries, volume
 from daemon.static.cache import Cache
 from daemon.static.configuration import ClassConfiguration, Configuration
 from daemon.static.diskidentity import DiskIdentity
+from daemon.static.diskrecord import DiskRecord
 from daemon.static.entries import Entry, EntryKind, PatternError
 from daemon.static.metrics import CREATE, DELETE, StaticMetrics
 from daemon.static.plan import (
+    DISK_CHANGED,
     DUPLICATE,
     UNRESPONSIVE,
     Create,
     DiscoveredDisk,
     DuplicateVolumes,
     InvalidEntry,
-    Skip,
+    RecordDisk,
+    Step,
+    Withdraw,
     duplicate_volumes,
     find_duplicate,
+    find_recorded,
     host_path,
     is_unclaimed,
     missing_volumes,
@@ -89,17 +94,26 @@ class Discoverer:
         self._created: dict[str, tuple[str, float]] = {}
         """PersistentVolumes that were created and are not in the cache yet, by path: name, and when to stop waiting."""
         cache.informer.subscribe(lambda name, *_: self._forget_created(name))
-        self._invalid_entries: dict[str, dict[str, str]] = {}
-        """By class and entry: the message."""
+        self._invalid_entries: dict[str, Mapping[str, InvalidEntry]] = {}
+        """By class and entry."""
         self._errors: dict[str, str] = {}
         self._identities: dict[str, DiskIdentity] = {}
         """Of the disks with PersistentVolumes when they last responded, by path on the node."""
         self._reported_duplicates: set[tuple[str, str, str]] = set()
         """Both UIDs and the message."""
+        self._unrecorded: set[str] = set()
+        """Why a PersistentVolume could not be told its disk, as it was logged."""
 
     def invalid_entries(self) -> Mapping[str, int]:
         """The number of invalid entries by class."""
-        return {name: len(messages) for name, messages in self._invalid_entries.items()}
+        return {name: len(invalid) for name, invalid in self._invalid_entries.items()}
+
+    def changed_disks(self) -> Mapping[str, int]:
+        """The number of PersistentVolumes whose entry leads to another disk, by class."""
+        return {
+            name: sum(each.reason == DISK_CHANGED for each in invalid.values())
+            for name, invalid in self._invalid_entries.items()
+        }
 
     async def discovery_pass(self, configuration: Configuration) -> list[str]:
         """Creates missing PersistentVolumes. Returns an error message for each class that could not be discovered."""
@@ -116,6 +130,12 @@ class Discoverer:
             (each, plan(each.class_config, each.entries, self._node.name, volumes, self._is_cleaning, self._uncached()))
             for each in scanned
         ]
+        records = {
+            host_path(each.class_config, entry): entry.record
+            for each in scanned
+            for entry in each.entries
+            if entry.record
+        }
         candidates = [
             DiscoveredDisk(host_path(each.class_config, step.entry), step.name, step.entry.identity)
             for each, planned in steps
@@ -124,7 +144,7 @@ class Discoverer:
         ]
         for each, planned in steps:
             with self._class_errors(each.class_config, errors):
-                await self._discover(configuration, each, planned, existing, candidates)
+                await self._discover(configuration, each, planned, existing, candidates, records)
         self._errors = errors
         self._invalid_entries = {name: self._invalid_entries.get(name, {}) for name in configuration.classes}
         return [f"class {name}: {error}" for name, error in errors.items()]
@@ -180,18 +200,39 @@ class Discoverer:
             log.warning("%s", pair.message)
             for about in (self._node, pair.kept, pair.other):
                 self._events.warning(about.reference, DUPLICATE, pair.message)
-        if not pair.deletable:
-            return
+        if pair.deletable:
+            await self._withdraw(pair.other)
+
+    async def _withdraw(self, unused: StaticVolume) -> bool:
+        """Deletes a PersistentVolume that no claim has or had, in that very version. The next pass removes its
+        finalizer. False: not now."""
         try:
-            body = await self._cluster.get(VOLUMES, pair.other.name)
+            body = await self._cluster.get(VOLUMES, unused.name)
             now = volume.read(body)
-            if now is None or now.uid != pair.other.uid or not is_unclaimed(now) or now.deleting:
-                return
+            if now is None or now.uid != unused.uid or not is_unclaimed(now) or now.deleting or now.disk != unused.disk:
+                return False
             with self._metrics.request(DELETE):
                 version = body["metadata"]["resourceVersion"]
                 await self._cluster.delete(VOLUMES, now.name, uid=now.uid, resource_version=version)
         except ApiError as error:
-            log.warning("PersistentVolume %s can't be deleted yet: %s", pair.other.name, error)
+            log.warning("PersistentVolume %s can't be deleted yet: %s", unused.name, error)
+            return False
+        return True
+
+    async def _record_disk(self, step: RecordDisk) -> None:
+        """Of a PersistentVolume that an older version made, or whose annotation was removed."""
+        try:
+            body = await self._cluster.get(VOLUMES, step.volume.name)
+            now = volume.read(body)
+            if now is None or (now.uid, now.phase, now.disk) != (step.volume.uid, step.volume.phase, ""):
+                return
+            await self._cluster.patch(VOLUMES, now.name, volume.disk_patch(body, step.record.render()))
+        except ApiError as error:
+            problem = f"PersistentVolume {step.volume.name} can't be told which disk it is: {error}"
+            log.log(logging.DEBUG if problem in self._unrecorded else logging.WARNING, "%s", problem)
+            self._unrecorded.add(problem)
+        else:
+            log.info("%s is %s from now on: %s", step.volume.name, step.volume.path, step.record)
 
     async def _scan(self, class_config: ClassConfiguration) -> "_ScannedClass":
         """Raises ClassError."""
@@ -223,9 +264,10 @@ class Discoverer:
         self,
         configuration: Configuration,
         scanned: "_ScannedClass",
-        steps: Iterable[Create | Skip | InvalidEntry],
+        steps: Iterable[Step],
         existing: Collection[DiscoveredDisk],
         candidates: Collection[DiscoveredDisk],
+        records: Mapping[str, DiskRecord],
     ) -> None:
         """Raises ClassError."""
         class_config = scanned.class_config
@@ -237,6 +279,9 @@ class Discoverer:
                 path = host_path(class_config, step.entry)
                 if path in self._uncached():
                     continue  # another class with the same folder was first
+                if invalid := find_recorded(class_config, step.entry, step.name, self._cache.volumes(), records):
+                    invalid_entries[invalid.name] = invalid
+                    continue
                 if step.entry.identity:
                     disk = DiscoveredDisk(path, step.name, step.entry.identity)
                     if invalid := find_duplicate(disk, existing, candidates):
@@ -250,6 +295,12 @@ class Discoverer:
                     failed = failed or f"the API server rejects PersistentVolume {step.name}: {error}"
             elif isinstance(step, InvalidEntry):
                 invalid_entries[step.name] = step
+            elif isinstance(step, RecordDisk):
+                await self._record_disk(step)
+            elif isinstance(step, Withdraw):
+                if await self._withdraw(step.volume):
+                    log.warning("class %s: %s", class_config.name, step.message)
+                    self._events.warning(step.volume.reference, DISK_CHANGED, step.message)
             else:
                 log.debug("class %s: %s is skipped: %s", class_config.name, step.entry.path, step.reason)
         self._report(class_config, invalid_entries)
@@ -292,7 +343,8 @@ class Discoverer:
             return InvalidEntry(
                 step.entry.name, f'"{step.entry.path}" has no capacity: check whether its device has a medium'
             )
-        discovered = DiscoveredVolume(step.name, path, step.mode, size)
+        disk = step.entry.record.render() if step.entry.record else ""
+        discovered = DiscoveredVolume(step.name, path, step.mode, size, disk)
         provisioner = provisioner_name(self._node.name, self._node.uid, configuration.use_node_name_only)
         body = volume.manifest(discovered, configuration, class_config, storage_class, self._node, provisioner)
         self._created[path] = (step.name, time.monotonic() + _CACHE_SECONDS)
@@ -318,8 +370,8 @@ class Discoverer:
         """Reports entries that were not invalid for the same reason before."""
         known = self._invalid_entries.get(class_config.name, {})
         for name, invalid in invalid_entries.items():
-            if known.get(name) != invalid.message:
+            if name not in known or known[name].message != invalid.message:
                 log.warning("class %s: %s", class_config.name, invalid.message)
                 about = invalid.volume.reference if invalid.volume else self._node.reference
                 self._events.warning(about, invalid.reason, invalid.message)
-        self._invalid_entries[class_config.name] = {name: invalid.message for name, invalid in invalid_entries.items()}
+        self._invalid_entries[class_config.name] = dict(invalid_entries)

@@ -15,7 +15,9 @@ from enum import Enum
 from functools import partial
 from pathlib import Path
 
+from daemon.static import diskevidence
 from daemon.static.diskidentity import DiskIdentity, device_identity, mount_identity
+from daemon.static.diskrecord import DiskRecord
 from host import blockdevice, mounttable
 from host.diskthreads import DiskThreads, Hung
 from host.mounttable import Mount
@@ -104,6 +106,8 @@ class Entry:
     """It is a mount point."""
     identity: DiskIdentity | None = None
     """Of a device or a mounted folder. None: unknown."""
+    record: DiskRecord | None = None
+    """By which its disk is known again. None: unknown."""
 
 
 async def scan(folder: Path, matches: Callable[[str], bool], disk_threads: DiskThreads) -> list[Entry]:
@@ -130,13 +134,16 @@ async def _examine(path: Path, mount: Mount | None, disk_threads: DiskThreads) -
 
 
 def _entry(path: Path, mount: Mount | None) -> Entry:
-    kind, identity = _kind(path), None
+    kind, identity, record = _kind(path), None, None
     with contextlib.suppress(OSError):  # it was removed a moment ago
+        status = path.stat()
         if kind is EntryKind.BLOCK:
-            identity = device_identity(path.stat().st_rdev)
+            identity = device_identity(status.st_rdev)
+            record = diskevidence.of_device(status.st_rdev)
         elif kind is EntryKind.FOLDER and mount:
             identity = mount_identity(mount)
-    return Entry(path.name, path, kind, mount is not None, identity)
+            record = diskevidence.of_mount(mount, status.st_ino)
+    return Entry(path.name, path, kind, mount is not None, identity, record)
 
 
 def _kind(path: Path) -> EntryKind:

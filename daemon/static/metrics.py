@@ -97,10 +97,12 @@ class StaticMetrics:
         volumes: Callable[[], Iterable[StaticVolume]] = tuple,
         counts: Callable[[], ProcessCounts] = lambda: ProcessCounts(0, 0, 0),
         invalid_entries: Callable[[], Mapping[str, int]] = dict,
+        changed_disks: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
-        """The sources of the gauges, read at each scrape: the volumes, the process table, and the number of invalid
-        entries by class."""
-        self._gauges.volumes, self._gauges.counts, self._gauges.invalid_entries = volumes, counts, invalid_entries
+        """The sources of the gauges, read at each scrape: the volumes, the process table, and by class the number of
+        invalid entries and of volumes whose entry leads to another disk, which are among them."""
+        self._gauges.volumes, self._gauges.counts = volumes, counts
+        self._gauges.invalid_entries, self._gauges.changed_disks = invalid_entries, changed_disks
 
     def discovered(self, mode: str, seconds: float) -> None:
         self._discovered.labels(mode).inc()
@@ -136,6 +138,7 @@ class _Gauges(Collector):
         self.volumes: Callable[[], Iterable[StaticVolume]]
         self.counts: Callable[[], ProcessCounts]
         self.invalid_entries: Callable[[], Mapping[str, int]]
+        self.changed_disks: Callable[[], Mapping[str, int]]
 
     def collect(self) -> Iterator[Metric]:
         sums = {FILESYSTEM: 0, BLOCK: 0}
@@ -159,3 +162,11 @@ class _Gauges(Collector):
         for name, number in self.invalid_entries().items():
             invalid_entries.add_metric([name], number)
         yield invalid_entries
+        changed_disks = GaugeMetricFamily(
+            f"{PREFIX}_changed_disks",
+            "Volumes whose entry leads to another disk than they were made of.",
+            labels=["storage_class"],
+        )
+        for name, number in self.changed_disks().items():
+            changed_disks.add_metric([name], number)
+        yield changed_disks

@@ -8,8 +8,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from contract.volume import AVAILABLE, BOUND, PENDING
+from daemon.static import diskrecord
 from daemon.static.configuration import BLOCK, FILESYSTEM, ClassConfiguration
 from daemon.static.diskidentity import DiskIdentity
+from daemon.static.diskrecord import DiskRecord, Match
 from daemon.static.entries import Entry, EntryKind
 from daemon.static.volume import StaticVolume, volume_name
 from host.diskthreads import Hung
@@ -19,6 +21,8 @@ NOT_A_DEVICE = "VolumeFailedDelete"
 """That of the local static provisioner: the path of a block volume is a folder."""
 VANISHED, UNMOUNTED, UNRESPONSIVE = "VolumeVanished", "VolumeUnmounted", "VolumeUnresponsive"
 """On the PersistentVolume of the entry, or on the Node."""
+DISK_CHANGED = "VolumeDiskChanged"
+"""On the PersistentVolume: its entry leads to another disk."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,23 @@ class Create:
     name: str
     entry: Entry
     mode: str
+
+
+@dataclass(frozen=True)
+class RecordDisk:
+    """The PersistentVolume does not say which disk it is: note that."""
+
+    volume: StaticVolume
+    record: DiskRecord
+
+
+@dataclass(frozen=True)
+class Withdraw:
+    """The PersistentVolume was never used, and its entry leads to another disk: delete it, and offer that one instead.
+    Only the object is deleted."""
+
+    volume: StaticVolume
+    message: str
 
 
 @dataclass(frozen=True)
@@ -48,6 +69,9 @@ class InvalidEntry:
     reason: str = INVALID_ENTRY
 
 
+Step = Create | RecordDisk | Withdraw | Skip | InvalidEntry
+
+
 def plan(
     class_config: ClassConfiguration,
     entries: Iterable[Entry],
@@ -55,7 +79,7 @@ def plan(
     volumes: Collection[StaticVolume],
     is_cleaning: Callable[[str], bool],
     created: Mapping[str, str],
-) -> list[Create | Skip | InvalidEntry]:
+) -> list[Step]:
     """What to do with each entry. `volumes`: of this node, of all classes. `created`: names by path of
     PersistentVolumes that were created and are not in the cache yet."""
     by_name = {volume.name: volume for volume in volumes}
@@ -70,7 +94,7 @@ def _decide(
     by_name: Mapping[str, StaticVolume],
     by_path: Mapping[str, str],
     is_cleaning: Callable[[str], bool],
-) -> Create | Skip | InvalidEntry:
+) -> Step:
     name = volume_name(entry.name, node, class_config.name)
     known = by_name.get(name)
     other = by_path.get(host_path(class_config, entry))
@@ -97,7 +121,7 @@ def _decide(
                 known,
                 UNMOUNTED,
             )
-        return Skip(entry, f"it is {name}")
+        return _of_known(entry, known)
     if other == name:
         return Skip(entry, f"{name} was created a moment ago")
     if other:
@@ -118,6 +142,54 @@ def _decide(
             f'path "{entry.path}" is not a valid mount point: mount a filesystem on it, or remove it from the folder',
         )
     return Create(name, entry, FILESYSTEM)
+
+
+def _of_known(entry: Entry, known: StaticVolume) -> RecordDisk | Withdraw | Skip | InvalidEntry:
+    if not known.disk:
+        # What an unused one was made of does not matter, it is what will be used. A bound one has been mounted by this
+        # path all the time: what is there now is what its pods get. A released one is cleaned as by older versions.
+        if entry.record and known.phase in (AVAILABLE, BOUND):
+            return RecordDisk(known, entry.record)
+        return Skip(entry, f"it is {known.name}")
+    match diskrecord.match(known.disk, entry.record):
+        case Match.SAME:
+            return Skip(entry, f"it is {known.name}")
+        case _ if is_unclaimed(known) and known.deleting:
+            return Skip(entry, f"{known.name} is being deleted")
+        case Match.OTHER if is_unclaimed(known):
+            was = diskrecord.describe(known.disk)
+            message = (
+                f'path "{entry.path}" has another disk than {known.name} was made of, which is unused: [{was}], now'
+            )
+            return Withdraw(known, f"{message} [{entry.record}]: it is offered anew")
+    message = f'path "{entry.path}" {diskrecord.difference(known.name, known.disk, entry.record)}'
+    if known.phase == BOUND:
+        message += ". Until then stop its pods: those that start now get what is there"
+    return InvalidEntry(entry.name, message, known, DISK_CHANGED)
+
+
+def find_recorded(
+    class_config: ClassConfiguration,
+    entry: Entry,
+    name: str,
+    volumes: Iterable[StaticVolume],
+    seen: Mapping[str, DiskRecord],
+) -> InvalidEntry | None:
+    """The invalid entry for a disk that another PersistentVolume was made of, whose own entry is not looked at, is gone
+    or leads to another disk by now. One that was never used has no data there. `seen`: what is there now, by path on
+    the node. Who has his disk is left out: two disks that are there at once are two, even with equal serial numbers."""
+    for other in volumes:
+        if other.name == name or is_unclaimed(other) or not entry.record:
+            continue
+        at_place = other.path in seen and diskrecord.match(other.disk, seen[other.path]) is Match.SAME
+        if not at_place and diskrecord.overlaps(other.disk, entry.record):
+            return InvalidEntry(
+                entry.name,
+                f'path "{host_path(class_config, entry)}" is the disk of PersistentVolume {other.name}, or a part of '
+                f'it, which was offered as "{other.path}": give it that name again, or delete that PersistentVolume',
+                reason=DUPLICATE,
+            )
+    return None
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,8 @@ class StaticVolume:
     """It has a spec.claimRef: it is bound to a claim or reserved for one."""
     has_finalizer: bool = False
     """It has our finalizer: if somebody deletes it, it stays until that is removed."""
+    disk: str = ""
+    """See names.DISK_ANNOTATION. Empty: it does not say."""
 
     @property
     def reference(self) -> ObjectReference:
@@ -111,6 +113,7 @@ def read(body: Json) -> StaticVolume | None:
         claim_uid=pv.claim.uid if pv.claim else "",
         has_claim=pv.claim is not None,
         has_finalizer=names.STATIC_FINALIZER in pv.finalizers,
+        disk=(body["metadata"].get("annotations") or {}).get(names.DISK_ANNOTATION, ""),
     )
 
 
@@ -139,6 +142,13 @@ def adoption_patch(body: Json, label: Mapping[str, str]) -> Json | None:
     return {"metadata": {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"], **missing}}
 
 
+def disk_patch(body: Json, disk: str) -> Json:
+    """The merge patch by which this very version of a PersistentVolume says which disk it is."""
+    metadata = body["metadata"]
+    version = {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]}
+    return {"metadata": {**version, "annotations": {names.DISK_ANNOTATION: disk}}}
+
+
 @dataclass(frozen=True)
 class DiscoveredVolume:
     """A volume that has no PersistentVolume yet."""
@@ -149,6 +159,8 @@ class DiscoveredVolume:
     mode: str
     capacity: int
     """Bytes, rounded."""
+    disk: str = ""
+    """See names.DISK_ANNOTATION."""
 
 
 def manifest(
@@ -159,9 +171,11 @@ def manifest(
     node: Node,
     provisioner: str,
 ) -> Json:
-    """Apart from NODE_LABEL, by which the informer selects them, OTHER_HOSTNAME_LABEL and STATIC_FINALIZER, it is the
-    PersistentVolume that the local static provisioner creates."""
+    """Apart from NODE_LABEL, by which the informer selects them, OTHER_HOSTNAME_LABEL, STATIC_FINALIZER and
+    DISK_ANNOTATION, it is the PersistentVolume that the local static provisioner creates."""
     annotations = {names.PROVISIONED_BY: provisioner}
+    if discovered.disk:
+        annotations[names.DISK_ANNOTATION] = discovered.disk
     terms = [
         {"matchExpressions": [{"key": names.HOSTNAME_LABEL, "operator": "In", "values": [node.hostname]}]},
         *class_config.selector,

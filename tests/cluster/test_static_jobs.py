@@ -90,8 +90,8 @@ def _is_as_the_original_makes_it(job: Json, volume: str, raw: Path, bound: Json)
     assert spec["nodeSelector"] == {"kubernetes.io/hostname": "host-1"}
     assert (spec["restartPolicy"], spec["tolerations"]) == ("OnFailure", [TOLERATION])
     [container] = spec["containers"]
-    assert (container["name"], container["image"], container["command"]) == ("cleaner", IMAGE, COMMAND)
-    assert container["env"] == [{"name": "LOCAL_PV_BLKDEVICE", "value": f"{raw}/disk"}]
+    assert (container["name"], container["image"], container["args"]) == ("cleaner", IMAGE, COMMAND)
+    assert container["env"][0] == {"name": "LOCAL_PV_BLKDEVICE", "value": f"{raw}/disk"}
     assert container["securityContext"]["privileged"]
     paths = {each["name"]: each["hostPath"]["path"] for each in spec["volumes"]}
     mounts = {each["name"]: each["mountPath"] for each in container["volumeMounts"]}

@@ -52,6 +52,7 @@ METRICS = {
     "proctable_failed": ("gauge", set[str]()),
     # Ours.
     "stray_entries": ("gauge", {"storage_class"}),
+    "changed_disks": ("gauge", {"storage_class"}),
     "configuration_reload_failed_total": ("counter", set[str]()),
 }
 

@@ -113,7 +113,12 @@ class Discovery:
         self.discoverer = Discoverer(
             cluster, self.cache, self.classes, node, self.events, self.metrics, self.deleter.is_cleaning
         )
-        self.metrics.collect_from(self.cache.volumes, self.deleter.counts, self.discoverer.invalid_entries)
+        self.metrics.collect_from(
+            self.cache.volumes,
+            self.deleter.counts,
+            self.discoverer.invalid_entries,
+            self.discoverer.changed_disks,
+        )
 
     async def look(self, configuration: Configuration) -> list[str]:
         """One pass; returns when the cache has heard of what it created. The answer is what went wrong."""

@@ -49,6 +49,12 @@ class Disks:
         image.write_bytes(PATTERN.ljust(512) * 2 * 1024)
         return self.cleanup.enter_context(loopdevice.attached(image))
 
+    def sized(self, name: str, size: int) -> Path:
+        image = self.images / name
+        with image.open("wb") as file:
+            file.truncate(size)
+        return self.cleanup.enter_context(loopdevice.attached(image))
+
     def mount(self, path: Path) -> None:
         device = self.device(f"{path.parent.name}-{path.name}")
         subprocess.run(["mkfs.ext4", "-q", "-F", device], check=True)

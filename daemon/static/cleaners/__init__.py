@@ -20,6 +20,8 @@ import sys
 from pathlib import Path
 
 BLOCK_DEVICE, FOLDER = "LOCAL_PV_BLKDEVICE", "LOCAL_PV_FILESYSTEM"
+OPEN_FOLDER = "ELASTIC_LOCAL_OPEN_FOLDER"
+"""The number of an open file that the folder cleaner is started with: the folder as the daemon judged it."""
 
 _HERE = Path(__file__).parent
 _SCRIPTS = "/scripts/"

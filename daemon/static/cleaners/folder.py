@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from daemon.static.cleaners import FOLDER
+from daemon.static.cleaners import FOLDER, OPEN_FOLDER
 from host import foldertree, mounttable
 from host.foldertree import NotEmptied
 from host.mounttable import Mount
@@ -28,7 +28,8 @@ def main() -> int:
     try:
         if not path:
             raise NotCleaned(f"{FOLDER} is not set: set it to the path of the mounted volume to clean")
-        removed = clean(Path(path))
+        inherited = os.environ.get(OPEN_FOLDER, "")
+        removed = clean(Path(path), int(inherited) if inherited else None)
     except NotCleaned as error:
         sys.stderr.write(f"folder clean: {error}\n")
         return 1
@@ -36,9 +37,10 @@ def main() -> int:
     return 0
 
 
-def clean(path: Path) -> int:
-    """Empties the mount point `path`. The answer is the number of entries removed. Raises NotCleaned."""
-    with _opened(path) as top:
+def clean(path: Path, inherited: int | None = None) -> int:
+    """Empties the mount point `path`, or the folder that is open already. The answer is the number of entries removed.
+    Raises NotCleaned."""
+    with _opened(path) if inherited is None else contextlib.nullcontext(inherited) as top:
         volume = _mount_of(top, path)
         nested = [mount.path for mount in mounttable.read() if mount.path.startswith(f"{volume.path}/")]
         if nested:

@@ -55,7 +55,7 @@ def exported() -> dict[str, set[str]]:
     daemon.csi("NodeStageVolume", "OK", 1)
     daemon.command(Completed(("mkfs.ext4",), 0, "", "", 1))
     static = StaticMetrics(daemon.registry)
-    static.collect_from(invalid_entries=lambda: {"local-disks": 1})
+    static.collect_from(invalid_entries=lambda: {"local-disks": 1}, changed_disks=lambda: {"local-disks": 1})
     static.delete_failed("Block", "process")
     with static.request("create"):
         pass

@@ -70,6 +70,8 @@ def test_a_daemon_may_do_what_it_does_on_its_own_node(policies: Policies, node: 
         assert asker.patch(of_the_original, adopting) == ""
         let_go = {"metadata": {"finalizers": None}}
         assert "of its finalizers" in asker.patch(offered, let_go)
+        current = {**offered, "metadata": {**offered["metadata"], "uid": UID, "resourceVersion": "1"}}
+        assert asker.patch(current, static_volume.disk_patch(current, '{"serial":"a"}')) == ""
         deleted = {**offered, "metadata": {**offered["metadata"], "deletionTimestamp": "now"}}
         assert asker.patch(deleted, let_go) == ""
 

@@ -2,14 +2,17 @@
 pass in place of the informer's cache."""
 
 import contextlib
+import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 from prometheus_client import CollectorRegistry
 
 from contract import names
+from daemon.static import cleanupprocess
 from daemon.static import volume as static_volume
 from daemon.static.configuration import ClassConfiguration, Configuration
 from daemon.static.deleter import Deleter
@@ -31,6 +34,11 @@ HOST_DIR = "/mnt/disks"
 IMAGE = "example.org/cleaner:1"
 AT_ONCE = Backoff(first=0, jitter=0)
 GONE = "gone"
+
+
+def believe_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a cleaner is to clean is not looked at, and need not exist."""
+    monkeypatch.setattr(cleanupprocess, "_take", lambda *_: os.open("/dev/null", os.O_RDONLY))
 
 
 @dataclass
@@ -64,11 +72,12 @@ class DeleterHarness:
         storage_class: str = CLASS,
         claim: str = "claim-1",
         has_finalizer: bool = False,
+        disk: str = "",
     ) -> Json:
-        """`held`: with our finalizer."""
+        """`disk`: which it was made of."""
         body: Json = {
             **kind("PersistentVolume"),
-            "metadata": {"name": name},
+            "metadata": {"name": name} | ({"annotations": {names.DISK_ANNOTATION: disk}} if disk else {}),
             "spec": {
                 "capacity": {"storage": "10Gi"},
                 "accessModes": ["ReadWriteOnce"],

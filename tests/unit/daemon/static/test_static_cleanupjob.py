@@ -15,7 +15,9 @@ from daemon.static.reclaim import CleanupState, ReleasedVolume
 Json = dict[str, Any]
 
 RELEASE = ReleasedVolume("local-pv-1", "uid-1", "claim-1")
-PLACE = CleanupTarget(Path("/mnt/disks/one"), Path("/dev/sdb"), BLOCK)
+PLACE = CleanupTarget(
+    Path("/mnt/disks/one"), Path("/dev/sdb"), BLOCK, proof=("start=2048", "../device/wwid=naa.5000c500a1b2c3d4")
+)
 CLASS = ClassConfiguration("fast", "/mnt/disks", Path("/mnt/disks"), block_cleaner=("/scripts/shred.sh", "2"))
 TOLERATIONS = ({"key": "storage", "operator": "Exists"},)
 
@@ -78,8 +80,15 @@ def test_the_whole_manifest() -> None:
                         {
                             "name": "cleaner",
                             "image": "example.org/cleaner:1",
-                            "command": ["/scripts/shred.sh", "2"],
-                            "env": [{"name": "LOCAL_PV_BLKDEVICE", "value": "/mnt/disks/one"}],
+                            "command": ["sh", "-euc", cleanupjob._CHECKED],
+                            "args": ["/scripts/shred.sh", "2"],
+                            "env": [
+                                {"name": "LOCAL_PV_BLKDEVICE", "value": "/mnt/disks/one"},
+                                {
+                                    "name": "ELASTIC_LOCAL_DISK",
+                                    "value": "start=2048\n../device/wwid=naa.5000c500a1b2c3d4",
+                                },
+                            ],
                             "securityContext": {"privileged": True, "runAsUser": 0},
                             "volumeMounts": [
                                 {"name": "dev", "mountPath": "/dev"},

@@ -15,7 +15,15 @@ from kube.backoff import Backoff
 from kube.errors import Forbidden, Unreachable
 from kube.resources import JOBS, VOLUMES
 from tests.unit.daemon.nodecluster import HOSTNAME, NAMESPACE, NODE
-from tests.unit.daemon.static.deleterharness import GONE, HOST_DIR, IMAGE, DeleterHarness, configured, deleter_harness
+from tests.unit.daemon.static.deleterharness import (
+    GONE,
+    HOST_DIR,
+    IMAGE,
+    DeleterHarness,
+    believe_places,
+    configured,
+    deleter_harness,
+)
 
 ONE = f"{HOST_DIR}/one"
 JOB = "cleanup-pv"
@@ -30,6 +38,7 @@ async def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
         return CleanupTarget(path, path, volume.mode)
 
     monkeypatch.setattr(cleanupprocess, "find_target", find_target)
+    believe_places(monkeypatch)
     async with deleter_harness(tmp_path) as node:
         yield node
 

@@ -9,6 +9,7 @@ import pytest
 from daemon.static import cleaners, cleanupprocess
 from daemon.static.cleanupprocess import CleanupFailed, CleanupTarget, clean
 from daemon.static.configuration import BLOCK, FILESYSTEM, ClassConfiguration
+from tests.unit.daemon.static.deleterharness import believe_places
 
 
 @pytest.mark.parametrize("name", ["quick_reset.sh", "dd_zero.sh", "shred.sh", "blkdiscard.sh"])
@@ -25,6 +26,11 @@ def test_the_folder_cleaner_is_run_by_our_own_python() -> None:
 @pytest.mark.parametrize("command", [("/scripts/own.sh", "2"), ("quick_reset.sh",), ("/opt/scripts/shred.sh",)])
 def test_other_programs_are_run_as_they_are(command: tuple[str, ...]) -> None:
     assert cleaners.bundled(command) == command
+
+
+@pytest.fixture(autouse=True)
+def believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    believe_places(monkeypatch)
 
 
 def class_config(tmp_path: Path, *command: str, mode: str = BLOCK) -> ClassConfiguration:

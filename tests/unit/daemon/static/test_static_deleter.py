@@ -18,7 +18,15 @@ from kube.backoff import Backoff
 from kube.errors import Unreachable
 from kube.resources import CLAIMS, VOLUMES
 from tests.unit.daemon.nodecluster import Json, kind
-from tests.unit.daemon.static.deleterharness import CLASS, GONE, HOST_DIR, DeleterHarness, configured, deleter_harness
+from tests.unit.daemon.static.deleterharness import (
+    CLASS,
+    GONE,
+    HOST_DIR,
+    DeleterHarness,
+    believe_places,
+    configured,
+    deleter_harness,
+)
 from tests.unit.daemon.static.shortdeadline import ShortDeadline
 from tests.waiting import until
 
@@ -33,6 +41,7 @@ async def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
         return CleanupTarget(path, path, volume.mode)
 
     monkeypatch.setattr(cleanupprocess, "find_target", find_target)
+    believe_places(monkeypatch)
     (tmp_path / "disks").mkdir()
     async with deleter_harness(tmp_path) as node:
         yield node

@@ -63,6 +63,7 @@ def test_types_are_those_of_the_local_static_provisioner(registry: CollectorRegi
         "proctable_succeeded",
         "proctable_failed",
         "stray_entries",
+        "changed_disks",
     )
     assert types == {
         **{P + name: "counter" for name in counters},

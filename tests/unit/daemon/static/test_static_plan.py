@@ -7,7 +7,7 @@ import pytest
 
 from daemon.static.configuration import BLOCK, FILESYSTEM, ClassConfiguration
 from daemon.static.entries import Entry, EntryKind
-from daemon.static.plan import UNRESPONSIVE, Create, InvalidEntry, Skip, missing_volumes, plan
+from daemon.static.plan import UNRESPONSIVE, Create, InvalidEntry, Skip, Step, missing_volumes, plan
 from daemon.static.volume import StaticVolume, volume_name
 
 NODE = "node-1"
@@ -42,7 +42,7 @@ def pv(
 
 def decide(
     entry: Entry, chosen: ClassConfiguration, *volumes: StaticVolume, is_cleaning: str = "", created: str = ""
-) -> Create | Skip | InvalidEntry:
+) -> Step:
     (step,) = plan(
         chosen, [entry], NODE, volumes, lambda name: name == is_cleaning, {f"{HOST}/disk1": created} if created else {}
     )
