@@ -43,6 +43,15 @@ def size(device: Path) -> int:
         os.close(descriptor)
 
 
+def sector_size(device: Path) -> int:
+    """Bytes of the smallest piece that can be read or written: 512, or 4096 on a 4Kn disk and what lies on one. Raises
+    OSError."""
+    number = device.stat().st_rdev
+    facts = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve()
+    disk = facts.parent if (facts / "partition").exists() else facts
+    return int((disk / "queue/logical_block_size").read_text())
+
+
 def is_write_protected(device: Path) -> bool:
     """Whether the kernel refuses all writes to it: a logical volume of permission r, a disk with a switch. Raises
     OSError."""

@@ -26,6 +26,11 @@ _LOOP_CTL_GET_FREE = 0x4C82
 _READ_ONLY = 1
 _AUTOCLEAR = 4
 _DIRECT_IO = 16
+_SECTOR = 512
+"""Bytes, of every device, whatever its file lies on. The kernel's own choice follows the disk and the file: since 6.14
+or so it is 4096 on a disk with such sectors, and for a file on xfs as soon as it shares blocks with a copy, as `cp`
+makes them. What was made on smaller ones (xfs, ext4 with blocks of 1 KiB, partition tables) could not be used then. The
+price is direct I/O: where the disk does not take such sectors, the kernel goes by the page cache."""
 
 _TRIES = 64
 """Others take loop devices too: between asking for a free one and taking it, somebody may have been faster."""
@@ -94,7 +99,7 @@ def backing(device: Path) -> Backing | None:
 def hold(file: Path) -> tuple[int, Path]:
     """The loop device of `file`, opened: the one it is attached to already, else a new one. One that shows only a part
     of the file, or does not let it be written, is not taken: somebody looks into it by hand. It is held until that is
-    closed, and beyond for as long as it is mounted. Past the page cache (direct I/O) where the file's filesystem can,
+    closed, and beyond for as long as it is mounted. Past the page cache (direct I/O) where the file's disk can,
     so that data is not cached twice. Raises OSError."""
     return _open_attached(file, whole=True) or _attach(file, _AUTOCLEAR | _DIRECT_IO)
 
@@ -208,7 +213,7 @@ def _attach(file: Path, flags: int) -> tuple[int, Path]:
                 raise OSError(
                     errno.ENOENT, "no such device, the container must share the node's /dev", str(device)
                 ) from error
-            config = _Config(fd=backing, info=_Info(lo_flags=flags))
+            config = _Config(fd=backing, block_size=_SECTOR, info=_Info(lo_flags=flags))
             config.info.lo_file_name = os.fsencode(file)[-63:]
             try:
                 fcntl.ioctl(descriptor, _LOOP_CONFIGURE, config)

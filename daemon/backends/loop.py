@@ -59,9 +59,8 @@ class LoopBackend(FilesBackend):
         return True
 
     async def clone_sharing_blocks(self, spec: VolumeSpec, source: Volume) -> Volume | None:
-        """Never, also where files can share blocks: xfs writes to such files in whole blocks only, so from then on the
-        kernel gives source and copy a loop device with sectors of 4096 bytes, and filesystems made for smaller ones
-        can't be mounted any more (seen on Linux 6.18)."""
+        """Never, also where files can share blocks: xfs writes to such files in whole blocks only, so from then on
+        neither source nor copy could have direct I/O on a loop device with sectors of 512 bytes."""
         return None
 
     @contextlib.asynccontextmanager

@@ -5,7 +5,8 @@ What creates a logical volume is marked `device_mapper`: tests/uml/plugin.py.
 Fixtures:
 
     lvm           an Lvm with a configuration folder of its own
-    make_disks    make_disks(count, size) -> paths of fresh, empty block devices (sparse files on loop devices)
+    make_disks    make_disks(count, size) -> paths of fresh, empty block devices (sparse files on loop devices), with
+                  sectors of 512 bytes; make_disks(count, size, 4096): with those of a 4Kn disk
     by_hand       by_hand("lvchange", ...) runs what the library does not offer and a person at the node might do
     volume_group  the name of a fresh volume group on three disks of 3 GiB, extents of 4 MiB: 767 extents a disk
 
@@ -38,7 +39,7 @@ from tests.waiting import until
 _DISK = 3 << 30
 _CAPACITY = 4096 * MIB
 
-MakeDisks = Callable[[int, int], list[str]]
+MakeDisks = Callable[..., list[str]]
 ByHand = Callable[..., None]
 
 
@@ -51,13 +52,15 @@ def lvm(tmp_path: Path) -> Lvm:
 def make_disks(tmp_path: Path) -> Iterator[MakeDisks]:
     with contextlib.ExitStack() as attached:
 
-        def make(count: int, size: int) -> list[str]:
+        def make(count: int, size: int, sector: int = 512) -> list[str]:
             paths = []
             for _ in range(count):
                 image = tmp_path / f"disk-{uuid.uuid4().hex}"
                 with image.open("wb") as file:
                     file.truncate(size)
-                paths.append(str(attached.enter_context(loopdevice.attached(image))))
+                path = str(attached.enter_context(loopdevice.attached(image)))
+                subprocess.run(["losetup", "--sector-size", str(sector), path], check=True)
+                paths.append(path)
             return paths
 
         yield make
