@@ -20,6 +20,7 @@ from contract.filesystems import FILESYSTEMS
 from contract.names import CSI_DRIVER, DRIVER_FOLDER, DRIVER_NAME, NAMESPACE
 from contract.parameters import ENCRYPTION
 from daemon.backends import volumegroups
+from daemon.backends.lvmgroups import unlike_sectors
 from daemon.cluster.storagemonitor import lacking, noticed
 from daemon.csi import server
 from daemon.csi.proto.csi_grpc import IdentityStub
@@ -190,6 +191,8 @@ async def planned_group(data_dir: Path, group: str, selector: DeviceSelector) ->
     taken = volumegroups.chosen(selector, await volumegroups.look_at_all())
     if not taken:
         return "No empty disk of this node is what its device class selects"
+    if why := unlike_sectors({disk.path: disk.sector_size for disk in taken}):
+        return f"The daemon does not make it: {why}; or let its `devices` select one kind"
     return f"The daemon makes it of {', '.join(disk.path for disk in taken)}"
 
 

@@ -8,7 +8,7 @@ is never removed. With --dry-run nothing is changed, and what would be is shown.
 import asyncio
 import contextlib
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -189,8 +189,12 @@ async def _extend(name: str, devices: list[Path], dry_run: bool, data_dir: Path)
         looked_at = [(device, await disks.look(device)) for device in devices]
         named = [(device, disk) for device, disk in looked_at if disk.path not in has]
         taken = _empty(named)
+        _check_sectors(lvmgroups.sector_sizes(state, name), taken)
         if taken and not dry_run:
-            await tools.extend_group(name, [disk.path for disk in taken], metadata_size=metadata_size(taken))
+            async with contextlib.AsyncExitStack() as undo:
+                undo.push_async_callback(_given_back, tools, name, taken)
+                await tools.extend_group(name, [disk.path for disk in taken], metadata_size=metadata_size(taken))
+                undo.pop_all()
             state = await tools.report()
             return row(state, _existing(state, name))
     now = row(state, group)
@@ -271,7 +275,9 @@ async def _disks(
 ) -> list[Disk]:
     """What the new group is to lie on. Raises Stop."""
     if devices:
-        return _empty([(device, await disks.look(device)) for device in devices])
+        taken = _empty([(device, await disks.look(device)) for device in devices])
+        _check_sectors({}, taken)
+        return taken
     if any_disk:
         there = [await disks.look(path) for path in disks.whole_disks()]
         if chosen := disks.choose(there):
@@ -295,6 +301,13 @@ def _empty(named: Sequence[tuple[Path, Disk]]) -> list[Disk]:
     if any(disks.objection(disk) for disk in found):
         raise Stop(f"nothing was changed, because not every disk is empty:\n{_described(found)}")
     return found
+
+
+def _check_sectors(present: Mapping[str, int], taken: Iterable[Disk]) -> None:
+    """Of the devices that a group has, and those that it is to get. Raises Stop."""
+    sizes = {**present, **{disk.path: disk.sector_size for disk in taken}}
+    if sizes and (why := lvmgroups.unlike_sectors(sizes)):
+        raise Stop(f"nothing was changed, because {why}")
 
 
 def _described(looked_at: Iterable[Disk]) -> str:

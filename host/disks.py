@@ -57,6 +57,8 @@ class Disk:
     model: str = ""
     """As its maker calls it. Empty: it does not say."""
     rotational: bool = False
+    sector_size: int = 512
+    """Bytes: 4096 of a 4Kn disk."""
     links: frozenset[str] = frozenset()
     """Its other names below /dev, as udev makes them: /dev/disk/by-id/... and the like."""
 
@@ -157,6 +159,7 @@ def _without_signatures(path: Path) -> Disk:
             hardware=_hardware(facts),
             model=_text(facts / "device/model"),
             rotational=_text(facts / "queue/rotational") == "1",
+            sector_size=blockdevice.sector_size(device),
             links=_links(device),
         )
     except OSError as error:

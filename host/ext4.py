@@ -105,12 +105,20 @@ class Geometry:
 
 def size(device: Path) -> int:
     """Bytes that the filesystem says it has; 0: there is none. Raises OSError."""
+    geometry = _geometry(device)
+    return geometry.blocks * geometry.block_size if geometry else 0
+
+
+def unit(device: Path) -> int:
+    """Bytes of the smallest piece that the filesystem reads or writes; 0: there is none. Raises OSError."""
+    geometry = _geometry(device)
+    return geometry.block_size if geometry else 0
+
+
+def _geometry(device: Path) -> Geometry | None:
     with device.open("rb", buffering=0) as file:
         superblock = _read(file, _SUPERBLOCK)
-    if struct.unpack_from("<H", superblock, 0x38)[0] != _MAGIC:
-        return 0
-    geometry = Geometry.parse(superblock)
-    return geometry.blocks * geometry.block_size
+    return Geometry.parse(superblock) if struct.unpack_from("<H", superblock, 0x38)[0] == _MAGIC else None
 
 
 def needs_no_check(device: Path) -> Geometry | None:

@@ -63,6 +63,9 @@ class Facts:
     """What its superblock says while it is not mounted: host.superblock."""
     size: Callable[[Path], int]
     """Bytes that its superblock says it has; 0: there is none."""
+    unit: Callable[[Path], int]
+    """Bytes of the smallest piece that it reads or writes, by its superblock; 0: there is none. A device with larger
+    sectors can't do that."""
     programs: Mapping[str, str]
     """All that are run for it, and Debian's package of each."""
     check: tuple[str, ...] = ()
@@ -110,6 +113,10 @@ class OptionsRefused(Exception):
 
     def __init__(self, kind: str, options: Sequence[str], output: str) -> None:
         super().__init__(f"the kernel refuses mount options {','.join(options)} for this {kind} filesystem: {output}")
+
+
+class SectorsTooLarge(Exception):
+    """A filesystem is sound, and its device has larger sectors than that it was made on."""
 
 
 async def make(kind: str, device: Path, options: Sequence[str] = (), *, deadline: float = 600) -> None:
@@ -186,6 +193,14 @@ def missing(kind: str, device: Path) -> int:
     return max(FACTS[kind].size(device) - blockdevice.size(device), 0)
 
 
+def check_sectors(kind: str, device: Path, sector_size: int) -> None:
+    """Raises SectorsTooLarge when the filesystem on `device` can't be used on one with such sectors. Blocks. Raises
+    OSError."""
+    unit = FACTS[kind].unit(device)
+    if 0 < unit < sector_size:
+        raise SectorsTooLarge(f"the {kind} has pieces of {unit} bytes, and the disk sectors of {sector_size}")
+
+
 def _words(kind: str, options: Sequence[str], twin: bool) -> tuple[str, ...]:
     return ("nosuid", "nodev", *(FACTS[kind].twin_options if twin else ()), *options)
 
@@ -202,8 +217,8 @@ async def mount(
     """Mounts `device` on the folder `path`, and always nosuid and nodev: whoever shows it to others says there what
     they may (host.mounting.bind). It was checked before, if that is ever done for its kind. `twin`: it is a copy that
     has the UUID of its source, which may be mounted too. Where the system call fails, mount(8) is asked, which knows
-    more ways and says what is wrong. Raises OptionsRefused, DamagedFilesystem when the kernel refuses the filesystem
-    itself, FailingDisk, CommandError for all else, and host.diskthreads.Hung."""
+    more ways and says what is wrong. Raises OptionsRefused, SectorsTooLarge, DamagedFilesystem when the kernel refuses
+    the filesystem itself, FailingDisk, CommandError for all else, and host.diskthreads.Hung."""
     words = _words(kind, options, twin)
     if mounting.is_mountable(words):
         with contextlib.suppress(OSError):
@@ -214,6 +229,9 @@ async def mount(
         await run("mount", "-t", kind, "-o", ",".join(words), str(device), str(path), deadline=deadline)
     except CommandFailed as error:
         output = error.completed.output
+        with contextlib.suppress(OSError):  # what can't be read has no answer, and is refused below
+            # Each filesystem has another error for that.
+            await threads.at(device, partial(_check_own_sectors, kind, device), deadline=_LOOK_SECONDS)
         if error.completed.exit_code != _MOUNT_FAILED or not any(sign in output for sign in _REFUSED_BY_KERNEL):
             raise
         unreadable = _EIO_OF_MOUNT in output
@@ -229,6 +247,10 @@ async def mount(
         raise DamagedFilesystem(kind, device, what) from error
     finally:
         heard.close()
+
+
+def _check_own_sectors(kind: str, device: Path) -> None:
+    check_sectors(kind, device, blockdevice.sector_size(device))
 
 
 async def _mounts_without_options(kind: str, device: Path, own: Sequence[str], deadline: float) -> bool:
@@ -356,6 +378,7 @@ FACTS: Mapping[str, Facts] = {
         signatures=frozenset({"ext4", "ext3", "ext2"}),  # with enough features turned off it looks like its elders
         fit=superblock.of_ext4,
         size=ext4.size,
+        unit=ext4.unit,
         check=("e2fsck", "-p"),
         clean_exit_codes=frozenset({0, 1, 2}),  # clean; repaired; repaired, and a root filesystem would need a reboot
         check_all=("e2fsck", "-f", "-p"),
@@ -373,6 +396,7 @@ FACTS: Mapping[str, Facts] = {
         signatures=frozenset({"xfs"}),
         fit=superblock.of_xfs,
         size=superblock.size_of_xfs,
+        unit=superblock.unit_of_xfs,
         renew_uuid=_renew_uuid_of_xfs,
         twin_options=("nouuid",),
         programs=dict.fromkeys(("mkfs.xfs", "xfs_growfs", "xfs_repair", "xfs_admin"), "xfsprogs"),
@@ -385,6 +409,7 @@ FACTS: Mapping[str, Facts] = {
         signatures=frozenset({"btrfs"}),
         fit=superblock.of_btrfs,
         size=superblock.size_of_btrfs,
+        unit=superblock.unit_of_btrfs,
         programs=dict.fromkeys(("mkfs.btrfs", "btrfs"), "btrfs-progs"),
     ),
 }

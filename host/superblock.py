@@ -1,4 +1,5 @@
-"""Whether the superblock of a filesystem that is not mounted says that it needs no check, and how large it is.
+"""What the superblock of a filesystem that is not mounted says: whether it needs no check, how large it is, and what it
+needs of its device.
 
 xfs and btrfs are not checked before a mount (host.filesystem says why), so it is enough that the device shows the
 filesystem and that it is whole there. Checksums are not looked at: the kernel does, of the same blocks and before
@@ -71,6 +72,18 @@ def filesystem_uuid(descriptor: int) -> str:
         if os.pread(descriptor, len(magic), place) == magic:
             return str(uuid.UUID(bytes=os.pread(descriptor, 16, begin).ljust(16, b"\0")))
     return ""
+
+
+def unit_of_xfs(device: Path) -> int:
+    """Bytes of the smallest piece that the filesystem reads or writes; 0: there is none. That of ext4: host.ext4."""
+    superblock = _read(device, 0, 512)
+    return int(struct.unpack_from(">H", superblock, 102)[0]) if superblock.startswith(b"XFSB") else 0
+
+
+def unit_of_btrfs(device: Path) -> int:
+    """The same."""
+    superblock = _read(device, 65536, 4096)
+    return int(struct.unpack_from("<I", superblock, 0x90)[0]) if superblock[0x40:0x48] == b"_BHRfS_M" else 0
 
 
 def _fit(device: int, filesystem: int) -> Fit | None:

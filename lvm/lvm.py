@@ -10,6 +10,7 @@ leaves them in the disks' own caches (seen with LVM 2.03.16), so the disks are f
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from host import blockdevice, command, diskthreads
 from host.command import CommandFailed, CommandHung, CommandTimedOut, Completed
 from host.diskthreads import threads
 from lvm import configuration, errors, names, report
-from lvm.records import Report
+from lvm.records import PhysicalVolume, Report
 from lvm.unresponsive import UnresponsiveDevices
 
 log = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ class Lvm:
         except ValueError as error:
             said = f"what LVM reports can't be read: {error}"
             raise errors.LvmError(done.command_line, done.exit_code, said) from error
+        state = replace(state, devices=tuple(map(_with_sector_size, state.devices)))
         self.unresponsive.note(state)
         for group in state.groups:
             if group.name not in self._flushed and not self.unresponsive.of_group(group.name):
@@ -353,6 +355,14 @@ class Lvm:
         except CommandFailed as failed:
             done = failed.completed
             raise errors.explain(done.command_line, done.exit_code, report.errors(done)) from failed
+
+
+def _with_sector_size(device: PhysicalVolume) -> PhysicalVolume:
+    """By what the kernel remembers, not by the disk, which may hang."""
+    try:
+        return replace(device, sector_size=blockdevice.sector_size(Path(device.path)))
+    except (OSError, ValueError):
+        return device
 
 
 def _new(name: str, tags: Collection[str]) -> list[str]:

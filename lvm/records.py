@@ -17,7 +17,9 @@ class HealthStatus(Enum):
     """A mirror leg failed for a moment: `lvchange --refresh` brings it back."""
     MISMATCHES = "mismatches exist"
     FAILED = "failed"
-    """A thin pool that the kernel switched off."""
+    """A thin pool, or the cache of a volume, that the kernel switched off."""
+    ERROR = "error"
+    """Of a volume with a writecache: that has failed."""
     OUT_OF_DATA = "out_of_data"
     """A thin pool that is full: writes wait or fail."""
     METADATA_READ_ONLY = "metadata_read_only"
@@ -43,6 +45,8 @@ class PhysicalVolume:
     """Other paths under which LVM finds the same device: it uses none of them, and does not change the group."""
     last_path: str = ""
     """Of one that is missing: under which path LVM saw it last."""
+    sector_size: int | None = None
+    """Bytes. LVM does not report it, the kernel does; None: it does not either, as of one that is missing."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,11 @@ class LogicalVolume:
     @property
     def is_thin_pool(self) -> bool:
         return {"thin", "pool"} <= self.layout
+
+    @property
+    def is_cached(self) -> bool:
+        """By lvmcache(7), in either way."""
+        return bool(self.layout & {"cache", "writecache"})
 
     @property
     def is_thin(self) -> bool:

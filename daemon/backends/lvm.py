@@ -16,10 +16,18 @@ from contract.capacity import footprint
 from contract.parameters import RAID1, VolumeParameters
 from daemon.backends import lvmgroups
 from daemon.backends.lvmerrors import errors_of, volume_errors
-from daemon.backends.lvminventory import inventory, pools_to_check, suspended, without_unresponsive
+from daemon.backends.lvminventory import (
+    POOL_MARK,
+    inventory,
+    pools_to_check,
+    renamed_pools,
+    suspended,
+    with_renamed_pools,
+    without_unresponsive,
+)
 from daemon.backends.lvmsnapshots import LvmSnapshots
 from daemon.backends.volumegroups import GroupMaker
-from daemon.errors import BackendFailed, Damaged, Foreign, InUse, NoSpace, PoolMissing, VolumeNotFound
+from daemon.errors import BackendFailed, Damaged, Foreign, InUse, NoSpace, PoolBlocked, PoolMissing, VolumeNotFound
 from daemon.storage.backend import StaleData, no_thin_pools
 from daemon.storage.deviceclasses import DeviceClass
 from daemon.storage.inventory import Inventory, Pool, PoolName, Volume
@@ -34,11 +42,6 @@ _POOL_SHARE_PERCENT = 90
 and lets an administrator enlarge metadata that fills up, or have it repaired: a pool without that room is lost."""
 
 
-_POOL_MARK = "elastic-local/thin-pool"
-"""Tag of a pool that we made. By it we know also what an lvcreate that was killed left under the pool's name; the few
-MiB of metadata that it may leave under a name of LVM's choice are listed as foreign."""
-
-
 class LvmBackend:
     """See daemon.storage.backend.Backend. `classes` are the device classes that are kept in volume groups: what they
     say holds for StorageClasses that say nothing else. The thin pool of a thin one is made if it is missing, with
@@ -50,6 +53,7 @@ class LvmBackend:
         self._snapshots = LvmSnapshots(tools)
         self._classes = classes
         self._groups = {device_class.group for device_class in classes.values()}
+        self._thin_pools = {PoolName.of(each.own_thin_pool) for each in classes.values() if each.thin}
         self._extent_sizes: dict[str, int] = {}
         """By group, as last reported: with them the size of a new volume is known without asking for it."""
 
@@ -108,10 +112,14 @@ class LvmBackend:
         present = state.volume(group_name, pool)
         if group is None or (present and present.is_thin_pool):
             return
-        if lvmgroups.unusable(group) or lvmgroups.refusal(state, group):
+        if (
+            lvmgroups.unusable(group)
+            or lvmgroups.refusal(state, group)
+            or PoolName(group_name, pool) in renamed_pools(state, self._thin_pools)
+        ):
             return  # what is published says why
-        if present and _POOL_MARK in present.tags:
-            await self._lvm.remove(group_name, pool, having={_POOL_MARK})
+        if present and POOL_MARK in present.tags:
+            await self._lvm.remove(group_name, pool, having={POOL_MARK})
             group, present = (await self._report()).group(group_name) or group, None
         extents = lvmgroups.usable_free(state, group) // group.extent_size * _POOL_SHARE_PERCENT // 100
         if present or not extents:
@@ -119,10 +127,11 @@ class LvmBackend:
             why = "another volume has its name" if present else "nothing is free"
             log.warning("thin pool %s/%s can't be made: %s", group_name, pool, why)
             return
-        await self._lvm.create_pool(group_name, pool, extents * group.extent_size, {_POOL_MARK})
+        await self._lvm.create_pool(group_name, pool, extents * group.extent_size, {POOL_MARK})
 
     async def inspect(self) -> Inventory:
-        seen = inventory(await self._report(), self._groups)
+        state = await self._report()
+        seen = with_renamed_pools(inventory(state, self._groups), renamed_pools(state, self._thin_pools))
         return without_unresponsive(seen, self._lvm.unresponsive.of_groups(self._groups))
 
     async def _report(self) -> lvm.Report:
@@ -143,6 +152,10 @@ class LvmBackend:
                     await self._create(pool_name, spec, record)
             except lvm.NoSpace as error:
                 raise await self._no_space(spec.pv, str(pool_name), spec.size, _legs(spec.parameters)) from error
+            except lvm.LvmNotFound as error:
+                if why := renamed_pools(await self._report(), self._thin_pools).get(pool_name):
+                    raise PoolMissing(f"volume {spec.pv} can't be made: {why}") from error
+                raise
         extent = self._extent_sizes.get(pool_name.group)
         if extent is None:
             return await self._existing(spec.pv, spec.uid)
@@ -242,6 +255,8 @@ class LvmBackend:
     async def extend(self, volume: Volume, size: int) -> Volume:
         if size <= volume.size:
             return volume
+        if not PoolName.of(volume.pool).thin_pool:
+            await self._check_growth(PoolName.of(volume.pool).group)
         with errors_of(volume):
             try:
                 await self._lvm.extend(PoolName.of(volume.pool).group, volume.pv, size + volume.record.header_size)
@@ -264,11 +279,19 @@ class LvmBackend:
         pool_name = PoolName.of(pool.name)
         if not pool_name.thin_pool:
             raise no_thin_pools(pool)
+        await self._check_growth(pool_name.group)
         with volume_errors(f"thin pool {pool.name}", pool_name.group):
             if more.metadata:
                 await self._lvm.extend_metadata(pool_name.group, pool_name.thin_pool, more.metadata)
             if more.data:
                 await self._lvm.extend(pool_name.group, pool_name.thin_pool, pool.size + more.data)
+
+    async def _check_growth(self, group_name: str) -> None:
+        """Raises PoolBlocked where what grows could not be mounted any more."""
+        state = await self._report()
+        group = state.group(group_name)
+        if group and (why := lvmgroups.growth_refusal(state, group)):
+            raise PoolBlocked(why)
 
     async def remove(self, volume: Volume) -> None:
         # LVM compares the tags under the lock of the group: what goes is ours at that moment.

@@ -5,7 +5,7 @@ Each condition names the disk, and the command that ends it. No figures that cha
 again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import lvm
 from contract import quantity
@@ -70,6 +70,42 @@ def refusal(state: lvm.Report, group: VolumeGroup) -> str:
     return ""
 
 
+def unlike_sectors(sizes: Mapping[str, int]) -> str:
+    """Why LVM makes no group of these devices, of which each path has its size of a sector. Empty: it does."""
+    small, large = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
+    if sizes[small] == sizes[large]:
+        return ""
+    return (
+        f"{small} has sectors of {sizes[small]} bytes and {large} of {sizes[large]}, and LVM makes no group of both: "
+        "make one of each kind, each with a device class of its own (many NVMe disks can be formatted with either: "
+        "`nvme id-ns -H` lists what they know, `nvme format --lbaf` takes all their data)"
+    )
+
+
+def sector_sizes(state: lvm.Report, group: str) -> dict[str, int]:
+    """Of the devices of a group, by path, as far as the kernel says."""
+    return {device.path: device.sector_size for device in state.devices_of(group) if device.sector_size}
+
+
+def growth_refusal(state: lvm.Report, group: VolumeGroup) -> str:
+    """Why no volume or pool of a group is extended, and what to do. Empty: LVM extends them. In a group with several
+    sizes of sectors, which an administrator can make and old versions of LVM made, it would take any device; and a
+    volume has the largest sectors of all that it lies on."""
+    smallest = min(sector_sizes(state, group.name).values(), default=0)
+    larger = sorted(
+        device.path
+        for device in state.devices_of(group.name)
+        if device.sector_size and device.sector_size > smallest and device.allocatable and device.free
+    )
+    if not larger:
+        return ""
+    return (
+        f"volume group {group.name} has disks with sectors of {smallest} bytes and with larger ones: what grows from "
+        f"one onto the other may not be mounted any more, so nothing in it grows while those take new volumes: "
+        f"`pvchange -xn {' '.join(larger)}`"
+    )
+
+
 def needs_check(pool: LogicalVolume) -> bool:
     """The kernel takes no changes of a thin pool any more, because it could not write down an earlier one."""
     return pool.is_thin_pool and pool.health in (HealthStatus.FAILED, HealthStatus.METADATA_READ_ONLY)
@@ -96,6 +132,8 @@ def notices(state: lvm.Report, group: VolumeGroup) -> Iterator[str]:
                 f"disk {device.path} of volume group {name} takes no new volumes, the {quantity.humane(device.free)} "
                 f"free on it are not offered: `pvchange -xy {device.path}`"
             )
+    if why := growth_refusal(state, group):
+        yield why
     left = room_for_volumes(group)
     if left is not None and 0 < left < _FEW_VOLUMES and group.metadata_size:
         yield (

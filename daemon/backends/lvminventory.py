@@ -29,6 +29,11 @@ go with it."""
 
 _MIRROR = VolumeParameters(raid=RAID1)
 
+POOL_MARK = "elastic-local/thin-pool"
+"""Tag of a pool that we made. By it we know also what an lvcreate that was killed left under the pool's name, and one
+that was renamed; the few MiB of metadata that a killed one may leave under a name of LVM's choice are listed as
+foreign."""
+
 
 def inventory(state: lvm.Report, groups: Collection[str]) -> Inventory:
     """What LVM's report means to us. `groups` are where ours are kept by default: what is not ours is listed there,
@@ -114,6 +119,30 @@ def _unavailable(state: lvm.Report) -> Iterator[UnavailablePool]:
             yield UnavailablePool(group.name, lvmgroups.refusal(state, group))
 
 
+def renamed_pools(state: lvm.Report, own: Collection[PoolName]) -> dict[PoolName, str]:
+    """The thin pools of device classes, `own`, that are not there while one that we made is, which no class names: why
+    none is made in their place, and what to do."""
+    why = {}
+    for name in own:
+        if state.volume(name.group, name.thin_pool) is not None:
+            continue
+        for other in state.volumes_of(name.group):
+            if other.is_thin_pool and POOL_MARK in other.tags and PoolName(other.group, other.name) not in own:
+                why[name] = (
+                    f"thin pool {name} is missing, and {other.group}/{other.name} is one that this node made for a "
+                    "device class and that none names now, so no new one is made: "
+                    f"`lvrename {other.group} {other.name} {name.thin_pool}`, or name it in the device class "
+                    f"(thinPool); if both are wanted `lvchange --deltag {POOL_MARK} {other.group}/{other.name}`"
+                )
+    return why
+
+
+def with_renamed_pools(seen: Inventory, renamed: Mapping[PoolName, str]) -> Inventory:
+    """What was found, and that these pools can't be seen."""
+    unavailable = [UnavailablePool(str(name), why) for name, why in renamed.items()]
+    return replace(seen, unavailable=[*seen.unavailable, *unavailable]) if unavailable else seen
+
+
 def without_unresponsive(seen: Inventory, hung: Mapping[str, Exception]) -> Inventory:
     """What was found, but for groups with a device that gives no answer: of these a part only was read."""
     if not hung:
@@ -165,10 +194,15 @@ _HEALTH = {
     lvm.HealthStatus.REFRESH_NEEDED: VolumeHealth.RAID_DEGRADED,
     lvm.HealthStatus.MISMATCHES: VolumeHealth.RAID_MISMATCH,
     lvm.HealthStatus.FAILED: VolumeHealth.THIN_POOL_FAILED,
+    lvm.HealthStatus.ERROR: VolumeHealth.CACHE_FAILED,
     lvm.HealthStatus.OUT_OF_DATA: VolumeHealth.THIN_POOL_FULL,
     lvm.HealthStatus.METADATA_READ_ONLY: VolumeHealth.READ_ONLY,
     lvm.HealthStatus.UNKNOWN: VolumeHealth.UNKNOWN,
 }
+
+
+_OF_CACHE = (lvm.HealthStatus.FAILED, lvm.HealthStatus.METADATA_READ_ONLY)
+"""These LVM says of thin pools and of caches alike."""
 
 
 def _health(state: lvm.Report, volume: LogicalVolume) -> VolumeHealth:
@@ -176,6 +210,8 @@ def _health(state: lvm.Report, volume: LogicalVolume) -> VolumeHealth:
     still has its data."""
     if "raid1" in volume.layout and volume.health is lvm.HealthStatus.PARTIAL:
         return VolumeHealth.RAID_DEGRADED
+    if volume.is_cached and volume.health in _OF_CACHE:
+        return VolumeHealth.CACHE_FAILED
     pool = state.volume(volume.group, volume.pool) if volume.is_thin else None
     complaint = volume.health if volume.health is not lvm.HealthStatus.OK or pool is None else pool.health
     return _HEALTH[complaint]

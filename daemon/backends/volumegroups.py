@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from daemon.backends.lvmgroups import unlike_sectors
 from daemon.storage.deviceclasses import DeviceClass, DeviceSelector
 from daemon.storage.disks import CALL_SECONDS
 from host import disks, loopdevice, ownfolder
@@ -147,6 +148,9 @@ class GroupMaker:
     async def _make(self, group: str, selector: DeviceSelector) -> None:
         taken = chosen(selector, await look_at_all())
         if not taken:
+            return
+        if why := unlike_sectors({disk.path: disk.sector_size for disk in taken}):
+            log.warning("group %s is not made: %s; or let its `devices` select one kind", group, why)
             return
         await self._at_file(group, self._remember)
         log.warning("group %s is made of %s", group, ", ".join(disk.path for disk in taken))

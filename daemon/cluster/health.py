@@ -33,6 +33,10 @@ _REMEDIES: Mapping[VolumeHealth, str] = {
         "its mirror lost a leg, the data is there once: replace the disk, then `lvconvert --repair`"
     ),
     VolumeHealth.RAID_MISMATCH: "the legs of its mirror differ: `lvchange --syncaction repair`",
+    VolumeHealth.CACHE_FAILED: (
+        "its cache has failed or takes no changes, and what was written to that alone may be lost: see the node's "
+        "kernel log, save the data, then take the cache off with `lvconvert --splitcache` (lvmcache(7))"
+    ),
     VolumeHealth.THIN_POOL_FAILED: "its thin pool was switched off by the kernel: `lvconvert --repair` the pool",
     VolumeHealth.THIN_POOL_FULL: "its thin pool is full and writes fail: extend the pool, or delete volumes",
     VolumeHealth.UNRESPONSIVE: (

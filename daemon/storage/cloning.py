@@ -168,6 +168,8 @@ class VolumeCloner:
     async def _start_copy(self, spec: VolumeSpec, partial: Volume | None) -> tuple[Volume, Volume | None]:
         """The volume, and the snapshot to be copied to it. Without one, it is copied."""
         source = await self._sound_source(spec)
+        if partial is not None and partial.record.state is VolumeState.COPYING:
+            await self._check_sectors(source, partial)
         staged = await asyncio.to_thread(self._staging.mounted, source.pv)
         if source.record.filesystem == RAW:
             await self._block_devices.flush(source)
@@ -188,14 +190,43 @@ class VolumeCloner:
                         "which begins as soon as they are gone"
                     ) from why
                 volume = await self._target(spec, partial, taken)
+                await self._check_sectors(source, volume)
             else:
                 try:
-                    return await self._target(spec, partial, taken), snapshot
+                    volume = await self._target(spec, partial, taken)
+                    await self._check_sectors(source, volume)
+                    return volume, snapshot
                 except BaseException:
                     self._snapshots.release(snapshot)
                     raise
         await self._copy_frozen(source, volume, staged)
         return volume, None
+
+    async def _check_sectors(self, source: Volume, volume: Volume) -> None:
+        """Raises NotCloned when the copy would be of no use, because its disk has other sectors. What a block device
+        holds, and what is encrypted, can't be looked at."""
+        async with self._backend.device(source) as origin, self._backend.device(volume) as target:
+            before = await self._disks.at(source.pv, functools.partial(blockdevice.sector_size, origin))
+            after = await self._disks.at(volume.pv, functools.partial(blockdevice.sector_size, target))
+            if before == after:
+                return
+            kind, why = source.record.filesystem, ""
+            if kind == RAW:
+                why = "a partition table counts in sectors"
+            elif source.record.encryption:
+                why = "its filesystem may need smaller ones" if after > before else ""
+            else:
+                check = functools.partial(filesystem.check_sectors, kind, origin, after)
+                try:
+                    await self._disks.at(source.pv, check)
+                except filesystem.SectorsTooLarge as error:
+                    why = str(error)
+        if why:
+            raise NotCloned(
+                f"volume {volume.pv} lies on a disk with sectors of {after} bytes and can't be a copy of {source.pv} "
+                f"on one with {before}: {why}; delete the claim and make it anew with a class whose disks have sectors "
+                f"of {before} bytes, or make an empty volume and copy its files"
+            )
 
     async def _copy_frozen(self, source: Volume, volume: Volume, staged: Mount | None) -> None:
         async with self._backend.device(source) as origin, self._backend.device(volume) as target:

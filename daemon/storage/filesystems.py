@@ -83,6 +83,12 @@ class Filesystems:
                     f"volume {volume.pv} can't be mounted as its class wants it, its filesystem is sound: {error}. "
                     f"{_OTHER_CLASS}"
                 ) from error
+            except filesystem.SectorsTooLarge as error:
+                raise MountRefused(
+                    f"volume {volume.pv} can't be mounted where it lies now, its filesystem is sound: {error}; on the "
+                    "node move it back to a disk with smaller sectors (`pvmove`), or mount a copy there and move its "
+                    "files to a new claim"
+                ) from error
             except (filesystem.DamagedFilesystem, CommandFailed) as error:
                 if volume.pv not in self._fresh:
                     raise

@@ -23,6 +23,7 @@ class VolumeHealth(enum.Enum):
     READ_ONLY = "read-only"
     RAID_DEGRADED = "raid-degraded"
     RAID_MISMATCH = "raid-mismatch"
+    CACHE_FAILED = "cache-failed"
     THIN_POOL_FAILED = "thin-pool-failed"
     THIN_POOL_FULL = "thin-pool-full"
     UNRESPONSIVE = "unresponsive"

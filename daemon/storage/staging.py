@@ -123,8 +123,7 @@ class Staging:
         staged = self.mounted(pv)
         if staged is None:
             raise VolumeNotFound(f"volume {pv} is not mounted at {self.path(pv)}")
-        # What the table has for btrfs is not the number of its device.
-        number = self.path(pv).stat().st_rdev if is_device(staged) else _number(staged.source)
+        number = self.path(pv).stat().st_rdev if is_device(staged) else _device_below(staged)
         if not number:
             raise VolumeNotFound(f"volume {pv} is not on a device of its own")
         return number
@@ -275,6 +274,17 @@ def _shows(mount: Mount, source: Path) -> bool:
         # The table has no number of its device, and the name of that may have changed since (vgrename).
         return _number(mount.source) in (0, status.st_rdev)
     return mount.device == f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+
+
+def _device_below(mount: Mount) -> int:
+    """The number of the block device that a filesystem is on. 0: the table does not say, or it is a folder."""
+    if mount.root != "/":
+        return 0
+    if mount.filesystem == "btrfs":  # the table has no number of its device
+        return _number(mount.source)
+    # Not by its name, which is that of the mount and may have changed since (vgrename).
+    major, minor = map(int, mount.device.split(":"))
+    return os.makedev(major, minor) if major else 0
 
 
 def _number(device: str) -> int:

@@ -19,6 +19,7 @@ from daemon.storage.record import VolumeSpec, VolumeState
 from host import blockdevice, command, filesystem, mounting
 from host.command import Completed
 from lvm import Lvm, names
+from tests.node.conftest import ByHand
 from tests.node.volume_node import lvm_backend
 
 pytestmark = pytest.mark.device_mapper
@@ -360,6 +361,29 @@ async def test_a_node_without_a_group_starts_and_says_what_it_needs(lvm: Lvm) ->
 async def test_a_missing_thin_pool_of_a_class(backend: LvmBackend) -> None:
     with pytest.raises(PoolMissing, match="lvcreate --type thin-pool"):
         await backend.create(THIN)
+
+
+async def test_a_thin_pool_that_was_renamed_is_not_replaced(
+    lvm: Lvm, thin_backend: LvmBackend, volume_group: str, by_hand: ByHand
+) -> None:
+    await thin_backend.establish()
+    volume = await thin_backend.create(THIN)
+    before = {each.name for each in (await lvm.report()).volumes}
+    by_hand("lvrename", volume_group, "pool", "old")
+    restarted = lvm_backend(lvm, volume_group, thin=True)
+    await restarted.establish()
+    assert {each.name for each in (await lvm.report()).volumes} == before - {"pool"} | {"old"}
+    seen = await restarted.inspect()
+    assert f"`lvrename {volume_group} old pool`" in seen.why_unavailable(f"{volume_group}/pool")
+    found = seen.volume(volume.pv)
+    assert found
+    assert found.pool == f"{volume_group}/old"
+    with pytest.raises(PoolMissing, match=f"`lvrename {volume_group} old pool`"):
+        await restarted.create(replace(THIN, pv="pvc-2"))
+    by_hand("lvrename", volume_group, "old", "pool")
+    await restarted.establish()
+    assert await present(restarted) == volume
+    await restarted.create(replace(THIN, pv="pvc-2"))
 
 
 async def test_no_pool_where_nothing_is_free_and_the_rest_works(

@@ -3,17 +3,19 @@
 import asyncio
 import os
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from contract.volume import DELETE, RETAIN
 from daemon.backends.loop import LoopBackend
-from daemon.errors import Foreign, InUse, NotAPodFolder, Occupied
+from daemon.errors import Foreign, InUse, NotAPodFolder, Occupied, VolumeNotFound
 from daemon.storage import staging
 from daemon.storage.record import VolumeState
 from daemon.storage.staging import Staging
 from host import loopdevice, mounting
+from tests.node.conftest import MakeDisks
 from tests.node.volume_node import MIB, Node, image, on, started
 from tests.waiting import until
 
@@ -256,6 +258,28 @@ async def test_links_lead_nowhere(loop_node: Node, tmp_path: Path) -> None:
 
 def test_the_staging_folder_is_of_no_use_while_nothing_is_mounted(tmp_path: Path) -> None:
     assert Staging(tmp_path).make_folder("pv").stat().st_mode & 0o777 == 0
+
+
+def test_the_device_of_a_volume_is_known_whatever_it_is_called_by_now(
+    make_disks: MakeDisks, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """As after a vgrename; a folder has none, whatever it lies on."""
+    disk = Path(make_disks(1, 16 * MIB)[0])
+    subprocess.run(["mkfs.ext4", "-q", disk], check=True)
+    name = tmp_path / "group-volume"
+    os.mknod(name, stat.S_IFBLK | 0o600, disk.stat().st_rdev)
+    stage = Staging(tmp_path / "staging")
+    path = stage.make_folder("pv")
+    mounting.mount("ext4", name, path, ())
+    request.addfinalizer(lambda: mounting.unmount(path, detach=True))
+    name.unlink()
+    assert stage.device_number("pv") == disk.stat().st_rdev
+    (path / "folder").mkdir()
+    folder = stage.make_folder("of-folder")
+    mounting.bind(path / "folder", folder)
+    request.addfinalizer(lambda: mounting.unmount(folder, detach=True))
+    with pytest.raises(VolumeNotFound, match="not on a device of its own"):
+        stage.device_number("of-folder")
 
 
 async def test_a_loop_device_goes_with_the_last_mount(loop_node: Node) -> None:

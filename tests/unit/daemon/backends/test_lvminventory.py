@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from daemon.backends.lvminventory import inventory, pools_to_check
+from daemon.backends.lvminventory import POOL_MARK, inventory, pools_to_check, renamed_pools, with_renamed_pools
 from daemon.storage.inventory import ForeignVolume, Pool, PoolName, ThinPoolUsage, VolumeHealth
 from daemon.storage.record import Record, VolumeState
 from lvm import HealthStatus, LogicalVolume, PhysicalVolume, Report, VolumeGroup
@@ -173,6 +173,31 @@ def test_a_pool_whose_disk_failed_takes_nothing_new_and_says_what_to_do(health: 
     assert "stop the pods that use its volumes, then restart this node's daemon" in pool.blocked
     assert group.blocked == ""
     assert [(pool.name, members) for pool, members in pools_to_check(state, found)] == [("pool", ["pvc-1"])]
+
+
+def test_a_pool_that_was_renamed_is_not_replaced() -> None:
+    own = {PoolName("vg", "pool"), PoolName("vg", "other")}
+    made = replace(POOL, tags=frozenset({POOL_MARK}))
+    there = replace(made, name="other")
+    assert renamed_pools(report(made, there), own) == {}
+    assert renamed_pools(report(there), own) == {}, "a new class"
+    assert renamed_pools(report(there, replace(POOL, name="theirs")), own) == {}
+    renamed = renamed_pools(report(there, replace(made, name="old")), own)
+    assert list(renamed) == [PoolName("vg", "pool")]
+    assert "`lvrename vg old pool`" in renamed[PoolName("vg", "pool")]
+    seen = with_renamed_pools(inventory(report(there), ["vg"]), renamed)
+    assert seen.why_unavailable("vg/pool") == renamed[PoolName("vg", "pool")]
+    assert not seen.why_unavailable("vg/other")
+    assert not seen.why_unavailable("vg")
+
+
+@pytest.mark.parametrize(
+    ("layout", "health"),
+    [("cache", HealthStatus.FAILED), ("cache", HealthStatus.METADATA_READ_ONLY), ("writecache", HealthStatus.ERROR)],
+)
+def test_a_cache_that_failed_is_no_thin_pool(layout: str, health: HealthStatus) -> None:
+    (volume,) = inventory(report(ours("pvc-1", layout=frozenset({layout}), health=health)), ["vg"]).volumes
+    assert volume.health is VolumeHealth.CACHE_FAILED
 
 
 def test_a_pool_with_volumes_of_others_or_without_a_failure_is_left_alone() -> None:
