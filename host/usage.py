@@ -1,4 +1,5 @@
-"""Who uses a filesystem: mounts in every mount namespace and open files of every process, like fuser(1).
+"""Who uses a filesystem or a block device: mounts in every mount namespace and open files of every process, like
+fuser(1).
 
 A container that the kubelet has lost sight of still has its volume mounted, in a namespace of its own. A mount is known
 by what it shows, device and root (proc_pid_mountinfo(5)), and not by its path, which each namespace has its own of. The
@@ -14,17 +15,21 @@ import errno
 import logging
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from host import mounttable
+from host import loopdevice, mounttable
 from host.mounttable import Mount
 
 log = logging.getLogger(__name__)
 
 _PROC = Path("/proc")
 _MNT_ID = re.compile(rb"^mnt_id:\s*(\d+)$", re.MULTILINE)
+_FLAGS = re.compile(rb"^flags:\s*(\d+)$", re.MULTILINE)
+_REMOTE = frozenset({"9p", "ceph", "cifs", "fuse", "glusterfs", "nfs", "nfs4", "smb3"})
+"""Filesystems that ask somebody for each file, who may not answer. They show no devices of the node."""
 _POD = re.compile(r"pod([0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12})")
 
 _unseen: set[int] = set()
@@ -99,6 +104,45 @@ def folder_users(volume: Mount) -> Iterator[str]:
                 yield f"{_name(process)} works in {path}"
 
 
+def device_users(device: int) -> Iterator[str]:
+    """Who else has a block device or a partition of it open, as text: to write, or in a pod. Who has it for himself
+    (O_EXCL) is blockdevice.is_claimed's part; a program that writes to a raw disk need not. `device`: st_rdev. Raises
+    OSError."""
+    numbers = _with_partitions(device)
+    for loop in Path("/sys/block").glob("loop*/loop"):
+        with contextlib.suppress(FileNotFoundError):  # it was detached a moment ago
+            backing = loopdevice.backing(Path("/dev", loop.parent.name))
+            if backing and backing.block_device in numbers:
+                yield f"device {loop.parent.name} is attached to it"
+    processes, namespaces = _look()
+    asked = {
+        id_
+        for namespace in namespaces.values()
+        for id_, mount in namespace.mounts.items()
+        if mount.filesystem.partition(".")[0] in _REMOTE
+    }
+    for process in processes.keys() - {os.getpid()}:
+        for descriptor, _ in _open_files(process):
+            with _gone_meanwhile(process):
+                if _mount_id(process, descriptor) in asked:
+                    continue
+                status = _status(process, descriptor)
+                if stat.S_ISBLK(status.st_mode) and status.st_rdev in numbers:
+                    writes = _flags(process, descriptor) & os.O_ACCMODE != os.O_RDONLY
+                    # Who watches the disks of a node may have them open for long.
+                    if writes or _pod(process):
+                        yield f"{_name(process)} has it open"
+
+
+def _with_partitions(device: int) -> set[int]:
+    folder = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+    numbers = {device}
+    for partition in folder.glob("*/partition"):
+        major, _, minor = (partition.parent / "dev").read_text().strip().partition(":")
+        numbers.add(os.makedev(int(major), int(minor)))
+    return numbers
+
+
 def _look() -> tuple[dict[int, str], dict[str, Namespace]]:
     """Each process' mount namespace, and these."""
     processes: dict[int, str] = {}
@@ -152,6 +196,11 @@ def _mount_id(process: int, descriptor: str) -> int:
     return int(match[1]) if match else -1
 
 
+def _flags(process: int, descriptor: str) -> int:
+    match = _FLAGS.search((_PROC / str(process) / "fdinfo" / descriptor).read_bytes())
+    return int(match[1], 8) if match else os.O_RDWR
+
+
 def _status(process: int, descriptor: str) -> os.stat_result:
     return (_PROC / str(process) / "fd" / descriptor).stat()
 
@@ -180,9 +229,16 @@ def _loops(shown: Callable[[str], bool]) -> Iterator[str]:
 
 
 def _name(process: int) -> str:
-    name, pod = "", ""
+    name = ""
     with contextlib.suppress(OSError):
         name = (_PROC / str(process) / "comm").read_text(errors="replace").strip()
-        match = _POD.search((_PROC / str(process) / "cgroup").read_text())
-        pod = f" of pod {match[1].replace('_', '-')}" if match else ""
-    return f"process {process} ({name}){pod}"
+    pod = _pod(process)
+    return f"process {process} ({name})" + (f" of pod {pod}" if pod else "")
+
+
+def _pod(process: int) -> str:
+    """Its uid. Empty: it is in none."""
+    with contextlib.suppress(OSError):
+        if match := _POD.search((_PROC / str(process) / "cgroup").read_text()):
+            return match[1].replace("_", "-")
+    return ""

@@ -18,7 +18,7 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -26,12 +26,14 @@ from pathlib import Path
 
 from daemon.static import cleaners, diskevidence, diskrecord
 from daemon.static.configuration import BLOCK, FILESYSTEM, ClassConfiguration
-from daemon.static.diskidentity import mounts_overlap, same_disk
+from daemon.static.diskidentity import DiskIdentity, device_identity, mount_identity
 from daemon.static.diskrecord import DiskRecord, Match
+from daemon.static.plan import is_unclaimed
 from daemon.static.volume import StaticVolume
 from host import mounttable, usage
 from host.command import CommandError, CommandFailed, CommandTimedOut, run
 from host.diskthreads import Hung, threads
+from host.mounttable import Mount
 
 log = logging.getLogger(__name__)
 
@@ -77,21 +79,31 @@ def container_path(class_config: ClassConfiguration, path: str) -> Path:
     return class_config.mount_dir / entry
 
 
-def container_paths(volumes: Iterable[StaticVolume], classes: Mapping[str, ClassConfiguration]) -> dict[str, Path]:
-    """Paths of volumes in this container, by name. Invalid paths are left out."""
-    paths = {}
+@dataclass(frozen=True)
+class Neighbour:
+    """Another PersistentVolume of this node."""
+
+    volume: str
+    path: Path | None
+    """In this container. None: its class is not configured, or its path is invalid."""
+    disk: str
+    """Which disk it has data on: names.DISK_ANNOTATION. Empty: it does not say, or it was never used."""
+
+
+def neighbours(volumes: Iterable[StaticVolume], classes: Mapping[str, ClassConfiguration]) -> list[Neighbour]:
+    found = []
     for volume in volumes:
+        path = None
         if class_config := classes.get(volume.storage_class):
             with suppress(CleanupRefused):
-                paths[volume.name] = container_path(class_config, volume.path)
-    return paths
+                path = container_path(class_config, volume.path)
+        found.append(Neighbour(volume.name, path, "" if is_unclaimed(volume) else volume.disk))
+    return found
 
 
-def find_target(
-    volume: StaticVolume, class_config: ClassConfiguration, other_paths: Mapping[str, Path]
-) -> CleanupTarget:
-    """The target of a volume that may be cleaned now. `other_paths`: paths of the other PersistentVolumes of this node,
-    by name. Blocking. Raises CleanupRefused."""
+def find_target(volume: StaticVolume, class_config: ClassConfiguration, others: Collection[Neighbour]) -> CleanupTarget:
+    """The target of a volume that may be cleaned now. `others`: all other PersistentVolumes of this node. Blocking.
+    Raises CleanupRefused."""
     path = container_path(class_config, volume.path)
     mode = _mode(path, volume)
     real_path = Path(os.path.realpath(path)) if mode == BLOCK else path
@@ -101,11 +113,27 @@ def find_target(
         number = os.fstat(descriptor).st_rdev
     finally:
         os.close(descriptor)  # who has it open is asked next
+    # The mount table has no symbolic links in its paths, mountDir may have.
+    table = {mount.path: mount for mount in mounttable.read()}
     if mode == FILESYSTEM:
-        _check_mount(path, other_paths)
+        mount = table.get(os.path.realpath(path))
+        if mount is None:
+            raise CleanupRefused(f"path {path} is not a mount point: mount the volume, it is cleaned then", FILESYSTEM)
+        identity = _identity(path, partial(mount_identity, mount), mode)
+        _check_others(f"path {path}", mode, identity, judged, others, table)
+        _check_mount(path, mount)
         return CleanupTarget(path, real_path, mode, volume.disk, judged)
-    _check_device(real_path, number, other_paths)
+    identity = _identity(real_path, partial(device_identity, number), mode)
+    _check_others(f"device {real_path}", mode, identity, judged, others, table)
+    _check_device(real_path, number)
     return CleanupTarget(path, real_path, mode, volume.disk, judged, _proof(number, real_path))
+
+
+def _identity(path: Path, of: Callable[[], DiskIdentity], mode: str) -> DiskIdentity:
+    try:
+        return of()
+    except OSError as error:
+        raise CleanupRefused(f"{path} can't be identified: {error.strerror}", mode) from None
 
 
 def _proof(number: int, device: Path) -> tuple[str, ...]:
@@ -174,16 +202,43 @@ def _mode(path: Path, volume: StaticVolume) -> str:
     return FILESYSTEM
 
 
-def _check_device(device: Path, number: int, other_paths: Mapping[str, Path]) -> None:
+def _check_others(
+    what: str,
+    mode: str,
+    identity: DiskIdentity,
+    judged: DiskRecord | None,
+    others: Iterable[Neighbour],
+    table: Mapping[str, Mount],
+) -> None:
+    """Raises CleanupRefused where another PersistentVolume has that disk now, or has data on it that nobody can see at
+    its own path: that leads elsewhere, so that this one leads here."""
+    for other in others:
+        theirs, there = _look_at(other, table)
+        if theirs and theirs.overlaps(identity):
+            same, remedy = "is the same disk as", "remove one of the two entries"
+            if theirs.mount and identity.mount:
+                same, remedy = "has the same files as", "unmount one of the two"
+            raise CleanupRefused(f"{what} {same} PersistentVolume {other.volume}, at {other.path}: {remedy}", mode)
+        at_place = there is not None and diskrecord.match(other.disk, there) is Match.SAME
+        if judged and not at_place and diskrecord.overlaps(other.disk, judged):
+            remedy = "have its path lead there again"
+            raise CleanupRefused(f"{what} is the disk that PersistentVolume {other.volume} was made of: {remedy}", mode)
+
+
+def _look_at(other: Neighbour, table: Mapping[str, Mount]) -> tuple[DiskIdentity | None, DiskRecord | None]:
+    """What is at its path now. None: nothing, or it does not answer, which must not hold up the others."""
+    if other.path:
+        with suppress(OSError):
+            status = other.path.stat()
+            if stat.S_ISBLK(status.st_mode):
+                return device_identity(status.st_rdev), diskevidence.of_device(status.st_rdev)
+            if mount := table.get(os.path.realpath(other.path)):
+                return mount_identity(mount), diskevidence.of_mount(mount, status.st_ino)
+    return None, None
+
+
+def _check_device(device: Path, number: int) -> None:
     """`number`: st_rdev of what is open."""
-    for name, path in other_paths.items():
-        try:
-            other = path.stat()
-        except OSError:
-            continue  # a missing device shares nothing
-        if stat.S_ISBLK(other.st_mode) and same_disk(_sysfs(other.st_rdev), _sysfs(number)):
-            conflict = f"is the same disk as PersistentVolume {name}, at {path}: remove one of the two entries"
-            raise CleanupRefused(f"device {device} {conflict}", BLOCK)
     try:
         # With O_EXCL the kernel refuses a device that a filesystem, device-mapper, LVM or md has claimed.
         os.close(os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
@@ -192,23 +247,18 @@ def _check_device(device: Path, number: int, other_paths: Mapping[str, Path]) ->
             reason = "is in use: unmount it and remove what is built on it (lsblk shows both), it is cleaned then"
             raise CleanupRefused(f"device {device} {reason}", BLOCK) from None
         raise CleanupRefused(f"device {device} can't be opened: {error.strerror}", BLOCK) from None
+    # Who writes to a raw disk need not have claimed it: a container that outlived its pod, the cleaner of a daemon that
+    # was killed. What it writes later would be in the next user's volume.
+    try:
+        user = next(usage.device_users(number), None)
+    except OSError as error:
+        reason = f"may be in use, its users can't be determined: {error}"
+        raise CleanupRefused(f"device {device} {reason}", BLOCK) from None
+    if user:
+        raise CleanupRefused(f"device {device} is in use, {user}: end that use, it is cleaned then", BLOCK)
 
 
-def _sysfs(number: int) -> Path:
-    return Path(os.path.realpath(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}"))
-
-
-def _check_mount(path: Path, other_paths: Mapping[str, Path]) -> None:
-    # The mount table has no symbolic links in its paths, mountDir may have.
-    table = {mount.path: mount for mount in mounttable.read()}
-    mount = table.get(os.path.realpath(path))
-    if mount is None:
-        raise CleanupRefused(f"path {path} is not a mount point: mount the volume, it is cleaned then", FILESYSTEM)
-    for name, other_path in other_paths.items():
-        other = table.get(os.path.realpath(other_path))
-        if other and mounts_overlap(mount, other):
-            conflict = f"has the same files as PersistentVolume {name}, at {other_path}: unmount one of the two"
-            raise CleanupRefused(f"path {path} {conflict}", FILESYSTEM)
+def _check_mount(path: Path, mount: Mount) -> None:
     try:
         user = next(usage.folder_users(mount), None)
     except OSError as error:

@@ -396,6 +396,20 @@ def _reserved_folder_conflict(class_config: ClassConfiguration, reserved: Reserv
     return ""
 
 
+def class_inside(configuration: Configuration, class_config: ClassConfiguration, entry: str) -> str:
+    """Why an entry of a class's folder is no volume, though it may be a mount point: it holds the folder of a class,
+    whose links would be removed when it is cleaned. Each path, on the node and here, may lead there. Empty: it may be
+    one."""
+    host, here = Path(class_config.host_dir, entry), class_config.mount_dir / entry
+    for other in configuration.classes.values():
+        if Path(other.host_dir).is_relative_to(host) or other.mount_dir.is_relative_to(here):
+            return (
+                f'path "{host}" holds the folder of class {other.name} ({other.host_dir}): it is no volume, give one '
+                "of the two classes a folder elsewhere, or a namePattern"
+            )
+    return ""
+
+
 def _relation(folder: Path, reserved: Path) -> str:
     if reserved.is_relative_to(folder):
         return "above the folder" if reserved != folder else "the folder"

@@ -20,7 +20,7 @@ from daemon.static import cleanupprocess
 from daemon.static import volume as static_volume
 from daemon.static.cleanupjob import JobTracker
 from daemon.static.cleanupprocess import CleanupFailed, CleanupRefused, CleanupTarget
-from daemon.static.configuration import BLOCK, ClassConfiguration, Configuration
+from daemon.static.configuration import BLOCK, ClassConfiguration, Configuration, class_inside
 from daemon.static.metrics import DELETE, JOB, PROCESS, UNKNOWN, ProcessCounts, StaticMetrics
 from daemon.static.reclaim import (
     AbortCleanup,
@@ -210,10 +210,12 @@ class Deleter:
             log.debug("%s waits for one of %d cleanups to end", volume.name, configuration.parallel_cleanings)
             return
         others = (other for other in volumes.values() if other.name != volume.name)
-        other_paths = cleanupprocess.container_paths(others, configuration.classes)
+        neighbours = cleanupprocess.neighbours(others, configuration.classes)
         try:
             path = cleanupprocess.container_path(class_config, volume.path)
-            find_target = partial(cleanupprocess.find_target, volume, class_config, other_paths)
+            if holds := class_inside(configuration, class_config, path.name):
+                raise _ReclaimFailed(UNKNOWN, PROCESS, holds)
+            find_target = partial(cleanupprocess.find_target, volume, class_config, neighbours)
             target = await self._disk_threads.at(path, find_target)
         except Hung as error:
             raise _ReclaimFailed(UNKNOWN, PROCESS, f"{error} (or that of another volume on this node)") from None
@@ -330,8 +332,9 @@ class Deleter:
     async def _check_entry(self, volume: StaticVolume, configuration: Configuration) -> None:
         """Without its PersistentVolume the entry is offered anew: not with another disk. Raises CleanupRefused and
         Hung."""
-        for path in cleanupprocess.container_paths([volume], configuration.classes).values():
-            await self._disk_threads.at(path, partial(cleanupprocess.check_entry, volume, path))
+        for each in cleanupprocess.neighbours([volume], configuration.classes):
+            if each.path:
+                await self._disk_threads.at(each.path, partial(cleanupprocess.check_entry, volume, each.path))
 
     async def _delete_volume(self, volume: StaticVolume, cleanup: Cleanup, configuration: Configuration) -> None:
         """Deletes the PersistentVolume and removes our finalizer. If that fails the cleanup is remembered and not

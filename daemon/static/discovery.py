@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from contract import quantity
 from daemon.static import entries, volume
 from daemon.static.cache import Cache
-from daemon.static.configuration import ClassConfiguration, Configuration
+from daemon.static.configuration import ClassConfiguration, Configuration, class_inside
 from daemon.static.diskidentity import DiskIdentity
 from daemon.static.diskrecord import DiskRecord
 from daemon.static.entries import Entry, EntryKind, PatternError
@@ -277,6 +277,9 @@ class Discoverer:
         for step in steps:
             if isinstance(step, Create):
                 path = host_path(class_config, step.entry)
+                if holds := class_inside(configuration, class_config, step.entry.name):
+                    invalid_entries[step.entry.name] = InvalidEntry(step.entry.name, holds)
+                    continue
                 if path in self._uncached():
                     continue  # another class with the same folder was first
                 if invalid := find_recorded(class_config, step.entry, step.name, self._cache.volumes(), records):

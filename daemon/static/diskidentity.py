@@ -42,12 +42,6 @@ class DiskIdentity:
         return bool(self.device_ids & other.stack_ids or other.device_ids & self.stack_ids)
 
 
-def same_disk(one: Path, other: Path) -> bool:
-    """Whether two devices, given by their folders in sysfs, are the same, or one is a partition of the other: a class
-    of the disks in /dev may match both."""
-    return one == other or one in other.parents or other in one.parents
-
-
 def mounts_overlap(one: Mount, other: Mount) -> bool:
     """Whether two mounts have the same folder of one filesystem as their root, or one a folder in that of the other."""
     if one.device != other.device:

@@ -58,13 +58,16 @@ def unmount(place: Path) -> None:
 
 @contextlib.contextmanager
 def disk(image: Path, size: int, *, filesystem: str = "") -> Iterator[Path]:
-    """A block device of that size."""
+    """A block device of that size. This process does not have it open: the daemon would see that it is in use."""
     with image.open("wb") as file:
         file.truncate(size)
-    with loopdevice.attached(image) as device:
+    device = loopdevice.attach(image)
+    try:
         if filesystem:
             subprocess.run([f"mkfs.{filesystem}", "-q", device], check=True)
         yield device
+    finally:
+        loopdevice.detach(device)
 
 
 class Offered:

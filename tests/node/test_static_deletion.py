@@ -336,3 +336,39 @@ async def test_a_custom_cleaner_for_folders(node: DeleterHarness, disks: Disks) 
     assert [path.name for path in disks.one.iterdir()] == ["lost+found"]
     labels = {"mode": FILESYSTEM, "type": "process", "capacity": "500G", "cleanup_command": "sh"}
     assert node.metric("persistentvolume_delete_duration_seconds_count", **labels) == 1
+
+
+@pytest.mark.parametrize("mounted", [False, True])
+async def test_two_loop_devices_over_one_file(node: DeleterHarness, disks: Disks, mounted: bool) -> None:
+    """The kernel takes them for two devices, of which neither keeps the other busy."""
+    one = disks.device("disk-1")
+    argv = ["losetup", "--find", "--show", str(disks.images / "disk-1")]
+    other = Path(subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip())
+    disks.cleanup.callback(loopdevice.detach, other)
+    (disks.folder / "a").symlink_to(one)
+    if mounted:
+        subprocess.run(["mkfs.ext4", "-q", "-F", other], check=True)
+        (disks.folder / "b").mkdir()
+        subprocess.run(["mount", other, disks.folder / "b"], check=True)
+        disks.cleanup.callback(mounting.unmount, disks.folder / "b")
+        (disks.folder / "b" / "data").write_bytes(PATTERN)
+    else:
+        (disks.folder / "b").symlink_to(other)
+    await node.create("pv-1", f"{HOST_DIR}/a", mode=BLOCK)
+    await node.create("pv-2", f"{HOST_DIR}/b", mode=FILESYSTEM if mounted else BLOCK, phase="Bound")
+    await node.clean_all(disks.configuration)
+    ((name, _, message),) = await node.recorded_events()
+    assert name == "pv-1"
+    assert f"device {one} is the same disk as PersistentVolume pv-2, at {disks.folder}/b" in message
+
+
+async def test_a_folder_whose_device_is_another_volume(node: DeleterHarness, disks: Disks) -> None:
+    device = loopdevice.find(disks.images / "disks-one")
+    (disks.folder / "raw").symlink_to(device or "")
+    await node.create("pv-1", f"{HOST_DIR}/one")
+    await node.create("pv-2", f"{HOST_DIR}/raw", mode=BLOCK, phase="Bound")
+    await node.clean_all(disks.configuration)
+    ((name, _, message),) = await node.recorded_events()
+    assert name == "pv-1"
+    assert f"path {disks.one} is the same disk as PersistentVolume pv-2, at {disks.folder}/raw" in message
+    assert intact(disks.one)

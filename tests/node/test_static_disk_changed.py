@@ -75,6 +75,24 @@ async def test_an_administrator_accepts_the_other_disk(node: DeleterHarness, dis
     assert holds_data(one)
 
 
+async def test_what_is_accepted_by_mistake_is_not_erased_if_it_is_known(node: DeleterHarness, disks: Disks) -> None:
+    """Two links were swapped, and an administrator accepts what is behind one of them."""
+    one, two = disks.device("disk-1"), disks.device("disk-2")
+    a, b = disks.folder / "a", disks.folder / "b"
+    lead(a, one)
+    lead(b, two)
+    await node.create("pv-a", f"{HOST_DIR}/a", mode=BLOCK)
+    await node.create("pv-b", f"{HOST_DIR}/b", mode=BLOCK, phase="Bound", disk=recorded(b))
+    lead(a, two)
+    lead(b, one)
+    await node.clean_all(disks.configuration)
+    ((name, _, message),) = await node.recorded_events()
+    assert name == "pv-a"
+    assert f"device {two} is the disk that PersistentVolume pv-b was made of: have its path lead there again" in message
+    assert holds_data(one)
+    assert holds_data(two)
+
+
 async def test_another_filesystem_mounted_there(node: DeleterHarness, disks: Disks) -> None:
     device = loopdevice.find(disks.images / "disks-one")
     await node.create("pv", f"{HOST_DIR}/one", disk=recorded(disks.one))
@@ -245,7 +263,7 @@ def job(disks: Disks) -> dict[str, object]:
 
 def container(volume: StaticVolume, configuration: Configuration, link: Path) -> dict[str, object]:
     class_config = configuration.classes[volume.storage_class]
-    target = cleanupprocess.find_target(volume, class_config, {})
+    target = cleanupprocess.find_target(volume, class_config, [])
     body = cleanupjob.job_manifest(
         ReleasedVolume.of(volume),
         target,

@@ -1,6 +1,7 @@
 """A volume that somebody still has mounted or open is not cleaned, and the event names who that is."""
 
 import contextlib
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from daemon.static.configuration import BLOCK
 from host import loopdevice
-from tests.node.test_static_deletion import Disks, disks, intact, node
+from tests.node.test_static_deletion import Disks, disks, holds_data, intact, node
 from tests.unit.daemon.static.deleterharness import GONE, HOST_DIR, DeleterHarness
 
 __all__ = ["disks", "node"]
@@ -133,3 +135,78 @@ async def test_files_beside_it_on_the_same_filesystem_are_not_in_it(
         await node.clean_all(disks.configuration)
         await node.pass_over(disks.configuration)
     assert await node.phase("pv") == GONE
+
+
+async def raw(node: DeleterHarness, disks: Disks) -> Path:
+    """The device of a released block volume."""
+    device = disks.device("disk")
+    (disks.folder / "disk").symlink_to(device)
+    await node.create("pv", f"{HOST_DIR}/disk", mode=BLOCK)
+    return device
+
+
+async def refused_raw(node: DeleterHarness, disks: Disks, device: Path, *words: str) -> None:
+    await node.clean_all(disks.configuration)
+    ((about, _, message),) = await node.recorded_events()
+    assert about == "pv"
+    assert f"device {device} is in use, " in message
+    for word in words:
+        assert word in message
+    assert holds_data(device)
+
+
+async def cleaned_raw(node: DeleterHarness, disks: Disks, device: Path) -> None:
+    await node.clean_all(disks.configuration)
+    await node.pass_over(disks.configuration)
+    assert await node.phase("pv") == GONE
+    assert not holds_data(device)
+
+
+async def test_a_raw_device_open_in_a_process(node: DeleterHarness, disks: Disks) -> None:
+    """As of a container that outlived its pod, or a cleaner that outlived its daemon: nothing has to claim a device to
+    write to it."""
+    device = await raw(node, disks)
+    with process(*python(f"kept = open({str(device)!r}, 'r+b')")) as user:
+        await refused_raw(node, disks, device, f"process {user.pid} (python")
+    await cleaned_raw(node, disks, device)
+
+
+async def test_a_raw_device_open_by_another_name(node: DeleterHarness, disks: Disks, tmp_path: Path) -> None:
+    """A container has it where its pod says, as a node of its own."""
+    device = await raw(node, disks)
+    name = tmp_path / "data"
+    os.mknod(name, 0o60600, device.stat().st_rdev)
+    with process(*python(f"kept = open({str(name)!r}, 'r+b')")) as user:
+        name.unlink()
+        await refused_raw(node, disks, device, f"process {user.pid} (python")
+    await cleaned_raw(node, disks, device)
+
+
+async def test_a_raw_device_that_is_only_watched(node: DeleterHarness, disks: Disks) -> None:
+    device = await raw(node, disks)
+    with process(*python(f"kept = open({str(device)!r}, 'rb')")):
+        await cleaned_raw(node, disks, device)
+
+
+async def test_a_raw_device_that_the_kubelet_holds_for_a_pod(
+    node: DeleterHarness, disks: Disks, tmp_path: Path
+) -> None:
+    device = await raw(node, disks)
+    bound = tmp_path / "bound"
+    bound.touch()
+    subprocess.run(["mount", "--bind", device, bound], check=True)
+    loop = subprocess.run(["losetup", "--find", "--show", bound], check=True, capture_output=True, text=True).stdout
+    try:
+        await refused_raw(node, disks, device, f"device {Path(loop.strip()).name} is attached to it")
+    finally:
+        subprocess.run(["losetup", "--detach", loop.strip()], check=True)
+        subprocess.run(["umount", bound], check=True)
+    await cleaned_raw(node, disks, device)
+
+
+async def test_the_cleaner_of_a_daemon_that_was_killed(node: DeleterHarness, disks: Disks) -> None:
+    """It goes on, and would end in the next user's volume."""
+    device = await raw(node, disks)
+    with process("sh", "-c", f"exec 7>>{device}; echo ready; read end"):
+        await refused_raw(node, disks, device, "(sh) has it open")
+    await cleaned_raw(node, disks, device)
