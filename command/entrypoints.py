@@ -12,7 +12,7 @@ from command.programs import PROGRAMS
 _PROGRAM = "elastic-local"
 _NO_FILES = 4
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
-"""A closed pipe, as of `| head`, typer handles."""
+"""A closed pipe, as of `| head`: command.options.Commands."""
 
 
 def main() -> None:

@@ -1,7 +1,10 @@
 """Options that several commands have. Nothing here knows what the commands do: help and completion are quick."""
 
 import enum
+import os
 import re
+import signal
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +14,8 @@ from typer.core import TyperGroup
 
 from contract import names
 
+_NO_READER = 128 + signal.SIGPIPE
+"""Exit code, as a shell has it for a program that wrote to a pipe which nobody reads any more, such as one to head."""
 _NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 """A label of RFC 1123, as the API server asks it of namespaces."""
 
@@ -31,6 +36,14 @@ class Form(enum.StrEnum):
 class Commands(TyperGroup):
     """Commands as kubectl has them: without one it shows help, which is no mistake, and options that several of them
     have may come before it."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # What is left to be written at the end has no reader either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(_NO_READER) from None
 
     _SHARED = ("-n", "-o", "--namespace", "--output", "--context", "--kubeconfig")
 

@@ -56,7 +56,11 @@ def create(
     data_dir: Path,
     form: Form,
 ) -> None:
-    _show_one(run(_create(group, devices, any_disk, loop_size, dry_run, data_dir), resumable=True), form, dry_run)
+    if devices and (any_disk or loop_size):
+        raise typer.BadParameter("name devices, or give --any-disk or --loop-size, not both")
+    _check_name(group)
+    wanted_size = _size(loop_size) if loop_size else None
+    _show_one(run(_create(group, devices, any_disk, wanted_size, dry_run, data_dir), resumable=True), form, dry_run)
 
 
 def extend(group: str, devices: list[Path], dry_run: bool, data_dir: Path, form: Form) -> None:
@@ -120,13 +124,9 @@ async def _list(data_dir: Path) -> list[Group]:
 
 
 async def _create(
-    name: str, devices: list[Path], any_disk: bool, loop_size: str | None, dry_run: bool, data_dir: Path
+    name: str, devices: list[Path], any_disk: bool, loop_size: int | None, dry_run: bool, data_dir: Path
 ) -> Group:
     need_root("making a volume group")
-    if devices and (any_disk or loop_size):
-        raise Stop("name devices, or give --any-disk or --loop-size, not both")
-    _check_name(name)
-    wanted_size = _size(loop_size) if loop_size else None
     tools = Lvm(data_dir / "lvm", foreign=volume_devices)
     async with patience(f"making volume group {name}"):
         await volumegroups.attach_files(data_dir)
@@ -135,9 +135,9 @@ async def _create(
             _compare(state, name, [await disks.look(device) for device in devices])
             return row(state, present)
         if dry_run:
-            return await _planned(name, devices, any_disk, wanted_size, data_dir)
+            return await _planned(name, devices, any_disk, loop_size, data_dir)
         async with contextlib.AsyncExitStack() as undo:
-            taken = await _disks(name, devices, any_disk, wanted_size, data_dir, undo)
+            taken = await _disks(name, devices, any_disk, loop_size, data_dir, undo)
             undo.push_async_callback(_given_back, tools, name, taken)
             await tools.create_group(name, [disk.path for disk in taken], metadata_size=metadata_size(taken))
             undo.pop_all()
@@ -146,14 +146,15 @@ async def _create(
 
 
 def _check_name(name: str) -> None:
-    """Also of the file of a group. Raises Stop."""
+    """Also of the file of a group. Raises BadParameter."""
     try:
         parameters.lvm_name(name)
     except ValueError:
         hint = f". The group comes first: `elastic-local vg create GROUP {name}`" if name.startswith("/dev/") else ""
-        raise Stop(
+        raise typer.BadParameter(
             f"{name!r} is no name of a volume group: it has letters, digits and _ + . -, and begins with one of the "
-            f"first three{hint}"
+            f"first three{hint}",
+            param_hint="GROUP",
         ) from None
 
 
@@ -361,9 +362,12 @@ def _size(text: str) -> int:
     try:
         count = quantity.parse(text)
     except ValueError as error:
-        raise Stop(f"--loop-size: {error}") from None
+        raise typer.BadParameter(str(error), param_hint="--loop-size") from None
     if count < _SMALLEST:
-        raise Stop(f"--loop-size {text} is too small for a volume group: give {quantity.render(_SMALLEST)} or more")
+        least = quantity.render(_SMALLEST)
+        raise typer.BadParameter(
+            f"{text} is too small for a volume group: give {least} or more", param_hint="--loop-size"
+        )
     return count
 
 

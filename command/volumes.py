@@ -18,7 +18,7 @@ from contract import volume as contract_volume
 from contract.volume import PersistentVolume
 from daemon.cluster.ownerlookup import read_cluster_uid
 from kube.client import Cluster
-from kube.errors import ApiError
+from kube.errors import ApiError, Unreachable
 from kube.kubeconfig import ConfigurationError
 from kube.records import Pod, read_node, read_pod
 from kube.resources import NODES, PODS, VOLUMES
@@ -57,6 +57,8 @@ class Seen:
     """Why it is not all that there is to say."""
     complete: bool = True
     """Whether each node, and the API server, answered."""
+    silent: frozenset[str] = frozenset()
+    """The nodes that did not."""
 
 
 Look = Callable[[], Coroutine[Any, Any, Seen]]
@@ -86,14 +88,21 @@ def _show(rows: list[Row], form: Form, *, nothing: str = "", titles: bool = True
 
 async def _watch(look: Look, form: Form) -> NoReturn:
     """All volumes, and then each that changes; what goes is shown once more as gone. Until it is interrupted. A remark
-    is told when it was not one of the look before."""
+    is told when it was not one of the look before. Once there was an answer, an API server that gives none is waited
+    for, and what nobody could see is not gone."""
     known: dict[tuple[str, str], Row] | None = None
     told: tuple[str, ...] = ()
     while True:
-        seen = await look()
+        try:
+            seen = await look()
+        except Unreachable as error:
+            if known is None:
+                raise
+            seen = Seen(list(known.values()), (f"{error}: it is asked again until it answers",), complete=False)
         _tell(remark for remark in seen.remarks if remark not in told)
         told = seen.remarks
         now = {(row.node, row.volume): row for row in seen.rows}
+        now |= {key: row for key, row in (known or {}).items() if row.node in seen.silent and key not in now}
         if changed := changes(known or {}, now):
             _show(changed, form, titles=known is None)
         known = now
@@ -150,7 +159,8 @@ async def _of_cluster(namespace: str, access: ApiAccess) -> Seen:
         lacking = f"no daemon of namespace {namespace} runs on {', '.join(silent)}"
         remarks += (f"{lacking}: `elastic-local doctor --cluster` says more",)
     rows = joined(answers.rows, volumes, pods, nodes, answers.nodes, here)
-    return Seen(rows, remarks, complete=not answers.failures and not silent)
+    unseen = frozenset((*answers.failures, *silent))
+    return Seen(rows, remarks, complete=not unseen, silent=unseen)
 
 
 async def _identity(connected: Cluster) -> tuple[str, tuple[str, ...]]:

@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -264,6 +265,23 @@ def test_an_answer_that_can_not_be_written_is_a_line() -> None:
         closed.stdout.close()  # as `| head` does
         assert closed.stderr
         assert closed.stderr.read() == b""
+        assert closed.wait() == 128 + signal.SIGPIPE
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("vg /dev/sdb --any-disk", "not both"),
+        ("vg /dev/sdb --loop-size 1Gi", "not both"),
+        ("vg --loop-size much", "--loop-size"),
+        ("vg --loop-size 1Mi", "too small for a volume group"),
+        ("-vg --any-disk", "No such option"),
+        ("../vg --any-disk", "is no name of a volume group"),
+    ],
+)
+def test_what_no_group_can_be_made_of_is_a_mistake_of_usage(words: str, message: str) -> None:
+    refused = typer.testing.CliRunner().invoke(app, ["vg", "create", *words.split()])
+    assert (refused.exit_code, message in refused.stderr) == (2, True), refused.stderr
 
 
 def test_the_version_is_that_of_the_installed_package() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
@@ -15,6 +16,7 @@ from command.running import Stop, patience, run
 from command.table import Column, share, show
 from command.volumerows import Row as VolumeRow
 from command.volumes import changes
+from kube.errors import Unreachable
 from lvm import NoSpace
 
 
@@ -118,6 +120,36 @@ async def test_watching_tells_a_remark_when_it_is_new(
     shown = capsys.readouterr()
     assert shown.err == "node m did not answer\n" * 2
     assert shown.out.count("pvc-1") == 1
+
+
+async def test_watching_goes_on_when_the_api_server_is_away(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(volumes, "_WATCH_SECONDS", 0)
+    row = VolumeRow(volume="pvc-1", uid="u", node="n", state="ready", size=5)
+    orphan = VolumeRow(volume="pvc-2", uid="u", node="m", state="orphan", size=5)
+    away = Unreachable(0, "", "no connection to it")
+    both, silent = volumes.Seen([row, orphan]), volumes.Seen([row], ("node m did not answer",), False, frozenset("m"))
+    looks: Iterator[volumes.Seen | Exception]
+    looks = iter([both, away, away, silent, both, volumes.Seen([row]), away, Stop("enough")])
+
+    async def look() -> volumes.Seen:
+        found = next(looks)
+        if isinstance(found, volumes.Seen):
+            return found
+        raise found
+
+    with pytest.raises(Stop):
+        await volumes._watch(look, Form.TABLE)
+    shown = capsys.readouterr()
+    again = "no connection to it: it is asked again until it answers\n"
+    assert shown.err == f"{again}node m did not answer\n{again}"
+    assert [line.split()[1] for line in shown.out.splitlines()[1:]] == ["pvc-1", "pvc-2", "pvc-2"]
+    assert shown.out.splitlines()[-1].endswith("gone")
+
+    looks = iter([away])
+    with pytest.raises(Unreachable):
+        await volumes._watch(look, Form.TABLE)
 
 
 @pytest.mark.parametrize(
