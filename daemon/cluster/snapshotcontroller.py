@@ -181,9 +181,28 @@ class SnapshotController:
         if action is Action.RETAIN:
             await self._volumes.retain(content.volume, content.uid, content.pool, made=bool(content.handle))
             return True
+        if await self._hand_over(content):
+            return True
         if not await self._volumes.reclaim(content.volume, content.uid, content.pool):
             return False
         log.info("removed")
+        return True
+
+    async def _hand_over(self, content: SnapshotContent) -> bool:
+        """Whether another content names the snapshot and has it now, one that retains it before one that deletes it.
+        Asked of the API server, of contents of all nodes: the provisioner may not have assigned it yet."""
+        volume = self._volumes.inventory.volume(content.volume)
+        if volume is None or volume.record.uid != content.uid or volume.record.state is not VolumeState.READY:
+            return False
+        bodies = await self._cluster.list(SNAPSHOT_CONTENTS)
+        others = [each for each in map(snapshot.read, bodies) if each and _also_names(each, content)]
+        if not others:
+            return False
+        heir = min(others, key=lambda each: (each.deletion_policy == DELETE, each.name))
+        record = replace(volume.record, uid=heir.uid, content=heir.name, policy=heir.deletion_policy)
+        await self._volumes.transfer(volume.pv, content.uid, record)
+        log.info("VolumeSnapshotContent %s names it too, and has it from now on", heir.name)
+        self._queue.add(heir.name)
         return True
 
     async def _still_restored(self, content: SnapshotContent) -> str:
@@ -299,6 +318,16 @@ class SnapshotController:
         if content.error != message:
             body = snapshot.error_status(content, message, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
             await self._cluster.patch(SNAPSHOT_CONTENTS, content.name, body, None, "status")
+
+
+def _also_names(other: SnapshotContent, content: SnapshotContent) -> bool:
+    """Whether another content, which is to stay, names the same snapshot."""
+    return (
+        other.uid != content.uid
+        and not other.deleting
+        and bool(other.source_handle)
+        and other.source_handle in (content.handle, content.source_handle)
+    )
 
 
 def _is_of_namespace(pv: PersistentVolume, content: SnapshotContent) -> bool:

@@ -237,6 +237,34 @@ async def test_a_retained_one_is_found_again_by_its_handle(harness: Harness) -> 
     assert harness.volumes.inventory.volume(name) is None
 
 
+@pytest.mark.parametrize("assigned", [True, False])
+async def test_one_that_another_content_names_too_stays_when_its_own_is_deleted(
+    harness: Harness, assigned: bool
+) -> None:
+    await made_volume(harness, "pv")
+    name = snapshot.volume_name(await harness.content("one", {"volumeHandle": "pv"}))
+    handle = (await harness.until_ready("one")).handle
+    await harness.content("also", {"snapshotHandle": handle}, assigned=assigned)
+    kept = await harness.content("keeper", {"snapshotHandle": handle}, policy="Retain", assigned=assigned)
+    if assigned:
+        assert "belongs to the VolumeSnapshotContent one" in await harness.until_error("keeper")
+    await harness.delete("one")
+    await harness.until_gone("one")
+    volume = harness.volumes.inventory.volume(name)
+    assert volume
+    assert (volume.record.uid, volume.record.content, volume.record.policy) == (kept, "keeper", "Retain")
+    await harness.cluster.patch(SNAPSHOT_CONTENTS, "keeper", {"metadata": {"labels": {names.NODE_LABEL: NODE}}})
+    await harness.until_ready("keeper")
+
+    await harness.cluster.patch(SNAPSHOT_CONTENTS, "keeper", {"spec": {"deletionPolicy": "Delete"}})
+    await harness.delete("also")
+    if assigned:
+        await harness.until_gone("also")
+        await harness.delete("keeper")
+        await harness.until_gone("keeper")
+        assert harness.volumes.inventory.volume(name) is None
+
+
 async def test_one_whose_content_was_torn_off_is_kept_for_the_one_that_names_it(harness: Harness) -> None:
     """Somebody removed the finalizer, and its record says Delete. The provisioner has not seen the new one yet."""
     await made_volume(harness, "pv")
