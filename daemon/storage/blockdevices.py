@@ -22,7 +22,7 @@ from pathlib import Path
 
 from contract import quantity
 from contract.filesystems import RAW
-from daemon.errors import BeingCleared, PoolBlocked
+from daemon.errors import BackendFailed, BeingCleared, PoolBlocked
 from daemon.storage.backend import Backend, StaleData
 from daemon.storage.disks import CALL_SECONDS, Disks
 from daemon.storage.encryption import EncryptedDevices
@@ -123,9 +123,11 @@ class BlockDevices:
     async def _at(self, volume: Volume, descriptor: int, work: Callable[[int], None]) -> None:
         await self._disks.at_file(volume.pv, descriptor, work, deadline=_STEP_SECONDS)
 
-    async def stage(self, volume: Volume) -> None:
-        """The volume's device is on its staging path."""
+    async def stage(self, volume: Volume, *, read_only: bool) -> None:
+        """The volume's device is on its staging path. `read_only`: for a pod that does not write to it."""
         async with self._devices.device(volume) as device:
+            if not read_only and await asyncio.to_thread(self._staging.mounted, volume.pv) is None:
+                await self._disks.at(volume.pv, partial(raise_if_write_protected, volume.pv, device))
             await self._disks.at(volume.pv, partial(self._staging.stage_device, volume.pv, device))
 
     async def flush(self, volume: Volume) -> None:
@@ -134,6 +136,15 @@ class BlockDevices:
             return
         async with self._devices.device(volume) as device:
             await self._disks.at(volume.pv, partial(blockdevice.flush, device))
+
+
+def raise_if_write_protected(pv: str, device: Path) -> None:
+    """Blocks. Raises BackendFailed when the kernel takes no writes to the device of a volume."""
+    if blockdevice.is_write_protected(device):
+        raise BackendFailed(
+            f"volume {pv} can't be mounted: {device} is write-protected, its data was not touched; on the node "
+            f"`lvchange --permission rw` or `blockdev --setrw {device}` ends that, or see its disk"
+        )
 
 
 def _opened(device: Path) -> int:

@@ -20,6 +20,7 @@ from contract.filesystems import RAW
 from contract.parameters import VolumeParameters
 from daemon.errors import BackendFailed, Damaged, MountRefused, VolumeError
 from daemon.storage.backend import Backend
+from daemon.storage.blockdevices import raise_if_write_protected
 from daemon.storage.disks import Disks
 from daemon.storage.encryption import EncryptedDevices
 from daemon.storage.inventory import Volume
@@ -131,12 +132,8 @@ class Filesystems:
             fit = await filesystem.mount_sound(kind, device, path, options, twin=twin, smaller=grows_mounted)
             if fit is not None:
                 return await self._fill(volume, device, path) if fit is Fit.SMALLER else None
-        if await self._disks.at(volume.pv, partial(blockdevice.is_write_protected, device)):
-            # To e2fsck it would be damage, and mount(8) would mount it read-only without being asked to.
-            raise BackendFailed(
-                f"volume {volume.pv} can't be mounted: {device} is write-protected, its data was not touched; on the "
-                f"node `lvchange --permission rw` or `blockdev --setrw {device}` ends that, or see its disk"
-            )
+        # To e2fsck it would be damage, and mount(8) would mount it read-only without being asked to.
+        await self._disks.at(volume.pv, partial(raise_if_write_protected, volume.pv, device))
         await self.raise_if_cut_off(volume)
         # A container may keep it mounted in a mount namespace of its own: it was checked then, and can't be now.
         if not await self._disks.at(volume.pv, partial(blockdevice.is_claimed, device)):

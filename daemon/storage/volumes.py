@@ -324,7 +324,8 @@ class Volumes:
             if volume is not known:  # a copy is mounted while it is made
                 staged = await to_thread(self._staging.mounted, spec.pv)
             if volume.record.filesystem == RAW:
-                await self._block_devices.stage(await self._block_devices.ensure_clear(volume))
+                volume = await self._block_devices.ensure_clear(volume)
+                await self._block_devices.stage(volume, read_only=read_only)
             elif staged is None:
                 if volume.size < spec.size:
                     try:

@@ -70,6 +70,27 @@ async def filled_and_removed(node: Node, volumes: Volumes, size: int) -> None:
     await node.reclaim(volumes, spec.pv)
 
 
+async def test_one_that_is_write_protected_is_for_readers_only(loop_node: Node) -> None:
+    volumes = await started(loop_node)
+    spec, writer, reader = block_spec(loop_node), device_of(loop_node), device_of(loop_node)
+    await volumes.prepare(spec)
+    disk = loopdevice.attach(image(loop_node))
+    try:
+        subprocess.run(["blockdev", "--setro", disk], check=True)
+        with pytest.raises(BackendFailed, match=f"write-protected.*`blockdev --setrw {disk}`"):
+            await volumes.mount(spec, writer, read_only=False)
+        await volumes.mount(spec, reader, read_only=True)
+        await volumes.unmount(reader)
+        disk = loopdevice.attach(image(loop_node))
+        subprocess.run(["blockdev", "--setrw", disk], check=True)
+        await volumes.mount(spec, writer, read_only=False)
+        written(writer.path, b"mine")
+        await volumes.unmount(writer)
+    finally:
+        if found := loopdevice.find(image(loop_node)):
+            loopdevice.detach(found)
+
+
 @on("loop", "lvm-thick", "lvm-thin")
 async def test_its_life(node: Node) -> None:
     volumes = await started(node)
