@@ -34,7 +34,14 @@ DEVICE, START_TIME, CLAIM = "device", "start-time", "elastic-local.volumes.k8s.e
 _CONTAINER = "cleaner"
 _DEVICES = "/dev"
 _PROOF = "ELASTIC_LOCAL_DISK"
+_BEGIN_UNTIL = "ELASTIC_LOCAL_BEGIN_UNTIL"
+_BEGIN_SECONDS = 300
+"""In which the pod of a Job begins, or not at all: its image may have to be pulled."""
 _CHECKED = r"""
+if [ "$(date +%s)" -gt "$ELASTIC_LOCAL_BEGIN_UNTIL" ]; then
+    echo "it is too long ago that this volume was to be cleaned: when this Job has failed it is looked at again" >&2
+    exit 1
+fi
 LOCAL_PV_BLKDEVICE="$(readlink -f "$LOCAL_PV_BLKDEVICE")"
 export LOCAL_PV_BLKDEVICE
 exec 9<"$LOCAL_PV_BLKDEVICE"
@@ -53,9 +60,11 @@ $ELASTIC_LOCAL_DISK
 END
 exec "$0" "$@"
 """
-"""Runs the cleaner, which follows as arguments, if the device is the one that was judged (diskevidence.proof): the pod
-may start long after that, also after a boot, when a link leads elsewhere. The device stays open while the cleaner runs,
-so that its name can't become another's. In the words of any POSIX shell, for images that have nothing of ours."""
+"""Runs the cleaner, which follows as arguments, if it was a moment ago that the volume was released, and the device is
+the one that was judged (diskevidence.proof): the pod may start long after that, also after a boot, when a link leads
+elsewhere, or when somebody has the volume again and no daemon runs that would have deleted the Job. The device stays
+open while the cleaner runs, so that its name can't become another's. In the words of any POSIX shell, for images that
+have nothing of ours."""
 
 NODE_FIELD = "metadata.name"
 """The field by which the affinity selects the node. Two nodes can have the same hostname label; the admission policy
@@ -133,6 +142,7 @@ def job_manifest(
                 "env": [
                     {"name": BLOCK_DEVICE, "value": str(target.path)},
                     {"name": _PROOF, "value": "\n".join(target.proof)},
+                    {"name": _BEGIN_UNTIL, "value": str(int(now.timestamp()) + _BEGIN_SECONDS)},
                 ],
                 # Root, because the image may set another user, as ours does, who can't open devices.
                 "securityContext": {"privileged": True, "runAsUser": 0},

@@ -30,7 +30,7 @@ from daemon.static.diskidentity import DiskIdentity, device_identity, mount_iden
 from daemon.static.diskrecord import DiskRecord, Match
 from daemon.static.plan import is_unclaimed
 from daemon.static.volume import StaticVolume
-from host import mounttable, usage
+from host import blockdevice, mounttable, usage
 from host.command import CommandError, CommandFailed, CommandTimedOut, run
 from host.diskthreads import Hung, threads
 from host.mounttable import Mount
@@ -239,6 +239,9 @@ def _look_at(other: Neighbour, table: Mapping[str, Mount]) -> tuple[DiskIdentity
 
 def _check_device(device: Path, number: int) -> None:
     """`number`: st_rdev of what is open."""
+    if blockdevice.is_write_protected(device):
+        remedy = f"`blockdev --setrw {device}`, or see the disk and its switch; it is cleaned then"
+        raise CleanupRefused(f"device {device} is write-protected: {remedy}", BLOCK)
     try:
         # With O_EXCL the kernel refuses a device that a filesystem, device-mapper, LVM or md has claimed.
         os.close(os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))

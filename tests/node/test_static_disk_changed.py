@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -302,6 +303,33 @@ def test_the_pod_of_a_job_finds_another_disk(job: dict[str, object], disks: Disk
     assert done.returncode == 1
     assert f"{two} is not the disk that is to be cleaned: " in done.stderr
     assert holds_data(two)
+
+
+def test_the_pod_of_a_job_that_begins_late_leaves_it(job: dict[str, object], disks: Disks) -> None:
+    """As when its node, or its daemon, was away meanwhile: by now somebody may have the volume again."""
+    (until,) = (each for each in job["env"] if each["name"] == "ELASTIC_LOCAL_BEGIN_UNTIL")  # type: ignore[attr-defined]
+    assert 0 < int(until["value"]) - time.time() <= 300
+    until["value"] = str(int(time.time()) - 1)
+    done = run_container(job)
+    assert done.returncode == 1
+    assert "too long ago" in done.stderr
+    assert holds_data(loopdevice.find(disks.images / "disk-1") or Path())
+
+
+async def test_a_write_protected_disk_is_cleaned_when_it_is_not_any_more(node: DeleterHarness, disks: Disks) -> None:
+    device = disks.device("disk-1")
+    lead(disks.folder / "disk", device)
+    await node.create("pv", f"{HOST_DIR}/disk", mode=BLOCK, disk=recorded(device))
+    subprocess.run(["blockdev", "--setro", device], check=True)
+    try:
+        await node.clean_all(disks.configuration)
+    finally:
+        subprocess.run(["blockdev", "--setrw", device], check=True)
+    ((_, reason, message),) = await node.recorded_events()
+    assert (reason, "is write-protected" in message) == ("VolumeFailedDelete", True)
+    assert f"`blockdev --setrw {device}`" in message
+    await node.clean_all(disks.configuration)
+    assert not holds_data(device)
 
 
 def test_the_pod_of_a_job_finds_no_disk(job: dict[str, object], disks: Disks) -> None:

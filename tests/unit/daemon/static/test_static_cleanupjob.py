@@ -88,6 +88,7 @@ def test_the_whole_manifest() -> None:
                                     "name": "ELASTIC_LOCAL_DISK",
                                     "value": "start=2048\n../device/wwid=naa.5000c500a1b2c3d4",
                                 },
+                                {"name": "ELASTIC_LOCAL_BEGIN_UNTIL", "value": "1772601067"},
                             ],
                             "securityContext": {"privileged": True, "runAsUser": 0},
                             "volumeMounts": [
