@@ -98,6 +98,13 @@ def _decide(
     name = volume_name(entry.name, node, class_config.name)
     known = by_name.get(name)
     other = by_path.get(host_path(class_config, entry))
+    if known and known.path != host_path(class_config, entry):
+        # The name is made of the entry's and the class's: the class had another folder, or it is a collision of hashes.
+        return InvalidEntry(
+            entry.name,
+            f'path "{host_path(class_config, entry)}" can\'t be offered: its name {name} is that of "{known.path}", so '
+            "rename the entry, or delete that PersistentVolume",
+        )
     if entry.kind is EntryKind.UNRESPONSIVE:
         return InvalidEntry(entry.name, str(Hung(entry.path)), known, UNRESPONSIVE)
     if entry.kind is EntryKind.OTHER:

@@ -14,7 +14,7 @@ from daemon.static.plan import DISK_CHANGED, DUPLICATE
 from daemon.static.volume import volume_name
 from kube.errors import Forbidden
 from kube.resources import VOLUMES
-from tests.node.conftest import MakeDisks
+from tests.node.conftest import ByHand, MakeDisks
 from tests.node.staticvolumes import Discovery, class_config, configured, discovery, mount, unmount
 from tests.node.test_static_duplicates import given
 from tests.unit.daemon.nodecluster import NODE
@@ -195,3 +195,59 @@ async def test_policies_of_an_older_version_refuse_that_and_it_is_said_once(
     for _ in range(3):
         assert await node.look(configured(class_config(fast, volume_mode=BLOCK))) == []
     assert caplog.text.count("can't be told which disk it is: ") == 1
+
+
+async def test_a_class_that_moves_to_another_folder(
+    node: Discovery, fast: Path, slow: Path, make_disks: MakeDisks
+) -> None:
+    """An entry of the same name would have the same PersistentVolume, which is that of the other folder."""
+    one, two = make_disks(2, 12 * MIB)
+    lead(fast / "disk", one)
+    lead(slow / "disk", two)
+    name = await given(node, "disk", "Bound")
+    moved = class_config(slow, "fast", volume_mode=BLOCK)
+    for _ in range(2):
+        assert await node.look(configured(moved)) == []
+    assert await disk_of(node, "/host/fast/disk") == {}, "that is not its disk"
+    ((about, _, message),) = await node.recorded_events()
+    assert about == NODE
+    assert f'"/host/slow/disk" can\'t be offered: its name {name} is that of "/host/fast/disk"' in message
+    await node.look(configured(class_config(fast, volume_mode=BLOCK)))
+    assert (await disk_of(node, "/host/fast/disk"))["size"] == str(12 * MIB)
+
+
+async def test_a_partition(node: Discovery, fast: Path, make_disks: MakeDisks) -> None:
+    [disk] = make_disks(1, 12 * MIB)
+    subprocess.run(["addpart", disk, "1", "2048", "4096"], check=True)
+    try:
+        lead(fast / "part", f"{disk}p1")
+        lead(fast / "whole", disk)
+        await node.look(configured(class_config(fast, volume_mode=BLOCK)))
+        values = await disk_of(node, "/host/fast/part")
+        assert (values["partition"], values["size"]) == ("2048", str(4096 * 512))
+        await set_phase(node, "part", "Released")
+        subprocess.run(["delpart", disk, "1"], check=True)
+        subprocess.run(["addpart", disk, "1", "8192", "4096"], check=True)
+        await node.look(configured(class_config(fast, volume_mode=BLOCK)))
+        assert DISK_CHANGED in {reason for _, reason, _ in await node.recorded_events()}
+    finally:
+        subprocess.run(["delpart", disk, "1"], check=True)
+
+
+@pytest.mark.device_mapper
+async def test_a_logical_volume(node: Discovery, fast: Path, volume_group: str, by_hand: ByHand) -> None:
+    for name in ("one", "two"):
+        by_hand("lvcreate", "--yes", "--size", "12m", "--name", name, volume_group)
+    lead(fast / "disk", f"/dev/{volume_group}/one")
+    chosen = configured(class_config(fast, volume_mode=BLOCK))
+    await node.look(chosen)
+    values = await disk_of(node, "/host/fast/disk")
+    assert values["dm"].startswith("LVM-")
+    await set_phase(node, "disk", "Released")
+    by_hand("lvextend", "--size", "24m", f"{volume_group}/one")
+    await node.look(chosen)
+    assert await node.recorded_events() == [], "it has grown"
+    by_hand("lvrename", volume_group, "one", "three")
+    by_hand("lvrename", volume_group, "two", "one")
+    await node.look(chosen)
+    assert DISK_CHANGED in {reason for _, reason, _ in await node.recorded_events()}
