@@ -15,6 +15,7 @@ broken disk can be killed, and takes nothing of the daemon with it.
 """
 
 import errno
+import fcntl
 import logging
 import os
 import stat
@@ -284,8 +285,8 @@ async def clean(volume: str, target: CleanupTarget, class_config: ClassConfigura
     take = partial(_take, volume, target)
     try:
         if target.mode == BLOCK:
-            async with threads.holding(target.real_path, take, os.close):
-                await _run(volume, argv, environment, deadline)
+            async with threads.holding(target.real_path, take, os.close) as device:
+                await _run(volume, argv, environment, deadline, [device])
         elif configured == cleaners.FOLDER_CLEAN:
             # It empties the very folder that was looked at, whatever is mounted there by then.
             async with threads.holding(target.real_path, take, os.close) as folder:
@@ -309,9 +310,20 @@ async def clean(volume: str, target: CleanupTarget, class_config: ClassConfigura
 
 
 def _take(volume: str, target: CleanupTarget) -> int:
-    """Opens what was judged. Raises CleanupRefused when it is not there any more."""
+    """Opens what was judged, and locks it against another daemon: the cleaner has it open too, so a lock ends with the
+    last of both. Raises CleanupRefused when it is locked, or not there any more.
+
+    udev does not look at a device meanwhile (https://systemd.io/BLOCK_DEVICE_LOCKING)."""
     descriptor = _open(target.real_path, target.mode)
     try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CleanupRefused(
+                f"path {target.path} is in use, another program has locked it: it is tried again"
+            ) from None
+        except OSError as error:
+            log.debug("%s can't be locked: %s", target.path, error)  # NFS does not, for a folder
         seen = _check_disk(volume, target.disk, descriptor, target.path, target.mode)
         if target.judged and not (seen and target.judged.is_now(seen) is Match.SAME):
             raise CleanupRefused(f"path {target.path} leads to another disk than a moment ago: see who changes that")

@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from daemon.static.configuration import BLOCK
-from host import loopdevice
+from daemon.static import cleanupprocess
+from daemon.static.cleanupprocess import CleanupTarget
+from daemon.static.configuration import BLOCK, FILESYSTEM
+from daemon.static.metrics import ProcessCounts
+from host import loopdevice, usage
 from tests.node.test_static_deletion import Disks, disks, holds_data, intact, node
-from tests.unit.daemon.static.deleterharness import GONE, HOST_DIR, DeleterHarness
+from tests.unit.daemon.static.deleterharness import CLASS, GONE, HOST_DIR, DeleterHarness, configured
+from tests.waiting import until
 
 __all__ = ["disks", "node"]
 
@@ -210,3 +214,52 @@ async def test_the_cleaner_of_a_daemon_that_was_killed(node: DeleterHarness, dis
     with process("sh", "-c", f"exec 7>>{device}; echo ready; read end"):
         await refused_raw(node, disks, device, "(sh) has it open")
     await cleaned_raw(node, disks, device)
+
+
+@pytest.mark.parametrize("entry", ["disk", "one"])
+async def test_two_daemons_do_not_clean_one_volume(
+    node: DeleterHarness, disks: Disks, tmp_path: Path, entry: str
+) -> None:
+    """While a DaemonSet is rolled out, or because the first does not end: what the slower one does would come after the
+    volume was given away."""
+    trace = tmp_path / "cleanings"
+    script = ("sh", "-c", f"echo cleaned >> {trace}; while [ ! -e {tmp_path}/end ]; do sleep 0.01; done")
+    configuration = configured(disks.folder, cleaner=script, folder_cleaner=("/scripts/fsclean.sh",))
+    if entry == "disk":
+        (disks.folder / "disk").symlink_to(disks.device("disk"))
+    else:
+        held = cleanupprocess._run
+
+        async def slowly(*arguments: object, **more: object) -> None:
+            trace.write_text("cleaned\n")
+            await until((tmp_path / "end").exists)
+            await held(*arguments, **more)  # type: ignore[arg-type]
+
+    await node.create("pv", f"{HOST_DIR}/{entry}", mode=BLOCK if entry == "disk" else FILESYSTEM)
+    other = node.restarted()
+    with pytest.MonkeyPatch.context() as patched:
+        if entry == "one":
+            patched.setattr(cleanupprocess, "_run", slowly)
+        # Both have looked whether anybody uses it, and nobody did.
+        patched.setattr(usage, "device_users", lambda *_: iter(()))
+        patched.setattr(usage, "folder_users", lambda *_: iter(()))
+        await node.pass_over(configuration)
+        await until(trace.exists)
+        await other.clean_all(configuration)
+        assert other.deleter.counts() == ProcessCounts(running=0, succeeded=0, failed=1)
+        ((_, _, message),) = await other.recorded_events()
+        assert "another program has locked it" in message
+        (tmp_path / "end").touch()
+        await until(lambda: not node.deleter.counts().running)
+    assert trace.read_text() == "cleaned\n"
+    await node.pass_over(configuration)
+    assert await node.phase("pv") == GONE
+
+
+async def test_the_lock_of_a_cleaner_outlives_its_daemon(disks: Disks, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    device = disks.device("disk")
+    target = CleanupTarget(device, device, BLOCK)
+    configuration = configured(disks.folder, cleaner=("sh", "-c", "ls -l /proc/$$/fd"))
+    await cleanupprocess.clean("pv", target, configuration.classes[CLASS], 60)
+    assert f"-> {device}" in caplog.text
