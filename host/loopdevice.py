@@ -12,6 +12,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ _LOOP_GET_STATUS64 = 0x4C05
 _LOOP_SET_CAPACITY = 0x4C07
 _LOOP_CONFIGURE = 0x4C0A
 _LOOP_CTL_GET_FREE = 0x4C82
+_BLKROSET = 0x125D
 _READ_ONLY = 1
 _AUTOCLEAR = 4
 _DIRECT_IO = 16
@@ -217,6 +219,8 @@ def _attach(file: Path, flags: int) -> tuple[int, Path]:
             config.info.lo_file_name = os.fsencode(file)[-63:]
             try:
                 fcntl.ioctl(descriptor, _LOOP_CONFIGURE, config)
+                # `blockdev --setro` of who had the device before outlives what was attached then.
+                fcntl.ioctl(descriptor, _BLKROSET, struct.pack("i", 0))
             except OSError as error:
                 os.close(descriptor)
                 if error.errno != errno.EBUSY:

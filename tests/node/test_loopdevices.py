@@ -1,10 +1,13 @@
 """Files as block devices, on the real loop driver."""
 
+import fcntl
 import os
 import subprocess
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +15,7 @@ from host import blockdevice, loopdevice
 from tests.waiting import eventually
 
 MIB = 1024**2
+_LOOP_CTL_GET_FREE = 0x4C82
 
 
 def image(folder: Path, name: str = "image") -> Path:
@@ -72,6 +76,35 @@ def test_what_is_written_is_in_the_file(tmp_path: Path) -> None:
         os.fsync(descriptor)
         os.close(descriptor)
     assert os.pread(os.open(file, os.O_RDONLY), 4, 512 * 1024) == b"data"
+
+
+def test_the_write_protection_of_the_device_s_last_user_is_not_inherited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`blockdev --setro` outlives the file that was attached, and the kernel offers the free device of the lowest
+    number first: without this a node with such a device makes no volume any more."""
+    former, file = image(tmp_path, "former"), image(tmp_path)
+    device = loopdevice.attach(former)
+    subprocess.run(["blockdev", "--setro", device], check=True)
+    loopdevice.detach(device)
+    eventually(lambda: loopdevice.find(former) is None)
+    monkeypatch.setattr(fcntl, "ioctl", _offering(int(device.name.removeprefix("loop"))))
+    try:
+        with loopdevice.attached(file) as again:
+            assert again == device
+            again.write_bytes(b"writable")
+    finally:
+        subprocess.run(["blockdev", "--setrw", device], check=True)
+
+
+def _offering(number: int) -> Callable[..., Any]:
+    """ioctl of a kernel whose next free loop device is of this number, also while tests beside this one take others."""
+    ioctl = fcntl.ioctl
+
+    def offering(descriptor: int, request: int, *rest: Any) -> Any:
+        return number if request == _LOOP_CTL_GET_FREE else ioctl(descriptor, request, *rest)
+
+    return offering
 
 
 def test_grown_while_attached(tmp_path: Path) -> None:
