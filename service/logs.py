@@ -45,6 +45,8 @@ def configure(form: str, level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if form == JSON else _Text())
     logging.basicConfig(handlers=[handler], level=level, force=True)
+    # The HTTP/2 of grpclib: at DEBUG each byte of each header, forty lines for a call of the kubelet.
+    logging.getLogger("hpack").setLevel(logging.INFO)
 
 
 def _cut(text: str) -> str:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 
 import pytest
+from hpack import Decoder, Encoder
 
 from service import logs
 
@@ -30,6 +31,14 @@ def test_a_line_of_text_ends_with_its_subjects(capsys: pytest.CaptureFixture[str
     first, second = capsys.readouterr().err.splitlines()
     assert first.endswith("INFO    daemon.mounts: mounted rw volume=pvc-1 pod=ns/web")
     assert second.endswith("daemon.mounts: alone")
+
+
+def test_the_bytes_of_a_call_are_no_debugging_of_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(logs.TEXT, "DEBUG")
+    Decoder().decode(Encoder().encode([(b":method", b"POST")]))
+    log.debug("shown")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("daemon.mounts: shown")
 
 
 @pytest.mark.parametrize("form", [logs.TEXT, logs.JSON])
