@@ -32,7 +32,7 @@ from pathlib import Path
 
 INSTALL = (
     "apt-get install user-mode-linux lvm2 thin-provisioning-tools kmod iproute2 util-linux e2fsprogs xfsprogs "
-    "btrfs-progs cryptsetup-bin procps gcc libc6-dev"
+    "btrfs-progs cryptsetup-bin gcc libc6-dev"
 )
 _PROGRAMS = (
     "linux.uml",
@@ -90,7 +90,8 @@ mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev 2>/dev/null # it is there already if the kernel mounts it by itself
 rm -f /dev/[pt]ty[0-9a-zS]* # 600 terminals that nobody has: each LVM command asks for the status of each
-mount --all --fstab {fstab}
+# hostfs takes a bare path, which is no option of a name: fsconfig(2), that mount uses from 2.39 on, refuses it.
+LIBMOUNT_FORCE_MOUNT2=always mount --all --fstab {fstab}
 ip link set lo up
 mkdir -p /run/kernel/lib /run/lock
 ln -s {modules} /run/kernel/lib/modules
@@ -98,7 +99,8 @@ modprobe --dirname /run/kernel --all {wanted}
 cd {cwd} && {environment} {command}
 echo $? >{folder}/exit-code
 sync
-halt --force --poweroff
+echo o >/proc/sysrq-trigger # a minimal Debian has no halt
+exec sleep infinity # the kernel would panic if its first process ended before
 """
 
 
