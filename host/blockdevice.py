@@ -10,6 +10,8 @@ from host.command import CommandFailed, Completed, run
 from host.diskthreads import threads
 
 _NOTHING_FOUND = 2
+_SECTOR = 512
+"""Bytes of the kernel's sectors, whatever the device's are."""
 _AMBIGUOUS = 8
 AMBIGUOUS = "more than one signature"
 _LOOK_SECONDS = 30.0
@@ -50,6 +52,16 @@ def sector_size(device: Path) -> int:
     facts = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve()
     disk = facts.parent if (facts / "partition").exists() else facts
     return int((disk / "queue/logical_block_size").read_text())
+
+
+def capacity(device: Path) -> int:
+    """Bytes, as the kernel has them: without opening the device, which keeps others from removing it. 0: there is no
+    such device."""
+    try:
+        number = device.stat().st_rdev
+        return int(Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/size").read_text()) * _SECTOR
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
 
 
 def is_write_protected(device: Path) -> bool:

@@ -28,8 +28,6 @@ LINEAR, RAID1 = "none", "raid1"
 _SECTOR = 512
 _CONFIG = "--config="
 
-_EXTENDED_ALREADY = ("matches existing size", "not larger than existing size")
-
 _WIPE = ("--wipesignatures=y", "--zero=y", "--yes")
 """The start of a new volume is zeroed and known signatures on it are wiped without a question: they are what the
 volume before it left there."""
@@ -219,11 +217,12 @@ class Lvm:
         await self.refresh(group, name)
 
     async def extend(self, group: str, name: str, size: int) -> None:
-        """Let a volume have at least `size` bytes. One that has them already is left as it is."""
+        """Let a volume have at least `size` bytes. One that has them already is left as it is: LVM calls that a
+        failure, in other words in each version."""
         try:
             await self._commit(group, "lvextend", f"--size={_size(size)}", names.volume(group, name))
         except errors.LvmError as error:
-            if not any(phrase in error.message for phrase in _EXTENDED_ALREADY):
+            if error.exit_code is None or type(error) is not errors.LvmError or not await self._has(group, name, size):
                 raise
 
     async def extend_metadata(self, group: str, pool: str, more: int) -> None:
@@ -279,6 +278,14 @@ class Lvm:
         at them in the same step, under the lock of its group."""
         done = await self._commit(group, "lvremove", "--yes", *_selected(having), names.volume(group, name))
         _raise_if_left(done, "successfully removed", having)
+
+    async def _has(self, group: str, name: str, size: int) -> bool:
+        """Whether a volume has so many bytes, and if it is active its device has them as well: a command that fails may
+        have got as far as the metadata."""
+        volume = (await self.report()).volume(group, name)
+        if volume is None or volume.size < size:
+            return False
+        return not volume.active or blockdevice.capacity(Path(volume.path)) >= size
 
     async def _dmsetup(self, *arguments: str) -> None:
         """Of what is not there, nothing has to be taken back."""

@@ -193,6 +193,20 @@ async def test_extending_to_what_is_there_is_success(lvm: Lvm, volume_group: str
     assert (await volume(lvm, volume_group, "data")).size == 68 * MIB
 
 
+async def test_a_device_that_is_smaller_than_its_volume_has_not_been_extended(lvm: Lvm, volume_group: str) -> None:
+    """As after an lvextend that failed when the metadata were written already."""
+    await lvm.create_volume(volume_group, "data", 64 * MIB)
+    device = f"/dev/mapper/{volume_group.replace('-', '--')}-data"
+    whole = subprocess.run(["dmsetup", "table", device], check=True, capture_output=True, text=True).stdout.split()
+    half = " ".join((whole[0], str(int(whole[1]) // 2), *whole[2:]))
+    for step in (["load", device, "--table", half], ["resume", device]):
+        subprocess.run(["dmsetup", "--noudevsync", *step], check=True)
+    with pytest.raises(LvmError, match="size"):
+        await lvm.extend(volume_group, "data", 64 * MIB)
+    await lvm.refresh(volume_group, "data")
+    await lvm.extend(volume_group, "data", 64 * MIB)
+
+
 async def test_retag_is_one_command_and_repeatable(lvm: Lvm, volume_group: str, commands: list[Completed]) -> None:
     await lvm.create_volume(volume_group, "data", EXTENT, {"owner=me", "state=formatting"})
     for _ in range(2):

@@ -99,7 +99,7 @@ async def test_a_command_that_failed_may_have_changed_something(lvm: Lvm, disks:
     await lvm.report()
     disks.forget()
     with pytest.raises(LvmError):
-        await lvm.extend("vg", "one", GIB)
+        await lvm.extend_metadata("vg", "pool", GIB)
     assert disks.done == ["lvextend"]
     await lvm.report()
     assert disks.done == ["lvextend", "fullreport", "/dev/a", "/dev/b"]
