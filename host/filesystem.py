@@ -152,8 +152,14 @@ _LOOK_SECONDS = 30.0
 """How long a device may take to be opened, and to show its first block."""
 _MOUNT_FAILED = 32
 _EIO_OF_MOUNT = "can't read superblock"
-_REFUSED_BY_KERNEL = ("Structure needs cleaning", _EIO_OF_MOUNT, "wrong fs type, bad option, bad superblock")
-"""mount(8)'s words for EUCLEAN, EIO and EINVAL."""
+_REFUSED_BY_KERNEL = (
+    *("Structure needs cleaning", _EIO_OF_MOUNT, "wrong fs type, bad option, bad superblock"),
+    "probably corrupted filesystem",
+)
+"""mount(8)'s words for EUCLEAN, EIO, EINVAL and EBADMSG."""
+_MOUNT_2 = {"LIBMOUNT_FORCE_MOUNT2": "always"}
+"""Lets mount(8) have mount(2) mount it, as `host.mounting` does. With fsconfig(2), which it uses from 2.39 on, it says
+what the kernel says of an option in place of these words."""
 _DAMAGE = re.compile(
     r"verify failed|corrupted|corrupt (leaf|node|[1-9])|corruption|crc error|bad tree block", re.IGNORECASE
 )
@@ -226,7 +232,7 @@ async def mount(
             return
     heard = await asyncio.to_thread(kernellog.begin)
     try:
-        await run("mount", "-t", kind, "-o", ",".join(words), str(device), str(path), deadline=deadline)
+        await run("mount", "-t", kind, "-o", ",".join(words), str(device), str(path), deadline=deadline, env=_MOUNT_2)
     except CommandFailed as error:
         output = error.completed.output
         with contextlib.suppress(OSError):  # what can't be read has no answer, and is refused below
@@ -259,7 +265,7 @@ async def _mounts_without_options(kind: str, device: Path, own: Sequence[str], d
     try:
         # One that hangs is known by its device: the folder is another each time.
         alone = ("mount", "-t", kind, "-o", ",".join(("ro", *own)), str(device))
-        await run(*alone, str(folder), deadline=deadline, kind=alone)
+        await run(*alone, str(folder), deadline=deadline, env=_MOUNT_2, kind=alone)
         await run("umount", str(folder), deadline=deadline)
     except CommandFailed:
         return False
