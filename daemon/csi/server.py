@@ -86,7 +86,7 @@ async def _serving(path: Path, services: "Collection[IServable]") -> AsyncIterat
     for folder in (path.parent.parent, path.parent):
         with contextlib.suppress(FileExistsError):
             folder.mkdir(_FOLDER_MODE)
-    server = Server(services)
+    server = _Server(services)
     with root_socket(path) as bound:
         await server.start(sock=bound)
         try:
@@ -94,3 +94,12 @@ async def _serving(path: Path, services: "Collection[IServable]") -> AsyncIterat
         finally:
             server.close()
             await server.wait_closed()
+
+
+class _Server(Server):
+    async def wait_closed(self) -> None:
+        """Until no request is answered any more. From Python 3.12 on asyncio waits until all clients have hung up, too:
+        the kubelet may keep a connection for as long as it likes, and would neither be shown a new socket nor let the
+        daemon end."""
+        for handler in list(self._handlers):
+            await handler.wait_closed()
