@@ -29,7 +29,7 @@ from daemon.csi.registration import SHORTER_ROOT
 from daemon.errors import VolumeError
 from daemon.settings import Settings
 from daemon.storage.deviceclasses import BINDMOUNT, LOOP, LVM, DeviceSelector
-from host import cgroup, filesystem, mounttable
+from host import cgroup, filesystem, mounttable, presence
 from host.command import CommandError, MissingTool, run
 from host.mounttable import Mount
 from service.rootsocket import LONGEST_PATH, SocketPathTooLong
@@ -186,7 +186,7 @@ async def storage(here: Settings) -> list[Finding]:
 async def planned_group(data_dir: Path, group: str, selector: DeviceSelector) -> str:
     """What the daemon will make the group of, if it may."""
     file = volumegroups.seen_file(data_dir, group)
-    if file.exists():
+    if presence.exists(file):
         return f"This node had it, so it makes no other in its place: bring back its disks, or remove {file} to let it"
     taken = volumegroups.chosen(selector, await volumegroups.look_at_all())
     if not taken:
@@ -255,7 +255,7 @@ async def csi_driver(kubelet_root: Path, namespace: str = NAMESPACE) -> Finding:
         return wrong("CSI driver", f"it does not answer at {path} ({error or type(error).__name__})", remedy)
     if answer.name != CSI_DRIVER:
         return wrong("CSI driver", f"another driver, {answer.name[:100]!r}, answers at {path}", f"rm {path}")
-    if not registration.exists():
+    if not presence.exists(registration):
         return wrong("CSI driver", f"{registration} is gone", "restart the daemon's pod")
     return ok("CSI driver", f"{path} answers")
 

@@ -23,7 +23,7 @@ from daemon.backends import lvmgroups, volumegroups
 from daemon.backends.loop import volume_devices
 from daemon.backends.volumegroups import metadata_size
 from daemon.storage.record import DamagedRecord, from_tags
-from host import disks, loopdevice, ownfolder
+from host import disks, loopdevice, ownfolder, presence
 from host.disks import Disk
 from lvm import Lvm
 
@@ -167,7 +167,7 @@ async def _planned(name: str, devices: list[Path], any_disk: bool, loop_size: in
     except Stop:
         if loop_size is None or devices:
             raise
-        if file.exists():
+        if presence.exists(file):
             raise Stop(f"{file} is there already: without --dry-run it would become the disk, if it is empty") from None
         _check_room(file, loop_size)
         return _of_disks(name, [Disk(str(file), loop_size)])
@@ -233,7 +233,7 @@ async def _remove(name: str, dry_run: bool, data_dir: Path) -> list[str]:
 
 def _is_disk(file: Path, devices: Collection[str]) -> bool:
     """Whether the file is one of these devices. That of a group's name may be the disk of one that was renamed."""
-    return file.exists() and str(loopdevice.find(file)) in devices
+    return presence.exists(file) and str(loopdevice.find(file)) in devices
 
 
 def _existing(state: lvm.Report, name: str) -> lvm.VolumeGroup:
@@ -319,7 +319,7 @@ def _described(looked_at: Iterable[Disk]) -> str:
 
 
 async def _loop_disk(file: Path, size: int, undo: contextlib.AsyncExitStack) -> Disk:
-    if not await asyncio.to_thread(file.exists):
+    if not await asyncio.to_thread(presence.exists, file):
         undo.callback(_forget, file)
     try:
         device = await asyncio.to_thread(_attached, file, size)
@@ -333,14 +333,14 @@ async def _loop_disk(file: Path, size: int, undo: contextlib.AsyncExitStack) -> 
 
 def _forget(file: Path) -> None:
     """The file that was to become a disk is gone, with its loop device."""
-    if file.exists():
+    if presence.exists(file):
         if device := loopdevice.find(file):
             loopdevice.detach(device)
         file.unlink()
 
 
 def _attached(file: Path, size: int) -> Path:
-    if not file.exists():
+    if not presence.exists(file):
         ownfolder.establish(file.parent)
         _check_room(file, size)
         volumegroups.make_disk_file(file, size)
@@ -349,7 +349,7 @@ def _attached(file: Path, size: int) -> Path:
 
 def _check_room(file: Path, size: int) -> None:
     """Its folder may not be there yet. Raises Stop."""
-    filesystem = os.statvfs(next(folder for folder in file.parents if folder.is_dir()))
+    filesystem = os.statvfs(next(folder for folder in file.parents if presence.is_folder(folder)))
     free = filesystem.f_bavail * filesystem.f_frsize
     if size > free:
         raise Stop(

@@ -6,6 +6,7 @@ import stat
 from functools import partial
 from pathlib import Path
 
+from host import presence
 from host.command import CommandFailed, Completed, run
 from host.diskthreads import threads
 
@@ -50,7 +51,7 @@ def sector_size(device: Path) -> int:
     OSError."""
     number = device.stat().st_rdev
     facts = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve()
-    disk = facts.parent if (facts / "partition").exists() else facts
+    disk = facts.parent if presence.exists(facts / "partition") else facts
     return int((disk / "queue/logical_block_size").read_text())
 
 

@@ -10,6 +10,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from host import presence
+
 ROOT = Path("/sys/fs/cgroup")
 
 
@@ -47,7 +49,7 @@ class IoLimits:
 
 def check_version(root: Path = ROOT) -> None:
     """Raises WrongVersion where the hierarchy is not that of version 2."""
-    if not (root / "cgroup.controllers").is_file():
+    if not presence.exists(root / "cgroup.controllers"):
         raise WrongVersion(
             f"{root} is not of control groups version 2 (this node has version 1, or both, or the daemon's container "
             "does not have it): boot the node with systemd.unified_cgroup_hierarchy=1, and mount the host's "
@@ -60,7 +62,7 @@ def limit_io(group: Path, device: int, limits: IoLimits) -> None:
     try:
         descriptor = os.open(group / "io.max", os.O_WRONLY | os.O_CLOEXEC)  # no O_CREAT, which is EPERM there
     except FileNotFoundError:
-        if not group.is_dir():
+        if not presence.is_folder(group):
             raise
         raise NoIoController(
             f"the controller io is off in {group}: container runtimes turn it on; with systemd, "

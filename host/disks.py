@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from host import blockdevice, mounttable
+from host import blockdevice, mounttable, presence
 from host.command import run
 from host.diskthreads import Hung, threads
 
@@ -175,13 +175,13 @@ def _text(file: Path) -> str:
 
 def _links(device: Path) -> frozenset[str]:
     links = Path("/dev/disk").glob("by-*/*")
-    return frozenset(str(link) for link in links if link.is_symlink() and link.resolve() == device)
+    return frozenset(str(link) for link in links if presence.is_link(link) and link.resolve() == device)
 
 
 def _below(facts: Path) -> frozenset[str]:
     """Numbers of the disk of a partition, of what a mapped device is made of, and of what those lie on."""
     direct = [slave.resolve() for slave in facts.glob("slaves/*")]
-    if (facts / "partition").exists():
+    if presence.exists(facts / "partition"):
         direct.append(facts.parent)
     numbers = frozenset((each / "dev").read_text().strip() for each in direct)
     return numbers.union(*map(_below, direct))

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from host import presence
+
 _CONTROL = "/dev/loop-control"
 _LOOP_CLR_FD = 0x4C01
 _LOOP_SET_STATUS64 = 0x4C04
@@ -145,7 +147,7 @@ def _set_autoclear(device: Path, automatic: bool) -> None:
 def is_loop(device: Path) -> bool:
     """Whether it is a loop device that something is attached to."""
     number = device.stat().st_rdev
-    return Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/loop").exists()
+    return presence.exists(Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/loop"))
 
 
 def detach(device: Path) -> None:

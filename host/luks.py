@@ -21,7 +21,7 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from host import blockdevice
+from host import blockdevice, presence
 from host.command import CommandFailed, Completed, run
 
 SIGNATURE = "crypto_LUKS"
@@ -137,7 +137,7 @@ def path_of(name: str) -> Path:
 
 def exists(name: str) -> bool:
     """Whether there is a device of that name."""
-    return path_of(name).exists()
+    return presence.exists(path_of(name))
 
 
 def mappings(device: Path) -> list[str]:
@@ -147,6 +147,6 @@ def mappings(device: Path) -> list[str]:
     found = []
     for holder in sorted(Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/holders").iterdir()):
         mapper = holder / "dm"
-        if mapper.is_dir() and (mapper / "uuid").read_text().startswith(_MAPPING_UUID):
+        if presence.is_folder(mapper) and (mapper / "uuid").read_text().startswith(_MAPPING_UUID):
             found.append((mapper / "name").read_text().strip())
     return found

@@ -20,6 +20,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from host import presence
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 # The numbers are the same on every architecture that Kubernetes runs on; C libraries got wrappers only in 2022.
@@ -113,7 +115,7 @@ def _shown_name(device: Path) -> str:
         name = Path("/dev/mapper", Path("/sys/block", Path(real).name, "dm/name").read_text().rstrip("\n"))
     except FileNotFoundError:
         return real
-    return str(name) if name.exists() else real
+    return str(name) if presence.exists(name) else real
 
 
 def bind(

@@ -8,7 +8,7 @@ finds it on a node.
 import tempfile
 from pathlib import Path
 
-from host import ownfolder
+from host import ownfolder, presence
 
 _UDEV_SOCKET = Path("/run/udev/control")
 
@@ -83,7 +83,7 @@ activation {
 def udev_runs() -> bool:
     """Whether udev can be asked. A container that shares /run/udev must share the host's IPC namespace as well,
     because LVM waits for udev on a semaphore."""
-    return _UDEV_SOCKET.exists()
+    return presence.exists(_UDEV_SOCKET)
 
 
 def text(*, udev: bool) -> str:
@@ -96,7 +96,7 @@ def write(folder: Path, content: str) -> None:
     programs of ours may do so at once, from different containers."""
     ownfolder.establish(folder)
     target = folder / "lvm.conf"
-    if target.is_file() and target.read_text() == content:
+    if presence.exists(target) and target.read_text() == content:
         return
     with tempfile.NamedTemporaryFile("w", dir=folder, prefix="lvm.conf.", delete=False) as fresh:
         fresh.write(content)

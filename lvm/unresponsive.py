@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
+from host import presence
 from host.diskthreads import DEADLINE, Hung, threads
 from lvm.records import Report
 
@@ -85,7 +86,7 @@ def _candidates() -> list[str]:
     for device in _DEVICES.iterdir():
         with contextlib.suppress(OSError):  # it went away a moment ago
             identifier = device / "dm" / "uuid"
-            if identifier.exists() and identifier.read_text().startswith(_LVM_VOLUME):
+            if presence.exists(identifier) and identifier.read_text().startswith(_LVM_VOLUME):
                 continue
             if int((device / "size").read_text()):
                 candidates.append(device.name)

@@ -25,7 +25,7 @@ from daemon.storage.disks import disk_of, place_of
 from daemon.storage.inventory import DamagedVolume, ForeignVolume, Inventory, Pool, SharedFilesystem, Volume
 from daemon.storage.record import Record, VolumeSpec, VolumeState, differences
 from daemon.storage.thinpools import PoolExtension
-from host import mounttable
+from host import mounttable, presence
 from host.diskthreads import DiskThreads, threads
 
 T = TypeVar("T")
@@ -143,15 +143,17 @@ class FilesBackend(Backend):
         seconds. What is not there is no error."""
 
     def _establish(self) -> None:
-        if self._own_folder or self._folder.is_dir():
+        if self._own_folder or presence.is_folder(self._folder):
             self._records.establish()
 
     def _inspect(self) -> Inventory:
-        if not self._folder.is_dir():
+        if not presence.is_folder(self._folder):
             return Inventory()
         stored, unreadable = self._records.read_all()
         # Not by glob, which shows a folder that can't be read as an empty one. A link that leads nowhere is no data.
-        paths = sorted(path for path in self._folder.iterdir() if path.name.endswith(self.SUFFIX) and path.exists())
+        paths = sorted(
+            path for path in self._folder.iterdir() if path.name.endswith(self.SUFFIX) and presence.exists(path)
+        )
         present = {path.name.removesuffix(self.SUFFIX): path for path in paths}
         volumes, damaged = [], [DamagedVolume(pv, self._pool, reason) for pv, reason in unreadable.items()]
         for pv, entry in stored.items():
@@ -177,7 +179,7 @@ class FilesBackend(Backend):
 
     def _create(self, spec: VolumeSpec) -> Volume:
         data = self._data(spec.pv)
-        if self._records.claim(spec) is None and os.path.lexists(data):
+        if self._records.claim(spec) is None and presence.is_there(data):
             raise Foreign(f"{data} exists and is not of elastic-local: ask the node's administrator to move it away")
         size = self._whole_blocks(spec.size + spec.parameters.header_size)
         with self._allocating:
@@ -187,7 +189,7 @@ class FilesBackend(Backend):
     def _reread(self, volume: Volume) -> Volume:
         stored = self._records.present(volume.pv)
         data = self._data(volume.pv)
-        size = self._size(data, stored.size) if data.exists() else stored.size
+        size = self._size(data, stored.size) if presence.exists(data) else stored.size
         return self._volume(stored.record, size)
 
     def _rewrite(self, volume: Volume, record: Record) -> Volume:

@@ -11,6 +11,7 @@ yet or half removed, so it is emptied before it is used.
 import contextlib
 import os
 from collections.abc import AsyncIterator, Collection
+from functools import partial
 from pathlib import Path
 
 from daemon.backends.files import FilesBackend
@@ -19,7 +20,7 @@ from daemon.errors import InUse, NotCloned, VolumeNotFound
 from daemon.storage.deviceclasses import BINDMOUNT, FILE_POOLS
 from daemon.storage.inventory import Volume
 from daemon.storage.record import VolumeSpec, VolumeState
-from host import foldertree, mounttable
+from host import foldertree, mounttable, presence
 
 _STEP_SECONDS = 10.0
 """A removal is done in steps of so many seconds, so that a disk that hangs is known as such."""
@@ -44,7 +45,7 @@ class FolderBackend(FilesBackend):
     @contextlib.asynccontextmanager
     async def device(self, volume: Volume) -> AsyncIterator[Path]:
         data = self._data(volume.pv)
-        if not await self._at(volume.pv, data.is_dir):
+        if not await self._at(volume.pv, partial(presence.is_folder, data)):
             raise VolumeNotFound(f"volume {volume.pv} is not on this node (any more)")
         yield data
 
@@ -82,7 +83,7 @@ class FolderBackend(FilesBackend):
                 raise InUse(f"volume {pv} is still in use, something is mounted on {mount.path}: unmount it")
 
     def _delete(self, pv: str) -> bool:
-        if os.path.lexists(self._data(pv)):
+        if presence.is_there(self._data(pv)):
             if not foldertree.remove(self._data(pv), _STEP_SECONDS):
                 return False
             self._records.flush()

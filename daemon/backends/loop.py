@@ -21,7 +21,7 @@ from daemon.storage.deviceclasses import FILE_POOLS, LOOP
 from daemon.storage.disks import disk_of, place_of
 from daemon.storage.inventory import Volume
 from daemon.storage.record import VolumeSpec, VolumeState
-from host import loopdevice
+from host import loopdevice, presence
 from host.diskthreads import Hung, threads
 
 
@@ -39,11 +39,11 @@ async def volume_devices() -> list[Path]:
 
 async def _of_volumes(folder: Path, images: Mapping[Path, Path]) -> Collection[Path]:
     def with_record() -> list[Path]:
-        return [device for device, image in images.items() if image.with_suffix(RECORD_SUFFIX).exists()]
+        return [device for device, image in images.items() if presence.exists(image.with_suffix(RECORD_SUFFIX))]
 
     try:
         return await threads.at(folder, with_record)
-    except Hung:
+    except (Hung, OSError):
         return images.keys()
 
 
@@ -82,7 +82,7 @@ class LoopBackend(FilesBackend):
         try:
             return loopdevice.hold(image)
         except OSError as error:
-            if not image.exists():
+            if not presence.exists(image):
                 raise VolumeNotFound(f"volume {pv} is not on this node (any more)") from error
             raise BackendFailed(f"volume {pv} gets no block device: {error}") from error
 
@@ -123,7 +123,7 @@ class LoopBackend(FilesBackend):
 
     def _refuse_in_use(self, pv: str) -> None:
         image = self._data(pv)
-        device = loopdevice.find(image) if image.exists() else None
+        device = loopdevice.find(image) if presence.exists(image) else None
         if device:  # kept for a block volume that was not staged to the end
             loopdevice.let_go(device)
             device = loopdevice.find(image)
@@ -132,7 +132,7 @@ class LoopBackend(FilesBackend):
 
     def _delete(self, pv: str) -> bool:
         image = self._data(pv)
-        if image.is_symlink():
+        if presence.is_link(image):
             raise BackendFailed(
                 f"volume {pv} is not gone: {image} is a link that somebody made, and its data is in "
                 f"{os.path.realpath(image)}: remove first that on the node, then the link"

@@ -33,6 +33,7 @@ from daemon.storage.deviceclasses import DeviceClass
 from daemon.storage.inventory import Inventory, Pool, PoolName, Volume
 from daemon.storage.record import Record, VolumeSpec, VolumeState
 from daemon.storage.thinpools import PoolExtension
+from host import presence
 from lvm import Lvm
 
 log = logging.getLogger(__name__)
@@ -338,4 +339,4 @@ def _refuse_snapshots(state: lvm.Report, volume: Volume) -> None:
 
 
 def _is_there(device: Path) -> bool:
-    return device.exists()
+    return presence.exists(device)

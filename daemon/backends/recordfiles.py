@@ -21,7 +21,7 @@ from pathlib import Path
 from daemon.errors import BackendFailed, Damaged, Foreign, PoolMissing, VolumeNotFound
 from daemon.storage.inventory import Volume
 from daemon.storage.record import DamagedRecord, Record, VolumeSpec, VolumeState, from_fields
-from host import ownfolder
+from host import ownfolder, presence
 from host.diskthreads import Hung
 from host.foldertree import NotEmptied
 
@@ -66,8 +66,9 @@ class RecordFiles:
 
     def establish(self) -> None:
         ownfolder.establish(self._folder)
-        for unfinished in self._folder.glob(f".*{_UNFINISHED}"):
-            unfinished.unlink()
+        for path in self._folder.iterdir():
+            if path.name.startswith(".") and path.name.endswith(_UNFINISHED):
+                path.unlink()
         if not self._drop_idle_reserve():
             self._keep_reserve()
 
@@ -125,7 +126,7 @@ class RecordFiles:
 
     def _refuse_absent(self, pv: str) -> None:
         """Of what lies in a folder that is not there nobody can say that it is gone."""
-        if not self._folder.is_dir():
+        if not presence.is_folder(self._folder):
             raise PoolMissing(
                 f"volume {pv} needs {self._folder}, which this node does not have: its administrator mounts the disk "
                 "that it is on, or makes it there"
@@ -159,7 +160,7 @@ class RecordFiles:
         try:
             self._write(path, self._folder / f".{record.pv}{_UNFINISHED}", text)
         except OSError as full:
-            if full.errno not in _FULL or not path.exists():
+            if full.errno not in _FULL or not presence.exists(path):
                 raise
             self._write_on_full_disk(path, text, full)
         self.flush()
@@ -217,7 +218,7 @@ class RecordFiles:
 
     def _keep_reserve(self) -> None:
         """There is one, if there is room for it."""
-        if self._reserve.exists():
+        if presence.exists(self._reserve):
             return
         with self._alone():
             try:

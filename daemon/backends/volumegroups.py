@@ -26,7 +26,7 @@ from typing import TypeVar
 from daemon.backends.lvmgroups import unlike_sectors
 from daemon.storage.deviceclasses import DeviceClass, DeviceSelector
 from daemon.storage.disks import CALL_SECONDS
-from host import disks, loopdevice, ownfolder
+from host import disks, loopdevice, ownfolder, presence
 from host.command import CommandError
 from host.disks import Disk, NotADisk
 from host.diskthreads import Hung, threads
@@ -76,12 +76,18 @@ async def attach_files(data_dir: Path) -> list[Path]:
     have other groups, and whoever needs this one says that it is missing."""
     folder = _folder(data_dir)
     try:
-        files = await threads.at(folder, lambda: sorted(folder.glob(f"*{_SUFFIX}")))
-    except Hung as error:
+        files = await threads.at(folder, partial(_disk_files, folder))
+    except (OSError, Hung) as error:
         log.warning("volume groups on files get no loop devices: %s", error)
         return []
     answers = await asyncio.gather(*(_attach(file) for file in files))
     return [device for device in answers if device]
+
+
+def _disk_files(folder: Path) -> list[Path]:
+    if not presence.is_folder(folder):
+        return []
+    return sorted(file for file in folder.iterdir() if file.name.endswith(_SUFFIX))
 
 
 async def _attach(file: Path) -> Path | None:
@@ -142,7 +148,7 @@ class GroupMaker:
     async def _ensure(self, group: str, selector: DeviceSelector, present: Collection[str]) -> None:
         if group in present:
             await self._at_file(group, self._remember)
-        elif not await self._at_file(group, Path.exists):
+        elif not await self._at_file(group, presence.exists):
             await self._make(group, selector)
 
     async def _make(self, group: str, selector: DeviceSelector) -> None:
@@ -171,7 +177,7 @@ class GroupMaker:
     @staticmethod
     def _remember(file: Path) -> None:
         """On the disk when it returns."""
-        if file.exists():
+        if presence.exists(file):
             return
         ownfolder.establish(file.parent)
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)

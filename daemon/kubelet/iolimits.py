@@ -28,7 +28,7 @@ from contract.parameters import VolumeParameters
 from daemon.cluster.nodevolumes import NodeVolumes, WrongOptions, checked_parameters
 from daemon.errors import VolumeError
 from daemon.storage.volumes import Volumes
-from host import cgroup
+from host import cgroup, presence
 from host.cgroup import IoLimits, NoIoController, WrongVersion
 from kube.backoff import Backoff
 from kube.events import Recorder
@@ -205,7 +205,7 @@ class IoLimitController:
 
 def _of_all_pods(folder: Path, levels: int) -> Iterator[Path]:
     try:
-        below = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink()]
+        below = [entry for entry in folder.iterdir() if presence.is_folder(entry) and not presence.is_link(entry)]
     except OSError:  # a group that goes meanwhile
         return
     for entry in below:

@@ -24,7 +24,7 @@ from daemon.kubelet.podfolder import PodFolder
 from daemon.storage.inventory import Volume
 from daemon.storage.record import VolumeSpec
 from daemon.storage.volumes import Volumes
-from host import luks
+from host import luks, presence
 from host.luks import Passphrase
 from kube.client import Cluster
 from kube.errors import ApiError
@@ -71,7 +71,7 @@ class Mounter:
 
     def _is_staged(self, name: str) -> bool:
         root = self.kubelet_root
-        return not root.is_dir() or any((root / folder).exists() for folder in names.csi_staging(name))
+        return not presence.is_folder(root) or any(presence.exists(root / folder) for folder in names.csi_staging(name))
 
     async def node(self) -> Node:
         """Ours. Raises Undecided while the API server does not return it."""

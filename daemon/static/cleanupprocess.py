@@ -31,7 +31,7 @@ from daemon.static.diskidentity import DiskIdentity, device_identity, mount_iden
 from daemon.static.diskrecord import DiskRecord, Match
 from daemon.static.plan import is_unclaimed
 from daemon.static.volume import StaticVolume
-from host import blockdevice, mounttable, usage
+from host import blockdevice, mounttable, presence, usage
 from host.command import CommandError, CommandFailed, CommandTimedOut, run
 from host.diskthreads import Hung, threads
 from host.mounttable import Mount
@@ -147,8 +147,11 @@ def _proof(number: int, device: Path) -> tuple[str, ...]:
 def check_entry(volume: StaticVolume, path: Path) -> None:
     """Whether the entry of a volume that is clean, and is to be offered anew, still leads to its disk, or to nothing.
     Blocking. Raises CleanupRefused."""
-    if not volume.disk or not os.path.lexists(path):
-        return
+    try:
+        if not volume.disk or not presence.is_there(path):
+            return
+    except OSError as error:
+        raise CleanupRefused(f"path {path} can't be examined: {error.strerror}") from None
     mode = _mode(path, volume)
     descriptor = _open(path, mode)
     try:
@@ -196,7 +199,7 @@ def _mode(path: Path, volume: StaticVolume) -> str:
         return BLOCK
     if not stat.S_ISDIR(kind):
         raise CleanupRefused(f"path {path} is neither a folder nor a block device: put back what was there")
-    if path.is_symlink():
+    if presence.is_link(path):
         raise CleanupRefused(f"path {path} is a link to a folder, and links are not followed: mount the volume there")
     if volume.mode == BLOCK:
         raise CleanupRefused(f"path {path} is a folder, and the volume is a block device: restore the device")

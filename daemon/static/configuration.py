@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from daemon.static.cleaners import QUICK_RESET
+from host import presence
 from service import yamldecoder
 from service.environment import Environment, parse_duration, period
 from service.yamldecoder import DecodeError, Fields, Key, Keys, Reader, Schema
@@ -127,7 +128,7 @@ def read(folder: Path) -> Configuration:
     try:
         for file in sorted(folder.iterdir()):
             # A mounted ConfigMap consists of links into a folder that is replaced as a whole: `..data` and its target.
-            if file.name.startswith("..") or file.is_dir():
+            if file.name.startswith("..") or presence.is_folder(file):
                 continue
             values[file.name] = yamldecoder.load(file.read_text(encoding="utf-8"))
     except OSError as error:

@@ -29,7 +29,7 @@ from daemon.static.diskrecord import (
     WWID,
     DiskRecord,
 )
-from host import blockdevice, foldertree, loopdevice, mounttable, superblock
+from host import blockdevice, foldertree, loopdevice, mounttable, presence, superblock
 from host.mounttable import Mount
 
 _SYSFS = Path("/sys/dev/block")
@@ -113,11 +113,11 @@ def _folder(number: int) -> Path:
 
 def _disk(folder: Path) -> Path:
     """Of a partition, that of the disk it is on."""
-    return folder.parent if (folder / "partition").exists() else folder
+    return folder.parent if presence.exists(folder / "partition") else folder
 
 
 def _device(disk: Path) -> dict[str, str]:
-    if (disk / "loop").is_dir():
+    if presence.is_folder(disk / "loop"):
         return _loop(disk)
     mapped = _CRYPT.sub(r"\1", _text(disk / "dm/uuid"))
     found = {
@@ -151,7 +151,7 @@ def _loop(disk: Path) -> dict[str, str]:
 def _number_of(mount: Mount) -> int | None:
     """Of the device that is mounted. None: there is none."""
     major, _, minor = mount.device.partition(":")
-    if (_SYSFS / mount.device).exists():
+    if presence.exists(_SYSFS / mount.device):
         return os.makedev(int(major), int(minor))
     if mount.filesystem == "btrfs":  # it has an anonymous device number, and one of its devices as the source
         return Path(mount.source).stat().st_rdev

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from host import loopdevice
+from host import loopdevice, presence
 from host.loopdevice import Backing
 from host.mounttable import Mount
 
@@ -58,14 +58,14 @@ def device_identity(number: int) -> DiskIdentity:
 def mount_identity(mount: Mount) -> DiskIdentity:
     """Blocking. Raises OSError."""
     number = mount.device
-    if not (_SYSFS / number).exists() and mount.source.startswith("/"):
+    if not presence.exists(_SYSFS / number) and mount.source.startswith("/"):
         # btrfs has an anonymous device number, and one of its devices as the source.
         try:
             status = Path(mount.source).stat()
         except FileNotFoundError:
             return DiskIdentity(mount=mount)
         number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
-    if not (_SYSFS / number).exists():
+    if not presence.exists(_SYSFS / number):
         return DiskIdentity(mount=mount)
     return replace(_identity(number), mount=mount)
 
@@ -97,9 +97,9 @@ def _device_ids(number: str) -> set[str]:
 
 def _lower_devices(number: str) -> Iterator[str]:
     folder = _folder(number)
-    if (folder / "partition").exists():
+    if presence.exists(folder / "partition"):
         yield _read(folder.parent / "dev")
-    if (folder / "slaves").is_dir():
+    if presence.is_folder(folder / "slaves"):
         for slave in (folder / "slaves").iterdir():
             yield _read(slave / "dev")
     backing = _backing(number)
@@ -110,7 +110,7 @@ def _lower_devices(number: str) -> Iterator[str]:
 def _multipath(number: str) -> str:
     """The number of the multipath device over this path, or empty."""
     holders = _folder(number) / "holders"
-    for holder in holders.iterdir() if holders.is_dir() else ():
+    for holder in holders.iterdir() if presence.is_folder(holders) else ():
         if _read(holder / "dm/uuid").startswith("mpath-"):
             return _read(holder / "dev")
     return ""
@@ -118,7 +118,7 @@ def _multipath(number: str) -> str:
 
 def _backing(number: str) -> Backing | None:
     folder = _folder(number)
-    return loopdevice.backing(Path("/dev", folder.name)) if (folder / "loop").is_dir() else None
+    return loopdevice.backing(Path("/dev", folder.name)) if presence.is_folder(folder / "loop") else None
 
 
 def _read(file: Path) -> str:

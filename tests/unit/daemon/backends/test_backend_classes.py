@@ -4,8 +4,10 @@ import asyncio
 import errno
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path, PosixPath
+from typing import Any
 from unittest.mock import AsyncMock
 
 import pytest
@@ -155,7 +157,7 @@ async def test_what_lvm_needs_hangs_and_folders_are_served(
     file.touch()
     hung, answers = threading.Event(), threading.Event()
 
-    def hang(*_: object) -> bool:
+    def hang(*_: object, **__: object) -> bool:
         hung.set()
         return answers.wait(60)
 
@@ -169,7 +171,7 @@ async def test_what_lvm_needs_hangs_and_folders_are_served(
         case "what remembers a group":
             monkeypatch.setattr(GroupMaker, "_remember", staticmethod(hang))
         case _:
-            silent = type("Silent", (PosixPath,), {"exists": hang})(tmp_path / "silent" / "a.img")
+            silent = type("Silent", (PosixPath,), {"stat": hang})(tmp_path / "silent" / "a.img")
             monkeypatch.setattr(loopdevice, "backing_files", lambda: {Path("/dev/loop1"): silent})
     plain = dict.fromkeys(("default", "plain"), classes["plain"])
     of_lvm = DeviceClass("lvm", LVM, group="on-disks", devices=DeviceSelector())
@@ -213,17 +215,42 @@ async def test_the_inventory_says_which_pools_were_not_seen_and_why(
     assert "does not show" in seen.why_unavailable("of another node")
 
 
+def failing(call: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """The system call, as it answers for this name when its disk is dying."""
+
+    def answer(path: Any, *arguments: Any, **words: Any) -> Any:
+        if str(path).endswith(name):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return call(path, *arguments, **words)
+
+    return answer
+
+
 async def test_a_folder_that_can_not_be_read_is_not_an_empty_one(
     backend: DeviceClassBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when its disk is dying: pathlib.Path.glob shows an empty folder then."""
     await backend.create(spec("a", "plain"))
-    listed = os.listdir
-
-    def failing(path: object) -> list[str]:
-        if str(path).endswith("plain"):
-            raise OSError(errno.EIO, "Input/output error")
-        return listed(path)  # type: ignore[call-overload, no-any-return]
-
-    monkeypatch.setattr(os, "listdir", failing)
+    for name in ("listdir", "scandir"):  # pathlib's is the one, and from Python 3.13 on the other
+        monkeypatch.setattr(os, name, failing(getattr(os, name), "plain"))
     assert "Input/output error" in (await backend.inspect()).why_unavailable("folder:plain")
+
+
+@pytest.mark.parametrize(
+    ("device_class", "data"), [("plain", "/a" + FolderBackend.SUFFIX), ("slow", "/a" + LoopBackend.SUFFIX)]
+)
+async def test_data_that_can_not_be_seen_is_not_gone(
+    backend: DeviceClassBackend, monkeypatch: pytest.MonkeyPatch, device_class: str, data: str
+) -> None:
+    """To os.path.lexists, and from Python 3.14 on to Path.exists, it is not there."""
+    volume = await backend.create(spec("a", device_class))
+    with monkeypatch.context() as dying:
+        for name in ("stat", "lstat", "open", "unlink", "readlink"):
+            dying.setattr(os, name, failing(getattr(os, name), data))
+        seen = await backend.inspect()
+        assert seen.damaged == []
+        assert "Input/output error" in seen.why_unavailable(volume.pool)
+        with pytest.raises(BackendFailed, match="Input/output error"):
+            await backend.remove(volume)
+    (there,) = (await backend.inspect()).volumes
+    assert there.pv == "a", "its record did not go before its data"
