@@ -119,7 +119,8 @@ async def test_without_room_it_is_mounted_as_it_is_and_grows_when_there_is(node:
     written = checksummed(folder.path)
     await volumes.unmount(folder)
     free = node.free(volumes)
-    neighbour = node.spec(free - 8 * MIB, pv=f"{node.pv}-neighbour", mkfs_options=("-E", "nodiscard"))
+    # Not erased: from Linux 6.12 on a loop device on tmpfs lets go no more blocks once it was asked for written zeroes.
+    neighbour = node.spec(free - 8 * MIB, pv=f"{node.pv}-neighbour", mkfs_options=("-E", "nodiscard"), erase="none")
     await volumes.prepare(neighbour)
     before = figures(volumes)
 

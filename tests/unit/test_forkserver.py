@@ -153,6 +153,8 @@ def test_it_sees_what_an_executed_one_sees(tmp_path: Path, is_module: bool, cust
         assert [str(tmp_path / "inherited"), True] in seen["descriptors"].values()
         for number in ("1", "2"):
             del seen["descriptors"][number]  # each has its own
+        # libffi 3.5 keeps itself open from its first closure on, which one that was forked has with its modules.
+        seen["descriptors"] = {number: at for number, at in seen["descriptors"].items() if "/libffi." not in at[0]}
     assert forked == executed
     assert (executed["sitecustomize"] == str(tmp_path / "sitecustomize.py")) == customized
 

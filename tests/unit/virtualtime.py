@@ -55,5 +55,13 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         running.add_done_callback(self._ended)
         return running
 
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        """Without its limit of time, which would come at once."""
+        self._clock.threads += 1
+        try:
+            await super().shutdown_default_executor()
+        finally:
+            self._clock.threads -= 1
+
     def _ended(self, _: asyncio.Future[Any]) -> None:
         self._clock.threads -= 1

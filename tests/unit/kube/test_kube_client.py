@@ -7,6 +7,7 @@ import aiohttp
 import pytest
 import yaml
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
 
 from kube import kubeconfig, transport
 from kube.client import MERGE, STRATEGIC, Cluster
@@ -322,15 +323,27 @@ async def test_the_guard_is_asked_again_after_new_credentials(cluster: Cluster, 
     assert len(server.asked) == 1
 
 
-async def test_the_guard_is_asked_right_before_the_bytes_go(cluster: Cluster, server: ApiServer) -> None:
+async def test_the_guard_is_asked_right_before_the_bytes_go(
+    cluster: Cluster, server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else gets its turn between, which could shut it."""
     server.put(NODES, {"metadata": {"name": "node"}})
-    guard = Guard()
-    guarded = cluster.guarded(guard)
-    await guarded.patch(NODES, "node", {})
-    asyncio.get_running_loop().call_soon(guard.shut)
-    with pytest.raises(NoLongerLeading, match="not written"):
-        await guarded.patch(NODES, "node", {})
-    assert len(server.asked) == 1
+    told: list[str] = []
+    write = aiohttp.BytesPayload.write_with_length
+
+    def guard() -> None:
+        told.append("asked")
+        asyncio.get_running_loop().call_soon(told.append, "another's turn")
+
+    async def written(body: aiohttp.BytesPayload, writer: AbstractStreamWriter, length: int | None) -> None:
+        await write(body, writer, length)
+        told.append("written")
+
+    monkeypatch.setattr(aiohttp.BytesPayload, "write_with_length", written)
+    for _ in ("over a new connection", "over one that is there"):
+        await cluster.guarded(guard).patch(NODES, "node", {})
+    assert [each for each in told if each != "another's turn"] == ["asked", "written"] * 2
+    assert all(told[place + 1] == "written" for place, each in enumerate(told) if each == "asked")
 
 
 async def test_what_is_guarded_may_read_and_others_may_write(cluster: Cluster, server: ApiServer) -> None:
