@@ -1,10 +1,12 @@
 """Options that several commands have. Nothing here knows what the commands do: help and completion are quick."""
 
+import contextlib
 import enum
 import os
 import re
 import signal
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,17 +35,27 @@ class Form(enum.StrEnum):
         return self in (Form.JSON, Form.YAML)
 
 
+@contextlib.contextmanager
+def _ending_with_its_reader() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        # What is left to be written at the end has no reader either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(_NO_READER) from None
+
+
 class Commands(TyperGroup):
     """Commands as kubectl has them: without one it shows help, which is no mistake, and options that several of them
     have may come before it."""
 
+    def make_context(self, *args: Any, **more: Any) -> Any:
+        with _ending_with_its_reader():  # help is shown here
+            return super().make_context(*args, **more)
+
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with _ending_with_its_reader():
             return super().invoke(ctx)
-        except BrokenPipeError:
-            # What is left to be written at the end has no reader either.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise SystemExit(_NO_READER) from None
 
     _SHARED = ("-n", "-o", "--namespace", "--output", "--context", "--kubeconfig")
 

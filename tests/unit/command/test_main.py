@@ -260,7 +260,12 @@ def test_an_answer_that_can_not_be_written_is_a_line() -> None:
         1,
         "elastic-local: the answer can't be written: No space left on device\n",
     )
-    with subprocess.Popen([sys.executable, "-c", _SHOWS], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as closed:
+
+
+@pytest.mark.parametrize("words", ["show", "--help", "vg", "volumes --help"])
+def test_it_ends_with_the_reader_of_its_output(words: str) -> None:
+    argv = [sys.executable, "-c", _SHOWS.replace('["show"]', repr(words.split()))]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as closed:
         assert closed.stdout
         closed.stdout.close()  # as `| head` does
         assert closed.stderr

@@ -230,7 +230,7 @@ def test_every_event_has_its_line_among_the_events() -> None:
         path
         for folder in ("daemon", "provisioner")
         for path in (ROOT / folder).rglob("*.py")
-        if "proto" not in path.parts
+        if "proto" not in path.parts and path.name != "unserved.py"  # names of RPCs
     ]
     reported = {reason for path in modules for reason in reasons(ast.parse(path.read_text()))} - NO_EVENTS
     assert reported == listed("event")
