@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from command import nodecheckup
 from command.main import app
+from contract.parameters import LUKS2
 from contract.volume import Original
 from daemon.backends.deviceclassbackend import backend_of_classes
 from daemon.backends.loop import LoopBackend
@@ -24,6 +25,7 @@ from daemon.storage.inventory import Volume
 from daemon.storage.record import VolumeSpec, VolumeState
 from daemon.storage.thinpools import PoolExtension
 from host import blockdevice, disks, loopdevice, mounting
+from host.luks import Passphrase
 from lvm import Lvm, LvmError, configuration
 from tests.node.conftest import ByHand, MakeDisks
 from tests.node.lvmmetadata import Metadata
@@ -136,6 +138,19 @@ def test_no_group_is_extended_by_an_unlike_disk(
     assert is_blank(unlike[1])
 
 
+@pytest.mark.parametrize(("more", "sector"), [(512, 512), (4096, 512), (4096, 4096)])
+def test_a_disk_of_an_odd_size_is_taken_and_given_back(
+    make_disks: MakeDisks, metadata: Metadata, tmp_path: Path, more: int, sector: int
+) -> None:
+    (disk,) = make_disks(1, 64 * MIB + more, sector)
+    assert blockdevice.size(Path(disk)) == 64 * MIB + more
+    metadata.show(disk)
+    for verb in (("create", "odd", disk), ("remove", "odd")):
+        done = CliRunner().invoke(app, ["vg", *verb, "--data-dir", str(tmp_path)])
+        assert done.exit_code == 0, done.output
+    assert is_blank(disk)
+
+
 def test_a_disk_that_lvm_does_not_add_is_left_as_it_was(
     make_disks: MakeDisks, metadata: Metadata, group: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,6 +254,28 @@ async def test_a_copy_lies_where_it_can_be_mounted(two_groups: Node, kind: str) 
     folder = node.folder(copy.pv)
     await volumes.mount(copy, folder, read_only=False)
     assert (folder.path / "word").read_text() == "large"
+
+
+@pytest.mark.device_mapper
+async def test_what_can_not_be_looked_at_is_copied_to_no_larger_sectors(two_groups: Node) -> None:
+    volumes = await started(two_groups)
+    key = Passphrase(b"correct horse battery staple", "Secret default/key")
+    for device_class, other in (("small", "large"), ("large", "small")):
+        source = two_groups.spec(
+            32 * MIB, pv=f"pvc-{uuid.uuid4()}", device_class=device_class, filesystem="ext4", encryption=LUKS2
+        )
+        await volumes.unlock(source, key)
+        await volumes.release(source.pv)
+        copy = copy_of(source, other)
+        if device_class == "small":
+            with pytest.raises(NotCloned, match="its filesystem may need smaller ones"):
+                await volumes.prepare(copy)
+        else:
+            await volumes.unlock(copy, key)
+            folder = two_groups.folder(copy.pv)
+            await volumes.mount(copy, folder, read_only=False)
+            await volumes.unmount(folder)
+            await volumes.release(copy.pv)
 
 
 @pytest.mark.device_mapper
