@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from daemon.static.diskrecord import (
+    DEVICE_KEYS,
     DEVICE_MAPPER,
     FILESYSTEM,
     FOLDER,
@@ -77,7 +78,7 @@ def of_mount(mount: Mount, inode: int) -> DiskRecord:
         values = {SOURCE: f"{mount.filesystem} {_clean(mount.source)}"}
     else:
         values = dict(of_device(number).values)
-        identifier = _filesystem(number)
+        identifier = _filesystem(number, bool(values.keys() & DEVICE_KEYS))
         if mount.filesystem == "btrfs" and _devices_of_btrfs(identifier) > 1:
             # Which of its devices is named as its source changes from mount to mount.
             values = {}
@@ -158,10 +159,22 @@ def _number_of(mount: Mount) -> int | None:
     return None
 
 
-def _filesystem(number: int) -> str:
+def _filesystem(number: int, identified: bool) -> str:
+    """`identified`: the device itself says which one it is. Then a disk that is broken is no unknown one."""
     device = blockdevice.find(number)
     if device is None:
         return ""
+    try:
+        return _uuid_on(device, number)
+    except FileNotFoundError:
+        return ""  # a container without the devices of its node
+    except OSError:
+        if identified:
+            return ""
+        raise
+
+
+def _uuid_on(device: Path, number: int) -> str:
     descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return superblock.filesystem_uuid(descriptor) if os.fstat(descriptor).st_rdev == number else ""

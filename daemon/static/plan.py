@@ -163,7 +163,7 @@ def _of_known(entry: Entry, known: StaticVolume) -> RecordDisk | Withdraw | Skip
             return Skip(entry, f"it is {known.name}")
         case _ if is_unclaimed(known) and known.deleting:
             return Skip(entry, f"{known.name} is being deleted")
-        case Match.OTHER if is_unclaimed(known):
+        case _ if is_unclaimed(known) and entry.record:
             was = diskrecord.describe(known.disk)
             message = (
                 f'path "{entry.path}" has another disk than {known.name} was made of, which is unused: [{was}], now'

@@ -2,11 +2,16 @@
 
 import subprocess
 import time
+from contextlib import ExitStack
+from pathlib import Path
 
+from contract import names
+from kube.resources import CLAIMS
 from tests.cluster.conftest import MakeSandbox
-from tests.cluster.staticnode import CLASS, STATIC, Offered, configure, folder, mount, served, until_event
+from tests.cluster.staticnode import CLASS, MIB, STATIC, Offered, configure, disk, folder, mount, served, until_event
 from tests.cluster.test_observability import fetch, scrape
 from tests.sandbox.nodes import Node, NodeSpec
+from tests.sandbox.workloads import Namespace, claim
 from tests.waiting import until
 
 EVENTS = 1000
@@ -85,3 +90,41 @@ async def test_a_storm_makes_few_passes(fresh_sandbox: MakeSandbox) -> None:
 def _passes(node: Node) -> int:
     """That the daemon has made: each tells once that the first disk has its volume."""
     return node.daemon.output.count("/calm is skipped: it is ")
+
+
+async def test_a_link_that_leads_to_another_disk(fresh_sandbox: MakeSandbox, tmp_path: Path) -> None:
+    """Neither is what is there offered under the old name, nor is it erased when the claim is deleted."""
+    sandbox = await fresh_sandbox(NodeSpec("one", static=True), manifests=STATIC)
+    node = sandbox.nodes["one"]
+    fast = folder(node, "fast")
+    keys = {"volumeMode": "Block", "blockCleanerCommand": ["/scripts/dd_zero.sh"], "namePattern": "disk"}
+    configure(node, "storageClassMap", {CLASS: served(fast, **keys)})
+    offered = Offered(sandbox, node, "disk")
+    with ExitStack() as disks:
+        one, two = (disks.enter_context(disk(tmp_path / name, 12 * MIB)) for name in ("one", "two"))
+        for device in (one, two):
+            device.write_bytes(b"data" * 1000)
+
+        def lead(device: Path) -> None:
+            (fast / "draft").symlink_to(device)
+            (fast / "draft").rename(fast / "disk")
+
+        lead(two)
+        unused = await offered.until("Available")
+        lead(one)
+        anew = await offered.until("Available", not_uid=unused["metadata"]["uid"])
+        was, is_now = (body["metadata"]["annotations"][names.DISK_ANNOTATION] for body in (unused, anew))
+        assert was != is_now
+        async with Namespace(sandbox, "work") as namespace:
+            await namespace.create(CLAIMS, claim("data", "1Mi", CLASS, volumeMode="Block", volumeName=offered.name))
+            bound = await offered.until("Bound")
+            lead(two)
+            await offered.until_event("VolumeDiskChanged", "leads to another disk than PersistentVolume")
+            assert (await scrape(node.url)).sum("local_volume_provisioner_changed_disks") == 1
+            await namespace.delete(CLAIMS, "data")
+            await offered.until_event("VolumeFailedDelete", "leads to another disk than PersistentVolume")
+            assert two.read_bytes()[:4000] == b"data" * 1000
+            lead(one)
+            await offered.until("Available", not_uid=bound["metadata"]["uid"])
+            assert not one.read_bytes().strip(b"\0")
+            assert two.read_bytes()[:4000] == b"data" * 1000

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from contract.names import DISK_ANNOTATION
+from daemon.static import diskevidence
 from daemon.static.configuration import BLOCK
 from daemon.static.plan import DISK_CHANGED, DUPLICATE
 from daemon.static.volume import volume_name
+from host import superblock
 from kube.errors import Forbidden
 from kube.resources import VOLUMES
 from tests.node.conftest import ByHand, MakeDisks
@@ -138,6 +140,59 @@ async def test_an_unused_volume_whose_disk_was_replaced_is_offered_anew(
     assert (await node.volumes())["/host/fast/disk"]["spec"]["capacity"]["storage"] == "24Mi"
     assert (await disk_of(node, "/host/fast/disk"))["size"] == str(24 * MIB)
     assert len(await node.recorded_events()) == 1
+
+
+async def test_an_unused_volume_whose_disk_can_not_be_compared(
+    node: Discovery, fast: Path, make_disks: MakeDisks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another kind of disk is offered anew; one that can't be identified now is not gone."""
+    [disk] = make_disks(1, 12 * MIB)
+    chosen = configured(class_config(fast))
+    mount(fast / "one")
+    lead(fast / "two", disk)
+    await node.look(chosen)
+    one, two = [await set_phase(node, entry, "Available") for entry in ("one", "two")]
+    unmount(fast / "one")
+    subprocess.run(["mkfs.ext4", "-q", *(other := make_disks(1, 12 * MIB))], check=True)
+    subprocess.run(["mount", *other, fast / "one"], check=True)
+
+    def unreadable(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(diskevidence, "_serial", unreadable)
+            patched.setattr(diskevidence, "_loop", unreadable)
+            await node.look(chosen)
+            assert "deletionTimestamp" not in (await node.cluster.get(VOLUMES, one))["metadata"]
+        await node.look(chosen)
+        assert "deletionTimestamp" in (await node.cluster.get(VOLUMES, one))["metadata"]
+        assert "deletionTimestamp" not in (await node.cluster.get(VOLUMES, two))["metadata"]
+    finally:
+        unmount(fast / "one")
+
+
+async def test_the_filesystem_of_a_disk_that_is_broken(
+    node: Discovery, fast: Path, make_disks: MakeDisks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no other disk: the device still says which one it is."""
+    [disk] = make_disks(1, 12 * MIB)
+    subprocess.run(["mkfs.ext4", "-q", disk], check=True)
+    (fast / "one").mkdir()
+    subprocess.run(["mount", disk, fast / "one"], check=True)
+    chosen = configured(class_config(fast))
+    try:
+        await node.look(chosen)
+        await set_phase(node, "one", "Bound")
+
+        def broken(_: int) -> str:
+            raise OSError(5, "Input/output error")
+
+        monkeypatch.setattr(superblock, "filesystem_uuid", broken)
+        await node.look(chosen)
+        assert await node.recorded_events() == []
+    finally:
+        unmount(fast / "one")
 
 
 async def test_the_disk_of_a_released_volume_is_not_offered_by_another_name(
