@@ -41,3 +41,19 @@ async def test_a_read_only_pod_reads_what_another_writes(
     staged = onnode.staged(node, volume)
     assert staged is not None
     assert "rw" in staged.options
+
+
+async def test_the_flags_of_a_mount_on_the_node_end_at_the_container(
+    sandbox: Sandbox, namespace: Namespace, volume_source: str, class_like: ClassLike
+) -> None:
+    """So says docs/limitations.md: by runc, what the pod says of its mount is all that holds in it."""
+    await namespace.create(CLAIMS, claim("data", "16Mi", class_like(), accessModes=["ReadOnlyMany"]))
+    script = "touch /data/mine && exec sleep infinity"
+    await namespace.create(PODS, pod("user", {"/data": "data"}, script=script, restartPolicy="Never"))
+    user = await namespace.until_running("user")
+    volume = (await namespace.until_bound("data"))["metadata"]["name"]
+    folder = sandbox.node_of(user).volume_folder(user["metadata"]["uid"], volume, volume_source)
+    mount = onnode.mount_on(folder)
+    assert mount is not None
+    assert "ro" in mount.options
+    await until((folder / "mine").exists, what="the pod has written")

@@ -39,9 +39,12 @@ async def test_a_read_only_pod_reads_and_does_not_write(namespace: Trial, class_
     await namespace.until_succeeded("reader")
 
 
-async def test_a_claim_that_is_only_read_is_mounted_read_only(namespace: Trial, class_like: ClassLike) -> None:
+async def test_a_claim_that_is_only_read_is_served(namespace: Trial, class_like: ClassLike) -> None:
+    """That nobody writes is for its pods to say: the access mode alone does not reach the container."""
     await namespace.create(CLAIMS, claim("data", "16Mi", class_like(), accessModes=["ReadOnlyMany"]))
-    await namespace.run("user", "ls /data; if touch /data/mine; then exit 1; fi")
+    script = "ls /data; if touch /data/mine; then exit 1; fi"
+    await namespace.create(PODS, read_only(pod("reader", {"/data": "data"}, script=script)))
+    await namespace.until_succeeded("reader")
 
 
 async def test_a_group_may_write(namespace: Trial, class_like: ClassLike) -> None:

@@ -275,7 +275,8 @@ class PodWorker:
             Bind(
                 source=_sub_path(volumes[mount["name"]].path, mount.get("subPath") or ""),
                 target=mount["mountPath"],
-                read_only=bool(mount.get("readOnly")),
+                # Of makeMounts: what the volume's source says holds for all containers.
+                read_only=bool(mount.get("readOnly")) or getattr(volumes[mount["name"]].source, "read_only", False),
             )
             for mount in spec.get("volumeMounts") or []
         ]

@@ -82,8 +82,9 @@ def enter_root(folder: str, binds: list[dict[str, Any]], devices: list[dict[str,
         target = os.path.join(root, bind["target"].lstrip("/"))
         os.makedirs(target, exist_ok=True)
         mount(bind["source"], target, flags=MS_BIND)
-        if bind["read_only"]:
-            mount("none", target, flags=MS_BIND | MS_REMOUNT | MS_RDONLY)
+        # As containerd has runc do it: by what the pod says alone. Flags that the volume has on the node (ro, nosuid,
+        # nodev, noexec) do not hold in the container. Those about access times do, for the kernel keeps them.
+        mount("none", target, flags=MS_BIND | MS_REMOUNT | (MS_RDONLY if bind["read_only"] else 0))
     os.chdir(root)
     checked(libc.syscall(SYS_PIVOT_ROOT[os.uname().machine], b".", b"."), "pivot_root")
     checked(libc.umount2(b".", MNT_DETACH), "unmount of the old root")
