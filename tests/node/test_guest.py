@@ -1,5 +1,6 @@
 """The harness itself: a test that runs in a guest must not be able to pass without having passed."""
 
+import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -113,12 +114,14 @@ def test_a_disk_outlives_a_power_cut(tmp_path: Path) -> None:
     finally:
         first.kill()
     assert first.exit_code is None
-    second = run("second", "dd if=/dev/ubda of=read bs=512 count=1")
+    second = run("second", "dd if=/dev/ubda of=read bs=512 count=1; command -v kubectl >kubectl")
     try:
         assert second.wait(60) == 0
     finally:
         second.kill()
     assert (tmp_path / "second" / "read").read_bytes().startswith(b"precious\n")
+    pinned = (tmp_path / "second" / "kubectl").read_text().strip()
+    assert pinned == str(Path(sys.executable).with_name("kubectl")), "it is the one that make tools installs"
 
 
 def run_registers(folder: Path) -> Guest:

@@ -84,7 +84,7 @@ because the first process of a namespace can't abort, which is what User-mode Li
 
 _INIT = """\
 #!/bin/sh
-export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_CTYPE=C.UTF-8
+export PATH={programs}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_CTYPE=C.UTF-8
 export LD_PRELOAD={prefault}
 mount -t proc proc /proc
 mount -t sysfs sys /sys
@@ -278,6 +278,7 @@ def _init(folder: Path, command: Sequence[str], cwd: Path, environment: Mapping[
         + "".join(f"host {each} hostfs {each},X-mount.mkdir\n" for each in map(_in_fstab, dict.fromkeys(kept)))
     )
     return _INIT.format(
+        programs=shlex.quote(str(Path(sys.executable).parent)),  # kubectl is installed there
         prefault=shlex.quote(str(prefault)),
         fstab=shlex.quote(str(fstab)),
         modules=_MODULES,
