@@ -9,7 +9,10 @@ from pathlib import Path
 
 from tests.databases.engine import ClientProgram, Engine, Refused, Session, client_program
 
-_POSTGRESQL = Path("/usr/lib/postgresql/15/bin")
+
+def _postgresql() -> Path:
+    """Its programs. Debian has a folder for each major version."""
+    return max(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: int(folder.parent.name))
 
 
 class _PostgresSession(Session):
@@ -52,19 +55,19 @@ class _PostgresSession(Session):
 @dataclass(frozen=True)
 class Postgresql(Engine):
     def version(self) -> str:
-        return subprocess.check_output([_POSTGRESQL / "postgres", "--version"], text=True).split()[2]
+        return subprocess.check_output([_postgresql() / "postgres", "--version"], text=True).split()[2]
 
     def script(self, environment: Mapping[str, str], folder: str, port: int) -> str:
-        data = environment["PGDATA"]
+        data, programs = environment["PGDATA"], _postgresql()
         # The first lines are what the entry point of the image does (docker-entrypoint.sh of docker-library/postgres),
         # the last ones hand on SIGTERM as SIGINT, the STOPSIGNAL of the image: clients are not waited for. As process 1
         # of a container the server passes over the lock file of a crash; containers of the sandbox share the machine's
         # process numbers, and in a copy the file names a server that lives.
         return f"""
             mkdir -p {data} && chmod 700 {data}
-            test -s {data}/PG_VERSION || {_POSTGRESQL}/initdb --pgdata={data} --auth=trust --data-checksums --no-locale
+            test -s {data}/PG_VERSION || {programs}/initdb --pgdata={data} --auth=trust --data-checksums --no-locale
             rm -f {data}/postmaster.pid
-            {_POSTGRESQL}/postgres -D {data} -p {port} -c listen_addresses=127.0.0.1 \
+            {programs}/postgres -D {data} -p {port} -c listen_addresses=127.0.0.1 \
                 -c unix_socket_directories= -c shared_buffers=16MB -c max_wal_size=64MB -c min_wal_size=32MB &
             trap "kill -INT $!" TERM
             wait $! || wait $!
