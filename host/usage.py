@@ -104,16 +104,22 @@ def folder_users(volume: Mount) -> Iterator[str]:
                 yield f"{_name(process)} works in {path}"
 
 
-def device_users(device: int) -> Iterator[str]:
-    """Who else has a block device or a partition of it open, as text: to write, or in a pod. Who has it for himself
-    (O_EXCL) is blockdevice.is_claimed's part; a program that writes to a raw disk need not. `device`: st_rdev. Raises
-    OSError."""
+def device_loops(device: int) -> Iterator[str]:
+    """Loop devices that are attached to a block device or a partition of it, as text: the kubelet makes one for each
+    pod of a block volume. `device`: st_rdev. Raises OSError."""
     numbers = _with_partitions(device)
     for loop in Path("/sys/block").glob("loop*/loop"):
         with contextlib.suppress(FileNotFoundError):  # it was detached a moment ago
             backing = loopdevice.backing(Path("/dev", loop.parent.name))
             if backing and backing.block_device in numbers:
                 yield f"device {loop.parent.name} is attached to it"
+
+
+def device_users(device: int) -> Iterator[str]:
+    """Processes that have a block device or a partition of it open, as text: to write, or in a pod. Who has it for
+    himself (O_EXCL) is blockdevice.is_claimed's part; a program that writes to a raw disk need not. `device`: st_rdev.
+    Raises OSError."""
+    numbers = _with_partitions(device)
     processes, namespaces = _look()
     asked = {
         id_
@@ -121,6 +127,7 @@ def device_users(device: int) -> Iterator[str]:
         for id_, mount in namespace.mounts.items()
         if mount.filesystem.partition(".")[0] in _REMOTE
     }
+    ours = _pod(os.getpid())
     for process in processes.keys() - {os.getpid()}:
         for descriptor, _ in _open_files(process):
             with _gone_meanwhile(process):
@@ -129,8 +136,8 @@ def device_users(device: int) -> Iterator[str]:
                 status = _status(process, descriptor)
                 if stat.S_ISBLK(status.st_mode) and status.st_rdev in numbers:
                     writes = _flags(process, descriptor) & os.O_ACCMODE != os.O_RDONLY
-                    # Who watches the disks of a node may have them open for long.
-                    if writes or _pod(process):
+                    # Who watches the disks of a node may have them open for long, and LVM, which we run, reads all.
+                    if writes or _pod(process) not in ("", ours):
                         yield f"{_name(process)} has it open"
 
 

@@ -23,6 +23,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from daemon.static import cleaners, diskevidence, diskrecord
@@ -217,28 +218,44 @@ def _check_others(
     """Raises CleanupRefused where another PersistentVolume has that disk now, or has data on it that nobody can see at
     its own path: that leads elsewhere, so that this one leads here."""
     for other in others:
-        theirs, there = _look_at(other, table)
+        theirs = _identity_at(other.path, table) if other.path else None
         if theirs and theirs.overlaps(identity):
             same, remedy = "is the same disk as", "remove one of the two entries"
             if theirs.mount and identity.mount:
                 same, remedy = "has the same files as", "unmount one of the two"
             raise CleanupRefused(f"{what} {same} PersistentVolume {other.volume}, at {other.path}: {remedy}", mode)
-        at_place = there is not None and diskrecord.match(other.disk, there) is Match.SAME
-        if judged and not at_place and diskrecord.overlaps(other.disk, judged):
+        # Only then is its disk itself asked: one that hangs must not hold up the others.
+        if judged and diskrecord.overlaps(other.disk, judged) and not _is_at_place(other):
             remedy = "have its path lead there again"
             raise CleanupRefused(f"{what} is the disk that PersistentVolume {other.volume} was made of: {remedy}", mode)
 
 
-def _look_at(other: Neighbour, table: Mapping[str, Mount]) -> tuple[DiskIdentity | None, DiskRecord | None]:
-    """What is at its path now. None: nothing, or it does not answer, which must not hold up the others."""
-    if other.path:
-        with suppress(OSError):
-            status = other.path.stat()
-            if stat.S_ISBLK(status.st_mode):
-                return device_identity(status.st_rdev), diskevidence.of_device(status.st_rdev)
-            if mount := table.get(os.path.realpath(other.path)):
-                return mount_identity(mount), diskevidence.of_mount(mount, status.st_ino)
-    return None, None
+def _identity_at(path: Path, table: Mapping[str, Mount]) -> DiskIdentity | None:
+    """Of what is there now, without asking it. None: nothing, or what is broken."""
+    with suppress(OSError):
+        if mount := table.get(os.path.realpath(path)):
+            return mount_identity(mount)
+        status = path.stat()
+        if stat.S_ISBLK(status.st_mode):
+            return device_identity(status.st_rdev)
+    return None
+
+
+def _is_at_place(other: Neighbour) -> bool:
+    """Whether its path leads to the disk it was made of: two disks that are there at once are two, also when they have
+    the same serial number."""
+    if other.path is None:
+        return False
+    with suppress(OSError):
+        kind = other.path.stat().st_mode
+        if not stat.S_ISBLK(kind) and not stat.S_ISDIR(kind):
+            return False
+        descriptor = os.open(other.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            return diskrecord.match(other.disk, diskevidence.of_open(descriptor)) is Match.SAME
+        finally:
+            os.close(descriptor)
+    return False
 
 
 def _check_device(device: Path, number: int) -> None:
@@ -257,7 +274,7 @@ def _check_device(device: Path, number: int) -> None:
     # Who writes to a raw disk need not have claimed it: a container that outlived its pod, the cleaner of a daemon that
     # was killed. What it writes later would be in the next user's volume.
     try:
-        user = next(usage.device_users(number), None)
+        user = next(chain(usage.device_loops(number), usage.device_users(number)), None)
     except OSError as error:
         reason = f"may be in use, its users can't be determined: {error}"
         raise CleanupRefused(f"device {device} {reason}", BLOCK) from None

@@ -330,11 +330,9 @@ class Discoverer:
         except UnicodeEncodeError:
             return InvalidEntry(step.entry.name, f"the name {step.entry.name!r} is not UTF-8: rename it")
         try:
-            if await entries.is_in_use(step.entry, self._disk_threads):
-                remedy = (
-                    "unmount it and remove what is built on it or on a part of it (lsblk shows both), or take it out"
-                )
-                return InvalidEntry(step.entry.name, f'"{step.entry.path}" is in use: {remedy}')
+            if user := await entries.user(step.entry, self._disk_threads):
+                remedy = "end that use, or take it out of the folder"
+                return InvalidEntry(step.entry.name, f'"{step.entry.path}" is in use, {user}: {remedy}')
             size = round_down(await entries.capacity(step.entry, self._disk_threads))
         except OSError as error:
             return InvalidEntry(

@@ -18,9 +18,12 @@ from pathlib import Path
 from daemon.static import diskevidence
 from daemon.static.diskidentity import DiskIdentity, device_identity, mount_identity
 from daemon.static.diskrecord import DiskRecord
-from host import blockdevice, mounttable
-from host.diskthreads import DiskThreads, Hung
+from host import blockdevice, mounttable, usage
+from host.diskthreads import DEADLINE, DiskThreads, Hung
 from host.mounttable import Mount
+
+_USERS_SECONDS = 4 * DEADLINE
+"""The users of a device are looked for among all processes of a busy node."""
 
 
 class PatternError(ValueError):
@@ -154,11 +157,18 @@ def _kind(path: Path) -> EntryKind:
     return EntryKind.FOLDER if stat.S_ISDIR(mode) else EntryKind.BLOCK if stat.S_ISBLK(mode) else EntryKind.OTHER
 
 
-async def is_in_use(entry: Entry, disk_threads: DiskThreads) -> bool:
-    """Whether a filesystem, device-mapper, LVM or md holds the device or a part of it. Raises OSError and Hung."""
-    return entry.kind is EntryKind.BLOCK and await disk_threads.at(
-        entry.path, partial(blockdevice.is_claimed, entry.path)
-    )
+async def user(entry: Entry, disk_threads: DiskThreads) -> str:
+    """Who uses the device or a part of it: a filesystem, device-mapper, LVM or md that holds it, or a process that has
+    it open to write. Empty: nobody. Raises OSError and Hung."""
+    if entry.kind is not EntryKind.BLOCK:
+        return ""
+    return await disk_threads.at(entry.path, partial(_user, entry.path), deadline=_USERS_SECONDS)
+
+
+def _user(device: Path) -> str:
+    if blockdevice.is_claimed(device):
+        return "something is mounted from it or built on it (lsblk shows both)"
+    return next(usage.device_users(device.stat().st_rdev), "")
 
 
 async def capacity(entry: Entry, disk_threads: DiskThreads) -> int:

@@ -12,6 +12,7 @@ from daemon.static.volume import volume_name
 from kube.resources import VOLUMES
 from tests.node.conftest import MakeDisks
 from tests.node.staticvolumes import Discovery, class_config, configured, discovery, folder_hangs, mount, unmount
+from tests.node.test_static_in_use import process
 from tests.unit.daemon.nodecluster import NODE
 from tests.unit.daemon.static.gopv import go_pv
 from tests.waiting import until
@@ -104,9 +105,21 @@ async def test_a_device_that_is_mounted_elsewhere(
     try:
         await node.look(configured(class_config(fast)))
         assert await node.volumes() == {}
-        assert "is in use: unmount it" in await refused(node, INVALID_ENTRY)
+        assert "is in use, something is mounted from it" in await refused(node, INVALID_ENTRY)
     finally:
         unmount(tmp_path / "elsewhere")
+    await node.look(configured(class_config(fast)))
+    assert set(await node.volumes()) == {"/host/fast/device"}
+
+
+async def test_a_device_that_somebody_writes_to(node: Discovery, fast: Path, make_disks: MakeDisks) -> None:
+    """Such as the cleaner of a daemon that was killed, when somebody deleted the PersistentVolume meanwhile."""
+    (disk,) = make_disks(1, 12 * MIB)
+    (fast / "device").symlink_to(disk)
+    with process("sh", "-c", f"exec 7>>{disk}; echo ready; read end") as user:
+        await node.look(configured(class_config(fast)))
+        assert await node.volumes() == {}
+        assert f"is in use, process {user.pid} (sh) has it open" in await refused(node, INVALID_ENTRY)
     await node.look(configured(class_config(fast)))
     assert set(await node.volumes()) == {"/host/fast/device"}
 
