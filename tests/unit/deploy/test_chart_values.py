@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,17 @@ from contract import names, parameters
 from daemon.static import configuration
 from daemon.storage import deviceclasses
 from service.yamldecoder import DecodeError
-from tests.unit.deploy.rendered import CHART, IMAGE, charted, container, environment, helm_template, of_kind, one
+from tests.unit.deploy.rendered import (
+    CHART,
+    IMAGE,
+    charted,
+    container,
+    environment,
+    helm_template,
+    of_kind,
+    one,
+    run_helm,
+)
 from tests.unit.heard import Heard
 
 Json = dict[str, Any]
@@ -41,6 +52,15 @@ def test_each_distribution_has_its_folders() -> None:
         staging,
         ["/usr/libexec/kubernetes/kubelet-plugins/volume/exec"],
     )
+
+
+def test_what_the_docs_say_to_install_by_is_accepted() -> None:
+    """The schema takes no number for a tag, which `--set image.tag=1` is."""
+    text = (CHART.parents[2] / "docs/install.md").read_text().replace("\\\n", " ")
+    (told,) = re.findall(r"^    (helm install elastic-local .*)$", text, re.MULTILINE)
+    rendered = run_helm("template", *shlex.split(told)[2:3], CHART, *shlex.split(told)[4:])
+    assert rendered.returncode == 0, rendered.stderr
+    assert "image: registry.example.com/elastic-local:1.2.0" in rendered.stdout
 
 
 def test_a_cluster_may_have_several_plugin_folders() -> None:
