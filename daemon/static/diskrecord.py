@@ -77,7 +77,7 @@ class DiskRecord:
             return Match.SAME
         if content := self._equal(seen, _CONTENT):
             return Match.SAME if all(content) else Match.OTHER
-        # Older kernels don't show that of md, which is no other disk after their update.
+        # Not every kernel shows that of md, which is no other disk after an update.
         if any(key in mine or (key in its and key != MD) for key in (*_DEVICE, *_CONTENT)):
             return Match.UNKNOWN
         if same_boot and instance != its_instance:

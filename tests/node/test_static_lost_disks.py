@@ -9,8 +9,9 @@ import pytest
 from daemon.static import entries
 from daemon.static.configuration import BLOCK
 from daemon.static.entries import EntryKind
-from daemon.static.plan import NOT_A_DEVICE, UNMOUNTED, UNRESPONSIVE, VANISHED
+from daemon.static.plan import DISK_CHANGED, NOT_A_DEVICE, UNMOUNTED, UNRESPONSIVE, VANISHED
 from daemon.static.volume import volume_name
+from kube.resources import VOLUMES
 from tests.node.conftest import MakeDisks
 from tests.node.staticvolumes import Discovery, class_config, configured, discovery, folder_hangs, mount, unmount
 from tests.unit.daemon.nodecluster import NODE
@@ -150,3 +151,25 @@ async def test_a_folder_that_hangs_is_the_classes_error(node: Discovery, fast: P
         [error] = await node.look(configured(class_config(fast), class_config(slow, "slow")))
         assert f'class fast: path "{fast}" gives no answer' in error
         assert set(await node.volumes()) == {"/host/slow/one"}
+
+
+async def test_the_folder_itself_is_not_mounted(node: Discovery, fast: Path, make_disks: MakeDisks) -> None:
+    """Below it is what the node has on its own disk: nothing, and links from before that lead to other disks."""
+    one, two = make_disks(2, 12 * MIB)
+    chosen = configured(class_config(fast, volume_mode=BLOCK))
+    (fast / "b").symlink_to(two)
+    mount(fast)
+    for entry in ("a", "b"):
+        (fast / entry).symlink_to(one if entry == "b" else two)
+    await node.look(chosen)
+    names = {entry: volume_name(entry, NODE, "fast") for entry in ("a", "b")}
+    claim = {"claimRef": {"namespace": "default", "name": "claim", "uid": "claim-1"}}
+    for name in names.values():
+        await node.cluster.patch(VOLUMES, name, {"spec": claim})
+        await node.cluster.patch(VOLUMES, name, {"status": {"phase": "Bound"}}, subresource="status")
+    await until(lambda: {each.phase for each in node.cache.volumes()} == {"Bound"})
+    unmount(fast)
+    assert await node.look(chosen) == []
+    assert set(await node.volumes()) == {"/host/fast/a", "/host/fast/b"}
+    events = {(about, reason) for about, reason, _ in await node.recorded_events()}
+    assert events == {(names["a"], VANISHED), (names["b"], DISK_CHANGED)}
