@@ -26,6 +26,9 @@ VOLUME_SOURCE = "volumeSource"
 VOLUME_SOURCES = ("flexVolume", "csi")
 """Of a class: by which driver the kubelet mounts its volumes, as the spec of a PersistentVolume calls it. The first one
 is the default: classes that exist go on. No option of a volume: its PersistentVolume shows it."""
+FS_TYPE = "fsType"
+CSI_FS_TYPE = "csi.storage.k8s.io/fstype"
+"""Of a class: the name that all CSI drivers have for FS_TYPE (external-provisioner)."""
 DEVICE_CLASS = "device-class"
 LINEAR, RAID1 = "none", "raid1"
 NO_ERASE, DISCARD, ZERO = "none", "discard", "zero"
@@ -181,7 +184,7 @@ class VolumeParameters:
     """How a volume is to be made. None and empty mean: as the node is configured. A field is all that a parameter needs
     here (docs/development.md)."""
 
-    filesystem: str = _parameter(_Key("fsType", " ".join(FILESYSTEMS), _one_of(*FILESYSTEMS)), default=filesystems.EXT4)
+    filesystem: str = _parameter(_Key(FS_TYPE, " ".join(FILESYSTEMS), _one_of(*FILESYSTEMS)), default=filesystems.EXT4)
     """RAW: none, it is a block device to its pod (volumeMode Block)."""
     mkfs_options: tuple[str, ...] = ()
     mount_options: tuple[str, ...] = ()
@@ -255,7 +258,7 @@ _FIELDS: Mapping[str, Field[Any]] = {
 }
 """The parameters that are read one by one, by their names."""
 _MKFS_OPTIONS = "mkfsOptions"
-_NAMES = (*_FIELDS, _MKFS_OPTIONS, *_OF_CLASS)
+_NAMES = (*_FIELDS, _MKFS_OPTIONS, CSI_FS_TYPE, *_OF_CLASS)
 
 
 def _key(name: str) -> _Key:
@@ -272,7 +275,7 @@ def parse(parameters: Mapping[str, str], mount_options: Sequence[str] = (), *, b
 
 @functools.lru_cache(maxsize=256)
 def _parse_class(items: tuple[tuple[str, str], ...], mount_options: tuple[str, ...], block: bool) -> VolumeParameters:
-    parameters = dict(items)
+    parameters = _with_own_names(dict(items))
     volume_source(parameters)
     parsed = _parse({key: text for key, text in parameters.items() if key not in _OF_CLASS}, mount_options)
     node_secrets(parameters)
@@ -281,6 +284,16 @@ def _parse_class(items: tuple[tuple[str, str], ...], mount_options: tuple[str, .
     except fsrules.Contradiction as error:
         raise ParameterError(error.key, error.option, f"allowed for {parsed.filesystem} is {error.allowed}") from None
     return parsed.as_block_device() if block else parsed
+
+
+def _with_own_names(parameters: Mapping[str, str]) -> Mapping[str, str]:
+    """Raises ParameterError where both names of one parameter are there, and differ."""
+    if CSI_FS_TYPE not in parameters:
+        return parameters
+    chosen = parameters[CSI_FS_TYPE]
+    if parameters.get(FS_TYPE, chosen) != chosen:
+        raise ParameterError(CSI_FS_TYPE, chosen, f"{FS_TYPE} is {parameters[FS_TYPE]!r}, keep one of the two")
+    return {key: text for key, text in parameters.items() if key != CSI_FS_TYPE} | {FS_TYPE: chosen}
 
 
 def volume_source(parameters: Mapping[str, str]) -> str:
@@ -403,7 +416,7 @@ def from_options(options: Mapping[str, str], filesystem: str) -> VolumeParameter
         return _parse(of_device, ()).as_block_device()
     mount_options = options.get(MOUNT_OPTIONS_OPTION, "")
     parameters = {key: value for key, value in options.items() if key not in _OF_ONE_VOLUME}
-    return _parse({**parameters, "fsType": filesystem}, [mount_options] if mount_options else [])
+    return _parse({**parameters, FS_TYPE: filesystem}, [mount_options] if mount_options else [])
 
 
 def limited(parameters: VolumeParameters, limits: Mapping[str, str]) -> VolumeParameters:

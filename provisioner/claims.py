@@ -235,7 +235,7 @@ class ClaimController:
             return Ignore()
         storage_class = self._cache.classes.get(claim.storage_class)
         if storage_class is not None and waits_for_first_consumer(storage_class) and not claim.selected_node:
-            return unscheduled(claim, self._cache.pods_of(claim.key))
+            return unscheduled(claim, storage_class, self._cache.pods_of(claim.key))
         available = self._cache.available(claim, volume_name(claim.uid), source)
         attributes = self._cache.attributes_class(claim.attributes_class)
         return decide(

@@ -49,10 +49,10 @@ def volume_parameters(
 ) -> VolumeParameters:
     """What the class says of the claim's volume, and over it its VolumeAttributesClass. A copy takes from its source
     what its class does not say. Raises ParameterError."""
-    of_source = {"fsType": source.filesystem} if source.filesystem not in ("", RAW) else {}
-    parsed = parameters.parse(
-        {**of_source, **storage_class.parameters}, storage_class.mount_options, block=claim.volume_mode == BLOCK
-    )
+    asked = storage_class.parameters
+    if source.filesystem not in ("", RAW) and not {parameters.FS_TYPE, parameters.CSI_FS_TYPE} & asked.keys():
+        asked = {**asked, parameters.FS_TYPE: source.filesystem}
+    parsed = parameters.parse(asked, storage_class.mount_options, block=claim.volume_mode == BLOCK)
     return limited(parsed, attributes) if isinstance(attributes, VolumeAttributesClass) else parsed
 
 
@@ -207,7 +207,7 @@ def decide(
         layout = volume_parameters(storage_class, claim, source)
         secrets = parameters.node_secrets(storage_class.parameters)
     except ParameterError as error:
-        return Refuse(f"{error}. Parameters can't be changed: make the class anew")
+        return _of_wrong_class(error)
     reason = _unsupported(claim, storage_class.provisioner, volume_source) or _too_small(claim, layout)
     if reason:
         return Refuse(reason)
@@ -250,11 +250,22 @@ def _placed(
     return on_any_node(claim, layout, available)
 
 
-def unscheduled(claim: Claim, users: Collection[Pod]) -> Ignore | Refuse:
-    """A claim that waits until the scheduler has chosen a node for its pod. It never does for a pod that names its node
-    itself, and nothing else reports that."""
+def _of_wrong_class(error: ParameterError) -> Refuse:
+    return Refuse(f"{error}. Parameters can't be changed: make the class anew")
+
+
+def unscheduled(claim: Claim, storage_class: StorageClass, users: Collection[Pod]) -> Ignore | Refuse:
+    """A claim that waits until the scheduler has chosen a node for its pod. It never does for a class with parameters
+    that can't be served, of which no node has capacity, nor for a pod that names its node itself, and nothing else
+    reports that."""
+    if claim.volume_name or claim.deleting:
+        return Ignore()
+    try:
+        parameters.parse(storage_class.parameters, storage_class.mount_options)
+    except ParameterError as error:
+        return _of_wrong_class(error)
     by_hand = next((pod for pod in users if pod.node_name and not pod.deleting), None)
-    if by_hand is None or claim.volume_name or claim.deleting:
+    if by_hand is None:
         return Ignore()
     return Refuse(
         f"pod {by_hand.name} names its node itself (spec.nodeName: {by_hand.node_name}), so the scheduler never "

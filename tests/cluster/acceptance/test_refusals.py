@@ -31,10 +31,11 @@ Json = dict[str, Any]
         ({"mountOptions": ["noatime", "dev"]}, "parameter 'mountOptions' is 'dev': allowed for ext4 is"),
     ],
 )
+@pytest.mark.parametrize("binding", ["Immediate", "WaitForFirstConsumer"])
 async def test_wrong_parameters_are_named_with_what_is_allowed(
-    namespace: Trial, make_class: MakeClass, fields: Json, expected: str
+    namespace: Trial, make_class: MakeClass, binding: str, fields: Json, expected: str
 ) -> None:
-    name = await make_class("Immediate", **fields)
+    name = await make_class(binding, **fields)
     await namespace.create(CLAIMS, claim("data", "16Mi", name))
     message = await namespace.until_event("data", "ProvisioningFailed")
     assert message.startswith(f'failed to provision volume with StorageClass "{name}": {expected}')

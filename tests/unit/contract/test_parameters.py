@@ -18,6 +18,20 @@ def test_the_volume_source_is_the_classes_and_no_option_of_a_volume() -> None:
         assert parameters.parse(asked) == VolumeParameters(filesystem="xfs")
 
 
+def test_the_filesystem_may_have_the_name_that_all_csi_drivers_have_for_it() -> None:
+    of_csi = parameters.CSI_FS_TYPE
+    assert parameters.parse({of_csi: "xfs", "mkfsOptions": "-K"}) == parameters.parse(
+        {"fsType": "xfs", "mkfsOptions": "-K"}
+    )
+    assert parameters.parse({of_csi: "xfs", "fsType": "xfs"}).filesystem == "xfs"
+    with pytest.raises(ParameterError, match="'fsType' is 'zfs'"):
+        parameters.parse({of_csi: "zfs"})
+    with pytest.raises(ParameterError, match=f"{of_csi}.*keep one of the two"):
+        parameters.parse({of_csi: "xfs", "fsType": "ext4"})
+    with pytest.raises(ParameterError):
+        parameters.from_options({of_csi: "xfs"}, "xfs")
+
+
 def test_a_raw_block_device_has_no_filesystem_options() -> None:
     asked = {"fsType": "xfs", "mkfsOptions": "-K", "stripes": "2", "erase": "discard"}
     wanted = parameters.parse(asked, ["noatime"], block=True)

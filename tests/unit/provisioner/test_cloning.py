@@ -168,6 +168,7 @@ def test_the_filesystem_is_the_sources_unless_the_class_has_one() -> None:
     xfs = of_volume(filesystem="xfs")
     assert placed(decided(xfs)).parameters.filesystem == "xfs"
     placed(decided(xfs, fields={"parameters": {"fsType": "xfs"}}))
+    placed(decided(xfs, fields={"parameters": {"csi.storage.k8s.io/fstype": "xfs"}}))
     decision = decided(xfs, fields={"parameters": {"fsType": "ext4"}})
     assert isinstance(decision, Refuse)
     assert "has xfs, and a copy can't have ext4: use a class" in decision.why

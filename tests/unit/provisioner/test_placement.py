@@ -431,6 +431,16 @@ async def test_a_pod_that_names_its_node_itself_is_why_its_claim_waits(small: Me
     assert not homes(small)
 
 
+async def test_a_class_that_no_node_has_capacity_for_is_why_its_claim_waits(small: MemoryCluster) -> None:
+    """The scheduler says that the nodes have not enough free storage, and chooses none."""
+    small.put(CLASSES, class_body(parameters={"fstype": "xfs"}))
+    waiting(small, "a")
+    async with leading(small):
+        await until(lambda: small.messages("ProvisioningFailed"))
+    assert "parameter 'fstype' is 'xfs': there is no such parameter" in small.messages("ProvisioningFailed")[0]
+    assert not homes(small)
+
+
 async def test_a_class_keeps_to_its_topologies_whoever_chose_the_node(small: MemoryCluster) -> None:
     terms = [{"matchLabelExpressions": [{"key": names.HOSTNAME_LABEL, "values": ["host-n2"]}]}]
     small.put(CLASSES, class_body(allowedTopologies=terms))
