@@ -287,10 +287,12 @@ def _parse_class(items: tuple[tuple[str, str], ...], mount_options: tuple[str, .
 
 
 def _with_own_names(parameters: Mapping[str, str]) -> Mapping[str, str]:
-    """Raises ParameterError where both names of one parameter are there, and differ."""
+    """Raises ParameterError for a value that can't be, and where both names of one parameter are there, and differ."""
     if CSI_FS_TYPE not in parameters:
         return parameters
     chosen = parameters[CSI_FS_TYPE]
+    if chosen not in FILESYSTEMS:
+        raise ParameterError(CSI_FS_TYPE, chosen, f"allowed is {_key(FS_TYPE).allowed}")
     if parameters.get(FS_TYPE, chosen) != chosen:
         raise ParameterError(CSI_FS_TYPE, chosen, f"{FS_TYPE} is {parameters[FS_TYPE]!r}, keep one of the two")
     return {key: text for key, text in parameters.items() if key != CSI_FS_TYPE} | {FS_TYPE: chosen}

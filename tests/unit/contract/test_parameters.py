@@ -24,7 +24,7 @@ def test_the_filesystem_may_have_the_name_that_all_csi_drivers_have_for_it() -> 
         {"fsType": "xfs", "mkfsOptions": "-K"}
     )
     assert parameters.parse({of_csi: "xfs", "fsType": "xfs"}).filesystem == "xfs"
-    with pytest.raises(ParameterError, match="'fsType' is 'zfs'"):
+    with pytest.raises(ParameterError, match=f"'{of_csi}' is 'zfs'"):
         parameters.parse({of_csi: "zfs"})
     with pytest.raises(ParameterError, match=f"{of_csi}.*keep one of the two"):
         parameters.parse({of_csi: "xfs", "fsType": "ext4"})
