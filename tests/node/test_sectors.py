@@ -254,6 +254,7 @@ async def test_a_copy_lies_where_it_can_be_mounted(two_groups: Node, kind: str) 
     folder = node.folder(copy.pv)
     await volumes.mount(copy, folder, read_only=False)
     assert (folder.path / "word").read_text() == "large"
+    await volumes.close()
 
 
 @pytest.mark.device_mapper
@@ -276,6 +277,7 @@ async def test_what_can_not_be_looked_at_is_copied_to_no_larger_sectors(two_grou
             await volumes.mount(copy, folder, read_only=False)
             await volumes.unmount(folder)
             await volumes.release(copy.pv)
+    await volumes.close()  # what was copied from is erased behind it
 
 
 @pytest.mark.device_mapper
@@ -287,6 +289,7 @@ async def test_a_block_volume_is_copied_to_like_sectors_only(two_groups: Node) -
     with pytest.raises(NotCloned, match="a partition table counts in sectors"):
         await volumes.prepare(copy_of(source, "small"))
     await volumes.prepare(copy_of(source, "large"))
+    await volumes.close()
 
 
 @pytest.mark.device_mapper
