@@ -57,6 +57,8 @@ class LvmBackend:
         self._thin_pools = {PoolName.of(each.own_thin_pool) for each in classes.values() if each.thin}
         self._extent_sizes: dict[str, int] = {}
         """By group, as last reported: with them the size of a new volume is known without asking for it."""
+        self._growth_refusals: dict[str, str] = {}
+        """Likewise. Growth onto other sectors can be taken back (pvmove), so it is not asked for anew each time."""
 
     def on_device(self, pool: str) -> bool:
         return True
@@ -139,6 +141,7 @@ class LvmBackend:
         with volume_errors("the node", " ".join(sorted(self._groups))):
             state = await self._lvm.report()
         self._extent_sizes = {group.name: group.extent_size for group in state.groups}
+        self._growth_refusals = {group.name: lvmgroups.growth_refusal(state, group) for group in state.groups}
         return state
 
     async def create(self, spec: VolumeSpec) -> Volume:
@@ -257,7 +260,7 @@ class LvmBackend:
         if size <= volume.size:
             return volume
         if not PoolName.of(volume.pool).thin_pool:
-            await self._check_growth(PoolName.of(volume.pool).group)
+            self._check_growth(PoolName.of(volume.pool).group)
         with errors_of(volume):
             try:
                 await self._lvm.extend(PoolName.of(volume.pool).group, volume.pv, size + volume.record.header_size)
@@ -280,18 +283,16 @@ class LvmBackend:
         pool_name = PoolName.of(pool.name)
         if not pool_name.thin_pool:
             raise no_thin_pools(pool)
-        await self._check_growth(pool_name.group)
+        self._check_growth(pool_name.group)
         with volume_errors(f"thin pool {pool.name}", pool_name.group):
             if more.metadata:
                 await self._lvm.extend_metadata(pool_name.group, pool_name.thin_pool, more.metadata)
             if more.data:
                 await self._lvm.extend(pool_name.group, pool_name.thin_pool, pool.size + more.data)
 
-    async def _check_growth(self, group_name: str) -> None:
+    def _check_growth(self, group: str) -> None:
         """Raises PoolBlocked where what grows could not be mounted any more."""
-        state = await self._report()
-        group = state.group(group_name)
-        if group and (why := lvmgroups.growth_refusal(state, group)):
+        if why := self._growth_refusals.get(group):
             raise PoolBlocked(why)
 
     async def remove(self, volume: Volume) -> None:

@@ -8,6 +8,7 @@ Fixtures:
     make_disks    make_disks(count, size) -> paths of fresh, empty block devices (sparse files on loop devices), with
                   sectors of 512 bytes; make_disks(count, size, 4096): with those of a 4Kn disk
     by_hand       by_hand("lvchange", ...) runs what the library does not offer and a person at the node might do
+    metadata      LVM's decisions without device-mapper, for the command too: tests.node.lvmmetadata
     volume_group  the name of a fresh volume group on three disks of 3 GiB, extents of 4 MiB: 767 extents a disk
 
     node          a Node with volumes in images and one with volumes in folders, one after the other; or what the mark
@@ -32,7 +33,8 @@ from daemon.backends.loop import LoopBackend
 from daemon.storage.backend import Backend
 from host import command, loopdevice
 from host.command import Completed
-from lvm import Lvm
+from lvm import Lvm, configuration
+from tests.node.lvmmetadata import Metadata
 from tests.node.volume_node import MIB, Node, lvm_backend
 from tests.waiting import until
 
@@ -149,3 +151,11 @@ def slow(tmp_path: Path) -> Path:
     folder = tmp_path / "slow"
     folder.mkdir()
     return folder
+
+
+@pytest.fixture
+def metadata(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Metadata:
+    """LVM as the command runs it, without device-mapper too."""
+    made = Metadata(tmp_path / "lvm")
+    monkeypatch.setattr(configuration, "write", lambda folder, content: None)
+    return made

@@ -26,7 +26,7 @@ from daemon.storage.record import VolumeSpec, VolumeState
 from daemon.storage.thinpools import PoolExtension
 from host import blockdevice, disks, loopdevice, mounting
 from host.luks import Passphrase
-from lvm import Lvm, LvmError, configuration
+from lvm import Lvm, LvmError
 from tests.node.conftest import ByHand, MakeDisks
 from tests.node.lvmmetadata import Metadata
 from tests.node.volume_node import MIB, Node, lvm_backend, started
@@ -80,14 +80,6 @@ def mounted(disk: str, folder: Path, request: pytest.FixtureRequest) -> None:
     subprocess.run(["mkfs.xfs", "-q", disk], check=True)
     mounting.mount("xfs", Path(disk), folder, ())
     request.addfinalizer(lambda: mounting.unmount(folder, detach=True))
-
-
-@pytest.fixture
-def metadata(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Metadata:
-    """What the command does is done without device-mapper too."""
-    made = Metadata(tmp_path / "lvm")
-    monkeypatch.setattr(configuration, "write", lambda folder, content: None)
-    return made
 
 
 @pytest.fixture

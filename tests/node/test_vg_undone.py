@@ -13,19 +13,11 @@ from typer.testing import CliRunner
 from command.main import app
 from daemon.backends import lvmgroups
 from host import loopdevice
-from lvm import Lvm, LvmError, configuration
+from lvm import Lvm, LvmError
 from tests.node.conftest import MakeDisks
 from tests.node.lvmmetadata import Metadata, remove, restored
 
 MIB = 2**20
-
-
-@pytest.fixture
-def metadata(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Metadata:
-    """What the command does is done without device-mapper too."""
-    made = Metadata(tmp_path / "lvm")
-    monkeypatch.setattr(configuration, "write", lambda folder, content: None)
-    return made
 
 
 @pytest.fixture
