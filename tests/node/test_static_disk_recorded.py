@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -55,7 +56,8 @@ async def set_phase(node: Discovery, entry: str, phase: str) -> str:
 async def test_a_device_and_a_filesystem_say_what_they_are(node: Discovery, fast: Path, make_disks: MakeDisks) -> None:
     one, two = make_disks(2, 12 * MIB)
     lead(fast / "device", one)
-    subprocess.run(["mkfs.ext4", "-q", "-U", "11111111-2222-3333-4444-555555555555", two], check=True)
+    identifier = str(uuid4())
+    subprocess.run(["mkfs.ext4", "-q", "-U", identifier, two], check=True)
     (fast / "filesystem").mkdir()
     subprocess.run(["mount", two, fast / "filesystem"], check=True)
     mount(fast / "memory")
@@ -65,7 +67,7 @@ async def test_a_device_and_a_filesystem_say_what_they_are(node: Discovery, fast
         assert device["loop"].startswith("inode ")
         assert device["size"] == str(12 * MIB)
         filesystem = await disk_of(node, "/host/fast/filesystem")
-        assert filesystem["filesystem"] == "11111111-2222-3333-4444-555555555555"
+        assert filesystem["filesystem"] == identifier
         assert filesystem["loop"] != device["loop"]
         assert await disk_of(node, "/host/fast/memory") == {"source": "tmpfs tmpfs"}
     finally:
@@ -77,7 +79,7 @@ async def test_the_uuid_of_a_filesystem(
     node: Discovery, fast: Path, make_disks: MakeDisks, kind: str, option: str
 ) -> None:
     [disk] = make_disks(1, 320 * MIB)
-    identifier = "11111111-2222-3333-4444-555555555555"
+    identifier = str(uuid4())
     named = [option + identifier] if option.endswith("=") else [option, identifier]
     subprocess.run([f"mkfs.{kind}", "-q", *named, disk], check=True)
     (fast / "one").mkdir()
