@@ -32,7 +32,7 @@ NAMESPACE = $(eval NAMESPACE := $(or $(shell $(KUBECTL) kustomize deploy/overlay
 HERE = $(KUBECTL) --namespace $(NAMESPACE)
 
 .PHONY: docker-build-push release-image deploy delete redeploy redeploy-samples driver-logs provisioner-logs
-.PHONY: acceptance cluster-named
+.PHONY: acceptance bench-cluster cluster-named
 .PHONY: minikube-attach-disk minikube-create-vg gke-create-vg
 
 VERSION_OF_IMAGE = --build-arg VERSION="$$(tools/version)" \
@@ -78,10 +78,14 @@ acceptance: cluster-named tools ## test the cluster of KUBECONFIG=/path, in whic
 	@$(RUN) pytest tests/cluster/acceptance --verbose --maxfail 3 --kubeconfig "$(KUBECONFIG)" --pod-image "$(POD_IMAGE)" \
 		$(if $(VOLUME_SOURCE),--volume-source "$(VOLUME_SOURCE)") $(if $(SNAPSHOTS),--snapshots)
 
+bench-cluster: cluster-named tools ## measure the cluster of KUBECONFIG=/path: claims in a namespace of their own, CLAIMS=50 at once
+	@$(RUN) python -m tests.bench.cluster --kubeconfig "$(KUBECONFIG)" $(if $(CLAIMS),--claims "$(CLAIMS)") \
+		$(if $(STORAGE_CLASS),--storage-class "$(STORAGE_CLASS)") $(if $(METRICS),--metrics "$(METRICS)")
+
 # Not by the environment: it may name a cluster that nobody means just now.
 cluster-named:
-	$(if $(filter command,$(origin KUBECONFIG)),,$(error which cluster? make acceptance KUBECONFIG=/path/of/its/kubeconfig))
-	$(if $(KUBECONFIG),,$(error KUBECONFIG is empty: make acceptance KUBECONFIG=/path/of/its/kubeconfig))
+	$(if $(filter command,$(origin KUBECONFIG)),,$(error which cluster? make $(MAKECMDGOALS) KUBECONFIG=/path/of/its/kubeconfig))
+	$(if $(KUBECONFIG),,$(error KUBECONFIG is empty: make $(MAKECMDGOALS) KUBECONFIG=/path/of/its/kubeconfig))
 
 driver-logs: ## follow the logs of the daemons, which serve the driver of each node
 	$(HERE) logs --selector app.kubernetes.io/component=daemon --prefix --follow \

@@ -7,7 +7,7 @@ source that there is. The series of a class go with it.
 
 from typing import TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.metrics import MetricWrapperBase
 
 from contract.volume import CLAIM_KIND
@@ -74,6 +74,7 @@ class Metrics:
         self._depth = self._gauge(
             "elastic_local_provisioner_queue_depth", "Objects that wait for a free worker.", ("queue",)
         )
+        ProcessCollector(registry=self.registry)
 
     def _counter(self, name: str, meaning: str, labels: tuple[str, ...] = ()) -> Counter:
         return self._added(Counter(name, meaning, labels, registry=self.registry), labels)

@@ -14,7 +14,8 @@ _HEAD = """\
 # Metrics
 
 Written by `make docs` from the code: changes here are lost. Both programs serve them at `/metrics` on `LISTEN_ADDRESS`.
-Histograms have `_bucket`, `_sum` and `_count`; the metrics of Python and of the process are left out.
+Histograms have `_bucket`, `_sum` and `_count`. What the process takes (`process_cpu_seconds_total` and the others of
+that kind) both have, too.
 Alerts and a dashboard: `deploy/dashboards`. How full the filesystem of each volume is, the kubelet exports
 (`kubelet_volume_stats_*`), and which claims are of which class, kube-state-metrics; both read them, too.
 """
