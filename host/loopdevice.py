@@ -36,6 +36,8 @@ or so it is 4096 on a disk with such sectors, and for a file on xfs as soon as i
 makes them. What was made on smaller ones (xfs, ext4 with blocks of 1 KiB, partition tables) could not be used then. The
 price is direct I/O: where the disk does not take such sectors, the kernel goes by the page cache."""
 
+_LONGEST_ATTRIBUTE = 4096
+"""Bytes: a file of sysfs has a page, and is read at once."""
 _TRIES = 64
 """Others take loop devices too: between asking for a free one and taking it, somebody may have been faster."""
 
@@ -188,11 +190,27 @@ def _open_attached(file: Path, *, whole: bool) -> tuple[int, Path] | None:
 
 def backing_files() -> dict[Path, Path]:
     """Of all loop devices of the machine, by the name that this mount namespace has for each, if it has any."""
-    files = {}
-    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
-        with contextlib.suppress(OSError):  # it was detached a moment ago
-            files[Path("/dev", backing.parent.parent.name)] = Path(backing.read_text().rstrip("\n"))
-    return files
+    # Each mount looks here, and nodes have many devices that nothing is attached to. Not by /proc/partitions, where all
+    # are in one file: it leaves one out when another one goes while it is read.
+    with os.scandir("/sys/block") as devices:
+        return {
+            Path("/dev", each.name): file
+            for each in devices
+            if each.name.startswith("loop") and (file := _backing_file(each.path))
+        }
+
+
+def _backing_file(facts: str) -> Path | None:
+    try:
+        descriptor = os.open(f"{facts}/loop/backing_file", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # nothing is attached to it
+        return None
+    try:
+        return Path(os.fsdecode(os.read(descriptor, _LONGEST_ATTRIBUTE)).rstrip("\n"))
+    except OSError:  # it was detached a moment ago
+        return None
+    finally:
+        os.close(descriptor)
 
 
 def _shows(descriptor: int, file: os.stat_result, *, whole: bool) -> bool:
