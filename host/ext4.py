@@ -12,6 +12,7 @@ ext4_check_descriptors of fs/ext4/super.c; adjust_fs_info and blocks_to_move of 
 e2fsck_check_ext3_journal, check_super_block, check_backup_super_block and check_if_skip of e2fsck 1.47.
 """
 
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,12 +126,15 @@ def needs_no_check(device: Path) -> Geometry | None:
     """Of a filesystem, not mounted, of which `e2fsck -p` would say that it is clean. None: it may be damaged, or it is
     of a kind that only e2fsck knows. Raises OSError."""
     with device.open("rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # what lies behind is not read ahead
         superblock = _read(file, _SUPERBLOCK)
         size = file.seek(0, 2)
         journal = _journal(superblock) if _unmounted_cleanly(superblock, size) else None
         if journal is None:
             return None
         geometry = Geometry.parse(superblock)
+        for place in (journal, geometry.copy or journal):  # both are asked for before one is waited for
+            os.posix_fadvise(file.fileno(), place, _LENGTH, os.POSIX_FADV_WILLNEED)
         if not _is_empty(_read(file, journal), geometry.block_size):
             return None
         if geometry.copy is not None and not _agree(superblock, _read(file, geometry.copy)):

@@ -168,29 +168,27 @@ _LONGEST_OUTPUT = 300
 """Characters: an event of Kubernetes holds 1024."""
 
 
-_MOUNT_SECONDS = 100.0
+MOUNT_SECONDS = 100.0
 """How long a mount may take: a log may be long."""
 
 
-async def mount_sound(
+def mount_sound(
     kind: str, device: Path, path: Path, options: Sequence[str] = (), *, twin: bool = False, smaller: bool = True
 ) -> Fit | None:
     """What `check` and `mount` do together, for a filesystem whose superblock says that there is nothing to check, and
     of which no mount is known to the kernel. Unless `smaller` it has to fill its device, too. None: nothing was
-    mounted, they have to be called. Raises host.diskthreads.Hung."""
+    mounted, they have to be called. Blocks."""
     words = _words(kind, options, twin)
-
-    def work() -> Fit | None:
-        with contextlib.suppress(OSError):  # whoever is called then finds the same, and says what it means
-            if blockdevice.is_claimed(device):
-                return None
-            fit = FACTS[kind].fit(device)
-            if fit is Fit.FILLS or (fit is Fit.SMALLER and smaller):
-                mounting.mount(kind, device, path, words)
-                return fit
+    if not mounting.is_mountable(words):
         return None
-
-    return await threads.at(device, work, deadline=_MOUNT_SECONDS) if mounting.is_mountable(words) else None
+    with contextlib.suppress(OSError):  # whoever is called then finds the same, and says what it means
+        if blockdevice.is_claimed(device):
+            return None
+        fit = FACTS[kind].fit(device)
+        if fit is Fit.FILLS or (fit is Fit.SMALLER and smaller):
+            mounting.mount(kind, device, path, words)
+            return fit
+    return None
 
 
 def missing(kind: str, device: Path) -> int:
@@ -218,7 +216,7 @@ async def mount(
     options: Sequence[str] = (),
     *,
     twin: bool = False,
-    deadline: float = _MOUNT_SECONDS,
+    deadline: float = MOUNT_SECONDS,
 ) -> None:
     """Mounts `device` on the folder `path`, and always nosuid and nodev: whoever shows it to others says there what
     they may (host.mounting.bind). It was checked before, if that is ever done for its kind. `twin`: it is a copy that

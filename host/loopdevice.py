@@ -17,9 +17,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from host import presence
+from host import blockdevice, presence
 
 _CONTROL = "/dev/loop-control"
+_NAME = "loop"
 _LOOP_CLR_FD = 0x4C01
 _LOOP_SET_STATUS64 = 0x4C04
 _LOOP_GET_STATUS64 = 0x4C05
@@ -102,12 +103,13 @@ def backing(device: Path) -> Backing | None:
     return Backing(info.lo_device, info.lo_inode, info.lo_rdevice, info.lo_offset, info.lo_sizelimit)
 
 
-def hold(file: Path) -> tuple[int, Path]:
+def hold(file: Path, likely: int = 0) -> tuple[int, Path]:
     """The loop device of `file`, opened: the one it is attached to already, else a new one. One that shows only a part
     of the file, or does not let it be written, is not taken: somebody looks into it by hand. It is held until that is
     closed, and beyond for as long as it is mounted. Past the page cache (direct I/O) where the file's disk can,
-    so that data is not cached twice. Raises OSError."""
-    return _open_attached(file, whole=True) or _attach(file, _AUTOCLEAR | _DIRECT_IO)
+    so that data is not cached twice. `likely`: number (st_rdev) of the device that is looked at first, if it is one.
+    Raises OSError."""
+    return _open_attached(file, whole=True, likely=likely) or _attach(file, _AUTOCLEAR | _DIRECT_IO)
 
 
 @contextlib.contextmanager
@@ -174,17 +176,23 @@ def set_capacity(device: Path) -> None:
         fcntl.ioctl(descriptor, _LOOP_SET_CAPACITY)
 
 
-def _open_attached(file: Path, *, whole: bool) -> tuple[int, Path] | None:
+def _open_attached(file: Path, *, whole: bool, likely: int = 0) -> tuple[int, Path] | None:
     """The open device of `file`. Compared by inode: names of files differ between mount namespaces."""
-    status, name = file.stat(), file.resolve().name
-    for device, backing in backing_files().items():
-        if backing.name != name:
-            continue
-        with contextlib.suppress(OSError):  # it was detached a moment ago
-            descriptor = os.open(device, os.O_RDWR | os.O_CLOEXEC)
-            if _shows(descriptor, status, whole=whole):
-                return descriptor, device
-            os.close(descriptor)
+    status = file.stat()
+    device = blockdevice.find(likely) if likely else None
+    if device and device.name.startswith(_NAME) and (found := _open_if_shows(device, status, whole=whole)):
+        return found
+    name = file.resolve().name
+    devices = (device for device, backing in backing_files().items() if backing.name == name)
+    return next(filter(None, (_open_if_shows(device, status, whole=whole) for device in devices)), None)
+
+
+def _open_if_shows(device: Path, file: os.stat_result, *, whole: bool) -> tuple[int, Path] | None:
+    with contextlib.suppress(OSError):  # it was detached a moment ago
+        descriptor = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+        if _shows(descriptor, file, whole=whole):
+            return descriptor, device
+        os.close(descriptor)
     return None
 
 
@@ -196,7 +204,7 @@ def backing_files() -> dict[Path, Path]:
         return {
             Path("/dev", each.name): file
             for each in devices
-            if each.name.startswith("loop") and (file := _backing_file(each.path))
+            if each.name.startswith(_NAME) and (file := _backing_file(each.path))
         }
 
 

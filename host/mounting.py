@@ -20,7 +20,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from host import presence
+from host import mountpoint, presence
+from host.mountpoint import MountPoint
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -111,6 +112,8 @@ def _shown_name(device: Path) -> str:
     """Which the mount table shows: as mount(8) has it, without links, and of device-mapper with a name that says what
     it is."""
     real = os.path.realpath(device)
+    if not real.startswith("/dev/dm-"):
+        return real
     try:
         name = Path("/dev/mapper", Path("/sys/block", Path(real).name, "dm/name").read_text().rstrip("\n"))
     except FileNotFoundError:
@@ -124,11 +127,13 @@ def bind(
     *,
     add: Attribute = Attribute(0),  # noqa: B008 - a number
     drop: Attribute = Attribute(0),  # noqa: B008
-) -> None:
+) -> MountPoint | None:
     """Shows `source`, a path or an open directory, on `target`, the same, with the attributes that `source` is mounted
-    with, those of `add` and not those of `drop`. What is mounted below `source` is not shown. Raises OSError."""
+    with, those of `add` and not those of `drop`. What is mounted below `source` is not shown. Returns what is seen at
+    `target` from now on, unless somebody mounts or unmounts there. Raises OSError."""
     tree = _open_tree(source)
     try:
+        shown = mountpoint.at(tree)
         if add or drop:
             attributes = _MountAttributes(attr_set=add, attr_clr=drop)
             _call(
@@ -153,6 +158,7 @@ def bind(
             ctypes.c_char_p(path),
             _MOVE_MOUNT_FROM_EMPTY_PATH | empty_path,
         )
+        return shown
     finally:
         os.close(tree)
 

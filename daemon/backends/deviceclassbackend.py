@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -117,6 +117,9 @@ class DeviceClassBackend:
 
     def device(self, volume: Volume) -> AbstractAsyncContextManager[Path]:
         return self._holder(volume.pool).device(volume)
+
+    def opened(self, volume: Volume, likely: int = 0) -> AbstractContextManager[Path]:
+        return self._holder(volume.pool).opened(volume, likely)
 
     async def extend(self, volume: Volume, size: int) -> Volume:
         return await self._holder(volume.pool).extend(volume, size)

@@ -10,12 +10,12 @@ yet or half removed, so it is emptied before it is used.
 
 import contextlib
 import os
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Iterator
 from functools import partial
 from pathlib import Path
 
 from daemon.backends.files import FilesBackend
-from daemon.backends.recordfiles import StoredRecord
+from daemon.backends.recordfiles import StoredRecord, volume_errors
 from daemon.errors import InUse, NotCloned, VolumeNotFound
 from daemon.storage.deviceclasses import BINDMOUNT, FILE_POOLS
 from daemon.storage.inventory import Volume
@@ -44,10 +44,19 @@ class FolderBackend(FilesBackend):
 
     @contextlib.asynccontextmanager
     async def device(self, volume: Volume) -> AsyncIterator[Path]:
-        data = self._data(volume.pv)
-        if not await self._at(volume.pv, partial(presence.is_folder, data)):
-            raise VolumeNotFound(f"volume {volume.pv} is not on this node (any more)")
+        yield await self._at(volume.pv, partial(self._present, volume.pv))
+
+    @contextlib.contextmanager
+    def opened(self, volume: Volume, likely: int = 0) -> Iterator[Path]:
+        with volume_errors():
+            data = self._present(volume.pv)
         yield data
+
+    def _present(self, pv: str) -> Path:
+        data = self._data(pv)
+        if not presence.is_folder(data):
+            raise VolumeNotFound(f"volume {pv} is not on this node (any more)")
+        return data
 
     def _size(self, data: Path, promised: int) -> int:
         return promised

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import os
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -77,10 +77,19 @@ class LoopBackend(FilesBackend):
                 _, device = await stack.enter_async_context(held)
             yield device
 
-    def _attach(self, pv: str) -> tuple[int, Path]:
+    @contextlib.contextmanager
+    def opened(self, volume: Volume, likely: int = 0) -> Iterator[Path]:
+        with volume_errors():
+            descriptor, device = self._attach(volume.pv, likely)
+        try:
+            yield device
+        finally:
+            os.close(descriptor)
+
+    def _attach(self, pv: str, likely: int = 0) -> tuple[int, Path]:
         image = self._data(pv)
         try:
-            return loopdevice.hold(image)
+            return loopdevice.hold(image, likely)
         except OSError as error:
             if not presence.exists(image):
                 raise VolumeNotFound(f"volume {pv} is not on this node (any more)") from error

@@ -7,7 +7,7 @@ lvcreate, so at no moment there is a volume of ours without our mark. Pools are 
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from daemon.backends.lvminventory import (
 from daemon.backends.lvmsnapshots import LvmSnapshots
 from daemon.backends.volumegroups import GroupMaker
 from daemon.errors import BackendFailed, Damaged, Foreign, InUse, NoSpace, PoolBlocked, PoolMissing, VolumeNotFound
-from daemon.storage.backend import StaleData, no_thin_pools
+from daemon.storage.backend import NeedsProgram, StaleData, no_thin_pools
 from daemon.storage.deviceclasses import DeviceClass
 from daemon.storage.inventory import Inventory, Pool, PoolName, Volume
 from daemon.storage.record import Record, VolumeSpec, VolumeState
@@ -244,8 +244,7 @@ class LvmBackend:
 
     @contextlib.asynccontextmanager
     async def device(self, volume: Volume) -> AsyncIterator[Path]:
-        group = PoolName.of(volume.pool).group
-        path = Path("/dev", group, volume.pv)
+        group, path = PoolName.of(volume.pool).group, _path(volume)
         if not _is_there(path):  # after a reboot, unless the node activates its groups itself
             with errors_of(volume):
                 await self._lvm.activate(group, volume.pv)
@@ -254,6 +253,13 @@ class LvmBackend:
                     f"volume {volume.pv} has no device {path}: the daemon's container must share the node's /dev, and "
                     "`vgmknodes` there makes links that are missing"
                 )
+        yield path
+
+    @contextlib.contextmanager
+    def opened(self, volume: Volume, likely: int = 0) -> Iterator[Path]:
+        path = _path(volume)
+        if not _is_there(path):
+            raise NeedsProgram
         yield path
 
     async def extend(self, volume: Volume, size: int) -> Volume:
@@ -337,6 +343,10 @@ def _refuse_snapshots(state: lvm.Report, volume: Volume) -> None:
             f"volume {volume.pv} has a snapshot {snapshot.name}, which would go with it: have the node's "
             f"administrator remove that first (lvremove {group}/{snapshot.name})"
         )
+
+
+def _path(volume: Volume) -> Path:
+    return Path("/dev", PoolName.of(volume.pool).group, volume.pv)
 
 
 def _is_there(device: Path) -> bool:

@@ -8,7 +8,7 @@ The caller sees to it that no two calls for one volume run at the same time.
 """
 
 import enum
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
@@ -28,6 +28,10 @@ class StaleData(enum.Enum):
     """As it was left."""
     THIN_RAW = "thin-raw"
     """As it was left, and only what was written takes space: zeroes written all over would fill the pool."""
+
+
+class NeedsProgram(Exception):
+    """What is asked for takes a program, so it can't be had in a thread: nothing was done."""
 
 
 class Backend(Protocol):
@@ -83,6 +87,12 @@ class Backend(Protocol):
     def device(self, volume: Volume) -> AbstractAsyncContextManager[Path]:
         """The block device or folder of a volume, ready to be mounted. It stays valid after the context for as long
         as it is mounted, and is given back when neither holds it. Raises VolumeNotFound."""
+        ...
+
+    def opened(self, volume: Volume, likely: int = 0) -> AbstractContextManager[Path]:
+        """The same, to be called in a thread: it blocks, also on the volume's disk. `likely`: number (st_rdev) of the
+        device that it may be, where it has to be looked for. Raises NeedsProgram where a program makes it ready
+        first."""
         ...
 
     async def extend(self, volume: Volume, size: int) -> Volume:

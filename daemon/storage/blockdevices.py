@@ -123,12 +123,11 @@ class BlockDevices:
     async def _at(self, volume: Volume, descriptor: int, work: Callable[[int], None]) -> None:
         await self._disks.at_file(volume.pv, descriptor, work, deadline=_STEP_SECONDS)
 
-    async def stage(self, volume: Volume, *, read_only: bool) -> None:
-        """The volume's device is on its staging path. `read_only`: for a pod that does not write to it."""
-        async with self._devices.device(volume) as device:
-            if not read_only and await asyncio.to_thread(self._staging.mounted, volume.pv) is None:
-                await self._disks.at(volume.pv, partial(raise_if_write_protected, volume.pv, device))
-            await self._disks.at(volume.pv, partial(self._staging.stage_device, volume.pv, device))
+    def stage(self, volume: Volume, device: Path, *, read_only: bool) -> None:
+        """The volume's device is on its staging path. `read_only`: for a pod that does not write to it. Blocks."""
+        if not read_only and self._staging.staged(volume.pv) is None:
+            raise_if_write_protected(volume.pv, device)
+        self._staging.stage_device(volume.pv, device)
 
     async def flush(self, volume: Volume) -> None:
         """What pods wrote to the device is on the disk."""

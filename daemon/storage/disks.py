@@ -54,9 +54,18 @@ class Disks:
         """Raises host.diskthreads.Hung while a system call on the volume hangs that was given up."""
         self._threads.refuse(place_of(pv))
 
-    async def at(self, pv: str, work: Callable[[], T], *, deadline: float | None = None) -> T:
-        """What `work` returns or raises, which blocks on the volume's disk. Raises host.diskthreads.Hung."""
-        return await self._threads.at(place_of(pv), work, disk=self.disk(pv), deadline=deadline or CALL_SECONDS)
+    async def at(
+        self,
+        pv: str,
+        work: Callable[[], T],
+        *,
+        deadline: float | None = None,
+        late: Callable[[T], None] = lambda done: None,
+    ) -> T:
+        """What `work` returns or raises, which blocks on the volume's disk. `late` undoes it, in the thread, when
+        nobody waits any more. Raises host.diskthreads.Hung."""
+        seconds = deadline or CALL_SECONDS
+        return await self._threads.at(place_of(pv), work, disk=self.disk(pv), deadline=seconds, late=late)
 
     async def at_file(self, pv: str, descriptor: int, work: Callable[[int], T], *, deadline: float) -> T:
         """The same on an open file of the volume."""

@@ -15,12 +15,12 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from functools import partial
 from pathlib import Path
 
 from daemon.errors import Damaged, InUse, NotUnlocked, VolumeError, WrongKey
-from daemon.storage.backend import Backend
+from daemon.storage.backend import Backend, NeedsProgram
 from daemon.storage.disks import Disks
 from daemon.storage.inventory import Volume
 from host import blockdevice, luks
@@ -42,6 +42,15 @@ def mapping_name(pv: str) -> str:
     return name if len(name) <= _LONGEST_NAME else f"{_PREFIX}{hashlib.sha256(pv.encode()).hexdigest()}"
 
 
+def _refuse_closed(pv: str, mappings: Collection[str]) -> None:
+    """Raises NotUnlocked unless one of the mappings is that of the volume."""
+    if mapping_name(pv) not in mappings:
+        raise NotUnlocked(
+            f"volume {pv} is encrypted and not open on this node: the kubelet opens it when it stages it for a pod; "
+            "if a pod waits here, delete it, so that it is staged anew"
+        )
+
+
 class EncryptedDevices:
     """Those of one backend. Methods are called in the volume's turn, and raise VolumeError, CommandError, OSError and
     host.diskthreads.Hung."""
@@ -59,13 +68,22 @@ class EncryptedDevices:
             if not volume.record.encryption:
                 yield own
                 return
-            if not await self._is_open(volume, own):
-                raise NotUnlocked(
-                    f"volume {volume.pv} is encrypted and not open on this node: the kubelet opens it when it stages "
-                    "it for a pod; if a pod waits here, delete it, so that it is staged anew"
-                )
+            _refuse_closed(volume.pv, await self._mappings(volume, own))
             await self._fill(volume)
             yield luks.path_of(mapping_name(volume.pv))
+
+    @contextlib.contextmanager
+    def opened(self, volume: Volume, likely: int = 0) -> Iterator[Path]:
+        """The same, to be called in a thread: see daemon.storage.backend.Backend."""
+        with self._backend.opened(volume, likely) as own:
+            if not volume.record.encryption:
+                yield own
+                return
+            _refuse_closed(volume.pv, luks.mappings(own))
+            mapping = luks.path_of(mapping_name(volume.pv))
+            if blockdevice.size(mapping) < volume.size:
+                raise NeedsProgram
+            yield mapping
 
     async def is_open(self, volume: Volume) -> bool:
         """Whether an encrypted volume has its mapping."""
@@ -129,7 +147,10 @@ class EncryptedDevices:
                 await self._close_all(volume, own)
 
     async def _is_open(self, volume: Volume, own: Path) -> bool:
-        return mapping_name(volume.pv) in await self._disks.at(volume.pv, partial(luks.mappings, own))
+        return mapping_name(volume.pv) in await self._mappings(volume, own)
+
+    async def _mappings(self, volume: Volume, own: Path) -> list[str]:
+        return await self._disks.at(volume.pv, partial(luks.mappings, own))
 
     async def _fill(self, volume: Volume) -> None:
         name = mapping_name(volume.pv)
@@ -137,7 +158,7 @@ class EncryptedDevices:
             await luks.fill(name)
 
     async def _close_all(self, volume: Volume, own: Path) -> None:
-        for name in await self._disks.at(volume.pv, partial(luks.mappings, own)):
+        for name in await self._mappings(volume, own):
             await self._close(volume.pv, name)
 
     async def _close(self, pv: str, name: str) -> None:

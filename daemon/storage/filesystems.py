@@ -19,7 +19,7 @@ from contract import quantity
 from contract.filesystems import RAW
 from contract.parameters import VolumeParameters
 from daemon.errors import BackendFailed, Damaged, MountRefused, VolumeError
-from daemon.storage.backend import Backend
+from daemon.storage.backend import Backend, NeedsProgram
 from daemon.storage.blockdevices import raise_if_write_protected
 from daemon.storage.disks import Disks
 from daemon.storage.encryption import EncryptedDevices
@@ -27,10 +27,8 @@ from daemon.storage.inventory import Volume
 from daemon.storage.inventorycache import InventoryCache
 from daemon.storage.record import VolumeState
 from daemon.storage.staging import Staging
-from host import blockdevice, filesystem, mounting
+from host import blockdevice, filesystem
 from host.command import CommandError, CommandFailed
-from host.mounting import Attribute
-from host.superblock import Fit
 
 log = logging.getLogger(__name__)
 
@@ -67,39 +65,43 @@ class Filesystems:
         """The volume is not as it was when its filesystem was made."""
         self._fresh.discard(pv)
 
-    async def mount(self, volume: Volume, options: tuple[str, ...]) -> VolumeError | None:
-        """The volume at its staging path. Returns why its filesystem is smaller than the volume, if it is."""
+    def mount_sound(self, volume: Volume, device: Path, options: tuple[str, ...]) -> None:
+        """The volume at its staging path, if its filesystem needs no check and fills it. Raises NeedsProgram, and then
+        it is not mounted. Blocks."""
+        path, kind, twin = self._staging.make_folder(volume.pv), volume.record.filesystem, volume.record.uuid_inherited
+        if volume.record.growing or not filesystem.mount_sound(kind, device, path, options, twin=twin, smaller=False):
+            raise NeedsProgram
+        self._fresh.discard(volume.pv)
+
+    async def mount(self, volume: Volume, device: Path, options: tuple[str, ...]) -> VolumeError | None:
+        """The volume at its staging path, with all that it takes: where `mount_sound` can't. Returns why its filesystem
+        is smaller than the volume, if it is."""
         path = await self._disks.at(volume.pv, partial(self._staging.make_folder, volume.pv))
-        async with self._devices.device(volume) as source:
-            if not self._backend.on_device(volume.pool):
-                bind = partial(mounting.bind, source, path, add=Attribute.NOSUID | Attribute.NODEV)
-                await self._disks.at(volume.pv, bind)
-                return None
-            try:
-                if volume.pv not in self._fresh:
-                    return await self._mount_old(volume, source, path, options)
-                await filesystem.mount(volume.record.filesystem, source, path, options)
-            except filesystem.OptionsRefused as error:
-                raise MountRefused(
-                    f"volume {volume.pv} can't be mounted as its class wants it, its filesystem is sound: {error}. "
-                    f"{_OTHER_CLASS}"
-                ) from error
-            except filesystem.SectorsTooLarge as error:
-                raise MountRefused(
-                    f"volume {volume.pv} can't be mounted where it lies now, its filesystem is sound: {error}; on the "
-                    "node move it back to a disk with smaller sectors (`pvmove`), or mount a copy there and move its "
-                    "files to a new claim"
-                ) from error
-            except (filesystem.DamagedFilesystem, CommandFailed) as error:
-                if volume.pv not in self._fresh:
-                    raise
-                # It was made a moment ago and holds nothing: what the kernel does not like can only be how it was made.
-                raise MountRefused(
-                    f"volume {volume.pv} is new and empty, and the kernel of this node does not mount a "
-                    f"{volume.record.filesystem} that was made so: {_reason(error)}. {_OTHER_CLASS}"
-                ) from error
-            self._fresh.discard(volume.pv)
-            return None
+        try:
+            if volume.pv not in self._fresh:
+                return await self._mount_old(volume, device, path, options)
+            await filesystem.mount(volume.record.filesystem, device, path, options)
+        except filesystem.OptionsRefused as error:
+            raise MountRefused(
+                f"volume {volume.pv} can't be mounted as its class wants it, its filesystem is sound: {error}. "
+                f"{_OTHER_CLASS}"
+            ) from error
+        except filesystem.SectorsTooLarge as error:
+            raise MountRefused(
+                f"volume {volume.pv} can't be mounted where it lies now, its filesystem is sound: {error}; on the "
+                "node move it back to a disk with smaller sectors (`pvmove`), or mount a copy there and move its "
+                "files to a new claim"
+            ) from error
+        except (filesystem.DamagedFilesystem, CommandFailed) as error:
+            if volume.pv not in self._fresh:
+                raise
+            # It was made a moment ago and holds nothing: what the kernel does not like can only be how it was made.
+            raise MountRefused(
+                f"volume {volume.pv} is new and empty, and the kernel of this node does not mount a "
+                f"{volume.record.filesystem} that was made so: {_reason(error)}. {_OTHER_CLASS}"
+            ) from error
+        self._fresh.discard(volume.pv)
+        return None
 
     async def raise_if_cut_off(self, volume: Volume) -> None:
         """Raises Damaged when the volume is smaller than its filesystem: extended, it would show zeroes, or what others
@@ -128,10 +130,10 @@ class Filesystems:
     ) -> VolumeError | None:
         kind, twin = volume.record.filesystem, volume.record.uuid_inherited
         grows_mounted, shortfall = filesystem.grows_mounted(kind), None
-        if not volume.record.growing:
-            fit = await filesystem.mount_sound(kind, device, path, options, twin=twin, smaller=grows_mounted)
-            if fit is not None:
-                return await self._fill(volume, device, path) if fit is Fit.SMALLER else None
+        if grows_mounted and not volume.record.growing:
+            mount = partial(filesystem.mount_sound, kind, device, path, options, twin=twin)
+            if await self._disks.at(volume.pv, mount, deadline=filesystem.MOUNT_SECONDS):
+                return await self._fill(volume, device)
         # To e2fsck it would be damage, and mount(8) would mount it read-only without being asked to.
         await self._disks.at(volume.pv, partial(raise_if_write_protected, volume.pv, device))
         await self.raise_if_cut_off(volume)
@@ -142,11 +144,11 @@ class Filesystems:
             if not grows_mounted:
                 shortfall = await self._grow_unmounted(volume, device)
         await filesystem.mount(kind, device, path, options, twin=twin)
-        return await self._fill(volume, device, path) if grows_mounted else shortfall
+        return await self._fill(volume, device) if grows_mounted else shortfall
 
-    async def _fill(self, volume: Volume, device: Path, path: Path) -> VolumeError | None:
+    async def _fill(self, volume: Volume, device: Path) -> VolumeError | None:
         try:
-            await filesystem.grow(volume.record.filesystem, device, path)
+            await filesystem.grow(volume.record.filesystem, device, self._staging.path(volume.pv))
         except (CommandError, OSError) as error:
             return self._shortfall(volume, error)
         return None

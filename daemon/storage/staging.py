@@ -1,8 +1,8 @@
 """Where the volumes of a node are mounted: once each at `<staging>/<pv>`, and from there into the folders of pods.
 
-What is mounted, and by whom a volume is used, is read from the mount table each time and never remembered, so a
-daemon that was killed and started again knows as much as before. All functions block, also on the disk: call them from
-a thread.
+What is mounted, and by whom a volume is used, is asked of the kernel each time and never remembered, so a daemon that
+was killed and started again knows as much as before. Who uses a volume is in the mount table; what is at one path is
+asked for that path alone, because the table is long. All functions block, also on the disk: call them from a thread.
 """
 
 import contextlib
@@ -18,8 +18,9 @@ from typing import Protocol
 from contract import names
 from contract.volume import CSI
 from daemon.errors import BackendFailed, FolderMissing, InUse, Occupied, VolumeNotFound
-from host import blockdevice, loopdevice, mounting, mounttable, ownfolder, statvfs
+from host import blockdevice, loopdevice, mounting, mountpoint, mounttable, ownfolder, statvfs
 from host.mounting import Attribute
+from host.mountpoint import MountPoint
 from host.mounttable import Mount
 from host.statvfs import FilesystemUsage
 
@@ -85,11 +86,15 @@ class Staging:
             self.path(pv).mkdir(mode=_UNUSABLE)
         return self.path(pv)
 
+    def stage_folder(self, pv: str, folder: Path) -> None:
+        """The folder is on the staging path."""
+        mounting.bind(folder, self.make_folder(pv), add=Attribute.NOSUID | Attribute.NODEV)
+
     def stage_device(self, pv: str, device: Path) -> None:
-        """The node of a block device is on the staging path, and the device stays. Raises BackendFailed when another
-        one is there that is in use."""
-        if self.mounted(pv) is not None:
-            if self.path(pv).stat().st_rdev == device.stat().st_rdev:
+        """The node of a block device is on the staging path, and the device stays. Raises InUse when another one is
+        there that is in use."""
+        if staged := self.staged(pv):
+            if staged.node == device.stat().st_rdev:
                 return
             self.release(pv)  # it was the number of another device when that was staged
         ownfolder.establish(self._root)
@@ -98,24 +103,20 @@ class Staging:
             loopdevice.keep(device)
         mounting.bind(device, self.path(pv), add=Attribute.NOSUID | Attribute.NODEV)
 
-    def mounted(self, pv: str) -> Mount | None:
-        """The staging mount of the volume."""
-        return _on(self.path(pv))
+    def staged(self, pv: str) -> MountPoint | None:
+        """What is seen at the staging path of the volume, if something is mounted there."""
+        return mountpoint.at(self.path(pv))
 
-    def mounted_and_shown(self, pv: str, target: TargetPath) -> tuple[Mount | None, Mount | None]:
-        """The staging mount of the volume, and what is mounted on the target."""
-        staged, shown = mounttable.read_at(self.path(pv), target.path)
-        return _uppermost(staged), _uppermost(shown)
+    def mounted(self, pv: str) -> Mount | None:
+        """The staging mount of the volume, as the mount table has it."""
+        return _on(self.path(pv))
 
     def raise_if_covered(self, pv: str, source: Path) -> None:
         """Raises Occupied when the staging path shows something else than this device, or folder: a pod would get that
         in place of its data. Nothing is mounted there, or what is, stays."""
-        staged = self.mounted(pv)
-        if staged is not None and not _shows(staged, source):
-            raise Occupied(
-                f"{staged.path} shows {staged.source}, which somebody mounted over volume {pv}: unmount that on the "
-                f"node (umount {staged.path})"
-            )
+        staged = self.staged(pv)
+        if staged is not None:
+            self._refuse_other(pv, staged, source)
 
     def device_number(self, pv: str) -> int:
         """Of the block device that the staged volume is on. Raises VolumeNotFound when nothing is staged, or a folder
@@ -197,51 +198,65 @@ class Staging:
                     f"volume {pv} is for one pod at a time, and mounted at {user.path}: delete the pod that uses it"
                 )
 
-    def bind(self, pv: str, target: TargetPath, *, read_only: bool, options: Collection[str] = ()) -> bool:
-        """Shows the staged volume in the pod's folder, and returns only when the mount table says so: whether nothing
-        was mounted there before.
+    def bind(
+        self, pv: str, source: Path, target: TargetPath, *, read_only: bool, options: Collection[str] = ()
+    ) -> bool:
+        """Shows the staged volume, of that device or folder, in the pod's folder, and returns only when it is seen
+        there: whether nothing was mounted there before.
 
         Nobody on the node may run what a pod made setuid, or open the devices that it made, so the staging mount is
         nosuid and nodev. In the pod, which its runtime confines, both work as in every volume of Kubernetes, unless
         `options`, the mount options of the class, say otherwise.
 
-        Raises Occupied when the folder shows something else, which stays there; for CSI also when it shows the volume
-        in the other way, read-only or writable. After any other error there may be a
+        Raises Occupied when the staging path or the folder shows something else, which stays there; for CSI also when
+        the folder shows the volume in the other way, read-only or writable. After any other error there may be a
         mount on it, for the caller to take away.
         """
-        staged, shown = self.mounted_and_shown(pv, target)
-        if staged is None:
-            raise BackendFailed(
-                f"volume {pv} vanished from {self.path(pv)}: somebody unmounted it, the next try mounts it"
-            )
-        if shown is not None:
-            if not is_same(shown, staged):
-                raise Occupied(
-                    f"{target.path} already shows {shown.source}, which is not volume {pv}: unmount it on the node"
+        with self._opened(pv) as folder:
+            staged = mountpoint.at(folder)
+            if staged is None:
+                raise BackendFailed(
+                    f"volume {pv} vanished from {self.path(pv)}: somebody unmounted it, the next try mounts it"
                 )
-            if shown.read_only == read_only:
-                return False
-            if target.source == CSI:
-                way = "read-only" if shown.read_only else "writable"
-                raise Occupied(f"{target.path} shows volume {pv} already, and {way}: unpublish it first")
-            self.unbind(target)
-        with self._opened(pv, staged) as source, target.open() as onto:
-            mounting.bind(
-                source,
-                onto,
-                add=Attribute.READ_ONLY if read_only else Attribute(0),
-                drop=sum((each for each, word in _OF_STAGING.items() if word not in options), Attribute(0)),
+            self._refuse_other(pv, staged, source)
+            shown = self.shown(target)
+            if shown is not None:
+                if self._is_shown(pv, target, staged, shown, read_only):
+                    return False
+                self.unbind(target)
+            with target.open() as onto:
+                bound = mounting.bind(
+                    folder,
+                    onto,
+                    add=Attribute.READ_ONLY if read_only else Attribute(0),
+                    drop=sum((each for each, word in _OF_STAGING.items() if word not in options), Attribute(0)),
+                )
+        if bound is None or self.shown(target) != bound:
+            raise BackendFailed(
+                f"volume {pv} was mounted at {target.path} but does not show there: something unmounts it"
             )
-        _verify(pv, target, staged, read_only)
         return shown is None
 
-    def shown(self, target: TargetPath) -> Mount | None:
+    def _is_shown(self, pv: str, target: TargetPath, staged: MountPoint, shown: MountPoint, read_only: bool) -> bool:
+        """False: the target shows the volume in the other way. Raises Occupied."""
+        mount = _on(target.path)
+        if mount is None or not shown.is_same(staged):
+            what = mount.source if mount else "something"
+            raise Occupied(f"{target.path} already shows {what}, which is not volume {pv}: unmount it on the node")
+        if mount.read_only != read_only and target.source == CSI:
+            way = "read-only" if mount.read_only else "writable"
+            raise Occupied(f"{target.path} shows volume {pv} already, and {way}: unpublish it first")
+        return mount.read_only == read_only
+
+    def shown(self, target: TargetPath) -> MountPoint | None:
         """What is mounted on the target."""
-        return _on(target.path)
+        with contextlib.suppress(FolderMissing), target.open() as folder:
+            return mountpoint.at(folder)
+        return None
 
     def usage(self, pv: str, target: TargetPath) -> FilesystemUsage:
         """Of what the target shows. Raises VolumeNotFound when that is not the volume."""
-        staged, shown = self.mounted_and_shown(pv, target)
+        staged, shown = map(_uppermost, mounttable.read_at(self.path(pv), target.path))
         if staged is None or shown is None or not is_same(shown, staged):
             raise VolumeNotFound(f"volume {pv} is not mounted at {target.path}")
         with target.open() as folder:
@@ -255,25 +270,34 @@ class Staging:
             _unmount_all(Path(f"/proc/self/fd/{parent}", target.path.name), target.path, target.name)
 
     @contextlib.contextmanager
-    def _opened(self, pv: str, staged: Mount) -> Iterator[int]:
-        """The root of the staging mount, and not of what else the path may lead to."""
-        descriptor = os.open(self.path(pv), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    def _opened(self, pv: str) -> Iterator[int]:
+        """What one sees at the staging path. Raises BackendFailed when there is none."""
         try:
-            if f"mnt_id:\t{staged.id}\n" not in Path(f"/proc/self/fdinfo/{descriptor}").read_text():
-                raise BackendFailed(f"the mount at {self.path(pv)} changed while volume {pv} was mounted: try again")
+            descriptor = os.open(self.path(pv), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise BackendFailed(f"volume {pv} vanished from {self.path(pv)}: the next try mounts it") from None
+        try:
             yield descriptor
         finally:
             os.close(descriptor)
 
-
-def _shows(mount: Mount, source: Path) -> bool:
-    status = source.stat()
-    if not stat.S_ISBLK(status.st_mode):
-        return os.path.samestat(status, Path(mount.path).stat())
-    if mount.filesystem == "btrfs":
-        # The table has no number of its device, and the name of that may have changed since (vgrename).
-        return _number(mount.source) in (0, status.st_rdev)
-    return mount.device == f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+    def _refuse_other(self, pv: str, staged: MountPoint, source: Path) -> None:
+        """Raises Occupied."""
+        status = source.stat()
+        if stat.S_ISBLK(status.st_mode):
+            shows = status.st_rdev in (staged.device, staged.node)
+        else:
+            shows = (status.st_dev, status.st_ino) == (staged.device, staged.inode)
+        if shows:
+            return
+        mount = self.mounted(pv)
+        if mount is None or mount.filesystem != "btrfs" or _number(mount.source) not in (0, status.st_rdev):
+            # The kernel has no number of its device for btrfs, and the name of that may have changed (vgrename).
+            what = mount.source if mount else "something"
+            raise Occupied(
+                f"{self.path(pv)} shows {what}, which somebody mounted over volume {pv}: unmount that on the node "
+                f"(umount {self.path(pv)})"
+            )
 
 
 def _device_below(mount: Mount) -> int:
@@ -328,12 +352,6 @@ def is_same(one: Mount, other: Mount) -> bool:
 def is_part(mount: Mount, whole: Mount) -> bool:
     """Whether a mount shows what the other shows, or a folder in it."""
     return mount.device == whole.device and f"{mount.root}/".startswith(f"{whole.root.rstrip('/')}/")
-
-
-def _verify(pv: str, target: TargetPath, staged: Mount, read_only: bool) -> None:
-    shown = _on(target.path)
-    if shown is None or not is_same(shown, staged) or shown.read_only != read_only:
-        raise BackendFailed(f"volume {pv} was mounted at {target.path} but does not show there: something unmounts it")
 
 
 def _unmount_all(handle: Path, path: Path, pv: str) -> None:

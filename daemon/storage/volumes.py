@@ -5,7 +5,7 @@ is found on a ready one, it is mounted or refused, never formatted. A volume is 
 very PersistentVolume, uid and all, that is asked for. And nothing is removed that is mounted anywhere.
 
 Each operation may be cut off at any point and asked for again: the record is rewritten only when the step before it
-is done, and what is mounted is read from the mount table. What is asked for runs in a task of its own
+is done, and what is mounted is asked of the kernel. What is asked for runs in a task of its own
 (daemon.storage.keyedqueue), so a caller that gives up breaks nothing off.
 """
 
@@ -14,13 +14,13 @@ import logging
 import time
 from asyncio import CancelledError, Task, create_task, to_thread
 from collections.abc import Callable, Coroutine, Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from contract.filesystems import RAW
-from daemon.errors import BackendFailed, Damaged, Foreign, InUse, Occupied, VolumeError, VolumeNotFound
+from daemon.errors import BackendFailed, Damaged, Foreign, VolumeError, VolumeNotFound
 from daemon.storage.backend import Backend
 from daemon.storage.blockdevices import BlockDevices
 from daemon.storage.cloning import VolumeCloner
@@ -35,6 +35,7 @@ from daemon.storage.freespace import FreeSpace, Reservation
 from daemon.storage.inventory import Inventory, Volume
 from daemon.storage.inventorycache import InventoryCache
 from daemon.storage.keyedqueue import KeyedQueue
+from daemon.storage.mounting import MountResult, VolumeMounter
 from daemon.storage.record import DamagedRecord, Record, VolumeSpec, VolumeState
 from daemon.storage.snapshots import Snapshots
 from daemon.storage.staging import Staging, TargetPath
@@ -51,16 +52,6 @@ T = TypeVar("T")
 
 Observer = Callable[[str, str, float], None]
 """Called for each operation that ended: its kind, "success" or the name of its error, and the seconds it took."""
-
-
-@dataclass(frozen=True)
-class MountResult:
-    """How a mount went that did not fail."""
-
-    anew: bool
-    """False: the target showed the volume already."""
-    shortfall: VolumeError | None = None
-    """Why the volume, or its filesystem, is smaller than it should be, if it is."""
 
 
 class Volumes:
@@ -132,6 +123,9 @@ class Volumes:
             self._block_devices,
             self._devices,
         )
+        self._mounter = VolumeMounter(
+            backend, self._devices, self._staging, self._filesystems, self._block_devices, self._disks
+        )
         self._deleter = VolumeDeleter(
             backend,
             self._cache,
@@ -175,7 +169,7 @@ class Volumes:
         """Unmounts a volume that nobody uses any more: at its last user's unmount somebody was just reading it, or a
         daemon was killed between staging and the pod's folder. Who has it in hands goes first."""
         try:
-            await self._queue.run(pv, ("release", None), partial(self._release_if_idle, pv))
+            await self._queue.run(pv, ("release", None), partial(self._mounter.release_if_idle, pv))
         finally:
             del self._releasing[pv]
 
@@ -316,46 +310,26 @@ class Volumes:
         return await self._queue.run(pv, (kind, request), observed)
 
     async def _mount(self, spec: VolumeSpec, target: TargetPath, read_only: bool, exclusive: bool) -> MountResult:
-        shortfall: VolumeError | None = None
-        known = self.inventory.volume(spec.pv)
-        staged, before = await to_thread(self._staging.mounted_and_shown, spec.pv, target)
         try:
             volume = await self._creator.ensure_created(spec)
-            if volume is not known:  # a copy is mounted while it is made
-                staged = await to_thread(self._staging.mounted, spec.pv)
-            if volume.record.filesystem == RAW:
-                volume = await self._block_devices.ensure_clear(volume)
-                await self._block_devices.stage(volume, read_only=read_only)
-            elif staged is None:
-                if volume.size < spec.size:
-                    try:
-                        volume = await self._ensure_size(volume, spec)
-                    except VolumeError as error:
-                        log.warning("%s; it is mounted as it is", error, extra={"volume": spec.pv})
-                        shortfall = error
-                async with self._disks.load(volume.pool):
-                    unfilled = await self._filesystems.mount(volume, spec.parameters.mount_options)
-                shortfall = shortfall or unfilled
-            else:
-                await self._filesystems.check_staged(volume)
-            if exclusive:
-                await to_thread(self._staging.refuse_second_pod, spec.pv, target)
-            options = spec.parameters.mount_options
-            bind = partial(self._staging.bind, spec.pv, target, read_only=read_only, options=options)
-            return MountResult(await self._disks.at(spec.pv, bind), shortfall)
-        except Occupied:
-            await self._release_if_idle(spec.pv)
-            raise
+            volume, shortfall = await self._large_enough(volume, spec)
         except BaseException:
-            after = await to_thread(self._staging.shown, target)
-            if before is not None and after is not None and after.id == before.id:
-                raise  # a pod has it: a kubelet that starts anew asks again for what is mounted
-            # The kubelet takes a folder that shows anything for a success, and would not ask again.
-            try:
-                await self._unmount(target)
-            except (VolumeError, OSError, Hung) as error:
-                log.warning("%s is left mounted: %s", target.path, error, extra={"volume": spec.pv})
+            await self._mounter.release_if_idle(spec.pv)  # a copy is mounted while it is made
             raise
+        done = await self._mounter.mount(volume, spec.parameters.mount_options, target, read_only, exclusive)
+        return replace(done, shortfall=shortfall or done.shortfall)
+
+    async def _large_enough(self, volume: Volume, spec: VolumeSpec) -> tuple[Volume, VolumeError | None]:
+        """The volume as it is to be mounted, and why it is smaller than it should be."""
+        if volume.record.filesystem == RAW:
+            return await self._block_devices.ensure_clear(volume), None
+        if volume.size >= spec.size or await self._mounter.is_staged(spec.pv):
+            return volume, None
+        try:
+            return await self._ensure_size(volume, spec), None
+        except VolumeError as error:
+            log.warning("%s; it is mounted as it is", error, extra={"volume": spec.pv})
+            return volume, error
 
     async def _unlock(self, spec: VolumeSpec, passphrase: Passphrase) -> Volume:
         volume = await self._creator.ensure_created(spec, passphrase)
@@ -382,15 +356,7 @@ class Volumes:
 
     async def _unmount(self, target: TargetPath) -> None:
         await self._disks.at(target.name, partial(self._staging.unbind, target))
-        await self._release_if_idle(target.name)
-
-    async def _release_if_idle(self, pv: str) -> None:
-        try:
-            await self._disks.at(pv, partial(self._staging.release, pv))
-        except InUse as used:
-            log.debug("the staging mount stays: %s", used, extra={"volume": pv})
-        except (OSError, Hung) as error:
-            log.warning("the staging mount of %s stays: %s", pv, error, extra={"volume": pv})
+        await self._mounter.release_if_idle(target.name)
 
     async def _expand(self, spec: VolumeSpec) -> Volume:
         # Neither step asks whether the one before it had something to do: a crash may have come between them.

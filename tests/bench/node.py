@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,6 +29,8 @@ SIZES = (125, 500, 2_000)
 _GROUP = "benchmark"
 _LOOKS, _MOUNTS = 7, 15
 _SIZE = 32 * MIB
+_OTHER_MOUNTS = 300
+"""Of a node with some fifty pods: overlays, projected volumes, network namespaces."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -128,6 +131,7 @@ async def _mounts(folder: Path, number: int) -> tuple[float, float, float, float
     node = Node(folder, lambda: LoopBackend(folder / "data", number * _SIZE))
     try:
         await _make(node, number)
+        _mount_others(node.root / "others")
         volumes = node.volumes()
         await volumes.start()
         ours, bare, binds, bare_binds, commands = [], [], [], [], 0
@@ -147,6 +151,13 @@ async def _mounts(folder: Path, number: int) -> tuple[float, float, float, float
     finally:
         node.unmount_all()
     return min(ours), min(bare), min(binds), min(bare_binds), commands / _MOUNTS
+
+
+def _mount_others(folder: Path) -> None:
+    for number in range(_OTHER_MOUNTS):
+        other = folder / f"pods/{uuid.uuid4()}/volumes/kubernetes.io~projected/kube-api-access-{number}"
+        other.mkdir(parents=True)
+        mounting.bind(other, other)
 
 
 def _name(number: int) -> str:

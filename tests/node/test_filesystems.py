@@ -94,20 +94,20 @@ async def test_what_was_unmounted_cleanly_is_mounted_without_a_command(
     await filesystem.make(kind, device)
     for text in ("first", "second"):
         seen.clear()
-        assert await filesystem.mount_sound(kind, device, folder, ("noatime",)) is Fit.FILLS
+        assert filesystem.mount_sound(kind, device, folder, ("noatime",)) is Fit.FILLS
         assert seen == []
-        assert await filesystem.mount_sound(kind, device, folder) is None, "it is mounted"
+        assert filesystem.mount_sound(kind, device, folder) is None, "it is mounted"
         (folder / text).write_text(text)
         mounting.unmount(folder)
     os.truncate(image, image.stat().st_size + 40 * MIB)
     loopdevice.set_capacity(device)
-    assert await filesystem.mount_sound(kind, device, folder, smaller=False) is None
-    assert await filesystem.mount_sound(kind, device, folder) is Fit.SMALLER
+    assert filesystem.mount_sound(kind, device, folder, smaller=False) is None
+    assert filesystem.mount_sound(kind, device, folder) is Fit.SMALLER
     assert sorted(each.name for each in folder.iterdir() if each.is_file()) == ["first", "second"]
     mounting.unmount(folder)
     os.truncate(image, SIZES[kind] - 65536)
     loopdevice.set_capacity(device)
-    assert await filesystem.mount_sound(kind, device, folder) is None
+    assert filesystem.mount_sound(kind, device, folder) is None
     assert not os.path.ismount(folder)
 
 
@@ -178,12 +178,12 @@ async def test_an_ext4_that_may_not_be_sound_is_left_to_its_check(
 ) -> None:
     """Nor does the kernel mount it: that would take away what e2fsck is to find."""
     await filesystem.make("ext4", device, ("-b", "1024"))
-    assert await filesystem.mount_sound("ext4", device, folder) is Fit.FILLS
+    assert filesystem.mount_sound("ext4", device, folder) is Fit.FILLS
     (folder / "file").write_text("data")
     mounting.unmount(folder)
     HARM[harm](device)
     before, log = device.read_bytes(), kernellog.begin()
-    assert await filesystem.mount_sound("ext4", device, folder) is None
+    assert filesystem.mount_sound("ext4", device, folder) is None
     assert not os.path.ismount(folder)
     assert device.read_bytes() == before
     said = log.about(device)
@@ -211,9 +211,9 @@ async def test_what_a_crash_leaves_is_checked_and_nothing_is_lost(
     crashed.write_bytes(device.read_bytes())
     mounting.unmount(folder)
     with loopdevice.attached(crashed) as found:
-        assert await filesystem.mount_sound("ext4", found, folder) is None
+        assert filesystem.mount_sound("ext4", found, folder) is None
         await filesystem.check("ext4", found)
-        assert await filesystem.mount_sound("ext4", found, folder) is Fit.FILLS
+        assert filesystem.mount_sound("ext4", found, folder) is Fit.FILLS
         assert (folder / "file").read_text() == "data"
         mounting.unmount(folder)
 

@@ -37,6 +37,20 @@ def test_attached_once_and_gone_afterwards(tmp_path: Path) -> None:
     eventually(lambda: loopdevice.find(file) is None)
 
 
+def test_its_likely_device_is_asked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And taken only if it shows the file."""
+    file = image(tmp_path)
+    with loopdevice.attached(file) as device, loopdevice.attached(image(tmp_path, "other")) as other:
+        for likely in (other, Path("/dev/null"), Path("/dev/zero")):
+            descriptor, found = loopdevice.hold(file, likely.stat().st_rdev)
+            os.close(descriptor)
+            assert found == device
+        monkeypatch.setattr(loopdevice, "backing_files", dict)
+        descriptor, found = loopdevice.hold(file, device.stat().st_rdev)
+        os.close(descriptor)
+        assert found == device
+
+
 def test_a_file_of_the_same_name_is_another(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     with loopdevice.attached(image(tmp_path)) as one, loopdevice.attached(image(tmp_path / "other")) as other:

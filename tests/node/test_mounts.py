@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from host import mounting, mounttable
+from host import mounting, mountpoint, mounttable
 from host.mounting import Attribute
 from tests.sandbox import mountspace
 
@@ -77,6 +77,38 @@ def test_an_open_folder_is_met_wherever_it_was_moved(source: Path, target: Path,
         os.close(shown)
     assert (moved / "file").exists()
     assert list(victim.iterdir()) == []
+
+
+def test_what_is_at_a_path_is_asked_of_the_kernel(source: Path, target: Path, tmp_path: Path) -> None:
+    """As the mount table has it, where something else may be mounted over it; a link is not what it leads to."""
+    for nothing in (target, source / "file", tmp_path / "absent", source / "file" / "below"):
+        assert mountpoint.at(nothing) is None
+    bound = mounting.bind(source, target)
+    assert bound == mountpoint.at(target)
+    other = tmp_path / "other"
+    other.touch()
+    over = mounting.bind(source / "file", other)
+    seen = mountpoint.at(other)
+    assert bound
+    assert over
+    assert seen == over
+    assert not over.is_same(bound)
+    assert [mount.id for mount in (*on(target), *on(other))] == [bound.id, over.id]
+    (tmp_path / "third").mkdir()
+    mounting.bind(tmp_path / "third", target)
+    upper = mountpoint.at(target)
+    assert upper
+    assert upper.id == on(target)[-1].id
+    assert not upper.is_same(bound)
+    (tmp_path / "link").symlink_to(target)
+    assert mountpoint.at(tmp_path / "link") is None
+    descriptor = os.open(target, os.O_PATH)
+    try:
+        assert mountpoint.at(descriptor) == upper
+    finally:
+        os.close(descriptor)
+    for each in (target, target, other):
+        mounting.unmount(each)
 
 
 def test_unmounting_does_not_follow_a_link(source: Path, target: Path, tmp_path: Path) -> None:

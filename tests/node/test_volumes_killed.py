@@ -98,7 +98,7 @@ STEPS_OF_A_MOUNT = at(
     (filesystem, "make"),
     (LoopBackend, "rewrite"),
     (Staging, "make_folder"),
-    (filesystem, "mount"),
+    (filesystem, "mount_sound"),
     (mounting, "bind"),
     (Staging, "bind"),
 )

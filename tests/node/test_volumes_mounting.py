@@ -4,17 +4,20 @@ import asyncio
 import os
 import stat
 import subprocess
+import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from contract.volume import DELETE, RETAIN
 from daemon.backends.loop import LoopBackend
-from daemon.errors import Foreign, InUse, NotAPodFolder, Occupied, VolumeNotFound
+from daemon.errors import BackendFailed, Foreign, InUse, NotAPodFolder, Occupied, VolumeNotFound
 from daemon.storage import staging
 from daemon.storage.record import VolumeState
-from daemon.storage.staging import Staging
-from host import loopdevice, mounting
+from daemon.storage.staging import Staging, TargetPath
+from host import filesystem, loopdevice, mounting, mounttable
 from tests.node.conftest import MakeDisks
 from tests.node.volume_node import MIB, Node, image, on, started
 from tests.waiting import until
@@ -289,3 +292,84 @@ async def test_a_loop_device_goes_with_the_last_mount(loop_node: Node) -> None:
     assert loopdevice.find(image(loop_node))
     await volumes.unmount(folder)
     assert loopdevice.find(image(loop_node)) is None
+
+
+async def test_a_mount_that_takes_no_program_is_one_call_in_one_thread(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the first pod and for one more; and the mount table, which is long on a node, is not read."""
+    volumes = await started(node)
+    first, second = node.folder(), node.folder()
+    await volumes.mount(node.spec(), first, read_only=False)
+    await volumes.unmount(first)
+    loop, calls = asyncio.get_running_loop(), list[object]()
+    run_in_executor = loop.run_in_executor
+
+    def counted(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return run_in_executor(*arguments)
+
+    for folder in (first, second):
+        with monkeypatch.context() as patched:
+            patched.setattr(loop, "run_in_executor", counted)
+            patched.setattr(mounttable, "read", pytest.fail)
+            patched.setattr(mounttable, "read_at", pytest.fail)
+            await volumes.mount(node.spec(), folder, read_only=False)
+        assert len(calls) == 1
+        calls.clear()
+    assert len(node.mounts()) == 3
+
+
+async def test_a_mount_that_nobody_waits_for_any_more_is_taken_back(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kubelet was told that it failed, and would take what shows there later for a success."""
+    volumes = await started(node)
+    folder, other = node.folder(), node.folder()
+    await volumes.mount(node.spec(), other, read_only=False)
+    bind, answers = mounting.bind, threading.Event()
+
+    def slow(source: Path | int, target: Path | int, **attributes: Any) -> Any:
+        answers.wait()
+        return bind(source, target, **attributes)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(mounting, "bind", slow)
+        patched.setattr(filesystem, "MOUNT_SECONDS", 0.01)
+        with pytest.raises(BackendFailed, match="gives no answer"):
+            await volumes.mount(node.spec(), folder, read_only=False)
+        with pytest.raises(BackendFailed, match="gives no answer"):
+            await volumes.mount(node.spec(), folder, read_only=False)
+        unbound, unbind = threading.Event(), Staging.unbind
+
+        def noted(self: Staging, target: TargetPath) -> None:
+            assert node.mounted_on(folder)
+            unbind(self, target)
+            unbound.set()
+
+        patched.setattr(Staging, "unbind", noted)
+        answers.set()
+        await until(unbound.is_set)
+    assert node.mounted_on(folder) == []
+    assert len(node.mounts()) == 2
+    await until(lambda: not volumes.unresponsive())
+    await volumes.mount(node.spec(), folder, read_only=False)
+
+
+async def test_what_is_mounted_over_a_volume_as_it_is_mounted_is_not_shown_to_its_pod(
+    loop_node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volumes = await started(loop_node)
+    folder, others = loop_node.folder(), loop_node.root / "others"
+    others.mkdir()
+    mount = mounting.mount
+
+    def covered(kind: str, device: Path, path: Path, options: Sequence[str]) -> None:
+        mount(kind, device, path, options)
+        mounting.bind(others, path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(mounting, "mount", covered)
+        with pytest.raises(Occupied, match="which somebody mounted over volume"):
+            await volumes.mount(loop_node.spec(), folder, read_only=False)
+    assert loop_node.mounted_on(folder) == []

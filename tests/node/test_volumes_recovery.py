@@ -13,8 +13,6 @@ from typing import Any
 import pytest
 
 from daemon.errors import BackendFailed, Damaged, Foreign, InUse, Occupied
-from daemon.kubelet.podfolder import PodFolder
-from daemon.storage import staging
 from daemon.storage.deletionguard import Owner, RemovalReason
 from daemon.storage.record import VolumeState
 from daemon.storage.volumes import Volumes
@@ -227,12 +225,15 @@ async def test_a_mount_that_fails_late_is_undone(node: Node, others: bool, monke
     if others:
         await volumes.mount(node.spec(), neighbour, read_only=False)
 
-    def fail(pv: str, folder: PodFolder, *rest: object) -> None:
-        assert len(node.mounted_on(folder)) == 1
-        raise BackendFailed("it does not show")
+    bind = mounting.bind
+
+    def fail(source: Path | int, target: Path | int, **attributes: Any) -> None:
+        bind(source, target, **attributes)
+        if node.mounted_on(folder):
+            raise BackendFailed("it does not show")
 
     with monkeypatch.context() as patched:
-        patched.setattr(staging, "_verify", fail)
+        patched.setattr(mounting, "bind", fail)
         with pytest.raises(BackendFailed, match="it does not show"):
             await volumes.mount(node.spec(), folder, read_only=False)
     assert node.mounted_on(folder) == []

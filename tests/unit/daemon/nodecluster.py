@@ -21,8 +21,9 @@ from daemon.cluster.reconcile import Reconciler
 from daemon.errors import VolumeError
 from daemon.kubelet.podfolder import PodFolder
 from daemon.storage.backend import Backend
+from daemon.storage.mounting import MountResult
 from daemon.storage.record import VolumeSpec
-from daemon.storage.volumes import MountResult, Volumes
+from daemon.storage.volumes import Volumes
 from kube.client import Cluster
 from kube.errors import NotFound
 from kube.events import Recorder
