@@ -17,8 +17,10 @@ from dataclasses import dataclass
 import aiohttp
 
 from contract import names
+from contract.volume import DELETE
 from kube.client import Cluster
-from kube.resources import CLAIMS, PODS, VOLUMES, Resource
+from kube.records import read_storage_class
+from kube.resources import CLAIMS, CLASSES, PODS, VOLUMES, Resource
 from tests.bench import report
 from tests.sandbox.workloads import Workspace, claim, pod
 from tests.waiting import until
@@ -107,6 +109,9 @@ def _processor_seconds(metrics: str) -> float:
 
 async def measure(cluster: Cluster, processor: Callable[[], Awaitable[float]], options: Options) -> None:
     """Prints the figures. `processor`: seconds of processor that the provisioner took so far."""
+    storage_class = read_storage_class(await cluster.get(CLASSES, options.storage_class))
+    if storage_class.reclaim_policy != DELETE:
+        raise SystemExit(f"StorageClass {storage_class.name} keeps the volumes: name one with reclaimPolicy {DELETE}")
     async with Workspace(cluster, f"bench-{secrets.token_hex(4)}") as namespace:
         await _Bench(namespace, processor, options).measure()
 
@@ -125,7 +130,7 @@ class _Bench:
         async for page in self._namespace.api.pages(VOLUMES, limit=1):
             version = page.resource_version
             break
-        watching = asyncio.create_task(self._watch(version))
+        watching = self._watching = asyncio.create_task(self._watch(version))
         try:
             singles = []
             for _ in range(_ONE_BY_ONE):
@@ -159,9 +164,12 @@ class _Bench:
         claims = [f"claim-{next(self._numbers)}" for _ in range(number)]
         begin = time.perf_counter()
         await _limited(self._start, claims)
-        await until(
-            lambda: all(name in self._made for name in claims), what=f"{number} PersistentVolumes", seconds=_LONGEST
-        )
+
+        def made() -> bool:
+            assert not self._watching.done(), f"nobody watches any more: {self._watching}"
+            return all(name in self._made for name in claims)
+
+        await until(made, what=f"{number} PersistentVolumes", seconds=_LONGEST)
         return claims, max(self._made[name] for name in claims) - begin
 
     async def _start(self, name: str) -> None:

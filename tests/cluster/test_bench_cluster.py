@@ -2,10 +2,10 @@
 
 import pytest
 
-from kube.resources import VOLUMES
+from kube.resources import CLASSES, VOLUMES
 from tests.bench.cluster import Options, ProcessorTime, measure
 from tests.sandbox.sandbox import Sandbox
-from tests.sandbox.workloads import NAMESPACES
+from tests.sandbox.workloads import NAMESPACES, storage_class
 
 
 async def test_it_measures_and_leaves_nothing(sandbox: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
@@ -24,3 +24,16 @@ async def test_it_measures_and_leaves_nothing(sandbox: Sandbox, capsys: pytest.C
     assert not [each for each in await sandbox.api.list(VOLUMES) if "bench-" in str(each["spec"].get("claimRef"))]
     names = [each["metadata"]["name"] for each in await sandbox.api.list(NAMESPACES)]
     assert not [name for name in names if name.startswith("bench-")]
+
+
+async def test_a_class_that_keeps_its_volumes_is_refused_before_anything_is_made(sandbox: Sandbox) -> None:
+    await sandbox.api.create(CLASSES, storage_class("kept-by-bench", reclaimPolicy="Retain"))
+    try:
+        with pytest.raises(SystemExit, match="kept-by-bench keeps the volumes"):
+            await measure(sandbox.api, _never, Options("kept-by-bench", "12Mi", claims=1, rounds=1))
+    finally:
+        await sandbox.api.delete(CLASSES, "kept-by-bench")
+
+
+async def _never() -> float:
+    raise AssertionError("nothing is measured")
