@@ -236,6 +236,6 @@ async def _carry_out(plan: Plan, view: _View, connected: Cluster) -> None:
         await view.backend.rewrite(await _unchanged(volume, view), record)
     elif record and view.tools:
         (foreign,) = [each for each in view.inventory.foreign if each.name == plan.volume]
-        await view.tools.retag(foreign.pool.split("/")[0], plan.volume, add=record.to_tags())
+        await view.tools.retag(foreign.pool.split("/")[0], {plan.volume: ()}, add=record.to_tags())
     if plan.patch:
         await connected.patch(VOLUMES, plan.volume, plan.patch)

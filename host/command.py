@@ -39,6 +39,8 @@ _LOOK_SECONDS = 0.02
 
 _KEPT_COMMANDS = 50
 _KEPT_OUTPUT = 4096
+_KEPT_LINE = 1000
+"""Characters of a command line in a message: one about many volumes tells each of their owners that much."""
 
 PACKAGES = {
     "blkdiscard": "util-linux",
@@ -68,7 +70,8 @@ class Completed:
 
     @property
     def command_line(self) -> str:
-        return shlex.join(self.argv)
+        """As a shell would take it, for a message: a long one is cut."""
+        return _line(self.argv)
 
     @property
     def output(self) -> str:
@@ -164,8 +167,12 @@ class FlightRecorder:
         log.warning("command failed: %s", flight)
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _KEPT_OUTPUT else f"{text[:_KEPT_OUTPUT]}... ({len(text)} characters)"
+def _line(argv: Collection[str]) -> str:
+    return _cut(shlex.join(argv), _KEPT_LINE)
+
+
+def _cut(text: str, kept: int = _KEPT_OUTPUT) -> str:
+    return text if len(text) <= kept else f"{text[:kept]}... ({len(text)} characters)"
 
 
 @dataclass(frozen=True)
@@ -252,7 +259,7 @@ async def run(
                 start_new_session=True,
                 pass_fds=tuple(pass_fds),
             )
-            process = await _started(start, kind, shlex.join(argv))
+            process = await _started(start, kind, _line(argv))
         except FileNotFoundError as missing:
             raise MissingTool(argv[0]) from missing
         timed_out, survivor = False, None
@@ -262,7 +269,7 @@ async def run(
             timed_out = True
         finally:
             if process.returncode is None:
-                survivor = await _kill(process, kind, shlex.join(argv))
+                survivor = await _kill(process, kind, _line(argv))
         completed = Completed(
             argv=argv,
             exit_code=-signal.SIGKILL if process.returncode is None else process.returncode,

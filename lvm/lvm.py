@@ -9,7 +9,7 @@ leaves them in the disks' own caches (seen with LVM 2.03.16), so the disks are f
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -232,22 +232,29 @@ class Lvm:
     async def retag(
         self,
         group: str,
-        name: str,
+        volumes: Mapping[str, Collection[str]],
         *,
         add: Collection[str] = (),
         remove: Collection[str] = (),
-        having: Collection[str] = (),
-    ) -> None:
-        """Exchange tags of a volume in one step: nobody sees the one change without the other. Adding a tag that is
-        there and removing one that is not are no errors. A volume that has not all of `having` is left as it is, with
-        TagsDiffer."""
+    ) -> Mapping[str, errors.TagsDiffer]:
+        """Exchange the same tags of each of these volumes, all in one command, and of each in one step: nobody sees the
+        one change without the other. Adding a tag that is there and removing one that is not are no errors.
+
+        `volumes` are names, with the tags that each must have for it. One that has not all of them is left as it is:
+        the answer says so, by name. Where the command fails, because one of them is not there or for all of them, some
+        may have been changed.
+        """
         changes = [
             *(f"--deltag={names.tag(tag)}" for tag in sorted(remove)),
             *(f"--addtag={names.tag(tag)}" for tag in sorted(add)),
         ]
-        if changes:
-            done = await self._commit(group, "lvchange", *changes, *_selected(having), names.volume(group, name))
-            _raise_if_left(done, "changed", having)
+        if not changes or not volumes:
+            return {}
+        paths = {name: names.volume(group, name) for name in volumes}
+        done = await self._commit(group, "lvchange", *changes, *_selected(volumes), *paths.values())
+        changed = {word for line in done.stdout.splitlines() if "changed" in line for word in line.split()}
+        left = [name for name, having in volumes.items() if having and paths[name] not in changed]
+        return {name: _tags_differ(done, volumes[name]) for name in left}
 
     async def activate(self, group: str, name: str) -> None:
         """Let a volume's device appear, also one that its administrator has left out when its group is activated
@@ -276,8 +283,10 @@ class Lvm:
         """Remove a volume and what is on it. One that is open or mounted is refused with InUse. A thin pool goes
         together with its volumes. A volume that has not all of the tags in `having` stays, with TagsDiffer: LVM looks
         at them in the same step, under the lock of its group."""
-        done = await self._commit(group, "lvremove", "--yes", *_selected(having), names.volume(group, name))
-        _raise_if_left(done, "successfully removed", having)
+        path = names.volume(group, name)
+        done = await self._commit(group, "lvremove", "--yes", *_selected({name: having}), path)
+        if having and "successfully removed" not in done.stdout:
+            raise _tags_differ(done, having)
 
     async def _has(self, group: str, name: str, size: int) -> bool:
         """Whether a volume has so many bytes, and if it is active its device has them as well: a command that fails may
@@ -376,18 +385,26 @@ def _new(name: str, tags: Collection[str]) -> list[str]:
     return [f"--name={name}", *(f"--addtag={names.tag(tag)}" for tag in sorted(tags))]
 
 
-def _selected(tags: Collection[str]) -> list[str]:
-    """The options that leave out what has not all of these tags, lvmreport(7). A command that changes something and
-    selects crashes while it keeps a log for its report (seen with LVM 2.03.16): its errors stand on stderr."""
-    having = " && ".join(f'"{names.tag(tag)}"' for tag in sorted(tags))
-    return [f"{_CONFIG}log/report_command_log=0", f"--select=lv_tags={{{having}}}"] if having else []
+def _selected(volumes: Mapping[str, Collection[str]]) -> list[str]:
+    """The options that leave out each of these volumes that has not all of its tags, lvmreport(7). A command that
+    changes something and selects crashes while it keeps a log for its report (seen with LVM 2.03.16): its errors stand
+    on stderr."""
+    if not any(volumes.values()):
+        return []
+    wanted = " || ".join(f"({_having(name, tags)})" for name, tags in volumes.items())
+    return [f"{_CONFIG}log/report_command_log=0", f"--select={wanted}"]
 
 
-def _raise_if_left(done: Completed, word: str, having: Collection[str]) -> None:
-    """To LVM it is no error that it selected nothing: what it does to a volume it says."""
-    if having and word not in done.stdout:
-        words = f"the volume has not all of these tags (any more), and was left as it is: {' '.join(sorted(having))}"
-        raise errors.TagsDiffer(done.command_line, done.exit_code, words)
+def _having(name: str, tags: Collection[str]) -> str:
+    named = f'lv_name="{name}"'
+    all_of = " && ".join(f'"{names.tag(tag)}"' for tag in sorted(tags))
+    return f"{named} && lv_tags={{{all_of}}}" if tags else named
+
+
+def _tags_differ(done: Completed, having: Collection[str]) -> errors.TagsDiffer:
+    """To LVM it is no error that it did not select a volume: what it does to one it says."""
+    words = f"the volume has not all of these tags (any more), and was left as it is: {' '.join(sorted(having))}"
+    return errors.TagsDiffer(done.command_line, done.exit_code, words)
 
 
 def _size(size: int) -> str:

@@ -8,7 +8,6 @@ lvcreate, so at no moment there is a volume of ours without our mark. Pools are 
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import lvm
@@ -25,6 +24,7 @@ from daemon.backends.lvminventory import (
     with_renamed_pools,
     without_unresponsive,
 )
+from daemon.backends.lvmrecords import LvmRecords
 from daemon.backends.lvmsnapshots import LvmSnapshots
 from daemon.backends.volumegroups import GroupMaker
 from daemon.errors import BackendFailed, Damaged, Foreign, InUse, NoSpace, PoolBlocked, PoolMissing, VolumeNotFound
@@ -52,6 +52,7 @@ class LvmBackend:
         self._lvm = tools
         self._group_maker = groups
         self._snapshots = LvmSnapshots(tools)
+        self._records = LvmRecords(tools)
         self._classes = classes
         self._groups = {device_class.group for device_class in classes.values()}
         self._thin_pools = {PoolName.of(each.own_thin_pool) for each in classes.values() if each.thin}
@@ -231,16 +232,7 @@ class LvmBackend:
         return present
 
     async def rewrite(self, volume: Volume, record: Record) -> Volume:
-        before, after = volume.record.to_tags(), record.to_tags()
-        with errors_of(volume):
-            await self._lvm.retag(
-                PoolName.of(volume.pool).group,
-                volume.pv,
-                add=after - before,
-                remove=before - after,
-                having=volume.record.owner_tags(),
-            )
-        return replace(volume, record=record)
+        return await self._records.rewrite(volume, record)
 
     @contextlib.asynccontextmanager
     async def device(self, volume: Volume) -> AsyncIterator[Path]:

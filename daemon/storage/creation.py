@@ -117,9 +117,7 @@ class VolumeCreator:
                 self._check_encryption(spec, volume, passphrase)
             if spec.parameters.filesystem == RAW:
                 return await self._create_device(spec, partial=volume, passphrase=passphrase)
-            pool = volume.pool if volume else self._backend.pool_of(spec.parameters)
-            async with self._disks.load(pool):
-                return await self._create_and_format(spec, partial=volume, passphrase=passphrase)
+            return await self._create_and_format(spec, partial=volume, passphrase=passphrase)
         current = replace(volume.record, policy=spec.policy, cluster=volume.record.cluster or spec.cluster)
         return volume if volume.record == current else await self._cache.rewrite(volume, current)
 
@@ -141,15 +139,18 @@ class VolumeCreator:
         self, spec: VolumeSpec, partial: Volume | None, passphrase: Passphrase | None
     ) -> Volume:
         """A new volume, or one whose making was cut off and that nobody has mounted yet."""
-        async with self._free_space.reserve(spec, partial.size if partial else 0) as taken:
-            with self._cache.changing(spec.pv):
-                volume = await self._backend.create(spec)
-                self._cache.put(volume, taken)
-        if volume.record.state is VolumeState.READY:
-            return volume
-        if passphrase and volume.record.encryption:
-            await self._devices.make(volume, passphrase)
-        await self._filesystems.make(volume, spec.parameters)
+        async with self._disks.load(partial.pool if partial else self._backend.pool_of(spec.parameters)):
+            async with self._free_space.reserve(spec, partial.size if partial else 0) as taken:
+                with self._cache.changing(spec.pv):
+                    volume = await self._backend.create(spec)
+                    self._cache.put(volume, taken)
+            if volume.record.state is VolumeState.READY:
+                return volume
+            if passphrase and volume.record.encryption:
+                await self._devices.make(volume, passphrase)
+            await self._filesystems.make(volume, spec.parameters)
+        # The disk's turn is given back: the note waits for others rather than for the disk, and the more of them wait
+        # at the same time, the more go together (daemon.backends.lvmrecords). The volume's own turn lasts.
         return await self._cache.rewrite(volume, spec.record(VolumeState.READY))
 
     async def _create_device(self, spec: VolumeSpec, partial: Volume | None, passphrase: Passphrase | None) -> Volume:

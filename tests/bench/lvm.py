@@ -36,6 +36,8 @@ _ROUNDS = {125: 5, 500: 4, 2_000: 3}
 """By number of volumes: a command of LVM takes seconds in a guest with the most of them."""
 _GROUP = "benchmark"
 _SIZE, _MORE = 32 * MIB, 64 * MIB
+_BURST = 16
+"""Volumes made at once: so many the reconciler takes in hand together."""
 _GUEST_SECONDS, _COMMAND_SECONDS = 1200, 300
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -112,7 +114,10 @@ async def _measured(number: int, count: int) -> list[Step]:
                 erased = _Erased()
                 volumes = Volumes(node.make_backend(), node.staging, Agreeing(), erasing=erased)
                 await volumes.start()
-                rounds = [await _round(node, volumes, erased, each) for each in range(count)]
+                rounds = [
+                    [*await _round(node, volumes, erased, each), *await _burst(node, volumes, each)]
+                    for each in range(count)
+                ]
                 await volumes.close()
             finally:
                 node.unmount_all()
@@ -152,12 +157,8 @@ async def _round(node: Node, volumes: Volumes, erased: _Erased, number: int) -> 
             raise OSError(ctypes.get_errno(), "mount(2)")
 
     def created() -> None:
-        run(
-            *("lvm", "lvcreate", "--yes", "--wipesignatures=y", "--zero=y", f"--size={_SIZE}b", f"--name={by_hand}"),
-            _GROUP,
-        )
-        run("mkfs.ext4", "-q", "-F", "-m", "0", str(device))
-        run("mount", str(device), str(there))
+        for command in _made(by_hand, there):
+            run(*command)
 
     def expanded() -> None:
         run("lvm", "lvextend", f"--size={_MORE}b", f"{_GROUP}/{by_hand}")
@@ -168,8 +169,7 @@ async def _round(node: Node, volumes: Volumes, erased: _Erased, number: int) -> 
         run("lvm", "lvremove", "--yes", f"{_GROUP}/{by_hand}")
 
     def run(*command: str) -> None:
-        environment = {**os.environ, "LVM_SYSTEM_DIR": str(node.root / "lvm"), "LVM_SUPPRESS_FD_WARNINGS": "1"}
-        subprocess.run(command, check=True, capture_output=True, env=environment)
+        subprocess.run(command, check=True, capture_output=True, env=_environment(node))
 
     return [
         await _step("lvcreate, mkfs, mount", volumes.mount(spec, target, False), created),
@@ -178,6 +178,58 @@ async def _round(node: Node, volumes: Volumes, erased: _Erased, number: int) -> 
         await _step("expand", volumes.expand(larger), expanded),
         await _step("unmount, erase, lvremove (bare: nothing is erased)", removed(), removed_by_hand),
     ]
+
+
+async def _burst(node: Node, volumes: Volumes, number: int) -> list[Step]:
+    """Bare: with a shell for each, all at once, and one after the other, because each way is the faster one
+    somewhere."""
+    ours, at_once, in_turn = (
+        [f"{who}-{number}-{each}" for each in range(_BURST)] for who in ("pvc-burst", "at-once", "in-turn")
+    )
+    targets = [node.folder(pv) for pv in ours]
+    folders = {name: node.root / name for name in (*at_once, *in_turn)}
+    for folder in folders.values():
+        folder.mkdir()
+
+    async def mounted() -> None:
+        specs = [node.spec(_SIZE, pv=pv) for pv in ours]
+        await asyncio.gather(*(volumes.mount(*each, False) for each in zip(specs, targets, strict=True)))
+
+    def shell(name: str) -> subprocess.Popen[bytes]:
+        commands = " && ".join(map(shlex.join, _made(name, folders[name])))
+        return subprocess.Popen(["sh", "-c", commands], stdout=subprocess.DEVNULL, env=_environment(node))
+
+    def created_at_once() -> None:
+        shells = [shell(name) for name in at_once]
+        assert {each.wait() for each in shells} == {0}
+
+    async def created_in_turn() -> None:
+        assert {shell(name).wait() for name in in_turn} == {0}
+
+    step = await _step(f"{_BURST} volumes at once: lvcreate, mkfs, mount", mounted(), created_at_once)
+    other = replace(step, name=f"{step.name} (bare: one after the other)", bare=await seconds(created_in_turn()))
+    for target in targets:
+        await volumes.unmount(target)
+    for folder in folders.values():
+        mounting.unmount(folder)
+    paths = [f"{_GROUP}/{name}" for name in (*ours, *folders)]
+    subprocess.run(["lvm", "lvremove", "--yes", *paths], check=True, capture_output=True, env=_environment(node))
+    await volumes.refresh()
+    return [step, other]
+
+
+def _made(name: str, there: Path) -> list[list[str]]:
+    """What a person would type for a mounted volume."""
+    device = f"/dev/{_GROUP}/{name}"
+    return [
+        ["lvm", "lvcreate", "--yes", "--wipesignatures=y", "--zero=y", f"--size={_SIZE}b", f"--name={name}", _GROUP],
+        ["mkfs.ext4", "-q", "-F", "-m", "0", device],
+        ["mount", device, str(there)],
+    ]
+
+
+def _environment(node: Node) -> dict[str, str]:
+    return {**os.environ, "LVM_SYSTEM_DIR": str(node.root / "lvm"), "LVM_SUPPRESS_FD_WARNINGS": "1"}
 
 
 async def _step(name: str, ours: Awaitable[object], bare: Callable[[], None]) -> Step:

@@ -220,7 +220,7 @@ async def test_a_volume_with_half_a_record_is_damaged_and_untouched(
     lvm: Lvm, backend: LvmBackend, volume_group: str
 ) -> None:
     volume = await backend.create(SPEC)
-    await lvm.retag(volume_group, "pvc-1", remove={"elastic-local/uid=uid-1"})
+    await lvm.retag(volume_group, {"pvc-1": ()}, remove={"elastic-local/uid=uid-1"})
     assert [damaged.reason for damaged in (await backend.inspect()).damaged] == ["its tags say: it has no uid"]
     with pytest.raises(Damaged, match="no uid"):
         await backend.create(SPEC)
@@ -250,6 +250,40 @@ async def test_a_volume_that_is_not_active_becomes_so(
         await backend.rewrite(volume, SPEC.record(VolumeState.READY))
     with pytest.raises(VolumeNotFound):
         await backend.extend(volume, 2 * GIB)
+
+
+async def test_volumes_that_are_ready_at_once_are_noted_together(
+    lvm: Lvm, backend: LvmBackend, volume_group: str, commands: list[Completed]
+) -> None:
+    """And each hears of its own: one belongs to somebody else by now, and one is gone."""
+    specs = [replace(SPEC, pv=f"pvc-{number}", uid=f"uid-{number}", size=EXTENT) for number in range(6)]
+    volumes = [await backend.create(spec) for spec in specs]
+
+    async def ready(number: int) -> Volume:
+        return await backend.rewrite(volumes[number], specs[number].record(VolumeState.READY))
+
+    commands.clear()
+    noted = await asyncio.gather(ready(0), ready(1))
+    assert [done.argv[1] for done in commands] == ["lvchange"]
+    seen = await backend.inspect()
+    assert [seen.volume(spec.pv) for spec in specs] == [*noted, *volumes[2:]]
+
+    await lvm.retag(volume_group, {"pvc-3": ()}, remove={"elastic-local/uid=uid-3"}, add={"elastic-local/uid=other"})
+    commands.clear()
+    first, other, last = await asyncio.gather(ready(2), ready(3), ready(4), return_exceptions=True)
+    assert [done.argv[1] for done in commands] == ["lvchange"]
+    assert isinstance(other, NotAuthorized)
+    seen = await backend.inspect()
+    assert [seen.volume("pvc-2"), seen.volume("pvc-4")] == [first, last]
+    assert (theirs := seen.volume("pvc-3"))
+    assert theirs.record.state is VolumeState.FORMATTING
+
+    await lvm.remove(volume_group, "pvc-4")
+    commands.clear()
+    gone, there = await asyncio.gather(ready(4), ready(5), return_exceptions=True)
+    assert [done.argv[1] for done in commands] == ["lvchange"] * 3, "together, and each alone"
+    assert isinstance(gone, VolumeNotFound)
+    assert await present(backend, "pvc-5") == there
 
 
 @pytest.mark.parametrize("thin", [False, True])

@@ -211,7 +211,7 @@ async def test_retag_is_one_command_and_repeatable(lvm: Lvm, volume_group: str, 
     await lvm.create_volume(volume_group, "data", EXTENT, {"owner=me", "state=formatting"})
     for _ in range(2):
         commands.clear()
-        await lvm.retag(volume_group, "data", add={"state=ready", "fs=xfs"}, remove={"state=formatting"})
+        await lvm.retag(volume_group, {"data": ()}, add={"state=ready", "fs=xfs"}, remove={"state=formatting"})
         assert len(commands) == 1
     assert (await volume(lvm, volume_group, "data")).tags == {"owner=me", "state=ready", "fs=xfs"}
 
@@ -263,7 +263,7 @@ async def test_not_found(lvm: Lvm, volume_group: str) -> None:
         lvm.create_volume("no-such-group", "data", EXTENT),
         lvm.create_thin_volume(volume_group, "no-such-pool", "data", EXTENT),
         lvm.extend(volume_group, "data", EXTENT),
-        lvm.retag(volume_group, "data", add={"a"}),
+        lvm.retag(volume_group, {"data": ()}, add={"a"}),
         lvm.activate(volume_group, "data"),
         lvm.remove(volume_group, "data"),
         lvm.remove("no-such-group", "data"),
@@ -396,15 +396,50 @@ async def test_a_lost_device_shows(lvm: Lvm, make_disks: MakeDisks, by_hand: ByH
 async def test_only_a_volume_with_the_tags_that_were_named_is_changed_or_removed(lvm: Lvm, volume_group: str) -> None:
     """Others change tags too: LVM compares them under the lock of the group."""
     await lvm.create_volume(volume_group, "one", MIB, {"owner=a", "policy=Delete"})
-    with pytest.raises(TagsDiffer, match="left as it is: owner=b"):
-        await lvm.retag(volume_group, "one", add={"more=b"}, remove={"owner=a"}, having={"owner=b"})
+    left = await lvm.retag(volume_group, {"one": {"owner=b"}}, add={"more=b"}, remove={"owner=a"})
+    assert "left as it is: owner=b" in str(left["one"])
     with pytest.raises(TagsDiffer, match="left as it is: owner=a policy=Retain"):
         await lvm.remove(volume_group, "one", having={"owner=a", "policy=Retain"})
     kept = (await lvm.report()).volume(volume_group, "one")
     assert kept
     assert kept.tags == {"owner=a", "policy=Delete"}
-    await lvm.retag(volume_group, "one", add={"owner=b"}, remove={"owner=a"}, having={"owner=a"})
+    assert await lvm.retag(volume_group, {"one": {"owner=a"}}, add={"owner=b"}, remove={"owner=a"}) == {}
     await lvm.remove(volume_group, "one", having={"owner=b", "policy=Delete"})
     assert (await lvm.report()).volume(volume_group, "one") is None
     with pytest.raises(LvmNotFound):
         await lvm.remove(volume_group, "one", having={"owner=b"})
+
+
+async def test_tags_of_many_volumes_are_exchanged_by_one_command(
+    lvm: Lvm, volume_group: str, commands: list[Completed]
+) -> None:
+    """Each is compared with its own: what one has does not let another pass. As many, and with tags as long, as the
+    daemon ever names together."""
+    names = [f"volume-{number}" for number in range(32)]
+    owners = {name: {f"owner={name}{'.' * 800}", "policy=Delete"} for name in names}
+    for name in (*names, "volume"):
+        await lvm.create_volume(volume_group, name, EXTENT, {*owners.get(name, ()), "state=formatting"})
+    commands.clear()
+    having = {**owners, "volume-1": owners["volume-2"], "volume-3": owners["volume-3"] | {"policy=Retain"}}
+    left = await lvm.retag(volume_group, {**having, "volume": ()}, add={"state=ready"}, remove={"state=formatting"})
+    assert len(commands) == 1
+    assert set(left) == {"volume-1", "volume-3"}
+    assert "policy=Retain" in str(left["volume-3"])
+    state = await lvm.report()
+    for name in (*names, "volume"):
+        there = state.volume(volume_group, name)
+        assert there
+        assert there.tags == {*owners.get(name, ()), "state=formatting" if name in left else "state=ready"}
+
+
+async def test_one_that_is_not_there_fails_the_command_and_the_others_may_be_changed(
+    lvm: Lvm, volume_group: str
+) -> None:
+    for name in ("one", "three"):
+        await lvm.create_volume(volume_group, name, EXTENT, {f"owner={name}"})
+    volumes = {name: {f"owner={name}"} for name in ("one", "two", "three")}
+    with pytest.raises(LvmNotFound, match="two"):
+        await lvm.retag(volume_group, volumes, add={"state=ready"})
+    assert await lvm.retag(volume_group, {"three": volumes["three"]}, add={"state=ready"}) == {}
+    assert (await volume(lvm, volume_group, "three")).tags == {"owner=three", "state=ready"}
+    assert (await volume(lvm, volume_group, "one")).tags >= {"owner=one"}

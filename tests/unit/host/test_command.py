@@ -174,3 +174,12 @@ async def test_what_can_not_be_killed_is_not_started_again(tmp_path: Path, monke
     kill(shell, signal.SIGKILL)
     await until(lambda: not alive(child))
     assert (await run("true", deadline=10, kind="of that disk")).exit_code == 0
+
+
+async def test_a_long_command_line_does_not_fill_the_message_about_it() -> None:
+    """As one that is about many volumes."""
+    with pytest.raises(
+        CommandFailed, match=r"^sh -c .* sh x{900,}\.\.\. \(50\d\d characters\) failed .*: why$"
+    ) as failed:
+        await run("sh", "-c", "echo why >&2; exit 3", "sh", "x" * 5000, deadline=10)
+    assert len(str(failed.value)) < 1200

@@ -27,8 +27,10 @@ def lvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lvm:
         lambda lvm: lvm.create_pool("vg", "pool_tdata", GIB),
         lambda lvm: lvm.create_group("vg", ["--yes"]),
         lambda lvm: lvm.extend("vg", "", GIB),
-        lambda lvm: lvm.retag("vg", "data", add={"@"}),
-        lambda lvm: lvm.retag("vg", "data", remove={"-"}),
+        lambda lvm: lvm.retag("vg", {"data": ()}, add={"@"}),
+        lambda lvm: lvm.retag("vg", {"data": ()}, remove={"-"}),
+        lambda lvm: lvm.retag("vg", {"data": (), "--force": ()}, add={"tag"}),
+        lambda lvm: lvm.retag("vg", {"data": (), "other": {'"}'}}, add={"tag"}),
         lambda lvm: lvm.activate("vg", "a b"),
         lambda lvm: lvm.remove("vg", "data/.."),
     ],
@@ -59,4 +61,5 @@ async def test_missing_lvm_names_its_package(lvm: Lvm) -> None:
 
 
 async def test_nothing_to_retag_is_no_command(lvm: Lvm) -> None:
-    await lvm.retag("vg", "data")
+    assert await lvm.retag("vg", {"data": ()}) == {}
+    assert await lvm.retag("vg", {}, add={"tag"}) == {}

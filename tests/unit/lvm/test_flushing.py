@@ -72,7 +72,7 @@ def lvm(tmp_path: Path, disks: Disks, monkeypatch: pytest.MonkeyPatch) -> Lvm:
         (lambda lvm: lvm.create_thin_snapshot("vg", "one", "two"), "lvcreate"),
         (lambda lvm: lvm.create_thick_snapshot("vg", "one", "two", GIB), "lvcreate"),
         (lambda lvm: lvm.split_snapshot("vg", "two"), "lvconvert"),
-        (lambda lvm: lvm.retag("vg", "one", add={"tag"}, having={"other"}), "lvchange"),
+        (lambda lvm: lvm.retag("vg", {"one": {"other"}, "two": ()}, add={"tag"}), "lvchange"),
         (lambda lvm: lvm.remove("vg", "one", having={"tag"}), "lvremove"),
     ],
 )

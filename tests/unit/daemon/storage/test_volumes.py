@@ -21,6 +21,7 @@ from daemon.storage.inventory import DamagedVolume, Inventory, Pool, Unavailable
 from daemon.storage.record import Record, VolumeSpec, VolumeState
 from daemon.storage.thinpools import PoolExtension
 from daemon.storage.volumes import Volumes
+from host import filesystem
 from tests.agreeing import CLUSTER, Agreeing
 
 pytestmark = pytest.mark.virtual_time
@@ -178,6 +179,43 @@ async def test_many_volumes_at_once_load_the_disks_in_bounds(backend: Memory, tm
     assert backend.calls == ["inspect", *["create"] * 50]
     (pool,) = volumes.inventory.pools
     assert (pool.free, pool.ours) == (500, 500)
+
+
+async def test_the_disks_have_their_turns_back_before_volumes_are_noted_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that many of them go with one command."""
+    formatting, most = 0, 0
+
+    class Formatted(Memory):
+        noting = 0
+
+        async def create(self, spec: VolumeSpec) -> Volume:
+            self.volumes[spec.pv] = replace(await super().create(spec), record=spec.record(VolumeState.FORMATTING))
+            return self.volumes[spec.pv]
+
+        async def rewrite(self, volume: Volume, record: Record) -> Volume:
+            self.noting += 1
+            await noted.wait()
+            return await super().rewrite(volume, record)
+
+    async def make(*_: object) -> None:
+        nonlocal formatting, most
+        formatting += 1
+        most = max(most, formatting)
+        await asyncio.sleep(0)
+        formatting -= 1
+
+    monkeypatch.setattr(filesystem, "make", make)
+    backend, noted = Formatted(), asyncio.Event()
+    volumes = Volumes(backend, tmp_path, Agreeing(), parallelism=3)
+    await volumes.start()
+    callers = [asyncio.create_task(volumes.prepare(spec(f"pv-{number}", 10))) for number in range(10)]
+    await until_nothing_moves()
+    assert backend.noting == 10
+    assert most == 3, "the disks themselves are loaded in bounds"
+    noted.set()
+    assert {volume.record.state for volume in await asyncio.gather(*callers)} == {VolumeState.READY}
 
 
 async def test_a_burst_takes_no_more_than_there_is(backend: Memory, tmp_path: Path) -> None:
