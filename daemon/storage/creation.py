@@ -140,6 +140,8 @@ class VolumeCreator:
     ) -> Volume:
         """A new volume, or one whose making was cut off and that nobody has mounted yet."""
         async with self._disks.load(partial.pool if partial else self._backend.pool_of(spec.parameters)):
+            if partial is not None:  # what a cryptsetup that was killed left open would keep it from being made anew
+                await self._devices.lock_device(partial)
             async with self._free_space.reserve(spec, partial.size if partial else 0) as taken:
                 with self._cache.changing(spec.pv):
                     volume = await self._backend.create(spec)

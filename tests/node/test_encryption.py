@@ -25,6 +25,7 @@ from daemon.storage.volumes import Volumes
 from host import blockdevice, command, filesystem, luks, mounttable
 from host.luks import Passphrase
 from lvm import Lvm
+from tests.agreeing import CLUSTER
 from tests.node.conftest import ByHand, MakeDisks
 from tests.node.snapshot_node import no_snapshots
 from tests.node.test_volumes_killed import run, run_and_kill
@@ -370,3 +371,19 @@ def test_a_daemon_killed_while_it_makes_one_begins_anew(node: Node, step: tuple[
         write(await mounted(node, volumes, spec))
 
     run(node, use)
+
+
+@pytest.mark.usefixtures("cheap")
+@pytest.mark.parametrize("disk_node", [(100, False)], ids=["thick"], indirect=True)
+async def test_what_a_killed_cryptsetup_left_open_keeps_no_volume_from_being_made_anew(disk_node: Node) -> None:
+    """It writes a header through a mapping of its own, under a name of its own."""
+    node, spec = disk_node, encrypted(disk_node)
+    backend = node.make_backend()
+    await backend.inspect()
+    await backend.create(dataclasses.replace(spec, cluster=CLUSTER))
+    name = f"temporary-cryptsetup-{os.getpid()}"
+    table = f"0 2048 crypt aes-xts-plain64 {'0123456789abcdef' * 8} 0 /dev/{node.pool}/{spec.pv} 0"
+    left = ["dmsetup", "create", "--noudevsync", name, "--uuid", f"CRYPT-TEMP-{name}", "--table", table]
+    subprocess.run(left, check=True)
+    write(await mounted(node, await started(node), spec))
+    assert not luks.exists(name)
