@@ -43,6 +43,17 @@ class InUse(LvmError):
     """The volume is open or mounted, or the device holds something already."""
 
 
+class PartsActive(LvmError):
+    """A thin pool can't be activated, nor a volume in it, because what the pool consists of is active without it: a
+    command that had begun to was killed, or somebody looks at its metadata."""
+
+    @property
+    def parts(self) -> list[str]:
+        """As commands take them."""
+        found = _PARTS_ACTIVE.search(self.message)
+        return [f"{found[1]}{part}" for part in ("_tmeta", "_tdata")] if found else []
+
+
 class TimedOut(LvmError):
     """The command was killed at its deadline: a device does not answer or somebody holds the lock. What it was doing
     may have happened or not."""
@@ -59,6 +70,10 @@ class Unsupported(LvmError):
 class BadName(LvmError, ValueError):
     """A name or tag that LVM does not take. Seen before any command is started, as a rule."""
 
+
+_PARTS_ACTIVE = re.compile(
+    r"activation of .* is prohibited while logical volume (\S+)_t(?:meta|data) is active", re.IGNORECASE
+)
 
 _MEANINGS: tuple[tuple[type[LvmError], re.Pattern[str]], ...] = (
     (
@@ -84,6 +99,7 @@ _MEANINGS: tuple[tuple[type[LvmError], re.Pattern[str]], ...] = (
             re.IGNORECASE,
         ),
     ),
+    (PartsActive, _PARTS_ACTIVE),
     (AlreadyExists, re.compile(r"already exists( in volume group \S+| in filesystem)?\.?$", re.IGNORECASE)),
     (
         InUse,

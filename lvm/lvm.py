@@ -344,6 +344,16 @@ class Lvm:
             raise errors.LvmError("lvm", None, f"{self._folder} gets no lvm.conf: {error}") from error
 
     async def _run(self, *arguments: str) -> Completed:
+        try:
+            return await self._run_once(*arguments)
+        except errors.PartsActive as error:
+            try:
+                await self._run_once("lvchange", "--activate=n", "--yes", *error.parts)
+            except errors.LvmError as failed:
+                raise error from failed  # somebody has them open
+            return await self._run_once(*arguments)
+
+    async def _run_once(self, *arguments: str) -> Completed:
         if not self._configured:
             await self._configure()
         verb, group = arguments[0], arguments[-1].partition("/")[0]

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -24,8 +25,10 @@ from lvm import (
     NoSpace,
     TagsDiffer,
     TimedOut,
+    names,
 )
 from tests.node.conftest import ByHand, MakeDisks
+from tests.waiting import until
 
 pytestmark = pytest.mark.device_mapper
 
@@ -443,3 +446,54 @@ async def test_one_that_is_not_there_fails_the_command_and_the_others_may_be_cha
     assert await lvm.retag(volume_group, {"three": volumes["three"]}, add={"state=ready"}) == {}
     assert (await volume(lvm, volume_group, "three")).tags == {"owner=three", "state=ready"}
     assert (await volume(lvm, volume_group, "one")).tags >= {"owner=one"}
+
+
+async def test_a_thin_pool_whose_activation_was_killed_is_activated_by_the_next_command(
+    lvm: Lvm, volume_group: str, by_hand: ByHand, tmp_path: Path
+) -> None:
+    """Its metadata and its data stay active then, and LVM activates no pool whose parts are. That takes as long as
+    thin_check does, which for a large pool is longer than the daemon waits."""
+    await lvm.create_pool(volume_group, "pool", 16 * MIB)
+    await lvm.create_thin_volume(volume_group, "pool", "one", MIB)
+    begun, check = tmp_path / "begun", tmp_path / "thin_check"
+    check.write_text(f"#!/bin/sh\ntouch {begun}\nexec sleep 600\n")
+    check.chmod(0o755)
+
+    async def killed() -> None:
+        by_hand("lvchange", "--activate=n", volume_group)
+        activation = subprocess.Popen(
+            [
+                *("lvm", "lvchange", f'--config=global/thin_check_executable="{check}"'),
+                *("--activate=y", f"{volume_group}/pool"),
+            ],
+            env={**os.environ, "LVM_SYSTEM_DIR": str(tmp_path / "lvm"), "LVM_SUPPRESS_FD_WARNINGS": "1"},
+            start_new_session=True,
+        )
+        await until(begun.exists)
+        os.killpg(activation.pid, signal.SIGKILL)
+        activation.wait()
+        begun.unlink()
+
+    await killed()
+    await lvm.activate(volume_group, "one")
+    assert (await volume(lvm, volume_group, "one")).active
+    await killed()
+    await lvm.create_thin_volume(volume_group, "pool", "two", MIB)
+    await killed()
+    with pytest.raises(LvmNotFound):  # it went from LVM's metadata before its pool was needed
+        await lvm.remove(volume_group, "one")
+    await lvm.activate(volume_group, "two")
+    assert {each.name for each in (await lvm.report()).volumes if each.group == volume_group} == {"pool", "two"}
+
+
+async def test_parts_of_a_thin_pool_that_somebody_has_open_stay_active(
+    lvm: Lvm, volume_group: str, by_hand: ByHand
+) -> None:
+    """As whoever looks at its metadata with thin_dump."""
+    await lvm.create_pool(volume_group, "pool", 16 * MIB)
+    by_hand("lvchange", "--activate=n", volume_group)
+    by_hand("lvchange", "--activate=y", "--yes", f"{volume_group}/pool_tmeta")
+    metadata = f"/dev/mapper/{names.mapped(volume_group, 'pool')}_tmeta"
+    with held(metadata), pytest.raises(LvmError, match=r"prohibited while .*pool_tmeta is active"):
+        await lvm.create_thin_volume(volume_group, "pool", "one", MIB)
+    await lvm.create_thin_volume(volume_group, "pool", "one", MIB)

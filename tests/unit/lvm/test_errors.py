@@ -1,6 +1,17 @@
 import pytest
 
-from lvm import AlreadyExists, BadName, GroupNotFound, InUse, LvmError, LvmNotFound, NoSpace, Unsupported, errors
+from lvm import (
+    AlreadyExists,
+    BadName,
+    GroupNotFound,
+    InUse,
+    LvmError,
+    LvmNotFound,
+    NoSpace,
+    PartsActive,
+    Unsupported,
+    errors,
+)
 
 COMMAND = "lvm lvcreate --name=one vg"
 
@@ -29,6 +40,15 @@ COMMAND = "lvm lvcreate --name=one vg"
         ("Aborted wiping of ext4.", InUse),
         ('Names starting "snapshot" are reserved. Please choose a different LV name.', BadName),
         ('Logical volume name "a b" is invalid.', BadName),
+        (
+            "Activation of logical volume vg/pool is prohibited while logical volume vg/pool_tmeta is active.",
+            PartsActive,
+        ),
+        (
+            "Activation of logical volume vg/one is prohibited while logical volume vg/pool_tdata is active.",
+            PartsActive,
+        ),
+        ("Activation of logical volume vg/one is prohibited while logical volume vg/one_rimage_0 is active.", LvmError),
         ("snapshot: Required device-mapper target(s) not detected in your kernel.", Unsupported),
         ("device-mapper: reload ioctl on  (254:5) failed: Invalid argument", LvmError),
         ("Logical volume vg/already-exists is not a thin pool.", LvmError),
@@ -47,6 +67,16 @@ def test_the_first_known_message_decides_and_all_are_in_the_error() -> None:
     error = errors.explain(COMMAND, 5, messages)
     assert type(error) is GroupNotFound
     assert error.message == 'Volume group "vg" not found; Cannot process volume group vg'
+
+
+def test_the_parts_of_a_pool_that_are_active_are_named() -> None:
+    messages = [
+        "Something else",
+        "Activation of logical volume vg/a-pool is prohibited while logical volume vg/a-pool_tmeta is active.",
+    ]
+    error = errors.explain(COMMAND, 5, messages)
+    assert isinstance(error, PartsActive)
+    assert error.parts == ["vg/a-pool_tmeta", "vg/a-pool_tdata"]
 
 
 def test_silence_is_said() -> None:
