@@ -197,7 +197,7 @@ class NodeServices:
         self.context = NodeContext(
             cluster,
             node,
-            Authorizer(cluster, pods, node),
+            Authorizer(cluster, pods, node, node_volumes),
             NodeAssigner(cluster, node, node_volumes, lambda: volumes.inventory, backend.pool_of),
             self.users_changed,
             events,

@@ -20,13 +20,14 @@ are used. "Read-only" can only take rights away. The pod's name is a hint where 
 not seen yet: the UID of what is found there is compared.
 """
 
+import asyncio
 import logging
 import re
 from dataclasses import dataclass
 
 from contract import volume as contract_volume
 from contract.volume import BLOCK, CSI, PersistentVolume
-from daemon.cluster.nodevolumes import other_node
+from daemon.cluster.nodevolumes import NodeVolumes, other_node
 from daemon.errors import NoSuchVolume, Refused, Undecided
 from daemon.kubelet.poddevice import PodDevice
 from daemon.kubelet.podfolder import PodFolder
@@ -125,26 +126,40 @@ def _not_its_claim(folder: PodFolder, pod: Pod) -> str:
     return f"pod {pod.namespace}/{pod.name} has no claim that is bound to a volume {folder.name}"
 
 
+@dataclass(frozen=True)
+class _ReadAhead:
+    """A claim that was asked for before it was known to be the right one."""
+
+    name: str
+    answer: Claim | ApiError | None
+
+
 class Authorizer:
     """Finds what the decision needs: the pod by informer, the PersistentVolume and the claim by asking.
 
     Both are asked for live, because a stale PersistentVolume or claim could grant what was just taken away; the
-    kubelet itself reads them before each mount too.
+    kubelet itself reads them before each mount too. Which claim it is, says the live PersistentVolume; but mostly that
+    can be told before, and then they are asked for at the same time.
     """
 
-    def __init__(self, cluster: Cluster, pods: Informer[Pod], node: Node) -> None:
+    def __init__(self, cluster: Cluster, pods: Informer[Pod], node: Node, node_volumes: NodeVolumes) -> None:
         self._cluster = cluster
         self._pods = pods
         self._node = node
+        self._node_volumes = node_volumes
 
     async def authorize(self, folder: PodFolder, hint: PodHint, *, read_only: bool) -> Authorization:
         """Whether the pod of the folder may mount the volume of its name. Raises Refused and Undecided."""
         try:
-            pod = await self._pod(folder, hint)
-            volume = await self._volume(folder.name)
+            volume, (pod, ahead) = await asyncio.gather(self._volume(folder.name), self._pod_and_claim(folder, hint))
             claim = None
             if pod and volume and volume.claim and _mentions(pod, volume):
-                claim = await self._claim(volume.claim.namespace, volume.claim.name)
+                if ahead is None or ahead.name != volume.claim.name:
+                    claim = await self._claim(pod.namespace, volume.claim.name)
+                elif isinstance(ahead.answer, ApiError):
+                    raise ahead.answer
+                else:
+                    claim = ahead.answer
         except ApiError as error:
             raise Undecided(
                 f"can't ask the API server whether the pod may mount {folder.name}, the kubelet tries again: {error}"
@@ -169,6 +184,26 @@ class Authorizer:
             raise Refused(f"volume {volume.name} is for no claim: see `kubectl describe pv`")
         _check_node(volume, self._node)
         return volume
+
+    async def _pod_and_claim(self, folder: PodFolder, hint: PodHint) -> tuple[Pod | None, _ReadAhead | None]:
+        """The pod, and of its claims the one that the volume is probably for: what the PersistentVolume says has the
+        last word."""
+        pod = await self._pod(folder, hint)
+        name = self._likely_claim(pod, folder.name) if pod else ""
+        if pod is None or not name:
+            return pod, None
+        try:
+            return pod, _ReadAhead(name, await self._claim(pod.namespace, name))
+        except ApiError as error:
+            return pod, _ReadAhead(name, error)
+
+    def _likely_claim(self, pod: Pod, volume: str) -> str:
+        """Empty: that can't be told, or would not be the pod's."""
+        claims = {mention.claim for mention in pod.volumes}
+        known = self._node_volumes.get(volume)
+        if known and known.claim:
+            return known.claim.name if known.claim.name in claims else ""
+        return claims.pop() if len(claims) == 1 else ""  # at its first mount the volume has no node yet
 
     async def _pod(self, folder: PodFolder, hint: PodHint) -> Pod | None:
         known = next((pod for pod in self._pods.values() if pod.uid == folder.pod_uid), None)

@@ -200,7 +200,7 @@ async def csi_node(
                 lambda: parts.volumes.inventory,
                 lambda _: backend.POOL,
             )
-            authorizer = Authorizer(parts.cluster, pods, parts.node)
+            authorizer = Authorizer(parts.cluster, pods, parts.node, parts.node_volumes)
             io_limits = IoLimitController(parts.node_volumes, pods, volumes, parts.events)
             context = NodeContext(
                 parts.cluster, parts.node, authorizer, assigner, parts.reconciler.enqueue, parts.events, io_limits

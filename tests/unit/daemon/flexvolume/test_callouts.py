@@ -57,7 +57,7 @@ class Serving:
             PodIoLimits(cgroups),
         )
         self.callouts = NodeCallouts(self.mounter)
-        self.authorizer = Authorizer(parts.cluster, pods, parts.node)
+        self.authorizer = Authorizer(parts.cluster, pods, parts.node, parts.node_volumes)
         self.context = self.with_pool(ASSIGNMENT.pool)
         self.pods = pods
 
