@@ -16,7 +16,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Hashable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -71,7 +71,10 @@ _IDLE = "waits for another disk"
 
 class _Threads(Executor):
     """One for each call. They do not keep the process from ending. One that is back waits a moment for another call:
-    most calls take less than the start of a thread."""
+    most calls take less than the start of a thread.
+
+    They serve as an executor of the loop, which takes a future of its own as it is: those of concurrent.futures, which
+    a thread could wait for as well, would take longer than all the rest."""
 
     def __init__(self) -> None:
         self._begin()
@@ -81,23 +84,25 @@ class _Threads(Executor):
         self._lock = threading.Lock()
         self._idle: list[SimpleQueue[Callable[[], None]]] = []
 
-    def submit(self, work: Callable[..., Seen], /, *args: Any, **kwargs: Any) -> "Future[Seen]":
-        future: Future[Seen] = Future()
-        future.set_running_or_notify_cancel()  # from here on nobody can take it back
+    def submit(  # type: ignore[override]
+        self, work: Callable[[], Seen], /
+    ) -> "asyncio.Future[Seen]":
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Seen] = loop.create_future()
         calls = self._thread()
 
         def run() -> None:
             try:
-                seen = work(*args, **kwargs)
+                seen = work()
             except BaseException as error:
                 self._done(calls)
-                future.set_exception(error)
+                _call(loop, _settle, answer, answer.set_exception, error)
             else:
                 self._done(calls)
-                future.set_result(seen)
+                _call(loop, _settle, answer, answer.set_result, seen)
 
         calls.put(run)
-        return future
+        return answer
 
     def _thread(self) -> "SimpleQueue[Callable[[], None]]":
         """The calls of one that has none."""
@@ -131,6 +136,18 @@ class _Threads(Executor):
 _executor = _Threads()
 
 
+def _settle(answer: "asyncio.Future[Any]", settle: Callable[..., None], *what: object) -> None:
+    """Unless nobody waits for it any more."""
+    if not answer.done():
+        settle(*what)
+
+
+def _call(loop: asyncio.AbstractEventLoop, work: Callable[..., None], *arguments: object) -> None:
+    """From a thread."""
+    with contextlib.suppress(RuntimeError):  # the loop has ended, and who waited with it
+        loop.call_soon_threadsafe(work, *arguments)
+
+
 @dataclass
 class _Call:
     place: Path | str
@@ -155,11 +172,11 @@ class DiskThreads:
         """The same by disk."""
         self._running: Counter[Hashable] = Counter()
         self._waiting: set[asyncio.Future[None]] = set()
-        """For a thread of their disk to end. Only the loop knows them."""
+        """For a thread of any disk to end."""
 
     def refuse(self, place: Path | str) -> None:
         """Raises Hung while a thread that was given up has not come back from there."""
-        if self._left[place]:
+        if self._left.get(place):
             raise self._hung(place, place)
 
     async def at(
@@ -249,37 +266,51 @@ class DiskThreads:
 
         with self._lock:
             self._running[disk] += 1
+        loop = asyncio.get_running_loop()
         try:
-            answer = asyncio.get_running_loop().run_in_executor(_executor, run)
+            answer = loop.run_in_executor(_executor, run)
         except BaseException:
             self._back(call)
             raise
-        answer.add_done_callback(self._ended)
+        timer = loop.call_later(deadline, self._expire, call, answer)
         try:
-            done, _ = await asyncio.wait({answer}, timeout=deadline)
+            return await answer
         except asyncio.CancelledError:
             self._give_up(call)
             raise
-        if not done and self._give_up(call):
-            raise self._hung(place, disk)
-        return await answer
+        finally:
+            timer.cancel()
+
+    def _expire(self, call: _Call, answer: "asyncio.Future[Any]") -> None:
+        if not answer.done() and self._give_up(call):
+            answer.set_exception(self._hung(call.place, call.disk))
 
     async def _turn(self, place: Path | str, disk: Hashable, deadline: float) -> None:
         self.refuse(place)
         loop = asyncio.get_running_loop()
         end = loop.time() + deadline
-        while self._running[disk] >= self._most:
-            if self._lost[disk] >= self._most:
-                raise self._hung(place, disk)  # for whom should it wait?
-            ended: asyncio.Future[None] = loop.create_future()
-            self._waiting.add(ended)
+        while (ended := self._all_taken(place, disk)) is not None:
             try:
                 await asyncio.wait({ended}, timeout=end - loop.time())
             finally:
-                self._waiting.discard(ended)
+                with self._lock:
+                    self._waiting.discard(ended)
             self.refuse(place)
             if loop.time() >= end:
                 raise self._hung(place, disk)
+
+    def _all_taken(self, place: Path | str, disk: Hashable) -> "asyncio.Future[None] | None":
+        """What to wait for when a disk has as many threads as it may. Raises Hung when none of them is to come back."""
+        if self._running.get(disk, 0) < self._most:
+            return None
+        with self._lock:  # none of them comes back unheard
+            if self._running[disk] < self._most:
+                return None
+            if self._lost[disk] < self._most:
+                ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                self._waiting.add(ended)
+                return ended
+        raise self._hung(place, disk)
 
     def _hung(self, place: Path | str, disk: Hashable) -> Hung:
         return Hung(place, lambda: bool(self._left[place]) or self._running[disk] >= self._most)
@@ -301,14 +332,9 @@ class DiskThreads:
             if call.given_up:
                 _decrease(self._left, call.place)
                 _decrease(self._lost, call.disk)
+            for ended in self._waiting:
+                _call(ended.get_loop(), _settle, ended, ended.set_result, None)
             return call.given_up
-
-    def _ended(self, answer: "asyncio.Future[Any]") -> None:
-        for waiting in self._waiting:
-            if not waiting.done():
-                waiting.set_result(None)
-        if not answer.cancelled():
-            answer.exception()  # it may have come too late for everybody
 
 
 def _decrease(counter: Counter[Any], key: Hashable) -> None:

@@ -36,7 +36,7 @@ class KeyedQueue:
         last = self._last.get(key)
         if last is not None and last[0] == request and not last[1].done():
             return cast(T, await asyncio.shield(last[1]))
-        task = asyncio.create_task(self._after(last[1] if last else None, work), name=f"{key}: {request}")
+        task = asyncio.create_task(self._after(last[1] if last else None, work), name=key)
         self._last[key] = (request, task)
         self._running.add(task)
         task.add_done_callback(lambda done: self._leave(key, done))

@@ -134,6 +134,20 @@ async def test_who_finds_all_threads_of_a_disk_busy_waits_for_one(disk: Disk) ->
     assert (await first, await waiting) == ("there", "there")
 
 
+async def test_a_thread_whose_caller_went_away_is_waited_for_all_the_same(disk: Disk) -> None:
+    threads = DiskThreads(deadline=30, most=1)
+    first = asyncio.create_task(threads.at("volume 1", disk.look, disk="busy"))
+    await until(lambda: disk.scanned == 1)
+    waiting = asyncio.create_task(threads.at("volume 2", lambda: "there", disk="busy"))
+    await asyncio.wait({waiting}, timeout=0.05)
+    first.cancel()
+    await asyncio.wait({waiting}, timeout=0.05)
+    assert (first.cancelled(), waiting.done()) == (True, False)
+    disk.let_go.set()
+    async with asyncio.timeout(10):
+        assert await waiting == "there"
+
+
 def there() -> list[threading.Thread]:
     """The threads that are at the disk."""
     return [thread for thread in threading.enumerate() if thread.name == f"look at {DISK}"]
