@@ -9,6 +9,7 @@ from pathlib import Path
 from host import presence
 from host.command import CommandFailed, Completed, run
 from host.diskthreads import threads
+from host.openfile import Closing
 
 _NOTHING_FOUND = 2
 _SECTOR = 512
@@ -32,18 +33,25 @@ def is_block_device(path: Path) -> bool:
 def find(number: int) -> Path | None:
     """The device of that number (st_rdev), by the kernel's name for it. None: there is none."""
     try:
-        return Path("/dev", Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve(strict=True).name)
+        return Path("/dev", Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").readlink().name)
     except FileNotFoundError:
         return None
 
 
+def opened(device: Path) -> Closing:
+    """The device, to be read. Raises OSError."""
+    return Closing(os.open(device, os.O_RDONLY | os.O_CLOEXEC))
+
+
+def end(descriptor: int) -> int:
+    """Bytes: where an open block device ends. Raises OSError."""
+    return os.lseek(descriptor, 0, os.SEEK_END)
+
+
 def size(device: Path) -> int:
     """Bytes: where a block device ends. Raises OSError."""
-    descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.lseek(descriptor, 0, os.SEEK_END)
-    finally:
-        os.close(descriptor)
+    with opened(device) as descriptor:
+        return end(descriptor)
 
 
 def sector_size(device: Path) -> int:
@@ -74,23 +82,28 @@ def is_write_protected(device: Path) -> bool:
 
 def flush(device: Path) -> None:
     """What was written to the device is on the disk. Blocks. Raises OSError."""
-    descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with opened(device) as descriptor:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
-def is_claimed(device: Path) -> bool:
-    """Whether somebody has the device for himself: it is mounted, in whatever mount namespace, is part of another
-    device, or a tool works on it. Raises OSError. Source: O_EXCL in open(2)."""
+def claim(device: Path) -> Closing | None:
+    """The device for ourselves alone, to be read. None: somebody else has it so: it is mounted, in whatever mount
+    namespace, is part of another device, or a tool works on it. Raises OSError. Source: O_EXCL in open(2)."""
     try:
-        os.close(os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+        return Closing(os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise
+        return None
+
+
+def is_claimed(device: Path) -> bool:
+    """Whether somebody has the device for himself. Raises OSError."""
+    claimed = claim(device)
+    if claimed is None:
         return True
-    return False
+    with claimed:
+        return False
 
 
 async def run_on(

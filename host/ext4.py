@@ -16,7 +16,8 @@ import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+
+from host import blockdevice
 
 _SUPERBLOCK = 1024
 _LENGTH = 1024
@@ -62,20 +63,27 @@ class Geometry:
 
     @classmethod
     def parse(cls, superblock: bytes) -> "Geometry":
-        def number(offset: int, layout: str = "<I") -> int:
-            return int(struct.unpack_from(layout, superblock, offset)[0])
-
-        compatible, incompatible = number(0x5C), number(0x60)
+        (blocks,) = struct.unpack_from("<I", superblock, 0x4)
+        first_block, block_size = struct.unpack_from("<II", superblock, 0x14)
+        (blocks_per_group,) = struct.unpack_from("<I", superblock, 0x20)
+        compatible, incompatible, _ = _features(superblock)
+        (reserved,) = struct.unpack_from("<H", superblock, 0xCE)
+        (descriptor_size,) = struct.unpack_from("<H", superblock, 0xFE)
+        (blocks_high,) = struct.unpack_from("<I", superblock, 0x150)
         large = bool(incompatible & 0x80)  # 64bit: without it s_blocks_count_hi and s_desc_size mean nothing
         return cls(
-            block_size=1024 << number(0x18),
-            blocks=number(0x4) | (number(0x150) << 32 if large else 0),
-            first_block=number(0x14),
-            blocks_per_group=number(0x20),
-            descriptor_size=number(0xFE, "<H") if large else 32,
-            reserved_descriptor_blocks=number(0xCE, "<H") if compatible & 0x10 else 0,  # resize_inode
+            block_size=1024 << block_size,
+            blocks=blocks | (blocks_high << 32 if large else 0),
+            first_block=first_block,
+            blocks_per_group=blocks_per_group,
+            descriptor_size=descriptor_size if large else 32,
+            reserved_descriptor_blocks=reserved if compatible & 0x10 else 0,  # resize_inode
             sparse_super2=bool(compatible & 0x200),
         )
+
+    def is_whole(self, size: int) -> bool:
+        """Whether it is one, and all of it on a device of `size` bytes."""
+        return self.block_size <= 65536 and self.blocks_per_group > 0 and 0 < self.blocks * self.block_size <= size
 
     def lacks(self, size: int) -> bool:
         """Whether it is smaller than `size` bytes, by a block at least."""
@@ -117,63 +125,58 @@ def unit(device: Path) -> int:
 
 
 def _geometry(device: Path) -> Geometry | None:
-    with device.open("rb", buffering=0) as file:
-        superblock = _read(file, _SUPERBLOCK)
+    with blockdevice.opened(device) as descriptor:
+        superblock = _read(descriptor, _SUPERBLOCK)
     return Geometry.parse(superblock) if struct.unpack_from("<H", superblock, 0x38)[0] == _MAGIC else None
 
 
-def needs_no_check(device: Path) -> Geometry | None:
-    """Of a filesystem, not mounted, of which `e2fsck -p` would say that it is clean. None: it may be damaged, or it is
-    of a kind that only e2fsck knows. Raises OSError."""
-    with device.open("rb", buffering=0) as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # what lies behind is not read ahead
-        superblock = _read(file, _SUPERBLOCK)
-        size = file.seek(0, 2)
-        journal = _journal(superblock) if _unmounted_cleanly(superblock, size) else None
-        if journal is None:
-            return None
-        geometry = Geometry.parse(superblock)
-        for place in (journal, geometry.copy or journal):  # both are asked for before one is waited for
-            os.posix_fadvise(file.fileno(), place, _LENGTH, os.POSIX_FADV_WILLNEED)
-        if not _is_empty(_read(file, journal), geometry.block_size):
-            return None
-        if geometry.copy is not None and not _agree(superblock, _read(file, geometry.copy)):
-            return None
-        return geometry
+def needs_no_check(device: int, size: int) -> Geometry | None:
+    """Of a filesystem, not mounted, on an open device of `size` bytes, of which `e2fsck -p` would say that it is clean.
+    None: it may be damaged, or it is of a kind that only e2fsck knows. Raises OSError."""
+    os.posix_fadvise(device, 0, 0, os.POSIX_FADV_RANDOM)  # what lies behind is not read ahead
+    superblock = _read(device, _SUPERBLOCK)
+    if not _unmounted_cleanly(superblock):
+        return None
+    geometry = Geometry.parse(superblock)
+    journal = _journal(superblock, geometry) if geometry.is_whole(size) else None
+    if journal is None:
+        return None
+    copy = geometry.copy
+    if copy is not None:  # both are asked for before one is waited for
+        os.posix_fadvise(device, copy, _LENGTH, os.POSIX_FADV_WILLNEED)
+    if not _is_empty(_read(device, journal), geometry.block_size):
+        return None
+    if copy is not None and not _agree(superblock, _read(device, copy)):
+        return None
+    return geometry
 
 
-def _read(file: BinaryIO, offset: int) -> bytes:
-    file.seek(offset)
-    return file.read(_LENGTH).ljust(_LENGTH, b"\0")
+def _read(device: int, offset: int) -> bytes:
+    return os.pread(device, _LENGTH, offset).ljust(_LENGTH, b"\0")
 
 
-def _unmounted_cleanly(superblock: bytes, size: int) -> bool:
-    """And is whole on a device of `size` bytes."""
-
-    def number(offset: int, layout: str = "<I") -> int:
-        return int(struct.unpack_from(layout, superblock, offset)[0])
-
-    if number(0x38, "<H") != _MAGIC or number(0x4C) != 1:
+def _unmounted_cleanly(superblock: bytes) -> bool:
+    """And is one of today's mkfs."""
+    mounts, most_mounts, magic, state = struct.unpack_from("<HhHH", superblock, 0x34)
+    check_interval, maker, revision = struct.unpack_from("<III", superblock, 0x44)
+    if magic != _MAGIC or revision != 1:
         return False
     compatible, incompatible, read_only = _features(superblock)
     known = not (compatible & ~_COMPATIBLE or incompatible & ~_INCOMPATIBLE or read_only & ~_READ_ONLY)
     if not known or not compatible & _HAS_JOURNAL or not read_only & _METADATA_CSUM:
         return False
-    most_mounts = number(0x36, "<h")
-    flags = number(0x160)
-    geometry = Geometry.parse(superblock)
+    (to_delete,) = struct.unpack_from("<I", superblock, 0xE8)
+    (flags,) = struct.unpack_from("<I", superblock, 0x160)
+    (errors,) = struct.unpack_from("<I", superblock, 0x194)
     return (
-        number(0x3A, "<H") == _VALID
-        and number(0x194) == 0  # errors since the last check
-        and number(0xE8) == 0  # the first of the inodes to be deleted
-        and (most_mounts <= 0 or number(0x34, "<H") < most_mounts)
-        and number(0x44) == 0  # seconds between checks
-        and number(0x48) == 0  # made on Linux
+        state == _VALID
+        and errors == 0  # since the last check
+        and to_delete == 0  # the first of the inodes that are
+        and (most_mounts <= 0 or mounts < most_mounts)
+        and check_interval == 0  # seconds
+        and maker == 0  # Linux
         and flags & _HASH_IS_SIGNED_OR_NOT != 0
         and not flags & _TEST_FILESYSTEM
-        and geometry.block_size <= 65536
-        and geometry.blocks_per_group > 0
-        and 0 < geometry.blocks * geometry.block_size <= size
     )
 
 
@@ -183,7 +186,7 @@ def _features(superblock: bytes) -> tuple[int, int, int]:
     return compatible, incompatible, read_only
 
 
-def _journal(superblock: bytes) -> int | None:
+def _journal(superblock: bytes, geometry: Geometry) -> int | None:
     """Byte at which the journal begins, if it is inside: by the extents of its inode, which the superblock keeps."""
     uuid, inode, device = struct.unpack_from("<16sII", superblock, 0xD0)
     (kept,) = struct.unpack_from("<B", superblock, 0xFD)
@@ -192,7 +195,6 @@ def _journal(superblock: bytes) -> int | None:
     magic, entries, _, depth, _, logical, length, high, low = struct.unpack_from("<HHHHIIHHI", superblock, 0x10C)
     if magic != _EXTENT_MAGIC or not entries or depth or logical or not 0 < length <= _LONGEST_EXTENT:
         return None
-    geometry = Geometry.parse(superblock)
     block = int(high << 32 | low)
     return block * geometry.block_size if geometry.first_block < block < geometry.blocks else None
 

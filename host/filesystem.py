@@ -59,8 +59,8 @@ class Facts:
     """Growing takes the mount point; otherwise the device."""
     signatures: frozenset[str]
     """What blkid may call it."""
-    fit: Callable[[Path], Fit | None]
-    """What its superblock says while it is not mounted: host.superblock."""
+    fit: Callable[[int], Fit | None]
+    """What its superblock says while it is not mounted, of an open device: host.superblock."""
     size: Callable[[Path], int]
     """Bytes that its superblock says it has; 0: there is none."""
     unit: Callable[[Path], int]
@@ -182,9 +182,11 @@ def mount_sound(
     if not mounting.is_mountable(words):
         return None
     with contextlib.suppress(OSError):  # whoever is called then finds the same, and says what it means
-        if blockdevice.is_claimed(device):
+        claimed = blockdevice.claim(device)
+        if claimed is None:
             return None
-        fit = FACTS[kind].fit(device)
+        with claimed as descriptor:
+            fit = FACTS[kind].fit(descriptor)
         if fit is Fit.FILLS or (fit is Fit.SMALLER and smaller):
             mounting.mount(kind, device, path, words)
             return fit

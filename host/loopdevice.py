@@ -12,14 +12,18 @@ import ctypes
 import errno
 import fcntl
 import os
+import stat
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from host import blockdevice, presence
+from host.openfile import Closing
 
 _CONTROL = "/dev/loop-control"
+_DEVICES = "/sys/devices/virtual/block"
+"""Where the links of /sys/block lead for devices that are no hardware: twice as fast as through them."""
 _NAME = "loop"
 _LOOP_CLR_FD = 0x4C01
 _LOOP_SET_STATUS64 = 0x4C04
@@ -178,11 +182,14 @@ def set_capacity(device: Path) -> None:
 
 def _open_attached(file: Path, *, whole: bool, likely: int = 0) -> tuple[int, Path] | None:
     """The open device of `file`. Compared by inode: names of files differ between mount namespaces."""
-    status = file.stat()
+    status = file.lstat()
+    is_link = stat.S_ISLNK(status.st_mode)
+    if is_link:
+        status = file.stat()
     device = blockdevice.find(likely) if likely else None
     if device and device.name.startswith(_NAME) and (found := _open_if_shows(device, status, whole=whole)):
         return found
-    name = file.resolve().name
+    name = file.resolve().name if is_link else file.name
     devices = (device for device, backing in backing_files().items() if backing.name == name)
     return next(filter(None, (_open_if_shows(device, status, whole=whole) for device in devices)), None)
 
@@ -200,22 +207,24 @@ def backing_files() -> dict[Path, Path]:
     """Of all loop devices of the machine, by the name that this mount namespace has for each, if it has any."""
     # Each mount looks here, and nodes have many devices that nothing is attached to. Not by /proc/partitions, where all
     # are in one file: it leaves one out when another one goes while it is read.
-    with os.scandir("/sys/block") as devices:
+    with _opened(_DEVICES, os.O_RDONLY | os.O_DIRECTORY) as devices, os.scandir(devices) as found:
         return {
             Path("/dev", each.name): file
-            for each in devices
-            if each.name.startswith(_NAME) and (file := _backing_file(each.path))
+            for each in found
+            if each.name.startswith(_NAME)
+            and os.access(f"{each.name}/loop", os.F_OK, dir_fd=devices)  # else nothing is attached to it
+            and (file := _backing_file(devices, each.name))
         }
 
 
-def _backing_file(facts: str) -> Path | None:
+def _backing_file(devices: int, name: str) -> Path | None:
     try:
-        descriptor = os.open(f"{facts}/loop/backing_file", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:  # nothing is attached to it
+        descriptor = os.open(f"{name}/loop/backing_file", os.O_RDONLY | os.O_CLOEXEC, dir_fd=devices)
+    except OSError:  # it was detached a moment ago
         return None
     try:
         return Path(os.fsdecode(os.read(descriptor, _LONGEST_ATTRIBUTE)).rstrip("\n"))
-    except OSError:  # it was detached a moment ago
+    except OSError:  # the same
         return None
     finally:
         os.close(descriptor)
@@ -233,7 +242,7 @@ def _shows(descriptor: int, file: os.stat_result, *, whole: bool) -> bool:
 
 
 def _attach(file: Path, flags: int) -> tuple[int, Path]:
-    with _opened(file, os.O_RDWR) as backing, _opened(Path(_CONTROL), os.O_RDWR) as control:
+    with _opened(file, os.O_RDWR) as backing, _opened(_CONTROL, os.O_RDWR) as control:
         for _ in range(_TRIES):
             number = fcntl.ioctl(control, _LOOP_CTL_GET_FREE)
             device = Path(f"/dev/loop{number}")
@@ -258,10 +267,5 @@ def _attach(file: Path, flags: int) -> tuple[int, Path]:
     raise OSError(errno.EBUSY, f"no loop device stayed free long enough to attach {file}, try again", _CONTROL)
 
 
-@contextlib.contextmanager
-def _opened(path: Path, flags: int) -> Iterator[int]:
-    descriptor = os.open(path, flags | os.O_CLOEXEC)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+def _opened(path: Path | str, flags: int) -> Closing:
+    return Closing(os.open(path, flags | os.O_CLOEXEC))

@@ -16,6 +16,7 @@ worded for people.
 import ctypes
 import enum
 import errno
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,7 +83,8 @@ class _MountAttributes(ctypes.Structure):
     )
 
 
-def is_mountable(options: Sequence[str]) -> bool:
+@functools.lru_cache  # those of a node's classes come again and again
+def is_mountable(options: tuple[str, ...]) -> bool:
     """Whether `mount` does with these options what mount(8) does: no word of them is one that it takes for itself,
     beyond a flag."""
     words = [option.partition("=")[0] for option in options]

@@ -21,6 +21,7 @@ _STATX_INO, _STATX_MNT_ID = 0x100, 0x1000
 _STATX_ATTR_MOUNT_ROOT = 0x2000
 _STATUS = struct.Struct("=8xQ16xQ88xIIIIQ104x")
 """Of struct statx: attributes, inode, major and minor of the node, and of the filesystem, mount."""
+_Buffer = ctypes.c_char * _STATUS.size
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,14 @@ class MountPoint:
         return (self.device, self.inode) == (other.device, other.inode)
 
 
-def at(place: Path | int) -> MountPoint | None:
+def at(place: Path | str | int) -> MountPoint | None:
     """Of a path, whose last part may be a link that is not followed, or of what is open. None: nothing is mounted
     there, or there is no such path. May block as long as what is mounted there does. Raises OSError."""
-    folder, path = (place, b"") if isinstance(place, int) else (_AT_FDCWD, os.fsencode(place))
-    how = _AT_EMPTY_PATH if isinstance(place, int) else _AT_SYMLINK_NOFOLLOW
-    status = ctypes.create_string_buffer(_STATUS.size)
+    if isinstance(place, int):
+        folder, path, how = place, b"", _AT_EMPTY_PATH
+    else:
+        folder, path, how = _AT_FDCWD, os.fsencode(place), _AT_SYMLINK_NOFOLLOW
+    status = _Buffer()
     if _libc.statx(folder, ctypes.c_char_p(path), how | _OF_MEMORY, _STATX_INO | _STATX_MNT_ID, status) != 0:
         number = ctypes.get_errno()
         if number in (errno.ENOENT, errno.ENOTDIR):

@@ -7,6 +7,8 @@ import logging
 import stat
 from pathlib import Path
 
+from host import presence
+
 log = logging.getLogger(__name__)
 
 _MODE = 0o700
@@ -14,7 +16,8 @@ _MODE = 0o700
 
 def establish(folder: Path) -> None:
     """It is there, and nobody but its owner may enter. Raises OSError."""
-    folder.mkdir(mode=_MODE, parents=True, exist_ok=True)
+    if not presence.is_folder(folder):
+        folder.mkdir(mode=_MODE, parents=True, exist_ok=True)
     mode = stat.S_IMODE(folder.stat().st_mode)
     if mode & ~_MODE:
         log.warning("%s had mode %o and has %o now: it holds data of others", folder, mode, _MODE)

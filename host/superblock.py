@@ -25,29 +25,30 @@ class Fit(enum.Enum):
     SMALLER = "its device has grown since"
 
 
-def of_ext4(device: Path) -> Fit | None:
-    """None: that can't be said, have it checked."""
-    geometry = ext4.needs_no_check(device)
+def of_ext4(device: int) -> Fit | None:
+    """Of an open device. None: that can't be said, have it checked."""
+    size = blockdevice.end(device)
+    geometry = ext4.needs_no_check(device, size)
     if geometry is None:
         return None
-    return Fit.SMALLER if geometry.lacks(blockdevice.size(device)) else Fit.FILLS
+    return Fit.SMALLER if geometry.lacks(size) else Fit.FILLS
 
 
-def of_xfs(device: Path) -> Fit | None:
+def of_xfs(device: int) -> Fit | None:
     """The same. A log that is still to be replayed may say that it is larger, never that it is smaller."""
-    magic, block_size, blocks = struct.unpack(">4sIQ", _read(device, 0, 16))
+    magic, block_size, blocks = struct.unpack(">4sIQ", _read_open(device, 0, 16))
     if magic != b"XFSB" or not 512 <= block_size <= 65536:
         return None
-    return _fit(blockdevice.size(device) // block_size, blocks)
+    return _fit(blockdevice.end(device) // block_size, blocks)
 
 
-def of_btrfs(device: Path) -> Fit | None:
+def of_btrfs(device: int) -> Fit | None:
     """The same, of one on a single device."""
-    superblock = _read(device, 65536, 4096)
+    superblock = _read_open(device, 65536, 4096)
     (devices, sector), (size,) = struct.unpack_from("<QI", superblock, 0x88), struct.unpack_from("<Q", superblock, 0xD1)
     if superblock[0x40:0x48] != b"_BHRfS_M" or devices != 1 or not 4096 <= sector <= 65536:
         return None
-    return _fit(blockdevice.size(device) // sector, size // sector)
+    return _fit(blockdevice.end(device) // sector, size // sector)
 
 
 def size_of_xfs(device: Path) -> int:
@@ -94,6 +95,9 @@ def _fit(device: int, filesystem: int) -> Fit | None:
 
 
 def _read(device: Path, offset: int, length: int) -> bytes:
-    with device.open("rb", buffering=0) as file:
-        file.seek(offset)
-        return file.read(length).ljust(length, b"\0")
+    with blockdevice.opened(device) as descriptor:
+        return _read_open(descriptor, offset, length)
+
+
+def _read_open(device: int, offset: int, length: int) -> bytes:
+    return os.pread(device, length, offset).ljust(length, b"\0")

@@ -2,20 +2,24 @@
 
 Name, options and even the `kubernetes.io/` keys of a mount can be written by whoever may create pods; the folder can't.
 Everything the daemon believes about a request starts here, so the path must match the kubelet's pattern to the letter,
-and is opened component by component without following links: a pod that swaps a folder of its own for a link gains
+and is opened without following a link anywhere: a pod that swaps a folder of its own for a link gains
 nothing. System calls then use the open directory (`/proc/self/fd/N`) and never the text again.
 """
 
 import contextlib
+import functools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from contract import names
 from contract.volume import CSI, FLEX_VOLUME
 from daemon.errors import BackendFailed, FolderMissing, NotAPodFolder
+from host import nolinks
+from host.openfile import Closing
 
 # The API server makes UUIDs; a pod from a file on the node has 32 hexadecimal digits (pkg/kubelet/config/common.go).
 POD_UID = r"(?P<uid>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32})"
@@ -68,27 +72,27 @@ class PodFolder:
     @property
     def path(self) -> Path:
         """For messages and for the mount table; system calls use `open` and `open_parent`."""
-        return self.kubelet_root.joinpath(*self._components)
+        return Path(self._text)
+
+    @functools.cached_property
+    def _text(self) -> str:
+        return "/".join((str(self.kubelet_root), *self._components))
 
     @property
     def _components(self) -> tuple[str, ...]:
         return ("pods", self.pod_uid, "volumes", _PLUGINS[self.source], self.name, *_LAST[self.source])
 
-    @contextlib.contextmanager
-    def open(self) -> Iterator[int]:
+    def open(self) -> AbstractContextManager[int]:
         """The folder as an O_PATH file descriptor: what is mounted on top of it, if anything is.
 
         Raises FolderMissing, and NotAPodFolder for a link or a file on the way.
         """
-        with self._descend(self._components) as folder:
-            yield folder
+        return self._open(self._text, self._components)
 
-    @contextlib.contextmanager
-    def open_parent(self) -> Iterator[int]:
+    def open_parent(self) -> AbstractContextManager[int]:
         """The folder that it is in, for unmounting it there: a file descriptor of the folder itself would keep busy
         what is to be unmounted. Raises as `open` does."""
-        with self._descend(self._components[:-1]) as parent:
-            yield parent
+        return self._open(self._text.rpartition("/")[0], self._components[:-1])
 
     def make(self) -> None:
         """Makes the folder in the one that the kubelet made, as a CSI driver has to. Raises as `open_parent` does."""
@@ -108,8 +112,13 @@ class PodFolder:
                 f"{self.path} can't be removed ({error.strerror}): see what is in it, it is not on the volume"
             ) from error
 
-    @contextlib.contextmanager
-    def _descend(self, components: Sequence[str]) -> Iterator[int]:
+    def _open(self, path: str, components: Sequence[str]) -> Closing:
+        try:
+            return Closing(nolinks.open_at(path, _OPEN))
+        except OSError:
+            return Closing(self._descend(components))  # to say which of them is missing, or what it is
+
+    def _descend(self, components: Sequence[str]) -> int:
         try:
             current = os.open(self.kubelet_root, _OPEN)
         except OSError as error:
@@ -129,6 +138,7 @@ class PodFolder:
                     ) from error
                 os.close(current)
                 current = below
-            yield current
-        finally:
+        except BaseException:
             os.close(current)
+            raise
+        return current

@@ -118,8 +118,10 @@ class VolumeCreator:
             if spec.parameters.filesystem == RAW:
                 return await self._create_device(spec, partial=volume, passphrase=passphrase)
             return await self._create_and_format(spec, partial=volume, passphrase=passphrase)
-        current = replace(volume.record, policy=spec.policy, cluster=volume.record.cluster or spec.cluster)
-        return volume if volume.record == current else await self._cache.rewrite(volume, current)
+        cluster = volume.record.cluster or spec.cluster
+        if (volume.record.policy, volume.record.cluster) == (spec.policy, cluster):
+            return volume
+        return await self._cache.rewrite(volume, replace(volume.record, policy=spec.policy, cluster=cluster))
 
     def _check_encryption(self, spec: VolumeSpec, partial: Volume | None, passphrase: Passphrase | None) -> None:
         """Raises NoEncryption and NotUnlocked where an encrypted volume can't be made now."""

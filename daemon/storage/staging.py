@@ -10,8 +10,9 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Collection, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +23,7 @@ from host import blockdevice, loopdevice, mounting, mountpoint, mounttable, ownf
 from host.mounting import Attribute
 from host.mountpoint import MountPoint
 from host.mounttable import Mount
+from host.openfile import Closing
 from host.statvfs import FilesystemUsage
 
 log = logging.getLogger(__name__)
@@ -82,9 +84,10 @@ class Staging:
     def make_folder(self, pv: str) -> Path:
         """The empty folder to mount the volume on."""
         ownfolder.establish(self._root)
+        path = self.path(pv)
         with contextlib.suppress(FileExistsError):
-            self.path(pv).mkdir(mode=_UNUSABLE)
-        return self.path(pv)
+            path.mkdir(mode=_UNUSABLE)
+        return path
 
     def stage_folder(self, pv: str, folder: Path) -> None:
         """The folder is on the staging path."""
@@ -105,7 +108,7 @@ class Staging:
 
     def staged(self, pv: str) -> MountPoint | None:
         """What is seen at the staging path of the volume, if something is mounted there."""
-        return mountpoint.at(self.path(pv))
+        return mountpoint.at(f"{self._root}/{pv}")
 
     def mounted(self, pv: str) -> Mount | None:
         """The staging mount of the volume, as the mount table has it."""
@@ -199,7 +202,7 @@ class Staging:
                 )
 
     def bind(
-        self, pv: str, source: Path, target: TargetPath, *, read_only: bool, options: Collection[str] = ()
+        self, pv: str, source: Path, target: TargetPath, *, read_only: bool, options: tuple[str, ...] = ()
     ) -> bool:
         """Shows the staged volume, of that device or folder, in the pod's folder, and returns only when it is seen
         there: whether nothing was mounted there before.
@@ -219,18 +222,21 @@ class Staging:
                     f"volume {pv} vanished from {self.path(pv)}: somebody unmounted it, the next try mounts it"
                 )
             self._refuse_other(pv, staged, source)
-            shown = self.shown(target)
+            show = partial(
+                mounting.bind,
+                folder,
+                add=Attribute.READ_ONLY if read_only else Attribute(0),
+                drop=_dropped(options),
+            )
+            with target.open() as onto:
+                shown = mountpoint.at(onto)
+                bound = None if shown else show(onto)
             if shown is not None:
                 if self._is_shown(pv, target, staged, shown, read_only):
                     return False
                 self.unbind(target)
-            with target.open() as onto:
-                bound = mounting.bind(
-                    folder,
-                    onto,
-                    add=Attribute.READ_ONLY if read_only else Attribute(0),
-                    drop=sum((each for each, word in _OF_STAGING.items() if word not in options), Attribute(0)),
-                )
+                with target.open() as onto:
+                    bound = show(onto)
         if bound is None or self.shown(target) != bound:
             raise BackendFailed(
                 f"volume {pv} was mounted at {target.path} but does not show there: something unmounts it"
@@ -250,9 +256,11 @@ class Staging:
 
     def shown(self, target: TargetPath) -> MountPoint | None:
         """What is mounted on the target."""
-        with contextlib.suppress(FolderMissing), target.open() as folder:
-            return mountpoint.at(folder)
-        return None
+        try:
+            with target.open() as folder:
+                return mountpoint.at(folder)
+        except FolderMissing:
+            return None
 
     def usage(self, pv: str, target: TargetPath) -> FilesystemUsage:
         """Of what the target shows. Raises VolumeNotFound when that is not the volume."""
@@ -269,17 +277,12 @@ class Staging:
         with contextlib.suppress(FolderMissing), target.open_parent() as parent:
             _unmount_all(Path(f"/proc/self/fd/{parent}", target.path.name), target.path, target.name)
 
-    @contextlib.contextmanager
-    def _opened(self, pv: str) -> Iterator[int]:
+    def _opened(self, pv: str) -> Closing:
         """What one sees at the staging path. Raises BackendFailed when there is none."""
         try:
-            descriptor = os.open(self.path(pv), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            return Closing(os.open(f"{self._root}/{pv}", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC))
         except FileNotFoundError:
             raise BackendFailed(f"volume {pv} vanished from {self.path(pv)}: the next try mounts it") from None
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
 
     def _refuse_other(self, pv: str, staged: MountPoint, source: Path) -> None:
         """Raises Occupied."""
@@ -298,6 +301,12 @@ class Staging:
                 f"{self.path(pv)} shows {what}, which somebody mounted over volume {pv}: unmount that on the node "
                 f"(umount {self.path(pv)})"
             )
+
+
+@lru_cache  # those of a node's classes come again and again
+def _dropped(options: tuple[str, ...]) -> Attribute:
+    """Of what the staging mount has, what that of a pod has not."""
+    return sum((each for each, word in _OF_STAGING.items() if word not in options), Attribute(0))
 
 
 def _device_below(mount: Mount) -> int:

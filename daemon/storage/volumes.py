@@ -285,7 +285,8 @@ class Volumes:
         await self._run_queued("retain", pv, request, lambda: self._deleter.retain(pv, uid, pool, made=made))
 
     def _for_this_cluster(self, spec: VolumeSpec) -> VolumeSpec:
-        return replace(spec, cluster=self._owner_lookup.cluster)
+        cluster = self._owner_lookup.cluster
+        return spec if spec.cluster == cluster else replace(spec, cluster=cluster)
 
     async def _run_queued(self, kind: str, pv: str, request: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         async def observed() -> T:
@@ -317,7 +318,7 @@ class Volumes:
             await self._mounter.release_if_idle(spec.pv)  # a copy is mounted while it is made
             raise
         done = await self._mounter.mount(volume, spec.parameters.mount_options, target, read_only, exclusive)
-        return replace(done, shortfall=shortfall or done.shortfall)
+        return replace(done, shortfall=shortfall) if shortfall else done
 
     async def _large_enough(self, volume: Volume, spec: VolumeSpec) -> tuple[Volume, VolumeError | None]:
         """The volume as it is to be mounted, and why it is smaller than it should be."""

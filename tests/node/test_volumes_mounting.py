@@ -14,6 +14,7 @@ import pytest
 from contract.volume import DELETE, RETAIN
 from daemon.backends.loop import LoopBackend
 from daemon.errors import BackendFailed, Foreign, InUse, NotAPodFolder, Occupied, VolumeNotFound
+from daemon.kubelet.podfolder import PodFolder
 from daemon.storage import staging
 from daemon.storage.record import VolumeState
 from daemon.storage.staging import Staging, TargetPath
@@ -297,13 +298,18 @@ async def test_a_loop_device_goes_with_the_last_mount(loop_node: Node) -> None:
 async def test_a_mount_that_takes_no_program_is_one_call_in_one_thread(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For the first pod and for one more; and the mount table, which is long on a node, is not read."""
+    """For the first pod and for one more. The mount table, which is long on a node, is not read, the pod's folder is
+    opened by one call, and the device twice: to be held, and for us alone while its superblock is read."""
     volumes = await started(node)
     first, second = node.folder(), node.folder()
     await volumes.mount(node.spec(), first, read_only=False)
     await volumes.unmount(first)
     loop, calls = asyncio.get_running_loop(), list[object]()
-    run_in_executor = loop.run_in_executor
+    run_in_executor, open_file, opened = loop.run_in_executor, os.open, list[str]()
+
+    def noted(path: Any, *arguments: Any, **options: Any) -> int:
+        opened.append(os.fspath(path))
+        return open_file(path, *arguments, **options)
 
     def counted(*arguments: Any) -> Any:
         calls.append(arguments)
@@ -314,9 +320,13 @@ async def test_a_mount_that_takes_no_program_is_one_call_in_one_thread(
             patched.setattr(loop, "run_in_executor", counted)
             patched.setattr(mounttable, "read", pytest.fail)
             patched.setattr(mounttable, "read_at", pytest.fail)
+            patched.setattr(PodFolder, "_descend", pytest.fail)
+            patched.setattr(os, "open", noted)
             await volumes.mount(node.spec(), folder, read_only=False)
         assert len(calls) == 1
         calls.clear()
+        assert sum(path.startswith("/dev/loop") and path[9:].isdigit() for path in opened) <= 2
+        opened.clear()
     assert len(node.mounts()) == 3
 
 

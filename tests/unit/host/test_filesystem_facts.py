@@ -39,7 +39,7 @@ def options_of(kind: str) -> list[str]:
 
 @pytest.mark.parametrize("kind", FACTS)
 def test_each_option_of_a_class_is_mounted_without_a_program(kind: str) -> None:
-    assert [option for option in options_of(kind) if not mounting.is_mountable([option])] == []
+    assert [option for option in options_of(kind) if not mounting.is_mountable((option,))] == []
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_each_option_of_a_class_is_mounted_without_a_program(kind: str) -> None:
     ],
 )  # fmt: skip
 def test_what_mount_8_alone_understands_is_left_to_it(options: list[str]) -> None:
-    assert not mounting.is_mountable(options)
+    assert not mounting.is_mountable(tuple(options))
 
 
 async def test_one_that_grows_mounted_is_not_read_as_another_kind(tmp_path: Path) -> None:

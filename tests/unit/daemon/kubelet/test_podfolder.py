@@ -122,6 +122,26 @@ def test_a_link_on_the_way_is_not_followed(tmp_path: Path, steps_up: int) -> Non
         pass
 
 
+def test_it_is_opened_by_one_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = made(tmp_path)
+    monkeypatch.setattr(PodFolder, "_descend", pytest.fail)
+    with folder.open() as descriptor:
+        assert os.path.samestat(os.fstat(descriptor), folder.path.stat())
+    with folder.open_parent() as descriptor:
+        assert os.path.samestat(os.fstat(descriptor), folder.path.parent.stat())
+
+
+def test_a_link_above_the_root_is_the_administrators(tmp_path: Path) -> None:
+    """What is below the root of the kubelet may be a pod's work. One above it may be made while the daemon runs."""
+    root = tmp_path / "lib" / "kubelet"
+    root.mkdir(parents=True)
+    folder = made(root)
+    (tmp_path / "lib").rename(tmp_path / "moved")
+    (tmp_path / "lib").symlink_to("moved")
+    with folder.open() as descriptor:
+        assert os.path.samestat(os.fstat(descriptor), folder.path.stat())
+
+
 def test_a_file_in_place_of_the_folder(tmp_path: Path) -> None:
     folder = made(tmp_path)
     folder.path.rmdir()
