@@ -157,7 +157,14 @@ async def test_a_program_holds_open_what_it_is_passed_and_nothing_else(tmp_path:
 
 async def test_what_can_not_be_killed_is_not_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kill that does nothing stands for a process in an uninterruptible system call."""
-    file, kill = tmp_path / "pids", os.killpg
+    file, kill, create = tmp_path / "pids", os.killpg, asyncio.create_subprocess_exec
+    processes: list[asyncio.subprocess.Process] = []
+
+    async def kept(*arguments: Any, **keywords: Any) -> asyncio.subprocess.Process:
+        processes.append(await create(*arguments, **keywords))
+        return processes[-1]
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", kept)
     monkeypatch.setattr(command, "_REAP_SECONDS", 0.1)
     with monkeypatch.context() as deaf:
         deaf.setattr(os, "killpg", lambda group, number: None)
@@ -174,6 +181,7 @@ async def test_what_can_not_be_killed_is_not_started_again(tmp_path: Path, monke
     kill(shell, signal.SIGKILL)
     await until(lambda: not alive(child))
     assert (await run("true", deadline=10, kind="of that disk")).exit_code == 0
+    await processes[0].wait()  # else a loop that ends before it heard of that leaves a transport to another test
 
 
 async def test_a_long_command_line_does_not_fill_the_message_about_it() -> None:
