@@ -74,6 +74,7 @@ def _node(measured: list[dict[str, Any]]) -> None:
         {
             "daemon": points("mount"),
             "losetup, mount(2)": points("bare_mount"),
+            "with look and bind": points("bare_whole"),
             "daemon, one more pod": points("bind"),
         },
     )
