@@ -22,18 +22,26 @@ def daemon() -> None:
 
 
 def provisioner() -> None:
+    # Of these only: the command is an archive for all machines, and both libraries are compiled for one.
+    import orjson
+    import uvloop
+
     from provisioner import main, settings
 
-    _run(lambda: main.run(settings.read(os.environ)))
+    _run(lambda: main.run(settings.read(os.environ), orjson.loads), uvloop.new_event_loop)
 
 
 PROGRAMS: Mapping[str, Callable[[], None]] = {"daemon": daemon, "provisioner": provisioner}
 
 
-def _run(program: Callable[[], Coroutine[Any, Any, None]]) -> None:
+def _run(
+    program: Callable[[], Coroutine[Any, Any, None]],
+    event_loop: Callable[[], asyncio.AbstractEventLoop] | None = None,
+) -> None:
     """Run a program until it ends. A wrong setting ends it before it began, with a line instead of a traceback."""
     try:
-        asyncio.run(program())
+        with asyncio.Runner(loop_factory=event_loop) as runner:
+            runner.run(program())
     except SettingsError as error:
         print(f"elastic-local: {error}", file=sys.stderr)
         sys.exit(2)

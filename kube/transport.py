@@ -91,14 +91,13 @@ class Transport:
         *,
         query: Mapping[str, str] | None = None,
         content_type: str = "application/json",
-        silence: float | None = None,
         before_bytes: Callable[[], None] = lambda: None,
     ) -> aiohttp.ClientResponse:
-        """An answer of status 2xx whose body is still to be read: fails when nothing comes for `silence` seconds.
-        A request with a body is not sent when `before_bytes` raises an ApiError.
+        """An answer of status 2xx whose body is still to be read. A request with a body is not sent when `before_bytes`
+        raises an ApiError.
 
-        Raises that, errors.ApiError for other answers, and what aiohttp raises for none. The whole has no deadline
-        here."""
+        Raises that, errors.ApiError for other answers, and what aiohttp raises for none. Nothing has a deadline here,
+        but the connection."""
 
         async def send() -> aiohttp.ClientResponse:
             headers = [*self._connection.impersonation, *self._credentials()]
@@ -120,7 +119,7 @@ class Transport:
                 raise
 
         content = None if body is None else json.dumps(body).encode()
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=silence)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS)
         given = {key: value for key, value in (query or {}).items() if value}
         url = URL(self._connection.server + path + (f"?{urlencode(given)}" if given else ""), encoded=True)
         response = await send()

@@ -6,10 +6,11 @@ what starts next sees the cluster as it is.
 
 import asyncio
 import gc
+import json
 import logging
 
 from kube import leadership
-from kube.client import Cluster
+from kube.client import Cluster, ReadJson
 from kube.events import Recorder
 from kube.kubeconfig import ConfigurationError
 from provisioner.capacityledger import Account, CapacityLedger
@@ -38,14 +39,14 @@ _COLLECTED_AFTER = 10_000
 50,000 PersistentVolumes goes through all of them two dozen times, a fifth of its processor time."""
 
 
-async def run(settings: Settings) -> None:
+async def run(settings: Settings, read_json: ReadJson = json.loads) -> None:
     """Until SIGTERM or SIGINT, after which the lease is given back. Raises leadership.LeadershipLost, on which the
     process must end with a failure, and SettingsError when the API server's address can't be found."""
     logs.configure(settings.log_format, settings.log_level)
     raise_open_files()
     gc.set_threshold(_COLLECTED_AFTER)
     try:
-        cluster = await Cluster.connect(settings.kubeconfig, program=COMPONENT)
+        cluster = await Cluster.connect(settings.kubeconfig, program=COMPONENT, read_json=read_json)
     except ConfigurationError as error:
         raise SettingsError(f"KUBECONFIG: {error}") from error
     async with cluster:

@@ -33,6 +33,7 @@ from provisioner.nodeloss import (
     NodePinnedVolume,
     next_step,
     node_text,
+    nodes_of,
     pinned_volume,
     warning,
 )
@@ -170,7 +171,7 @@ class NodeCleanupController:
         self._locals = Informer[NodePinnedVolume](cluster, VOLUMES, self._local)
         self.queue = WorkQueue(self._reconcile, parallelism=4, backoff=Backoff(first=0.5, factor=2, limit=60))
         volumes.subscribe(self._ours_changed)
-        self._locals.subscribe(self._changed)
+        self._locals.subscribe(self._local_changed)
         self._tracker.on_change(self._nodes_changed)
 
     async def run(self) -> None:
@@ -189,30 +190,36 @@ class NodeCleanupController:
         return pinned_volume(volume, self._classes) if volume.local_path else None
 
     def _ours_changed(self, name: str, old: PersistentVolume | None, new: PersistentVolume | None) -> None:
-        self._changed(name, pinned_volume(old, ()) if old else None, pinned_volume(new, ()) if new else None)
+        self._changed(name, nodes_of(old) if old else None, pinned_volume(new, ()) if new else None)
 
-    def _changed(self, name: str, old: NodePinnedVolume | None, new: NodePinnedVolume | None) -> None:
-        if old is not None and (new is None or new.nodes != old.nodes):
-            self._leave(name, old)
+    def _local_changed(self, name: str, old: NodePinnedVolume | None, new: NodePinnedVolume | None) -> None:
+        self._changed(name, old.nodes if old else None, new)
+
+    def _changed(self, name: str, before: NodeNames | None, new: NodePinnedVolume | None) -> None:
+        if before is not None and (new is None or new.nodes != before):
+            self._leave(name, before)
         if new is not None:
             key = _key(new.nodes)
             pinned = self.by_nodes.setdefault(key, _PinnedVolumes(new.nodes))
             pinned.volumes[name] = new
-            for node in new.nodes:
-                self._named.setdefault(node, set()).add(key)
+            if new.nodes != before:
+                for node in new.nodes:
+                    self._named.setdefault(node, set()).add(key)
             # A node that is there, under the name that the volume has of it, is not looked at with each new volume and
             # each change of one: when it goes or comes under another name, its own change says so.
-            there = self._tracker.is_known(frozenset({new.node_label}) if new.node_label else new.nodes)
-            if pinned.lost_since is not None or ((old is None or old.nodes != new.nodes) and not there):
+            if pinned.lost_since is not None or (new.nodes != before and not self._is_there(new)):
                 self.queue.add(key)
 
-    def _leave(self, name: str, old: NodePinnedVolume) -> None:
-        key = _key(old.nodes)
+    def _is_there(self, volume: NodePinnedVolume) -> bool:
+        return self._tracker.is_known(frozenset({volume.node_label}) if volume.node_label else volume.nodes)
+
+    def _leave(self, name: str, nodes: NodeNames) -> None:
+        key = _key(nodes)
         pinned = self.by_nodes[key]
         pinned.volumes.pop(name, None)
         if not pinned.volumes:
             del self.by_nodes[key]
-            for node in old.nodes:
+            for node in nodes:
                 self._named[node].discard(key)
                 if not self._named[node]:
                     del self._named[node]

@@ -66,17 +66,22 @@ class NodePinnedVolume:
         return self.claim.reference if self.claim else None
 
 
+def nodes_of(volume: PersistentVolume) -> NodeNames | None:
+    """The nodes that it can be used on. None: they are not known."""
+    # Local ones that our daemons offer have the label as well: a Node may lose its hostname label and be there.
+    return frozenset({volume.node_label, *volume.hostnames} - {""}) if volume.pinned else None
+
+
 def pinned_volume(volume: PersistentVolume, classes: Collection[str]) -> NodePinnedVolume | None:
     """None for a volume whose nodes are not known, and for all but ours and the local ones of these classes."""
-    ours = volume.driver in (names.DRIVER, names.CSI_DRIVER)
-    if not volume.pinned or not (ours or (volume.local_path and volume.storage_class in classes)):
+    ours, nodes = volume.driver in (names.DRIVER, names.CSI_DRIVER), nodes_of(volume)
+    if nodes is None or not (ours or (volume.local_path and volume.storage_class in classes)):
         return None
     return NodePinnedVolume(
         name=volume.name,
         uid=volume.uid,
         resource_version=volume.resource_version,
-        # Local ones that our daemons offer have the label as well: a Node may lose its hostname label and be there.
-        nodes=frozenset({volume.node_label, *volume.hostnames} - {""}),
+        nodes=nodes,
         phase=volume.phase,
         reclaim_policy=volume.reclaim_policy,
         storage_class=volume.storage_class,

@@ -30,8 +30,9 @@ MANIFEST = f"{PLUGIN}.yaml"
 _ROOT = Path(__file__).parent.parent
 _LOCK = _ROOT / "deploy" / "requirements.lock"
 _PACKAGES = ("command", "contract", "daemon", "flexdriver", "host", "kube", "lvm", "provisioner", "service")
-LEFT_OUT = frozenset({"colorama", "markdown-it-py", "mdurl", "pygments", "setuptools"})
-"""Of the lock: for Windows; what rich shows Markdown and source code with, which we never do; what installs us."""
+LEFT_OUT = frozenset({"colorama", "markdown-it-py", "mdurl", "orjson", "pygments", "setuptools", "uvloop"})
+"""Of the lock: for Windows; what rich shows Markdown and source code with, which we never do; the provisioner's; what
+installs us."""
 _OURS = {".py", ".json", ".sh"}
 _LICENSE = re.compile(r"(licen[cs]e|copying|notice|authors)", re.IGNORECASE)
 

@@ -234,7 +234,7 @@ async def test_watch_of_a_version_too_old(cluster: Cluster, server: ApiServer) -
 async def test_watch_of_a_server_that_went_silent(
     cluster: Cluster, server: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kube.client._SILENCE_GRACE", 0.05)
+    monkeypatch.setattr("kube.client._WATCH_GRACE", 0.05)
     server.next("GET", stream(("ADDED", volume("pv", "8")), keep_open=True))
     events = cluster.watch(VOLUMES, resource_version="7", timeout_seconds=0)
     assert (await anext(events))[0] == "ADDED"
