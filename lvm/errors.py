@@ -44,14 +44,14 @@ class InUse(LvmError):
 
 
 class PartsActive(LvmError):
-    """A thin pool can't be activated, nor a volume in it, because what the pool consists of is active without it: a
-    command that had begun to was killed, or somebody looks at its metadata."""
+    """A thin pool or a mirror can't be activated, nor a volume in it, because something that it consists of is active
+    without it: a command that had begun to was killed, or somebody looks at it."""
 
     @property
-    def parts(self) -> list[str]:
-        """As commands take them."""
+    def part(self) -> str:
+        """As commands take it: the first that LVM met. Empty: it does not say."""
         found = _PARTS_ACTIVE.search(self.message)
-        return [f"{found[1]}{part}" for part in ("_tmeta", "_tdata")] if found else []
+        return (found and found[1]) or ""
 
 
 class TimedOut(LvmError):
@@ -72,7 +72,7 @@ class BadName(LvmError, ValueError):
 
 
 _PARTS_ACTIVE = re.compile(
-    r"activation of .* is prohibited while logical volume (\S+)_t(?:meta|data) is active", re.IGNORECASE
+    r"activation of .* is prohibited while logical volume (\S+) is active|with active component lv\(s\)", re.IGNORECASE
 )
 
 _MEANINGS: tuple[tuple[type[LvmError], re.Pattern[str]], ...] = (

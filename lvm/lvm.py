@@ -344,14 +344,26 @@ class Lvm:
             raise errors.LvmError("lvm", None, f"{self._folder} gets no lvm.conf: {error}") from error
 
     async def _run(self, *arguments: str) -> Completed:
-        try:
-            return await self._run_once(*arguments)
-        except errors.PartsActive as error:
+        met: set[str] = set()
+        while True:
             try:
-                await self._run_once("lvchange", "--activate=n", "--yes", *error.parts)
-            except errors.LvmError as failed:
-                raise error from failed  # somebody has them open
-            return await self._run_once(*arguments)
+                return await self._run_once(*arguments)
+            except errors.PartsActive as error:
+                if error.part in met:
+                    raise
+                met.add(error.part)
+                try:
+                    await self._free_parts(error.part, arguments[-1])
+                except errors.LvmError as failed:
+                    raise error from failed  # somebody has them open
+
+    async def _free_parts(self, part: str, volume: str) -> None:
+        """This part of a volume is not active without it. Where LVM names none, the volume is activated, so that it
+        does."""
+        if part:
+            await self._run_once("lvchange", "--activate=n", "--yes", part)
+        else:
+            await self._run("lvchange", "--activate=y", "--yes", volume)
 
     async def _run_once(self, *arguments: str) -> Completed:
         if not self._configured:

@@ -497,3 +497,26 @@ async def test_parts_of_a_thin_pool_that_somebody_has_open_stay_active(
     with held(metadata), pytest.raises(LvmError, match=r"prohibited while .*pool_tmeta is active"):
         await lvm.create_thin_volume(volume_group, "pool", "one", MIB)
     await lvm.create_thin_volume(volume_group, "pool", "one", MIB)
+
+
+@pytest.mark.parametrize("parts", [["rimage_0"], ["rmeta_0", "rimage_0", "rmeta_1", "rimage_1"]], ids=["one", "all"])
+async def test_a_mirror_whose_activation_was_killed_is_activated_by_the_next_command(
+    lvm: Lvm, volume_group: str, by_hand: ByHand, parts: list[str]
+) -> None:
+    await lvm.create_volume(volume_group, "one", 16 * MIB, raid="raid1")
+
+    def killed() -> None:
+        by_hand("lvchange", "--activate=n", f"{volume_group}/one")
+        for part in parts:
+            by_hand("lvchange", "--activate=y", "--yes", f"{volume_group}/one_{part}")
+
+    killed()
+    await lvm.activate(volume_group, "one")
+    assert (await volume(lvm, volume_group, "one")).active
+    killed()
+    await lvm.extend(volume_group, "one", 32 * MIB)
+    assert (await volume(lvm, volume_group, "one")).size == 32 * MIB
+    killed()
+    await lvm.remove(volume_group, "one")
+    active = subprocess.run(["dmsetup", "ls"], check=True, capture_output=True, text=True).stdout
+    assert names.mapped(volume_group, "one") not in active

@@ -48,7 +48,11 @@ COMMAND = "lvm lvcreate --name=one vg"
             "Activation of logical volume vg/one is prohibited while logical volume vg/pool_tdata is active.",
             PartsActive,
         ),
-        ("Activation of logical volume vg/one is prohibited while logical volume vg/one_rimage_0 is active.", LvmError),
+        (
+            "Activation of logical volume vg/one is prohibited while logical volume vg/one_rimage_0 is active.",
+            PartsActive,
+        ),
+        ("Cannot resize logical volume vg/one with active component LV(s).", PartsActive),
         ("snapshot: Required device-mapper target(s) not detected in your kernel.", Unsupported),
         ("device-mapper: reload ioctl on  (254:5) failed: Invalid argument", LvmError),
         ("Logical volume vg/already-exists is not a thin pool.", LvmError),
@@ -69,14 +73,20 @@ def test_the_first_known_message_decides_and_all_are_in_the_error() -> None:
     assert error.message == 'Volume group "vg" not found; Cannot process volume group vg'
 
 
-def test_the_parts_of_a_pool_that_are_active_are_named() -> None:
-    messages = [
-        "Something else",
-        "Activation of logical volume vg/a-pool is prohibited while logical volume vg/a-pool_tmeta is active.",
-    ]
-    error = errors.explain(COMMAND, 5, messages)
+@pytest.mark.parametrize(
+    ("message", "part"),
+    [
+        (
+            "Activation of logical volume vg/a-pool is prohibited while logical volume vg/a-pool_tmeta is active.",
+            "vg/a-pool_tmeta",
+        ),
+        ("Cannot resize logical volume vg/one with active component LV(s).", ""),
+    ],
+)
+def test_the_part_that_is_active_is_named(message: str, part: str) -> None:
+    error = errors.explain(COMMAND, 5, ["Something else", message])
     assert isinstance(error, PartsActive)
-    assert error.parts == ["vg/a-pool_tmeta", "vg/a-pool_tdata"]
+    assert error.part == part
 
 
 def test_silence_is_said() -> None:
