@@ -63,6 +63,16 @@ def sector_size(device: Path) -> int:
     return int((disk / "queue/logical_block_size").read_text())
 
 
+def is_suspended(device: Path) -> bool:
+    """Whether a device of device-mapper lets everybody wait. False for one that is not there."""
+    try:
+        number = device.stat().st_rdev
+        facts = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
+        return (facts / "dm/suspended").read_text().strip() == "1"
+    except FileNotFoundError:
+        return False
+
+
 def capacity(device: Path) -> int:
     """Bytes, as the kernel has them: without opening the device, which keeps others from removing it. 0: there is no
     such device."""

@@ -54,9 +54,12 @@ class PartsActive(LvmError):
         return (found and found[1]) or ""
 
 
-class TimedOut(LvmError):
-    """The command was killed at its deadline: a device does not answer or somebody holds the lock. What it was doing
-    may have happened or not."""
+class Interrupted(LvmError):
+    """The command was killed. What it was doing may have happened or not, and what it had suspended still is."""
+
+
+class TimedOut(Interrupted):
+    """The command was killed at its deadline: a device does not answer or somebody holds the lock."""
 
 
 class Hung(LvmError):

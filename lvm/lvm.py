@@ -18,7 +18,7 @@ from host import blockdevice, command, diskthreads
 from host.command import CommandFailed, CommandHung, CommandTimedOut, Completed
 from host.diskthreads import threads
 from lvm import configuration, errors, names, report
-from lvm.records import PhysicalVolume, Report
+from lvm.records import LogicalVolume, PhysicalVolume, Report
 from lvm.unresponsive import UnresponsiveDevices
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,11 @@ class Lvm:
         except ValueError as error:
             said = f"what LVM reports can't be read: {error}"
             raise errors.LvmError(done.command_line, done.exit_code, said) from error
-        state = replace(state, devices=tuple(map(_with_sector_size, state.devices)))
+        state = replace(
+            state,
+            devices=tuple(map(_with_sector_size, state.devices)),
+            volumes=tuple(map(_with_pool_below, state.volumes)),
+        )
         self.unresponsive.note(state)
         for group in state.groups:
             if group.name not in self._flushed and not self.unresponsive.of_group(group.name):
@@ -266,6 +270,17 @@ class Lvm:
         was killed. For a volume whose pool is suspended this waits, so pools come first."""
         await self._run("lvchange", "--refresh", names.volume(group, name))
 
+    async def resume(self, volume: LogicalVolume) -> None:
+        """The same for one that is suspended, or what the volumes of a thin pool lie on."""
+        if volume.is_thin_pool and not volume.active:
+            # LVM leaves that as it is, and who activates the pool waits for it. What was prepared is dropped: it may
+            # not be what the metadata say.
+            below = _below(volume.group, volume.name).name
+            await self._dmsetup("clear", below)
+            await self._dmsetup("resume", below)
+            await self.activate(volume.group, volume.name)
+        await self.refresh(volume.group, volume.name)
+
     async def deactivate(self, group: str, name: str) -> None:
         """Let a volume's device go, with whatever a killed command prepared for it. Raises InUse while it is open."""
         await self._run("lvchange", "--activate=n", "--yes", names.volume(group, name))
@@ -392,7 +407,23 @@ class Lvm:
             raise errors.TimedOut(late.completed.command_line, late.completed.exit_code, message) from late
         except CommandFailed as failed:
             done = failed.completed
+            if done.exit_code < 0:
+                message = f"LVM was killed (signal {-done.exit_code}): {done.output or 'it said nothing'}"
+                raise errors.Interrupted(done.command_line, done.exit_code, message) from failed
             raise errors.explain(done.command_line, done.exit_code, report.errors(done)) from failed
+
+
+def _with_pool_below(volume: LogicalVolume) -> LogicalVolume:
+    """A thin pool that was activated for its volumes only has no device of its own name, so LVM calls it inactive: what
+    its volumes lie on may be suspended all the same."""
+    if not volume.is_thin_pool or volume.active:
+        return volume
+    return replace(volume, suspended=blockdevice.is_suspended(_below(volume.group, volume.name)))
+
+
+def _below(group: str, pool: str) -> Path:
+    """What the volumes of a thin pool lie on."""
+    return Path("/dev/mapper", f"{names.mapped(group, pool)}-tpool")
 
 
 def _with_sector_size(device: PhysicalVolume) -> PhysicalVolume:

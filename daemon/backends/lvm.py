@@ -27,7 +27,17 @@ from daemon.backends.lvminventory import (
 from daemon.backends.lvmrecords import LvmRecords
 from daemon.backends.lvmsnapshots import LvmSnapshots
 from daemon.backends.volumegroups import GroupMaker
-from daemon.errors import BackendFailed, Damaged, Foreign, InUse, NoSpace, PoolBlocked, PoolMissing, VolumeNotFound
+from daemon.errors import (
+    BackendFailed,
+    Damaged,
+    Foreign,
+    InUse,
+    NoSpace,
+    PoolBlocked,
+    PoolMissing,
+    VolumeError,
+    VolumeNotFound,
+)
 from daemon.storage.backend import NeedsProgram, StaleData, no_thin_pools
 from daemon.storage.deviceclasses import DeviceClass
 from daemon.storage.inventory import Inventory, Pool, PoolName, Volume
@@ -95,13 +105,8 @@ class LvmBackend:
         for snapshot in (await self.inspect()).snapshots:
             if snapshot.record.state is VolumeState.COPYING:
                 await self._snapshots.mend(snapshot)
+        await self._resume()
         state = await self._report()
-        for volume in suspended(state, inventory(state, self._groups)):
-            log.warning(
-                "%s/%s was left suspended by a command that was killed: it is resumed", volume.group, volume.name
-            )
-            with volume_errors(f"volume {volume.name}", volume.group):
-                await self._lvm.refresh(volume.group, volume.name)
         for pool, members in pools_to_check(state, inventory(state, self._groups)):
             try:
                 await self._lvm.check_pool(pool.group, pool.name, members)
@@ -109,6 +114,28 @@ class LvmBackend:
             except lvm.LvmError as error:
                 # No reason to stop: what is published of it says so, and what to do.
                 log.warning("thin pool %s/%s has failed, and is not checked: %s", pool.group, pool.name, error)
+
+    async def _resume(self) -> None:
+        state = await self._report()
+        for volume in suspended(state, inventory(state, self._groups)):
+            log.warning(
+                "%s/%s was left suspended by a command that was killed: it is resumed", volume.group, volume.name
+            )
+            with volume_errors(f"volume {volume.name}", volume.group):
+                await self._lvm.resume(volume)
+
+    @contextlib.asynccontextmanager
+    async def _resuming(self) -> AsyncIterator[None]:
+        """Around commands that suspend: what one leaves so that is killed, at its deadline or by a kernel that is short
+        of memory, goes on at once. Who writes to it would wait for the next start of the daemon."""
+        try:
+            yield
+        except lvm.Interrupted:
+            try:
+                await self._resume()
+            except VolumeError as error:
+                log.warning("what a command left suspended that was killed may still be: %s", error)
+            raise
 
     async def _establish_pool(self, group_name: str, pool: str) -> None:
         state = await self._report()
@@ -150,11 +177,12 @@ class LvmBackend:
         with volume_errors(f"volume {spec.pv}", str(pool_name)):
             record = spec.record(VolumeState.FORMATTING)
             try:
-                try:
-                    await self._create(pool_name, spec, record)
-                except lvm.AlreadyExists:
-                    await self._clear_away(pool_name, spec)
-                    await self._create(pool_name, spec, record)
+                async with self._resuming():
+                    try:
+                        await self._create(pool_name, spec, record)
+                    except lvm.AlreadyExists:
+                        await self._clear_away(pool_name, spec)
+                        await self._create(pool_name, spec, record)
             except lvm.NoSpace as error:
                 raise await self._no_space(spec.pv, str(pool_name), spec.size, _legs(spec.parameters)) from error
             except lvm.LvmNotFound as error:
@@ -177,11 +205,12 @@ class LvmBackend:
             return None
         tags = spec.record(VolumeState.FORMATTING).to_tags()
         with volume_errors(f"volume {spec.pv}", str(pool_name)):
-            try:
-                await self._lvm.create_thin_snapshot(pool_name.group, source.pv, spec.pv, tags)
-            except lvm.AlreadyExists:
-                await self._clear_away(pool_name, spec)
-                await self._lvm.create_thin_snapshot(pool_name.group, source.pv, spec.pv, tags)
+            async with self._resuming():
+                try:
+                    await self._lvm.create_thin_snapshot(pool_name.group, source.pv, spec.pv, tags)
+                except lvm.AlreadyExists:
+                    await self._clear_away(pool_name, spec)
+                    await self._lvm.create_thin_snapshot(pool_name.group, source.pv, spec.pv, tags)
         return await self.extend(await self._existing(spec.pv, spec.uid), spec.size)
 
     def snapshot_storage(self, pool: str) -> LvmSnapshots:
@@ -261,12 +290,10 @@ class LvmBackend:
             self._check_growth(PoolName.of(volume.pool).group)
         with errors_of(volume):
             try:
-                await self._lvm.extend(PoolName.of(volume.pool).group, volume.pv, size + volume.record.header_size)
+                async with self._resuming():
+                    await self._lvm.extend(PoolName.of(volume.pool).group, volume.pv, size + volume.record.header_size)
             except lvm.NoSpace as error:
                 raise await self._no_space(volume.pv, volume.pool, size - volume.size) from error
-            except lvm.TimedOut:
-                await self._mend()
-                raise
         return await self._existing(volume.pv, volume.record.uid)
 
     async def stale_data(self, volume: Volume) -> StaleData:
@@ -283,10 +310,11 @@ class LvmBackend:
             raise no_thin_pools(pool)
         self._check_growth(pool_name.group)
         with volume_errors(f"thin pool {pool.name}", pool_name.group):
-            if more.metadata:
-                await self._lvm.extend_metadata(pool_name.group, pool_name.thin_pool, more.metadata)
-            if more.data:
-                await self._lvm.extend(pool_name.group, pool_name.thin_pool, pool.size + more.data)
+            async with self._resuming():
+                if more.metadata:
+                    await self._lvm.extend_metadata(pool_name.group, pool_name.thin_pool, more.metadata)
+                if more.data:
+                    await self._lvm.extend(pool_name.group, pool_name.thin_pool, pool.size + more.data)
 
     def _check_growth(self, group: str) -> None:
         """Raises PoolBlocked where what grows could not be mounted any more."""
@@ -297,7 +325,8 @@ class LvmBackend:
         # LVM compares the tags under the lock of the group: what goes is ours at that moment.
         group = PoolName.of(volume.pool).group
         with contextlib.suppress(VolumeNotFound), errors_of(volume):
-            await self._lvm.remove(group, volume.pv, having=volume.record.deciding_tags())
+            async with self._resuming():
+                await self._lvm.remove(group, volume.pv, having=volume.record.deciding_tags())
 
     async def _no_space(self, pv: str, name: str, needed: int, legs: int = 1) -> NoSpace:
         pool = (await self.inspect()).pool(name)

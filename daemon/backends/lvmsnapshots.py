@@ -30,7 +30,7 @@ class LvmSnapshots:
         with errors_of(source):
             try:
                 await self._lvm.create_thick_snapshot(group, source.pv, record.pv, size, record.to_tags())
-            except lvm.TimedOut:
+            except lvm.Interrupted:
                 await self._lvm.mend_origin(group, source.pv, record.pv)
                 raise
             except lvm.Unsupported as error:

@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+import signal
 import subprocess
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from contract.capacity import footprint
 from contract.parameters import VolumeParameters
 from daemon.backends.lvm import LvmBackend
-from daemon.errors import Damaged, Foreign, InUse, NoSpace, NotAuthorized, PoolMissing, VolumeNotFound
+from daemon.errors import BackendFailed, Damaged, Foreign, InUse, NoSpace, NotAuthorized, PoolMissing, VolumeNotFound
 from daemon.storage.inventory import Volume
 from daemon.storage.record import VolumeSpec, VolumeState
 from host import blockdevice, command, filesystem, mounting
@@ -287,17 +288,53 @@ async def test_volumes_that_are_ready_at_once_are_noted_together(
 
 
 @pytest.mark.parametrize("thin", [False, True])
+@pytest.mark.parametrize("restarted", [False, True])
 async def test_what_a_killed_command_left_suspended_goes_on(
-    backend: LvmBackend, thin_backend: LvmBackend, volume_group: str, thin: bool
+    backend: LvmBackend, thin_backend: LvmBackend, volume_group: str, by_hand: ByHand, thin: bool, restarted: bool
 ) -> None:
-    """As an lvextend leaves a volume, or an lvcreate the thin pool and so all volumes in it: who writes waits."""
+    """As an lvextend leaves a volume, or an lvcreate the thin pool and so all volumes in it: who writes waits. After a
+    restart of the node a pool is active for its volumes only, and LVM does not say that it is suspended."""
     killed = thin_backend if thin else backend
     await killed.establish()
     volume = await killed.create(THIN if thin else SPEC)
+    if restarted:
+        by_hand("lvchange", "--activate=n", volume_group)
     async with killed.device(volume) as device:
-        below = f"{names.mapped(volume_group, 'pool')}-tpool" if thin else names.mapped(volume_group, volume.pv)
-        subprocess.run(["dmsetup", "suspend", below], check=True)
+        suspend(volume_group, volume)
         await killed.establish()
+        await asyncio.to_thread(device.write_bytes, b"written")
+
+
+def suspend(group: str, volume: Volume) -> None:
+    thin = volume.pool != group
+    below = f"{names.mapped(group, 'pool')}-tpool" if thin else names.mapped(group, volume.pv)
+    subprocess.run(["dmsetup", "suspend", below], check=True)
+
+
+@pytest.mark.parametrize("verb", ["lvcreate", "lvextend", "lvremove"])
+async def test_what_a_command_leaves_suspended_that_is_killed_alone_goes_on_at_once(
+    thin_backend: LvmBackend, volume_group: str, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """As by a kernel that is short of memory: the daemon lives, and would mend it when it starts."""
+    await thin_backend.establish()
+    first, second = [await thin_backend.create(replace(THIN, pv=pv)) for pv in ("pvc-1", "pvc-2")]
+    run = command.run
+
+    async def killed(*argv: str, **keywords: Any) -> Completed:
+        if argv[1] != verb:
+            return await run(*argv, **keywords)
+        suspend(volume_group, first)
+        raise command.CommandFailed(Completed(argv, -signal.SIGKILL, "", "", 0))
+
+    monkeypatch.setattr(command, "run", killed)
+    does: dict[str, Callable[[], Awaitable[object]]] = {
+        "lvcreate": lambda: thin_backend.create(replace(THIN, pv="pvc-3")),
+        "lvextend": lambda: thin_backend.extend(second, 2 * GIB),
+        "lvremove": lambda: thin_backend.remove(second),
+    }
+    with pytest.raises(BackendFailed, match="was killed"):
+        await does[verb]()
+    async with thin_backend.device(first) as device:
         await asyncio.to_thread(device.write_bytes, b"written")
 
 
