@@ -101,6 +101,17 @@ class CommandTimedOut(CommandFailed):
         self.args = (f"{completed.command_line} {what}: {completed.output}",)
 
 
+@dataclass(frozen=True)
+class LongWork:
+    """What a command may run that takes longer than its deadline on a sound disk, and no while can be told before:
+    while a program of that name runs in its group and gets on, the command has its deadline anew, and `seconds` in
+    all. `begun` hears the first time that it takes longer."""
+
+    program: str
+    seconds: float
+    begun: Callable[[], None] = lambda: None
+
+
 class CommandHung(CommandError, Unresponsive):
     """It was killed and is still there, or was not started because one of its kind is."""
 
@@ -194,12 +205,28 @@ class Survivor:
 
 
 def _in_group(process: Path, group: int) -> bool:
-    """Also one that was reaped by nobody is dead. Source of the format: proc_pid_stat(5)."""
+    return _ticks(process, group) is not None
+
+
+def _ticks(process: Path, group: int, program: str = "") -> int | None:
+    """The processor time of a process that is alive, in the group and, if one is named, of the program. Also one that
+    was reaped by nobody is dead. Source of the format: proc_pid_stat(5)."""
     try:
-        state, _, its_group, *_ = (process / "stat").read_text().rpartition(")")[2].split()
+        name, _, rest = (process / "stat").read_text().partition("(")[2].rpartition(")")
+        state, _, its_group, *more = rest.split()
     except (OSError, ValueError):
-        return False
-    return int(its_group) == group and state not in "ZX"
+        return None
+    if int(its_group) != group or state in "ZX" or (program and name != program):
+        return None
+    return int(more[8]) + int(more[9])  # fields 14 and 15
+
+
+def _work_done(group: int, program: str) -> dict[str, int]:
+    """Of the processes of a group that run the program: their processor time, which one that waits for a disk without
+    an answer does not take."""
+    processes = [process for process in Path("/proc").iterdir() if process.name.isdigit()]
+    ticks = {process.name: _ticks(process, group, program) for process in processes}
+    return {process: taken for process, taken in ticks.items() if taken}
 
 
 class Survivors:
@@ -233,8 +260,9 @@ async def run(
     secret: bytes = b"",
     pass_fds: Collection[int] = (),
     kind: Hashable = None,
+    long_work: LongWork | None = None,
 ) -> Completed:
-    """Run a program to its end, at most `deadline` seconds.
+    """Run a program to its end, at most `deadline` seconds, or longer for its `long_work`.
 
     `env` is added to our own environment; the locale is always C, so that messages are what we know. `secret`, of up to
     a page, is its standard input in place of `input`, in memory that is never swapped. `pass_fds` are
@@ -264,7 +292,7 @@ async def run(
             raise MissingTool(argv[0]) from missing
         timed_out, survivor = False, None
         try:
-            await asyncio.wait_for(process.wait(), deadline)
+            await _ended(process, deadline, long_work)
         except TimeoutError:
             timed_out = True
         finally:
@@ -299,6 +327,24 @@ async def _started(
         with contextlib.suppress(OSError):
             await _kill(await starting, kind, command_line)
         raise
+
+
+async def _ended(process: asyncio.subprocess.Process, deadline: float, long_work: LongWork | None) -> None:
+    """Raises TimeoutError when it has not ended in time."""
+    begin, before = time.monotonic(), dict[str, int]()
+    while True:
+        try:
+            await asyncio.wait_for(process.wait(), deadline)
+            return
+        except TimeoutError:
+            if long_work is None or time.monotonic() - begin >= long_work.seconds:
+                raise
+            done = await asyncio.to_thread(_work_done, process.pid, long_work.program)
+            if done == before:
+                raise
+            if not before:
+                long_work.begun()
+            before = done
 
 
 async def _kill(process: asyncio.subprocess.Process, kind: Hashable, command_line: str) -> Survivor | None:

@@ -10,6 +10,7 @@ Every operation is one LVM command: nearly all of a command's time is its start 
 from lvm.errors import (
     AlreadyExists,
     BadName,
+    BeingChecked,
     GroupNotFound,
     Hung,
     Interrupted,
@@ -28,6 +29,7 @@ from lvm.records import HealthStatus, LogicalVolume, PhysicalVolume, Report, Vol
 __all__ = [
     "AlreadyExists",
     "BadName",
+    "BeingChecked",
     "GroupNotFound",
     "HealthStatus",
     "Hung",

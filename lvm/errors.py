@@ -62,6 +62,11 @@ class TimedOut(Interrupted):
     """The command was killed at its deadline: a device does not answer or somebody holds the lock."""
 
 
+class BeingChecked(LvmError):
+    """A thin pool of the group is being activated or deactivated, and LVM checks its metadata for longer than its
+    commands take as a rule. That goes on; until it is done no other command gets at the group, and none is started."""
+
+
 class Hung(LvmError):
     """The command was not started: one like it was killed and does not end, because a device does not answer."""
 

@@ -9,13 +9,14 @@ leaves them in the disks' own caches (seen with LVM 2.03.16), so the disks are f
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from host import blockdevice, command, diskthreads
-from host.command import CommandFailed, CommandHung, CommandTimedOut, Completed
+from host.command import CommandFailed, CommandHung, CommandTimedOut, Completed, LongWork
 from host.diskthreads import threads
 from lvm import configuration, errors, names, report
 from lvm.records import LogicalVolume, PhysicalVolume, Report
@@ -27,6 +28,10 @@ LINEAR, RAID1 = "none", "raid1"
 
 _SECTOR = 512
 _CONFIG = "--config="
+
+_POOL_CHECK = "thin_check"
+_POOL_CHECK_SECONDS = 3600.0
+"""That long LVM may check the metadata of a thin pool, which are up to 16 GiB."""
 
 _WIPE = ("--wipesignatures=y", "--zero=y", "--yes")
 """The start of a new volume is zeroed and known signatures on it are wiped without a question: they are what the
@@ -56,9 +61,10 @@ class Lvm:
     """LVM2 on this node.
 
     `folder` is LVM's system folder, and gets an lvm.conf before the first command unless it is `configured` already.
-    `deadline` is in seconds and holds for each command. `foreign` are devices that LVM must not look into, whatever
-    they show; it is asked before each command. All methods raise LvmError or one of its kinds, and
-    host.command.MissingTool where lvm2 is not installed.
+    `deadline` is in seconds and holds for each command. One that checks a thin pool goes on beyond it as long as that
+    gets on, without its caller, who has BeingChecked, as has who wants anything of the group meanwhile. `foreign` are
+    devices that LVM must not look into, whatever they show; it is asked before each command. All methods raise LvmError
+    or one of its kinds, and host.command.MissingTool where lvm2 is not installed.
     """
 
     def __init__(
@@ -77,6 +83,8 @@ class Lvm:
         self._flushed: set[str] = set()
         """Groups whose metadata are on their disks, as far as this process knows: one before it may have been killed
         after its LVM command."""
+        self._checks: dict[str, tuple[asyncio.Task[Completed], float]] = {}
+        """By group: the command that checks a thin pool of it for longer than others may take, and when it began."""
         self._environment = {"LVM_SYSTEM_DIR": str(folder), "LVM_SUPPRESS_FD_WARNINGS": "1"}
 
     async def report(self) -> Report:
@@ -384,8 +392,15 @@ class Lvm:
         if not self._configured:
             await self._configure()
         verb, group = arguments[0], arguments[-1].partition("/")[0]
-        if verb != report.FULL_REPORT[0] and group and (silent := self.unresponsive.of_group(group)):
-            raise errors.Hung(verb, None, str(silent)) from silent
+        reports = verb == report.FULL_REPORT[0]
+        if not reports and group:
+            if silent := self.unresponsive.of_group(group):
+                raise errors.Hung(verb, None, str(silent)) from silent
+            if group in self._checks:
+                raise self._being_checked(verb, group)
+        if reports and self._checks:
+            # It would wait for the lock of that group, and with it all others. What changes anything takes locks.
+            arguments = (verb, "--nolocking", *arguments[1:])
         # What one group's disks keep waiting is no reason not to change another group.
         kind = ("lvm", verb, group, self.unresponsive.silent)
         settings = [each.removeprefix(_CONFIG) for each in arguments if each.startswith(_CONFIG)]
@@ -396,14 +411,62 @@ class Lvm:
         if settings:  # LVM takes the option once
             plain = (each for each in arguments[1:] if not each.startswith(_CONFIG))
             arguments = (verb, f"{_CONFIG}{' '.join(settings)}", *plain)
+        return await self._unless_it_checks(arguments, group, kind)
+
+    async def _unless_it_checks(self, arguments: Sequence[str], group: str, kind: Hashable) -> Completed:
+        begin, checks = time.monotonic(), asyncio.Event()
+        running = asyncio.create_task(self._execute(arguments, group, kind, checks.set), name=f"lvm {arguments[0]}")
+        noticed = asyncio.create_task(checks.wait())
         try:
-            return await command.run("lvm", *arguments, deadline=self._deadline, env=self._environment, kind=kind)
+            await asyncio.wait({running, noticed}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            running.cancel()
+            await asyncio.wait({running})
+            raise
+        finally:
+            noticed.cancel()
+        if not running.done():
+            self._checks[group] = running, begin
+            running.add_done_callback(partial(self._checked, group, begin))
+            log.warning("%s", self._being_checked(arguments[0], group))
+            raise self._being_checked(arguments[0], group)
+        return running.result()
+
+    def _being_checked(self, verb: str, group: str) -> errors.BeingChecked:
+        seconds = time.monotonic() - self._checks[group][1]
+        return errors.BeingChecked(
+            verb,
+            None,
+            f"LVM has been checking the metadata of a thin pool of group {group} for {seconds:.0f} s ({_POOL_CHECK}), "
+            f"and lets nobody else at the group: that takes minutes where they are large and may take up to "
+            f"{_POOL_CHECK_SECONDS / 60:.0f}, wait for it",
+        )
+
+    def _checked(self, group: str, begin: float, running: asyncio.Task[Completed]) -> None:
+        del self._checks[group]
+        self._flushed.discard(group)
+        if not running.cancelled():
+            error = running.exception()
+            outcome = f"failed: {error}" if error else "is done"
+            log.warning("the check of a thin pool of group %s %s, %.0f s", group, outcome, time.monotonic() - begin)
+
+    async def _execute(
+        self, arguments: Sequence[str], group: str, kind: Hashable, checks: Callable[[], None]
+    ) -> Completed:
+        long_work = LongWork(_POOL_CHECK, _POOL_CHECK_SECONDS, checks)
+        try:
+            return await command.run(
+                "lvm", *arguments, deadline=self._deadline, env=self._environment, kind=kind, long_work=long_work
+            )
         except CommandHung as hung:
             await self.unresponsive.look()
             raise errors.Hung(hung.survivor.command_line, None, str(hung)) from hung
         except CommandTimedOut as late:
             await self.unresponsive.look()
             message = f"LVM did not answer within {self._deadline:g} s: {late.completed.output or 'it said nothing'}"
+            if check := self._checks.get(group):
+                is_it = asyncio.current_task() is check[0]
+                message = _no_check_any_more(late) if is_it else self._being_checked(arguments[0], group).message
             raise errors.TimedOut(late.completed.command_line, late.completed.exit_code, message) from late
         except CommandFailed as failed:
             done = failed.completed
@@ -411,6 +474,13 @@ class Lvm:
                 message = f"LVM was killed (signal {-done.exit_code}): {done.output or 'it said nothing'}"
                 raise errors.Interrupted(done.command_line, done.exit_code, message) from failed
             raise errors.explain(done.command_line, done.exit_code, report.errors(done)) from failed
+
+
+def _no_check_any_more(late: CommandTimedOut) -> str:
+    return (
+        f"{_POOL_CHECK} of a thin pool's metadata was ended after {late.completed.seconds:.0f} s: it took longer than "
+        f"{_POOL_CHECK_SECONDS / 60:.0f} minutes, or its disk gave no answer any more: see the kernel's log on the node"
+    )
 
 
 def _with_pool_below(volume: LogicalVolume) -> LogicalVolume:

@@ -25,7 +25,7 @@ _TOGETHER = 32
 """Volumes of one command. Their names and tags, up to 1 KiB for each, are one argument, of which the kernel takes
 128 KiB; and each adds to what all of them wait for."""
 
-_OF_THE_GROUP = (lvm.TimedOut, lvm.Hung, lvm.GroupNotFound)
+_OF_THE_GROUP = (lvm.TimedOut, lvm.Hung, lvm.BeingChecked, lvm.GroupNotFound)
 """Errors that each of its volumes would get alone as well, some of them after a minute."""
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import uuid
@@ -16,6 +17,7 @@ from host.command import Completed
 from lvm import (
     AlreadyExists,
     BadName,
+    BeingChecked,
     HealthStatus,
     InUse,
     LogicalVolume,
@@ -520,3 +522,54 @@ async def test_a_mirror_whose_activation_was_killed_is_activated_by_the_next_com
     await lvm.remove(volume_group, "one")
     active = subprocess.run(["dmsetup", "ls"], check=True, capture_output=True, text=True).stdout
     assert names.mapped(volume_group, "one") not in active
+
+
+class Checking:
+    """What takes the place of thin_check."""
+
+    def __init__(self, folder: Path, work: str) -> None:
+        self.begun, self.end = folder / "begun", folder / "end"
+        program = folder / "thin_check"
+        program.write_text(f'#!/bin/sh\ntouch {self.begun}\n{work}\nexec {shutil.which("thin_check")} "$@"\n')
+        program.chmod(0o755)
+        with (folder / "lvm" / "lvm.conf").open("a") as file:
+            file.write(f'global/thin_check_executable = "{program}"\n')
+        self.lvm = Lvm(folder / "lvm", deadline=3, configured=True)
+
+
+async def test_a_pool_that_takes_long_to_be_checked_holds_nobody_else_up_and_is_activated(
+    lvm: Lvm, volume_group: str, by_hand: ByHand, make_disks: MakeDisks, tmp_path: Path
+) -> None:
+    await lvm.create_pool(volume_group, "pool", 16 * MIB)
+    await lvm.create_thin_volume(volume_group, "pool", "one", MIB)
+    other = f"{volume_group}-other"
+    await lvm.create_group(other, make_disks(1, 64 * MIB))
+    by_hand("lvchange", "--activate=n", volume_group)
+    check = Checking(tmp_path, f"while [ ! -e {tmp_path / 'end'} ]; do :; done")
+    with pytest.raises(BeingChecked, match=f"metadata of a thin pool of group {volume_group} for . s"):
+        await check.lvm.activate(volume_group, "one")
+    with pytest.raises(BeingChecked, match="thin_check"):
+        await check.lvm.create_volume(volume_group, "thick", EXTENT)
+    assert (await check.lvm.report()).volume(volume_group, "one")
+    await check.lvm.create_volume(other, "thick", EXTENT)
+    await check.lvm.remove(other, "thick")
+    await check.lvm.remove_group(other)
+    check.end.touch()
+
+    async def active() -> bool:
+        return (await volume(check.lvm, volume_group, "one")).active
+
+    await until(active)
+    await check.lvm.create_volume(volume_group, "thick", EXTENT)
+
+
+async def test_a_check_of_a_pool_that_gets_no_answer_ends_at_the_deadline(
+    lvm: Lvm, volume_group: str, by_hand: ByHand, tmp_path: Path
+) -> None:
+    await lvm.create_pool(volume_group, "pool", 16 * MIB)
+    by_hand("lvchange", "--activate=n", volume_group)
+    check = Checking(tmp_path, f"mkfifo {tmp_path / 'fifo'}; read line <{tmp_path / 'fifo'}")
+    with pytest.raises((TimedOut, BeingChecked)):  # it took some processor time before, or not
+        await check.lvm.activate(volume_group, "pool")
+    assert check.begun.exists()
+    await lvm.activate(volume_group, "pool")  # as soon as the lock is free

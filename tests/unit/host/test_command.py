@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from host import command
-from host.command import CommandFailed, CommandHung, CommandTimedOut, Completed, MissingTool, run
+from host.command import CommandFailed, CommandHung, CommandTimedOut, Completed, LongWork, MissingTool, run
 from tests.waiting import until
 
 FAMILY = 'sleep 60 & echo $$ $! >"$0"; echo so far so good; wait'
@@ -191,3 +191,38 @@ async def test_a_long_command_line_does_not_fill_the_message_about_it() -> None:
     ) as failed:
         await run("sh", "-c", "echo why >&2; exit 3", "sh", "x" * 5000, deadline=10)
     assert len(str(failed.value)) < 1200
+
+
+BUSY = "end=$(($(date +%s) + 3)); while [ $(date +%s) -lt $end ]; do :; done; echo done"
+
+
+def checker(folder: Path, work: str) -> str:
+    """A program of the name that long work has."""
+    file = folder / "check"
+    file.write_text(f"#!/bin/sh\n{work}\n")
+    file.chmod(0o755)
+    return f"{file}; exit $?"
+
+
+async def test_long_work_that_gets_on_has_more_time(tmp_path: Path) -> None:
+    begun: list[str] = []
+    work = LongWork("check", 60, lambda: begun.append("begun"))
+    done = await run("sh", "-c", checker(tmp_path, BUSY), deadline=1, long_work=work)
+    assert done.stdout == "done\n"
+    assert begun == ["begun"], "and is heard of once"
+
+
+@pytest.mark.parametrize(
+    ("work", "name", "seconds"),
+    [
+        (BUSY, "another", 60),
+        (BUSY, "check", 1),
+        ("mkfifo $0.fifo; read line <$0.fifo", "check", 60),
+    ],
+    ids=["another program", "longer than that", "it waits"],
+)
+async def test_what_is_no_long_work_or_gets_no_further_ends_at_the_deadline(
+    tmp_path: Path, work: str, name: str, seconds: float
+) -> None:
+    with pytest.raises(CommandTimedOut):
+        await run("sh", "-c", checker(tmp_path, work), deadline=1, long_work=LongWork(name, seconds))
