@@ -32,6 +32,9 @@ _MAPPER = Path("/dev/mapper")
 _MAPPING_UUID = "CRYPT-"
 """What device-mapper's uuid of a mapping of cryptsetup begins with; also of one that a killed one has left."""
 
+_LIVE = "L"
+"""What the attributes of a device begin with that has a table in use, dmsetup(8)."""
+
 _SECTOR = 512
 _NO_PERMISSION, _WRONG_DEVICE, _BUSY = 2, 4, 5
 """Exit codes: of a wrong passphrase, of a mapping that does not exist, of one that is in use."""
@@ -84,6 +87,7 @@ async def make(device: Path, passphrase: Passphrase, header_size: int, *, deadli
 
 async def open_mapping(device: Path, name: str, passphrase: Passphrase, *, deadline: float = 120) -> None:
     """/dev/mapper/<name> shows what is behind the header. Raises WrongPassphrase, NoHeader, and as `make`."""
+    await _remove_unfinished(name, deadline)
     await _with_passphrase(device, ("open", *_WITH_KEY, *_OPTIONS), (name,), passphrase, deadline)
 
 
@@ -121,6 +125,17 @@ async def close_mapping(name: str, *, deadline: float = 60) -> None:
             raise MappingInUse(name) from error
         if error.completed.exit_code != _WRONG_DEVICE:
             raise
+        await _remove_unfinished(name, deadline)
+
+
+async def _remove_unfinished(name: str, deadline: float) -> None:
+    """A cryptsetup that is killed while it opens leaves a device that shows nothing yet. To another one that is neither
+    open, so it closes nothing, nor free to be opened; and it may keep the disk in use."""
+    found = await run(
+        *("dmsetup", "info", "--columns", "--noheadings", "--options", "attr", name), deadline=deadline, check=False
+    )
+    if found.exit_code == 0 and not found.stdout.strip().startswith(_LIVE):
+        await run("dmsetup", "--noudevsync", "remove", name, deadline=deadline)
 
 
 async def renew_uuid(device: Path, *, deadline: float = 60) -> None:
@@ -140,13 +155,22 @@ def exists(name: str) -> bool:
     return presence.exists(path_of(name))
 
 
-def mappings(device: Path) -> list[str]:
-    """The names of the mappings of cryptsetup that show what is behind the header of this device, those included that
-    one that was killed has left. Raises OSError."""
+@dataclass(frozen=True)
+class Mapping:
+    """A mapping of cryptsetup, or what one that was killed has left of one."""
+
+    name: str
+    live: bool
+    """False: it shows nothing yet, and never will."""
+
+
+def mappings(device: Path) -> list[Mapping]:
+    """Those on this device. Raises OSError."""
     number = device.stat().st_rdev
     found = []
     for holder in sorted(Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/holders").iterdir()):
         mapper = holder / "dm"
         if presence.is_folder(mapper) and (mapper / "uuid").read_text().startswith(_MAPPING_UUID):
-            found.append((mapper / "name").read_text().strip())
+            live = int((holder / "size").read_text()) > 0
+            found.append(Mapping((mapper / "name").read_text().strip(), live))
     return found

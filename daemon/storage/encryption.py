@@ -24,7 +24,7 @@ from daemon.storage.backend import Backend, NeedsProgram
 from daemon.storage.disks import Disks
 from daemon.storage.inventory import Volume
 from host import blockdevice, luks
-from host.luks import Passphrase
+from host.luks import Mapping, Passphrase
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +42,13 @@ def mapping_name(pv: str) -> str:
     return name if len(name) <= _LONGEST_NAME else f"{_PREFIX}{hashlib.sha256(pv.encode()).hexdigest()}"
 
 
-def _refuse_closed(pv: str, mappings: Collection[str]) -> None:
+def _is_among(pv: str, mappings: Collection[Mapping]) -> bool:
+    return Mapping(mapping_name(pv), live=True) in mappings
+
+
+def _refuse_closed(pv: str, mappings: Collection[Mapping]) -> None:
     """Raises NotUnlocked unless one of the mappings is that of the volume."""
-    if mapping_name(pv) not in mappings:
+    if not _is_among(pv, mappings):
         raise NotUnlocked(
             f"volume {pv} is encrypted and not open on this node: the kubelet opens it when it stages it for a pod; "
             "if a pod waits here, delete it, so that it is staged anew"
@@ -147,9 +151,9 @@ class EncryptedDevices:
                 await self._close_all(volume, own)
 
     async def _is_open(self, volume: Volume, own: Path) -> bool:
-        return mapping_name(volume.pv) in await self._mappings(volume, own)
+        return _is_among(volume.pv, await self._mappings(volume, own))
 
-    async def _mappings(self, volume: Volume, own: Path) -> list[str]:
+    async def _mappings(self, volume: Volume, own: Path) -> list[Mapping]:
         return await self._disks.at(volume.pv, partial(luks.mappings, own))
 
     async def _fill(self, volume: Volume) -> None:
@@ -158,8 +162,8 @@ class EncryptedDevices:
             await luks.fill(name)
 
     async def _close_all(self, volume: Volume, own: Path) -> None:
-        for name in await self._mappings(volume, own):
-            await self._close(volume.pv, name)
+        for mapping in await self._mappings(volume, own):
+            await self._close(volume.pv, mapping.name)
 
     async def _close(self, pv: str, name: str) -> None:
         try:

@@ -373,17 +373,53 @@ def test_a_daemon_killed_while_it_makes_one_begins_anew(node: Node, step: tuple[
     run(node, use)
 
 
+def left_by_cryptsetup(node: Node, spec: VolumeSpec, name: str, *, steps: int) -> None:
+    """One that is killed: it makes a device, gives it a table, and lets that be used."""
+    table = f"0 2048 crypt aes-xts-plain64 {'0123456789abcdef' * 8} 0 /dev/{node.pool}/{spec.pv} 0"
+    words = [f"create --notable --uuid CRYPT-TEMP-{name}", "load", "resume"][:steps]
+    for step in words:
+        verb, *options = step.split()
+        arguments = [*options, name, *(["--table", table] if verb == "load" else [])]
+        subprocess.run(["dmsetup", verb, "--noudevsync", *arguments], check=True)
+
+
+def known_to_device_mapper(name: str) -> bool:
+    return subprocess.run(["dmsetup", "info", name], capture_output=True, check=False).returncode == 0
+
+
 @pytest.mark.usefixtures("cheap")
 @pytest.mark.parametrize("disk_node", [(100, False)], ids=["thick"], indirect=True)
-async def test_what_a_killed_cryptsetup_left_open_keeps_no_volume_from_being_made_anew(disk_node: Node) -> None:
+@pytest.mark.parametrize("steps", [2, 3], ids=["unused table", "in use"])
+async def test_what_a_killed_cryptsetup_left_open_keeps_no_volume_from_being_made_anew(
+    disk_node: Node, steps: int
+) -> None:
     """It writes a header through a mapping of its own, under a name of its own."""
     node, spec = disk_node, encrypted(disk_node)
     backend = node.make_backend()
     await backend.inspect()
     await backend.create(dataclasses.replace(spec, cluster=CLUSTER))
     name = f"temporary-cryptsetup-{os.getpid()}"
-    table = f"0 2048 crypt aes-xts-plain64 {'0123456789abcdef' * 8} 0 /dev/{node.pool}/{spec.pv} 0"
-    left = ["dmsetup", "create", "--noudevsync", name, "--uuid", f"CRYPT-TEMP-{name}", "--table", table]
-    subprocess.run(left, check=True)
+    left_by_cryptsetup(node, spec, name, steps=steps)
     write(await mounted(node, await started(node), spec))
-    assert not luks.exists(name)
+    assert not known_to_device_mapper(name)
+
+
+@pytest.mark.usefixtures("cheap")
+@pytest.mark.parametrize("disk_node", [(100, False)], ids=["thick"], indirect=True)
+@pytest.mark.parametrize("steps", [1, 2], ids=["no table", "unused table"])
+async def test_a_volume_is_opened_and_removed_whose_cryptsetup_was_killed_while_it_opened(
+    disk_node: Node, steps: int
+) -> None:
+    """To the next cryptsetup its mapping is neither open nor free to be opened."""
+    node, spec = disk_node, encrypted(disk_node)
+    volumes = await started(node)
+    await volumes.unlock(spec, KEY)
+    await volumes.release(spec.pv)
+    left_by_cryptsetup(node, spec, mapping_name(spec.pv), steps=steps)
+    folder = await mounted(node, volumes, spec)
+    write(folder)
+    await volumes.unmount(folder)
+    await volumes.release(spec.pv)
+    left_by_cryptsetup(node, spec, mapping_name(spec.pv), steps=steps)
+    await node.reclaim(volumes)
+    assert steps == 1 or not known_to_device_mapper(mapping_name(spec.pv))
