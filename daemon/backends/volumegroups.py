@@ -1,7 +1,8 @@
 """The volume groups of a node that are not simply there: those on files, and those that it makes by itself.
 
     <data folder>/groups/<volume group>.img     the disk of a group on a file
-    <data folder>/groups/<volume group>.seen    the node has, or had, this group
+    <data folder>/groups/<volume group>.seen    the node has, or had, this group; or, where it names disks, one is
+                                                being made of these
 
 On a file, for nodes that have no disk to spare: minikube, laptops. LVM sees a disk like any other, so volumes, thin
 pools and tags are the real thing. A loop device does not outlive a restart of the node, and nothing on the node would
@@ -13,16 +14,21 @@ that select disks (`devices` in the file of device classes). A disk is taken onl
 (host.disks) and meets all that the class asks for. A group is made once: what this node has had is never made anew,
 because disks that are away come back, and two groups of one name can't be used. So a file remembers each group that was
 made or seen here, and nothing is made where the file can't be written. Nothing is ever added to a group that is there.
+It says of which disks one is being made, until that is done: a daemon that was killed meanwhile, or its vgcreate, has
+made none if all these disks are there and in no group, and then it begins anew.
 """
 
 import asyncio
+import json
 import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import lvm
 from daemon.backends.lvmgroups import unlike_sectors
 from daemon.storage.deviceclasses import DeviceClass, DeviceSelector
 from daemon.storage.disks import CALL_SECONDS
@@ -38,6 +44,8 @@ T = TypeVar("T")
 
 _SUFFIX = ".img"
 _UNFINISHED = ".new"
+_LABEL = "LVM2_member"
+"""What wipefs calls a disk that LVM has."""
 _METADATA_MOST = 64 << 20
 _METADATA_SHARE = 512
 """One part in so many: 8 KiB for each extent of 4 MiB."""
@@ -147,8 +155,10 @@ class GroupMaker:
 
     async def _ensure(self, group: str, selector: DeviceSelector, present: Collection[str]) -> None:
         if group in present:
-            await self._at_file(group, self._remember)
-        elif not await self._at_file(group, presence.exists):
+            await self._at_file(group, partial(_remember, begun=()))
+            return
+        begun = await self._at_file(group, _remembered)
+        if begun is None or (begun and await self._taken_back(group, begun)):
             await self._make(group, selector)
 
     async def _make(self, group: str, selector: DeviceSelector) -> None:
@@ -158,15 +168,37 @@ class GroupMaker:
         if why := unlike_sectors({disk.path: disk.sector_size for disk in taken}):
             log.warning("group %s is not made: %s; or let its `devices` select one kind", group, why)
             return
-        await self._at_file(group, self._remember)
+        await self._at_file(group, partial(_remember, begun=[_Begun.of(disk) for disk in taken]))
         log.warning("group %s is made of %s", group, ", ".join(disk.path for disk in taken))
         try:
             await self._tools.create_group(group, [disk.path for disk in taken], metadata_size=metadata_size(taken))
-        except LvmError:
-            state = await self._tools.report()
-            if state.group(group) is None:
+        except LvmError as error:
+            killed = isinstance(error, lvm.Interrupted | lvm.Hung)  # what it did is looked at the next time
+            if not killed and (await self._tools.report()).group(group) is None:
                 await self._at_file(group, Path.unlink)  # it was never there
             raise
+        await self._at_file(group, partial(_remember, begun=()))
+
+    async def _taken_back(self, group: str, begun: Collection["_Begun"]) -> bool:
+        """Whether these disks are empty again, of which a group was being made and is not there. One that is away may
+        have it."""
+        there = [disk for disk in await look_at_all() if _Begun.of(disk) in begun]
+        state = await self._tools.report()
+        ungrouped = await asyncio.to_thread(_resolved, [device.path for device in state.devices if not device.group])
+        ours = [disk for disk in there if disk.path in ungrouped and _LABEL in disk.signatures]
+        rest = [disk for disk in there if disk not in ours and not disks.objection(disk)]
+        if len(ours) + len(rest) < len(begun) or any(disks.objection(_without_label(disk)) for disk in ours):
+            log.warning(
+                "group %s is not there, and making it of %s was cut off: see `pvs`; when they are empty (`pvremove`, "
+                "`wipefs --all`), remove %s to let it be made",
+                *(group, ", ".join(each.path or each.hardware for each in begun), seen_file(self._data_dir, group)),
+            )
+            return False
+        for disk in ours:
+            await self._tools.remove_device(disk.path)
+            await disks.make_blank(disk)
+        await self._at_file(group, Path.unlink)
+        return True
 
     async def _at_file(self, group: str, work: Callable[[Path], T]) -> T:
         """What is done to the file by which a group is remembered. Raises Hung, after long enough for a busy disk:
@@ -174,22 +206,59 @@ class GroupMaker:
         file = seen_file(self._data_dir, group)
         return await threads.at(file, partial(work, file), disk=file.parent, deadline=CALL_SECONDS)
 
-    @staticmethod
-    def _remember(file: Path) -> None:
-        """On the disk when it returns."""
-        if presence.exists(file):
-            return
-        ownfolder.establish(file.parent)
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+
+def _resolved(paths: Iterable[str]) -> set[str]:
+    return {str(Path(path).resolve()) for path in paths}
+
+
+def _without_label(disk: Disk) -> Disk:
+    """As it was before LVM took it."""
+    return replace(disk, signatures=tuple(each for each in disk.signatures if each != _LABEL), blank=True)
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A disk that a group is being made of. Without a name of its hardware its path and size have to do."""
+
+    path: str
+    hardware: str
+    size: int
+
+    @classmethod
+    def of(cls, disk: Disk) -> "_Begun":
+        return cls("" if disk.hardware else disk.path, disk.hardware, disk.size)
+
+
+def _remembered(file: Path) -> list[_Begun] | None:
+    """None: nothing. Empty: that the group is, or was, there, as for what somebody else wrote."""
+    try:
+        text = file.read_text()
+        return [_Begun(**each) for each in json.loads(text)] if text else []
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError):
+        return []
+
+
+def _remember(file: Path, *, begun: Collection[_Begun]) -> None:
+    """On the disk when it returns."""
+    text = json.dumps([asdict(each) for each in begun]) if begun else ""
+    if presence.exists(file) and file.read_text() == text:
+        return
+    ownfolder.establish(file.parent)
+    fresh = file.with_suffix(_UNFINISHED)
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(descriptor, text.encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    fresh.rename(file)
+    folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 async def look_at_all() -> list[Disk]:

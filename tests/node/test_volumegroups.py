@@ -1,5 +1,6 @@
 """Groups that a node makes by itself: of empty disks that its class selects, once, never in the place of another."""
 
+import asyncio
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -108,3 +109,64 @@ async def test_one_that_could_not_be_made_is_tried_again(
     await GroupMaker(lvm, tmp_path).ensure([small], present=())
     assert await devices_of(lvm) == sorted(node_disks[:2])
     by_hand("vgremove", "--yes", GROUP)
+
+
+@pytest.mark.parametrize("labelled", [0, 1, 2], ids=["before vgcreate", "one label", "both labels"])
+async def test_one_whose_making_was_killed_is_made_at_the_next_start(
+    lvm: Lvm,
+    node_disks: list[str],
+    small: DeviceClass,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    by_hand: ByHand,
+    labelled: int,
+) -> None:
+    """It was noted already that the node has the group, so that it was never made."""
+    await killed_while_it_makes(lvm, node_disks[:labelled], small, tmp_path, monkeypatch, by_hand)
+    assert await devices_of(lvm) == []
+    await GroupMaker(lvm, tmp_path).ensure([small], present=())
+    assert await devices_of(lvm) == sorted(node_disks[:2])
+    by_hand("vgremove", "--yes", GROUP)
+
+
+async def test_one_whose_making_was_killed_is_not_made_while_a_disk_is_away_or_has_other_data(
+    lvm: Lvm,
+    node_disks: list[str],
+    small: DeviceClass,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    by_hand: ByHand,
+) -> None:
+    """The one that is away may have the group."""
+    await killed_while_it_makes(lvm, node_disks[:1], small, tmp_path, monkeypatch, by_hand)
+    with monkeypatch.context() as away:
+        away.setattr(disks, "whole_disks", lambda: [Path(node_disks[0]), Path(node_disks[2])])
+        await GroupMaker(lvm, tmp_path).ensure([small], present=())
+    assert await devices_of(lvm) == []
+    subprocess.run(["mkfs.ext4", "-q", node_disks[1]], check=True)
+    await GroupMaker(lvm, tmp_path).ensure([small], present=())
+    assert await devices_of(lvm) == []
+    subprocess.run(["wipefs", "--all", node_disks[1]], check=True, capture_output=True)
+    by_hand("vgcreate", "of-another", node_disks[0])
+    await GroupMaker(lvm, tmp_path).ensure([small], present=())
+    assert await devices_of(lvm) == []
+    by_hand("vgremove", "--yes", "of-another")
+
+
+async def killed_while_it_makes(
+    lvm: Lvm,
+    labelled: list[str],
+    small: DeviceClass,
+    data_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    by_hand: ByHand,
+) -> None:
+    async def die(*_: object, **__: object) -> None:
+        for path in labelled:
+            by_hand("pvcreate", path)
+        raise asyncio.CancelledError
+
+    with monkeypatch.context() as killed:
+        killed.setattr(lvm, "create_group", die)
+        with pytest.raises(asyncio.CancelledError):
+            await GroupMaker(lvm, data_dir).ensure([small], present=())

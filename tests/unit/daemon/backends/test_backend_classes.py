@@ -18,7 +18,6 @@ from daemon.backends import volumegroups
 from daemon.backends.deviceclassbackend import DeviceClassBackend, backend_of_classes
 from daemon.backends.folder import FolderBackend
 from daemon.backends.loop import LoopBackend
-from daemon.backends.volumegroups import GroupMaker
 from daemon.errors import BackendFailed, NoSpace, NotCloned, PoolMissing
 from daemon.storage.deviceclasses import BINDMOUNT, LOOP, LVM, DeviceClass, DeviceSelector
 from daemon.storage.inventory import Inventory
@@ -169,7 +168,7 @@ async def test_what_lvm_needs_hangs_and_folders_are_served(
         case "LVM's folder":
             monkeypatch.setattr(configuration, "write", hang)
         case "what remembers a group":
-            monkeypatch.setattr(GroupMaker, "_remember", staticmethod(hang))
+            monkeypatch.setattr(volumegroups, "_remember", hang)
         case _:
             silent = type("Silent", (PosixPath,), {"stat": hang})(tmp_path / "silent" / "a.img")
             monkeypatch.setattr(loopdevice, "backing_files", lambda: {Path("/dev/loop1"): silent})
