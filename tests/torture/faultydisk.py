@@ -111,13 +111,15 @@ def dmsetup(*arguments: str, table: str = "") -> str:
 
 def lost_devices(known: frozenset[str]) -> list[str]:
     """Device-mapper devices of LVM that belong to none of the volumes that are `known`, by the identifiers of their
-    groups and their own; and those that are suspended."""
+    groups and their own; what a cryptsetup made for itself; and those that are suspended."""
     columns = "name,uuid,suspended"
     found = []
     for line in dmsetup("info", "--columns", "--noheadings", "--separator=|", f"--options={columns}").splitlines():
         name, identifier, suspended = line.split("|") if line.count("|") == 2 else ("", "", "")
         if identifier.startswith("LVM-") and identifier.removeprefix("LVM-")[:64] not in known:
             found.append(f"the device {name} is left, of no volume")
+        if identifier.startswith("CRYPT-TEMP-"):
+            found.append(f"the device {name} is left, of a cryptsetup")
         if suspended == "Suspended":
             found.append(f"the device {name} is left suspended")
     return found

@@ -22,14 +22,19 @@ from daemon.backends.loop import LoopBackend
 from daemon.storage.backend import Backend
 from host import filesystem, loopdevice
 from tests.node.volume_node import MIB, Node
-from tests.torture import victim
+from tests.torture import faultydisk, victim
 from tests.torture.figures import Figures
-from tests.torture.lvmnode import DISK_BYTES, GROUP, lvm_node
+from tests.torture.lvmnode import GROUP, lvm_node, system_folder
 from tests.torture.model import (
+    BLOCK,
+    BTRFS,
     ENCRYPTED,
     ENCRYPTED_THIN,
+    MIRROR,
     SETTLED_POD,
+    STRIPES,
     THIN,
+    XFS,
     Chain,
     Model,
     Operation,
@@ -46,15 +51,19 @@ _SETTLE_EVERY = 50
 _MOST_STEPS = 60
 _LONGEST_SECONDS = 0.3
 _MOST_COMMANDS = 5
+_DISK_BYTES = 2400 * MIB
+"""With room for all volumes being of xfs."""
+_SHARE_INACTIVE = 0.3
+"""Of the rounds on LVM: as after a restart of the node, volumes and thin pools are activated in them."""
 
 
-_LVM_CLASSES = (DEFAULT_DEVICE_CLASS, DEFAULT_DEVICE_CLASS, THIN, ENCRYPTED, ENCRYPTED_THIN)
+_LVM_CLASSES = (DEFAULT_DEVICE_CLASS, MIRROR, STRIPES, THIN, THIN, ENCRYPTED, ENCRYPTED_THIN, XFS, BTRFS, BLOCK)
 """Device classes of new volumes there."""
 
 
 class Campaign:
     """On one node, from one seed. `restart_first`: what is there is looked at after a restart only. `slow`: how many
-    times longer than here everything takes."""
+    times longer than here everything takes. `system_folder`: of LVM, where volumes are its."""
 
     def __init__(
         self,
@@ -65,12 +74,14 @@ class Campaign:
         restart_first: bool = False,
         slow: float = 1,
         classes: tuple[str, ...] = (DEFAULT_DEVICE_CLASS,),
+        system_folder: Path | None = None,
     ) -> None:
         self._node = node
         self._chance = random.Random(seed)
         self._figures = figures
         self._restart_first = restart_first
         self._slow = slow
+        self._system_folder = system_folder
         self._commands = node.pool != "folder"
         grows_mounted = filesystem.grows_mounted("ext4") or not self._commands
         self._model = Model(clones=self._commands, grows_mounted=grows_mounted, classes=classes)
@@ -82,6 +93,9 @@ class Campaign:
         while not enough() and not self._figures.complaints:
             number += 1
             chains, self._model = plan(self._model, self._chance)
+            if self._system_folder and self._chance.random() < _SHARE_INACTIVE:
+                self._trace.append("-- what nobody uses is not active")
+                _lvm(self._system_folder, "vgchange", "--activate=n", GROUP)
             self._live(chains, self._arms())
             self._figures.counts["rounds"] += 1
             if number % _SETTLE_EVERY == 0:
@@ -183,6 +197,8 @@ class Campaign:
         if complaints and settled:
             time.sleep(1)  # the kernel lets go of loop devices in its own time
             complaints = self._model.complaints(asyncio.run(victim.look(self._node, start=True)), settled=True)
+        if settled and self._system_folder:
+            complaints += faultydisk.lost_devices(faultydisk.known_volumes(self._system_folder))
         self._figures.counts["checks"] += 1
         self._complain(complaints)
 
@@ -209,6 +225,11 @@ def on_files(kind: str, root: Path, seed: int, figures: Figures, enough: Callabl
         node.unmount_all()
 
 
+def _lvm(system_folder: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    environment = {**os.environ, "LVM_SYSTEM_DIR": str(system_folder), "LVM_SUPPRESS_FD_WARNINGS": "1"}
+    return subprocess.run(["lvm", *arguments], check=False, capture_output=True, env=environment)
+
+
 @contextlib.contextmanager
 def lvm(root: Path) -> Iterator[Node]:
     """A node with a volume group on two disks, which goes with all that is in it. Needs device-mapper."""
@@ -216,15 +237,14 @@ def lvm(root: Path) -> Iterator[Node]:
     for number in range(2):
         image = root / f"disk-{number}"
         with image.open("wb") as file:
-            file.truncate(DISK_BYTES)
+            file.truncate(_DISK_BYTES)
         disks.append(loopdevice.attach(image))
     try:
         node = asyncio.run(lvm_node(root, [str(disk) for disk in disks], _LVM_CLASSES))
         yield node
         node.unmount_all()
         asyncio.run(victim.close_all(node))
-        environment = {**os.environ, "LVM_SYSTEM_DIR": str(root / "lvm"), "LVM_SUPPRESS_FD_WARNINGS": "1"}
-        subprocess.run(["lvm", "vgremove", "--force", "--yes", GROUP], check=True, capture_output=True, env=environment)
+        _lvm(system_folder(root), "vgremove", "--force", "--yes", GROUP).check_returncode()
     finally:
         for disk in disks:
             loopdevice.detach(disk)
@@ -232,7 +252,10 @@ def lvm(root: Path) -> Iterator[Node]:
 
 def on_lvm(root: Path, seed: int, figures: Figures, enough: Callable[[], bool]) -> None:
     with lvm(root) as node:
-        Campaign(node, seed, figures, restart_first=True, slow=5, classes=_LVM_CLASSES).run(enough)
+        folder = system_folder(root)
+        Campaign(node, seed, figures, restart_first=True, slow=5, classes=_LVM_CLASSES, system_folder=folder).run(
+            enough
+        )
 
 
 def in_guest(arguments: list[str], folder: Path) -> int:

@@ -26,10 +26,15 @@ def has_device_mapper() -> bool:
     return True
 
 
+def system_folder(root: Path) -> Path:
+    """LVM's, of the node."""
+    return root / "lvm"
+
+
 async def lvm_node(root: Path, disks: Sequence[str], classes: Sequence[str] = (DEFAULT_DEVICE_CLASS,)) -> Node:
     """The group, and a thin pool for those of the device classes that want one, is made on `disks` where it is not
     there yet."""
-    tools = Lvm(root / "lvm")
+    tools = Lvm(system_folder(root))
     here = {
         name: DeviceClass(name, LVM, group=GROUP, thin=kind_of(name).thin, thin_pool=_POOL)
         for name in dict.fromkeys(classes)

@@ -7,13 +7,13 @@ was seen against that.
 import random
 import re
 import uuid
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from typing import Any
+from typing import Any, BinaryIO
 
-from contract.filesystems import EXT4, FILESYSTEMS
-from contract.parameters import DEFAULT_DEVICE_CLASS, LUKS2
+from contract.filesystems import EXT4, FILESYSTEMS, RAW, is_clonable
+from contract.parameters import DEFAULT_DEVICE_CLASS, LUKS2, RAID1
 from contract.volume import DELETE, RETAIN
 from daemon.storage.encryption import mapping_name
 from daemon.storage.inventory import Inventory
@@ -27,11 +27,14 @@ _MOST_VOLUMES = 5
 _MOST_FILES = 6
 _MOST_CHAINS = 3
 _LARGEST_FILE = 64 * 1024
+_MOST_PLACES = 32
+"""Of files on a block volume: a copy goes on behind those of its source."""
 _SECTOR = 512
 _MARK = "elastic-local torture "
 _TRACE = re.compile(rf"{_MARK}<(pvc-[0-9-]+)>".encode())
 
-THIN, XFS, ENCRYPTED, ENCRYPTED_THIN = "thin", "xfs", "encrypted", "encrypted-thin"
+THIN, XFS, BTRFS, ENCRYPTED, ENCRYPTED_THIN = "thin", "xfs", "btrfs", "encrypted", "encrypted-thin"
+MIRROR, STRIPES, BLOCK = "mirror", "stripes", "block"
 """Device classes."""
 
 
@@ -42,11 +45,18 @@ class Kind:
     filesystem: str = EXT4
     encryption: str = ""
     thin: bool = False
+    raid: str = "none"
+    stripes: int = 1
 
     @property
     def size(self) -> int:
         """Of a new one."""
-        return max(16 * MIB, FILESYSTEMS[self.filesystem].minimum_size)
+        return 16 * MIB if self.block else max(16 * MIB, FILESYSTEMS[self.filesystem].minimum_size)
+
+    @property
+    def block(self) -> bool:
+        """Whether pods get the device."""
+        return self.filesystem == RAW
 
     def takes_copies_of(self, other: "Kind") -> bool:
         return (self.filesystem, self.encryption) == (other.filesystem, other.encryption)
@@ -55,6 +65,10 @@ class Kind:
 _KINDS = {
     THIN: Kind(thin=True),
     XFS: Kind("xfs"),
+    BTRFS: Kind("btrfs"),
+    MIRROR: Kind(raid=RAID1),
+    STRIPES: Kind(stripes=2),
+    BLOCK: Kind(RAW),
     ENCRYPTED: Kind(encryption=LUKS2),
     ENCRYPTED_THIN: Kind(encryption=LUKS2, thin=True),
 }
@@ -97,6 +111,21 @@ def content(file: str) -> bytes:
     sectors = chance.randrange(1, _LARGEST_FILE // _SECTOR)
     mark = f"{_MARK}<{file}>".encode()
     return b"".join(mark + chance.randbytes(_SECTOR - len(mark)) for _ in range(sectors))
+
+
+def place_of(file: str) -> int:
+    """Where it is written to a block volume: no two files of one have the same number."""
+    return int(file.rpartition("-")[2]) * _LARGEST_FILE
+
+
+def files_on(device: BinaryIO) -> Iterator[tuple[str, bytes]]:
+    """What lies where files are written on a block volume, by the name that its first sector has."""
+    for number in range(_MOST_PLACES):
+        device.seek(number * _LARGEST_FILE)
+        data = device.read(_LARGEST_FILE)
+        if found := _TRACE.match(data):
+            name = found[1].decode()
+            yield name, data[: len(content(name))]
 
 
 def traces(data: bytes) -> set[str]:
@@ -403,7 +432,8 @@ def plan(model: Model, chance: random.Random) -> tuple[list[Chain], Model]:
 
 
 def _copied_now(volume: Expected) -> bool:
-    return volume.made and not volume.removing and not volume.doubtful
+    clonable = is_clonable(kind_of(volume.device_class).filesystem)
+    return clonable and volume.made and not volume.removing and not volume.doubtful
 
 
 def _birth(pv: str, source: Expected | None, chance: random.Random, classes: tuple[str, ...]) -> Chain:
@@ -415,7 +445,8 @@ def _birth(pv: str, source: Expected | None, chance: random.Random, classes: tup
     original = source.pv if source else ""
     first = Operation("prepare", pv, size, original=original, device_class=device_class)
     mount = replace(first, kind="mount", pod=_pod(chance))
-    write = replace(first, kind="write", pod=mount.pod, file=f"{pv}-0")
+    number = len(source.begun) if source else 0
+    write = replace(first, kind="write", pod=mount.pod, file=f"{pv}-{number}")
     return chance.choice([(first,), (first, replace(mount, made=True), write), (mount, write), (mount,)])
 
 

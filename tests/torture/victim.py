@@ -16,9 +16,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from contract.parameters import VolumeParameters
+from contract import names
 from contract.volume import DELETE, RETAIN, Original
 from daemon.errors import InUse, NotAuthorized, VolumeError
+from daemon.kubelet.poddevice import PodDevice
+from daemon.kubelet.podfolder import PodFolder
 from daemon.storage.deletionguard import Owner, RemovalReason
 from daemon.storage.encryption import mapping_name
 from daemon.storage.record import VolumeSpec
@@ -29,7 +31,7 @@ from host.luks import Passphrase
 from tests.agreeing import CLUSTER
 from tests.node.volume_node import Node
 from tests.sandbox import mountspace
-from tests.torture.model import Chain, Operation, Seen, content, kind_of, uid_of
+from tests.torture.model import Chain, Operation, Seen, content, files_on, kind_of, place_of, uid_of
 
 _CLONE_NEWPID = 0x20000000
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -159,7 +161,7 @@ async def follow(volumes: Volumes, node: Node, chain: Chain, tell: Tell) -> None
 async def _do(volumes: Volumes, node: Node, operation: Operation) -> int:
     """The size that the volume was said to have, 0 when nothing was said."""
     pv = operation.pv
-    pool = node.make_backend().pool_of(VolumeParameters(device_class=operation.device_class))
+    pool = node.make_backend().pool_of(wanted_of(node, operation).parameters)
     if operation.kind == "reclaim":
         async with asyncio.timeout(120):
             while not await volumes.reclaim(pv, uid_of(pv), pool):
@@ -173,15 +175,18 @@ async def _do(volumes: Volumes, node: Node, operation: Operation) -> int:
             await volumes.reclaim(pv, uid_of(pv), pool, RemovalReason.ORPHANED)
             raise AssertionError(f"{pv} was retained, and is removed as an orphan")
         return 0
+    target = _target(node, operation)
     if operation.kind == "unmount":
-        folder = node.folder(pv, operation.pod)
-        await volumes.unmount(folder)
-        folder.path.rmdir()
+        await volumes.unmount(target)
+        if isinstance(target, PodDevice):
+            target.remove()
+        else:
+            target.path.rmdir()
         with contextlib.suppress(InUse):  # the kubelet unstages after the last pod
             await volumes.release(pv)
         return 0
     if operation.kind == "write":
-        await asyncio.to_thread(_write, node.folder(pv, operation.pod).path, operation.file)
+        await asyncio.to_thread(_write, target, operation.file)
         return 0
     spec = wanted_of(node, operation)
     if spec.parameters.encryption and not (operation.kind == "expand" and operation.made):
@@ -192,7 +197,7 @@ async def _do(volumes: Volumes, node: Node, operation: Operation) -> int:
         return (await volumes.prepare(spec)).size
     if operation.kind == "expand":
         return (await volumes.expand(spec)).size
-    await volumes.mount(spec, node.folder(pv, operation.pod), read_only=False)
+    await volumes.mount(spec, target, read_only=False)
     return 0
 
 
@@ -206,11 +211,31 @@ def wanted_of(node: Node, operation: Operation) -> VolumeSpec:
         device_class=operation.device_class,
         filesystem=kind_of(operation.device_class).filesystem,
         encryption=kind_of(operation.device_class).encryption,
+        raid=kind_of(operation.device_class).raid,
+        stripes=kind_of(operation.device_class).stripes,
     )
     return replace(spec, made=operation.made, original=original)
 
 
-def _write(folder: Path, file: str) -> None:
+def _target(node: Node, operation: Operation) -> PodFolder:
+    """Where a pod has it, as the kubelet and the CSI driver make it."""
+    if not kind_of(operation.device_class).block or not operation.pod:
+        return node.folder(operation.pv, operation.pod)
+    kubelet = node.root / "kubelet"
+    device = PodDevice.parse(str(kubelet / names.CSI_DEVICES / operation.pv / operation.pod), kubelet)
+    device.path.parent.mkdir(parents=True, exist_ok=True)
+    device.make()
+    return device
+
+
+def _write(target: PodFolder, file: str) -> None:
+    if isinstance(target, PodDevice):
+        with target.path.open("r+b", buffering=0) as device:
+            device.seek(place_of(file))
+            device.write(content(file))
+            os.fsync(device.fileno())
+        return
+    folder = target.path
     with (folder / file).open("wb") as opened:
         opened.write(content(file))
         opened.flush()
@@ -310,14 +335,15 @@ async def look(node: Node, *, start: bool) -> Seen:
     files: dict[str, dict[str, str]] = {}
     unreadable: dict[str, str] = {}
     for path in pods:
-        if path.name not in files:
+        _, pv = _shown(path)
+        if pv not in files:
             try:
-                files[path.name] = dict(_digests(path))
+                files[pv] = dict(_digests(path))
             except OSError as error:
-                unreadable[path.name] = str(error)
+                unreadable[pv] = str(error)
     return Seen(
         inventory=seen,
-        mounts=frozenset((path.parents[2].name, path.name) for path in pods),
+        mounts=frozenset(map(_shown, pods)),
         staged=frozenset(Path(each.path).name for each in mounts if Path(each.path).parent == node.staging),
         files=files,
         unreadable=unreadable,
@@ -358,7 +384,18 @@ def _names(folder: Path) -> frozenset[str]:
     return frozenset(each.name for each in folder.iterdir()) if folder.is_dir() else frozenset()
 
 
+def _shown(path: Path) -> tuple[str, str]:
+    """Whose folder or file it is, and of which volume."""
+    if path.is_relative_to(path.parents[6] / names.CSI_DEVICES):
+        return path.name, path.parent.name
+    return path.parents[2].name, path.name
+
+
 def _digests(folder: Path) -> Iterator[tuple[str, str]]:
+    if folder.is_block_device():
+        with folder.open("rb") as device:
+            yield from ((name, sha256(data).hexdigest()) for name, data in files_on(device))
+        return
     for path in folder.iterdir():
         if path.is_file():
             yield path.name, sha256(path.read_bytes()).hexdigest()
