@@ -301,14 +301,23 @@ async def test_what_a_killed_command_left_suspended_goes_on(
         by_hand("lvchange", "--activate=n", volume_group)
     async with killed.device(volume) as device:
         suspend(volume_group, volume)
+        assert is_suspended(volume_group, volume)
         await killed.establish()
+        assert not is_suspended(volume_group, volume)
         await asyncio.to_thread(device.write_bytes, b"written")
 
 
+def below(group: str, volume: Volume) -> str:
+    """What is suspended when the volume, or its thin pool, is."""
+    return names.mapped(group, volume.pv) if volume.pool == group else f"{names.mapped(group, 'pool')}-tpool"
+
+
 def suspend(group: str, volume: Volume) -> None:
-    thin = volume.pool != group
-    below = f"{names.mapped(group, 'pool')}-tpool" if thin else names.mapped(group, volume.pv)
-    subprocess.run(["dmsetup", "suspend", below], check=True)
+    subprocess.run(["dmsetup", "suspend", below(group, volume)], check=True)
+
+
+def is_suspended(group: str, volume: Volume) -> bool:
+    return blockdevice.is_suspended(Path("/dev/mapper", below(group, volume)))
 
 
 @pytest.mark.parametrize("verb", ["lvcreate", "lvextend", "lvremove"])
@@ -334,6 +343,7 @@ async def test_what_a_command_leaves_suspended_that_is_killed_alone_goes_on_at_o
     }
     with pytest.raises(BackendFailed, match="was killed"):
         await does[verb]()
+    assert not is_suspended(volume_group, first)
     async with thin_backend.device(first) as device:
         await asyncio.to_thread(device.write_bytes, b"written")
 
