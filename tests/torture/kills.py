@@ -24,11 +24,12 @@ from host import filesystem, loopdevice
 from tests.node.volume_node import MIB, Node
 from tests.torture import faultydisk, victim
 from tests.torture.figures import Figures
-from tests.torture.lvmnode import GROUP, lvm_node, system_folder
+from tests.torture.lvmnode import GROUP, POOL, lvm_node, system_folder
 from tests.torture.model import (
     BLOCK,
     BTRFS,
     ENCRYPTED,
+    ENCRYPTED_BLOCK,
     ENCRYPTED_THIN,
     MIRROR,
     SETTLED_POD,
@@ -57,7 +58,19 @@ _SHARE_INACTIVE = 0.3
 """Of the rounds on LVM: as after a restart of the node, volumes and thin pools are activated in them."""
 
 
-_LVM_CLASSES = (DEFAULT_DEVICE_CLASS, MIRROR, STRIPES, THIN, THIN, ENCRYPTED, ENCRYPTED_THIN, XFS, BTRFS, BLOCK)
+_LVM_CLASSES = (
+    DEFAULT_DEVICE_CLASS,
+    MIRROR,
+    STRIPES,
+    THIN,
+    THIN,
+    ENCRYPTED,
+    ENCRYPTED_THIN,
+    XFS,
+    BTRFS,
+    BLOCK,
+    ENCRYPTED_BLOCK,
+)
 """Device classes of new volumes there."""
 
 
@@ -94,8 +107,7 @@ class Campaign:
             number += 1
             chains, self._model = plan(self._model, self._chance)
             if self._system_folder and self._chance.random() < _SHARE_INACTIVE:
-                self._trace.append("-- what nobody uses is not active")
-                _lvm(self._system_folder, "vgchange", "--activate=n", GROUP)
+                self._deactivate(self._system_folder)
             self._live(chains, self._arms())
             self._figures.counts["rounds"] += 1
             if number % _SETTLE_EVERY == 0:
@@ -124,6 +136,13 @@ class Campaign:
             Arms(),
         )
         self._figures.counts["settled"] += 1
+
+    def _deactivate(self, system_folder: Path) -> None:
+        """What nobody uses, as far as LVM lets it go. A block volume that a pod has, the kubelet keeps open."""
+        unused = [volume.pv for volume in self._model.volumes.values() if not volume.pods | volume.perhaps]
+        self._trace.append(f"-- not active: {unused}")
+        for name in (*unused, POOL):
+            _lvm(system_folder, "lvchange", "--activate=n", "--yes", f"{GROUP}/{name}")
 
     def _arms(self) -> tuple[Arms, float]:
         dice = self._chance.random()

@@ -14,7 +14,7 @@ from tests.torture.model import kind_of
 GROUP = "torture"
 DISK_BYTES = 1200 * MIB
 """With room for some volumes of xfs."""
-_POOL, _POOL_BYTES = "pool", 400 * MIB
+POOL, _POOL_BYTES = "pool", 400 * MIB
 
 
 def has_device_mapper() -> bool:
@@ -36,11 +36,11 @@ async def lvm_node(root: Path, disks: Sequence[str], classes: Sequence[str] = (D
     there yet."""
     tools = Lvm(system_folder(root))
     here = {
-        name: DeviceClass(name, LVM, group=GROUP, thin=kind_of(name).thin, thin_pool=_POOL)
+        name: DeviceClass(name, LVM, group=GROUP, thin=kind_of(name).thin, thin_pool=POOL)
         for name in dict.fromkeys(classes)
     }
     if (await tools.report()).group(GROUP) is None:
         await tools.create_group(GROUP, disks)
         if any(each.thin for each in here.values()):
-            await tools.create_pool(GROUP, _POOL, _POOL_BYTES)
+            await tools.create_pool(GROUP, POOL, _POOL_BYTES)
     return Node(root, lambda: LvmBackend(tools, here))

@@ -34,7 +34,7 @@ _MARK = "elastic-local torture "
 _TRACE = re.compile(rf"{_MARK}<(pvc-[0-9-]+)>".encode())
 
 THIN, XFS, BTRFS, ENCRYPTED, ENCRYPTED_THIN = "thin", "xfs", "btrfs", "encrypted", "encrypted-thin"
-MIRROR, STRIPES, BLOCK = "mirror", "stripes", "block"
+MIRROR, STRIPES, BLOCK, ENCRYPTED_BLOCK = "mirror", "stripes", "block", "encrypted-block"
 """Device classes."""
 
 
@@ -69,6 +69,7 @@ _KINDS = {
     MIRROR: Kind(raid=RAID1),
     STRIPES: Kind(stripes=2),
     BLOCK: Kind(RAW),
+    ENCRYPTED_BLOCK: Kind(RAW, encryption=LUKS2),
     ENCRYPTED: Kind(encryption=LUKS2),
     ENCRYPTED_THIN: Kind(encryption=LUKS2, thin=True),
 }
