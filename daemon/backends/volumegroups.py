@@ -246,7 +246,7 @@ def _remember(file: Path, *, begun: Collection[_Begun]) -> None:
     if presence.exists(file) and file.read_text() == text:
         return
     ownfolder.establish(file.parent)
-    fresh = file.with_suffix(_UNFINISHED)
+    fresh = file.with_name(f"{file.name}{_UNFINISHED}")  # not that of the group's disk file
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         os.write(descriptor, text.encode())
