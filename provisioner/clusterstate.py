@@ -67,7 +67,8 @@ class ClusterCache:
         self.classes = Informer[StorageClass](cluster, CLASSES, records.read_storage_class)
         self.volumes = Informer[PersistentVolume](cluster, VOLUMES, volume.read, gather=_GATHER)
         self.capacities = Informer[Published](cluster, CAPACITIES, _published, namespace=namespace, gather=_GATHER)
-        self.pods = Informer[Pod](cluster, PODS, _pending_pod, field_selector=f"status.phase={PENDING}", gather=_GATHER)
+        self.pods = Informer[Pod](cluster, PODS, _pending_pod, field_selector=f"status.phase={PENDING}")
+        """Likewise: a claim is decided on with its pod."""
         self.contents = Informer[SnapshotContent](cluster, SNAPSHOT_CONTENTS, snapshot.read, optional=True)
         """Empty, and never synced, in a cluster without snapshots."""
         self.attributes_classes = Informer[VolumeAttributesClass](
