@@ -234,12 +234,12 @@ class _Run:
         await asyncio.sleep(_SETTLE_SECONDS)
         rounds = [await self._round(process, name) for _ in range(_ROUNDS)]
         found.create_processor[name], found.delete_processor[name] = map(median, zip(*rounds, strict=True))
-        for what, seconds, asked, of_go in (
-            ("create", found.create_processor[name], found.requests[name], figures.GO["create"]),
-            ("delete", found.delete_processor[name], found.delete_requests[name], figures.GO["delete"]),
+        for what, seconds, asked in (
+            ("create", found.create_processor[name], found.requests[name]),
+            ("delete", found.delete_processor[name], found.delete_requests[name]),
         ):
             verbs = ", ".join(f"{number:.2f} {verb}" for verb, number in sorted(asked.items()))
-            self._keep(f"  {mode}: {what} {1000 * seconds:.2f} ms of processor (Go: {of_go}); requests: {verbs}")
+            self._keep(f"  {mode}: {what} {1000 * seconds:.2f} ms of processor; requests: {verbs}")
 
     async def _round(self, process: Executed, name: str) -> tuple[float, float]:
         """Claims at once, and their end: seconds of processor for each. Their requests are those of the last round."""
