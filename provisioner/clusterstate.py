@@ -344,6 +344,14 @@ async def live_content(cluster: Cluster, name: str) -> SnapshotContent | None:
         return None
 
 
+async def is_current(cluster: Cluster, volume: PersistentVolume) -> bool:
+    """Whether this version of it is the one that there is: a cache may not have seen yet what we wrote a moment ago.
+    Asked before something is written to another object that follows from it: no write of one can have the version of
+    another for its precondition. Raises ApiError."""
+    live = await live_volume(cluster, volume.name)
+    return live is not None and live.resource_version == volume.resource_version
+
+
 async def live_volume(cluster: Cluster, name: str) -> PersistentVolume | None:
     """The PersistentVolume of ours of that name, which anybody may have written. Raises ApiError."""
     try:

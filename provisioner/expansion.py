@@ -57,7 +57,7 @@ from kube.records import (
 from kube.resources import CLAIMS, VOLUMES
 from kube.workqueue import WorkQueue
 from provisioner.capacityledger import Account, account_of, layout_of, unplaced
-from provisioner.clusterstate import ClusterCache, Published
+from provisioner.clusterstate import ClusterCache, Published, is_current
 from provisioner.decision import AvailableCapacity, Refuse, on_any_node, request_text, required_bytes
 from provisioner.index import Index
 from service import logs
@@ -69,6 +69,8 @@ NODE_GRACE = 5.0
 """Seconds that a node gets to extend a volume before spec.capacity goes back: mostly it takes less than one."""
 RECHECK_SECONDS = 120.0
 """Seconds after which an expansion is tried again, though nothing has changed that we know of."""
+_CATCHING_UP = 0.1
+"""Seconds that the caches get to see what is there already."""
 
 CONTROLLER_IN_PROGRESS, CONTROLLER_INFEASIBLE = "ControllerResizeInProgress", "ControllerResizeInfeasible"
 NODE_PENDING, NODE_IN_PROGRESS, NODE_INFEASIBLE = "NodeResizePending", "NodeResizeInProgress", "NodeResizeInfeasible"
@@ -287,7 +289,9 @@ class ExpansionController:
             await self._reconcile(volume)
 
     async def _reconcile(self, volume: PersistentVolume) -> None:
-        """Decided first on the cached claim, which costs nothing: many expansions may wait for a long time."""
+        """Decided first on the cached claim, which costs nothing: many expansions may wait for a long time. What the
+        kubelet says in the claim's status follows from what we wrote to its volume, so with an older one than that its
+        status would go back a step while it is at it. So the volume is asked for, too, and after the claim."""
         assert volume.claim
         claim = self._cache.claims.get(str(volume.claim))
         if claim is None and settled(volume) and volume.name not in self._waiting:
@@ -297,6 +301,9 @@ class ExpansionController:
             claim = await live_claim(self._cluster, volume.claim)
             if claim is None or claim.volume_name != volume.name or not claim.capacity:
                 self._forget(volume.name)
+                return
+            if not await is_current(self._cluster, volume):
+                self.queue.add_after(volume.name, _CATCHING_UP)
                 return
         planned = self._plan(volume, claim)
         self._track(volume, claim, planned)
@@ -308,7 +315,7 @@ class ExpansionController:
         try:
             await self._write(volume, claim, planned)
         except Conflict:
-            self.queue.add_after(volume.name, 0.1)
+            self.queue.add_after(volume.name, _CATCHING_UP)
         except NotFound:
             self._cache.ledger.release_growth(volume.name)
         except Unreachable:

@@ -42,8 +42,13 @@ class MemoryCluster(InMemory, Cluster):
         self.watching = asyncio.Event()
         """Cleared: watches are silent, caches grow stale."""
         self.watching.set()
+        self._held: dict[Kind, asyncio.Event] = {}
         for kind in _PROTECTION:
             self.store.follow(kind, self._unprotect)
+
+    def hold(self, resource: Resource) -> asyncio.Event:
+        """Until it is set, watches of this kind alone are silent."""
+        return self._held.setdefault(kind_of(resource), asyncio.Event())
 
     async def close(self) -> None:
         return
@@ -70,6 +75,8 @@ class MemoryCluster(InMemory, Cluster):
             async for batch in watch.batches():
                 for notice in batch:
                     await self.watching.wait()
+                    if held := self._held.get(kind):
+                        await held.wait()
                     assert notice.stored
                     yield notice.type, decoded(notice.stored)
         except errors.ApiError as error:

@@ -331,6 +331,34 @@ async def test_a_claim_that_was_seen_before_its_volume_grows(cluster: MemoryClus
         await until(lambda: figures(cluster) == ("5Gi", "1Gi"))
 
 
+async def test_a_kubelet_at_it_is_left_alone_while_the_cache_of_volumes_is_behind(cluster: MemoryCluster) -> None:
+    """Its last write would be refused, because it names the version of the claim that it began with."""
+
+    def kubelet_begins() -> None:
+        body = stored(cluster)
+        body["status"]["allocatedResourceStatuses"] = {"storage": "NodeResizeInProgress"}
+        cluster.put(CLAIMS, body)
+
+    async with leading_with_csi(cluster) as term:
+        request(cluster, "5Gi")
+        await until(lambda: figures(cluster) == ("5Gi", "1Gi"))
+        cluster.before["patch", "persistentvolumes"] = [does(lambda: cluster.hold(VOLUMES))]
+        cluster.after["patch", "persistentvolumes"] = [does(kubelet_begins)]
+        node_has(cluster, "5Gi")
+        await until(
+            lambda: (seen := term.cache.claims.get("default/data")) and seen.resize_status == "NodeResizeInProgress"
+        )
+        await drained(term._expansion.queue)
+        behind = term.cache.volumes.get(PV)
+        assert behind is not None
+        assert behind.size == GIB
+        assert status(cluster)[0] == "NodeResizeInProgress"
+        cluster.hold(VOLUMES).set()
+        kubelet_finishes(cluster)
+        await until(lambda: not pre_resize(cluster))
+        assert figures(cluster) == ("5Gi", "5Gi")
+
+
 async def test_a_csi_volume_without_room_keeps_its_size_until_the_claim_is_lowered(growing: MemoryCluster) -> None:
     request(growing, "50Gi")
     await until(lambda: status(growing)[0] == INFEASIBLE)

@@ -27,10 +27,10 @@ from provisioner.modification import (
     target_of,
 )
 from tests.memorycluster import MemoryCluster
-from tests.unit.provisioner.leader import PV, bind, leading, raises, volume
+from tests.unit.provisioner.leader import PV, bind, does, leading, raises, volume
 from tests.unit.provisioner.leader import claim as stored
 from tests.unit.provisioner.objects import MIB, claim, claim_body, class_body, published
-from tests.waiting import until
+from tests.waiting import drained, until
 
 GOLD = VolumeAttributesClass("gold", names.CSI_DRIVER, {"readIOPS": "2k"})
 LIMITED = VolumeParameters(read_iops=500, write_iops=600)
@@ -269,6 +269,28 @@ async def test_a_claim_gets_another_class_and_waits_for_one_that_comes_later(clu
         await until(lambda: current(cluster) == "silver")
         assert limits(cluster) == VolumeParameters(read_bandwidth=MIB, read_iops=2000, write_iops=600)
         await until(lambda: all(told(cluster, reason) for reason in ("", "Successful", "Failed")))
+
+
+async def test_a_claim_that_goes_back_to_its_former_class_gets_its_limits_again(cluster: MemoryCluster) -> None:
+    """Though the cache of volumes has not seen yet that it had another one."""
+    asked(cluster)
+    cluster.put(ATTRIBUTES_CLASSES, attributes_class("gold", readIOPS="2k"))
+    cluster.put(ATTRIBUTES_CLASSES, attributes_class("silver", readIOPS="1k"))
+    async with leading(cluster) as term:
+        await until(lambda: volume(cluster))
+        becomes_bound(cluster)
+        asks(cluster, "gold")
+        await until(lambda: (seen := term.cache.volumes.get(PV)) and seen.attributes_class == "gold")
+        await until(lambda: current(cluster) == "gold")
+        cluster.before["patch", "persistentvolumes"] = [does(lambda: cluster.hold(VOLUMES))]
+        asks(cluster, "silver")
+        await until(lambda: current(cluster) == "silver")
+        asks(cluster, "gold")
+        await until(lambda: (seen := term.cache.claims.get("default/data")) and seen.attributes_class == "gold")
+        await drained(term._modification.queue)
+        cluster.hold(VOLUMES).set()
+        await until(lambda: current(cluster) == "gold")
+        assert limits(cluster) == VolumeParameters(read_iops=2000, write_iops=600)
 
 
 async def test_an_infeasible_class_is_told_and_left(cluster: MemoryCluster) -> None:
