@@ -173,13 +173,13 @@ def test_missing(tmp_path: Path) -> None:
 def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
     folder = made(tmp_path)
 
-    def count() -> int:
-        return len(list(Path("/proc/self/fd").iterdir()))
+    def opened() -> list[str]:
+        links = [each for each in Path("/proc/self/fd").iterdir() if each.is_symlink()]  # but for that of this list
+        return [path for path in map(os.readlink, links) if path.startswith(str(tmp_path))]
 
-    before = count()
     with folder.open(), folder.open_parent():
-        pass
+        assert len(opened()) == 2
     folder.path.rmdir()
     with pytest.raises(FolderMissing), folder.open():
         pass
-    assert count() == before
+    assert opened() == []
