@@ -109,6 +109,9 @@ async def _start_pod(namespace: Namespace, node: Node) -> None:
 async def _end_pod(namespace: Namespace, node: Node) -> None:
     await namespace.delete(PODS, node.name)
     await namespace.until_gone(PODS, node.name)
+    # A CSI volume is unstaged after its last pod, which nobody waits for. One whose unstaging dies with the daemon is
+    # staged for the next pod, and nothing is done of what the next daemon is to die at.
+    await until(lambda: not any(node.staging.iterdir()), what=f"{node.name} has the volume staged no more")
 
 
 async def _folder(namespace: Namespace, node: Node, volume_source: str) -> Path:

@@ -5,10 +5,10 @@ what the driver can do is asked anew before each use of it: a kubelet remembers 
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from grpclib import GRPCError, Status
 from grpclib.client import Channel
@@ -45,6 +45,7 @@ _UNCERTAIN = frozenset(
 _INFEASIBLE = frozenset({Status.INVALID_ARGUMENT, Status.OUT_OF_RANGE, Status.NOT_FOUND})
 _GO_NAMES = {Status.OK: "OK", Status.CANCELLED: "Canceled"}
 
+Answer = TypeVar("Answer")
 Secrets = Mapping[str, bytes]
 """What a Secret holds."""
 
@@ -111,6 +112,20 @@ class Use:
             return VolumeCapability(access_mode=mode, block=VolumeCapability.BlockVolume())
         mount = VolumeCapability.MountVolume(fs_type=self.filesystem, mount_flags=self.mount_options)
         return VolumeCapability(access_mode=mode, mount=mount)
+
+
+async def apart(calls: Coroutine[None, None, Answer]) -> Answer:
+    """The calls in a task of their own. grpclib cancels the task that calls when its connection is lost, also when that
+    has no more to wait for: then the next thing it waits for is cancelled, whatever that is. Raises
+    StreamTerminatedError for that."""
+    task = asyncio.create_task(calls)
+    try:
+        await asyncio.wait({task})
+    finally:
+        task.cancel()
+    if task.cancelled():
+        raise StreamTerminatedError("Connection lost")
+    return task.result()
 
 
 class CsiClient:
@@ -222,13 +237,19 @@ class CsiClient:
 
     async def _call(self, rpc: str, request: Any) -> Any:
         try:
+            return await apart(self._answer(rpc, request))
+        except StreamTerminatedError as error:
+            raise RpcFailed(Status.UNAVAILABLE, "error reading from server: EOF") from error
+
+    async def _answer(self, rpc: str, request: Any) -> Any:
+        try:
             async with Channel(path=str(self.endpoint)) as channel:
                 return await getattr(NodeStub(channel), rpc)(request, timeout=CALL_SECONDS)
         except GRPCError as error:
             raise RpcFailed(error.status, error.message or "") from error
         except TimeoutError as error:
             raise RpcFailed(Status.DEADLINE_EXCEEDED, "context deadline exceeded") from error
-        except (StreamTerminatedError, ProtocolError, asyncio.IncompleteReadError) as error:
+        except (ProtocolError, asyncio.IncompleteReadError) as error:
             raise RpcFailed(Status.UNAVAILABLE, "error reading from server: EOF") from error
         except OSError as error:
             reason = (error.strerror or str(error)).lower()

@@ -24,7 +24,7 @@ from kube.client import Cluster
 from kube.errors import AlreadyExists, ApiError, Conflict, NotFound
 from kube.resources import NODES
 from tests.sandbox.controlplane.caches import CSI_NODES
-from tests.sandbox.kubelet.csiclient import CsiClient, RpcFailed
+from tests.sandbox.kubelet.csiclient import CsiClient, RpcFailed, apart
 from tests.sandbox.kubelet.layout import FOLDER_MODE, make_folders
 
 Json = dict[str, Any]
@@ -103,7 +103,7 @@ class PluginManager:
 
     async def _try(self, path: Path, identity: Identity) -> None:
         try:
-            await self._register(path, identity)
+            await apart(self._register(path, identity))
         except (RegistrationFailed, GRPCError, ProtocolError, StreamTerminatedError, TimeoutError, OSError) as error:
             known, count, _ = self._failures.get(path, (identity, 0, 0.0))
             count = count + 1 if known == identity else 1
