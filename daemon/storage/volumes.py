@@ -90,8 +90,8 @@ class Volumes:
         self._observe = observe
         self._queue = KeyedQueue()
         self._hangs: dict[str, Unresponsive] = {}
-        self._releasing: dict[str, Task[None]] = {}
         """Why the last operation on a volume got no answer."""
+        self._releasing: dict[str, Task[None]] = {}
         throttle = Throttle(erase_rate)
         self._eraser = Eraser(backend, self._queue, self._cache.rewrite, throttle, erasing, self._disks)
         self._block_devices = BlockDevices(
