@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -57,6 +57,19 @@ async def _nothing() -> Collection[Path]:
     return ()
 
 
+@dataclass(frozen=True)
+class _Check:
+    """A thin pool of the group is being checked for longer than a command may take, since `begin` in monotonic
+    seconds."""
+
+    group: str
+    begin: float
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.begin
+
+
 class Lvm:
     """LVM2 on this node.
 
@@ -83,8 +96,8 @@ class Lvm:
         self._flushed: set[str] = set()
         """Groups whose metadata are on their disks, as far as this process knows: one before it may have been killed
         after its LVM command."""
-        self._checks: dict[str, tuple[asyncio.Task[Completed], float]] = {}
-        """By group: the command that checks a thin pool of it for longer than others may take, and when it began."""
+        self._checks: dict[asyncio.Task[Completed], _Check] = {}
+        """By the task of the command. LVM's lock lets one at a time at a group, and nothing here depends on that."""
         self._environment = {"LVM_SYSTEM_DIR": str(folder), "LVM_SUPPRESS_FD_WARNINGS": "1"}
 
     async def report(self) -> Report:
@@ -396,8 +409,8 @@ class Lvm:
         if not reports and group:
             if silent := self.unresponsive.of_group(group):
                 raise errors.Hung(verb, None, str(silent)) from silent
-            if group in self._checks:
-                raise self._being_checked(verb, group)
+            if check := self._check_of(group):
+                raise _being_checked(verb, check)
         if reports and self._checks:
             # It would wait for the lock of that group, and with it all others. What changes anything takes locks.
             arguments = (verb, "--nolocking", *arguments[1:])
@@ -425,30 +438,25 @@ class Lvm:
             raise
         finally:
             noticed.cancel()
-        if not running.done():
-            self._checks[group] = running, begin
-            running.add_done_callback(partial(self._checked, group, begin))
-            log.warning("%s", self._being_checked(arguments[0], group))
-            raise self._being_checked(arguments[0], group)
-        return running.result()
+        if running.done():
+            return running.result()
+        check = self._checks[running] = _Check(group, begin)
+        running.add_done_callback(self._checked)
+        error = _being_checked(arguments[0], check)
+        log.warning("%s", error)
+        raise error
 
-    def _being_checked(self, verb: str, group: str) -> errors.BeingChecked:
-        seconds = time.monotonic() - self._checks[group][1]
-        return errors.BeingChecked(
-            verb,
-            None,
-            f"LVM has been checking the metadata of a thin pool of group {group} for {seconds:.0f} s ({_POOL_CHECK}), "
-            f"and lets nobody else at the group: that takes minutes where they are large and may take up to "
-            f"{_POOL_CHECK_SECONDS / 60:.0f}, wait for it",
-        )
+    def _check_of(self, group: str) -> _Check | None:
+        """That of a group that began first."""
+        return next((check for check in self._checks.values() if check.group == group), None)
 
-    def _checked(self, group: str, begin: float, running: asyncio.Task[Completed]) -> None:
-        del self._checks[group]
-        self._flushed.discard(group)
+    def _checked(self, running: asyncio.Task[Completed]) -> None:
+        check = self._checks.pop(running)
+        self._flushed.discard(check.group)
         if not running.cancelled():
             error = running.exception()
             outcome = f"failed: {error}" if error else "is done"
-            log.warning("the check of a thin pool of group %s %s, %.0f s", group, outcome, time.monotonic() - begin)
+            log.warning("the check of a thin pool of group %s %s, %.0f s", check.group, outcome, check.seconds)
 
     async def _execute(
         self, arguments: Sequence[str], group: str, kind: Hashable, checks: Callable[[], None]
@@ -464,9 +472,10 @@ class Lvm:
         except CommandTimedOut as late:
             await self.unresponsive.look()
             message = f"LVM did not answer within {self._deadline:g} s: {late.completed.output or 'it said nothing'}"
-            if check := self._checks.get(group):
-                is_it = asyncio.current_task() is check[0]
-                message = _no_check_any_more(late) if is_it else self._being_checked(arguments[0], group).message
+            if asyncio.current_task() in self._checks:
+                message = _no_check_any_more(late)
+            elif check := self._check_of(group):
+                message = _being_checked(arguments[0], check).message
             raise errors.TimedOut(late.completed.command_line, late.completed.exit_code, message) from late
         except CommandFailed as failed:
             done = failed.completed
@@ -474,6 +483,16 @@ class Lvm:
                 message = f"LVM was killed (signal {-done.exit_code}): {done.output or 'it said nothing'}"
                 raise errors.Interrupted(done.command_line, done.exit_code, message) from failed
             raise errors.explain(done.command_line, done.exit_code, report.errors(done)) from failed
+
+
+def _being_checked(verb: str, check: _Check) -> errors.BeingChecked:
+    return errors.BeingChecked(
+        verb,
+        None,
+        f"LVM has been checking the metadata of a thin pool of group {check.group} for {check.seconds:.0f} s "
+        f"({_POOL_CHECK}), and lets nobody else at the group: that takes minutes where they are large and may take "
+        f"up to {_POOL_CHECK_SECONDS / 60:.0f}, wait for it",
+    )
 
 
 def _no_check_any_more(late: CommandTimedOut) -> str:
