@@ -1,42 +1,26 @@
-"""The operations, each of them one LVM command, but for what LVM itself can't mend.
+"""The operations, each of them one LVM command, but for what LVM itself can't mend. How one is run: `lvm/runner.py`.
 
 Of volumes nothing is remembered between calls: LVM's own metadata is the only state. Values go to LVM as
 `--option=value` and names are checked first, so that no value can be taken for an option.
-
-What was changed, and what is reported, survives a power cut. LVM itself writes its metadata past the page cache and
-leaves them in the disks' own caches (seen with LVM 2.03.16), so the disks are flushed here.
 """
 
-import asyncio
-import logging
-import time
-from collections.abc import Awaitable, Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from host import blockdevice, command, diskthreads
-from host.command import CommandFailed, CommandHung, CommandTimedOut, Completed, LongWork
-from host.diskthreads import threads
-from lvm import configuration, errors, names, report
+from host import blockdevice
+from host.command import Completed
+from lvm import errors, names
 from lvm.records import LogicalVolume, PhysicalVolume, Report
-from lvm.unresponsive import UnresponsiveDevices
-
-log = logging.getLogger(__name__)
+from lvm.runner import Runner
 
 LINEAR, RAID1 = "none", "raid1"
 
 _SECTOR = 512
-_CONFIG = "--config="
-
-_POOL_CHECK = "thin_check"
-_POOL_CHECK_SECONDS = 3600.0
-"""That long LVM may check the metadata of a thin pool, which are up to 16 GiB."""
 
 _WIPE = ("--wipesignatures=y", "--zero=y", "--yes")
 """The start of a new volume is zeroed and known signatures on it are wiped without a question: they are what the
 volume before it left there."""
-
 
 _CHUNK = 16 << 10
 """Bytes that a thick snapshot keeps when one of them is overwritten in its origin. Less takes more of the kernel's
@@ -57,27 +41,15 @@ async def _nothing() -> Collection[Path]:
     return ()
 
 
-@dataclass(frozen=True)
-class _Check:
-    """A thin pool of the group is being checked for longer than a command may take, since `begin` in monotonic
-    seconds."""
-
-    group: str
-    begin: float
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self.begin
-
-
 class Lvm:
     """LVM2 on this node.
 
     `folder` is LVM's system folder, and gets an lvm.conf before the first command unless it is `configured` already.
     `deadline` is in seconds and holds for each command. One that checks a thin pool goes on beyond it as long as that
     gets on, without its caller, who has BeingChecked, as has who wants anything of the group meanwhile. `foreign` are
-    devices that LVM must not look into, whatever they show; it is asked before each command. All methods raise LvmError
-    or one of its kinds, and host.command.MissingTool where lvm2 is not installed.
+    devices that LVM must not look into, whatever they show; it is asked before each command. `unresponsive` are those
+    that LVM does without now. All methods raise LvmError or one of its kinds, and host.command.MissingTool where lvm2
+    is not installed.
     """
 
     def __init__(
@@ -88,62 +60,41 @@ class Lvm:
         configured: bool = False,
         foreign: Callable[[], Awaitable[Collection[Path]]] = _nothing,
     ) -> None:
-        self._folder = folder
-        self._configured = configured
-        self._deadline = deadline
-        self._foreign = foreign
-        self.unresponsive = UnresponsiveDevices()
-        self._flushed: set[str] = set()
-        """Groups whose metadata are on their disks, as far as this process knows: one before it may have been killed
-        after its LVM command."""
-        self._checks: dict[asyncio.Task[Completed], _Check] = {}
-        """By the task of the command. LVM's lock lets one at a time at a group, and nothing here depends on that."""
-        self._environment = {"LVM_SYSTEM_DIR": str(folder), "LVM_SUPPRESS_FD_WARNINGS": "1"}
+        self._runner = Runner(folder, deadline=deadline, configured=configured, foreign=foreign)
+        self.unresponsive = self._runner.unresponsive
 
     async def report(self) -> Report:
         """Groups, volumes and devices of the whole node."""
-        await self.unresponsive.look_again()
-        done = await self._run(*report.FULL_REPORT)
-        try:
-            state = report.state(done)
-        except ValueError as error:
-            said = f"what LVM reports can't be read: {error}"
-            raise errors.LvmError(done.command_line, done.exit_code, said) from error
-        state = replace(
+        state = await self._runner.report()
+        return replace(
             state,
             devices=tuple(map(_with_sector_size, state.devices)),
             volumes=tuple(map(_with_pool_below, state.volumes)),
         )
-        self.unresponsive.note(state)
-        for group in state.groups:
-            if group.name not in self._flushed and not self.unresponsive.of_group(group.name):
-                try:
-                    await self._flush(group.name, self.unresponsive.members(group.name))
-                except errors.LvmError as error:
-                    log.warning("%s", error)  # no reason to know nothing; the next report tries again
-        return state
 
     async def create_group(self, name: str, devices: Sequence[str], *, metadata_size: int | None = None) -> None:
         """Make a volume group of whole devices. A device that holds anything is refused with InUse: whether that may
         go is for a person to say. Of each device `metadata_size` bytes are for LVM's metadata, None: 1 MiB. That can't
         be changed later."""
-        area = [f"--metadatasize={_size(metadata_size)}"] if metadata_size else []
         added = [names.device(device) for device in devices]
-        await self._commit(name, "vgcreate", *area, names.group(name), *added, added=added)
+        await self._runner.commit(
+            name, "vgcreate", *_metadata_area(metadata_size), names.group(name), *added, added=added
+        )
 
     async def extend_group(self, name: str, devices: Sequence[str], *, metadata_size: int | None = None) -> None:
         """Add whole devices to a volume group, each as `create_group` takes it."""
-        area = [f"--metadatasize={_size(metadata_size)}"] if metadata_size else []
         added = [names.device(device) for device in devices]
-        await self._commit(name, "vgextend", *area, names.group(name), *added, added=added)
+        await self._runner.commit(
+            name, "vgextend", *_metadata_area(metadata_size), names.group(name), *added, added=added
+        )
 
     async def remove_group(self, name: str) -> None:
         """Remove a group that has no volumes. Its devices still belong to LVM."""
-        await self._commit(name, "vgremove", names.group(name))
+        await self._runner.commit(name, "vgremove", names.group(name))
 
     async def remove_device(self, path: str) -> None:
         """Let a device that is in no group be none of LVM's."""
-        await self._run("pvremove", "--yes", names.device(path))
+        await self._runner.run("pvremove", "--yes", names.device(path))
 
     async def create_volume(
         self,
@@ -162,7 +113,7 @@ class Lvm:
         """
         names.volume(group, name)
         layout = (*_layout(stripes, raid), f"--size={_size(size)}")
-        await self._commit(group, "lvcreate", *_WIPE, *layout, *_new(name, tags), group)
+        await self._runner.commit(group, "lvcreate", *_WIPE, *layout, *_new(name, tags), group)
 
     async def create_pool(self, group: str, name: str, size: int | None, tags: Collection[str] = ()) -> None:
         """Make a thin pool with room for `size` bytes of data; None = all that is left in the group.
@@ -172,14 +123,16 @@ class Lvm:
         """
         names.volume(group, name)
         room = "--extents=100%FREE" if size is None else f"--size={_size(size)}"
-        await self._commit(group, "lvcreate", "--type=thin-pool", "--zero=y", "--yes", room, *_new(name, tags), group)
+        await self._runner.commit(
+            group, "lvcreate", "--type=thin-pool", "--zero=y", "--yes", room, *_new(name, tags), group
+        )
 
     async def create_thin_volume(self, group: str, pool: str, name: str, size: int, tags: Collection[str] = ()) -> None:
         """Make a thin volume of `size` bytes with its tags, active. How far a pool may be promised beyond its size is
         the caller's decision: LVM sets no limit."""
         names.volume(group, name)
         names.volume(group, pool)
-        await self._commit(
+        await self._runner.commit(
             group,
             "lvcreate",
             "--type=thin",
@@ -195,7 +148,7 @@ class Lvm:
         filesystem that is mounted from the origin is frozen for that moment, so it is consistent on disk."""
         names.volume(group, name)
         # A snapshot is marked to be left out when its group is activated, unless one says no.
-        await self._commit(
+        await self._runner.commit(
             group, "lvcreate", "--snapshot", "--setactivationskip=n", *_new(name, tags), names.volume(group, origin)
         )
 
@@ -210,7 +163,7 @@ class Lvm:
         the origin removes both.
         """
         names.volume(group, name)
-        await self._commit(
+        await self._runner.commit(
             group,
             "lvcreate",
             "--snapshot",
@@ -224,35 +177,20 @@ class Lvm:
     async def split_snapshot(self, group: str, name: str) -> None:
         """Let a thick snapshot, which nobody has open, become a volume of its own, with the same name and tags: it
         shows what the snapshot kept, as it lies on the disk. Its origin goes on."""
-        await self._commit(group, "lvconvert", "--splitsnapshot", "--yes", names.volume(group, name))
-
-    async def mend_origin(self, group: str, name: str, snapshot: str) -> None:
-        """Let an active volume go on of which a snapshot was being made when that command was killed. It may be
-        suspended, and who writes to it waits.
-
-        LVM resumes it as the metadata say. Where they say nothing of the snapshot, it would resume it with what it had
-        prepared for one. So that is dropped first, and the snapshot, a plain volume then, is not active any more.
-        """
-        if not any((await self.report()).thick_snapshots(group, name)):
-            device = names.mapped(group, name)
-            await self._dmsetup("clear", device)
-            await self._dmsetup("resume", device)
-            await self.deactivate(group, snapshot)
-            await self._dmsetup("remove", f"{device}-real")
-        await self.refresh(group, name)
+        await self._runner.commit(group, "lvconvert", "--splitsnapshot", "--yes", names.volume(group, name))
 
     async def extend(self, group: str, name: str, size: int) -> None:
         """Let a volume have at least `size` bytes. One that has them already is left as it is: LVM calls that a
         failure, in other words in each version."""
         try:
-            await self._commit(group, "lvextend", f"--size={_size(size)}", names.volume(group, name))
+            await self._runner.commit(group, "lvextend", f"--size={_size(size)}", names.volume(group, name))
         except errors.LvmError as error:
             if error.exit_code is None or type(error) is not errors.LvmError or not await self._has(group, name, size):
                 raise
 
     async def extend_metadata(self, group: str, pool: str, more: int) -> None:
         """Let a thin pool have `more` bytes for metadata than it has. Its spare grows with it."""
-        await self._commit(group, "lvextend", f"--poolmetadatasize=+{_size(more)}", names.volume(group, pool))
+        await self._runner.commit(group, "lvextend", f"--poolmetadatasize=+{_size(more)}", names.volume(group, pool))
 
     async def retag(
         self,
@@ -276,20 +214,33 @@ class Lvm:
         if not changes or not volumes:
             return {}
         paths = {name: names.volume(group, name) for name in volumes}
-        done = await self._commit(group, "lvchange", *changes, *_selected(volumes), *paths.values())
+        done = await self._runner.commit(group, "lvchange", *changes, *_selected(volumes), *paths.values())
         changed = {word for line in done.stdout.splitlines() if "changed" in line for word in line.split()}
         left = [name for name, having in volumes.items() if having and paths[name] not in changed]
         return {name: _tags_differ(done, volumes[name]) for name in left}
 
+    async def remove(self, group: str, name: str, *, having: Collection[str] = ()) -> None:
+        """Remove a volume and what is on it. One that is open or mounted is refused with InUse. A thin pool goes
+        together with its volumes. A volume that has not all of the tags in `having` stays, with TagsDiffer: LVM looks
+        at them in the same step, under the lock of its group."""
+        path = names.volume(group, name)
+        done = await self._runner.commit(group, "lvremove", "--yes", *_selected({name: having}), path)
+        if having and "successfully removed" not in done.stdout:
+            raise _tags_differ(done, having)
+
     async def activate(self, group: str, name: str) -> None:
         """Let a volume's device appear, also one that its administrator has left out when its group is activated
         (`--setactivationskip y`): LVM would do nothing, and call that a success. An active one stays so."""
-        await self._run("lvchange", "--activate=y", "--ignoreactivationskip", "--yes", names.volume(group, name))
+        await self._runner.run("lvchange", "--activate=y", "--ignoreactivationskip", "--yes", names.volume(group, name))
+
+    async def deactivate(self, group: str, name: str) -> None:
+        """Let a volume's device go, with whatever a killed command prepared for it. Raises InUse while it is open."""
+        await self._runner.run("lvchange", "--activate=n", "--yes", names.volume(group, name))
 
     async def refresh(self, group: str, name: str) -> None:
         """Let an active volume, or thin pool, be what the metadata say, also one that is suspended because a command
         was killed. For a volume whose pool is suspended this waits, so pools come first."""
-        await self._run("lvchange", "--refresh", names.volume(group, name))
+        await self._runner.run("lvchange", "--refresh", names.volume(group, name))
 
     async def resume(self, volume: LogicalVolume) -> None:
         """The same for one that is suspended, or what the volumes of a thin pool lie on."""
@@ -297,14 +248,25 @@ class Lvm:
             # LVM leaves that as it is, and who activates the pool waits for it. What was prepared is dropped: it may
             # not be what the metadata say.
             below = _below(volume.group, volume.name).name
-            await self._dmsetup("clear", below)
-            await self._dmsetup("resume", below)
+            await self._runner.dmsetup("clear", below)
+            await self._runner.dmsetup("resume", below)
             await self.activate(volume.group, volume.name)
         await self.refresh(volume.group, volume.name)
 
-    async def deactivate(self, group: str, name: str) -> None:
-        """Let a volume's device go, with whatever a killed command prepared for it. Raises InUse while it is open."""
-        await self._run("lvchange", "--activate=n", "--yes", names.volume(group, name))
+    async def mend_origin(self, group: str, name: str, snapshot: str) -> None:
+        """Let an active volume go on of which a snapshot was being made when that command was killed. It may be
+        suspended, and who writes to it waits.
+
+        LVM resumes it as the metadata say. Where they say nothing of the snapshot, it would resume it with what it had
+        prepared for one. So that is dropped first, and the snapshot, a plain volume then, is not active any more.
+        """
+        if not any((await self.report()).thick_snapshots(group, name)):
+            device = names.mapped(group, name)
+            await self._runner.dmsetup("clear", device)
+            await self._runner.dmsetup("resume", device)
+            await self.deactivate(group, snapshot)
+            await self._runner.dmsetup("remove", f"{device}-real")
+        await self.refresh(group, name)
 
     async def check_pool(self, group: str, pool: str, volumes: Collection[str]) -> None:
         """Let a thin pool be checked that the kernel switched off or made read-only, and be writable again if its
@@ -312,17 +274,8 @@ class Lvm:
         are deactivated. Raises InUse while one is open. The volumes are not active afterwards."""
         names.volume(group, pool)
         closed = [names.volume(group, name) for name in (*sorted(volumes), pool)]
-        await self._run("lvchange", "--activate=n", "--yes", *closed)
+        await self._runner.run("lvchange", "--activate=n", "--yes", *closed)
         await self.activate(group, pool)
-
-    async def remove(self, group: str, name: str, *, having: Collection[str] = ()) -> None:
-        """Remove a volume and what is on it. One that is open or mounted is refused with InUse. A thin pool goes
-        together with its volumes. A volume that has not all of the tags in `having` stays, with TagsDiffer: LVM looks
-        at them in the same step, under the lock of its group."""
-        path = names.volume(group, name)
-        done = await self._commit(group, "lvremove", "--yes", *_selected({name: having}), path)
-        if having and "successfully removed" not in done.stdout:
-            raise _tags_differ(done, having)
 
     async def _has(self, group: str, name: str, size: int) -> bool:
         """Whether a volume has so many bytes, and if it is active its device has them as well: a command that fails may
@@ -331,175 +284,6 @@ class Lvm:
         if volume is None or volume.size < size:
             return False
         return not volume.active or blockdevice.capacity(Path(volume.path)) >= size
-
-    async def _dmsetup(self, *arguments: str) -> None:
-        """Of what is not there, nothing has to be taken back."""
-        await command.run("dmsetup", "--noudevsync", *arguments, deadline=self._deadline, check=False)
-
-    async def _commit(self, group: str, *arguments: str, added: Sequence[str] = ()) -> Completed:
-        """A command that changes the metadata of a group, or adds these devices to it."""
-        try:
-            done = await self._run(*arguments)
-        except BaseException:
-            self._flushed.discard(group)  # it may have changed them all the same: who reports them flushes them
-            raise
-        self._flushed.discard(group)
-        devices = [Path(device) for device in added]
-        await self._flush(group, devices or self.unresponsive.members(group), each=bool(devices))
-        return done
-
-    async def _flush(self, group: str, devices: Collection[Path], *, each: bool = False) -> None:
-        """The metadata of the group are on its disks. One that has them is enough, for LVM takes the latest and writes
-        them to the others; not so with `each`: a new disk bears its label nowhere else."""
-        flushes = [
-            threads.at(device, partial(blockdevice.flush, device), deadline=self._deadline) for device in devices
-        ]
-        failures = []
-        for device, answer in zip(devices, await asyncio.gather(*flushes, return_exceptions=True), strict=True):
-            if isinstance(answer, (OSError, diskthreads.Hung)):
-                failures.append((device, answer))
-            elif isinstance(answer, BaseException):
-                raise answer
-        if failures and (each or len(failures) == len(devices)):
-            device, why = failures[0]
-            kind = errors.Hung if isinstance(why, diskthreads.Hung) else errors.LvmError
-            raise kind("flush", None, f"the metadata of group {group} may not be on {device} yet: {why}") from why
-        if devices:
-            self._flushed.add(group)
-
-    async def _configure(self) -> None:
-        """Before each command: without the file, which somebody may have removed with its folder, LVM reports other
-        figures and no JSON. Not at the start of the program: the folder's disk may hang, and other storage is served
-        without LVM."""
-        text = configuration.text(udev=configuration.udev_runs())
-        try:
-            await threads.at(self._folder, partial(configuration.write, self._folder, text))
-        except diskthreads.Hung as error:
-            raise errors.Hung("lvm", None, str(error)) from error
-        except OSError as error:
-            raise errors.LvmError("lvm", None, f"{self._folder} gets no lvm.conf: {error}") from error
-
-    async def _run(self, *arguments: str) -> Completed:
-        met: set[str] = set()
-        while True:
-            try:
-                return await self._run_once(*arguments)
-            except errors.PartsActive as error:
-                if error.part in met:
-                    raise
-                met.add(error.part)
-                try:
-                    await self._free_parts(error.part, arguments[-1])
-                except errors.LvmError as failed:
-                    raise error from failed  # somebody has them open
-
-    async def _free_parts(self, part: str, volume: str) -> None:
-        """This part of a volume is not active without it. Where LVM names none, the volume is activated, so that it
-        does."""
-        if part:
-            await self._run_once("lvchange", "--activate=n", "--yes", part)
-        else:
-            await self._run("lvchange", "--activate=y", "--yes", volume)
-
-    async def _run_once(self, *arguments: str) -> Completed:
-        if not self._configured:
-            await self._configure()
-        verb, group = arguments[0], arguments[-1].partition("/")[0]
-        reports = verb == report.FULL_REPORT[0]
-        if not reports and group:
-            if silent := self.unresponsive.of_group(group):
-                raise errors.Hung(verb, None, str(silent)) from silent
-            if check := self._check_of(group):
-                raise _being_checked(verb, check)
-        if reports and self._checks:
-            # It would wait for the lock of that group, and with it all others. What changes anything takes locks.
-            arguments = (verb, "--nolocking", *arguments[1:])
-        # What one group's disks keep waiting is no reason not to change another group.
-        kind = ("lvm", verb, group, self.unresponsive.silent)
-        settings = [each.removeprefix(_CONFIG) for each in arguments if each.startswith(_CONFIG)]
-        left_out = [*self.unresponsive.paths(), *await self._foreign()]
-        if left_out:
-            refused = ",".join(f'"r|^{path}$|"' for path in left_out)
-            settings.append(f"devices/global_filter=[{refused}]")
-        if settings:  # LVM takes the option once
-            plain = (each for each in arguments[1:] if not each.startswith(_CONFIG))
-            arguments = (verb, f"{_CONFIG}{' '.join(settings)}", *plain)
-        return await self._unless_it_checks(arguments, group, kind)
-
-    async def _unless_it_checks(self, arguments: Sequence[str], group: str, kind: Hashable) -> Completed:
-        begin, checks = time.monotonic(), asyncio.Event()
-        running = asyncio.create_task(self._execute(arguments, group, kind, checks.set), name=f"lvm {arguments[0]}")
-        noticed = asyncio.create_task(checks.wait())
-        try:
-            await asyncio.wait({running, noticed}, return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
-            running.cancel()
-            await asyncio.wait({running})
-            raise
-        finally:
-            noticed.cancel()
-        if running.done():
-            return running.result()
-        check = self._checks[running] = _Check(group, begin)
-        running.add_done_callback(self._checked)
-        error = _being_checked(arguments[0], check)
-        log.warning("%s", error)
-        raise error
-
-    def _check_of(self, group: str) -> _Check | None:
-        """That of a group that began first."""
-        return next((check for check in self._checks.values() if check.group == group), None)
-
-    def _checked(self, running: asyncio.Task[Completed]) -> None:
-        check = self._checks.pop(running)
-        self._flushed.discard(check.group)
-        if not running.cancelled():
-            error = running.exception()
-            outcome = f"failed: {error}" if error else "is done"
-            log.warning("the check of a thin pool of group %s %s, %.0f s", check.group, outcome, check.seconds)
-
-    async def _execute(
-        self, arguments: Sequence[str], group: str, kind: Hashable, checks: Callable[[], None]
-    ) -> Completed:
-        long_work = LongWork(_POOL_CHECK, _POOL_CHECK_SECONDS, checks)
-        try:
-            return await command.run(
-                "lvm", *arguments, deadline=self._deadline, env=self._environment, kind=kind, long_work=long_work
-            )
-        except CommandHung as hung:
-            await self.unresponsive.look()
-            raise errors.Hung(hung.survivor.command_line, None, str(hung)) from hung
-        except CommandTimedOut as late:
-            await self.unresponsive.look()
-            message = f"LVM did not answer within {self._deadline:g} s: {late.completed.output or 'it said nothing'}"
-            if asyncio.current_task() in self._checks:
-                message = _no_check_any_more(late)
-            elif check := self._check_of(group):
-                message = _being_checked(arguments[0], check).message
-            raise errors.TimedOut(late.completed.command_line, late.completed.exit_code, message) from late
-        except CommandFailed as failed:
-            done = failed.completed
-            if done.exit_code < 0:
-                message = f"LVM was killed (signal {-done.exit_code}): {done.output or 'it said nothing'}"
-                raise errors.Interrupted(done.command_line, done.exit_code, message) from failed
-            raise errors.explain(done.command_line, done.exit_code, report.errors(done)) from failed
-
-
-def _being_checked(verb: str, check: _Check) -> errors.BeingChecked:
-    return errors.BeingChecked(
-        verb,
-        None,
-        f"LVM has been checking the metadata of a thin pool of group {check.group} for {check.seconds:.0f} s "
-        f"({_POOL_CHECK}), and lets nobody else at the group: that takes minutes where they are large and may take "
-        f"up to {_POOL_CHECK_SECONDS / 60:.0f}, wait for it",
-    )
-
-
-def _no_check_any_more(late: CommandTimedOut) -> str:
-    return (
-        f"{_POOL_CHECK} of a thin pool's metadata was ended after {late.completed.seconds:.0f} s: it took longer than "
-        f"{_POOL_CHECK_SECONDS / 60:.0f} minutes, or its disk gave no answer any more: see the kernel's log on the node"
-    )
 
 
 def _with_pool_below(volume: LogicalVolume) -> LogicalVolume:
@@ -528,13 +312,11 @@ def _new(name: str, tags: Collection[str]) -> list[str]:
 
 
 def _selected(volumes: Mapping[str, Collection[str]]) -> list[str]:
-    """The options that leave out each of these volumes that has not all of its tags, lvmreport(7). A command that
-    changes something and selects crashes while it keeps a log for its report (seen with LVM 2.03.16): its errors stand
-    on stderr."""
+    """The option that leaves out each of these volumes that has not all of its tags, lvmreport(7)."""
     if not any(volumes.values()):
         return []
     wanted = " || ".join(f"({_having(name, tags)})" for name, tags in volumes.items())
-    return [f"{_CONFIG}log/report_command_log=0", f"--select={wanted}"]
+    return [f"--select={wanted}"]
 
 
 def _having(name: str, tags: Collection[str]) -> str:
@@ -554,6 +336,10 @@ def _size(size: int) -> str:
     if size <= 0:
         raise ValueError(f"a volume of {size} bytes can't be made")
     return f"{-(-size // _SECTOR) * _SECTOR}b"
+
+
+def _metadata_area(size: int | None) -> list[str]:
+    return [f"--metadatasize={_size(size)}"] if size else []
 
 
 def _layout(stripes: int, raid: str) -> list[str]:

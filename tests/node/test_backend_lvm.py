@@ -233,11 +233,11 @@ async def test_a_volume_with_half_a_record_is_damaged_and_untouched(
 
 
 async def test_a_volume_that_is_not_active_becomes_so(
-    lvm: Lvm, backend: LvmBackend, volume_group: str, commands: list[Completed]
+    backend: LvmBackend, volume_group: str, by_hand: ByHand, commands: list[Completed]
 ) -> None:
     volume = await backend.create(SPEC)
-    await lvm._run("lvchange", "--activate=n", f"{volume_group}/pvc-1")
-    await lvm._run("lvchange", "--setactivationskip=y", f"{volume_group}/pvc-1")  # by an administrator
+    by_hand("lvchange", "--activate=n", f"{volume_group}/pvc-1")
+    by_hand("lvchange", "--setactivationskip=y", f"{volume_group}/pvc-1")  # by an administrator
     commands.clear()
     await backend.establish()
     assert {done.argv[1] for done in commands} == {"fullreport"}, "as after a reboot: nothing was suspended"
