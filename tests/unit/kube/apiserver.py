@@ -3,8 +3,11 @@ matters here is how the programs take bad days."""
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+import socket
+import ssl
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from aiohttp import web
 from kube.client import Cluster
 from tests.inmemory import InMemory
 from tests.sandbox.apiserver import server
+from tests.unit.kube.certificate import TRUSTED
 
 Json = dict[str, Any]
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -111,23 +115,54 @@ class ApiServer(InMemory):
 
 
 @asynccontextmanager
-async def serving(api: ApiServer, port: int = 0) -> AsyncIterator[str]:
+async def serving(api: ApiServer, port: int = 0, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
     """The URL of the server, for as long as it runs."""
     runner = web.AppRunner(api.application(), handler_cancellation=True, shutdown_timeout=0.01)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", port)
+    site = web.TCPSite(runner, "127.0.0.1", port, ssl_context=tls)
     await site.start()
     try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+        yield _url(runner.addresses[0][1], tls)
     finally:
         await runner.cleanup()
 
 
+@contextmanager
+def falling_silent(event: Json, tls: ssl.SSLContext | None) -> Iterator[str]:
+    """The URL of a server that answers one watch, with one event, and is dead then: not even an end of TLS gets an
+    answer."""
+    over = threading.Event()
+    line = json.dumps(event).encode() + b"\n"
+
+    def serve() -> None:
+        accepted, _ = listening.accept()
+        with tls.wrap_socket(accepted, server_side=True) if tls else accepted as connection:
+            connection.recv(1 << 16)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+            connection.sendall(f"{len(line):x}\r\n".encode() + line + b"\r\n")
+            over.wait()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(60)
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield _url(listening.getsockname()[1], tls)
+        finally:
+            over.set()
+            thread.join()
+
+
+def _url(port: int, tls: ssl.SSLContext | None) -> str:
+    return f"{'https' if tls else 'http'}://127.0.0.1:{port}"
+
+
 def write_kubeconfig(path: Path, url: str, token: str = "first") -> str:
+    """It trusts the certificate of these tests."""
     config = {
         "current-context": "test",
         "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
-        "clusters": [{"name": "test", "cluster": {"server": url}}],
+        "clusters": [{"name": "test", "cluster": {"server": url, **TRUSTED}}],
         "users": [{"name": "test", "user": {"token": token}}],
     }
     path.write_text(yaml.safe_dump(config))

@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import yaml
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
+from yarl import URL
 
 from kube import kubeconfig, transport
 from kube.client import MERGE, STRATEGIC, Cluster
@@ -29,6 +31,7 @@ from tests.ports import reserved_port
 from tests.unit.kube.apiserver import (
     ApiServer,
     connected,
+    falling_silent,
     hang,
     page,
     serving,
@@ -37,6 +40,8 @@ from tests.unit.kube.apiserver import (
     volume,
     write_kubeconfig,
 )
+from tests.unit.kube.certificate import server_tls
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -231,15 +236,33 @@ async def test_watch_of_a_version_too_old(cluster: Cluster, server: ApiServer) -
         await anext(events)
 
 
+@pytest.mark.both_loops
+@pytest.mark.parametrize("secured", [False, True], ids=["HTTP", "TLS"])
 async def test_watch_of_a_server_that_went_silent(
-    cluster: Cluster, server: ApiServer, monkeypatch: pytest.MonkeyPatch
+    secured: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """It ends by its timer and leaves nothing behind, though the server has no part in the end."""
     monkeypatch.setattr("kube.client._WATCH_GRACE", 0.05)
-    server.next("GET", stream(("ADDED", volume("pv", "8")), keep_open=True))
-    events = cluster.watch(VOLUMES, resource_version="7", timeout_seconds=0)
-    assert (await anext(events))[0] == "ADDED"
-    with pytest.raises(Unreachable):
-        await anext(events)
+    only_this = asyncio.all_tasks()
+    tls = server_tls(tmp_path) if secured else None
+    with falling_silent({"type": "ADDED", "object": volume("pv", "8")}, tls) as url:
+        async with await Cluster.connect(write_kubeconfig(tmp_path / "kubeconfig", url)) as cluster:
+            events = cluster.watch(VOLUMES, resource_version="7", timeout_seconds=0)
+            assert (await anext(events))[0] == "ADDED"
+            assert connections(url) == 1
+            async with asyncio.timeout(30):
+                with pytest.raises(Unreachable):
+                    await anext(events)
+            await until(lambda: not connections(url) and asyncio.all_tasks() == only_this, at_most=10)
+    gc.collect()  # what was not closed warns then
+    assert caplog.messages == []
+
+
+def connections(url: str) -> int:
+    """How many to a server are open. Source of the format: proc_pid_net(5)."""
+    server = f":{URL(url).port:04X}"
+    rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()]
+    return sum(row[2].endswith(server) and row[9] != "0" for row in rows)  # no inode: nobody has it open any more
 
 
 async def test_tokens_rotate(server: ApiServer, tmp_path: Path) -> None:

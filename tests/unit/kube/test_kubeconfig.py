@@ -9,41 +9,15 @@ from typing import Any
 
 import pytest
 import yaml
-from aiohttp import web
 
 from kube import kubeconfig
 from kube.client import Cluster
 from kube.kubeconfig import ConfigurationError, Connection
 from kube.resources import NODES
 from tests.unit.kube.apiserver import ApiServer, serving, status
-
-PAIR = """\
------BEGIN CERTIFICATE-----
-MIIBmjCCAUGgAwIBAgIUFtpkKsxBooRFZJuFmKVETCh2VggwCgYIKoZIzj0EAwIw
-FjEUMBIGA1UEAwwLYXBpLmV4YW1wbGUwIBcNMjYxMTI4MTUyMzM2WhgPMjEyNjEx
-MDQxNTIzMzZaMBYxFDASBgNVBAMMC2FwaS5leGFtcGxlMFkwEwYHKoZIzj0CAQYI
-KoZIzj0DAQcDQgAEalPN2JCZJL/eMzsLDbsf7sma0siA8CWbrgV7I3yzvKi6Du8W
-H957A3S2OYxpf/J4XEwNezz5TaB8YtKGIdKQdqNrMGkwHQYDVR0OBBYEFBOKFMG9
-FVGjV1t9BBEZsVrz3g1XMB8GA1UdIwQYMBaAFBOKFMG9FVGjV1t9BBEZsVrz3g1X
-MA8GA1UdEwEB/wQFMAMBAf8wFgYDVR0RBA8wDYILYXBpLmV4YW1wbGUwCgYIKoZI
-zj0EAwIDRwAwRAIgEy1jEduUPL+ABFpFArQ5ilkzQFQSaH3mtrFHE7huaT4CIDjI
-lXym2kFehRVC0picsk/UbUceDTSV2mPgLX4Y5bUM
------END CERTIFICATE-----
------BEGIN PRIVATE KEY-----
-MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgBd9X/bTpLKIvdEwX
-M19gdyb0vOooksqtzuVDsLQBSuShRANCAARqU83YkJkkv94zOwsNux/uyZrSyIDw
-JZuuBXsjfLO8qLoO7xYf3nsDdLY5jGl/8nhcTA17PPlNoHxi0oYh0pB2
------END PRIVATE KEY-----
-"""
-"""A certificate for api.example, until 2126, that signed itself, and its key: of nobody but these tests."""
-CERTIFICATE, _, _ = PAIR.partition("-----BEGIN PRIVATE")
-KEY = PAIR.removeprefix(CERTIFICATE)
+from tests.unit.kube.certificate import CERTIFICATE, KEY, TRUSTED, in_base64, server_tls
 
 Json = dict[str, Any]
-
-
-def in_base64(text: str) -> str:
-    return base64.b64encode(text.encode()).decode()
 
 
 def write(
@@ -352,28 +326,7 @@ async def test_a_plugin_is_asked_again_when_its_token_is_refused(tmp_path: Path)
     assert first.headers["Impersonate-User"] == second.headers["Impersonate-User"] == "other"
 
 
-class Secured:
-    """A server that wants a certificate of its clients, and whose own says api.example."""
-
-    def __init__(self, folder: Path) -> None:
-        pair = folder / "pair.pem"
-        pair.write_text(PAIR)
-        self._tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cadata=CERTIFICATE)
-        self._tls.verify_mode = ssl.CERT_REQUIRED
-        self._tls.load_cert_chain(pair)
-        self._runner = web.AppRunner(ApiServer().application(), shutdown_timeout=0.01)
-
-    async def __aenter__(self) -> str:
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=self._tls).start()
-        return f"https://127.0.0.1:{self._runner.addresses[0][1]}"
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._runner.cleanup()
-
-
 WHO = {"client-certificate-data": in_base64(CERTIFICATE), "client-key-data": in_base64(KEY)}
-TRUSTED = {"certificate-authority-data": in_base64(CERTIFICATE), "tls-server-name": "api.example"}
 
 
 @pytest.mark.parametrize(
@@ -387,7 +340,10 @@ TRUSTED = {"certificate-authority-data": in_base64(CERTIFICATE), "tls-server-nam
     ],
 )
 async def test_both_sides_are_who_they_say(tmp_path: Path, user: Json, cluster: Json, message: str) -> None:
-    async with Secured(tmp_path) as url:
+    tls = server_tls(tmp_path)
+    tls.load_verify_locations(cadata=CERTIFICATE)
+    tls.verify_mode = ssl.CERT_REQUIRED
+    async with serving(ApiServer(), tls=tls) as url:
         file = write(tmp_path / "config", user, {"server": url, **cluster})
         async with await Cluster.connect(str(file)) as connected:
             if not message:
