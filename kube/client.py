@@ -9,6 +9,7 @@ Unreachable.
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -210,9 +211,11 @@ class Cluster:
         label_selector: str = "",
         field_selector: str = "",
         timeout_seconds: int = 300,
+        gather: float = 0.0,
     ) -> AsyncGenerator[tuple[str, Json], None]:
         """What happens after `resource_version`: ("ADDED" | "MODIFIED" | "DELETED" | "BOOKMARK", object), until the
-        server ends the watch, which it does after `timeout_seconds`.
+        server ends the watch, which it does after `timeout_seconds`. What happens within `gather` seconds after
+        something did is read together.
 
         Raises Gone when the version is too old, Unreachable when the connection breaks or the server has not ended the
         watch in time, as one that is not there any more."""
@@ -230,13 +233,12 @@ class Cluster:
             # One timer for the whole: a deadline for what comes next is set anew with each change.
             end = asyncio.get_running_loop().call_later(timeout_seconds + _WATCH_GRACE, _abort, response)
             try:
-                while line := await response.content.readline(max_line_length=_EVENT_BYTES):
-                    if not line.strip():
-                        continue
-                    event = self._read_json(line)
-                    if event["type"] == "ERROR":
-                        raise from_status(event["object"])
-                    yield event["type"], event["object"]
+                async with aclosing(_lines(response.content, gather)) as lines:
+                    async for line in lines:
+                        event = self._read_json(line)
+                        if event["type"] == "ERROR":
+                            raise from_status(event["object"])
+                        yield event["type"], event["object"]
             finally:
                 end.cancel()
                 response.close()
@@ -270,6 +272,24 @@ class Cluster:
                     return answer
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             raise _unreachable(f"{method} {path}", error) from error
+
+
+async def _lines(content: aiohttp.StreamReader, pause: float) -> AsyncGenerator[bytes, None]:
+    """The lines that are not empty, read with a `pause` of so many seconds after each read. Raises ValueError for one
+    that is longer than an event can be."""
+    rest = bytearray()
+    async for part in content.iter_any():
+        rest += part
+        if b"\n" in part:
+            *lines, last = rest.split(b"\n")
+            for line in lines:
+                if line.strip():
+                    yield bytes(line)
+            rest = last
+            if pause:
+                await asyncio.sleep(pause)
+        elif len(rest) > _EVENT_BYTES:
+            raise ValueError(f"an event has more than {_EVENT_BYTES} bytes")
 
 
 class _TooLarge(Exception):

@@ -60,11 +60,12 @@ class Informer(Generic[T]):
         field_selector: str = "",
         optional: bool = False,
         older: Resource | None = None,
+        gather: float = 0.0,
     ) -> None:
         """`parse` makes the record of an object, or None for one that is not kept. `optional`: not every cluster serves
         this kind (errors.is_not_served). That is no failure: it is said once, and asked again within a minute. Who
         waits for its first list may wait for ever. `older`: such a kind in the version that is asked for where
-        `resource` is not served."""
+        `resource` is not served. `gather`: see Cluster.watch."""
         self._cluster = cluster
         self._resource = resource
         self._parse = parse
@@ -73,6 +74,7 @@ class Informer(Generic[T]):
         self._field_selector = field_selector
         self._optional = optional
         self._other_version = older
+        self._gather = gather
         self._not_served = 0
         """Answers in succession that it is not served."""
         self._records: dict[str, T] = {}
@@ -242,6 +244,7 @@ class Informer(Generic[T]):
             label_selector=self._label_selector,
             field_selector=self._field_selector,
             timeout_seconds=random.randint(_WATCH_SECONDS // 2, _WATCH_SECONDS),  # noqa: S311
+            gather=self._gather,
         )
         async with aclosing(events):
             async for kind, body in events:

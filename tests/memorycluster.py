@@ -66,7 +66,9 @@ class MemoryCluster(InMemory, Cluster):
         label_selector: str = "",
         field_selector: str = "",
         timeout_seconds: int = 300,
+        gather: float = 0.0,
     ) -> AsyncGenerator[tuple[str, Json], None]:
+        """Each change as it comes: how late a watch may be is what `watching` is for."""
         kind = kind_of(resource)
         selector = selectors.parse(kind, label_selector, field_selector)
         watch = Watch(self.store, kind, namespace or "", selector, False, math.inf, timeout_seconds)

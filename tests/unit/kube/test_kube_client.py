@@ -478,3 +478,26 @@ async def test_a_proxy_of_the_environment_is_used(
         file = write_kubeconfig(tmp_path / "kubeconfig", "http://api.invalid")
         async with await Cluster.connect(file, deadline=5) as cluster:
             assert [body["metadata"]["name"] for body in await cluster.list(VOLUMES)] == ["pv"]
+
+
+async def test_changes_that_follow_one_another_are_read_together(
+    cluster: Cluster, server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each read wakes the program. An event that is cut goes on with the next read, wherever that is."""
+    text = b"".join(b'{"type": "ADDED", "object": "%d"}\n\n' % number for number in range(4))
+    parts = text[:70], text[70:71], text[71:102], text[102:]
+    told: list[object] = []
+
+    async def read(content: object) -> AsyncIterator[bytes]:
+        for part in parts:
+            yield part
+
+    async def pause(seconds: float) -> None:
+        told.append(seconds)
+
+    server.next(f"GET {VOLUMES.path()}", stream())
+    monkeypatch.setattr("aiohttp.StreamReader.iter_any", read)
+    monkeypatch.setattr("asyncio.sleep", pause)
+    async for _, body in cluster.watch(VOLUMES, resource_version="1", gather=0.05):
+        told.append(body)
+    assert told == ["0", "1", 0.05, "2", 0.05, "3", 0.05]
