@@ -77,11 +77,9 @@ def by_hand(lvm: Lvm, tmp_path: Path) -> ByHand:
     return run
 
 
-@pytest.fixture
-async def volume_group(lvm: Lvm, make_disks: MakeDisks, by_hand: ByHand) -> AsyncIterator[str]:
-    name = f"test-{uuid.uuid4().hex[:8]}"
-    await lvm.create_group(name, make_disks(3, _DISK))
-    yield name
+async def remove_group(by_hand: ByHand, name: str) -> None:
+    """With all that is in it, as soon as nobody has that open: a daemon that ends breaks off what it erases, but its
+    thread is at the volume until that piece is done."""
 
     def removed() -> bool:
         try:
@@ -91,7 +89,15 @@ async def volume_group(lvm: Lvm, make_disks: MakeDisks, by_hand: ByHand) -> Asyn
             return False
         return True
 
-    await until(removed, what=f"{name} is removed: a daemon that the test left erases to its end")
+    await until(removed, what=f"{name} is removed")
+
+
+@pytest.fixture
+async def volume_group(lvm: Lvm, make_disks: MakeDisks, by_hand: ByHand) -> AsyncIterator[str]:
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    await lvm.create_group(name, make_disks(3, _DISK))
+    yield name
+    await remove_group(by_hand, name)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from daemon.storage.inventory import Inventory
 from daemon.storage.record import VolumeSpec
 from daemon.storage.volumes import Volumes
 from lvm import Lvm
-from tests.node.conftest import ByHand, MakeDisks
+from tests.node.conftest import ByHand, MakeDisks, remove_group
 from tests.node.volume_node import MIB, Node, lvm_backend
 
 SIZE = 64 * MIB
@@ -27,7 +27,7 @@ async def small_node(lvm: Lvm, make_disks: MakeDisks, by_hand: ByHand, root: Pat
     node = Node(root, lambda: lvm_backend(lvm, group, thin=False))
     yield node
     node.unmount_all()
-    by_hand("vgremove", "--force", "--yes", group)
+    await remove_group(by_hand, group)
 
 
 def secrets(node: Node) -> int:

@@ -15,7 +15,7 @@ from daemon.storage.record import VolumeSpec
 from host import command
 from host.command import Completed
 from lvm import Lvm
-from tests.node.conftest import ByHand, MakeDisks
+from tests.node.conftest import ByHand, MakeDisks, remove_group
 
 pytestmark = pytest.mark.device_mapper
 
@@ -28,7 +28,7 @@ async def slow_group(lvm: Lvm, make_disks: MakeDisks, by_hand: ByHand) -> AsyncI
     name = f"slow-{uuid.uuid4().hex[:8]}"
     await lvm.create_group(name, make_disks(1, 256 * MIB))
     yield name
-    by_hand("vgremove", "--force", "--yes", name)
+    await remove_group(by_hand, name)
 
 
 @pytest.fixture

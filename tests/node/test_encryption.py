@@ -26,7 +26,7 @@ from host import blockdevice, command, filesystem, luks, mounttable
 from host.luks import Passphrase
 from lvm import Lvm
 from tests.agreeing import CLUSTER
-from tests.node.conftest import ByHand, MakeDisks
+from tests.node.conftest import ByHand, MakeDisks, remove_group
 from tests.node.snapshot_node import no_snapshots
 from tests.node.test_volumes_killed import run, run_and_kill
 from tests.node.volume_node import MIB, Node, image, lvm_backend, started
@@ -58,7 +58,7 @@ async def disk_node(
     node = Node(tmp_path, lambda: lvm_backend(lvm, group, thin=thin))
     yield node
     close_all(node)
-    by_hand("vgremove", "--force", "--yes", group)
+    await remove_group(by_hand, group)
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from daemon.storage.volumes import Volumes
 from host import erasure, loopdevice
 from lvm import Lvm
 from tests.agreeing import Agreeing
-from tests.node.conftest import ByHand, MakeDisks
+from tests.node.conftest import ByHand, MakeDisks, remove_group
 from tests.node.volume_node import MIB, Node, lvm_backend, started
 
 SECRET = b"the last tenant's secret, again. "[:32] * 128
@@ -328,7 +328,7 @@ async def lvm_node(
     node = Node(tmp_path, lambda: lvm_backend(lvm, group, thin=thin))
     yield node
     node.unmount_all()
-    by_hand("vgremove", "--force", "--yes", group)
+    await remove_group(by_hand, group)
 
 
 def disk(node: Node) -> Path:

@@ -11,7 +11,7 @@ from daemon.cluster.capacity import available_capacity
 from daemon.errors import BackendFailed, NoSpace, PoolBlocked
 from daemon.storage.volumes import Volumes
 from lvm import Lvm
-from tests.node.conftest import ByHand, MakeDisks
+from tests.node.conftest import ByHand, MakeDisks, remove_group
 from tests.node.volume_node import MIB, Node, lvm_backend
 
 pytestmark = pytest.mark.device_mapper
@@ -25,7 +25,7 @@ async def uneven(lvm: Lvm, make_disks: MakeDisks, by_hand: ByHand) -> AsyncItera
     name = f"test-{uuid.uuid4().hex[:8]}"
     await lvm.create_group(name, [make_disks(1, size * MIB)[0] for size in (200, 120, 40)])
     yield name
-    by_hand("vgremove", "--force", "--yes", name)
+    await remove_group(by_hand, name)
 
 
 def published(volumes: Volumes, group: str, **parameters: object) -> int:

@@ -27,7 +27,7 @@ from daemon.storage.thinpools import PoolExtension
 from host import blockdevice, disks, loopdevice, mounting
 from host.luks import Passphrase
 from lvm import Lvm, LvmError
-from tests.node.conftest import ByHand, MakeDisks
+from tests.node.conftest import ByHand, MakeDisks, remove_group
 from tests.node.lvmmetadata import Metadata
 from tests.node.volume_node import MIB, Node, lvm_backend, started
 
@@ -205,7 +205,7 @@ async def two_groups(lvm: Lvm, make_disks: MakeDisks, by_hand: ByHand, tmp_path:
     yield node
     node.unmount_all()
     for group in groups.values():
-        by_hand("vgremove", "--force", "--yes", group)
+        await remove_group(by_hand, group)
 
 
 def copy_of(source: VolumeSpec, device_class: str) -> VolumeSpec:
