@@ -295,13 +295,14 @@ class SnapshotController:
         log.info("ready")
 
     async def _is_its_own(self, content: SnapshotContent) -> bool:
-        """Whether there may be a snapshot to be removed or retained for it. One that was never handed to it is not: its
-        record says so or, while that can't be seen, the content: it has the annotation right after that, and then the
-        handle for good. `ready` it is until the next error only."""
-        if not content.source_handle:
-            return True
+        """Whether there may be a snapshot to be removed or retained for it. One that names a snapshot has none before
+        that was handed to it, as the record of that says. While none can be seen, the content says it: it has the
+        annotation before one is begun, or right after one was handed to it, and then the handle for good. `ready` it is
+        until the next error only."""
         volume = self._volumes.inventory.volume(content.volume)
-        return bool(content.handle or content.being_created) if volume is None else volume.record.uid == content.uid
+        if volume is None:
+            return bool(content.handle or content.being_created)
+        return not content.source_handle or volume.record.uid == content.uid
 
     async def _remove_finalizer(self, content: SnapshotContent) -> None:
         try:

@@ -365,6 +365,15 @@ async def test_one_that_is_to_be_retained_is_so_though_it_could_not_be_seen(harn
     assert volume
     assert volume.record.policy == "Retain"
 
+@pytest.mark.parametrize("policy", ["Delete", "Retain"])
+async def test_one_that_was_never_begun_goes_with_its_content(harness: Harness, policy: str) -> None:
+    """Nothing says in which pool it would be. Its source is no volume of this node, or it is deleted at once."""
+    await harness.content("one", {"volumeHandle": "elsewhere"}, policy=policy)
+    assert "is not (any more) on node" in await harness.until_error("one")
+    await harness.delete("one")
+    await harness.until_gone("one")
+
+
 
 async def test_what_is_not_there_is_said(harness: Harness) -> None:
     await harness.content("one", {"snapshotHandle": f"{NODE}/snap_nothing"})
