@@ -108,10 +108,11 @@ class ApiOwnerLookup:
 
     async def _naming(self, snapshot_volume: str) -> Owner | None:
         """The VolumeSnapshotContent that names by its handle the snapshot of one that is gone: an administrator made it
-        to have that. Its own it is only once the record says so."""
+        to have that. Or the one that it was made for, where the API server went back to before it was another's. Its
+        own it is only once the record says so."""
         async for page in self._api.pages(SNAPSHOT_CONTENTS):
             for content in map(snapshot.read, page.items):
-                if content is not None and content.source_handle and content.volume == snapshot_volume:
+                if content is not None and content.volume == snapshot_volume:
                     return Owner(content.uid, RETAIN, reclaimable=False)
         return None
 

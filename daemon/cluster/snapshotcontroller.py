@@ -65,10 +65,13 @@ def plan(content: SnapshotContent, volume: Volume | None) -> Action:
         if not content.reclaimable or snapshot.FINALIZER not in content.finalizers:
             return Action.LEAVE
         return Action.REMOVE if content.deletion_policy == DELETE else Action.RETAIN
-    if volume is None or volume.record.uid != content.uid or volume.record.state is not VolumeState.READY:
-        return Action.FIND if content.source_handle else Action.CREATE
+    whole = volume if volume is not None and volume.record.state is VolumeState.READY else None
+    if whole is None or whole.record.uid != content.uid:
+        # One that is whole was made for this content, whose name it has, and another had it since: the API server went
+        # back to before that.
+        return Action.FIND if content.source_handle or whole else Action.CREATE
     reported = content.ready and not content.being_created
-    return Action.LEAVE if reported and volume.record.policy == content.deletion_policy else Action.FIND
+    return Action.LEAVE if reported and whole.record.policy == content.deletion_policy else Action.FIND
 
 
 class SnapshotController:
@@ -279,13 +282,14 @@ class SnapshotController:
         """Raises Foreign unless its content is gone, whatever policy that had: somebody may have torn its finalizer
         off."""
         owner = await self._owner_lookup.owner(content.volume, record.content)
+        volume = Handle(self._node.name, content.volume)
         if owner is not None and owner.uid == record.uid:
             raise Foreign(
-                f"snapshot {content.source_handle} belongs to the VolumeSnapshotContent {record.content}: set its "
-                "deletionPolicy to Retain and delete it first"
+                f"snapshot {volume} belongs to the VolumeSnapshotContent {record.content}: set its deletionPolicy to "
+                "Retain and delete it first"
             )
         if record.cluster and record.cluster != self._owner_lookup.cluster:
-            raise Foreign(f"snapshot {content.source_handle} belongs to another cluster")
+            raise Foreign(f"snapshot {volume} belongs to another cluster")
 
     async def _say_ready(self, content: SnapshotContent, volume: Volume) -> None:
         handle = Handle(self._node.name, volume.pv)

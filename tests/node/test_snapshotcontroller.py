@@ -4,6 +4,7 @@ process: no kubelet, no provisioner."""
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +285,29 @@ async def test_one_whose_content_was_torn_off_is_kept_for_the_one_that_names_it(
 
 
 async def test_one_that_a_volumesnapshot_has_stays_though_its_content_is_deleted(harness: Harness) -> None:
+async def test_one_that_another_content_had_is_its_own_again(harness: Harness) -> None:
+    """The API server went back to before it was deleted, and before another one was made that found it."""
+    await made_volume(harness, "pv")
+    uid = await harness.content("one", {"volumeHandle": "pv"}, policy="Retain")
+    await harness.until_ready("one")
+    name = snapshot.volume_name(uid)
+    volume = harness.volumes.inventory.volume(name)
+    assert volume
+    found = replace(volume.record, uid="uid-of-found", content="found", policy="Delete")
+    await harness.volumes.transfer(name, uid, found)
+    with pytest.raises(NotAuthorized, match=f"there is a VolumeSnapshotContent of its name .uid {uid}"):
+        await harness.volumes.reclaim(name, "uid-of-found", LoopBackend.POOL, RemovalReason.ORPHANED)
+    harness.controller.enqueue(name)
+
+    def its_own() -> bool:
+        volume = harness.volumes.inventory.volume(name)
+        assert volume
+        return (volume.record.uid, volume.record.content, volume.record.policy) == (uid, "one", "Retain")
+
+    await until(its_own, what="the record names it again")
+    await harness.until_ready("one")
+
+
     """The content was another's, which was deleted, and given to this one. Whoever deletes it gives up no data."""
     await made_volume(harness, "pv")
     uid = await harness.content("one", {"volumeHandle": "pv"})
@@ -341,6 +365,15 @@ async def test_one_that_is_to_be_retained_is_so_though_it_could_not_be_seen(harn
     uid = await harness.content("one", {"volumeHandle": "pv"}, policy="Retain")
     handle = (await harness.until_ready("one")).handle
     await harness.delete("one")
+@pytest.mark.parametrize("policy", ["Delete", "Retain"])
+async def test_one_that_was_never_begun_goes_with_its_content(harness: Harness, policy: str) -> None:
+    """Nothing says in which pool it would be. Its source is no volume of this node, or it is deleted at once."""
+    await harness.content("one", {"volumeHandle": "elsewhere"}, policy=policy)
+    assert "is not (any more) on node" in await harness.until_error("one")
+    await harness.delete("one")
+    await harness.until_gone("one")
+
+
     await harness.until_gone("one")
     name = snapshot.volume_name(uid)
     await harness.content("found", {"snapshotHandle": handle})
@@ -364,15 +397,6 @@ async def test_one_that_is_to_be_retained_is_so_though_it_could_not_be_seen(harn
     volume = harness.volumes.inventory.volume(name)
     assert volume
     assert volume.record.policy == "Retain"
-
-@pytest.mark.parametrize("policy", ["Delete", "Retain"])
-async def test_one_that_was_never_begun_goes_with_its_content(harness: Harness, policy: str) -> None:
-    """Nothing says in which pool it would be. Its source is no volume of this node, or it is deleted at once."""
-    await harness.content("one", {"volumeHandle": "elsewhere"}, policy=policy)
-    assert "is not (any more) on node" in await harness.until_error("one")
-    await harness.delete("one")
-    await harness.until_gone("one")
-
 
 
 async def test_what_is_not_there_is_said(harness: Harness) -> None:
