@@ -37,9 +37,13 @@ class FolderBackend(FilesBackend):
 
     async def clone_sharing_blocks(self, spec: VolumeSpec, source: Volume) -> Volume | None:
         """Files that are written at the same time can't be copied as of one moment."""
+        instead = (
+            "delete the VolumeSnapshot, and copy the files to another volume from a pod that mounts both"
+            if spec.content
+            else "delete the claim, make it anew without dataSource, and copy the files from a pod that mounts both"
+        )
         raise NotCloned(
-            "this node keeps volumes in plain folders (BINDMOUNT), which can't be copied as of one moment: delete the "
-            "claim, make it anew without dataSource, and copy the files from a pod that mounts both"
+            f"this node keeps volumes in plain folders (BINDMOUNT), which can't be copied as of one moment: {instead}"
         )
 
     @contextlib.asynccontextmanager

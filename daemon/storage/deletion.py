@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 
 from contract import names
+from contract.snapshot import CONTENT_KIND, FINALIZER, is_snapshot
 from contract.volume import DELETE, RETAIN
 from daemon.errors import Foreign, NotAuthorized, PoolMissing
 from daemon.storage.backend import Backend
@@ -63,7 +64,7 @@ class VolumeDeleter:
             if why := self._cache.inventory.why_unavailable(pool):
                 raise PoolMissing(
                     f"volume {pv} is not to be seen in {pool} now, and so not gone: {why}; if its data is gone for "
-                    f"good, take the finalizer {names.FINALIZER} off this PersistentVolume"
+                    f"good, {_release(pv)}"
                 )
             return True
         if volume.record.uid != uid:
@@ -117,15 +118,22 @@ class VolumeDeleter:
             if why or made:
                 raise PoolMissing(
                     f"volume {pv} is to be retained, and is not to be seen in {pool} now, so it can't be noted on it: "
-                    f"{why or 'bring back the disk that it lies on'}; if its data is gone for good, set the reclaim "
-                    f"policy to Delete, or take the finalizer {names.FINALIZER} off this PersistentVolume"
+                named = "deletionPolicy" if is_snapshot(pv) else "reclaim policy"
+                    f"{why or 'bring back the disk that it lies on'}; if its data is gone for good, set the {named} "
+                    f"to Delete, or {_release(pv)}"
                 )
         elif volume.record.uid != uid:
             if made:
                 raise Foreign(
                     f"volume {pv} is to be retained, and what this node has under its name is noted as that of uid "
-                    f"{volume.record.uid}, not {uid}: if it is the same data, run `elastic-local adopt {pv} --yes` on "
-                    f"the node; if not, take the finalizer {names.FINALIZER} off this PersistentVolume"
+                adopt = f"if it is the same data, run `elastic-local adopt {pv} --yes` on the node; if not, "
+                    f"{volume.record.uid}, not {uid}: {'' if is_snapshot(pv) else adopt}{_release(pv)}"
+
+
+def _release(pv: str) -> str:
+    """What a person does to the object of a volume whose data the node is to leave alone."""
+    finalizer, kind = (FINALIZER, CONTENT_KIND) if is_snapshot(pv) else (names.FINALIZER, "PersistentVolume")
+    return f"take the finalizer {finalizer} off this {kind}"
                 )
         elif volume.record.policy != RETAIN:
             await self._cache.rewrite(volume, replace(volume.record, policy=RETAIN))

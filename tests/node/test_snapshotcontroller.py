@@ -386,8 +386,13 @@ async def test_one_that_was_never_begun_goes_with_its_content(harness: Harness, 
     await harness.delete("found")
 
     async def held() -> bool:
+    told = f"deletionPolicy to Delete, or take the finalizer {snapshot.FINALIZER} off this VolumeSnapshotContent"
+
         await harness.events.flush()
-        return any("is to be retained" in event["message"] for event in await harness.cluster.list(EVENTS))
+        return any(
+            "is to be retained" in event["message"] and told in event["message"]
+            for event in await harness.cluster.list(EVENTS)
+        )
 
     await until(held, what="an event says that it can't be noted")
     away.rename(data)
