@@ -21,6 +21,7 @@ from daemon.storage.erasing import Eraser
 from daemon.storage.filesystems import Filesystems
 from daemon.storage.inventory import Volume
 from daemon.storage.inventorycache import InventoryCache
+from daemon.storage.record import VolumeState
 from daemon.storage.snapshots import Snapshots
 from daemon.storage.staging import Staging
 
@@ -107,7 +108,8 @@ class VolumeDeleter:
     async def retain(self, pv: str, uid: str, pool: str, *, made: bool) -> None:
         """Its record says from now on that it is to be kept, if there ever was a volume: one that was `made` and is
         not found is somewhere else, and would come back with a record that says otherwise. One whose data is being
-        erased keeps what is left of it."""
+        erased keeps what is left of it. Of one that was never whole there is nothing to be kept: it is noted as one
+        that goes with the other orphans."""
         volume = await self._cache.volume(pv)
         if volume is None:
             await self._cache.refresh()
@@ -116,24 +118,27 @@ class VolumeDeleter:
             self._cache.raise_if_damaged(pv)
             why = self._cache.inventory.why_unavailable(pool)
             if why or made:
+                named = "deletionPolicy" if is_snapshot(pv) else "reclaim policy"
                 raise PoolMissing(
                     f"volume {pv} is to be retained, and is not to be seen in {pool} now, so it can't be noted on it: "
-                named = "deletionPolicy" if is_snapshot(pv) else "reclaim policy"
                     f"{why or 'bring back the disk that it lies on'}; if its data is gone for good, set the {named} "
                     f"to Delete, or {_release(pv)}"
                 )
         elif volume.record.uid != uid:
             if made:
+                adopt = f"if it is the same data, run `elastic-local adopt {pv} --yes` on the node; if not, "
                 raise Foreign(
                     f"volume {pv} is to be retained, and what this node has under its name is noted as that of uid "
-                adopt = f"if it is the same data, run `elastic-local adopt {pv} --yes` on the node; if not, "
                     f"{volume.record.uid}, not {uid}: {'' if is_snapshot(pv) else adopt}{_release(pv)}"
+                )
+        else:
+            unfinished = volume.record.state in (VolumeState.FORMATTING, VolumeState.COPYING) and not made
+            policy = DELETE if unfinished else RETAIN
+            if volume.record.policy != policy:
+                await self._cache.rewrite(volume, replace(volume.record, policy=policy))
 
 
 def _release(pv: str) -> str:
     """What a person does to the object of a volume whose data the node is to leave alone."""
     finalizer, kind = (FINALIZER, CONTENT_KIND) if is_snapshot(pv) else (names.FINALIZER, "PersistentVolume")
     return f"take the finalizer {finalizer} off this {kind}"
-                )
-        elif volume.record.policy != RETAIN:
-            await self._cache.rewrite(volume, replace(volume.record, policy=RETAIN))

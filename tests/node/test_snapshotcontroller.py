@@ -22,6 +22,7 @@ from daemon.kubelet.poddevice import PodDevice
 from daemon.storage.deletionguard import RemovalReason
 from daemon.storage.record import VolumeState
 from daemon.storage.volumes import Volumes
+from host import devicecopy
 from kube.client import Cluster
 from kube.errors import NotFound
 from kube.events import Recorder
@@ -284,7 +285,6 @@ async def test_one_whose_content_was_torn_off_is_kept_for_the_one_that_names_it(
     assert (volume.record.uid, volume.record.content) == (found, "found")
 
 
-async def test_one_that_a_volumesnapshot_has_stays_though_its_content_is_deleted(harness: Harness) -> None:
 async def test_one_that_another_content_had_is_its_own_again(harness: Harness) -> None:
     """The API server went back to before it was deleted, and before another one was made that found it."""
     await made_volume(harness, "pv")
@@ -308,6 +308,7 @@ async def test_one_that_another_content_had_is_its_own_again(harness: Harness) -
     await harness.until_ready("one")
 
 
+async def test_one_that_a_volumesnapshot_has_stays_though_its_content_is_deleted(harness: Harness) -> None:
     """The content was another's, which was deleted, and given to this one. Whoever deletes it gives up no data."""
     await made_volume(harness, "pv")
     uid = await harness.content("one", {"volumeHandle": "pv"})
@@ -365,15 +366,6 @@ async def test_one_that_is_to_be_retained_is_so_though_it_could_not_be_seen(harn
     uid = await harness.content("one", {"volumeHandle": "pv"}, policy="Retain")
     handle = (await harness.until_ready("one")).handle
     await harness.delete("one")
-@pytest.mark.parametrize("policy", ["Delete", "Retain"])
-async def test_one_that_was_never_begun_goes_with_its_content(harness: Harness, policy: str) -> None:
-    """Nothing says in which pool it would be. Its source is no volume of this node, or it is deleted at once."""
-    await harness.content("one", {"volumeHandle": "elsewhere"}, policy=policy)
-    assert "is not (any more) on node" in await harness.until_error("one")
-    await harness.delete("one")
-    await harness.until_gone("one")
-
-
     await harness.until_gone("one")
     name = snapshot.volume_name(uid)
     await harness.content("found", {"snapshotHandle": handle})
@@ -385,9 +377,9 @@ async def test_one_that_was_never_begun_goes_with_its_content(harness: Harness, 
     await harness.until_error("found")
     await harness.delete("found")
 
-    async def held() -> bool:
     told = f"deletionPolicy to Delete, or take the finalizer {snapshot.FINALIZER} off this VolumeSnapshotContent"
 
+    async def held() -> bool:
         await harness.events.flush()
         return any(
             "is to be retained" in event["message"] and told in event["message"]
@@ -402,6 +394,38 @@ async def test_one_that_was_never_begun_goes_with_its_content(harness: Harness, 
     volume = harness.volumes.inventory.volume(name)
     assert volume
     assert volume.record.policy == "Retain"
+
+
+async def test_of_one_that_was_never_whole_nothing_is_retained(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy that fails leaves what is copied anew. When it is given up, that goes as an orphan does."""
+    await made_volume(harness, "pv")
+
+    async def fail(*arguments: Any, **keywords: Any) -> None:
+        raise OSError("the disk is broken")
+
+    monkeypatch.setattr(devicecopy, "copy", fail)
+    name = snapshot.volume_name(await harness.content("one", {"volumeHandle": "pv"}, policy="Retain"))
+    assert "the disk is broken" in await harness.until_error("one")
+    begun = harness.volumes.inventory.volume(name)
+    assert begun
+    assert begun.record.state is VolumeState.COPYING
+    await harness.delete("one")
+    await harness.until_gone("one")
+    left = harness.volumes.inventory.volume(name)
+    assert left
+    assert left.record.policy == "Delete"
+    await harness.volumes.reclaim(name, left.record.uid, LoopBackend.POOL, RemovalReason.ORPHANED)
+
+
+@pytest.mark.parametrize("policy", ["Delete", "Retain"])
+async def test_one_that_was_never_begun_goes_with_its_content(harness: Harness, policy: str) -> None:
+    """Nothing says in which pool it would be. Its source is no volume of this node, or it is deleted at once."""
+    await harness.content("one", {"volumeHandle": "elsewhere"}, policy=policy)
+    assert "is not (any more) on node" in await harness.until_error("one")
+    await harness.delete("one")
+    await harness.until_gone("one")
 
 
 async def test_what_is_not_there_is_said(harness: Harness) -> None:

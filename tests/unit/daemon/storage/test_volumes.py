@@ -241,6 +241,27 @@ async def test_space_that_others_freed_is_seen_before_it_is_refused(volumes: Vol
     await volumes.prepare(spec("second"))
 
 
+@pytest.mark.parametrize(
+    ("state", "made", "policy"),
+    [
+        (VolumeState.FORMATTING, False, DELETE),
+        (VolumeState.COPYING, False, DELETE),
+        (VolumeState.READY, False, RETAIN),
+        (VolumeState.ERASING, False, RETAIN),
+        (VolumeState.FORMATTING, True, RETAIN),
+    ],
+)
+async def test_what_was_never_whole_is_not_retained(
+    volumes: Volumes, backend: Memory, state: VolumeState, made: bool, policy: str
+) -> None:
+    """Nobody could ever use it, and nobody would ever remove it."""
+    backend.volumes["pv"] = Volume(spec(policy=RETAIN).record(state), 100, POOL)
+    await volumes.refresh()
+    await volumes.retain("pv", "uid", POOL, made=made)
+    assert backend.volumes["pv"].record.policy == policy
+    assert backend.volumes["pv"].record.state is state
+
+
 async def test_a_volume_of_another_uid_is_refused(volumes: Volumes, backend: Memory) -> None:
     await volumes.prepare(spec(uid="theirs"))
     for attempt in (volumes.prepare, volumes.expand):
