@@ -16,8 +16,11 @@ from kube.resources import Resource
 from tests.sandbox.apiserver import faults
 from tests.sandbox.apiserver.faults import Plan
 from tests.sandbox.sandbox import Sandbox
+from tests.torture.clustercgroups import ControlGroups
+from tests.torture.clusterlook import volumes_on
 from tests.torture.clustermodel import Model
-from tests.torture.clusterwork import NAMESPACE, Campaign, cluster
+from tests.torture.clusterrequests import NAMESPACE
+from tests.torture.clusterwork import Campaign, cluster
 from tests.torture.figures import Figures
 
 _SETTLE_EVERY = 4
@@ -30,8 +33,8 @@ _CONFIG_MAPS = Resource("", "v1", "configmaps", namespaced=True)
 
 
 class ApiFaults(Campaign):
-    def __init__(self, sandbox: Sandbox, seed: int, figures: Figures) -> None:
-        super().__init__(sandbox, seed, figures, _SETTLE_EVERY)
+    def __init__(self, sandbox: Sandbox, groups: ControlGroups, seed: int, figures: Figures) -> None:
+        super().__init__(sandbox, groups, seed, figures, _SETTLE_EVERY)
         self._backup: tuple[Path, Model] | None = None
         self._number = 0
 
@@ -90,8 +93,10 @@ class ApiFaults(Campaign):
         kept, saved = self._backup
         there = await self.seen()
         await self.sandbox.apiserver.kill()
+        # What was made since that look. Without an API server nothing is begun.
+        made = [name for node in self.sandbox.nodes.values() for name, _ in volumes_on(node)]
         shutil.copyfile(kept, self._journal)
-        self.model = self.model.restored(saved, [*there.volumes, *there.data])
+        self.model = self.model.restored(saved, [*there.volumes, *there.data, *made])
         self.note(f"the API server goes back in time, to {sorted(saved.workloads)}")
         await self.sandbox.apiserver.start()
         self.figures.counts["times back in time"] += 1
@@ -108,7 +113,7 @@ class ApiFaults(Campaign):
 
 def run(folder: Path, seed: int, figures: Figures, enough: Callable[[], bool]) -> None:
     async def live() -> None:
-        async with cluster(folder, provisioners=2) as sandbox:
-            await ApiFaults(sandbox, seed, figures).run(enough)
+        async with cluster(folder, provisioners=2) as (sandbox, groups):
+            await ApiFaults(sandbox, groups, seed, figures).run(enough)
 
     asyncio.run(live())

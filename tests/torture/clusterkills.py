@@ -12,6 +12,7 @@ from kube.errors import NotFound
 from kube.resources import LEASES
 from tests.sandbox.programs import Program
 from tests.sandbox.sandbox import Sandbox
+from tests.torture.clustercgroups import ControlGroups
 from tests.torture.clusterwork import Campaign, cluster
 from tests.torture.figures import Figures
 
@@ -25,8 +26,8 @@ _LEASE = "elastic-local-provisioner"
 
 
 class ClusterKills(Campaign):
-    def __init__(self, sandbox: Sandbox, seed: int, figures: Figures) -> None:
-        super().__init__(sandbox, seed, figures, _SETTLE_EVERY)
+    def __init__(self, sandbox: Sandbox, groups: ControlGroups, seed: int, figures: Figures) -> None:
+        super().__init__(sandbox, groups, seed, figures, _SETTLE_EVERY)
 
     async def disturb(self) -> None:
         for _ in range(self.chance.randint(1, _MOST_KILLS)):
@@ -74,7 +75,7 @@ class ClusterKills(Campaign):
 
 def run(folder: Path, seed: int, figures: Figures, enough: Callable[[], bool]) -> None:
     async def live() -> None:
-        async with cluster(folder, provisioners=2) as sandbox:
-            await ClusterKills(sandbox, seed, figures).run(enough)
+        async with cluster(folder, provisioners=2) as (sandbox, groups):
+            await ClusterKills(sandbox, groups, seed, figures).run(enough)
 
     asyncio.run(live())

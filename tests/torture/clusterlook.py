@@ -8,25 +8,40 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from contract import names, quantity
+from contract import names, quantity, snapshot
+from contract.volume import RETAIN
+from daemon.storage.record import VolumeState
 from host import mounttable
-from kube.resources import CAPACITIES, CLAIMS, PODS, VOLUMES
+from kube.records import read_claim
+from kube.resources import CAPACITIES, CLAIMS, PODS, SNAPSHOT_CONTENTS, SNAPSHOTS, VOLUMES
 from tests.sandbox import mountspace
 from tests.sandbox.nodes import Node
 from tests.sandbox.sandbox import Sandbox
 from tests.sandbox.workloads import is_ready
-from tests.torture.clustermodel import Seen, SeenClaim, SeenData, SeenPod, SeenVolume
+from tests.torture.clustercgroups import ControlGroups
+from tests.torture.clusterseen import (
+    Seen,
+    SeenClaim,
+    SeenContent,
+    SeenData,
+    SeenPod,
+    SeenSnapshot,
+    SeenVolume,
+    lines_of,
+)
 
-FILE = "file"
+FILE, LINES = "file", "lines"
 _UUID = re.compile(r"[0-9a-f-]{36}\n")
-"""What a pod writes there."""
+"""What a pod writes into FILE."""
+_WRITERS = re.compile(r"(w[0-9]+\n)*")
+"""And what it appends to LINES: its name, again and again."""
 _STORED = {"loop": ("loop", ".img"), "folder": ("folders", ".folder")}
 """By backend: the folder below that of the data, and how the names in it end."""
 
 Json = dict[str, Any]
 
 
-async def look(sandbox: Sandbox, namespace: str, storage_class: str) -> Seen:
+async def look(sandbox: Sandbox, groups: ControlGroups, namespace: str, storage_class: str) -> Seen:
     nodes = sandbox.nodes.values()
     api = sandbox.api
     room = {
@@ -36,8 +51,13 @@ async def look(sandbox: Sandbox, namespace: str, storage_class: str) -> Seen:
     }
     volumes = {body["metadata"]["name"]: _volume(body) for body in await api.list(VOLUMES)}
     claims = {body["metadata"]["name"]: _claim(body) for body in await api.list(CLAIMS, namespace)}
-    pods = {body["metadata"]["name"]: _pod(body) for body in await api.list(PODS, namespace)}
-    paths = [Path(mount.path) for mount in mounttable.read()]
+    pods = {body["metadata"]["name"]: _pod(body, groups) for body in await api.list(PODS, namespace)}
+    groups.synchronize({pod.uid for pod in pods.values()})
+    snapshots = {body["metadata"]["name"]: _snapshot(body) for body in await api.list(SNAPSHOTS, namespace)}
+    contents = {
+        body["metadata"]["name"]: seen for body in await api.list(SNAPSHOT_CONTENTS) if (seen := _content(body))
+    }
+    mounts = {Path(mount.path): mount.device for mount in mounttable.read()}
     return Seen(
         claims=claims,
         pods=pods,
@@ -46,15 +66,17 @@ async def look(sandbox: Sandbox, namespace: str, storage_class: str) -> Seen:
         mounts=frozenset(
             mounted
             for node in nodes
-            for path in paths
+            for path in mounts
             if path.is_relative_to(node.kubelet_root / "pods") and (mounted := _mounted(path))
         ),
-        staged=frozenset(path.name for node in nodes for path in paths if path.parent == node.staging),
+        staged={path.name: number for node in nodes for path, number in mounts.items() if path.parent == node.staging},
         staging_folders=frozenset(path.name for node in nodes for path in node.staging.iterdir()),
         loop_devices=sum(len(list(mountspace.loop_devices(node.data))) for node in nodes),
         room=room,
         capacity={node.hostname: quantity.parse(node.spec.capacity) for node in nodes},
         loop_nodes=frozenset(node.name for node in nodes if node.spec.backend == "loop"),
+        snapshots=snapshots,
+        contents=contents,
     )
 
 
@@ -78,18 +100,35 @@ def _volume(body: Json) -> SeenVolume:
         capacity=quantity.parse(spec["capacity"]["storage"]),
         granted=max(int(annotations.get(name, "0")) for name in (names.GRANTED_ANNOTATION, names.SIZE_ANNOTATION)),
         node=(body["metadata"].get("labels") or {}).get(names.NODE_LABEL, ""),
+        attributes=spec.get("volumeAttributesClassName") or "",
+        limits=annotations.get(names.IO_LIMITS_ANNOTATION, ""),
     )
 
 
 def _claim(body: Json) -> SeenClaim:
-    status = body.get("status") or {}
+    status, claim = body.get("status") or {}, read_claim(body)
+    step = claim.modify_status + "+" * len(claim.modify_conditions)
     has = (status.get("capacity") or {}).get("storage", "0")
-    return SeenClaim(status.get("phase", ""), body["spec"].get("volumeName", ""), quantity.parse(has))
+    return SeenClaim(
+        claim.phase, claim.volume_name, quantity.parse(has), attributes=claim.current_attributes_class, step=step
+    )
 
 
-def _pod(body: Json) -> SeenPod:
-    ready = is_ready(body) and "deletionTimestamp" not in body["metadata"]
-    return SeenPod(body["metadata"]["uid"], ready, body["spec"].get("nodeName", ""))
+def _snapshot(body: Json) -> SeenSnapshot:
+    status = body.get("status") or {}
+    return SeenSnapshot(status.get("readyToUse") is True, quantity.parse(str(status.get("restoreSize") or "0")))
+
+
+def _content(body: Json) -> SeenContent | None:
+    content = snapshot.read(body)
+    if content is None:
+        return None
+    return SeenContent(content.snapshot_name, content.volume, content.ready, content.deletion_policy == RETAIN)
+
+
+def _pod(body: Json, groups: ControlGroups) -> SeenPod:
+    ready, uid = is_ready(body) and "deletionTimestamp" not in body["metadata"], body["metadata"]["uid"]
+    return SeenPod(uid, ready, body["spec"].get("nodeName", ""), groups.limits_of(uid))
 
 
 def volumes_on(node: Node) -> Iterator[tuple[str, SeenData]]:
@@ -107,17 +146,24 @@ def _data(node: Node, folder: Path, name: str, suffix: str) -> SeenData:
     data = folder / f"{name}{suffix}"
     record = json.loads((folder / f"{name}.json").read_text())
     size = data.stat().st_size if node.spec.backend == "loop" and data.exists() else int(record.get("size") or 0)
-    return SeenData(node.name, size, str(record.get("policy")), _file(node, data, name))
+    whole = record.get("state") == VolumeState.READY.value
+    file, writers = _read(node, data, name, FILE, _UUID), _read(node, data, name, LINES, _WRITERS)
+    return SeenData(node.name, size, str(record.get("policy")), file, lines_of(writers.split()), whole)
 
 
-def _file(node: Node, data: Path, name: str) -> str:
+def _read(node: Node, data: Path, name: str, file: str, what: re.Pattern[str]) -> str:
+    """What it holds that a pod wrote whole. Of a filesystem that is being made there is anything to be read."""
+    found = what.match(_shown(node, data, name, file))
+    return found[0] if found else ""
+
+
+def _shown(node: Node, data: Path, name: str, file: str) -> str:
     with contextlib.suppress(OSError):
-        return (data / FILE).read_text()
+        return (data / file).read_text()
     staged = node.staging / name
     if any(mount.path == str(staged) for mount in mounttable.read()):
         with contextlib.suppress(OSError):
-            return (staged / FILE).read_text()
+            return (staged / file).read_text()
         return ""
-    shown = subprocess.run(["debugfs", "-R", f"cat /{FILE}", data], capture_output=True, text=True, check=False)
-    # Of a filesystem that is being made it says on stdout what it found.
-    return shown.stdout if _UUID.fullmatch(shown.stdout) else ""
+    done = subprocess.run(["debugfs", "-R", f"cat /{file}", data], capture_output=True, check=False)
+    return done.stdout.decode(errors="replace")

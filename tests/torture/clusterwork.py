@@ -1,5 +1,5 @@
-"""Claims and pods that come, grow, are copied and go in a sandbox, while something disturbs the programs: what the
-campaigns on a whole cluster have in common.
+"""Claims, pods and snapshots that come, grow, are copied and go in a sandbox, while something disturbs the programs:
+what the campaigns on a whole cluster have in common.
 
 The disturbance ends every few rounds. Then all that was asked for must come to its end within a bound, and nothing may
 be lost or left over (clustermodel).
@@ -9,29 +9,26 @@ import asyncio
 import contextlib
 import random
 import time
-import zlib
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-from contract.volume import CSI, FLEX_VOLUME
 from host import filesystem
 from kube.errors import AlreadyExists, Conflict, Invalid, NotFound
-from kube.resources import CLAIMS, CLASSES, PODS, VOLUMES
 from tests.sandbox.nodes import NodeSpec
 from tests.sandbox.programs import Program, StartFailed
-from tests.sandbox.sandbox import Sandbox
-from tests.sandbox.workloads import NAMESPACES, claim, pod, storage_class
-from tests.torture.clusterlook import FILE, look
-from tests.torture.clustermodel import Model, Operation, Seen, plan
+from tests.sandbox.sandbox import COMPONENTS, Sandbox
+from tests.torture.clustercgroups import ControlGroups, control_groups
+from tests.torture.clusterlook import look
+from tests.torture.clustermodel import Model
+from tests.torture.clusteroperation import Operation
+from tests.torture.clusterplan import plan
+from tests.torture.clusterrequests import NAMESPACE, NotReleased, Requests, class_of, prepare
+from tests.torture.clusterseen import Seen
 from tests.torture.figures import Figures
 from tests.waiting import patience
 
 NODES = (NodeSpec("loop", capacity="4Gi"), NodeSpec("folder", backend="folder", capacity="4Gi"))
-NAMESPACE = "work"
-DELETE, RETAIN = "torture-delete", "torture-retain"
-"""Beginnings of the names of classes, one for each driver."""
-VOLUME_SOURCES = (FLEX_VOLUME, CSI)
 
 SETTLE_SECONDS = 90.0
 """Within which all must have come to its end once nothing disturbs it. Most of that is the kubelet's own back-off."""
@@ -40,27 +37,14 @@ _LOOK_PAUSE = 0.2
 _MOST_OPERATIONS = 4
 _TRACED = 4000
 
-_WRITE = (
-    f"test -e /data/{FILE} || cat /proc/sys/kernel/random/uuid > /data/.new && "
-    f"{{ test -e /data/{FILE} || mv /data/.new /data/{FILE}; }}; exec sleep infinity"
-)
-
-
-def class_of(name: str, *, retain: bool) -> str:
-    """Of a claim of that name: both drivers are in use, from any seed."""
-    source = VOLUME_SOURCES[zlib.crc32(name.encode()) % len(VOLUME_SOURCES)]
-    return f"{RETAIN if retain else DELETE}-{source.lower()}"
-
-
-class _NotReleased(Exception):
-    """The claim of a volume has not gone yet."""
-
 
 class Campaign:
     """From one seed. `settle_every`: rounds between two times of quiet."""
 
-    def __init__(self, sandbox: Sandbox, seed: int, figures: Figures, settle_every: int) -> None:
+    def __init__(self, sandbox: Sandbox, groups: ControlGroups, seed: int, figures: Figures, settle_every: int) -> None:
         self.sandbox = sandbox
+        self._groups = groups
+        self._requests = Requests(sandbox, groups)
         # Each has its own, or what is done would depend on who comes first.
         self.chance = random.Random(f"{seed} to disturb")
         self._asking = random.Random(f"{seed} to ask")
@@ -88,7 +72,7 @@ class Campaign:
 
     async def run(self, enough: Callable[[], bool]) -> None:
         """Until `enough`, or the first complaint; all is removed in the end, and nothing may stay."""
-        await self._prepare()
+        await prepare(self.sandbox)
         keeper = asyncio.create_task(self._keep_running())
         try:
             number = 0
@@ -114,39 +98,39 @@ class Campaign:
         seen = await self.seen()
         complaints = self.model.complaints(seen)
         while complaints and time.monotonic() - begin < SETTLE_SECONDS * patience():
+            for stray in self.model.strays(seen):
+                with contextlib.suppress(NotFound):
+                    await self._requests.discard(stray)
             await asyncio.sleep(_LOOK_PAUSE)
             seen = await self.seen()
             complaints = self.model.complaints(seen)
         if complaints:
             self._complain([f"still so {SETTLE_SECONDS * patience():.0f} s after the last disturbance:", *complaints])
-            shown = (*self.model.workloads.items(), *seen.volumes.items(), *seen.data.items())
+            shown = (
+                *self.model.workloads.items(),
+                *self.model.snapshots.items(),
+                *seen.volumes.items(),
+                *seen.snapshots.items(),
+                *seen.contents.items(),
+                *seen.data.items(),
+            )
             self.figures.complaints += [f"    {name}: {each}" for name, each in shown]
             return
         self.model = self.model.settled(seen)
         slowest = self.figures.counts["settled within, s"]
         self.figures.counts["settled within, s"] = max(slowest, round(time.monotonic() - begin))
         self.figures.counts["settled"] += 1
-        self.note(f"settled after {time.monotonic() - begin:.1f} s, {len(self.model.workloads)} workloads")
+        there = f"{len(self.model.workloads)} workloads, {len(self.model.snapshots)} snapshots"
+        self.note(f"settled after {time.monotonic() - begin:.1f} s, {there}")
 
     async def seen(self) -> Seen:
         """With what is learned from it."""
-        state = await look(self.sandbox, NAMESPACE, class_of("", retain=False))
+        state = await look(self.sandbox, self._groups, NAMESPACE, class_of(csi=True, retain=False))
         self.model = self.model.learned(state)
         return state
 
     def note(self, message: str) -> None:
         self._trace = [*self._trace[-_TRACED:], f"{time.monotonic() - self._begin:8.2f} {message}"]
-
-    async def _prepare(self) -> None:
-        await self.sandbox.api.create(
-            NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
-        )
-        for name, policy in ((DELETE, "Delete"), (RETAIN, "Retain")):
-            for source in VOLUME_SOURCES:
-                body = storage_class(
-                    f"{name}-{source.lower()}", volume_source=source, reclaimPolicy=policy, allowVolumeExpansion=True
-                )
-                await self.sandbox.api.create(CLASSES, body)
 
     async def _ask(self) -> None:
         for operation in plan(self.model, self._asking, self._asking.randint(1, _MOST_OPERATIONS)):
@@ -155,62 +139,19 @@ class Campaign:
         await self.seen()
 
     async def _perform(self, operation: Operation) -> None:
-        """As a user or an administrator does it, to whom the API server answers."""
         self.note(str(operation))
+        if operation.kind == "snapshot":
+            # What is flushed by now is to be in it.
+            await self.seen()
         try:
-            if operation.name in self.model.workloads or operation.kind in ("create", "rebind"):
-                await self._request(operation)
-        except (AlreadyExists, NotFound, Conflict, Invalid, _NotReleased) as error:
+            if operation.makes or operation.name in self.model.workloads or operation.name in self.model.snapshots:
+                operation = await self._requests.make(operation, self.model)
+        except (AlreadyExists, NotFound, Conflict, Invalid, NotReleased) as error:
             self.note(f"  refused: {error}")
             return
+        restores = operation.kind == "create" and operation.source in self.model.snapshots
+        self.figures.counts["create, restored" if restores else operation.kind] += 1
         self.model = self.model.after(operation)
-        self.figures.counts[operation.kind] += 1
-
-    async def _request(self, operation: Operation) -> None:
-        api, name = self.sandbox.api, operation.name
-        known = self.model.workloads.get(operation.source if operation.kind == "rebind" else name)
-        match operation.kind:
-            case "create":
-                more = (
-                    {"dataSource": {"kind": "PersistentVolumeClaim", "name": operation.source}}
-                    if operation.source
-                    else {}
-                )
-                of_class = class_of(name, retain=operation.retain)
-                await api.create(CLAIMS, claim(name, str(operation.size), of_class, **more), NAMESPACE)
-                await api.create(PODS, pod(name, {"/data": name}, script=_WRITE), NAMESPACE)
-            case "start":
-                await api.create(PODS, pod(name, {"/data": name}, script=_WRITE), NAMESPACE)
-            case "stop":
-                await api.delete(PODS, name, NAMESPACE)
-            case "grow":
-                request = {"spec": {"resources": {"requests": {"storage": str(operation.size)}}}}
-                await api.patch(CLAIMS, name, request, NAMESPACE)
-            case "delete":
-                with contextlib.suppress(NotFound):
-                    await api.delete(PODS, name, NAMESPACE)
-                await api.delete(CLAIMS, name, NAMESPACE)
-            case "policy" | "free" if known:
-                policy = "Retain" if operation.kind == "policy" and operation.retain else "Delete"
-                await api.patch(VOLUMES, known.volume, {"spec": {"persistentVolumeReclaimPolicy": policy}})
-            case "part" if known:
-                await api.delete(VOLUMES, known.volume)
-            case "rebind" if known:
-                await self._rebind(operation, known.volume)
-
-    async def _rebind(self, operation: Operation, volume: str) -> None:
-        """In one change of the PersistentVolume, so that its phase is older than all the rest for a moment."""
-        api, name = self.sandbox.api, operation.name
-        body = await api.get(VOLUMES, volume)
-        if body["status"]["phase"] != "Released":
-            raise _NotReleased(f"{volume} is {body['status']['phase']}")
-        policy = "Retain" if operation.retain else "Delete"
-        reserved = {"namespace": NAMESPACE, "name": name, "uid": None, "resourceVersion": None}
-        spec = {"claimRef": reserved if operation.reserved else None, "persistentVolumeReclaimPolicy": policy}
-        await api.patch(VOLUMES, volume, {"spec": spec})
-        storage_class = body["spec"]["storageClassName"]
-        await api.create(CLAIMS, claim(name, str(operation.size), storage_class, volumeName=volume), NAMESPACE)
-        await api.create(PODS, pod(name, {"/data": name}, script=_WRITE), NAMESPACE)
 
     async def _remove_all(self) -> None:
         """Nothing stays but what a person retained on purpose; orphans go when their time is over."""
@@ -223,6 +164,13 @@ class Campaign:
                 await self._perform(Operation("delete", each.name))
             elif each.kept and not each.parted and each.volume:
                 await self._perform(Operation("free", each.name))
+        for taken in list(self.model.snapshots.values()):
+            if not taken.deleted:
+                if taken.retain and taken.content:
+                    await self._perform(Operation("snapshotpolicy", taken.name, retain=False))
+                await self._perform(Operation("unsnapshot", taken.name))
+            elif taken.retain and not taken.parted and taken.content:
+                await self._perform(Operation("freesnapshot", taken.name))
         await self.settle()
         if self.figures.complaints:
             return
@@ -244,6 +192,7 @@ class Campaign:
         self._complain([f"{message}, {_LAST_SECONDS:.0f} s after ORPHAN_GRACE" for message in left])
         self.figures.counts["orphans removed"] += sum(1 for name in self.model.orphans if name not in seen.data)
         parted = {each.volume for each in self.model.workloads.values() if each.parted and each.copied}
+        parted |= {each.volume for each in self.model.snapshots.values() if each.parted and each.ready}
         self._complain([f"retained volume {name} is LOST" for name in parted - seen.data.keys()])
         self.figures.counts["retained to the end"] += len(parted)
 
@@ -287,6 +236,9 @@ def _last_lines(program: Program) -> list[str]:
 
 
 @contextlib.asynccontextmanager
-async def cluster(folder: Path, provisioners: int) -> AsyncIterator[Sandbox]:
-    async with Sandbox(folder, NODES, provisioners=provisioners) as sandbox:
-        yield sandbox
+async def cluster(folder: Path, provisioners: int) -> AsyncIterator[tuple[Sandbox, ControlGroups]]:
+    with control_groups() as groups:
+        async with Sandbox(
+            folder, NODES, provisioners=provisioners, components=[COMPONENTS / "snapshots"], snapshots=True
+        ) as sandbox:
+            yield sandbox, groups
