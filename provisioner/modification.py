@@ -7,8 +7,8 @@ class meanwhile is served at once.
 
 | the claim names | status.modifyVolumeStatus | conditions |
 |---|---|---|
-| a class that is not there | Pending | left alone |
-| one that its volume can't have | Infeasible | ModifyingVolume; ModifyVolumeError says why |
+| a class that is not there | Pending; currentVolumeAttributesClassName is what its volume has | left alone |
+| one that its volume can't have | Infeasible; likewise | ModifyingVolume; ModifyVolumeError says why |
 | one that it can have | InProgress | ModifyingVolume |
 | the one that its volume has | none; currentVolumeAttributesClassName | neither |
 | none any more (only until it had one) | as it is; one in progress is finished | no ModifyingVolume |
@@ -141,13 +141,13 @@ def plan(
     return Modify(target, changed)
 
 
-def status_patch(claim: Claim, planned: Plan, now: str) -> Json:
+def status_patch(claim: Claim, planned: Plan, now: str, *, has: str) -> Json:
     """The strategic merge patch of this very version of a claim, empty when its status is as it should be. `now`: the
-    time as the API writes it."""
+    time as the API writes it. `has`: the class that its volume has."""
     status: Json = {}
     conditions: dict[str, tuple[str, str] | None] = {}
     """By type, reason and message. None: there is to be none."""
-    step, target = "", ""
+    step, target, current = "", "", claim.current_attributes_class
     match planned:
         case Settled() | Wait():
             return {}
@@ -155,7 +155,7 @@ def status_patch(claim: Claim, planned: Plan, now: str) -> Json:
             conditions = {MODIFYING_VOLUME: None}
             step, target = claim.modify_status, claim.modify_target
         case Pend(target, _):
-            step = PENDING
+            step, current = PENDING, has
         case Modify(target, _):
             step = IN_PROGRESS
             conditions = {
@@ -163,16 +163,16 @@ def status_patch(claim: Claim, planned: Plan, now: str) -> Json:
                 MODIFY_VOLUME_ERROR: None,
             }
         case Refuse(target, why):
-            step = INFEASIBLE
+            step, current = INFEASIBLE, has
             conditions = {
                 MODIFYING_VOLUME: ("", f'Modifying volume to "{target}" failed. Waiting for retry.'),
                 MODIFY_VOLUME_ERROR: ("InvalidArgument", why),
             }
         case Complete(target):
             conditions = dict.fromkeys((MODIFYING_VOLUME, MODIFY_VOLUME_ERROR))
-            if claim.current_attributes_class != target:
-                status["currentVolumeAttributesClassName"] = target
-            target = ""
+            current, target = target, ""
+    if current != claim.current_attributes_class:
+        status["currentVolumeAttributesClassName"] = current
     if (step, target) != (claim.modify_status, claim.modify_target):
         status["modifyVolumeStatus"] = {"status": step, "targetVolumeAttributesClassName": target} if step else None
     present = dict(claim.modify_conditions)
@@ -240,11 +240,13 @@ class ModificationController:
     async def _reconcile(self, volume: PersistentVolume, claim: Claim) -> None:
         published = self._cache.published_by(volume.node_label, volume.storage_class)
         planned = plan(volume, claim, self._cache.attributes_class(target_of(claim)), published)
-        if isinstance(planned, Complete) and not await is_current(self._cluster, volume):
+        # It may have got a class that its claim does not name any more, by a change whose answer was lost.
+        untold = isinstance(planned, Pend | Refuse) and volume.attributes_class != claim.current_attributes_class
+        if (isinstance(planned, Complete) or untold) and not await is_current(self._cluster, volume):
             # It may have another class by now, which we gave it. A claim that says it is done is not looked at again.
             self.queue.add_after(claim.key, _CATCHING_UP)
             return
-        claim = await self._write_status(claim, planned)
+        claim = await self._write_status(claim, planned, volume.attributes_class)
         match planned:
             case Wait():
                 self.queue.add_after(claim.key, _READING)
@@ -264,7 +266,7 @@ class ModificationController:
                 await self._complete(claim, target)
 
     async def _complete(self, claim: Claim, target: str) -> None:
-        await self._write_status(claim, Complete(target))
+        await self._write_status(claim, Complete(target), target)
         _log.info("modified to VolumeAttributesClass %s", target)
         self._recorder.normal(
             claim.reference,
@@ -272,9 +274,9 @@ class ModificationController:
             f"modified volume {claim.volume_name} with VolumeAttributesClass {target} successfully",
         )
 
-    async def _write_status(self, claim: Claim, planned: Plan) -> Claim:
+    async def _write_status(self, claim: Claim, planned: Plan, has: str) -> Claim:
         """The claim as it is then."""
-        body = status_patch(claim, planned, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
+        body = status_patch(claim, planned, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), has=has)
         if not body:
             return claim
         written = await self._cluster.patch(CLAIMS, claim.name, body, claim.namespace, "status", content_type=STRATEGIC)

@@ -9,7 +9,7 @@ from contract import names
 from contract import volume as contract_volume
 from contract.parameters import VolumeParameters
 from contract.volume import PersistentVolume
-from kube.errors import Conflict, Json
+from kube.errors import Conflict, Json, Unreachable
 from kube.records import Claim, VolumeAttributesClass
 from kube.resources import ATTRIBUTES_CLASSES, CLAIMS, CLASSES, VOLUMES
 from provisioner.decision import ClassMissing
@@ -127,7 +127,8 @@ def test_plan(
 ) -> None:
     assert plan(volume, claim, attributes, published()) == planned
     # It is a goal, and no swing: what was written is what is planned then.
-    assert status_patch(written(claim, planned), planned, "") == {}
+    after = written(claim, planned)
+    assert status_patch(after, planned, "", has=after.current_attributes_class) == {}
 
 
 @pytest.mark.parametrize(
@@ -145,7 +146,7 @@ def test_what_its_volume_can_not_have_is_infeasible(
     planned = plan(volume, asking("gold"), replace(GOLD, **change), published())
     assert isinstance(planned, Refuse)
     assert all(word in planned.why for word in words), planned.why
-    assert status_patch(written(asking("gold"), planned), planned, "") == {}
+    assert status_patch(written(asking("gold"), planned), planned, "", has="") == {}
 
 
 def test_a_folder_has_no_limits_and_nobody_knows_of_a_node_that_says_nothing() -> None:
@@ -159,8 +160,8 @@ def test_a_folder_has_no_limits_and_nobody_knows_of_a_node_that_says_nothing() -
 
 
 def written(claim: Claim, planned: Plan) -> Claim:
-    """The claim with its status as the patch has it."""
-    body = status_patch(claim, planned, "now")
+    """The claim with its status as the patch has it, where that was right about what the volume has."""
+    body = status_patch(claim, planned, "now", has=claim.current_attributes_class)
     if not body:
         return claim
     assert body["metadata"] == {"uid": claim.uid, "resourceVersion": claim.resource_version}
@@ -184,13 +185,13 @@ def written(claim: Claim, planned: Plan) -> Claim:
 
 
 def test_the_status_says_why_in_the_words_of_the_external_resizer() -> None:
-    status = status_patch(asking("gold"), Refuse("gold", "because"), "now")["status"]
+    status = status_patch(asking("gold"), Refuse("gold", "because"), "now", has="")["status"]
     assert status["modifyVolumeStatus"] == {"status": "Infeasible", "targetVolumeAttributesClassName": "gold"}
     assert [(each["type"], each.get("reason"), each["message"]) for each in status["conditions"]] == [
         (MODIFYING, None, 'Modifying volume to "gold" failed. Waiting for retry.'),
         (ERROR, "InvalidArgument", "because"),
     ]
-    assert "conditions" not in status_patch(asking("gold"), Pend("gold", "because"), "now")["status"]
+    assert "conditions" not in status_patch(asking("gold"), Pend("gold", "because"), "now", has="")["status"]
 
 
 def test_no_class_is_the_target_of_a_claim_that_names_none() -> None:
@@ -306,6 +307,25 @@ async def test_an_infeasible_class_is_told_and_left(cluster: MemoryCluster) -> N
         asks(cluster, "")
         await until(lambda: {each["type"] for each in stored(cluster)["status"]["conditions"]} == {ERROR})
         await until(lambda: told(cluster, "Canceled"))
+
+
+async def test_the_status_names_the_class_that_the_volume_has(cluster: MemoryCluster) -> None:
+    """Though the answer was lost when it got that, and the claim had named one that is not there by then."""
+    asked(cluster)
+    cluster.put(ATTRIBUTES_CLASSES, attributes_class("gold", readIOPS="2k"))
+
+    async def lose_the_answer() -> None:
+        asks(cluster, "missing")
+        raise Unreachable(0, "ConnectionLost", "the answer is lost")
+
+    async with leading(cluster):
+        await until(lambda: volume(cluster))
+        becomes_bound(cluster)
+        cluster.after["patch", "persistentvolumes"] = [lose_the_answer]
+        asks(cluster, "gold")
+        await until(lambda: (stored(cluster)["status"].get("modifyVolumeStatus") or {}).get("status") == "Pending")
+        await until(lambda: current(cluster) == "gold")
+        assert limits(cluster) == VolumeParameters(read_iops=2000, write_iops=600)
 
 
 async def test_a_new_volume_waits_for_its_class(cluster: MemoryCluster) -> None:
