@@ -178,7 +178,9 @@ class Model:
         there = {
             name: workload
             for name, workload in self.workloads.items()
-            if not workload.deleted or (workload.retain and workload.volume and not self._vanished(workload, seen))
+            if not workload.deleted
+            or name in seen.claims
+            or (workload.retain and workload.volume and not self._vanished(workload, seen))
         }
         snapshots = {
             name: each

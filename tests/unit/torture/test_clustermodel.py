@@ -233,6 +233,23 @@ def test_what_waits_for_a_snapshot_that_went_waits_for_ever() -> None:
     assert taken(restore).workloads["w2"].lines == HELD.lines
 
 
+def test_the_source_of_what_can_not_be_a_snapshot_waits_with_it() -> None:
+    model = replace(running(SNAPSHOT, Operation("delete", "w0")), cloning=frozenset())
+    model = replace(model, snapshots={"s1": replace(model.snapshots["s1"], able=False)})
+    held = replace(
+        RUNNING,
+        pods={},
+        mounts=frozenset(),
+        staged={},
+        loop_devices=0,
+        snapshots={"s1": SeenSnapshot(ready=False, size=0)},
+    )
+    assert model.complaints(held) == []
+    assert model.settled(held).complaints(held) == []
+    gone = model.after(Operation("unsnapshot", "s1"))
+    assert [each for each in gone.complaints(held) if "its claim is there still" in each]
+
+
 def test_a_claim_ends_with_the_class_that_it_names() -> None:
     model = running(Operation("modify", "w0", attributes="gold"))
     assert [each for each in model.complaints(RUNNING) if "has class '' and not 'gold'" in each]
