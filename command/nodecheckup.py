@@ -256,7 +256,7 @@ async def csi_driver(kubelet_root: Path, namespace: str = NAMESPACE) -> Finding:
     try:
         answer = await _plugin_info(str(path))
     except (OSError, GRPCError, StreamTerminatedError) as error:
-        return wrong("CSI driver", f"it does not answer at {path} ({error or type(error).__name__})", remedy)
+        return wrong("CSI driver", f"it does not answer at {path} ({str(error) or type(error).__name__})", remedy)
     if answer.name != CSI_DRIVER:
         return wrong("CSI driver", f"another driver, {answer.name[:100]!r}, answers at {path}", f"rm {path}")
     if not presence.exists(registration):

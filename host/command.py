@@ -270,7 +270,7 @@ async def run(
     in common with those that would wait for the same disk, None: its command line. Raises MissingTool, CommandHung,
     CommandTimedOut, and with `check` CommandFailed for an exit code other than zero.
     """
-    kind = kind or argv
+    kind = argv if kind is None else kind
     survivors.refuse(kind)
     environment = {**os.environ, **(env or {}), "LC_ALL": "C"}
     started = time.time()

@@ -133,7 +133,7 @@ class Recorder:
             async with asyncio.timeout(seconds):
                 await self._write_all()
         except (Unreachable, TimeoutError) as error:
-            _log.warning("%d events were not written: %s", len(self._pending), error or "no answer in time")
+            _log.warning("%d events were not written: %s", len(self._pending), str(error) or "no answer in time")
 
     def _report(self, reference: ObjectReference, kind: str, reason: str, message: str) -> None:
         subject = _Subject(replace(reference, resource_version=""), kind, reason, _shorten(message))

@@ -95,7 +95,7 @@ async def _acquire(lease: "_Lease", deadline: float, retry: float) -> None:
                 if await lease.take():
                     return
         except (ApiError, TimeoutError) as error:
-            _log.warning("waiting for the lease %s: %s", lease.name, error or "the API server does not answer")
+            _log.warning("waiting for the lease %s: %s", lease.name, str(error) or "the API server does not answer")
         await lease.clock.sleep(retry * (1 + random.random() / 5))  # noqa: S311
 
 
@@ -108,10 +108,10 @@ async def _renew(lease: "_Lease", renew_deadline: float, retry: float) -> None:
             async with lease.clock.timeout(left):
                 await lease.renew()
         except (ApiError, TimeoutError) as error:
-            _log.warning("the lease %s is not renewed yet: %s", lease.name, error or "no answer in time")
+            _log.warning("the lease %s is not renewed yet: %s", lease.name, str(error) or "no answer in time")
             if lease.clock.now() + retry > lease.renewed + renew_deadline:
                 raise LeadershipLost(
-                    f"the lease {lease.name} could not be renewed for {renew_deadline:g} s: {error or 'no answer'}"
+                    f"the lease {lease.name} could not be renewed for {renew_deadline:g} s: {str(error) or 'no answer'}"
                 ) from error
 
 
@@ -178,7 +178,7 @@ class _Lease:
             async with self.clock.timeout(_RELEASE_SECONDS):
                 await self._change(_free)
         except (ApiError, TimeoutError, LeadershipLost) as error:
-            _log.info("the lease %s was not given back: %s", self.name, error or "no answer in time")
+            _log.info("the lease %s was not given back: %s", self.name, str(error) or "no answer in time")
 
     async def _change(self, change: Callable[[Json], Json]) -> None:
         try:

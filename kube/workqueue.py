@@ -170,7 +170,7 @@ class WorkQueue:
         _log.warning(
             "%s: %s; next try in %.1f s",
             key,
-            error or repr(error),
+            str(error) or repr(error),
             seconds,
             exc_info=None if isinstance(error, self._expected) else error,
             extra={self._of: key} if self._of else None,

@@ -81,7 +81,7 @@ class ApiOwnerLookup:
         except (ApiError, OSError, TimeoutError) as error:
             raise ApiUnavailable(
                 f"the API server can't be asked for {'VolumeSnapshotContent' if content else 'PersistentVolume'} "
-                f"{name}, so nothing is done to its data until it can: {error or 'it does not answer'}"
+                f"{name}, so nothing is done to its data until it can: {str(error) or 'it does not answer'}"
             ) from error
 
     async def _owner_of_volume(self, body: Json) -> Owner:

@@ -96,7 +96,8 @@ async def test_what_grew_while_nobody_used_it_grows_with_its_next_mount(
         assert volume
         granularity = daemon.inventory.pool(volume.pool).granularity  # type: ignore[union-attr]
         assert volume.size == footprint(more * MIB, large.parameters, granularity)  # to the extent
-        if (await daemon.expand(large)) and node.make_backend().on_device(volume.pool):
+        await daemon.expand(large)
+        if node.make_backend().on_device(volume.pool):
             assert capacity(folder.path) - before > 0.7 * (more - size) * MIB
         assert checksum(folder.path) == written
         await daemon.unmount(folder)
