@@ -109,7 +109,7 @@ async def test_large_claims_take_no_memory(shaken_sandbox: Sandbox, shaken: Name
     await until(partial(refused, shaken, _LARGE), what="the last one was refused", seconds=60)
     assert largest_memory(provisioner.pid) < _MEMORY
     await provisioner.restart()
-    await until(lambda: "the state of the cluster is known" in provisioner.output, what="it leads", seconds=60)
+    await until(lambda: "the state of the cluster is known" in provisioner.output, what="it leads", seconds=120)
     assert largest_memory(provisioner.pid) < _MEMORY
 
 
