@@ -301,12 +301,11 @@ class Model:
     def _of_deleted(self, each: Workload, seen: Seen) -> Iterable[str]:
         volume, data = seen.volumes.get(each.volume), seen.data.get(each.volume)
         if each.name in seen.claims:
-            # The snapshot controller keeps the source of one that is not ready, be it for ever.
-            if not any(
-                one.source == each.name and not one.ready and not one.deleted for one in self.snapshots.values()
-            ):
+            # The snapshot controller keeps the source of one that is not ready, or not any more, be it for ever.
+            keeping = [one for one in self.snapshots.values() if one.source == each.name and not one.deleted]
+            if all(one.ready and not one.doubtful for one in keeping):
                 yield "its claim is there still"
-            elif any(one.able and one.source == each.name and not one.deleted for one in self.snapshots.values()):
+            elif any(one.able and not one.ready and not one.doubtful for one in keeping):
                 yield "its claim is there still, and its snapshot is not ready"
             return
         if not each.retain or each.parted:
