@@ -233,6 +233,15 @@ class Model:
         back to before there was the VolumeSnapshot. Nobody but a person lets them go."""
         return [name for name, content in seen.contents.items() if content.snapshot in self.forgotten]
 
+    def unreleased(self, seen: Seen) -> list[str]:
+        """Claims that it keeps for such a VolumeSnapshot, likewise."""
+        keeping = {each.source for each in self.snapshots.values() if not each.deleted}
+        return [
+            each.name
+            for each in self.workloads.values()
+            if self.forgotten and each.deleted and each.name in seen.claims.keys() - keeping
+        ]
+
     def complaints(self, seen: Seen) -> list[str]:
         """What is lost, left over or not done (yet)."""
         complaints: list[str] = []

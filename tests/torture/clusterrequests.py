@@ -18,6 +18,7 @@ from kube.resources import (
     SNAPSHOTS,
     VOLUMES,
 )
+from tests.sandbox.controlplane.snapshots import OF_CLAIM
 from tests.sandbox.sandbox import Sandbox
 from tests.sandbox.snapshots import content, from_snapshot, snapshot
 from tests.sandbox.workloads import NAMESPACES, claim, pod, storage_class
@@ -182,3 +183,10 @@ class Requests:
         marked = {"metadata": {"annotations": {BEING_DELETED: "yes"}}}
         await self._api.patch(SNAPSHOT_CONTENTS, content, marked)
         await self._api.delete(SNAPSHOT_CONTENTS, content)
+
+    async def release(self, claim: str) -> None:
+        """The source of a VolumeSnapshot that is gone, and that nobody said so of."""
+        metadata = (await self._api.get(CLAIMS, claim, NAMESPACE))["metadata"]
+        left = [each for each in metadata.get("finalizers") or [] if each != OF_CLAIM]
+        body = {"metadata": {"resourceVersion": metadata["resourceVersion"], "finalizers": left}}
+        await self._api.patch(CLAIMS, claim, body, NAMESPACE)

@@ -98,9 +98,7 @@ class Campaign:
         seen = await self.seen()
         complaints = self.model.complaints(seen)
         while complaints and time.monotonic() - begin < SETTLE_SECONDS * patience():
-            for stray in self.model.strays(seen):
-                with contextlib.suppress(NotFound):
-                    await self._requests.discard(stray)
+            await self._clear(seen)
             await asyncio.sleep(_LOOK_PAUSE)
             seen = await self.seen()
             complaints = self.model.complaints(seen)
@@ -122,6 +120,15 @@ class Campaign:
         self.figures.counts["settled"] += 1
         there = f"{len(self.model.workloads)} workloads, {len(self.model.snapshots)} snapshots"
         self.note(f"settled after {time.monotonic() - begin:.1f} s, {there}")
+
+    async def _clear(self, seen: Seen) -> None:
+        """What only a person lets go of."""
+        for stray in self.model.strays(seen):
+            with contextlib.suppress(NotFound):
+                await self._requests.discard(stray)
+        for name in self.model.unreleased(seen):
+            with contextlib.suppress(NotFound, Conflict):
+                await self._requests.release(name)
 
     async def seen(self) -> Seen:
         """With what is learned from it."""

@@ -250,6 +250,15 @@ def test_the_source_of_what_can_not_be_a_snapshot_waits_with_it() -> None:
     assert [each for each in gone.complaints(held) if "its claim is there still" in each]
 
 
+def test_what_the_snapshot_controller_remembers_is_left_to_a_person() -> None:
+    """After the API server went back to before the VolumeSnapshot."""
+    back = taken().restored(running(), [])
+    seen = replace(TAKEN, snapshots={})
+    assert (back.strays(seen), back.unreleased(seen)) == (["c1"], [])
+    assert back.after(Operation("delete", "w0")).unreleased(seen) == ["w0"]
+    assert (taken().strays(seen), running(Operation("delete", "w0")).unreleased(seen)) == ([], [])
+
+
 def test_a_claim_ends_with_the_class_that_it_names() -> None:
     model = running(Operation("modify", "w0", attributes="gold"))
     assert [each for each in model.complaints(RUNNING) if "has class '' and not 'gold'" in each]
