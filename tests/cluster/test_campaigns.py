@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.torture import apifaults, clusterkills
+from tests.torture.cluster import apifaults
+from tests.torture.cluster import kills as clusterkills
 from tests.torture.figures import Figures
 
 _SEED = 7

@@ -19,7 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.sandbox import mountspace
-from tests.torture import apifaults, clusterkills, faults, kills
+from tests.torture import faults, kills
+from tests.torture.cluster import apifaults
+from tests.torture.cluster import kills as clusterkills
 from tests.torture.figures import Figures
 from tests.torture.growth import Growths
 from tests.torture.lvmnode import has_device_mapper

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from tests.torture.clustermodel import Model
-from tests.torture.clusteroperation import Operation
-from tests.torture.clusterplan import SIZE, plan
-from tests.torture.clusterseen import (
+from tests.torture.cluster.model import Model
+from tests.torture.cluster.operation import Operation
+from tests.torture.cluster.plan import SIZE, plan
+from tests.torture.cluster.seen import (
     Seen,
     SeenClaim,
     SeenContent,
@@ -20,7 +20,7 @@ from tests.torture.clusterseen import (
     flushed,
     lines_of,
 )
-from tests.torture.clusterworkloads import Workload
+from tests.torture.cluster.workloads import Workload
 
 NODE, CAPACITY = "node-loop", 64 * SIZE
 DATA = SeenData(NODE, SIZE, "Delete", "first\n", (("w0", 4),))

@@ -4,7 +4,7 @@ moment, after it was asked for and before it was said to be ready; that never ch
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from tests.torture.clusterseen import Lines, Seen, SeenData, begins_with
+from tests.torture.cluster.seen import Lines, Seen, SeenData, begins_with
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from kube.resources import Resource
 from tests.sandbox.apiserver import faults
 from tests.sandbox.apiserver.faults import Plan
 from tests.sandbox.sandbox import Sandbox
-from tests.torture.clustercgroups import ControlGroups
-from tests.torture.clusterlook import volumes_on
-from tests.torture.clustermodel import Model
-from tests.torture.clusterrequests import NAMESPACE
-from tests.torture.clusterwork import Campaign, cluster
+from tests.torture.cluster.cgroups import ControlGroups
+from tests.torture.cluster.look import volumes_on
+from tests.torture.cluster.model import Model
+from tests.torture.cluster.requests import NAMESPACE
+from tests.torture.cluster.work import Campaign, cluster
 from tests.torture.figures import Figures
 
 _SETTLE_EVERY = 4

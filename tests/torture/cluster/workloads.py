@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
-from tests.torture.clusterseen import Lines, SeenData, begins_with
+from tests.torture.cluster.seen import Lines, SeenData, begins_with
 
 
 @dataclass(frozen=True)

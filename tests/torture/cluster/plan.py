@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from tests.node.volume_node import MIB
-from tests.torture.clusterattributes import LIMITS, MISSING
-from tests.torture.clustermodel import Model
-from tests.torture.clusteroperation import Operation
-from tests.torture.clustersnapshots import Snapshot
-from tests.torture.clusterworkloads import Workload
+from tests.torture.cluster.attributes import LIMITS, MISSING
+from tests.torture.cluster.model import Model
+from tests.torture.cluster.operation import Operation
+from tests.torture.cluster.snapshots import Snapshot
+from tests.torture.cluster.workloads import Workload
 
 SIZE = 16 * MIB
 _STEP = 8 * MIB

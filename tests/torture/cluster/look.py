@@ -18,8 +18,8 @@ from tests.sandbox import mountspace
 from tests.sandbox.nodes import Node
 from tests.sandbox.sandbox import Sandbox
 from tests.sandbox.workloads import is_ready
-from tests.torture.clustercgroups import ControlGroups
-from tests.torture.clusterseen import (
+from tests.torture.cluster.cgroups import ControlGroups
+from tests.torture.cluster.seen import (
     Seen,
     SeenClaim,
     SeenContent,

@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from tests.torture import clusterattributes
-from tests.torture.clusteroperation import Operation
-from tests.torture.clusterseen import Seen, begins_with, flushed
-from tests.torture.clustersnapshots import Snapshot
-from tests.torture.clusterworkloads import Workload
+from tests.torture.cluster import attributes
+from tests.torture.cluster.operation import Operation
+from tests.torture.cluster.seen import Seen, begins_with, flushed
+from tests.torture.cluster.snapshots import Snapshot
+from tests.torture.cluster.workloads import Workload
 
 
 @dataclass(frozen=True)
@@ -297,7 +297,7 @@ class Model:
         if data and volume and data.size < volume.capacity:
             yield f"its PersistentVolume says {volume.capacity} bytes, and it has {data.size}"
         if claim and volume:
-            yield from clusterattributes.complaints(
+            yield from attributes.complaints(
                 each.attributes,
                 each.csi,
                 each.node not in seen.loop_nodes,

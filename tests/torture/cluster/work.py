@@ -2,7 +2,7 @@
 what the campaigns on a whole cluster have in common.
 
 The disturbance ends every few rounds. Then all that was asked for must come to its end within a bound, and nothing may
-be lost or left over (clustermodel).
+be lost or left over (`model`).
 """
 
 import asyncio
@@ -18,13 +18,13 @@ from kube.errors import AlreadyExists, Conflict, Invalid, NotFound
 from tests.sandbox.nodes import NodeSpec
 from tests.sandbox.programs import Program, StartFailed
 from tests.sandbox.sandbox import COMPONENTS, Sandbox
-from tests.torture.clustercgroups import ControlGroups, control_groups
-from tests.torture.clusterlook import look
-from tests.torture.clustermodel import Model
-from tests.torture.clusteroperation import Operation
-from tests.torture.clusterplan import plan
-from tests.torture.clusterrequests import NAMESPACE, NotReleased, Requests, class_of, prepare
-from tests.torture.clusterseen import Seen
+from tests.torture.cluster.cgroups import ControlGroups, control_groups
+from tests.torture.cluster.look import look
+from tests.torture.cluster.model import Model
+from tests.torture.cluster.operation import Operation
+from tests.torture.cluster.plan import plan
+from tests.torture.cluster.requests import NAMESPACE, NotReleased, Requests, class_of, prepare
+from tests.torture.cluster.seen import Seen
 from tests.torture.figures import Figures
 from tests.waiting import patience
 

@@ -22,11 +22,11 @@ from tests.sandbox.controlplane.snapshots import OF_CLAIM
 from tests.sandbox.sandbox import Sandbox
 from tests.sandbox.snapshots import content, from_snapshot, snapshot
 from tests.sandbox.workloads import NAMESPACES, claim, pod, storage_class
-from tests.torture import clusterattributes
-from tests.torture.clustercgroups import ControlGroups
-from tests.torture.clusterlook import FILE, LINES
-from tests.torture.clustermodel import Model
-from tests.torture.clusteroperation import Operation
+from tests.torture.cluster import attributes
+from tests.torture.cluster.cgroups import ControlGroups
+from tests.torture.cluster.look import FILE, LINES
+from tests.torture.cluster.model import Model
+from tests.torture.cluster.operation import Operation
 
 NAMESPACE = "work"
 _DELETE, _RETAIN = "torture-delete", "torture-retain"
@@ -61,7 +61,7 @@ async def prepare(sandbox: Sandbox) -> None:
             name = class_of(csi=source == CSI, retain=retain)
             body = storage_class(name, volume_source=source, reclaimPolicy=policy, allowVolumeExpansion=True)
             await api.create(CLASSES, body)
-    for name in clusterattributes.LIMITS:
+    for name in attributes.LIMITS:
         await api.create(
             ATTRIBUTES_CLASSES,
             {
@@ -69,7 +69,7 @@ async def prepare(sandbox: Sandbox) -> None:
                 "kind": "VolumeAttributesClass",
                 "metadata": {"name": name},
                 "driverName": names.CSI_DRIVER,
-                "parameters": clusterattributes.parameters_of(name),
+                "parameters": attributes.parameters_of(name),
             },
         )
 
@@ -145,14 +145,14 @@ class Requests:
         reserved = {"namespace": NAMESPACE, "name": name, "uid": None, "resourceVersion": None}
         spec = {"claimRef": reserved if operation.reserved else None, "persistentVolumeReclaimPolicy": policy}
         await api.patch(VOLUMES, volume, {"spec": spec})
-        attributes = body["spec"].get("volumeAttributesClassName") or ""
+        wanted = body["spec"].get("volumeAttributesClassName") or ""
         # They are bound only if they have the same one.
-        more = {"volumeAttributesClassName": attributes} if attributes else {}
+        more = {"volumeAttributesClassName": wanted} if wanted else {}
         storage_class = body["spec"]["storageClassName"]
         asked = claim(name, str(operation.size), storage_class, volumeName=volume, **more)
         await api.create(CLAIMS, asked, NAMESPACE)
         await self._start(name)
-        return replace(operation, attributes=attributes)
+        return replace(operation, attributes=wanted)
 
     async def _set_policy(self, content: str, *, retain: bool) -> None:
         spec = {"deletionPolicy": "Retain" if retain else "Delete"}

@@ -12,8 +12,8 @@ from kube.errors import NotFound
 from kube.resources import LEASES
 from tests.sandbox.programs import Program
 from tests.sandbox.sandbox import Sandbox
-from tests.torture.clustercgroups import ControlGroups
-from tests.torture.clusterwork import Campaign, cluster
+from tests.torture.cluster.cgroups import ControlGroups
+from tests.torture.cluster.work import Campaign, cluster
 from tests.torture.figures import Figures
 
 _SETTLE_EVERY = 8

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from tests.torture.clusterseen import SeenClaim, SeenPod, SeenVolume
+from tests.torture.cluster.seen import SeenClaim, SeenPod, SeenVolume
 
 _KEYS = {"readBandwidth": "rbps", "writeBandwidth": "wbps", "readIOPS": "riops", "writeIOPS": "wiops"}
 """Of a class, and what the kernel calls each."""
