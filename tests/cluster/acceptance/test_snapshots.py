@@ -26,7 +26,7 @@ async def restore(namespace: Trial, storage_class: str) -> None:
     """The claim `copy`, larger than the snapshot, has what its source had; the source has another life, and an end."""
     home = await namespace.run("changer", "echo other > /data/word")
     await namespace.create(CLAIMS, claim("copy", "32Mi", storage_class, **from_snapshot("before")))
-    script = "grep -q precious /data/word; test $(df -k /data | tail -n 1 | awk '{print $2}') -gt 20000"
+    script = "grep -q precious /data/word; test $(df -Pk /data | awk 'NR == 2 {print $2}') -gt 20000"
     assert await namespace.run("reader", script, {"/data": "copy"}) == home
     for resource, name in ((CLAIMS, "data"), (SNAPSHOTS, "before")):
         await namespace.delete(resource, name)
