@@ -139,7 +139,6 @@ class VolumeCloner:
         `partial`: what an attempt that was cut off has left. If that is data, it is overwritten where it is: given back
         as it is, its space would show it to others."""
         source = self.source(spec)
-        spec = replace(spec, size=max(spec.size, source.size))
         # An attempt that was cut off may have mounted it.
         await self._disks.at(spec.pv, functools.partial(self._staging.release, spec.pv))
         if partial is None or partial.record.state is not VolumeState.COPYING:
@@ -157,6 +156,7 @@ class VolumeCloner:
     async def _clone_sharing_blocks(self, spec: VolumeSpec, partial: Volume | None) -> Volume | None:
         """The volume, if it can share the blocks of its source. As all that begins a copy, in its source's turn."""
         source = await self._sound_source(spec)
+        spec = _holding(source, spec)
         pool = self._backend.pool_of(spec.parameters)
         async with self._disks.load(pool), self._free_space.reserve(spec, partial.size if partial else 0) as taken:
             with self._cache.changing(spec.pv):
@@ -168,6 +168,7 @@ class VolumeCloner:
     async def _start_copy(self, spec: VolumeSpec, partial: Volume | None) -> tuple[Volume, Volume | None]:
         """The volume, and the snapshot to be copied to it. Without one, it is copied."""
         source = await self._sound_source(spec)
+        spec = _holding(source, spec)
         if partial is not None and partial.record.state is VolumeState.COPYING:
             await self._check_sectors(source, partial)
         staged = await asyncio.to_thread(self._staging.mounted, source.pv)
@@ -313,6 +314,11 @@ class VolumeCloner:
         folder = await self._disks.at(volume.pv, functools.partial(self._staging.make_folder, volume.pv))
         async with self._backend.device(volume) as device:
             await filesystem.renew_uuid(volume.record.filesystem, device, folder)
+
+
+def _holding(source: Volume, spec: VolumeSpec) -> VolumeSpec:
+    """Of a copy that takes all of its source. Only in the turn of the source: before, it may still grow."""
+    return replace(spec, size=max(spec.size, source.size))
 
 
 def _not_frozen(volume: Volume) -> str:

@@ -119,6 +119,20 @@ async def test_a_copy_of_what_is_in_use_stands_beside_it(node: Node, kind: str) 
 
 
 @on("loop", "lvm-thick", "lvm-thin")
+async def test_a_source_that_grows_while_its_copy_waits_for_it(node: Node) -> None:
+    """The copy is as large as its source is by then."""
+    volumes = await started(node)
+    source = source_of(node)
+    await volumes.unmount(await filled(node, volumes, source))
+    clone, larger = clone_of(source), replace(source, size=2 * source.size)
+    grown, copied = await asyncio.gather(volumes.expand(larger), volumes.prepare(clone))
+    assert copied.size >= grown.size >= 2 * source.size
+    folder = node.folder(clone.pv)
+    await volumes.mount(clone, folder, read_only=False)
+    assert (folder.path / "blob").read_bytes() == b"precious" * MIB
+
+
+@on("loop", "lvm-thick", "lvm-thin")
 async def test_a_copy_that_was_cut_off_is_no_copy_and_is_made_anew(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """What its source holds by then is what counts, and nothing of the first attempt."""
     volumes = await started(node)
