@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Hashable
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
@@ -190,7 +191,7 @@ class DiskThreads:
     ) -> Seen:
         """What `look` returns or raises. Raises Hung when it does not end in time, or an earlier one has not yet, or
         all threads of its `disk` are taken for so long. None: the place is a disk of its own. `late` gives back, in
-        the thread, what nobody waits for any more."""
+        a thread, what nobody waits for any more."""
         deadline = self._deadline if deadline is None else deadline
         disk = place if disk is None else disk
         await self._turn(place, disk, deadline)
@@ -253,10 +254,10 @@ class DiskThreads:
     ) -> Seen:
         """Begins at once, before anything is waited for."""
         call = _Call(place, disk)
+        seen: list[Seen] = []
 
         def run() -> Seen:
             threading.current_thread().name = f"look at {place}"
-            seen: list[Seen] = []
             try:
                 seen.append(look())
                 return seen[0]
@@ -276,7 +277,9 @@ class DiskThreads:
         try:
             return await answer
         except asyncio.CancelledError:
-            self._give_up(call)
+            if not self._give_up(call):
+                for unheard in seen:
+                    _executor.submit(partial(late, unheard))
             raise
         finally:
             timer.cancel()
@@ -318,7 +321,7 @@ class DiskThreads:
     def _give_up(self, call: _Call) -> bool:
         """False: it has just come back."""
         with self._lock:
-            if not call.over:
+            if not call.over and not call.given_up:
                 call.given_up = True
                 self._left[call.place] += 1
                 self._lost[call.disk] += 1

@@ -85,7 +85,7 @@ async def remove_group(by_hand: ByHand, name: str) -> None:
         try:
             by_hand("vgremove", "--force", "--yes", name)
         except subprocess.CalledProcessError as error:
-            print(error.stderr.decode())
+            print(error.stdout.decode(), error.stderr.decode())  # with its log for reports LVM says it in both
             return False
         return True
 

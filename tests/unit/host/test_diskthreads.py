@@ -12,7 +12,7 @@ import pytest
 from host import diskthreads
 from host.diskthreads import DiskThreads, Hung, unresponsive
 from tests.unit.daemon.static.shortdeadline import ShortDeadline
-from tests.waiting import until
+from tests.waiting import eventually, until
 
 DISK = Path("/mnt/disks/dead")
 
@@ -205,6 +205,39 @@ async def test_what_comes_too_late_is_given_back_by_its_thread(disk: Disk, tmp_p
             pytest.fail("it was not there")
     disk.let_go.set()
     await until(lambda: bool(opened) and not Path(f"/proc/self/fd/{opened[0]}").exists())
+
+
+async def test_what_came_in_the_moment_of_a_cancellation_is_given_back() -> None:
+    disk_threads, came, given_back = DiskThreads(), threading.Event(), threading.Event()
+    caller = asyncio.create_task(disk_threads.at(DISK, came.set, late=lambda _: given_back.set()))
+    await asyncio.sleep(0)
+    eventually(lambda: came.is_set() and not there(), what="the thread is back, and the loop has not heard of it")
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    await until(given_back.is_set)
+
+
+async def test_who_is_cancelled_at_the_deadline_gives_up_once(disk: Disk) -> None:
+    disk_threads, loop = DiskThreads(), asyncio.get_running_loop()
+    caller = asyncio.create_task(disk_threads.at(DISK, disk.look, deadline=0.01))
+    await asyncio.sleep(0)
+    deadline = loop.call_later(0.02, caller.cancel).when()
+    eventually(lambda: loop.time() > deadline, what="both are due at once")
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    with pytest.raises(Hung):
+        disk_threads.refuse(DISK)
+    disk.let_go.set()
+
+    def taken_up_again() -> bool:
+        try:
+            disk_threads.refuse(DISK)
+        except Hung:
+            return False
+        return True
+
+    await until(taken_up_again)
 
 
 async def test_a_file_that_is_given_back_on_a_disk_that_hangs_holds_nobody_up(disk: Disk) -> None:
