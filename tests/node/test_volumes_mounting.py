@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -325,7 +326,8 @@ async def test_a_mount_that_takes_no_program_is_one_call_in_one_thread(
             await volumes.mount(node.spec(), folder, read_only=False)
         assert len(calls) == 1
         calls.clear()
-        assert sum(path.startswith("/dev/loop") and path[9:].isdigit() for path in opened) <= 2
+        devices = Counter(path for path in opened if path.startswith("/dev/loop") and path[9:].isdigit())
+        assert max(devices.values(), default=0) <= 2, "a free one that another test takes first is opened in vain"
         opened.clear()
     assert len(node.mounts()) == 3
 
