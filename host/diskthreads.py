@@ -238,11 +238,16 @@ class DiskThreads:
         try:
             yield held
         finally:
-            # Also where others hang: it begins nothing.
-            try:
-                await self._run(place, lambda: give_back(held), disk, deadline, lambda seen: None)
-            except Hung as error:
-                log.warning("%s", error)  # whoever comes next gets the error
+            await self._give_back(place, partial(give_back, held), disk, deadline)
+
+    async def _give_back(
+        self, place: Path | str, give_back: Callable[[], None], disk: Hashable, deadline: float
+    ) -> None:
+        """Also where others hang: it begins nothing."""
+        try:
+            await self._run(place, give_back, disk, deadline, lambda seen: None)
+        except Hung as error:
+            log.warning("%s", error)  # whoever comes next gets the error
 
     async def _run(
         self,
@@ -278,8 +283,8 @@ class DiskThreads:
             return await answer
         except asyncio.CancelledError:
             if not self._give_up(call):
-                for unheard in seen:
-                    _executor.submit(partial(late, unheard))
+                for unheard in seen:  # waited for: who comes next must not find it at work
+                    await self._give_back(place, partial(late, unheard), disk, deadline)
             raise
         finally:
             timer.cancel()

@@ -57,7 +57,7 @@ from kube.records import (
 from kube.resources import CLAIMS, VOLUMES
 from kube.workqueue import WorkQueue
 from provisioner.capacityledger import Account, account_of, layout_of, unplaced
-from provisioner.clusterstate import ClusterCache, Published, is_current
+from provisioner.clusterstate import CATCHING_UP, ClusterCache, Published, is_current
 from provisioner.decision import AvailableCapacity, Refuse, on_any_node, request_text, required_bytes
 from provisioner.index import Index
 from service import logs
@@ -69,8 +69,6 @@ NODE_GRACE = 5.0
 """Seconds that a node gets to extend a volume before spec.capacity goes back: mostly it takes less than one."""
 RECHECK_SECONDS = 120.0
 """Seconds after which an expansion is tried again, though nothing has changed that we know of."""
-_CATCHING_UP = 0.1
-"""Seconds that the caches get to see what is there already."""
 
 CONTROLLER_IN_PROGRESS, CONTROLLER_INFEASIBLE = "ControllerResizeInProgress", "ControllerResizeInfeasible"
 NODE_PENDING, NODE_IN_PROGRESS, NODE_INFEASIBLE = "NodeResizePending", "NodeResizeInProgress", "NodeResizeInfeasible"
@@ -303,7 +301,7 @@ class ExpansionController:
                 self._forget(volume.name)
                 return
             if not await is_current(self._cluster, volume):
-                self.queue.add_after(volume.name, _CATCHING_UP)
+                self.queue.add_after(volume.name, CATCHING_UP)
                 return
         planned = self._plan(volume, claim)
         self._track(volume, claim, planned)
@@ -315,7 +313,7 @@ class ExpansionController:
         try:
             await self._write(volume, claim, planned)
         except Conflict:
-            self.queue.add_after(volume.name, _CATCHING_UP)
+            self.queue.add_after(volume.name, CATCHING_UP)
         except NotFound:
             self._cache.ledger.release_growth(volume.name)
         except Unreachable:
