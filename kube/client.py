@@ -9,7 +9,7 @@ Unreachable.
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -231,7 +231,7 @@ class Cluster:
             async with asyncio.timeout(self._deadline):
                 response = await self._transport.open("GET", resource.path(namespace), query=query)
             # One timer for the whole: a deadline for what comes next is set anew with each change.
-            end = asyncio.get_running_loop().call_later(timeout_seconds + _WATCH_GRACE, _abort, response)
+            end = asyncio.get_running_loop().call_later(timeout_seconds + _WATCH_GRACE, response.close)
             try:
                 async with aclosing(_lines(response.content, gather)) as lines:
                     async for line in lines:
@@ -261,12 +261,11 @@ class Cluster:
                 response = await self._transport.open(
                     method, path, body, query=query, content_type=content_type, before_bytes=self._before_write
                 )
-                async with response:
+                with closing(response):
                     text = bytearray()
                     async for part in response.content.iter_any():
                         text += part
                         if most is not None and len(text) > most:
-                            response.close()
                             raise _TooLarge
                     answer: Json = self._read_json(text)
                     return answer
@@ -294,13 +293,6 @@ async def _lines(content: aiohttp.StreamReader, pause: float) -> AsyncGenerator[
 
 class _TooLarge(Exception):
     """The answer has more bytes than it may have."""
-
-
-def _abort(response: aiohttp.ClientResponse) -> None:
-    """Where `close` would wait for the server's part in the end of TLS, for 30 s: one that went silent takes none."""
-    if response.connection is not None and response.connection.transport is not None:
-        response.connection.transport.abort()
-    response.close()
 
 
 def _unreachable(what: str, error: Exception) -> Unreachable:

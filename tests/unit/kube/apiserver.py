@@ -127,19 +127,24 @@ async def serving(api: ApiServer, port: int = 0, tls: ssl.SSLContext | None = No
         await runner.cleanup()
 
 
+def begun(status_line: str, *objects: Json) -> bytes:
+    """An answer without an end, with these objects, one a line."""
+    lines = [json.dumps(each).encode() + b"\n" for each in objects]
+    chunks = [f"{len(line):x}\r\n".encode() + line + b"\r\n" for line in lines]
+    return f"HTTP/1.1 {status_line}\r\nTransfer-Encoding: chunked\r\n\r\n".encode() + b"".join(chunks)
+
+
 @contextmanager
-def falling_silent(event: Json, tls: ssl.SSLContext | None) -> Iterator[str]:
-    """The URL of a server that answers one watch, with one event, and is dead then: not even an end of TLS gets an
-    answer."""
+def falling_silent(begin: bytes, tls: ssl.SSLContext | None) -> Iterator[str]:
+    """The URL of a server that takes one request, sends so much of an answer, and is dead then: not even an end of TLS
+    gets an answer."""
     over = threading.Event()
-    line = json.dumps(event).encode() + b"\n"
 
     def serve() -> None:
         accepted, _ = listening.accept()
         with tls.wrap_socket(accepted, server_side=True) if tls else accepted as connection:
             connection.recv(1 << 16)
-            connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-            connection.sendall(f"{len(line):x}\r\n".encode() + line + b"\r\n")
+            connection.sendall(begin)
             over.wait()
 
     with socket.create_server(("127.0.0.1", 0)) as listening:

@@ -30,6 +30,7 @@ from kube.resources import CLAIMS, LEASES, NODES, VOLUMES
 from tests.ports import reserved_port
 from tests.unit.kube.apiserver import (
     ApiServer,
+    begun,
     connected,
     falling_silent,
     hang,
@@ -245,7 +246,7 @@ async def test_watch_of_a_server_that_went_silent(
     monkeypatch.setattr("kube.client._WATCH_GRACE", 0.05)
     only_this = asyncio.all_tasks()
     tls = server_tls(tmp_path) if secured else None
-    with falling_silent({"type": "ADDED", "object": volume("pv", "8")}, tls) as url:
+    with falling_silent(begun("200 OK", {"type": "ADDED", "object": volume("pv", "8")}), tls) as url:
         async with await Cluster.connect(write_kubeconfig(tmp_path / "kubeconfig", url)) as cluster:
             events = cluster.watch(VOLUMES, resource_version="7", timeout_seconds=0)
             assert (await anext(events))[0] == "ADDED"
@@ -253,6 +254,29 @@ async def test_watch_of_a_server_that_went_silent(
             async with asyncio.timeout(30):
                 with pytest.raises(Unreachable):
                     await anext(events)
+            await until(lambda: not connections(url) and asyncio.all_tasks() == only_this, at_most=10)
+    gc.collect()  # what was not closed warns then
+    assert caplog.messages == []
+
+
+@pytest.mark.both_loops
+@pytest.mark.parametrize("secured", [False, True], ids=["HTTP", "TLS"])
+@pytest.mark.parametrize(
+    "begin",
+    [b"", begun("200 OK"), begun("200 OK", {}), begun("503 Service Unavailable", {})],
+    ids=["nothing", "headers", "half", "half an error"],
+)
+async def test_request_to_a_server_that_went_silent(
+    begin: bytes, secured: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As the watch does: it ends by its deadline, and no socket waits for the server."""
+    only_this = asyncio.all_tasks()
+    tls = server_tls(tmp_path) if secured else None
+    with falling_silent(begin, tls) as url:
+        kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", url)
+        async with await Cluster.connect(kubeconfig, deadline=0.5) as cluster:
+            with pytest.raises(Unreachable):
+                await cluster.create(VOLUMES, volume("pv", "8"))
             await until(lambda: not connections(url) and asyncio.all_tasks() == only_this, at_most=10)
     gc.collect()  # what was not closed warns then
     assert caplog.messages == []
