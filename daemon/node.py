@@ -92,7 +92,8 @@ class Daemon:
         self._settings = chosen
         self._cluster = cluster
         self._backend = backend
-        self._node_unknown = NodeUnknown()
+        self._node_problem = f"the API server has not returned node {chosen.node_name} yet"
+        self._node_unknown = NodeUnknown(self._node_problem)
         self._services: Services = self._node_unknown
         self._metrics = Metrics(
             Sources(
@@ -124,12 +125,11 @@ class Daemon:
             self._node_events,
             lambda: self._services.space_freed(),
         )
-        self._mounter = Mounter(self._volumes, chosen.kubelet_root)
+        self._mounter = Mounter(self._volumes, chosen.kubelet_root, lambda: self._node_unknown.waits_for)
         self._callouts = NodeCallouts(self._mounter)
         self._driver = DriverInstaller(installation.choose(), chosen.plugin_dirs, self._node_events)
         self._registration = RegistrationService(str(server.driver_socket(chosen.kubelet_root)), self._node_events)
         self._supervisor = Supervisor(fatal=(NodeChanged,))
-        self._node_problem = "not found yet"
         self._persistent_volumes = Informer[PersistentVolume](
             cluster,
             VOLUMES,
@@ -199,7 +199,9 @@ class Daemon:
         """Finds the Node, and runs the second half for it."""
         node = await self._find_node()
         self._node_events.set_node(node.reference)
+        self._node_unknown.waits_for = "the storage of this node is still being looked at"
         await self._storage_monitor.wait_checked()
+        self._node_unknown.waits_for = "the API server has not listed the PersistentVolumes of this node yet"
         await self._persistent_volumes.wait_synced()
         with contextlib.suppress(TimeoutError):  # without it, what there is is served all the same
             await asyncio.wait_for(self._owner_lookup.wait_known(), _IDENTITY_SECONDS)
@@ -229,7 +231,7 @@ class Daemon:
             try:
                 node = read_node(await self._cluster.get(NODES, self._settings.node_name))
                 if node.hostname:
-                    self._set_node_problem("")
+                    self._node_problem = ""
                     return node
                 self._set_node_problem(
                     f"node {node.name} has no label {names.HOSTNAME_LABEL}, so no volume can be assigned to it: "
@@ -242,7 +244,7 @@ class Daemon:
             await asyncio.sleep(backoff.delay(failures))
 
     def _set_node_problem(self, problem: str) -> None:
-        self._node_problem = self._node_unknown.reason = problem
+        self._node_problem = self._node_unknown.waits_for = problem
 
     def _reservations(self) -> Iterable[Reservation]:
         return reservations(self._services.persistent_volumes() or (), self._volumes.inventory)

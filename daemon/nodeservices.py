@@ -99,12 +99,12 @@ class Services(Protocol):
 
 
 class NodeUnknown:
-    """See Services. `reason` says why the Node is not known yet, if anything is wrong."""
+    """See Services. `waits_for` says what the start of the daemon waits for, or what is wrong with that."""
 
     unhealthy: Mapping[str, VolumeHealth] = {}
 
-    def __init__(self) -> None:
-        self.reason = ""
+    def __init__(self, waits_for: str) -> None:
+        self.waits_for = waits_for
 
     def persistent_volumes(self) -> None:
         return None
@@ -131,7 +131,7 @@ class NodeUnknown:
         return "not yet published"
 
     def static_problem(self) -> str:
-        return self.reason or "not begun yet"
+        return self.waits_for
 
     def informers(self) -> Mapping[str, bool]:
         return {}

@@ -73,7 +73,7 @@ class NodeState(Protocol):
     """What the service needs of the node besides its volumes."""
 
     async def node(self) -> Node:
-        """Our Node. Raises Undecided while the API server does not return it."""
+        """Our Node. Raises Undecided while the daemon has not started up."""
         ...
 
     def volume_limit(self) -> int:

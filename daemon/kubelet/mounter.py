@@ -2,7 +2,8 @@
 node, ensure the volume, mount.
 
 Unmounting needs nothing but the folder. Mounting and growing need the API server, and so the daemon knows its own node
-first; while it does not, because the API server is away, a mount waits a little and then fails with that reason.
+first; while it does not, because it starts or the API server is away, a mount waits a little and then fails with that
+reason.
 """
 
 import asyncio
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 READ_WRITE_ONCE_POD = "ReadWriteOncePod"
 
 _PATIENCE = 20.0
-"""Seconds that a mount waits for the daemon to have found its node: well within the kubelet's own deadline."""
+"""Seconds that a call waits for the daemon to have started up: well within the kubelet's own deadline."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,12 @@ class NodeContext:
 
 
 class Mounter:
-    """Mounts the volumes of one node for its kubelet. Methods raise VolumeError, worded for the pod's owner."""
+    """Mounts the volumes of one node for its kubelet. Methods raise VolumeError, worded for the pod's owner.
+    `waits_for` says why the context is not set yet."""
 
-    def __init__(self, volumes: Volumes, kubelet_root: Path) -> None:
+    def __init__(self, volumes: Volumes, kubelet_root: Path, waits_for: Callable[[], str]) -> None:
         self.kubelet_root = kubelet_root
+        self._waits_for = waits_for
         self._volumes = volumes
         self._context: asyncio.Future[NodeContext] = asyncio.get_running_loop().create_future()
 
@@ -74,7 +77,7 @@ class Mounter:
         return not presence.is_folder(root) or any(presence.exists(root / folder) for folder in names.csi_staging(name))
 
     async def node(self) -> Node:
-        """Ours. Raises Undecided while the API server does not return it."""
+        """Ours. Raises Undecided while the daemon has not started up."""
         return (await self._wait_for_context()).node
 
     async def mount(self, folder: PodFolder, pod: PodHint, *, read_only: bool) -> bool:
@@ -173,8 +176,8 @@ class Mounter:
             return await asyncio.wait_for(asyncio.shield(self._context), _PATIENCE)
         except TimeoutError:
             raise Undecided(
-                "the elastic-local daemon of this node can't reach the API server, so it can't tell who may mount: "
-                "the kubelet tries again; the daemon's log says what is wrong"
+                f"the elastic-local daemon of this node has not started up yet: {self._waits_for()}; the kubelet tries "
+                "again, and the daemon's log says more"
             ) from None
 
     async def _ensure_made(self, context: NodeContext, pv: PersistentVolume, spec: VolumeSpec) -> None:

@@ -192,7 +192,7 @@ async def csi_node(
         async with node_parts(folder, backend) as parts:
             volumes: Any = parts.volumes if mounts else Unmounted(parts.volumes)
             pods = Informer[Pod](parts.cluster, PODS, read_pod, field_selector=f"spec.nodeName={NODE}")
-            mounter = Mounter(volumes, kubelet)
+            mounter = Mounter(volumes, kubelet, lambda: "it waits")
             assigner = NodeAssigner(
                 parts.cluster,
                 parts.node,

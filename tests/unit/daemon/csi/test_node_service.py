@@ -59,7 +59,7 @@ async def test_a_node_that_does_not_know_itself_is_asked_again(tmp_path: Path, m
         for call in calls:
             status, words = await refused(call)
             assert status is Status.UNAVAILABLE
-            assert "can't reach the API server" in words
+            assert "has not started up yet: it waits; the kubelet tries again" in words
         # What takes something away needs no API server.
         await csi.node.NodeUnpublishVolume(csi.unpublish(POD_UID))
         await csi.node.NodeUnstageVolume(csi.unstage())

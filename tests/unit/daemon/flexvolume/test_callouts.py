@@ -48,7 +48,7 @@ class Serving:
         self.cluster: Cluster = parts.cluster
         self.volumes = Unmounted(parts.volumes)
         self.enqueued: list[str] = []
-        self.mounter = Mounter(self.volumes, KUBELET)  # type: ignore[arg-type]
+        self.mounter = Mounter(self.volumes, KUBELET, lambda: "it waits")  # type: ignore[arg-type]
         self.io_limits = IoLimitController(
             parts.node_volumes,
             pods,
@@ -348,7 +348,7 @@ async def test_a_volume_that_does_not_fit_stays_free_to_go_elsewhere(serving: Se
 async def test_a_node_without_the_pool_says_so_before_it_takes_the_volume(serving: Serving) -> None:
     await create_pv(serving.cluster, "pv", assignment=None)
     mounts = await serving.pod_with("pv")
-    bare = Mounter(serving.volumes, KUBELET)  # type: ignore[arg-type]
+    bare = Mounter(serving.volumes, KUBELET, lambda: "")  # type: ignore[arg-type]
     bare.set_context(serving.with_pool("absent"))
     with pytest.raises(PoolMissing, match="has no absent"):
         await NodeCallouts(bare).mount(mounts["pv"])
@@ -367,7 +367,7 @@ async def test_a_mount_before_the_node_is_known_says_what_it_waits_for(
     unsettled: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mounter, "_PATIENCE", 0.01)
-    with pytest.raises(Undecided, match="can't reach the API server"):
+    with pytest.raises(Undecided, match="has not started up yet: it waits"):
         await unsettled.callouts.mount(Mount(folder_of("11111111-2222-3333-4444-555555555555", "pv"), {}))
 
 
