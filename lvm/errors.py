@@ -49,9 +49,15 @@ class PartsActive(LvmError):
 
     @property
     def part(self) -> str:
-        """As commands take it: the first that LVM met. Empty: it does not say."""
+        """As commands take it: the first that LVM met. Empty: it does not say, but names the volume."""
         found = _PARTS_ACTIVE.search(self.message)
-        return (found and found[1]) or ""
+        return (found and found["part"]) or ""
+
+    @property
+    def volume(self) -> str:
+        """Likewise, where it names no part."""
+        found = _PARTS_ACTIVE.search(self.message)
+        return (found and found["volume"]) or ""
 
 
 class Interrupted(LvmError):
@@ -80,7 +86,9 @@ class BadName(LvmError, ValueError):
 
 
 _PARTS_ACTIVE = re.compile(
-    r"activation of .* is prohibited while logical volume (\S+) is active|with active component lv\(s\)", re.IGNORECASE
+    r"activation of .* is prohibited while logical volume (?P<part>\S+) is active"
+    r"|logical volume (?P<volume>\S+) with active component lvs?\b",
+    re.IGNORECASE,
 )
 
 _MEANINGS: tuple[tuple[type[LvmError], re.Pattern[str]], ...] = (

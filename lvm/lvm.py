@@ -94,7 +94,7 @@ class Lvm:
 
     async def remove_device(self, path: str) -> None:
         """Let a device that is in no group be none of LVM's."""
-        await self._runner.run("pvremove", "--yes", names.device(path))
+        await self._runner.run("", "pvremove", "--yes", names.device(path))
 
     async def create_volume(
         self,
@@ -231,16 +231,18 @@ class Lvm:
     async def activate(self, group: str, name: str) -> None:
         """Let a volume's device appear, also one that its administrator has left out when its group is activated
         (`--setactivationskip y`): LVM would do nothing, and call that a success. An active one stays so."""
-        await self._runner.run("lvchange", "--activate=y", "--ignoreactivationskip", "--yes", names.volume(group, name))
+        await self._runner.run(
+            group, "lvchange", "--activate=y", "--ignoreactivationskip", "--yes", names.volume(group, name)
+        )
 
     async def deactivate(self, group: str, name: str) -> None:
         """Let a volume's device go, with whatever a killed command prepared for it. Raises InUse while it is open."""
-        await self._runner.run("lvchange", "--activate=n", "--yes", names.volume(group, name))
+        await self._runner.run(group, "lvchange", "--activate=n", "--yes", names.volume(group, name))
 
     async def refresh(self, group: str, name: str) -> None:
         """Let an active volume, or thin pool, be what the metadata say, also one that is suspended because a command
         was killed. For a volume whose pool is suspended this waits, so pools come first."""
-        await self._runner.run("lvchange", "--refresh", names.volume(group, name))
+        await self._runner.run(group, "lvchange", "--refresh", names.volume(group, name))
 
     async def resume(self, volume: LogicalVolume) -> None:
         """The same for one that is suspended, or what the volumes of a thin pool lie on."""
@@ -274,7 +276,7 @@ class Lvm:
         are deactivated. Raises InUse while one is open. The volumes are not active afterwards."""
         names.volume(group, pool)
         closed = [names.volume(group, name) for name in (*sorted(volumes), pool)]
-        await self._runner.run("lvchange", "--activate=n", "--yes", *closed)
+        await self._runner.run(group, "lvchange", "--activate=n", "--yes", *closed)
         await self.activate(group, pool)
 
     async def _has(self, group: str, name: str, size: int) -> bool:

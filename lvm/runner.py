@@ -51,9 +51,8 @@ class Runner:
     """What `lvm.Lvm` runs its commands with, and it explains the parameters. `unresponsive` are the devices that LVM
     does without.
 
-    Of a command the last argument is a volume, `group/name`, or its group: that is the group which must not be waited
-    for. One that ends with a device waits for none. All methods raise LvmError or one of its kinds, and
-    host.command.MissingTool.
+    `group` is what a command is about, and must not be waited for; "" where that is no group. All methods raise
+    LvmError or one of its kinds, and host.command.MissingTool.
     """
 
     def __init__(
@@ -75,7 +74,7 @@ class Runner:
         """Groups, volumes and devices of the whole node, as LVM says. It is on the disks, as far as these can be
         flushed."""
         await self.unresponsive.look_again()
-        done = await self.run(*report.FULL_REPORT)
+        done = await self.run("", *report.FULL_REPORT)
         try:
             state = report.state(done)
         except ValueError as error:
@@ -94,7 +93,7 @@ class Runner:
         """Run a command that changes the metadata of a group, or adds these devices to it. Afterwards they are on its
         disks."""
         try:
-            done = await self.run(*arguments)
+            done = await self.run(group, *arguments)
         except BaseException:
             self._flushed.discard(group)  # it may have changed them all the same: who reports them flushes them
             raise
@@ -103,19 +102,19 @@ class Runner:
         await self._flush(group, devices or self.unresponsive.members(group), each=bool(devices))
         return done
 
-    async def run(self, *arguments: str) -> Completed:
+    async def run(self, group: str, *arguments: str) -> Completed:
         """Run a command that leaves the metadata as they are. Where it fails because parts of a volume are active
         without it, as a killed command leaves them, these are deactivated and it is run again."""
         met: set[str] = set()
         while True:
             try:
-                return await self._run_once(*arguments)
+                return await self._run_once(group, *arguments)
             except errors.PartsActive as error:
                 if error.part in met:
                     raise
                 met.add(error.part)
                 try:
-                    await self._free_parts(error.part, arguments[-1])
+                    await self._free_parts(group, error)
                 except errors.LvmError as failed:
                     raise error from failed  # somebody has them open
 
@@ -142,23 +141,22 @@ class Runner:
         if devices:
             self._flushed.add(group)
 
-    async def _free_parts(self, part: str, volume: str) -> None:
+    async def _free_parts(self, group: str, active: errors.PartsActive) -> None:
         """This part of a volume is not active without it. Where LVM names none, the volume is activated, so that it
         does."""
-        if part:
-            await self._run_once("lvchange", "--activate=n", "--yes", part)
+        if active.part:
+            await self._run_once(group, "lvchange", "--activate=n", "--yes", active.part)
         else:
-            await self.run("lvchange", "--activate=y", "--yes", volume)
+            await self.run(group, "lvchange", "--activate=y", "--yes", active.volume)
 
-    async def _run_once(self, *arguments: str) -> Completed:
+    async def _run_once(self, group: str, *arguments: str) -> Completed:
         if not self._configured:
             await self._configure()
-        verb, group = arguments[0], arguments[-1].partition("/")[0]
-        reports = verb == report.FULL_REPORT[0]
-        if not reports and group:
+        verb = arguments[0]
+        if group:
             self._refuse(verb, group)
         # It would wait for the lock of that group, and with it all others. What changes anything takes locks.
-        unlocked = ["--nolocking"] if reports and self._checks else []
+        unlocked = ["--nolocking"] if verb == report.FULL_REPORT[0] and self._checks else []
         # What one group's disks keep waiting is no reason not to change another group.
         kind = ("lvm", verb, group, self.unresponsive.silent)
         settings = await self._settings(arguments)

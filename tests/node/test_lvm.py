@@ -505,7 +505,10 @@ async def test_parts_of_a_thin_pool_that_somebody_has_open_stay_active(
 async def test_a_mirror_whose_activation_was_killed_is_activated_by_the_next_command(
     lvm: Lvm, volume_group: str, by_hand: ByHand, parts: list[str]
 ) -> None:
+    """And what its administrator has deactivated is left so, in the same group."""
     await lvm.create_volume(volume_group, "one", 16 * MIB, raid="raid1")
+    await lvm.create_volume(volume_group, "other", EXTENT)
+    await lvm.deactivate(volume_group, "other")
 
     def killed() -> None:
         by_hand("lvchange", "--activate=n", f"{volume_group}/one")
@@ -519,6 +522,12 @@ async def test_a_mirror_whose_activation_was_killed_is_activated_by_the_next_com
     await lvm.extend(volume_group, "one", 32 * MIB)
     assert (await volume(lvm, volume_group, "one")).size == 32 * MIB
     killed()
+    await lvm.create_thick_snapshot(volume_group, "one", "snapped", EXTENT)
+    await lvm.remove(volume_group, "snapped")
+    killed()
+    await lvm.create_volume(volume_group, "two", EXTENT)
+    assert not (await volume(lvm, volume_group, "one")).active
+    assert not (await volume(lvm, volume_group, "other")).active
     await lvm.remove(volume_group, "one")
     active = subprocess.run(["dmsetup", "ls"], check=True, capture_output=True, text=True).stdout
     assert names.mapped(volume_group, "one") not in active
@@ -551,13 +560,17 @@ async def test_a_pool_that_takes_long_to_be_checked_holds_nobody_else_up_and_is_
     await lvm.create_thin_volume(volume_group, "pool", "one", MIB)
     other = f"{volume_group}-other"
     await lvm.create_group(other, make_disks(1, 64 * MIB))
+    fresh = make_disks(1, 64 * MIB)
     by_hand("lvchange", "--activate=n", volume_group)
     with Checking(tmp_path, f"renice -n 19 $$; while [ ! -e {tmp_path / 'end'} ]; do :; done") as check:
         with pytest.raises(BeingChecked, match=rf"metadata of a thin pool of group {volume_group} for \d+ s"):
             await check.lvm.activate(volume_group, "one")
         with pytest.raises(BeingChecked, match="thin_check"):
             await check.lvm.create_volume(volume_group, "thick", EXTENT)
+        with pytest.raises(BeingChecked, match="thin_check"):
+            await check.lvm.extend_group(volume_group, fresh)
         assert (await check.lvm.report()).volume(volume_group, "one")
+        await check.lvm.extend_group(other, fresh)
         await check.lvm.create_volume(other, "thick", EXTENT)
         await check.lvm.remove(other, "thick")
         await check.lvm.remove_group(other)

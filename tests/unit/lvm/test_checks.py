@@ -1,12 +1,14 @@
 """Commands that check a thin pool for longer than others may take: nobody waits for them, nor for their group."""
 
 import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from host import command
+from host import blockdevice, command
 from host.command import Completed, LongWork
 from lvm import BeingChecked, Lvm, report
 from lvm.records import Report
@@ -69,6 +71,41 @@ async def test_a_group_is_let_alone_until_its_check_is_done(lvm: Lvm, node: Node
     assert not await is_checked(lvm, "vg")
     await lvm.report()
     assert "--nolocking" not in node.commands[-1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda lvm, group: lvm.create_group(group, ["/dev/sdx"]),
+        lambda lvm, group: lvm.extend_group(group, ["/dev/sdx"]),
+        lambda lvm, group: lvm.remove_group(group),
+        lambda lvm, group: lvm.create_volume(group, "one", GIB),
+        lambda lvm, group: lvm.create_pool(group, "pool", GIB),
+        lambda lvm, group: lvm.create_thin_volume(group, "pool", "one", GIB),
+        lambda lvm, group: lvm.create_thin_snapshot(group, "one", "two"),
+        lambda lvm, group: lvm.create_thick_snapshot(group, "one", "two", GIB),
+        lambda lvm, group: lvm.split_snapshot(group, "two"),
+        lambda lvm, group: lvm.extend_metadata(group, "pool", GIB),
+        lambda lvm, group: lvm.retag(group, {"one": (), "two": ()}, add={"tag"}),
+        lambda lvm, group: lvm.remove(group, "one"),
+        lambda lvm, group: lvm.deactivate(group, "one"),
+        lambda lvm, group: lvm.refresh(group, "one"),
+        lambda lvm, group: lvm.check_pool(group, "pool", ["one"]),
+    ],
+)
+async def test_no_command_on_the_group_is_started_whatever_it_ends_with(
+    lvm: Lvm, node: Node, change: Callable[[Lvm, str], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blockdevice, "flush", lambda device: None)
+    with pytest.raises(BeingChecked):
+        await lvm.activate("vg", "pool")
+    with pytest.raises(BeingChecked):
+        await change(lvm, "vg")
+    assert [verb for verb, *_ in node.commands] == ["lvchange"]
+    with contextlib.suppress(BeingChecked):  # of its own
+        await change(lvm, "other")
+    assert len(node.commands) > 1
+    await ended(node.let_go["vg/pool"])
 
 
 async def test_a_group_of_which_two_pools_are_checked_is_let_alone_until_both_are_done(lvm: Lvm, node: Node) -> None:

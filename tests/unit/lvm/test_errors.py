@@ -53,6 +53,7 @@ COMMAND = "lvm lvcreate --name=one vg"
             PartsActive,
         ),
         ("Cannot resize logical volume vg/one with active component LV(s).", PartsActive),
+        ("Cannot use logical volume vg/one with active component LVs for snapshot origin.", PartsActive),
         ("snapshot: Required device-mapper target(s) not detected in your kernel.", Unsupported),
         ("device-mapper: reload ioctl on  (254:5) failed: Invalid argument", LvmError),
         ("Logical volume vg/already-exists is not a thin pool.", LvmError),
@@ -74,19 +75,21 @@ def test_the_first_known_message_decides_and_all_are_in_the_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("message", "part"),
+    ("message", "part", "volume"),
     [
         (
             "Activation of logical volume vg/a-pool is prohibited while logical volume vg/a-pool_tmeta is active.",
             "vg/a-pool_tmeta",
+            "",
         ),
-        ("Cannot resize logical volume vg/one with active component LV(s).", ""),
+        ("Cannot resize logical volume vg/one with active component LV(s).", "", "vg/one"),
+        ("Cannot use logical volume vg/one with active component LVs for snapshot origin.", "", "vg/one"),
     ],
 )
-def test_the_part_that_is_active_is_named(message: str, part: str) -> None:
+def test_the_part_that_is_active_is_named_or_else_its_volume(message: str, part: str, volume: str) -> None:
     error = errors.explain(COMMAND, 5, ["Something else", message])
     assert isinstance(error, PartsActive)
-    assert error.part == part
+    assert (error.part, error.volume) == (part, volume)
 
 
 def test_silence_is_said() -> None:
