@@ -5,15 +5,16 @@ what the driver can do is asked anew before each use of it: a kubelet remembers 
 """
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from grpclib import GRPCError, Status
 from grpclib.client import Channel
 from grpclib.exceptions import ProtocolError, StreamTerminatedError
 
+from daemon.csi.client import apart
 from daemon.csi.proto.csi_grpc import NodeStub
 from daemon.csi.proto.csi_pb2 import (
     CapacityRange,
@@ -45,7 +46,6 @@ _UNCERTAIN = frozenset(
 _INFEASIBLE = frozenset({Status.INVALID_ARGUMENT, Status.OUT_OF_RANGE, Status.NOT_FOUND})
 _GO_NAMES = {Status.OK: "OK", Status.CANCELLED: "Canceled"}
 
-Answer = TypeVar("Answer")
 Secrets = Mapping[str, bytes]
 """What a Secret holds."""
 
@@ -112,20 +112,6 @@ class Use:
             return VolumeCapability(access_mode=mode, block=VolumeCapability.BlockVolume())
         mount = VolumeCapability.MountVolume(fs_type=self.filesystem, mount_flags=self.mount_options)
         return VolumeCapability(access_mode=mode, mount=mount)
-
-
-async def apart(calls: Coroutine[None, None, Answer]) -> Answer:
-    """The calls in a task of their own. grpclib cancels the task that calls when its connection is lost, also when that
-    has no more to wait for: then the next thing it waits for is cancelled, whatever that is. Raises
-    StreamTerminatedError for that."""
-    task = asyncio.create_task(calls)
-    try:
-        await asyncio.wait({task})
-    finally:
-        task.cancel()
-    if task.cancelled():
-        raise StreamTerminatedError("Connection lost")
-    return task.result()
 
 
 class CsiClient:

@@ -17,6 +17,7 @@ from grpclib import GRPCError
 from grpclib.client import Channel
 from grpclib.exceptions import ProtocolError, StreamTerminatedError
 
+from daemon.csi.client import apart
 from daemon.csi.proto.pluginregistration_grpc import RegistrationStub
 from daemon.csi.proto.pluginregistration_pb2 import InfoRequest, PluginInfo, RegistrationStatus
 from kube.backoff import Backoff
@@ -24,7 +25,7 @@ from kube.client import Cluster
 from kube.errors import AlreadyExists, ApiError, Conflict, NotFound
 from kube.resources import NODES
 from tests.sandbox.controlplane.caches import CSI_NODES
-from tests.sandbox.kubelet.csiclient import CsiClient, RpcFailed, apart
+from tests.sandbox.kubelet.csiclient import CsiClient, RpcFailed
 from tests.sandbox.kubelet.layout import FOLDER_MODE, make_folders
 
 Json = dict[str, Any]

@@ -1,5 +1,6 @@
 """Verdicts of doctor: what is wrong is seen, and has a remedy."""
 
+import asyncio
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,6 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 from grpclib.server import Server
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import Event, StreamEnded
 
 from command import classcheckup, clustercheckup, nodecheckup, thisnode
 from command.checkup import Finding, Verdict
@@ -151,6 +155,56 @@ async def test_the_csi_driver_is_asked_by_its_socket(kubelet_root: Path) -> None
             serving.close()
             await serving.wait_closed()
     wrong(await nodecheckup.csi_driver(root), "does not answer")
+
+
+@pytest.mark.parametrize("end", [False, True], ids=["cut off", "ended"])
+@pytest.mark.parametrize(
+    "message",
+    [None, b"", b"\0\0", b"\0\0\0\0\2{}"],
+    ids=["nothing", "no message", "half a message", "no protobuf"],
+)
+async def test_a_daemon_that_dies_while_it_is_asked_is_a_finding(
+    kubelet_root: Path, message: bytes | None, end: bool
+) -> None:
+    """And nothing more: the check-up goes on."""
+    path = server.driver_socket(kubelet_root)
+    path.parent.mkdir(parents=True)
+
+    async def die(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        driver = H2Connection(H2Configuration(client_side=False))
+        driver.initiate_connection()
+        events: list[Event] = []
+        while not any(isinstance(each, StreamEnded) for each in events):
+            writer.write(driver.data_to_send())
+            events += driver.receive_data(await reader.read(1 << 16))
+        if message is not None:
+            driver.send_headers(1, [(":status", "200"), ("content-type", "application/grpc+proto")])
+            driver.send_data(1, message)
+            if end:
+                driver.send_headers(1, [("grpc-status", "0")], end_stream=True)
+        elif end:
+            driver.reset_stream(1)
+        writer.write(driver.data_to_send())
+        writer.close()
+
+    async with await asyncio.start_unix_server(die, path):
+        wrong(await nodecheckup.csi_driver(kubelet_root), "does not answer")
+    task = asyncio.current_task()
+    assert task is not None
+    assert not task.cancelling()
+    await asyncio.sleep(0)
+
+
+async def test_who_speaks_no_grpc_is_a_finding(kubelet_root: Path) -> None:
+    path = server.driver_socket(kubelet_root)
+    path.parent.mkdir(parents=True)
+
+    async def speak(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_unix_server(speak, path):
+        wrong(await nodecheckup.csi_driver(kubelet_root), "does not answer")
 
 
 def test_the_pods_of_a_volume_are_those_in_whose_folders_it_is_mounted_by_either_driver() -> None:

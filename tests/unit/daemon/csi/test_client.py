@@ -1,11 +1,11 @@
-"""How the sandbox's kubelet calls a CSI driver."""
+"""A CSI driver that dies while it is called."""
 
 import asyncio
 
 import pytest
 from grpclib.exceptions import StreamTerminatedError
 
-from tests.sandbox.kubelet.csiclient import apart
+from daemon.csi.client import apart
 
 
 async def test_a_call_that_grpclib_cancels_ends_nothing_but_itself() -> None:
