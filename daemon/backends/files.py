@@ -18,7 +18,7 @@ from typing import ClassVar, TypeVar
 
 from contract.parameters import VolumeParameters
 from daemon.backends.recordfiles import RecordFiles, StoredRecord, volume_errors
-from daemon.errors import Foreign, NoSpace, NotAuthorized, VolumeNotFound
+from daemon.errors import Foreign, NoSpace, NotAuthorized, PoolMissing, VolumeNotFound
 from daemon.storage import disks
 from daemon.storage.backend import Backend, StaleData, no_thin_pools
 from daemon.storage.disks import disk_of, place_of
@@ -67,7 +67,8 @@ class FilesBackend(Backend):
         """Two must not both get the space that there is for one, and what was given up may still be taking it."""
 
     def pool_of(self, parameters: VolumeParameters) -> str:
-        return self._pool
+        """What only LVM can do has no pool here, so nodes without it have no capacity for such a class."""
+        return _needs_lvm(parameters) or self._pool
 
     async def establish(self) -> None:
         await self._at(self._folder, self._establish)
@@ -178,6 +179,11 @@ class FilesBackend(Backend):
         return SharedFilesystem(_identity(self._folder), (self._pool,), offered, ours, written=written)
 
     def _create(self, spec: VolumeSpec) -> Volume:
+        if missing := _needs_lvm(spec.parameters):
+            raise PoolMissing(
+                f"volume {spec.pv} needs {missing}, and {self._pool} of this node has files or directories: use a "
+                "class without it, or of another device class"
+            )
         data = self._data(spec.pv)
         if self._records.claim(spec) is None and presence.is_there(data):
             raise Foreign(f"{data} exists and is not of elastic-local: ask the node's administrator to move it away")
@@ -237,6 +243,14 @@ class FilesBackend(Backend):
 
     def _data(self, pv: str) -> Path:
         return self._folder / f"{pv}{self.SUFFIX}"
+
+
+def _needs_lvm(parameters: VolumeParameters) -> str:
+    """What the volume needs of LVM. Empty: nothing. One copy in place of a mirror would be found out when its disk
+    fails. Not `thin`: sparse files are."""
+    if parameters.volume_group:
+        return f"volume group {parameters.volume_group}"
+    return "LVM (raid, stripes)" if parameters.needs_thick else ""
 
 
 def _identity(folder: Path) -> str:

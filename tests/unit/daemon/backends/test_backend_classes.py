@@ -50,6 +50,24 @@ async def backend(classes: dict[str, DeviceClass], tmp_path: Path) -> DeviceClas
     return backend
 
 
+@pytest.mark.parametrize("device_class", ["fast", "plain"])
+@pytest.mark.parametrize(
+    ("asked", "told"), [({"raid": "raid1"}, "raid"), ({"stripes": 2}, "stripes"), ({"volume_group": "vg"}, "group vg")]
+)
+async def test_files_and_folders_are_no_mirrors(
+    backend: DeviceClassBackend, device_class: str, asked: dict[str, Any], told: str
+) -> None:
+    """A class that asks for what only LVM can do has no capacity there, and no volume that is less than it says."""
+    wanted = replace(spec("a", device_class), parameters=VolumeParameters(device_class=device_class, **asked))
+    inventory = await backend.inspect()
+    assert inventory.pool(backend.pool_of(wanted.parameters)) is None
+    with pytest.raises(PoolMissing, match=told):
+        await backend.create(wanted)
+    assert (await backend.inspect()).volumes == []
+    thin = VolumeParameters(device_class=device_class, thin=True)
+    assert inventory.pool(backend.pool_of(thin)) is not None
+
+
 async def test_each_class_has_its_own_room(backend: DeviceClassBackend) -> None:
     fast = await backend.create(spec("a", "fast"))
     plain = await backend.create(spec("b", "plain"))
