@@ -105,6 +105,11 @@ def _job_image() -> Json:
 _CLEANUP = _with_data("provisioner", NODE_CLEANUP_CLASSES=",".join(_CLEANUP_CLASSES))
 WAYS = {
     "base": Way(values=_FLEX_VOLUME),
+    "labels": Way(
+        components=("csi", "monitoring"),
+        kustomization={"labels": [{"pairs": {"team": "storage"}, "includeTemplates": True}]},
+        values={**_MONITORING, "commonLabels": {"team": "storage"}},
+    ),
     "overlay csi": Way(_overlay("csi")),
     "overlay gke": Way(_overlay("gke"), files=("values-gke",), values=_FLEX_VOLUME),
     "overlay ha": Way(_overlay("ha"), files=("values-ha",), values=_FLEX_VOLUME),
@@ -275,7 +280,7 @@ _EVERYTHING = WAYS["all"].values
 
 @pytest.mark.parametrize("version", ["1.28", "1.32", "1.36"])
 def test_objects_are_valid(version: str) -> None:
-    old = {"policies": {"enabled": False}} if version == "1.28" else {}
+    old = {"policies": {"enabled": False}, "startupTaint": {"enabled": False}} if version == "1.28" else {}
     every = [each for file in VALUES for each in charted(file, kubernetes=version, **old)]
     every += [*charted(kubernetes=version, **old), *charted(kubernetes=version, **{**_EVERYTHING, **old})]
     for text in {json.dumps(each, sort_keys=True) for each in every}:
@@ -333,3 +338,18 @@ def test_the_notes_say_what_to_do_next(tmp_path: Path) -> None:
     assert "create-vg" not in notes
     assert "Try a claim" not in notes
     assert "WARNING: without policies.enabled" in notes
+    classes = {
+        "nvme": {"kind": "LVM", "group": "vg-nvme"},
+        "thin": {"kind": "LVM", "group": "vg-nvme", "thin": True},
+        "own": {"kind": "LVM", "group": "vg-own", "devices": {"rotational": True}},
+    }
+    several = charted(
+        chart=copy_of_chart,
+        deviceClasses={"default": "nvme", "classes": classes},
+        storageClasses={"a": None, "gold": {"default": True}},
+        static={"enabled": True},
+    )
+    (notes,) = (each["text"] for each in of_kind(several, "Notes"))
+    assert re.findall(r"deploy/create-vg (\S+)", notes) == ["vg-nvme"]
+    assert "storageClassName: gold" in notes
+    assert "/mnt/disks" in notes

@@ -13,6 +13,7 @@ import yaml
 import daemon.settings
 import provisioner.settings
 from contract import names, parameters
+from contract.filesystems import FILESYSTEMS
 from daemon.static import configuration
 from daemon.storage import deviceclasses
 from service.yamldecoder import DecodeError
@@ -264,6 +265,56 @@ def test_device_classes_have_the_keys_that_the_daemon_reads() -> None:
     assert {"kind", *known} == set(schema)
 
 
+def test_classes_have_the_parameters_that_are_read() -> None:
+    """And what is refused as a value there is refused by the programs, too."""
+    classes = json.loads((CHART / "values.schema.json").read_text())["properties"]["storageClasses"]
+    schema = classes["additionalProperties"]["properties"]["parameters"]["properties"]
+    with pytest.raises(parameters.ParameterError) as refused:
+        parameters.parse({"nothing": "1"})
+    assert set(schema) == set(str(refused.value).rpartition("there are ")[2].split())
+    definitions = json.loads((CHART / "values.schema.json").read_text())["$defs"]
+    for name, of in schema.items():
+        allowed = definitions[of["$ref"].rpartition("/")[2]] if "$ref" in of else of
+        for value in allowed.get("enum", ()):
+            parameters.parse({name: str(value).lower() if isinstance(value, bool) else value})
+    assert definitions["filesystem"]["enum"] == list(FILESYSTEMS)
+    assert schema["erase"]["enum"] == list(parameters.ERASE)
+
+
+def test_labels_of_ours_and_of_others() -> None:
+    """On every object and pod; those of a component win, and the chart's own stay."""
+    objects = charted(
+        commonLabels={"team": "storage", "stage": "test"},
+        provisioner={"podLabels": {"stage": "live"}},
+        networkPolicy={"from": [{"namespaceSelector": {"matchLabels": {"team": "monitoring"}}}]},
+        monitoring={
+            each: {"enabled": True, "labels": {"team": "us"}} for each in ("podMonitor", "alerts", "dashboard")
+        },
+    )
+    own = {"PodMonitor": "us", "PrometheusRule": "us"}
+    for each in objects:
+        labels = each["metadata"]["labels"]
+        expected = "us" if each["metadata"]["name"] == "elastic-local-dashboard" else own.get(each["kind"], "storage")
+        assert (labels["team"], labels["app.kubernetes.io/name"]) == (expected, "elastic-local"), each["kind"]
+    for kind, name, stage in (("DaemonSet", "daemon", "test"), ("Deployment", "provisioner", "live")):
+        workload = one(objects, kind, name)["spec"]
+        labels = workload["template"]["metadata"]["labels"]
+        assert (labels["team"], labels["stage"]) == ("storage", stage)
+        assert labels.items() >= workload["selector"]["matchLabels"].items()
+        assert "team" not in workload["selector"]["matchLabels"]
+    (rule,) = one(objects, "NetworkPolicy", "elastic-local")["spec"]["ingress"]
+    assert rule["from"] == [{"namespaceSelector": {"matchLabels": {"team": "monitoring"}}}]
+
+
+def test_static_volumes_and_nothing_else() -> None:
+    """A daemon that has no volume group to wait for, and no driver that the kubelet would have to know."""
+    objects = charted(CHART / "values-static-only.yaml")
+    read = daemon.settings.read({"NODE_NAME": "n", **one(objects, "ConfigMap", "daemon")["data"]})
+    assert (read.driver_kind, read.csi, read.flex_volume) == (deviceclasses.BINDMOUNT, False, False)
+    provisioners = {each["provisioner"] for each in of_kind(objects, "StorageClass")}
+    assert provisioners == {"kubernetes.io/no-provisioner"}
+
+
 _REFUSED: dict[str, tuple[Json, str]] = {
     "a key that is not known": ({"storag": {}}, "storag"),
     "a setting that is not known": ({"daemon": {"settings": {"ORPHAN_GRACEE": "1h"}}}, "ORPHAN_GRACEE"),
@@ -277,6 +328,29 @@ _REFUSED: dict[str, tuple[Json, str]] = {
     "a class of another driver": ({"storageClasses": {"a": {"parameters": {"volumeSource": "nfs"}}}}, "volumeSource"),
     "classes that no node could mount": ({"csi": {"enabled": False}}, "set volumeSource to the other one"),
     "a device class without a kind": ({"deviceClasses": {"classes": {"a": {"group": "b"}}}}, "kind"),
+    "a class of a driver that is off": (
+        {"flexVolume": {"enabled": False}, "storageClasses": {"old": {"parameters": {"volumeSource": "flexVolume"}}}},
+        "volumeSource of StorageClass old is flexVolume, and flexVolume.enabled is false",
+    ),
+    "a parameter that is not known": ({"storageClasses": {"a": {"parameters": {"thinn": True}}}}, "thinn"),
+    "a parameter's wrong value": ({"storageClasses": {"a": {"parameters": {"erase": "zeros"}}}}, "erase"),
+    "a device class without a group": ({"deviceClasses": {"classes": {"a": {"kind": "LVM"}}}}, "group is required"),
+    "a device class without a folder": ({"deviceClasses": {"classes": {"a": {"kind": "LOOP"}}}}, "folder is required"),
+    "a key of another kind of device class": (
+        {"deviceClasses": {"classes": {"a": {"kind": "LOOP", "folder": "/a", "group": "b"}}}},
+        "deviceClasses.classes.a",
+    ),
+    "a default that is no device class": (
+        {"deviceClasses": {"default": "b", "classes": {"a": {"kind": "LVM", "group": "a"}}}},
+        "deviceClasses.default is b, and deviceClasses.classes has no such class",
+    ),
+    "a startup taint without policies": (
+        {"startupTaint": {"enabled": True}, "policies": {"enabled": False}},
+        "startupTaint.enabled needs policies.enabled",
+    ),
+    "a tag in the name of the image": ({"image": {"repository": "example.com:5000/a:1"}}, "image.repository"),
+    "a size of memory that is none": ({"daemon": {"resources": {"limits": {"memory": "1Gigi"}}}}, "limits.memory"),
+    "a label of the chart's own": ({"commonLabels": {"app.kubernetes.io/name": "a"}}, "app.kubernetes.io/name"),
     "a taint's wrong key": ({"startupTaint": {"key": "a taint"}}, "startupTaint"),
     "a digest that is none": ({"image": {"digest": "latest"}}, "digest"),
 }

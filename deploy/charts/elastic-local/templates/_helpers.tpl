@@ -6,12 +6,30 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | replace "+" "_" | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 app.kubernetes.io/part-of: elastic-local
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{/* Labels of an object that has some of its own. Takes a list: the root, and those, which win. */}}
+{{- define "elastic-local.labelsWith" -}}
+{{ merge (dict) (index . 1) (include "elastic-local.labels" (index . 0) | fromYaml) | toYaml }}
 {{- end }}
 
 {{/* Labels by which a workload finds its pods. Takes the name of the component. */}}
 {{- define "elastic-local.selectorLabels" -}}
 app.kubernetes.io/name: elastic-local
 app.kubernetes.io/component: {{ . }}
+{{- end }}
+
+{{/* Labels of pods. Takes a list: the root, the name of the component, and the labels that its values have for it. */}}
+{{- define "elastic-local.podLabels" -}}
+{{- $root := index . 0 }}
+{{- include "elastic-local.selectorLabels" (index . 1) }}
+app.kubernetes.io/part-of: elastic-local
+{{- with merge (dict) (index . 2) $root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
 
 {{- define "elastic-local.image" -}}
@@ -92,6 +110,9 @@ STARTUP_TAINT: {{ .Values.startupTaint.key | quote }}
 
 {{- define "elastic-local.deviceClasses" -}}
 {{- with .Values.deviceClasses.default }}
+{{- if not (hasKey $.Values.deviceClasses.classes .) }}
+{{- fail (printf "deviceClasses.default is %s, and deviceClasses.classes has no such class" .) }}
+{{- end }}
 default: {{ . }}
 {{- end }}
 classes:
