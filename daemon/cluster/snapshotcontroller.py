@@ -71,7 +71,12 @@ def plan(content: SnapshotContent, volume: Volume | None) -> Action:
         # back to before that.
         return Action.FIND if content.source_handle or whole else Action.CREATE
     reported = content.ready and not content.being_created
-    return Action.LEAVE if reported and whole.record.policy == content.deletion_policy else Action.FIND
+    holds = whole.record.filesystem, whole.record.encryption or content.encryption
+    noted = (content.pool, content.filesystem, content.encryption) == (
+        whole.pool,
+        *holds,
+    )  # annotations, which get lost
+    return Action.LEAVE if reported and noted and whole.record.policy == content.deletion_policy else Action.FIND
 
 
 class SnapshotController:

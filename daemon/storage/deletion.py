@@ -64,7 +64,7 @@ class VolumeDeleter:
             self._cache.raise_if_damaged(pv)
             if why := self._cache.inventory.why_unavailable(pool):
                 raise PoolMissing(
-                    f"volume {pv} is not to be seen in {pool} now, and so not gone: {why}; if its data is gone for "
+                    f"volume {pv} is not to be seen {_in(pool)} now, and so not gone: {why}; if its data is gone for "
                     f"good, {_release(pv)}"
                 )
             return True
@@ -120,9 +120,9 @@ class VolumeDeleter:
             if why or made:
                 named = "deletionPolicy" if is_snapshot(pv) else "reclaim policy"
                 raise PoolMissing(
-                    f"volume {pv} is to be retained, and is not to be seen in {pool} now, so it can't be noted on it: "
-                    f"{why or 'bring back the disk that it lies on'}; if its data is gone for good, set the {named} "
-                    f"to Delete, or {_release(pv)}"
+                    f"volume {pv} is to be retained, and is not to be seen {_in(pool)} now, so it can't be noted on "
+                    f"it: {why or 'bring back the disk that it lies on'}; if its data is gone for good, set the "
+                    f"{named} to Delete, or {_release(pv)}"
                 )
         elif volume.record.uid != uid:
             if made:
@@ -136,6 +136,10 @@ class VolumeDeleter:
             policy = DELETE if unfinished else RETAIN
             if volume.record.policy != policy:
                 await self._cache.rewrite(volume, replace(volume.record, policy=policy))
+
+
+def _in(pool: str) -> str:
+    return f"in {pool}" if pool else "on this node"
 
 
 def _release(pv: str) -> str:

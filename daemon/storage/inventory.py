@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from contract import names
 from contract.capacity import leg_count
 from contract.parameters import VolumeParameters
 from daemon.storage.record import Record
@@ -217,7 +218,13 @@ class Inventory:
         return next((pool for pool in self.pools if pool.name == name), None)
 
     def why_unavailable(self, pool: str) -> str:
-        """Why nobody can say of a volume that is not found that it is not in that pool. Empty: all of it was seen."""
+        """Why nobody can say of a volume that is not found that it is not in that pool. Empty: all of it was seen.
+        `pool` is empty where its object lost the note of that: then it may be in one that this node does not show."""
+        if not pool:
+            return (
+                f"nothing says which pool it is in: write that into the annotation {names.POOL_ANNOTATION} of its "
+                f"object (this node shows {', '.join(each.name for each in self.pools) or 'none'} now)"
+            )
         for each in self.unavailable:
             if each.pool in (pool, pool.partition("/")[0]):
                 return each.reason

@@ -16,7 +16,7 @@ from contract.volume import CSI, NodeAssignment, PersistentVolume
 from daemon.backends.loop import LoopBackend
 from daemon.cluster.nodevolumes import NodeVolumes, volume_spec
 from daemon.cluster.ownerlookup import ApiOwnerLookup
-from daemon.cluster.snapshotcontroller import CREATION_FAILED, SnapshotController
+from daemon.cluster.snapshotcontroller import CREATION_FAILED, DELETE_FAILED, SnapshotController
 from daemon.errors import NotAuthorized
 from daemon.kubelet.poddevice import PodDevice
 from daemon.storage.deletionguard import RemovalReason
@@ -358,6 +358,50 @@ async def test_one_that_is_lost_is_not_made_anew(harness: Harness, tmp_path: Pat
         lost = await harness.read("one")
         assert harness.volumes.inventory.volume(name) is None
         assert (lost.handle, lost.ready) == (content.handle, False)
+
+
+async def test_what_it_holds_and_where_is_noted_again(harness: Harness) -> None:
+    """Somebody's tool took the annotations off: nothing can be restored without them."""
+    await made_volume(harness, "pv")
+    await harness.content("one", {"volumeHandle": "pv"})
+    noted = await harness.until_ready("one")
+    lost = {names.POOL_ANNOTATION: None, snapshot.FILESYSTEM_ANNOTATION: None}
+    await harness.cluster.patch(SNAPSHOT_CONTENTS, "one", {"metadata": {"annotations": lost}})
+
+    async def again() -> bool:
+        content = await harness.until_ready("one")
+        return (content.pool, content.filesystem) == (noted.pool, noted.filesystem) == (LoopBackend.POOL, "ext4")
+
+    await until(again, what="the annotations are there again")
+
+
+async def test_one_whose_pool_nobody_noted_stays_until_somebody_does(harness: Harness, tmp_path: Path) -> None:
+    """It can't be seen, and its object has lost the annotation: whoever deleted it reads what to do."""
+    await made_volume(harness, "pv")
+    uid = await harness.content("one", {"volumeHandle": "pv"})
+    await harness.until_ready("one")
+    name = snapshot.volume_name(uid)
+    for file in (tmp_path / "data").glob(f"{name}.*"):
+        file.unlink()
+    await harness.volumes.refresh()
+    await harness.cluster.patch(SNAPSHOT_CONTENTS, "one", {"metadata": {"annotations": {names.POOL_ANNOTATION: None}}})
+    await harness.until_error("one")
+    await harness.delete("one")
+
+    async def told() -> str:
+        await harness.events.flush()
+        events = [event for event in await harness.cluster.list(EVENTS) if event["reason"] == DELETE_FAILED]
+        return events[0]["message"] if events else ""
+
+    assert await until(told, what="an event says what is missing") == (
+        f"volume {name} is not to be seen on this node now, and so not gone: nothing says which pool it is in: write "
+        f"that into the annotation {names.POOL_ANNOTATION} of its object (this node shows {LoopBackend.POOL} now); if "
+        f"its data is gone for good, take the finalizer {snapshot.FINALIZER} off this VolumeSnapshotContent"
+    )
+    await harness.cluster.patch(
+        SNAPSHOT_CONTENTS, "one", {"metadata": {"annotations": {names.POOL_ANNOTATION: LoopBackend.POOL}}}
+    )
+    await harness.until_gone("one")
 
 
 async def test_one_that_is_to_be_retained_is_so_though_it_could_not_be_seen(harness: Harness, tmp_path: Path) -> None:
