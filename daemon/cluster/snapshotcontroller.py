@@ -207,8 +207,7 @@ class SnapshotController:
         if not others:
             return False
         heir = min(others, key=lambda each: (each.deletion_policy == DELETE, each.name))
-        record = replace(volume.record, uid=heir.uid, content=heir.name, policy=heir.deletion_policy)
-        await self._volumes.transfer(volume.pv, content.uid, record)
+        await self._give(volume, heir)
         log.info("VolumeSnapshotContent %s names it too, and has it from now on", heir.name)
         self._queue.add(heir.name)
         return True
@@ -277,11 +276,25 @@ class SnapshotController:
         if record.uid != content.uid:
             await self._check_free(content, record)
         if (record.uid, record.policy) != (content.uid, content.deletion_policy):
-            to = replace(record, uid=content.uid, content=content.name, policy=content.deletion_policy)
-            volume = await self._volumes.transfer(volume.pv, record.uid, to)
+            volume = await self._give(volume, content)
         body = snapshot.being_created_patch(content, volume.pool, volume.record.filesystem, volume.record.encryption)
         await self._cluster.patch(SNAPSHOT_CONTENTS, content.name, body)
         await self._say_ready(content, volume)
+
+    async def _give(self, snapshot_volume: Volume, content: SnapshotContent) -> Volume:
+        """It belongs to the content from now on, as its record says."""
+        record = snapshot_volume.record
+        to = replace(record, uid=content.uid, content=content.name, policy=content.deletion_policy)
+        return await self._volumes.transfer(snapshot_volume.pv, record.uid, to)
+
+    async def _take_back(self, content: SnapshotContent, snapshot_volume: Volume) -> bool:
+        """Whether the content has again what it had, and was another's since, which is gone."""
+        try:
+            await self._check_free(content, snapshot_volume.record)
+        except Foreign:
+            return False
+        await self._give(snapshot_volume, content)
+        return True
 
     async def _check_free(self, content: SnapshotContent, record: Record) -> None:
         """Raises Foreign unless its content is gone, whatever policy that had: somebody may have torn its finalizer
@@ -307,11 +320,15 @@ class SnapshotController:
         """Whether there may be a snapshot to be removed or retained for it. One that names a snapshot has none before
         that was handed to it, as the record of that says. While none can be seen, the content says it: it has the
         annotation before one is begun, or right after one was handed to it, and then the handle for good. `ready` it is
-        until the next error only."""
+        until the next error only. And what it had may be another's by its record: the API server went back to before
+        that, as `plan` says."""
         volume = self._volumes.inventory.volume(content.volume)
         if volume is None:
             return bool(content.handle or content.being_created)
-        return not content.source_handle or volume.record.uid == content.uid
+        if volume.record.uid == content.uid:
+            return True
+        had = not content.source_handle or bool(content.handle)
+        return had and volume.record.state is VolumeState.READY and await self._take_back(content, volume)
 
     async def _remove_finalizer(self, content: SnapshotContent) -> None:
         try:

@@ -308,6 +308,43 @@ async def test_one_that_another_content_had_is_its_own_again(harness: Harness) -
     await harness.until_ready("one")
 
 
+@pytest.mark.parametrize("policy", ["Delete", "Retain"])
+@pytest.mark.parametrize("there", [False, True], ids=["and that is gone", "and that is there"])
+@pytest.mark.parametrize("found", [False, True], ids=["made", "found"])
+async def test_one_that_another_content_had_and_whose_own_is_deleted_before_it_is_its_own_again(
+    harness: Harness, found: bool, there: bool, policy: str
+) -> None:
+    """As above, and it is deleted before this node has noticed: its policy counts, unless the other one is there."""
+    await made_volume(harness, "pv")
+    uid = await harness.content("one", {"volumeHandle": "pv"}, policy="Retain" if found else policy)
+    name, handle = snapshot.volume_name(uid), (await harness.until_ready("one")).handle
+    if found:
+        await harness.delete("one")
+        await harness.until_gone("one")
+        uid = await harness.content("one", {"snapshotHandle": handle}, policy=policy)
+        await harness.until_ready("one")
+    next_one = await harness.content("next", {"snapshotHandle": handle}, assigned=False) if there else "uid-of-next"
+    let_go = {"metadata": {"annotations": {snapshot.BEING_DELETED: "yes"}}}
+    await harness.cluster.patch(SNAPSHOT_CONTENTS, "one", let_go)
+    await drained(harness.controller._queue)
+    volume = harness.volumes.inventory.volume(name)
+    assert volume
+    others = replace(volume.record, uid=next_one, content="next", policy="Delete")
+    await harness.volumes.transfer(name, uid, others)
+    await harness.cluster.delete(SNAPSHOT_CONTENTS, "one")
+    await harness.until_gone("one")
+    left = harness.volumes.inventory.volume(name)
+    record = left.record if left else None
+    if there:
+        assert record == others
+    elif policy == "Retain":
+        assert record == replace(others, uid=uid, content="one", policy="Retain")
+    else:
+        assert record is None
+    await harness.events.flush()
+    assert not [event for event in await harness.cluster.list(EVENTS) if event["reason"] == DELETE_FAILED]
+
+
 async def test_one_that_a_volumesnapshot_has_stays_though_its_content_is_deleted(harness: Harness) -> None:
     """The content was another's, which was deleted, and given to this one. Whoever deletes it gives up no data."""
     await made_volume(harness, "pv")
