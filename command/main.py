@@ -47,8 +47,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
-flexdriver = typer.Typer(help="Install the executable that the kubelet calls.", cls=Commands, rich_markup_mode=None)
-vg = typer.Typer(help="Make, extend, list and remove this node's volume groups.", cls=Commands, rich_markup_mode=None)
+flexdriver = typer.Typer(help="Install the FlexVolume driver on this node.", cls=Commands, rich_markup_mode=None)
+vg = typer.Typer(
+    help="Create, extend, list and remove volume groups of this node.", cls=Commands, rich_markup_mode=None
+)
 app.add_typer(flexdriver, name="flexdriver")
 app.add_typer(vg, name="vg")
 
@@ -91,22 +93,26 @@ def main(
 
 @app.command()
 def volumes(
-    whole_cluster: Annotated[bool, typer.Option("--cluster", help="Of all nodes, by kubectl exec.")] = False,
-    local: Annotated[
-        bool, typer.Option("--local", help="Ask no API server: no claims, and orphans are not marked.")
+    whole_cluster: Annotated[
+        bool, typer.Option("--cluster", help="Volumes of all nodes, by kubectl exec into the daemons' pods.")
     ] = False,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on, and show each volume that changes.")] = False,
+    local: Annotated[
+        bool, typer.Option("--local", help="Don't ask the API server: claims are not shown, orphans not marked.")
+    ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Keep running, and show each volume that changes.")
+    ] = False,
     namespace: Namespace = names.NAMESPACE,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
     output: WideOutput = Form.TABLE,
 ) -> None:
-    """List the volumes of this node, or with --cluster of all. With claim, pods, size, what is used, state.
+    """List the volumes of this node, or of all nodes. With their claims, pods, sizes, usage and states.
 
-    States: ready; formatting (being made); erasing (being removed, its data first); pending (not made yet); released
-    (its claim is gone); deleting; orphan (ours, without a PersistentVolume: see `adopt`); foreign (not ours, never
-    touched); damaged (ours, with a record that can't be relied on); lost (its node is gone); unseen (its node did not
-    answer).
+    States: ready; formatting (being created); erasing (being removed, its data first); pending (not created yet);
+    released (its claim is gone); deleting; orphan (of elastic-local, without a PersistentVolume: see `adopt`); foreign
+    (not of elastic-local, or of another cluster: never touched); damaged (of elastic-local, with a record that can't be
+    relied on); lost (its node is gone); unseen (its node did not answer).
     """
     if whole_cluster and local:
         raise typer.BadParameter("it is for this node alone: leave out --cluster.", param_hint="--local")
@@ -124,9 +130,9 @@ def capacity(
     context: Context = None,
     output: WideOutput = Form.TABLE,
 ) -> None:
-    """Show how much capacity each node has for each class. And how much of it is used or reserved.
+    """Show how much capacity each node has for each StorageClass. As the scheduler sees it.
 
-    Classes that share a pool show the same capacity: it can be used only once.
+    Classes that share a pool each show all of its capacity.
     """
     from command import capacity
 
@@ -136,28 +142,27 @@ def capacity(
 @app.command()
 def adopt(
     volumes: Annotated[
-        list[str] | None, typer.Argument(help="Names. Default: all that can be.", metavar="[VOLUME]...")
+        list[str] | None,
+        typer.Argument(help="Names of volumes. Default: all that can be adopted.", metavar="[VOLUME]..."),
     ] = None,
-    claim: Annotated[
-        str | None, typer.Option(help="NAMESPACE/NAME of the claim that is to have an orphan's data.")
-    ] = None,
-    storage_class: Annotated[str, typer.Option(help="Class of that claim.")] = "elastic-local",
-    yes: Annotated[bool, typer.Option("--yes", help="Do it. Without it, only say what would be done.")] = False,
+    claim: Annotated[str | None, typer.Option(help="NAMESPACE/NAME of the claim that an orphan is for.")] = None,
+    storage_class: Annotated[str, typer.Option(help="StorageClass of that claim.")] = "elastic-local",
+    yes: Annotated[bool, typer.Option("--yes", help="Do it. Without it, only show what would be done.")] = False,
     manifest: Annotated[
-        bool, typer.Option("--manifest", help="Print the PersistentVolumes to be made, for kubectl create -f -.")
+        bool, typer.Option("--manifest", help="Print the PersistentVolumes, for kubectl create -f -.")
     ] = False,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
     output: Output = Form.TABLE,
 ) -> None:
-    """Adopt orphans, and volumes of elastic/local-volume. Orphans are what policy Retain left on this node. A dry run
-    by default.
+    """Adopt volumes of this node that no PersistentVolume has. Orphans (left by reclaim policy Retain, or of a deleted
+    node), and volumes of elastic/local-volume. A dry run by default.
 
     No data is touched: a volume gets tags, its PersistentVolume a finalizer, an annotation and a label; an orphan gets
     a new PersistentVolume, for the claim that --claim names.
 
-    In the daemon's pod nobody may create PersistentVolumes: print them there with --manifest, create them with kubectl,
-    then run it again with --yes.
+    The daemon's account may not create PersistentVolumes. In its pod, print them with --manifest, create them with
+    kubectl, then run this command again with --yes.
     """
     _on_a_node()
     from command import adopt
@@ -168,21 +173,22 @@ def adopt(
 @app.command()
 def migrate(
     claims: Annotated[
-        list[str] | None, typer.Argument(help="Claims. Default: all that are idle.", metavar="[NAMESPACE/NAME]...")
+        list[str] | None, typer.Argument(help="Claims. Default: all that no pod uses.", metavar="[NAMESPACE/NAME]...")
     ] = None,
-    to: Annotated[VolumeSource, typer.Option("--to", help="The driver that is to mount them.")] = VolumeSource.CSI,
-    yes: Annotated[bool, typer.Option("--yes", help="Do it. Without it, only say what would be done.")] = False,
+    to: Annotated[VolumeSource, typer.Option("--to", help="Driver to migrate to.")] = VolumeSource.CSI,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it. Without it, only show what would be done.")] = False,
     namespace: Namespace = names.NAMESPACE,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
     output: Output = Form.TABLE,
 ) -> None:
-    """Give the volumes of idle claims the other driver. Their data stays. A dry run by default.
+    """Migrate volumes from FlexVolume to CSI, or back. The data stays in place. A dry run by default.
 
-    No pod may use the claim. Its PersistentVolume is deleted and made anew, with the same name: the claim is Lost for
-    some seconds, and Bound again. What was cut off is taken up by the same command. --to flexVolume takes it back.
+    No pod may use the claim. Its PersistentVolume is deleted and created again, with the same name: the claim is Lost
+    for some seconds, then Bound again. If the command is interrupted, run it again: it continues. --to flexVolume
+    migrates back.
 
-    With an administrator's kubeconfig: it creates PersistentVolumes, and asks the nodes by kubectl exec.
+    Needs an administrator's kubeconfig: it creates PersistentVolumes, and runs kubectl exec in the daemons' pods.
     """
     from command import migrate
 
@@ -193,18 +199,18 @@ def migrate(
 def doctor(
     whole_cluster: Annotated[bool, typer.Option("--cluster", help="Check the cluster instead of this node.")] = False,
     uninstall: Annotated[
-        bool, typer.Option("--uninstall", help="Only whether all volumes are gone, which nobody else could remove.")
+        bool, typer.Option("--uninstall", help="Check only what has to be deleted before elastic-local is uninstalled.")
     ] = False,
     namespace: Namespace = names.NAMESPACE,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
     output: ReportOutput = Form.TABLE,
 ) -> None:
-    """Check this node, or with --cluster the cluster. In the order in which things depend on each other; under each
-    fault stands the command that corrects it. Exit code 1 when there is one.
+    """Check this node, or the cluster. Each problem is printed with the command that fixes it. Exit code 1 if there is
+    a problem.
 
-    On a node: run it in the daemon's pod, or as root. For the cluster: with an administrator's kubeconfig. Before the
-    programs are taken away: with --uninstall.
+    On a node: run it in the daemon's pod, or as root. With --cluster and --uninstall: with an administrator's
+    kubeconfig. What comes first in the output is what the rest depends on.
     """
     if not whole_cluster and not uninstall:
         _on_a_node("add --cluster, or ")
@@ -224,17 +230,19 @@ def create(
     any_disk: Annotated[bool, typer.Option("--any-disk", help="Take the largest whole disk that is empty.")] = False,
     loop_size: Annotated[
         str | None,
-        typer.Option(help="Use a file of this size, such as 10Gi, as a disk. With --any-disk: if there is none."),
+        typer.Option(
+            help="Use a file of this size, such as 10Gi, instead of a disk. With --any-disk: if there is no empty disk."
+        ),
     ] = None,
     dry_run: DryRun = False,
     data_dir: DataDir = DATA_DIR,
     output: Output = Form.TABLE,
 ) -> None:
-    """Make the volume group of this node. One that exists is left as it is.
+    """Create a volume group on this node. One that exists is left as it is.
 
     A disk that holds anything (a partition, a filesystem, a mount, LVM, or data of any kind) is refused.
 
-    A group on a file (--loop-size) is there again after a restart of the node: the daemon attaches it.
+    After a restart of the node, the daemon attaches the file of a group again (--loop-size).
     """
     from command import vg
 
@@ -249,7 +257,7 @@ def extend(
     data_dir: DataDir = DATA_DIR,
     output: Output = Form.TABLE,
 ) -> None:
-    """Add disks to the volume group of this node. One that is in it already stays as it is.
+    """Add disks to a volume group of this node. A disk that is in it already is left as it is.
 
     A disk that holds anything is refused, as by `vg create`.
     """
@@ -265,7 +273,7 @@ def remove(
     data_dir: DataDir = DATA_DIR,
     output: Output = Form.TABLE,
 ) -> None:
-    """Remove the volume group of this node. It is refused while the group has any volume, ours or not."""
+    """Remove a volume group of this node. Refused while it has any logical volume, of elastic-local or not."""
     from command import vg
 
     vg.remove(group, dry_run, data_dir, output)
@@ -273,7 +281,7 @@ def remove(
 
 @vg.command("list")
 def list_groups(data_dir: DataDir = DATA_DIR, output: Output = Form.TABLE) -> None:
-    """List the volume groups of this node. With size, what is free, devices and volumes."""
+    """List the volume groups of this node. With their sizes, free space, devices and logical volumes."""
     from command import vg
 
     vg.list_groups(data_dir, output)
@@ -295,10 +303,10 @@ def install(
     ] = None,
     output: ReportOutput = Form.TABLE,
 ) -> None:
-    """Install the driver where the kubelet looks for it. Whole or not at all; the kubelet sees it at once.
+    """Install the FlexVolume driver in the kubelet's plugin directory. The kubelet sees it at once.
 
-    The daemon does this by itself; this is for a node where no daemon may write there. Run it from the image, which has
-    the driver for amd64 and arm64.
+    The daemon does this by itself: use it where the daemon may not write there. Run it from the image, which has the
+    driver for amd64 and arm64.
     """
     from command import install
 
@@ -307,7 +315,7 @@ def install(
 
 @app.command(cls=ProgramCommand)
 def daemon() -> None:
-    """Run the daemon of this node. It serves the kubelet, and makes, mounts and removes volumes.
+    """Run the daemon of this node. It creates, mounts and removes volumes.
 
     Settings come from the environment, NODE_NAME above all.
     """

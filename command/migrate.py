@@ -57,7 +57,7 @@ class Nodes(Protocol):
 def migrate(claims: list[str], to: str, yes: bool, namespace: str, access: ApiAccess, form: Form) -> None:
     for each in claims:
         if len(each.split("/")) != 2 or not all(each.split("/")):
-            raise typer.BadParameter(f"{each!r} is not NAMESPACE/NAME of a claim")
+            raise typer.BadParameter(f"{each!r} is not NAMESPACE/NAME of a claim, such as default/data")
     plans = run(_migrate(claims, to, yes, namespace, access), resumable=True)
     nothing = f"no claim has a volume to be migrated to {to}"
     show(plans, _COLUMNS, form, nothing, name=lambda plan: f"persistentvolume/{plan.volume}")

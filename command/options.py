@@ -107,14 +107,14 @@ def _attached(text: str) -> str:
     return text.removeprefix("=")
 
 
-WideOutput = Annotated[Form, _output("A table, with more columns, as data, or names alone.", *Form)]
-Output = Annotated[Form, _output("A table, as data, or names alone.", Form.TABLE, Form.JSON, Form.YAML, Form.NAME)]
-ReportOutput = Annotated[Form, _output("As text, or as data.", Form.TABLE, Form.JSON, Form.YAML)]
+WideOutput = Annotated[Form, _output("Output format: wide has more columns, name has names alone.", *Form)]
+Output = Annotated[Form, _output("Output format: name has names alone.", Form.TABLE, Form.JSON, Form.YAML, Form.NAME)]
+ReportOutput = Annotated[Form, _output("Output format.", Form.TABLE, Form.JSON, Form.YAML)]
 Kubeconfig = Annotated[
     str | None,
-    typer.Option(envvar="KUBECONFIG", help="How to reach the API server. Default: as kubectl, or the pod's account."),
+    typer.Option(envvar="KUBECONFIG", help="Path of a kubeconfig. Default: as kubectl; in a pod, its service account."),
 ]
-Context = Annotated[str | None, typer.Option(help="Of the kubeconfig. Default: its current one.")]
+Context = Annotated[str | None, typer.Option(help="Context of the kubeconfig. Default: the current one.")]
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,9 @@ class ApiAccess:
 def _namespace(text: str) -> str:
     name = _attached(text)
     if not _NAMESPACE.fullmatch(name):
-        raise typer.BadParameter(f"{name!r} is no name of a namespace: it has lower case letters, digits and -.")
+        raise typer.BadParameter(
+            f"{name!r} is not a valid namespace: allowed are up to 63 lower case letters, digits and -."
+        )
     return name
 
 
@@ -140,9 +142,11 @@ Namespace = Annotated[
         envvar="NAMESPACE",
         parser=_namespace,
         metavar="<str>",
-        help="Of daemons and provisioner.",
+        help="Namespace in which elastic-local is installed.",
     ),
 ]
-DataDir = Annotated[Path, typer.Option(envvar="DATA_DIR", help="Where the daemon keeps its own, loop files included.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing, and show what would be done.")]
+DataDir = Annotated[
+    Path, typer.Option(envvar="DATA_DIR", help="Data directory of the daemon. Groups on files are in it.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would be done.")]
 DATA_DIR = Path(names.DATA_DIR)

@@ -152,8 +152,8 @@ def _check_name(name: str) -> None:
     except ValueError:
         hint = f". The group comes first: `elastic-local vg create GROUP {name}`" if name.startswith("/dev/") else ""
         raise typer.BadParameter(
-            f"{name!r} is no name of a volume group: it has letters, digits and _ + . -, and begins with one of the "
-            f"first three{hint}",
+            f"{name!r} is not a valid name of a volume group: allowed are letters, digits and _ + . -, the first one a "
+            f"letter, a digit or _{hint}",
             param_hint="GROUP",
         ) from None
 
@@ -241,7 +241,10 @@ def _existing(state: lvm.Report, name: str) -> lvm.VolumeGroup:
     group = state.group(name)
     if group is None:
         there = ", ".join(each.name for each in state.groups) or "none"
-        raise Stop(f"this node has no volume group {name} (there is: {there}): `elastic-local vg create` makes one")
+        raise Stop(
+            f"this node has no volume group {name} (there is: {there}): see `elastic-local vg list`, or create it with "
+            f"`elastic-local vg create {name} DEVICE...`"
+        )
     return group
 
 

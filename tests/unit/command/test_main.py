@@ -97,7 +97,7 @@ def test_a_form_that_would_change_nothing_is_refused(word: str) -> None:
 def test_a_name_that_no_namespace_can_have_is_refused(name: str) -> None:
     done = typer.testing.CliRunner().invoke(app, ["capacity", "-n", name])
     assert done.exit_code == 2
-    assert "is no name of a namespace" in done.output
+    assert "is not a valid namespace" in done.output
 
 
 def test_a_short_option_is_read_as_kubectl_reads_it() -> None:
@@ -281,7 +281,7 @@ def test_it_ends_with_the_reader_of_its_output(words: str) -> None:
         ("vg --loop-size much", "--loop-size"),
         ("vg --loop-size 1Mi", "too small for a volume group"),
         ("-vg --any-disk", "No such option"),
-        ("../vg --any-disk", "is no name of a volume group"),
+        ("../vg --any-disk", "is not a valid name of a volume group"),
     ],
 )
 def test_what_no_group_can_be_made_of_is_a_mistake_of_usage(words: str, message: str) -> None:
