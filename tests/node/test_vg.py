@@ -231,7 +231,7 @@ def test_a_file_that_does_not_fit_is_refused_with_what_is_left(vg: Vg) -> None:
 def test_a_name_that_no_group_can_have_makes_no_file(vg: Vg, tmp_path: Path) -> None:
     for name in ("../never", "below/never", "..", ""):
         refused = vg("create", name, "--loop-size", "32Mi")
-        assert (refused.exit_code, "is no name of a volume group" in refused.stderr) == (2, True)
+        assert (refused.exit_code, "is not a valid name of a volume group" in refused.stderr) == (2, True)
     assert "`elastic-local vg create GROUP /dev/sdb`" in vg("create", "/dev/sdb").stderr
     assert not list(tmp_path.rglob("*never*"))
 
