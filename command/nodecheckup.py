@@ -184,12 +184,10 @@ async def storage(here: Settings) -> list[Finding]:
 
 async def planned_group(data_dir: Path, group: str, selector: DeviceSelector) -> str:
     """What the daemon will make the group of, if it may."""
+    if why := await volumegroups.cut_off(data_dir, group):
+        return why
     file = volumegroups.seen_file(data_dir, group)
     if presence.exists(file):
-        if file.stat().st_size:
-            return (
-                "Making it was cut off: the daemon goes on with its next start, or its log says what keeps it from that"
-            )
         return f"This node had it, so it makes no other in its place: bring back its disks, or remove {file} to let it"
     taken = volumegroups.chosen(selector, await volumegroups.look_at_all())
     if not taken:

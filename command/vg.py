@@ -255,13 +255,11 @@ async def _given_back(tools: Lvm, name: str, taken: Sequence[Disk]) -> None:
     state = await tools.report()
     if state.group(name) and _paths(state.devices_of(name)) <= ours and not any(state.volumes_of(name)):
         await tools.remove_group(name)
-    for path in sorted(_paths(each for each in (await tools.report()).devices if not each.group) & ours):
-        await tools.remove_device(path)
-    left = _paths((await tools.report()).devices)
+    grouped = _paths(each for each in (await tools.report()).devices if each.group)
     for disk in taken:
-        if disk.path not in left:
+        if disk.path not in grouped:
             with contextlib.suppress(OSError):  # somebody took it meanwhile: then it is theirs
-                await disks.make_blank(disk)
+                await volumegroups.give_back(disk, name)
 
 
 def _paths(devices: Iterable[lvm.PhysicalVolume]) -> set[str]:

@@ -10,7 +10,7 @@ import itertools
 import json
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,9 @@ _SYSFS = Path("/sys")
 _EDGE = 1 << 20
 """Bytes at both ends of a disk that must be zero: partition tables, superblocks and headers of what blkid does not know
 are there."""
+
+Ends = tuple[bytes, bytes]
+"""The first and the last of these bytes of a disk."""
 
 _LOOK_SECONDS = 30.0
 _NOT_DISKS = ("loop", "ram", "zram", "sr", "fd", "mtdblock")
@@ -78,7 +81,8 @@ def objection(disk: Disk) -> str:
         return f"{', '.join(disk.holders)} is built on it: name another disk, or take that apart first"
     if "LVM2_member" in disk.signatures:
         return (
-            f"it belongs to LVM: see `pvs {disk.path}`; if it may go: vgremove its group, then `pvremove {disk.path}`"
+            f"it belongs to LVM: see `pvs {disk.path}`; if it may go: vgremove its group, then `pvremove {disk.path}`, "
+            "with -ff where LVM finds no group that uses it"
         )
     if disk.signatures:
         return f"it holds {', '.join(disk.signatures)}: name another disk, or {wipe}"
@@ -203,20 +207,31 @@ def _hardware(facts: Path) -> str:
     return ""
 
 
-async def make_blank(disk: Disk) -> None:
-    """Zeroes both ends again of a disk whose ends were zero when it was looked at. Raises OSError, also when somebody
-    uses it by now."""
-    await asyncio.to_thread(_zero_ends, Path(disk.path), disk.size)
-
-
-def _zero_ends(device: Path, size: int) -> None:
-    descriptor = os.open(device, os.O_WRONLY | os.O_EXCL | os.O_CLOEXEC)
+async def ends(disk: Disk) -> Ends:
+    """What stands there. Raises NotADisk."""
     try:
+        return await threads.at(Path(disk.path), partial(_ends_of, Path(disk.path), disk.size), deadline=_LOOK_SECONDS)
+    except (Hung, OSError) as error:
+        raise NotADisk(str(error)) from error
+
+
+async def make_blank(disk: Disk, *, only: Callable[[Ends], bool] = lambda ends: True) -> bool:
+    """Zeroes both ends again of a disk whose ends were zero when it was looked at. `only` is asked before, while nobody
+    else has the disk; False: it said no, and nothing was done. Raises OSError, also when somebody uses it by now."""
+    return await asyncio.to_thread(_zero_ends, Path(disk.path), disk.size, only)
+
+
+def _zero_ends(device: Path, size: int, only: Callable[[Ends], bool]) -> bool:
+    descriptor = os.open(device, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
+    try:
+        if not only(_ends(descriptor, size)):
+            return False
         for start in (0, max(0, size - _EDGE)):
             os.pwrite(descriptor, bytes(min(_EDGE, size)), start)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+    return True
 
 
 async def _signatures(device: str) -> tuple[str, ...]:
@@ -234,9 +249,16 @@ def _is_busy(device: Path) -> bool:
 
 
 def _is_blank(device: Path, size: int) -> bool:
+    return not any(end.strip(b"\0") for end in _ends_of(device, size))
+
+
+def _ends_of(device: Path, size: int) -> Ends:
     descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        ends = (os.pread(descriptor, _EDGE, 0), os.pread(descriptor, _EDGE, max(0, size - _EDGE)))
+        return _ends(descriptor, size)
     finally:
         os.close(descriptor)
-    return not any(end.strip(b"\0") for end in ends)
+
+
+def _ends(descriptor: int, size: int) -> Ends:
+    return os.pread(descriptor, _EDGE, 0), os.pread(descriptor, _EDGE, max(0, size - _EDGE))

@@ -36,7 +36,7 @@ from host import disks, loopdevice, ownfolder, presence
 from host.command import CommandError
 from host.disks import Disk, NotADisk
 from host.diskthreads import Hung, threads
-from lvm import Lvm, LvmError
+from lvm import Lvm, LvmError, label
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ class GroupMaker:
             if device_class.devices:
                 try:
                     await self._ensure(device_class.group, device_class.devices, present)
-                except (LvmError, CommandError, OSError, Hung) as error:
+                except (LvmError, CommandError, OSError, Hung, NotADisk) as error:
                     log.warning("group %s can't be made: %s", device_class.group, error)
 
     async def _ensure(self, group: str, selector: DeviceSelector, present: Collection[str]) -> None:
@@ -182,28 +182,26 @@ class GroupMaker:
     async def _taken_back(self, group: str, begun: Collection["_Begun"]) -> bool:
         """Whether these disks are empty again, of which a group was being made and is not there. One that is away may
         have it."""
-        there = [disk for disk in await look_at_all() if _Begun.of(disk) in begun]
+        ours, why = await _begun_disks(group, begun)
         state = await self._tools.report()
-        ungrouped = await asyncio.to_thread(_resolved, [device.path for device in state.devices if not device.group])
-        ours = [disk for disk in there if disk.path in ungrouped and _LABEL in disk.signatures]
-        rest = [disk for disk in there if disk not in ours and not disks.objection(disk)]
-        if len(ours) + len(rest) < len(begun) or any(disks.objection(_without_label(disk)) for disk in ours):
-            log.warning(
-                "group %s is not there, and making it of %s was cut off: see `pvs`; when they are empty (`pvremove`, "
-                "`wipefs --all`), remove %s to let it be made",
-                *(group, ", ".join(each.path or each.hardware for each in begun), seen_file(self._data_dir, group)),
-            )
+        grouped = await asyncio.to_thread(_resolved, [device.path for device in state.devices if device.group])
+        if why or grouped.intersection(disk.path for disk in ours):
+            why = why or "LVM has some of its disks in a group by now (`pvs`)"
+            log.warning("group %s is not there. %s", group, _not_begun_anew(why, self._file(group)))
             return False
         for disk in ours:
-            await self._tools.remove_device(disk.path)
-            await disks.make_blank(disk)
+            if not await give_back(disk, group):
+                return False  # somebody took it this moment: next time it is said what it holds
         await self._at_file(group, Path.unlink)
         return True
+
+    def _file(self, group: str) -> Path:
+        return seen_file(self._data_dir, group)
 
     async def _at_file(self, group: str, work: Callable[[Path], T]) -> T:
         """What is done to the file by which a group is remembered. Raises Hung, after long enough for a busy disk:
         when it is noted too late, the group is never made."""
-        file = seen_file(self._data_dir, group)
+        file = self._file(group)
         return await threads.at(file, partial(work, file), disk=file.parent, deadline=CALL_SECONDS)
 
 
@@ -211,8 +209,25 @@ def _resolved(paths: Iterable[str]) -> set[str]:
     return {str(Path(path).resolve()) for path in paths}
 
 
+async def is_unfinished(disk: Disk, group: str) -> bool:
+    """Whether the disk, which was empty and is in no group as LVM says, holds nothing but what LVM writes before it
+    belongs to this one, if anything: its other disks may say already that it does. Raises NotADisk."""
+    return not disks.objection(_without_label(disk)) and _is_begun(group, await disks.ends(disk))
+
+
+async def give_back(disk: Disk, group: str) -> bool:
+    """Such a disk is empty again. LVM itself removes no label that says it is in use, and sees no disk without one.
+    False: it holds anything else by now, and is left as it is. Raises OSError."""
+    return await disks.make_blank(disk, only=partial(_is_begun, group))
+
+
+def _is_begun(group: str, ends: disks.Ends) -> bool:
+    start, end = ends
+    return label.unfinished(start) in ("", group) and not any(end)
+
+
 def _without_label(disk: Disk) -> Disk:
-    """As it was before LVM took it."""
+    """As it was before LVM took it, as far as can be seen."""
     return replace(disk, signatures=tuple(each for each in disk.signatures if each != _LABEL), blank=True)
 
 
@@ -227,6 +242,38 @@ class _Begun:
     @classmethod
     def of(cls, disk: Disk) -> "_Begun":
         return cls("" if disk.hardware else disk.path, disk.hardware, disk.size)
+
+
+async def _begun_disks(group: str, begun: Collection[_Begun]) -> tuple[list[Disk], str]:
+    """Those of which a group was being made, and why it can't be begun anew. Empty: it can."""
+    looked_at = {_Begun.of(disk): disk for disk in await look_at_all()}
+    ours, problems = [], []
+    for each in begun:
+        disk = looked_at.get(each)
+        if disk is None:
+            problems.append(f"{each.path or each.hardware} is away, which may have it")
+        elif await is_unfinished(disk, group):
+            ours.append(disk)
+        else:
+            problems.append(f"{disk.path}: {disks.objection(disk)}")
+    return ours, "; ".join(problems)
+
+
+async def cut_off(data_dir: Path, group: str) -> str:
+    """Whether making the group was cut off, and what becomes of that. Empty: it was not."""
+    file = seen_file(data_dir, group)
+    begun = await asyncio.to_thread(_remembered, file)
+    if not begun:
+        return ""
+    _, why = await _begun_disks(group, begun)
+    return _not_begun_anew(why, file) if why else "Making it was cut off, the daemon begins anew with its next start"
+
+
+def _not_begun_anew(why: str, file: Path) -> str:
+    return (
+        f"Making it was cut off: {why}. When its disks are there and empty, the daemon makes it with its next start; "
+        f"remove {file} to let it take others"
+    )
 
 
 def _remembered(file: Path) -> list[_Begun] | None:

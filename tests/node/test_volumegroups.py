@@ -138,14 +138,19 @@ async def test_one_whose_making_was_killed_is_not_made_while_a_disk_is_away_or_h
     by_hand: ByHand,
 ) -> None:
     """The one that is away may have the group."""
+    selector = small.devices
+    assert selector
     await killed_while_it_makes(lvm, node_disks[:1], small, tmp_path, monkeypatch, by_hand)
     with monkeypatch.context() as away:
         away.setattr(disks, "whole_disks", lambda: [Path(node_disks[0]), Path(node_disks[2])])
         await GroupMaker(lvm, tmp_path).ensure([small], present=())
+        assert "is away" in await nodecheckup.planned_group(tmp_path, GROUP, selector)
     assert await devices_of(lvm) == []
+    assert "begins anew" in await nodecheckup.planned_group(tmp_path, GROUP, selector)
     subprocess.run(["mkfs.ext4", "-q", node_disks[1]], check=True)
     await GroupMaker(lvm, tmp_path).ensure([small], present=())
     assert await devices_of(lvm) == []
+    assert f"{node_disks[1]}: it holds ext4" in await nodecheckup.planned_group(tmp_path, GROUP, selector)
     subprocess.run(["wipefs", "--all", node_disks[1]], check=True, capture_output=True)
     by_hand("vgcreate", "of-another", node_disks[0])
     await GroupMaker(lvm, tmp_path).ensure([small], present=())

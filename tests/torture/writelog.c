@@ -15,21 +15,22 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-static int notes;
+static const char *path;
 
 __attribute__((constructor)) static void begin(void) {
-    const char *path = getenv("WRITE_LOG");
-    if (!path || (notes = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600)) < 0)
+    if (!(path = getenv("WRITE_LOG")))
         abort();
 }
 
+/* Opened each time: LVM closes what is open when it begins. */
 static void note(char what, int file, off_t offset, const void *bytes, size_t length) {
     struct stat status;
     if (fstat(file, &status))
         return; /* nor will it be written to */
     const int64_t head[] = {what, (int64_t)status.st_ino, offset, (int64_t)length};
     const struct iovec parts[] = {{(void *)(uintptr_t)head, sizeof head}, {(void *)(uintptr_t)bytes, length}};
-    if (writev(notes, parts, 2) != (ssize_t)(sizeof head + length))
+    const int notes = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+    if (notes < 0 || writev(notes, parts, 2) != (ssize_t)(sizeof head + length) || close(notes))
         abort();
 }
 
