@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
 import lvm
-from contract import capacity
+from contract import capacity, quantity
 from contract.parameters import RAID1, VolumeParameters
 from daemon.backends import lvmgroups
 from daemon.storage.inventory import (
@@ -31,8 +31,11 @@ _MIRROR = VolumeParameters(raid=RAID1)
 
 POOL_MARK = "elastic-local/thin-pool"
 """Tag of a pool that we made. By it we know also what an lvcreate that was killed left under the pool's name, and one
-that was renamed; the few MiB of metadata that a killed one may leave under a name of LVM's choice are listed as
-foreign."""
+that was renamed."""
+
+_NAMED_BY_LVM = re.compile(r"lvol\d+")
+_LARGEST_METADATA = 16 << 30
+"""Bytes of a thin pool's metadata, lvmthin(7)."""
 
 
 def inventory(state: lvm.Report, groups: Collection[str]) -> Inventory:
@@ -232,10 +235,27 @@ def _group_pool(state: lvm.Report, group: VolumeGroup, ours: Collection[Volume])
         ours=sum(volume.size + volume.overhead for volume in ours if volume.pool == group.name),
         granularity=group.extent_size,
         blocked=lvmgroups.refusal(state, group),
-        notices=tuple(lvmgroups.notices(state, group)),
+        notices=(*lvmgroups.notices(state, group), *_maybe_left_over(state, group)),
         extents=state.free_extents(group),
         more_volumes=lvmgroups.room_for_volumes(group),
     )
+
+
+def _maybe_left_over(state: lvm.Report, group: VolumeGroup) -> Iterator[str]:
+    """Volumes that may be what an lvcreate of a thin pool left that was killed. First of all LVM makes the spare of its
+    metadata, as a volume without tags under a name of its own choice; somebody's volume that was given no name looks
+    the same, so a person has to say whether it may go."""
+    volumes = list(state.volumes_of(group.name))
+    if any(volume.is_thin_pool and POOL_MARK in volume.tags for volume in volumes):
+        for volume in volumes:
+            plain = volume.layout == {"linear"} and not volume.tags and not volume.open
+            if plain and _NAMED_BY_LVM.fullmatch(volume.name) and volume.size <= _LARGEST_METADATA:
+                name = f"{group.name}/{volume.name}"
+                yield (
+                    f"volume {name} ({quantity.humane(volume.size)}) may be left over from making a thin pool, which "
+                    f"was cut off: `lvremove {name}`, unless it is somebody's, then give it a name "
+                    f"(`lvrename {name} NAME`)"
+                )
 
 
 def _thin_pools(state: lvm.Report, group: VolumeGroup, ours: set[tuple[str, str]]) -> Iterator[Pool]:

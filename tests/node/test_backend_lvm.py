@@ -419,6 +419,24 @@ async def test_killed_while_lvm_makes_the_thin_pool(
         await lvm.remove(volume_group, "pool")
 
 
+async def test_what_may_be_left_of_making_a_pool_is_named_until_it_has_a_name(
+    thin_backend: LvmBackend, volume_group: str, by_hand: ByHand
+) -> None:
+    async def notices() -> tuple[str, ...]:
+        group = (await thin_backend.inspect()).pool(volume_group)
+        assert group
+        return group.notices
+
+    by_hand("lvcreate", "--size=4m", volume_group)  # as LVM makes the spare of a pool's metadata
+    assert await notices() == ()
+    await thin_backend.establish()
+    (notice,) = await notices()
+    assert f"volume {volume_group}/lvol0 (4Mi) may be left over from making a thin pool" in notice
+    assert f"`lvremove {volume_group}/lvol0`" in notice
+    by_hand("lvrename", f"{volume_group}/lvol0", "somebodys")
+    assert await notices() == ()
+
+
 async def test_somebody_elses_volume_with_the_name_of_the_pool_stays(
     thin_backend: LvmBackend, lvm: Lvm, volume_group: str
 ) -> None:
