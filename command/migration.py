@@ -201,6 +201,10 @@ def obstacle(
         return "a FlexVolume can't be a block device"
     if to == FLEX_VOLUME and _ONE_POD in pv.access_modes:
         return f"a FlexVolume can't be {_ONE_POD}"
+    if to == FLEX_VOLUME and pv.secret:
+        return "a FlexVolume can't be encrypted: the kubelet hands its passphrase to a CSI driver only"
+    if to == FLEX_VOLUME and pv.attributes_class:
+        return f"a FlexVolume can't have VolumeAttributesClass {pv.attributes_class}: the API server refuses it"
     return _unfit(row, pv.uid)
 
 

@@ -15,6 +15,7 @@ from command.running import Stop
 from command.volumerows import Row
 from contract import names, snapshot
 from contract import volume as contract_volume
+from contract.parameters import SecretReference
 from contract.volume import NodeAssignment, PersistentVolume
 from host.command import CommandError
 from kube.errors import Json
@@ -412,6 +413,9 @@ CONTENT = _CONTENT
             {"pv": record(volume_body("csi", accessModes=["ReadWriteOncePod"])), "to": "flexVolume"},
             "can't be ReadWriteOncePod",
         ),
+        ({"pv": record(volume_body("csi"), secret=SecretReference("ns", "key")), "to": "flexVolume"}, "be encrypted"),
+        ({"pv": record(volume_body("csi", volumeAttributesClassName="gold")), "to": "flexVolume"}, "Class gold"),
+        ({"pv": record(volume_body("csi", volumeAttributesClassName="gold"))}, ""),
     ],
 )
 def test_what_stands_in_the_way(changes: Json, message: str) -> None:
