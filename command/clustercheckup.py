@@ -1,7 +1,7 @@
 """The check-up of the cluster, as an administrator or a daemon's account sees it. What is read is read first, the
 verdicts are pure functions of it."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import AsyncGenerator, Collection, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -35,40 +35,48 @@ class Published:
     written: datetime | None
 
 
-async def findings(cluster: Cluster, namespace: str, only_node: str = "") -> list[Finding]:
-    """`only_node`: a node's own view, with no more than its daemon's account may read."""
+async def findings(cluster: Cluster, namespace: str, only_node: str = "") -> AsyncGenerator[Finding, None]:
+    """Each as soon as it is known. `namespace`: as `nodeexec.namespace_of` takes it. `only_node`: a node's own view,
+    with no more than its daemon's account may read. Raises ApiError for what can't be listed."""
     try:
         if only_node:
             nodes = [read_node(await cluster.get(NODES, only_node))]
         else:
             nodes = [read_node(body) for body in await cluster.list(NODES)]
     except ApiError as error:
-        remedy = "kubectl get nodes"
-        return [wrong("API server", f"it does not return {only_node or 'the nodes'}: {error}", remedy)]
-    results = [ok("API server", f"it knows {only_node or counted(len(nodes), 'node')}"), *map(hostname, nodes)]
+        yield wrong("API server", f"it does not return {only_node or 'the nodes'}: {error}", "kubectl get nodes")
+        return
+    yield ok("API server", f"it knows {only_node or counted(len(nodes), 'node')}")
+    for node in nodes:
+        yield hostname(node)
+    namespace = await nodeexec.namespace_of(cluster, namespace)
     if not only_node and (elsewhere := await _namespace(cluster, namespace)):
-        return [*results, elsewhere]
-    results += await _permissions(cluster, namespace)
+        yield elsewhere
+        return
+    for finding in await _permissions(cluster, namespace):
+        yield finding
     if not only_node:
-        results.append(await classcheckup.look_at_driver_object(cluster))
+        yield await classcheckup.look_at_driver_object(cluster)
     classes = [read_storage_class(body) for body in await cluster.list(CLASSES)]
     ours = [each for each in classes if each.provisioner in names.PROVISIONERS]
-    results += classcheckup.storage_classes(ours)
+    for finding in classcheckup.storage_classes(ours):
+        yield finding
     if not only_node:
         for each in ours:
-            results += await classcheckup.look_at_secrets(cluster, each)
-    if not only_node:
-        results += [await _leader(cluster, namespace), await _daemons(cluster, namespace)]
+            for finding in await classcheckup.look_at_secrets(cluster, each):
+                yield finding
+        yield await _leader(cluster, namespace)
+        yield await _daemons(cluster, namespace)
     published = [each for each in map(_published, await cluster.list(CAPACITIES, namespace)) if each is not None]
-    results += [capacity_of(node, ours, published, datetime.now(UTC), namespace) for node in nodes]
+    for node in nodes:
+        yield capacity_of(node, ours, published, datetime.now(UTC), namespace)
     if not only_node:
-        results.append(
-            await classcheckup.look_at_registration(cluster, ours, {each.capacity.node for each in published}, nodes)
-        )
+        publishing = {each.capacity.node for each in published}
+        yield await classcheckup.look_at_registration(cluster, ours, publishing, nodes)
         volumes = [(contract_volume.read(body), body) for body in await cluster.list(VOLUMES)]
-        results.append(stuck([(pv, _age(body)) for pv, body in volumes if pv is not None], nodes))
-        results += await snapshotcheckup.findings(cluster, namespace)
-    return results
+        yield stuck([(pv, _age(body)) for pv, body in volumes if pv is not None], nodes)
+        for finding in await snapshotcheckup.findings(cluster, namespace):
+            yield finding
 
 
 async def _namespace(cluster: Cluster, namespace: str) -> Finding | None:

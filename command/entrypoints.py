@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 
-from command.programs import PROGRAMS
+from command import starting
 
 _PROGRAM = "elastic-local"
 _NO_FILES = 4
@@ -17,7 +17,11 @@ _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 def main() -> None:
     """A program that runs for months starts by itself, without what the commands need (command.programs)."""
+    starting.begin()
+    from command.programs import PROGRAMS
+
     if len(sys.argv) == 2 and (program := PROGRAMS.get(sys.argv[1])):
+        starting.done()
         program()
         return
     from command.main import app, is_plugin

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from pathlib import Path
 
 import aiohttp
@@ -43,26 +43,49 @@ _FILESYSTEM_TOOLS = (
 _DEADLINE = 10.0
 
 
-async def findings(here: Settings) -> list[Finding]:
-    results = [rights(os.geteuid())]
+async def findings(here: Settings) -> AsyncGenerator[Finding, None]:
+    """Each as soon as it is known, in their order. What may take long is asked at the same time."""
+    may_look = rights(os.geteuid())
+    yield may_look
     kinds = {each.kind for each in here.classes.values()}
+    for finding in _of_kernel(kinds):
+        yield finding
+    yield tools(kinds, shutil.which)
+    if may_look.remedy:
+        return  # what follows would only repeat that we are not root
+    asked = [
+        storage(here),
+        _one(asyncio.to_thread(lambda: propagation(mounttable.read(), here.kubelet_root))),
+        _one(asyncio.to_thread(listening, here.socket, here.namespace)),
+        *(_one(driver(each)) for each in here.plugin_dirs if here.flex_volume),
+        *([_one(csi_driver(here.kubelet_root, here.namespace))] if here.csi else []),
+        daemon(here),
+    ]
+    answers = [asyncio.create_task(each) for each in asked]
+    try:
+        for answer in answers:
+            for finding in await answer:
+                yield finding
+    finally:
+        for answer in answers:
+            answer.cancel()
+        await asyncio.gather(*answers, return_exceptions=True)
+
+
+async def _one(finding: Awaitable[Finding]) -> list[Finding]:
+    return [await finding]
+
+
+def _of_kernel(kinds: set[str]) -> Iterable[Finding]:
     if LVM in kinds:
-        results += [device_mapper(), *lvm_modules(_loaded("/proc/modules"), _built_in())]
+        yield device_mapper()
+        yield from lvm_modules(_loaded("/proc/modules"), _built_in())
     if LOOP in kinds:
-        results.append(loop_devices())
+        yield loop_devices()
     if kinds != {BINDMOUNT}:
-        results += [filesystems(_registered(), _built_in()), io_limits(cgroup.ROOT)]
-        results.append(encryption(_loaded("/proc/modules") | _built_in(), shutil.which))
-    results.append(tools(kinds, shutil.which))
-    if results[0].remedy:
-        return results  # what follows would only repeat that we are not root
-    results += [*await storage(here), propagation(mounttable.read(), here.kubelet_root)]
-    results.append(listening(here.socket, here.namespace))
-    if here.flex_volume:
-        results += [await driver(each) for each in here.plugin_dirs]
-    if here.csi:
-        results.append(await csi_driver(here.kubelet_root, here.namespace))
-    return [*results, *await daemon(here)]
+        yield filesystems(_registered(), _built_in())
+        yield io_limits(cgroup.ROOT)
+        yield encryption(_loaded("/proc/modules") | _built_in(), shutil.which)
 
 
 def rights(uid: int) -> Finding:

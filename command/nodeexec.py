@@ -23,7 +23,12 @@ DAEMONS = "app.kubernetes.io/name=elastic-local,app.kubernetes.io/component=daem
 """Labels of the daemon's pods in deploy/."""
 
 _DEADLINE = 60.0
+"""Seconds for one node."""
+_WHOLE = 120.0
+"""Seconds for all of them: those that give no answer hold up those after them."""
 _AT_ONCE = 16
+_NAMED = 5
+"""Nodes that a message names at most."""
 
 
 @dataclass
@@ -33,6 +38,16 @@ class Answers:
     """Those that answered."""
     failures: dict[str, str] = field(default_factory=dict)
     """By node: why it did not."""
+    waiting: set[str] = field(default_factory=set)
+    """Those that have yet to answer."""
+
+    def __str__(self) -> str:
+        """What is being waited for."""
+        if not self.waiting:
+            return "asking the cluster for its volumes and nodes"
+        of = len(self.waiting) + len(self.nodes) + len(self.failures)
+        named = ", ".join(sorted(self.waiting)[:_NAMED]) + (", ..." if len(self.waiting) > _NAMED else "")
+        return f"asking the nodes: {len(self.waiting)} of {of} have not answered yet, {named}"
 
 
 async def namespace_of(cluster: Cluster, given: str) -> str:
@@ -47,10 +62,11 @@ async def namespace_of(cluster: Cluster, given: str) -> str:
     return next(iter(namespaces)) if len(namespaces) == 1 else given
 
 
-async def ask(cluster: Cluster, namespace: str, access: ApiAccess) -> Answers:
-    """Raises ApiError when not even the daemons are known, and Stop without kubectl."""
-    pods = await cluster.list(PODS, namespace, label_selector=DAEMONS)
-    answers, turns = Answers(), asyncio.Semaphore(_AT_ONCE)
+async def ask(cluster: Cluster, namespace: str, access: ApiAccess, answers: Answers) -> None:
+    """Fills `answers`. Raises ApiError when not even the daemons are known, and Stop without kubectl."""
+    pods = [*_running(map(read_pod, await cluster.list(PODS, namespace, label_selector=DAEMONS)))]
+    answers.waiting |= {pod.node_name for pod in pods}
+    turns = asyncio.Semaphore(_AT_ONCE)
 
     async def one(pod: Pod) -> None:
         async with turns:
@@ -59,9 +75,14 @@ async def ask(cluster: Cluster, namespace: str, access: ApiAccess) -> Answers:
                 answers.nodes.add(pod.node_name)
             except (CommandError, ValueError, TypeError) as error:
                 answers.failures[pod.node_name] = str(error)
+        answers.waiting.discard(pod.node_name)
 
-    await asyncio.gather(*(one(pod) for pod in _running(map(read_pod, pods))))
-    return answers
+    try:
+        async with asyncio.timeout(_WHOLE):
+            await asyncio.gather(*map(one, pods))
+    except TimeoutError:
+        answers.failures |= dict.fromkeys(answers.waiting, f"no answer in the {_WHOLE:g} s that all nodes have")
+    answers.waiting.clear()
 
 
 def _running(pods: Iterable[Pod]) -> Iterable[Pod]:

@@ -1,6 +1,7 @@
 """What the accounts of daemon and provisioner must be allowed to do: deploy/base grants it, and of snapshots
 deploy/components/snapshots. `doctor` asks for it."""
 
+import asyncio
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,9 @@ IDENTITY = "kube-system"
 """The namespace whose uid identifies the cluster."""
 
 LEASE = "elastic-local-provisioner"
+
+_AT_ONCE = 8
+"""Questions to the API server."""
 
 _SELF = Resource("authorization.k8s.io", "v1", "selfsubjectaccessreviews", namespaced=False)
 _WHO = Resource("authentication.k8s.io", "v1", "selfsubjectreviews", namespaced=False)
@@ -84,16 +88,24 @@ async def missing(
 ) -> list[str]:
     """What the account lacks, as text: of `rights`, or of what it always needs. `own`: it is the one that asks; else
     asking takes an administrator. Raises ApiError."""
-    absent = []
-    for attributes in _attributes(rights or ACCOUNTS[account], namespace):
-        user = {} if own else {"user": f"system:serviceaccount:{namespace}:{account}"}
+    user = {} if own else {"user": f"system:serviceaccount:{namespace}:{account}"}
+    turns = asyncio.Semaphore(_AT_ONCE)
+
+    async def allowed(attributes: Json) -> bool:
         body = {"metadata": {}, "spec": {"resourceAttributes": attributes, **user}}
-        answer = await cluster.create(_SELF if own else _SUBJECT, body)
-        if not (answer.get("status") or {}).get("allowed"):
-            where = f" in {attributes['namespace']}" if "namespace" in attributes else ""
-            below = f"/{attributes['subresource']}" if "subresource" in attributes else ""
-            absent.append(f"{attributes['verb']} {attributes['resource']}{below}{where}")
-    return absent
+        async with turns:
+            answer = await cluster.create(_SELF if own else _SUBJECT, body)
+        return bool((answer.get("status") or {}).get("allowed"))
+
+    asked = [*_attributes(rights or ACCOUNTS[account], namespace)]
+    answers = await asyncio.gather(*map(allowed, asked))
+    return [_text(attributes) for attributes, answer in zip(asked, answers, strict=True) if not answer]
+
+
+def _text(attributes: Json) -> str:
+    where = f" in {attributes['namespace']}" if "namespace" in attributes else ""
+    below = f"/{attributes['subresource']}" if "subresource" in attributes else ""
+    return f"{attributes['verb']} {attributes['resource']}{below}{where}"
 
 
 def _attributes(permissions: Iterable[Permission], namespace: str) -> Iterator[Json]:

@@ -7,12 +7,14 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
+from command import starting
 from command.options import ApiAccess
 from command.terminal import in_unicode, visible
 from daemon.errors import VolumeError
@@ -30,6 +32,8 @@ _INTERRUPTED = 128 + signal.SIGINT
 """Exit code, as a shell has it for a program that the signal ended."""
 _PATIENCE = 2.0
 """Seconds for which a person waits without wondering."""
+_AGAIN = 5.0
+"""Seconds between two lines."""
 
 
 class Stop(Exception):
@@ -39,6 +43,7 @@ class Stop(Exception):
 def run(work: Coroutine[Any, Any, T], *, resumable: bool = False) -> T:
     """Runs `work`; what can be expected to go wrong becomes a line on stderr and exit code 1. `resumable`: the same
     command goes on where it was interrupted."""
+    starting.done()
     logging.getLogger("host.command").setLevel(logging.CRITICAL)  # a command that fails is in the line
     try:
         return asyncio.run(work)
@@ -65,16 +70,30 @@ def need_root(what: str, instead: str = "") -> None:
 
 
 @contextlib.asynccontextmanager
-async def patience(doing: str) -> AsyncIterator[None]:
-    """Says on stderr what is being done once it has taken two seconds: a spinner for a person, a line for a log."""
+async def patience(doing: str | Callable[[], str]) -> AsyncIterator[None]:
+    """Says on stderr what is being done once it has taken two seconds: a spinner for a person, a line for a log, and
+    another one when that has changed after a while."""
+
+    def now() -> str:
+        return visible(f"{doing if isinstance(doing, str) else doing()} ...")
+
+    async def lines() -> None:
+        told = ""
+        while True:
+            if (text := now()) != told:
+                typer.echo(text, err=True)
+            told = text
+            await asyncio.sleep(_AGAIN)
 
     async def report() -> None:
         await asyncio.sleep(_PATIENCE)
         if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-            typer.echo(f"{doing} ...", err=True)
-            return
-        with Console(stderr=True).status(f"{doing} ...", spinner="dots" if in_unicode(sys.stderr) else "line"):
-            await asyncio.Event().wait()
+            await lines()
+        spinner = "dots" if in_unicode(sys.stderr) else "line"
+        with Console(stderr=True).status(escape(now()), spinner=spinner) as status:
+            while True:
+                await asyncio.sleep(1)
+                status.update(escape(now()))
 
     reporting = asyncio.create_task(report())
     try:

@@ -29,6 +29,8 @@ _WATCH_SECONDS = 2.0
 """Between two looks."""
 _IMPATIENT = 5.0
 """Seconds for the API server, which only adds to the answer: what the node knows is shown without it."""
+_LONGEST = 10.0
+"""Seconds for each request to the API server, of which there are a dozen."""
 
 _COLUMNS = (
     Column[Row]("node", lambda row: row.node or "-"),
@@ -147,11 +149,12 @@ async def _of_node(local: bool, access: ApiAccess) -> Seen:
 
 async def _of_cluster(namespace: str, access: ApiAccess) -> Seen:
     """The same of all nodes: it is not all when one did not answer."""
-    async with patience("asking the cluster and each of its nodes"), cluster(access) as connected:
+    answers = nodeexec.Answers()
+    async with patience(lambda: str(answers)), cluster(access, _LONGEST) as connected:
         volumes, pods = await _known(connected)
         nodes = [read_node(body) for body in await connected.list(NODES)]
         namespace = await nodeexec.namespace_of(connected, namespace)
-        answers = await nodeexec.ask(connected, namespace, access)
+        await nodeexec.ask(connected, namespace, access, answers)
         here, remarks = await _identity(connected)
     remarks += tuple(f"node {node} did not answer: {why}" for node, why in sorted(answers.failures.items()))
     silent = sorted({node.name for node in nodes} - answers.nodes - answers.failures.keys())

@@ -1,8 +1,6 @@
 """Verdicts of doctor: what is wrong is seen, and has a remedy."""
 
 import asyncio
-import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -126,15 +124,6 @@ def test_a_kubelet_that_does_not_know_the_csi_driver_is_told_where_a_class_needs
     unused = classcheckup.registration([_CLASS], {"n1"}, set())
     assert unused.verdict is Verdict.UNKNOWN
     assert "no class asks for it" in unused.message
-
-
-@pytest.fixture
-def kubelet_root() -> Iterator[Path]:
-    """Below it the longer of the two sockets has the longest path that a socket may have."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as base:
-        root = Path(base, "k" * (106 - len(str(server.registration_socket(Path(base))))))
-        assert len(str(server.registration_socket(root))) == 107
-        yield root
 
 
 async def test_the_csi_driver_is_asked_by_its_socket(kubelet_root: Path) -> None:
@@ -261,7 +250,7 @@ def test_what_the_daemon_says_of_itself_is_passed_on() -> None:
 
 
 async def test_a_namespace_that_is_not_there_is_the_one_fault_to_mend() -> None:
-    *_, finding = await clustercheckup.findings(MemoryCluster(), "nope")
+    *_, finding = [each async for each in clustercheckup.findings(MemoryCluster(), "nope")]
     wrong(finding, "there is no namespace nope")
     assert finding.check == "namespace"
     assert await clustercheckup._namespace(MemoryCluster(), names.NAMESPACE) is None

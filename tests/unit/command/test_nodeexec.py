@@ -1,5 +1,6 @@
 """The cluster's volumes, asked of each daemon by kubectl."""
 
+import asyncio
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -10,6 +11,7 @@ from command import nodeexec
 from command.options import ApiAccess
 from command.running import Stop
 from kube.client import Cluster
+from tests import waiting
 
 _KUBECTL = f"""#!{sys.executable} -IS
 import sys
@@ -43,11 +45,37 @@ async def test_nodes_that_do_not_answer_are_reported_and_nothing_is_guessed_of_t
     (tmp_path / "kubectl").write_text(_KUBECTL)
     (tmp_path / "kubectl").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    answers = await nodeexec.ask(cast(Cluster, Daemons()), "elastic-local", ApiAccess(context="far"))
+    answers = nodeexec.Answers()
+    await nodeexec.ask(cast(Cluster, Daemons()), "elastic-local", ApiAccess(context="far"), answers)
     assert [(row.volume, row.node, row.pods) for row in answers.rows] == [("pvc-1", "well", ("p",))]
     assert answers.nodes == {"well"}
     assert answers.failures.keys() == {"dead", "odd"}
     assert "container is not running" in answers.failures["dead"]
+
+
+_HANGS = f"""#!{sys.executable} -IS
+import sys, time
+if "daemon-dead" in sys.argv:
+    time.sleep(600)
+print("[]")
+"""
+
+
+async def test_nodes_that_hang_are_named_meanwhile_and_do_not_hold_up_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kubectl").write_text(_HANGS)
+    (tmp_path / "kubectl").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(nodeexec, "_WHOLE", 5 * waiting.patience())
+    answers = nodeexec.Answers()
+    asking = asyncio.create_task(nodeexec.ask(cast(Cluster, Daemons()), "elastic-local", ApiAccess(), answers))
+    assert str(answers) == "asking the cluster for its volumes and nodes"
+    await waiting.until(lambda: answers.waiting == {"dead"}, what="the others have answered")
+    assert str(answers) == "asking the nodes: 1 of 3 have not answered yet, dead"
+    await asking
+    assert (answers.nodes, set(answers.failures), answers.waiting) == ({"well", "odd"}, {"dead"}, set())
+    assert "no answer in the " in answers.failures["dead"]
 
 
 _ADOPT = f"""#!{sys.executable} -IS
@@ -78,7 +106,7 @@ async def test_one_node_is_asked_and_told_in_the_pod_of_its_daemon(
 async def test_without_kubectl_no_node_can_be_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(Stop, match="no kubectl on your PATH"):
-        await nodeexec.ask(cast(Cluster, Daemons()), "elastic-local", ApiAccess())
+        await nodeexec.ask(cast(Cluster, Daemons()), "elastic-local", ApiAccess(), nodeexec.Answers())
 
 
 class Elsewhere:

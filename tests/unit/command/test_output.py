@@ -170,6 +170,14 @@ async def test_what_takes_long_says_what_it_does(
     async with patience("asking LVM"):
         while capsys.readouterr().err != "asking LVM ...\n":
             await asyncio.sleep(0.001)
+    monkeypatch.setattr(running, "_AGAIN", 0.0)
+    left = ["all have answered", "1 of 2", "1 of 2", "2 of 2"]
+    shown = ""
+    async with patience(lambda: left.pop() if len(left) > 1 else left[0]):
+        while "all have answered" not in shown:
+            shown += capsys.readouterr().err
+            await asyncio.sleep(0.001)
+    assert shown == "2 of 2 ...\n1 of 2 ...\nall have answered ...\n"
 
 
 async def _interrupted() -> NoReturn:
