@@ -186,7 +186,7 @@ class Migrator:
         return note
 
     async def _perform(self, step: Step, note: Note, found: _Found) -> bool:
-        """True: that was the last one."""
+        """Whether the migration is complete after this step."""
         match step:
             case Step.RETAIN:
                 await self._set_policy(found, RETAIN)

@@ -1,4 +1,4 @@
-"""The two programs that run for months: settings from the environment, and off they go.
+"""Starts the two long-running programs, daemon and provisioner, with settings from the environment.
 
 They are started without the library of the commands: typer takes 7 MB for as long as a program runs that has no
 options.

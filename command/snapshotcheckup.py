@@ -159,7 +159,7 @@ def _component(state: SnapshotState) -> Finding:
 
 
 def _contents(state: SnapshotState, now: datetime, namespace: str) -> Finding:
-    """Those of which nobody of ours takes notice."""
+    """Whether each is assigned to a node, and its daemon or the provisioner works on it."""
     check = "VolumeSnapshotContents"
     unassigned: list[str] = []
     silent: list[str] = []

@@ -132,7 +132,7 @@ class BeingCleared(VolumeError):
 
 
 class BeingErased(VolumeError):
-    """The volume is on its way out: it can't be used any more."""
+    """The volume is being erased and removed: it can't be used any more."""
 
 
 class VolumeNotFound(VolumeError):

@@ -93,7 +93,7 @@ class Metrics:
         self._csi.labels(rpc, code).observe(seconds)
 
     def erasing(self, more: int) -> None:
-        """By how many the number of running erasures changed."""
+        """Adds to the number of running erasures; `more` may be negative."""
         self._erasing.inc(more)
 
     def erased(self, size: int) -> None:

@@ -113,7 +113,7 @@ def named_twice(named: Sequence[tuple[str, Disk]]) -> str:
 
 
 def choose(disks: Iterable[Disk]) -> Disk | None:
-    """The largest that nothing speaks against; of equals the first by name."""
+    """The largest empty disk (see `objection`); of equals the first by name."""
     free = [disk for disk in disks if not objection(disk)]
     return min(free, key=lambda disk: (-disk.size, disk.path), default=None)
 

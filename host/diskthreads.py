@@ -90,7 +90,7 @@ class _Threads(Executor):
     ) -> "asyncio.Future[Seen]":
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Seen] = loop.create_future()
-        calls = self._thread()
+        calls = self._queue_of_idle_thread()
 
         def run() -> None:
             try:
@@ -105,8 +105,8 @@ class _Threads(Executor):
         calls.put(run)
         return answer
 
-    def _thread(self) -> "SimpleQueue[Callable[[], None]]":
-        """The calls of one that has none."""
+    def _queue_of_idle_thread(self) -> "SimpleQueue[Callable[[], None]]":
+        """What is put there, that thread runs. It is started if none is idle."""
         with self._lock:
             if self._idle:
                 return self._idle.pop()
@@ -115,7 +115,7 @@ class _Threads(Executor):
         return calls
 
     def _done(self, calls: "SimpleQueue[Callable[[], None]]") -> None:
-        """Before anybody hears of the end, and calls again."""
+        """The thread is idle. To be called before the answer is given, so that who calls again finds it so."""
         threading.current_thread().name = _IDLE
         with self._lock:
             self._idle.append(calls)

@@ -1,4 +1,4 @@
-"""Taking away what lies on a range of a block device.
+"""Overwrites or discards a range of a block device.
 
 By ioctl and not with blkdiscard(8): an erasure takes many small steps, so that others get the disk between them, and a
 process for each would cost more than the step. All functions block, as long as the disk does: call them from a thread.
@@ -77,5 +77,5 @@ def zero_written(descriptor: int, extent: range) -> None:
 
 
 def flush(descriptor: int) -> None:
-    """What was done is so also after a power cut."""
+    """After this, what was done survives a power cut."""
     os.fsync(descriptor)

@@ -156,7 +156,7 @@ def _read(device: int, offset: int) -> bytes:
 
 
 def _unmounted_cleanly(superblock: bytes) -> bool:
-    """And is one of today's mkfs."""
+    """Whether it needs no check. Only what a current mkfs makes is judged, with a journal and metadata checksums."""
     mounts, most_mounts, magic, state = struct.unpack_from("<HhHH", superblock, 0x34)
     check_interval, maker, revision = struct.unpack_from("<III", superblock, 0x44)
     if magic != _MAGIC or revision != 1:

@@ -1,4 +1,4 @@
-"""A mounted filesystem held still: whoever writes to it waits, and its device holds all that was written.
+"""Freezes and thaws a mounted filesystem (FIFREEZE): while it is frozen, writers wait, and its device is consistent.
 
 It stays frozen when the process that froze it is killed, so whoever starts again has to thaw what it finds. Freezing
 waits for the disk: call it from a thread. Source: linux/fs.h.

@@ -26,7 +26,7 @@ class Fit(enum.Enum):
 
 
 def of_ext4(device: int) -> Fit | None:
-    """Of an open device. None: that can't be said, have it checked."""
+    """How an ext4 on this open device fits it. None: it must be checked before that can be said."""
     size = blockdevice.end(device)
     geometry = ext4.needs_no_check(device, size)
     if geometry is None:
@@ -35,7 +35,7 @@ def of_ext4(device: int) -> Fit | None:
 
 
 def of_xfs(device: int) -> Fit | None:
-    """The same. A log that is still to be replayed may say that it is larger, never that it is smaller."""
+    """The same of an xfs. A log that is still to be replayed may say that it is larger, never that it is smaller."""
     magic, block_size, blocks = struct.unpack(">4sIQ", _read_open(device, 0, 16))
     if magic != b"XFSB" or not 512 <= block_size <= 65536:
         return None
@@ -43,7 +43,7 @@ def of_xfs(device: int) -> Fit | None:
 
 
 def of_btrfs(device: int) -> Fit | None:
-    """The same, of one on a single device."""
+    """The same of a btrfs on a single device."""
     superblock = _read_open(device, 65536, 4096)
     (devices, sector), (size,) = struct.unpack_from("<QI", superblock, 0x88), struct.unpack_from("<Q", superblock, 0xD1)
     if superblock[0x40:0x48] != b"_BHRfS_M" or devices != 1 or not 4096 <= sector <= 65536:

@@ -1,5 +1,5 @@
-"""Taints of a Node that are to go once it can be used: taken off with a patch for one version of the Node, because a
-merge patch replaces the whole list."""
+"""Removes a taint from a Node, with a precondition on its resourceVersion, because a merge patch replaces the whole
+list of taints."""
 
 import logging
 

@@ -77,7 +77,7 @@ def charge_of(volume: PersistentVolume) -> Charge | None:
 
 
 def account_of(volume: PersistentVolume) -> Account:
-    """What it is charged to for as long as it is."""
+    """The account that the volume is charged to: its node's pool, or, without a node, that of its class."""
     return Account(volume.node_label, volume.pool) if volume.node_label else unplaced(volume.storage_class)
 
 

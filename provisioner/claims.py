@@ -260,7 +260,7 @@ class ClaimController:
         return self._with_pod(claim, decision, pods) if isinstance(decision, Reschedule) else decision
 
     def _with_pod(self, claim: Claim, decision: Reschedule, pods: Sequence[Pod]) -> Reschedule | ReschedulePod:
-        """The other claims of its pod go along."""
+        """Reschedules the other claims of its pod with it."""
         node = names.node_label_value(claim.selected_node)
         moves = (ReschedulePod(pod, self._placement.open_claims(pod, claim), node, decision.why) for pod in pods)
         return next((move for move in moves if len(move.claims) > 1), decision)

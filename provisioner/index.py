@@ -1,6 +1,6 @@
-"""Keys by what they have in common, so that who looks for some of them goes through no others.
+"""An index: keys by a value that they have, so that those with one value are found without going through all.
 
-What the indexers of client-go are, for keys of any kind of thing.
+Like the indexers of client-go, for keys of any kind.
 """
 
 from collections.abc import Hashable, Iterable

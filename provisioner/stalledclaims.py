@@ -1,5 +1,5 @@
-"""Claims that wait, by what each of them waits for: what changes wakes those that it may help, and goes through no
-others. A cluster that is full may have thousands.
+"""Claims that wait, by what each waits for (capacity, a class, a source). So an event wakes only the claims that it may
+help: a cluster that is full may have thousands of others.
 """
 
 import time
@@ -42,7 +42,7 @@ class StalledClaims:
         return key in self._stalled
 
     def wait(self, claim: Claim) -> None:
-        """It waits for a time, which `waited` counts."""
+        """The claim waits from now on, or still: `waited` counts its seconds."""
         self._put(claim, self._clock() - self.waited(claim), None)
 
     def refuse(self, claim: Claim, lacks: int | None = None) -> None:

@@ -15,7 +15,7 @@ _CREDENTIALS = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
 
 
 class SocketPathTooLong(OSError):
-    """Nobody could connect to a socket there."""
+    """The path has more bytes than a socket address can hold (sockaddr_un)."""
 
     def __init__(self, path: Path) -> None:
         size = len(os.fsencode(path))

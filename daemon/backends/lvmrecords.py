@@ -37,7 +37,7 @@ class _Change:
 
 
 class LvmRecords:
-    """Those of all groups."""
+    """Writes the records of volumes into their tags, in all groups."""
 
     def __init__(self, tools: Lvm) -> None:
         self._lvm = tools
@@ -53,7 +53,7 @@ class LvmRecords:
         return replace(volume, record=record)
 
     def _command(self, change: _Change, name: str) -> "_Command":
-        """The one that the volume goes with."""
+        """The command that makes the change for this volume: one that still takes volumes, or a new one."""
         last = self._last.get(change)
         if last is not None and last.takes(name):
             return last

@@ -125,7 +125,7 @@ class RecordFiles:
         return record
 
     def _refuse_absent(self, pv: str) -> None:
-        """Of what lies in a folder that is not there nobody can say that it is gone."""
+        """Raises PoolMissing. While the folder is missing, a record that is not found may still exist on its disk."""
         if not presence.is_folder(self._folder):
             raise PoolMissing(
                 f"volume {pv} needs {self._folder}, which this node does not have: its administrator mounts the disk "

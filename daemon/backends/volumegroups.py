@@ -1,4 +1,4 @@
-"""The volume groups of a node that are not simply there: those on files, and those that it makes by itself.
+"""The volume groups that the daemon attaches or creates: those on files, and those of device classes with `devices`.
 
     <data folder>/groups/<volume group>.img     the disk of a group on a file
     <data folder>/groups/<volume group>.seen    the node has, or had, this group; or, where it names disks, one is

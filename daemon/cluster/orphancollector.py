@@ -1,4 +1,5 @@
-"""Volumes whose PersistentVolume is gone: somebody tore the finalizer off, or the node came back after it was given up.
+"""Reports and removes orphans: volumes whose PersistentVolume is gone, because its finalizer was removed by hand, or
+because the node came back after it was given up.
 
 Nobody will ever mount such a volume or ask for its removal, and its space stays taken. It is reported at once. It is
 removed only if its own record says Delete, and names this cluster, after a grace period, and when the API server has

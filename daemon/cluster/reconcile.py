@@ -1,4 +1,5 @@
-"""What the PersistentVolumes of this node want of it, done ahead of the kubelet and after its last word.
+"""Reconciles this node's volumes with its PersistentVolumes: creates them before the kubelet asks, extends them, and
+removes them when nobody uses them any more.
 
 A new one is made and formatted at once, so that the first mount finds it ready. One that was deleted, and that nobody
 can be using any more, is given back: under policy Delete its volume is removed, under Retain it is kept and says so

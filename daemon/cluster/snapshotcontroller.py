@@ -185,7 +185,7 @@ class SnapshotController:
                 await self._remove_finalizer(content)
 
     async def _let_go(self, action: Action, content: SnapshotContent) -> bool:
-        """Whether that is done."""
+        """Retains the snapshot, hands it to another content that names it, or removes it. False: it is being erased."""
         if action is Action.RETAIN:
             await self._volumes.retain(content.volume, content.uid, content.pool, made=bool(content.handle))
             return True

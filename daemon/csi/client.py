@@ -1,4 +1,4 @@
-"""For who calls a CSI driver and must outlive it."""
+"""For clients of a CSI socket (doctor, tests): a lost connection fails the call, and cancels nothing else."""
 
 import asyncio
 from collections.abc import Coroutine

@@ -80,7 +80,7 @@ class RegistrationService(RegistrationBase):
             )
 
     def not_served(self, error: OSError) -> None:
-        """The sockets can't be had."""
+        """To be called when the sockets can't be created."""
         remedy = SHORTER_ROOT if isinstance(error, SocketPathTooLong) else "see what is wrong with that folder"
         self._set_problem(f"the CSI driver is not served: {error}: {remedy}")
 
@@ -94,7 +94,7 @@ class RegistrationService(RegistrationBase):
                 return
 
     async def watch(self) -> None:
-        """Says so when the kubelet never comes."""
+        """Reports a problem when the kubelet does not register the driver in time."""
         try:
             await asyncio.wait_for(self._registered.wait(), self._patience)
         except TimeoutError:

@@ -92,7 +92,7 @@ class PodIoLimits:
         )
 
     def _set(self, pod_uid: str, device: int, limits: IoLimits) -> bool:
-        """Whether there was a group."""
+        """False: the pod has no cgroup (yet), and nothing was set."""
         for pods in _of_all_pods(self._root, _DEEPEST):
             for group in pod_groups(pods, pod_uid):
                 try:
@@ -140,7 +140,7 @@ class IoLimitController:
             self.enqueue(name)  # they may have changed meanwhile
 
     def unmounted(self, pod_uid: str, name: str) -> None:
-        """To be called when it has not any more."""
+        """To be called when a pod no longer has the volume mounted."""
         self._unset.pop((pod_uid, name), None)
 
     def _pod_changed(self, key: str, old: Pod | None, new: Pod | None) -> None:

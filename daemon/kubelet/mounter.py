@@ -1,5 +1,5 @@
-"""What the kubelet asks for, done for it, by whichever driver it asks. A mount goes one way: authorize, assign to this
-node, ensure the volume, mount.
+"""Mounts, unmounts and expands for the kubelet: what both drivers, CSI and FlexVolume, call. A mount goes one way:
+authorize, assign to this node, ensure the volume, mount.
 
 Unmounting needs nothing but the folder. Mounting and growing need the API server, and so the daemon knows its own node
 first; while it does not, because it starts or the API server is away, a mount waits a little and then fails with that

@@ -1,5 +1,5 @@
-"""Where a block volume is shown to a pod: a file of the kubelet's, which the CSI driver makes and mounts the node of
-the device on.
+"""The target path of a block volume: a file below the kubelet's root. The CSI driver creates it, and bind-mounts the
+volume's device node on it; the kubelet shows that to the pod.
 
     <kubelet root>/plugins/kubernetes.io/csi/volumeDevices/publish/<volume>/<pod uid>
 

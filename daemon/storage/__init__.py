@@ -1,2 +1,2 @@
-"""The life of volumes on this node: record, room, order, filesystem, staging, growth, copies, erasure. Nothing of
-Kubernetes."""
+"""The life of volumes on this node: records, free space, queues, filesystems, staging, expansion, clones, erasing.
+Knows nothing of Kubernetes."""

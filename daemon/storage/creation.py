@@ -1,4 +1,5 @@
-"""How a volume comes to be: made, formatted or copied, and kept apart from all that it must not be taken for.
+"""Creates a volume: makes it, then formats it or copies its source. Refuses one that is another PersistentVolume's,
+another cluster's, or lost.
 
 A volume is formatted only while its own record says that it never held anything. Whatever is found on a ready one, it
 is given out as it is or refused. What was ready once and is not there is lost, and no empty one takes its place.
@@ -158,7 +159,7 @@ class VolumeCreator:
         return await self._cache.rewrite(volume, spec.record(VolumeState.READY))
 
     async def _create_device(self, spec: VolumeSpec, partial: Volume | None, passphrase: Passphrase | None) -> Volume:
-        """The same, as a block device that shows nobody's data."""
+        """A new volume without a filesystem, overwritten with zeroes where it does not read as zeroes."""
         pool = partial.pool if partial else self._backend.pool_of(spec.parameters)
         if not self._backend.on_device(pool):
             raise NotABlockDevice(
@@ -176,7 +177,7 @@ class VolumeCreator:
         return await self._cache.rewrite(volume, replace(volume.record, state=VolumeState.READY))
 
     async def _clone(self, spec: VolumeSpec, partial: Volume | None) -> Volume:
-        """The same, as a copy."""
+        """A new volume with the data of another one, or of a snapshot."""
         volume = await self._cloner.clone(spec, partial)
         record = replace(spec.record(VolumeState.READY), taken=volume.record.taken or _now() if spec.content else 0)
         if record.encryption:

@@ -1,4 +1,4 @@
-"""What is done to the disks under the pools of a node, bounded for each of them: one that hangs holds up no other.
+"""Bounds for what is done to the disk of each pool at a time, so that one that hangs or is busy holds up no other.
 
 Operations that load a disk take turns, a few at a time. A system call on a volume has a thread and a deadline
 (host.diskthreads); where one was given up, nothing is begun on that volume before it is back.

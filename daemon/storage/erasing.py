@@ -1,4 +1,4 @@
-"""Volumes that are on their way out, until nothing is left on them that the next tenant could read.
+"""Erases the data of volumes that are being removed, so that the next tenant of their space can't read it.
 
 A volume that is removed leaves its blocks as they are. The next volume's mkfs writes little of them, so whoever reads
 the device itself, or a filesystem that is tricked into showing what it never wrote, finds the last tenant's bytes. What
@@ -126,7 +126,7 @@ class Listener(Protocol):
 
 
 class Silent:
-    """A Listener that does not care."""
+    """A Listener that ignores everything."""
 
     def begun(self, volume: Volume) -> None:
         pass

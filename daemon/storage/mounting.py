@@ -89,7 +89,7 @@ class VolumeMounter:
         return await self._disks.at(pv, partial(self._staging.staged, pv)) is not None
 
     async def release_if_idle(self, pv: str) -> None:
-        """The volume is not mounted, unless somebody uses it."""
+        """Removes the staging mount, unless a pod uses it. Failures are logged only."""
         try:
             await self._disks.at(pv, partial(self._staging.release, pv))
         except InUse as used:

@@ -1,4 +1,5 @@
-"""Snapshots that live while they are copied, so that their source may be in use meanwhile.
+"""Temporary copy-on-write snapshots: a thick volume is cloned from one, so that pods may use the source meanwhile.
+Not the VolumeSnapshots of Kubernetes, which are whole volumes: daemon.cluster.snapshotcontroller.
 
 A snapshot keeps what is overwritten in its source, in room of its own that it takes from what is not reserved. If
 that room is not enough it overflows, and the copy with it; the source goes on. When it is no longer copied, its source
