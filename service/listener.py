@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 BACKLOG = 64
 """Connections that the kernel accepts for us before we do, and the most that are accepted at one go."""
+_GRACE = 0.2
+"""Seconds that one connection too many has to ask for something, or to be seen to have gone."""
 _NOTICE_SECONDS = 60.0
 _NOTICE_LENGTH = 120
 
@@ -34,7 +36,8 @@ class Limits:
     """What all clients of one listener may take together."""
 
     connections: int
-    """One more closes the oldest that is not being answered, or if all are, the oldest."""
+    """One more closes the oldest that is not being answered, or if all are, the oldest. For a moment there may be twice
+    as many: what they sent, or that they hung up, may not be read yet."""
     silence: float
     """Seconds within which a connection must bring a whole request head, its first one and each one after, and must
     read something of an answer."""
@@ -71,9 +74,9 @@ async def listening(
     assert runner.server is not None
     serving = runner.server
 
-    def close_surplus() -> None:
+    def close_surplus(most: int) -> None:
         opened = [each for each in serving.connections if each.transport and not each.transport.is_closing()]
-        surplus = len(opened) - limits.connections
+        surplus = len(opened) - most
         if surplus > 0:
             quiet.warning("more than %d connections: the oldest that ask for nothing are closed", limits.connections)
             opened.sort(key=answering.__contains__)  # keeps their order otherwise, the oldest first
@@ -82,7 +85,9 @@ async def listening(
 
     def connection() -> RequestHandler:
         # A timer comes after what is ready in its turn of the loop: the connection is made by then.
-        asyncio.get_running_loop().call_later(0, close_surplus)
+        loop = asyncio.get_running_loop()
+        loop.call_later(0, close_surplus, 2 * limits.connections)
+        loop.call_later(_GRACE, close_surplus, limits.connections)
         return serving()
 
     reading = asyncio.create_task(_end_unread(serving, limits.silence))

@@ -92,6 +92,23 @@ async def test_more_silent_connections_than_there_may_be_keep_nobody_from_asking
             assert not closed(connections[-1]), "the newest may still ask"
 
 
+async def test_who_asked_or_may_yet_ask_stands_back_for_nobody_who_has_gone() -> None:
+    """The server learns of all of them at once. Such come in crowds after a flood: their kernels try to connect for
+    seconds after they gave up."""
+    async with serving(Limits(connections=4, silence=60)) as served:
+        with served.silent(2) as (asks, will_ask):
+            asks.sendall(REQUEST)
+            with served.silent(6):
+                pass
+            for each in (asks, will_ask):
+                if each is will_ask:
+                    await served.ask()
+                    each.sendall(REQUEST)
+                each.setblocking(False)
+                async with asyncio.timeout(10):
+                    assert await asyncio.get_running_loop().sock_recv(each, 8) == b"HTTP/1.0"
+
+
 async def test_who_is_being_answered_is_closed_last() -> None:
     async with serving(Limits(connections=4, silence=60)) as served:
         answer = asyncio.create_task(served.ask(REQUEST.replace(b"small", b"slow")))
