@@ -24,7 +24,7 @@ from daemon.backends.loop import volume_devices
 from daemon.backends.volumegroups import metadata_size
 from daemon.storage.record import DamagedRecord, from_tags
 from host import disks, loopdevice, ownfolder, presence
-from host.disks import Disk
+from host.disks import Disk, NotADisk
 from lvm import Lvm
 
 _NAMED = 5
@@ -258,7 +258,7 @@ async def _given_back(tools: Lvm, name: str, taken: Sequence[Disk]) -> None:
     grouped = _paths(each for each in (await tools.report()).devices if each.group)
     for disk in taken:
         if disk.path not in grouped:
-            with contextlib.suppress(OSError):  # somebody took it meanwhile: then it is theirs
+            with contextlib.suppress(NotADisk):  # somebody took it meanwhile: then it is theirs
                 await volumegroups.give_back(disk, name)
 
 

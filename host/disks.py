@@ -5,7 +5,6 @@ keep what they need to be found. The kernel is asked by an exclusive open, which
 from inside a container, the host's mounts can't be seen. What to refuse is a pure function of what was found.
 """
 
-import asyncio
 import itertools
 import json
 import os
@@ -14,10 +13,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from host import blockdevice, mounttable, presence
 from host.command import run
 from host.diskthreads import Hung, threads
+
+T = TypeVar("T")
 
 _SYSFS = Path("/sys")
 _EDGE = 1 << 20
@@ -209,16 +211,20 @@ def _hardware(facts: Path) -> str:
 
 async def ends(disk: Disk) -> Ends:
     """What stands there. Raises NotADisk."""
-    try:
-        return await threads.at(Path(disk.path), partial(_ends_of, Path(disk.path), disk.size), deadline=_LOOK_SECONDS)
-    except (Hung, OSError) as error:
-        raise NotADisk(str(error)) from error
+    return await _at(disk, partial(_ends_of, Path(disk.path), disk.size))
 
 
 async def make_blank(disk: Disk, *, only: Callable[[Ends], bool] = lambda ends: True) -> bool:
     """Zeroes both ends again of a disk whose ends were zero when it was looked at. `only` is asked before, while nobody
-    else has the disk; False: it said no, and nothing was done. Raises OSError, also when somebody uses it by now."""
-    return await asyncio.to_thread(_zero_ends, Path(disk.path), disk.size, only)
+    else has the disk; False: it said no, and nothing was done. Raises NotADisk, also when somebody uses it by now."""
+    return await _at(disk, partial(_zero_ends, Path(disk.path), disk.size, only))
+
+
+async def _at(disk: Disk, work: Callable[[], T]) -> T:
+    try:
+        return await threads.at(Path(disk.path), work, deadline=_LOOK_SECONDS)
+    except (Hung, OSError) as error:
+        raise NotADisk(str(error)) from error
 
 
 def _zero_ends(device: Path, size: int, only: Callable[[Ends], bool]) -> bool:

@@ -217,7 +217,7 @@ async def is_unfinished(disk: Disk, group: str) -> bool:
 
 async def give_back(disk: Disk, group: str) -> bool:
     """Such a disk is empty again. LVM itself removes no label that says it is in use, and sees no disk without one.
-    False: it holds anything else by now, and is left as it is. Raises OSError."""
+    False: it holds anything else by now, and is left as it is. Raises NotADisk, also where somebody uses it."""
     return await disks.make_blank(disk, only=partial(_is_begun, group))
 
 
@@ -252,10 +252,14 @@ async def _begun_disks(group: str, begun: Collection[_Begun]) -> tuple[list[Disk
         disk = looked_at.get(each)
         if disk is None:
             problems.append(f"{each.path or each.hardware} is away, which may have it")
-        elif await is_unfinished(disk, group):
-            ours.append(disk)
-        else:
-            problems.append(f"{disk.path}: {disks.objection(disk)}")
+            continue
+        try:
+            if await is_unfinished(disk, group):
+                ours.append(disk)
+            else:
+                problems.append(f"{disk.path}: {disks.objection(disk)}")
+        except NotADisk as why:
+            problems.append(f"{disk.path}: {why}")
     return ours, "; ".join(problems)
 
 

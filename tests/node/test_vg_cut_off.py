@@ -147,3 +147,16 @@ async def test_a_disk_of_another_group_that_was_begun_is_not_given_back(
     show(node_disks, [bytes(32 * MIB)] * 2, all_writes[:-4])
     assert [label.unfinished(start(path)) for path in node_disks] == ["another"] * 2
     assert not await is_unfinished(await disks.look(Path(node_disks[0])), GROUP)
+
+
+async def test_a_disk_that_somebody_uses_by_now_is_not_given_back(node_disks: list[str], metadata: Metadata) -> None:
+    path = node_disks[0]
+    metadata.run("pvcreate", path)
+    disk = await disks.look(Path(path))
+    user = os.open(path, os.O_RDONLY | os.O_EXCL)
+    try:
+        with pytest.raises(disks.NotADisk, match="busy"):
+            await give_back(disk, GROUP)
+    finally:
+        os.close(user)
+    assert any(start(path))
