@@ -225,3 +225,18 @@ def _asked_little(sandbox: Sandbox) -> None:
 
 def _plain(uri: str) -> str:
     return uri.replace("%2F", "/").replace("%3D", "=")
+
+
+async def test_without_storage_for_claims(fresh_sandbox: MakeSandbox) -> None:
+    """As the chart's values-static-only.yaml has it: the daemon is ready without a volume group and without a driver, and
+    the kubelet mounts local volumes by itself."""
+    alone = {"CSI": "false", "FLEX_VOLUME": "false"}
+    sandbox = await fresh_sandbox(NodeSpec("one", backend="folder", settings=alone, static=True), manifests=STATIC)
+    node = sandbox.nodes["one"]
+    disks = folder(node, "fast")
+    mount(disks / "data", size=100 * MIB)
+    configure(node, "storageClassMap", {CLASS: served(disks)})
+    await Offered(sandbox, node, "data").until("Available")
+    async with Namespace(sandbox, "work") as namespace:
+        await _used_by_a_pod(namespace, Offered(sandbox, node, "data"), disks / "data")
+    unmount(disks / "data")
