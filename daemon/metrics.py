@@ -172,8 +172,7 @@ def volume_gauges(inventory: Inventory, persistent_volumes: Collection[str] | No
 def health_gauge(unhealthy: Mapping[str, VolumeHealth]) -> Metric:
     gauge = GaugeMetricFamily(
         "elastic_local_unhealthy_volumes",
-        "Volumes on this node whose storage complains, by what ails them, such as raid-degraded for a mirror that lost "
-        "a leg.",
+        "Volumes on this node whose storage has a fault, by the fault, such as raid-degraded: a mirror lost a leg.",
         labels=["state"],
     )
     count = Counter(unhealthy.values())

@@ -54,7 +54,7 @@ class Metrics:
         )
         self._finalizers_removed = self._counter(
             "elastic_local_provisioner_volumes_let_go",
-            "Volumes whose finalizer was taken off, because their node was deleted and did not come back.",
+            "Volumes whose finalizer was removed, because their node was deleted and did not come back.",
             ("class",),
         )
         cleanup = "local_volume_node_cleanup_persistentvolume"

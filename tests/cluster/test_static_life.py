@@ -228,8 +228,8 @@ def _plain(uri: str) -> str:
 
 
 async def test_without_storage_for_claims(fresh_sandbox: MakeSandbox) -> None:
-    """As the chart's values-static-only.yaml has it: the daemon is ready without a volume group and without a driver, and
-    the kubelet mounts local volumes by itself."""
+    """As the chart's values-static-only.yaml has it: the daemon is ready without a volume group and without a driver,
+    and the kubelet mounts local volumes by itself."""
     alone = {"CSI": "false", "FLEX_VOLUME": "false"}
     sandbox = await fresh_sandbox(NodeSpec("one", backend="folder", settings=alone, static=True), manifests=STATIC)
     node = sandbox.nodes["one"]

@@ -54,7 +54,8 @@ def test_it_runs_with_nothing_installed(unpacked: Path) -> None:
     assert bare(plugin, "--version").stdout == "elastic-local 1.2.0\n"
     assert bare(plugin, "--help").stdout.startswith("Usage: kubectl elastic-local [OPTIONS] COMMAND")
     done = bare(plugin, "capacity", "--kubeconfig", "/nowhere")
-    assert (done.returncode, done.stderr.partition(";")[0]) == (1, NOWHERE)
+    # On a machine under load a line before says that it takes long.
+    assert (done.returncode, done.stderr.splitlines()[-1].partition(";")[0]) == (1, NOWHERE)
 
 
 def test_it_installs_no_driver(unpacked: Path, tmp_path: Path) -> None:
