@@ -37,6 +37,9 @@ _TOGETHER = 8
 _REMEMBERED = 4096
 _BURST, _REFILL_SECONDS = 25, 30.0
 _NAME_LENGTH = 253
+_TRIES = 5
+"""Of an event that the API server says it failed with, while it takes others: a webhook that is away is asked for the
+events of some namespaces only, and nobody may hold up the rest."""
 _BACKOFF = Backoff(first=0.5, factor=2, limit=30)
 
 
@@ -61,6 +64,10 @@ class _Series:
     first: datetime
     last: datetime
     count: int
+    refused: int = 0
+    """Tries that failed while others were written."""
+    others: int = 0
+    """Events written until the last try."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,8 @@ class Recorder:
         self._wake = asyncio.Event()
         self._hurry = asyncio.Event()
         self._writing = asyncio.Lock()
+        self._count = 0
+        """Events written."""
 
     def normal(self, reference: ObjectReference, reason: str, message: str) -> None:
         self._report(reference, NORMAL, reason, message)
@@ -113,11 +122,12 @@ class Recorder:
         """Writes what is reported, for ever. Only cancellation ends it."""
         failures = 0
         while True:
+            before = self._count
             try:
                 await self._write_all()
                 failures = 0
             except Unreachable as error:
-                failures += 1
+                failures = failures + 1 if self._count == before else 1
                 _log.info("%d events wait for the API server: %s", len(self._pending), error)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._hurry.wait(), max(_BACKOFF.delay(failures), error.retry_after or 0))
@@ -157,23 +167,36 @@ class Recorder:
         return True
 
     async def _write_all(self) -> None:
-        """Raises Unreachable, and then what was not written still waits."""
+        """Raises Unreachable when nothing more can be written, and then that still waits."""
         async with self._writing:
             while self._pending:
                 batch = [self._settle(*entry) for entry in itertools.islice(self._pending.items(), _TOGETHER)]
-                for outcome in await asyncio.gather(*batch, return_exceptions=True):
-                    if isinstance(outcome, BaseException):
-                        raise outcome
+                outcomes = await asyncio.gather(*batch, return_exceptions=True)
+                errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+                for error in errors:
+                    if len(errors) == len(batch) or not isinstance(error, Unreachable):
+                        raise error
 
     async def _settle(self, subject: _Subject, series: _Series) -> None:
         """Writes it, or gives it up when the API server refuses it. Raises Unreachable."""
         try:
             _remember(self._written, subject, await self._write(subject, series))
-        except Unreachable:
-            raise
+            self._count += 1
+        except Unreachable as error:
+            if not self._refused(subject, error):
+                raise
+            _log.warning("an event can't be written, so it is here: %s: %s", subject, error)
         except ApiError as error:
             _log.warning("an event can't be written, so it is here: %s: %s", subject, error)
         self._forget(subject, series)
+
+    def _refused(self, subject: _Subject, error: Unreachable) -> bool:
+        """Whether it is given up. Else it is the turn of the others first."""
+        series = self._pending[subject]
+        refused = series.refused + (error.status >= 500 and self._count > series.others)
+        self._pending[subject] = replace(series, refused=refused, others=self._count)
+        self._pending.move_to_end(subject)
+        return refused >= _TRIES
 
     def _forget(self, subject: _Subject, series: _Series) -> None:
         """Takes out what was written. What was reported meanwhile stays."""

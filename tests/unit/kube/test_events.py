@@ -2,14 +2,17 @@ import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from contract.volume import ObjectReference
 from kube.backoff import Backoff
 from kube.client import Cluster
-from kube.events import MESSAGE_BYTES, Recorder
+from kube.events import _TOGETHER, _TRIES, MESSAGE_BYTES, Recorder
 from kube.resources import EVENTS
 from tests.unit.kube.apiserver import ApiServer, connected, hang, status
 from tests.waiting import until
@@ -151,6 +154,38 @@ async def test_refusals_are_logged_and_do_not_stop_the_others(
         await recorder.flush()
     assert len(server.all(EVENTS)) == 1
     assert "namespace is terminating" in caplog.text
+
+
+def _number_of(server: ApiServer, events: int) -> bool:
+    return len(server.all(EVENTS)) == events
+
+
+async def test_those_that_the_server_fails_with_hold_up_no_others(
+    server: ApiServer, recorder: Recorder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A webhook is away that is asked for the events of one namespace: answered as any failure of the server is."""
+    monkeypatch.setattr("kube.events._BACKOFF", Backoff(first=0.001, limit=0.001))
+    failed = status(500, "InternalError", 'failed calling webhook "policy.x.io": no endpoints available')
+
+    async def fail(request: web.Request) -> web.StreamResponse:
+        server.next("POST /api/v1/namespaces/ill", fail)
+        return await failed(request)
+
+    ill = 2 * _TOGETHER
+    server.next("POST /api/v1/namespaces/ill", *[fail] * _TOGETHER)
+    for number in range(ill):
+        recorder.warning(replace(CLAIM, namespace="ill", uid=str(number)), "Reason", "message")
+    writing = asyncio.create_task(recorder.run())
+    try:
+        written = 0
+        while recorder._pending:
+            written += 1
+            recorder.warning(replace(CLAIM, uid=f"well-{written}"), "Reason", "message")
+            await until(partial(_number_of, server, written), what="one of another namespace is written")
+        assert _TRIES <= written < 10 * _TRIES
+        assert sum("can't be written, so it is here" in message for message in caplog.messages) == ill
+    finally:
+        writing.cancel()
 
 
 async def test_events_outlive_an_api_server_that_is_away(
