@@ -26,13 +26,16 @@ from daemon.errors import VolumeError
 from daemon.storage.inventory import Inventory
 from kube.backoff import Backoff
 from kube.client import Cluster
-from kube.errors import ApiError, Json, NotFound
+from kube.errors import ApiError, Json, NotFound, Unreachable
 from kube.informer import Informer
 from kube.records import Node, StorageClass, read_storage_class
 from kube.resources import CAPACITIES, CLASSES
 
 log = logging.getLogger(__name__)
 
+_AWAY = Backoff(first=0.5, factor=2, limit=3)
+_REFUSED = Backoff(first=0.5, factor=2, limit=60)
+"""Of what somebody has to mend first: each node asks for it."""
 _DEBOUNCE_SECONDS = 0.15
 """How long changes are gathered: a burst of volumes is one update, and nobody waits long for it."""
 
@@ -175,7 +178,6 @@ class CapacityPublisher:
     async def run(self) -> None:
         """For ever. The informers must run too."""
         failures = 0
-        backoff = Backoff(first=0.5, factor=2, limit=3)
         while True:
             try:
                 await self._refresh_extents()
@@ -187,7 +189,7 @@ class CapacityPublisher:
                 failures += 1
                 self.problem = f"the API server does not take the capacity of this node: {error}"
                 log.warning("%s", self.problem)
-                await asyncio.sleep(backoff.delay(failures))
+                await asyncio.sleep((_AWAY if isinstance(error, Unreachable) else _REFUSED).delay(failures))
 
     async def _refresh_extents(self) -> None:
         """From which of a group's devices a volume took its space, only an inspection shows. Until then, classes whose
@@ -205,7 +207,7 @@ class CapacityPublisher:
 
     async def publish(self, *, certain: bool = False) -> None:
         """Writes what differs, or with `certain` everything: then the API server has the figures of now when this
-        returns, whatever the informer believed. Raises ApiError."""
+        returns, whatever the informer believed. Raises ApiError; what was refused of one class holds up no other."""
         await self.classes.wait_synced()
         await self.published.wait_synced()
         async with self._writing:
@@ -220,11 +222,19 @@ class CapacityPublisher:
                 encrypts=shutil.which("cryptsetup") is not None,
             )
             known = {each.name: each for each in self.published.values()}
+            refused: ApiError | None = None
             for name, room in requested.items():
                 if certain or known.get(name) != room:
-                    await self._write(room, known.get(name))
+                    try:
+                        await self._write(room, known.get(name))
+                    except Unreachable:
+                        raise
+                    except ApiError as error:
+                        refused = refused or error
             for name in known.keys() - requested.keys():
                 await self._delete(name)
+            if refused is not None:
+                raise refused
 
     async def _write(self, room: PublishedCapacity, known: PublishedCapacity | None) -> None:
         body = capacity.manifest(room.capacity, self._namespace, self._owner)

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Collection
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,9 +11,9 @@ from contract import capacity, names
 from contract.parameters import VolumeParameters
 from daemon.cluster.capacitypublisher import desired, read_class, read_published
 from daemon.storage.inventory import Inventory, Pool
-from kube.errors import Json
+from kube.errors import Forbidden, Json
 from kube.records import Node, StorageClass
-from kube.resources import CAPACITIES, CLASSES
+from kube.resources import CAPACITIES, CLASSES, Resource
 from tests.unit.daemon.nodecluster import (
     CAPACITY,
     CLASS,
@@ -162,6 +163,30 @@ async def test_what_somebody_deletes_or_edits_is_put_right(node: NodeParts) -> N
         return read_published((await published(node))[CLASS]) is not None
 
     await until(marked)
+
+
+async def test_what_is_refused_of_one_class_holds_up_no_other(node: NodeParts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a quota, say."""
+    patch = node.cluster.patch
+
+    async def refuse(resource: Resource, name: str, *rest: Any, **more: Any) -> Json:
+        if name == OBJECT:
+            raise Forbidden(403, "Forbidden", "exceeded quota: few")
+        return await patch(resource, name, *rest, **more)
+
+    monkeypatch.setattr(node.cluster, "patch", refuse)
+    await node.cluster.delete(CAPACITIES, OBJECT, NAMESPACE)
+    other = {**kind("StorageClass", "storage.k8s.io/v1"), "metadata": {"name": "other"}}
+    await node.cluster.create(CLASSES, {**other, "provisioner": names.PROVISIONER})
+
+    async def there() -> bool:
+        return set(await published(node)) == {"other"}
+
+    await until(there)
+    await until(lambda: "exceeded quota: few" in node.publisher.problem)
+    monkeypatch.setattr(node.cluster, "patch", patch)
+    await until(lambda: not node.publisher.problem)
+    assert set(await published(node)) == {CLASS, "other"}
 
 
 async def test_objects_come_and_go_with_their_classes(node: NodeParts) -> None:
