@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from contract import names
 from kube.client import Cluster
-from kube.errors import Json, NotFound
+from kube.errors import ApiError, Json, NotFound, Unreachable
 from kube.informer import Informer
 from kube.resources import NODES, VOLUMES
 from provisioner.nodeloss import NodeNames, NodePinnedVolume
@@ -118,7 +118,9 @@ _log = logging.getLogger(__name__)
 
 
 async def follow_renamed_nodes(cluster: Cluster, tracker: NodeTracker, volumes: Iterable[NodePinnedVolume]) -> None:
-    """Corrects the label of those volumes of ours whose node has another name now. Raises ApiError."""
+    """Corrects the label of those volumes of ours whose node has another name now. Raises ApiError, of what was refused
+    for one volume when all others are done."""
+    refused: ApiError | None = None
     for volume in list(volumes):
         hostnames = volume.nodes - {volume.node_label}
         if not volume.node_label or len(hostnames) != 1:
@@ -132,5 +134,12 @@ async def follow_renamed_nodes(cluster: Cluster, tracker: NodeTracker, volumes: 
             await cluster.patch(VOLUMES, volume.name, {"metadata": {**metadata, "labels": {names.NODE_LABEL: label}}})
         except NotFound:
             continue
+        except Unreachable:
+            raise
+        except ApiError as error:
+            refused = error
+            continue
         named = {"volume": volume.name, "claim": str(volume.claim or "")}
         _log.warning("its node %s is called %s now", volume.node_label, renamed, extra=named)
+    if refused is not None:
+        raise refused

@@ -12,7 +12,7 @@ from contract.volume import BOUND, RELEASED
 from kube.errors import Forbidden, Json, Unreachable
 from kube.events import Recorder
 from kube.records import read_storage_class
-from kube.resources import CLAIMS, EVENTS, NODES, VOLUMES
+from kube.resources import CLAIMS, EVENTS, NODES, VOLUMES, Resource
 from provisioner.capacityledger import CapacityLedger
 from provisioner.clusterstate import ClusterCache
 from provisioner.metrics import Metrics
@@ -457,6 +457,28 @@ async def test_the_label_follows_a_node_that_was_registered_under_another_name(c
         metadata = metadata_of(cluster)
         assert metadata["labels"][names.NODE_LABEL] == "renamed"
         assert metadata["finalizers"] == [names.FINALIZER]
+
+
+async def test_what_is_refused_of_one_volume_keeps_no_other_from_its_renamed_node(
+    cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a policy of the cluster's, say. The daemon under the new name does not see those without the label."""
+    patch = cluster.patch
+
+    async def refuse(resource: Resource, name: str, *rest: Any, **more: Any) -> Json:
+        if name == "pv":
+            raise Forbidden(403, "Forbidden", "admission webhook denied the request")
+        return await patch(resource, name, *rest, **more)
+
+    monkeypatch.setattr(cluster, "patch", refuse)
+    cluster.put(VOLUMES, our_body("Bound"))
+    cluster.put(VOLUMES, our_body("Bound", name="second", uid="another"))
+    async with working(cluster, classes=frozenset()) as harness:
+        cluster.remove(NODES, "n1")
+        cluster.put(NODES, node_body("renamed", "host-n1"))
+        await harness.look()
+        await until(lambda: metadata_of(cluster, "second")["labels"][names.NODE_LABEL] == "renamed")
+        assert metadata_of(cluster)["labels"][names.NODE_LABEL] == "n1"
 
 
 async def test_the_label_does_not_follow_when_two_nodes_have_the_hostname(cluster: MemoryCluster) -> None:
