@@ -22,6 +22,8 @@ from kube.errors import ApiError, Unreachable
 
 _log = logging.getLogger(__name__)
 
+_CATCH_UP = Backoff(first=0.1, factor=2, limit=30)
+"""Watches show a change in a moment, or when they are there again."""
 _PROBE = 2.0, 3.0
 """Seconds between two tries of the key that asks for all: between the least and the most, by chance."""
 
@@ -55,6 +57,8 @@ class WorkQueue:
         self._again: set[str] = set()
         self._later: dict[str, asyncio.TimerHandle] = {}
         self._failures: dict[str, int] = {}
+        self._behind: dict[str, int] = {}
+        """How often in succession the caches were behind for a key."""
         self._cut_off: set[str] = set()
         """Keys that failed last because the API server did not answer."""
         self._probe = ""
@@ -86,6 +90,12 @@ class WorkQueue:
                 return
             timer.cancel()
         self._later[key] = loop.call_at(due, self.add, key)
+
+    def catch_up(self, key: str) -> None:
+        """What was decided on was not any more what there is. What the caches show next adds the key by itself, mostly;
+        else it is handled again in a moment, and later each time that this is so."""
+        behind = self._behind[key] = self._behind.get(key, 0) + 1
+        self.add_after(key, _CATCH_UP.delay(behind))
 
     def hurry(self) -> None:
         """What failed is tried again now, as if it had not failed before: whatever it was waiting for is there."""
@@ -123,6 +133,7 @@ class WorkQueue:
             tasks.create_task(self._work(key), name=f"handle {key}")
 
     async def _work(self, key: str) -> None:
+        behind = self._behind.get(key)
         try:
             await self._handle(key)
         except asyncio.CancelledError as error:
@@ -136,6 +147,8 @@ class WorkQueue:
         else:
             self._failures.pop(key, None)
             self._answered(key)
+            if self._behind.get(key) == behind:
+                self._behind.pop(key, None)
         self._done(key)
 
     def _done(self, key: str) -> None:

@@ -339,7 +339,7 @@ class ClaimController:
             except Conflict:
                 _log.info("claim %s changed meanwhile: looking again", claim.key)
                 for each, _ in choices:
-                    self.queue.add_after(each.key, 0.1)
+                    self.queue.catch_up(each.key)
                 return
             self._report_failure(claim, why)
 

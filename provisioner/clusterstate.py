@@ -56,9 +56,6 @@ _GATHER = 0.05
 """Seconds. A volume changes three times within a few milliseconds when it is made and four times when it goes, and each
 wake of this program costs more than what it then reads."""
 
-CATCHING_UP = 0.1
-"""Seconds that the caches get to see what is there already."""
-
 
 class ClusterCache:
     """Only its task changes it, so it does not change between two awaits."""

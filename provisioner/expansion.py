@@ -57,7 +57,7 @@ from kube.records import (
 from kube.resources import CLAIMS, VOLUMES
 from kube.workqueue import WorkQueue
 from provisioner.capacityledger import Account, account_of, layout_of, unplaced
-from provisioner.clusterstate import CATCHING_UP, ClusterCache, Published, is_current
+from provisioner.clusterstate import ClusterCache, Published, is_current
 from provisioner.decision import AvailableCapacity, Refuse, on_any_node, request_text, required_bytes
 from provisioner.index import Index
 from service import logs
@@ -301,7 +301,7 @@ class ExpansionController:
                 self._forget(volume.name)
                 return
             if not await is_current(self._cluster, volume):
-                self.queue.add_after(volume.name, CATCHING_UP)
+                self.queue.catch_up(volume.name)
                 return
         planned = self._plan(volume, claim)
         self._track(volume, claim, planned)
@@ -313,7 +313,7 @@ class ExpansionController:
         try:
             await self._write(volume, claim, planned)
         except Conflict:
-            self.queue.add_after(volume.name, CATCHING_UP)
+            self.queue.catch_up(volume.name)
         except NotFound:
             self._cache.ledger.release_growth(volume.name)
         except Unreachable:

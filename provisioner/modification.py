@@ -29,7 +29,7 @@ from kube.events import Recorder
 from kube.records import LONGEST_MESSAGE, MODIFY_VOLUME_ERROR, MODIFYING_VOLUME, Claim, VolumeAttributesClass
 from kube.resources import CLAIMS, VOLUMES
 from kube.workqueue import WorkQueue
-from provisioner.clusterstate import CATCHING_UP, ClusterCache, is_current
+from provisioner.clusterstate import ClusterCache, is_current
 from provisioner.decision import ClassMissing, limited
 from service import logs
 
@@ -231,7 +231,7 @@ class ModificationController:
             try:
                 await self._reconcile(volume, claim)
             except Conflict:
-                self.queue.add_after(key, CATCHING_UP)
+                self.queue.catch_up(key)
             except NotFound:
                 _log.info("the claim or its volume is gone, the cache will know in a moment")
 
@@ -242,7 +242,7 @@ class ModificationController:
         untold = isinstance(planned, Pend | Refuse) and volume.attributes_class != claim.current_attributes_class
         if (isinstance(planned, Complete) or untold) and not await is_current(self._cluster, volume):
             # It may have another class by now, which we gave it. A claim that says it is done is not looked at again.
-            self.queue.add_after(claim.key, CATCHING_UP)
+            self.queue.catch_up(claim.key)
             return
         claim = await self._write_status(claim, planned, volume.attributes_class)
         match planned:

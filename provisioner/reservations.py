@@ -24,7 +24,6 @@ _log = logging.getLogger(__name__)
 
 REQUEST_LIFETIME = 90.0
 """Seconds after which a lost request can't create anything any more: the API server itself gives up after 60."""
-_CATCHING_UP = 0.3
 
 
 class ReservationVerifier:
@@ -104,4 +103,4 @@ class ReservationVerifier:
             self._ledger.release_retained(uid)
             self._on_freed(charge.account)
         else:
-            self.retained.add_after(uid, _CATCHING_UP)
+            self.retained.catch_up(uid)

@@ -151,7 +151,7 @@ class SnapshotController:
                 else:
                     await self._reconcile(content)
             except (Conflict, NotFound):
-                self.queue.add_after(name, 0.1)  # the watch shows the change in a moment
+                self.queue.catch_up(name)
 
     async def _reconcile(self, content: SnapshotContent) -> None:
         if content.deleting:

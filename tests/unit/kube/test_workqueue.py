@@ -98,6 +98,36 @@ async def test_a_failing_key_is_tried_until_it_works(caplog: pytest.LogCaptureFi
     assert {vars(record)["volume"] for record in caplog.records} == {"a"}
 
 
+async def test_a_cache_that_stays_behind_is_asked_less_and_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its watch may be refused while all else is answered. What it shows in the end is looked at at once."""
+    waits: list[float] = []
+    up_to_date = False
+
+    async def handle(key: str) -> None:
+        if not up_to_date:
+            queue.catch_up(key)
+
+    async with working(handle) as queue:
+        later = queue.add_after
+
+        def note(key: str, seconds: float) -> None:
+            waits.append(seconds)
+            later(key, seconds / 1000)
+
+        monkeypatch.setattr(queue, "add_after", note)
+        queue.add("key")
+        await until(lambda: len(waits) >= 9)
+        assert all(0.1 * 2**number <= wait <= 0.12 * 2**number for number, wait in enumerate(waits[:9]))
+        up_to_date = True
+        queue.add("key")
+        await drained(queue)
+        up_to_date = False
+        before = len(waits)
+        queue.add("key")
+        await until(lambda: len(waits) > before)
+        assert waits[before] <= 0.12, "it is counted anew"
+
+
 async def test_later_means_the_earliest_time_asked_for() -> None:
     gate = Gate()
     gate.open.set()
