@@ -49,9 +49,11 @@ def adopt(
     form: Form,
 ) -> None:
     if manifest and yes:
-        raise typer.BadParameter("what it prints, somebody else is to create: leave out --yes", param_hint="--manifest")
+        raise typer.BadParameter(
+            "it only prints what you create with kubectl: leave out --yes", param_hint="--manifest"
+        )
     if manifest and form is Form.NAME:
-        raise typer.BadParameter("with --manifest it is yaml, or json.", param_hint="--output")
+        raise typer.BadParameter("with --manifest it is yaml or json.", param_hint="--output")
     target = _target_claim(volumes, claim, storage_class)
     plans = run(_adopt(volumes, target, yes, manifest, access), resumable=True)
     if manifest:

@@ -23,10 +23,10 @@ class Setting:
 
 Topics = Mapping[str, tuple[Setting, ...]]
 
-_NAMESPACE = Setting("NAMESPACE", "Of the published capacity and the leader's Lease.", "elastic-local")
-_KUBECONFIG = Setting("KUBECONFIG", "How to reach the API server. Default: the pod's account, else as kubectl.")
+_NAMESPACE = Setting("NAMESPACE", "Namespace of the published capacity and the leader's Lease.", "elastic-local")
+_KUBECONFIG = Setting("KUBECONFIG", "Path of a kubeconfig. Default: the pod's service account, else as kubectl.")
 _WATCHING = (
-    Setting("LISTEN_ADDRESS", "Of /metrics, /healthz and /readyz, as HOST:PORT.", ":8080"),
+    Setting("LISTEN_ADDRESS", "Address of /metrics, /healthz and /readyz, as HOST:PORT.", ":8080"),
     Setting("LOG_FORMAT", "text or json.", "text"),
     Setting("LOG_LEVEL", "DEBUG, INFO, WARNING or ERROR.", "INFO"),
 )
@@ -34,7 +34,9 @@ _WATCHING = (
 DAEMON: Topics = {
     "Node and API server": (
         Setting("NODE_NAME", "Required: the name of this node, as `kubectl get nodes` has it."),
-        Setting("STARTUP_TAINT", "Key of the taint that goes off this Node once pods can have volumes. Default: none."),
+        Setting(
+            "STARTUP_TAINT", "Key of the taint to remove from this Node once pods can have volumes. Default: none."
+        ),
         _NAMESPACE,
         _KUBECONFIG,
     ),
@@ -43,8 +45,8 @@ DAEMON: Topics = {
         Setting("LVM_VOLUME_GROUP", "The volume group.", "elastic-local-vg"),
         Setting("LVM_USE_THIN_VOLUMES", "Whether volumes are thin, unless the StorageClass says.", "false"),
         Setting("LVM_THIN_POOL", "The thin pool, made when it is missing.", "elastic-local-thinpool"),
-        Setting("CAPACITY", "LOOP, BINDMOUNT: of all volumes together. Default: the filesystem's size."),
-        Setting("RESERVE", "Never allocated, in every pool.", "0"),
+        Setting("CAPACITY", "LOOP, BINDMOUNT: size of all volumes together. Default: the filesystem's size."),
+        Setting("RESERVE", "Space that is never allocated, in every pool, such as 10Gi.", "0"),
         Setting("DEVICE_CLASSES_FILE", "YAML file of further device classes. Default: none."),
         Setting("DATA_DIR", "The daemon's own files, loop files included.", "/var/lib/elastic-local"),
     ),
@@ -61,17 +63,21 @@ DAEMON: Topics = {
         Setting("ELASTIC_LOCAL_SOCKET", "The socket of the FlexVolume driver.", "/var/run/elastic-local/socket"),
     ),
     "Life of volumes": (
-        Setting("REFRESH_PERIOD", "Between two looks at the storage, for what others changed.", "30s"),
-        Setting("ORPHAN_GRACE", "How long a volume without a PersistentVolume is kept; never: for good.", "1h"),
-        Setting("ERASE_RATE", "Bytes a second that erasing writes; 0: no limit.", "200Mi"),
+        Setting("REFRESH_PERIOD", "How often storage is checked for changes made by others.", "30s"),
+        Setting(
+            "ORPHAN_GRACE",
+            "How long a volume without a PersistentVolume is kept, if its policy is Delete; never: for good.",
+            "1h",
+        ),
+        Setting("ERASE_RATE", "Bytes per second that erasing may write; 0: no limit.", "200Mi"),
     ),
     "Static volumes": (
-        Setting("STATIC_CONFIG_DIR", "The mounted ConfigMap. Default: none, and no static volumes."),
-        Setting("DISCOVERY_PERIOD", "Between two passes without a kernel event.", "10s"),
-        Setting("CONFIG_SYNC_PERIOD", "Between two looks at the ConfigMap.", "5s"),
+        Setting("STATIC_CONFIG_DIR", "Directory of the mounted ConfigMap. Default: no static volumes."),
+        Setting("DISCOVERY_PERIOD", "How often the folders are checked without a kernel event.", "10s"),
+        Setting("CONFIG_SYNC_PERIOD", "How often the ConfigMap is checked for changes.", "5s"),
         Setting("JOB_CONTAINER_IMAGE", "Image of cleanup Jobs. Default: none."),
         Setting("MY_NODE_NAME", "As NODE_NAME, for a DaemonSet of the local static provisioner."),
-        Setting("MY_NAMESPACE", "Of cleanup Jobs. Default: NAMESPACE."),
+        Setting("MY_NAMESPACE", "Namespace of cleanup Jobs. Default: NAMESPACE."),
     ),
     "Metrics, health and log": _WATCHING,
 }
@@ -83,8 +89,13 @@ PROVISIONER: Topics = {
         Setting("POD_NAME", "This replica's name on the Lease. Default: the hostname."),
     ),
     "Lost nodes": (
-        Setting("NODE_LOSS_DELAY", "After a Node is deleted, until its volumes are released; never.", "60s"),
-        Setting("NODE_CLEANUP_CLASSES", "Classes whose claims are deleted with their node. Default: none."),
+        Setting(
+            "NODE_LOSS_DELAY", "How long after its Node was deleted a volume is released; never: not at all.", "60s"
+        ),
+        Setting(
+            "NODE_CLEANUP_CLASSES",
+            "StorageClasses, comma-separated, whose claims and volumes are deleted with their node. Default: none.",
+        ),
     ),
     "Metrics, health and log": _WATCHING,
 }

@@ -174,7 +174,11 @@ def test_pods_have_what_was_asked_for_them() -> None:
 def test_storage_classes() -> None:
     objects = charted(
         storageClasses={
-            "elastic-local": {"default": True, "parameters": {"overprovisionRatio": 1.5, "stripes": 20, "thin": True}},
+            "elastic-local": {
+                "default": True,
+                "annotations": {"a": "b"},
+                "parameters": {"overprovisionRatio": 1.5, "stripes": 20, "thin": True},
+            },
             "elastic-local-thin": None,
             "none": None,
             "old": {
@@ -187,7 +191,7 @@ def test_storage_classes() -> None:
     classes = {each["metadata"]["name"]: each for each in of_kind(objects, "StorageClass")}
     assert classes.keys() == {"elastic-local", "elastic-local-xfs", "old"}
     ours = classes["elastic-local"]
-    assert ours["metadata"]["annotations"] == {"storageclass.kubernetes.io/is-default-class": "true"}
+    assert ours["metadata"]["annotations"] == {"storageclass.kubernetes.io/is-default-class": "true", "a": "b"}
     assert ours["parameters"] == {"overprovisionRatio": "1.5", "stripes": "20", "thin": "true", "volumeSource": "csi"}
     assert classes["old"]["parameters"] == {"volumeSource": "flexVolume"}
     assert (classes["old"]["reclaimPolicy"], classes["old"]["allowVolumeExpansion"]) == ("Retain", False)
