@@ -60,6 +60,24 @@ class PartsActive(LvmError):
         return (found and found["volume"]) or ""
 
 
+class ThinDeviceLeft(LvmError):
+    """A thin pool is to make a device that it has already: a command was killed that had it made."""
+
+    @property
+    def pool(self) -> str:
+        """As device-mapper calls it."""
+        return self._found("pool")
+
+    @property
+    def device(self) -> str:
+        """Its number in the pool."""
+        return self._found("device")
+
+    def _found(self, what: str) -> str:
+        found = _THIN_DEVICE_LEFT.search(self.message)
+        return found[what] if found else ""
+
+
 class Interrupted(LvmError):
     """The command was killed. What it was doing may have happened or not, and what it had suspended still is."""
 
@@ -91,6 +109,10 @@ _PARTS_ACTIVE = re.compile(
     re.IGNORECASE,
 )
 
+_THIN_DEVICE_LEFT = re.compile(
+    r"thin pool (?P<pool>\S+) \(\d+:\d+\) already contain thin device with device_id (?P<device>\d+)", re.IGNORECASE
+)
+
 _MEANINGS: tuple[tuple[type[LvmError], re.Pattern[str]], ...] = (
     (
         NoSpace,
@@ -116,6 +138,7 @@ _MEANINGS: tuple[tuple[type[LvmError], re.Pattern[str]], ...] = (
         ),
     ),
     (PartsActive, _PARTS_ACTIVE),
+    (ThinDeviceLeft, _THIN_DEVICE_LEFT),
     (AlreadyExists, re.compile(r"already exists( in volume group \S+| in filesystem)?\.?$", re.IGNORECASE)),
     (
         InUse,

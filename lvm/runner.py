@@ -18,7 +18,7 @@ from pathlib import Path
 from host import blockdevice, command, diskthreads
 from host.command import CommandFailed, CommandHung, CommandTimedOut, Completed, LongWork
 from host.diskthreads import threads
-from lvm import configuration, errors, report
+from lvm import configuration, errors, report, unconfirmed
 from lvm.records import Report
 from lvm.unresponsive import UnresponsiveDevices
 
@@ -103,8 +103,9 @@ class Runner:
         return done
 
     async def run(self, group: str, *arguments: str) -> Completed:
-        """Run a command that leaves the metadata as they are. Where it fails because parts of a volume are active
-        without it, as a killed command leaves them, these are deactivated and it is run again."""
+        """Run a command that leaves the metadata as they are. Where it fails for what a killed command left it is run
+        again: parts of a volume that are active without it are deactivated, a thin device that LVM does not know of yet
+        is removed."""
         met: set[str] = set()
         while True:
             try:
@@ -117,6 +118,12 @@ class Runner:
                     await self._free_parts(group, error)
                 except errors.LvmError as failed:
                     raise error from failed  # somebody has them open
+            except errors.ThinDeviceLeft as error:
+                if error.device in met or not await unconfirmed.remove(
+                    group, error.pool, error.device, deadline=self._deadline
+                ):
+                    raise
+                met.add(error.device)
 
     async def dmsetup(self, *arguments: str) -> None:
         """Take back by dmsetup(8) what LVM had the kernel prepare. Of what is not there, nothing has to be."""

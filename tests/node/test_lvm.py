@@ -29,6 +29,7 @@ from lvm import (
     TimedOut,
     names,
 )
+from lvm.errors import ThinDeviceLeft
 from tests.node.conftest import ByHand, MakeDisks
 from tests.waiting import until
 
@@ -56,6 +57,13 @@ async def free(lvm: Lvm, group: str) -> int:
     volume_group = (await lvm.report()).group(group)
     assert volume_group is not None
     return volume_group.free
+
+
+def put(path: str, content: bytes) -> None:
+    with Path(path).open("r+b") as device:
+        device.write(content)
+        device.flush()
+        os.fsync(device.fileno())
 
 
 @contextmanager
@@ -486,6 +494,42 @@ async def test_a_thin_pool_whose_activation_was_killed_is_activated_by_the_next_
         await lvm.remove(volume_group, "one")
     await lvm.activate(volume_group, "two")
     assert {each.name for each in (await lvm.report()).volumes if each.group == volume_group} == {"pool", "two"}
+
+
+def make_in_pool(group: str, device: int, origin: str) -> None:
+    """As an lvcreate has it made, which is killed before it confirms that to the pool."""
+    mapped = names.mapped(group, origin)
+    snapped = f"create_snap {device} 1"
+    subprocess.run(["dmsetup", "suspend", mapped], check=True)
+    subprocess.run(["dmsetup", "message", f"{names.mapped(group, 'pool')}-tpool", "0", snapped], check=True)
+    subprocess.run(["dmsetup", "resume", mapped], check=True)
+
+
+async def test_a_thin_snapshot_that_a_killed_command_made_in_its_pool_is_made_anew(lvm: Lvm, volume_group: str) -> None:
+    """LVM has it made again by each next command, whatever that is for, and fails."""
+    await lvm.create_pool(volume_group, "pool", 16 * MIB)
+    await lvm.create_thin_volume(volume_group, "pool", "one", MIB)
+    one = (await volume(lvm, volume_group, "one")).path
+    put(one, b"before")
+    make_in_pool(volume_group, 2, "one")
+    put(one, b"later")
+    await lvm.create_thin_snapshot(volume_group, "one", "two")
+    assert Path((await volume(lvm, volume_group, "two")).path).read_bytes()[:5] == b"later"
+    await lvm.create_thin_volume(volume_group, "pool", "three", MIB)
+    await lvm.remove(volume_group, "two")
+
+
+async def test_a_thin_device_that_may_be_somebodys_stays(lvm: Lvm, volume_group: str) -> None:
+    """LVM knows it no more since somebody restored its metadata."""
+    await lvm.create_pool(volume_group, "pool", 16 * MIB)
+    await lvm.create_thin_volume(volume_group, "pool", "one", MIB)
+    make_in_pool(volume_group, 3, "one")
+    await lvm.create_thin_volume(volume_group, "pool", "two", MIB)  # the next transaction
+    with pytest.raises(ThinDeviceLeft, match="device_id 3"):
+        await lvm.create_thin_snapshot(volume_group, "one", "three")
+    delete = ["dmsetup", "message", f"{names.mapped(volume_group, 'pool')}-tpool", "0", "delete 3"]
+    subprocess.run(delete, check=True)  # it is there
+    await lvm.remove(volume_group, "two")
 
 
 async def test_parts_of_a_thin_pool_that_somebody_has_open_stay_active(

@@ -12,6 +12,7 @@ from lvm import (
     Unsupported,
     errors,
 )
+from lvm.errors import ThinDeviceLeft
 
 COMMAND = "lvm lvcreate --name=one vg"
 
@@ -54,6 +55,7 @@ COMMAND = "lvm lvcreate --name=one vg"
         ),
         ("Cannot resize logical volume vg/one with active component LV(s).", PartsActive),
         ("Cannot use logical volume vg/one with active component LVs for snapshot origin.", PartsActive),
+        ("Thin pool vg-pool-tpool (254:2) already contain thin device with device_id 2.", ThinDeviceLeft),
         ("snapshot: Required device-mapper target(s) not detected in your kernel.", Unsupported),
         ("device-mapper: reload ioctl on  (254:5) failed: Invalid argument", LvmError),
         ("Logical volume vg/already-exists is not a thin pool.", LvmError),
@@ -90,6 +92,13 @@ def test_the_part_that_is_active_is_named_or_else_its_volume(message: str, part:
     error = errors.explain(COMMAND, 5, ["Something else", message])
     assert isinstance(error, PartsActive)
     assert (error.part, error.volume) == (part, volume)
+
+
+def test_the_thin_device_that_is_left_is_named() -> None:
+    message = "Thin pool a--b-pool-tpool (254:2) already contain thin device with device_id 17."
+    error = errors.explain(COMMAND, 5, ["Failed to process message.", message])
+    assert isinstance(error, ThinDeviceLeft)
+    assert (error.pool, error.device) == ("a--b-pool-tpool", "17")
 
 
 def test_silence_is_said() -> None:
