@@ -44,7 +44,11 @@ DAEMON: Topics = {
         Setting("DRIVER_KIND", "LVM, LOOP (sparse files) or BINDMOUNT (folders, sizes not enforced).", "LVM"),
         Setting("LVM_VOLUME_GROUP", "The volume group.", "elastic-local-vg"),
         Setting("LVM_USE_THIN_VOLUMES", "Whether volumes are thin, unless the StorageClass says.", "false"),
-        Setting("LVM_THIN_POOL", "The thin pool, made when it is missing.", "elastic-local-thinpool"),
+        Setting(
+            "LVM_THIN_POOL",
+            "Name of the thin pool. With thin volumes it is created when missing.",
+            "elastic-local-thinpool",
+        ),
         Setting("CAPACITY", "LOOP, BINDMOUNT: size of all volumes together. Default: the filesystem's size."),
         Setting("RESERVE", "Space that is never allocated, in every pool, such as 10Gi.", "0"),
         Setting("DEVICE_CLASSES_FILE", "YAML file of further device classes. Default: none."),
