@@ -2,7 +2,8 @@
 
 Reporting never blocks and never fails: an event goes into a bounded queue, and a task writes it when the API server
 will have it. The same message about the same object is not a new event but a higher count on the first one.
-A program that goes wrong in a loop must not flood the cluster, so each object has a budget.
+A program that goes wrong in a loop must not flood the cluster, so each object has a budget for each reason: a hundred
+volumes that are told on their Node do not keep what else happens to that from being told.
 """
 
 import asyncio
@@ -80,7 +81,7 @@ class _Written:
 
 @dataclass(frozen=True)
 class _Budget:
-    """Events that may still be written about an object, as of a monotonic time."""
+    """Events of one reason that may still be written about an object, as of a monotonic time."""
 
     left: float
     at: float
@@ -101,7 +102,7 @@ class Recorder:
         self._clock = clock
         self._pending: OrderedDict[_Subject, _Series] = OrderedDict()
         self._written: OrderedDict[_Subject, _Written] = OrderedDict()
-        self._budgets: OrderedDict[ObjectReference, _Budget] = OrderedDict()
+        self._budgets: OrderedDict[tuple[ObjectReference, str], _Budget] = OrderedDict()
         self._wake = asyncio.Event()
         self._hurry = asyncio.Event()
         self._writing = asyncio.Lock()
@@ -152,18 +153,18 @@ class Recorder:
             self._pending[subject] = replace(waiting, last=now, count=waiting.count + 1)
         elif len(self._pending) >= _PENDING:
             _log.warning("too many events wait, this one is only logged: %s", subject)
-        elif self._spend(subject.reference):
+        elif self._spend(subject.reference, reason):
             self._pending[subject] = _Series(_name(reference), reference.resource_version, now, now, 1)
             self._wake.set()
         else:
-            _log.debug("too many events about one object, this one is only logged: %s", subject)
+            _log.debug("too many events of one reason about one object, this one is only logged: %s", subject)
 
-    def _spend(self, reference: ObjectReference) -> bool:
-        now = self._clock()
-        budget = self._budgets.get(reference, _Budget(_BURST, now)).refilled(now)
+    def _spend(self, reference: ObjectReference, reason: str) -> bool:
+        now, of = self._clock(), (reference, reason)
+        budget = self._budgets.get(of, _Budget(_BURST, now)).refilled(now)
         if budget.left < 1:
             return False
-        _remember(self._budgets, reference, replace(budget, left=budget.left - 1))
+        _remember(self._budgets, of, replace(budget, left=budget.left - 1))
         return True
 
     async def _write_all(self) -> None:

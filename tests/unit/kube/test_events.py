@@ -134,14 +134,15 @@ async def test_a_loop_can_not_flood(server: ApiServer, cluster: Cluster) -> None
     for number in range(100):
         recorder.warning(CLAIM, "Failed", f"try {number}")
     recorder.warning(NODE, "Failed", "another object has its own budget")
+    recorder.warning(CLAIM, "Lost", "another reason has its own budget")
     await recorder.flush()
-    assert len(server.all(EVENTS)) == 26
+    assert len(server.all(EVENTS)) == 27
     now += 31
     recorder.warning(CLAIM, "Failed", "later")
     recorder.warning(CLAIM, "Failed", "too soon")
     await recorder.flush()
     assert server.messages("Failed").count("later") == 1
-    assert len(server.all(EVENTS)) == 27
+    assert len(server.all(EVENTS)) == 28
 
 
 async def test_refusals_are_logged_and_do_not_stop_the_others(
