@@ -59,8 +59,8 @@ activation {
 }
 
 backup {
-    # The last metadata of each group is kept for vgcfgrestore, in this folder; a file for every change is not.
-    backup = 1
+    # One lvchange writes the backup of its group three times over. It is written after changes, by vgcfgbackup.
+    backup = 0
     archive = 0
 }
 """

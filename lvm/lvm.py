@@ -92,6 +92,11 @@ class Lvm:
         """Remove a group that has no volumes. Its devices still belong to LVM."""
         await self._runner.commit(name, "vgremove", names.group(name))
 
+    async def back_up(self, group: str) -> None:
+        """Write the metadata of a group to the file of its name in `backup` of LVM's folder, for vgcfgrestore(8). Of
+        one that lacks a device LVM makes none: what is in the file stays, and says more."""
+        await self._runner.run(group, "vgcfgbackup", names.group(group))
+
     async def remove_device(self, path: str) -> None:
         """Let a device that is in no group be none of LVM's."""
         await self._runner.run("", "pvremove", "--yes", names.device(path))

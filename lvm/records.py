@@ -75,6 +75,8 @@ class VolumeGroup:
     most_volumes: int = 0
     """An administrator's limit (`vgchange --logicalvolume`). 0: none."""
     volume_count: int = 0
+    seqno: int = 0
+    """LVM's count of the changes of its metadata."""
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ _GROUP_FIELDS = (
     "vg_mda_free",
     "max_lv",
     "lv_count",
+    "vg_seqno",
 )
 _DEVICE_FIELDS = ("pv_name", "pv_uuid", "pv_size", "pv_free", "pv_missing", "pv_tags", "pv_allocatable")
 _AREA_FIELDS = ("pv_uuid", "pvseg_start", "pvseg_size", "lv_name")
@@ -177,6 +178,7 @@ def _group(row: Row) -> VolumeGroup:
         metadata_free=int(row["vg_mda_free"] or 0),
         most_volumes=int(row["max_lv"] or 0),
         volume_count=int(row["lv_count"] or 0),
+        seqno=int(row["vg_seqno"] or 0),
     )
 
 

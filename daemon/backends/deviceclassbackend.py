@@ -98,6 +98,10 @@ class DeviceClassBackend:
                 unavailable=[UnavailablePool(pool, reason, unresponsive=True) for pool in self._pools_of(member)]
             )
 
+    async def back_up(self) -> None:
+        for member in self._distinct:
+            await member.back_up()
+
     async def create(self, spec: VolumeSpec) -> Volume:
         return await self._maker(spec).create(spec)
 

@@ -95,6 +95,9 @@ class FilesBackend(Backend):
         """What is deleted gives its blocks to the filesystem, which shows them to nobody before they are written."""
         return StaleData.CLEAN
 
+    async def back_up(self) -> None:
+        """The records lie beside the data, and there is nothing else."""
+
     async def extend_pool(self, pool: Pool, more: PoolExtension) -> None:
         raise no_thin_pools(pool)
 

@@ -70,6 +70,9 @@ class LvmBackend:
         """By group, as last reported: with them the size of a new volume is known without asking for it."""
         self._growth_refusals: dict[str, str] = {}
         """Likewise. Growth onto other sectors can be taken back (pvmove), so it is not asked for anew each time."""
+        self._seqnos: dict[str, int] = {}
+        """Of the groups in which ours are, as last seen. With them one knows whose metadata have changed."""
+        self._backed_up: dict[str, int] = {}
 
     def on_device(self, pool: str) -> bool:
         return True
@@ -163,7 +166,23 @@ class LvmBackend:
     async def inspect(self) -> Inventory:
         state = await self._report()
         seen = with_renamed_pools(inventory(state, self._groups), renamed_pools(state, self._thin_pools))
-        return without_unresponsive(seen, self._lvm.unresponsive.of_groups(self._groups))
+        seen = without_unresponsive(seen, self._lvm.unresponsive.of_groups(self._groups))
+        ours = {PoolName.of(pool.name).group for pool in seen.pools}
+        self._seqnos = {
+            group.name: group.seqno for group in state.groups if group.name in ours and not group.missing_devices
+        }
+        return seen
+
+    async def back_up(self) -> None:
+        for group, seqno in self._seqnos.items():
+            if self._backed_up.get(group) == seqno:
+                continue
+            try:
+                await self._lvm.back_up(group)
+            except lvm.LvmError as error:
+                log.warning("there is no backup of the metadata of group %s as they are now: %s", group, error)
+            else:
+                self._backed_up[group] = seqno
 
     async def _report(self) -> lvm.Report:
         with volume_errors("the node", " ".join(sorted(self._groups))):

@@ -97,6 +97,7 @@ class StorageMonitor:
         recovered = lacking_before.keys() - self.lacking.keys()
         if (self._volumes.inventory, self.problem, self.lacking) != (before, problem_before, lacking_before):
             self._changed((bool(problem_before) or bool(recovered)) and not self.problem)
+        await self._volumes.back_up()
 
     def _report_all(self) -> None:
         """What was found before the Node was known."""

@@ -58,6 +58,11 @@ class Backend(Protocol):
         of its volumes nothing is known."""
         ...
 
+    async def back_up(self) -> None:
+        """Where storage has metadata that a failing disk may take along, a copy of them is kept on the node's own disk,
+        as they were at the last look. That it can't be is logged."""
+        ...
+
     async def create(self, spec: VolumeSpec) -> Volume:
         """The volume in state FORMATTING (READY where there is nothing to format). Goes on with a volume of the same
         name and uid in state FORMATTING; anything else of that name raises Foreign. Raises NoSpace, PoolMissing."""

@@ -165,6 +165,10 @@ class Volumes:
                 # Not waited for: its turn may be a long one's.
                 self._releasing[pv] = create_task(self._release(pv), name=f"release {pv}")
 
+    async def back_up(self) -> None:
+        """Keeps a copy of the storage's own metadata on the node's disk, if they have changed."""
+        await self._backend.back_up()
+
     async def _release(self, pv: str) -> None:
         """Unmounts a volume that nobody uses any more: at its last user's unmount somebody was just reading it, or a
         daemon was killed between staging and the pod's folder. Who has it in hands goes first."""

@@ -32,6 +32,11 @@ class Metadata:
         more = f'\nglobal {{\n    activation = 0\n}}\ndevices {{\n    global_filter = [{accepted}"r|.*|"]\n}}\n'
         (self._folder / "lvm.conf").write_text(configuration.text(udev=False) + more)
 
+    def hide(self, *devices: str) -> None:
+        """As if they were pulled out."""
+        self._seen.difference_update(devices)
+        self.show()
+
     def run(self, *arguments: str, check: bool = True) -> Completed:
         environment = {**os.environ, "LVM_SYSTEM_DIR": str(self._folder), "LVM_SUPPRESS_FD_WARNINGS": "1"}
         done = subprocess.run(["lvm", *arguments], capture_output=True, text=True, env=environment, check=False)

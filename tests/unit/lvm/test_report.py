@@ -15,7 +15,7 @@ STATE = """\
       "report": [
           {
               "vg": [
-                  {"vg_name":"vg", "vg_uuid":"zn5XAH", "vg_size":"9651093504", "vg_free":"4194304", "vg_extent_size":"4194304", "vg_tags":"rack=7,ssd", "vg_missing_pv_count":"1", "vg_exported":"", "vg_permissions":"writeable", "vg_systemid":"", "vg_lock_type":"", "vg_allocation_policy":"normal", "vg_mda_size":"1044480", "vg_mda_free":"519680", "max_lv":"0", "lv_count":"4"}
+                  {"vg_name":"vg", "vg_uuid":"zn5XAH", "vg_size":"9651093504", "vg_free":"4194304", "vg_extent_size":"4194304", "vg_tags":"rack=7,ssd", "vg_missing_pv_count":"1", "vg_exported":"", "vg_permissions":"writeable", "vg_systemid":"", "vg_lock_type":"", "vg_allocation_policy":"normal", "vg_mda_size":"1044480", "vg_mda_free":"519680", "max_lv":"0", "lv_count":"4", "vg_seqno":"17"}
               ]
               ,
               "pv": [
@@ -73,6 +73,7 @@ def test_groups_and_devices(state: Report) -> None:
     assert (group.missing_devices, group.exported) == (1, False)
     assert (group.writable, group.system_id, group.lock_type, group.allocation) == (True, "", "", "normal")
     assert (group.metadata_size, group.metadata_free, group.most_volumes, group.volume_count) == (1044480, 519680, 0, 4)
+    assert group.seqno == 17
     assert [(device.path, device.group, device.missing) for device in state.devices] == [
         ("/dev/loop0", "vg", False),
         ("[unknown]", "vg", True),

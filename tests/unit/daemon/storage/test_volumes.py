@@ -103,6 +103,9 @@ class Memory:
     async def stale_data(self, volume: Volume) -> StaleData:
         return StaleData.CLEAN
 
+    async def back_up(self) -> None:
+        await self._called("back_up")
+
     async def extend_pool(self, pool: Pool, more: PoolExtension) -> None:
         await self._called("extend_pool")
 
