@@ -33,7 +33,7 @@ from host.command import CommandError, MissingTool, run
 from host.mounttable import Mount
 from service.rootsocket import LONGEST_PATH, SocketPathTooLong
 
-_LVM_TOOLS = ("lvm", "thin_check")
+_LVM_TOOLS = ("lvm", "thin_check", "thin_ls")
 _FILESYSTEM_TOOLS = (
     "blkid",
     "mount",

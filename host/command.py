@@ -52,6 +52,7 @@ PACKAGES = {
     "lvm": "lvm2",
     "mount": "mount",
     "thin_check": "thin-provisioning-tools",
+    "thin_ls": "thin-provisioning-tools",
     "umount": "mount",
     "wipefs": "util-linux",
 }

@@ -63,9 +63,10 @@ class Lvm:
         self._runner = Runner(folder, deadline=deadline, configured=configured, foreign=foreign)
         self.unresponsive = self._runner.unresponsive
 
-    async def report(self) -> Report:
-        """Groups, volumes and devices of the whole node."""
-        state = await self._runner.report()
+    async def report(self, *, even_unlocked: bool = False) -> Report:
+        """Groups, volumes and devices of the whole node. `even_unlocked`: also while somebody has the lock of a group
+        for long, with what is being changed half done."""
+        state = await self._runner.report(even_unlocked=even_unlocked)
         return replace(
             state,
             devices=tuple(map(_with_sector_size, state.devices)),

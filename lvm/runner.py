@@ -28,6 +28,9 @@ _POOL_CHECK = "thin_check"
 _POOL_CHECK_SECONDS = 3600.0
 """That long LVM may check the metadata of a thin pool, which are up to 16 GiB."""
 
+_UNLOCKED_REPORT = (report.FULL_REPORT[0], "--nolocking", *report.FULL_REPORT[1:])
+_NO_WAIT = "global/wait_for_locks=0"
+
 _SELECT = "--select="
 _NO_LOG = "log/report_command_log=0"
 """A command that changes something and selects crashes while it keeps a log for its report (seen with LVM 2.03.16): its
@@ -68,13 +71,20 @@ class Runner:
         after its LVM command."""
         self._checks: dict[asyncio.Task[Completed], _Check] = {}
         """By the task of the command. LVM's lock lets one at a time at a group, and nothing here depends on that."""
+        self._locked_out = False
+        """The last report had to do without the lock of a group."""
         self._environment = {"LVM_SYSTEM_DIR": str(folder), "LVM_SUPPRESS_FD_WARNINGS": "1"}
 
-    async def report(self) -> Report:
+    async def report(self, *, even_unlocked: bool = False) -> Report:
         """Groups, volumes and devices of the whole node, as LVM says. It is on the disks, as far as these can be
-        flushed."""
+        flushed.
+
+        LVM takes the lock of each group for it. Somebody may have one for long: a question of LVM's that is left
+        unanswered, a thin pool that is repaired. `even_unlocked`: after one deadline the report goes without locks, and
+        what is being changed at that moment shows half done.
+        """
         await self.unresponsive.look_again()
-        done = await self.run("", *report.FULL_REPORT)
+        done = await self._read(even_unlocked)
         try:
             state = report.state(done)
         except ValueError as error:
@@ -88,6 +98,28 @@ class Runner:
                 except errors.LvmError as error:
                     log.warning("%s", error)  # no reason to know nothing; the next report tries again
         return state
+
+    async def _read(self, even_unlocked: bool) -> Completed:
+        # It would wait for the lock of a group that is checked, and with it all others.
+        if self._checks or (even_unlocked and self._locked_out and not await self._has_locks()):
+            return await self._run_once("", *_UNLOCKED_REPORT)
+        try:
+            return await self._run_once("", *report.FULL_REPORT)
+        except errors.TimedOut as late:
+            if not even_unlocked or self.unresponsive.silent:
+                raise
+            log.warning("somebody has LVM's lock of a group, so what is there is read without: %s", late)
+            self._locked_out = True
+            return await self._run_once("", *_UNLOCKED_REPORT)
+
+    async def _has_locks(self) -> bool:
+        """Whether nobody has a lock of LVM's any more that a report would wait for."""
+        try:
+            await self._run_once("", "vgs", settings=[_NO_WAIT])
+        except errors.LvmError:
+            return False
+        self._locked_out = False
+        return True
 
     async def commit(self, group: str, *arguments: str, added: Sequence[str] = ()) -> Completed:
         """Run a command that changes the metadata of a group, or adds these devices to it. Afterwards they are on its
@@ -156,18 +188,16 @@ class Runner:
         else:
             await self.run(group, "lvchange", "--activate=y", "--yes", active.volume)
 
-    async def _run_once(self, group: str, *arguments: str) -> Completed:
+    async def _run_once(self, group: str, *arguments: str, settings: Sequence[str] = ()) -> Completed:
         if not self._configured:
             await self._configure()
         verb = arguments[0]
         if group:
             self._refuse(verb, group)
-        # It would wait for the lock of that group, and with it all others. What changes anything takes locks.
-        unlocked = ["--nolocking"] if verb == report.FULL_REPORT[0] and self._checks else []
         # What one group's disks keep waiting is no reason not to change another group.
         kind = ("lvm", verb, group, self.unresponsive.silent)
-        settings = await self._settings(arguments)
-        return await self._unless_it_checks((verb, *settings, *unlocked, *arguments[1:]), group, kind)
+        options = await self._settings(arguments, settings)
+        return await self._unless_it_checks((verb, *options, *arguments[1:]), group, kind)
 
     async def _configure(self) -> None:
         """Before each command: without the file, which somebody may have removed with its folder, LVM reports other
@@ -188,9 +218,9 @@ class Runner:
         if check := self._check_of(group):
             raise _being_checked(verb, check)
 
-    async def _settings(self, arguments: Sequence[str]) -> list[str]:
+    async def _settings(self, arguments: Sequence[str], more: Sequence[str]) -> list[str]:
         """What is set beside lvm.conf. LVM takes the option once."""
-        settings = [_NO_LOG] if any(each.startswith(_SELECT) for each in arguments) else []
+        settings = [*more, *([_NO_LOG] if any(each.startswith(_SELECT) for each in arguments) else [])]
         left_out = [*self.unresponsive.paths(), *await self._foreign()]
         if left_out:
             refused = ",".join(f'"r|^{path}$|"' for path in left_out)
@@ -247,6 +277,10 @@ class Runner:
                 message = _no_check_any_more(late)
             elif check := self._check_of(group):
                 message = _being_checked(arguments[0], check).message
+            elif group and not self.unresponsive.silent:
+                message += (
+                    f"; `fuser -v /run/lock/lvm/V_{group}` on the node shows who may have LVM's lock of the group"
+                )
             raise errors.TimedOut(late.completed.command_line, late.completed.exit_code, message) from late
         except CommandFailed as failed:
             done = failed.completed

@@ -105,7 +105,7 @@ class LvmBackend:
     async def _mend(self) -> None:
         """Takes back what LVM commands left that were killed, as they are with their container: what they suspended is
         still so, and who writes to it waits for ever. And has pools checked whose disk has failed."""
-        for snapshot in (await self.inspect()).snapshots:
+        for snapshot in self._seen(await self._report()).snapshots:
             if snapshot.record.state is VolumeState.COPYING:
                 await self._snapshots.mend(snapshot)
         await self._resume()
@@ -164,7 +164,10 @@ class LvmBackend:
         await self._lvm.create_pool(group_name, pool, extents * group.extent_size, {POOL_MARK})
 
     async def inspect(self) -> Inventory:
-        state = await self._report()
+        """Nothing is mended by it, which might be what a running command is about to do."""
+        return self._seen(await self._report(even_unlocked=True))
+
+    def _seen(self, state: lvm.Report) -> Inventory:
         seen = with_renamed_pools(inventory(state, self._groups), renamed_pools(state, self._thin_pools))
         seen = without_unresponsive(seen, self._lvm.unresponsive.of_groups(self._groups))
         ours = {PoolName.of(pool.name).group for pool in seen.pools}
@@ -184,9 +187,9 @@ class LvmBackend:
             else:
                 self._backed_up[group] = seqno
 
-    async def _report(self) -> lvm.Report:
+    async def _report(self, *, even_unlocked: bool = False) -> lvm.Report:
         with volume_errors("the node", " ".join(sorted(self._groups))):
-            state = await self._lvm.report()
+            state = await self._lvm.report(even_unlocked=even_unlocked)
         self._extent_sizes = {group.name: group.extent_size for group in state.groups}
         self._growth_refusals = {group.name: lvmgroups.growth_refusal(state, group) for group in state.groups}
         return state

@@ -1,6 +1,6 @@
 """The library against real LVM."""
 
-import asyncio
+import fcntl
 import os
 import shutil
 import signal
@@ -359,22 +359,48 @@ async def test_an_error_of_no_known_kind_carries_the_words_of_lvm(lvm: Lvm, volu
     assert type(raised.value) is LvmError
 
 
+@contextmanager
+def locked(group: str) -> Iterator[None]:
+    """Somebody has LVM's lock of the group, as while LVM waits for an answer."""
+    descriptor = os.open(f"/run/lock/lvm/V_{group}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 async def test_a_command_that_waits_for_a_lock_is_killed_at_its_deadline(
     volume_group: str, lvm: Lvm, tmp_path: Path
 ) -> None:
     impatient = Lvm(tmp_path / "impatient", deadline=2)
-    lock = Path("/run/lock/lvm") / f"V_{volume_group}"
-    with subprocess.Popen(["flock", "--no-fork", lock, "sleep", "600"]) as holder:
-        try:
-            async with asyncio.timeout(20):
-                while subprocess.run(["flock", "--nonblock", lock, "true"], check=False).returncode == 0:
-                    await asyncio.sleep(0.05)
-            with pytest.raises(TimedOut, match="did not answer within 2 s"):
-                await impatient.create_volume(volume_group, "data", EXTENT)
-        finally:
-            holder.kill()
+    with (
+        locked(volume_group),
+        pytest.raises(TimedOut, match=rf"did not answer within 2 s.*`fuser -v /run/lock/lvm/V_{volume_group}`"),
+    ):
+        await impatient.create_volume(volume_group, "data", EXTENT)
     assert (await lvm.report()).volume(volume_group, "data") is None
     await impatient.create_volume(volume_group, "data", EXTENT)
+
+
+async def test_who_has_the_lock_of_a_group_for_long_holds_up_no_other(
+    volume_group: str, lvm: Lvm, tmp_path: Path, make_disks: MakeDisks, commands: list[Completed]
+) -> None:
+    other = f"{volume_group}-other"
+    await lvm.create_group(other, make_disks(1, 64 * MIB))
+    impatient = Lvm(tmp_path / "impatient", deadline=2)
+    with locked(volume_group):
+        with pytest.raises(TimedOut):
+            await impatient.report()
+        assert (await impatient.report(even_unlocked=True)).group(volume_group)
+        await impatient.create_volume(other, "data", EXTENT)
+        late = sum(done.exit_code < 0 for done in commands)
+        assert (await impatient.report(even_unlocked=True)).volume(other, "data")
+        assert late == sum(done.exit_code < 0 for done in commands), "it waits once"
+    await impatient.report(even_unlocked=True)
+    assert "--nolocking" not in commands[-1].argv
+    await lvm.remove(other, "data")
+    await lvm.remove_group(other)
 
 
 async def test_a_lost_device_shows(lvm: Lvm, make_disks: MakeDisks, by_hand: ByHand) -> None:
