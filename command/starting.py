@@ -7,6 +7,7 @@ import threading
 _PATIENCE = 2.0
 """Seconds for which a person waits without wondering."""
 
+NOTICE = "elastic-local: being loaded, which takes long only where the processors are busy ..."
 _waiting: list[threading.Timer] = []
 
 
@@ -24,4 +25,4 @@ def done() -> None:
 
 
 def _tell() -> None:
-    print("elastic-local: being loaded, which takes long only where the processors are busy ...", file=sys.stderr)
+    print(NOTICE, file=sys.stderr)
