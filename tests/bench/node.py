@@ -19,7 +19,7 @@ from pathlib import Path
 from daemon.backends.loop import LoopBackend
 from host import blockdevice, loopdevice, mounting, superblock
 from host.superblock import Fit
-from lvm import report
+from lvm import configuration, report
 from tests.bench import figures
 from tests.bench.commandcount import counted, seconds
 from tests.node.lvmmetadata import Metadata, remove, restored
@@ -45,6 +45,11 @@ class Measured:
     bare_look: float
     bare_look_with_aio: float
     commands_for_look: float
+    create: float
+    """What LVM takes for a volume that is made: lvcreate, and the lvchange by which its record says that it is ready.
+    In the metadata alone, without the device."""
+    bare_create: float
+    """The one lvcreate of a person, with LVM's own defaults."""
     memory: int
     """Bytes by which this process grew with its first look, at all volumes."""
     mount: float
@@ -76,7 +81,8 @@ def _print(found: Measured) -> None:
     print(
         f"  one look at LVM {1000 * found.look:.0f} ms, {found.commands_for_look:.0f} command; the bare report"
         f" {1000 * found.bare_look:.0f} ms, as LVM is configured by default {1000 * found.bare_look_with_aio:.0f} ms;"
-        f" {found.memory / MIB:.1f} MiB more memory"
+        f" {found.memory / MIB:.1f} MiB more memory; lvcreate and lvchange {1000 * found.create:.0f} ms, a person's"
+        f" lvcreate {1000 * found.bare_create:.0f} ms"
     )
     print(
         f"  mount {1000 * found.mount:.1f} ms, {found.commands_for_mount:.1f} commands; losetup and mount(2)"
@@ -86,7 +92,7 @@ def _print(found: Measured) -> None:
     )
 
 
-async def _looks(folder: Path, number: int) -> tuple[float, float, float, float, int]:
+async def _looks(folder: Path, number: int) -> tuple[float, float, float, float, float, float, int]:
     disk = folder / "disk"
     with disk.open("wb") as file:
         file.truncate(48 << 30)
@@ -101,22 +107,31 @@ async def _looks(folder: Path, number: int) -> tuple[float, float, float, float,
             aio = folder / "aio"
             shutil.copytree(folder / "lvm", aio)
             (aio / "lvm.conf").write_text((aio / "lvm.conf").read_text().replace("use_aio = 0", "use_aio = 1"))
-            ours, bare, with_aio, commands = [], [], [], 0
+            defaults = folder / "defaults"
+            metadata.write(defaults, configuration.text(udev=False).removeprefix(configuration.text(udev=True)))
+            ours, bare, with_aio, made, made_by_hand, commands = [], [], [], [], [], 0
             before = _resident()
             kept = await backend.inspect()
             memory = _resident() - before
             assert len(kept.volumes) == number
-            for _ in range(_LOOKS):
+            for run in range(_LOOKS):
                 begin = time.perf_counter()
                 with counted() as seen:
                     assert len((await backend.inspect()).volumes) == number
                 ours.append(time.perf_counter() - begin)
                 commands += len(seen)
-                bare.append(_report(folder / "lvm"))
-                with_aio.append(_report(aio))
+                bare.append(_lvm(folder / "lvm", *report.FULL_REPORT))
+                with_aio.append(_lvm(aio, *report.FULL_REPORT))
+                metadata_alone = ("--activate=n", "--zero=n", "--wipesignatures=n", "--yes", f"--size={_SIZE}b", _GROUP)
+                create = _lvm(folder / "lvm", "lvcreate", f"--name=ours-{run}", "--addtag=making", *metadata_alone)
+                note = ("lvchange", "--deltag=making", "--addtag=ready", f"{_GROUP}/ours-{run}")
+                made.append(create + _lvm(folder / "lvm", *note))
+                made_by_hand.append(_lvm(defaults, "lvcreate", f"--name=by-hand-{run}", *metadata_alone))
+                for name in (f"ours-{run}", f"by-hand-{run}"):
+                    metadata.run("lvremove", "--yes", f"{_GROUP}/{name}")
         finally:
             remove(metadata, _GROUP, folder)
-    return min(ours), min(bare), min(with_aio), commands / _LOOKS, memory
+    return min(ours), min(bare), min(with_aio), commands / _LOOKS, min(made), min(made_by_hand), memory
 
 
 def _resident() -> int:
@@ -124,10 +139,11 @@ def _resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _report(folder: Path) -> float:
+def _lvm(folder: Path, *arguments: str) -> float:
+    """Seconds that a command takes, with the lvm.conf in the folder."""
     environment = {**os.environ, "LVM_SYSTEM_DIR": str(folder), "LVM_SUPPRESS_FD_WARNINGS": "1"}
     begin = time.perf_counter()
-    subprocess.run(["lvm", *report.FULL_REPORT], env=environment, capture_output=True, check=True)
+    subprocess.run(["lvm", *arguments], env=environment, capture_output=True, check=True)
     return time.perf_counter() - begin
 
 

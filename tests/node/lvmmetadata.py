@@ -28,9 +28,14 @@ class Metadata:
     def show(self, *devices: str) -> None:
         """These too."""
         self._seen.update(devices)
+        self.write(self._folder, configuration.text(udev=False))
+
+    def write(self, folder: Path, text: str) -> None:
+        """An lvm.conf that says so, and sees the same devices."""
+        folder.mkdir(exist_ok=True)
         accepted = "".join(f'"a|^{device}$|", ' for device in sorted(self._seen))
         more = f'\nglobal {{\n    activation = 0\n}}\ndevices {{\n    global_filter = [{accepted}"r|.*|"]\n}}\n'
-        (self._folder / "lvm.conf").write_text(configuration.text(udev=False) + more)
+        (folder / "lvm.conf").write_text(text + more)
 
     def hide(self, *devices: str) -> None:
         """As if they were pulled out."""
