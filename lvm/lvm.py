@@ -252,13 +252,16 @@ class Lvm:
 
     async def resume(self, volume: LogicalVolume) -> None:
         """The same for one that is suspended, or what the volumes of a thin pool lie on."""
-        if volume.is_thin_pool and not volume.active:
-            # LVM leaves that as it is, and who activates the pool waits for it. What was prepared is dropped: it may
-            # not be what the metadata say.
+        if volume.is_thin_pool:
+            # What was prepared is dropped: it may not be what the metadata say. LVM would resume a pool as large as it
+            # was to become on data that are as before, which the kernel refuses, and leave it suspended.
             below = _below(volume.group, volume.name).name
             await self._runner.dmsetup("clear", below)
-            await self._runner.dmsetup("resume", below)
-            await self.activate(volume.group, volume.name)
+            await self._runner.dmsetup("clear", names.mapped(volume.group, volume.name))
+            if not volume.active:
+                # LVM leaves that as it is, and who activates the pool waits for it.
+                await self._runner.dmsetup("resume", below)
+                await self.activate(volume.group, volume.name)
         await self.refresh(volume.group, volume.name)
 
     async def mend_origin(self, group: str, name: str, snapshot: str) -> None:

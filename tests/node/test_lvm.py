@@ -545,6 +545,31 @@ async def test_a_thin_snapshot_that_a_killed_command_made_in_its_pool_is_made_an
     await lvm.remove(volume_group, "two")
 
 
+def begin_to_extend(pool: str) -> None:
+    """As an lvextend leaves a pool that is killed before it has written down the new size."""
+    for name in (pool, f"{pool}-tpool", f"{pool}_tmeta", f"{pool}_tdata"):
+        subprocess.run(["dmsetup", "suspend", "--nolockfs", name], check=True)
+    for name in (f"{pool}_tdata", f"{pool}-tpool", pool):
+        table = subprocess.run(["dmsetup", "table", name], check=True, capture_output=True, text=True).stdout
+        start, length, rest = table.strip().split(" ", 2)
+        larger = f"{start} {int(length) + EXTENT // 512} {rest}"
+        subprocess.run(["dmsetup", "reload", name, "--table", larger], check=True)
+        if name.endswith("_tdata"):
+            subprocess.run(["dmsetup", "resume", name], check=True)
+
+
+async def test_a_pool_of_which_the_extension_was_killed_goes_on_as_large_as_before(lvm: Lvm, volume_group: str) -> None:
+    await lvm.create_pool(volume_group, "pool", 16 * MIB)
+    await lvm.create_thin_volume(volume_group, "pool", "one", MIB)
+    begin_to_extend(names.mapped(volume_group, "pool"))
+    pool = await volume(lvm, volume_group, "pool")
+    assert pool.suspended
+    await lvm.resume(pool)
+    assert not (await volume(lvm, volume_group, "pool")).suspended
+    put((await volume(lvm, volume_group, "one")).path, b"written")
+    await lvm.extend(volume_group, "pool", 32 * MIB)
+
+
 async def test_a_thin_device_that_may_be_somebodys_stays(lvm: Lvm, volume_group: str) -> None:
     """LVM knows it no more since somebody restored its metadata."""
     await lvm.create_pool(volume_group, "pool", 16 * MIB)
