@@ -299,10 +299,12 @@ class Lvm:
 
 def _with_pool_below(volume: LogicalVolume) -> LogicalVolume:
     """A thin pool that was activated for its volumes only has no device of its own name, so LVM calls it inactive: what
-    its volumes lie on may be suspended all the same."""
-    if not volume.is_thin_pool or volume.active:
+    its volumes lie on may be suspended all the same. And of an active one LVM says that only of what they lie on."""
+    if not volume.is_thin_pool:
         return volume
-    return replace(volume, suspended=blockdevice.is_suspended(_below(volume.group, volume.name)))
+    own = Path("/dev/mapper", names.mapped(volume.group, volume.name))
+    below = _below(volume.group, volume.name)
+    return replace(volume, suspended=blockdevice.is_suspended(own) or blockdevice.is_suspended(below))
 
 
 def _below(group: str, pool: str) -> Path:

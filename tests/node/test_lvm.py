@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from host import command
+from host import blockdevice, command
 from host.command import Completed
 from lvm import (
     AlreadyExists,
@@ -568,6 +568,19 @@ async def test_a_pool_of_which_the_extension_was_killed_goes_on_as_large_as_befo
     assert not (await volume(lvm, volume_group, "pool")).suspended
     put((await volume(lvm, volume_group, "one")).path, b"written")
     await lvm.extend(volume_group, "pool", 32 * MIB)
+
+
+async def test_a_pool_whose_own_device_is_suspended_alone_goes_on(lvm: Lvm, volume_group: str) -> None:
+    """As at the last step of an lvextend: nobody writes there, but who looks for filesystems waits."""
+    await lvm.create_pool(volume_group, "pool", 16 * MIB)
+    await lvm.create_thin_volume(volume_group, "pool", "one", MIB)
+    own = names.mapped(volume_group, "pool")
+    subprocess.run(["dmsetup", "suspend", own], check=True)
+    pool = await volume(lvm, volume_group, "pool")
+    assert pool.suspended
+    await lvm.resume(pool)
+    assert not blockdevice.is_suspended(Path("/dev/mapper", own))
+    assert not (await volume(lvm, volume_group, "pool")).suspended
 
 
 async def test_a_thin_device_that_may_be_somebodys_stays(lvm: Lvm, volume_group: str) -> None:
