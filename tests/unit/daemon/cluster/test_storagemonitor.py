@@ -91,6 +91,20 @@ async def test_storage_that_fails_is_a_problem_until_it_is_there(tmp_path: Path)
     assert changes == [False, True]
 
 
+async def test_a_look_ends_with_a_backup_of_what_was_seen(tmp_path: Path) -> None:
+    done = []
+
+    class BackedUp(FolderBackend):
+        async def back_up(self) -> None:
+            done.append("backed up")
+
+    volumes = Volumes(BackedUp(tmp_path / "data", 100), tmp_path / "staging", Agreeing())
+    events = NodeEvents(cast(Recorder, RecordedEvents()))
+    monitor = StorageMonitor(volumes, {"default": HERE}, events, lambda usable: done.append("told"))
+    await monitor.check()
+    assert done == ["told", "backed up"]  # nobody waits for it
+
+
 async def test_a_node_that_lacks_some_of_its_classes_is_ready_and_says_which(tmp_path: Path) -> None:
     fast, slow = (DeviceClass(name, BINDMOUNT, folder=tmp_path / name, capacity=100) for name in ("fast", "slow"))
     classes = {"default": slow, "fast": fast, "slow": slow}
