@@ -35,8 +35,8 @@ from daemon.storage.inventory import Volume
 from daemon.storage.inventorycache import InventoryCache
 from daemon.storage.keyedqueue import VolumeQueue
 from daemon.storage.record import VolumeSpec, VolumeState
-from daemon.storage.snapshots import Snapshots
 from daemon.storage.staging import Staging
+from daemon.storage.temporarysnapshots import TemporarySnapshots
 from host import blockdevice, devicecopy, filesystem, freezing
 from host.diskthreads import Hung
 from host.mounttable import Mount
@@ -63,7 +63,7 @@ class VolumeCloner:
         cache: InventoryCache,
         staging: Staging,
         free_space: FreeSpace,
-        snapshots: Snapshots,
+        snapshots: TemporarySnapshots,
         filesystems: Filesystems,
         queue: VolumeQueue,
         may_clone: Callable[[str, str], bool],

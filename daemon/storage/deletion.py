@@ -22,8 +22,8 @@ from daemon.storage.filesystems import Filesystems
 from daemon.storage.inventory import Volume
 from daemon.storage.inventorycache import InventoryCache
 from daemon.storage.record import VolumeState
-from daemon.storage.snapshots import Snapshots
 from daemon.storage.staging import Staging
+from daemon.storage.temporarysnapshots import TemporarySnapshots
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class VolumeDeleter:
         cache: InventoryCache,
         staging: Staging,
         filesystems: Filesystems,
-        snapshots: Snapshots,
+        snapshots: TemporarySnapshots,
         eraser: Eraser,
         guard: DeletionGuard,
         disks: Disks,

@@ -37,8 +37,8 @@ from daemon.storage.inventorycache import InventoryCache
 from daemon.storage.keyedqueue import KeyedQueue
 from daemon.storage.mounting import MountResult, VolumeMounter
 from daemon.storage.record import DamagedRecord, Record, VolumeSpec, VolumeState
-from daemon.storage.snapshots import Snapshots
 from daemon.storage.staging import Staging, TargetPath
+from daemon.storage.temporarysnapshots import TemporarySnapshots
 from daemon.storage.thinpools import PoolExtension
 from host import filesystem, luks
 from host.command import CommandError
@@ -97,7 +97,7 @@ class Volumes:
         self._block_devices = BlockDevices(
             backend, self._devices, self._staging, self._disks, self._cache.rewrite, throttle
         )
-        self._snapshots = Snapshots(
+        self._snapshots = TemporarySnapshots(
             backend, self._cache, self._free_space, self._eraser, guard, self._run_queued, self._cache.rewrite
         )
         self._cloner = VolumeCloner(

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.storage.snapshots import SnapshotSize, snapshot_size
+from daemon.storage.temporarysnapshots import SnapshotSize, snapshot_size
 from lvm import largest_snapshot
 
 GIB = 2**30

@@ -1,5 +1,5 @@
-"""Temporary copy-on-write snapshots: a thick volume is cloned from one, so that pods may use the source meanwhile.
-Not the VolumeSnapshots of Kubernetes, which are whole volumes: daemon.cluster.snapshotcontroller.
+"""Copy-on-write snapshots for the time of a copy: a thick volume is cloned from one, so that pods may use the source
+meanwhile. The VolumeSnapshots of Kubernetes are whole volumes: daemon.cluster.snapshotcontroller.
 
 A snapshot keeps what is overwritten in its source, in room of its own that it takes from what is not reserved. If
 that room is not enough it overflows, and the copy with it; the source goes on. When it is no longer copied, its source
@@ -52,8 +52,8 @@ def snapshot_size(pool: str, source: int, maximum: int, spare: int, granularity:
     return SnapshotSize(pool, minimum * granularity, extents * granularity, max(spare, 0) // granularity * granularity)
 
 
-class Snapshots:
-    """All snapshots of one node's volumes. Methods raise VolumeError, CommandError and OSError."""
+class TemporarySnapshots:
+    """Those of one node's volumes. Methods raise VolumeError, CommandError and OSError."""
 
     def __init__(
         self,
